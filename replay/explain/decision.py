@@ -27,6 +27,7 @@ from tracepaper.replay.report.listed_orders import (
     queue_positions,
 )
 from tracepaper.replay.report.states import LastingState, lasting_states
+from tracepaper.replay.run_columns import RunColumns
 from tracepaper.storage.database.reader import Reader
 from tracepaper.storage.database.run_views import Row, RunViews
 from tracepaper.strategies.allocation import ERROR, GAINED, Rule
@@ -285,7 +286,7 @@ def stored_decision(reader: Reader, run_id: str, sequence: int) -> StoredDecisio
             liquidations_of(reader, views, decisions[0], config),
             _halted_by(reader, run_id, decisions[0]),
             views.card(model),
-            lasting_states(reader, run_id, until=sequence),
+            lasting_states(RunColumns(reader, run_id), until=sequence),
         )
 
 

@@ -22,7 +22,7 @@ from tracepaper.replay.document.values import Cells, Estimate, Table, Value, of_
 from tracepaper.replay.explain.attribution import by_feature, of_rows
 from tracepaper.replay.explain.recompute import open_any, open_past
 from tracepaper.replay.report.attention import stacked
-from tracepaper.replay.report.record import view_arrays
+from tracepaper.replay.run_columns import RunColumns
 from tracepaper.storage.database.reader import Reader
 from tracepaper.storage.database.run_views import RunViews
 from tracepaper.strategies.attention.time_buckets import cells_by_age
@@ -36,7 +36,6 @@ SAMPLES_MOST: Final = 100
 SHOWN: Final = 4
 """Features that a terminal has room for; JSON and frames hold all."""
 _UNITS: Final = {"m": 60_000, "h": 3_600_000, "d": DAY_MS}
-_KINDS: Final = {"sequence": "i", "instrument": "s", "open_time_ms": "i", "mean_return": "f"}
 
 
 @dataclass(frozen=True)
@@ -77,7 +76,7 @@ def read_importance(
         with views.snapshot():
             interval_ms = int(views.run()["interval_ms"])
             span_ms = _span_ms(every, interval_ms)
-            columns = view_arrays(views, "v_decisions", _KINDS)
+            columns = RunColumns(reader, run_id).decisions(("mean_return",))
             spans = columns["open_time_ms"] // span_ms * span_ms
             bars = _of_bars(reader, run_id, columns, spans, interval_ms)
     found = [] if bars is None else [bars]

@@ -11,18 +11,13 @@ from tracepaper.daemon.broker.account import SIDES
 from tracepaper.daemon.broker.margin import CALLED
 from tracepaper.daemon.engine.state import TWINS
 from tracepaper.storage.database.reader import Reader
+from tracepaper.storage.database.run_rows import RunRows
 from tracepaper.storage.database.run_views import Row, RunViews
-from tracepaper.storage.database.stretch import decision_beside
-from tracepaper.storage.record.rows import step_key
 from tracepaper.strategies.types.decisions import FillModel, LedgerKind
 from tracepaper.strategies.types.market import Side
 
 _REALIZED: Final = LedgerKind.REALIZED.value
 _FEE: Final = LedgerKind.LIQUIDATION_FEE.value
-_STEPS: Final = (  # by keys: the views have no index by a range of steps
-    "SELECT sequence FROM fills WHERE step BETWEEN ?1 AND ?2 AND model = 'liquidation' "
-    "UNION SELECT sequence FROM orders WHERE step BETWEEN ?1 AND ?2 AND reason = ?3 ORDER BY 1"
-)
 
 
 @dataclass(frozen=True)
@@ -103,10 +98,9 @@ def liquidations_of(
     stored = reader.stored_run(views.run_id)
     names = [item.id for item in stored.run.instruments]
     place, last = names.index(decision["instrument"]), decision["sequence"]
-    before = decision_beside(reader.connection, stored.run_key, place, last, newest=True)
-    span = [step_key(stored.run_key, at) for at in (0 if before is None else before + 1, last)]
-    found = reader.connection.execute(_STEPS, (*span, CALLED)).fetchall()
-    steps = [sequence for (sequence,) in found]
+    rows = RunRows(reader.connection, stored.run_key)
+    before = rows.decided_at((0, last - 1), instrument=place, newest=True)
+    steps = rows.liquidated((0 if before is None else before + 1, last), CALLED)
     if not steps:
         return ()
     is_cross = margin != "isolated"

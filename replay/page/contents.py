@@ -12,9 +12,9 @@ import msgspec
 import numpy as np
 
 from tracepaper.replay.document.values import TitledParts, as_parts
-from tracepaper.replay.page.cells import numbers_of
 from tracepaper.replay.page.databases import Databases
 from tracepaper.replay.page.packing import packed
+from tracepaper.replay.page.rollups import numbers_of
 from tracepaper.replay.page.routes import POINTS_MAX, PREFIX, ROWS_MAX, match
 from tracepaper.strategies.gates.declared import warm
 
@@ -129,9 +129,8 @@ class _Asked:
 
     def decided(self) -> list[int]:
         """Return the sequence of every decision."""
-        views = self._shelf.find(self.run_id).views
-        batches = views.batches("v_decisions", ("sequence",))
-        return [sequence for (column,) in batches for sequence in column]
+        decided: list[int] = self._shelf.find(self.run_id).columns.decisions()["sequence"].tolist()
+        return decided
 
 
 def _finite(value: Any) -> Any:  # noqa: ANN401 - any value of JSON

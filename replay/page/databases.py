@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from tracepaper.replay.page.columns import RunColumns
+from tracepaper.replay.page.rollups import Rollups
+from tracepaper.replay.run_columns import RunColumns
 from tracepaper.storage.database.connection import ImmutableConnection
 from tracepaper.storage.database.reader import Reader
 from tracepaper.storage.database.run_views import RunViews
@@ -38,8 +39,17 @@ class ShownRun(NamedTuple):
     database: Path
     run_id: str
     reader: Reader
-    views: RunViews
-    columns: RunColumns
+    rollups: Rollups
+
+    @property
+    def columns(self) -> RunColumns:
+        """The run as columns."""
+        return self.rollups.columns
+
+    @property
+    def views(self) -> RunViews:
+        """The run through the stable views."""
+        return self.rollups.columns.views
 
 
 class _Opened(NamedTuple):
@@ -83,7 +93,7 @@ class Databases:
         self.served = served
         self._builds = builds
         self._opened: dict[Path, _Opened] = {}
-        self._columns: OrderedDict[tuple[Path, str], RunColumns] = OrderedDict()
+        self._rollups: OrderedDict[tuple[Path, str], Rollups] = OrderedDict()
 
     @property
     def paths(self) -> tuple[Path, ...]:
@@ -158,25 +168,25 @@ class Databases:
         self, path: Path, run_id: str, reader: Reader, *, is_listed: bool = False
     ) -> ShownRun:
         key = (path, run_id)
-        columns = self._columns.get(key)
-        if columns is None:
-            columns = RunColumns(path, run_id, reader, builds=self._builds)
-            if not is_listed or len(self._columns) < RUNS_KEPT:
-                self._columns[key] = columns
-            while len(self._columns) > RUNS_KEPT:
-                self._columns.popitem(last=False)
+        rollups = self._rollups.get(key)
+        if rollups is None:
+            rollups = Rollups(path, RunColumns(reader, run_id), builds=self._builds)
+            if not is_listed or len(self._rollups) < RUNS_KEPT:
+                self._rollups[key] = rollups
+            while len(self._rollups) > RUNS_KEPT:
+                self._rollups.popitem(last=False)
         else:
-            columns.refresh(reader)
+            rollups.refresh()
             if not is_listed:
-                self._columns.move_to_end(key)
-        return ShownRun(path, run_id, reader, RunViews(reader.connection, run_id), columns)
+                self._rollups.move_to_end(key)
+        return ShownRun(path, run_id, reader, rollups)
 
     def _forget(self, path: Path) -> None:
         if (known := self._opened.pop(path, None)) is not None:
             with contextlib.suppress(DataInvalid):  # written to since: it is read anew
                 known.reader.close()
-        for key in [key for key in self._columns if key[0] == path]:
-            del self._columns[key]
+        for key in [key for key in self._rollups if key[0] == path]:
+            del self._rollups[key]
 
 
 def as_number(value: float | str | None) -> float | None:

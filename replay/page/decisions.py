@@ -23,9 +23,8 @@ from tracepaper.replay.explain.decision import (
 from tracepaper.replay.page import answers
 from tracepaper.replay.page.databases import Refusing, ShownRun, as_number
 from tracepaper.replay.page.runs import trimmed
+from tracepaper.storage.database.run_rows import WHOLE
 from tracepaper.storage.database.run_views import Row
-from tracepaper.storage.database.stretch import decision_beside
-from tracepaper.storage.record.rows import step_key
 from tracepaper.strategies.builtin import BAND, SIZE, TREND
 from tracepaper.strategies.errors import DataInvalid
 from tracepaper.strategies.gates.declared import operator, shifted, warm
@@ -61,7 +60,7 @@ def decision(shown: ShownRun, sequence: int) -> answers.Decision:
     item = columns.instruments[instrument]
     place = list(columns.instruments).index(instrument)
     (bar,) = shown.views.rows("v_bars", sequence=sequence)
-    close_ms = columns.close_ms(row["open_time_ms"])
+    close_ms = columns.times.close_ms(row["open_time_ms"])
     paths = [
         msgspec.structs.replace(path, queue=stored.queues.get(path.order["order_id"]))
         for path in _orders(shown, sequence)
@@ -72,10 +71,9 @@ def decision(shown: ShownRun, sequence: int) -> answers.Decision:
     # What the target is of: in hedge mode LONG and SHORT are answers for one side (M95).
     sized = [held.of_side(row["action"]) for held in (before, after)]
     flips = flips_of(stored)
-    connection = shown.reader.connection
     beside = {
-        newest: decision_beside(connection, columns.run_key, place, sequence, newest=newest)
-        for newest in (True, False)
+        newest: columns.rows.decided_at(span, instrument=place, newest=newest)
+        for newest, span in ((True, (0, sequence - 1)), (False, (sequence + 1, WHOLE[1])))
     }
     return answers.Decision(
         run_id=shown.run_id,
@@ -391,7 +389,7 @@ def _forecast(shown: ShownRun, stored: StoredDecision, close: float) -> answers.
         return None
     mean, stdev = float(row["mean_return"]), as_number(row["stdev_return"])
     opened_ms = np.array([row["open_time_ms"]])
-    target_ms = int(columns.opens_later(opened_ms, row["horizon"])[0])
+    target_ms = int(columns.times.opens_later(opened_ms, row["horizon"])[0])
     came = None
     if (target := columns.sequence_at(row["instrument"], target_ms)) is not None:
         (bar,) = shown.views.rows("v_bars", sequence=target)
@@ -407,7 +405,7 @@ def _forecast(shown: ShownRun, stored: StoredDecision, close: float) -> answers.
         p_flat=as_number(row["p_flat"]),
         p_up=as_number(row["p_up"]),
         quantiles=quantiles,
-        comes_ms=columns.close_ms(target_ms),
+        comes_ms=columns.times.close_ms(target_ms),
         came=came,
     )
 
@@ -442,13 +440,8 @@ def _orders(shown: ShownRun, sequence: int) -> list[answers.OrderPath]:
     its price: the open of a bar that closed later. So that all stand on one clock, fills and
     ledger have ``seen_ms``, when the engine saw the event that filled.
     """
-    connection, key = shown.reader.connection, shown.columns.run_key
-    born = connection.execute(
-        "SELECT DISTINCT order_id FROM orders WHERE step = ? AND birth = ?",
-        (step_key(key, sequence), sequence),
-    ).fetchall()
     found = []
-    for (order_id,) in born:
+    for order_id in shown.columns.rows.born_orders(sequence):
         fills = shown.views.rows("v_fills", order_id=order_id)
         steps = sorted({fill["sequence"] for fill in fills})
         told = shown.views.rows("v_events", sequence=steps) if steps else []

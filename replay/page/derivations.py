@@ -89,7 +89,7 @@ def verify(shown: ShownRun, report: Report) -> answers.ParityState:
     def progressed(done: int, total: int) -> None:
         report(done / max(total, 1), f"{done:,} of {total:,} steps derived again")
 
-    totals = shown.columns.known_totals()
+    totals = shown.rollups.known_totals()
     count = "every decision" if totals is None else f"{totals.decisions:,} decisions"
     report(0.0, f"deriving {count} again")
     found = verify_run(shown.reader, shown.database, shown.run_id, progressed=progressed)

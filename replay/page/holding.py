@@ -11,34 +11,22 @@ import numpy as np
 from tracepaper.daemon.config.loading import restore
 from tracepaper.daemon.engine.state import BUY_AND_HOLD
 from tracepaper.daemon.session.build import costs_for
-from tracepaper.replay.page.cells import TIME, joined
-from tracepaper.replay.page.columns import ACCOUNTS, OWN, RollupMissing
+from tracepaper.replay.page.rollups import ACCOUNTS, OWN, TIME, RollupMissing, joined
 from tracepaper.replay.report.benchmarks import BOUGHT, Bought, bought
-from tracepaper.replay.report.record import Bars, dividend_rate, funding_in_bars
+from tracepaper.replay.report.record import Bars
+from tracepaper.replay.run_columns import dividend_rate, funding_in_bars
 from tracepaper.storage.database.run_views import action_of
-from tracepaper.storage.database.stretch import (
-    OpenedBar,
-    bar_at,
-    decided_at,
-    opens,
-    outcomes,
-    sequence_opened,
-    settlements,
-)
-from tracepaper.strategies.gates.declared import warm
 from tracepaper.strategies.sessions import SuspectedSplit, named_splits
 from tracepaper.strategies.types.market import Category
 from tracepaper.strategies.units import RATE_SCALE
 
 if TYPE_CHECKING:
-    from tracepaper.replay.page.cells import Block
     from tracepaper.replay.page.databases import ShownRun
-    from tracepaper.replay.report.record import Floats, Ints
+    from tracepaper.replay.page.rollups import Block
+    from tracepaper.replay.run_columns import Floats, Ints
 
 HELD_ALIKE: Final = "held"
 CELLS: Final = 20_000
-NEAR: Final = 64
-"""Steps from a settlement within which its bars are looked for first."""
 
 
 @dataclass(frozen=True)
@@ -74,40 +62,56 @@ class _Units:
     """
 
     def __init__(self, shown: ShownRun) -> None:
-        instruments, run = shown.columns.instruments, shown.views.run()
-        self.start = _start(shown)
+        columns, run = shown.columns, shown.views.run()
+        first = columns.rows.decided_at(columns.span, newest=False)
+        cash = float(json.loads(run["config"])["account"]["cash"])
+        self.start = cash if first is None else columns.equity_before(first)
         self.bought: dict[str, Bought] = {}
         self.newest: dict[str, tuple[float, float]] = {}  # open time and close of the last bar
-        self._cost_rate = _cost_rate(shown)
+        self._terms = costs_for(restore(run["config"]))
+        self._opens = np.empty(0)  # of the decided bars, where fees are by the share
         self._splits = named_splits(json.loads(run["warnings"] or "[]"))
-        self._symbols = {name: one.symbol for name, one in instruments.items()}
-        self._after = -1  # settlements are read up to this sequence
-        self._rates: dict[str, dict[int, float]] = {name: {} for name in instruments}
-        self._pending: dict[str, dict[int, int]] = {name: {} for name in instruments}
+        self._symbols = {name: one.symbol for name, one in columns.instruments.items()}
+        self._after = -1  # the run is read up to this sequence
+        self._rates: dict[str, dict[int, float]] = {name: {} for name in columns.instruments}
+        self._pending: dict[str, list[int]] = {name: [] for name in columns.instruments}
         self._needed: dict[str, list[int]] = {}  # bars that say what a unit cost, by sequence
 
     def follow(self, shown: ShownRun) -> None:
         """Take note of the bars and settlements since the last time."""
-        columns, connection = shown.columns, shown.reader.connection
+        columns, rows = shown.columns, shown.columns.rows
         names, end = tuple(columns.instruments), columns.span[1]
-        for one in settlements(connection, columns.run_key, (self._after + 1, end)):
-            name = names[one.instrument]
+        for one in rows.events("funding", (self._after + 1, end)):
+            name = names[one.instrument or 0]
             if one.market_ms not in self._rates[name]:  # one that comes twice is booked once
                 self._rates[name][one.market_ms] = json.loads(one.content)["rate"]
-                self._pending[name][one.market_ms] = one.sequence
+                self._pending[name].append(one.market_ms)
         self._act(shown, end)
-        self._after = end
+        is_share = any(one.category is Category.STOCK for one in columns.instruments.values())
         for place, name in enumerate(names):
-            last = bar_at(connection, columns.run_key, place, columns.span, newest=True)
+            if self._terms.per_share:
+                bars = columns.bars(name, (self._after + 1, end))
+                self._opens = np.append(self._opens, bars["open"][bars["outcome"] >= 0])
+            last = rows.bar_at(place, columns.span, newest=True)
             if last is not None:
-                (bar,) = shown.views.rows("v_bars", sequence=last.sequence)
-                self.newest[name] = (last.open_time_ms, bar["close"])
+                bar = columns.bars(name, (last.sequence, last.sequence))
+                self.newest[name] = (last.open_time_ms, float(bar["close"][0]))
             if name not in self._needed and (first := _first_bar(shown, place)) is not None:
                 self._needed[name] = [first]
+        self._after = end
+        for place, name in enumerate(names):
             if name in self._needed and (
-                self._settle(shown, name, place) or name not in self.bought
+                self._settle(shown, name, place) or is_share or name not in self.bought
             ):
                 self.bought[name] = self._bought(shown, name)
+
+    @property
+    def _cost_rate(self) -> float:
+        """The cost of one fill by its notional, as ``RunRecord.cost_rate`` has it."""
+        rate = self._terms.round_trip / 2
+        if self._terms.per_share and self._opens.size:
+            rate += self._terms.per_share / RATE_SCALE / float(np.median(self._opens))
+        return rate
 
     def _act(self, shown: ShownRun, end: int) -> None:
         """Take note of the splits and dividends of shares since the last time."""
@@ -118,38 +122,39 @@ class _Units:
             if not self._after < row["sequence"] <= end:
                 continue
             action = action_of(row)
-            name = action.instrument
+            item = instruments[action.instrument]
             if action.is_split:
                 split = SuspectedSplit(action.market_ms, action.new, action.old)
-                self._splits.setdefault(self._symbols[name], []).append(split)
+                self._splits.setdefault(item.symbol, []).append(split)
             else:
-                self._rates[name][action.market_ms] = dividend_rate(action, instruments[name])
-                self._pending[name][action.market_ms] = row["sequence"]
+                self._rates[item.id][action.market_ms] = dividend_rate(action, item)
+                self._pending[item.id].append(action.market_ms)
 
     def _settle(self, shown: ShownRun, name: str, place: int) -> bool:
         """Find the bars around each settlement; return whether there are new ones."""
-        needed, later = self._needed[name], {}
-        known = len(needed)
-        for market_ms, sequence in self._pending[name].items():
-            opened_ms = market_ms - shown.columns.interval_ms + 1
-            before, within = _around(shown, place, needed[0], opened_ms, sequence)
+        rows, end, needed = shown.columns.rows, shown.columns.span[1], self._needed[name]
+        count, later = len(needed), []
+        for market_ms in self._pending[name]:
+            opened_ms = shown.columns.times.open_closing_after(market_ms)
+            edge = rows.opened_at(place, (needed[0], end), opened_ms)
+            before = rows.bar_at(place, (needed[0], edge - 1), newest=True)
+            within = rows.bar_at(place, (edge, end), newest=False)
             if within is None:
-                later[market_ms] = sequence
+                later.append(market_ms)
             elif before is not None:
                 needed += [before.sequence, within.sequence]
         self._pending[name] = later
         needed[:] = sorted(set(needed))
-        return len(needed) > known
+        return len(needed) > count
 
     def _bought(self, shown: ShownRun, name: str) -> Bought:
-        rows = shown.views.rows("v_bars", sequence=self._needed[name])
-        opens_ms = np.array([row["open_time_ms"] for row in rows], dtype=np.int64)
-        opened, close = (
-            self.adjusted(name, opens_ms, np.array([row[key] for row in rows], dtype=np.float64))
-            for key in ("open", "close")
+        columns = shown.columns
+        parts = [columns.bars(name, (at, at)) for at in self._needed[name]]
+        opens_ms, opened, close = (
+            np.concatenate([part[key] for part in parts]) for key in (TIME, "open", "close")
         )
-        rates = list(self._rates[name].items())
-        funding = funding_in_bars(opens_ms + shown.columns.interval_ms, rates)
+        opened, close = (self.adjusted(name, opens_ms, each) for each in (opened, close))
+        funding = funding_in_bars(columns.times.closes_of(opens_ms), self._rates[name].items())
         bars = Bars(np.array(self._needed[name]), opens_ms, opened, opened, opened, close, funding)
         return bought(bars, 0, self._cost_rate)
 
@@ -161,62 +166,17 @@ class _Units:
         return prices
 
 
-def _around(
-    shown: ShownRun, place: int, first: int, opened_ms: int, sequence: int
-) -> tuple[OpenedBar | None, OpenedBar | None]:
-    """Return an instrument's last bar that opened before *opened_ms*, and the next one.
-
-    Of those from *first* on. They are looked for near *sequence*, and only then everywhere.
-    """
-    columns, connection = shown.columns, shown.reader.connection
-    key, end = columns.run_key, columns.span[1]
-    for reach in (NEAR, end):
-        span = (max(first, sequence - reach), min(end, sequence + reach))
-        edge = sequence_opened(connection, key, place, span, opened_ms)
-        before = bar_at(connection, key, place, (first, edge - 1), newest=True)
-        within = bar_at(connection, key, place, (edge, end), newest=False)
-        if (before is None or before.open_time_ms < opened_ms) and (
-            within is None or within.open_time_ms >= opened_ms
-        ):
-            break
-    return before, within
-
-
 def _first_bar(shown: ShownRun, place: int) -> int | None:
     """Return the sequence of an instrument's bar after its first that was no warm-up."""
-    columns, connection = shown.columns, shown.reader.connection
-    if (since := columns.warm_sequence()) is None:
+    rows, last = shown.columns.rows, shown.columns.span[1]
+    if (since := shown.rollups.warm_sequence()) is None:
         return None
-    stored = outcomes(connection, columns.run_key)
-    keys = [one.key for one in stored if one.refused_by != warm.name]
-    span = (since, columns.span[1])
-    warmed = decided_at(connection, columns.run_key, span, keys, instrument=place, newest=False)
+    keys = shown.rollups.warm_keys()
+    warmed = rows.decided_at((since, last), keys, instrument=place, newest=False)
     if warmed is None:
         return None
-    found = bar_at(connection, columns.run_key, place, (warmed + 1, span[1]), newest=False)
+    found = rows.bar_at(place, (warmed + 1, last), newest=False)
     return None if found is None else found.sequence
-
-
-def _start(shown: ShownRun) -> float:
-    """Return the equity before the first decision that is left."""
-    columns = shown.columns
-    first = decided_at(shown.reader.connection, columns.run_key, columns.span, newest=False)
-    for sequence in () if first is None else (first - 1, first):
-        for row in shown.views.rows("v_equity", sequence=sequence):
-            return float(row["equity"])
-    return float(json.loads(shown.views.run()["config"])["account"]["cash"])
-
-
-def _cost_rate(shown: ShownRun) -> float:
-    """Return the cost of one fill by its notional, as ``RunRecord.cost_rate`` does."""
-    columns, terms = shown.columns, costs_for(restore(shown.views.run()["config"]))
-    rate = terms.round_trip / 2
-    if terms.per_share:
-        scales = [10.0**one.price_decimals for one in columns.instruments.values()]
-        found = opens(shown.reader.connection, columns.run_key, columns.span)
-        prices = [price / scales[place] for place, price in found]
-        rate += terms.per_share / RATE_SCALE / float(np.median(prices))
-    return rate
 
 
 def twins(shown: ShownRun) -> list[str]:
@@ -240,13 +200,13 @@ def gross_exposure(shown: ShownRun) -> float | None:
 
 def _kept_mean(shown: ShownRun, sums: str) -> float | None:
     try:
-        return shown.columns.kept_value(sums, lambda: _mean(shown, sums))
+        return shown.rollups.kept_value(sums, lambda: _mean(shown, sums))
     except RollupMissing:
         return None
 
 
 def _mean(shown: ShownRun, sums: str) -> float | None:
-    _, block = shown.columns.cells(ACCOUNTS, None, None, CELLS)
+    _, block = shown.rollups.cells(ACCOUNTS, None, None, CELLS)
     bars = float(np.sum(block.get("exposed", 0.0)))
     if not bars or np.nanmin(block[f"low:{OWN}"]) <= 0:
         return None
@@ -259,11 +219,11 @@ def held(shown: ShownRun) -> list[HoldingAccount]:
     Where the run has the twin that holds its exposure so far, that one stands for the first.
     """
     share = mean_exposure(shown)
-    return shown.columns.kept_value(f"held {share}", lambda: _held_by(shown, share))
+    return shown.rollups.kept_value(f"held {share}", lambda: _held_by(shown, share))
 
 
 def _held_by(shown: ShownRun, share: float | None) -> list[HoldingAccount]:
-    kept = shown.columns.followed
+    kept = shown.rollups.followed
     if (units := kept.get("units")) is None:
         units = kept["units"] = _Units(shown)
     units.follow(shown)
@@ -293,7 +253,7 @@ def at_bars(shown: ShownRun, bars: dict[str, Block], first: int) -> dict[int, di
         return {}
     closes = {}
     for name, block in bars.items():
-        before = shown.columns.bar_before(name, first)
+        before = shown.rollups.bar_before(name, first)
         known = block if before is None else joined([before, block])
         at = np.searchsorted(known[TIME], times, side="right") - 1
         closes[name] = np.where(at < 0, np.nan, np.append(known["close"], np.nan)[at])

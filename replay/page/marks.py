@@ -10,13 +10,6 @@ from tracepaper.replay.page import answers
 from tracepaper.replay.page.databases import ShownRun
 from tracepaper.replay.page.runs import trimmed
 from tracepaper.storage.database.run_views import Row
-from tracepaper.storage.database.stretch import (
-    first_of_newest,
-    market_times,
-    order_roles,
-    rested_orders,
-    sequence_opened,
-)
 from tracepaper.storage.database.views import VIEWS
 from tracepaper.strategies.types.market import GapCause
 
@@ -33,32 +26,23 @@ def marks(
 
     Of one *instrument*, or of all.
     """
-    columns, views = shown.columns, shown.views
+    columns, views, rows_of = shown.columns, shown.views, shown.columns.rows
     low, high = columns.span
     first, last = low, high
-    connection = shown.reader.connection
     names = [name for name in columns.instruments if instrument in (None, name)]
     places = [place for place, name in enumerate(columns.instruments) if name in names]
     if from_ms is not None:
-        first = min(
-            sequence_opened(connection, columns.run_key, place, (low, high), from_ms)
-            for place in places
-        )
+        first = min(rows_of.opened_at(place, (low, high), from_ms) for place in places)
     if until_ms is not None:
-        last = max(
-            sequence_opened(connection, columns.run_key, place, (low, high), until_ms)
-            for place in places
-        )
-    cut = first_of_newest(connection, columns.run_key, (first, last), places, MARKS_MAX)
+        last = max(rows_of.opened_at(place, (low, high), until_ms) for place in places)
+    cut = rows_of.first_of_newest_fills((first, last), places, MARKS_MAX)
     since = first if cut is None else cut
     fills = _named(
         views.batches("v_fills", first=since, last=last, equal={"instrument": names}), "v_fills"
     )
     # An order that was sent in the range may have ended long after it.
     before_ms = 2**62 if until_ms is None else until_ms
-    found = rested_orders(
-        connection, columns.run_key, (first, high), places, before_ms, MARKS_MAX + 1
-    )
+    found = rows_of.rested_orders((first, high), places, before_ms, MARKS_MAX + 1)
     rested = list(dict.fromkeys(found))
     orders = [
         row
@@ -70,9 +54,9 @@ def marks(
     orders.sort(key=itemgetter("sequence"))
     is_cut = cut is not None or len(fills) > MARKS_MAX or len(orders) > MARKS_MAX
     fills, orders = fills[-MARKS_MAX:], orders[-MARKS_MAX:]
-    roles = order_roles(connection, columns.run_key, (since, last))
+    roles = rows_of.order_roles((since, last))
     ended = [row["sequence"] for row in orders if row["status"] not in _RESTING]
-    times = market_times(connection, columns.run_key, columns.interval_ms, ended)
+    times = rows_of.market_times(columns.interval_ms, ended)
     return answers.Marks(
         fills=[fill_mark(row, roles.get(row["order_id"], "SIGNAL")) for row in fills],
         orders=[

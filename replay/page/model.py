@@ -34,7 +34,6 @@ from tracepaper.replay.learning.statistics import RISK_COVERAGES, Ranked, RiskCu
 from tracepaper.replay.page.databases import Refusing, ShownRun
 from tracepaper.replay.report.honesty import card_sentences
 from tracepaper.replay.report.metrics import BLOCK_DAYS, is_credible
-from tracepaper.replay.report.record import view_arrays
 from tracepaper.storage.checkpoints import kept_folder, read_card
 from tracepaper.strategies.features.rolling import Array
 from tracepaper.strategies.units import DAY_MS, count_of, duration
@@ -84,12 +83,8 @@ def model_document(shown: ShownRun) -> TitledParts:
 
 def read_forecasts(shown: ShownRun) -> tuple[RunForecasts, int]:
     """Return every forecast of the run whose outcome is recorded, and their horizon in bars."""
-    kinds = {"instrument": "s", "open_time_ms": "i", "horizon": "f", "mean_return": "f",
-             "stdev_return": "f", "p_up": "f", "p_down": "f", "confidence": "f"}  # fmt: skip
-    said = view_arrays(shown.views, "v_decisions", kinds)
-    bars = view_arrays(
-        shown.views, "v_bars", {"instrument": "s", "open_time_ms": "i", "close": "f"}
-    )
+    kinds = ("horizon", "mean_return", "stdev_return", "p_up", "p_down", "confidence")
+    said = shown.columns.decisions(kinds)
     known = np.isfinite(said["mean_return"])
     horizons = np.unique(said["horizon"][known])
     horizon = int(horizons[-1]) if horizons.size else 0
@@ -98,21 +93,24 @@ def read_forecasts(shown: ShownRun) -> tuple[RunForecasts, int]:
     for name in np.unique(said["instrument"][known]):
         own = known & (said["instrument"] == name)
         opened = said["open_time_ms"][own]
-        of = bars["instrument"] == name
-        order = np.argsort(bars["open_time_ms"][of])
-        times, closes = bars["open_time_ms"][of][order], bars["close"][of][order]
+        bars = shown.columns.bars(str(name))
+        times, closes = bars["open_time_ms"], bars["close"]
         now, then = (
             places_of(times, opened),
             places_of(
-                times, shown.columns.opens_later(opened.astype(np.int64), horizon).astype(float)
+                times,
+                shown.columns.times.opens_later(opened.astype(np.int64), horizon).astype(float),
             ),
         )
         came = np.where((now >= 0) & (then >= 0), np.log(closes[then] / closes[now]), np.nan)
         parts.append({**{key: column[own] for key, column in said.items()}, "came": came})
     one = (
-        {key: np.concatenate([part[key] for part in parts]) for key in (*kinds, "came")}
+        {
+            key: np.concatenate([part[key] for part in parts])
+            for key in (*kinds, "open_time_ms", "came")
+        }
         if parts
-        else {key: np.empty(0) for key in (*kinds, "came")}
+        else {key: np.empty(0) for key in (*kinds, "open_time_ms", "came")}
     )
     kept = np.isfinite(one["came"])
     either = one["p_up"][kept] + one["p_down"][kept]

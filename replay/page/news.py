@@ -10,11 +10,10 @@ import msgspec
 from msgspec import Struct, field
 
 from tracepaper.replay.page import answers, holding
-from tracepaper.replay.page.cells import TIME, words_of
-from tracepaper.replay.page.columns import OWN
 from tracepaper.replay.page.databases import Databases, Refusing, ShownRun
 from tracepaper.replay.page.marks import fill_mark
 from tracepaper.replay.page.records import told
+from tracepaper.replay.page.rollups import OWN, TIME, words_of
 from tracepaper.replay.page.runs import holdings
 from tracepaper.storage.record.rows import HALTED
 from tracepaper.strategies.errors import TracepaperError
@@ -88,7 +87,7 @@ def _newest(shelf: Databases) -> str:
 def _steps(shown: ShownRun, first: int, last: int) -> list[StreamStep]:
     sequences = list(range(first, last + 1))
     by_step: dict[int, dict[str, Any]] = {}
-    bars = {name: shown.columns.read(name, (first, last)) for name in shown.columns.instruments}
+    bars = {name: shown.rollups.read(name, (first, last)) for name in shown.columns.instruments}
     for block in bars.values():
         for at, sequence in enumerate(block["sequence"].tolist()):
             if not math.isnan(sequence):

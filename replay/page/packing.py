@@ -20,7 +20,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from tracepaper.replay.page.cells import Floats
+from tracepaper.replay.run_columns import Floats
 
 MARK: Final = "\u0001"
 LONG: Final = 64

@@ -274,8 +274,8 @@ def _listen(lines: queue.Queue[bytes]) -> None:
 
 def respond(shelf: Databases, request: dict[str, Any], out: BinaryIO) -> None:
     """Write the frames of one answer, or its refusal, to *out*."""
-    from tracepaper.replay.page.columns import RollupMissing
     from tracepaper.replay.page.databases import Refusing
+    from tracepaper.replay.page.rollups import RollupMissing
 
     def report(share: float, doing: str) -> None:
         from tracepaper.replay.page.answers import Progress

@@ -15,12 +15,10 @@ from tracepaper.replay.checks.identity import counts
 from tracepaper.replay.page import answers
 from tracepaper.replay.page.databases import Refusing, ShownRun
 from tracepaper.replay.page.runs import halt, newest_parity
-from tracepaper.replay.report.record import view_arrays
 from tracepaper.replay.report.states import command_of
 from tracepaper.storage.database.lock import holder_of
-from tracepaper.storage.database.stretch import outcomes
 from tracepaper.storage.database.views import VIEWS
-from tracepaper.storage.record.rows import HALTED, sequence_of, step_key
+from tracepaper.storage.record.rows import HALTED
 from tracepaper.strategies.types.market import GapCause
 from tracepaper.strategies.units import DAY_MS
 
@@ -126,20 +124,15 @@ def _plain(cell: object) -> object:
 
 def refusals(shown: ShownRun) -> answers.Refusals:
     """Return refusals by day, why no order was sent, and what each gate saved or cost."""
-    columns, connection = shown.columns, shown.reader.connection
-    known = {one.key: one for one in outcomes(connection, columns.run_key)}
-    low, high = (step_key(columns.run_key, one) for one in columns.span)
+    columns = shown.columns
+    known = {one.key: one for one in columns.rows.outcomes}
     days: dict[int, Counter[str]] = {}
-    for day, key, count in connection.execute(
-        f"SELECT open_time_ms / {DAY_MS}, outcome, count(*) FROM steps WHERE step BETWEEN ? AND ? "
-        "AND outcome IS NOT NULL AND open_time_ms IS NOT NULL GROUP BY 1, 2",
-        (low, high),
-    ):
+    for day, key, count in columns.rows.outcome_days(columns.span):
         counts = days.setdefault(day, Counter())
         if (gate := known[key].refused_by) is not None:
             counts[gate] += count
     unfilled: Counter[str] = Counter()
-    for key, counted in columns.totals().outcomes.items():
+    for key, counted in shown.rollups.totals().outcomes.items():
         if (reason := known[key].unfilled_reason) is not None:
             unfilled[reason] += counted.times
     return answers.Refusals(
@@ -196,7 +189,11 @@ def health(shown: ShownRun, served: str = "") -> answers.Health:
         if gap["cause"] != GapCause.FUNDING:
             count += 1
             if not gap["repaired_by"]:
-                lost += (gap["until_ms"] - gap["from_ms"]) // columns.interval_ms
+                lost += int(
+                    columns.times.bars_between(
+                        *(np.array(gap[key]) for key in ("from_ms", "until_ms"))
+                    )
+                )
     starts = shown.reader.starts(shown.run_id)
     halted_by = None if (held := halt(shown)) is None else held.by
     damage = shown.reader.damage(shown.run_id)
@@ -239,38 +236,22 @@ _TOLD: Final = (
 
 def happenings(shown: ShownRun) -> list[answers.Happening]:
     """Return the newest events that are worth a line, the newest first."""
-    names = list(shown.columns.instruments)
+    columns, names = shown.columns, list(shown.columns.instruments)
     found = [
         answers.Happening(
-            sequence, kind, market_ms, None if place is None else names[place],
-            told(kind, json.loads(content)),
+            event.sequence, event.kind, event.market_ms,
+            None if event.instrument is None else names[event.instrument],
+            told(event.kind, json.loads(event.content)),
         )
-        for sequence, kind, (place, market_ms), content in _events(shown, _TOLD, HAPPENINGS_MAX)
+        for event in columns.rows.newest_events(_TOLD, columns.span, HAPPENINGS_MAX)
     ]  # fmt: skip
-    halts = shown.reader.connection.execute(
-        "SELECT sequence, market_ms, breached FROM halts WHERE run_key = ? AND sequence <= ? "
-        "ORDER BY sequence DESC LIMIT ?",
-        (shown.columns.run_key, shown.columns.span[1], HAPPENINGS_MAX),
-    )
     found += [
-        answers.Happening(sequence, HALTED, market_ms, None, told(HALTED, {"limit": limit}))
-        for sequence, market_ms, limit in halts
+        answers.Happening(
+            halt.sequence, HALTED, halt.market_ms, None, told(HALTED, {"limit": halt.limit})
+        )
+        for halt in columns.rows.halts((0, columns.span[1]))
     ]
     return sorted(found, key=lambda one: one.sequence, reverse=True)[:HAPPENINGS_MAX]
-
-
-def _events(
-    shown: ShownRun, kinds: tuple[str, ...], most: int
-) -> list[tuple[int, str, tuple[int | None, int], str]]:
-    """Return (sequence, kind, (place of the instrument, market time), content), newest first."""
-    marks = ", ".join(f"'{kind}'" for kind in kinds)
-    first, last = (step_key(shown.columns.run_key, one) for one in shown.columns.span)
-    rows = shown.reader.connection.execute(
-        "SELECT step, kind, instrument, market_ms, content FROM events "
-        f"WHERE step BETWEEN ? AND ? AND kind IN ({marks}) ORDER BY step DESC LIMIT ?",
-        (first, last, most),
-    )
-    return [(sequence_of(row[0]), row[1], (row[2], row[3]), row[4]) for row in rows]
 
 
 def told(kind: str, content: dict[str, Any]) -> str:
@@ -292,12 +273,12 @@ def told(kind: str, content: dict[str, Any]) -> str:
 
 # ---------------------------------------------------------------- two runs
 
-_FIELDS: Final = {
-    "action": "s", "target_quantity_text": "s", "allowed": "b", "refused_by": "s", "reason": "s",
-    "unfilled_reason": "s", "regime": "s", "confidence": "f", "mean_return": "f",
-    "stdev_return": "f", "p_up": "f", "p_down": "f", "shift": "f",
-}  # fmt: skip
-"""What two decisions are compared by, the weightiest first, as columns of ``v_decisions``."""
+_NUMBERS: Final = ("confidence", "mean_return", "stdev_return", "p_up", "p_down", "shift")
+_FIELDS: Final = (
+    *("action", "target_quantity", "allowed", "refused_by", "reason", "unfilled_reason", "regime"),
+    *_NUMBERS,
+)
+"""What two decisions are compared by, the weightiest first."""
 _DONE: Final = 2
 """So many of them say what was done; what follows says why."""
 _GATES: Final = "gates"
@@ -306,7 +287,8 @@ _GATES: Final = "gates"
 
 def compare(left: ShownRun, right: ShownRun) -> answers.Comparison:
     """Return where two runs decided the same bars differently."""
-    one, two = _decided(left), _decided(right)
+    compared = ("target_quantity", *_NUMBERS)
+    one, two = (run.columns.decisions(compared) for run in (left, right))
     gates = _judged(left), _judged(right)
     common, differing = 0, []
     counts = dict.fromkeys((*_FIELDS, _GATES), 0)
@@ -344,12 +326,6 @@ def compare(left: ShownRun, right: ShownRun) -> answers.Comparison:
         ],
         total=len(differing),
     )  # fmt: skip
-
-
-def _decided(shown: ShownRun) -> dict[str, Any]:
-    """Read the compared fields of every decision, as columns."""
-    kinds = {"sequence": "i", "instrument": "s", "open_time_ms": "i"}
-    return view_arrays(shown.views, "v_decisions", {**kinds, **_FIELDS})
 
 
 def _judged(shown: ShownRun) -> dict[int, list[tuple[Any, ...]]]:

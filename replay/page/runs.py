@@ -13,14 +13,12 @@ import numpy as np
 from tracepaper.daemon.broker.account import SIDES
 from tracepaper.daemon.engine.state import TWINS
 from tracepaper.replay.page import answers, holding
-from tracepaper.replay.page.cells import TIME, Block, Floats, filled, numbers_of, words_of
-from tracepaper.replay.page.columns import ACCOUNTS, OWN
 from tracepaper.replay.page.databases import Databases, ShownRun, as_number
+from tracepaper.replay.page.rollups import ACCOUNTS, OWN, TIME, Block, filled, numbers_of, words_of
 from tracepaper.replay.report.states import HOLE, LastingState, lasting_states
+from tracepaper.replay.run_columns import Floats
 from tracepaper.storage.checks import newest_check
 from tracepaper.storage.database.run_views import Row, RunViews
-from tracepaper.storage.database.stretch import decided_at, outcomes
-from tracepaper.storage.record.rows import step_key
 from tracepaper.storage.sweeps import read_sweep
 from tracepaper.strategies.errors import DataInvalid, TracepaperError
 from tracepaper.strategies.gates.declared import warm
@@ -79,15 +77,15 @@ def _sweep_row(path: Path) -> answers.SweepRow:
 def _ready(shown: ShownRun, *, counted: bool) -> ShownRun:
     """Return *shown* with its decisions *counted*, where that is wanted."""
     if counted:
-        shown.columns.totals()
+        shown.rollups.totals()
     return shown
 
 
 def run_row(shown: ShownRun, served: str = "") -> answers.RunRow:
     """Return one run as it stands in a list."""
-    row, columns = shown.views.run(), shown.columns
+    row = shown.views.run()
     first, last = _decided(shown)
-    totals = columns.known_totals()
+    totals = shown.rollups.known_totals()
     equity = shown.views.rows("v_equity", newest=1)
     now = as_number(equity[0]["equity"]) if equity else None
     start = _start(shown)
@@ -99,8 +97,8 @@ def run_row(shown: ShownRun, served: str = "") -> answers.RunRow:
         interval_ms=row["interval_ms"],
         started_ms=row["started_at"],
         ended_ms=row["ended_at"],
-        first_ms=None if first is None else _open_ms(shown, first),
-        last_ms=None if last is None else _open_ms(shown, last),
+        first_ms=None if first is None else shown.columns.rows.open_ms(first),
+        last_ms=None if last is None else shown.columns.rows.open_ms(last),
         decisions=None if totals is None else totals.decisions,
         fills=shown.views.count("v_fills"),
         equity=now,
@@ -113,17 +111,9 @@ def run_row(shown: ShownRun, served: str = "") -> answers.RunRow:
 
 def _decided(shown: ShownRun) -> tuple[int | None, int | None]:
     """Return the sequences of the first and the last decision."""
-    columns, connection = shown.columns, shown.reader.connection
-    first, last = (
-        decided_at(connection, columns.run_key, columns.span, newest=newest)
-        for newest in (False, True)
-    )
+    columns = shown.columns
+    first, last = (columns.rows.decided_at(columns.span, newest=newest) for newest in (False, True))
     return first, last
-
-
-def _open_ms(shown: ShownRun, sequence: int) -> int | None:
-    rows = shown.views.rows("v_bars", sequence=sequence)
-    return int(rows[0]["open_time_ms"]) if rows else None
 
 
 def _sentence(error: Exception) -> str:
@@ -138,11 +128,11 @@ def run(
 ) -> answers.Run:
     """Return one run: its summary, configuration and accounts; *counted* waits for its counts."""
     if counted:
-        shown.columns.build()
+        shown.rollups.build()
     row, columns = shown.views.run(), shown.columns
     first, last = _decided(shown)
-    refused = columns.refusals()
-    damage = columns.kept_value("damage", lambda: shown.reader.damage(shown.run_id))
+    refused = shown.rollups.refusals()
+    damage = shown.rollups.kept_value("damage", lambda: shown.reader.damage(shown.run_id))
     thresholds = columns.thresholds
     return answers.Run(
         row=run_row(shown, served),
@@ -176,11 +166,11 @@ def run(
         damage=answers.Damage(columns.span[1], damage) if damage else None,
         halt=halt(shown),
         holes="".join(one.sentence for one in _states(shown) if one.kind == HOLE),
-        notes=columns.kept_value("noted", lambda: _noted_names(shown)),
+        notes=shown.rollups.kept_value("noted", lambda: _noted_names(shown)),
         warnings=json.loads(row["warnings"] or "[]"),
         first_sequence=first,
         last_sequence=last,
-        warm_sequence=shown.columns.warm_sequence(),
+        warm_sequence=shown.rollups.warm_sequence(),
         bars_needed=int(thresholds.get(warm.name, 0)),
         has_model=bool(row["model_id"]),
         gate_horizon=row["gate_horizon"],
@@ -194,16 +184,10 @@ def run(
 
 def _noted_names(shown: ShownRun) -> list[answers.NoteSeries]:
     """List the names under which the strategy noted numbers anywhere in the run."""
-    query = (
-        "SELECT s.instrument, n.key FROM answers a JOIN steps s ON s.step = a.step "
-        "JOIN json_each(a.note) n WHERE a.step BETWEEN ? AND ? AND a.note IS NOT NULL "
-        "AND n.type IN ('integer', 'real') GROUP BY 1, 2 ORDER BY min(a.step), min(n.id)"
-    )
     columns, last = shown.columns, shown.columns.span[1]
-    until, known = columns.followed.get("noted", (-1, {}))
-    span = (step_key(columns.run_key, at) for at in (until + 1, last))
-    known |= dict.fromkeys(shown.reader.connection.execute(query, tuple(span)).fetchall())
-    columns.followed["noted"] = max(until, last), known  # a live run goes on from there
+    until, known = shown.rollups.followed.get("noted", (-1, {}))
+    known |= dict.fromkeys(columns.rows.noted((until + 1, last)))
+    shown.rollups.followed["noted"] = max(until, last), known  # a live run goes on from there
     names = list(columns.instruments)
     return [
         answers.NoteSeries(names[place], name) for place, name in sorted(known, key=itemgetter(0))
@@ -246,10 +230,9 @@ def _text_of(price: float | None, shown: ShownRun, instrument: str) -> str | Non
 
 
 def _last_refusal(shown: ShownRun) -> answers.LastRefusal | None:
-    columns = shown.columns
-    stored = outcomes(shown.reader.connection, columns.run_key)
+    stored = shown.columns.rows.outcomes
     keys = [one.key for one in stored if one.refused_by not in (None, warm.name)]
-    sequence = columns.newest_of(keys)
+    sequence = shown.rollups.newest_of(keys)
     if sequence is None:
         return None
     (decision,) = shown.views.rows("v_decisions", sequence=sequence)
@@ -294,7 +277,7 @@ def halt(shown: ShownRun) -> answers.Halt | None:
 
 
 def _states(shown: ShownRun) -> tuple[LastingState, ...]:
-    return shown.columns.kept_value("states", lambda: lasting_states(shown.reader, shown.run_id))
+    return shown.rollups.kept_value("states", lambda: lasting_states(shown.columns))
 
 
 def newest_parity(shown: ShownRun) -> answers.ParityState | None:
@@ -386,22 +369,11 @@ def _figures(
 
 
 def _start(shown: ShownRun, twin: str = "") -> float:
-    """Return what an account began with, though its first steps may be pruned."""
-    return _cash(shown) if shown.columns.span[0] else _first_equity(shown, twin)
-
-
-def _first_equity(shown: ShownRun, twin: str = "") -> float:
-    if twin:
-        asked = "SELECT equity FROM v_twin_equity WHERE run_id = ? AND twin = ? ORDER BY sequence"
-        rows = shown.reader.connection.execute(f"{asked} LIMIT 1", (shown.run_id, twin)).fetchall()
-        return float(rows[0][0]) if rows else _cash(shown)
-    for row in shown.views.rows("v_equity", sequence=shown.columns.span[0]):
-        return float(row["equity"])
-    return _cash(shown)
-
-
-def _cash(shown: ShownRun) -> float:
-    return float(json.loads(shown.views.run()["config"])["account"]["cash"])
+    """Return what an account began with: its configured cash where its first steps are pruned."""
+    first, _ = _decided(shown)
+    if first is None or shown.columns.span[0]:
+        return float(json.loads(shown.views.run()["config"])["account"]["cash"])
+    return shown.columns.equity_before(first, twin)
 
 
 # ---------------------------------------------------------------- columns over time
@@ -411,7 +383,7 @@ def candles(
     shown: ShownRun, instrument: str, from_ms: int | None, until_ms: int | None, points: int
 ) -> answers.Candles:
     """Return candles of one instrument, at most *points* of them."""
-    cell_ms, block = shown.columns.cells(instrument, from_ms, until_ms, points)
+    cell_ms, block = shown.rollups.cells(instrument, from_ms, until_ms, points)
     return answers.Candles(
         instrument=instrument,
         interval_ms=cell_ms,
@@ -425,7 +397,7 @@ def series(
     shown: ShownRun, instrument: str, from_ms: int | None, until_ms: int | None, points: int
 ) -> answers.Series:
     """Return the decisions of one instrument, a cell for each candle in which one was made."""
-    cell_ms, whole = shown.columns.cells(instrument, from_ms, until_ms, points)
+    cell_ms, whole = shown.rollups.cells(instrument, from_ms, until_ms, points)
     decided = ~np.isnan(whole.get("sequence", np.empty(0)))
     block = {name: column[decided] for name, column in whole.items()} if decided.size else whole
     gates = shown.columns.gates if decided.size else ()
@@ -453,7 +425,7 @@ def noted(
     shown: ShownRun, instrument: str, from_ms: int | None, until_ms: int | None, points: int
 ) -> answers.Noted:
     """Return what the strategy noted, a value for each candle."""
-    cell_ms, block = shown.columns.cells(instrument, from_ms, until_ms, points)
+    cell_ms, block = shown.rollups.cells(instrument, from_ms, until_ms, points)
     return answers.Noted(
         instrument=instrument,
         interval_ms=cell_ms,
@@ -470,25 +442,25 @@ def equity(
     shown: ShownRun, from_ms: int | None, until_ms: int | None, points: int
 ) -> answers.Equity:
     """Return the equity of every account and of buy and hold, at the end of each cell."""
-    columns = shown.columns
-    cell_ms, block = columns.cells(ACCOUNTS, from_ms, until_ms, points)
+    cell_ms, block = shown.rollups.cells(ACCOUNTS, from_ms, until_ms, points)
     found = {name: column if name == TIME else filled(column) for name, column in block.items()}
     times = found[TIME]
     names = [name.partition(":")[2] for name in found if name.startswith("equity:")]
     names.sort(key=lambda name: (name != OWN, name))
     own = {name: found[f"equity:{name}"].tolist() for name in names}
-    closes = {name: np.full(times.size, np.nan) for name in columns.instruments}
+    closes = {name: np.full(times.size, np.nan) for name in shown.columns.instruments}
     for name in closes:
-        _, bars = columns.cells(name, from_ms, until_ms, points)
+        _, bars = shown.rollups.cells(name, from_ms, until_ms, points)
         if bars[TIME].size:
             at = np.maximum(np.searchsorted(bars[TIME], times, side="right") - 1, 0)
             closes[name] = bars["close"][at]
-    held = {
-        one.name: one.equity(times + cell_ms - 1, closes).tolist() for one in holding.held(shown)
-    }
+    ends = times + cell_ms
+    if cell_ms == shown.columns.interval_ms:  # a session's first and last bar may be shorter
+        ends = shown.columns.times.closes_of(times.astype(np.int64)).astype(np.float64)
+    held = {one.name: one.equity(ends - 1, closes).tolist() for one in holding.held(shown)}
     return answers.Equity(
         interval_ms=cell_ms,
-        time_ms=_whole(times + cell_ms),
+        time_ms=_whole(ends),
         equity=own | held,
         low={name: found[f"low:{name}"].tolist() for name in names if f"low:{name}" in found},
         exposure=found.get("exposure", times).tolist(),

@@ -17,8 +17,9 @@ import numpy.typing as npt
 
 from tracepaper.daemon.config.values import ASKS
 from tracepaper.replay.document.values import Cells, Estimate, Figure, Table, Value, of_row, table
-from tracepaper.replay.report.record import Bars, Floats, Ints, Noted, RunRecord
+from tracepaper.replay.report.record import Bars, RunRecord
 from tracepaper.replay.report.trades import ClosedTrade
+from tracepaper.replay.run_columns import Floats, Ints, Noted
 from tracepaper.storage.database.reader import Reader
 from tracepaper.strategies.api.model import DataSource
 from tracepaper.strategies.api.strategy import SHARE_OF
@@ -140,7 +141,7 @@ def read_attention(
         total = heads.sum(axis=0) if total is None else total + heads.sum(axis=0)
         count += len(sequences)
         opened = decisions.open_time_ms[at]
-        cells = cells_by_age(rollout, opened // record.interval_ms)
+        cells = cells_by_age(rollout, opened // record.bar_times.interval_ms)
         for place in np.flatnonzero(np.isin(sequences, chosen)).tolist():
             ages[int(sequences[place])] = cells[place]
         for name in record.bars:

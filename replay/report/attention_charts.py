@@ -28,8 +28,8 @@ from tracepaper.replay.document.charts import (
 )
 from tracepaper.replay.report.attention import Heatmap, InfluenceReport
 from tracepaper.replay.report.charts import broken
-from tracepaper.replay.report.record import Floats
 from tracepaper.replay.report.report import Report
+from tracepaper.replay.run_columns import Floats
 from tracepaper.strategies.types.decisions import BLOCK_BARS, Regime
 from tracepaper.strategies.units import iso
 

@@ -36,7 +36,8 @@ import numpy.typing as npt
 
 from tracepaper.daemon.broker.account import SIDES
 from tracepaper.replay.report.metrics import blocks_of, mean_error
-from tracepaper.replay.report.record import AccountRecord, Bars, Decisions, Floats, Ints, RunRecord
+from tracepaper.replay.report.record import AccountRecord, Bars, Decisions, RunRecord
+from tracepaper.replay.run_columns import Floats, Ints
 from tracepaper.strategies.builtin import TREND
 from tracepaper.strategies.gates.gate import gate_order
 from tracepaper.strategies.types.decisions import Liquidity
@@ -109,7 +110,7 @@ def _exposures(
     net, every = np.zeros((2, record.times_ms.size))
     for name, held in ((name, held) for one in held_by for name, held in one.held.items()):
         bars = record.bars[name]
-        closes_ms = record.closes_of(bars.open_time_ms)
+        closes_ms = record.bar_times.closes_of(bars.open_time_ms)
         at = np.searchsorted(closes_ms, record.times_ms, side="right") - 1
         notional = np.where(at >= 0, (held * bars.close)[at.clip(min=0)], 0.0)
         net += notional
@@ -180,7 +181,9 @@ def buy_and_hold(record: RunRecord, share: float = 1.0) -> Floats:
 
 def over_times(record: RunRecord, bars: Bars, earned: Floats) -> Floats:
     """Return the sum of *earned* up to the start and then to each of the record's times."""
-    known = np.searchsorted(record.closes_of(bars.open_time_ms), record.times_ms, side="right")
+    known = np.searchsorted(
+        record.bar_times.closes_of(bars.open_time_ms), record.times_ms, side="right"
+    )
     summed = np.concatenate(([0.0], earned.cumsum()))
     return np.concatenate(([0.0], summed[known]))
 
@@ -271,7 +274,7 @@ def change_costs(record: RunRecord, ledger: AccountRecord, name: str) -> Floats:
 
     Where several filled in one bar it is their mean by notional; a bar without any has a taker's.
     """
-    closes_ms = record.closes_of(record.bars[name].open_time_ms)
+    closes_ms = record.bar_times.closes_of(record.bars[name].open_time_ms)
     fills = [fill for fill in ledger.fills if fill["instrument"] == name]
     times = np.array([fill["filled_ms"] for fill in fills], dtype=np.int64)
     at = np.searchsorted(closes_ms, times, side="right").clip(max=closes_ms.size - 1)
@@ -305,7 +308,9 @@ def random_twins(
     times = np.concatenate((record.times_ms[:1] - 1, record.times_ms))
     wanted = times[np.append(marks, record.times_ms.size)]
     known = {
-        name: np.searchsorted(record.closes_of(record.bars[name].open_time_ms), wanted, "right")
+        name: np.searchsorted(
+            record.bar_times.closes_of(record.bars[name].open_time_ms), wanted, "right"
+        )
         for name in ledger.held
     }
     early = [
@@ -445,7 +450,7 @@ def forward_returns(record: RunRecord) -> tuple[Floats, Floats, Floats]:
         ahead = np.full(own.size, np.nan)
         reached = max(own.size - horizon - 1, 0)
         opens = bars.open_time_ms
-        whole = record.bars_between(opens[:reached], opens[1 + horizon :]) == 1 + horizon
+        whole = record.bar_times.bars_between(opens[:reached], opens[1 + horizon :]) == 1 + horizon
         made = bars.open[1 + horizon :] / bars.open[1 : 1 + reached]
         ahead[:reached] = np.where(whole, made, np.nan)
         ratio[own] = ahead

@@ -29,9 +29,9 @@ from tracepaper.replay.document.charts import (
 from tracepaper.replay.document.values import written
 from tracepaper.replay.report import record as records
 from tracepaper.replay.report.benchmarks import BETTER, COST, SAVED, WORSE, exposures, sides
-from tracepaper.replay.report.record import Floats, Ints
 from tracepaper.replay.report.report import BUY_AND_HOLD, Report
 from tracepaper.replay.report.trades import ClosedTrade
+from tracepaper.replay.run_columns import Floats, Ints
 from tracepaper.strategies.gates.gate import gate_order
 from tracepaper.strategies.sessions import Calendar
 from tracepaper.strategies.units import iso
@@ -75,7 +75,10 @@ def equity_chart(report: Report) -> Chart:
     for curve in reversed(report.curves):
         change = 100 * (curve.equity / curve.equity[0] - 1)
         at, (change, lost) = broken(
-            report.marks_ms, change, -100 * curve.drawdown, calendar=report.record.calendar
+            report.marks_ms,
+            change,
+            -100 * curve.drawdown,
+            calendar=report.record.bar_times.calendar,
         )
         drawn = _line_of(report, curve.name)
         drawn = replace(drawn, name=labels[curve.name], x=at)
@@ -227,9 +230,9 @@ def price_chart(report: Report, instrument: str) -> Chart | None:
     record, bars = report.record, report.record.bars[instrument]
     if bars.close.size < 2:  # a line takes two points
         return None
-    times, low, high, close = _stretches(bars, record.closes_of(bars.open_time_ms))
-    at, (shown,) = broken(times, close, calendar=record.calendar)
-    over, (low, high) = _folded(times, low, high, close, record.calendar)
+    times, low, high, close = _stretches(bars, record.bar_times.closes_of(bars.open_time_ms))
+    at, (shown,) = broken(times, close, calendar=record.bar_times.calendar)
+    over, (low, high) = _folded(times, low, high, close, record.bar_times.calendar)
     beside, below = _noted(report, instrument)
     prices: list[Layer] = [
         BandLayer("low to high", over, rounded(low, 8), rounded(high, 8)),
@@ -317,7 +320,7 @@ def _noted(report: Report, instrument: str) -> tuple[list[Layer], list[Layer]]:
     beside: list[Layer] = []
     below: list[Layer] = []
     for place, (name, noted) in enumerate(list(notes.items())[:NOTES_DRAWN]):
-        times = record.closes_of(noted.open_time_ms)
+        times = record.bar_times.closes_of(noted.open_time_ms)
         known = ~np.isnan(noted.number)
         if known.any():
             chosen = np.unique(np.linspace(0, times.size - 1, POINTS_MAX).round().astype(np.int64))
@@ -348,7 +351,7 @@ def _refused(report: Report, instrument: str) -> ChartPanel | None:
     if not (gates := [name for name in gate_order() if name in refusing]):
         return None
     opens = record.bars[instrument].open_time_ms
-    edges = np.linspace(opens[0], opens[-1] + record.interval_ms, COLUMNS + 1)
+    edges = np.linspace(opens[0], opens[-1] + record.bar_times.interval_ms, COLUMNS + 1)
     counts = [
         np.histogram(decisions.open_time_ms[own[refused == name]], edges)[0].tolist()
         for name in gates
@@ -405,7 +408,7 @@ def rolling_chart(report: Report) -> Chart | None:
     times, ratio = report.rolling
     if times.size < 2:  # a line takes two points
         return None
-    at, (shown,) = broken(times, ratio, calendar=report.record.calendar)
+    at, (shown,) = broken(times, ratio, calendar=report.record.bar_times.calendar)
     layers: list[Layer] = [RuleLayer(0.0), LineLayer("Sharpe of 30 days", at, rounded(shown))]
     panel = ChartPanel(
         layers, time_axis(), ChartAxis("Sharpe, 30 days", digits=2, has_zero=True), 200

@@ -169,7 +169,7 @@ def _heading(report: Report) -> Iterator[Part]:
     yield from (Paragraph(state.sentence, "warning") for state in record.states)
     yield Paragraph(
         f"Run {record.run['run_id']}, {record.run['kind']}, bars of "
-        f"{record.interval_ms // MINUTE_MS:,} min, {span(report)}, {counted(report)}.",
+        f"{record.bar_times.interval_ms // MINUTE_MS:,} min, {span(report)}, {counted(report)}.",
         "lead",
     )
     yield _tiles(report)

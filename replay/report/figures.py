@@ -509,7 +509,7 @@ def _annual(report: Report) -> tuple[str, ...]:
     if not is_annual(own.days):
         said += f"Under {DAYS_TO_ANNUALISE} days nothing is annualised (–)."
     else:
-        calendar = record.calendar
+        calendar = record.bar_times.calendar
         what = "days" if calendar is None or calendar.sessions.name == MONTHS_OF else "sessions"
         days = f"{YEAR_DAYS}" if calendar is None else f"{year_days(calendar):.1f}"
         rate = (
@@ -518,7 +518,7 @@ def _annual(report: Report) -> tuple[str, ...]:
             else "no risk-free rate"
         )
         said += f"A year has {days} {what}; {rate}."
-    if record.interval_ms > DAY_MS:
+    if record.bar_times.interval_ms > DAY_MS:
         said += " A bar is longer than a day: its return is spread evenly over its days."
     gone = [
         of.name

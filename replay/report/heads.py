@@ -21,7 +21,8 @@ from tracepaper.daemon.session.covariates import kept_covariates_of, recorded_co
 from tracepaper.daemon.session.models import forecaster_of
 from tracepaper.daemon.session.resume import recall_events
 from tracepaper.replay.document.values import Figure, Table, table
-from tracepaper.replay.report.record import Floats, RunRecord
+from tracepaper.replay.report.record import RunRecord
+from tracepaper.replay.run_columns import Floats
 from tracepaper.storage import checkpoints
 from tracepaper.storage.database.reader import Reader
 from tracepaper.strategies.attention.heads import LEGEND, HeadFigures, HeadReading, Tie, Ties

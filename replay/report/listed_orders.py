@@ -18,9 +18,8 @@ from tracepaper.daemon.broker.book_fills import (
 from tracepaper.daemon.engine.state import decode_state
 from tracepaper.replay.document.values import Figure, Table, of_view, table
 from tracepaper.storage.database.reader import Reader
+from tracepaper.storage.database.run_rows import WHOLE, RunRows
 from tracepaper.storage.database.run_views import Row, RunViews
-from tracepaper.storage.record.columns import SEQUENCE_LIMIT
-from tracepaper.storage.record.rows import step_key
 from tracepaper.strategies.types.decisions import FillModel, OrderRole, OrderStatus
 from tracepaper.strategies.types.market import BookUpdate, Instrument, Side
 from tracepaper.strategies.units import unscaled
@@ -141,11 +140,6 @@ def _way(queue: QueuePosition | None) -> str | None:
 
 _ENDED: Final = (OrderStatus.FILLED, OrderStatus.CANCELED, OrderStatus.REJECTED)
 
-_OLDEST: Final = (
-    "SELECT state FROM states WHERE step BETWEEN ? AND ? AND state IS NOT NULL ORDER BY step"
-)
-_NEWEST: Final = f"{_OLDEST} DESC"
-
 
 class QueuePosition(NamedTuple):
     """How much stood ahead of a limit; None where its level had not come into view."""
@@ -165,6 +159,7 @@ def queue_positions(
     ended holds what happened at its price before.
     """
     stored = reader.stored_run(run_id)
+    rows = RunRows(reader.connection, stored.run_key)
     instruments = {item.id: item for item in stored.run.instruments}
     pruned = reader.pruned(stored.run_key)
     rules = QueueRules.named(execution["queue_model"], execution["queue_exponent"])
@@ -174,11 +169,11 @@ def queue_positions(
             continue
         item, last = instruments[row["instrument"]], row["sequence"]
         has_ended = row["status"] in _ENDED
-        until = last - 1 if has_ended else SEQUENCE_LIMIT - 1
-        first = next(_places(reader, stored.run_key, row, until), None)
+        until = last - 1 if has_ended else WHOLE[1]
+        first = next(_places(rows, row, until), None)
         if first is None:
             continue
-        newest = next(_places(reader, stored.run_key, row, until, newest=True), first)
+        newest = next(_places(rows, row, until, newest=True), first)
         if has_ended and isinstance(event := reader.step(run_id, last).event, BookUpdate):
             newest = _moved(newest, event, row, item, rules)
         ahead = [
@@ -194,12 +189,9 @@ def _birth(row: Row) -> int:
     return int(str(row["order_id"]).partition("-")[0])
 
 
-def _places(
-    reader: Reader, run_key: int, row: Row, until: int, *, newest: bool = False
-) -> Iterator[QueuePlace]:
+def _places(rows: RunRows, row: Row, until: int, *, newest: bool = False) -> Iterator[QueuePlace]:
     """Yield the places of an order by the states up to a step, the oldest or the *newest* first."""
-    span = step_key(run_key, _birth(row)), step_key(run_key, until)
-    for (state,) in reader.connection.execute(_NEWEST if newest else _OLDEST, span):
+    for state in rows.states((_birth(row), until), newest=newest):
         queues = decode_state(state).account.books[row["instrument"]].queues
         if queues is None:  # no order book fills orders
             return

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from functools import cached_property
 from operator import itemgetter
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -19,20 +19,26 @@ from tracepaper.daemon.broker.execution import ExecutionCosts
 from tracepaper.daemon.config.loading import Config, restore
 from tracepaper.daemon.engine.state import BUY_AND_HOLD
 from tracepaper.daemon.session.build import costs_for
-from tracepaper.daemon.session.run_row import sessions_of
 from tracepaper.replay.report.states import LastingState, lasting_states
+from tracepaper.replay.run_columns import (
+    BarTimes,
+    Floats,
+    Ints,
+    Noted,
+    RunColumns,
+    Texts,
+    dividend_rate,
+    funding_in_bars,
+    without_dust,
+)
 from tracepaper.storage.checkpoints import FittedSpan, fitted_spans
 from tracepaper.storage.database.reader import Reader
-from tracepaper.storage.database.run_views import ANY, Condition, Row, RunViews, actions_of
+from tracepaper.storage.database.run_views import Row, RunViews, actions_of
 from tracepaper.strategies.errors import DataInvalid
 from tracepaper.strategies.gates.declared import warm
-from tracepaper.strategies.sessions import Calendar, closes_of, named_splits, opens_later
+from tracepaper.strategies.sessions import named_splits
 from tracepaper.strategies.types.market import CorporateAction, GapCause, Instrument, Side
 from tracepaper.strategies.units import DAY_MS, RATE_SCALE
-
-Floats = npt.NDArray[np.float64]
-Ints = npt.NDArray[np.int64]
-Texts = npt.NDArray[np.str_]
 
 
 @dataclass(frozen=True)
@@ -119,21 +125,14 @@ class Settlements:
 
 
 @dataclass(frozen=True)
-class Noted:
-    """The strategy's notes of one name at bars of one instrument, oldest first."""
-
-    open_time_ms: Ints
-    number: Floats  # NaN where it is a text, or was not finite
-    text: Texts  # empty where it is a number
-
-
-@dataclass(frozen=True)
 class RunRecord:
     """Everything that a report reads of a run."""
 
     database: Path
     run: Row
     instruments: dict[str, Instrument]
+    bar_times: BarTimes
+    thresholds: dict[str, float]  # of every gate, as they were last
     config: Config
     terms: ExecutionCosts
     times_ms: Ints
@@ -143,18 +142,11 @@ class RunRecord:
     twins: tuple[AccountRecord, ...]
     gaps: tuple[Row, ...]
     settlements: Settlements
-    thresholds: dict[str, float]  # of every gate, as they were last
-    calendar: Calendar | None  # of the sessions; None where the market never closes
     notes: dict[str, dict[str, Noted]]  # by instrument and name
     margins: tuple[Row, ...]  # of ``v_positions``: what is held on margin at the end
     actions: tuple[tuple[int, CorporateAction], ...] = ()  # splits and dividends, by sequence
     states: tuple[LastingState, ...] = ()  # what lets the run look idle at its end
     fitted: tuple[FittedSpan, ...] = ()  # where the run's model was fitted
-
-    @property
-    def interval_ms(self) -> int:
-        """The length of a bar."""
-        return int(self.run["interval_ms"])
 
     @cached_property
     def warm_from(self) -> dict[str, int]:
@@ -179,7 +171,9 @@ class RunRecord:
         ]
         if not starts:
             return self.times_ms.size
-        return int(np.searchsorted(self.times_ms, self.closes_of(np.array([min(starts)]))[0]))
+        return int(
+            np.searchsorted(self.times_ms, self.bar_times.closes_of(np.array([min(starts)]))[0])
+        )
 
     @cached_property
     def splits(self) -> dict[str, list[tuple[int, float]]]:
@@ -258,104 +252,56 @@ class RunRecord:
         opens = np.concatenate([bars.open for bars in self.bars.values()])
         return self.terms.per_share / RATE_SCALE / float(np.median(opens))
 
-    def closes_of(self, opens_ms: Ints) -> Ints:
-        """Return when the bars that open at *opens_ms* close."""
-        return closes_of(opens_ms, self.interval_ms, self.calendar)
-
-    def opens_later(self, opens_ms: Ints, bars: int) -> Ints:
-        """Return when the bar opens that is so many *bars* after each of *opens_ms*."""
-        return opens_later(opens_ms, bars, self.interval_ms, self.calendar)
-
-    def bars_between(self, first_ms: Ints, second_ms: Ints) -> Ints:
-        """Count the bars from the opens *first_ms* to the opens *second_ms*."""
-        if self.calendar is None:
-            return (second_ms - first_ms) // self.interval_ms
-        return self.calendar.places(second_ms) - self.calendar.places(first_ms)
-
     def spans_of(self, opens_ms: Ints, bars: int) -> Ints:
         """Return the number of the span of whole days, at least *bars* long, that has each open."""
-        if self.calendar is None:
-            length_ms = DAY_MS * max(1, math.ceil(bars * self.interval_ms / DAY_MS))
+        calendar = self.bar_times.calendar
+        if calendar is None:
+            length_ms = DAY_MS * max(1, math.ceil(bars * self.bar_times.interval_ms / DAY_MS))
             return opens_ms // length_ms
-        places = self.calendar.places(opens_ms)
-        days = np.unique(self.calendar.days, return_inverse=True)[1]
-        length = max(1, math.ceil(bars * (int(days[-1]) + 1) / len(self.calendar)))
+        places = calendar.places(opens_ms)
+        days = np.unique(calendar.days, return_inverse=True)[1]
+        length = max(1, math.ceil(bars * (int(days[-1]) + 1) / len(calendar)))
         spans: Ints = days[places] // length
         return spans
 
 
 # ---------------------------------------------------------------- reading
 
-_DECIDED: Final = {
-    "sequence": "i", "instrument": "s", "open_time_ms": "i", "action": "s", "allowed": "b",
-    "refused_by": "s", "unfilled_reason": "s", "regime": "s",
-}  # fmt: skip
-"""Columns of ``v_decisions``, and what each is read as: see ``view_arrays``."""
-_PREDICTED: Final = {
-    "mean_return": "f", "p_up": "f", "p_down": "f", "confidence": "f", "content_free": "f",
-    "recent_mass": "f", "older_mass": "f", "shift": "f",
-}  # fmt: skip
-"""Those that a run without a model leaves null: it is not asked for them."""
-_CANDLES: Final = {
-    "sequence": "i", "instrument": "s", "open_time_ms": "i",
-    "open": "f", "high": "f", "low": "f", "close": "f",
-}  # fmt: skip
-_NOTED: Final = {"instrument": "s", "open_time_ms": "i", "name": "s", "number": "f", "text": "s"}
-_CURVE: Final = {"sequence": "i", "equity": "f", "quantity": "f"}
-_TYPES: Final[dict[str, Any]] = {"i": np.int64, "f": np.float64, "s": np.str_, "b": np.bool_}
-
-
-class _TimeAxis(NamedTuple):
-    """The decisions and times at which every account of the run is read."""
-
-    decisions: Decisions
-    times_ms: Ints
-    steps: dict[str, float]  # the least quantity of each instrument
+_PREDICTED: Final = (
+    *("mean_return", "p_up", "p_down", "confidence", "content_free"),
+    *("recent_mass", "older_mass", "shift"),
+)
 
 
 def read_record(reader: Reader, database: Path, run_id: str) -> RunRecord:
     """Return the record of *run_id*; raise ``DataInvalid`` where it has no decision yet."""
-    views = RunViews(reader.connection, run_id)
-    with views.snapshot():
-        run = views.run()
-        decisions = _decisions(views, predicted=bool(run["model_id"]))
-        if not decisions.sequence.size:
-            raise DataInvalid(
-                f"Run {run_id} has decided no bar yet; let it run on, or choose another run."
-            )
-        stored = reader.stored_run(run_id)
-        sessions, interval_ms = sessions_of(stored.run), stored.run.interval_ms
-        calendar = None if sessions is None else Calendar(sessions, interval_ms)
-        times = closes_of(np.unique(decisions.open_time_ms), interval_ms, calendar)
+    with RunViews(reader.connection, run_id).snapshot():
+        columns = RunColumns(reader, run_id)
+        views, run = columns.views, columns.views.run()
+        decisions = _decisions(columns)
         config = restore(run["config"])
-        instruments = {item.id: item for item in stored.run.instruments}
-        axis = _TimeAxis(decisions, times, quantity_steps(instruments))
-        account, settled = _account(views, axis), views.rows("v_events", kind="funding")
-        gaps = views.rows("v_gaps")
-        actions = tuple(actions_of(reader.connection, stored.run))
+        account, *twins = _accounts(columns, decisions)
+        settled, gaps = views.rows("v_events", kind="funding"), views.rows("v_gaps")
+        actions = tuple(actions_of(reader.connection, columns.run))
         return RunRecord(
             database=database,
             run=run,
-            instruments=instruments,
+            instruments=columns.instruments,
+            bar_times=columns.times,
+            thresholds=columns.thresholds,
             config=config,
             terms=costs_for(config),
-            times_ms=times,
-            bars=_bars(views, decisions, interval_ms, calendar, settled, actions, instruments),
+            times_ms=columns.times.closes_of(np.unique(decisions.open_time_ms)),
+            bars=_bars(columns, decisions, settled, actions),
             decisions=decisions,
-            calendar=calendar,
             account=account,
-            twins=tuple(_twins(views, axis)),
+            twins=tuple(twins),
             gaps=tuple(row for row in gaps if row["cause"] != GapCause.FUNDING),
             settlements=_settlements(gaps, settled, account),
-            thresholds={
-                gate: threshold
-                for gates in reader.gate_sets(stored.run_key)
-                for gate, threshold in zip(gates.gates, gates.thresholds, strict=True)
-            },
-            notes=_notes(views),
-            margins=tuple(_margins(views, instruments)),
+            notes={name: of for name in columns.instruments if (of := columns.notes(name))},
+            margins=tuple(_margins(views, columns.instruments)),
             actions=actions,
-            states=lasting_states(reader, run_id),
+            states=lasting_states(columns),
             fitted=fitted_spans(views.card(run["model_sha256"])) if run["model_id"] else (),
         )
 
@@ -370,46 +316,26 @@ def _margins(views: RunViews, instruments: Iterable[str]) -> Iterator[Row]:
                 yield row
 
 
-def _notes(views: RunViews) -> dict[str, dict[str, Noted]]:
-    """Read the strategy's notes by instrument and name, in the order of their first rows."""
-    columns = view_arrays(views, "v_notes", _NOTED)
-    notes: dict[str, dict[str, Noted]] = {}
-    keys = list(zip(columns["instrument"].tolist(), columns["name"].tolist(), strict=True))
-    number_of = {key: number for number, key in enumerate(dict.fromkeys(keys))}
-    if not number_of:
-        return notes
-    which = np.array([number_of[key] for key in keys])
-    order = np.argsort(which, kind="stable")
-    parts = np.split(order, np.cumsum(np.bincount(which))[:-1])
-    for (instrument, name), at in zip(number_of, parts, strict=True):
-        own = {column: columns[column][at] for column in ("open_time_ms", "number", "text")}
-        notes.setdefault(instrument, {})[name] = Noted(**own)
-    return notes
-
-
-def view_arrays(
-    views: RunViews, view: str, kinds: dict[str, str], equal: Mapping[str, Condition] = ANY
-) -> dict[str, Any]:
-    """Return columns of *view* as arrays by name; *kinds* gives each one's type by a letter.
-
-    ``i`` int64, ``f`` float64 (NaN for null), ``s`` text (empty for null), ``b`` bool.
-    """
-    parts: dict[str, list[Any]] = {
-        name: [np.empty(0, dtype=_TYPES[kind])] for name, kind in kinds.items()
-    }
-    for batch in views.batches(view, tuple(kinds), equal=equal):
-        for (name, kind), column in zip(kinds.items(), batch, strict=True):
-            values = [value or "" for value in column] if kind == "s" else column
-            parts[name].append(np.array(values, dtype=_TYPES[kind]))
-    return {name: np.concatenate(part) for name, part in parts.items()}
-
-
-def _decisions(views: RunViews, *, predicted: bool) -> Decisions:
-    columns = view_arrays(views, "v_decisions", _DECIDED | (_PREDICTED if predicted else {}))
-    if not predicted:
-        columns |= dict.fromkeys(_PREDICTED, np.full(columns["sequence"].size, np.nan))
-    columns["unfilled"] = columns.pop("unfilled_reason")
-    return Decisions(**columns)
+def _decisions(columns: RunColumns) -> Decisions:
+    run_id = columns.run.run_id
+    counts = columns.rows.outcome_counts(columns.span).values()
+    if not (decided := sum(one.times for one in counts)):
+        raise DataInvalid(
+            f"Run {run_id} has decided no bar yet; let it run on, or choose another run."
+        )
+    found = columns.decisions(_PREDICTED if columns.run.model_id else ())
+    if found["sequence"].size != decided:
+        raise DataInvalid(
+            f"Run {run_id} holds decisions without their bars; run `tracepaper audit verify` "
+            "and restore a backup."
+        )
+    nothing = np.full(decided, np.nan)
+    return Decisions(
+        **{name: found[name] for name in ("sequence", "instrument", "open_time_ms", "allowed")},
+        **{name: found[name] for name in ("action", "refused_by", "regime")},
+        unfilled=found["unfilled_reason"],
+        **{name: found.get(name, nothing) for name in _PREDICTED},
+    )
 
 
 def _settlements(
@@ -423,125 +349,52 @@ def _settlements(
 
 
 def _bars(
-    views: RunViews,
+    columns: RunColumns,
     decisions: Decisions,
-    interval_ms: int,
-    calendar: Calendar | None,
     settlements: Sequence[Row],
     actions: Sequence[tuple[int, CorporateAction]],
-    instruments: Mapping[str, Instrument],
 ) -> dict[str, Bars]:
-    columns = view_arrays(views, "v_bars", _CANDLES, {"accepted": 1})
-    # Both are in the order of the run, so one index by sequence serves decisions and bars alike.
-    at = np.searchsorted(columns["sequence"], decisions.sequence).clip(
-        max=max(columns["sequence"].size - 1, 0)
-    )
-    if not np.array_equal(columns["sequence"][at], decisions.sequence):
-        raise DataInvalid(
-            f"Run {views.run_id} holds decisions without their bars; run `tracepaper audit verify` "
-            "and restore a backup."
-        )
-    rates_of: dict[tuple[str, int], int] = {}
+    rates: dict[str, dict[int, float]] = {name: {} for name in columns.instruments}
     for row in settlements:  # one that comes twice is booked once
         rate = json.loads(row["content"])["rate"]
-        rates_of.setdefault((row["instrument"], row["market_ms"]), rate)
+        rates[row["instrument"]].setdefault(row["market_ms"], rate)
+    for _, action in actions:
+        if not action.is_split:
+            rate = dividend_rate(action, columns.instruments[action.instrument])
+            rates[action.instrument][action.market_ms] = rate
     bars = {}
-    for name, places in decisions.places.items():
-        own = {
-            column: values[at[places]]
-            for column, values in columns.items()
-            if column != "instrument"
-        }
-        rates: list[tuple[int, float]] = [
-            (time, rate) for (instrument, time), rate in rates_of.items() if instrument == name
-        ]
-        rates += dividend_rates(actions, name, instruments[name])
-        closes_ms = closes_of(own["open_time_ms"], interval_ms, calendar)
-        bars[name] = Bars(**own, funding=funding_in_bars(closes_ms, rates))
+    for name in decisions.places:
+        every = columns.bars(name)
+        decided = every["outcome"] >= 0
+        chosen = ("sequence", "open_time_ms", "open", "high", "low", "close")
+        own = {key: every[key][decided] for key in chosen}
+        closes_ms = columns.times.closes_of(own["open_time_ms"])
+        bars[name] = Bars(**own, funding=funding_in_bars(closes_ms, rates[name].items()))
     return bars
 
 
-def dividend_rates(
-    actions: Sequence[tuple[int, CorporateAction]], name: str, instrument: Instrument
-) -> list[tuple[int, float]]:
-    """Return the time of each dividend of *name* and its rate, as of funding that is received."""
-    return [
-        (action.market_ms, dividend_rate(action, instrument))
-        for _, action in actions
-        if action.instrument == name and not action.is_split
-    ]
-
-
-def dividend_rate(action: CorporateAction, instrument: Instrument) -> float:
-    """Return a dividend as a rate of funding that is received: 10⁻¹⁰ of the close before it."""
-    return -action.amount * 10**instrument.price_decimals / action.close
-
-
-def funding_in_bars(closes_ms: Ints, settled: Sequence[tuple[int, float]]) -> Floats:
-    """Return the rates that were settled within each bar; those after the last are left out."""
-    rates = np.zeros(closes_ms.size)
-    for market_ms, rate in settled:
-        place = int(np.searchsorted(closes_ms, market_ms, side="right"))
-        if place < closes_ms.size:
-            rates[place] += rate / RATE_SCALE
-    return rates
-
-
-def quantity_steps(instruments: dict[str, Instrument]) -> dict[str, float]:
-    """Return every instrument's quantity step as a quantity."""
-    return {
-        name: item.quantity_step / 10**item.quantity_decimals for name, item in instruments.items()
-    }
-
-
-def without_dust(held: Floats, step: float) -> Floats:
-    """Return *held* without the rests under a *step* that spot fees leave: none can be sold."""
-    return np.where(np.abs(held) < (1.0 - 1e-9) * step, 0.0, held)
-
-
-def _account(views: RunViews, axis: _TimeAxis) -> AccountRecord:
-    curve = view_arrays(views, "v_equity", _CURVE)
-    (last,) = views.rows("v_equity", newest=1)
-    return _ledger("this run", curve, views.rows("v_fills"), last, axis)
-
-
-def _twins(views: RunViews, axis: _TimeAxis) -> list[AccountRecord]:
-    accounts = []
-    for name, _ in sorted(views.counts("v_twin_equity", "twin")):
-        curve = view_arrays(views, "v_twin_equity", _CURVE, {"twin": name})
-        (last,) = views.rows("v_twin_equity", newest=1, twin=name)
-        fills = views.rows("v_twin_fills", twin=name)
-        accounts.append(_ledger(name, curve, fills, last, axis))
-    return accounts
-
-
-def _ledger(
-    name: str,
-    steps: dict[str, Any],
-    fills: Sequence[Row],
-    last: Row,
-    axis: _TimeAxis,
-) -> AccountRecord:
-    """Return one account from its sequence, equity and position after each of its *steps*."""
-    decisions, times_ms = axis.decisions, axis.times_ms
-    sequences, equity = steps["sequence"], steps["equity"]
-    quantity = np.nan_to_num(steps["quantity"])
-    at = np.searchsorted(sequences, decisions.sequence, side="right") - 1
-    # Several instruments close at one time: the last step of that time has the whole account.
-    curve = np.empty(times_ms.size)
-    curve[np.searchsorted(times_ms, decisions.open_time_ms, side="right")] = equity[at]
-    before = max(int(at[0]) - 1, 0)
-    held = {}
-    for instrument, places in decisions.places.items():
-        own = quantity[at[places]]
-        held[instrument] = without_dust(own, axis.steps[instrument])
-    return AccountRecord(
-        name=name,
-        equity=np.concatenate((equity[before : before + 1], curve)),
-        held=held,
-        fills=tuple(fills),
-        fees_paid=float(last["fees_paid"]),
-        funding_paid=float(last["funding_paid"]),
-        realized_pnl=float(last["realized_pnl"]),
-        unrealized_pnl=float(last["unrealized_pnl"]),
-    )
+def _accounts(columns: RunColumns, decisions: Decisions) -> Iterator[AccountRecord]:
+    """Yield the run's own account, and then the others by their names."""
+    views, times_ms = columns.views, np.unique(decisions.open_time_ms)
+    for name, steps in sorted(columns.accounts().items()):
+        of: dict[str, Any] = {"twin": name} if name else {}
+        (last,) = views.rows("v_twin_equity" if name else "v_equity", newest=1, **of)
+        at = np.searchsorted(steps["sequence"], decisions.sequence, side="right") - 1
+        # Several instruments close at one time: the last step of that time has the whole account.
+        curve = np.empty(times_ms.size)
+        curve[np.searchsorted(times_ms, decisions.open_time_ms)] = steps["equity"][at]
+        before = columns.equity_before(int(decisions.sequence[0]), name)
+        held = {}
+        for instrument, places in decisions.places.items():
+            step = columns.quantity_step(instrument)
+            held[instrument] = without_dust(steps["quantity"][at[places]], step)
+        yield AccountRecord(
+            name=name or "this run",
+            equity=np.concatenate(([before], curve)),
+            held=held,
+            fills=tuple(views.rows("v_twin_fills" if name else "v_fills", **of)),
+            fees_paid=float(last["fees_paid"]),
+            funding_paid=float(last["funding_paid"]),
+            realized_pnl=float(last["realized_pnl"]),
+            unrealized_pnl=float(last["unrealized_pnl"]),
+        )

@@ -36,9 +36,10 @@ from tracepaper.replay.report.honesty import card_sentences
 from tracepaper.replay.report.listed_orders import newest as newest_listed
 from tracepaper.replay.report.listed_orders import of_decision
 from tracepaper.replay.report.metrics import Activity, Drawdown, Performance
-from tracepaper.replay.report.record import AccountRecord, Floats, Ints, RunRecord, read_record
+from tracepaper.replay.report.record import AccountRecord, RunRecord, read_record
 from tracepaper.replay.report.risk_heads import SaidAndCame, read_said
 from tracepaper.replay.report.trades import ClosedTrade, Costs, closed_trades, costs
+from tracepaper.replay.run_columns import Floats, Ints
 from tracepaper.storage.checkpoints import ID_DIGITS, FittedSpan, kept_folder, read_card
 from tracepaper.storage.database.reader import Reader
 from tracepaper.storage.database.run_views import Row, RunViews
@@ -100,9 +101,10 @@ def _rollout(
 ) -> tuple[tuple[int, int, float], ...]:
     """Return the cells of age as stretches of time, oldest first; "older" has no length."""
     opened = np.array([int(decision["open_time_ms"])])
-    edges = [int(record.closes_of(opened)[0])]
+    edges = [int(record.bar_times.closes_of(opened)[0])]
     edges += [
-        int(record.opens_later(opened, 1 - cell * BLOCK_BARS)[0]) for cell in range(1, by_age.size)
+        int(record.bar_times.opens_later(opened, 1 - cell * BLOCK_BARS)[0])
+        for cell in range(1, by_age.size)
     ]
     return tuple(
         (edges[cell + 1], edges[cell], float(by_age[cell]))
@@ -118,11 +120,13 @@ def _price(
 ) -> tuple[Ints, Floats]:
     """Return the closes from where the decision looked, or a little before it, to the exit."""
     bars = record.bars[trade.instrument]
-    closes_ms = record.closes_of(bars.open_time_ms)
+    closes_ms = record.bar_times.closes_of(bars.open_time_ms)
     back_ms = (
         rollout[0][0]
         if rollout
-        else record.opens_later(np.array([int(decision["open_time_ms"])]), -_BEFORE_BARS)[0]
+        else record.bar_times.opens_later(np.array([int(decision["open_time_ms"])]), -_BEFORE_BARS)[
+            0
+        ]
     )
     first = int(np.searchsorted(closes_ms, back_ms))
     last = int(np.searchsorted(closes_ms, trade.exit_ms)) + _AFTER_BARS
@@ -287,8 +291,8 @@ def build_report(
         rolling=metrics.rolling_sharpe(
             record.times_ms[:0] if divided else record.times_ms,
             own[:1] if divided else own,
-            record.interval_ms,
-            record.calendar,
+            record.bar_times.interval_ms,
+            record.bar_times.calendar,
             record.risk_free,
         ),
         trades=closed,
@@ -357,8 +361,8 @@ def _stretch(
     figures = metrics.performance(
         record.times_ms[first:end],
         record.account.equity[first : end + 1],
-        record.interval_ms,
-        record.calendar,
+        record.bar_times.interval_ms,
+        record.bar_times.calendar,
         risk_free=record.risk_free,
     )
     if record.holds_over_split(record.account):
@@ -385,12 +389,12 @@ def _random(
 
 def _times(record: RunRecord) -> Ints:
     """Return the times of the equity curve: the first open, then every close."""
-    return np.concatenate((record.times_ms[:1] - record.interval_ms, record.times_ms))
+    return np.concatenate((record.times_ms[:1] - record.bar_times.interval_ms, record.times_ms))
 
 
 def _within(record: RunRecord) -> Ints:
     """Put every close into the bar that it ends: midnight belongs to the day before."""
-    return np.concatenate((record.times_ms[:1] - record.interval_ms, record.times_ms - 1))
+    return np.concatenate((record.times_ms[:1] - record.bar_times.interval_ms, record.times_ms - 1))
 
 
 def _marks(record: RunRecord) -> Ints:
@@ -413,8 +417,8 @@ def account_report(
     figures = metrics.performance(
         record.times_ms,
         ledger.equity,
-        record.interval_ms,
-        record.calendar,
+        record.bar_times.interval_ms,
+        record.bar_times.calendar,
         risk_free=record.risk_free,
     )
     if record.holds_over_split(ledger):
@@ -431,7 +435,7 @@ def account_report(
             equity=ledger.equity,
             profits=[trade.profit for trade in closed],
             days=figures.days,
-            year_days=metrics.year_days(record.calendar),
+            year_days=metrics.year_days(record.bar_times.calendar),
         ),
         costs=costs(ledger, record.terms),
         margin=_margin(record) if own else None,
@@ -507,8 +511,8 @@ def _held_account(record: RunRecord, held: HoldBenchmark) -> AccountReport:
         performance=metrics.performance(
             record.times_ms,
             held.equity,
-            record.interval_ms,
-            record.calendar,
+            record.bar_times.interval_ms,
+            record.bar_times.calendar,
             risk_free=record.risk_free,
         ),
         activity=None,
@@ -521,7 +525,7 @@ def _sentences(record: RunRecord, card: Card) -> tuple[str, ...]:
     found = [PAPER_SENTENCE]
     if record.gaps:
         lost = sum(
-            int(record.bars_between(np.array(row["from_ms"]), np.array(row["until_ms"])))
+            int(record.bar_times.bars_between(np.array(row["from_ms"]), np.array(row["until_ms"])))
             for row in record.gaps
             if not row["repaired_by"]
         )

@@ -17,7 +17,8 @@ import numpy as np
 
 from tracepaper.replay.document.values import Estimate, Figure, Table, table
 from tracepaper.replay.report.metrics import kupiec, mean_error
-from tracepaper.replay.report.record import Floats, Ints, RunRecord
+from tracepaper.replay.report.record import RunRecord
+from tracepaper.replay.run_columns import Floats, Ints
 from tracepaper.storage.database.reader import Reader
 from tracepaper.storage.database.run_views import RunViews
 from tracepaper.strategies.types.decisions import DRAWDOWN_LEVELS, SHARES, TAILS, Forecast
@@ -105,10 +106,10 @@ def _came(record: RunRecord, horizon: int) -> Floats:
             rise = np.maximum(rise, here - trough)
             variance += (here - before) ** 2
         opens = bars.open_time_ms
-        unbroken = record.bars_between(opens[:whole], opens[horizon:]) == horizon
+        unbroken = record.bar_times.bars_between(opens[:whole], opens[horizon:]) == horizon
         made = np.stack((logs[horizon:] - first, fall, rise, np.sqrt(variance)))
         found[:4, places[:whole]] = np.where(unbroken, made, np.nan)
-        found[4, places] = record.bars_between(np.full_like(opens, opens[0]), opens)
+        found[4, places] = record.bar_times.bars_between(np.full_like(opens, opens[0]), opens)
     return found
 
 

@@ -12,15 +12,10 @@ from datetime import UTC, datetime
 from typing import Any, Final
 
 import msgspec
-import numpy as np
 
-from tracepaper.daemon.session.run_row import sessions_of
-from tracepaper.storage.database.reader import Reader
-from tracepaper.storage.database.run_views import Row, RunViews
-from tracepaper.storage.record.columns import SEQUENCE_LIMIT
-from tracepaper.storage.record.rows import INDEXED_KINDS, sequence_of, step_key
+from tracepaper.replay.run_columns import RunColumns
+from tracepaper.storage.database.run_views import Row
 from tracepaper.strategies.gates.declared import operator, risk_drawdown, risk_halt
-from tracepaper.strategies.sessions import Calendar, closes_of
 from tracepaper.strategies.types.decisions import Action
 from tracepaper.strategies.types.market import BY_REST, Command, CommandKind, GapCause, Side
 from tracepaper.strategies.units import DAY_MS, HOUR_MS, MINUTE_MS
@@ -28,23 +23,6 @@ from tracepaper.strategies.units import DAY_MS, HOUR_MS, MINUTE_MS
 LIMITS: Final = (*risk_halt.only_with, risk_halt.name)
 """The gates that refuse while a limit halts the run."""
 _ENTRIES: Final = (Action.LONG, Action.SHORT, Action.ORDERS)
-_COMMANDS: Final = (
-    "SELECT sequence, market_ms, content FROM events WHERE run_key = ? AND sequence BETWEEN ? AND "
-    f"? AND {INDEXED_KINDS} AND kind = 'command' ORDER BY sequence"
-)
-_HALTS: Final = (
-    "SELECT sequence, since_ms, breached FROM halts WHERE run_key = ? AND sequence BETWEEN ? AND ? "
-    "ORDER BY sequence"
-)
-_HELD: Final = (
-    "SELECT instrument, quantity, max(step) FROM holdings WHERE step BETWEEN ? AND ? "
-    "AND (book = 0 OR twin IN ('LONG', 'SHORT')) AND instrument IS NOT NULL "
-    "GROUP BY instrument, twin"
-)
-_FILLS: Final = (
-    "SELECT sequence FROM fills WHERE run_key = ? AND sequence BETWEEN ? AND ? "
-    "ORDER BY sequence DESC"
-)
 LONG_HOLES: Final = 0.01
 """The share of a run's time from which on its holes are said first."""
 HOLE: Final = "hole"
@@ -87,32 +65,32 @@ class LastingState:
         return asdict(self)
 
 
-def lasting_states(
-    reader: Reader, run_id: str, *, until: int | None = None
-) -> tuple[LastingState, ...]:
-    """Return what held *run_id* after step *until*, by default after its newest one.
+def lasting_states(columns: RunColumns, *, until: int | None = None) -> tuple[LastingState, ...]:
+    """Return what held a run after step *until*, by default after its newest one.
 
     The last of them are the holes in its data up to there, where these are long.
     """
-    views = RunViews(reader.connection, run_id)
+    views = columns.views
     newest = views.rows("v_events", newest=1) if until is None else ()
     newest = newest or views.rows("v_events", sequence=until or 0)
     if not newest:
         return ()
-    span = _Span(reader, views, newest[-1]["sequence"], newest[-1]["market_ms"])
+    last, now_ms = newest[-1]["sequence"], newest[-1]["market_ms"]
+    span = _Span(columns, last, now_ms)
     commands = [
-        (sequence, at_ms, command_of(json.loads(content), at_ms))
-        for sequence, at_ms, content in span.rows(_COMMANDS)
+        (event.sequence, event.market_ms, command_of(json.loads(event.content), event.market_ms))
+        for event in columns.rows.events("command", (0, last))
     ]
     resumed = max((at for at, _, of in commands if of.kind is CommandKind.RESUME), default=-1)
     found = []
     if words := [command for command in commands if command[0] > resumed]:
         (sequence, since_ms, _), (_, _, newest_command) = words[0], words[-1]
         found.append(span.state("operator", operator.name, since_ms, sequence, newest_command))
-    halts = [row for row in span.rows(_HALTS) if row[0] > resumed]
-    for sequence, since_ms, limit in halts[-1:]:
-        found.append(span.state("limit", limit, since_ms, sequence))
-    if not halts and (state := span.refused_by_drawdown(resumed)) is not None:
+    halts = columns.rows.halts((resumed + 1, last))
+    if halts:
+        halt = halts[-1]
+        found.append(span.state("limit", halt.limit, halt.since_ms, halt.sequence))
+    elif (state := span.refused_by_drawdown(resumed)) is not None:
         found.append(state)
     if (holes := span.holes()) is not None:
         found.append(holes)
@@ -127,16 +105,9 @@ def command_of(content: dict[str, Any], market_ms: int = 0) -> Command:
 class _Span:
     """The steps of a run up to one of them, as far as they are kept."""
 
-    def __init__(self, reader: Reader, views: RunViews, last: int, now_ms: int) -> None:
-        self._connection, self._views = reader.connection, views
-        stored = reader.stored_run(views.run_id)
-        sessions, self._interval_ms = sessions_of(stored.run), stored.run.interval_ms
-        self._calendar = None if sessions is None else Calendar(sessions, self._interval_ms)
-        self._run_key = stored.run_key
-        pruned = reader.pruned(stored.run_key)
-        self._pruned = -1 if pruned is None else pruned.until_sequence
-        self._last, self._now_ms, self._started_ms = last, now_ms, stored.run.period_start_ms
-        self._steps_of = [one.quantity_step for one in stored.run.instruments]
+    def __init__(self, columns: RunColumns, last: int, now_ms: int) -> None:
+        self._columns, self._views, self._rows = columns, columns.views, columns.rows
+        self._last, self._now_ms = last, now_ms
 
     def state(
         self,
@@ -154,7 +125,7 @@ class _Span:
             gates, what = (gate,), "decisions"
             by = f"the operator's {word} {giver}" + (f" ({note})" if note else "")
         refused = self._refused(gates, sequence)
-        least = "at least " if self._pruned >= sequence else ""
+        least = "at least " if self._columns.span[0] > sequence else ""
         count = f"; {least}{refused:,} {what} refused"
         idle_ms = self._now_ms - max(since_ms, self._entered_ms(sequence))
         sentence = (
@@ -171,20 +142,19 @@ class _Span:
 
         Nothing is earned without a position, so the drawdown lasts as a halt does.
         """
-        query = "SELECT gate FROM gate_sets WHERE run_key = ?"
-        gates = {row[0] for row in self._connection.execute(query, (self._run_key,))}
+        gates = self._columns.gates
         if risk_drawdown.name not in gates or risk_halt.name in gates:
             return None
-        after = max(after, self._pruned)
-        entered = self._steps("max(step)", "allowed AND action IN ({})", _ENTRIES, after)
-        first = after if entered is None else sequence_of(entered)
-        begun = self._steps("min(step)", "refused_by IN ({})", (risk_drawdown.name,), first)
-        if begun is None or self._is_held():
+        outcomes = self._rows.outcomes
+        entries = [each.key for each in outcomes if each.allowed and each.action in _ENTRIES]
+        first = max(after + 1, self._columns.span[0])
+        entered = self._rows.decided_at((first, self._last), entries, newest=True)
+        span = (first if entered is None else entered + 1, self._last)
+        sequence = self._rows.decided_at(span, self._keys((risk_drawdown.name,)), newest=False)
+        if sequence is None or self._is_held():
             return None
-        sequence = sequence_of(begun)
         (decision,) = self._views.rows("v_decisions", sequence=sequence)
-        opened_ms = np.array([int(decision["open_time_ms"])])
-        since_ms = int(closes_of(opened_ms, self._interval_ms, self._calendar)[0])
+        since_ms = self._columns.times.close_ms(decision["open_time_ms"])
         refused = self._refused((risk_drawdown.name,), sequence)
         sentence = (
             f"This run is held by {risk_drawdown.name} since {time_text(since_ms)}; {refused:,} "
@@ -205,7 +175,7 @@ class _Span:
         for row in self._views.rows("v_gaps"):
             until_ms = row["until_ms"]
             if row["repaired_by"] == BY_REST:
-                until_ms = min(until_ms, row["market_ms"] - self._interval_ms)
+                until_ms = min(until_ms, row["market_ms"] - self._columns.interval_ms)
             is_bars = row["cause"] != GapCause.FUNDING and row["repaired_by"] in {"", BY_REST}
             if is_bars and row["sequence"] <= self._last and until_ms > row["from_ms"]:
                 lost.setdefault(row["instrument"], []).append((until_ms - row["from_ms"], row))
@@ -213,11 +183,11 @@ class _Span:
             return None
         name, holes = max(lost.items(), key=lambda of: sum(length for length, _ in of[1]))
         total_ms = sum(length for length, _ in holes)
-        lasted_ms = self._now_ms - self._started_ms
-        if total_ms < max(LONG_HOLES * lasted_ms, 2 * self._interval_ms):
+        lasted_ms = self._now_ms - self._columns.run.period_start_ms
+        if total_ms < max(LONG_HOLES * lasted_ms, 2 * self._columns.interval_ms):
             return None
         length_ms, longest = max(holes, key=lambda of: of[0])
-        of = f" of {name}" if len(self._steps_of) > 1 else ""
+        of = f" of {name}" if len(self._columns.instruments) > 1 else ""
         begin = time_text(longest["from_ms"])
         where = (
             f"the data{of} have {len(holes):,} holes, the longest of {span_text(length_ms)} from "
@@ -234,42 +204,30 @@ class _Span:
             sentence, "",
         )  # fmt: skip
 
-    def rows(self, query: str, after: int = -1) -> list[Any]:
-        """Return the rows of *query*, of this run and of its steps after *after*."""
-        return self._connection.execute(query, (self._run_key, after + 1, self._last)).fetchall()
-
     def _is_held(self) -> bool:
         """Whether a position was held after the last of the steps."""
-        span = step_key(self._run_key, 0), step_key(self._run_key, self._last)
-        held = self._connection.execute(_HELD, span).fetchall()
-        return any(abs(quantity) >= self._steps_of[place] for place, quantity, _ in held)
+        steps = [item.quantity_step for item in self._columns.instruments.values()]
+        held = self._rows.held(self._last)
+        return any(abs(quantity) >= steps[place] for place, quantity in held)
 
-    def _steps(self, taken: str, outcome: str, words: Collection[str], after: int) -> int | None:
-        """Return what is *taken* of the steps after *after* with such an *outcome*."""
-        marks = ", ".join("?" * len(words))
-        query = (
-            f"SELECT {taken} FROM steps s WHERE s.step BETWEEN ? AND ? AND s.outcome IN (SELECT "
-            f"o.step & {SEQUENCE_LIMIT - 1} FROM outcomes o WHERE o.step BETWEEN ? AND ? "
-            f"AND {outcome.format(marks)})"
-        )
-        first, last = step_key(self._run_key, 0), step_key(self._run_key, self._last)
-        values = (first + after + 1, last, first, last, *words)
-        (found,) = self._connection.execute(query, values).fetchone()
-        return None if found is None else int(found)
-
-    def _refused(self, gates: Collection[str], sequence: int) -> int:
-        """Count the decisions from step *sequence* on that one of *gates* refused.
+    def _keys(self, gates: Collection[str]) -> list[int]:
+        """Return the outcomes that one of *gates* refused.
 
         What was refused is stored as HOLD: its action says nothing.
         """
-        return self._steps("count(*)", "refused_by IN ({})", gates, sequence - 1) or 0
+        return [each.key for each in self._rows.outcomes if each.refused_by in gates]
+
+    def _refused(self, gates: Collection[str], sequence: int) -> int:
+        """Count the decisions from step *sequence* on that one of *gates* refused."""
+        counts = self._rows.outcome_counts((sequence, self._last))
+        return sum(counts[key].times for key in self._keys(gates) if key in counts)
 
     def _entered_ms(self, sequence: int) -> int:
         """Return when the newest fill after step *sequence* opened or added to a position; else 0.
 
         An order that rested before may do so.
         """
-        for (at,) in self.rows(_FILLS, sequence):
+        for at in self._rows.filled((sequence + 1, self._last)):
             held = self._views.rows("v_positions", sequence=at)
             for fill in self._views.rows("v_fills", sequence=at):
                 if any(_adds(fill, position) for position in held):

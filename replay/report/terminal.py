@@ -22,6 +22,7 @@ from tracepaper.replay.report.figures import tables
 from tracepaper.replay.report.report import Report
 from tracepaper.replay.report.states import LastingState, lasting_states
 from tracepaper.replay.report.trades import largest_causes
+from tracepaper.replay.run_columns import RunColumns
 from tracepaper.storage.database.reader import Reader
 from tracepaper.storage.database.run_views import Row, RunViews
 from tracepaper.strategies.builtin import SIZE, TREND
@@ -85,7 +86,7 @@ def as_document(
         "kind": record.run["kind"],
         "strategy": record.run["strategy"],
         "instruments": str(record.run["instruments"]).split(","),
-        "interval_ms": record.interval_ms,
+        "interval_ms": record.bar_times.interval_ms,
         "from_ms": int(record.decisions.open_time_ms.min()),
         "until_ms": int(record.times_ms[-1]),
         "decisions": int(record.decisions.sequence.size),
@@ -199,7 +200,7 @@ def summarise(database: Path, run_id: str) -> Summary:
                 refusals=tuple(refusals),
                 unfilled=tuple(views.counts("v_decisions", "unfilled_reason")),
                 rejected=tuple(views.counts("v_orders", "reason", status="REJECTED")),
-                states=lasting_states(reader, run_id),
+                states=lasting_states(RunColumns(reader, run_id)),
                 instruments=reader.stored_run(run_id).run.instruments,
                 warming=_warming(views) if [(warm.name, decisions)] == [*refusals] else "",
             )

@@ -22,9 +22,10 @@ from tracepaper.replay.document.charts import (
 from tracepaper.replay.document.values import FoldedParts, Form, Paragraph, Part, Table, table_of
 from tracepaper.replay.report.charts import drawn_trades
 from tracepaper.replay.report.listed_orders import listed
-from tracepaper.replay.report.record import Floats, Ints, RunRecord
+from tracepaper.replay.report.record import RunRecord
 from tracepaper.replay.report.report import ExplainedTrade, Report
 from tracepaper.replay.report.trades import ClosedTrade
+from tracepaper.replay.run_columns import Floats, Ints
 from tracepaper.storage.database.reader import Reader
 from tracepaper.storage.database.run_views import Row, RunViews
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid, shown
@@ -187,7 +188,7 @@ def figure_of(report: Report, *, last: int) -> MatplotlibFigure:
     bars = record.bars[instrument]
     if bars.close.size < BARS_LEAST:
         raise DataInvalid(f"Run {record.run['run_id']} holds no two bars in a row to draw.")
-    times = record.closes_of(bars.open_time_ms)[-last:]
+    times = record.bar_times.closes_of(bars.open_time_ms)[-last:]
     close = bars.close[-last:]
     with Reader.open(record.database) as reader:
         views = RunViews(reader.connection, record.run["run_id"])
@@ -263,7 +264,9 @@ def _mark_trade(axes: Axes, trade: ClosedTrade, orders: list[Row]) -> None:
 def _series(notes: list[Row], times: Ints, record: RunRecord) -> dict[str, tuple[Floats, Floats]]:
     """Return the numbers noted under each name, by the close of their bars in days."""
     found: dict[str, tuple[list[float], list[float]]] = {}
-    closes_ms = record.closes_of(np.array([note["open_time_ms"] for note in notes], dtype=np.int64))
+    closes_ms = record.bar_times.closes_of(
+        np.array([note["open_time_ms"] for note in notes], dtype=np.int64)
+    )
     for note, at_ms in zip(notes, closes_ms.tolist(), strict=True):
         if note["number"] is not None and at_ms >= times[0]:
             at, values = found.setdefault(note["name"], ([], []))

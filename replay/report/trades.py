@@ -28,7 +28,8 @@ from tracepaper.daemon.broker.rules import (
     below_step,
 )
 from tracepaper.replay.report.metrics import mean_error
-from tracepaper.replay.report.record import AccountRecord, Floats, Ints, RunRecord
+from tracepaper.replay.report.record import AccountRecord, RunRecord
+from tracepaper.replay.run_columns import Floats, Ints
 from tracepaper.storage.database.run_views import Row
 from tracepaper.strategies.corporate_actions import ShareTerms, entitlement
 from tracepaper.strategies.gates.declared import warm
@@ -487,7 +488,9 @@ class Markout(NamedTuple):
 def markouts(record: RunRecord) -> list[Markout]:
     """Return the markouts of the run's fills as maker; empty where it has none."""
     fills = [fill for fill in record.account.fills if fill["liquidity"] == Liquidity.MAKER]
-    closes = {key: record.closes_of(bars.open_time_ms) for key, bars in record.bars.items()}
+    closes = {
+        key: record.bar_times.closes_of(bars.open_time_ms) for key, bars in record.bars.items()
+    }
     results = []
     for after in AFTER_BARS if fills else ():
         moved, days = [], []

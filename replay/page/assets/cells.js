@@ -51,10 +51,11 @@ export function cut(answer, { from_ms, until_ms, points }) {
   const from = from_ms == null ? opens[start] : Number(from_ms);
   const until = until_ms == null ? (last(opens) ?? 0) + answer.interval_ms : Number(until_ms);
   const step = cellLength(answer.interval_ms, until - from, points);
+  const isHeld = step === answer.interval_ms; // so long cells are here, and begin where they do
   const groups = [];
   let key = null;
   for (let index = start; index < end; index++) {
-    const cell = Math.floor(opens[index] / step);
+    const cell = isHeld ? index : Math.floor(opens[index] / step);
     if (cell !== key) groups.push([]);
     last(groups).push(index);
     key = cell;
@@ -62,7 +63,8 @@ export function cut(answer, { from_ms, until_ms, points }) {
   const column = (values, rule) => groups.map((group) => rule(group.map((index) => values[index])));
   const result = { ...answer, interval_ms: step };
   for (const [name, values] of Object.entries(answer)) {
-    if (name === "time_ms") result[name] = groups.map((group) => (Math.floor(opens[group[0]] / step) + 1) * step);
+    if (isHeld && name.endsWith("time_ms")) result[name] = values.slice(start, end);
+    else if (name === "time_ms") result[name] = groups.map((group) => (Math.floor(opens[group[0]] / step) + 1) * step);
     else if (name === "open_time_ms") result[name] = groups.map((group) => Math.floor(opens[group[0]] / step) * step);
     else if (Array.isArray(values)) result[name] = column(values, isEquity ? last : (RULES[name] ?? last));
     else if (values && typeof values === "object")

@@ -18,13 +18,12 @@ from report_cases import BTC, SAMPLE, STRICT, cross, replayed
 
 from tracepaper.replay.document.values import as_parts
 from tracepaper.replay.page import (
-    cells,
-    columns,
     databases,
     decisions,
     derivations,
     marks,
     records,
+    rollups,
     runs,
 )
 from tracepaper.replay.page.databases import Databases, Refusing, ShownRun
@@ -117,15 +116,15 @@ def test_equity_ends_where_the_account_does(shown: ShownRun) -> None:
 def test_equity_reads_each_column_once(shown: ShownRun, monkeypatch: pytest.MonkeyPatch) -> None:
     runs.equity(shown, None, None, 50)
     read: list[str] = []
-    cells_of = columns.RunColumns.cells
+    cells_of = rollups.Rollups.cells
 
-    def counted(own: columns.RunColumns, name: str, *asked: Any) -> Any:
+    def counted(own: rollups.Rollups, name: str, *asked: Any) -> Any:
         read.append(name)
         return cells_of(own, name, *asked)
 
-    monkeypatch.setattr(columns.RunColumns, "cells", counted)
+    monkeypatch.setattr(rollups.Rollups, "cells", counted)
     runs.equity(shown, None, None, 40)
-    assert sorted(read) == sorted({columns.ACCOUNTS, *shown.columns.instruments})
+    assert sorted(read) == sorted({rollups.ACCOUNTS, *shown.columns.instruments})
 
 
 def test_every_fill_is_marked_with_its_decision(shown: ShownRun) -> None:
@@ -363,29 +362,29 @@ def test_a_rollup_is_what_the_bars_say_and_is_made_anew_where_it_is_damaged(
     with sqlite3.connect(cross_database) as one, sqlite3.connect(database) as two:
         one.backup(two)
     name, plain = next(iter(shown_of(database).columns.instruments)), shown_of(database)
-    due = plain.columns.cells(name, None, None, 60)
-    monkeypatch.setattr(columns, "SHORT_BARS", 100)
+    due = plain.rollups.cells(name, None, None, 60)
+    monkeypatch.setattr(rollups, "SHORT_BARS", 100)
     made = shown_of(database)
-    made.columns.build()
-    assert made.columns.path.exists()
+    made.rollups.build()
+    assert made.rollups.path.exists()
 
-    def same(found: tuple[int, cells.Block]) -> bool:
+    def same(found: tuple[int, rollups.Block]) -> bool:
         assert found[0] == due[0]
         return all(np.allclose(found[1][key], due[1][key], 1e-12, equal_nan=True) for key in due[1])
 
-    assert same(made.columns.cells(name, None, None, 60))
-    monkeypatch.setattr(columns, "DIRECT_BARS", 100)
-    made.columns.path.unlink()
+    assert same(made.rollups.cells(name, None, None, 60))
+    monkeypatch.setattr(rollups, "DIRECT_BARS", 100)
+    made.rollups.path.unlink()
     asked = shown_of(database)
-    for group in (name, columns.ACCOUNTS):  # the later is written down as well
-        asked.columns.cells(group, None, None, 60)
-    shown_of(database, builds=False).columns.cells(columns.ACCOUNTS, None, None, 60)
-    assert same(shown_of(database, builds=False).columns.cells(name, None, None, 60))
-    for damage in (b"", b"PK\x03\x04no", made.columns.path.read_bytes()[:-50]):
-        made.columns.path.write_bytes(damage)
-        with pytest.raises(columns.RollupMissing):
-            shown_of(database, builds=False).columns.cells(name, None, None, 60)
-    assert same(shown_of(database).columns.cells(name, None, None, 60))
+    for group in (name, rollups.ACCOUNTS):  # the later is written down as well
+        asked.rollups.cells(group, None, None, 60)
+    shown_of(database, builds=False).rollups.cells(rollups.ACCOUNTS, None, None, 60)
+    assert same(shown_of(database, builds=False).rollups.cells(name, None, None, 60))
+    for damage in (b"", b"PK\x03\x04no", made.rollups.path.read_bytes()[:-50]):
+        made.rollups.path.write_bytes(damage)
+        with pytest.raises(rollups.RollupMissing):
+            shown_of(database, builds=False).rollups.cells(name, None, None, 60)
+    assert same(shown_of(database).rollups.cells(name, None, None, 60))
 
 
 def test_a_run_that_is_nowhere_is_refused(cross_database: Path) -> None:

@@ -17,7 +17,7 @@ from report_cases import build_report_of
 from tracepaper.replay.archive.series import archive_instrument
 from tracepaper.replay.bench.live import closes_of, live_config, live_parts, quote_of
 from tracepaper.replay.bench.replay import tiled
-from tracepaper.replay.page import columns, holding, news, runs
+from tracepaper.replay.page import holding, news, rollups, runs
 from tracepaper.replay.page.databases import Databases, ShownRun
 from tracepaper.replay.report.report import held_alike
 from tracepaper.storage.maintenance import prune
@@ -115,9 +115,8 @@ LONG = [pytest.param(2, 3_000, rate, marks=pytest.mark.slow) for rate in (10**6,
 def test_holding_is_the_reports_as_a_run_grows_and_after_a_prune(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int, bars: int, rate: int
 ) -> None:
-    monkeypatch.setattr(columns, "SHORT_BARS", 50)
-    monkeypatch.setattr(columns, "FOLDED_BARS", 20)
-    monkeypatch.setattr(holding, "NEAR", 3)
+    monkeypatch.setattr(rollups, "SHORT_BARS", 50)
+    monkeypatch.setattr(rollups, "FOLDED_BARS", 20)
     every, database = events(bars, rate, seed=seed), tmp_path / "run.db"
     config = live_config(f"{__name__}:{Sides.__name__}", ["BENCH0USDT", "BENCH1USDT"])
     # Each part ends with a settlement, whose bar is not there yet.
@@ -132,17 +131,17 @@ def test_holding_is_the_reports_as_a_run_grows_and_after_a_prune(
         for first, end in pairwise(edges):
             asyncio.run(_append(parts, every[first:end]))
             for shown in (followed, shown_of(database)):
-                shown.columns.refresh(shown.reader)
+                shown.rollups.refresh()
                 check(shown)
     check_news(followed)
     held = [row["quantity"] for row in followed.views.rows("v_positions")]
     assert min(held) < 0 < max(held)
-    units = followed.columns.followed["units"].bought.values()
+    units = followed.rollups.followed["units"].bought.values()
     assert all(unit.settled_ms.size > 5 and unit.paid.any() for unit in units)
     if bars > DAY_MS // MINUTE_MS:
         assert prune(database, keep_days=1, pruned_at_ms=5)
         for shown in (followed, shown_of(database)):
-            shown.columns.refresh(shown.reader)
+            shown.rollups.refresh()
             assert shown.columns.span[0] > 0
             check(shown)
 

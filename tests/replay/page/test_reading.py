@@ -16,7 +16,7 @@ from playwright.sync_api import expect
 from report_cases import SAMPLE, STRICT, replayed
 from waiting import deadline_s
 
-from tracepaper.replay.page import cells
+from tracepaper.replay.page import rollups
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -417,6 +417,6 @@ def test_cells_are_as_long_in_the_browser_as_on_the_server(browser: Browser, url
         for points in (2, 3, 100, 1_001, 2_000)
     ]
     with opened(browser, url) as page:
-        assert page.evaluate(LENGTHS, asked) == [cells.cell_length(*each) for each in asked]
+        assert page.evaluate(LENGTHS, asked) == [rollups.cell_length(*each) for each in asked]
         listed = page.evaluate('import("/assets/cells.js").then((all) => all.MULTIPLES)')
-        assert tuple(listed) == cells.MULTIPLES
+        assert tuple(listed) == rollups.MULTIPLES

@@ -20,7 +20,7 @@ from tracepaper.replay.archive.candles import bars_of
 from tracepaper.replay.archive.series import archive_instrument
 from tracepaper.replay.bench.live import live_config, live_parts
 from tracepaper.replay.bench.replay import tiled
-from tracepaper.replay.page import columns, runs
+from tracepaper.replay.page import rollups, runs
 from tracepaper.replay.page.databases import Databases, ShownRun
 from tracepaper.replay.page.server import serving
 from tracepaper.storage.maintenance import prune
@@ -63,8 +63,8 @@ def spent(shelf: Databases) -> int:
 def test_the_first_list_of_runs_does_not_read_every_step(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(columns, "SHORT_BARS", 100)
-    monkeypatch.setattr(columns, "DIRECT_BARS", 100)
+    monkeypatch.setattr(rollups, "SHORT_BARS", 100)
+    monkeypatch.setattr(rollups, "DIRECT_BARS", 100)
     sizes = (500, 4_000)
     paths = [tmp_path / f"{size}.db" for size in sizes]
     for size, path in zip(sizes, paths, strict=True):
@@ -86,9 +86,9 @@ def test_the_first_list_of_runs_does_not_read_every_step(
 def test_counts_are_those_of_the_rows_as_a_run_grows_and_after_a_prune(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int
 ) -> None:
-    monkeypatch.setattr(columns, "SHORT_BARS", 50)
-    monkeypatch.setattr(columns, "DIRECT_BARS", 200)
-    monkeypatch.setattr(columns, "AT_ONCE", 300)
+    monkeypatch.setattr(rollups, "SHORT_BARS", 50)
+    monkeypatch.setattr(rollups, "DIRECT_BARS", 200)
+    monkeypatch.setattr(rollups, "AT_ONCE", 300)
     draw, database = random.Random(seed), tmp_path / "run.db"
     candles = tiled(4_000)
     bars = [msgspec.structs.replace(bar, source=Source.STREAM) for bar in bars_of(candles)]
@@ -102,13 +102,13 @@ def test_counts_are_those_of_the_rows_as_a_run_grows_and_after_a_prune(
         for first, end in pairwise(edges):
             asyncio.run(_append(parts, bars[first:end]))
             for shown in (heavy, quick, shown_of(database, builds=False)):
-                shown.columns.refresh(shown.reader)
+                shown.rollups.refresh()
                 if shown is heavy:
-                    shown.columns.build()
+                    shown.rollups.build()
                 check(shown, database)
     assert prune(database, keep_days=1, pruned_at_ms=5)
     for shown in (heavy, shown_of(database)):
-        shown.columns.refresh(shown.reader)
+        shown.rollups.refresh()
         assert shown.columns.span[0] > 0
         check(shown, database)
         found = runs.run(shown)
@@ -146,7 +146,7 @@ async def test_a_chart_is_answered_while_a_long_run_is_verified(
 ) -> None:
     """The chart waits for a roll-up that is not made yet, and for nothing else."""
     database = tmp_path / "run.db"
-    record(columns.DIRECT_BARS + 5_000, database)
+    record(rollups.DIRECT_BARS + 5_000, database)
     run = f"/api/v1/runs/{shown_of(database, builds=False).run_id}"
     async with (
         serving([database], host="127.0.0.1", port=0) as url,

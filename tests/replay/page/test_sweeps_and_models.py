@@ -122,7 +122,7 @@ def test_two_runs_differ_where_their_views_do(shown: ShownRun, tmp_path: Path) -
     )
     common = one.keys() & two.keys()
     assert found.common == len(common) > found.identical > 0
-    for field in ("action", "allowed", "target_quantity_text", "reason"):
+    for field in ("action", "allowed", "target_quantity", "reason"):
         expected = sum(one[key][field] != two[key][field] for key in common)
         assert found.fields.get(field, 0) == expected, field
     both = [dict(decision_hashes(run.database)) for run in (shown, other)]

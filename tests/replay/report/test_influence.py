@@ -28,9 +28,9 @@ from tracepaper.replay.report.attention import (
     read_influence,
 )
 from tracepaper.replay.report.attention_charts import influence_chart, influence_quarters_chart
-from tracepaper.replay.report.record import Noted
 from tracepaper.replay.report.report import Report, build_report
 from tracepaper.replay.report.trades import ClosedTrade
+from tracepaper.replay.run_columns import Noted
 from tracepaper.storage.checkpoints import save
 from tracepaper.strategies.features.rows import schema
 from tracepaper.strategies.networks.cross_asset import CrossAssetConfig, CrossAssetNetwork

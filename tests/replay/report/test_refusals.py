@@ -16,8 +16,9 @@ from tracepaper.replay.report.benchmarks import (
     refusals,
     said,
 )
-from tracepaper.replay.report.record import Bars, Decisions, Floats, Ints
+from tracepaper.replay.report.record import Bars, Decisions
 from tracepaper.replay.report.report import Report
+from tracepaper.replay.run_columns import Floats, Ints
 
 DAY = 86_400_000
 HORIZON = 30
@@ -216,7 +217,7 @@ def test_a_planted_gate_is_named_for_what_it_did(
     )  # fmt: skip
     planted = replace(
         record,
-        run={**record.run, "interval_ms": 300_000},
+        bar_times=replace(record.bar_times, interval_ms=300_000),
         bars={"linear:BTCUSDT": bars},
         decisions=decisions,
     )

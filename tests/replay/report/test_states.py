@@ -28,6 +28,7 @@ from tracepaper.replay.backtest.run import Tally, predictor_over, run_events
 from tracepaper.replay.checks.verify import verify_run
 from tracepaper.replay.page import records, runs
 from tracepaper.replay.report.states import LIMITS, LastingState, lasting_states
+from tracepaper.replay.run_columns import RunColumns
 from tracepaper.storage import maintenance
 from tracepaper.storage.audit import SqlAuditLog
 from tracepaper.storage.chain.integrity import audit
@@ -89,7 +90,7 @@ def asked(path: Path, sql: str) -> list[tuple[Any, ...]]:
 
 def states_of(path: Path, until: int | None = None) -> tuple[LastingState, ...]:
     with Reader.open(path) as reader:
-        return lasting_states(reader, reader.find("last"), until=until)
+        return lasting_states(RunColumns(reader, reader.find("last")), until=until)
 
 
 def kinds(states: Iterable[LastingState]) -> list[tuple[str, int]]:

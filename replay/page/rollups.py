@@ -1,13 +1,17 @@
-"""The columns of one run in cells of any length; wide ranges come from roll-ups that are kept.
+"""A run in cells of any length; wide ranges come from roll-ups that are kept.
 
 A roll-up lies beside the database, in ``FILE.page/RUN.npz``, else in memory. It is a cache: it is
 made anew where it is missing, damaged, of other code, or not of the stored steps.
+
+A cell of the run's own interval is a bar, and opens when the bar does; longer ones begin at whole
+multiples of their length.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import zipfile
 from collections import Counter
@@ -18,51 +22,28 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 import numpy as np
 
 from tracepaper.daemon.broker.account import SIDES
-from tracepaper.daemon.session.run_row import sessions_of
-from tracepaper.replay.page.cells import (
-    TIME,
-    WORDS,
-    Block,
-    Floats,
-    cell_length,
-    filled,
-    from_rows,
-    joined,
-    place_of,
-    rolled,
-    within,
-)
-from tracepaper.storage.database.stretch import (
-    BAR_FIELDS,
-    EquityRow,
-    OutcomeCount,
-    bar_at,
-    bar_rows,
-    decided_at,
-    equity_rows,
-    noted_rows,
-    outcome_counts,
-    outcomes,
-    sequence_opened,
-)
-from tracepaper.storage.record.rows import step_key
+from tracepaper.replay.run_columns import Floats, without_dust
+from tracepaper.storage.database.run_rows import OutcomeCount
+from tracepaper.storage.record.columns import measure_name
 from tracepaper.strategies.gates.declared import warm
 from tracepaper.strategies.gates.gate import GATES
-from tracepaper.strategies.sessions import Calendar, closes_of, opens_later
-from tracepaper.strategies.units import MONEY_SCALE
+from tracepaper.strategies.types.decisions import Action, Regime
+from tracepaper.strategies.units import DAY_MS
 
 if TYPE_CHECKING:
-    import sqlite3
     from collections.abc import Callable, Sequence
 
     import numpy.typing as npt
 
-    from tracepaper.storage.database.reader import Reader
-    from tracepaper.strategies.types.market import Instrument
+    from tracepaper.replay.run_columns import RunColumns
+    from tracepaper.storage.database.run_rows import Columns, Ints, Span
 
 T = TypeVar("T")
+Block = dict[str, Floats]
+"""Columns of one length by name; NaN is a value that is not known, times are exact as floats."""
 
-VERSION: Final = 4
+TIME: Final = "open_time_ms"
+VERSION: Final = 5
 GRAIN: Final = 15
 """Bars in a cell of a roll-up; longer cells are made of it where they are a multiple."""
 SHORT_BARS: Final = 40_000
@@ -75,6 +56,25 @@ FOLDED_BARS: Final = 256
 OWN: Final = "this run"
 ACCOUNTS: Final = ""
 """Stands for the accounts where an instrument's id could stand."""
+FORECAST: Final = ("confidence", "mean_return", "stdev_return")
+WORDS: Final = tuple(dict.fromkeys([*map(str, Action), *GATES, *map(str, Regime)]))
+"""What columns of words hold a place of; another version of the list makes other cells."""
+_PLACES: Final = {word: float(place) for place, word in enumerate(WORDS)}
+MULTIPLES: Final = (1, 2, 5, 10, 15, 30, 60, 120, 240, 720, 1440, 2880, 7200, 10080)
+"""Lengths of a cell, in intervals of the run."""
+_RULES: Final = {
+    TIME: "cell",
+    "open": "first",
+    "high": "max",
+    "low": "min",
+    "close": "last",
+    "volume": "sum",
+    "exposed": "sum",
+    "exposures": "sum",
+    "grosses": "sum",
+}
+_RULE_OF: Final = {"spare": "min", "failed": "sum", "low": "min"}
+"""Of columns ``prefix:name``; all others keep the last value that is known."""
 
 
 class RollupMissing(Exception):
@@ -103,59 +103,37 @@ class Totals:
         return sum(one.times for one in self.outcomes.values())
 
 
-class RunColumns:
-    """Columns of one run; lives as long as the process that answers, and follows the run."""
+class Rollups:
+    """Cells and counts of one run; lives as long as the process that answers, and follows it."""
 
-    def __init__(self, database: Path, run_id: str, reader: Reader, *, builds: bool) -> None:
-        stored = reader.stored_run(run_id)
-        self.run, self.run_key = stored.run, stored.run_key
-        self.interval_ms = stored.run.interval_ms
-        sessions = sessions_of(stored.run)
-        self.calendar = None if sessions is None else Calendar(sessions, self.interval_ms)
-        self.instruments: dict[str, Instrument] = {one.id: one for one in stored.run.instruments}
+    def __init__(self, database: Path, columns: RunColumns, *, builds: bool) -> None:
+        self.columns = columns
+        self._rows = columns.rows
         self._database, self._builds = database, builds
-        self._reader = reader
         self._kept: dict[str, _Kept] = {}
         self._loaded: tuple[int, int] | None = None  # which file of roll-ups
         self._saved: dict[str, int] = {}
         self._totals = Totals()
         self._values: tuple[object, dict[str, Any]] = (None, {})
-        self._sets: dict[int, dict[str, tuple[int, float]]] = {}
+        self._first = columns.span[0]
         self.followed: dict[str, Any] = {}
         """What others keep of the run, and bring up to date themselves, until it is pruned."""
-        self.span = (0, -1)
-        self.gates: tuple[str, ...] = ()
-        self.refresh(reader)
+        self._load()
 
-    def refresh(self, reader: Reader) -> None:
+    def refresh(self) -> None:
         """Take note of what the run has by now."""
-        self._reader = reader
-        _, end = reader.counted(self.run.run_id)
-        pruned = reader.pruned(self.run_key)
-        first = 0 if pruned is None else pruned.until_sequence + 1
-        if first != self.span[0]:
+        self.columns.refresh()
+        if self.span[0] != self._first:
+            self._first = self.span[0]
             self._kept.clear()
             self.followed.clear()
             self._totals = Totals()
-        self.span = (first, end - 1)
         self._load()
-        sets = reader.gate_sets(self.run_key)
-        if len(sets) != len(self._sets):
-            self._sets = {
-                key: {
-                    gate: (place, threshold)
-                    for place, (gate, threshold) in enumerate(
-                        zip(one.gates, one.thresholds, strict=True)
-                    )
-                }
-                for key, one in enumerate(sets)
-            }
-            self.gates = tuple(dict.fromkeys(gate for one in sets for gate in one.gates))
 
     @property
-    def thresholds(self) -> dict[str, float]:
-        """Each gate's threshold as it was last."""
-        return {gate: limit for one in self._sets.values() for gate, (_, limit) in one.items()}
+    def span(self) -> Span:
+        """The first and the last sequence that is kept."""
+        return self.columns.span
 
     def totals(self) -> Totals:
         """Count the decisions up to now; only what is new is counted.
@@ -167,7 +145,7 @@ class RunColumns:
         if since[1] - since[0] > DIRECT_BARS and not self._builds:
             raise RollupMissing
         if since[1] >= since[0]:
-            found = outcome_counts(self._reader.connection, self.run_key, since)
+            found = self._rows.outcome_counts(since)
             for key, one in found.items():
                 before = kept.outcomes.get(key, OutcomeCount(0, one.first, one.last))
                 kept.outcomes[key] = OutcomeCount(before.times + one.times, before.first, one.last)
@@ -178,8 +156,7 @@ class RunColumns:
 
     def kept_value(self, name: str, make: Callable[[], T]) -> T:
         """Return the value of *make*, computed once for each state of database and roll-up."""
-        (version,) = self._reader.connection.execute("PRAGMA data_version").fetchone()
-        state = (version, self.span, self._loaded)
+        state = (self._rows.version, self.span, self._loaded)
         if state != self._values[0]:
             self._values = (state, {})
         values = self._values[1]
@@ -199,9 +176,9 @@ class RunColumns:
         if (totals := self.known_totals()) is None:
             return None
         refused: Counter[str] = Counter()
-        for one in outcomes(self._reader.connection, self.run_key):
-            if one.refused_by and one.key in totals.outcomes:
-                refused[one.refused_by] += totals.outcomes[one.key].times
+        for outcome in self._rows.outcomes:
+            if outcome.refused_by and (count := totals.outcomes.get(outcome.key)) is not None:
+                refused[outcome.refused_by] += count.times
         return refused
 
     def newest_of(self, keys: Sequence[int]) -> int | None:
@@ -210,57 +187,22 @@ class RunColumns:
         Where they are not counted yet, only the ``AT_ONCE`` newest steps are looked at.
         """
         if (totals := self.known_totals()) is not None:
-            known = [totals.outcomes[key].last for key in keys if key in totals.outcomes]
-            return max(known, default=None)
+            counts = [totals.outcomes[key].last for key in keys if key in totals.outcomes]
+            return max(counts, default=None)
         span = (max(self.span[0], self.span[1] - AT_ONCE), self.span[1])
-        return decided_at(self._reader.connection, self.run_key, span, keys, newest=True)
+        return self._rows.decided_at(span, keys, newest=True)
+
+    def warm_keys(self) -> list[int]:
+        """Return the keys of the outcomes that were not refused as cold."""
+        return [one.key for one in self._rows.outcomes if one.refused_by != warm.name]
 
     def warm_sequence(self) -> int | None:
         """Return the first decision that was not refused as cold, None before it."""
-        connection = self._reader.connection
-        stored = outcomes(connection, self.run_key)
-        keys = [one.key for one in stored if one.refused_by != warm.name]
+        keys = self.warm_keys()
         # An outcome's key is the sequence that first had it; a prune leaves the key.
         if keys and min(keys) >= self.span[0]:
             return min(keys)
-        return decided_at(connection, self.run_key, self.span, keys, newest=False)
-
-    def warm_opened_ms(self) -> int | None:
-        """Return when the bar of :meth:`warm_sequence` opens."""
-        if self.followed.get("warm opened") is None and (at := self.warm_sequence()) is not None:
-            query = "SELECT open_time_ms FROM steps WHERE step = ?"
-            (opened,) = self._reader.connection.execute(
-                query, (step_key(self.run_key, at),)
-            ).fetchone()
-            self.followed["warm opened"] = opened
-        found: int | None = self.followed.get("warm opened")
-        return found
-
-    def sequence_at(self, instrument: str, open_ms: int) -> int | None:
-        """Return the sequence of the bar of *instrument* that opened at *open_ms*."""
-        place, connection = self._place(instrument), self._reader.connection
-        edge = sequence_opened(connection, self.run_key, place, self.span, open_ms)
-        span = (edge, self.span[1])
-        found = bar_at(connection, self.run_key, place, span, newest=False)
-        return None if found is None or found.open_time_ms != open_ms else found.sequence
-
-    def bounds_ms(self, instrument: str) -> tuple[int, int] | None:
-        """Return when an instrument's first bar opens and when its last one closes."""
-        place = self._place(instrument)
-        connection = self._reader.connection
-        first = bar_at(connection, self.run_key, place, self.span, newest=False)
-        last = bar_at(connection, self.run_key, place, self.span, newest=True)
-        if first is None or last is None:
-            return None
-        return first.open_time_ms, self.close_ms(last.open_time_ms)
-
-    def close_ms(self, open_ms: int) -> int:
-        """Return when the bar closes that opens at *open_ms*."""
-        return int(closes_of(np.array([open_ms]), self.interval_ms, self.calendar)[0])
-
-    def opens_later(self, opens_ms: npt.NDArray[np.int64], bars: int) -> npt.NDArray[np.int64]:
-        """Return when the bar opens that is so many *bars* after each of *opens_ms*."""
-        return opens_later(opens_ms, bars, self.interval_ms, self.calendar)
+        return self._rows.decided_at(self.span, keys, newest=False)
 
     # ------------------------------------------------------------ answers
 
@@ -272,27 +214,33 @@ class RunColumns:
         The whole run where no range is given; *instrument* may be ``ACCOUNTS``. Raises
         ``RollupMissing`` where that takes a roll-up that this process does not make.
         """
-        bounds = [
-            self.bounds_ms(name) for name in ([instrument] if instrument else self.instruments)
-        ]
-        known = [bound for bound in bounds if bound is not None]
+        columns, interval_ms = self.columns, self.columns.interval_ms
+        names = [instrument] if instrument else list(columns.instruments)
+        known = [bound for bound in map(columns.bounds_ms, names) if bound is not None]
         if not known:
-            return self.interval_ms, {TIME: np.empty(0)}
+            return interval_ms, {TIME: np.empty(0)}
         first = max(min(one for one, _ in known), -np.inf if from_ms is None else from_ms)
         end = min(max(two for _, two in known), np.inf if until_ms is None else until_ms)
         if end <= first:
-            return self.interval_ms, {TIME: np.empty(0)}
-        cell_ms = cell_length(self.interval_ms, int(end - first), points)
-        first = first // cell_ms * cell_ms  # a cell at the edge is whole
-        if until_ms is not None:
-            end = -(-end // cell_ms) * cell_ms
-        grain_ms = GRAIN * self.interval_ms
+            return interval_ms, {TIME: np.empty(0)}
+        cell_ms = cell_length(interval_ms, int(end - first), points)
+        # A cell at the edge is whole.
+        if cell_ms == interval_ms:
+            first = columns.times.open_closing_after(int(first))
+        else:
+            first = first // cell_ms * cell_ms
+            if until_ms is not None:
+                end = -(-end // cell_ms) * cell_ms
+        grain_ms = GRAIN * interval_ms
         is_short = self.span[1] - self.span[0] < SHORT_BARS
         if is_short or cell_ms % grain_ms == 0:
-            block = self._known(instrument, self.interval_ms if is_short else grain_ms)
+            block = self._known(instrument, interval_ms if is_short else grain_ms)
         else:
-            block = self.read(instrument, self._sequences(first, end))
-        return cell_ms, rolled(within(block, first, end), cell_ms)
+            block = self.read(instrument, columns.sequences(first, end))
+        return cell_ms, self._rolled(within(block, first, end), cell_ms)
+
+    def _rolled(self, block: Block, cell_ms: int) -> Block:
+        return block if cell_ms == self.columns.interval_ms else rolled(block, cell_ms)
 
     def _known(self, instrument: str, grain_ms: int) -> Block:
         """Return the whole run in cells of *grain_ms*: what is kept, and the newest bars."""
@@ -306,33 +254,33 @@ class RunColumns:
         while at <= self.span[1]:
             end = min(at + AT_ONCE - 1, self.span[1])
             fresh = within(self.read(instrument, (at, end)), kept.until_ms, np.inf)
-            tail = fresh if tail is None else joined([tail, fresh])
+            if tail is not None and fresh[TIME].size:
+                # The rest of a close that was cut has the account after all of it.
+                fresh = joined([within(tail, -np.inf, fresh[TIME][0]), fresh])
+            tail = fresh if tail is None or fresh[TIME].size else tail
             if tail[TIME].size > FOLDED_BARS:
-                edge = np.floor(tail[TIME][-1] / grain_ms) * grain_ms
-                if grain_ms == self.interval_ms:
-                    edge += grain_ms
-                whole = within(tail, -np.inf, edge)
+                edge = tail[TIME][-1]
+                if grain_ms != self.columns.interval_ms:
+                    edge = np.floor(edge / grain_ms) * grain_ms
+                whole, tail = within(tail, -np.inf, edge), within(tail, edge, np.inf)
                 if whole[TIME].size:
-                    parts.append(rolled(whole, grain_ms))
-                    tail = within(tail, edge, np.inf)
+                    parts.append(self._rolled(whole, grain_ms))
                     kept.until_ms = edge
-                    kept.after = (
-                        self._sequences(edge, np.inf)[0] if tail[TIME].size else end + 1
-                    ) - 1
+                    kept.after = self.columns.sequences(edge, np.inf)[0] - 1
             at = end + 1
         kept.block = joined(parts)
         self._kept[instrument] = kept
         if self._builds and kept.after - self._saved.get(instrument, -1) > DIRECT_BARS:
             self._save()
-        return kept.block if tail is None else joined([kept.block, rolled(tail, grain_ms)])
+        return kept.block if tail is None else joined([kept.block, self._rolled(tail, grain_ms)])
 
     def build(self) -> None:
         """Make or extend every roll-up, and write them down."""
         self.totals()
         if self.span[1] - self.span[0] < SHORT_BARS:
             return
-        for name in (*self.instruments, ACCOUNTS):
-            self._known(name, GRAIN * self.interval_ms)
+        for name in (*self.columns.instruments, ACCOUNTS):
+            self._known(name, GRAIN * self.columns.interval_ms)
         self._save()
 
     def _after(self, name: str) -> int:
@@ -341,72 +289,57 @@ class RunColumns:
 
     # ------------------------------------------------------------ reading
 
-    def _sequences(self, from_ms: float, until_ms: float) -> tuple[int, int]:
-        """Return the first and the last sequence of the bars that open in a range."""
-        connection = self._reader.connection
-        firsts, ends = [], []
-        for place in range(len(self.instruments)):
-            firsts.append(self._opened(connection, place, from_ms))
-            ends.append(self._opened(connection, place, until_ms))
-        return min(firsts), max(ends) - 1
-
-    def _opened(self, connection: sqlite3.Connection, place: int, at_ms: float) -> int:
-        if at_ms == np.inf:
-            return self.span[1] + 1
-        return sequence_opened(connection, self.run_key, place, self.span, int(at_ms))
-
-    def read(self, instrument: str, span: tuple[int, int]) -> Block:
+    def read(self, instrument: str, span: Span) -> Block:
         """Read the bars of *instrument*, or the accounts, bar by bar."""
         if not instrument:
             return self._accounts(span)
-        place, item = self._place(instrument), self.instruments[instrument]
-        names = (*BAR_FIELDS, *(f"measure:{gate}" for gate in self.gates))
-        parts = []
-        for rows in bar_rows(self._reader.connection, self.run_key, place, span, self.gates):
-            columns = list(zip(*rows, strict=True))
-            for at in (7, 8, 9):
-                columns[at] = tuple(map(place_of, columns[at]))
-            parts.append(from_rows(names, list(zip(*columns, strict=True))))
-        raw = joined(parts) if parts else from_rows(names, [])
-        decided = ~np.isnan(raw["gate_set"])
-        price, quantity = 10.0**item.price_decimals, 10.0**item.quantity_decimals
-        block: Block = {
-            TIME: raw[TIME],
-            **{name: raw[name] / price for name in ("open", "high", "low", "close")},
-            "volume": raw["volume"] / 10.0**item.volume_decimals,
-            "sequence": np.where(decided, raw["sequence"], np.nan),
-            **{name: raw[name] for name in ("action", "refused_by", "regime")},
-            **{name: raw[name] for name in ("confidence", "mean_return", "stdev_return")},
-            "quantity": raw["quantity"] / quantity,
+        columns, gates = self.columns, self.columns.gates
+        bars = columns.bars(instrument, span)
+        outcome = bars.pop("outcome")
+        decided = outcome >= 0
+        measures = {gate: measure_name(gate) for gate in gates}
+        names = (*FORECAST, *measures.values())
+        values = columns.forecasts(instrument, names, bars["sequence"])
+        block: Block = {TIME: bars[TIME].astype(np.float64)} | {
+            name: bars[name] for name in ("open", "high", "low", "close", "volume", "quantity")
         }
+        block["sequence"] = np.where(decided, bars["sequence"], np.nan)
+        block |= {name: values[name] for name in FORECAST}
+        for name in ("action", "refused_by", "regime"):
+            words, at = np.unique(columns.of_outcomes(outcome, name), return_inverse=True)
+            block[name] = np.array([_PLACES.get(word, np.nan) for word in words.tolist()])[at]
         # A decision that was allowed ends what refused the one before it in its cell.
-        block["refused_by"] = np.where(decided & np.isnan(raw["refused_by"]), -1, raw["refused_by"])
-        self._judge(raw, decided, block)
-        for at_ms, name, number in noted_rows(self._reader.connection, self.run_key, place, span):
-            column = block.setdefault(f"note:{name}", np.full(raw[TIME].size, np.nan))
-            where = int(np.searchsorted(raw[TIME], at_ms))
-            if where < column.size:
-                column[where] = number
+        allowed = decided & np.isnan(block["refused_by"])
+        block["refused_by"] = np.where(allowed, -1, block["refused_by"])
+        self._judge(outcome, {gate: values[name] for gate, name in measures.items()}, block)
+        for name, noted in columns.notes(instrument, span).items():
+            known = ~np.isnan(noted.number)
+            at = np.searchsorted(block[TIME], noted.open_time_ms[known])
+            if at.size:
+                column = block[f"note:{name}"] = np.full(outcome.size, np.nan)
+                column[at] = noted.number[known]
         return block
 
-    def _judge(self, raw: Block, decided: npt.NDArray[np.bool_], block: Block) -> None:
+    def _judge(self, outcome: Ints, measures: Block, block: Block) -> None:
         """Add by how much every gate passed, and where it failed."""
-        passed = np.nan_to_num(raw["passed"]).astype(np.int64)
-        for gate in self.gates:
-            declared, measure = GATES[gate], raw[f"measure:{gate}"]
+        decided = outcome >= 0
+        sets, passed = (self.columns.of_outcomes(outcome, name) for name in ("gate_set", "passed"))
+        for gate, measure in measures.items():
+            declared = GATES[gate]
             spare, failed = np.full(measure.size, np.nan), np.zeros(measure.size)
-            for key, places in self._sets.items():
-                if gate not in places:
+            for key, gates in enumerate(self.columns.gate_sets):
+                if gate not in gates.gates:
                     continue
-                place, threshold = places[gate]
-                own = decided & (raw["gate_set"] == key)
+                place = gates.gates.index(gate)
+                threshold = gates.thresholds[place]
+                own = decided & (sets == key)
                 margin = measure - threshold if declared.at_least else threshold - measure
                 if length := abs(threshold - declared.starts_at):
                     spare[own] = (margin / length)[own]
                 failed[own] = 1 - (passed[own] >> place & 1)
             block[f"spare:{gate}"], block[f"failed:{gate}"] = spare, failed
 
-    def _accounts(self, span: tuple[int, int]) -> Block:
+    def _accounts(self, span: Span) -> Block:
         """Read the equity of every account after each close, and the run's own exposure.
 
         ``exposure`` is what is held, long and short alike, by the equity; ``exposures`` is its
@@ -414,32 +347,30 @@ class RunColumns:
         mode ``exposure`` adds up both sides, ``grosses`` is its sum, ``net_exposure`` has the long
         side less the short one, and ``exposures`` that of each symbol without its sign.
         """
-        rows = equity_rows(self._reader.connection, self.run_key, span)
-        axis = np.unique(np.array([row.open_time_ms for row in rows], dtype=np.float64))
+        accounts = self.columns.accounts(span)
+        times = [one[TIME] for one in accounts.values()]
+        axis = np.unique(np.concatenate([np.empty(0), *times]))
         block: Block = {TIME: axis}
-        by_twin: dict[str | None, list[EquityRow]] = {}
-        for row in rows:
-            by_twin.setdefault(row.twin, []).append(row)
-        for twin, own in by_twin.items():
-            column, name = np.full(axis.size, np.nan), twin or OWN
+        for name, account in accounts.items():
             # Several instruments close at one time: the last step of that time stands.
-            column[_at(axis, own)] = np.array([row.equity for row in own]) / MONEY_SCALE
-            block[f"equity:{name}"], block[f"low:{name}"] = column, column.copy()
+            column = np.full(axis.size, np.nan)
+            column[np.searchsorted(axis, account[TIME])] = account["equity"]
+            block[f"equity:{name or OWN}"], block[f"low:{name or OWN}"] = column, column.copy()
         equity = block.get(f"equity:{OWN}", np.ones(axis.size))
 
-        def by_equity(twin: str | None = None, *, net: bool = False) -> Floats:
-            worth = self._held(span, axis, by_twin.get(twin, []), twin, net=net)
+        def by_equity(name: str = "", *, net: bool = False) -> Floats:
+            worth = self._worth(span, axis, accounts.get(name, {}), name, net=net)
             return np.divide(worth, equity, out=np.zeros(axis.size), where=equity > 0)
 
         exposure = by_equity()
-        warmed = self.warm_opened_ms()
-        counted = axis >= (np.inf if warmed is None else warmed)
+        warmed = self.warm_sequence()
+        counted = axis >= (np.inf if warmed is None else self._rows.open_ms(warmed))
         block |= {
             "exposure": exposure,
             "exposures": np.where(counted, exposure, 0.0),
             "exposed": counted.astype(np.float64),
         }
-        if sides := [side for side in SIDES if side in by_twin]:
+        if sides := [side for side in SIDES if side in accounts]:
             gross = np.sum([by_equity(side) for side in sides], axis=0)
             block |= {
                 "exposure": gross,
@@ -448,71 +379,56 @@ class RunColumns:
             }
         return block
 
-    def _held(
-        self,
-        span: tuple[int, int],
-        axis: Floats,
-        rows: Sequence[EquityRow],
-        twin: str | None,
-        *,
-        net: bool,
-    ) -> Floats:
+    def _worth(self, span: Span, axis: Floats, account: Columns, name: str, *, net: bool) -> Floats:
         """Return the value of an account's positions at the times *axis*, each at its last close.
 
-        *rows* are those of *twin*; the value is gross, or *net*.
+        The value is gross, or *net*.
         """
-        worth = np.zeros(axis.size)
-        for place, item in enumerate(self.instruments.values()):
-            own = [row for row in rows if row.instrument == place]
-            step, least = 10.0**item.quantity_decimals, item.quantity_step
-            quantity = np.array([row.quantity or 0 for row in own], dtype=np.float64)
-            quantity = quantity if net else np.abs(quantity)
-            quantity[np.abs(quantity) < least] = 0  # dust of spot fees, which cannot be sold
+        worth, values = np.zeros(axis.size), self._holding_value(account, net=net)
+        for place in range(len(self.columns.instruments)):
             column = np.full(axis.size, np.nan)
-            closes = np.array([row.close for row in own], dtype=np.float64)
-            column[_at(axis, own)] = quantity / step * closes / 10.0**item.price_decimals
+            if account:
+                own = account["instrument"] == place
+                column[np.searchsorted(axis, account[TIME][own])] = values[own]
             if column.size and np.isnan(column[0]):
-                column[0] = 0.0
-                before = bar_at(
-                    self._reader.connection, self.run_key, place, (self.span[0], span[0] - 1),
-                    newest=True,
-                )  # fmt: skip
-                if before is not None:
-                    of = (before.sequence, before.sequence)
-                    for row in equity_rows(self._reader.connection, self.run_key, of):
-                        if row.twin == twin and abs(row.quantity or 0) >= least:
-                            kept = (row.quantity or 0) / step
-                            column[0] = kept * row.close / 10.0**item.price_decimals
-                            column[0] = column[0] if net else abs(column[0])
+                before = (self.span[0], span[0] - 1)
+                at = self._rows.decided_at(before, instrument=place, newest=True)
+                last = {} if at is None else self.columns.accounts((at, at)).get(name, {})
+                column[0] = self._holding_value(last, net=net).sum()
             worth += filled(column)
         return worth
 
+    def _holding_value(self, account: Columns, *, net: bool) -> Floats:
+        """Return the value of what *account* holds after each bar, without dust."""
+        if not account:
+            return np.empty(0)
+        steps = np.array([self.columns.quantity_step(name) for name in self.columns.instruments])
+        quantity = without_dust(account["quantity"], steps[account["instrument"]])
+        return (quantity if net else np.abs(quantity)) * account["close"]
+
     def bar_before(self, instrument: str, sequence: int) -> Block | None:
         """Read the last bar of *instrument* before *sequence*, None where there is none."""
-        place, span = self._place(instrument), (self.span[0], sequence - 1)
-        last = bar_at(self._reader.connection, self.run_key, place, span, newest=True)
+        place, span = self.columns.place(instrument), (self.span[0], sequence - 1)
+        last = self._rows.bar_at(place, span, newest=True)
         return None if last is None else self.read(instrument, (last.sequence, last.sequence))
-
-    def _place(self, instrument: str) -> int:
-        return list(self.instruments).index(instrument)
 
     # ------------------------------------------------------------ the file
 
     @property
     def path(self) -> Path:
         """The file of the roll-ups."""
-        return Path(f"{self._database}.page") / f"{self.run.run_id}.npz"
+        return Path(f"{self._database}.page") / f"{self.columns.run.run_id}.npz"
 
     def _mark(self, after: int) -> dict[str, Any]:
         """Return what a roll-up up to step *after* must say of itself."""
         words = hashlib.sha256("\n".join(WORDS).encode()).hexdigest()
         return {
             "version": VERSION,
-            "run_id": self.run.run_id,
+            "run_id": self.columns.run.run_id,
             "words": words,
             "after": after,
             "first": self.span[0],
-            "digest": self._reader.commit_digest(self.run_key, after).hex(),
+            "digest": self._rows.digest(after),
         }
 
     def _save(self) -> None:
@@ -582,6 +498,96 @@ class RunColumns:
         return mark["digest"] is not None and mark == self._mark(mark["after"])
 
 
-def _at(axis: Floats, rows: Sequence[EquityRow]) -> npt.NDArray[np.intp]:
-    """Return the places of *rows* in the times *axis*."""
-    return np.searchsorted(axis, np.array([row.open_time_ms for row in rows], dtype=np.float64))
+def words_of(places: Floats) -> list[str | None]:
+    """Return the words that *places* name, None where one names none."""
+    return [WORDS[int(place)] if place >= 0 else None for place in places.tolist()]
+
+
+def numbers_of(values: Floats) -> list[float | None]:
+    """Return *values* as a list, None where one is not finite."""
+    if np.isfinite(values).all():
+        return list(values.tolist())
+    return [value if math.isfinite(value) else None for value in values.tolist()]
+
+
+def cell_length(interval_ms: int, span_ms: int, points: int) -> int:
+    """Return the shortest length of a cell, in ms, by which *span_ms* makes at most *points*."""
+    for step in MULTIPLES:
+        if -(-span_ms // (interval_ms * step)) + 1 <= points:
+            return interval_ms * step
+    least = -(-span_ms // max(points - 1, 1))
+    longest = max(interval_ms * MULTIPLES[-1], DAY_MS)
+    return -(-least // longest) * longest
+
+
+def rolled(block: Block, cell_ms: int) -> Block:
+    """Return *block* in cells of *cell_ms*, which begin at whole multiples of it.
+
+    Cells of cells are the cells of the bars: every column keeps what such a sum needs.
+    """
+    times = block[TIME]
+    if not times.size:
+        return block
+    opens = np.floor(times / cell_ms) * cell_ms
+    starts = np.flatnonzero(np.r_[True, np.diff(opens) > 0])
+    if starts.size == times.size and np.array_equal(opens, times):
+        return block
+    ends = np.r_[starts[1:], times.size] - 1
+    return {name: _rolled(name, column, starts, ends, opens) for name, column in block.items()}
+
+
+def _rolled(
+    name: str,
+    column: Floats,
+    starts: npt.NDArray[np.intp],
+    ends: npt.NDArray[np.intp],
+    opens: Floats,
+) -> Floats:
+    prefix, _, rest = name.partition(":")
+    rule = _RULE_OF.get(prefix, "last") if rest else _RULES.get(name, "last")
+    match rule:
+        case "cell":
+            return opens[starts]
+        case "first":
+            return column[starts]
+        case "max":
+            return np.fmax.reduceat(column, starts)
+        case "min":
+            return np.fmin.reduceat(column, starts)
+        case "sum":
+            return np.add.reduceat(np.nan_to_num(column), starts)
+        case _:
+            return _last_known(column, starts, ends)
+
+
+def _last_known(column: Floats, starts: npt.NDArray[np.intp], ends: npt.NDArray[np.intp]) -> Floats:
+    if not np.isnan(column).any():
+        return column[ends]
+    known = np.where(np.isnan(column), -1, np.arange(column.size))
+    at = np.maximum.reduceat(known, starts)
+    return np.where(at >= starts, column[np.maximum(at, 0)], np.nan)
+
+
+def filled(column: Floats) -> Floats:
+    """Return *column* with each unknown value as the one before it, or the first that is known."""
+    known = ~np.isnan(column)
+    if known.all() or not known.any():
+        return column
+    at = np.maximum.accumulate(np.where(known, np.arange(column.size), -1))
+    return column[np.where(at < 0, int(np.argmax(known)), at)]
+
+
+def joined(blocks: Sequence[Block]) -> Block:
+    """Return *blocks* one after another; a column that one lacks is unknown there."""
+    kept = [block for block in blocks if block[TIME].size] or list(blocks[:1])
+    names = dict.fromkeys(name for block in kept for name in block)
+    return {
+        name: np.concatenate([block.get(name, np.full(block[TIME].size, np.nan)) for block in kept])
+        for name in names
+    }
+
+
+def within(block: Block, from_ms: float, until_ms: float) -> Block:
+    """Return the rows of *block* that open from *from_ms* on and before *until_ms*."""
+    first, end = np.searchsorted(block[TIME], [from_ms, until_ms])
+    return {name: column[first:end] for name, column in block.items()}

@@ -1,0 +1,283 @@
+"""One run as NumPy columns: what page, report, frames, notebook and sweep read of it.
+
+Prices and money are in quote currency, quantities in base currency, times in UTC milliseconds.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from tracepaper.daemon.session.run_row import sessions_of
+from tracepaper.storage.database.run_rows import WHOLE, Columns, RunRows, Span
+from tracepaper.storage.database.run_views import RunViews
+from tracepaper.strategies.errors import DataInvalid
+from tracepaper.strategies.sessions import Calendar, closes_of, opens_later
+from tracepaper.strategies.units import MONEY_SCALE, RATE_SCALE
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from tracepaper.storage.database.reader import Reader
+    from tracepaper.strategies.types.decisions import GateSet
+    from tracepaper.strategies.types.market import CorporateAction, Instrument
+
+Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
+Texts = npt.NDArray[np.str_]
+OUTCOME_WORDS: Final = ("action", "refused_by", "reason", "unfilled_reason", "regime")
+"""The words of a decision: columns of text, empty where there is none."""
+
+
+@dataclass(frozen=True)
+class Noted:
+    """The strategy's notes of one name at bars of one instrument, oldest first."""
+
+    open_time_ms: Ints
+    number: Floats  # NaN where it is a text, or was not finite
+    text: Texts  # empty where it is a number
+
+
+@dataclass(frozen=True)
+class BarTimes:
+    """When the bars of a run open and close."""
+
+    interval_ms: int
+    calendar: Calendar | None  # of the sessions; None where the market never closes
+
+    def close_ms(self, open_ms: int) -> int:
+        """Return when the bar closes that opens at *open_ms*."""
+        return int(self.closes_of(np.array([open_ms]))[0])
+
+    def closes_of(self, opens_ms: Ints) -> Ints:
+        """Return when the bars that open at *opens_ms* close."""
+        return closes_of(opens_ms, self.interval_ms, self.calendar)
+
+    def open_closing_after(self, at_ms: int) -> int:
+        """Return the earliest open of a bar that closes after *at_ms*."""
+        if self.calendar is None:
+            return at_ms - self.interval_ms + 1
+        at = np.searchsorted(self.calendar.closes, at_ms, side="right")
+        return int(self.calendar.opens[at.clip(max=len(self.calendar) - 1)])
+
+    def opens_later(self, opens_ms: Ints, bars: int) -> Ints:
+        """Return when the bar opens that is so many *bars* after each of *opens_ms*."""
+        return opens_later(opens_ms, bars, self.interval_ms, self.calendar)
+
+    def bars_between(self, first_ms: Ints, second_ms: Ints) -> Ints:
+        """Count the bars from the opens *first_ms* to the opens *second_ms*."""
+        if self.calendar is None:
+            return (second_ms - first_ms) // self.interval_ms
+        return self.calendar.places(second_ms) - self.calendar.places(first_ms)
+
+
+class RunColumns:
+    """The columns of one run up to its newest step; :meth:`refresh` takes note of newer ones.
+
+    A span is the first and the last sequence, and everything where it is left out.
+    """
+
+    def __init__(self, reader: Reader, run_id: str) -> None:
+        stored = reader.stored_run(run_id)
+        self.run, self.run_key = stored.run, stored.run_key
+        sessions, self.interval_ms = sessions_of(stored.run), stored.run.interval_ms
+        calendar = None if sessions is None else Calendar(sessions, self.interval_ms)
+        self.times = BarTimes(self.interval_ms, calendar)
+        self.instruments: dict[str, Instrument] = {item.id: item for item in stored.run.instruments}
+        self.rows = RunRows(reader.connection, self.run_key)
+        self.views = RunViews(reader.connection, run_id)
+        self._reader = reader
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Take note of what the run has by now."""
+        _, end = self._reader.counted(self.run.run_id)
+        pruned = self._reader.pruned(self.run_key)
+        self.span = (0 if pruned is None else pruned.until_sequence + 1, end - 1)
+        self.rows.refresh()
+        self.gate_sets: tuple[GateSet, ...] = self._reader.gate_sets(self.run_key)
+
+    @property
+    def gates(self) -> tuple[str, ...]:
+        """Every gate that judged, in the order of their first sets."""
+        return tuple(dict.fromkeys(gate for gate_set in self.gate_sets for gate in gate_set.gates))
+
+    @property
+    def thresholds(self) -> dict[str, float]:
+        """Each gate's threshold as it was last."""
+        return {
+            gate: limit
+            for gate_set in self.gate_sets
+            for gate, limit in zip(gate_set.gates, gate_set.thresholds, strict=True)
+        }
+
+    # ------------------------------------------------------------ columns
+
+    def bars(self, instrument: str, span: Span = WHOLE) -> Columns:
+        """Return the accepted bars of *instrument*, oldest first.
+
+        ``sequence``, ``open_time_ms``, ``open``, ``high``, ``low``, ``close``, ``volume``;
+        ``quantity``, signed, which the account held after the bar; ``outcome``, which
+        :meth:`of_outcomes` reads, -1 of a bar that was not decided.
+        """
+        item = self.instruments[instrument]
+        columns = self.rows.bars(self.place(instrument), span)
+        for name in ("open", "high", "low", "close"):
+            columns[name] = columns[name] / 10.0**item.price_decimals
+        columns["volume"] = columns["volume"] / 10.0**item.volume_decimals
+        columns["quantity"] = columns["quantity"] / 10.0**item.quantity_decimals
+        return columns
+
+    def forecasts(self, instrument: str, names: Sequence[str], at: Ints) -> Columns:
+        """Return columns *names* of the forecasts and measures at the steps *at*, which ascend.
+
+        Names are those of the tables, such as ``mean_return``, ``measure_gap`` and
+        ``target_quantity``. NaN is a value that is not known.
+        """
+        columns = self.rows.values(names, self.place(instrument), at)
+        if (target := columns.get("target_quantity")) is not None:
+            target /= 10.0 ** self.instruments[instrument].quantity_decimals
+        return columns
+
+    def of_outcomes(self, outcome: Ints, name: str) -> npt.NDArray[Any]:
+        """Return the field *name* of ``Outcome`` for each *outcome*; empty or 0 of a null."""
+        nothing = "" if name in OUTCOME_WORDS else 0
+        places, at = np.unique(outcome, return_inverse=True)
+        fields = [
+            nothing if place < 0 else getattr(self.rows.outcomes[place], name) or nothing
+            for place in places.tolist()
+        ]
+        return np.array(fields, type(nothing))[at]
+
+    def decisions(self, names: Sequence[str] = ()) -> Columns:
+        """Return every decision in the order of the run, a row each.
+
+        ``sequence``, ``instrument`` (its id), ``open_time_ms``, ``OUTCOME_WORDS``, ``allowed``, and
+        *names* as :meth:`forecasts` has them.
+        """
+        parts: list[Columns] = []
+        for instrument in self.instruments:
+            bars = self.bars(instrument)
+            decided = bars["outcome"] >= 0
+            chosen = ("sequence", "open_time_ms", "outcome")
+            part = {name: bars[name][decided] for name in chosen}
+            part["instrument"] = np.full(part["sequence"].size, instrument)
+            parts.append(part | self.forecasts(instrument, names, part["sequence"]))
+        columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        order = np.argsort(columns["sequence"])
+        columns = {name: column[order] for name, column in columns.items()}
+        outcome = columns.pop("outcome")
+        allowed = self.of_outcomes(outcome, "allowed").astype(np.bool_)
+        return (
+            columns
+            | {"allowed": allowed}
+            | {name: self.of_outcomes(outcome, name) for name in OUTCOME_WORDS}
+        )
+
+    def notes(self, instrument: str, span: Span = WHOLE) -> dict[str, Noted]:
+        """Return the notes at the bars of *instrument* by name, the first noted first."""
+        by_name: dict[str, list[tuple[int, float, str]]] = {}
+        for at_ms, name, number, text in self.rows.notes(self.place(instrument), span):
+            value = np.nan if number is None else number
+            by_name.setdefault(name, []).append((at_ms, value, text or ""))
+        notes = {}
+        for name, rows in by_name.items():
+            times, numbers, texts = zip(*rows, strict=True)
+            notes[name] = Noted(
+                np.array(times, np.int64), np.array(numbers, np.float64), np.array(texts, np.str_)
+            )
+        return notes
+
+    def accounts(self, span: Span = WHOLE) -> dict[str, Columns]:
+        """Return every account after each decided bar, in the order of the run.
+
+        By the shadow account's name, the run's own with an empty one: ``sequence``,
+        ``open_time_ms``, ``instrument`` (its place), ``close``, ``quantity``, signed, which the
+        account held of it, and ``equity``.
+        """
+        items = self.instruments.values()
+        accounts = self.rows.accounts(span)
+        for columns in accounts.values():
+            for name, decimals in (
+                ("close", [item.price_decimals for item in items]),
+                ("quantity", [item.quantity_decimals for item in items]),
+            ):
+                scales = np.array([10.0**each for each in decimals])
+                columns[name] = columns[name] / scales[columns["instrument"]]
+            columns["equity"] = columns["equity"] / MONEY_SCALE
+        return accounts
+
+    def equity_before(self, sequence: int, name: str = "") -> float:
+        """Return the equity of an account before the step *sequence*, its first there may be.
+
+        *name* is a shadow account's, empty for the run's own.
+        """
+        of: dict[str, Any] = {"twin": name} if name else {}
+        for at in (sequence - 1, sequence):
+            for row in self.views.rows("v_twin_equity" if name else "v_equity", sequence=at, **of):
+                return float(row["equity"])
+        raise DataInvalid(
+            f"Run {self.run.run_id} holds no account at step {sequence}; run `tracepaper audit "
+            "verify` and restore a backup."
+        )
+
+    # ------------------------------------------------------------ places and times
+
+    def place(self, instrument: str) -> int:
+        """Return the place of *instrument* in the run."""
+        return list(self.instruments).index(instrument)
+
+    def quantity_step(self, instrument: str) -> float:
+        """Return the least quantity of *instrument* that can be traded."""
+        item = self.instruments[instrument]
+        return float(item.quantity_step / 10**item.quantity_decimals)
+
+    def sequence_at(self, instrument: str, open_ms: int) -> int | None:
+        """Return the sequence of the bar of *instrument* that opened at *open_ms*."""
+        place = self.place(instrument)
+        span = (self.rows.opened_at(place, self.span, open_ms), self.span[1])
+        bar = self.rows.bar_at(place, span, newest=False)
+        return None if bar is None or bar.open_time_ms != open_ms else bar.sequence
+
+    def sequences(self, from_ms: float, until_ms: float) -> Span:
+        """Return the first and the last sequence of the bars that open in a range."""
+        places = range(len(self.instruments))
+        first = min(self.rows.opened_at(place, self.span, from_ms) for place in places)
+        if until_ms == np.inf:
+            return first, self.span[1]
+        return first, max(self.rows.opened_at(place, self.span, until_ms) for place in places) - 1
+
+    def bounds_ms(self, instrument: str) -> tuple[int, int] | None:
+        """Return when an instrument's first bar opens and when its last one closes."""
+        place = self.place(instrument)
+        first = self.rows.bar_at(place, self.span, newest=False)
+        last = self.rows.bar_at(place, self.span, newest=True)
+        if first is None or last is None:
+            return None
+        return first.open_time_ms, self.times.close_ms(last.open_time_ms)
+
+
+# ---------------------------------------------------------------- what a holder receives and pays
+
+
+def dividend_rate(action: CorporateAction, instrument: Instrument) -> float:
+    """Return a dividend as a rate of funding that is received: 10⁻¹⁰ of the close before it."""
+    return -action.amount * 10**instrument.price_decimals / action.close
+
+
+def funding_in_bars(closes_ms: Ints, settled: Iterable[tuple[int, float]]) -> Floats:
+    """Return the rates that were settled within each bar; those after the last are left out."""
+    rates = np.zeros(closes_ms.size)
+    for market_ms, rate in settled:
+        place = int(np.searchsorted(closes_ms, market_ms, side="right"))
+        if place < closes_ms.size:
+            rates[place] += rate / RATE_SCALE
+    return rates
+
+
+def without_dust(held: Floats, step: Floats | float) -> Floats:
+    """Return *held* without the rests under a *step* that spot fees leave: none can be sold."""
+    return np.where(np.abs(held) < (1.0 - 1e-9) * step, 0.0, held)

@@ -1,0 +1,475 @@
+"""Rows of one run as NumPy columns, straight from the tables: what ``RunColumns`` is made of.
+
+The stable views say each number twice and each gate in a row of its own, which costs a year of
+minutes a minute to read; here a bar is one row of the integers that are stored.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from tracepaper.storage.record.columns import SEQUENCE_BITS, SEQUENCE_LIMIT, TABLES
+from tracepaper.storage.record.rows import INDEXED_KINDS, sequence_of, step_key
+from tracepaper.strategies.units import DAY_MS
+
+if TYPE_CHECKING:
+    import sqlite3
+    from collections.abc import Iterable, Iterator, Sequence
+
+Ints = npt.NDArray[np.int64]
+Columns = dict[str, npt.NDArray[Any]]
+"""Columns of one length by name."""
+Span = tuple[int, int]
+"""The first and the last sequence."""
+WHOLE: Final[Span] = (0, SEQUENCE_LIMIT - 1)
+BATCH_ROWS: Final = 512
+"""Fewer rows than make Python look for garbage: with thousands alive, reading takes half longer."""
+
+_SEQUENCE: Final = f"step & {SEQUENCE_LIMIT - 1}"
+_IS_BAR: Final = "open_time_ms IS NOT NULL AND ignored IS NULL"
+_BAR: Final = ("sequence", "open_time_ms", "open", "high", "low", "close", "volume", "outcome")
+_BARS: Final = (
+    f"SELECT {_SEQUENCE}, open_time_ms, open, high, low, close, volume, coalesce(outcome, -1), "
+    f"holding FROM steps WHERE step BETWEEN ? AND ? AND instrument = ? AND {_IS_BAR} ORDER BY step"
+)
+_ACCOUNT: Final = ("sequence", "open_time_ms", "instrument", "close", "quantity", "equity")
+_NOT_STORED: Final = -(2**63)
+_AFTER: Final = (
+    f"SELECT s.{_SEQUENCE}, s.open_time_ms, s.instrument, s.close, {{}}, m.holding, "
+    "coalesce(m.account_unrealized_pnl, m.unrealized_pnl, 0), {} FROM {} "
+    "WHERE m.step BETWEEN ? AND ? AND s.open_time_ms IS NOT NULL AND s.outcome IS NOT NULL "
+    "ORDER BY m.step"
+)
+_OWN: Final = _AFTER.format(0, _NOT_STORED, "steps m JOIN steps s ON s.step = m.step")
+_SHADOWS: Final = _AFTER.format(
+    "m.book",
+    f"coalesce(m.equity, {_NOT_STORED})",
+    "twin_steps m CROSS JOIN steps s ON s.step = m.step",
+)
+_OWN_STORED: Final = (
+    f"SELECT {_SEQUENCE}, equity FROM states WHERE step BETWEEN ? AND ? AND equity IS NOT NULL"
+)
+_BOOK_BITS: Final = 63 - SEQUENCE_BITS
+_HOLDINGS: Final = (
+    f"SELECT {_SEQUENCE}, book, coalesce(quantity, 0), cash, coalesce(twin, '') FROM holdings "
+    "WHERE step BETWEEN ? AND ? ORDER BY step, book"
+)
+_OUTCOMES: Final = (
+    f"SELECT {_SEQUENCE}, action, allowed, refused_by, reason, unfilled_reason, regime, gate_set, "
+    "passed FROM outcomes WHERE step BETWEEN ? AND ? ORDER BY step"
+)
+_STEP_COLUMNS: Final = frozenset(column.name for column in TABLES["steps"])
+_NOTES: Final = (
+    "SELECT s.open_time_ms, n.key, CASE WHEN n.type IN ('real', 'integer') THEN n.value END, "
+    "CASE n.type WHEN 'text' THEN n.value END "
+    "FROM answers a CROSS JOIN steps s ON s.step = a.step JOIN json_each(a.note) n "
+    "WHERE a.step BETWEEN ? AND ? AND s.instrument = ? AND s.open_time_ms IS NOT NULL "
+    "ORDER BY a.step"
+)
+
+
+class Outcome(NamedTuple):
+    """What a stored outcome says that many decisions share."""
+
+    key: int  # the sequence that first had it
+    action: str
+    allowed: int
+    refused_by: str | None
+    reason: str
+    unfilled_reason: str | None
+    regime: str
+    gate_set: int
+    passed: int  # bit i: gate i of the set
+
+
+class OutcomeCount(NamedTuple):
+    """How often a stored outcome was decided, and the first and the last sequence of it."""
+
+    times: int
+    first: int
+    last: int
+
+
+class OpenedBar(NamedTuple):
+    """A bar's step and when the bar opened."""
+
+    sequence: int
+    open_time_ms: int
+
+
+class StoredEvent(NamedTuple):
+    """An event: its kind, the instrument's place, market time and content as JSON."""
+
+    sequence: int
+    kind: str
+    instrument: int | None
+    market_ms: int
+    content: str
+
+
+class Halt(NamedTuple):
+    """A limit that was breached, and the market time since which it is."""
+
+    sequence: int
+    market_ms: int
+    since_ms: int
+    limit: str
+
+
+class RunRows:
+    """Questions about one run; an instrument is its place in the run, a span holds both its ends.
+
+    What many steps share, outcomes and holdings, is kept: :meth:`refresh` reads what is new of it.
+    """
+
+    def __init__(self, connection: sqlite3.Connection, run_key: int) -> None:
+        self._connection, self._run_key = connection, run_key
+        self.outcomes: list[Outcome] = []
+        self._outcome_keys = np.empty(0, dtype=np.int64)
+        self._held_keys = self._quantity = self._cash = np.empty(0, dtype=np.int64)
+        self._whose = np.empty(0, dtype=np.str_)  # the shadow account's name, of each holding
+
+    def refresh(self) -> None:
+        """Read the outcomes and holdings that are new."""
+        after = self.outcomes[-1].key + 1 if self.outcomes else 0
+        rows = self._connection.execute(_OUTCOMES, self._keys((after, WHOLE[1]))).fetchall()
+        self.outcomes += [Outcome(*row) for row in rows]
+        self._outcome_keys = np.append(self._outcome_keys, np.array([row[0] for row in rows], int))
+        after = (int(self._held_keys[-1]) >> _BOOK_BITS) + 1 if self._held_keys.size else 0
+        held = self._connection.execute(_HOLDINGS, self._keys((after, WHOLE[1]))).fetchall()
+        if held:
+            *numbers, whose = zip(*held, strict=True)
+            sequence, book, quantity, cash = np.array(numbers, dtype=np.int64)
+            self._held_keys = np.append(self._held_keys, sequence << _BOOK_BITS | book)
+            self._quantity = np.append(self._quantity, quantity)
+            self._cash = np.append(self._cash, cash)
+            self._whose = np.append(self._whose, np.array(whose, dtype=np.str_))
+
+    @property
+    def version(self) -> int:
+        """A number that changes whenever anything was written to the database."""
+        (version,) = self._connection.execute("PRAGMA data_version").fetchone()
+        return int(version)
+
+    # ------------------------------------------------------------ columns
+
+    def bars(self, place: int, span: Span) -> Columns:
+        """Return an instrument's accepted bars, oldest first; integers as they are stored.
+
+        ``outcome`` is the place in ``outcomes``, -1 of a bar that was not decided, and
+        ``quantity`` what the account held of the instrument after the bar.
+        """
+        *bar, holding = self._integers(_BARS, (*self._keys(span), place), len(_BAR) + 1)
+        columns: Columns = dict(zip(_BAR, bar, strict=True))
+        at = np.searchsorted(self._outcome_keys, columns["outcome"])
+        columns["outcome"] = np.where(columns["outcome"] < 0, -1, at)
+        columns["quantity"] = self._quantity[self._held(holding, 0)]
+        return columns
+
+    def accounts(self, span: Span) -> dict[str, Columns]:
+        """Return every account after each decided bar; integers as they are stored.
+
+        By the shadow account's name, the run's own with an empty one. ``instrument`` is the bar's
+        place, and ``quantity`` what the account held of it after the bar.
+        """
+        accounts: dict[str, Columns] = {}
+        for query in (_OWN, _SHADOWS):
+            *bar, book, holding, profit, stored = self._integers(query, self._keys(span), 8)
+            at = self._held(holding, book)
+            if query is _OWN:
+                rows = self._integers(_OWN_STORED, self._keys(span), 2)
+                _spread(stored, bar[0], *rows)
+            equity = np.where(stored == _NOT_STORED, self._cash[at] + profit, stored)
+            whose = self._whose[at]
+            for name in np.unique(whose).tolist():
+                columns = (*bar, self._quantity[at], equity)
+                accounts[name] = {
+                    key: column[whose == name]
+                    for key, column in zip(_ACCOUNT, columns, strict=True)
+                }
+        return accounts
+
+    def values(self, names: Sequence[str], place: int, at: Ints) -> Columns:
+        """Return columns of the forecasts, or of the steps, at an instrument's steps *at*.
+
+        *at* ascends. NaN where a value is null, or its step has no forecast.
+        """
+        columns: Columns = {name: np.full(at.size, np.nan) for name in names}
+        for source, alias in (
+            ("steps s", "s"),
+            ("answers a CROSS JOIN steps s ON s.step = a.step", "a"),
+        ):
+            chosen = [name for name in names if (name in _STEP_COLUMNS) == (alias == "s")]
+            if not chosen or not at.size:
+                continue
+            listed = ", ".join(f"{alias}.{name}" for name in chosen)
+            cursor = self._connection.execute(
+                f"SELECT {alias}.{_SEQUENCE}, {listed} FROM {source} "
+                f"WHERE {alias}.step BETWEEN ? AND ? AND s.instrument = ?",
+                (*self._keys((int(at[0]), int(at[-1]))), place),
+            )
+            while rows := cursor.fetchmany(BATCH_ROWS):
+                block = np.array(rows, dtype=np.float64)
+                steps = block[:, 0].astype(np.int64)
+                for place_in_row, name in enumerate(chosen, start=1):
+                    _spread(columns[name], at, steps, block[:, place_in_row])
+        return columns
+
+    def notes(self, place: int, span: Span) -> list[tuple[int, str, float | None, str | None]]:
+        """Return (open time, name, number, text) of what was noted at an instrument's bars."""
+        return self._connection.execute(_NOTES, (*self._keys(span), place)).fetchall()
+
+    def noted(self, span: Span) -> list[tuple[int, str]]:
+        """Return (place of the instrument, name) of every number that was noted, in order."""
+        query = (
+            "SELECT s.instrument, n.key FROM answers a JOIN steps s ON s.step = a.step "
+            "JOIN json_each(a.note) n WHERE a.step BETWEEN ? AND ? AND a.note IS NOT NULL "
+            "AND n.type IN ('integer', 'real') GROUP BY 1, 2 ORDER BY min(a.step), min(n.id)"
+        )
+        return self._connection.execute(query, self._keys(span)).fetchall()
+
+    # ------------------------------------------------------------ places in the run
+
+    def digest(self, sequence: int) -> str | None:
+        """Return the digest of the commit that holds a step, None where it is not stored."""
+        query = (
+            "SELECT lower(hex(digest)) FROM commits WHERE run_key = ? AND first_sequence <= ? "
+            "AND last_sequence >= ? ORDER BY first_sequence DESC LIMIT 1"
+        )
+        row = self._connection.execute(query, (self._run_key, sequence, sequence)).fetchone()
+        return None if row is None else str(row[0])
+
+    def decided_at(
+        self,
+        span: Span,
+        chosen: Sequence[int] | None = None,
+        *,
+        instrument: int | None = None,
+        newest: bool,
+    ) -> int | None:
+        """Return the first or the *newest* sequence within *span* that is a decision.
+
+        Of those with one of the outcomes of the keys *chosen*, and on *instrument*, where they
+        are given.
+        """
+        if chosen is not None and not chosen:
+            return None
+        among = "IS NOT NULL" if chosen is None else f"IN ({', '.join('?' * len(chosen))})"
+        query = (
+            f"SELECT {_SEQUENCE} FROM steps WHERE step BETWEEN ? AND ? AND outcome {among} "
+            f"AND coalesce(instrument = ?, 1) ORDER BY step {'DESC' if newest else ''} LIMIT 1"
+        )
+        keys = (*self._keys(span), *(chosen or ()), instrument)
+        row = self._connection.execute(query, keys).fetchone()
+        return None if row is None else int(row[0])
+
+    def bar_at(self, place: int, span: Span, *, newest: bool) -> OpenedBar | None:
+        """Return the oldest or the *newest* accepted bar of an instrument within *span*."""
+        query = (
+            f"SELECT {_SEQUENCE}, open_time_ms FROM steps WHERE step BETWEEN ? AND ? "
+            f"AND instrument = ? AND {_IS_BAR} ORDER BY step {'DESC' if newest else ''} LIMIT 1"
+        )
+        row = self._connection.execute(query, (*self._keys(span), place)).fetchone()
+        return None if row is None else OpenedBar(*row)
+
+    def opened_at(self, place: int, span: Span, at_ms: float) -> int:
+        """Return the sequence behind an instrument's last bar that opened before *at_ms*.
+
+        Its bars within *span* lie in the order of their times, so they are halved.
+        """
+        low, high = span[0], span[1] + 1
+        while low < high:
+            middle = (low + high) // 2
+            bar = self.bar_at(place, (middle, high - 1), newest=False)
+            if bar is None or bar.open_time_ms >= at_ms:
+                high = middle
+            else:
+                low = bar.sequence + 1
+        return low
+
+    def open_ms(self, sequence: int) -> int:
+        """Return when the bar of a step opened."""
+        query = "SELECT open_time_ms FROM steps WHERE step = ?"
+        (opened,) = self._connection.execute(query, self._keys((sequence, 0))[:1]).fetchone()
+        return int(opened)
+
+    def market_times(self, interval_ms: int, sequences: Iterable[int]) -> dict[int, int]:
+        """Return the market time of each of the steps *sequences*."""
+        query = (
+            "SELECT coalesce(s.open_time_ms + ? + s.market_delay_ms, e.market_ms) FROM steps s "
+            "LEFT JOIN events e ON e.step = s.step WHERE s.step = ?"
+        )
+        times = {}
+        for sequence in dict.fromkeys(sequences):
+            values = (interval_ms, step_key(self._run_key, sequence))
+            row = self._connection.execute(query, values).fetchone()
+            if row is not None and row[0] is not None:
+                times[sequence] = int(row[0])
+        return times
+
+    # ------------------------------------------------------------ counts and events
+
+    def outcome_counts(self, span: Span) -> dict[int, OutcomeCount]:
+        """Return how often each stored outcome was decided within *span*, by the outcome's key."""
+        query = (
+            "SELECT outcome, count(*), min(step), max(step) FROM steps WHERE step BETWEEN ? AND ? "
+            "AND outcome IS NOT NULL GROUP BY outcome"
+        )
+        rows = self._connection.execute(query, self._keys(span))
+        return {
+            outcome: OutcomeCount(times, sequence_of(first), sequence_of(last))
+            for outcome, times, first, last in rows
+        }
+
+    def outcome_days(self, span: Span) -> list[tuple[int, int, int]]:
+        """Return (UTC day, the outcome's key, how often it was decided on bars of that day)."""
+        query = (
+            f"SELECT open_time_ms / {DAY_MS}, outcome, count(*) FROM steps "
+            "WHERE step BETWEEN ? AND ? AND outcome IS NOT NULL AND open_time_ms IS NOT NULL "
+            "GROUP BY 1, 2"
+        )
+        return self._connection.execute(query, self._keys(span)).fetchall()
+
+    def events(self, kind: str, span: Span) -> list[StoredEvent]:
+        """Return the events of a *kind* that is indexed, such as ``funding``, in order."""
+        query = (
+            "SELECT sequence, kind, instrument, market_ms, content FROM events WHERE run_key = ? "
+            f"AND sequence BETWEEN ? AND ? AND {INDEXED_KINDS} AND kind = ? ORDER BY sequence"
+        )
+        rows = self._connection.execute(query, (self._run_key, *span, kind))
+        return [StoredEvent(*row) for row in rows]
+
+    def newest_events(self, kinds: Sequence[str], span: Span, most: int) -> list[StoredEvent]:
+        """Return the *most* newest events of *kinds*, the newest first."""
+        query = (
+            f"SELECT {_SEQUENCE}, kind, instrument, market_ms, content FROM events "
+            f"WHERE step BETWEEN ? AND ? AND kind IN ({', '.join('?' * len(kinds))}) "
+            "ORDER BY step DESC LIMIT ?"
+        )
+        rows = self._connection.execute(query, (*self._keys(span), *kinds, most))
+        return [StoredEvent(*row) for row in rows]
+
+    def halts(self, span: Span) -> list[Halt]:
+        """Return the limits that were breached, in order."""
+        query = (
+            "SELECT sequence, market_ms, since_ms, breached FROM halts WHERE run_key = ? "
+            "AND sequence BETWEEN ? AND ? ORDER BY sequence"
+        )
+        return [Halt(*row) for row in self._connection.execute(query, (self._run_key, *span))]
+
+    def states(self, span: Span, *, newest: bool) -> Iterator[bytes]:
+        """Yield the stored states of the engine, the oldest or the *newest* first."""
+        query = (
+            "SELECT state FROM states WHERE step BETWEEN ? AND ? AND state IS NOT NULL "
+            f"ORDER BY step {'DESC' if newest else ''}"
+        )
+        for (state,) in self._connection.execute(query, self._keys(span)):
+            yield state
+
+    def held(self, last: int) -> list[tuple[int, int]]:
+        """Return (place of the instrument, quantity) of every position after step *last*.
+
+        In hedge mode those of both sides as well.
+        """
+        query = (
+            "SELECT instrument, quantity, max(step) FROM holdings WHERE step BETWEEN ? AND ? "
+            "AND (book = 0 OR twin IN ('LONG', 'SHORT')) AND instrument IS NOT NULL "
+            "GROUP BY instrument, twin"
+        )
+        rows = self._connection.execute(query, self._keys((0, last)))
+        return [(place, quantity) for place, quantity, _ in rows]
+
+    # ------------------------------------------------------------ orders and fills
+
+    def filled(self, span: Span) -> list[int]:
+        """Return the sequence of each fill, the newest first."""
+        query = (
+            "SELECT sequence FROM fills WHERE run_key = ? AND sequence BETWEEN ? AND ? "
+            "ORDER BY sequence DESC"
+        )
+        values = (self._run_key, *span)
+        return [sequence for (sequence,) in self._connection.execute(query, values)]
+
+    def liquidated(self, span: Span, reason: str) -> list[int]:
+        """Return the steps at which a price liquidated, or canceled orders for *reason*."""
+        query = (  # by keys: the views have no index by a range of steps
+            "SELECT sequence FROM fills WHERE step BETWEEN ?1 AND ?2 AND model = 'liquidation' "
+            "UNION SELECT sequence FROM orders WHERE step BETWEEN ?1 AND ?2 AND reason = ?3 "
+            "ORDER BY 1"
+        )
+        values = (*self._keys(span), reason)
+        return [sequence for (sequence,) in self._connection.execute(query, values)]
+
+    def first_of_newest_fills(
+        self, span: Span, instruments: Sequence[int], most: int
+    ) -> int | None:
+        """Return the sequence at which the *most* newest fills of *instruments* begin.
+
+        None where there are no more than those within *span*.
+        """
+        query = (
+            "SELECT sequence FROM fills WHERE run_key = ? AND sequence BETWEEN ? AND ? "
+            f"AND instrument IN ({', '.join('?' * len(instruments))}) "
+            "ORDER BY sequence DESC LIMIT 1 OFFSET ?"
+        )
+        values = (self._run_key, *span, *instruments, most)
+        row = self._connection.execute(query, values).fetchone()
+        return None if row is None else int(row[0])
+
+    def rested_orders(
+        self, span: Span, instruments: Sequence[int], until_ms: int, most: int
+    ) -> list[int]:
+        """Return the sequences within *span* of the newest word on orders that rested at a price.
+
+        Only those that were sent before *until_ms*, *most* of them, the newest first.
+        """
+        query = (
+            "SELECT o.sequence FROM orders o WHERE o.run_key = ? AND o.sequence BETWEEN ? AND ? "
+            f"AND o.instrument IN ({', '.join('?' * len(instruments))}) AND o.created_ms < ? "
+            "AND coalesce(o.price, o.trigger) IS NOT NULL AND NOT EXISTS (SELECT 1 FROM orders n "
+            "WHERE n.order_id = o.order_id AND n.run_key = o.run_key AND n.step > o.step) "
+            "ORDER BY o.sequence DESC LIMIT ?"
+        )
+        values = (self._run_key, *span, *instruments, until_ms, most)
+        return [int(row[0]) for row in self._connection.execute(query, values)]
+
+    def order_roles(self, span: Span) -> dict[str, str]:
+        """Return the role of each order of which a step within *span* has word; no signals."""
+        query = (
+            "SELECT order_id, role FROM orders WHERE run_key = ? AND sequence BETWEEN ? AND ? "
+            "AND role IS NOT NULL"
+        )
+        return dict(self._connection.execute(query, (self._run_key, *span)).fetchall())
+
+    def born_orders(self, sequence: int) -> list[str]:
+        """Return the ids of the orders that were born at a step."""
+        query = "SELECT DISTINCT order_id FROM orders WHERE step = ? AND birth = ?"
+        values = (step_key(self._run_key, sequence), sequence)
+        return [order_id for (order_id,) in self._connection.execute(query, values)]
+
+    # ------------------------------------------------------------ reading
+
+    def _keys(self, span: Span) -> Span:
+        return step_key(self._run_key, span[0]), step_key(self._run_key, span[1])
+
+    def _held(self, holding: Ints, book: Ints | int) -> npt.NDArray[np.intp]:
+        """Return the places of the holdings that steps name by sequence and book."""
+        return np.searchsorted(self._held_keys, holding << _BOOK_BITS | book)
+
+    def _integers(self, query: str, values: Sequence[int], columns: int) -> list[Ints]:
+        cursor = self._connection.execute(query, values)
+        parts = [np.empty((0, columns), dtype=np.int64)]
+        while rows := cursor.fetchmany(BATCH_ROWS):
+            parts.append(np.array(rows, dtype=np.int64))
+        return list(np.ascontiguousarray(np.concatenate(parts).T))
+
+
+def _spread(column: npt.NDArray[Any], at: Ints, steps: Ints, values: npt.NDArray[Any]) -> None:
+    """Set *values* of some *steps* in a *column* of the steps *at*, which ascend."""
+    if at.size and steps.size:
+        places = np.searchsorted(at, steps).clip(max=at.size - 1)
+        is_there = at[places] == steps
+        column[places[is_there]] = values[is_there]
