@@ -11,7 +11,7 @@ import itertools
 import sqlite3
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import TYPE_CHECKING, Final, Self, TypeVar
 
 from msgspec import Struct
 from sqlalchemy import insert
@@ -34,10 +34,19 @@ from tracepaper.storage.record.rows import (
     sequence_of,
 )
 from tracepaper.strategies.errors import AuditUnwritable, DataInvalid, InvariantBroken
-from tracepaper.strategies.types.decisions import Account, GateSet, Order, Position, Run, Step
+from tracepaper.strategies.types.decisions import (
+    Account,
+    GateSet,
+    Order,
+    Position,
+    Run,
+    Step,
+    Stretch,
+)
 from tracepaper.strategies.types.market import (
     Bar,
     Command,
+    Event,
     ModelChange,
     ParityCheck,
     Retrained,
@@ -197,10 +206,11 @@ class SqlAuditLog:
         self._encoder: StepEncoder | None = None
         self._run_key = 0
         self._due = 0  # sequence of the next step to take
-        self._taken: list[Sequence[Step]] = []  # not encoded yet; what belongs together, together
+        # Not encoded yet; what belongs together, together.
+        self._taken: list[Sequence[Step] | Stretch] = []
         self._next_sequence = 0  # of the next step to encode
         self._head = b""
-        self._last: Step | None = None  # the last one taken
+        self._last: tuple[Event, Account] | None = None  # of the last step taken
         self._waiting = 0  # steps in the buffers below
         self._steps: list[tuple[RowLayout, list[Row]]] = []  # in their order, by layout
         self._rows: dict[str, list[Row]] = {table: [] for table in ("gate_sets", *SPARSE_TABLES)}
@@ -215,7 +225,7 @@ class SqlAuditLog:
         self._is_leaving = False
 
     @classmethod
-    def open(cls, path: Path, *, group_steps: int = GROUP_STEPS) -> SqlAuditLog:
+    def open(cls, path: Path, *, group_steps: int = GROUP_STEPS) -> Self:
         """Open or make the database *path* and take its lock; raises what ``open_writer`` does."""
         return cls(open_writer(path), group_steps, path=path)
 
@@ -308,7 +318,8 @@ class SqlAuditLog:
         self._encoder = StepEncoder(resumed.run, resumed.run_key, resumed.gate_sets, covered)
         self._run_key, self._head = resumed.run_key, resumed.head
         self._due = self._next_sequence = resumed.next_sequence
-        self._last = resumed.last
+        last = resumed.last
+        self._last = None if last is None else (last.event, last.account)
         return resumed
 
     def end(self, ended_at_ms: int) -> None:
@@ -319,7 +330,7 @@ class SqlAuditLog:
 
         def write_end() -> None:
             if self.is_open and (last := self._last) is not None:
-                self.note(RunEnd(ended_at_ms, last.event.market_ms, last.event.market_ms))
+                self.note(RunEnd(ended_at_ms, last[0].market_ms, last[0].market_ms))
 
         self._is_leaving = True
         self._in_writer(write_end)
@@ -339,7 +350,7 @@ class SqlAuditLog:
                 orders=(),
                 fills=(),
                 position=None,
-                account=last.account,
+                account=last[1],
                 twins=(),
                 state=None,
             )
@@ -395,11 +406,34 @@ class SqlAuditLog:
                 self._add_model(step.event.model_id, step.event.model_sha256)
         self._taken.append(steps)
         self._due += len(steps)
-        self._last = steps[-1]
+        self._last = steps[-1].event, steps[-1].account
         if not self._has_decided:
             self._has_decided = not all(map(_is_quiet, steps))
         waiting = self._due - self._next_sequence + self._waiting
         if waiting >= self._group_steps and (self.is_open or waiting >= START_STEPS_MAX):
+            self.flush()
+
+    @property
+    def next_sequence(self) -> int:
+        """The sequence of the next step."""
+        return self._due
+
+    @property
+    def room(self) -> int:
+        """Steps until a group is full."""
+        return max(self._group_steps - (self._due - self._next_sequence + self._waiting), 0)
+
+    def append_stretch(self, stretch: Stretch) -> None:
+        """Buffer the steps of *stretch*, of no more than :attr:`room`, as ``append_now`` does."""
+        if self._refusal:
+            raise AuditUnwritable(self._refusal)
+        if stretch.first != self._due:
+            raise InvariantBroken(f"Step {stretch.first} came where step {self._due} was due.")
+        self._taken.append(stretch)
+        self._due = stretch.next_sequence
+        self._last = stretch.last
+        self._has_decided = True
+        if not self.room:
             self.flush()
 
     def _encode_taken(self) -> None:
@@ -410,22 +444,35 @@ class SqlAuditLog:
         """
         taken, self._taken = self._taken, []
         for steps in taken:
+            if isinstance(steps, Stretch):
+                self._encode_stretch(steps)
+                continue
             linked: list[tuple[StepRows, bytes]] = []
             head = self._head
             for step in steps:
                 rows, head = self._link(step, head)
                 linked.append((rows, head))
-            for rows, head in linked:  # now that none of them is refused
-                if not self._steps or self._steps[-1][0] is not rows.layout:
-                    self._steps.append((rows.layout, []))
-                self._steps[-1][1].append((*rows.values, bytearray(head)))
-                for table, row in rows.sparse:
-                    self._rows[table].append(row)
-                if rows.gate_set:
-                    self._rows["gate_sets"].extend(rows.gate_set)
-            self._head = head
-            self._next_sequence += len(linked)
-            self._waiting += len(linked)
+            for rows, link in linked:  # now that none of them is refused
+                self._buffer(rows, link)
+
+    def _encode_stretch(self, stretch: Stretch) -> None:
+        encoder = self._encoder
+        assert encoder is not None
+        for rows in encoder.encode_stretch(stretch):
+            self._buffer(rows, chain_digest(self._head, rows.covered, rows.prefix, rows.payload))
+
+    def _buffer(self, rows: StepRows, head: bytes) -> None:
+        if not self._steps or self._steps[-1][0] is not rows.layout:
+            self._steps.append((rows.layout, []))
+        # The driver binds a bytearray in a fraction of what bytes cost it.
+        self._steps[-1][1].append((*rows.values, bytearray(head)))
+        for table, row in rows.sparse:
+            self._rows[table].append(row)
+        if rows.gate_set:
+            self._rows["gate_sets"].extend(rows.gate_set)
+        self._head = head
+        self._next_sequence += 1
+        self._waiting += 1
 
     def _link(self, step: Step, previous: bytes) -> tuple[StepRows, bytes]:
         """Return the rows of *step* and its link after *previous*."""

@@ -6,6 +6,7 @@ from operator import attrgetter
 from typing import TYPE_CHECKING, Final
 
 import msgspec
+from msgspec import Struct
 
 from tracepaper.storage.record.answer_json import DecidedTexts
 from tracepaper.storage.record.columns import (
@@ -27,6 +28,7 @@ from tracepaper.storage.record.interning import (
     NO_ANSWER_MEASURES,
     NO_MEASURES,
     READ_COLUMNS,
+    GateSetPlan,
     HeldRows,
     Judged,
     Marked,
@@ -55,10 +57,17 @@ from tracepaper.strategies.types.decisions import (
     Order,
     PredictionTimeout,
 )
-from tracepaper.strategies.types.market import Bar, BookUpdate, Depths, Instrument, InstrumentChange
+from tracepaper.strategies.types.market import (
+    Bar,
+    BookUpdate,
+    Close,
+    Depths,
+    Instrument,
+    InstrumentChange,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from tracepaper.storage.record.rows import SparseRow
     from tracepaper.strategies.types.decisions import (
@@ -66,6 +75,7 @@ if TYPE_CHECKING:
         Prediction,
         Run,
         Step,
+        Stretch,
         TwinStep,
     )
     from tracepaper.strategies.types.market import Event
@@ -92,6 +102,40 @@ _ABSENT: Final = {
     (False, True): ("account_unrealized_pnl",),
     (True, True): ("turnover", "account_unrealized_pnl"),
 }
+
+
+class _PlainBars(Struct, frozen=True, gc=False):
+    """What the rows of a stretch's bars of one instrument repeat."""
+
+    plan: GateSetPlan
+    before: Row  # outcome, target, and the measures before ``plausible``
+    after: Row  # the measures behind it, and the place of the instrument
+    holding: int
+    interval_ms: int
+    is_measured: bool  # whether ``plausible`` is among the measures
+
+    def rows(
+        self,
+        key: int,
+        bar: Bar,
+        plausible: float,
+        unrealized: int,
+        of_account: int,
+        covered: bytes,
+    ) -> StepRows:
+        """Return the rows of the step *key* of *bar*."""
+        turnover_absent, is_alone = bar.turnover is None, of_account == unrealized
+        market_ms = bar.market_ms
+        values: Row = (
+            key, _BARE, *self.before, *((plausible,) if self.is_measured else ()),
+            *self.after, *(_OF_BAR_WITHOUT_TURNOVER(bar) if turnover_absent else _OF_BAR(bar)),
+            market_ms - bar.open_time_ms - self.interval_ms, bar.seen_ms - market_ms,
+            SOURCE_CODES[bar.source], self.holding, unrealized,
+        )  # fmt: skip
+        if not is_alone:
+            values = (*values, of_account)
+        of_row, prefix = self.plan.plain(_ABSENT[turnover_absent, is_alone], ())
+        return StepRows(values, of_row, (), (), covered, prefix, values)
 
 
 class StepEncoder:
@@ -149,6 +193,54 @@ class StepEncoder:
             judged = self.outcomes.judge(step.decision, key, sparse)
         marked = self._holdings.hold((key, (0, place), None), step.position, step.account, sparse)
         return self._rows(step, place, judged, marked, sparse)
+
+    def encode_stretch(self, stretch: Stretch) -> Iterator[StepRows]:
+        """Yield the rows of each step of *stretch*, as :meth:`encode` returns them.
+
+        After the first bar of an instrument only numbers change, where its row alone holds it all.
+        """
+        if stretch.next_sequence > SEQUENCE_LIMIT:
+            raise InvariantBroken(f"A run holds {SEQUENCE_LIMIT} steps; open a new run.")
+        plain: dict[str, _PlainBars | None] = {}
+        sequence, number = stretch.first, 0
+        for place, unit in enumerate(stretch.units):
+            bars: Sequence[Bar] = (unit,) if isinstance(unit, Bar) else unit.bars
+            if isinstance(unit, Close):
+                yield self.encode(stretch.closed_at(sequence, place, unit))
+                sequence += 1
+            of_account = stretch.account_unrealized[place]
+            for bar in bars:
+                key = bar.instrument
+                if (of_bars := plain.get(key)) is not None:
+                    yield of_bars.rows(
+                        self._first_step + sequence, bar, stretch.plausible[number],
+                        stretch.unrealized[number], of_account, self._covered.content,
+                    )  # fmt: skip
+                else:
+                    account = stretch.account_at(of_account)
+                    yield self.encode(step := stretch.step_at(sequence, bar, number, account))
+                    if key not in plain:
+                        at = stretch.repeats[key].plausible_at
+                        plain[key] = self._plain_after(step, self._place(key), at)
+                sequence, number = sequence + 1, number + 1
+
+    def _plain_after(self, step: Step, place: int, plausible_at: int | None) -> _PlainBars | None:
+        """Return what bars repeat after *step*, which was encoded; None where more rows follow."""
+        decision, position = step.decision, step.position
+        assert decision is not None
+        assert position is not None
+        judged = self.outcomes.judged_before(decision)
+        marked = self._holdings.unchanged((0, place), position, step.account)
+        if judged is None or marked is None or marked.equity is not None or READ_COLUMNS["steps"]:
+            return None
+        plan, outcome, measures = judged
+        if not plan.is_dense or None in measures:
+            return None
+        at = len(measures) if plausible_at is None else plausible_at
+        before = outcome, decision.target_quantity, *measures[:at]
+        after = *measures[at + 1 :], place
+        is_measured = plausible_at is not None
+        return _PlainBars(plan, before, after, marked.holding, self._interval_ms, is_measured)
 
     def _plain_bar(self, step: Step, bar: Bar, place: int) -> StepRows | None:
         """Return the rows of a bar with a decision and no trade; None where it may have more.
