@@ -359,30 +359,20 @@ class Engine:
         self, units: Units, room: int, repeats: Mapping[str, Repeat], most: Mapping[str, int]
     ) -> tuple[list[Bar | Close], list[float]]:
         """Take the units whose bars follow at once and repeat *repeats*; return how plausible."""
-        states, taken, plausible = self.states, list[Bar | Close](), list[float]()
+        states, interval_ms = self.states, self._interval_ms
         # Where the last bars of instruments differ, no close follows all of them at once.
         opened = {bar.open_time_ms for key in states if (bar := states[key].history.last_bar)}
-        due_ms = max(opened) + self._interval_ms if len(opened) == 1 else -1
+        due_ms = max(opened) + interval_ms if len(opened) == 1 else -1
+        taken, plausible = list[Bar | Close](), list[float]()
         unit = units.peek()
         while bars := self._following(unit, room, due_ms):
-            count = len(plausible)
-            is_repeat = True
-            bar = bars[0]
-            try:
-                for bar in bars:
-                    plausible.append(states[bar.instrument].look_ahead(bar))
-                for bar in bars:
-                    key = bar.instrument
-                    if not states[key].repeats_at(bar, repeats[key], most[key]):
-                        is_repeat = False
-            except Exception as error:  # noqa: BLE001 - whatever a strategy raises, its step raises
-                states[bar.instrument].fail_at(bar, error)
-                is_repeat = False
-            if not is_repeat:
-                return taken, plausible[:count]
-            taken.append(unit)  # type: ignore[arg-type]
-            room -= len(bars) + (type(unit) is Close)
-            due_ms += self._interval_ms
+            assert isinstance(unit, Bar | Close)
+            if (measured := self._look_ahead(bars, repeats, most)) is None:
+                return taken, plausible
+            taken.append(unit)
+            plausible += measured
+            room -= len(bars) + isinstance(unit, Close)
+            due_ms += interval_ms
             unit = units.advance()
         for state in states.values():
             state.ahead = None
@@ -393,16 +383,17 @@ class Engine:
 
         None of any other unit, and of one that takes more than *room* steps.
         """
-        kind, states, interval_ms = type(unit), self.states, self._interval_ms
+        states, interval_ms = self.states, self._interval_ms
         bars: Sequence[Bar] = ()
-        if kind is Bar:
-            assert isinstance(unit, Bar)
+        if type(unit) is Bar:
             if room > 0 and unit.instrument in states and len(states) == 1:
                 bars = (unit,)
-        elif kind is Close:
-            assert isinstance(unit, Close)
-            if room > len(unit.bars) and len({bar.instrument for bar in unit.bars}) == len(states):
-                bars = unit.bars
+        elif (
+            type(unit) is Close
+            and len(unit.bars) == len(states) < room
+            and {bar.instrument for bar in unit.bars} == states.keys()
+        ):
+            bars = unit.bars
         for bar in bars:
             if (
                 bar.open_time_ms != due_ms
@@ -412,6 +403,29 @@ class Engine:
                 return ()
         return bars
 
+    def _look_ahead(
+        self, bars: Sequence[Bar], repeats: Mapping[str, Repeat], most: Mapping[str, int]
+    ) -> list[float] | None:
+        """Show *bars*, and ask about each; return how plausible, None where one does not repeat.
+
+        An error waits for the step.
+        """
+        states, bar = self.states, bars[0]
+        is_repeat = True
+        try:
+            for bar in bars:
+                states[bar.instrument].look_ahead(bar)
+            for bar in bars:
+                key = bar.instrument
+                if not states[key].repeats_at(bar, repeats[key], most[key]):
+                    is_repeat = False
+        except Exception as error:  # noqa: BLE001 - whatever a strategy raises
+            states[bar.instrument].fail_at(bar, error)
+            return None
+        if not is_repeat:
+            return None
+        return [states[bar.instrument].history.plausible for bar in bars]
+
     def _valued(
         self,
         first: int,
@@ -420,23 +434,22 @@ class Engine:
         repeats: Mapping[str, Repeat],
     ) -> Stretch:
         """Return the stretch of the units *taken*; accounts and strategies go on after it."""
-        broker = self.broker
+        broker, bars = self.broker, list[Bar]()
         account, lines = broker.own.balance(), broker.own.books[0].lines
-        closes = [(unit,) if isinstance(unit, Bar) else unit.bars for unit in taken]
-        profits = [[lines[bar.instrument].profit_at(bar.close) for bar in bars] for bars in closes]
-        stretch = Stretch(
-            first,
-            taken,
-            plausible,
-            [profit for together in profits for profit in together],
-            [sum(together) for together in profits],
-            repeats,
-            account,
-        )
+        for unit in taken:
+            if isinstance(unit, Bar):
+                bars.append(unit)
+            else:
+                bars += unit.bars
+        profits = [lines[bar.instrument].profit_at(bar.close) for bar in bars]
+        count = len(repeats)
+        totals = profits
+        if count > 1:
+            totals = [sum(profits[at : at + count]) for at in range(0, len(profits), count)]
         for key, repeat in repeats.items():
-            broker.follow([bar for bars in closes for bar in bars if bar.instrument == key])
+            broker.follow([bar for bar in bars if bar.instrument == key])
             self.states[key].end_stretch(repeat)
-        return stretch
+        return Stretch(first, taken, plausible, profits, totals, repeats, account)
 
     # ------------------------------------------------------------ a bar, from top to bottom
 

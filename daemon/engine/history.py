@@ -191,6 +191,15 @@ class InstrumentHistory:
             self.bars += 1
             self.knows_bars = self.bars >= self._strategy_needs
 
+    def follow(self, bar: Bar) -> None:
+        """Take in the bar after the last one, as ``observe`` does where bars alone decide."""
+        self.missing_bars = 0
+        if self.plausibility is not None:
+            self.plausible = self.plausibility.add(bar, self._tick)
+        if self._writes_record:
+            self.record.append(bar)
+        self.last_bar = bar
+
     def observe_part(self, bar: Bar, whole: InstrumentHistory) -> None:
         """Take in *bar* as far as it is not that of the *whole*, which was shown it first."""
         self.last_bar, self.missing_bars = bar, whole.missing_bars

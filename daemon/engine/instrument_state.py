@@ -463,11 +463,15 @@ class InstrumentState:
         decision = Decision(last.outcome, last.target_quantity, measures)
         return Repeat(decision, self.gates.evaluator.plausible_at, line.position)
 
-    def look_ahead(self, bar: Bar) -> float:
-        """Observe *bar* before its step; return how plausible it is."""
-        self.observe(bar)
+    def look_ahead(self, bar: Bar) -> None:
+        """Observe *bar*, which follows the last one at once, before its step."""
+        history = self.history
+        history.follow(bar)
+        if self._sizes_by_bars:
+            self._sizer.observe(bar)
+        self.strategy.observe(bar)
+        history.day_range.push(bar)
         self.ahead = bar
-        return self.history.plausible
 
     def repeats_at(self, bar: Bar, repeat: Repeat, closes_most: int) -> bool:
         """Ask about *bar*, which was observed, once; return whether its step repeats *repeat*.

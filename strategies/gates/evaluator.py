@@ -284,9 +284,11 @@ class Plausibility:
         # A bar without a range leaves the window by its age too: a quiet week keeps no old scale.
         if len(ranges) == YARDSTICK_BARS and (oldest := ranges.popleft()):
             del ordered[bisect_left(ordered, oldest)]
-        close, last = bar.close, self._last
+        close, high, low, last = bar.close, bar.high, bar.low, self._last
         self._last = close
-        spread = true_range(bar, last)
+        spread = high - low  # as ``true_range`` says it, without the call
+        if last is not None and not low <= last <= high:
+            spread = last - low if last > high else high - last
         ranges.append(spread)
         if spread:
             insort(ordered, spread)
