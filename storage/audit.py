@@ -39,9 +39,9 @@ from tracepaper.strategies.types.decisions import (
     GateSet,
     Order,
     Position,
+    QuietStretch,
     Run,
     Step,
-    Stretch,
 )
 from tracepaper.strategies.types.market import (
     Bar,
@@ -207,7 +207,7 @@ class SqlAuditLog:
         self._run_key = 0
         self._due = 0  # sequence of the next step to take
         # Not encoded yet; what belongs together, together.
-        self._taken: list[Sequence[Step] | Stretch] = []
+        self._taken: list[Sequence[Step] | QuietStretch] = []
         self._next_sequence = 0  # of the next step to encode
         self._head = b""
         self._last: tuple[Event, Account] | None = None  # of the last step taken
@@ -423,7 +423,7 @@ class SqlAuditLog:
         """Steps until a group is full."""
         return max(self._group_steps - (self._due - self._next_sequence + self._waiting), 0)
 
-    def append_stretch(self, stretch: Stretch) -> None:
+    def append_stretch(self, stretch: QuietStretch) -> None:
         """Buffer the steps of *stretch*, of no more than :attr:`room`, as ``append_now`` does."""
         if self._refusal:
             raise AuditUnwritable(self._refusal)
@@ -444,7 +444,7 @@ class SqlAuditLog:
         """
         taken, self._taken = self._taken, []
         for steps in taken:
-            if isinstance(steps, Stretch):
+            if isinstance(steps, QuietStretch):
                 self._encode_stretch(steps)
                 continue
             linked: list[tuple[StepRows, bytes]] = []
@@ -455,7 +455,7 @@ class SqlAuditLog:
             for rows, link in linked:  # now that none of them is refused
                 self._buffer(rows, link)
 
-    def _encode_stretch(self, stretch: Stretch) -> None:
+    def _encode_stretch(self, stretch: QuietStretch) -> None:
         encoder = self._encoder
         assert encoder is not None
         for rows in encoder.encode_stretch(stretch):

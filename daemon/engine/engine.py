@@ -28,7 +28,7 @@ from tracepaper.daemon.engine.state import (
     ModelTerms,
     Shadows,
 )
-from tracepaper.daemon.engine.units import Units
+from tracepaper.daemon.engine.units import UnitQueue
 from tracepaper.strategies.api.context import Orders, Signal
 from tracepaper.strategies.api.sizing import Sizer
 from tracepaper.strategies.api.strategy import (
@@ -45,11 +45,11 @@ from tracepaper.strategies.types.decisions import (
     Order,
     Position,
     Prediction,
+    QuietStretch,
     Regime,
     Repeat,
     SinceDecided,
     Step,
-    Stretch,
     TwinStep,
 )
 from tracepaper.strategies.types.market import (
@@ -322,7 +322,7 @@ class Engine:
 
     # ------------------------------------------------------------ steps that change only prices
 
-    def stretch(self, units: Units, room: int) -> Stretch | None:
+    def stretch(self, units: UnitQueue, room: int) -> QuietStretch | None:
         """Take *units* while they change nothing but prices, of *room* steps at most.
 
         Return None where the next one may do more: :meth:`step` or :meth:`close` takes it. Either
@@ -356,7 +356,7 @@ class Engine:
         return stretch
 
     def _take_repeats(
-        self, units: Units, room: int, repeats: Mapping[str, Repeat], most: Mapping[str, int]
+        self, units: UnitQueue, room: int, repeats: Mapping[str, Repeat], most: Mapping[str, int]
     ) -> tuple[list[Bar | Close], list[float]]:
         """Take the units whose bars follow at once and repeat *repeats*; return how plausible."""
         states, interval_ms = self.states, self._interval_ms
@@ -432,7 +432,7 @@ class Engine:
         taken: Sequence[Bar | Close],
         plausible: Sequence[float],
         repeats: Mapping[str, Repeat],
-    ) -> Stretch:
+    ) -> QuietStretch:
         """Return the stretch of the units *taken*; accounts and strategies go on after it."""
         broker, bars = self.broker, list[Bar]()
         account, lines = broker.own.balance(), broker.own.books[0].lines
@@ -449,7 +449,7 @@ class Engine:
         for key, repeat in repeats.items():
             broker.follow([bar for bar in bars if bar.instrument == key])
             self.states[key].end_stretch(repeat)
-        return Stretch(first, taken, plausible, profits, totals, repeats, account)
+        return QuietStretch(first, taken, plausible, profits, totals, repeats, account)
 
     # ------------------------------------------------------------ a bar, from top to bottom
 

@@ -1,4 +1,4 @@
-"""``Units``: what a run is given, which an engine may look at before it takes it."""
+"""``UnitQueue``: what a run is given, which an engine may look at before it takes it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from tracepaper.strategies.errors import InvariantBroken
 from tracepaper.strategies.types.market import Unit
 
 
-class Units:
+class UnitQueue:
     """Bars, closes and other events of a run, in order; each is drawn when it is asked for."""
 
     __slots__ = ("_error", "_next", "_source")

@@ -13,7 +13,7 @@ from typing import Final
 
 from tracepaper.daemon.config.loading import restore
 from tracepaper.daemon.engine.engine import Engine
-from tracepaper.daemon.engine.units import Units
+from tracepaper.daemon.engine.units import UnitQueue
 from tracepaper.daemon.session.loop import (
     BarHistory,
     InlinePredictor,
@@ -108,7 +108,7 @@ def run_events(
     is drawn only when the one before was dealt with: what reads ahead (``ScanPredictor``) relies
     on that. Where nothing is predicted, steps that change only prices are taken together.
     """
-    units = Units(gathered(events))
+    units = UnitQueue(gathered(events))
     count = 0
     due = PROGRESS_EVENTS
     with settled_heap():

@@ -73,9 +73,9 @@ if TYPE_CHECKING:
     from tracepaper.strategies.types.decisions import (
         GateSet,
         Prediction,
+        QuietStretch,
         Run,
         Step,
-        Stretch,
         TwinStep,
     )
     from tracepaper.strategies.types.market import Event
@@ -194,7 +194,7 @@ class StepEncoder:
         marked = self._holdings.hold((key, (0, place), None), step.position, step.account, sparse)
         return self._rows(step, place, judged, marked, sparse)
 
-    def encode_stretch(self, stretch: Stretch) -> Iterator[StepRows]:
+    def encode_stretch(self, stretch: QuietStretch) -> Iterator[StepRows]:
         """Yield the rows of each step of *stretch*, as :meth:`encode` returns them.
 
         After the first bar of an instrument only numbers change, where its row alone holds it all.

@@ -250,13 +250,6 @@ YARDSTICK_LEAST: Final = 10
 """Under so many true ranges above zero there is no yardstick, and every close is plausible."""
 
 
-def true_range(bar: Bar, last: int | None) -> int:
-    """Return the way that the price went from the close before, *last*, and inside *bar*."""
-    if last is None:
-        return bar.high - bar.low
-    return max(bar.high, last) - min(bar.low, last)
-
-
 class Plausibility:
     """Measures each bar of one instrument against the bars before it.
 
@@ -286,7 +279,7 @@ class Plausibility:
             del ordered[bisect_left(ordered, oldest)]
         close, high, low, last = bar.close, bar.high, bar.low, self._last
         self._last = close
-        spread = high - low  # as ``true_range`` says it, without the call
+        spread = high - low  # its true range: from the last close on, where that is outside
         if last is not None and not low <= last <= high:
             spread = last - low if last > high else high - last
         ranges.append(spread)

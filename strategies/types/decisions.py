@@ -544,7 +544,7 @@ class Repeat(Struct, frozen=True, gc=False):
         return replace(self.decision, measures=(*measures[:at], plausible, *measures[at + 1 :]))
 
 
-class Stretch(Struct, frozen=True, gc=False):
+class QuietStretch(Struct, frozen=True, gc=False):
     """Steps in a row that change nothing but prices: each bar repeats the newest decision.
 
     ``plausible`` and ``unrealized`` hold one number a bar, in the order of the steps;

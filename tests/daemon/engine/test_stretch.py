@@ -13,7 +13,7 @@ from stretches import Compared
 from tracepaper.daemon.broker.broker import Save
 from tracepaper.daemon.engine import engine
 from tracepaper.daemon.engine.instrument_state import InstrumentState
-from tracepaper.daemon.engine.units import Units
+from tracepaper.daemon.engine.units import UnitQueue
 from tracepaper.strategies.errors import DataInvalid
 from tracepaper.strategies.types.market import Unit
 
@@ -60,7 +60,7 @@ def test_units_are_drawn_when_asked_for_and_an_error_waits_for_what_came_before(
             yield unit
         raise DataInvalid("no more")
 
-    units = Units(source())
+    units = UnitQueue(source())
     assert (units.peek(), units.peek(), drawn) == (first, first, [first])
     assert (units.next(), drawn, units.peek()) == (first, [first, second], second)
     assert (units.advance(), units.advance()) == (third, None)
