@@ -11,7 +11,7 @@ import itertools
 import sqlite3
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import TYPE_CHECKING, Final, Self, TypeVar
 
 from msgspec import Struct
 from sqlalchemy import insert
@@ -32,10 +32,19 @@ from tracepaper.storage.record.rows import (
     sequence_of,
 )
 from tracepaper.strategies.errors import AuditUnwritable, DataInvalid, InvariantBroken
-from tracepaper.strategies.types.decisions import Account, GateSet, Order, Position, Run, Step
+from tracepaper.strategies.types.decisions import (
+    Account,
+    GateSet,
+    Order,
+    Position,
+    QuietStretch,
+    Run,
+    Step,
+)
 from tracepaper.strategies.types.market import (
     Bar,
     Command,
+    Event,
     ModelChange,
     ParityCheck,
     Retrained,
@@ -175,8 +184,9 @@ class SqlAuditLog:
         self._encoder: StepEncoder | None = None
         self._run_key = 0
         self._due = 0  # sequence of the next step to take
-        self._taken: list[Sequence[Step]] = []  # not encoded yet; what belongs together, together
-        self._last: Step | None = None  # the last one taken
+        # Not encoded yet; what belongs together, together.
+        self._taken: list[Sequence[Step] | QuietStretch] = []
+        self._last: tuple[Event, Account] | None = None  # of the last step taken
         self._opening: list[tuple[str, list[Row]]] = []  # the rows of a run that is not stored yet
         self._models: dict[str, Row] = {}  # rows of models that are not stored yet, by their hash
         self._has_decided = False
@@ -188,7 +198,7 @@ class SqlAuditLog:
         self._is_leaving = False
 
     @classmethod
-    def open(cls, path: Path, *, group_steps: int | None = None) -> SqlAuditLog:
+    def open(cls, path: Path, *, group_steps: int | None = None) -> Self:
         """Open or make the database *path* and take its lock; raises what ``open_writer`` does."""
         return cls(open_writer(path), group_steps, path=path)
 
@@ -281,7 +291,8 @@ class SqlAuditLog:
         self._encoder = StepEncoder(
             resumed.run, resumed.run_key, resumed.gate_sets, head=resumed.head, first=self._due
         )
-        self._last = resumed.last
+        last = resumed.last
+        self._last = None if last is None else (last.event, last.account)
         return resumed
 
     def end(self, ended_at_ms: int) -> None:
@@ -292,7 +303,7 @@ class SqlAuditLog:
 
         def write_end() -> None:
             if self.is_open and (last := self._last) is not None:
-                self.note(RunEnd(ended_at_ms, last.event.market_ms, last.event.market_ms))
+                self.note(RunEnd(ended_at_ms, last[0].market_ms, last[0].market_ms))
 
         self._is_leaving = True
         self._in_writer(write_end)
@@ -312,7 +323,7 @@ class SqlAuditLog:
                 orders=(),
                 fills=(),
                 position=None,
-                account=last.account,
+                account=last[1],
                 twins=(),
                 state=None,
             )
@@ -368,12 +379,36 @@ class SqlAuditLog:
                 self._add_model(step.event.model_id, step.event.model_sha256)
         self._taken.append(steps)
         self._due += len(steps)
-        self._last = steps[-1]
+        self._last = steps[-1].event, steps[-1].account
         if not self._has_decided:
             self._has_decided = not all(map(_is_quiet, steps))
         assert self._encoder is not None
         waiting = self._due - self._encoder.first
         if waiting >= self._group_steps and (self.is_open or waiting >= START_STEPS_MAX):
+            self.flush()
+
+    @property
+    def next_sequence(self) -> int:
+        """The sequence of the next step."""
+        return self._due
+
+    @property
+    def room(self) -> int:
+        """Steps until a group is full."""
+        assert self._encoder is not None
+        return max(self._group_steps - (self._due - self._encoder.first), 0)
+
+    def append_stretch(self, stretch: QuietStretch) -> None:
+        """Buffer the steps of *stretch*, of no more than :attr:`room`, as ``append_now`` does."""
+        if self._refusal:
+            raise AuditUnwritable(self._refusal)
+        if stretch.first != self._due:
+            raise InvariantBroken(f"Step {stretch.first} came where step {self._due} was due.")
+        self._taken.append(stretch)
+        self._due = stretch.next_sequence
+        self._last = stretch.last
+        self._has_decided = True
+        if not self.room:
             self.flush()
 
     def _seal(self) -> list[Commit]:
@@ -388,7 +423,10 @@ class SqlAuditLog:
         taken, self._taken = self._taken, []
         try:
             for steps in taken:
-                encoder.add_together(steps)
+                if isinstance(steps, QuietStretch):
+                    encoder.add_stretch(steps)
+                else:
+                    encoder.add_together(steps)
                 if encoder.due - encoder.first >= self._group_steps:
                     commits.append(encoder.seal())
             if encoder.due > encoder.first:

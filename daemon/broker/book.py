@@ -287,6 +287,22 @@ class Book(Holdings):
     def _counted_books(self) -> Iterable[Book]:
         return self.account.books if self._whole is None else self.books
 
+    def closes_most(self) -> dict[str, int] | None:
+        """Return the highest close of each instrument that surely leaves the sums in 64 bits.
+
+        None where even the lowest one may not.
+        """
+        lines = self.lines.values()
+        fixed = abs(self.cash) + abs(self.paid_entries)
+        spare = MONEY_LIMIT // 2 - fixed - sum(abs(one.holding.entry_notional) for one in lines)
+        if spare < 0:
+            return None
+        share = spare // len(self.lines)
+        return {
+            key: line.notional.quantity(share, abs(line.held)) if line.held else MONEY_LIMIT
+            for key, line in self.lines.items()
+        }
+
     # ------------------------------------------------------------ what survives a restart
 
     def state(self) -> AccountState:

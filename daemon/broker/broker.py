@@ -619,6 +619,32 @@ class Broker:
         if self._ranges:
             self._ranges[key].push(bar)
 
+    def is_still(self) -> bool:
+        """Return whether bars to come can do nothing but value what is held.
+
+        Of one book, in which nothing rests or is protected, and nothing can be liquidated.
+        """
+        if self.save or self._by_quotes or self._by_book or self.beside or self._marked:
+            return False
+        if self._confirms or self.own.entries:
+            return False
+        for (line,) in self._lines.values():
+            orders = line.orders
+            if orders.order is not None or orders.others or orders.is_guarded:
+                return False
+            if self._is_on_margin and line.holding.quantity:
+                return False
+        return True
+
+    def follow(self, bars: Sequence[Bar]) -> None:
+        """Value what is held by the last of *bars* of one instrument, for which it was still."""
+        key = bars[-1].instrument
+        self._newest.pop(key, None)
+        self.mark_at_close(key, bars[-1].close)
+        if self._ranges:
+            for bar in bars:
+                self._ranges[key].push(bar)
+
     def recall(self, bar: Bar) -> None:
         """Take in a bar that the run already holds."""
         self.mark_at_close(bar.instrument, bar.close)

@@ -213,12 +213,17 @@ class Line:
             if self.holding.quantity:
                 self._revalue()
 
+    def profit_at(self, price: int) -> int:
+        """Return the profit of what is held that *price* would leave, in money."""
+        holding = self.holding
+        if not holding.quantity:
+            return 0
+        return self.notional(price, holding.quantity) - holding.entry_notional
+
     def _revalue(self) -> None:
         """Value what is held at the mark."""
         holding = self.holding
-        unrealized = 0
-        if holding.quantity:
-            unrealized = self.notional(self.mark, holding.quantity) - holding.entry_notional
+        unrealized = self.profit_at(self.mark)
         self.book.unrealized += unrealized - self.position.unrealized_pnl
         self.position = Position(
             holding.quantity,

@@ -14,7 +14,7 @@ from typing import Any, Final, assert_never
 
 import msgspec
 
-from tracepaper.daemon.broker.account import Ownership
+from tracepaper.daemon.broker.account import ENTRIES, Ownership
 from tracepaper.daemon.broker.broker import NOTHING_FILLED, Broker, Filled, Save
 from tracepaper.daemon.broker.orders import Sent, as_they_stand
 from tracepaper.daemon.engine.instrument_state import InstrumentState, checked
@@ -28,6 +28,7 @@ from tracepaper.daemon.engine.state import (
     ModelTerms,
     Shadows,
 )
+from tracepaper.daemon.engine.units import UnitQueue
 from tracepaper.strategies.api.context import Orders, Signal
 from tracepaper.strategies.api.sizing import Sizer
 from tracepaper.strategies.api.strategy import (
@@ -44,7 +45,9 @@ from tracepaper.strategies.types.decisions import (
     Order,
     Position,
     Prediction,
+    QuietStretch,
     Regime,
+    Repeat,
     SinceDecided,
     Step,
     TwinStep,
@@ -52,6 +55,7 @@ from tracepaper.strategies.types.decisions import (
 from tracepaper.strategies.types.market import (
     Bar,
     BookUpdate,
+    Close,
     Closed,
     Command,
     CommandKind,
@@ -72,6 +76,7 @@ from tracepaper.strategies.types.market import (
     Retrained,
     RunEnd,
     Trade,
+    Unit,
     UniverseChange,
 )
 
@@ -81,8 +86,11 @@ STATE_EVERY_STEPS: Final = 1_024
 _NOTED: Final = frozenset({RunEnd, Prune})
 """What the log notes by itself: no engine sees it as it happens, so none stores its state there."""
 
+_QUIET: Final = frozenset({Bar, Close})
+"""The units that may change nothing but prices."""
+
 # Read at every bar: looking a member up on its class costs ten times as much (Python 3.11).
-_NO, _NOW = Save.NO, Save.NOW
+_NO, _LATER, _NOW = Save.NO, Save.LATER, Save.NOW
 
 OF_THE_RUN: Final = ""
 """Stands where an instrument does, for the state that a portfolio strategy declares."""
@@ -155,7 +163,11 @@ class Engine:
         )
         self.sees_account = bool(seen) or any(sizer.sees_account for sizer in sizers.values())
         """Whether decisions depend on fills: of a strategy that sees the account, or by size."""
-        self._period_start_ms = settings.period_start_ms
+        self._interval_ms, self._period_start_ms = settings.interval_ms, settings.period_start_ms
+        # Whether a stretch is ever possible: nothing decides but bars, and no limit watches.
+        self._may_repeat = not (
+            self.risk.active or self.declared or self._portfolio or settings.calendar
+        ) and all(state.may_repeat for state in self.states.values())
         self._prepared: dict[str, ModelTerms] = {}  # by the model's hash
         self.halted = False
         self._observed: dict[str, Mapping[str | None, Position]] = {}
@@ -308,6 +320,137 @@ class Engine:
         self._observed.clear()
         return steps
 
+    # ------------------------------------------------------------ steps that change only prices
+
+    def stretch(self, units: UnitQueue, room: int) -> QuietStretch | None:
+        """Take *units* while they change nothing but prices, of *room* steps at most.
+
+        Return None where the next one may do more: :meth:`step` or :meth:`close` takes it. Either
+        way the engine comes to the same state, and a strategy is shown each bar and asked about it
+        once: what it answered to the unit that ends the stretch is used by that unit's step.
+        """
+        if not self._may_repeat or self.halted or self.save is _NOW or not self.broker.is_still():
+            return None
+        if type(units.peek()) not in _QUIET:
+            return None
+        book, first = self.broker.own.books[0], self.sequence
+        if (most := book.closes_most()) is None:
+            return None
+        repeats: dict[str, Repeat] = {}
+        for key, state in self.states.items():
+            repeat = state.begin_stretch(book.lines[key], most[key])
+            if repeat is None:
+                return None
+            repeats[key] = repeat
+        # An entry confirms its position at every bar, which has the state stored now and then.
+        confirms = any(repeat.decision.action in ENTRIES for repeat in repeats.values())
+        if confirms or self.save:
+            room = min(room, -first % STATE_EVERY_STEPS)
+        taken, plausible = self._take_repeats(units, room, repeats, most)
+        if not taken:
+            return None
+        stretch = self._valued(first, taken, plausible, repeats)
+        self.sequence = stretch.next_sequence
+        if confirms:
+            self.save = self.save or _LATER
+        return stretch
+
+    def _take_repeats(
+        self, units: UnitQueue, room: int, repeats: Mapping[str, Repeat], most: Mapping[str, int]
+    ) -> tuple[list[Bar | Close], list[float]]:
+        """Take the units whose bars follow at once and repeat *repeats*; return how plausible."""
+        states, interval_ms = self.states, self._interval_ms
+        # Where the last bars of instruments differ, no close follows all of them at once.
+        opened = {bar.open_time_ms for key in states if (bar := states[key].history.last_bar)}
+        due_ms = max(opened) + interval_ms if len(opened) == 1 else -1
+        taken, plausible = list[Bar | Close](), list[float]()
+        unit = units.peek()
+        while bars := self._following(unit, room, due_ms):
+            assert isinstance(unit, Bar | Close)
+            if (measured := self._look_ahead(bars, repeats, most)) is None:
+                return taken, plausible
+            taken.append(unit)
+            plausible += measured
+            room -= len(bars) + isinstance(unit, Close)
+            due_ms += interval_ms
+            unit = units.advance()
+        for state in states.values():
+            state.ahead = None
+        return taken, plausible
+
+    def _following(self, unit: Unit | None, room: int, due_ms: int) -> Sequence[Bar]:
+        """Return the bars of *unit*, where every instrument has one, on time, that opens *due_ms*.
+
+        None of any other unit, and of one that takes more than *room* steps.
+        """
+        states, interval_ms = self.states, self._interval_ms
+        bars: Sequence[Bar] = ()
+        if type(unit) is Bar:
+            if room > 0 and unit.instrument in states and len(states) == 1:
+                bars = (unit,)
+        elif (
+            type(unit) is Close
+            and len(unit.bars) == len(states) < room
+            and {bar.instrument for bar in unit.bars} == states.keys()
+        ):
+            bars = unit.bars
+        for bar in bars:
+            if (
+                bar.open_time_ms != due_ms
+                or bar.seen_ms - due_ms != interval_ms
+                or bar.interval_ms != interval_ms
+            ):
+                return ()
+        return bars
+
+    def _look_ahead(
+        self, bars: Sequence[Bar], repeats: Mapping[str, Repeat], most: Mapping[str, int]
+    ) -> list[float] | None:
+        """Show *bars*, and ask about each; return how plausible, None where one does not repeat.
+
+        An error waits for the step.
+        """
+        states, bar = self.states, bars[0]
+        is_repeat = True
+        try:
+            for bar in bars:
+                states[bar.instrument].look_ahead(bar)
+            for bar in bars:
+                key = bar.instrument
+                if not states[key].repeats_at(bar, repeats[key], most[key]):
+                    is_repeat = False
+        except Exception as error:  # noqa: BLE001 - whatever a strategy raises
+            states[bar.instrument].fail_at(bar, error)
+            return None
+        if not is_repeat:
+            return None
+        return [states[bar.instrument].history.plausible for bar in bars]
+
+    def _valued(
+        self,
+        first: int,
+        taken: Sequence[Bar | Close],
+        plausible: Sequence[float],
+        repeats: Mapping[str, Repeat],
+    ) -> QuietStretch:
+        """Return the stretch of the units *taken*; accounts and strategies go on after it."""
+        broker, bars = self.broker, list[Bar]()
+        account, lines = broker.own.balance(), broker.own.books[0].lines
+        for unit in taken:
+            if isinstance(unit, Bar):
+                bars.append(unit)
+            else:
+                bars += unit.bars
+        profits = [lines[bar.instrument].profit_at(bar.close) for bar in bars]
+        count = len(repeats)
+        totals = profits
+        if count > 1:
+            totals = [sum(profits[at : at + count]) for at in range(0, len(profits), count)]
+        for key, repeat in repeats.items():
+            broker.follow([bar for bar in bars if bar.instrument == key])
+            self.states[key].end_stretch(repeat)
+        return QuietStretch(first, taken, plausible, profits, totals, repeats, account)
+
     # ------------------------------------------------------------ a bar, from top to bottom
 
     def _observe(self, bar: Bar, sequence: int, *, is_last: bool = True) -> Filled | None:
@@ -317,7 +460,8 @@ class Engine:
         """
         state = self.states[bar.instrument]
         before = state.history.last_bar
-        if before is not None and bar.open_time_ms <= before.open_time_ms:
+        is_ahead = bar is state.ahead
+        if before is not None and bar.open_time_ms <= before.open_time_ms and not is_ahead:
             return None
         if bar.open_time_ms < self._period_start_ms:
             state.recall(bar)
@@ -398,7 +542,7 @@ class Engine:
         decided = state.settle(decision, prediction, sent)
         step = self._conclude(bar, filled, decided, confirmed, saves=saves)
         if self.shadows.bases and self.shadows.count(step, state):  # from the next bar on
-            self.save = self.save or Save.LATER
+            self.save = self.save or _LATER
         return step
 
     def _conclude(

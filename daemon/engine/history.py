@@ -191,6 +191,15 @@ class InstrumentHistory:
             self.bars += 1
             self.knows_bars = self.bars >= self._strategy_needs
 
+    def follow(self, bar: Bar) -> None:
+        """Take in the bar after the last one, as ``observe`` does where bars alone decide."""
+        self.missing_bars = 0
+        if self.plausibility is not None:
+            self.plausible = self.plausibility.add(bar, self._tick)
+        if self._writes_record:
+            self.record.append(bar)
+        self.last_bar = bar
+
     def observe_part(self, bar: Bar, whole: InstrumentHistory) -> None:
         """Take in *bar* as far as it is not that of the *whole*, which was shown it first."""
         self.last_bar, self.missing_bars = bar, whole.missing_bars
@@ -255,6 +264,11 @@ class InstrumentHistory:
         )
 
     @property
+    def is_full(self) -> bool:
+        """Whether all bars are known that strategy and size look back on."""
+        return self.bars >= self._needed
+
+    @property
     def warm_bars(self) -> int:
         """The bars that are known, for the gate ``warm``: what a timeframe lacks is lacking too."""
         if self.frames and not self.is_warm:
@@ -263,7 +277,7 @@ class InstrumentHistory:
 
     def warm_at(self, now_ms: int) -> int | None:
         """Return when all will be known that is looked back on; None where it is, at *now_ms*."""
-        if self.is_warm and self.bars >= self._needed:
+        if self.is_warm and self.is_full:
             return None
         bars_ms = now_ms + (self._needed - self.bars) * self._base_ms
         frames = (frame.warm_at(now_ms) for frame in self.frames.values() if not frame.is_warm)

@@ -11,6 +11,7 @@ from msgspec.structs import replace
 from tracepaper.daemon.broker.account import Intent, is_entry
 from tracepaper.daemon.broker.book import Holdings
 from tracepaper.daemon.broker.exit_plans import Expected
+from tracepaper.daemon.broker.line import Line
 from tracepaper.daemon.broker.orders import Sent
 from tracepaper.daemon.broker.rules import below_step
 from tracepaper.daemon.engine.history import ForecastOutcomes, InstrumentHistory, RegimeTracker
@@ -45,8 +46,17 @@ from tracepaper.strategies.types.decisions import (
     Decision,
     Forecast,
     Prediction,
+    Repeat,
 )
-from tracepaper.strategies.types.market import Bar, CorporateAction, Depths, Instrument, Quote, Side
+from tracepaper.strategies.types.market import (
+    Bar,
+    Category,
+    CorporateAction,
+    Depths,
+    Instrument,
+    Quote,
+    Side,
+)
 
 _COLD: Final = Signal(Action.HOLD, "fewer bars than the warm-up")
 
@@ -60,19 +70,24 @@ class InstrumentState:
 
     # By slots: of so many attributes a dictionary is slower at every access.
     __slots__ = (
+        "_answer",
         "_cash",
+        "_closes_least",
+        "_closes_most",
         "_context",
         "_exits",
         "_flat_on_refusal",
         "_instrument_context",
         "_looks_at_bar_alone",
         "_never_short",
+        "_newest_answer",
         "_repeats",
         "_sees_account",
         "_sizer",
         "_sizes_by_bars",
         "_standing",
         "_wants_protection",
+        "ahead",
         "belief",
         "declared",
         "gates",
@@ -121,6 +136,11 @@ class InstrumentState:
         self.intent: Intent | Orders | None = None  # of the newest decision; None: a gate holds it
         self._standing: int | None = None  # the target before it
         self._context: BarContext | None = None  # what a portfolio was asked about this close with
+        # Of a stretch: the bar that was observed before its step, the answer to it, or the error.
+        self.ahead: Bar | None = None
+        self._answer: Signal | Orders | Exception | None = None
+        self._newest_answer: Signal | Orders | None = None  # the last one that repeats the signal
+        self._closes_least = self._closes_most = 0  # closes at which the size is known to stay
         self._instrument_context = InstrumentContext.of(instrument, self.history.record)
         self._sees_account = strategy.sees_account
         # Where ``_look`` would look at nothing but the bar and the last verdict.
@@ -182,7 +202,11 @@ class InstrumentState:
     # ------------------------------------------------------------ a bar, from top to bottom
 
     def observe(self, bar: Bar) -> None:
-        """Show *bar* to all that looks back on bars."""
+        """Show *bar* to all that looks back on bars, once."""
+        if bar is self.ahead:
+            if isinstance(self._answer, Exception):
+                raise self._answer
+            return
         history = self.history
         before = history.last_bar
         history.observe(bar)
@@ -391,6 +415,108 @@ class InstrumentState:
         books = self.history.books
         return None if books is None else self.belief.doubt_of(books.books_of(depths))
 
+    # ------------------------------------------------------------ bars ahead of their steps
+
+    @property
+    def may_repeat(self) -> bool:
+        """Whether its decisions follow from bars alone while no order rests and nothing is held up.
+
+        Shares are left out: a bar may show a split that was not adjusted.
+        """
+        return (
+            self._looks_at_bar_alone
+            and self.strategy.horizon is None
+            and not self._sizer.sees_account
+            and self.gates.evaluator.is_plain
+            and self.instrument.category is not Category.STOCK
+        )
+
+    def begin_stretch(self, line: Line, closes_most: int) -> Repeat | None:
+        """Return what bars would repeat that follow at once and close at *closes_most* at most.
+
+        None where the newest decision cannot repeat: not all bars are known, one is looked at
+        already, it was refused or left open, or its entry is protected.
+        """
+        last, signal, orders = self.outcomes.newest, self.signal, line.orders
+        if (
+            self.ahead is not None
+            or last is None
+            or last.target_quantity is None
+            or last.target_quantity != orders.target
+            or not orders.is_reached(orders.target, line.held)
+            or not last.outcome.allowed
+            or last.outcome.size_factor is not None
+            # Whatever else leaves a target open may have gone at the next bar.
+            or last.outcome.unfilled_reason not in {None, below_step(self.instrument)}
+            or not isinstance(signal, Signal)
+            or signal.note is not None
+            or (self._wants_protection and is_entry(signal.action))
+            or not self.history.is_full
+        ):
+            return None
+        measures, passed = self.gates.judge_next(self.history)
+        if passed != last.outcome.passed:
+            return None
+        self._answer, self._newest_answer = signal, None
+        is_sized = self._sizer.follows_signal or not is_entry(signal.action)
+        self._closes_least, self._closes_most = (0, closes_most) if is_sized else (1, 0)
+        decision = Decision(last.outcome, last.target_quantity, measures)
+        return Repeat(decision, self.gates.evaluator.plausible_at, line.position)
+
+    def look_ahead(self, bar: Bar) -> None:
+        """Observe *bar*, which follows the last one at once, before its step."""
+        history = self.history
+        history.follow(bar)
+        if self._sizes_by_bars:
+            self._sizer.observe(bar)
+        self.strategy.observe(bar)
+        history.day_range.push(bar)
+        self.ahead = bar
+
+    def repeats_at(self, bar: Bar, repeat: Repeat, closes_most: int) -> bool:
+        """Ask about *bar*, which was observed, once; return whether its step repeats *repeat*.
+
+        The sizer is asked only where the close is outside the interval of prices at which it has
+        kept what is held.
+        """
+        context = BarContext(
+            bar, None, self.regimes.regime, repeat.decision.outcome, None, self._instrument_context
+        )
+        answer = self.strategy.decide(context)
+        if answer is not self._newest_answer:
+            allowed = self._as_allowed(answer)
+            if allowed != self.signal:
+                self._answer = allowed
+                return False
+            self._newest_answer = answer
+        if self.history.plausible > self.gates.evaluator.plausible_most:
+            return False
+        close = bar.close
+        if self._closes_least <= close <= self._closes_most:
+            return True
+        signal = self.signal
+        assert isinstance(signal, Signal)
+        standing = repeat.decision.target_quantity or 0
+        if close > closes_most or (
+            is_entry(signal.action)
+            and self._sizer.target(signal, bar, None, standing=standing) != standing
+        ):
+            return False
+        if self._sizer.falls_with_price(signal):
+            if self._closes_least > self._closes_most:
+                self._closes_least = self._closes_most = close
+            self._closes_least = min(self._closes_least, close)
+            self._closes_most = max(self._closes_most, close)
+        return True
+
+    def end_stretch(self, repeat: Repeat) -> None:
+        """Go on after bars that repeated *repeat*, as after their steps."""
+        self._standing = repeat.decision.target_quantity
+
+    def fail_at(self, bar: Bar, error: Exception) -> None:
+        """Keep the *error* of looking ahead at *bar*, which its step raises."""
+        self.ahead, self._answer = bar, error
+
     # ------------------------------------------------------------ the steps of that line
 
     def _look(
@@ -417,9 +543,15 @@ class InstrumentState:
 
         What is paid in full is not sold short: that is FLAT, and its reason follows the category.
         """
+        if self.ahead is not None:
+            answer, self.ahead, self._answer = self._answer, None, None
+            assert isinstance(answer, Signal | Orders)
+            return answer
         history = self.history
         is_warm = history.is_warm if history.frames else history.knows_bars
-        signal = self.strategy.decide(context) if is_warm else _COLD
+        return self._as_allowed(self.strategy.decide(context) if is_warm else _COLD)
+
+    def _as_allowed(self, signal: Signal | Orders) -> Signal | Orders:
         if self._never_short and isinstance(signal, Signal) and signal.action is Action.SHORT:
             reason = f"{self._never_short}: {signal.reason}"
             return Signal(Action.FLAT, reason, note=signal.note)

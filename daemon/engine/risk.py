@@ -301,6 +301,17 @@ class GateJudgement:
             inputs.quote_age_ms = _age_ms(quote, bar)
             inputs.is_tradable = status == TRADING
 
+    def judge_next(self, history: InstrumentHistory) -> tuple[tuple[float | None, ...], int]:
+        """Return the verdict on a bar that follows the last one directly and closes where it did.
+
+        Later bars like it have the same measures but for ``plausible``.
+        """
+        inputs = self.inputs
+        inputs.running, inputs.bars = True, history.bars
+        inputs.missing_bars = inputs.late_ms = 0
+        inputs.plausible = 0.0
+        return self.evaluator.judge(inputs)
+
     def see_forecast(
         self, bar: Bar, prediction: Prediction, regimes: RegimeTracker, *, is_finite: bool | None
     ) -> None:

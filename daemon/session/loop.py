@@ -33,6 +33,7 @@ from tracepaper.strategies.errors import DataInvalid, InvariantBroken
 from tracepaper.strategies.types.decisions import Prediction, PredictionTimeout, Step
 from tracepaper.strategies.types.market import (
     Bar,
+    Close,
     Closed,
     CovariatesRead,
     Event,
@@ -40,25 +41,18 @@ from tracepaper.strategies.types.market import (
     Gap,
     ModelChange,
     Retrained,
+    Unit,
 )
 
 GROUP_STEPS: Final = 100
 """Most steps of a live feed in one commit: what a kill can cost of a backlog, fetched again."""
 
 
-class Close(NamedTuple):
-    """The bars of one close behind the event that announced them: one prediction, one commit."""
-
-    closed: Closed
-    bars: Sequence[Bar]
-
-
-Unit = Event | Close
-"""The input of one call of the engine."""
-
-
 class KnownPredictor(Protocol):
     """A predictor of known events: in this thread, without a deadline."""
+
+    is_silent: bool
+    """Whether it predicts nothing: then steps that change only prices need not be taken singly."""
 
     def predict(self, event: Event, /) -> Prediction:
         """Return the forecast at *event*, a timeout, or None where no forecast is needed."""
@@ -297,6 +291,8 @@ class InlinePredictor:
     Where a start comes before an instrument's bars, the model is warmed for it at the last of them
     before the period, or at the first in it.
     """
+
+    is_silent = False
 
     def __init__(
         self,

@@ -186,6 +186,8 @@ class ScanPredictor:
     sampled.
     """
 
+    is_silent = False
+
     def __init__(
         self,
         forecaster: Forecaster,

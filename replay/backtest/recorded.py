@@ -206,6 +206,8 @@ class RecordedPredictor:
     A model that was promoted in service is read from its copy beside *database*.
     """
 
+    is_silent = False
+
     def __init__(
         self, recorded: Recorded, prober: Forecaster | None, database: Path, *, probes: bool = True
     ) -> None:

@@ -13,6 +13,7 @@ from typing import Final
 
 from tracepaper.daemon.config.loading import restore
 from tracepaper.daemon.engine.engine import Engine
+from tracepaper.daemon.engine.units import UnitQueue
 from tracepaper.daemon.session.loop import (
     BarHistory,
     InlinePredictor,
@@ -33,7 +34,7 @@ from tracepaper.storage.database.run_views import actions_of
 from tracepaper.strategies.api.strategy import Forecaster
 from tracepaper.strategies.book_features import WANTED, books_read_by
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
-from tracepaper.strategies.types.decisions import Prediction, Step
+from tracepaper.strategies.types.decisions import Prediction
 from tracepaper.strategies.types.market import (
     Bar,
     Closed,
@@ -63,7 +64,6 @@ class Tally:
 
     progress: Progress = lambda _bars: None
     stopped: Callable[[], bool] = lambda: False
-    observe: Callable[[Step], None] | None = None  # is shown every step
     bars: int = 0
     decisions: int = 0
     equity: int = 0
@@ -106,31 +106,38 @@ def run_events(
     Nothing is awaited: the events are there, *predictor* answers in this thread, and steps are
     committed in groups, for a replay can always be run again. An event, or the bars of one close,
     is drawn only when the one before was dealt with: what reads ahead (``ScanPredictor``) relies
-    on that.
+    on that. Where nothing is predicted, steps that change only prices are taken together.
     """
-    append = audit.append_now
-    observe = tally.observe
-    bars = decisions = 0
-    step = None
+    units = UnitQueue(gathered(events))
+    count = 0
+    due = PROGRESS_EVENTS
     with settled_heap():
-        for count, unit in enumerate(gathered(events), start=1):
-            steps = advance(engine, unit, predictions_of(predictor, unit))
-            append(*steps)
-            for step in steps:
-                bars += type(step.event) is Bar
-                decisions += step.decision is not None
-                if observe is not None:
-                    observe(step)
-            if count % PROGRESS_EVENTS == 0:
-                tally.bars, tally.decisions = bars, decisions
-                tally.progress(bars)
+        while units.peek() is not None:
+            room = min(audit.room, due - count)
+            stretch = engine.stretch(units, room) if predictor.is_silent else None
+            if stretch is not None:
+                audit.append_stretch(stretch)
+                count += len(stretch.units)
+                tally.bars += len(stretch.plausible)
+                tally.decisions += len(stretch.plausible)
+            else:
+                unit = units.next()
+                steps = advance(engine, unit, predictions_of(predictor, unit))
+                audit.append_now(*steps)
+                count += 1
+                for step in steps:
+                    tally.bars += type(step.event) is Bar
+                    tally.decisions += step.decision is not None
+            if count == due:
+                due += PROGRESS_EVENTS
+                tally.progress(tally.bars)
                 if tally.stopped():
                     tally.finished = False
                     break
     audit.flush()
-    tally.bars, tally.decisions = bars, decisions
-    tally.equity = 0 if step is None else step.account.equity
-    tally.progress(bars)
+    if count:
+        tally.equity = engine.broker.own.balance().equity
+    tally.progress(tally.bars)
 
 
 def run_replay(replay: Replay, audit: SqlAuditLog, tally: Tally) -> None:
@@ -167,6 +174,8 @@ class ReplayPredictor:
 
 class _NoForecasts:
     """Predicts nothing: for strategies that need no forecast."""
+
+    is_silent = True
 
     def predict(self, _event: Event) -> Prediction:
         """Return None."""

@@ -138,9 +138,29 @@ def _logged(replay: Replay) -> _Logged:
         return _Logged(cpu_s, database.stat().st_size, marks)
 
 
-def _record(replay: Replay, database: Path, tally: Tally) -> tuple[float, float]:
-    """Log *replay* in the new *database*; return the seconds of wall and of CPU time it took."""
-    audit = SqlAuditLog.open(database)
+class _WatchedLog(SqlAuditLog):
+    """A log that shows each step after it was taken."""
+
+    observe: Callable[[Step], None] = staticmethod(lambda _step: None)
+
+    def append_now(self, *steps: Step) -> None:
+        super().append_now(*steps)
+        for step in steps:
+            self.observe(step)
+
+
+def _record(
+    replay: Replay,
+    database: Path,
+    tally: Tally,
+    observe: Callable[[Step], None] = lambda _step: None,
+) -> tuple[float, float]:
+    """Log *replay* in the new *database*; return the seconds of wall and of CPU time it took.
+
+    *observe* is shown each step that is taken singly, as all are with a model.
+    """
+    audit = _WatchedLog.open(database)
+    audit.observe = observe
     wall, began = time.perf_counter(), time.process_time()
     run_replay(replay, audit, tally)
     spent = time.perf_counter() - wall, time.process_time() - began
@@ -284,7 +304,7 @@ def measure_windows(
     replay = replay_of([candles], "attention", checkpoint=checkpoint)
     tell(f"replaying {len(candles):,} bars")
     with tempfile.TemporaryDirectory() as folder:
-        _record(replay, Path(folder) / "bench.db", Tally(observe=watch.observe))
+        _record(replay, Path(folder) / "bench.db", Tally(), watch.observe)
     config = forecaster.model.network.config
     return {
         "machine": machine_line(),

@@ -35,7 +35,6 @@ from tracepaper.daemon.session.build import build_engine, needs_forecaster
 from tracepaper.daemon.session.loop import (
     BarHistory,
     InlinePredictor,
-    Unit,
     events_of,
     gathered,
     predictions_of,
@@ -70,7 +69,7 @@ from tracepaper.strategies.api.timeframes import Row
 from tracepaper.strategies.errors import StrategyFailed, TracepaperError
 from tracepaper.strategies.sessions import Sessions
 from tracepaper.strategies.types.decisions import FillModel, Prediction, Step
-from tracepaper.strategies.types.market import Bar, Instrument
+from tracepaper.strategies.types.market import Bar, Instrument, Unit
 
 P = ParamSpec("P")
 Job = Callable[Concatenate[Connection, P], None]

@@ -25,7 +25,7 @@ from msgspec import Struct
 from tracepaper.daemon.config.loading import Config
 from tracepaper.daemon.engine.engine import Engine
 from tracepaper.daemon.engine.state import Restart, decode_state
-from tracepaper.daemon.session.loop import Unit, events_of, gathered, predictions_of
+from tracepaper.daemon.session.loop import events_of, gathered, predictions_of
 from tracepaper.daemon.session.user_class import unguarded
 from tracepaper.daemon.session.user_code import own_folder, own_sources
 from tracepaper.replay.archive import Candles, slice_candles
@@ -48,7 +48,7 @@ from tracepaper.strategies.corporate_actions import adjusted_bar
 from tracepaper.strategies.errors import DataInvalid
 from tracepaper.strategies.gates.gate import GateKind, gate_order
 from tracepaper.strategies.types.decisions import Decision, Prediction, SinceDecided
-from tracepaper.strategies.types.market import Bar, CorporateAction, Depths, FrameBar
+from tracepaper.strategies.types.market import Bar, CorporateAction, Depths, FrameBar, Unit
 
 SHOWN_LONGEST: Final = 40
 """Characters of a value that is named with its name; of longer ones a hash is compared."""

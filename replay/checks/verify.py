@@ -18,7 +18,7 @@ from typing import Final
 from tracepaper.daemon.config.loading import Config
 from tracepaper.daemon.config.several import members_of, strategy_name
 from tracepaper.daemon.engine.state import decode_state
-from tracepaper.daemon.session.loop import Close, gathered, predictions_of, steps_of
+from tracepaper.daemon.session.loop import gathered, predictions_of, steps_of
 from tracepaper.daemon.session.resume import check_state
 from tracepaper.daemon.session.retraining import (
     CandidateJudgement,
@@ -57,6 +57,7 @@ from tracepaper.strategies.types.decisions import Run, Step
 from tracepaper.strategies.types.market import (
     Bar,
     BookUpdate,
+    Close,
     Depths,
     Event,
     ModelChange,

@@ -34,6 +34,7 @@ from tracepaper.storage.record.hashing import (
 from tracepaper.storage.record.interning import HeldRows, Outcomes, Rows
 from tracepaper.storage.record.rows import CHAINED_TABLES, EVENT_KINDS, step_key
 from tracepaper.strategies.errors import DataInvalid, InvariantBroken
+from tracepaper.strategies.gates.declared import plausible
 from tracepaper.strategies.types.decisions import (
     Fill,
     Forecast,
@@ -41,7 +42,14 @@ from tracepaper.strategies.types.decisions import (
     Order,
     PredictionTimeout,
 )
-from tracepaper.strategies.types.market import Bar, BookUpdate, Depths, Instrument, InstrumentChange
+from tracepaper.strategies.types.market import (
+    Bar,
+    BookUpdate,
+    Close,
+    Depths,
+    Instrument,
+    InstrumentChange,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -49,6 +57,7 @@ if TYPE_CHECKING:
     from tracepaper.strategies.types.decisions import (
         GateSet,
         Prediction,
+        QuietStretch,
         Run,
         Step,
         StrategyDecision,
@@ -68,6 +77,9 @@ _NO_ANSWER_MEASURES: Final[Row] = (None,) * len(ANSWER_GATES)
 _NO_FORECAST: Final[Row] = (None,) * (3 + len(FORECAST_COLUMNS))
 _NO_HEADS: Final[Row] = (None,) * len(HEAD_COLUMNS)
 _NO_EXPLANATION: Final[Row] = (None,) * len(EXPLANATION_COLUMNS)
+_PLAUSIBLE: Final = STEP_GATES.index(plausible.name)
+_RepeatedBar = tuple[int, Row, Row | None]
+"""A holding, the values before the measure ``plausible``, and those behind it, where it is."""
 _OF_BAR: Final = attrgetter(*(name for name in BAR_FIELDS if name != "turnover"))
 _OF_FORECAST: Final = attrgetter(*FORECAST_COLUMNS)
 _OF_EXPLANATION: Final = attrgetter(*EXPLANATION_COLUMNS)
@@ -185,6 +197,64 @@ class StepEncoder:
             self._add_trades(step, key)
         if step.twins:
             self._add_twins(step.twins, key, place)
+
+    def add_stretch(self, stretch: QuietStretch) -> None:
+        """Add the rows of each step of *stretch*, as :meth:`add` does.
+
+        After the first bar of an instrument only numbers change, where its row alone holds it all.
+        """
+        if stretch.next_sequence > SEQUENCE_LIMIT:
+            raise InvariantBroken(f"A run holds {SEQUENCE_LIMIT} steps; open a new run.")
+        repeated: dict[str, _RepeatedBar | None] = {}
+        rows, first_step = self._rows["steps"], self._first_step
+        sequence, number = stretch.first, 0
+        for place, unit in enumerate(stretch.units):
+            bars: Sequence[Bar] = (unit,) if isinstance(unit, Bar) else unit.bars
+            if isinstance(unit, Close):
+                self.add(stretch.closed_at(sequence, place, unit))
+                sequence += 1
+            of_account = stretch.account_unrealized[place]
+            for bar in bars:
+                key = bar.instrument
+                if (repeat := repeated.get(key)) is not None:
+                    holding, before, after = repeat
+                    unrealized = stretch.unrealized[number]
+                    judged = () if after is None else (stretch.plausible[number], *after)
+                    row = (
+                        first_step + sequence, holding, *self._bar_columns(bar), unrealized,
+                        *before, *judged, bar.turnover,
+                        None if of_account == unrealized else of_account,
+                    )  # fmt: skip
+                    rows.append(trimmed(row))
+                else:
+                    account = stretch.account_at(of_account)
+                    step = stretch.step_at(sequence, bar, number, account)
+                    self.add(step)
+                    if key not in repeated:
+                        is_judged = stretch.repeats[key].plausible_at is not None
+                        repeated[key] = self._repeated(step, is_judged=is_judged)
+                sequence, number = sequence + 1, number + 1
+        self.due = stretch.next_sequence
+
+    def _repeated(self, step: Step, *, is_judged: bool) -> _RepeatedBar | None:
+        """Return what bars repeat after *step*, which was added; None where more rows follow."""
+        decision, position, account, event = step.decision, step.position, step.account, step.event
+        assert decision is not None
+        assert isinstance(event, Bar)
+        key, rows = self._first_step + step.sequence, self._rows
+        plan, outcome = self.outcomes.store(decision.outcome, key, rows)
+        has_answer = any(
+            rows[table] and rows[table][-1][0] == key for table in ("answers", "states")
+        )
+        if has_answer:
+            return None
+        whose = (0, self._place(event.instrument))
+        holding = self._holdings.hold(key, whose, None, position, account, rows)
+        measures = plan.pick_step((*all_finite(decision.measures), None))
+        known = outcome, decision.target_quantity
+        if not is_judged:
+            return holding, (*known, *measures), None
+        return holding, (*known, *measures[:_PLAUSIBLE]), measures[_PLAUSIBLE + 1 :]
 
     # ------------------------------------------------------------ events
 

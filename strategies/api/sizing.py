@@ -242,6 +242,16 @@ class Sizer:
         """Bars that a size depends on; 0 where it needs none but the newest."""
         return 0 if self._estimate is None else self._estimate.bars
 
+    def falls_with_price(self, signal: Signal) -> bool:
+        """Return whether the target of *signal* never grows as the price does, all else equal.
+
+        Then the prices at which a standing target stays are an interval. Both edges of a band are
+        rounded by themselves, so of them it is not quite true.
+        """
+        sizing = self._sizing
+        is_banded = sizing.rebalance is None and signal.band is not None
+        return self._estimate is None and (not is_banded or sizing.mode is SizingMode.FIXED)
+
     def change(self, instrument: Instrument) -> None:
         """Take a new quantity step; a fixed quantity is rounded down to it from now on."""
         self._step = instrument.quantity_step

@@ -184,7 +184,6 @@ _PLAIN: Final = frozenset(
     {declared.operator.name, declared.warm.name, declared.late.name, declared.gap.name}
 )
 """Gates that look at nothing but the command, the count of bars, the lateness and the hole."""
-_NOWHERE: Final = -1
 
 
 class GateEvaluator:
@@ -204,38 +203,17 @@ class GateEvaluator:
         self._never_reducing = self.all_passed & ~sum(
             1 << index for index, name in enumerate(ordered) if GATES[name].is_lasting
         )
-        self._is_plain = (_PLAIN | {declared.plausible.name}).issuperset(ordered)
-        self._at = (
-            ordered.index(declared.plausible.name)
-            if declared.plausible.name in ordered
-            else _NOWHERE
-        )
-        self._last_key: tuple[bool, int, int, int] | None = None
-        self._last: tuple[tuple[float | None, ...], int] = ((), 0)
-        self._around: tuple[tuple[float | None, ...], tuple[float | None, ...]] = ((), ())
+        self.is_plain = (_PLAIN | {declared.plausible.name}).issuperset(ordered)
+        """Whether it judges the bar and the command alone: no model, quote or account."""
+        at = ordered.index(declared.plausible.name) if declared.plausible.name in ordered else None
+        self.plausible_at = at
+        self.plausible_most = math.inf if at is None else self.gate_set.thresholds[at]
 
     def judge(self, seen: GateInputs) -> tuple[tuple[float | None, ...], int]:
         """Return every gate's measure, and a mask whose bit i says that gate i passed.
 
-        A measure that cannot be computed (or is not finite) is null and fails. Without a model,
-        quotes and limits most bars look alike: then only what each bar measures is judged anew.
+        A measure that cannot be computed (or is not finite) is null and fails.
         """
-        if not self._is_plain:
-            return self._judged(seen)
-        key = (seen.running, seen.bars, seen.late_ms, seen.missing_bars)
-        at = self._at
-        if key != self._last_key:
-            self._last_key, self._last = key, self._judged(seen)
-            measures = self._last[0]
-            self._around = measures[:at], measures[at + 1 :]
-        elif at != _NOWHERE:
-            before, after = self._around
-            passed, bit = self._last[1], 1 << at
-            passed = passed | bit if seen.plausible <= self._tests[at][1] else passed & ~bit
-            return (*before, seen.plausible, *after), passed
-        return self._last
-
-    def _judged(self, seen: GateInputs) -> tuple[tuple[float | None, ...], int]:
         measures: list[float | None] = []
         passed = 0
         for measure_of, threshold, at_least, bit in self._tests:
@@ -272,13 +250,6 @@ YARDSTICK_LEAST: Final = 10
 """Under so many true ranges above zero there is no yardstick, and every close is plausible."""
 
 
-def true_range(bar: Bar, last: int | None) -> int:
-    """Return the way that the price went from the close before, *last*, and inside *bar*."""
-    if last is None:
-        return bar.high - bar.low
-    return max(bar.high, last) - min(bar.low, last)
-
-
 class Plausibility:
     """Measures each bar of one instrument against the bars before it.
 
@@ -306,19 +277,22 @@ class Plausibility:
         # A bar without a range leaves the window by its age too: a quiet week keeps no old scale.
         if len(ranges) == YARDSTICK_BARS and (oldest := ranges.popleft()):
             del ordered[bisect_left(ordered, oldest)]
-        last, self._last = self._last, bar.close
-        spread = true_range(bar, last)
+        close, high, low, last = bar.close, bar.high, bar.low, self._last
+        self._last = close
+        spread = high - low  # its true range: from the last close on, where that is outside
+        if last is not None and not low <= last <= high:
+            spread = last - low if last > high else high - last
         ranges.append(spread)
         if spread:
             insort(ordered, spread)
         if len(ranges) < YARDSTICK_LEAST or last is None:
             return 0.0
-        middle, odd = divmod(len(ordered), 2)
-        doubled = ordered[middle] + ordered[middle - 1 + odd] if ordered else 0
+        count = len(ordered)
+        doubled = ordered[count >> 1] + ordered[(count - 1) >> 1] if count else 0
         self.doubled_median = doubled
-        if len(ordered) < YARDSTICK_LEAST:
+        if count < YARDSTICK_LEAST:
             return 0.0
-        return 2 * abs(bar.close - last) / max(doubled, 2 * tick)
+        return 2 * abs(close - last) / max(doubled, 2 * tick)
 
     def range_bp(self) -> float | None:
         """Return the yardstick in basis points of the newest close; None where there is none."""

@@ -9,13 +9,15 @@ time is an ``int`` of UTC milliseconds of *market time*.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from struct import unpack_from
 from typing import Final
 
 from msgspec import Struct
+from msgspec.structs import replace
 
-from tracepaper.strategies.types.market import Event, Instrument, RunKind, Side
+from tracepaper.strategies.types.market import Bar, Close, Event, Instrument, RunKind, Side
 
 BLOCK_BARS: Final = 64
 """Bars in one absolute block of time: the unit of window hashes and of rollout buckets."""
@@ -525,6 +527,84 @@ class Step(Struct, frozen=True, gc=False):
     def strategies(self) -> tuple[StrategyDecision, ...]:
         """What each of several strategies decided, by name; empty where one alone decides."""
         return tuple([one.decided for one in self.twins if one.decided is not None])
+
+
+class Repeat(Struct, frozen=True, gc=False):
+    """What each bar of one instrument repeats in a stretch, but for what it measures itself."""
+
+    decision: Decision
+    plausible_at: int | None  # the place of ``plausible`` among the measures; None: not declared
+    position: Position  # before the first step
+
+    def decision_at(self, plausible: float) -> Decision:
+        """Return the decision at a bar that is so *plausible*."""
+        if (at := self.plausible_at) is None:
+            return self.decision
+        measures = self.decision.measures
+        return replace(self.decision, measures=(*measures[:at], plausible, *measures[at + 1 :]))
+
+
+class QuietStretch(Struct, frozen=True, gc=False):
+    """Steps in a row that change nothing but prices: each bar repeats the newest decision.
+
+    ``plausible`` and ``unrealized`` hold one number a bar, in the order of the steps;
+    ``account_unrealized`` holds one a unit, which all bars of a close share.
+    """
+
+    first: int  # sequence of the first step
+    units: Sequence[Bar | Close]
+    plausible: Sequence[float]
+    unrealized: Sequence[int]  # of the position in the bar's instrument, in money
+    account_unrealized: Sequence[int]  # of the account after the unit, in money
+    repeats: Mapping[str, Repeat]  # by instrument
+    account: Account  # before the first step
+
+    @property
+    def next_sequence(self) -> int:
+        """The sequence of the step after the last."""
+        closes = sum(isinstance(unit, Close) for unit in self.units)
+        return self.first + len(self.plausible) + closes
+
+    @property
+    def last(self) -> tuple[Event, Account]:
+        """The event of the last step, and the account after it."""
+        unit = self.units[-1]
+        event = unit if isinstance(unit, Bar) else unit.bars[-1]
+        return event, self.account_at(self.account_unrealized[-1])
+
+    def account_at(self, unrealized: int) -> Account:
+        """Return the account after a unit that leaves it with so much profit."""
+        account = self.account
+        equity = account.equity - account.unrealized_pnl + unrealized
+        return replace(account, equity=equity, unrealized_pnl=unrealized)
+
+    def step_at(self, sequence: int, bar: Bar, number: int, account: Account) -> Step:
+        """Return step *sequence*: that of *bar*, the stretch's bar of that *number* from 0 on."""
+        repeat = self.repeats[bar.instrument]
+        decision = repeat.decision_at(self.plausible[number])
+        position = replace(repeat.position, unrealized_pnl=self.unrealized[number])
+        return _without_trade(sequence, bar, decision, position, account)
+
+    def closed_at(self, sequence: int, unit: int, close: Close) -> Step:
+        """Return step *sequence*: that of the event of *close*, the stretch's *unit* from 0 on.
+
+        None of its bars has valued the account yet.
+        """
+        before = self.account_unrealized[unit - 1] if unit else self.account.unrealized_pnl
+        return _without_trade(sequence, close.closed, None, None, self.account_at(before))
+
+
+def _without_trade(
+    sequence: int,
+    event: Event,
+    decision: Decision | None,
+    position: Position | None,
+    account: Account,
+) -> Step:
+    return Step(
+        sequence, event, accepted=True, decision=decision, prediction=None, orders=(), fills=(),
+        position=position, account=account, twins=(), state=None,
+    )  # fmt: skip
 
 
 class Run(Struct, frozen=True):

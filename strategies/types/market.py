@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import StrEnum
-from typing import Final
+from typing import Final, NamedTuple
 
 from msgspec import Struct
 
@@ -540,3 +541,14 @@ Event = (
     | ParityCheck
     | UniverseChange
 )
+
+
+class Close(NamedTuple):
+    """The bars of one close behind the event that announced them: one prediction, one commit."""
+
+    closed: Closed
+    bars: Sequence[Bar]
+
+
+Unit = Event | Close
+"""The input of one call of the engine."""

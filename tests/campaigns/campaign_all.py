@@ -35,6 +35,7 @@ PARTS: Final[Mapping[str, tuple[str, ...]]] = {
     "pythons": (*_PYTHON, "tests/campaigns/campaign_pythons.py"),
     "processors": (*_PYTHON, "tests/campaigns/campaign_processors.py"),
     "lockstep": (*_PYTHON, "tests/campaigns/campaign_lockstep.py"),
+    "stretch": (*_PYTHON, "tests/campaigns/campaign_stretch.py"),
     "laws": (*_ENGINE, "--examples", "0", "--laws", "300"),
     **{
         f"engine_{first // CHUNK}": (

@@ -18,7 +18,6 @@ from tracepaper.daemon.engine.engine import Engine
 from tracepaper.daemon.session.build import build_engine
 from tracepaper.daemon.session.loop import (
     BarHistory,
-    Close,
     InlinePredictor,
     NoModel,
     Worker,
@@ -30,7 +29,7 @@ from tracepaper.daemon.session.loop import (
 )
 from tracepaper.strategies.errors import DataInvalid
 from tracepaper.strategies.types.decisions import FillModel, Forecast, PredictionTimeout, Step
-from tracepaper.strategies.types.market import Bar, Closed, Event, ModelChange, Quote
+from tracepaper.strategies.types.market import Bar, Close, Closed, Event, ModelChange, Quote
 
 SYMBOLS = ("BTCUSDT", "ETHUSDT", "SOLUSDT")
 KEYS = tuple(f"linear:{symbol}" for symbol in SYMBOLS)

@@ -33,6 +33,8 @@ def test_an_event_is_drawn_only_when_the_one_before_was_dealt_with(tmp_path: Pat
     predicted: list[Event] = []
 
     class Listening:
+        is_silent = False
+
         def predict(self, event: Event) -> None:
             predicted.append(event)
 

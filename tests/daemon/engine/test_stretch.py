@@ -1,0 +1,68 @@
+"""A run with stretches ends with the digest that it has by steps, and a difference is seen."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from builders import bars
+from stretches import Compared
+
+from tracepaper.daemon.broker.broker import Save
+from tracepaper.daemon.engine import engine
+from tracepaper.daemon.engine.instrument_state import InstrumentState
+from tracepaper.daemon.engine.units import UnitQueue
+from tracepaper.strategies.errors import DataInvalid
+from tracepaper.strategies.types.market import Unit
+
+ONE, TWO, FAILS = 4, 3, 33
+
+
+def test_a_run_with_stretches_ends_as_one_by_steps(tmp_path: Path) -> None:
+    reached: Counter[str] = Counter()
+    for seed in (ONE, TWO, FAILS):
+        reached += Compared(seed, tmp_path).counted
+    names = {f"stretches of {count} instruments" for count in (1, 2)}
+    assert {*names, "stretches with a position", "failures"} <= reached.keys()
+
+
+def test_a_state_that_is_not_stored_is_seen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine, "_LATER", Save.NO)
+    with pytest.raises(AssertionError, match="head"):
+        Compared(TWO, tmp_path)
+
+
+def test_a_strategy_that_is_asked_twice_is_seen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    signal = vars(InstrumentState)["_signal"]
+
+    def forgetful(self: InstrumentState, context: object) -> object:
+        self.ahead = None
+        return signal(self, context)
+
+    monkeypatch.setattr(InstrumentState, "_signal", forgetful)
+    with pytest.raises(AssertionError, match="calls"):
+        Compared(FAILS, tmp_path)
+
+
+def test_units_are_drawn_when_asked_for_and_an_error_waits_for_what_came_before() -> None:
+    drawn: list[Unit] = []
+    first, second, third = bars(3)
+
+    def source() -> Iterator[Unit]:
+        for unit in (first, second, third):
+            drawn.append(unit)
+            yield unit
+        raise DataInvalid("no more")
+
+    units = UnitQueue(source())
+    assert (units.peek(), units.peek(), drawn) == (first, first, [first])
+    assert (units.next(), drawn, units.peek()) == (first, [first, second], second)
+    assert (units.advance(), units.advance()) == (third, None)
+    with pytest.raises(DataInvalid, match="no more"):
+        units.peek()

@@ -1,0 +1,261 @@
+"""Random histories that are written once by steps and once with stretches: both end alike.
+
+The digest of the last step covers every row, so equal heads are equal records. What the engine
+carries after it is compared as well, and each call of the strategy.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgspec
+from exchange_client import FIRST_MS, MINUTE, candles
+
+from tracepaper.daemon.config.loading import load
+from tracepaper.daemon.engine import engine as engine_module
+from tracepaper.replay.archive import Candles
+from tracepaper.replay.backtest.build import Replay, build
+from tracepaper.replay.backtest.market_data import MarketData
+from tracepaper.replay.backtest.run import Tally, predictor_over, run_events
+from tracepaper.storage.audit import SqlAuditLog
+from tracepaper.strategies.api.context import BarContext, Orders, Percent, Signal, buy
+from tracepaper.strategies.api.strategy import Strategy
+from tracepaper.strategies.errors import TracepaperError
+from tracepaper.strategies.types.decisions import Action
+from tracepaper.strategies.types.market import (
+    Bar,
+    Category,
+    Command,
+    CommandKind,
+    Event,
+    Funding,
+    InstrumentChange,
+    Mark,
+)
+
+STATE_EVERY_STEPS = 48
+"""In these histories, which are short."""
+CALLS: list[tuple[str, str, int]] = []
+"""Every call of a strategy since a history began."""
+STANDING = (
+    Signal(Action.LONG, "long"),
+    Signal(Action.SHORT, "short", 0.5),
+    Signal(Action.FLAT, "flat"),
+    Signal(Action.HOLD, "hold"),
+)
+PROTECTED = Signal(Action.LONG, "long with a stop", stop=Percent(0.5), reenter=True)
+BANDED = Signal(Action.LONG, "long in a band", band=0.3)
+
+
+class Drawn(Strategy):
+    """Signals by the bars alone, which it mostly repeats; some as new objects, some with notes."""
+
+    def __init__(self, options: Mapping[str, Any]) -> None:
+        self.seed, self.restless = options["seed"], options["restless"]
+        self.kind, self.fails_at = options["kind"], options["fails_at"]
+        self.reads_history = self.kind == "history"
+        self.warmup = options["warmup"]
+        self._count = 0
+        self._signal: Signal | Orders = STANDING[-1]
+
+    def observe(self, bar: Bar) -> None:
+        CALLS.append(("observe", bar.instrument, bar.open_time_ms))
+        self._count += 1
+        if self._count == self.fails_at:
+            raise ValueError("observe fails")
+
+    def decide(self, context: BarContext) -> Signal | Orders:
+        bar = context.exact
+        CALLS.append(("decide", bar.instrument, bar.open_time_ms))
+        if self._count == -self.fails_at:
+            raise ValueError("decide fails")
+        if self.kind == "history":
+            rises = context.history.close[-1] > context.history.close[0]
+            return Signal(Action.LONG if rises else Action.FLAT, "by its history")
+        rng = random.Random(f"{self.seed} {bar.open_time_ms} {bar.close}")
+        if rng.random() < self.restless:
+            drawn: list[Signal | Orders] = [*STANDING]
+            if self.kind == "all":
+                listed = Orders((buy(0.2, round(context.close * 0.999, 1), tag="a"),), "listed")
+                drawn += [PROTECTED, BANDED, listed]
+            self._signal = rng.choice(drawn)
+        signal = self._signal
+        if isinstance(signal, Signal) and self.kind == "noted" and rng.random() < 0.3:
+            return msgspec.structs.replace(signal, note={"roll": rng.random()})
+        if self.kind == "equal" and rng.random() < 0.8:
+            return msgspec.structs.replace(signal)
+        return signal
+
+
+class Ending(NamedTuple):
+    """What a run came to."""
+
+    head: str
+    steps: int
+    equity: int
+    counts: tuple[int, int]
+    state: bytes
+    error: str
+    calls: list[tuple[str, str, int]]
+
+
+def drawn_candles(rng: random.Random, symbols: list[str], category: Category) -> list[Candles]:
+    """Draw a market: calm and wild minutes, jumps, prices that stand still, and holes."""
+    count = rng.randint(60, 260)
+    times = [FIRST_MS + place * MINUTE for place in range(count)]
+    if rng.random() < 0.3:
+        del times[count // 2]
+    made = []
+    for symbol in symbols:
+        price, rows = rng.choice((5_000, 300_000)), []
+        swing = max(price // rng.choice((100, 1_000, 5_000)), 1)
+        for _ in times:
+            move = rng.choice((0, 1, 1, 1)) * rng.randint(-swing, swing)
+            if rng.random() < 0.01:
+                move *= 40
+            close = max(price + move, price // 2, 100)
+            high, low = max(price, close) + swing // 3, max(min(price, close) - swing // 4, 1)
+            rows.append((price, high, low, close, rng.randint(0, 9_000)))
+            price = close
+        made.append(candles(rows, symbol=symbol, category=category, times_ms=times))
+    return made
+
+
+def drawn_settings(rng: random.Random, symbols: list[str], category: Category) -> dict[str, Any]:
+    """Draw a configuration, of which most let a bar repeat the decision before."""
+    fast = rng.randint(1, 4)
+    notional, bands = rng.choice(("2000", "30")), ("0", "0.002", "0.1")
+    sizing: dict[str, Any] = rng.choice(
+        (
+            *({"mode": "fixed", "quantity": "0.5"},) * 2,
+            *({"mode": "notional", "notional": notional},) * 2,
+            {"mode": "notional", "notional": "2000", "rebalance": rng.choice(bands)},
+            {"mode": "fixed", "quantity": "3", "max_position": "4000"},
+            {"mode": "equity", "fraction": "0.5"},
+            {"mode": "volatility", "notional": "2000", "volatility": "ewma", "lookback": 24},
+        )
+    )
+    given: dict[str, Any] = {
+        "market": {"symbols": symbols, "category": category.value, "interval": "1"},
+        "sizing": sizing,
+        "account": {"cash": rng.choice(("100000", "100000", "900"))},
+    }
+    if rng.random() < 0.5:
+        given["strategy"] = {
+            "name": "sma_cross", "fast": fast, "slow": fast + rng.randint(1, 9),
+            "long_only": rng.random() < 0.5,
+        }  # fmt: skip
+        if rng.random() < 0.2:
+            given["strategy"] = {"name": "persistence"}
+    else:
+        options = {
+            "seed": rng.randint(0, 99),
+            "restless": rng.choice((0.02, 0.1, 0.4)),
+            "kind": rng.choice(("same", "same", "equal", "noted", "all", "history")),
+            "warmup": rng.choice((1, 5, 12)),
+            "fails_at": rng.choice((0, 0, 0, 0, 50, -50)),
+        }
+        given["strategy"] = {"name": f"{__name__}:Drawn", "options": options}
+    if category is Category.LINEAR and rng.random() < 0.15:
+        given["account"] |= {"margin": rng.choice(("isolated", "cross")), "leverage": "10"}
+    if rng.random() < 0.2:
+        given["exits"] = rng.choice(({"stop_loss": "0.5%"}, {"take_profit": "0.3%"}))
+    if rng.random() < 0.05:
+        given["risk"] = {"max_drawdown": "0.05"}
+    if rng.random() < 0.2:
+        given["execution"] = {"plausible": rng.choice((2, 5))}
+    return given
+
+
+def drawn_events(rng: random.Random, replay: Replay) -> Iterator[Event]:
+    """Yield the events of *replay*, and what comes between them now and then."""
+    eventful = rng.choice((0.0, 0.02, 0.1))
+    for event in replay.feed.events():
+        if not isinstance(event, Bar):
+            yield event
+            continue
+        late_ms = 90_000 if rng.random() < eventful / 4 else 0
+        bar = msgspec.structs.replace(event, seen_ms=event.seen_ms + late_ms)
+        yield bar
+        if len(replay.instruments) > 1 or rng.random() >= eventful:
+            continue
+        yield from _between(rng, replay, bar)
+
+
+def _between(rng: random.Random, replay: Replay, bar: Bar) -> Iterator[Event]:
+    at_ms, key = bar.seen_ms, bar.instrument
+    match rng.randint(0, 4):
+        case 0:
+            yield Funding(key, rng.randint(-9, 9) * 10**6, at_ms, at_ms)
+        case 1:
+            yield Mark(key, bar.close + rng.randint(-50, 50), at_ms, at_ms)
+        case 2:
+            kind = rng.choice((CommandKind.HALT, CommandKind.FLATTEN))
+            yield Command(kind, "drawn", at_ms, at_ms)
+            yield Command(CommandKind.RESUME, "drawn", at_ms, at_ms)
+        case 3:
+            yield bar  # a revision
+        case _:
+            item = next(one for one in replay.instruments if one.id == key)
+            step = item.quantity_step * rng.choice((1, 2, 5))
+            yield InstrumentChange(msgspec.structs.replace(item, quantity_step=step), at_ms, at_ms)
+
+
+class Compared:
+    """One history, written both ways."""
+
+    def __init__(self, seed: int, folder: Path) -> None:
+        rng = random.Random(seed)
+        self.counted: Counter[str] = Counter(histories=1)
+        category = rng.choice((Category.LINEAR, Category.LINEAR, Category.SPOT))
+        symbols = ["BTCUSDT", "ETHUSDT"][: rng.choice((1, 1, 2))]
+        self._data = drawn_candles(rng, symbols, category)
+        self._given = drawn_settings(rng, symbols, category)
+        self._group, self._seed = rng.choice((7, 50, 1_000)), rng.random()
+        self._folder = folder
+        by_steps, together = self._run(is_stepped=True), self._run(is_stepped=False)
+        for name, one, other in zip(Ending._fields, by_steps, together, strict=True):
+            assert one == other, (seed, name, one, other, self._given)
+        self.counted["steps"] += by_steps.steps
+        self.counted["failures"] += bool(by_steps.error)
+
+    def _run(self, *, is_stepped: bool) -> Ending:
+        CALLS.clear()
+        path = self._folder / f"{self._seed}-{is_stepped}.db"
+        replay = build(load(None, self._given), MarketData(self._data), started_at_ms=0)
+        engine, error, tally = replay.engine, "", Tally()
+        taken = engine.stretch
+        usual = engine_module.STATE_EVERY_STEPS
+
+        def counted(units: Any, room: int) -> Any:
+            if is_stepped:
+                return None
+            if (stretch := taken(units, room)) is not None:
+                self.counted["stretches"] += 1
+                self.counted["bars in stretches"] += len(stretch.plausible)
+                held = any(one.position.quantity for one in stretch.repeats.values())
+                self.counted["stretches with a position"] += held
+                self.counted[f"stretches of {len(stretch.repeats)} instruments"] += 1
+            return stretch
+
+        vars(engine)["stretch"] = counted
+        vars(engine_module)["STATE_EVERY_STEPS"] = STATE_EVERY_STEPS
+        log = SqlAuditLog.open(path, group_steps=self._group)
+        try:
+            log.begin(msgspec.structs.replace(replay.run, run_id="0"), engine.gate_sets)
+            events = drawn_events(random.Random(self._seed), replay)
+            run_events(events, predictor_over(replay).predictor, engine, log, tally)
+        except TracepaperError as failure:
+            error = str(failure)
+        finally:
+            vars(engine_module)["STATE_EVERY_STEPS"] = usual
+            head, steps = log.head.hex(), log.next_sequence
+            log.close()
+            path.unlink()
+        state = b"" if error else msgspec.msgpack.encode((engine.state(), engine.since_decided))
+        counts = (0, 0) if error else (tally.bars, tally.decisions)
+        return Ending(head, steps, tally.equity, counts, state, error, [*CALLS])
