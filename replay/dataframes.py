@@ -139,6 +139,10 @@ class RunFrames(Generic[Frame]):
         """Return the holes in the data, and what repaired them."""
         return self._frame("v_gaps", first, last)
 
+    def commits(self, *, first: int | None = None, last: int | None = None) -> Frame:
+        """Return the links of the run's chain, each a commit of steps."""
+        return self._frame("v_commits", first, last)
+
     def events(self, *, first: int | None = None, last: int | None = None) -> Frame:
         """Return every event that the engine consumed, its content as JSON."""
         return self._frame("v_events", first, last)

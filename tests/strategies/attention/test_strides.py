@@ -28,6 +28,7 @@ from tracepaper.strategies.attention import (
     SparseRead,
     Stream,
     attend,
+    capture,
     closed_keys,
     compiled,
     confidence,
@@ -37,6 +38,8 @@ from tracepaper.strategies.attention import (
     kernels,
     linear,
     probsparse,
+    relevance,
+    relevance_rules,
     rollout,
     rollout_buckets,
     rollout_by_age,
@@ -200,6 +203,17 @@ def bucketed(given: list[Tensor], lay: Layout) -> list[Tensor]:
     return [one.weights["bars"] for one in every]
 
 
+def captured(given: list[Tensor], _lay: Layout) -> list[Tensor]:
+    """Capture a call of torch's function, and ask what is relevant to a product."""
+    query, key, value, _ = given
+    with capture() as seen:
+        torch.nn.functional.scaled_dot_product_attention(query, key, value, is_causal=True)
+    inputs = query.detach().requires_grad_()
+    with relevance_rules(torch.nn.Identity()):
+        relevant = relevance((inputs * key).sum(), inputs)
+    return [seen.rollout(ROWS).weights["bars"], relevant]
+
+
 CALLS: Final[dict[str, Call]] = {
     **{
         f"attend {backend} {mask.kind} {mask.window_bars}": attended(mask, backend)
@@ -223,6 +237,7 @@ CALLS: Final[dict[str, Call]] = {
     "streamed": streamed,
     "sparse": sparsely,
     "bucketed": bucketed,
+    "captured": captured,
 }
 PRESERVING: Final = ("every other entry", "cut out", "last dimension slowest")
 """What keeps all numbers of a tensor, so that what follows from others stays true."""
