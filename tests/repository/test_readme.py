@@ -187,7 +187,6 @@ def test_the_readme_is_short_and_leads_to_every_page() -> None:
     ("picture", "words"),
     [
         ("live", ("BTCUSDT", "confidence", "gates")),
-        ("demo", ("Accounts", "Refused")),
         ("chart", ("linear:BTCUSDT: RsiReversion", "rsi", "stroke-dasharray: 1")),
     ],
 )

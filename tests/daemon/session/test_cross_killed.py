@@ -41,7 +41,7 @@ class Long(Strategy):
 
 
 MOMENT = os.environ.get("KILLED", "")
-APPENDS, WRITES = SqlAuditLog._append_live, SqlAuditLog._write_buffers
+APPENDS, WRITES = SqlAuditLog._append_live, SqlAuditLog._write
 SEEN = []
 
 
@@ -57,13 +57,13 @@ def append(log, *steps):
     end("after its commit")
 
 
-def write(log):
-    WRITES(log)
+def write(log, commits):
+    WRITES(log, commits)
     end("before its commit")
 
 
 if MOMENT:
-    SqlAuditLog._append_live, SqlAuditLog._write_buffers = append, write
+    SqlAuditLog._append_live, SqlAuditLog._write = append, write
 """
 """A strategy that is always long, beside what kills its process at a moment of a liquidation."""
 ONE = {"strategy": {"name": "killed_cross:Long"}, "sizing": {"notional": "40000"}}
