@@ -78,8 +78,8 @@ _NO_FORECAST: Final[Row] = (None,) * (3 + len(FORECAST_COLUMNS))
 _NO_HEADS: Final[Row] = (None,) * len(HEAD_COLUMNS)
 _NO_EXPLANATION: Final[Row] = (None,) * len(EXPLANATION_COLUMNS)
 _PLAUSIBLE: Final = STEP_GATES.index(plausible.name)
-_RepeatedBar = tuple[int, Row, Row | None]
-"""A holding, the values before the measure ``plausible``, and those behind it, where it is."""
+_RepeatedBar = tuple[int, int, Row, Row | None]
+"""Holding, instrument, the values before the measure ``plausible``, those behind, where it is."""
 _OF_BAR: Final = attrgetter(*(name for name in BAR_FIELDS if name != "turnover"))
 _OF_FORECAST: Final = attrgetter(*FORECAST_COLUMNS)
 _OF_EXPLANATION: Final = attrgetter(*EXPLANATION_COLUMNS)
@@ -206,7 +206,7 @@ class StepEncoder:
         if stretch.next_sequence > SEQUENCE_LIMIT:
             raise InvariantBroken(f"A run holds {SEQUENCE_LIMIT} steps; open a new run.")
         repeated: dict[str, _RepeatedBar | None] = {}
-        rows, first_step = self._rows["steps"], self._first_step
+        rows, first_step, interval_ms = self._rows["steps"], self._first_step, self._interval_ms
         sequence, number = stretch.first, 0
         for place, unit in enumerate(stretch.units):
             bars: Sequence[Bar] = (unit,) if isinstance(unit, Bar) else unit.bars
@@ -217,15 +217,19 @@ class StepEncoder:
             for bar in bars:
                 key = bar.instrument
                 if (repeat := repeated.get(key)) is not None:
-                    holding, before, after = repeat
-                    unrealized = stretch.unrealized[number]
+                    holding, at, before, after = repeat
+                    unrealized, market_ms = stretch.unrealized[number], bar.market_ms
                     judged = () if after is None else (stretch.plausible[number], *after)
                     row = (
-                        first_step + sequence, holding, *self._bar_columns(bar), unrealized,
-                        *before, *judged, bar.turnover,
-                        None if of_account == unrealized else of_account,
+                        first_step + sequence, holding, at, *_OF_BAR(bar),
+                        market_ms - bar.open_time_ms - interval_ms, bar.seen_ms - market_ms,
+                        SOURCE_CODES[bar.source], unrealized, *before, *judged, bar.turnover,
                     )  # fmt: skip
-                    rows.append(trimmed(row))
+                    if of_account != unrealized:
+                        row = (*row, of_account)
+                    elif bar.turnover is None:
+                        row = trimmed(row)
+                    rows.append(row)
                 else:
                     account = stretch.account_at(of_account)
                     step = stretch.step_at(sequence, bar, number, account)
@@ -248,13 +252,13 @@ class StepEncoder:
         )
         if has_answer:
             return None
-        whose = (0, self._place(event.instrument))
-        holding = self._holdings.hold(key, whose, None, position, account, rows)
+        at = self._place(event.instrument)
+        holding = self._holdings.hold(key, (0, at), None, position, account, rows)
         measures = plan.pick_step((*all_finite(decision.measures), None))
         known = outcome, decision.target_quantity
         if not is_judged:
-            return holding, (*known, *measures), None
-        return holding, (*known, *measures[:_PLAUSIBLE]), measures[_PLAUSIBLE + 1 :]
+            return holding, at, (*known, *measures), None
+        return holding, at, (*known, *measures[:_PLAUSIBLE]), measures[_PLAUSIBLE + 1 :]
 
     # ------------------------------------------------------------ events
 
