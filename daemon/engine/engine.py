@@ -331,7 +331,9 @@ class Engine:
         """
         if not self._may_repeat or self.halted or self.save is _NOW or not self.broker.is_still():
             return None
-        if type(units.peek()) not in _QUIET:
+        if type(units.peek()) not in _QUIET or any(
+            state.is_noted for state in self.states.values()
+        ):
             return None
         book, first = self.broker.own.books[0], self.sequence
         if (most := book.closes_most()) is None:

@@ -431,6 +431,12 @@ class InstrumentState:
             and self.instrument.category is not Category.STOCK
         )
 
+    @property
+    def is_noted(self) -> bool:
+        """Whether the newest signal has a note, which each bar stores anew."""
+        signal = self.signal
+        return isinstance(signal, Signal) and signal.note is not None
+
     def begin_stretch(self, line: Line, closes_most: int) -> Repeat | None:
         """Return what bars would repeat that follow at once and close at *closes_most* at most.
 
@@ -449,7 +455,7 @@ class InstrumentState:
             # Whatever else leaves a target open may have gone at the next bar.
             or last.outcome.unfilled_reason not in {None, below_step(self.instrument)}
             or not isinstance(signal, Signal)
-            or signal.note is not None
+            or self.is_noted
             or (self._wants_protection and is_entry(signal.action))
             or not self.history.is_full
         ):
