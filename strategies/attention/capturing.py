@@ -38,8 +38,8 @@ _HELP: Final = (
 _TWO_SEQUENCES: Final = (
     "One sequence reads another here; capture the part that reads itself, such as model.encoder."
 )
-_TOLERANCE: Final = {torch.float64: 1e-9, torch.float32: 1e-4}
-"""Within so much a layer gives a formula's output again; half types have a hundredth."""
+_TOLERANCE: Final = {torch.float64: 1e-5, torch.float32: 1e-5}
+"""So near a layer gives a formula's output again, whose softmax is float32; half types: 1e-2."""
 
 
 class _Call(NamedTuple):
