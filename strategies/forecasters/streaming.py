@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, ClassVar, Final
 
@@ -32,7 +32,7 @@ from tracepaper.strategies.networks.architecture import (
     AttendedPart,
     LayerAttribution,
     Outputs,
-    layer_of,
+    Trace,
 )
 from tracepaper.strategies.networks.attribution import STORED, AttributionMethod
 from tracepaper.strategies.networks.flash import TILES, FlashNetwork
@@ -328,14 +328,10 @@ class StreamingForecaster:
         before the first decision.
         """
         self._decided(instrument)
-        method = self.way.rollout
-        given = None if method.head_weights is None else np.array(method.head_weights, np.float64)
-        looks = []
-        for depth, layer in enumerate(self._layers(instrument)[1]):
-            shares = given if given is None or given.ndim == 1 else given[depth]
-            own = None if shares is None else tuple(shares.tolist())
-            looks.append(layer_of(layer, layer.shape[2], replace(method, head_weights=own)))
-        return looks
+        trace = Trace()
+        for layer in self._layers(instrument)[1]:
+            trace.attend(layer)
+        return trace.by_layer(self.way.rollout)
 
     def _decided(self, instrument: str) -> InstrumentMemory:
         """Return what is known of *instrument*; raise ``InvariantBroken`` before a decision."""

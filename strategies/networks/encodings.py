@@ -460,15 +460,14 @@ def clock_of(names: Sequence[str], positions: Tensor, interval_minutes: int) -> 
     return torch.cat([none, *(CLOCKS[name].of(time_ms) for name in names)], dim=-1)
 
 
-def check_clocks(names: Sequence[str]) -> None:
-    """Raise ``ConfigInvalid`` for a clock that is unknown or named twice."""
+def wrong_clock(names: Sequence[str]) -> str:
+    """Return what is wrong with these *names* of clocks, after ``architecture.``; else nothing."""
     for at, name in enumerate(names):
         if name not in CLOCKS:
-            raise ConfigInvalid(
-                f"architecture.clock names {shown(name)}; choose of {', '.join(CLOCKS)}."
-            )
+            return f"clock names {shown(name)}; choose of {', '.join(CLOCKS)}"
         if name in names[:at]:
-            raise ConfigInvalid(f"architecture.clock names {name} twice; name it once.")
+            return f"clock names {name} twice; name it once"
+    return ""
 
 
 class ClockCode(nn.Module):

@@ -80,7 +80,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (made / "mine_live.py").write_text(MECHANISM, encoding="utf-8")
     data = write_csv(learnable(7 * DAY_BARS), made)
     with own.importable(made):
-        told = recipe({**FORMS["own"], "mechanism": "mine_live:Mine"}, made)
+        told = recipe({**FORMS["custom"], "mechanism": "mine_live:Mine"}, made)
         words = ["train", str(told), "--data", str(data), "--out", str(made / "net")]
         assert invoke(words) == 0
     return made

@@ -27,7 +27,6 @@ from tracepaper.strategies.forecasters.streaming import StreamingForecaster
 from tracepaper.strategies.networks.architecture import LayerAttribution
 from tracepaper.strategies.networks.attribution import AttributionMethod
 from tracepaper.strategies.networks.informer import InformerConfig, InformerNetwork
-from tracepaper.strategies.networks.multi_timeframe import MultiscaleConfig, MultiscaleNetwork
 
 torch.set_num_threads(1)
 EDGES = (0, 16, 64)
@@ -140,23 +139,6 @@ def test_a_pooled_position_is_carried_by_the_taps_of_its_own_pass() -> None:
     before = look.carry(torch.eye(16))
     network.attribution_by_layer(-first, torch.arange(61))
     assert torch.equal(look.carry(torch.eye(16)), before)
-
-
-@torch.no_grad()
-def test_tokens_of_several_rows_are_as_old_as_the_newest_and_carried_to_all() -> None:
-    config = MultiscaleConfig(features=5, dim=8, layers=2, heads=2, frames=(1, 4), tokens=(5, 3))
-    network = MultiscaleNetwork(config).eval()
-    x, positions = window(config.window, 5), torch.arange(config.window) + 2
-    lowest, top = network.attribution_by_layer(x, positions)
-    spans = [(part.start, part.start + part.rows) for part in network.explain(x, positions).parts]
-    assert top.age.tolist() == [config.window - stop for _, stop in spans]
-    tokens, _ = network.tokens(x, positions)
-    trunk = network.trunk.attribution_by_layer(tokens, torch.arange(8))[0]
-    spread = torch.zeros(8, config.window)
-    for token, (start, stop) in enumerate(spans):
-        spread[token, start:stop] = 1.0 / (stop - start)
-    assert lowest.rows == pytest.approx(trunk.rows @ spread, abs=1e-6)
-    assert lowest.carry(torch.eye(8)) == pytest.approx(trunk.carry(torch.eye(8)) @ spread, abs=1e-6)
 
 
 WAYS = (

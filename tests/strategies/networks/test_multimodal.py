@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 import torch
 from torch import Tensor, nn
@@ -69,8 +67,8 @@ def dense_rollout(made: TradingNetwork, x: Tensor, positions: Tensor) -> Tensor:
             mixed.append(sum(s * each[span] for s, each in zip(own_shares, encoded, strict=True)))
         states.append(torch.cat(mixed))
         shares.append(torch.stack(parts).mean(0))
-    traces = made.trunk.trace(torch.stack(states)[None], positions).attending
-    time, window = x.shape[1], made.trunk.config.window
+    traces = made.trace(x, positions).attending
+    time, window = x.shape[1], (made.config.window - 1) // made.config.layers + 1
     age = torch.arange(time)[:, None] - torch.arange(time)
     product = torch.eye(time, dtype=torch.float64)
     for trace in traces:
@@ -196,22 +194,3 @@ def test_one_modality_alone_leaves_the_others_out() -> None:
         by_names({"modalities": ["price"]}, (*names, "vector_mood"))
     with pytest.raises(ConfigInvalid, match="names 'prices', the nearest is price"):
         by_names({"modalities": ["prices"]}, names)
-
-
-@pytest.mark.parametrize(
-    ("changes", "sentence"),
-    [
-        ({"columns": (0, 1)}, "has 2 entries for 6 features"),
-        ({"columns": (0, 0, 1, 1, 1, 1)}, "each of architecture.modalities a feature"),
-        ({"columns": (0, 1, 2, 3, 3, 3)}, "each of architecture.modalities a feature"),
-        ({"modalities": ("price", "price", "time")}, "names one twice"),
-        ({"modalities": ("price", "news", "time")}, "names 'news'"),
-        ({"window": 3}, "give each layer two bars"),
-        ({"dim": 9}, "give each an equal, even share"),
-    ],
-)
-def test_an_architecture_that_cannot_be_is_refused_in_one_sentence(
-    changes: dict[str, object], sentence: str
-) -> None:
-    with pytest.raises(ConfigInvalid, match=sentence):
-        replace(SMALL, **changes)  # type: ignore[arg-type]

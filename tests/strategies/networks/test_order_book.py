@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from tracepaper.strategies.attention.reads import Read
-from tracepaper.strategies.errors import AttentionInvalid, ConfigInvalid
+from tracepaper.strategies.errors import AttentionInvalid
 from tracepaper.strategies.networks import order_book
 from tracepaper.strategies.networks.order_book import OrderBookConfig, OrderBookNetwork
 from tracepaper.strategies.order_book import (
@@ -194,21 +194,6 @@ def test_windows_and_levels_of_another_size_are_refused() -> None:
     for given in (tokens(13), tokens()[:, :4], tokens()[..., :2], tokens()[:0]):
         with pytest.raises(AttentionInvalid, match="takes up to 12 books of 6 tokens by 7 columns"):
             network().explain(given)
-
-
-@pytest.mark.parametrize(
-    ("change", "sentence"),
-    [
-        ({"levels": 0}, "levels must be a whole number"),
-        ({"dim": 18}, "a multiple of twice its 4 heads"),
-        ({"horizons": [3, 1]}, "horizons must rise"),
-        ({"horizons": []}, "horizons must rise"),
-        ({"depth": 3}, "architecture.depth is unknown"),
-    ],
-)
-def test_what_cannot_be_built_is_refused(change: dict[str, object], sentence: str) -> None:
-    with pytest.raises(ConfigInvalid, match=sentence):
-        OrderBookConfig.read(change)
 
 
 # ---------------------------------------------------------------- tokens
