@@ -44,7 +44,7 @@ from tracepaper.strategies.features.rows import FeatureSchema
 from tracepaper.strategies.forecasters.dropout import DROPOUT_SPREAD, DropoutPasses
 from tracepaper.strategies.forecasters.outputs import TrainedModel
 from tracepaper.strategies.forecasters.streaming import StreamingForecaster
-from tracepaper.strategies.forecasters.windowed import PlainForecaster, WindowedForecaster
+from tracepaper.strategies.forecasters.windowed import WindowedForecaster
 from tracepaper.strategies.gates.gate import is_known
 from tracepaper.strategies.networks.architecture import Network, kind_of
 from tracepaper.strategies.networks.attribution import (
@@ -201,7 +201,7 @@ def build(  # noqa: PLR0913
     return found
 
 
-NetworkForecaster = StreamingForecaster | WindowedForecaster | PlainForecaster
+NetworkForecaster = StreamingForecaster | WindowedForecaster
 """What answers by a network of one symbol's bars."""
 
 
@@ -238,10 +238,9 @@ def network_forecaster(
             backend=_streams_by(attends_by, options.backend, way),
             way=way,
         )
-    elif not network.has_attention:
-        refuse_way(way, kind.name)
-        found = PlainForecaster(model, mode=mode, threads=threads, backend=attends_by)
     else:
+        if not network.has_attention:
+            refuse_way(way, kind.name)
         takes_kernel = network.attend_by(attends_by)
         dtype = "bfloat16" if takes_kernel and kernels.is_half(attends_by) else "float32"
         found = WindowedForecaster(

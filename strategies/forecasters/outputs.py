@@ -13,7 +13,7 @@ from msgspec.structs import replace
 from numpy.typing import NDArray
 
 from tracepaper.strategies.attention.time_buckets import recent_mass, shift
-from tracepaper.strategies.errors import CheckpointMismatch, InvariantBroken
+from tracepaper.strategies.errors import CheckpointMismatch
 from tracepaper.strategies.features.rolling import Array
 from tracepaper.strategies.features.rows import FeatureSchema
 from tracepaper.strategies.networks.architecture import Network, Outputs
@@ -30,7 +30,6 @@ from tracepaper.strategies.types.decisions import (
     HeadForecasts,
     path_steps,
 )
-from tracepaper.strategies.types.market import Bar
 
 Floats = NDArray[np.float64]
 Said = NDArray[np.float32]
@@ -71,14 +70,6 @@ class TrainedModel:
     def computed(self) -> FeatureSchema:
         """The schema that is computed, of which the network's own is the first columns."""
         return self.wide or self.schema
-
-
-def require_one_of_each(bars: Sequence[Bar]) -> None:
-    """Raise ``InvariantBroken`` where two of *bars*, a group, are of one instrument."""
-    if len({bar.instrument for bar in bars}) < len(bars):
-        raise InvariantBroken(
-            "Two bars of one instrument cannot be stepped at once; hand over one of each."
-        )
 
 
 def forecasts(
