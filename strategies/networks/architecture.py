@@ -186,23 +186,13 @@ HEADS: Final[dict[str, Head]] = {
 class Heads(nn.Module):
     """One linear layer over the last state; its slices become ``Outputs``."""
 
-    def __init__(
-        self,
-        dim: int,
-        horizons: int,
-        quantiles: int,
-        *,
-        allocation: bool,
-        risk: bool = False,
-        regimes: int = 0,
-        path: bool = False,
-        runup: bool = False,
-    ) -> None:
+    def __init__(self, dim: int, horizons: int, quantiles: int = 0, **further: Any) -> None:  # noqa: ANN401
+        """Give *horizons* quantiles and what *further* names of ``HeadSizes``."""
         super().__init__()
-        sizes = HeadSizes(quantiles, allocation, risk, regimes, path, runup)
+        sizes = HeadSizes(quantiles, **further)
         self.widths = [head.width(sizes) for head in HEADS.values()]
         self.horizons = horizons
-        self.levels = RegimeLevels(horizons, regimes) if regimes else None
+        self.levels = RegimeLevels(horizons, sizes.regimes) if sizes.regimes else None
         self.project = nn.Linear(dim, horizons * sum(self.widths))
         # Start at "nothing is known": mean 0, scale and variance 1, even odds.
         nn.init.normal_(self.project.weight, std=0.01)
@@ -222,8 +212,8 @@ class Heads(nn.Module):
 def heads_of(config: NetworkConfig, *, horizons: int | None = None, **further: Any) -> Heads:  # noqa: ANN401
     """Return the heads of *config*, with *further* ones; *horizons* that each row answers."""
     ahead = len(config.horizons) if horizons is None else horizons
-    quantiles, allocation = len(config.quantiles), config.allocation
-    return Heads(config.dim, ahead, quantiles, allocation=allocation, **further)
+    further |= {"allocation": config.allocation}
+    return Heads(config.dim, ahead, len(config.quantiles), **further)
 
 
 def _in_sigmas(outputs: Outputs) -> Outputs:

@@ -186,7 +186,7 @@ class CrossAssetNetwork(nn.Module):
             Block(made, depth) for depth in range(0 if is_joint else config.layers)
         )
         self.norm = nn.LayerNorm(config.dim)
-        self.heads = Heads(config.dim, len(config.horizons), 0, allocation=False)
+        self.heads = Heads(config.dim, len(config.horizons))
         self.relative = _from_nothing(config.dim, len(config.horizons))
         self.allocate = _from_nothing(config.dim, 1) if config.allocation else None
         self.load = self.share = None

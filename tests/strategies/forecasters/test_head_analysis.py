@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import builders
 import models
 import numpy as np
@@ -11,8 +9,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from tracepaper.strategies.attention import reference
-from tracepaper.strategies.attention.layer import Layer
 from tracepaper.strategies.attention.methods import Rollout
 from tracepaper.strategies.attention.probsparse import MapRead, SparseRead, Taps, dense_rows
 from tracepaper.strategies.errors import DataInvalid, InvariantBroken
@@ -68,21 +64,6 @@ def test_an_informer_s_heads_are_the_last_rows_of_its_matrices_carried_to_bars()
             mixed = mixed @ dense(read.taps)
         every = torch.eye(len(looks[layer].age))
         assert looks[layer].carry(every) == pytest.approx(mixed, abs=1e-6)
-
-
-@torch.no_grad()
-@pytest.mark.parametrize("mask", ["full", "causal"])
-def test_a_transformer_s_heads_are_the_last_rows_of_its_matrices(mask: str) -> None:
-    config = replace(models.SMALL, mask=mask, features=5)
-    network = models.network(config)
-    x = window(config.window, 5)
-    looks = network.attribution_by_layer(x, torch.arange(config.window))
-    for look, trace in zip(looks, network.trace(x).reads, strict=True):
-        assert isinstance(trace, Layer)
-        matrix = reference.attention_matrix(trace.query, trace.key, network.mask)[0]
-        assert look.rows == pytest.approx(matrix[:, -1], abs=1e-5)
-        mixed = 0.5 * torch.eye(config.window) + 0.5 * matrix.mean(dim=0)
-        assert look.carry(torch.eye(config.window)) == pytest.approx(mixed, abs=1e-5)
 
 
 def test_a_row_that_was_lazy_attends_evenly() -> None:

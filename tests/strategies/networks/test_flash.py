@@ -96,23 +96,6 @@ def test_absolute_encodings_repeat_with_the_window(encoding: str) -> None:
     assert (net(x, start + 3).mean - net(x, start).mean).abs().max() > 1e-3
 
 
-def test_the_time_of_week_repeats_after_a_week() -> None:
-    config = replace(models.SMALL, encoding="none", clock=("week",), interval_minutes=5)
-    net = models.network(config)
-    x, start = rows(30), torch.arange(30)
-    torch.testing.assert_close(net(x, start + 2_016).mean, net(x, start).mean)
-    assert (net(x, start + 1_000).mean - net(x, start).mean).abs().max() > 1e-3
-
-
-def test_a_full_mask_looks_both_ways() -> None:
-    config = replace(models.SMALL, mask="full")
-    net = models.network(config)
-    x = rows(20).requires_grad_()
-    (gradient,) = torch.autograd.grad(net(x).mean[0, 0].sum(), x)
-    assert (gradient[0].abs().sum(-1) > 0).all()
-    assert config.receptive_field == config.window
-
-
 def test_a_volatility_gate_scales_the_scores_of_a_bar_as_a_key() -> None:
     gated: dict[str, Any] = {"volatility_gate": "sigma_level", "volatility_column": 5}
     plain, net = (FlashNetwork(replace(models.SMALL, **form)).eval() for form in ({}, gated))
@@ -159,22 +142,6 @@ def test_a_gates_column_follows_from_the_features_name() -> None:
             replace(models.SMALL, **form)
 
 
-def test_a_trace_holds_what_each_layer_attended_with() -> None:
-    net = models.network()
-    x = rows(90)
-    seen = net.trace(x)
-    outputs, layers = seen.outputs, [one for one in seen.reads if isinstance(one, Layer)]
-    torch.testing.assert_close(outputs.mean, net(x).mean)
-    assert len(layers) == 3
-    age = torch.arange(90)[:, None] - torch.arange(90)
-    hidden = (age < 0) | (age >= 50)
-    for layer in layers:
-        scores = (layer.query @ layer.key.mT * layer.query.shape[-1] ** -0.5).masked_fill(
-            hidden, float("-inf")
-        )
-        torch.testing.assert_close(layer.logsumexp, scores.logsumexp(-1))
-
-
 def test_checkpointing_changes_memory_and_no_gradient() -> None:
     plain = models.network().train()
     thrifty = models.network(replace(models.SMALL, checkpointing=True)).train()
@@ -205,24 +172,6 @@ def test_stochastic_depth_drops_branches_in_training_alone_and_keeps_their_mean(
     # The attention branch is dropped half of the time and doubled otherwise.
     untouched = (varied[:, 0] - state[:, 0]).abs().amax(-1) < 1e-6
     assert 60 <= int(untouched.sum()) <= 140
-
-
-def test_dropout_is_active_in_training_alone() -> None:
-    net = models.network(replace(models.SMALL, dropout=0.5))
-    x = rows(10)
-    assert torch.equal(net(x).mean, net(x).mean)
-    net.train()
-    torch.manual_seed(1)
-    first = net(x).mean
-    assert not torch.equal(first, net(x).mean)
-
-
-def test_one_seed_gives_one_network() -> None:
-    made = []
-    for _ in range(2):
-        torch.manual_seed(11)
-        made.append(FlashNetwork(models.SMALL).state_dict())
-    assert all(torch.equal(made[0][name], made[1][name]) for name in made[0])
 
 
 def test_a_fresh_network_knows_nothing() -> None:

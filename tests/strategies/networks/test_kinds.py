@@ -5,52 +5,28 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any, Final
 
+import models
 import pytest
 import torch
 from torch import Tensor
 
 from tracepaper.strategies.attention.methods import Rollout
 from tracepaper.strategies.errors import AttentionInvalid, ConfigInvalid
-from tracepaper.strategies.networks.architecture import ExplainedOutputs, Network, network_kinds
+from tracepaper.strategies.networks.architecture import ExplainedOutputs, Network
 from tracepaper.strategies.networks.attribution import AttributionMethod
 from tracepaper.strategies.networks.cross_asset import CrossAssetConfig
 from tracepaper.strategies.networks.keys import listed
 from tracepaper.strategies.networks.order_book import OrderBookConfig
 
-COMMON: Final = {"features": 4, "dim": 8, "layers": 2, "horizons": [2, 7], "quantiles": [0.1, 0.9]}
-DECODER: Final = {"window": 41, "factor": 2, "decoder_layers": 2, "start_token": 9}
-KINDS: Final[dict[str, dict[str, Any]]] = {
-    "flash": {"heads": 2, "window": 9, "encoding": "alibi", "stochastic_depth": 0.1},
-    "linear": {"heads": 2, "window": 20},
-    "custom": {
-        "heads": 2, "window": 20, "mechanism": "tracepaper.strategies.networks.custom:Fading",
-    },
-    "lstm": {"window": 20},
-    "informer": {"heads": 2, "window": 41, "factor": 2, "clock": ["week"]},
-    "decoder": {"heads": 2, **DECODER},
-    "multiscale": {"heads": 2, "frames": [1, 4, 12], "tokens": [5, 4, 3]},
-    "cross": {"heads": 2, "bars": 7, "frame": 4, "tokens": 3},
-    "trading": {
-        "heads": 2, "window": 15, "modalities": ["price", "time"], "columns": [0, 0, 1, 1],
-    },
-}  # fmt: skip
+KINDS: Final = tuple(models.KINDS)
 ATTENDING: Final = [kind for kind in KINDS if kind != "lstm"]
 WHOLE: Final = ("informer", "decoder", "multiscale", "cross")
 """They take whole windows alone."""
 
 
-def section(kind: str) -> dict[str, Any]:
-    return {**COMMON, **KINDS[kind]}
-
-
 def network(kind: str) -> Network:
-    known = network_kinds()["informer" if kind == "decoder" else kind]
-    torch.manual_seed(1)
-    made: Network = known.make(known.read(section(kind)))
-    with torch.no_grad():
-        for parameter in made.parameters():
-            parameter.add_(0.2 * torch.randn_like(parameter))
-    return (made if kind == "custom" else made.double()).eval()  # the class is tried in float32
+    made = models.small(kind)
+    return made if kind == "custom" else made.double()  # the class is tried in float32
 
 
 def window(made: Network) -> tuple[Tensor, Tensor]:

@@ -12,7 +12,6 @@ from tracepaper.strategies.attention.layer import Layer
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.features.rows import schema
 from tracepaper.strategies.networks.architecture import network_kinds
-from tracepaper.strategies.networks.attribution import METHODS, AttributionMethod
 from tracepaper.strategies.networks.multimodal import TradingConfig, TradingNetwork, by_names
 
 torch.set_num_threads(1)
@@ -141,19 +140,6 @@ def test_a_modality_whose_key_is_asked_for_takes_the_share() -> None:
         by_name[part.modality] += part.share
     assert by_name["volume"] > 0.99
     assert sum(by_name.values()) == pytest.approx(1.0)
-
-
-@pytest.mark.parametrize("method", METHODS)
-def test_any_method_parts_its_weights_by_modality(method: str) -> None:
-    made, x, positions = network(), rows(25), torch.arange(25)
-    way = AttributionMethod(method, horizon=7)
-    found = made.explain(x, positions, way)
-    fused = made.fusion(x)
-    inner = made.trunk.explain(fused.state.detach(), positions, way).rollout
-    wanted = inner.weights[0, 0][:, None] * fused.shares[0]
-    shares = torch.tensor([part.share for part in found.parts]).view(25, 3)
-    assert torch.allclose(shares.double(), wanted, atol=1e-6)
-    assert torch.allclose(found.rollout.weights, inner.weights)
 
 
 def test_features_are_parted_by_their_names() -> None:

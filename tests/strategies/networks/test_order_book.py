@@ -164,23 +164,6 @@ def test_no_answer_depends_on_a_later_book() -> None:
         assert not torch.allclose(before[:, at:], after[:, at:])
 
 
-def test_float32_is_close_to_float64() -> None:
-    made, given = network(), tokens()
-    exact = made.explain(given)
-    rough = made.float().explain(given.float())
-    assert (rough.weights - exact.weights).abs().max() < 1e-5
-    assert (rough.probabilities - exact.probabilities).abs().max() < 1e-5
-
-
-def test_what_is_learnt_reaches_every_parameter() -> None:
-    made = network()
-    made(tokens()[None]).square().sum().backward()
-    still = [
-        name for name, one in made.named_parameters() if one.grad is None or not one.grad.any()
-    ]
-    assert still == []
-
-
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_a_token_that_is_no_number_is_refused(bad: float) -> None:
     given = tokens()

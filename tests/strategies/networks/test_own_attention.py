@@ -122,20 +122,8 @@ def test_what_fails_or_is_no_mechanism_is_refused_in_a_sentence() -> None:
         network("torch")
     with pytest.raises(ConfigInvalid, match="names no class"):
         CustomNetwork(CustomConfig(**SIZES))
-    with pytest.raises(ConfigInvalid, match="alibi adds to scores"):
-        CustomConfig(**SIZES, encoding="alibi")
     with pytest.raises(CheckpointMismatch, match="have changed since the model was trained"):
         CustomNetwork(CustomConfig(**SIZES, mechanism=FADING, source_sha256="ab" * 32))
-
-
-def test_its_trial_draws_nothing_from_the_numbers_of_others() -> None:
-    own = network(FADING).train()
-    torch.manual_seed(5)
-    own(rows())
-    drawn = torch.rand(3)
-    torch.manual_seed(5)
-    assert torch.equal(torch.rand(3), drawn)
-    assert own.mechanisms.training
 
 
 def test_where_it_is_held_a_failing_pass_is_nan_and_says_why(
