@@ -51,8 +51,8 @@ from tracepaper.strategies.forecasters.build import (
     per_horizon,
     section_of,
 )
-from tracepaper.strategies.forecasters.outputs import forecasts
-from tracepaper.strategies.forecasters.windowed import CONTENT_FREE, buckets_of, explanations_of
+from tracepaper.strategies.forecasters.outputs import explained_rows, forecasts
+from tracepaper.strategies.forecasters.windowed import CONTENT_FREE, buckets_of
 from tracepaper.strategies.gates.gate import MEASURES
 from tracepaper.strategies.networks.cross_asset import (
     CrossAssetConfig,
@@ -284,7 +284,10 @@ class TogetherForecaster(CheckpointForecaster):
         )
         heads = close.look.heads.float().flatten(1).numpy()
         errors = np.abs(1.0 - by_time.sum(axis=1)).tolist()
-        return explanations_of(np.stack(rows), heads, recent=recent, shifts=shifts, errors=errors)
+        return explained_rows(
+            np.stack(rows), heads, recent=recent, shifts=shifts, errors=errors,
+            content_free=CONTENT_FREE,
+        )  # fmt: skip
 
     def _answers(
         self, look: CrossLook, sigma: Array, found: Sequence[Explanation]

@@ -9,12 +9,10 @@ collapse, shift and regime are not declared.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import repeat
 from typing import ClassVar, Final, NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from tracepaper.strategies.api.model import EXPLAINED
@@ -40,7 +38,7 @@ from tracepaper.strategies.forecasters.base import (
     bars_needed,
     row_at,
 )
-from tracepaper.strategies.forecasters.outputs import TrainedModel, forecasts
+from tracepaper.strategies.forecasters.outputs import TrainedModel, explained_rows, forecasts
 from tracepaper.strategies.gates.gate import MEASURES
 from tracepaper.strategies.networks.architecture import (
     ExplainedOutputs,
@@ -281,38 +279,14 @@ class WindowedForecaster(CheckpointForecaster):
             shifts[0] = None
         known.by_age = by_age[-1:]
         heads = np.array([one.confidence.ravel() for one in seen])
-        return explanations_of(
+        return explained_rows(
             rows,
             heads,
             recent=recent_mass(by_age, self.receptive_field).tolist(),
             shifts=shifts,
             errors=[one.l1_error for one in seen],
+            content_free=CONTENT_FREE,
         )
-
-
-def explanations_of(
-    rows: Rows,
-    heads: NDArray[np.float32],
-    *,
-    recent: Sequence[float],
-    shifts: Sequence[float | None],
-    errors: Sequence[float],
-) -> list[Explanation]:
-    """Return the explanation of each of *rows* [row, bucket and older] of a network of windows.
-
-    *heads* [row, layer * head] are confidences.
-    """
-    columns = (
-        heads.astype(np.float64).mean(axis=1).tolist(),
-        repeat(CONTENT_FREE, len(rows)),
-        recent,
-        rows[:, -1].tolist(),
-        shifts,
-        errors,
-        [one.astype("<f4").tobytes() for one in heads],
-        [one[:-1].astype("<f4").tobytes() for one in rows],
-    )
-    return list(map(Explanation, *columns))
 
 
 def buckets_of(weights: Floats, positions: Ids) -> Rows:

@@ -330,7 +330,7 @@ class Transformer(Network):
         self, depth: int, block: Block, state: Tensor, phases: Phases, trace: Trace | None
     ) -> Tensor:
         """Return the *state* above *block*."""
-        projected = self.widen(block.project(state, phases), phases.age)
+        projected = Projected(*self.encoding.widen(*block.project(state, phases), phases.age))
         return block.finish(state, self.attend(depth, block, projected, trace))
 
     def attend(self, depth: int, block: Block, projected: Projected, trace: Trace | None) -> Tensor:
@@ -348,16 +348,6 @@ class Transformer(Network):
             state = state + self.clock(positions)
         # Differences alone matter to phases, and those of consecutive bars are alike in every row.
         return state, self.encoding.phases(positions if positions.ndim == 1 else positions[0])
-
-    def widen(self, projected: Projected, age: Tensor | None) -> Projected:
-        """Return the tensors with the dimensions that carry a bias by *age* [time], if there is."""
-        if age is None:
-            return projected
-        return Projected(
-            self.encoding.widen_query(projected.query, age),
-            self.encoding.widen_key(projected.key, age),
-            self.encoding.widen_value(projected.value),
-        )
 
     def content_free(self) -> float:
         """Return the confidence over a full window that mask and encoding alone give."""
