@@ -1,10 +1,8 @@
 """The decoder of the Informer: masked ProbSparse attention, then cross-attention to the encoder.
 
 It is given the last bars of the window, the start token, and one placeholder a horizon, which holds
-nothing but its place in time, and answers every horizon in one pass, each at its placeholder. The
-published network of ``tracepaper bench ett`` is made of the same layers, with the conventions of
-the published code (``PublishedSums``), which leave no row-stochastic matrix to explain. Source:
-Zhou et al., 2021, arXiv:2012.07436.
+nothing but its place in time, and answers every horizon in one pass, each at its placeholder.
+Source: Zhou et al., 2021, arXiv:2012.07436.
 
 The rules are docs/attention.md, A18 and A35.
 """
@@ -28,25 +26,14 @@ TOKENS: Final = "tokens"
 """The stream of the decoder; the encoder's is of bars."""
 
 
-class PublishedSums(NamedTuple):
-    """The published code's conventions: its score is ``max − Σ ÷ N``, lazy masked rows are sums.
-
-    ``mix`` joins the heads of masked attention its way: heads and time are read in each other's
-    place.
-    """
-
-    mix: bool
-
-
 class LayerSizes(NamedTuple):
-    """What layers are made by; without *published* a lazy row is a true average (A18)."""
+    """What layers are made by."""
 
     dim: int
     heads: int
     hidden: int
     factor: int
     dropout: float
-    published: PublishedSums | None = None
 
 
 class Projections(nn.Module):
@@ -68,11 +55,7 @@ class Projections(nn.Module):
 
 
 class SparseSelfAttention(nn.Module):
-    """ProbSparse self-attention; masked, no row sees a later one.
-
-    The rows in *always* attend whatever their spread, where the conventions are not the published
-    ones.
-    """
+    """ProbSparse self-attention; masked, no row sees a later one. Rows in *always* attend."""
 
     samples: Tensor
 
@@ -88,40 +71,22 @@ class SparseSelfAttention(nn.Module):
         super().__init__()
         self.projections = Projections(sizes)
         self.factor = sizes.factor
-        self.published = sizes.published
         self.mask = Mask() if masked else Mask.full()
         self.always = tuple(always)
-        # As published, masked queries too sample from all keys: only their softmax is masked.
-        drawn = Mask.full() if sizes.published else self.mask
-        samples = sample_keys(time, drawn, factor=sizes.factor, seed=seed)
+        samples = sample_keys(time, self.mask, factor=sizes.factor, seed=seed)
         self.register_buffer("samples", samples, persistent=False)
 
     def forward(self, x: Tensor, trace: Trace | None = None) -> Tensor:
         """Map [batch, time, dim] to the same; add the rows that attended to *trace*."""
         query, key, value = self.projections.split(x, x)
         attended, rows = attend_sparsely(
-            query,
-            key,
-            value,
-            self.mask,
-            self.samples,
-            factor=self.factor,
-            always=self.always,
-            score="published" if self.published else "sample_mean",
+            query, key, value, self.mask, self.samples, factor=self.factor, always=self.always
         )
         if trace is not None:
             weight = self.projections.out.weight
             read = SparseRead(rows, value=value, output_weight=weight, target=TOKENS, source=TOKENS)
             trace.attend(read, attended, is_layer=False)
-        is_mixed = False
-        if self.published and self.mask != Mask.full():
-            at = rows.active[..., None].expand(-1, -1, -1, value.shape[3])
-            attended = value.cumsum(dim=2).scatter(2, at, attended.gather(2, at))
-            is_mixed = self.published.mix
-        if not is_mixed:
-            attended = attended.transpose(1, 2)  # [batch, time, head, dim]
-        # Mixed: [batch, head, time, dim], read as if it were [batch, time, head, dim]
-        return self.projections.out(attended.reshape(x.shape))
+        return self.projections.out(attended.transpose(1, 2).flatten(2))
 
 
 class CrossAttention(nn.Module):
