@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tracepaper.strategies.attention.methods import Rollout
 from tracepaper.strategies.attention.probsparse import MapRead, SparseRead, Taps, dense_rows
-from tracepaper.strategies.errors import DataInvalid, InvariantBroken
+from tracepaper.strategies.errors import DataInvalid
 from tracepaper.strategies.forecasters.attribution import (
     DECISIONS,
     flow_down,
@@ -104,12 +104,6 @@ def test_heads_are_read_from_as_many_decisions_as_there_are_bars_for() -> None:
     assert np.abs(np.diff(whole.by_age, axis=2)).max() > 1e-3
     with pytest.raises(DataInvalid, match=f"read from {made.context + 1}; leave --heads out"):
         look_into(made, bars[: made.context], EDGES)
-
-
-def test_nothing_is_said_of_heads_before_the_first_decision() -> None:
-    made = models.forecaster()
-    with pytest.raises(InvariantBroken, match="no decision to explain yet"):
-        made.attribution_by_layer("linear:BTCUSDT")
 
 
 def test_a_pooled_position_is_carried_by_the_taps_of_its_own_pass() -> None:

@@ -215,21 +215,12 @@ def test_no_bar_reads_a_later_bar_of_the_other_symbol() -> None:
             assert moved.tolist() == [place >= row for place in range(EACH.window)]
 
 
-def test_what_its_layers_carry_down_is_the_rollout() -> None:
+def test_a_layers_ages_and_rows_are_those_of_both_timeframes() -> None:
     made, (x, positions) = network(), window()
     with torch.no_grad():
-        layers = made.attribution_by_layer(x, positions)
-        wanted = made.explain(x, positions).rollout.weights[0]
-    assert len(layers) == 2 * SMALL.layers
-    weights = torch.zeros(1, SMALL.tokens + SMALL.bars, dtype=torch.float64)
-    weights[0, -1] = 1.0
-    for layer in reversed(layers):
-        torch.testing.assert_close(layer.rows.sum(1), torch.ones(2, dtype=torch.float64))
-        weights = layer.carry(weights)
-    torch.testing.assert_close(weights, wanted, rtol=0, atol=1e-12)
+        own, read, *_ = made.attribution_by_layer(x, positions)
     closed = [SMALL.window - 1 - rows[-1] for rows in members(made, x, positions)]
-    assert layers[0].age.tolist() == [*closed, *range(SMALL.bars - 1, -1, -1)]
-    own, read = layers[:2]
+    assert own.age.tolist() == [*closed, *range(SMALL.bars - 1, -1, -1)]
     assert float(own.rows[:, : -SMALL.bars].abs().max()) == 0.0
     older = [row for rows in members(made, x, positions) for row in rows]
     assert float(read.rows[:, older].sum()) == pytest.approx(2.0)  # its heads look there alone

@@ -56,27 +56,14 @@ def test_an_answer_depends_on_its_receptive_field_and_on_nothing_else(form: dict
         assert int(moved.max()) == 40
 
 
-@pytest.mark.parametrize("form", FORMS)
-def test_outputs_have_their_shapes_and_ranges(form: dict[str, Any]) -> None:
-    config = replace(models.SMALL, **form)
+def test_outputs_stay_in_their_ranges_whatever_the_rows_are() -> None:
+    config = replace(models.SMALL, allocation=True, quantiles=(0.1, 0.5, 0.9))
     outputs = models.network(config)(100.0 * rows(70, batch=2))
-    shape = (2, 70, 3)
-    assert outputs.mean.shape == outputs.log_scale.shape == outputs.dof.shape == shape
-    assert outputs.log_variance.shape == shape
-    assert outputs.direction_logits.shape == (*shape, 3)
     assert outputs.log_scale.abs().max() <= LOG_RANGE
     assert outputs.log_variance.abs().max() <= LOG_RANGE
     assert outputs.dof.min() >= DOF_MIN
-    if config.allocation:
-        assert outputs.allocation.shape == shape
-        assert outputs.allocation.abs().max() <= 1.0
-    else:
-        assert outputs.allocation is None
-    if config.quantiles:
-        assert outputs.quantiles.shape == (*shape, 3)
-        assert (outputs.quantiles.diff(dim=-1) >= 0).all()
-    else:
-        assert outputs.quantiles is None
+    assert outputs.allocation.abs().max() <= 1.0
+    assert (outputs.quantiles.diff(dim=-1) >= 0).all()
 
 
 @pytest.mark.parametrize("encoding", ["rope", "alibi", "none"])
