@@ -328,16 +328,12 @@ class Trace:
         read: Read,
         attended: Tensor | None = None,
         *,
-        is_step: bool = True,
         is_layer: bool = True,
         decides: bool = True,
     ) -> None:
-        """Add an attention: one of the same step or layer as the last one, unless it is its own."""
-        step, layer = -1, -1
-        if self.reads:
-            step = self.reads[-1].step or 0
-            layer = max((of.layer for of in self.reads if of.layer is not None), default=-1)
-        made = replace(read, step=step + is_step, layer=layer + is_layer)
+        """Add an attention: one that is no layer of its own belongs to the last one."""
+        layer = max((of.layer for of in self.reads if of.layer is not None), default=-1)
+        made = replace(read, step=len(self.reads), layer=layer + is_layer)
         self.reads.append(made)
         if attended is not None:
             self.attended.append(attended)
@@ -395,12 +391,12 @@ class Trace:
         group: list[Read] = []
         maps: list[Read] = []
         above = first
-        for read, after in zip(self.reads, (*self.reads[1:], None), strict=True):
+        for read in self.reads:
             group.append(read)
             if isinstance(read, MapRead):
                 maps.append(read)
             decides = [one for one in group if id(one) in deciding]
-            if not decides or (after is not None and after.step == read.step):
+            if not decides:
                 continue
             below, above = above, above | {one.target: one.shape[2] for one in group}
             number = None if method.head_weights is None else len(found)
@@ -420,7 +416,7 @@ class Trace:
                 ends = step.ends_above = step.concatenated(every) @ step.ends
             ages = [self._age(name, first[name], size) for name, size in above.items()]
             places = self.places.get(read.target, ())
-            if after is None and len(places) > 1:
+            if read is self.reads[-1] and len(places) > 1:
                 step.decision = len(places)
                 ages[-1] = ages[-1][: 1 - len(places)]
             held = carry_down(

@@ -167,7 +167,7 @@ class CrossNetwork(Network):
         is_first = stream == _SLOWER
         attended = attend_by_block(
             block, block.project(state, phases), Mask(), trace, backend=self.backend,
-            stream=stream, is_step=is_first, is_layer=is_first, decides=not is_first,
+            stream=stream, is_layer=is_first, decides=not is_first,
         )  # fmt: skip
         return block.finish(state, attended)
 

@@ -9,6 +9,7 @@ from typing import Any, Final, TypeVar
 
 import torch
 
+import tracepaper.daemon.session.user_class  # noqa: F401 - it says how a class is found
 from tracepaper.storage.checkpoints import save
 from tracepaper.strategies.features.rows import schema
 from tracepaper.strategies.forecasters.build import build
