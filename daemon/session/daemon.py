@@ -49,8 +49,8 @@ from tracepaper.daemon.session.build import (
     resolved,
 )
 from tracepaper.daemon.session.combinations import refuse_combination, traits_of
-from tracepaper.daemon.session.covariates import newly_known
-from tracepaper.daemon.session.loop import NoModel, Worker, WorkerPredictor, drive
+from tracepaper.daemon.session.covariates import CovariateReader, reader_of
+from tracepaper.daemon.session.loop import NoModel, Worker, WorkerPredictor, drive, nothing_new
 from tracepaper.daemon.session.messenger import Messenger, check_notify
 from tracepaper.daemon.session.models import load_forecaster, recorded_forecaster, warnings_for
 from tracepaper.daemon.session.parity import OFF, DailyParity
@@ -76,6 +76,7 @@ from tracepaper.daemon.session.shipper import ShippingProcess
 from tracepaper.daemon.session.shutdown import MODEL_THREAD
 from tracepaper.daemon.session.supervisor import Supervisor
 from tracepaper.daemon.session.universe import (
+    Universe,
     known_candidates,
     new_candidates,
     universe_of,
@@ -99,7 +100,6 @@ from tracepaper.strategies.types.market import (
     InstrumentChange,
     ModelChange,
     RunKind,
-    UniverseChange,
 )
 from tracepaper.strategies.units import interval_start, interval_text, minute_text, time_of
 
@@ -326,9 +326,10 @@ class Daemon:
             self._database,
             (opened.instruments, client, lambda event: self._submit(feed, event), self._clock),
         )
-        chosen = () if universe is None or universe.due_ms else (await universe.choose(),)
+        covariates = reader_of(config, forecaster, run.period_start_ms)
+        first = await self._first_events(universe, covariates)
         async with AsyncExitStack() as stack:
-            feed = await stack.enter_async_context(self._feed(opened, client, chosen))
+            feed = await stack.enter_async_context(self._feed(opened, client, first))
             predictor, retrainer = self._answering(opened, feed)
             monitor = Monitor(
                 run=run,
@@ -403,9 +404,22 @@ class Daemon:
                 feed,
                 *timed,
                 watch=watch,
-                newly_known=newly_known(forecaster),
+                newly_known=nothing_new if covariates is None else covariates.newly,
                 is_behind=feed.is_behind,
             )
+
+    async def _first_events(
+        self, universe: Universe | None, covariates: CovariateReader | None
+    ) -> list[Event]:
+        """Return what a run begins with: the choice of its universe, the known covariates."""
+        first: list[Event] = []
+        if universe is not None and not universe.due_ms:
+            first.append(await universe.choose())
+        if covariates is not None and not covariates.has_begun:
+            now_ms = self._clock.market_ms()
+            with usage_errors():
+                first.append(await asyncio.to_thread(covariates.first, self._config, now_ms))
+        return first
 
     def _answering(self, opened: Opened, feed: LiveFeed) -> tuple[Predictor, Retrainer | None]:
         """Return the predictor, and the retrainer where ``model.retrain`` is set."""
@@ -470,9 +484,7 @@ class Daemon:
         monitor.notices = messenger.counts
         return messenger
 
-    def _feed(
-        self, opened: Opened, client: MarketDataClient, chosen: Sequence[UniverseChange]
-    ) -> LiveFeed:
+    def _feed(self, opened: Opened, client: MarketDataClient, first: Sequence[Event]) -> LiveFeed:
         config, clock, run, engine = self._config, self._clock, opened.run, opened.engine
         now_ms = clock.market_ms()
         return LiveFeed(
@@ -492,7 +504,7 @@ class Daemon:
                 recent=opened.recent,
                 first=(
                     *(InstrumentChange(item, now_ms, now_ms) for item in opened.instruments),
-                    *chosen,
+                    *first,
                 ),
                 started=lambda waiting: opened.started(clock.market_ms(), waiting),
                 is_served=opened.is_served,

@@ -15,6 +15,7 @@ import threading
 from collections import deque
 from collections.abc import (
     AsyncIterator,
+    Awaitable,
     Callable,
     Collection,
     Iterable,
@@ -35,7 +36,6 @@ from tracepaper.strategies.types.market import (
     Bar,
     Close,
     Closed,
-    CovariatesRead,
     Event,
     FrameBar,
     Gap,
@@ -106,27 +106,18 @@ def predictions_of(predictor: KnownPredictor, unit: Unit) -> Sequence[Prediction
 
 
 def steps_of(engine: Engine, unit: Unit, predictions: Sequence[Prediction]) -> list[Step]:
-    """Return the step of each event of *unit*, given the prediction at each."""
+    """Return the step of each event of *unit*, given the prediction at each.
+
+    They are stored together or not at all. Live and in replay every event goes through here.
+    """
     if isinstance(unit, Close):
         return engine.close(unit.closed, unit.bars, predictions[1:])
     return [engine.step(unit, predictions[0])]
 
 
-def advance(
-    engine: Engine,
-    unit: Unit,
-    predictions: Sequence[Prediction],
-    newly_known: Callable[[Event], CovariatesRead | None] = lambda _at: None,
-) -> list[Step]:
-    """Return the steps that *unit* causes; they are stored together or not at all.
-
-    *newly_known* returns how far covariates are known where that changed, which is a step of its
-    own, after these. Live and in replay every event goes through here.
-    """
-    steps = steps_of(engine, unit, predictions)
-    if (reading := newly_known(steps[0].event)) is not None:
-        steps.append(engine.step(reading, None))
-    return steps
+async def nothing_new(_unit: Unit) -> Event | None:
+    """Return None: nothing becomes known beside the feed's events."""
+    return None
 
 
 async def drive(
@@ -136,20 +127,24 @@ async def drive(
     audit: AuditLog,
     *,
     watch: Callable[[Step], bool] = lambda _step: True,
-    newly_known: Callable[[Event], CovariatesRead | None] = lambda _at: None,
+    newly_known: Callable[[Unit], Awaitable[Event | None]] = nothing_new,
     is_behind: Callable[[], bool] = lambda: False,
 ) -> None:
     """Carry every event of a live feed through the engine; stop if it cannot be recorded.
 
-    *watch* sees each step once it is stored, and ends the loop by returning False. Where
+    *watch* sees each step once it is stored, and ends the loop by returning False. What
+    *newly_known* returns is an event before the unit that it is asked about. Where
     *is_behind* says that the next event is at hand, steps of late bars that trade nothing are
     stored with those that follow, ``GROUP_STEPS`` at most in one commit.
     """
     steps: list[Step] = []
     async for unit in _gathered(feed):
         if unit is not None:
-            predictions = await _predict(predictor, unit)
-            steps += (new := advance(engine, unit, predictions, newly_known))
+            before = await newly_known(unit)
+            new: list[Step] = []
+            for each in (unit,) if before is None else (before, unit):
+                new += steps_of(engine, each, await _predict(predictor, each))
+            steps += new
             if len(steps) < GROUP_STEPS and all(map(_may_wait, new)) and is_behind():
                 continue
         if not steps:

@@ -196,7 +196,7 @@ def load_forecaster(
     """Return the configured model, ready to be warmed; *mode* is ``step`` or ``scan``.
 
     Steps are ``batched`` where the bars of one close are dealt with together. What the model is,
-    is kept beside the database *beside*; *live*, covariates are read again as they grow.
+    is kept beside the database *beside*; *live*, covariates are events.
     """
     refuse_combination(traits_of(config))
     if config.model.own_class:
@@ -208,7 +208,7 @@ def load_forecaster(
         mode = "batched"
     checkpoint = load_checkpoint(config, beside=beside)
     refuse_combination(traits_of(config, checkpoint.card))
-    source = configured_covariates(config, checkpoint.card, beside=beside, growing=live)
+    source = configured_covariates(config, checkpoint.card, beside=beside, live=live)
     return _built(checkpoint, config, mode, source)
 
 

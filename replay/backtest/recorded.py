@@ -22,7 +22,6 @@ from tracepaper.daemon.config.loading import Config, restore
 from tracepaper.daemon.engine.engine import Engine
 from tracepaper.daemon.engine.state import ModelTerms, Restart, decode_state
 from tracepaper.daemon.session.build import needs_forecaster, terms_for
-from tracepaper.daemon.session.covariates import covariates_of, require_known
 from tracepaper.daemon.session.loop import (
     BarHistory,
     InlinePredictor,
@@ -252,7 +251,7 @@ class RecordedPredictor:
             for model in (self._run.forecaster, self._prober):
                 recall_lookback(model, reader, run_id, before)
             rows = ((sequence, event, answer) for sequence, _, event, answer in stored)
-        events = self._queue_answers(rows, run_id)
+        events = self._queue_answers(rows)
         return events if self._scan is None else self._scan.read_ahead(events)
 
     @property
@@ -288,15 +287,11 @@ class RecordedPredictor:
         self._promoted[promoted.model_sha256] = terms
         engine.prepare(promoted.model_sha256, terms)
 
-    def _queue_answers(
-        self, rows: Iterable[tuple[int, Event, Prediction]], run_id: str
-    ) -> Iterator[Event]:
+    def _queue_answers(self, rows: Iterable[tuple[int, Event, Prediction]]) -> Iterator[Event]:
         """Yield the events of *rows*, and queue each stored answer for ``predict``."""
         for sequence, event, stored in rows:
             if isinstance(event, Retrained) and event.takes_over:
                 self._promote(event, is_derived=sequence >= self._run.first)
-            if isinstance(event, CovariatesRead):
-                require_known(covariates_of(self.forecaster), event, run_id)
             if self._inline is not None or self._is_outside:
                 was_late = isinstance(stored, PredictionTimeout)
                 self._recorded.append(self._timeout if was_late else stored)
@@ -429,10 +424,12 @@ def _rows_from(
     """
     actions = actions_of(reader.connection, reader.run(run_id), until=beginning.after)
     splits = [action for _, action in actions if action.is_split]
+    for reading in reader.of_type(run_id, CovariatesRead, until=beginning.fed_from - 1):
+        yield 0, reading, None
     yield 0, start, None
     for bar in reader.frame_bars(run_id, until=beginning.fed_from - 1):
         yield 0, bar, None
-    warms: tuple[type[Event], ...] = (Bar, Closed, FrameBar, Depths)
+    warms: tuple[type[Event], ...] = (Bar, Closed, FrameBar, Depths, CovariatesRead)
     if not beginning.is_started and start.model_sha256:
         warms = (*warms, ModelChange)
     for sequence, accepted, event, stored in reader.events(run_id, beginning.fed_from - 1):

@@ -18,9 +18,9 @@ from tracepaper.daemon.session.loop import (
     BarHistory,
     InlinePredictor,
     KnownPredictor,
-    advance,
     gathered,
     predictions_of,
+    steps_of,
 )
 from tracepaper.daemon.session.resume import recall_events, restore_engine
 from tracepaper.daemon.session.run_row import continues, sessions_of, start_event
@@ -122,7 +122,7 @@ def run_events(
                 tally.decisions += len(stretch.plausible)
             else:
                 unit = units.next()
-                steps = advance(engine, unit, predictions_of(predictor, unit))
+                steps = steps_of(engine, unit, predictions_of(predictor, unit))
                 audit.append_now(*steps)
                 count += 1
                 for step in steps:

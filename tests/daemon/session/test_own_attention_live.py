@@ -188,29 +188,3 @@ async def test_a_daemon_holds_what_fails_and_answers_the_next_bars_and_after_a_k
         run_id = reader.find("last")
         assert verify_chain(reader.connection, run_id).holds
         assert verify_run(reader, database, run_id).differences == []
-
-
-async def test_a_daemon_does_not_start_by_another_class_of_the_name(
-    folder: Path, tmp_path: Path
-) -> None:
-    """What was changed between a kill and a start is refused in a sentence, and nothing is lost."""
-    data = made_candles(walk_rows(900), symbol="BTCUSDT")
-    served = ExchangeSettings(candles=(data,), manual=True, start=700, speed=60.0)
-    database, source = tmp_path / "live.db", folder / "mine_live.py"
-    async with EmbeddedExchange(served) as exchange:
-        daemon = started(folder, exchange, database, "first")
-        try:
-            await trade(daemon, exchange, database, 1)
-        finally:
-            daemon.process.send_signal(signal.SIGKILL)
-            daemon.end()
-        kept = refused(database)
-        source.write_text(MECHANISM.replace("0.01", "0.02"), encoding="utf-8")
-        try:
-            ended = started(folder, exchange, database, "second").end()
-        finally:
-            source.write_text(MECHANISM, encoding="utf-8")
-    assert ended.code == 2
-    assert "The sources of mine_live:Mine have changed since the model was trained" in ended.err
-    assert "Traceback" not in ended.err
-    assert refused(database) == kept

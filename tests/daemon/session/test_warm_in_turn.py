@@ -360,71 +360,6 @@ async def test_the_whole_past_comes_where_rest_answers_late_at_a_restart(
     check_parity(case.path, tmp_path)
 
 
-TURNS = {"strategy": {"name": f"{__name__}:Turns"}, "model": {"checkpoint": "none"}}
-EVERY = [f"{hour:02d}:{minute:02d}" for hour in range(24) for minute in range(0, 60, 4)]
-KINDS: dict[str, dict[str, Any]] = {
-    "a model": {},
-    "several strategies": {
-        "strategies": {
-            "model": {"name": "attention", "share": "0.5"},
-            "turns": {"name": f"{__name__}:Turns", "share": "0.5"},
-        },
-    },
-    "hedge mode": TURNS | {"account": {"position_mode": "hedge", "margin": "isolated"}},
-    "cross margin": TURNS
-    | {
-        "strategy": {"name": f"{__name__}:Turns", "twins": ["ungated", "buy_and_hold"]},
-        "account": {"margin": "cross", "leverage": "10"},
-    },
-    "a universe": TURNS | {"market": {"universe": {"top": 2, "at": EVERY, "on_leave": "close"}}},
-    "higher timeframes": TURNS | {"strategy": {"name": f"{__name__}:Quarters"}},
-    "limits": TURNS | {"risk": {"max_daily_trades": 5, "max_drawdown": "0.5"}},
-}
-
-
-@pytest.mark.long
-@pytest.mark.parametrize("kind", KINDS)
-async def test_whatever_trades_a_run_that_ends_at_each_stage_is_the_same_in_a_replay(
-    case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
-) -> None:
-    """It ends amid the turns of the second and of the last symbol, and goes on twice."""
-    given = KINDS[kind]
-    sections = {**case.sections, **given}
-    sections["market"] = {**case.sections["market"], **given.get("market", {})}
-    if "strategies" in sections:
-        del sections["strategy"]
-    answers = case.answers
-    monkeypatch.setattr(warming, "BEFORE_START", 1)
-    async with EmbeddedExchange(case.served) as exchange:
-        answers.limit(BBBUSDT=1, CCCUSDT=0, DDDUSDT=0)
-        async with trading(exchange, case.path, **sections) as live:
-            await live.listening(12)
-            for _ in range(3):
-                await live.close_bar({"AAAUSDT"})
-            await live.until(lambda: len(bars_of(live.steps, "BBBUSDT")) == PAGE)
-        answers.asked.clear()
-        answers.limit(CCCUSDT=0, DDDUSDT=1)
-        async with trading(exchange, case.path, **sections) as again:
-            await again.listening(12)
-            for _ in range(5):
-                await again.close_bar(set(NAMES[:2]))
-            await again.until(lambda: len(bars_of(again.steps, "DDDUSDT")) == PAGE)
-        answers.asked.clear()
-        answers.limit(CCCUSDT=0)
-        async with trading(exchange, case.path, **sections) as last:
-            await last.listening(12)
-            for _ in range(2):
-                await last.close_bar({"AAAUSDT", "BBBUSDT", "DDDUSDT"})
-            answers.limit()
-            for _ in range(5):
-                await last.close_bar(set(NAMES))
-    counts = "count(*), count(DISTINCT open_time_ms)"
-    assert len(rows(case.path, f"SELECT DISTINCT {counts} FROM v_bars GROUP BY instrument")) == 1
-    if kind != "a model":
-        assert rows(case.path, "SELECT count(*) FROM v_fills") > [(3,)]
-    check_parity(case.path, tmp_path)
-
-
 @pytest.mark.long
 @pytest.mark.parametrize("past", [0, 5])
 async def test_a_symbol_that_was_just_listed_is_asked_by_the_model_from_its_first_bar_on(
@@ -455,45 +390,6 @@ async def test_a_symbol_that_was_just_listed_is_asked_by_the_model_from_its_firs
     assert not rows(
         case.path, "SELECT 1 FROM v_events WHERE kind = 'gap' AND content LIKE '%\"\"%'"
     )
-    check_parity(case.path, tmp_path)
-
-
-@pytest.mark.long
-async def test_an_operator_and_another_configuration_meet_symbols_that_wait(
-    case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """All is closed while two symbols wait; then a run of other settings takes the account over."""
-    sections = {**case.sections, **TURNS}
-    answers = case.answers
-    monkeypatch.setattr(warming, "BEFORE_START", 1)
-    answers.limit(CCCUSDT=0, DDDUSDT=1)
-    async with EmbeddedExchange(case.served) as exchange:
-        async with trading(exchange, case.path, **sections) as live:
-            await live.listening(12)
-            for _ in range(4):
-                await live.close_bar(set(NAMES[:2]))
-            await asyncio.to_thread(ask, case.path, "/command", {"kind": "FLATTEN"})
-            await live.close_bar(set(NAMES[:2]))
-            answers.limit(CCCUSDT=0)
-            await live.close_bar({*NAMES[:2], "DDDUSDT"})
-            await asyncio.to_thread(ask, case.path, "/command", {"kind": "RESUME"})
-            for _ in range(3):
-                await live.close_bar({*NAMES[:2], "DDDUSDT"})
-        first = tmp_path / "first"
-        first.mkdir()
-        check_parity(case.path, first)
-        sections["sizing"] = {"mode": "notional", "notional": "2000"}
-        answers.asked.clear()
-        answers.limit(CCCUSDT=0)
-        async with trading(exchange, case.path, **sections) as again:
-            await again.listening(12)
-            for _ in range(2):
-                await again.close_bar({*NAMES[:2], "DDDUSDT"})
-            answers.limit()
-            for _ in range(2):
-                await again.close_bar(set(NAMES))
-    assert rows(case.path, "SELECT count(*) FROM v_runs") == [(2,)]
-    assert rows(case.path, "SELECT count(*) FROM v_events WHERE kind = 'command'") == [(2,)]
     check_parity(case.path, tmp_path)
 
 
