@@ -35,6 +35,18 @@ def start(warm_from: tuple[tuple[str, int], ...] = ()) -> ModelChange:
     return ModelChange("m", "s", "v", "step", "cpu", "float32", 1, warm_from, 0, 0)
 
 
+def working(
+    forecaster: FixedForecaster, *, period_start_ms: int = 0, deadline_ms: int = 60_000
+) -> WorkerPredictor:
+    return WorkerPredictor(
+        forecaster,
+        BarHistory([KEY], context=1),
+        Worker("model"),
+        period_start_ms=period_start_ms,
+        deadline_ms=deadline_ms,
+    )
+
+
 class Gated(FixedForecaster):
     """Answers only while its gate is open."""
 
@@ -51,13 +63,7 @@ class Gated(FixedForecaster):
 
 async def test_a_forecast_in_time_is_the_answer() -> None:
     forecaster = FixedForecaster(says, context=1)
-    worker = WorkerPredictor(
-        forecaster,
-        BarHistory([KEY], context=1),
-        Worker("model"),
-        period_start_ms=0,
-        deadline_ms=60_000,
-    )
+    worker = working(forecaster)
     await worker.predict(start())
     (item,) = bars(1)
     assert await worker.predict(item) == says([item])
@@ -66,9 +72,7 @@ async def test_a_forecast_in_time_is_the_answer() -> None:
 async def test_a_late_forecast_is_dropped_but_its_bar_is_taken_in_before_the_next() -> None:
     forecaster = Gated()
     forecaster.gate.set()
-    worker = WorkerPredictor(
-        forecaster, BarHistory([KEY], context=1), Worker("model"), period_start_ms=0, deadline_ms=50
-    )
+    worker = working(forecaster, deadline_ms=50)
     await worker.predict(start())
     first, second = bars(2)
     forecaster.gate.clear()
@@ -152,13 +156,7 @@ async def test_a_bar_before_the_period_is_waited_for_by_the_next_one_alone() -> 
     """Warming a model that was not warmed at the start takes long, and nothing is decided on it."""
     forecaster = Gated()
     period_start_ms = START_MS + 2 * 60_000
-    worker = WorkerPredictor(
-        forecaster,
-        BarHistory([KEY], context=1),
-        Worker("model"),
-        period_start_ms=period_start_ms,
-        deadline_ms=1,
-    )
+    worker = working(forecaster, period_start_ms=period_start_ms, deadline_ms=1)
     first, second, third = bars(3)
     await worker.predict(first)
     await worker.predict(start(((KEY, first.open_time_ms),)))
@@ -219,13 +217,7 @@ async def test_an_error_at_the_last_bar_before_the_period_ends_the_run() -> None
 
 async def test_a_close_before_the_period_has_no_deadline() -> None:
     forecaster = Gated()
-    worker = WorkerPredictor(
-        forecaster,
-        BarHistory([KEY], context=1),
-        Worker("model"),
-        period_start_ms=START_MS + 2 * 60_000,
-        deadline_ms=1,
-    )
+    worker = working(forecaster, period_start_ms=START_MS + 2 * 60_000, deadline_ms=1)
     first, second = bars(2)
     await worker.predict(first)
     await worker.predict(start(((KEY, first.open_time_ms),)))
@@ -237,13 +229,7 @@ async def test_a_close_before_the_period_has_no_deadline() -> None:
 
 
 async def test_only_bars_are_answered() -> None:
-    worker = WorkerPredictor(
-        FixedForecaster(says, context=1),
-        BarHistory([KEY], context=1),
-        Worker("model"),
-        period_start_ms=0,
-        deadline_ms=1_000,
-    )
+    worker = working(FixedForecaster(says, context=1), deadline_ms=1_000)
     assert await worker.predict(quote()) is None
     assert await NoModel().predict(bars(1)[0]) is None
 
@@ -366,13 +352,7 @@ async def test_an_error_of_the_model_reaches_whoever_asked() -> None:
     def broken(_seen: Sequence[Bar]) -> Forecast:
         raise ZeroDivisionError
 
-    worker = WorkerPredictor(
-        FixedForecaster(broken, context=1),
-        BarHistory([KEY], context=1),
-        Worker("model"),
-        period_start_ms=0,
-        deadline_ms=60_000,
-    )
+    worker = working(FixedForecaster(broken, context=1))
     await worker.predict(start())
     with pytest.raises(ZeroDivisionError):
         await worker.predict(bars(1)[0])

@@ -18,11 +18,10 @@ from exchange_client import FIRST_MS, walk_rows
 from exchange_client import candles as made_candles
 from fakes import FixedForecaster
 from held_answers import HeldAnswers
-from killed_daemons import CANDLES, KilledDaemon
 from records import check_record
 from retrain_cases import CONTEXT, made
 from several_live import MINUTE, SPEED, Live, check_parity, trading
-from waiting import deadline, until
+from waiting import deadline
 
 from tracepaper.daemon.bybit.client import BybitClient
 from tracepaper.daemon.config.loading import load
@@ -34,7 +33,6 @@ from tracepaper.daemon.session.resume import recorded_reach
 from tracepaper.daemon.session.run_row import warm_up_of
 from tracepaper.replay.exchange.server import EmbeddedExchange, ExchangeSettings
 from tracepaper.storage import maintenance
-from tracepaper.storage.database.reader import Reader
 from tracepaper.strategies.api.context import BarContext, Signal
 from tracepaper.strategies.api.strategy import Strategy
 from tracepaper.strategies.other_symbol import RunOtherBars
@@ -391,46 +389,3 @@ async def test_a_symbol_that_was_just_listed_is_asked_by_the_model_from_its_firs
         case.path, "SELECT 1 FROM v_events WHERE kind = 'gap' AND content LIKE '%\"\"%'"
     )
     check_parity(case.path, tmp_path)
-
-
-@pytest.mark.long
-async def test_a_daemon_that_is_killed_amid_the_turns_goes_on_with_them(tmp_path: Path) -> None:
-    """Fifty symbols are warmed before the start; kills come among the other ten and in a start."""
-    made(tmp_path / "model", 1)
-    data = tuple(
-        made_candles(walk_rows(CONTEXT + 40, seed=seed), symbol=name)
-        for seed, name in enumerate(SIXTY)
-    )
-    served = ExchangeSettings(candles=data, manual=True, start=CONTEXT + 10, speed=60.0)
-    config = f"""
-[market]
-symbols = {SIXTY}
-gather_ms = 10000
-[strategy]
-name = "attention"
-[model]
-checkpoint = "{tmp_path / "model"}"
-deadline_ms = 600000
-[gate]
-plausible = "10000"
-[http]
-port = 0
-"""
-    async with EmbeddedExchange(served) as exchange:
-        run = KilledDaemon(tmp_path, exchange, config, len(SIXTY), requests_per_s=20)
-        try:
-            await until(lambda: run.events("model_change"))
-            for _ in range(3):
-                await run.killed_when(run.hangs(CANDLES))
-            await run.trade(2)
-        finally:
-            run.ended()
-    with Reader.open(run.path) as reader:
-        starts = reader.starts(reader.find("last"))
-    first, second = (len(start.warm_from) for start in starts)
-    assert first == 50 <= second <= 60
-    counts = "count(*), count(DISTINCT open_time_ms)"
-    each = rows(run.path, f"SELECT DISTINCT {counts} FROM v_bars GROUP BY instrument")
-    assert len(each) == 1
-    assert each[0][0] == each[0][1] > CONTEXT
-    check_parity(run.path, tmp_path)
