@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import math
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack
 from decimal import Decimal
 from functools import partial
@@ -48,6 +48,7 @@ from tracepaper.daemon.session.build import (
     needs_forecaster,
     resolved,
 )
+from tracepaper.daemon.session.child import Companion
 from tracepaper.daemon.session.combinations import refuse_combination, traits_of
 from tracepaper.daemon.session.covariates import CovariateReader, reader_of
 from tracepaper.daemon.session.loop import NoModel, Worker, WorkerPredictor, drive, nothing_new
@@ -342,10 +343,8 @@ class Daemon:
                 margin=margin_rules(config, run.instruments),
             )
             monitor.retraining = retrainer
-            monitor.parity = parity = self._daily_parity(run, feed)
-            messenger = self._messenger(run, engine, monitor)
-            shipper, recorder = self._shipper(monitor), self._recorder(monitor)
-            watchers = [each for each in (retrainer, parity, messenger, universe) if each]
+            companions: list[Companion] = [each for each in (retrainer, universe) if each]
+            companions += self._companions(run, engine, feed, monitor)
             warm_at = partial(self._warm_at, engine, feed)
             monitor.warm_at = warm_at
             token = write_token(self._database)
@@ -389,16 +388,15 @@ class Daemon:
                 if isinstance(step.event, ModelChange):
                     self._supervisor.ready()
                     _log_warming(feed, warm_at, run, config, step.event.market_ms)
-                for watcher in watchers:
-                    watcher.observe(step)
+                for each in companions:
+                    each.observe(step)
                 if (waiting := self._submitted.pop(id(step.event), None)) and not waiting.done():
                     waiting.set_result(step.sequence)
                 return self._watch(step) and not self._supervisor.stopping.is_set()
 
             timed = monitor.predicting(predictor), engine, monitor.committing(audit)
-            for each in (*watchers, shipper, recorder):
-                if each is not None:
-                    await stack.enter_async_context(each.at_work(self._supervisor.stop))
+            for each in companions:
+                await stack.enter_async_context(each.at_work(self._supervisor.stop))
             stack.push(self._supervisor.keep_failure)
             await drive(
                 feed,
@@ -445,44 +443,34 @@ class Daemon:
         )
         return predictor, retrainer
 
-    def _daily_parity(self, run: Run, feed: LiveFeed) -> DailyParity | None:
-        """Return the schedule of the daily replay; None where [parity] is off."""
-        section = self._config.parity
-        if section.daily_at == OFF:
-            return None
-        submit = partial(self._submit, feed)
-        return DailyParity(section, self._database, run, submit, self._clock)
-
-    def _shipper(self, monitor: Monitor) -> ShippingProcess | None:
-        """Return what ships to a fleet, watched by *monitor*; None without an address."""
-        if (url := self._config.storage.ship_to) is None:
-            return None
-        shipper = ShippingProcess(url, self._database, self._clock)
-        monitor.shipping = lambda: shipper.progress
-        return shipper
-
-    def _recorder(self, monitor: Monitor) -> Recorder | None:
-        """Return what records events, watched by *monitor*; None without a folder."""
-        if (folder := folder_of(self._config)) is None:
-            return None
-        recorder = Recorder(self._config, folder, self._clock)
-        monitor.recording = lambda: asdict(recorder.progress)
-        return recorder
-
-    def _messenger(self, run: Run, engine: Engine, monitor: Monitor) -> Messenger | None:
-        """Return a sender of notices, counted by *monitor*; None without an address."""
-        if not self._config.notify.addresses:
-            return None
-        messenger = Messenger(
-            self._config,
-            run,
-            self._clock,
-            breach=lambda: engine.breach,
-            set_aside=lambda: engine.set_aside,
-            frame_age_s=monitor.frame_age_s,
-        )
-        monitor.notices = messenger.counts
-        return messenger
+    def _companions(
+        self, run: Run, engine: Engine, feed: LiveFeed, monitor: Monitor
+    ) -> Iterator[Companion]:
+        """Yield what works beside a run as its configuration says, and let *monitor* tell of it."""
+        config, clock, database = self._config, self._clock, self._database
+        if config.parity.daily_at != OFF:
+            submit = partial(self._submit, feed)
+            monitor.parity = parity = DailyParity(config.parity, database, run, submit, clock)
+            yield parity
+        if config.notify.addresses:
+            messenger = Messenger(
+                config,
+                run,
+                clock,
+                breach=lambda: engine.breach,
+                set_aside=lambda: engine.set_aside,
+                frame_age_s=monitor.frame_age_s,
+            )
+            monitor.notices = messenger.counts
+            yield messenger
+        if (url := config.storage.ship_to) is not None:
+            shipper = ShippingProcess(url, database, clock)
+            monitor.shipping = lambda: shipper.progress
+            yield shipper
+        if (folder := folder_of(config)) is not None:
+            recorder = Recorder(config, folder, clock)
+            monitor.recording = lambda: asdict(recorder.progress)
+            yield recorder
 
     def _feed(self, opened: Opened, client: MarketDataClient, first: Sequence[Event]) -> LiveFeed:
         config, clock, run, engine = self._config, self._clock, opened.run, opened.engine
