@@ -138,15 +138,6 @@ async def test_a_check_that_the_stop_cut_off_begins_anew(planted: Planted) -> No
     assert len(planted.events()) == 1
 
 
-async def test_off_asks_nothing(planted: Planted) -> None:
-    async with ScriptedServer() as server:
-        off = {"parity": {"daily_at": "off"}}
-        async with daemon(server, planted.database, **off) as running:
-            await decide_until_midnight(running)
-            await running.close_bars(2)
-    assert planted.asked() == []
-
-
 # ---------------------------------------------------------------- one check
 
 

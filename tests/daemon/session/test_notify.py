@@ -155,27 +155,6 @@ async def test_what_comes_faster_than_the_limit_goes_together(planted: Planted) 
     assert first[0] == "22:14Z HALT: no new exposure until RESUME (a0)"
 
 
-class HeldClock(ManualClock):
-    """A clock whose sleepers wait for ever."""
-
-    async def sleep(self, seconds: float) -> None:
-        self.slept.append(seconds)
-        await asyncio.Event().wait()
-
-
-async def test_a_message_beyond_the_limit_waits_its_share_of_a_minute(planted: Planted) -> None:
-    clock = HeldClock()
-    found = messenger(clock, per_minute=1)
-    async with working(found):
-        found.observe(command("first"))
-        await until(handled(found, 1), poll_s=0.01)
-        found.observe(command("second"))
-        await until(lambda: 60.0 in clock.slept)
-        assert len(planted.sent()) == 1
-    assert len(planted.sent()) == 2  # at the end what waits is sent
-    assert found.counts == {"sent": 2, "failed": 0, "dropped": 0}
-
-
 async def test_a_message_tells_urgent_notices_first_and_counts_the_rest(planted: Planted) -> None:
     found = messenger()
     fill = builders.step(builders.bar(), fills=(builders.fill(),) * (LINES_MOST + 5))

@@ -178,23 +178,6 @@ async def test_what_is_not_better_or_breaks_off_is_an_event_and_changes_nothing(
     assert len(kept) == refused
 
 
-async def test_a_folder_that_cannot_be_written_is_said_and_nothing_waits(
-    planted: Planted,
-) -> None:
-    (planted.folder / "file").write_text("", encoding="utf-8")
-    sections = {**planted.sections, "retrain": {"folder": str(planted.folder / "file" / "work")}}
-    async with ScriptedServer() as server:
-        planted.known_to(server)
-        async with daemon(server, planted.database, **sections) as running:
-            await decide(running, 0, 11)
-            await until_has(running, Retrained)
-            await decide(running, 11, 1)
-    (event,) = planted.events()
-    assert event.outcome is RetrainOutcome.FAILED
-    assert "could not begin in " in event.reason
-    assert "Not a directory" in event.reason
-
-
 async def test_it_ends_with_its_daemon_and_at_its_limit_and_the_next_start_says_so(
     planted: Planted,
 ) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sqlite3
-import threading
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -14,7 +13,6 @@ from learning import learnable
 from models import TOGETHER, TOGETHER_CONTEXT, TOGETHER_EVERY, together
 from records import rows
 from several_live import SPEED, check_parity, trading
-from waiting import deadline_s
 
 from tracepaper.daemon.config.loading import load as load_config
 from tracepaper.replay.archive import Candles, slice_candles
@@ -23,9 +21,6 @@ from tracepaper.replay.backtest.market_data import MarketData
 from tracepaper.replay.backtest.run import Tally, run_replay
 from tracepaper.replay.exchange.server import EmbeddedExchange, ExchangeSettings
 from tracepaper.storage.audit import SqlAuditLog
-from tracepaper.strategies.forecasters.cross_asset import TogetherForecaster
-from tracepaper.strategies.types.decisions import Forecast
-from tracepaper.strategies.types.market import Bar
 
 OTHERS = {"AAAUSDT", "CCCUSDT"}
 BARS, START = 620, 560
@@ -159,35 +154,3 @@ async def test_a_symbol_with_less_of_a_past_holds_all_until_it_has_enough(tmp_pa
     known = {at for at, _ in weights(path)}
     assert known
     assert min(known) >= closes[lacking - 1]
-
-
-async def test_an_answer_that_comes_too_late_holds_all(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    released, answer = threading.Event(), TogetherForecaster.predict_many
-
-    def stuck(own: TogetherForecaster, bars: Sequence[Bar]) -> list[Forecast | None]:
-        if len(bars) == len(TOGETHER) and bars[0].open_time_ms == slow[0]:
-            released.wait(deadline_s())
-        return answer(own, bars)
-
-    slow = [-1]
-    monkeypatch.setattr(TogetherForecaster, "predict_many", stuck)
-    folder, path = together(tmp_path / "portfolio", "portfolio"), tmp_path / "slow.db"
-    given = sections(folder, "portfolio", model={"deadline_ms": 1_000})
-    async with (
-        serving(data()) as exchange,
-        trading(exchange, path, **given) as live,
-    ):
-        await live.listening(9)
-        for _ in range(TOGETHER_EVERY):
-            last = await live.close_bar(set(TOGETHER))
-        slow[0] = last + 60_000
-        await live.close_bar(set(TOGETHER))
-        released.set()
-        after = [await live.close_bar(set(TOGETHER)) for _ in range(TOGETHER_EVERY)]
-    monkeypatch.setattr(TogetherForecaster, "predict_many", answer)
-    check_parity(path, tmp_path)
-    assert {one[1:3] for one in why(path, slow[0])} == {("HOLD", "deadline")}
-    assert not any(at == slow[0] for at, _ in weights(path))
-    assert {at for at, _ in weights(path)} & set(after)

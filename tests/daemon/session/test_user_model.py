@@ -14,7 +14,6 @@ import pytest
 from builders import bars, instrument
 from msgspec.structs import replace
 
-import tracepaper
 from tracepaper.daemon.cli import invoke
 from tracepaper.daemon.config.loading import Config, load, restore
 from tracepaper.daemon.session.build import build_engine
@@ -396,14 +395,3 @@ def candles(folder: Path) -> Path:
     path = folder / "BTCUSDT_1m.csv"
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return path
-
-
-def test_python_takes_a_class_that_was_typed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    module = ModuleType("typed_there")
-    monkeypatch.setitem(sys.modules, "typed_there", module)
-    body = HEADER + ROWS.format(module="typed_there")
-    exec(compile(body, "<typed>", "exec"), vars(module))
-    given = {"model": {"class": "typed_there:Mine"}, "gate": {"edge": "0.01"}}
-    found = tracepaper.backtest("attention", candles(folder), config=given)
-    means = np.array(found.decisions["mean_return"], dtype=np.float64)
-    assert (len(means), int(np.isfinite(means).sum())) == (200, 198)

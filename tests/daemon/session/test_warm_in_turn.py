@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 
 import pytest
 from builders import instrument
-from exchange_client import FIRST_MS, walk_rows
 from exchange_client import candles as made_candles
+from exchange_client import walk_rows
 from fakes import FixedForecaster
 from held_answers import HeldAnswers
 from records import check_record
@@ -23,7 +23,6 @@ from retrain_cases import CONTEXT, made
 from several_live import MINUTE, SPEED, Live, check_parity, trading
 from waiting import deadline
 
-from tracepaper.daemon.bybit.client import BybitClient
 from tracepaper.daemon.config.loading import load
 from tracepaper.daemon.engine.engine import Engine
 from tracepaper.daemon.feed import warming
@@ -37,7 +36,7 @@ from tracepaper.strategies.api.context import BarContext, Signal
 from tracepaper.strategies.api.strategy import Strategy
 from tracepaper.strategies.other_symbol import RunOtherBars
 from tracepaper.strategies.types.decisions import Action, FillModel, Step
-from tracepaper.strategies.types.market import Bar, FrameBar, Gap, Instrument, ModelChange
+from tracepaper.strategies.types.market import Bar, FrameBar, Gap, ModelChange
 
 NAMES = ["AAAUSDT", "BBBUSDT", "CCCUSDT", "DDDUSDT"]
 SIXTY = [f"M{number:02d}USDT" for number in range(60)]
@@ -185,23 +184,6 @@ async def test_a_start_names_no_symbol_that_rest_leaves_with_a_part_of_its_past(
             case.answers.limit()
             await again.close_bar(set(NAMES))
     check_parity(case.path, tmp_path)
-
-
-async def test_what_is_not_answered_holds_up_no_other(case: Case) -> None:
-    case.answers.limit(BBBUSDT=0)
-    async with (
-        EmbeddedExchange(case.served) as exchange,
-        trading(exchange, case.path, **case.sections) as live,
-    ):
-        await live.listening(12)
-        await live.until(lambda: len(bars_of(live.steps, "DDDUSDT")) >= CONTEXT)
-        await live.close_bar({"AAAUSDT", "CCCUSDT", "DDDUSDT"})
-        assert not bars_of(live.steps, "BBBUSDT")
-        status = await asyncio.to_thread(ask, case.path, "/status")
-        assert str(status["not_ready"]).startswith("['linear:BBBUSDT is warming up until ")
-        case.answers.limit()
-        await live.close_bar(set(NAMES))
-    assert check_record(case.path) > 0
 
 
 async def test_a_portfolio_waits_for_the_bars_of_all(case: Case) -> None:
@@ -355,37 +337,4 @@ async def test_the_whole_past_comes_where_rest_answers_late_at_a_restart(
     assert len({count for _, count in counted}) == 1  # its own past has come as well
     query = f"SELECT refused_by FROM v_decisions WHERE open_time_ms = {last}"
     assert "warm" not in {refused for (refused,) in rows(case.path, query)}
-    check_parity(case.path, tmp_path)
-
-
-@pytest.mark.long
-@pytest.mark.parametrize("past", [0, 5])
-async def test_a_symbol_that_was_just_listed_is_asked_by_the_model_from_its_first_bar_on(
-    case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, past: int
-) -> None:
-    """It has so many bars before the period, or its first bar comes in it."""
-    held, listed_ms = BybitClient.candles, FIRST_MS + (CONTEXT + 10 - past) * MINUTE
-
-    async def since_listing(
-        client: BybitClient, item: Instrument, interval_ms: int, start_ms: int, end_ms: int
-    ) -> list[Bar]:
-        bars = await held(client, item, interval_ms, start_ms, end_ms)
-        return [bar for bar in bars if item.symbol != "DDDUSDT" or bar.open_time_ms >= listed_ms]
-
-    monkeypatch.setattr(BybitClient, "candles", since_listing)
-    case.answers.limit(CCCUSDT=2)
-    async with EmbeddedExchange(case.served) as exchange:
-        for _ in range(2):
-            async with trading(exchange, case.path, **case.sections) as live:
-                await live.listening(12)
-                for _ in range(5):
-                    await live.close_bar({"AAAUSDT", "BBBUSDT"})
-                case.answers.limit()
-                for _ in range(2):
-                    await live.close_bar(set(NAMES))
-    counted = "SELECT count(*), count(DISTINCT open_time_ms) FROM v_bars WHERE instrument LIKE "
-    assert rows(case.path, f"{counted} '%{NAMES[-1]}'") == [(14 + past,) * 2]
-    assert not rows(
-        case.path, "SELECT 1 FROM v_events WHERE kind = 'gap' AND content LIKE '%\"\"%'"
-    )
     check_parity(case.path, tmp_path)
