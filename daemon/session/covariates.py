@@ -122,9 +122,7 @@ class _Filled:
         if at == len(self._values):
             self._times = np.concatenate([self._times, self._times], axis=1)
             self._values = np.concatenate([self._values, self._values])
-        counts_ms = max(row.time_ms, from_ms)
-        before_ms = self._times[1, at - 1] if at else counts_ms
-        self._times[:, at] = row.time_ms, max(counts_ms, before_ms)
+        self._times[:, at] = row.time_ms, max(row.time_ms, from_ms)
         self._values[at] = row.values
         self._count += 1
 
