@@ -24,14 +24,14 @@ from collections.abc import (
     Sequence,
 )
 from functools import partial
-from typing import Any, Final, NamedTuple, Protocol, TypeVar
+from typing import Any, Final, Protocol, TypeVar
 
 from tracepaper.daemon.clock import AuditLog, Feed, Predictor
 from tracepaper.daemon.engine.engine import Engine
 from tracepaper.strategies.api.strategy import Forecaster
 from tracepaper.strategies.covariates import run_source
 from tracepaper.strategies.errors import DataInvalid, InvariantBroken
-from tracepaper.strategies.types.decisions import Prediction, PredictionTimeout, Step
+from tracepaper.strategies.types.decisions import Forecast, Prediction, PredictionTimeout, Step
 from tracepaper.strategies.types.market import (
     Bar,
     Close,
@@ -242,24 +242,17 @@ class BarHistory:
         return [bar for bar in self._bars[instrument] if bar.open_time_ms >= open_time_ms]
 
 
-class WarmedWith(NamedTuple):
-    """What the running model was warmed with beside a start: all known *bars* of *instrument*."""
-
-    instrument: str
-    bars: Sequence[Bar]
-
-
 class Aside:
     """A model that is warmed beside the running one, with the bars known at ``Retrained``.
 
-    Live, a thread of its own warms it while the running model answers bars; the new one then steps
-    through those in the groups in which they came, so that a replay of the record gets the same
-    bits.
+    Live, a thread of its own warms it while the running model answers bars; the new one is then
+    called as that was, bars in the groups in which they came, so that a replay of the record gets
+    the same bits.
     """
 
     def __init__(self, forecaster: Forecaster, known: Mapping[str, Sequence[Bar]]) -> None:
         self.forecaster = forecaster
-        self.since: list[Bar | Sequence[Bar] | WarmedWith] = []
+        self.since: list[tuple[str, tuple[Any, ...]]] = []  # the calls of the running model
         self._known: Mapping[str, Sequence[Bar]] | None = known
 
     def warm(self) -> None:
@@ -269,15 +262,10 @@ class Aside:
             self.forecaster.warm(instrument, bars)
 
     def catch_up(self) -> None:
-        """Step the model through the bars since."""
+        """Call the model as the running one was called since."""
         self.warm()
-        for bars in self.since:
-            if isinstance(bars, Bar):
-                self.forecaster.step(bars)
-            elif isinstance(bars, WarmedWith):
-                self.forecaster.warm(*bars)
-            else:
-                self.forecaster.predict_many(bars)
+        for method, given in self.since:
+            getattr(self.forecaster, method)(*given)
 
 
 class InlinePredictor:
@@ -334,9 +322,7 @@ class InlinePredictor:
                 # Bars before the start are only remembered: the start warms the model with them.
                 if not self.history.push(event) or not self._asks(event):
                     return None
-                if self.aside is not None:
-                    self.aside.since.append(event)
-                forecast = self._forecaster.step(event)
+                forecast: Prediction = self._call("step", event)
                 if event.open_time_ms < self._period_start_ms:
                     return None
                 return recorded if isinstance(recorded, PredictionTimeout) else forecast
@@ -373,12 +359,15 @@ class InlinePredictor:
         if bar.close_time_ms < self._period_start_ms:
             return False  # later bars before the period follow
         known, is_early = self.history.since(key, 0), bar.open_time_ms < self._period_start_ms
-        warmed = WarmedWith(key, known if is_early else known[:-1])
-        self._forecaster.warm(*warmed)
+        self._call("warm", key, known if is_early else known[:-1])
         self._cold.remove(key)
-        if self.aside is not None:
-            self.aside.since.append(warmed)
         return not is_early
+
+    def _call(self, method: str, *given: object) -> Any:  # noqa: ANN401 - what *method* returns
+        """Call the running model, and later the one that is warmed aside alike."""
+        if self.aside is not None:
+            self.aside.since.append((method, given))
+        return getattr(self._forecaster, method)(*given)
 
     def predict_close(
         self, bars: Sequence[Bar], recorded: Sequence[Prediction] = ()
@@ -394,9 +383,7 @@ class InlinePredictor:
         newest = [bar for bar in bars if self.history.push(bar) and self._asks(bar)]
         if not newest:
             return [None] * len(bars)
-        if self.aside is not None:
-            self.aside.since.append(newest)
-        forecasts = self._forecaster.predict_many(newest)
+        forecasts: list[Forecast | None] = self._call("predict_many", newest)
         answers = dict(zip((bar.instrument for bar in newest), forecasts, strict=True))
         if bars[0].open_time_ms < self._period_start_ms:
             return [None] * len(bars)
