@@ -23,6 +23,8 @@ from tracepaper.strategies.errors import ConfigInvalid, TracepaperError
 from tracepaper.strategies.units import count_of
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from tracepaper.storage.chain.integrity import Audited
     from tracepaper.storage.chain.starting_point import Lookback
     from tracepaper.storage.database.chunks import Located
@@ -174,49 +176,31 @@ def head(
         say(f"{run_id} {stored.step_count} {stored.head_digest.hex()}")
 
 
-@audit_app.command()
-def decisions(
-    run: RunArgument = "last",
-    *,
-    limit: LimitOption = 20,
-    db: DatabaseOption = None,
-    config: ConfigOption = None,
-    json: JsonOption = False,
-) -> None:
-    """Show the newest decisions of a run, refusals too."""
-    from tracepaper.storage.database.queries import DECISIONS
+def _listing(question: str, words: str) -> Callable[..., None]:
+    """Return the command that shows the newest rows of a prepared *question*."""
 
-    _show(DECISIONS, limit, _located(run, db, config), json=json)
+    def show(
+        run: RunArgument = "last",
+        *,
+        limit: LimitOption = 20,
+        db: DatabaseOption = None,
+        config: ConfigOption = None,
+        json: JsonOption = False,
+    ) -> None:
+        from tracepaper.storage.database import queries
 
+        _show(getattr(queries, question), limit, _located(run, db, config), json=json)
 
-@audit_app.command()
-def trades(
-    run: RunArgument = "last",
-    *,
-    limit: LimitOption = 20,
-    db: DatabaseOption = None,
-    config: ConfigOption = None,
-    json: JsonOption = False,
-) -> None:
-    """Show the newest fills of a run."""
-    from tracepaper.storage.database.queries import TRADES
-
-    _show(TRADES, limit, _located(run, db, config), json=json)
+    show.__doc__ = words
+    return show
 
 
-@audit_app.command()
-def equity(
-    run: RunArgument = "last",
-    *,
-    limit: LimitOption = 20,
-    db: DatabaseOption = None,
-    config: ConfigOption = None,
-    json: JsonOption = False,
-) -> None:
-    """Show position, cash and equity after the newest steps of a run."""
-    from tracepaper.storage.database.queries import EQUITY
-
-    _show(EQUITY, limit, _located(run, db, config), json=json)
+for _name, _words in {
+    "decisions": "Show the newest decisions of a run, refusals too.",
+    "trades": "Show the newest fills of a run.",
+    "equity": "Show position, cash and equity after the newest steps of a run.",
+}.items():
+    audit_app.command(_name)(_listing(_name.upper(), _words))
 
 
 @audit_app.command()

@@ -62,22 +62,6 @@ from tracepaper.strategies.units import MONEY_DECIMALS, scaled
 log = structlog.get_logger("daemon")
 
 
-class _Address(msgspec.Struct):
-    rest_url: str
-
-
-class _Market(msgspec.Struct):
-    category: str
-    symbols: list[str]
-
-
-class _Served(msgspec.Struct):
-    """The exchange and the market in a stored configuration."""
-
-    exchange: _Address
-    market: _Market
-
-
 @dataclass(frozen=True)
 class Opening:
     """The inputs of a start, before it has a run.
@@ -141,12 +125,13 @@ def was_served(config: Config, kind: RunKind, database: Path) -> bool:
     with Reader.open(database) as reader:
         for text in reader.configurations(kind):
             try:
-                served = msgspec.json.decode(text, type=_Served)
-            except msgspec.MsgspecError:
+                stored = msgspec.json.decode(text)
+                market = stored["market"]
+                served = stored["exchange"]["rest_url"], market["category"]
+                symbols = set(market["symbols"])
+            except (msgspec.MsgspecError, LookupError, TypeError):
                 continue  # a configuration that no run writes: its row was changed
-            if (served.exchange.rest_url, served.market.category) == wanted and set(
-                config.market.symbols
-            ) <= set(served.market.symbols):
+            if served == wanted and symbols.issuperset(config.market.symbols):
                 return True
     return False
 
