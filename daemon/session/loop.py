@@ -54,12 +54,8 @@ class KnownPredictor(Protocol):
     is_silent: bool
     """Whether it predicts nothing: then steps that change only prices need not be taken singly."""
 
-    def predict(self, event: Event, /) -> Prediction:
-        """Return the forecast at *event*, a timeout, or None where no forecast is needed."""
-        ...
-
-    def predict_close(self, bars: Sequence[Bar], /) -> Sequence[Prediction]:
-        """Return the same for each of *bars*, one of each of some instruments, at once."""
+    def predict(self, unit: Unit, /) -> Sequence[Prediction]:
+        """Return the forecast at each event of *unit*, as ``Predictor`` does."""
         ...
 
 
@@ -96,13 +92,6 @@ def _close(closed: Closed, following: Iterable[Event]) -> Close:
 def events_of(unit: Unit) -> Sequence[Event]:
     """Return the events that *unit* consists of, one for each of its steps."""
     return (unit.closed, *unit.bars) if isinstance(unit, Close) else (unit,)
-
-
-def predictions_of(predictor: KnownPredictor, unit: Unit) -> Sequence[Prediction]:
-    """Return the prediction of *predictor* at each event of *unit*."""
-    if isinstance(unit, Close):
-        return (predictor.predict(unit.closed), *predictor.predict_close(unit.bars))
-    return (predictor.predict(unit),)
 
 
 def steps_of(engine: Engine, unit: Unit, predictions: Sequence[Prediction]) -> list[Step]:
@@ -143,7 +132,7 @@ async def drive(
             before = await newly_known(unit)
             new: list[Step] = []
             for each in (unit,) if before is None else (before, unit):
-                new += steps_of(engine, each, await _predict(predictor, each))
+                new += steps_of(engine, each, await predictor.predict(each))
             steps += new
             if len(steps) < GROUP_STEPS and all(map(_may_wait, new)) and is_behind():
                 continue
@@ -167,13 +156,6 @@ def _may_wait(step: Step) -> bool:
         is_late = event.seen_ms - event.close_time_ms > event.interval_ms
         return is_late and not step.orders and not step.fills
     return isinstance(event, Closed | Gap | FrameBar)
-
-
-async def _predict(predictor: Predictor, unit: Unit) -> Sequence[Prediction]:
-    """Return the prediction at each event of *unit*."""
-    if isinstance(unit, Close):
-        return (await predictor.predict(unit.closed), *await predictor.predict_close(unit.bars))
-    return (await predictor.predict(unit),)
 
 
 async def _gathered(feed: Feed) -> AsyncIterator[Unit | None]:
@@ -310,31 +292,52 @@ class InlinePredictor:
             for event in events:
                 self._source.see(event)
 
-    def predict(self, event: Event, recorded: Prediction = None) -> Prediction:
-        """Return the forecast of *event*; a recorded timeout stays one."""
-        self.see(event)
-        return self.answer(event, recorded)
+    def predict(self, unit: Unit, recorded: Sequence[Prediction] = ()) -> list[Prediction]:
+        """Return the forecast at each event of *unit*; a *recorded* timeout stays one."""
+        self.see(*events_of(unit))
+        return self.answer(unit, recorded)
 
-    def answer(self, event: Event, recorded: Prediction = None) -> Prediction:
-        """Return the forecast of *event*, which the model has seen."""
-        match event:
+    def answer(self, unit: Unit, recorded: Sequence[Prediction] = ()) -> list[Prediction]:
+        """Return the forecast at each event of *unit*, which the model has seen."""
+        match unit:
+            case Close(bars=bars):  # in one batch: one of each of some instruments
+                known = self._newest(bars)
+                found = self._call("predict_many", known) if known else []
+                return [None, *self._answers(bars, known, found, recorded[1:])]
             case Bar():
-                # Bars before the start are only remembered: the start warms the model with them.
-                if not self.history.push(event) or not self._asks(event):
-                    return None
-                forecast: Prediction = self._call("step", event)
-                if event.open_time_ms < self._period_start_ms:
-                    return None
-                return recorded if isinstance(recorded, PredictionTimeout) else forecast
+                known = self._newest([unit])
+                found = [self._call("step", unit)] if known else []
+                return self._answers([unit], known, found, recorded)
             case Retrained(takes_over=True):
-                if (candidate := self._prepared.get(event.candidate_sha256)) is not None:
+                if (candidate := self._prepared.get(unit.candidate_sha256)) is not None:
                     self.aside = Aside(candidate, self.history.known())
-                return None
             case ModelChange():
-                self._change(event)
-                return None
+                self._change(unit)
             case _:
-                return None
+                pass
+        return [None]
+
+    def _newest(self, bars: Sequence[Bar]) -> list[Bar]:
+        """Remember *bars*; return those that the model steps through."""
+        # Bars before the start are only remembered: the start warms the model with them.
+        return [bar for bar in bars if self.history.push(bar) and self._asks(bar)]
+
+    def _answers(
+        self,
+        bars: Sequence[Bar],
+        known: Sequence[Bar],
+        found: Sequence[Forecast | None],
+        recorded: Sequence[Prediction],
+    ) -> list[Prediction]:
+        """Return what was *found* of the *known* ones of *bars*, at each of them."""
+        if not known or bars[0].open_time_ms < self._period_start_ms:
+            return [None] * len(bars)
+        by_key = dict(zip((bar.instrument for bar in known), found, strict=True))
+        predictions: list[Prediction] = [by_key.get(bar.instrument) for bar in bars]
+        for place, prediction in enumerate(recorded):
+            if isinstance(prediction, PredictionTimeout):
+                predictions[place] = prediction
+        return predictions
 
     def _change(self, change: ModelChange) -> None:
         """Warm the model of a start, or change to a promoted one."""
@@ -368,30 +371,6 @@ class InlinePredictor:
         if self.aside is not None:
             self.aside.since.append((method, given))
         return getattr(self._forecaster, method)(*given)
-
-    def predict_close(
-        self, bars: Sequence[Bar], recorded: Sequence[Prediction] = ()
-    ) -> list[Prediction]:
-        """Return the forecast of each of *bars*, one of each of some instruments, in one batch."""
-        self.see(*bars)
-        return self.answer_close(bars, recorded)
-
-    def answer_close(
-        self, bars: Sequence[Bar], recorded: Sequence[Prediction] = ()
-    ) -> list[Prediction]:
-        """Return the forecast of each of *bars*, which the model has seen."""
-        newest = [bar for bar in bars if self.history.push(bar) and self._asks(bar)]
-        if not newest:
-            return [None] * len(bars)
-        forecasts: list[Forecast | None] = self._call("predict_many", newest)
-        answers = dict(zip((bar.instrument for bar in newest), forecasts, strict=True))
-        if bars[0].open_time_ms < self._period_start_ms:
-            return [None] * len(bars)
-        predictions: list[Prediction] = [answers.get(bar.instrument) for bar in bars]
-        for place, prediction in enumerate(recorded):
-            if isinstance(prediction, PredictionTimeout):
-                predictions[place] = prediction
-        return predictions
 
 
 class Worker:
@@ -481,23 +460,26 @@ class WorkerPredictor:
         if (aside := self._inline.aside) is not None:
             await worker.submit(aside.warm)
 
-    async def predict(self, event: Event) -> Prediction:
-        """Return the forecast of *event*, or a timeout where it is late."""
+    async def predict(self, unit: Unit) -> Sequence[Prediction]:
+        """Return the forecast at each event of *unit*, or timeouts where they are late."""
         self._look_at_early()
+        events = events_of(unit)
         # Here and not in the worker: a late answer must not see what came after its bar.
-        self._inline.see(event)
-        if isinstance(event, ModelChange | Retrained):
-            self._is_started |= isinstance(event, ModelChange)
+        self._inline.see(*events)
+        if isinstance(unit, ModelChange | Retrained):
+            self._is_started |= isinstance(unit, ModelChange)
             # Warming has no deadline: nothing is decided until it is done.
-            return await _answer_of(self._worker.submit(self._inline.answer, event))
-        if not isinstance(event, Bar):
-            return None
-        if event.open_time_ms < self._period_start_ms:
-            await self._take_in(event)
-            return None
-        return await self._within_deadline(
-            self._worker.submit(self._inline.answer, event), PredictionTimeout(self._deadline_ms)
-        )
+            return await _answer_of(self._worker.submit(self._inline.answer, unit))
+        if not isinstance(bar := events[-1], Bar):
+            return [None]
+        if bar.open_time_ms >= self._period_start_ms:
+            timeout = PredictionTimeout(self._deadline_ms)
+            late = [timeout if isinstance(event, Bar) else None for event in events]
+            return await self._within_deadline(self._worker.submit(self._inline.answer, unit), late)
+        if isinstance(unit, Close):
+            return await _answer_of(self._worker.submit(self._inline.answer, unit))
+        await self._take_in(bar)
+        return [None]
 
     async def _take_in(self, early: Bar) -> None:
         """Have the worker take in a bar that is not answered, which may warm the model.
@@ -515,17 +497,6 @@ class WorkerPredictor:
         if self._early is not None and self._early.done():
             self._early.result()
             self._early = None
-
-    async def predict_close(self, bars: Sequence[Bar]) -> Sequence[Prediction]:
-        """Return the forecast of each of *bars*; they share one deadline."""
-        self._look_at_early()
-        self._inline.see(*bars)
-        if bars[0].open_time_ms < self._period_start_ms:
-            return await _answer_of(self._worker.submit(self._inline.answer_close, bars))
-        return await self._within_deadline(
-            self._worker.submit(self._inline.answer_close, bars),
-            [PredictionTimeout(self._deadline_ms)] * len(bars),
-        )
 
     async def _within_deadline(self, answer: asyncio.Future[T], late: T) -> T:
         """Return *answer*, or *late* after the deadline; the work goes on."""
@@ -557,13 +528,9 @@ async def _answer_of(answer: asyncio.Future[T]) -> T:
 class NoModel:
     """Predicts nothing: for strategies that need no forecast."""
 
-    async def predict(self, _event: Event) -> Prediction:
-        """Return None."""
-        return None
-
-    async def predict_close(self, bars: Sequence[Bar]) -> Sequence[Prediction]:
-        """Return None for each of *bars*."""
-        return [None] * len(bars)
+    async def predict(self, unit: Unit) -> Sequence[Prediction]:
+        """Return None for each event of *unit*."""
+        return [None] * len(events_of(unit))
 
 
 def warm(forecaster: Forecaster, history: BarHistory, change: ModelChange) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import secrets
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -27,7 +27,6 @@ from tracepaper.daemon.session.loop import (
     InlinePredictor,
     events_of,
     gathered,
-    predictions_of,
 )
 from tracepaper.daemon.session.models import forecaster_of_run, recorded_forecaster
 from tracepaper.daemon.session.resume import (
@@ -68,6 +67,7 @@ from tracepaper.strategies.types.market import (
     Retrained,
     RunEnd,
     RunKind,
+    Unit,
 )
 
 
@@ -298,19 +298,15 @@ class RecordedPredictor:
                 self.taken += self._is_outside and stored is not None
             yield event
 
-    def predict(self, event: Event) -> Prediction:
-        """Return the answer to *event*, which must be the oldest not yet answered."""
+    def predict(self, unit: Unit) -> list[Prediction]:
+        """Return the answer to each event of *unit*, which must be the oldest not yet answered."""
         if self._scan is not None:
-            return self._scan.predict(event)
-        if self._inline is not None:
-            return self._inline.predict(event, self._recorded.popleft())
-        return self._recorded.popleft() if self._is_outside else None
-
-    def predict_close(self, bars: Sequence[Bar]) -> list[Prediction]:
-        """Return the answers to *bars*, which must be the oldest not yet answered."""
-        if self._inline is not None:
-            return self._inline.predict_close(bars, [self._recorded.popleft() for _ in bars])
-        return [self.predict(bar) for bar in bars]
+            return self._scan.predict(unit)
+        events = events_of(unit)
+        if self._inline is None and not self._is_outside:
+            return [None] * len(events)
+        recorded = [self._recorded.popleft() for _ in events]
+        return recorded if self._inline is None else self._inline.predict(unit, recorded)
 
 
 def run_in(
@@ -328,7 +324,7 @@ def run_in(
         restart.repeat(gap)
     for unit in gathered(islice(remaining, beginning.after + 1 - beginning.fed_from)):
         is_promotion = isinstance(unit, ModelChange) and predictor.is_promotion(unit)
-        predictions_of(predictor, unit)
+        predictor.predict(unit)
         if not is_promotion:
             for event in events_of(unit):
                 restart.repeat(event)

@@ -187,13 +187,13 @@ async def decision_latencies(
     ):
         engine, predictor, audit = parts.engine, parts.predictor, parts.audit
         for bar in history[:context]:
-            await audit.append(engine.step(bar, await predictor.predict(bar)))
+            await audit.append(engine.step(bar, *await predictor.predict(bar)))
         change = parts.start()
-        await audit.append(engine.step(change, await predictor.predict(change)))
+        await audit.append(engine.step(change, *await predictor.predict(change)))
         for number, bar in enumerate(history[context:]):
             await audit.append(engine.step(quote_of(bar), None))
             began = time.perf_counter()
-            await audit.append(engine.step(bar, await predictor.predict(bar)))
+            await audit.append(engine.step(bar, *await predictor.predict(bar)))
             middle = time.perf_counter()
             await bare.commit()
             ended = time.perf_counter()
