@@ -173,8 +173,6 @@ PENDING_LIMIT: Final = 1_000
 
 T = TypeVar("T")
 
-Job = Callable[[], None]
-
 
 class BarHistory:
     """The newest ``context`` accepted bars of every instrument, which warm a model."""
@@ -381,54 +379,33 @@ class Worker:
     """
 
     def __init__(self, name: str) -> None:
-        self._jobs: queue.SimpleQueue[Job] = queue.SimpleQueue()
-        self._waiting = 0
-        self._thread = threading.Thread(target=self._work, name=name, daemon=True)
-        self._thread.start()
-
-    @property
-    def is_busy(self) -> bool:
-        """Whether a job is under way or queued."""
-        return self._waiting > 0
+        self._jobs: queue.SimpleQueue[
+            tuple[asyncio.AbstractEventLoop, asyncio.Future[Any], Callable[[], object]]
+        ] = queue.SimpleQueue()
+        threading.Thread(target=self._work, name=name, daemon=True).start()
 
     def submit(self, work: Callable[..., T], *arguments: object) -> asyncio.Future[T]:
         """Queue *work*; return the future of its result in the running loop."""
         loop = asyncio.get_running_loop()
         future: asyncio.Future[T] = loop.create_future()
-        self._waiting += 1
-
-        def job() -> None:
-            try:
-                result = work(*arguments)
-            except BaseException as error:  # noqa: BLE001 - the awaiting task gets it
-                _deliver(loop, partial(_fail, future, error))
-            else:
-                _deliver(loop, partial(_resolve, future, result))
-            finally:
-                self._waiting -= 1
-
-        self._jobs.put(job)
+        self._jobs.put((loop, future, partial(work, *arguments)))
         return future
 
     def _work(self) -> None:
         while True:
-            self._jobs.get()()
+            loop, future, job = self._jobs.get()
+            settle: Callable[[], None]
+            try:
+                settle = partial(future.set_result, job())
+            except BaseException as error:  # noqa: BLE001 - the awaiting task gets it
+                settle = partial(future.set_exception, error)
+            if not loop.is_closed():
+                loop.call_soon_threadsafe(_unless_done, future, settle)
 
 
-def _deliver(loop: asyncio.AbstractEventLoop, call: Job) -> None:
-    """Run *call* in *loop*, unless the loop has ended meanwhile."""
-    if not loop.is_closed():
-        loop.call_soon_threadsafe(call)
-
-
-def _resolve(future: asyncio.Future[T], result: T) -> None:
+def _unless_done(future: asyncio.Future[Any], settle: Callable[[], None]) -> None:
     if not future.done():
-        future.set_result(result)
-
-
-def _fail(future: asyncio.Future[T], error: BaseException) -> None:
-    if not future.done():
-        future.set_exception(error)
+        settle()
 
 
 class WorkerPredictor:

@@ -47,6 +47,13 @@ def working(
     )
 
 
+def settled(model: Worker) -> None:
+    """Wait until *model* has done what was submitted, while the loop stands still."""
+    done = threading.Event()
+    model.submit(done.set)
+    assert done.wait(deadline_s())
+
+
 class Gated(FixedForecaster):
     """Answers only while its gate is open."""
 
@@ -101,8 +108,7 @@ async def test_a_stop_that_comes_with_the_answer_is_obeyed(turns: int) -> None:
 
     task = asyncio.create_task(drive())
     await asyncio.sleep(0)
-    while model.is_busy:
-        pass  # the loop stands still: the answer is in line when it turns again
+    settled(model)  # the loop stands still: the answer is in line when it turns again
     for _ in range(turns):
         await asyncio.sleep(0)
     task.cancel()
@@ -141,8 +147,7 @@ async def test_a_stop_that_comes_with_an_error_of_the_model_does_not_hide_it(
 
     task = asyncio.create_task(drive())
     await asyncio.sleep(0)
-    while model.is_busy:
-        pass  # the loop stands still: the error is in line when it turns again
+    settled(model)  # the loop stands still: the error is in line when it turns again
     for _ in range(turns):
         await asyncio.sleep(0)
     task.cancel()
