@@ -17,6 +17,7 @@ from tracepaper.daemon.commands.options import (
     located,
     print_json,
     reads_record,
+    rows_counted,
     say,
 )
 from tracepaper.strategies.errors import ConfigInvalid, TracepaperError
@@ -257,16 +258,9 @@ def export(
         raise ConfigInvalid("Say where to: --parquet DIR, or --csv DIR.")
     require("pyarrow", "--parquet", parquet)
     wanted = chosen(views)
-    moving = sys.stderr.isatty()
-
-    def progress(view: str, rows: int) -> None:
-        if moving:
-            typer.echo(f"\r{view}: {rows:,} rows\x1b[K", err=True, nl=False)
-
     path, run_id, _ = _located(run, db, config)
-    with Reader.open(path) as reader:
+    with Reader.open(path) as reader, rows_counted() as progress:
         written = write(reader, run_id, folder, "csv" if csv else "parquet", wanted, progress)
-    typer.echo("\r\x1b[K" if moving else "", err=True, nl=False)
     if json:
         document = {"run_id": run_id, "folder": str(folder), "rows": written.rows}
         print_json({**document, "files": written.files} if written.files else document)

@@ -383,8 +383,15 @@ class Daemon:
             def watch(step: Step) -> bool:
                 monitor.observe(step)
                 server.wake()
-                if isinstance(step.event, FrameBar) and not step.accepted:
-                    _log_contradiction(step.event)
+                if isinstance(bar := step.event, FrameBar) and not step.accepted:
+                    log.warning(
+                        "frame contradicted",
+                        instrument=bar.instrument,
+                        interval_ms=bar.interval_ms,
+                        open_time_ms=bar.open_time_ms,
+                        advice="the run's own bars have the word; the candle is in v_events, not "
+                        "accepted",
+                    )
                 if isinstance(step.event, ModelChange):
                     self._supervisor.ready()
                     _log_warming(feed, warm_at, run, config, step.event.market_ms)
@@ -603,17 +610,6 @@ def _page(database: Path, run_id: str, status: Callable[[], Mapping[str, object]
         page: MountedPage = entry.load()([database], served=run_id, status=status)
         return page
     raise ConfigInvalid("No page is installed; install tracepaper again.")
-
-
-def _log_contradiction(bar: FrameBar) -> None:
-    """Log that the exchange's candle of a higher timeframe differs from the run's bars."""
-    log.warning(
-        "frame contradicted",
-        instrument=bar.instrument,
-        interval_ms=bar.interval_ms,
-        open_time_ms=bar.open_time_ms,
-        advice="the run's own bars have the word; the candle is in v_events, not accepted",
-    )
 
 
 def _promotion_warnings(forecaster: Forecaster | None, configured_sha256: str) -> tuple[str, ...]:

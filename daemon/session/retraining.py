@@ -179,6 +179,12 @@ MARK_FILE: Final = "began"
 REFUSED: Final = "refused"
 _JUDGED: Final = frozenset({RetrainOutcome.PROMOTED, RetrainOutcome.REFUSED})
 
+_STORED: Final = (
+    *("running_sha256", "candidate_sha256", "recipe", "from_ms", "until_ms", "horizon"),
+    *("bars", "days", "difference", "error", "p"),
+)
+"""Fields of a judgement that are those of its event."""
+
 log = structlog.get_logger("retrain")
 
 
@@ -366,18 +372,8 @@ class Retrainer(Scheduled):
             outcome=outcome,
             reason=reason,
             configured_sha256=self._configured_sha256,
-            running_sha256=judged.running_sha256,
-            candidate_sha256=judged.candidate_sha256,
-            recipe=judged.recipe,
+            **{name: getattr(judged, name) for name in _STORED},
             began_ms=began_ms,
-            from_ms=judged.from_ms,
-            until_ms=judged.until_ms,
-            horizon=judged.horizon,
-            bars=judged.bars,
-            days=judged.days,
-            difference=judged.difference,
-            error=judged.error,
-            p=judged.p,
             test=test,
             level=level_of(float(self._config.retrain.alpha), test) if test else None,
             alpha=float(self._config.retrain.alpha) if test else None,
