@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from bybit_server import MINUTE, START_MS, ScriptedServer
@@ -13,6 +14,8 @@ from records import check_record as check_several
 from several_live import SPEED, trading
 from vector_cases import CONTEXT, sections
 
+from tracepaper.daemon.session.covariates import RunCovariates
+from tracepaper.daemon.session.resume import recall_lookback
 from tracepaper.replay.checks.verify import verify_run
 from tracepaper.replay.exchange.server import EmbeddedExchange, ExchangeSettings
 from tracepaper.storage.chain.verify import verify_chain
@@ -88,6 +91,9 @@ async def test_it_reads_on_holds_while_the_file_is_no_use_and_verifies(
         run_id = reader.find("last")
         assert verify_chain(reader.connection, run_id).holds
         assert verify_run(reader, database, run_id).differences == []
+        model = SimpleNamespace(vectors=RunCovariates(("mood",)))  # as it is known amid the run
+        recall_lookback(model, reader, run_id, steps[-2].sequence)
+        assert model.vectors.known("").values.tolist() == [[0.5], [-1.5]]
     assert not kept_covariates(database).exists()
 
 

@@ -28,7 +28,6 @@ from waiting import deadline_s, until
 from tracepaper.daemon.cli import invoke
 from tracepaper.daemon.clock import SystemClock
 from tracepaper.daemon.config.loading import load
-from tracepaper.daemon.config.notify import KINDS, WORDINGS
 from tracepaper.daemon.http.client import ask
 from tracepaper.daemon.http.metrics import registry_of
 from tracepaper.daemon.http.monitor import Monitor
@@ -429,11 +428,3 @@ def test_status_and_metrics_count_them() -> None:
     assert b'tracepaper_notices_total{outcome="failed"} 1.0' in generate_latest(
         registry_of(monitor)
     )
-
-
-def test_the_documented_kinds_are_those_that_exist() -> None:
-    page = (Path(__file__).parents[3] / "docs/operations.md").read_text(encoding="utf-8")
-    for kind in KINDS:
-        fields = ", ".join(f"`{field}`" for field in WORDINGS[kind].fields)
-        assert f"| `{kind}` | " in page
-        assert f" | {fields} |" in page

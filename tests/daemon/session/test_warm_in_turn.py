@@ -36,7 +36,7 @@ from tracepaper.strategies.api.context import BarContext, Signal
 from tracepaper.strategies.api.strategy import Strategy
 from tracepaper.strategies.other_symbol import RunOtherBars
 from tracepaper.strategies.types.decisions import Action, FillModel, Step
-from tracepaper.strategies.types.market import Bar, FrameBar, Gap, ModelChange
+from tracepaper.strategies.types.market import Bar, Gap, ModelChange
 
 NAMES = ["AAAUSDT", "BBBUSDT", "CCCUSDT", "DDDUSDT"]
 SIXTY = [f"M{number:02d}USDT" for number in range(60)]
@@ -284,57 +284,4 @@ async def test_a_prune_amid_the_turns_leaves_what_is_fed_again(
     reach = partial(recorded_reach, case.path)
     done = maintenance.prune(case.path, keep_days=2, pruned_at_ms=5, reach=reach)[-1]
     assert done.steps > 800
-    check_parity(case.path, tmp_path)
-
-
-class Turns(Idle):
-    """Long, with a stop, long, flat and short in turn."""
-
-    def decide(self, context: BarContext) -> Signal:
-        turn = context.exact.open_time_ms // MINUTE % 4
-        stop = context.close * 0.99 if turn < 2 else None
-        action = (Action.LONG, Action.LONG, Action.FLAT, Action.SHORT)[turn]
-        return Signal(action, "its turn", stop=stop)
-
-
-class Quarters(Turns):
-    """Looks at quarters of an hour as well."""
-
-    frames = ("15",)
-    frames_warmup = {"15": 32}  # noqa: RUF012 - as a user writes it
-
-
-async def test_the_whole_past_comes_where_rest_answers_late_at_a_restart(
-    case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    case.answers.limit(BBBUSDT=0, CCCUSDT=0, DDDUSDT=0)
-    sections = {
-        **case.sections,
-        "strategy": {"name": f"{__name__}:Quarters"},
-        "model": {"checkpoint": "none"},
-        "exchange": {"connect_timeout_s": 0.2, "certain_s": 0.2},
-    }
-    monkeypatch.setattr(warming, "BEFORE_START", 1)
-    async with EmbeddedExchange(case.served) as exchange:
-        async with trading(exchange, case.path, **sections) as live:
-            await live.listening(12)
-            await live.close_bar({"AAAUSDT"})
-        monkeypatch.setattr(warming, "BEFORE_START", 1_000)
-        case.answers.asked.clear()
-        case.answers.limit(BBBUSDT=0)
-        async with trading(exchange, case.path, **sections) as again:
-            await again.listening(12)
-            await again.close_bar({"AAAUSDT", "CCCUSDT", "DDDUSDT"})
-            case.answers.limit()
-            await again.until(
-                lambda: any(
-                    isinstance(step.event, FrameBar) and step.event.instrument.endswith("BBBUSDT")
-                    for step in again.steps
-                )
-            )
-            last = await again.close_bar(set(NAMES))
-    counted = rows(case.path, "SELECT instrument, count(*) FROM v_bars GROUP BY 1")
-    assert len({count for _, count in counted}) == 1  # its own past has come as well
-    query = f"SELECT refused_by FROM v_decisions WHERE open_time_ms = {last}"
-    assert "warm" not in {refused for (refused,) in rows(case.path, query)}
     check_parity(case.path, tmp_path)
