@@ -153,7 +153,6 @@ class CovariateReader:
         self._deadline_s = deadline_ms / 1000
         self._worker = Worker("covariates")
         self._reading: asyncio.Future[tuple[str, list[CovariateRow]] | None] | None = None
-        self._read_ms = -math.inf  # the newest close before which it was read
 
     @property
     def has_begun(self) -> bool:
@@ -180,9 +179,8 @@ class CovariateReader:
         if not isinstance(bar, Bar) or bar.open_time_ms < self._period_start_ms:
             return None
         close_ms = bar.closed_ms
-        if close_ms <= max(self._known.closed_ms, self._read_ms):
+        if close_ms <= self._known.closed_ms:
             return None
-        self._read_ms = close_ms
         if self._reading is None:
             self._reading = self._worker.submit(self._read)
         try:
