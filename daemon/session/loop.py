@@ -132,7 +132,8 @@ async def drive(
             before = await newly_known(unit)
             new: list[Step] = []
             for each in (unit,) if before is None else (before, unit):
-                new += steps_of(engine, each, await predictor.predict(each))
+                predictions = await predictor.predict(each)
+                new += steps_of(engine, each, predictions)
             steps += new
             if len(steps) < GROUP_STEPS and all(map(_may_wait, new)) and is_behind():
                 continue
