@@ -103,6 +103,8 @@ async def test_a_start_without_the_file_is_refused(tmp_path: Path) -> None:
         with pytest.raises(ConfigInvalid, match="cannot be read"):  # exit code 2
             async with daemon(server, tmp_path / "run.db", **given) as running:
                 await running.close_bars(1)
+    with Reader.open(tmp_path / "run.db") as reader:
+        assert reader.run_ids() == []
 
 
 async def test_symbols_are_traded_by_rows_of_their_own_in_one_file(
