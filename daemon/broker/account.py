@@ -59,6 +59,8 @@ class Intent(NamedTuple):
     is_protected: bool = False  # whether it names any
     refusal: str | None = None  # why an entry has no size
     expected: Expected | None = None  # by the model, where [exits] follow it
+    # In hedge mode what each side is asked for, None where a gate holds it; the rest is of both.
+    sides: Mapping[PositionSide, Intent | None] = {}
 
     @property
     def is_entry(self) -> bool:
@@ -72,19 +74,6 @@ ENTRIES: Final = (Action.LONG, Action.SHORT)
 def is_entry(action: Action) -> bool:
     """Return whether *action* asks for a position."""
     return action in ENTRIES
-
-
-class SideIntents(Intent):
-    """What each side is asked for at a bar's close; the decision's own fields are of both."""
-
-    sides: Mapping[PositionSide, Intent | None]  # None: a gate holds it
-
-
-def intents(whole: Intent, sides: Mapping[PositionSide, Intent | None]) -> SideIntents:
-    """Return the intents of both sides, beside those of the *whole* decision."""
-    made = SideIntents(*whole)
-    made.sides = sides
-    return made
 
 
 def side_of(action: Action) -> PositionSide | None:
@@ -103,6 +92,7 @@ class BrokerSettings(Struct, frozen=True):
     costs_of: Mapping[str, ExecutionCosts] = {}  # of the instruments that have others, by id
     leverage: int | None = None  # 10⁻² of linear positions; None: no margin
     is_cross: bool = False  # whether one balance is the margin of all of them
+    is_hedged: bool = False  # whether each symbol has a long and a short position
     exits: Exits | None = None  # of every position that a signal enters
     queue: QueueRules = QueueRules()  # of limits that rest at an order book
 
@@ -131,15 +121,15 @@ class PaperAccount(Holdings):
         marked: Mapping[str, int] | None = None,
         keeps_ledger: bool = False,
         reports_fills: Iterable[str] = (),
-        sides: Iterable[PositionSide | None] = (None,),
         owners: Mapping[str, Ownership] | None = None,
     ) -> None:
-        """Open an account with one book, or one for each of two *sides*.
+        """Open an account with one book, or in hedge mode one for each side.
 
         Whoever sees the bars feeds *ranges*, by instrument; *marked* has the instruments that mark
         prices value until their bar. Of several *owners* each gets its share of the cash.
         """
-        items, sides = tuple(instruments), tuple(sides)
+        items = tuple(instruments)
+        sides = SIDES if settings.is_hedged else (None,)
         self.settings = settings
         self.cash = settings.cash
         # What moved the cash and is in no step yet; a shadow account keeps none of it.

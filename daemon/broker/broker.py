@@ -18,12 +18,10 @@ from msgspec.structs import replace
 
 from tracepaper.daemon.broker.account import (
     ENTRIES,
-    SIDES,
     BrokerSettings,
     Intent,
     Ownership,
     PaperAccount,
-    SideIntents,
 )
 from tracepaper.daemon.broker.book import AccountState, Book, EncodedAccount, Holdings, requests_of
 from tracepaper.daemon.broker.book_fills import moves_in
@@ -33,7 +31,7 @@ from tracepaper.daemon.broker.exit_plans import Plan
 from tracepaper.daemon.broker.line import NOTHING_MATCHED, Line
 from tracepaper.daemon.broker.matching import Booked, Matched, matters_from
 from tracepaper.daemon.broker.orders import FLATTEN, UNCHANGED, Moment, Sent, as_they_stand
-from tracepaper.daemon.broker.router import Router
+from tracepaper.daemon.broker.router import Routed, Wishes, cross, route, stands
 from tracepaper.strategies.api.context import Orders, Signal
 from tracepaper.strategies.corporate_actions import adjusted_price
 from tracepaper.strategies.errors import ConfigInvalid, StrategyFailed
@@ -114,18 +112,17 @@ class Broker:
         shadows: Iterable[str] = (),
         reports_fills: Iterable[str] = (),
         confirms: Collection[str] = (),
-        is_hedged: bool = False,
         owners: Mapping[str, Ownership] | None = None,
     ) -> None:
         """Open the run's account, and one for each name of *shadows*.
 
-        The run's has two sides where it *is_hedged*, and shares where it has *owners*, by name.
+        The run's has shares where it has *owners*, by name.
         Whoever sees the bars feeds *day_ranges*, by which exit orders are placed. Fills of the
         instruments *reports_fills* wait for their next decision. An entry on one of *confirms*
         lets its position stand for another horizon. Raises ``ConfigInvalid`` for what hedge mode
         or several owners do not take.
         """
-        _check(instruments, settings, is_hedged=is_hedged, is_shared=bool(owners))
+        _check(instruments, settings, is_shared=bool(owners))
         self.settings = settings
         self._by_quotes = settings.execution is FillModel.QUOTE
         self._by_book = settings.execution is FillModel.BOOK
@@ -140,7 +137,6 @@ class Broker:
             instruments,
             ranges=self._ranges,
             marked=self._marked,
-            sides=SIDES if is_hedged else (None,),
         )
         self.own = opens(
             replace(settings, exits=None) if owners else settings,
@@ -155,7 +151,6 @@ class Broker:
             **self.shadows,
         }
         """What steps show beside the run's account: its sides or owners, and shadow accounts."""
-        self.router = Router(self.own)
         self._day_ranges = day_ranges
         self._confirms = frozenset(confirms)
         self._accounts = (self.own, *self.shadows.values())
@@ -380,20 +375,23 @@ class Broker:
         ask = partial(self._ask, bar=bar, sequence=sequence, at_ms=self._sent_ms(bar, at_ms))
         if account.sides:
             return self._ask_sides(account, intent, ask, bar.instrument)
-        if not account.owners:
-            _refuse_sides(intent)
-            return ask(account.line(bar.instrument), intent)
-        assert isinstance(intent, Intent)
-        router = self.router
-        sent = router.submit(
-            bar.instrument, intent, ask, confirms=bool(self._confirms),
-            sequence=sequence, at_ms=at_ms,
-        )  # fmt: skip
-        if router.has_crossed:
+        _refuse_sides(intent)
+        return ask(account.line(bar.instrument), intent)
+
+    def route(
+        self, intent: Intent, wishes: Wishes, bar: Bar, *, sequence: int, at_ms: int
+    ) -> Routed:
+        """Ask the owners of the run's account for their *wishes*, and it for the net *intent*."""
+        position = self.own.line(bar.instrument)
+        if not self._confirms and stands(position, intent, wishes):  # as at most bars
+            if intent.is_entry or any(one.is_entry for one in wishes.intents.values()):
+                self.save = self.save or _LATER
+            return Routed(UNCHANGED, dict.fromkeys(wishes.intents), is_quiet=True)
+        ask = partial(self._ask, bar=bar, sequence=sequence, at_ms=self._sent_ms(bar, at_ms))
+        routed = route(position, intent, wishes, ask, sequence=sequence, at_ms=at_ms)
+        if routed.crossings:
             self.save = Save.NOW
-        if router.is_reached and (intent.is_entry or any(one.is_entry for one in router.intents)):
-            self.save = self.save or _LATER
-        return sent
+        return routed
 
     @staticmethod
     def _ask_sides(
@@ -409,7 +407,7 @@ class Broker:
             asked: Intent | Orders | None = intent
             if isinstance(intent, Orders):
                 asked = replace(intent, requests=requests_of(intent, side))
-            elif isinstance(intent, SideIntents):
+            elif intent.sides:
                 asked = intent.sides[side]
             if asked is None:
                 continue
@@ -513,12 +511,12 @@ class Broker:
         line = self.own.owners[owner].lines[bar.instrument]
         return self._planned(line, intent, bar, at_ms)[1]
 
-    def cross(self, instrument: str, price: int, *, sequence: int, at_ms: int) -> tuple[Order, ...]:
-        """Let opposing shares cross at *price*; return the orders that this changes."""
-        changed = self.router.cross(instrument, price, sequence=sequence, at_ms=at_ms)
-        if self.router.has_crossed:
+    def cross(self, instrument: str, price: int, *, sequence: int, at_ms: int) -> Routed:
+        """Let opposing shares of the run's account cross at *price*."""
+        routed = cross(self.own.line(instrument), price, sequence=sequence, at_ms=at_ms)
+        if routed.crossings:
             self.save = Save.NOW
-        return changed
+        return routed
 
     def share_out(self) -> None:
         """Give each owner its share of the account's equity anew."""
@@ -713,11 +711,10 @@ def _check(
     instruments: Iterable[Instrument],
     settings: BrokerSettings,
     *,
-    is_hedged: bool,
     is_shared: bool,
 ) -> None:
     """Raise ``ConfigInvalid`` for what hedge mode or several owners do not take."""
-    by_book = settings.execution is FillModel.BOOK
+    by_book, is_hedged = settings.execution is FillModel.BOOK, settings.is_hedged
     for item in instruments:
         if is_hedged and item.quote_coin == "USDC":
             raise ConfigInvalid(
