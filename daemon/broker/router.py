@@ -14,7 +14,6 @@ from typing import NamedTuple
 from tracepaper.daemon.broker.account import Intent
 from tracepaper.daemon.broker.apportion import crossed
 from tracepaper.daemon.broker.line import Line
-from tracepaper.daemon.broker.orders import UNCHANGED, Sent, as_they_stand
 from tracepaper.strategies.types.decisions import (
     Action,
     Fill,
@@ -25,8 +24,8 @@ from tracepaper.strategies.types.decisions import (
 )
 from tracepaper.strategies.types.market import Side
 
-Ask = Callable[[Line, Intent], Sent]
-"""Asks a line for what was decided."""
+Ask = Callable[[Line, Intent], str | None]
+"""Asks a line for what was decided; returns why it cannot be reached."""
 
 
 class Wishes(NamedTuple):
@@ -38,11 +37,10 @@ class Wishes(NamedTuple):
 
 
 class Routed(NamedTuple):
-    """What the wishes of several owners came to."""
+    """What the wishes of several owners came to: why they are not reached, if so."""
 
-    sent: Sent  # the position's order, with every order that changed
-    refusals: Mapping[str, str | None] = {}  # of each owner that was asked
-    crossings: Mapping[str, Fill] = {}  # by owner
+    refusal: str | None  # of the account
+    refusals: Mapping[str, str | None]  # of each owner that was asked
     is_quiet: bool = False  # every share stood where it was to stand
 
 
@@ -50,21 +48,17 @@ def route(
     position: Line, intent: Intent, wishes: Wishes, ask: Ask, *, sequence: int, at_ms: int
 ) -> Routed:
     """Ask each share of *position* for its wish, and the position for the net *intent* of all."""
-    changed: tuple[Order, ...] = ()
     refusals: dict[str, str | None] = {}
     is_breached = intent.target != wishes.target  # of a limit: all of it is closed
     for share in position.shares:
         wish = wishes.intents.get(share.owner)
         if wish is not None:
-            asked = ask(share, Intent(Action.FLAT, 0, intent.reason) if is_breached else wish)
-            refusals[share.owner] = asked.refusal
-            changed = as_they_stand(changed, asked.orders)
+            wanted = Intent(Action.FLAT, 0, intent.reason) if is_breached else wish
+            refusals[share.owner] = ask(share, wanted)
         elif is_breached:
             share.want(0, intent.reason)
-    crossing = cross(position, wishes.price, sequence=sequence, at_ms=at_ms)
-    sent = ask(position, intent)
-    changed = as_they_stand(as_they_stand(changed, crossing.sent.orders), sent.orders)
-    return Routed(sent._replace(orders=changed), refusals, crossing.crossings)
+    cross(position, wishes.price, sequence=sequence, at_ms=at_ms)
+    return Routed(ask(position, intent), refusals)
 
 
 def stands(position: Line, intent: Intent, wishes: Wishes) -> bool:
@@ -81,11 +75,9 @@ def stands(position: Line, intent: Intent, wishes: Wishes) -> bool:
     return position.held == intent.target == position.orders.target
 
 
-def cross(position: Line, price: int, *, sequence: int, at_ms: int) -> Routed:
+def cross(position: Line, price: int, *, sequence: int, at_ms: int) -> None:
     """Let shares of *position* that oppose each other cross at *price*, without fee."""
     wanted = [share.orders.target - share.held for share in position.shares]
-    changed: tuple[Order, ...] = ()
-    crossings = {}
     for share, signed in zip(position.shares, crossed(wanted), strict=True):
         if not signed:
             continue
@@ -100,6 +92,4 @@ def cross(position: Line, price: int, *, sequence: int, at_ms: int) -> Routed:
             share.notional(price, quantity), 0, 0, Liquidity.MAKER, FillModel.CROSSED,
             orders.reason, at_ms,
         )  # fmt: skip
-        changed = as_they_stand(changed, share.take_part(fill, order, sequence))
-        crossings[share.owner] = fill
-    return Routed(Sent(changed, None) if changed else UNCHANGED, {}, crossings)
+        share.take_part(fill, order, sequence)

@@ -18,7 +18,6 @@ from msgspec import Struct
 
 from tracepaper.daemon.broker.account import ENTRIES, Intent, Ownership
 from tracepaper.daemon.broker.broker import NOTHING_FILLED, Broker, Filled, Save
-from tracepaper.daemon.broker.orders import as_they_stand
 from tracepaper.daemon.broker.router import Routed, Wishes
 from tracepaper.daemon.engine.instrument_state import InstrumentState, checked
 from tracepaper.daemon.engine.member import (
@@ -361,14 +360,15 @@ class Engine:
             case Quote() | Mark() | Trade():
                 return self._price(event)
             case BookUpdate():
-                return self._finish(event, event.instrument, self._act(event))
+                self._act(event)
+                return self._finish(event, event.instrument)
             case Funding():
                 return self._settle(event)
             case CorporateAction():
                 if event.is_split:
                     self.states[event.instrument].adjust(event)
-                changed = self.broker.on_action(event)
-                return self._finish(event, event.instrument, Filled(orders=changed))
+                self.broker.on_action(event)
+                return self._finish(event, event.instrument)
             case Command():
                 return self._command(event)
             case ModelChange():
@@ -566,9 +566,8 @@ class Engine:
             self.recall(bar)
             self.broker.warm_up(bar)
             return NOTHING_FILLED
-        filled = self.broker.on_bar(bar, sequence, is_last=is_last)
-        if filled.booked and self.risk.active:
-            self.risk.count_fills(filled.booked)
+        self.broker.on_bar(bar, sequence, is_last=is_last)
+        filled = self._take()
         state.observe(bar)
         for member in self.members:
             member.observe(bar, state.history)
@@ -583,6 +582,13 @@ class Engine:
         for states in (self.states, *(member.states for member in self.members)):
             if (declared := states[key].declared) is not None:
                 declared.hand_back(declared.encoded)
+
+    def _take(self) -> Filled:
+        """Return what was done since the last call; limits count it."""
+        filled = self.broker.take()
+        if filled.entries and self.risk.active:
+            self.risk.count_fills(filled.entries)
+        return filled
 
     def _ask(
         self,
@@ -657,26 +663,29 @@ class Engine:
         key, broker, state = bar.instrument, self.broker, self.states[bar.instrument]
         if isinstance(state.signal, Signal):
             broker.on_signal(key, state.signal)
-        orders: tuple[Order, ...] = ()
         if (intent := state.intent) is not None:
-            sent = broker.submit(intent, bar, sequence=self.sequence, at_ms=at_ms)
-            decision, orders = state.unfilled(decision, sent.refusal), sent.orders
-            if orders and self.risk.active:
-                self.risk.count_orders(orders, at_ms)
-        if not broker.beside:
-            return BarOutcome(decision, prediction, orders)
-        if self.is_hedged:
+            refusal = broker.submit(intent, bar, sequence=self.sequence, at_ms=at_ms)
+            decision = state.unfilled(decision, refusal)
+        confirmed: Sequence[str] = ()
+        if broker.shadows:
+            confirmed = self.shadows.follow(
+                broker, state, bar, prediction, decision, sequence=self.sequence, at_ms=at_ms
+            )
+        elif self.is_hedged:
             confirmed = [
                 side.value
                 for side, book in broker.own.sides.items()
                 if book.confirmed_ms(key) == bar.open_time_ms
             ]
-        else:
-            confirmed = self.shadows.follow(
-                broker, state, bar, prediction, decision, sequence=self.sequence, at_ms=at_ms
-            )
-        observed = self._observed.get(key)
-        twins = self.shadows.steps(broker, key, filled.shadows, confirmed, observed)
+        orders: tuple[Order, ...] = ()
+        if intent is not None or broker.shadows:
+            orders = broker.take().orders
+            if orders and self.risk.active:
+                self.risk.count_orders(orders, at_ms)
+        twins: tuple[TwinStep, ...] = ()
+        if broker.beside:
+            observed = self._observed.get(key)
+            twins = self.shadows.steps(broker, key, filled.beside, confirmed, observed)
         return BarOutcome(decision, prediction, orders, twins)
 
     # ------------------------------------------------------------ several strategies
@@ -751,21 +760,22 @@ class Engine:
         of_members, wishes = asked
         intent, quiet = state.intent, self._quiet.get(key)
         if quiet is not None and intent is quiet.intent and wishes is quiet.wishes:
-            routed = quiet.routed
+            routed, done = quiet.routed, NOTHING_FILLED
             if quiet.enters:
                 self.save = self.save or _LATER
         elif isinstance(intent, Intent):
             routed = broker.route(intent, wishes, bar, sequence=self.sequence, at_ms=at_ms)
-            decision = state.unfilled(decision, routed.sent.refusal)
-            if routed.sent.orders and self.risk.active:
-                self.risk.count_orders(routed.sent.orders, at_ms)
+            decision, done = state.unfilled(decision, routed.refusal), broker.take()
+            if done.orders and self.risk.active:
+                self.risk.count_orders(done.orders, at_ms)
             self._quiet.pop(key, None)
             if routed.is_quiet:
                 enters = any(one.is_entry for one in wishes.intents.values())
                 asked_for = [of_member.intent for _, of_member in self._on[key]]
                 self._quiet[key] = Quiet(asked_for, intent, wishes, routed, enters)
         else:  # what a command left opposing crosses still
-            routed = broker.cross(key, wishes.price, sequence=self.sequence, at_ms=bar.market_ms)
+            broker.cross(key, wishes.price, sequence=self.sequence, at_ms=bar.market_ms)
+            routed, done = Routed(None, {}), broker.take()
         twins = []
         for (member, of_member), wished in zip(self._on[key], of_members, strict=True):
             name = member.name
@@ -777,9 +787,7 @@ class Engine:
                 is_asked = True
                 refusal = f"the account's gate {decision.refused_by} refused what was netted"
             decided = of_member.unfilled(wished, refusal) if is_asked else wished
-            fills = filled.shadows.get(name, ())
-            if (crossing := routed.crossings.get(name)) is not None:
-                fills = (*fills, crossing)
+            fills = (*filled.beside.get(name, ()), *done.beside.get(name, ()))
             twins.append(
                 TwinStep(
                     name,
@@ -790,7 +798,7 @@ class Engine:
                     member.keep(key, decided, decision, self._places),
                 )
             )
-        return BarOutcome(decision, prediction, routed.sent.orders, tuple(twins))
+        return BarOutcome(decision, prediction, done.orders, tuple(twins))
 
     def _share_out_if_due(self, bar: Bar) -> None:
         """Give shares anew at the first close of each day, week or month."""
@@ -810,31 +818,26 @@ class Engine:
         key = price.instrument
         taken = self.states[key].belief.take(price)
         if taken is PLAIN:
-            return self._finish(price, key, self._act(price))
-        filled = NOTHING_FILLED
+            self._act(price)
+            return self._finish(price, key)
         if taken.is_believed:
-            filled = self._act(price)
+            self._act(price)
         elif isinstance(price, Quote):
             self.states[key].quote = price  # gates ask how old it is
-            filled = self.broker.expire(key, price.market_ms)
+            self.broker.expire(key, price.market_ms)
         for held in taken.released:
-            filled = filled.followed_by(self._act(held))
-        return self._finish(price, key, filled, belief=taken.words)
+            self._act(held)
+        return self._finish(price, key, belief=taken.words)
 
-    def _act(self, price: Price | BookUpdate) -> Filled:
+    def _act(self, price: Price | BookUpdate) -> None:
         """Fill by a quote or a book, or mark and liquidate by a mark; a trade is evidence alone."""
         if type(price) is BookUpdate:
-            filled = self.broker.on_book(price, self.sequence)
+            self.broker.on_book(price, self.sequence)
         elif type(price) is Quote:
             self.states[price.instrument].quote = price
-            filled = self.broker.on_quote(price, self.sequence)
+            self.broker.on_quote(price, self.sequence)
         elif type(price) is Mark:
-            filled = self.broker.on_mark(price, self.sequence)
-        else:
-            return NOTHING_FILLED
-        if filled.booked and self.risk.active:
-            self.risk.count_fills(filled.booked)
-        return filled
+            self.broker.on_mark(price, self.sequence)
 
     def _settle(self, funding: Funding) -> Step:
         """Book a settlement once: one that is not newer than the last is recorded, no more.
@@ -848,10 +851,8 @@ class Engine:
         if not is_believed:
             return self._finish(funding, key, accepted=False, belief=words)
         self.prices.settled[key] = funding.market_ms
-        filled = self.broker.on_funding(funding, self.sequence)
-        if filled.booked and self.risk.active:
-            self.risk.count_fills(filled.booked)
-        return self._finish(funding, key, filled, belief=words)
+        self.broker.on_funding(funding, self.sequence)
+        return self._finish(funding, key, belief=words)
 
     # ------------------------------------------------------------ commands and changes
 
@@ -869,14 +870,11 @@ class Engine:
         if not halted and self.risk.state.breach is not None:
             self.risk.resume()
             self.save = Save.NOW
-        orders: tuple[Order, ...] = ()
         if halted:
-            orders = self.broker.cancel(command.kind.value, opening_only=not flattens)
+            self.broker.cancel(command.kind.value, opening_only=not flattens)
         if flattens:
-            orders += self.broker.flatten(
-                self._closes(), sequence=self.sequence, at_ms=command.market_ms
-            )
-        return self._finish(command, None, Filled(orders=orders))
+            self.broker.flatten(self._closes(), sequence=self.sequence, at_ms=command.market_ms)
+        return self._finish(command, None)
 
     def _closes(self) -> dict[str, int]:
         """Return the newest close of each instrument that has one."""
@@ -927,7 +925,7 @@ class Engine:
         self,
         event: Event,
         instrument: str | None,
-        filled: Filled = NOTHING_FILLED,
+        filled: Filled | None = None,
         made: BarOutcome = NOT_DECIDED,
         *,
         accepted: bool = True,
@@ -940,11 +938,13 @@ class Engine:
         """
         broker = self.broker
         orders, twins = made.orders, made.twins
+        if filled is None:
+            filled = self._take()
         position, account, entries = broker.own.report(instrument)
         if self._observed and instrument is not None:
             position = self._observed[instrument][None]
-        if not twins and instrument is not None and (filled.shadows or self.is_hedged):
-            twins = self.shadows.steps(broker, instrument, filled.shadows)
+        if not twins and instrument is not None and (filled.beside or self.is_hedged):
+            twins = self.shadows.steps(broker, instrument, filled.beside)
         if self._quiet and (orders or filled is not NOTHING_FILLED or type(event) not in _QUIET):
             self._quiet.clear()
         sequence = self.sequence
@@ -964,7 +964,7 @@ class Engine:
         halted, self.risk.halted = self.risk.halted, None
         return Step(
             sequence, event, accepted, made.decision, made.prediction,
-            as_they_stand(filled.orders, orders) if orders else filled.orders,
+            _as_they_stand(filled.orders, orders) if orders else filled.orders,
             filled.fills, position, account, twins, state, entries, belief, halted,
         )  # fmt: skip
 
@@ -1009,3 +1009,10 @@ class Engine:
             if self.members
             else None,
         )
+
+
+def _as_they_stand(before: tuple[Order, ...], after: tuple[Order, ...]) -> tuple[Order, ...]:
+    """Return each order once, as it stood *after* where it changed again."""
+    if not before:
+        return after
+    return tuple({order.order_id: order for order in (*before, *after)}.values())

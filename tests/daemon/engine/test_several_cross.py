@@ -220,11 +220,12 @@ def test_only_the_liquidated_side_is_taken_and_what_is_left_is_closed_by_the_nex
     net = broker.own.held(KEY)
     assert short < 0 < net < long
     at_ms = START_MS + 4 * MINUTE
-    filled = broker.on_mark(Mark(KEY, 40_000, at_ms, at_ms), 99)
+    broker.on_mark(Mark(KEY, 40_000, at_ms, at_ms), 99)
+    filled = broker.take()
     check_account(engine.broker.own)
     assert broker.own.held(KEY) == 0
     assert [fill.quantity for fill in filled.fills] == [net]
-    assert list(filled.shadows) == ["a"]  # b stands on the other side
+    assert list(filled.beside) == ["a"]  # b stands on the other side
     assert [owner.held(KEY) for owner in broker.own.owners.values()] == [long - net, short]
     step = engine.step(bar(40_000, index=4, instrument_id=KEY), None)
     check_account(engine.broker.own)
@@ -242,7 +243,8 @@ def test_a_close_that_would_cost_more_than_there_is_takes_the_account_over() -> 
     assert all(part.held(KEY) > 0 for part in broker.own.owners.values())
     stop = broker.own.owners["a"].lines[KEY].orders.protective(OrderRole.STOP)
     assert stop is not None
-    filled = broker.on_quote(quote(40_000, 40_020, at_ms=at_ms + 1, instrument_id=KEY), 50)
+    broker.on_quote(quote(40_000, 40_020, at_ms=at_ms + 1, instrument_id=KEY), 50)
+    filled = broker.take()
     check_account(engine.broker.own)
     assert broker.own.held(KEY) == 0
     assert 0 <= broker.own.balance().equity < 2 * MONEY_SCALE  # by a tick
@@ -257,7 +259,8 @@ def test_a_settlement_calls_the_account() -> None:
         engine.step(one, None)
     assert engine.broker.own.held(KEY) > 0
     at_ms = START_MS + 2 * MINUTE
-    filled = engine.broker.on_funding(Funding(KEY, 11 * 10**8, at_ms, at_ms), 9)
+    engine.broker.on_funding(Funding(KEY, 11 * 10**8, at_ms, at_ms), 9)
+    filled = engine.broker.take()
     check_account(engine.broker.own)
     assert {fill.model for fill in filled.fills} == {FillModel.LIQUIDATION}
-    assert {*filled.shadows} == {"a", "b"}
+    assert {*filled.beside} == {"a", "b"}
