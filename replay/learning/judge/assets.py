@@ -7,10 +7,10 @@ The rules are docs/models.md, L62; docs/several.md, P31.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Final, NamedTuple
+from collections.abc import Iterable, Iterator
+from typing import Final
 
-from tracepaper.replay.document.values import Figure, Table, Value, of_row, table
+from tracepaper.replay.document.values import Table, Value, of_row, table
 from tracepaper.replay.learning.judge.compare import compare, forecaster_table, rival_table
 from tracepaper.replay.learning.judge.correlation import CORRELATION, PAIRS, judged_pairs
 from tracepaper.replay.learning.judge.forecasts import Forecasts, words
@@ -19,18 +19,11 @@ from tracepaper.replay.learning.judge.metrics import (
     ACROSS,
     METRICS,
     RELATIVE,
-    MetricView,
     estimate,
     views,
 )
 from tracepaper.replay.learning.judge.portfolio import PORTFOLIOS
-from tracepaper.replay.learning.statistics import (
-    DailyEstimate,
-    DayDifference,
-    corrected,
-    difference,
-    verdict,
-)
+from tracepaper.replay.learning.statistics import DayDifference, verdict
 from tracepaper.replay.report.honesty import FEW_DAYS, LEVEL
 
 FEW: Final = "too few days"
@@ -45,48 +38,21 @@ _WEIGHTS_NOTE: Final = (
 # --- correlations of pairs
 
 
-class _Correlation(NamedTuple):
-    """How far one forecast of correlations lay from what was realised, and the judged less it."""
-
-    horizon: int
-    name: str
-    error: DailyEstimate
-
-
 def correlation_tables(judgement: SpanJudgement) -> Iterator[Table]:
     """Yield the errors of the correlations of all pairs, learnt or by a head, beside others."""
-    pairs, metric = judgement.judged.pairs, PAIRS[CORRELATION]
+    pairs = judgement.judged.pairs
     if pairs is None:
         return
-    judged, errors, less = "", [], {}
-    for horizon, rows in pairs.by_horizon():
-        judged = judged_pairs(rows)
-        terms = {name: metric.terms(MetricView(rows, name)) for name in rows.values}
-        for name in sorted(rows.values, key=judged.__ne__):
-            errors.append(_Correlation(horizon, name, estimate(metric, MetricView(rows, name))))
-            if name != judged:
-                less[horizon, name] = difference(terms[judged], terms[name], rows.day)
-    fair = corrected(less)
-    columns: list[Figure[_Correlation]] = [
-        Figure("horizon", "bars ahead", "count", lambda row: row.horizon),
-        Figure("name", "correlations", "text", lambda row: row.name),
-        Figure("error", "mean squared error", "measure", lambda row: row.error),
-        Figure("less", f"{judged} less it", "measure", lambda row: _of(fair, row, "pair")),
-        Figure("p", "p", "measure", lambda row: _of(fair, row, "p")),
-        Figure("verdict", "verdict", "text", lambda row: _of(fair, row, "")),
-    ]
+    judged = judged_pairs(pairs)
     note = (
         f"Of one-bar returns to the horizon, pairs {', '.join(pairs.names.values())}; p by "
-        "Student's t over days, Holm over the rows."
+        "Student's t over days, Holm over the others."
     )
-    yield table("correlation", "Correlations to the horizon", columns, errors, notes=[note])
-
-
-def _of(fair: Mapping[tuple[int, str], DayDifference], row: _Correlation, field: str) -> Value:
-    less = fair.get((row.horizon, row.name))
-    if less is None:
-        return None
-    return verdict(less) if not field else less.pair if field == "pair" else less.p
+    yield forecaster_table(
+        "correlation", "Mean squared error of correlations to the horizon", pairs,
+        PAIRS[CORRELATION], verdict, note, model=judged, less=f"{words(judged)} less it",
+        shows_p=True,
+    )  # fmt: skip
 
 
 # --- ranks across the assets

@@ -92,35 +92,42 @@ def forecaster_table(  # noqa: PLR0913 - the words of a table
     key: str,
     title: str,
     forecasts: Forecasts,
-    metric: Metric,
+    metrics: Metric | Mapping[str, Metric],
     say: Callable[[DayDifference], str],
     note: str,
     *,
+    of: str = "",
     unit: str = "bars",
     model: str = MODEL,
     less: str = "",
     shows_p: bool = False,
 ) -> Table:
-    """Return a row a forecaster: its *metric* at each horizon, and the verdict of *model* on it.
+    """Return a row a forecaster: its metric at each horizon, and the verdict of *model* on it.
 
-    With *less*, the title of the column, also what *model* has less it.
+    Of several *metrics* a row each, by their names in the column *of*. With *less*, the title of
+    the column, also what *model* has less it.
     """
-    rows: dict[str, dict[str, Value]] = {}
-    columns = [of_row("forecaster", "forecaster", "text")]
+    each = {"": metrics} if isinstance(metrics, Metric) else metrics
+    rows: dict[tuple[str, str], dict[str, Value]] = {}
+    columns = [of_row(of, of, "text")] if of else []
+    columns.append(of_row("forecaster", "forecaster", "text"))
     verdicts = "the model is" if model == MODEL else f"{words(model)} is"
-    for horizon, each in forecasts.by_horizon():
-        against, every = compare(each, metric, model), views(metric, each)
-        for name in sorted(every, key=model.__ne__):
-            row = rows.setdefault(name, {"forecaster": words(name)})
-            row[str(horizon)] = estimate(metric, every[name])
-            if name in against:
-                row[f"{horizon}_less"], row[f"{horizon}_p"] = against[name].pair, against[name].p
-                row[f"{horizon}_verdict"] = say(against[name])
+    for horizon, at in forecasts.by_horizon():
+        for label, metric in each.items():
+            against, every = compare(at, metric, model), views(metric, at)
+            for name in sorted(every, key=model.__ne__):
+                row = rows.setdefault((label, name), {of: label, "forecaster": words(name)})
+                row[str(horizon)] = estimate(metric, every[name])
+                if name in against:
+                    row[f"{horizon}_less"] = against[name].pair
+                    row[f"{horizon}_p"] = against[name].p
+                    row[f"{horizon}_verdict"] = say(against[name])
         columns.append(of_row(str(horizon), f"{horizon} {unit}", "measure"))
         columns += [of_row(f"{horizon}_less", less, "measure")] if less else []
         columns += [of_row(f"{horizon}_p", "p", "measure", wide=True)] if shows_p else []
         columns.append(of_row(f"{horizon}_verdict", verdicts, "text"))
-    return table(key, title, columns, rows.values(), notes=[note])
+    ordered = sorted(rows, key=lambda row: list(each).index(row[0]))
+    return table(key, title, columns, map(rows.__getitem__, ordered), notes=[note] if rows else ())
 
 
 def rival_table(

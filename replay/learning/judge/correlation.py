@@ -21,12 +21,12 @@ from numpy.typing import NDArray
 from scipy.optimize import nnls
 from scipy.signal import lfilter
 
-from tracepaper.replay.learning import statistics
 from tracepaper.replay.learning.baselines import (
     EWMA_DECAY,
 )
 from tracepaper.replay.learning.card import rounded
 from tracepaper.replay.learning.dataset import Dataset
+from tracepaper.replay.learning.judge.compare import compare
 from tracepaper.replay.learning.judge.forecasts import (
     MODEL,
     Forecasts,
@@ -213,19 +213,15 @@ def correlation_sentences(table: Forecasts, *, horizon: int) -> list[str]:
     if horizon not in table.horizons:
         return []
     rows = table.at(horizon)
-    judged, error = judged_pairs(rows), PAIRS[CORRELATION].terms
-    lines = []
-    for name, words in _BESIDE.items():
-        if name == OTHERS[0] or judged == MODEL:
-            less = statistics.mean(
-                error(MetricView(rows, judged)) - error(MetricView(rows, name)), rows.day
-            )
-            word = plain_verdict(less.rounded(), len(np.unique(rows.day)))
-            lines.append(
-                f"Correlations to {horizon} bars, {_OF[judged]}, are {word} beside {words}"
-                f" ({len(rows.names)} pairs)."
-            )
-    return lines
+    judged = judged_pairs(rows)
+    found = compare(rows, PAIRS[CORRELATION], judged)
+    return [
+        f"Correlations to {horizon} bars, {_OF[judged]}, are "
+        f"{plain_verdict(found[name].pair, found[name].days)} beside {words} "
+        f"({len(rows.names)} pairs)."
+        for name, words in _BESIDE.items()
+        if name == OTHERS[0] or judged == MODEL
+    ]
 
 
 def _common(material: Dataset, part: Part) -> _Common | None:

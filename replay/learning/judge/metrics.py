@@ -9,7 +9,7 @@ The rules are docs/models.md, L14, L45 and L56.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Final, NamedTuple
@@ -17,10 +17,12 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.special import stdtrit
 from scipy.stats import rankdata
 
 from tracepaper.replay.learning import statistics
 from tracepaper.replay.learning.judge.forecasts import MODEL, Forecasts
+from tracepaper.replay.learning.judge.tails import student_tails
 from tracepaper.replay.learning.losses import ADDED
 from tracepaper.replay.learning.statistics import (
     COVERAGE,
@@ -64,7 +66,7 @@ class MetricView:
 Terms = Callable[[MetricView], Array]
 Combine = Callable[[Array], Array]
 Reference = Callable[[MetricView], Mapping[str, NDArray[Any]]]
-"""The judged model's view → the fields of a constant."""
+"""The judged model's view → the fields of a simpler forecast; empty where there is none."""
 
 
 class Metric(NamedTuple):
@@ -127,8 +129,9 @@ def views(
     able = [name for name in chosen if all(rows.gives(field, name) for field in metric.needs)]
     found = {name: MetricView(rows, name) for name in able}
     if names is None and (found or not metric.is_alone):
-        for name, fields in metric.references.items():
-            found[name] = MetricView(rows.holding(name, **fields(MetricView(rows))), name)
+        for name, reference in metric.references.items():
+            if fields := reference(MetricView(rows)):
+                found[name] = MetricView(rows.holding(name, **fields), name)
     return found
 
 
@@ -446,8 +449,88 @@ def head_loss(head: str) -> Terms:
     return terms
 
 
+EWMA: Final = "EWMA, scaled"
+STUDENT_T: Final = "its own Student t"
+AVERAGE_ODDS: Final = "its average odds"
+
+
+def average_odds(view: MetricView) -> Mapping[str, NDArray[Any]]:
+    """Return a forecast of regimes that gives each bar the rows' mean odds."""
+    regimes = view["regimes"].copy()
+    regimes[:, 0] = np.log(np.exp(regimes[:, 0]).mean(axis=0))
+    return {"regimes": regimes}
+
+
+_SIMPLER: Final[Mapping[str, Mapping[str, Reference]]] = {
+    "tails": {STUDENT_T: lambda view: {"tails": student_tails(view.rows)}},
+    "regimes": {AVERAGE_ODDS: average_odds},
+}
 HEAD_LOSSES: Final[Mapping[str, Metric]] = {
-    head: Metric(head, added.title, frozenset({head}), head_loss(head))
+    head: Metric(
+        head,
+        added.title,
+        frozenset({head}),
+        head_loss(head),
+        references=_SIMPLER.get(head, {}),
+        of_model=frozenset({head}),
+    )
     for head, added in ADDED.items()
 }
 """The loss of each such head, by which it is held to simpler forecasts."""
+
+
+# --- of quantiles and the whole law, in basis points
+
+
+def _law_of_ewma(view: MetricView) -> Mapping[str, Array]:
+    """Return a normal law of no mean and the volatility of EWMA."""
+    if not view.rows.gives("variance", "ewma"):
+        return {}
+    scale = np.sqrt(view.rows.value("variance", "ewma"))
+    return {"mean": np.zeros(len(scale)), "scale": scale, "dof": np.full(len(scale), 1e8)}
+
+
+def _law_beside_quantiles(view: MetricView) -> Mapping[str, Array]:
+    """Return the model's law, where a head of quantiles stands in its place."""
+    return {name: view[name] for name in ("mean", "scale", "dof")} if view.rows.levels else {}
+
+
+DENSITIES: Final[dict[str, Metric]] = {}
+"""Scores of the whole law."""
+QUANTILES: Final = (0.05, 0.25, 0.5, 0.75, 0.95)
+"""Of a Student t that are judged where no head names others."""
+
+
+@metric("crps", "CRPS of the return, in basis points (less is better)", "mean", "scale", "dof",
+        of=DENSITIES, references={"EWMA": _law_of_ewma})  # fmt: skip
+def _crps(view: MetricView) -> Array:
+    points = view.points
+    value = points * view.labels["returns"]
+    return statistics.crps_of(points * view["mean"], points * view["scale"], view["dof"], value)
+
+
+def pinball(level: float) -> Metric:
+    """Return the pinball loss of the quantile of that *level*: a head's, else that of the law."""
+
+    def terms(view: MetricView) -> Array:
+        points, rows = view.points, view.rows
+        if rows.levels and rows.gives("quantiles", view.name):
+            quantile = points * view["quantiles"][:, rows.levels.index(level)]
+        else:
+            quantile = points * (view["mean"] + view["scale"] * stdtrit(view["dof"], level))
+        return statistics.pinball_of(points * view.labels["returns"], quantile, level)
+
+    needs = frozenset({"mean", "scale", "dof"})
+    references = {STUDENT_T: _law_beside_quantiles, "EWMA": _law_of_ewma}
+    return Metric(f"pinball_{level:g}", f"{level:g}", needs, terms, references=references)
+
+
+def crps_at(levels: Sequence[float]) -> Metric:
+    """Return twice the mean pinball loss at *levels*: the CRPS of a head that knows no others."""
+    each = [pinball(level) for level in levels]
+
+    def terms(view: MetricView) -> Array:
+        mean: Array = 2.0 * np.mean([metric.terms(view) for metric in each], axis=0)
+        return mean
+
+    return each[0]._replace(name="crps_at", title=f"at {len(levels)} levels", terms=terms)

@@ -11,7 +11,6 @@ from itertools import groupby
 from typing import Any, Final, NamedTuple
 
 import numpy as np
-from scipy.special import stdtrit
 
 from tracepaper.replay.document.charts import ChartPanel
 from tracepaper.replay.document.values import Cells, Figure, Table, Value, of_row, table
@@ -24,19 +23,32 @@ from tracepaper.replay.learning.judge.assets import (
 )
 from tracepaper.replay.learning.judge.books import book_tables
 from tracepaper.replay.learning.judge.charts import has_law, hits
-from tracepaper.replay.learning.judge.compare import compare, rival_table
+from tracepaper.replay.learning.judge.compare import compare, forecaster_table, rival_table
 from tracepaper.replay.learning.judge.forecasts import words
-from tracepaper.replay.learning.judge.heads import BREACH_FIGURES, head_tables
+from tracepaper.replay.learning.judge.heads import head_tables
 from tracepaper.replay.learning.judge.judge import MEASURES, SpanJudgement
-from tracepaper.replay.learning.judge.metrics import LOSSES, METRICS, RISKS, MetricView
-from tracepaper.replay.learning.judge.tails import breaches_of
+from tracepaper.replay.learning.judge.metrics import (
+    DENSITIES,
+    LOSSES,
+    METRICS,
+    QUANTILES,
+    RISKS,
+    MetricView,
+    crps_at,
+    pinball,
+)
+from tracepaper.replay.learning.judge.tails import (
+    BREACHES,
+    breach_rows,
+    scaled_tails,
+    student_tails,
+)
 from tracepaper.replay.learning.splits import iso
 from tracepaper.replay.learning.statistics import (
     DayDifference,
     Ranked,
     RiskCurve,
     corrected,
-    difference,
     risk_curve,
     verdict,
 )
@@ -220,93 +232,47 @@ def _intervals(judgement: SpanJudgement) -> Iterable[Table]:
     yield table("intervals", "Share of returns inside the interval", columns, rows)
 
 
-class _Density(NamedTuple):
-    """One score of a forecast of the whole distribution, beside that of EWMA's normal law."""
-
-    horizon: int
-    forecast: str
-    level: float | None  # of a pinball loss; None of a CRPS
-    loss: Value
-    usual: Value
-    less: DayDifference
-
-
-QUANTILES: Final = (0.05, 0.25, 0.5, 0.75, 0.95)
-"""Of the quantiles of a Student t that are judged where no head names others."""
-_NORMAL_DOF: Final = 1e8
-_EWMA_NAME: Final = "ewma"
-_LAW: Final = "Student t"
-
-
 @shown("densities")
 def density_tables(judgement: SpanJudgement) -> Iterable[Table]:
     """Yield CRPS and pinball loss of the law and of a head of quantiles, beside EWMA's normal law.
 
-    A head knows a few levels, so its CRPS is twice their mean pinball loss, and so is here that of
+    A head knows a few levels, so its CRPS is twice their mean pinball loss, and so is there that of
     what it stands beside. That of a law is exact.
     """
-    if not has_law(judgement.forecasts):
+    rows = judgement.forecasts
+    if not has_law(rows) or not rows.gives("variance", "ewma"):
         return
-    scores: dict[tuple[int, str, float | None], tuple[Array, Array]] = {}
-    days = {horizon: rows.day for horizon, rows in judgement.forecasts.by_horizon()}
-    for horizon, rows in judgement.forecasts.by_horizon():
-        if not rows.gives("variance", _EWMA_NAME):
-            continue
-        points = 1e4 * rows.labels["unit"]
-        value, zero = points * rows.labels["returns"], np.zeros(len(rows))
-        usual = points * np.sqrt(rows.value("variance", _EWMA_NAME))
-        mean, scale = points * rows.value("mean"), points * rows.value("scale")
-        dof, normal = rows.value("dof"), np.full(len(rows), _NORMAL_DOF)
-        scores[horizon, _LAW, None] = (
-            figures.crps_of(mean, scale, dof, value),
-            figures.crps_of(zero, usual, normal, value),
-        )
-        levels = rows.levels or QUANTILES
-        laws = {_LAW: [mean + scale * stdtrit(dof, at) for at in levels]}
-        if rows.levels:
-            laws["quantiles"] = [points * of for of in rows.value("quantiles").T]
-        for name, quantiles in laws.items():
-            losses = []
-            for at, quantile in zip(levels, quantiles, strict=True):
-                beside = usual * stdtrit(_NORMAL_DOF, at)
-                losses.append(
-                    (
-                        figures.pinball_of(value, quantile, at),
-                        figures.pinball_of(value, beside, at),
-                    )
-                )
-                scores[horizon, name, at] = losses[-1]
-            if rows.levels:
-                pair = [2.0 * np.mean(of, axis=0) for of in zip(*losses, strict=True)]
-                scores[horizon, f"{name}, at {len(levels)} levels", None] = pair[0], pair[1]
-    for key, title, of_level in (
-        ("crps", "CRPS of the return, in basis points (less is better)", False),
-        ("pinball", "Pinball loss of quantiles of the return, in basis points", True),
+    crps = {"exact": DENSITIES["crps"]}
+    if rows.levels:
+        at_levels = crps_at(rows.levels)
+        crps[at_levels.title] = at_levels
+    quantiles = {f"{level:g}": pinball(level) for level in rows.levels or QUANTILES}
+    for key, title, of, chosen in (
+        ("crps", DENSITIES["crps"].title, "CRPS", crps),
+        (
+            "pinball",
+            "Pinball loss of quantiles of the return, in basis points",
+            "quantile",
+            quantiles,
+        ),
     ):
-        chosen = {of: pair for of, pair in scores.items() if (of[2] is not None) is of_level}
-        fair = corrected({str(of): difference(*pair, days[of[0]]) for of, pair in chosen.items()})
-        lines = []
-        for of, (loss, usual_loss) in chosen.items():
-            known = figures.mean(loss, days[of[0]]), figures.mean(usual_loss, days[of[0]])
-            lines.append(_Density(*of, *known, fair[str(of)]))
-        notes = [_DENSITY_NOTE] if lines else []
-        yield table(key, title, _DENSITY[not of_level :], lines, notes=notes)
+        yield forecaster_table(
+            key,
+            title,
+            rows,
+            chosen,
+            verdict,
+            _DENSITY_NOTE,
+            of=of,
+            less="model less it",
+            shows_p=True,
+        )
 
 
-_DENSITY: Final[Sequence[Figure[_Density]]] = (
-    Figure("level", "quantile", "measure", lambda row: row.level),
-    Figure("horizon", "bars ahead", "count", lambda row: row.horizon),
-    Figure("forecast", "forecast", "text", lambda row: row.forecast),
-    Figure("loss", "loss", "measure", lambda row: row.loss),
-    Figure("usual", "EWMA's", "measure", lambda row: row.usual),
-    Figure("less", "less EWMA's", "measure", lambda row: row.less.pair),
-    Figure("p", "p", "measure", lambda row: row.less.p),
-    Figure("verdict", "verdict", "text", lambda row: verdict(row.less)),
-)
 _DENSITY_NOTE: Final = (
     "EWMA's is a normal law of no mean and its volatility. Errors by day; p by Student's t over "
-    f"days, Holm over the rows, credible below {LEVEL}. At levels a CRPS is twice the mean pinball "
-    "loss, for both."
+    f"days, Holm over the others, credible below {LEVEL}. At levels a CRPS is twice the mean "
+    "pinball loss."
 )
 
 
@@ -321,8 +287,7 @@ def _risk(judgement: SpanJudgement) -> Iterable[Table]:
     """Value at risk and expected shortfall of both tails, held to what came."""
     if not has_law(judgement.forecasts):
         return
-    every = [rows for _, rows in judgement.forecasts.by_horizon()]
-    found = [breaches for rows in every for breaches in breaches_of(rows)]
+    every = judgement.forecasts.by_horizon()
     note = (
         "Share of returns beyond, its error by days, and the mean of those over the expected "
         "shortfall. p of Kupiec's test and of Christoffersen's, on bars that share no future; "
@@ -330,15 +295,17 @@ def _risk(judgement: SpanJudgement) -> Iterable[Table]:
     )
     notes = [note, *([] if judgement.tails else [_UNCALIBRATED])]
     title = "Value at risk and expected shortfall"
-    yield table("risk", title, BREACH_FIGURES, found, notes=notes)
+    found = [row for _, rows in every for row in breach_rows(rows, student_tails(rows))]
+    yield table("risk", title, BREACHES, found, notes=notes)
     scaled = [
-        breaches
-        for rows in every
-        for breaches in breaches_of(rows, judgement.tails, is_calibrated=True)
+        row
+        for horizon, rows in every
+        if (factors := judgement.tails.get(str(horizon)))
+        for row in breach_rows(rows, scaled_tails(rows, factors))
     ]
     if scaled:
         whole = f"{title}, by what the calibration slice asked of each tail"
-        yield table("risk_calibrated", whole, BREACH_FIGURES, scaled, notes=[note])
+        yield table("risk_calibrated", whole, BREACHES, scaled, notes=[note])
 
 
 shown("further")(lambda judgement: head_tables(judgement.forecasts))
