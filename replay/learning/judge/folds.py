@@ -1,4 +1,4 @@
-"""Recipes fitted anew on folds, and what a change of a recipe is worth.
+"""Recipes fitted anew on folds, of candles and of order books, and what changes are worth.
 
 What is chosen (recipe, score, window, ensemble) is chosen by these, so that no span is opened. Each
 fold fits the model and every baseline on its own training spans alone.
@@ -26,10 +26,18 @@ from tracepaper.replay.learning.estimator import (
     FitRun,
     Say,
     candle_estimator,
+    estimator_of,
     one_by_one,
     recipe_of,
 )
 from tracepaper.replay.learning.estimators.ensemble import member_as_card
+from tracepaper.replay.learning.estimators.order_book import (
+    BOOKS,
+    BookFitOptions,
+    book_forecasts,
+    fit_network,
+    frequencies_of,
+)
 from tracepaper.replay.learning.fit import threads_used, use_threads
 from tracepaper.replay.learning.judge.assets import (
     RANKS,
@@ -40,11 +48,13 @@ from tracepaper.replay.learning.judge.assets import (
     rank_verdict,
     weights_table,
 )
+from tracepaper.replay.learning.judge.books import score_tables, untouched_ms, verdict_by
 from tracepaper.replay.learning.judge.compare import compare, differences_table, forecaster_table
 from tracepaper.replay.learning.judge.forecasts import Forecasts, concatenated
 from tracepaper.replay.learning.judge.metrics import LOSSES, Metric, views
 from tracepaper.replay.learning.judge.portfolio import PORTFOLIOS
 from tracepaper.replay.learning.judge.tables import COMPARED
+from tracepaper.replay.learning.order_books import DAYS_LEAST, BookDataset
 from tracepaper.replay.learning.recipe_file import ARCHITECTURE, KeyValue, kind_of
 from tracepaper.replay.learning.splits import (
     COMBINATORIAL,
@@ -64,6 +74,8 @@ from tracepaper.replay.learning.statistics import (
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.features.rolling import Array
 from tracepaper.strategies.forecasters.build import HALVES
+from tracepaper.strategies.networks.order_book import OrderBookConfig
+from tracepaper.strategies.order_book import Books
 from tracepaper.strategies.units import DAY_MS
 
 REFITS_MOST: Final = 3
@@ -114,7 +126,7 @@ class _FoldFit:
     """Fits the recipe of *card* on one of *count* folds of *data*, and asks it about its test."""
 
     card: Mapping[str, Any]
-    data: Dataset
+    data: Dataset | BookDataset
     count: int
     threads: int
 
@@ -123,6 +135,8 @@ class _FoldFit:
         place, fold = unit
         use_threads(self.threads)
         say(f"Fold {place} of {self.count}.")
+        if isinstance(self.data, BookDataset):
+            return FoldForecasts(fold_books(self.card, self.data, fold, say), None)
         estimator = candle_estimator(self.card)
         own = self.data.folded(fold)
         with tempfile.TemporaryDirectory(prefix="tracepaper-fold-") as folder:
@@ -131,25 +145,76 @@ class _FoldFit:
         return FoldForecasts(model.answers(own, Part.TEST), model.held(own))
 
 
+def fold_books(card: Mapping[str, Any], data: BookDataset, fold: Fold, say: Say) -> Forecasts:
+    """Fit on what *fold* learns from; return its forecasts of the fold's test."""
+    config, options = book_recipe(card, data)
+
+    def part(spans: Sequence[Span]) -> list[Books]:
+        return [of.shallower(config.levels) for span in spans for of in data.between(*span)]
+
+    training = part(fold.train)
+    longest = max(map(len, training), default=0)
+    if longest <= config.horizons[-1]:
+        raise ConfigInvalid(
+            f"A fold learns from at most {longest} books in a row, and the horizon of "
+            f"{config.horizons[-1]} needs more; ask for fewer folds."
+        )
+    network, stopped = fit_network(training, part(fold.validation), config, options)
+    if stopped:
+        say(stopped)
+    test = part(fold.test)
+    if max(map(len, test), default=0) <= config.horizons[-1]:
+        raise ConfigInvalid(
+            "The test of a fold holds no book whose move to "
+            f"{config.horizons[-1]} books is known; ask for fewer folds."
+        )
+    return book_forecasts(network, test, frequencies_of(training, config.horizons))
+
+
+def book_recipe(
+    card: Mapping[str, Any], data: BookDataset
+) -> tuple[OrderBookConfig, BookFitOptions]:
+    """Return the recipe of *card*; raise ``ConfigInvalid`` where *data* are too shallow."""
+    recipe = recipe_of(card)
+    config, options = recipe.architecture, recipe.options
+    assert isinstance(config, OrderBookConfig)
+    assert isinstance(options, BookFitOptions)
+    if config.levels > data.header.levels:
+        raise ConfigInvalid(
+            f"architecture.levels is {config.levels}, and the files hold {data.header.levels}; "
+            "give as many at most."
+        )
+    return config, options
+
+
 def refit(
-    card: Mapping[str, Any], data: Dataset, text: str, *, say: Say, each: Each = one_by_one
+    card: Mapping[str, Any],
+    data: Dataset | BookDataset,
+    text: str,
+    *,
+    say: Say,
+    each: Each = one_by_one,
 ) -> Refits:
     """Fit the recipe of *card* on the folds that *text* names, of the time before the untouched.
 
-    *each* is where the folds are fitted. Raises ``ConfigInvalid`` for folds that the candles, or a
+    *each* is where the folds are fitted. Raises ``ConfigInvalid`` for folds that the data, or a
     network, cannot have.
     """
     kind, numbers = asked(text)
-    estimator = candle_estimator(card)
-    if estimator.walks_only:
+    if estimator_of(card).walks_only:
         refuse_many(kind, numbers)
-    data = estimator.arrange(data)
-    for sentence in data.notes:
-        say(sentence)
-    embargo_ms = data.split.embargo_bars * data.interval_ms
-    folds = read_folds(text, _before(data), embargo_ms=embargo_ms)
-    if estimator.holds_out_calibration:
-        folds = [with_calibration(fold) for fold in folds]
+    if isinstance(data, BookDataset):
+        book_recipe(card, data)
+        folds = read_folds(text, _books_before(card, data), embargo_ms=0)
+    else:
+        estimator = candle_estimator(card)
+        data = estimator.arrange(data)
+        for sentence in data.notes:
+            say(sentence)
+        embargo_ms = data.split.embargo_bars * data.interval_ms
+        folds = read_folds(text, _before(data), embargo_ms=embargo_ms)
+        if estimator.holds_out_calibration:
+            folds = [with_calibration(fold) for fold in folds]
     fit = _FoldFit(card, data, len(folds), threads_used())
     found = each(fit, list(enumerate(folds, start=1)), say)
     combination = (numbers[0], numbers[1]) if kind == COMBINATORIAL else None
@@ -172,12 +237,26 @@ def _before(material: Dataset) -> Span:
     return first, min(last, material.split.calibration_until_ms)
 
 
+def _books_before(card: Mapping[str, Any], data: BookDataset) -> Span:
+    """Return the time of the books before *card*'s untouched time, at least seven days of them."""
+    known = data.between(None, untouched_ms(card))
+    recorded = sum(map(len, known)) * data.header.every_ms / DAY_MS
+    if recorded < DAYS_LEAST:
+        raise ConfigInvalid(
+            f"The books before the untouched time are {recorded:.1f} days of depth, and folds need "
+            "seven: give the files that the model was trained on, or record longer."
+        )
+    return int(known[0].seen_ms[0]), int(known[-1].seen_ms[-1]) + data.header.every_ms
+
+
 # --- what the folds say
 
 
 def tables(found: Refits) -> list[Table]:
     """Return each loss by forecaster and horizon, and how likely a choice by it is luck."""
     rows, held, made = found.pooled, found.held, []
+    if "move" in rows.labels:
+        return score_tables(rows, "folds_", f", over {found.text}")
     note = (
         "Each fold fits the model and every baseline on its own training spans; errors by day, the "
         "verdict by Holm over the baselines."
@@ -298,9 +377,11 @@ def ablation_tables(own: Refits, others: Mapping[str, Refits]) -> list[Table]:
     """
     joined = own.joined(others)
     note = (
-        "The change less the recipe as it is, on the bars that both answer; fitted anew on the "
+        "The change less the recipe as it is, on the rows that both answer; fitted anew on the "
         "same folds with the same seed, errors by day, the verdict by Holm over the changes."
     )
+    if "move" in joined.pooled.labels:
+        return change_tables(joined, others, BOOKS, "books", verdict_by, note)
     losses = {key: LOSSES[key] for key in COMPARED}
     tables = change_tables(joined, others, losses, "bars", lambda _: verdict, note)
     rows, held, worth = joined.pooled, joined.held, f"what changes are worth, {own.text}"

@@ -285,7 +285,7 @@ def rival_checkpoint(
         model = estimator.load(card, tensors)
         return Rival(name, model.answers(same, Part.TEST), model.held(same))
     except (ConfigInvalid, DataInvalid) as error:
-        raise _compare_error(name, error) from None
+        raise compare_error(name, error) from None
 
 
 def rival_class(
@@ -295,10 +295,11 @@ def rival_class(
     try:
         return Rival(name, class_forecasts(forecaster, _same_bars(material, judgement)))
     except (ConfigInvalid, DataInvalid) as error:
-        raise _compare_error(name, error) from None
+        raise compare_error(name, error) from None
 
 
-def _compare_error(name: str, error: Exception) -> ConfigInvalid:
+def compare_error(name: str, error: Exception) -> ConfigInvalid:
+    """Return the error of another model that cannot stand beside the judged one."""
     return ConfigInvalid(f"--compare {name}: {str(error).rstrip('.')}.")
 
 
