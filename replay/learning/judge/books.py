@@ -13,8 +13,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
-from torch import Tensor
-
 from tracepaper.replay.archive.columns import instant
 from tracepaper.replay.document.values import Table
 from tracepaper.replay.learning.estimators.order_book import (
@@ -111,7 +109,7 @@ def untouched_ms(card: Mapping[str, Any]) -> int:
 
 
 def judge_books(
-    card: Mapping[str, Any], tensors: Mapping[str, Tensor], data: BookDataset, span: NamedSpan
+    card: Mapping[str, Any], tensors: Mapping[str, Any], data: BookDataset, span: NamedSpan
 ) -> SpanJudgement:
     """Return what a network is worth on *span* of the time after its untouched time began."""
     forecasts = _forecasts(card, tensors, data, span)
@@ -121,7 +119,7 @@ def judge_books(
 
 
 def _forecasts(
-    card: Mapping[str, Any], tensors: Mapping[str, Tensor], data: BookDataset, span: NamedSpan
+    card: Mapping[str, Any], tensors: Mapping[str, Any], data: BookDataset, span: NamedSpan
 ) -> Forecasts:
     """Return the books of *span*; forecasts see those before it that are untouched too.
 
@@ -155,7 +153,7 @@ def _forecasts(
 def rival_books(
     name: str,
     card: Mapping[str, Any],
-    tensors: Mapping[str, Tensor],
+    tensors: Mapping[str, Any],
     data: BookDataset,
     judgement: SpanJudgement,
 ) -> Rival:
