@@ -23,7 +23,7 @@ from tracepaper.replay.commands.folds import (
     write_page,
 )
 from tracepaper.replay.commands.train import CovariatesOption, DataOption, JobsOption, OnOption
-from tracepaper.strategies.errors import ConfigInvalid
+from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 from tracepaper.strategies.extras import require
 
 if TYPE_CHECKING:
@@ -34,7 +34,8 @@ if TYPE_CHECKING:
     from tracepaper.replay.document.values import Table
     from tracepaper.replay.learning.dataset import Dataset
     from tracepaper.replay.learning.estimator import DataRequest
-    from tracepaper.replay.learning.judge.judge import Rival, SpanJudgement
+    from tracepaper.replay.learning.judge.forecasts import ModelForecasts
+    from tracepaper.replay.learning.judge.judge import SpanJudgement
     from tracepaper.replay.learning.openings import NamedSpan
     from tracepaper.replay.learning.supplied import FilesBeside, SuppliedBooks
     from tracepaper.storage.checkpoints import Checkpoint
@@ -411,29 +412,31 @@ def _with_rival(
     from tracepaper.replay.learning.stored_baselines import unfitted
     from tracepaper.strategies.api.model import DataSource
 
-    ask: Callable[[SpanJudgement], Rival]
+    ask: Callable[[SpanJudgement], ModelForecasts]
     material: Dataset | None
     if MODULE_CLASS.match(name) is not None:
         forecaster, material, _ = _class(name, request, file, interval_ms=judged.interval_ms)
         own = recipe = forecaster.model_id
-        folder, ask = None, partial(rival_class, name, forecaster, material)
+        folder, ask = None, partial(rival_class, forecaster, material)
     else:
         folder, found, supplied = _beside(name, threads, vectors)
         own, recipe = found.id, recipe_of(found.card).hash
         if _source(name) == DataSource.ORDER_BOOKS:
             material = None
             books = read_books_of(found.card, request.paths)
-            ask = partial(rival_books, name, found.card, found.tensors, books)
+            ask = partial(rival_books, found.card, found.tensors, books)
         else:
             material = read_candles_of(found.card, request._replace(covariates=supplied))
             material = replace(material, stored=unfitted())
-            ask = partial(rival_checkpoint, name, found.card, found.tensors, material)
+            ask = partial(rival_checkpoint, found.card, found.tensors, material)
     if own in (judged.model_id, *(other for _, other in judged.beside)):
         raise ConfigInvalid(f"--compare {name} is a model that is judged already; leave it out.")
     if material is not None:
         require_interval(name, material, judged.interval_ms)
-    rivals = [ask(one) for one in judged.every]
-    every = [one.compared_with(rival) for one, rival in zip(judged.every, rivals, strict=True)]
+    try:
+        every = [one.compared_with(name, ask(one)) for one in judged.every]
+    except (ConfigInvalid, DataInvalid) as error:
+        raise ConfigInvalid(f"--compare {name}: {str(error).rstrip('.')}.") from None
     opened = counted(every, folder, recipe, own)
     every = [
         replace(one, openings=before.openings)

@@ -31,7 +31,7 @@ from tracepaper.replay.learning.judge.forecasts import (
     named_asset,
 )
 from tracepaper.replay.learning.judge.heads import plain_verdict
-from tracepaper.replay.learning.judge.metrics import Metric, MetricView, estimate, metric
+from tracepaper.replay.learning.judge.metrics import CORRELATION, PAIRS, MetricView, estimate
 from tracepaper.replay.learning.panel import (
     LEAST_BARS,
     Labelled,
@@ -43,9 +43,6 @@ from tracepaper.strategies.errors import CheckpointMismatch, ConfigInvalid, Data
 from tracepaper.strategies.features.rolling import Array
 
 LEARNT: Final = "learnt"
-CORRELATION: Final = "correlation"
-PAIRS: Final[dict[str, Metric]] = {}
-"""The metrics of pairs."""
 OTHERS: Final = ("EWMA", "mean of the training part")
 """What the learnt correlations are made of, and held against."""
 _OF: Final = {LEARNT: "learnt of EWMA and the training part", MODEL: "the network's own"}
@@ -172,12 +169,6 @@ def _read(section: Mapping[str, Any]) -> tuple[dict[str, float], float, float]:
         raise CheckpointMismatch(
             f"The card's calibration.correlation cannot be read ({shown(error)}); train it again."
         ) from None
-
-
-@metric("correlation", "Correlations to the horizon", CORRELATION, of=PAIRS)
-def _error(view: MetricView) -> Array:
-    squared: Array = (view[CORRELATION] - view.labels[CORRELATION]) ** 2
-    return squared
 
 
 def judged_pairs(rows: Forecasts) -> str:

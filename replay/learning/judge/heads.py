@@ -19,12 +19,12 @@ from numpy.typing import NDArray
 from tracepaper.replay.document.values import Cells, Table, of_row, table
 from tracepaper.replay.learning import statistics
 from tracepaper.replay.learning.card import rounded
-from tracepaper.replay.learning.judge.compare import compare, forecaster_table
+from tracepaper.replay.learning.judge.compare import NOTE, compare, forecaster_table
 from tracepaper.replay.learning.judge.forecasts import Forecasts, concatenated
 from tracepaper.replay.learning.judge.metrics import AVERAGE_ODDS, EWMA, HEAD_LOSSES
 from tracepaper.replay.learning.judge.tails import BREACHES, breach_rows, losses
-from tracepaper.replay.learning.statistics import DailyEstimate, verdict
-from tracepaper.replay.report.honesty import FEW_DAYS, LEVEL
+from tracepaper.replay.learning.statistics import DailyEstimate
+from tracepaper.replay.report.honesty import FEW_DAYS
 from tracepaper.replay.report.metrics import is_credible
 from tracepaper.strategies.features.rolling import Array
 from tracepaper.strategies.forecasters.outputs import Levels, levels_for, with_factors
@@ -232,10 +232,8 @@ def head_tables(forecasts: Forecasts) -> Iterator[Table]:
     yield table("regimes", "Regimes of the coming variance", _REGIMES, lines, notes=[_REGIMES_NOTE])
     metrics = {head: HEAD_LOSSES[head] for head in heads}
     title = "Losses of further heads, beside simpler forecasts (less is better)"
-    yield forecaster_table(
-        "further", title, forecasts, metrics, verdict, _LOSSES_NOTE, of="head",
-        less="model less it", shows_p=True,
-    )  # fmt: skip
+    notes = [NOTE, _LOSSES_NOTE]
+    yield forecaster_table("further", title, forecasts, metrics, of="head", notes=notes)
 
 
 _COVERED: Final = {
@@ -261,9 +259,8 @@ _REGIMES_NOTE: Final = (
     "A bar counts to its most probable regime; variances in units of σ² of the bar, a bar."
 )
 _LOSSES_NOTE: Final = (
-    "Tails by the joint loss of both, drawdown, run-up and path by pinball, regimes by likelihood; "
-    "p by Student's t over days, Holm over the simpler forecasts, credible with p below "
-    f"{LEVEL}. {EWMA}: its volatility times constants of the calibration slice."
+    "Tails by the joint loss of both, drawdown, run-up and path by pinball, regimes by likelihood. "
+    f"{EWMA}: its volatility times constants of the calibration slice."
 )
 
 

@@ -32,6 +32,8 @@ from tracepaper.replay.learning.statistics import (
     inside,
     mean,
 )
+from tracepaper.replay.report.honesty import FEW_DAYS
+from tracepaper.replay.report.metrics import BLOCK_DAYS
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.features.rolling import Array
 
@@ -81,7 +83,9 @@ class Metric(NamedTuple):
     terms: Terms
     combine: Combine | None = None
     references: Mapping[str, Reference] = MappingProxyType({})
-    less_is_better: bool = True
+    less_is_better: bool | None = True  # None: neither is better
+    least_days: int = 0
+    """Days below which none is better than another."""
     of_model: frozenset[str] = frozenset()
     """Fields that the judged model must give, or the figure is not shown."""
     is_alone: bool = False
@@ -401,7 +405,7 @@ def _best_ranks(view: MetricView) -> Array:
     return ranks(view, view[field])
 
 
-ACROSS: Final = METRICS["relative_rank_ic"]._replace(
+RANKS: Final = METRICS["relative_rank_ic"]._replace(
     terms=_best_ranks, needs=frozenset({"score"}), references={}, of_model=frozenset()
 )
 """How other models are held to the judged one where either ranks several assets."""
@@ -433,6 +437,73 @@ def qlike_rank(view: MetricView) -> Array:
 @metric("interval_miss", "90 % interval missed", "mean", "scale", "dof", of=RISKS)
 def _interval_miss(view: MetricView) -> Array:
     return 1.0 - _coverage(view)
+
+
+# --- of pairs, portfolios and order books
+
+CORRELATION: Final = "correlation"
+PAIRS: Final[dict[str, Metric]] = {}
+"""The metrics of pairs of symbols."""
+PORTFOLIOS: Final[dict[str, Metric]] = {}
+"""The metrics of portfolios, whose rows are days."""
+BOOKS: Final[dict[str, Metric]] = {}
+"""The metrics of networks of order books."""
+BOOK_DAYS: Final = 2 * BLOCK_DAYS
+"""Days of order books below which an error is not known."""
+
+
+@metric(CORRELATION, "Mean squared error of correlations to the horizon", CORRELATION, of=PAIRS)
+def _correlation_error(view: MetricView) -> Array:
+    squared: Array = (view[CORRELATION] - view.labels[CORRELATION]) ** 2
+    return squared
+
+
+@metric("net", "Net of fees, bp a day", "net", of=PORTFOLIOS, less_is_better=False,
+        least_days=FEW_DAYS)  # fmt: skip
+def _net(view: MetricView) -> Array:
+    net: Array = _POINTS * view["net"]
+    return net
+
+
+@metric("turnover", "Turnover a day", "turnover", of=PORTFOLIOS, less_is_better=None)
+def _turnover(view: MetricView) -> Array:
+    return view["turnover"]
+
+
+@metric("gross", "Gross of a decision", "gross", of=PORTFOLIOS, less_is_better=None,
+        combine=lambda sums: sums[:, 0] / sums[:, 1])  # fmt: skip
+def _gross(view: MetricView) -> Array:
+    return np.stack([view["gross"], view.labels["decisions"]])
+
+
+@metric("log_loss", "Log loss of the mid's move (less is better)", "log_probability", of=BOOKS,
+        least_days=BOOK_DAYS)  # fmt: skip
+def _move_log_loss(view: MetricView) -> Array:
+    moves = view.labels["move"]
+    loss: Array = -view["log_probability"][np.arange(len(moves)), moves]
+    return loss
+
+
+@metric("accuracy", "Accuracy: moves of the mid named right", "move", of=BOOKS,
+        less_is_better=False, least_days=BOOK_DAYS)  # fmt: skip
+def _move_accuracy(view: MetricView) -> Array:
+    return (view["move"] == view.labels["move"]).astype(np.float64)
+
+
+COMPARED: Final = ("qlike", "sign")
+"""Losses of bars by which models are compared with other models."""
+
+
+def compared_by(rows: Forecasts) -> dict[str, Metric]:
+    """Return the metrics by which models are compared on *rows*, by what these are of."""
+    if "move" in rows.labels:
+        return BOOKS
+    if "decisions" in rows.labels:
+        return {"weights": PORTFOLIOS["net"]}
+    found = {key: LOSSES[key] for key in COMPARED}
+    if any(rows.gives(RELATIVE, name) for name in (MODEL, *rows.compared)):
+        found["across"] = RANKS
+    return found
 
 
 # --- of the heads that not every network has

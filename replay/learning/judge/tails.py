@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import special, stats
 
-from tracepaper.replay.document.values import Cells, of_row
+from tracepaper.replay.document.values import of_row
 from tracepaper.replay.learning import statistics as figures
 from tracepaper.replay.learning.card import rounded
 from tracepaper.replay.learning.judge.forecasts import Forecasts
@@ -99,7 +99,7 @@ def _factors(rows: Forecasts, horizon: int) -> dict[str, list[list[float]]]:
     return found
 
 
-def breach_rows(rows: Forecasts, tails: Array) -> Iterator[Cells]:
+def breach_rows(rows: Forecasts, tails: Array) -> Iterator[dict[str, Any]]:
     """Yield the tests of *tails* [row, side, share, 2] of one horizon's *rows*, a row each."""
     (horizon,) = rows.horizons
     alone = without_overlap(rows.keys, horizon)

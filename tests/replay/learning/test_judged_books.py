@@ -23,19 +23,12 @@ from pages import said_in
 
 from tracepaper.daemon.cli import invoke
 from tracepaper.replay.learning.estimator import recipe_of
-from tracepaper.replay.learning.estimators.order_book import BOOKS
-from tracepaper.replay.learning.judge.books import (
-    FEW,
-    beside_tables,
-    judge_books,
-    read_books_of,
-    said_of,
-    untouched_ms,
-)
+from tracepaper.replay.learning.judge.books import judge_books, read_books_of, untouched_ms
+from tracepaper.replay.learning.judge.compare import FEW, verdict_of
 from tracepaper.replay.learning.judge.folds import fold_books
-from tracepaper.replay.learning.judge.forecasts import MODEL
-from tracepaper.replay.learning.judge.judge import Rival
-from tracepaper.replay.learning.judge.metrics import MetricView
+from tracepaper.replay.learning.judge.forecasts import MODEL, ModelForecasts
+from tracepaper.replay.learning.judge.metrics import BOOKS, MetricView
+from tracepaper.replay.learning.judge.tables import tables_of
 from tracepaper.replay.learning.openings import FILE_NAME, NamedSpan, read_openings
 from tracepaper.replay.learning.order_books import BookDataset
 from tracepaper.replay.learning.splits import Fold, walk_forward
@@ -196,8 +189,8 @@ def test_a_difference_is_that_of_the_losses_and_few_days_say_nothing(good: str, 
     rows = rng.permutation(len(own))[:100]
     other = own.where(rows)
     other = other.holding(MODEL, log_probability=other.value("log_probability") - 0.25)
-    both = one.compared_with(Rival("other", other))
-    [losses, _] = beside_tables(both)
+    both = one.compared_with("other", ModelForecasts(other))
+    [losses] = [made for made in tables_of(both) if made.key == "beside_log_loss"]
     [row] = losses.documents()
     assert row["1"]["value"] == pytest.approx(-0.25)
     assert row["2"] is None
@@ -205,7 +198,7 @@ def test_a_difference_is_that_of_the_losses_and_few_days_say_nothing(good: str, 
     wanted = difference(loss(MetricView(own.where(rows))), loss(MetricView(other)), own.day[rows])
     assert row["days"] == wanted.days
     sure = [DayDifference(-1.0, 0.01, days, 1e-6) for days in (9, 10)]
-    assert [said_of(each, is_less_better=True) for each in sure] == [FEW, "better"]
+    assert [verdict_of(BOOKS["log_loss"], each) for each in sure] == [FEW, "better"]
 
 
 def test_a_recipe_and_changes_of_it_are_fitted_anew_on_recorded_days(
