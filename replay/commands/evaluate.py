@@ -110,20 +110,18 @@ def evaluate(
     """
     from tracepaper.daemon.config.loading import with_settings
     from tracepaper.daemon.config.values import MODULE_CLASS
-    from tracepaper.replay.learning.inspection.examination import INSPECTIONS, read_inspections
+    from tracepaper.replay.learning.inspection.examination import read_inspections
     from tracepaper.replay.learning.openings import read_spans
     from tracepaper.replay.learning.recipe_file import evaluation_options
     from tracepaper.strategies.api.model import DataSource
 
     asked = read_inspections(inspect or ())
-    require("captum", "--inspect attribution", asked.get("attributions"))
+    require("captum", "--inspect attribution", asked.get("attribution"))
     options, others = evaluation_options(settings or ())
     given = with_settings(config, others)
     source = _source(checkpoint)
     of_books = source == DataSource.ORDER_BOOKS
-    inspected: dict[str, object] = {
-        f"inspect {name}": asked[result] for name, result in INSPECTIONS.items() if result in asked
-    }
+    inspected: dict[str, object] = {f"inspect {name}": count for name, count in asked.items()}
     examined = {**inspected, "set evaluation.explained_bars": options.explained_bars or 0}
     if of_books:
         others_given = {
@@ -340,7 +338,7 @@ def _of_checkpoint(
     material = read_candles_of(card, request._replace(covariates=supplied), folder=folder)
     # First, for they refuse what cannot be had before minutes have passed.
     findings: list[Table] = []
-    if any(asked.values()):
+    if asked:
         findings += examined(Subject.of(card, found.tensors, material), asked)
     every = [judge_checkpoint(card, found.tensors, material, span, bars=bars) for span in spans]
     every = counted(every, folder, recipe.hash, found.id)

@@ -8,7 +8,7 @@ The rules are docs/models.md, L54.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
@@ -198,56 +198,6 @@ def _with_baselines(material: Dataset) -> tuple[Dataset, tuple[str, ...]]:
         return material, ()
     until = NamedSpan("", None, material.split.train_until_ms).until
     return replace(material, stored=unfitted()), (NO_BASELINES.format(until=until),)
-
-
-# --- how sure a model was
-
-
-Sureness = Callable[[Forecasts], Array | None]
-MEASURES: Final[dict[str, Sureness]] = {}
-"""Measures of a model's sureness, by name: higher is surer, NaN where it is not known."""
-
-
-def measure(name: str) -> Callable[[Sureness], Sureness]:
-    """Register a measure of how sure a model was of each row; None where it has none.
-
-    Raises ``ConfigInvalid`` for a name that is taken.
-    """
-
-    def register(function: Sureness) -> Sureness:
-        if name in MEASURES:
-            raise ConfigInvalid(f"There is a measure called {name} already.")
-        MEASURES[name] = function
-        return function
-
-    return register
-
-
-@measure("entropy")
-def _entropy(rows: Forecasts) -> Array | None:
-    return rows.value("confidence") if rows.gives("confidence") else None
-
-
-@measure("margin")
-def _margin(rows: Forecasts) -> Array | None:
-    if not rows.gives("probability"):
-        return None
-    down, _, up = rows.value("probability").T
-    margin: Array = np.abs(up - down) / (up + down)
-    return margin
-
-
-@measure("mean_over_scale")
-def _mean_over_scale(rows: Forecasts) -> Array | None:
-    if not (rows.gives("mean") and rows.gives("scale")):
-        return None
-    ratio: Array = np.abs(rows.value("mean")) / rows.value("scale")
-    return ratio
-
-
-@measure("predicted_calm")
-def _predicted_calm(rows: Forecasts) -> Array | None:
-    return -rows.value("variance") if rows.gives("variance") else None
 
 
 # --- other models

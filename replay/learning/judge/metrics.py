@@ -96,6 +96,8 @@ METRICS: Final[dict[str, Metric]] = {}
 """Every figure by its name, in the order of a card; ``direction.brier`` stands in a section."""
 LOSSES: Final[dict[str, Metric]] = {}
 """Losses by which forecasters are compared row by row."""
+MEASURES: Final[dict[str, Metric]] = {}
+"""How sure a model was of each row: higher is surer, NaN where it is not known."""
 RISKS: Final[dict[str, Metric]] = {}
 """Losses of a bar that is answered, by which a measure of sureness is judged."""
 
@@ -432,6 +434,30 @@ def qlike_rank(view: MetricView) -> Array:
     order = np.argsort(np.argsort(loss, kind="stable"), kind="stable")
     found: Array = order / max(len(loss) - 1, 1)
     return found
+
+
+@metric("entropy", "", "confidence", of=MEASURES, less_is_better=False)
+def _confidence(view: MetricView) -> Array:
+    return view["confidence"]
+
+
+@metric("margin", "", "probability", of=MEASURES, less_is_better=False)
+def _margin(view: MetricView) -> Array:
+    down, _, up = view["probability"].T
+    margin: Array = np.abs(up - down) / (up + down)
+    return margin
+
+
+@metric("mean_over_scale", "", "mean", "scale", of=MEASURES, less_is_better=False)
+def _mean_over_scale(view: MetricView) -> Array:
+    ratio: Array = np.abs(view["mean"]) / view["scale"]
+    return ratio
+
+
+@metric("predicted_calm", "", "variance", of=MEASURES, less_is_better=False)
+def _predicted_calm(view: MetricView) -> Array:
+    calm: Array = -view["variance"]
+    return calm
 
 
 @metric("interval_miss", "90 % interval missed", "mean", "scale", "dof", of=RISKS)

@@ -27,12 +27,13 @@ from tracepaper.replay.learning.judge.compare import (
 from tracepaper.replay.learning.judge.correlation import LEARNT
 from tracepaper.replay.learning.judge.forecasts import MODEL, Forecasts, words
 from tracepaper.replay.learning.judge.heads import head_tables
-from tracepaper.replay.learning.judge.judge import MEASURES, SpanJudgement
+from tracepaper.replay.learning.judge.judge import SpanJudgement
 from tracepaper.replay.learning.judge.metrics import (
     BOOKS,
     CORRELATION,
     DENSITIES,
     LOSSES,
+    MEASURES,
     METRICS,
     PAIRS,
     PORTFOLIOS,
@@ -40,10 +41,10 @@ from tracepaper.replay.learning.judge.metrics import (
     RANKS,
     RELATIVE,
     RISKS,
-    MetricView,
     compared_by,
     crps_at,
     pinball,
+    views,
 )
 from tracepaper.replay.learning.judge.tails import (
     BREACHES,
@@ -333,13 +334,12 @@ def curves_of(judgement: SpanJudgement) -> dict[tuple[str, str], RiskCurve]:
     """Return the risk–coverage curve of each risk and measure, pooled over horizons."""
     found: dict[tuple[str, str], RiskCurve] = {}
     for risk, metric in RISKS.items():
-        if not all(map(judgement.forecasts.gives, metric.needs)):
-            continue
-        for name, sureness in MEASURES.items():
+        for name, measure in MEASURES.items():
             parts = [
-                Ranked(metric.terms(MetricView(rows)), sure, rows.day)
+                Ranked(metric.terms(view), measure.terms(view), rows.day)
                 for _, rows in judgement.forecasts.by_horizon()
-                if (sure := sureness(rows)) is not None
+                if views(metric, rows, (MODEL,))
+                for view in views(measure, rows, (MODEL,)).values()
             ]
             if (curve := risk_curve(parts)) is not None:
                 found[risk, name] = curve

@@ -21,13 +21,8 @@ from tracepaper.replay.learning.estimator import estimators, recipe_of
 from tracepaper.replay.learning.fit import FitOptions
 from tracepaper.replay.learning.judge import charts
 from tracepaper.replay.learning.judge.forecasts import MODEL
-from tracepaper.replay.learning.judge.judge import (
-    MEASURES,
-    SpanJudgement,
-    judge_checkpoint,
-    measure,
-)
-from tracepaper.replay.learning.judge.metrics import RISKS, MetricView
+from tracepaper.replay.learning.judge.judge import SpanJudgement, judge_checkpoint
+from tracepaper.replay.learning.judge.metrics import MEASURES, RISKS, metric
 from tracepaper.replay.learning.judge.output import as_document
 from tracepaper.replay.learning.judge.tables import (
     ACROSS,
@@ -287,10 +282,10 @@ def test_a_planted_measure_is_found_on_every_span_and_noise_is_not(
     rng = np.random.default_rng(3)
     risk = RISKS["sign"].terms
     try:
-        measure("oracle")(lambda rows: rng.random(len(rows)) - risk(MetricView(rows)))
-        measure("noise")(lambda rows: np.sin(1e6 * rows.labels["returns"]))
+        metric("oracle", "", of=MEASURES)(lambda view: rng.random(len(view.rows)) - risk(view))
+        metric("noise", "", of=MEASURES)(lambda view: np.sin(1e6 * view.labels["returns"]))
         with pytest.raises(ConfigInvalid, match="already"):
-            measure("noise")(lambda rows: rows.labels["returns"])
+            metric("noise", "", of=MEASURES)(lambda view: view.labels["returns"])
         areas = confidence_areas(judgements[0])["sign"]
         assert areas["oracle"].value < -0.1
         assert abs(areas["noise"].value) < 0.05
