@@ -96,8 +96,8 @@ def paired_figures(table: Forecasts, leave: tuple[str, ...] = ()) -> dict[str, A
 
 FEW: Final = "too few days"
 NOTE: Final = (
-    "Errors by day; p by Student's t over days, Holm over the others, credible below "
-    f"{LEVEL}; below so many days none is better: {FEW_DAYS} of weights, {BOOK_DAYS} of books."
+    f"Errors by day; p by Student's t over days, Holm over the others, credible below {LEVEL}. "
+    f"Fewer than {FEW_DAYS} days of weights, or {BOOK_DAYS} of books, say nothing."
 )
 
 
