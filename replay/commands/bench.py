@@ -30,7 +30,7 @@ def replay(
     *,
     bars: Annotated[
         int | None,
-        typer.Option(min=100, help="Bars a round.  [default: 200,000, or with a model 20,000]"),
+        typer.Option(min=100, help="Bars a round; 200,000 by default, 20,000 with a model."),
     ] = None,
     rounds: Annotated[int, typer.Option(min=1)] = 3,
     model: Annotated[

@@ -92,7 +92,15 @@ def staged(place: Path) -> None:
     navigation.append({"Reference": _reference(sources)})
     package = place / "package" / "tracepaper"
     package.mkdir(parents=True)
-    for part in ("__init__.py", "models.py", "daemon", "replay", "storage", "strategies"):
+    for part in (
+        "__init__.py",
+        "__main__.py",
+        "models.py",
+        "daemon",
+        "replay",
+        "storage",
+        "strategies",
+    ):
         (package / part).symlink_to(ROOT / part)
     configured(place, navigation)
 
