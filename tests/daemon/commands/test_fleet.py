@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import signal
@@ -14,14 +13,10 @@ from pathlib import Path
 import pytest
 import storage_cases as cases
 from fleet_cases import assert_same, grown
-from msgspec.structs import replace
 from postgres_server import Cluster
-from rich.console import Console
 from waiting import deadline_s, until
 
 from tracepaper.daemon.cli import invoke
-from tracepaper.daemon.commands.fleet import _table as fleet_table
-from tracepaper.storage.fleet.overview import FleetPosition, FleetRun
 from tracepaper.storage.fleet.server import shown as shown_address
 from tracepaper.storage.fleet.ship import Shipper, database_id
 
@@ -78,28 +73,6 @@ def test_what_is_typed_ships_pulls_verifies_and_lists(
     shown = typed(capsys, "fleet", url)[1]
     assert "r-1" in shown
     assert f"{float(run['equity']):,.2f}" in shown
-
-
-@pytest.mark.parametrize("databases", [1, 2])
-def test_eighty_columns_cut_neither_run_nor_equity_nor_alarm(databases: int) -> None:
-    run = FleetRun(
-        *("d" * 32, "daemon-07", "/var/lib/a.db", "0d3be546c27414bc", "live", "trend", "m"),
-        *("not ready", 12, 1.5, 7210, "1234567.5000000000"),
-        (FleetPosition("linear:BTCUSDT", "0.069", "0"),),
-        "2025-05-31T08:33Z linear:BTCUSDT HOLD, refused by warm",
-        ("halted by operator", "linear:BTCUSDT is warming up until 2025-07-29T07:00Z"),
-    )
-    console = Console(width=80, file=io.StringIO())
-    with console.capture() as captured:
-        console.print(fleet_table([replace(run, database_id=c * 32) for c in "de"[:databases]]))
-    text = captured.get()
-    assert "…" not in text
-    assert max(map(len, text.splitlines())) <= 80
-    # Each row says whose it is, as `db pull --database` takes it, where that can be asked.
-    shown = [line.split()[0] for line in text.splitlines() if line.startswith(("ddd", "eee"))]
-    assert shown == (["d" * 8, "e" * 8] if databases == 2 else [])
-    for whole in ("0d3be546c27414bc", "not ready", "1,234,567.50", "operator"):
-        assert whole in text
 
 
 def test_what_is_refused_names_the_address_and_what_to_do(
@@ -254,10 +227,3 @@ async def test_a_second_shipper_says_once_that_it_waits_and_takes_over(
         first.close()
         process.kill()
         process.communicate()
-
-
-def test_where_to_is_asked_for(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    code, _, err = typed(capsys, "db", "ship", "--once", "--db", path)
-    assert (code, err) == (2, "Say where to: --to URL, or storage.ship_to.\n")
-    code, _, err = typed(capsys, "audit", "verify", "--from", "postgresql://h/f", "--db", path)
-    assert (code, err) == (2, "Name one record: --db FILE, or --from URL.\n")

@@ -174,16 +174,6 @@ async def test_pages_of_other_sites_are_refused(
     assert daemon.commands == []
 
 
-async def test_our_own_page_may_ask(
-    url: str, daemon: Daemon, client: aiohttp.ClientSession
-) -> None:
-    async with client.post(
-        f"{url}/command", json={"kind": "HALT"}, headers={"Origin": url}
-    ) as answer:
-        assert answer.status == 200
-    assert len(daemon.commands) == 1
-
-
 async def test_a_form_of_another_site_is_no_command(
     url: str, daemon: Daemon, client: aiohttp.ClientSession
 ) -> None:
