@@ -42,10 +42,6 @@ def test_a_long_list_is_wrapped_and_a_short_one_is_not() -> None:
     assert dump({"split": {"seeds": [0, 1]}}) == "[split]\nseeds = [0, 1]\n"
 
 
-def test_a_section_of_sections_alone_has_no_header_of_its_own() -> None:
-    assert dump({"a": {"b": {"x": 1}}}) == "[a.b]\nx = 1\n"
-
-
 @pytest.mark.parametrize("value", [math.nan, math.inf, b"bytes", {1, 2}])
 def test_what_toml_cannot_hold_is_refused_with_its_place(value: object) -> None:
     with pytest.raises(ConfigInvalid, match=r"model\.odd"):

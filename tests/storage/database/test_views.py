@@ -12,19 +12,16 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-import polars as pl
 import pytest
 import storage_cases as cases
 from builders import START_MS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
-from sqlalchemy import MetaData, create_engine
 
 from tracepaper.storage.database.connection import open_reader
 from tracepaper.storage.database.view_columns import View, iso, real, text
-from tracepaper.storage.database.views import VIEWS, documentation
+from tracepaper.storage.database.views import VIEWS
 from tracepaper.strategies.types.decisions import Fill, Forecast, Halted, Order, OrderStatus, Step
 from tracepaper.strategies.types.market import Bar, Command, CommandKind, Gap, Side
 
@@ -101,10 +98,6 @@ def iso_of(ms: int) -> str:
     return f"{at:%Y-%m-%dT%H:%M:%S}.{ms % 1000:03d}Z"
 
 
-def test_the_views_are_the_promised_ones() -> None:
-    assert {view.name for view in VIEWS} == set(PROMISED)
-
-
 @pytest.mark.parametrize("view", [view.name for view in VIEWS])
 def test_a_view_has_the_promised_columns_as_documented(
     database: sqlite3.Connection, view: str
@@ -123,14 +116,6 @@ def test_every_time_has_its_iso_text_beside_it() -> None:
         for name in names:
             if name.endswith("_ms") and name not in {"interval_ms", "late_deadline_ms"}:
                 assert f"{name.removesuffix('_ms')}_iso" in names, (view.name, name)
-
-
-def test_the_documentation_names_every_column() -> None:
-    document = documentation()
-    for view in VIEWS:
-        assert f"### `{view.name}`" in document
-        for column in view.columns:
-            assert f"| `{column.name}` | {column.kind} | {column.doc} |" in document
 
 
 @settings(max_examples=300, deadline=None)
@@ -476,38 +461,6 @@ def test_a_view_declares_the_types_that_it_says(view: View, database: sqlite3.Co
     for column in view.columns:
         kinds = {names[type(row[column.name])] for row in found if row[column.name] is not None}
         assert kinds <= {column.kind}, column.name
-
-
-def test_sqlalchemy_reflects_every_view_with_the_types_it_declares(tmp_path: Path) -> None:
-    cases.write_run(tmp_path / "a.db", PLAIN[:3])
-    engine = create_engine(f"sqlite:///{tmp_path / 'a.db'}")
-    found = MetaData()
-    found.reflect(engine, views=True)
-    engine.dispose()
-    for view in VIEWS:
-        table = found.tables[view.name]
-        assert [column.name for column in table.columns] == [c.name for c in view.columns]
-        for column in view.columns:
-            assert str(table.columns[column.name].type) == column.kind
-
-
-@pytest.mark.parametrize("view", VIEWS, ids=lambda view: view.name)
-def test_pandas_and_polars_read_every_view(view: View, tmp_path: Path) -> None:
-    # Two hundred rows without a forecast come before those with one.
-    path = tmp_path / "a.db"
-    cases.write_run(path, cases.plain_steps(200), of=cases.run("plain"))
-    cases.write_run(path, RICH, of=cases.run("rich"))
-    connection = sqlite3.connect(path)
-    rows = connection.execute(f"SELECT * FROM {view.name}").fetchall()
-    read = pd.read_sql_query(f"SELECT * FROM {view.name}", connection)
-    frame = pl.read_database(f"SELECT * FROM {view.name}", connection, infer_schema_length=None)
-    connection.close()
-    assert read.shape == frame.shape == (len(rows), len(view.columns))
-    assert frame.rows() == rows
-    polars = {"INTEGER": pl.Int64, "REAL": pl.Float64, "TEXT": pl.String}
-    for column in view.columns:
-        if frame[column.name].null_count() < len(rows):
-            assert frame.schema[column.name] == polars[column.kind], column.name
 
 
 def test_a_note_is_a_row_for_each_number_and_text_in_its_order(

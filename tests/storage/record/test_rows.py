@@ -20,12 +20,7 @@ from tracepaper.storage.record.encode import StepEncoder
 from tracepaper.storage.record.rows import (
     CHAINED_TABLES,
     SPARSE_TABLES,
-    instrument_of,
-    instrument_row,
-    run_of,
-    run_row,
     sequence_of,
-    step_key,
 )
 from tracepaper.strategies.errors import DataInvalid, InvariantBroken
 from tracepaper.strategies.types.decisions import GateSet, Step
@@ -93,13 +88,6 @@ def test_whole_runs_come_back_from_a_file(steps: list[Step], tmp_path: Path) -> 
         assert list(reader.steps("r-1", after=3, until=9)) == steps[4:10]
 
 
-def test_a_run_comes_back_from_its_rows() -> None:
-    run = cases.run(parent_run_id="r-0")
-    rows = [instrument_row(known, 7, place) for place, known in enumerate(run.instruments)]
-    assert run_of(run_row(run, 7, 2), rows) == run
-    assert [instrument_of(row) for row in rows] == list(run.instruments)
-
-
 def test_columns_stand_in_the_order_of_the_schema() -> None:
     encoder = StepEncoder(cases.run(), 1)
     seen = set()
@@ -129,11 +117,6 @@ def test_a_run_holds_no_more_steps_than_a_key_can_count() -> None:
         with pytest.raises(InvariantBroken, match=r"open a new run\."):
             encoder.add(replace(step, sequence=sequence))
     encoder.add(replace(step, sequence=SEQUENCE_LIMIT - 1))
-
-
-def test_a_key_names_run_and_sequence() -> None:
-    assert sequence_of(step_key(5, 1234)) == 1234
-    assert step_key(5, 0) > step_key(4, 2**28 - 1)
 
 
 def test_new_decimals_within_a_run_are_refused() -> None:
