@@ -122,21 +122,6 @@ def test_features_are_those_of_the_decisions_that_are_asked(
     assert frame[names[0] + "_error"][0] == first[names[0]]["error"]
 
 
-def test_a_network_alone_is_asked_by_integrated_gradients(database: Path) -> None:
-    run_id = explained_runs.run_id(database)
-    table = read_importance(database, run_id, "10000", samples=1).of("features")
-    assert "integrated gradients" in table.notes[0]
-    for row in table.documents():
-        sizes = [value["value"] for value in row.values() if isinstance(value, dict)]
-        assert sum(sizes) == pytest.approx(1.0)
-
-
-@pytest.mark.parametrize("every", ["", "0", "1w", "1.5h", "-1d", "30s"])
-def test_a_span_that_is_none_is_refused(database: Path, every: str) -> None:
-    with pytest.raises(ConfigInvalid, match="give a time such as 1d or 4h, or bars"):
-        read_importance(database, explained_runs.run_id(database), every)
-
-
 def test_what_a_run_lacks_is_said_in_a_sentence(
     tmp_path: Path, database: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

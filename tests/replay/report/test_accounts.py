@@ -190,10 +190,3 @@ def test_an_account_without_information_beats_half_of_its_random_twins(
         beaten.append(twins.beaten)
     # A share between 0 and 1 that is even has a deviation of 0.29: that of 30 of them is 0.05.
     assert np.mean(beaten) == pytest.approx(0.5, abs=0.15)
-
-
-@pytest.mark.slow
-def test_an_account_without_positions_has_no_random_twin(attention_report: Report) -> None:
-    record = attention_report.record
-    assert not any(held.any() for held in record.account.held.values())
-    assert [of.of for of in attention_report.random] == ["ungated"]

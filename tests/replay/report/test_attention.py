@@ -94,8 +94,3 @@ def test_winners_and_losers_share_out_the_trades(attention_report: Report) -> No
     assert losers.means["recent_mass"] == pytest.approx(mean(mass))
     assert losers.means["entropy"] == pytest.approx(1 - losers.means["confidence"])
     assert sum(losers.rollout) == pytest.approx(1.0, abs=1e-4)
-
-
-def test_a_run_without_a_model_has_no_attention(cross_report: Report) -> None:
-    assert cross_report.attention is None
-    assert cross_report.groups == ()

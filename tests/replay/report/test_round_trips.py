@@ -1,8 +1,5 @@
 from __future__ import annotations
 
-from fractions import Fraction
-from itertools import pairwise
-
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -50,18 +47,3 @@ def test_profits_of_closed_trades_are_the_cash_that_moved(
     cash = sum((-1 if quantity > 0 else 1) * notional - fee for quantity, notional, fee in rows)
     assert sum(trip.profit for trip in trips) == cash
     assert sum(trip.fees for trip in trips) == sum(fee for _, _, fee in rows)
-
-
-@given(fills)
-def test_trips_follow_the_position(rows: list[tuple[int, int, int]]) -> None:
-    if not rows:
-        return
-    trips = round_trips(*(list(column) for column in zip(*rows, strict=True)))
-    held, closes = 0, []
-    for place, (quantity, _, _) in enumerate(rows):
-        before, held = held, held + quantity
-        if before and (held == 0 or Fraction(held, before) < 0):
-            closes.append(place)
-    assert [trip.exits[-1][0] for trip in trips] == closes
-    for earlier, later in pairwise(trips):
-        assert closes[0] <= later.entries[0][0] <= earlier.exits[-1][0] + 1
