@@ -8,7 +8,6 @@ import pytest
 
 from tracepaper.replay.archive import Candles, read_candles
 from tracepaper.replay.archive.series import archive_instrument
-from tracepaper.replay.samples import DEMO_CANDLES
 from tracepaper.strategies.types.market import Category
 from tracepaper.strategies.units import MONEY_DECIMALS
 
@@ -59,11 +58,3 @@ def test_a_notional_is_exact_in_money_where_strategies_share_it_and_steps_are_fi
     alone, shared = archive_instrument(part), archive_instrument(part, shared=True)
     assert alone.quantity_decimals == min(6, 10 - decimals)
     assert shared.quantity_decimals == max(MONEY_DECIMALS - decimals, 0)
-
-
-def test_the_bundled_candles_are_whole() -> None:
-    part = read_candles(DEMO_CANDLES)
-    assert (part.instrument, part.interval_ms, len(part)) == ("linear:BTCUSDT", 60_000, 12_000)
-    assert part.gaps == []
-    assert part.notes == ()
-    assert (DEMO_CANDLES.parent / "SOURCES.md").read_text().count(DEMO_CANDLES.name) == 1

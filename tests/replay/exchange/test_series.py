@@ -14,9 +14,8 @@ from tracepaper.replay.exchange.candles import (
     bucket_end,
     bucket_start,
     bucket_starts,
-    is_coarser,
 )
-from tracepaper.strategies.units import INTERVAL_NAMES, INTERVALS
+from tracepaper.strategies.units import INTERVALS
 
 
 def ms(text: str) -> int:
@@ -45,15 +44,3 @@ def test_every_time_lies_in_its_bucket(time_ms: int, interval: str) -> None:
     assert start <= time_ms < bucket_end(start, interval)
     assert bucket_start(start, interval) == start
     assert bucket_starts(np.array([time_ms]), interval).tolist() == [start]
-
-
-def test_only_multiples_are_coarser() -> None:
-    assert is_coarser("15", INTERVALS["5"])
-    assert is_coarser(MONTH, INTERVALS["D"])
-    assert not is_coarser("5", INTERVALS["3"])
-    assert not is_coarser("1", INTERVALS["5"])
-
-
-def test_a_length_that_is_no_interval_has_no_name() -> None:
-    assert INTERVAL_NAMES[60_000] == "1"
-    assert 120_000 not in INTERVAL_NAMES

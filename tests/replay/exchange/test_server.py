@@ -9,7 +9,6 @@ import os
 import signal
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 from aiohttp import ClientError, ClientSession, ClientTimeout, WSMsgType
@@ -359,10 +358,3 @@ async def test_the_wall_clock_runs_on_through_holes_and_past_the_data() -> None:
         assert exchange.clock.now_ms() == WALL_MS + 15 * MINUTE
         await exchange.advance(10_000 * MINUTE)
         assert exchange.clock.now_ms() == WALL_MS + 10_015 * MINUTE
-
-
-@pytest.mark.parametrize("other", [{"speed": 2.0}, {"hold": True}, {"frames": Path("session")}])
-def test_the_wall_clock_is_refused_beside_what_moves_time_otherwise(other: Any) -> None:
-    settings = ExchangeSettings(candles=(candles(ROWS),), wall_ms=lambda: WALL_MS, **other)
-    with pytest.raises(ConfigInvalid, match="--now is the wall clock"):
-        EmbeddedExchange(settings)
