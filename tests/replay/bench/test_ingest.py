@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from figures import MEASURED_ON
 
-from tracepaper.replay.bench.ingest import closing_frames, measure_ingest, plain_bars, shortest
+from tracepaper.replay.bench.ingest import closing_frames, measure_ingest, plain_bars
 
 
 def test_every_bundled_minute_is_a_frame_and_a_bar() -> None:
@@ -20,12 +20,3 @@ def test_figures_are_rates_with_their_ratios_and_the_machine() -> None:
     assert all(rate > 0 for rate in rates.values())
     assert figures["ratio_plain"] == rates["tracepaper"] / rates["plain"]
     assert MEASURED_ON.fullmatch(figures["machine"])
-
-
-def test_numbers_are_written_without_trailing_zeros() -> None:
-    assert [shortest(text) for text in ("10.0", "77.30", "100", "0.5")] == [
-        "10",
-        "77.3",
-        "100",
-        "0.5",
-    ]

@@ -80,12 +80,6 @@ def test_a_bar_of_whole_windows_is_measured_beside_its_network(tmp_path: Path) -
         assert figures[f"bar_to_{name}"] == figures["bar_ms"] / figures[f"{name}_ms"] > 0
 
 
-def test_the_bundled_ensemble_of_whole_windows_is_measured_by_its_name() -> None:
-    figures = measure_windows(Path("informer-1m"), 12)
-    assert figures["network"] == "3 layers, window 512, width 48, 78 features"
-    assert min(figures["bar_ms"], figures["network_explained_ms"]) > 0
-
-
 def test_a_model_that_streams_is_measured_by_another_option(tmp_path: Path) -> None:
     small = FlashConfig(dim=8, layers=2, heads=2, window=16)
     folder = checkpoint(tmp_path, "flash", small, models.network(small).state_dict())
