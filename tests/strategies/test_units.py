@@ -1,13 +1,11 @@
 """Intervals, fees and exact decimals: each in one place."""
 
-import re
 from decimal import ROUND_HALF_EVEN, Decimal
 
 import pytest
 from builders import instrument
 from hypothesis import given
 from hypothesis import strategies as st
-from programs import ROOT
 
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.units import (
@@ -16,7 +14,6 @@ from tracepaper.strategies.units import (
     INTERVALS,
     Notional,
     check_money,
-    count_of,
     divide_half_even,
     interval_start,
     rescaled,
@@ -47,10 +44,6 @@ def test_text_has_no_trailing_zeros() -> None:
     assert unscaled(6511420, 2) == "65114.2"
     assert unscaled(-100, 2) == "-1"
     assert unscaled(5, 0) == "5"
-
-
-def test_one_of_a_noun_is_singular() -> None:
-    assert [count_of(n, "bar") for n in (0, 1, 12_000)] == ["0 bars", "1 bar", "12,000 bars"]
 
 
 def test_excess_decimals_are_refused() -> None:
@@ -93,17 +86,6 @@ def test_every_interval_has_one_name_and_weeks_open_on_mondays() -> None:
             continue
         assert interval_start(monday_ms + length_ms - 1, length_ms) == monday_ms, name
     assert interval_start(monday_ms - 1, INTERVALS["W"]) == monday_ms - 7 * DAY_MS
-
-
-def test_lengths_of_time_and_fees_stand_in_one_place() -> None:
-    again = re.compile(r"86_400_000|604_800_000|\"0\.00055\"")
-    found = {
-        path.relative_to(ROOT).as_posix()
-        for folder in ("daemon", "replay", "storage", "strategies")
-        for path in (ROOT / folder).rglob("*.py")
-        if again.search(path.read_text(encoding="utf-8"))
-    }
-    assert found == {"strategies/units.py"}
 
 
 @given(st.floats(0.001, 1e7), st.sampled_from([(2, 10), (1, 1), (4, 25), (0, 5)]))
