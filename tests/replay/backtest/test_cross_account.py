@@ -10,24 +10,11 @@ from recordings import record
 from records import check_record, rows
 from scenarios import SCENARIOS
 
-from tracepaper.daemon.broker.margin import CALLED
 from tracepaper.daemon.cli import invoke
 from tracepaper.daemon.config.loading import load
 
 CROSS = SCENARIOS["cross margin"]
 LIQUIDATED = "model = 'liquidation'"
-
-
-def test_no_step_owes_anything_and_no_position_has_a_margin_of_its_own() -> None:
-    once = CROSS.recorded()
-    ((least, most),) = rows(once, "SELECT min(equity), max(abs(cash)) FROM v_equity")
-    assert least >= 0
-    assert most > 0
-    held = rows(once, "SELECT count(*), count(margin), count(liquidation_price) FROM v_positions")
-    assert held[0][0] > 100
-    assert held[0][1:] == (0, 0)
-    reasons = rows(once, f"SELECT DISTINCT reason FROM v_fills WHERE {LIQUIDATED}")
-    assert {reason.partition(": ")[0] for (reason,) in reasons} == {CALLED}
 
 
 def test_the_report_and_the_shadow_accounts_know_it(
