@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from page_cases import shown_of
 from records import rows as asked
+from report_cases import build_report_of
 from stock_files import HOUR_MS, date_alone, moment, opens, write
 
 from tracepaper.daemon.cli import invoke
@@ -20,6 +22,8 @@ from tracepaper.replay.archive.candles import bars_of
 from tracepaper.replay.backtest.build import build, configuration
 from tracepaper.replay.backtest.market_data import MarketData
 from tracepaper.replay.backtest.run_spec import RunSpec
+from tracepaper.replay.page import holding
+from tracepaper.replay.report.report import held_alike
 from tracepaper.storage.database.reader import Reader
 from tracepaper.strategies.api.context import Orders, Signal, buy
 from tracepaper.strategies.api.strategy import Strategy
@@ -404,6 +408,20 @@ def test_the_history_of_a_strategy_has_no_jump() -> None:
         (_, jump), (_, volume) = asked(str(run.database), query)
         assert 0 < jump < 0.03
         assert 1 < volume < 1.3
+
+
+@pytest.mark.parametrize("interval_ms", [HOUR_MS, DAY], ids=["hours", "days"])
+def test_buy_and_hold_of_the_page_is_that_of_the_report(interval_ms: int) -> None:
+    candles(interval_ms)
+    actions(SPLIT, "ACME,2014-12-04,dividend,0.47", "ACME,2014-12-02,dividend,7")
+    assert replayed("--actions", "actions.csv") == 0
+    shown = shown_of(Path("run.db"))
+    expected = held_alike(build_report_of(shown.database).record)
+    found = {one.share: one for one in holding.held(shown)}
+    assert len(found) == len(expected) > 0
+    for one in expected:
+        newest = next(of for share, of in found.items() if share == pytest.approx(one.share))
+        assert newest.newest == pytest.approx(one.equity[-1], abs=1e-6)
 
 
 # ---------------------------------------------------------------- sweeps
