@@ -421,14 +421,6 @@ def test_a_crash_by_three_tenths_is_believed(interval_ms: int) -> None:
     assert asked("run.db", "SELECT warnings FROM v_runs") == [("[]",)]
 
 
-def test_a_replay_that_goes_on_suspects_the_same_split(monkeypatch: pytest.MonkeyPatch) -> None:
-    at = jumping(HOUR_MS, 1.0, 7.0)
-    run_id = interrupted(monkeypatch, every=130)  # a few bars before it
-    again = ["replay", "ACME=acme.csv", "-c", "shares.toml", "--json", "--db", "part.db"]
-    assert invoke([*again, "--resume", run_id]) == 0
-    assert refused("part.db") == refused("run.db") == [("plausible", at)]
-
-
 DAYS = """
 from tracepaper.strategies.api.context import Signal
 from tracepaper.strategies.api.strategy import Strategy

@@ -16,7 +16,7 @@ from typing import Any, Final
 
 import psutil
 import pytest
-from programs import BIN, ROOT, Program, environment, run
+from programs import BIN, Program, environment, run
 from waiting import deadline_s
 
 pytestmark = pytest.mark.slow
@@ -304,27 +304,6 @@ def test_a_node_that_goes_in_mid_sweep_loses_no_cell(sweeping: Sweeping, cluster
     out, err = process.communicate(timeout=deadline_s(240))
     assert process.returncode == 0, err
     assert json.loads(out.splitlines()[-1]) == sweeping.cells(space=space, on="local", jobs=2)
-
-
-@pytest.mark.long
-def test_a_worker_of_another_version_is_refused(sweeping: Sweeping, cluster: Nodes) -> None:
-    other = sweeping.folder / "other"
-    skipped = shutil.ignore_patterns("*.pyc", "__pycache__", "samples", "assets", "models")
-    for part in ("daemon", "replay", "storage", "strategies"):
-        shutil.copytree(ROOT / part, other / "tracepaper" / part, ignore=skipped)
-    shutil.copy(ROOT / "__init__.py", other / "tracepaper")
-    with (other / "tracepaper" / "replay" / "__init__.py").open("a") as file:
-        file.write("# An edit.\n")
-    cluster.ask(json.dumps({"env_vars": {"PYTHONPATH": str(other)}}))
-    code, out, err = sweeping.told({"RAY_ADDRESS": cluster.address}, on="ray", state="state.db")
-    assert (code, out) == (1, "")
-    said = err.splitlines()[-1]
-    assert re.fullmatch(
-        r"ConfigInvalid: A worker of Ray is refused: tracepaper is \S+ there and \S+ here; install "
-        r"the same on every node\.",
-        said,
-    ), err
-    assert not (sweeping.folder / "state.db").exists()
 
 
 # ---------------------------------------------------------------- folds, seeds, figures

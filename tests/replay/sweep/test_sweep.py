@@ -119,19 +119,6 @@ def test_heat_and_neighbours(nine: Sweep) -> None:
         nine.heat("speed")
 
 
-def test_a_heat_map_is_a_frame_and_a_picture(nine: Sweep) -> None:
-    heat = nine.heat("fast", "slow")
-    assert heat is not None
-    frame = heat.frame
-    assert frame.columns == ["slow", "fast=3", "fast=5", "fast=9"]
-    assert frame["slow"].to_list() == ["12", "20", "40"]
-    assert frame["fast=5"].to_list() == heat.values[:, 1].tolist()
-    (axes, _colours) = heat.plot().figure.axes
-    assert [label.get_text() for label in axes.get_xticklabels()] == ["3", "5", "9"]
-    assert len(axes.texts) == np.isfinite(heat.values).sum()
-    assert "data:image/png;base64," in heat._repr_html_()
-
-
 def test_the_registry_counts_a_configuration_once_over_all_sweeps(candles: Path) -> None:
     first = here(candles, {"fast": [3, 5], "slow": [20]})
     again = here(candles, {"fast": [3, 5], "slow": [20]}, "mean_day")

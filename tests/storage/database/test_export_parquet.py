@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fcntl
 import os
-import resource
 import shutil
 import sqlite3
 import subprocess
@@ -252,26 +251,6 @@ def test_an_export_that_is_killed_leaves_only_whole_files_and_the_next_one_ends_
         export(reader, DIGITS, folder, "parquet")
     assert files(folder) == wanted
     assert not (folder / exporting.UNFINISHED).exists()
-
-
-def test_a_full_disk_changes_nothing_and_is_one_sentence(database: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "lake"
-    with Reader.open(database) as reader:
-        export(reader, "rich", folder, "parquet")
-    before = files(folder)
-    program = Path(sys.executable).with_name("tracepaper")
-    done = subprocess.run(
-        [program, "audit", "export", DIGITS, "--db", database, "--parquet", folder],
-        capture_output=True,
-        text=True,
-        check=False,
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, 40_000)),
-    )
-    assert done.returncode == 2
-    assert done.stderr == (
-        f"{folder} could not be written (File too large); make room or name another folder.\n"
-    )
-    assert files(folder) == before
 
 
 def test_what_a_prune_dropped_stays_in_the_folder(database: Path, tmp_path: Path) -> None:
