@@ -153,7 +153,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"strategies": {"reset": "day"}}, "[strategies] reset is of several strategies"),
     (
         {"strategies": {"a": {"share": "0.5", "fats": 3}, "b": {"share": "0.5"}}},
-        "[strategies.a] has no key 'fats'; the nearest is 'fast'.",
+        "[strategies.a] has no key 'fats'; the nearest is 'fast'; correct it.",
     ),
     (
         {"strategies": {"a.share": "0.1", "b": {"share": "0.5"}}},
