@@ -25,7 +25,7 @@ from tracepaper.storage.chain.verify import verify_chain
 from tracepaper.storage.database.connection import open_reader
 from tracepaper.storage.database.reader import Reader
 from tracepaper.strategies.errors import ConfigInvalid
-from tracepaper.strategies.types.decisions import FillModel
+from tracepaper.strategies.types.decisions import FillModel, Step
 from tracepaper.strategies.types.market import (
     Event,
     Funding,
@@ -76,6 +76,35 @@ def held(path: Path) -> None:
     assert any(step.strategies for step in kept)
     with open_reader(path) as connection:
         assert verify_chain(connection, run_id).problem is None
+
+
+def essence(steps: list[Step]) -> list[Any]:
+    """Return all of a run that a restart must not change: everything but ids."""
+    return [
+        (
+            step.decision, step.strategies,
+            [(o.side, o.quantity, o.filled, o.status, o.reason, o.tag) for o in step.orders],
+            [(f.side, f.quantity, f.price, f.fee, f.filled_ms) for f in step.fills],
+            step.account,
+            [(t.position, t.account) for t in step.twins],
+        )
+        for step in steps
+        if type(step.event).__name__ in {"Bar", "Quote", "Funding"}
+    ]  # fmt: skip
+
+
+def test_one_that_was_set_aside_stays_so_after_a_restart(tmp_path: Path) -> None:
+    given, model = events(50, quotes=False), FillModel.NEXT_OPEN
+    whole = Process(tmp_path / "whole.db", several(model), model)
+    whole.live(given)
+    whole.stop()
+    assert any("set aside" in one.outcome.reason for one in whole.steps[-2].strategies)
+    cut = [at for at, event in enumerate(given) if not isinstance(event, Funding)][36]
+    for part in (given[:cut], given[cut:]):
+        process = Process(tmp_path / "cut.db", several(model), model)
+        process.live(part)
+        process.stop()
+    assert essence(process.steps) == essence(whole.steps)[cut:]
 
 
 FORGED = [
