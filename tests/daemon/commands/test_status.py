@@ -14,7 +14,6 @@ import pytest
 from builders import (
     MINUTE,
     START_MS,
-    account,
     bar,
     decision,
     forecast,
@@ -29,7 +28,6 @@ from tracepaper.daemon.http.client import ask, token_file, write_token
 from tracepaper.daemon.http.monitor import Monitor
 from tracepaper.daemon.http.server import Caller
 from tracepaper.strategies.errors import TracepaperError
-from tracepaper.strategies.types.decisions import Position, TwinStep
 from tracepaper.strategies.types.market import CommandKind, CommandOrigin
 
 
@@ -185,18 +183,3 @@ async def test_a_note_of_any_length_is_refused_in_a_sentence(
         assert await called("command", "HALT", "--note", note, "--db", daemon.database) == 1
         assert words in capsys.readouterr().err
     assert daemon.commands == []
-
-
-async def test_status_shows_what_no_strategy_has_a_share_of(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    parts = {"a": 30_000, "b": 60_000}
-    twins = tuple(TwinStep(name, Position(), account(money), ()) for name, money in parts.items())
-    monitor = Monitor(run=run(), clock=ManualClock(START_MS + MINUTE))
-    monitor.observe(step(bar(), decided=decision(), twins=twins))
-    async with serving(tmp_path / "run.db", monitor) as daemon:
-        await called("status", "--db", daemon.database)
-        await called("status", "--db", daemon.database, "--json")
-    shown = capsys.readouterr().out
-    (line,) = [line for line in shown.splitlines() if line.startswith("in reserve")]
-    assert line.split()[2:4] == ["10,000.00", "10,000.00"]

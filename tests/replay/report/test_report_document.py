@@ -9,13 +9,11 @@ import pytest
 import storage_cases as cases
 from builders import altered
 from msgspec import structs
-from pages import charts_of, layers_of
+from pages import layers_of
 from report_cases import build_report_of
 
-from tracepaper.replay.document.charts import Chart, HeatLayer
-from tracepaper.replay.document.values import FoldedParts, Paragraph, Table, TitledParts, as_parts
+from tracepaper.replay.document.values import as_parts
 from tracepaper.replay.report.document import months, report_document
-from tracepaper.replay.report.heads import read_heads
 from tracepaper.replay.report.report import Report
 from tracepaper.replay.report.trade_pictures import trade_chart
 
@@ -36,15 +34,6 @@ def evil_report(tmp_path_factory: pytest.TempPathFactory) -> Report:
     ]
     cases.write_run(path, steps, of=cases.run(strategy=EVIL, warnings=(EVIL,)))
     return build_report_of(path)
-
-
-@pytest.fixture(scope="module")
-def attention_document(attention_report: Report) -> TitledParts:
-    return report_document(attention_report, read_heads(attention_report.record))
-
-
-def folds(document: TitledParts) -> list[FoldedParts]:
-    return [part for part in document.parts if isinstance(part, FoldedParts)]
 
 
 def test_text_of_the_record_stays_text(evil_report: Report) -> None:
@@ -70,24 +59,6 @@ def test_a_calendar_has_a_year_a_row_and_the_year_s_return_behind_its_months(
     assert part["rows"][1][2] == "–"
 
 
-def test_each_trade_is_folded_over_why_it_was_opened_its_picture_and_its_gates(
-    attention_report: Report, attention_document: TitledParts
-) -> None:
-    shown = folds(attention_document)[1:]
-    assert len(shown) == len(attention_report.explained) > 4
-    for fold, explained in zip(shown, attention_report.explained, strict=True):
-        trade = explained.trade
-        assert f"{trade.side} {trade.entry_reason} → {trade.exit_reason}" in fold.summary
-        assert fold.cells[0][0] == trade.profit
-        said, chart, gates = fold.parts
-        assert isinstance(said, Paragraph)
-        assert f"Opened by decision {trade.entry_sequence}." in said.text
-        assert isinstance(chart, Chart)
-        assert isinstance(gates, Table)
-        assert [row[0] for row in gates.rows] == [gate["gate"] for gate in explained.gates]
-        assert [row[3] for row in gates.rows] == [bool(gate["passed"]) for gate in explained.gates]
-
-
 def test_a_trade_s_picture_has_its_fills_and_where_attention_flowed(
     attention_report: Report,
 ) -> None:
@@ -106,17 +77,3 @@ def test_a_trade_s_picture_has_its_fills_and_where_attention_flowed(
     bare = trade_chart(replace(explained, rollout=()))
     assert len(bare.panels) == 1
     assert "attention" not in bare.caption
-
-
-def test_the_regimes_and_the_gate_lie_over_the_same_time_as_the_rollout(
-    attention_report: Report, attention_document: TitledParts
-) -> None:
-    chart = charts_of(attention_document)[3]
-    assert chart.is_aligned
-    layers = layers_of(chart)
-    ribbon = layers["regime"]
-    assert isinstance(ribbon, HeatLayer)
-    assert ribbon.names == ["MEAN_REVERSION", "MIXED", "MOMENTUM"]
-    assert set(ribbon.rows[0]) <= {0.0, 1.0, 2.0, None}
-    assert ribbon.x == layers["usual"].x
-    assert layers["its gate"].at == attention_report.record.thresholds["confidence"]

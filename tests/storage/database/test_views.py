@@ -20,53 +20,13 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from tracepaper.storage.database.connection import open_reader
-from tracepaper.storage.database.view_columns import View, iso, real, text
+from tracepaper.storage.database.view_columns import iso, real, text
 from tracepaper.storage.database.views import VIEWS
 from tracepaper.strategies.types.decisions import Fill, Forecast, Halted, Order, OrderStatus, Step
 from tracepaper.strategies.types.market import Bar, Command, CommandKind, Gap, Side
 
 PLAIN = cases.plain_steps(120)
 RICH = cases.rich_steps()
-
-PROMISED = {
-    "v_ledger": "run_id sequence ordinal market_ms instrument kind amount balance order_id",
-    "v_runs": "run_id kind started_at ended_at instruments interval model_id model_sha256 "
-    "config_sha256 code_version head_digest",
-    "v_bars": "run_id sequence instrument open_time_ms open high low close volume turnover "
-    "source seen_ms",
-    "v_decisions": "run_id sequence instrument open_time_ms action allowed refused_by "
-    "mean_return stdev_return p_down p_flat p_up confidence regime recent_mass "
-    "target_quantity reason model_id",
-    "v_gates": "run_id sequence gate measure threshold passed",
-    "v_explanations": "run_id sequence bucket from_open_time_ms until_open_time_ms weight",
-    "v_trades": "run_id sequence instrument side quantity opened_ms closed_ms entry_price "
-    "exit_price gross costs fees funding net bars_held entry_reason exit_reason",
-    "v_strategy_decisions": (
-        "run_id sequence instrument open_time_ms open_time_iso strategy action allowed refused_by "
-        "target_quantity target_quantity_text reason unfilled_reason regime gates note "
-        "quantity quantity_text realized_pnl realized_pnl_text unrealized_pnl "
-        "unrealized_pnl_text fees_paid fees_paid_text funding_paid funding_paid_text equity "
-        "equity_text"
-    ),
-    "v_notes": "run_id sequence open_time_ms instrument name number text",
-    "v_orders": "run_id sequence order_id side quantity price fee liquidity reason status "
-    "decision_sequence",
-    "v_fills": "run_id sequence order_id side quantity price fee liquidity reason status "
-    "decision_sequence",
-    "v_positions": "run_id sequence quantity average_price realized_pnl unrealized_pnl cash "
-    "equity fees_paid funding_paid",
-    "v_equity": "run_id sequence quantity average_price realized_pnl unrealized_pnl cash "
-    "equity fees_paid funding_paid",
-    "v_twin_fills": "run_id sequence twin order_id side quantity price fee liquidity reason",
-    "v_twin_equity": "run_id sequence twin quantity average_price realized_pnl unrealized_pnl "
-    "cash equity fees_paid funding_paid",
-    "v_checks": "run_id sequence checked_ms kind result compared identical content is_current",
-    "v_commands": "run_id sequence kind note origin token user market_ms",
-    "v_commits": "run_id sequence last_sequence market_ms digest",
-    "v_gaps": "run_id sequence from_ms until_ms cause repaired_by",
-    "v_events": "run_id sequence kind instrument market_ms seen_ms content",
-}
-"""The columns that other tools may rely on."""
 
 
 @pytest.fixture(scope="module")
@@ -96,18 +56,6 @@ def scaled(number: int, decimals: int) -> str:
 def iso_of(ms: int) -> str:
     at = datetime.fromtimestamp(ms // 1000, UTC)
     return f"{at:%Y-%m-%dT%H:%M:%S}.{ms % 1000:03d}Z"
-
-
-@pytest.mark.parametrize("view", [view.name for view in VIEWS])
-def test_a_view_has_the_promised_columns_as_documented(
-    database: sqlite3.Connection, view: str
-) -> None:
-    found = [row["name"] for row in database.execute(f"PRAGMA table_info({view})")]
-    documented = next(known for known in VIEWS if known.name == view)
-    assert found == [column.name for column in documented.columns]
-    assert set(PROMISED[view].split()) <= set(found)
-    assert len(set(found)) == len(found)
-    assert all(column.doc for column in documented.columns)
 
 
 def test_every_time_has_its_iso_text_beside_it() -> None:
@@ -446,21 +394,6 @@ def test_orders_and_fills_name_the_decision_that_caused_them_and_no_command(
     assert orders == {**caused, "30-0": None, "45-0": None}
     assert fills == {name: orders[name] for name in fills}
     assert joined == (len(fills) - 2,)
-
-
-def types_of(connection: sqlite3.Connection, view: str) -> dict[str, str]:
-    return {row[1]: row[2] for row in connection.execute(f"PRAGMA table_info({view})")}
-
-
-@pytest.mark.parametrize("view", VIEWS, ids=lambda view: view.name)
-def test_a_view_declares_the_types_that_it_says(view: View, database: sqlite3.Connection) -> None:
-    declared = types_of(database, view.name)
-    assert declared == {column.name: column.kind for column in view.columns}
-    found = database.execute(f"SELECT * FROM {view.name}").fetchall()
-    names = {int: "INTEGER", float: "REAL", str: "TEXT"}
-    for column in view.columns:
-        kinds = {names[type(row[column.name])] for row in found if row[column.name] is not None}
-        assert kinds <= {column.kind}, column.name
 
 
 def test_a_note_is_a_row_for_each_number_and_text_in_its_order(
