@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from tracepaper.strategies.attention.streaming import TailRings, WrapRing
 from tracepaper.strategies.errors import AttentionInvalid, ConfigInvalid
-from tracepaper.strategies.forecasters.windowed import Ring
+from tracepaper.strategies.forecasters.base import Ring
 
 portions = st.lists(st.tuples(st.integers(0, 4), st.integers(0, 3)), max_size=40)
 
