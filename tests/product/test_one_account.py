@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from account_laws import check_account
 from builders import START_MS, bars, instrument, quote
 from fed_daemon import Process as FedProcess
 from several_live import MINUTE
-from several_strategies import DRAWN, TOLD, check_sums, configured
+from several_strategies import DRAWN, TOLD, configured
 
 from tracepaper.daemon.cli import invoke
 from tracepaper.daemon.config.loading import Config, load
-from tracepaper.daemon.engine.several import SeveralEngine
 from tracepaper.daemon.session.build import build_engine, resolved
 from tracepaper.replay.checks.verify import verify_run
 from tracepaper.replay.samples import DEMO_CANDLES
@@ -49,8 +49,8 @@ class Process(FedProcess):
 
     def feed(self, event: Event) -> None:
         super().feed(event)
-        if isinstance(self.opened.engine, SeveralEngine):
-            check_sums(self.opened.engine)
+        if self.opened.engine.members:
+            check_account(self.opened.engine.broker.own)
 
 
 def events(count: int, *, quotes: bool) -> list[Event]:
@@ -155,7 +155,6 @@ def test_an_account_of_one_strategy_is_taken_over_by_shares(tmp_path: Path) -> N
     first.stop()
     second = Process(path, several(FillModel.NEXT_OPEN), FillModel.NEXT_OPEN)
     engine = second.opened.engine
-    assert isinstance(engine, SeveralEngine)
     assert second.opened.run.parent_run_id == first.opened.run.run_id
     assert [part.held("linear:BTCUSDT") for part in engine.broker.own.owners.values()] != [0, 0, 0]
     broker = engine.broker
@@ -201,18 +200,9 @@ def test_what_cannot_be_used_is_one_sentence(sections: dict[str, Any], said: str
     assert "\n" not in text
 
 
-@pytest.mark.parametrize(
-    ("section", "said"),
-    [
-        ({"market": {"universe": {"top": 1}}}, "no universe"),
-        ({"risk": {"max_tail": "0.5"}}, r"which a \+ b \+ c is not given"),
-    ],
-)
-def test_what_several_strategies_cannot_share_is_refused_by_name(
-    section: dict[str, Any], said: str
-) -> None:
-    config = configured(**section)
-    with pytest.raises(ConfigInvalid, match=said):
+def test_a_limit_that_no_model_measures_is_refused_by_the_names_of_all() -> None:
+    config = configured(risk={"max_tail": "0.5"})
+    with pytest.raises(ConfigInvalid, match=r"which a \+ b \+ c is not given"):
         build_engine(
             config,
             [instrument()],
