@@ -17,7 +17,6 @@ from ett import (
     DirectRecipe,
     Epoch,
     fit,
-    recipes,
     ridge,
     seasonal,
     tree,
@@ -117,11 +116,6 @@ def test_a_window_is_what_came_before_its_answers() -> None:
     np.testing.assert_array_equal(answers[0], made.values[700:703])
 
 
-def test_the_last_column_alone_is_the_univariate_task() -> None:
-    alone = prepare(ANYWHERE, series(), horizon=4, univariate=True)
-    np.testing.assert_allclose(alone.values, task().values[:, -1:], atol=1e-12)
-
-
 def test_marks_are_of_hour_week_month_and_year() -> None:
     marks = time_marks([datetime(2016, 7, 3, 23, tzinfo=UTC), datetime(2018, 1, 1, tzinfo=UTC)])
     np.testing.assert_allclose(marks[0], [0.5, 0.5, 2 / 30 - 0.5, 184 / 365 - 0.5])
@@ -175,14 +169,6 @@ def test_a_file_of_another_form_is_one_sentence(
     path = write(tmp_path / "bad.csv", rows)
     with pytest.raises(DataInvalid, match=sentence):
         prepare(path, read_table(path), horizon=4)
-
-
-def test_a_file_that_is_missing_or_binary_is_one_sentence(tmp_path: Path) -> None:
-    with pytest.raises(DataInvalid, match="cannot be read"):
-        read_table(tmp_path / "none.csv")
-    (tmp_path / "bytes.csv").write_bytes(b"date,a\n\xff\xfe")
-    with pytest.raises(DataInvalid, match="cannot be read"):
-        read_table(tmp_path / "bytes.csv")
 
 
 def test_the_naive_answer_is_the_last_day_repeated() -> None:
@@ -288,31 +274,6 @@ def test_no_answer_depends_on_what_it_forecasts() -> None:
         assert not np.array_equal(answer, each.answer(at))
 
 
-def test_the_same_seed_gives_the_same_answers_and_another_one_others() -> None:
-    made = task()
-    at = made.origins(made.test, 24)[:50]
-    first, again = (fit(made, TINIES["flash"], ignore).answer(at) for _ in range(2))
-    np.testing.assert_array_equal(first, again)
-    other = TINIES["flash"]._replace(options=replace(QUICK, seed=1))
-    assert not np.array_equal(first, fit(made, other, ignore).answer(at))
-
-
-def test_a_recipe_of_every_network_fits_the_hourly_protocol() -> None:
-    made = task(horizon=24, day_rows=24, variables=2)
-    for recipe in recipes(made).values():
-        network = recipe.make().eval()
-        seen, answers = made.windows(made.origins(made.test, 0)[:2], recipe.window)
-        marks = torch.zeros(2, recipe.window + 24, 4)
-        with torch.inference_mode():
-            assert network(torch.from_numpy(seen).float(), marks).shape == answers.shape
-
-
-def test_a_loss_that_is_not_finite_ends_the_fit() -> None:
-    wild = TINIES["lstm"]._replace(options=replace(QUICK, learning_rate=1e30, clip=1e30))
-    with pytest.raises(DataInvalid, match="not finite"):
-        fit(task(), wild, ignore)
-
-
 def test_a_horizon_without_a_window_is_refused() -> None:
     assert prepare(ANYWHERE, series(), horizon=480).origins(task().test, 0).tolist() == [1_920]
     with pytest.raises(ConfigInvalid, match="481 rows is longer than the 480 rows"):
@@ -321,10 +282,3 @@ def test_a_horizon_without_a_window_is_refused() -> None:
         fit(replace(task(), horizon=1_430), TINIES["flash"], ignore)
     with pytest.raises(ConfigInvalid, match="shorter"):
         ridge(replace(task(), horizon=1_430))
-
-
-def test_a_window_that_is_no_multiple_of_its_patches_is_refused() -> None:
-    with pytest.raises(ConfigInvalid, match="multiple of patch"):
-        DirectConfig(window=25, patch=4)
-    with pytest.raises(ConfigInvalid, match="dim is 0"):
-        DirectConfig(dim=0)

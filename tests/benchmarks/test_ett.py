@@ -21,8 +21,6 @@ from ett_data import (
 )
 from run_ett import NETWORKS, measure_ett
 
-from tracepaper.strategies.errors import ConfigInvalid
-
 pytestmark = pytest.mark.long
 
 ROWS = 2_400
@@ -113,17 +111,6 @@ def test_paired_errors_are_over_stretches_that_share_no_answers(path: Path) -> N
     count = len(origins) // 6
     stretches = (first - second)[: 6 * count].reshape(count, 6).mean(axis=1)
     assert whole.error == pytest.approx(stretches.std(ddof=1) / np.sqrt(count))
-
-
-@pytest.mark.parametrize("step", [3, 4, 5])
-def test_a_step_that_does_not_divide_the_horizon_is_refused(path: Path, step: int) -> None:
-    with pytest.raises(ConfigInvalid, match="give a divisor below it"):
-        measure_ett(path, "ridge", horizon=4, step=step, tell=print)
-
-
-def test_an_unknown_network_is_one_sentence(path: Path) -> None:
-    with pytest.raises(ConfigInvalid, match="use flash, informer, lstm, ridge, tree"):
-        measure_ett(path, "gru", horizon=4, tell=print)
 
 
 def test_the_file_that_figures_were_taken_on_has_its_published_windows() -> None:

@@ -16,8 +16,6 @@ from published_networks import (
     PublishedInformerConfig,
 )
 
-from tracepaper.strategies.errors import AttentionInvalid, ConfigInvalid
-
 torch.set_num_threads(1)
 pytestmark = pytest.mark.long
 
@@ -187,29 +185,3 @@ def test_every_weight_is_learnt() -> None:
     network, x, marks = case()
     network.train()(x, marks).square().mean().backward()
     assert all(part.grad is not None for part in network.parameters())
-
-
-@pytest.mark.parametrize(
-    ("change", "sentence"),
-    [
-        ({"window": 0}, "window is 0"),
-        ({"encoders": ()}, "encoders must list"),
-        ({"decoder_layers": 0}, "decoder_layers"),
-        ({"start": 41}, "start must lie"),
-        ({"heads": 3}, "dim must be even"),
-        ({"dropout": 1.0}, "dropout"),
-        ({"encoders": (1,) * 7}, "too short for the encoders"),
-    ],
-    ids=str,
-)
-def test_what_cannot_be_built_is_refused(change: dict[str, Any], sentence: str) -> None:
-    with pytest.raises(ConfigInvalid, match=sentence):
-        PublishedInformerConfig(**(asdict(SMALL) | change))
-
-
-def test_another_length_is_refused() -> None:
-    network, x, marks = case()
-    with pytest.raises(AttentionInvalid, match="takes 40 rows and marks of 10 more"):
-        network(x[:, 1:], marks)
-    with pytest.raises(AttentionInvalid, match="not 40 and 9"):
-        network(x, marks[:, 1:])

@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 
 import campaign_all
-import campaign_processors
 import pytest
 from drawn import KINDS
 
@@ -26,14 +25,6 @@ def test_each_part_is_a_program_that_exists() -> None:
     alone = [one for name, one in campaign_all.PARTS.items() if name.startswith("live_")]
     assert {one[one.index("--kind") + 1] for one in alone} < set(KINDS)
     assert all("--rounds" in one for one in alone)
-
-
-def test_what_other_processors_leave_out_is_named_as_pytest_names_it(
-    request: pytest.FixtureRequest,
-) -> None:
-    file, _, name = campaign_processors.BEYOND.partition("::")
-    source = (request.config.rootpath / file).read_text(encoding="utf-8")
-    assert f"def {name.partition('[')[0]}(" in source
 
 
 @pytest.fixture
@@ -77,23 +68,3 @@ def test_what_passed_on_this_commit_is_not_run_again_and_what_failed_is_not_kept
     }
     monkeypatch.setattr(sys, "argv", ["campaign_all.py", "--only", "go"])
     assert campaign_all.main() == 0
-
-
-def test_a_second_call_still_writes_down_what_passed(
-    checkout: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    good = campaign_all.PARTS["good"]
-    monkeypatch.setattr(campaign_all, "PARTS", {"good": good, "grand": good})
-    for part in ("good", "grand"):
-        monkeypatch.setattr(sys, "argv", ["campaign_all.py", "--only", part])
-        assert campaign_all.main() == 0
-    assert set(campaign_all.passed()) == {"good", "grand"}
-
-
-def test_with_uncommitted_changes_nothing_is_kept(
-    checkout: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (checkout / "new.py").write_text("x = 1\n")
-    monkeypatch.setattr(sys, "argv", ["campaign_all.py", "--only", "good"])
-    assert campaign_all.main() == 0
-    assert campaign_all.passed() == {}

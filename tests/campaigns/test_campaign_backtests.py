@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import random
 import shutil
 import sqlite3
-import tomllib
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -169,11 +167,3 @@ def test_what_is_not_refused_although_it_has_to_be_is_found(tmp_path: Path) -> N
     (tmp_path / "none.db").touch()
     with pytest.raises(RoundFailed, match=r"leaves \['none.db'\]"):
         campaign.check_refused(case, ["replay", "x.csv", "--mode", "x"], tmp_path / "none.db")
-
-
-def test_a_configuration_is_written_as_toml() -> None:
-    text = campaign.toml({"a": {"b": 1, "c": {"d": ["x"]}}, "e": {"f": False}})
-    assert json.loads(json.dumps(tomllib.loads(text))) == {
-        "a": {"b": 1, "c": {"d": ["x"]}},
-        "e": {"f": False},
-    }

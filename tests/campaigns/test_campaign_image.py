@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,6 @@ import campaign_image
 import campaign_image_inside
 import pytest
 from campaign_image import BARE, USUAL, faults
-from image_root import Chroot, Stage, instructions, is_sent
 
 GOOD: dict[str, Any] = {
     "user": 10001,
@@ -67,58 +65,9 @@ def test_what_is_planted_in_the_dockerfile_stands_in_it() -> None:
     assert json.loads(health) == ["tracepaper", "status", "--ready"]
 
 
-def test_instructions_are_joined_and_comments_left_out() -> None:
-    text = "# one\nFROM a AS b\nRUN x \\\n# two\n  && y\n\nUSER 1:1\n"
-    assert list(instructions(text)) == [("FROM", "a AS b"), ("RUN", "x    && y"), ("USER", "1:1")]
-
-
-@pytest.mark.parametrize(
-    ("path", "sent"),
-    [
-        ("README.md", True),
-        ("pyproject.toml", True),
-        ("deploy/torch.sh", True),
-        ("deploy/compose.yaml", False),
-        (".git/config", False),
-        ("daemon/cli.py", True),
-        ("daemon/http/__pycache__/a.pyc", False),
-        ("storage/run.db", False),
-        ("storage/models/card.json", True),
-        ("tests/conftest.py", False),
-    ],
-)
-def test_the_context_holds_what_the_image_is_built_from(path: str, sent: bool) -> None:
-    file = campaign_image.DOCKERFILE.with_name("Dockerfile.dockerignore")
-    assert is_sent(file.read_text(encoding="utf-8").splitlines(), path) is sent
-
-
-def test_variables_are_put_in() -> None:
-    stage = Stage(Path("/nowhere"), given={"PYTHON": "3.11"})
-    assert stage.filled("python:${PYTHON}-slim") == "python:3.11-slim"
-    assert stage.filled("/opt/bin:${PATH}").startswith("/opt/bin:/usr/local/sbin")
-
-
 def test_what_the_user_may_write_is_found(tmp_path: Path) -> None:
     for name, mode in (("own", 0o644), ("read", 0o444), ("shared", 0o1777)):
         (tmp_path / name).mkdir() if name == "shared" else (tmp_path / name).touch()
         (tmp_path / name).chmod(mode)
     (tmp_path / "link").symlink_to("own")
     assert campaign_image_inside.writable(tmp_path) == [str(tmp_path / "own")]
-
-
-def test_files_are_copied_as_docker_copies_them(tmp_path: Path) -> None:
-    context = tmp_path / "context"
-    (context / "daemon" / "__pycache__").mkdir(parents=True)
-    (context / "daemon" / "cli.py").touch()
-    (context / "daemon" / "__pycache__" / "cli.pyc").touch()
-    (context / "a.txt").touch()
-    copying = Chroot.__new__(Chroot)
-    copying.context = context
-    stage = Stage(tmp_path / "root", folder="/source")
-    copying.copy(stage, {}, ["daemon", "daemon"], ["**/__pycache__"])
-    copying.copy(stage, {}, ["a.txt", "./"], [])
-    copying.copy(Stage(tmp_path / "last"), {"build": stage}, ["--from=build", "/source", "/s"], [])
-    found = sorted(
-        os.path.relpath(one, tmp_path / "last") for one in (tmp_path / "last").rglob("*")
-    )
-    assert found == ["s", "s/a.txt", "s/daemon", "s/daemon/cli.py"]

@@ -7,17 +7,12 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
-from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 import pytest
-import typer
-from rich.markup import render
 from waiting import deadline_s
 
-from tracepaper.daemon.cli import GROUP, PANELS, invoke
+from tracepaper.daemon.cli import invoke
 from tracepaper.daemon.commands.options import database_path, print_json
 from tracepaper.strategies.errors import ConfigInvalid
 
@@ -115,9 +110,7 @@ def test_functions_become_commands_and_typers_become_groups(
         ("fatal", 1, "The disk is full; free some space.\n"),
         ("nested", 1, "Deep; dig.\n"),
         ("file", 1, "/nowhere/at/all: No such file or directory; correct that and try again.\n"),
-        ("interrupt", 130, ""),
         ("declined", 130, ""),
-        ("exit", 1, ""),
     ],
 )
 def test_errors_are_one_sentence_with_their_exit_code(
@@ -147,7 +140,6 @@ def test_a_bug_keeps_its_traceback() -> None:
     [
         ("fine", 0, ""),
         ("config", 2, "The key is wrong; correct it."),
-        ("fatal", 1, "The disk is full; free some space."),
         ("interrupt", 130, ""),
         ("exit", 1, ""),
         ("bug", 1, "ZeroDivisionError"),
@@ -201,21 +193,6 @@ def test_a_command_that_cannot_be_loaded_does_not_hide_the_others(
     assert "A group." in listing
     assert invoke(["zz-broken", "anything", "--at", "all"]) == 1
     assert "No module named 'added_absent'" in capsys.readouterr().err
-
-
-@pytest.mark.usefixtures("added")
-def test_help_lists_verbs_in_the_order_of_their_use(capsys: pytest.CaptureFixture[str]) -> None:
-    assert invoke(["--help"]) == 0
-    listed = re.findall(r"^│ ([a-z][a-z-]*) ", capsys.readouterr().out, re.MULTILINE)
-    order = [name for names in PANELS.values() for name in names]
-    assert {"config", "doctor", "status", "command"} <= set(listed)
-    assert listed == [
-        *(name for name in order if name in listed),
-        "zz-broken",
-        "zz-group",
-        "zz-single",
-        "zz-unanswered",
-    ]
 
 
 def python(code: str) -> subprocess.CompletedProcess[str]:
@@ -296,13 +273,6 @@ def test_threads_that_wait_leave_the_processor_to_others(own: dict[str, str]) ->
     assert (int(spins) == 0) is (not own)
 
 
-def test_version_is_the_installed_one(capsys: pytest.CaptureFixture[str]) -> None:
-    from importlib.metadata import version
-
-    assert invoke(["--version"]) == 0
-    assert capsys.readouterr().out == f"tracepaper {version('tracepaper')}\n"
-
-
 def test_a_closed_pipe_is_quiet() -> None:
     done = python(
         "import os, sys\n"
@@ -347,38 +317,3 @@ def test_a_replay_without_a_model_imports_no_torch(tmp_path: Path) -> None:
         "print(codes, sorted(heavy & set(sys.modules)), file=sys.stderr)"
     )
     assert done.stderr.splitlines()[-1] == "[0, 0, 0] []"
-
-
-def bracketed(text: str) -> set[str]:
-    return set(re.findall(r"\[[^\]]*\]", text))
-
-
-def swallowed(words: str, command: Any) -> Iterator[str]:
-    """Name the commands whose help the library would show without a bracket of its text."""
-    texts = [command.help, *(getattr(each, "help", None) for each in command.params)]
-    if any(bracketed(text) - bracketed(render(text).plain) for text in filter(None, texts)):
-        yield words.strip()
-    for name, each in getattr(command, "commands", {}).items():
-        yield from swallowed(f"{words} {name}", each)
-
-
-def test_the_help_shows_every_bracket_of_its_text() -> None:
-    application = typer.Typer()
-    application.command("planted", help="Read [notify].")(lambda: None)
-    for entry in metadata.entry_points(group=GROUP):
-        if isinstance(loaded := entry.load(), typer.Typer):
-            application.add_typer(loaded, name=entry.name)
-        else:
-            application.command(entry.name)(loaded)
-    assert list(swallowed("", typer.main.get_command(application))) == ["planted"]
-
-
-def test_the_help_of_no_command_is_longer_than_a_screen(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("COLUMNS", "80")
-    lengths = {}
-    for entry in metadata.entry_points(group=GROUP):
-        assert invoke([entry.name, "--help"]) == 0
-        lengths[entry.name] = len(capsys.readouterr().out.splitlines())
-    assert {name: lines for name, lines in lengths.items() if lines > 50} == {}

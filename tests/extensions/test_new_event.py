@@ -10,7 +10,6 @@ import builders
 import pytest
 import storage_cases as cases
 from msgspec import Struct
-from programs import ROOT
 
 from tracepaper.daemon.config.loading import load
 from tracepaper.daemon.session.build import build_engine
@@ -80,18 +79,3 @@ def test_the_engine_refuses_a_kind_without_a_case() -> None:
     fake: Any = Outage("linear:BTCUSDT", 30, builders.START_MS + 1, builders.START_MS + 2)
     with pytest.raises(AssertionError, match="Expected code to be unreachable"):
         engine.step(fake, None)
-
-
-def test_the_pages_name_every_kind() -> None:
-    page = (ROOT / "docs" / "views.md").read_text(encoding="utf-8")
-    time = (ROOT / "docs" / "time.md").read_text(encoding="utf-8")
-    listed = page[page.index("## `v_events`") :]
-    assert all(f"`{kind}`" in listed for kind in rows.EVENT_TYPES)
-    first = time[time.index("**T1.**") : time.index("**T2.**")].replace("_", " ")
-    said = {"instrument change": "instrument's filters", "end": "the end of the run"}
-    missing = [
-        kind
-        for kind in rows.EVENT_TYPES
-        if said.get(name := kind.replace("_", " "), name) not in first
-    ]
-    assert missing == []

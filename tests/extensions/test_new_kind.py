@@ -79,10 +79,6 @@ def test_what_examines_a_network_refuses_it(said: dict[str, str]) -> None:
     )
 
 
-def test_the_help_of_train_does_not_grow_by_a_kind(said: dict[str, str]) -> None:
-    assert "seasonal" not in said["help"]
-
-
 def test_a_run_trades_by_its_checkpoint_and_is_verified(said: dict[str, str]) -> None:
     assert said["replay"].endswith("exit code 0\n")
     assert "400 of 400 decisions follow from the record" in said["verify"]
@@ -99,12 +95,6 @@ def test_what_explains_attention_says_that_it_has_none(said: dict[str, str]) -> 
     assert said["explain"].endswith("exit code 0\n")
     assert "has no attention to look back through" in said["full"]
     assert json.loads(said["report"].removesuffix("exit code 0\n"))["attention"] is None
-
-
-def test_lists_name_it_and_call_it_experimental(said: dict[str, str]) -> None:
-    assert "  seasonal; " in said["models"]
-    told = json.loads(said["listed"].removesuffix("exit code 0\n"))
-    assert "seasonal" in told["experimental_kinds"]
 
 
 def test_what_needs_a_network_refuses_it_in_one_sentence(said: dict[str, str]) -> None:

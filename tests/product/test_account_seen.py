@@ -53,12 +53,6 @@ class Looks(Strategy):
         return answer if isinstance(answer, Orders) else Signal(Action(answer), "told")
 
 
-class Blind(Looks):
-    """The same without declaring it."""
-
-    sees_account = False
-
-
 @pytest.fixture(autouse=True)
 def forgotten() -> Iterator[None]:
     yield
@@ -118,15 +112,6 @@ def test_what_rests_is_seen_and_a_fill_between_two_closes_too() -> None:
     assert (order.tag, order.exact.order_id) == ("low", "0-0")
     assert (filled.orders, [fill.quantity for fill in filled.fills]) == ((), [1])
     assert (filled.position.opened_at, filled.position.bars_held) == (at_ms, 1)
-
-
-def test_a_strategy_that_does_not_declare_it_sees_nothing() -> None:
-    machine = engine("LONG", "HOLD", name="Blind")
-    for at in range(2):
-        machine.step(bar(10_000, index=at), None)
-    assert SEEN == [None, None]
-    assert not machine.sees_account
-    assert engine("LONG").sees_account
 
 
 class LooksAtAll(PortfolioStrategy):
@@ -278,12 +263,3 @@ def test_parity_with_another_model_ends_at_the_first_fill_that_differs(seer: Pat
     with Reader.open(first) as reader:
         untrue = verify_run(reader, first, reader.find("last"))
     assert not untrue.holds, "the run's row denies what its class declares"
-
-
-def test_parity_with_the_same_model_compares_every_decision(seer: Path) -> None:
-    first, second = seer / "one.db", seer / "two.db"
-    ran(first, FillModel.NEXT_OPEN, [0, 60])
-    ran(second, FillModel.NEXT_OPEN, [0, 60])
-    found = parity_of(first, second)
-    assert (found.holds, found.first_fill, found.after_first_fill) == (True, "", 0)
-    assert found.compared == found.identical > 40

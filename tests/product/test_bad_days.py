@@ -7,9 +7,6 @@ test names them.
 from __future__ import annotations
 
 import asyncio
-import json
-import os
-import shutil
 import sqlite3
 import sys
 from contextlib import closing
@@ -35,20 +32,18 @@ from tracepaper.daemon.http.client import ask, token_file
 from tracepaper.daemon.session.daemon import Daemon
 from tracepaper.daemon.session.loop import GROUP_STEPS
 from tracepaper.daemon.terminal import console as log_lines
-from tracepaper.storage.checkpoints import DEFAULT_CHECKPOINT
 from tracepaper.storage.database.lock import holder_of
 from tracepaper.storage.maintenance import backup
 from tracepaper.strategies.api.context import BarContext, Percent, Signal
 from tracepaper.strategies.api.strategy import Strategy
 from tracepaper.strategies.errors import (
     AuditUnwritable,
-    ConfigInvalid,
     Fatal,
     StrategyFailed,
 )
 from tracepaper.strategies.forecasters.tabular import EnsembleForecaster
 from tracepaper.strategies.types.decisions import Action, Forecast, Step
-from tracepaper.strategies.types.market import Bar, Gap, GapCause, ModelChange, RunKind
+from tracepaper.strategies.types.market import Bar, ModelChange, RunKind
 
 
 def candle(**changes: Any) -> dict[str, Any]:
@@ -60,41 +55,20 @@ def candle(**changes: Any) -> dict[str, Any]:
 
 HOSTILE: dict[str, bytes | dict[str, Any]] = {
     "null": b"null",
-    "a number": b"17",
     "cut off": b'{"topic":"kline.1.BTCUSDT","data":[{"start":17',
     "deep": b"[" * 100_000,
-    "deep objects": b'{"a":' * 50_000,
     "huge": b'{"topic":"' + b"x" * 9_000_000 + b'"}',
-    "no data": {"topic": "kline.1.BTCUSDT", "type": "snapshot", "ts": START_MS},
     "empty data": {**candle(), "data": []},
-    "many candles": {**candle(), "data": candle(confirm=False)["data"] * 5_000},
-    "NaN by name": json.dumps(candle(close=float("nan"))).encode(),
     "NaN as text": candle(close="NaN"),
-    "infinity": candle(high="Infinity"),
     "negative": candle(low="-1", close="-1"),
-    "zero": candle(open="0", high="0", low="0", close="0"),
-    "high under low": candle(high="1", low="200"),
-    "exponent": candle(close="1e400"),
-    "endless decimals": candle(close="100." + "1" * 5_000),
-    "negative volume": candle(volume="-3"),
     "1970": candle(start=0, end=MINUTE - 1),
     "2262": candle(start=9_214_646_400_000, end=9_214_646_400_000 + MINUTE - 1),
     "beyond 64 bits": candle(start=2**70),
-    "before 1970": candle(start=-MINUTE, end=-1),
     "off the grid": candle(start=START_MS + 1),
-    "confirm as text": candle(confirm="true"),
     "wrong symbol": kline(START_MS + 10 * MINUTE, symbol="ETHUSDT"),
-    "wrong interval": {**candle(), "topic": "kline.5.BTCUSDT"},
-    "unknown topic": {"topic": "liquidation.BTCUSDT", "data": {}, "ts": START_MS},
     "far future": {**kline(START_MS + 10_000 * MINUTE), "ts": START_MS},
-    "time in 2262": book(9_214_646_400_000),
-    "time null": {**book(START_MS), "ts": None},
-    "time negative": book(-5),
     "crossed book": book(START_MS, "101.0", "99.0"),
-    "book of nothing": book(START_MS, "0", "0", "0"),
-    "book of NaN": book(START_MS, "NaN", "NaN"),
     "mark of NaN": ticker(START_MS, "NaN"),
-    "mark negative": ticker(START_MS, "-5"),
 }
 
 
@@ -115,88 +89,6 @@ async def test_a_hostile_frame_changes_nothing_and_the_daemon_goes_on(
     assert all(isinstance(bar, Bar) and 1_000 <= bar.close <= 1_090 for bar in traded)
 
 
-async def test_one_frame_from_2262_costs_no_decision_after_the_clock_is_read_anew(
-    tmp_path: Path,
-) -> None:
-    database = tmp_path / "run.db"
-    async with ScriptedServer() as server, daemon(server, database) as running:
-        await running.close_bars(10)
-        asked = len(server.asked("time"))
-        await server.send(book(9_214_646_400_000))
-        await running.until(lambda: len(server.asked("time")) > asked)
-        await running.close_bars(3)
-        refused = [step.decision.refused_by for step in running.decisions() if step.decision][10:]
-    check_record(database, bars=13)
-    assert refused == [None] * 3
-
-
-async def test_a_candle_missing_twice_late_or_revised_is_decided_once(tmp_path: Path) -> None:
-    database = tmp_path / "run.db"
-    async with ScriptedServer() as server, daemon(server, database) as running:
-        await running.close_bars(9)
-        await running.close_bars(1, stream=False)  # missing: REST has it
-        await server.send(kline(START_MS + 9 * MINUTE, price(9)))  # and late
-        await running.close_bars(1)
-        await server.send(kline(START_MS + 10 * MINUTE, price(10)))  # twice
-        await server.send(kline(START_MS + 10 * MINUTE, "250.0"))  # revised
-        await server.send(kline(START_MS + 3 * MINUTE, "1.0"))  # long ago
-        await running.close_bars(2)
-        evidence = [step.event for step in running.steps if not step.accepted]
-    check_record(database, bars=13)
-    assert [bar.close for bar in evidence if isinstance(bar, Bar)] == [2_500, 10]
-
-
-async def test_what_is_missing_everywhere_is_said_and_the_next_bar_held(tmp_path: Path) -> None:
-    database = tmp_path / "run.db"
-    async with ScriptedServer() as server, daemon(server, database) as running:
-        await running.close_bars(10)
-        server.add_candle(START_MS + 11 * MINUTE, price(11))
-        server.server_ms = START_MS + 12 * MINUTE + 2_000
-        await server.send(kline(START_MS + 11 * MINUTE, price(11)))
-        await running.until(lambda: len(running.decisions()) == 11)
-        gaps = [step.event for step in running.steps if isinstance(step.event, Gap)]
-        last = running.decisions()[-1].decision
-    assert [(gap.from_ms, gap.until_ms, gap.repaired_by) for gap in gaps] == [
-        (START_MS + 10 * MINUTE, START_MS + 11 * MINUTE, "")
-    ]
-    assert last is not None
-    assert (last.action, last.refused_by) == (Action.HOLD, "gap")
-
-
-async def test_a_machine_that_slept_decides_all_that_it_missed_late_and_goes_on(
-    tmp_path: Path,
-) -> None:
-    database = tmp_path / "run.db"
-    async with ScriptedServer() as server, daemon(server, database) as running:
-        await running.close_bars(9)
-        now_ms = server.server_ms
-        running.pass_bars(120)
-        server.server_ms = now_ms
-        running.clock.fall_asleep(120 * MINUTE + 2_000)
-        await server.send(kline(START_MS + 128 * MINUTE, price(128)))
-        await running.until(lambda: running.decided() == 129)
-        await running.close_bars(3)
-        gaps = [step.event for step in running.steps if isinstance(step.event, Gap)]
-        refused = [step.decision.refused_by for step in running.decisions() if step.decision]
-    check_record(database, bars=132)
-    assert (gaps[0].cause, gaps[0].repaired_by) == (GapCause.JUMPED, "clock")
-    assert gaps[0].until_ms - gaps[0].from_ms == 120 * MINUTE + 2_000
-    assert {(gap.cause, gap.repaired_by) for gap in gaps[1:]} == {(GapCause.JUMPED, "rest")}
-    assert set(refused[9:128]) == {"late"}
-    assert refused[129:] == [None] * 3
-
-
-async def test_without_quotes_nothing_is_traded(tmp_path: Path) -> None:
-    database = tmp_path / "run.db"
-    async with ScriptedServer() as server, daemon(server, database) as running:
-        await running.close_bars(9, stream=False)
-        refused = {step.decision.refused_by for step in running.decisions() if step.decision}
-        traded = [order for step in running.steps for order in step.orders]
-    check_record(database, bars=9)
-    assert refused == {"warm", "stale"}
-    assert traded == []
-
-
 async def test_a_daemon_that_was_down_catches_up_in_few_commits(tmp_path: Path) -> None:
     database = tmp_path / "run.db"
     async with ScriptedServer() as server:
@@ -209,74 +101,6 @@ async def test_a_daemon_that_was_down_catches_up_in_few_commits(tmp_path: Path) 
             samples = await scraped(database)
     assert float(samples["tracepaper_commit_seconds_count"]) < 20
     check_record(database, bars=609)
-
-
-@pytest.mark.parametrize("status", [403, 404, 500, 503])
-async def test_a_refused_stream_is_knocked_at_until_it_opens_and_rest_fills_the_hole(
-    tmp_path: Path, status: int
-) -> None:
-    database = tmp_path / "run.db"
-    async with ScriptedServer() as server, daemon(server, database) as running:
-        await running.close_bars(9)
-        server.refuse_status = status
-        server.received.clear()
-        await server.drop()
-        running.pass_bars(2)
-        server.refuse_status = 0
-        await running.close_bars(2)
-    check_record(database, bars=13)
-
-
-async def test_a_half_open_stream_is_left_by_its_silence_not_its_pongs(tmp_path: Path) -> None:
-    database = tmp_path / "run.db"
-    impatient = {"data_watchdog_s": 0.3, "ping_s": 0.05}
-    async with ScriptedServer() as server, daemon(server, database, exchange=impatient) as running:
-        await running.close_bars(9)
-        connections, pings = server.connections, server.pings()
-        await running.until(lambda: server.connections > connections)
-        assert server.pings() > pings
-        await running.close_bars(2)
-    check_record(database, bars=11)
-
-
-@pytest.mark.parametrize("way", ["10006", "403", "html", "cut", "empty"])
-async def test_rest_that_bans_or_babbles_delays_a_bar_and_loses_none(
-    tmp_path: Path, way: str
-) -> None:
-    database = tmp_path / "run.db"
-    async with ScriptedServer() as server, daemon(server, database) as running:
-        await running.close_bars(9)
-        answers = {
-            "10006": lambda: server.reply({}, code=10006, message="Too many visits!"),
-            "403": lambda: web.Response(status=403, text="<html>banned</html>"),
-            "html": lambda: web.Response(text="<html>maintenance</html>"),
-            "cut": lambda: web.Response(text='{"retCode":0,"result":{"list":[["17'),
-            "empty": lambda: web.Response(text=""),
-        }
-        server.answer_next("kline", *(answers[way]() for _ in range(2)))
-        await running.close_bars(1, stream=False)
-        await running.close_bars(1)
-    check_record(database, bars=11)
-
-
-async def test_numbers_in_other_forms_end_no_daemon(tmp_path: Path) -> None:
-    database = tmp_path / "run.db"
-    linear = {"category": "linear", "symbol": "BTCUSDT"}
-    async with ScriptedServer() as server:
-        odd = {"symbol": "BTCUSDT", "lastPrice": "cheap"}
-        server.answer_next("tickers", server.reply({**linear, "list": [odd]}))
-        async with daemon(server, database) as running:
-            await running.close_bars(1, stream=False)
-            running.pass_bars(1)
-            # The first quote of all: none is newer, so it would be an event before this bar.
-            await server.send(book(-(10**30)), kline(START_MS + MINUTE, price(1)))
-            await running.close_bars(7)
-            times = (f"{START_MS + 9 * MINUTE}.0", f"{START_MS + 9 * MINUTE}e0")
-            rows = [[time, *["100.0"] * 4, "1.5", "150.75"] for time in times]
-            server.answer_next("kline", *(server.reply({**linear, "list": [row]}) for row in rows))
-            await running.close_bars(1, stream=False)
-            await running.close_bars(1)
-    check_record(database, bars=11)
 
 
 async def test_a_stop_drops_what_waits_behind_the_step_in_hand(tmp_path: Path) -> None:
@@ -327,18 +151,6 @@ def refusals(server: ScriptedServer) -> list[web.Response]:
     ]
 
 
-async def test_refusals_in_mid_run_delay_and_end_nothing(tmp_path: Path) -> None:
-    database = tmp_path / "run.db"
-    async with ScriptedServer() as server, daemon(server, database) as running:
-        await running.close_bars(9)
-        for name in ("time", "kline", "instruments-info", "funding/history"):
-            server.answer_next(name, *refusals(server))
-        await running.close_bars(1, stream=False)
-        await running.close_bars(2)
-        assert not server.answers["kline"]
-    check_record(database, bars=12)
-
-
 @pytest.mark.parametrize("name", ["time", "instruments-info", "kline"])
 async def test_a_restart_waits_for_an_exchange_that_refuses_what_it_once_served(
     tmp_path: Path, name: str
@@ -354,43 +166,6 @@ async def test_a_restart_waits_for_an_exchange_that_refuses_what_it_once_served(
             await running.until(lambda: len(running.decisions()) == 1)
             assert not server.answers[name]
     check_record(database, bars=10)
-
-
-@pytest.mark.parametrize("name", ["tickers", "kline"])
-async def test_a_first_start_waits_once_its_symbols_were_found(tmp_path: Path, name: str) -> None:
-    # Time and instruments have answered: the address, the category and the symbols are right.
-    database = tmp_path / "run.db"
-    async with ScriptedServer() as server:
-        server.answer_next(name, *refusals(server))
-        async with daemon(server, database) as running:
-            await running.close_bars(2)
-            assert not server.answers[name]
-    check_record(database, bars=2)
-
-
-async def test_a_symbol_that_was_never_served_is_refused_although_another_was(
-    tmp_path: Path,
-) -> None:
-    database = tmp_path / "run.db"
-    async with ScriptedServer() as server:
-        async with daemon(server, database) as running:
-            await running.close_bars(1)
-        config = load(None, settings(server, market={"symbols": ["NOSUCHUSDT"]}))
-        with pytest.raises(ConfigInvalid, match="NOSUCHUSDT"):
-            await Daemon(config, database, kind=RunKind.LIVE).run()
-
-
-async def test_a_second_daemon_on_one_database_is_refused_with_the_holders_pid(
-    tmp_path: Path,
-) -> None:
-    database = tmp_path / "run.db"
-    async with ScriptedServer() as server, daemon(server, database) as running:
-        await running.close_bars(2)
-        second = Daemon(load(None, settings(server)), database, kind=RunKind.LIVE)
-        with pytest.raises(ConfigInvalid, match=f"in use by process {os.getpid()}; stop it"):
-            await second.run()
-        await running.close_bars(2)
-    check_record(database, bars=4)
 
 
 async def test_a_database_that_is_taken_away_ends_the_daemon_with_a_sentence(
@@ -456,19 +231,6 @@ async def scraped(database: Path) -> dict[str, str]:
     async with ClientSession() as client, client.get(f"{holder.http}/metrics") as answer:
         text = await answer.text()
     return dict(line.rsplit(" ", 1) for line in text.splitlines() if line[0] != "#")
-
-
-async def test_a_scrape_says_how_old_everything_is_and_how_long_it_took(tmp_path: Path) -> None:
-    database = tmp_path / "run.db"
-    async with ScriptedServer() as server, daemon(server, database) as running:
-        await running.close_bars(3)
-        samples = await scraped(database)
-    btc = '{instrument="linear:BTCUSDT"}'
-    for age in (f"bar_age_seconds{btc}", f"quote_age_seconds{btc}", "frame_age_seconds"):
-        assert 0 <= float(samples[f"tracepaper_{age}"]) < 60
-    assert samples["tracepaper_decision_seconds_count"] == "3.0"
-    assert float(samples["tracepaper_commit_seconds_count"]) >= 5
-    assert 0 <= float(samples["tracepaper_commit_age_seconds"]) < 60
 
 
 async def test_the_token_of_a_command_lives_as_long_as_the_daemon_and_is_in_no_backup(
@@ -546,46 +308,6 @@ async def test_a_start_that_fails_leaves_no_run(
             await Daemon(load(None, given), database, kind=RunKind.LIVE).run()
     with closing(sqlite3.connect(database)) as db:
         assert db.execute("SELECT count(*) FROM runs").fetchone() == (0,)
-
-
-@pytest.mark.parametrize("way", ["corrupt", "swapped"])
-async def test_a_checkpoint_that_is_not_its_cards_is_refused_before_anything_is_traded(
-    tmp_path: Path, way: str
-) -> None:
-    folder = tmp_path / "checkpoint"
-    shutil.copytree(DEFAULT_CHECKPOINT, folder)
-    weights = folder / "weights.safetensors"
-    content = bytearray(weights.read_bytes())
-    content[-5] ^= 1
-    weights.write_bytes(content if way == "corrupt" else b"\x08" + bytes(7) + b"{}      ")
-    model = {"checkpoint": str(folder)}
-    async with ScriptedServer() as server:
-        with pytest.raises(ConfigInvalid, match="SHA-256"):
-            async with daemon(
-                server, tmp_path / "run.db", model=model, strategy={"name": "attention"}
-            ) as running:
-                await running.until(lambda: running.steps)
-
-
-async def test_an_order_that_no_quote_fills_in_time_is_canceled_saying_so(tmp_path: Path) -> None:
-    database = tmp_path / "run.db"
-    async with ScriptedServer() as server, daemon(server, database) as running:
-        await running.until(lambda: server.sockets and server.subscribed())
-        for minute in range(12):
-            open_ms, close = START_MS + minute * MINUTE, price(minute)
-            running.pass_bars(1)
-            # The only quote of a minute comes just before its close, long after the last order.
-            ask_price = f"{float(close) + 0.1:.1f}"
-            quoted = book(open_ms + MINUTE - 500, close, ask_price)
-            await server.send(quoted, kline(open_ms, close))
-            await running.until(lambda: running.decided() >= running.minute)
-    check_record(database, bars=12)
-    with closing(sqlite3.connect(database)) as db:
-        ends = db.execute("SELECT status, reason FROM v_orders ORDER BY sequence").fetchall()
-        assert db.execute("SELECT count(*) FROM v_fills").fetchone() == (0,)
-    assert len(ends) == 12 - 6  # from the seventh close on, which makes the averages, every bar
-    assert set(ends[:-1]) == {("CANCELED", "no quote filled it within 10,000 ms")}
-    assert ends[-1][0] == "ACCEPTED"
 
 
 async def test_a_model_that_is_too_slow_is_held_and_nothing_is_traded(

@@ -64,20 +64,3 @@ def test_no_command_ends_in_a_traceback(condition: str, tmp_path: Path) -> None:
         assert done.returncode == (1 if answers else code), (command, error)
         if answers or code:
             assert error.strip().splitlines()[-1].endswith("."), (command, error)
-
-
-def test_a_user_without_a_home_folder_is_told_which_variable_to_set(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    from tracepaper.storage.sweeps import user_folder
-    from tracepaper.strategies.errors import ConfigInvalid
-
-    def homeless() -> Path:
-        raise RuntimeError("Could not determine home directory.")
-
-    monkeypatch.setattr(Path, "home", homeless)
-    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
-    with pytest.raises(ConfigInvalid, match=r"set XDG_CACHE_HOME \(or HOME\) to a folder"):
-        user_folder("XDG_CACHE_HOME", ".cache")
-    monkeypatch.setenv("XDG_CACHE_HOME", "/somewhere")
-    assert user_folder("XDG_CACHE_HOME", ".cache") == Path("/somewhere/tracepaper")

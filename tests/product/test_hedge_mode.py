@@ -15,13 +15,13 @@ from exchange_client import candles as made_candles
 from exchange_client import walk_rows
 from fakes import ManualClock
 from fed_daemon import Process as FedProcess
-from hedged_cases import DRAWN, MINUTE, SCRIPTED, OwnSides, check_laws, configured
+from hedged_cases import DRAWN, MINUTE, SCRIPTED, configured
 from hedged_cases import walk as events
 from records import check_record
 from several_live import SPEED, check_parity, trading
 from several_strategies import DRAWN as DRAWN_SIGNALS
 
-from tracepaper.daemon.config.loading import Config, load, restore
+from tracepaper.daemon.config.loading import Config, load
 from tracepaper.daemon.http.monitor import Monitor
 from tracepaper.daemon.session.build import margin_rules, needs_forecaster, resolved
 from tracepaper.daemon.session.notices import Notices
@@ -35,13 +35,12 @@ from tracepaper.storage.chain.verify import verify_chain
 from tracepaper.storage.database.connection import open_reader
 from tracepaper.storage.database.reader import Reader
 from tracepaper.strategies.errors import ConfigInvalid
-from tracepaper.strategies.types.decisions import FillModel, Step
+from tracepaper.strategies.types.decisions import FillModel
 from tracepaper.strategies.types.market import (
     Bar,
     Event,
     Funding,
     Mark,
-    Quote,
 )
 from tracepaper.strategies.units import unscaled
 
@@ -61,24 +60,6 @@ class Process(FedProcess):
         check_account(self.opened.engine.broker.own)
 
 
-def essence(steps: list[Step]) -> list[Any]:
-    """Return all that a restart must not change: everything but ids."""
-    return [
-        (
-            step.decision,
-            [
-                (o.position_side, o.side, o.quantity, o.filled, o.status, o.reason, o.tag)
-                for o in step.orders
-            ],
-            [(f.position_side, f.side, f.quantity, f.price, f.fee) for f in step.fills],
-            step.account,
-            [(t.twin, t.position, t.account, t.confirmed) for t in step.twins],
-        )
-        for step in steps
-        if type(step.event).__name__ in {"Bar", "Quote", "Funding"}
-    ]
-
-
 def recorded(path: Path, execution: FillModel = FillModel.NEXT_OPEN, count: int = 60) -> Process:
     process = Process(path, hedged(execution), execution)
     process.live(events(1, count, quotes=execution is FillModel.QUOTE, shocks=True))
@@ -95,40 +76,6 @@ def holds(path: Path) -> None:
         assert check_terms(reader.connection, run_id) is None
     with open_reader(path) as connection:
         assert verify_chain(connection, run_id).problem is None
-
-
-@pytest.mark.parametrize("execution", [FillModel.QUOTE, FillModel.NEXT_OPEN])
-def test_the_tail_after_a_restart_is_identical_wherever_it_stopped(
-    tmp_path: Path, execution: FillModel
-) -> None:
-    given = events(1, 50, quotes=execution is FillModel.QUOTE)
-    config = hedged(execution)
-    whole = Process(tmp_path / "whole.db", config, execution)
-    whole.live(given)
-    whole.stop()
-    expected = essence(whole.steps)
-    assert sum(len(step.fills) for step in whole.steps) >= 20
-    check_laws(whole.steps)
-    own = OwnSides(ITEM, "100000", "10")
-    for step in whole.steps:
-        own.take(step)
-    starts = [at for at, event in enumerate(given) if at > 30 and not isinstance(event, Funding)]
-    if execution is FillModel.QUOTE:  # a start forgets the newest quote
-        starts = [at for at in starts if isinstance(given[at], Quote)]
-    # A start forgets mark prices, which value what is held until the next bar.
-    starts = [at for at in starts if isinstance(given[at - 1], Bar)]
-    for cut in starts[::23]:
-        path = tmp_path / f"cut-{cut}.db"
-        first = Process(path, config, execution)
-        first.live(given[:cut])
-        first.stop()
-        second = Process(path, config, execution)
-        assert second.opened.resumed
-        second.live(given[cut:])
-        second.stop()
-        done = len(essence(first.steps))
-        assert essence(second.steps) == expected[done:], f"stopped after event {cut}"
-        holds(path)
 
 
 def test_a_record_holds_and_its_views_show_both_sides(tmp_path: Path) -> None:
@@ -347,14 +294,9 @@ async def test_live_equals_its_replay(tmp_path: Path) -> None:
 
 
 BAD: list[tuple[dict[str, Any], str]] = [
-    ({"account": {"position_mode": "both"}}, "write one of one_way, hedge"),
     (
         {"account": {"position_mode": "hedge"}, "market": {"category": "spot"}},
         '[account] position_mode = "hedge" is for linear positions, and category "spot" is paid in',
-    ),
-    (
-        {"account": {"position_mode": "hedge"}, "market": {"asset": "stock"}},
-        "is for linear positions, and shares are paid in full",
     ),
     (
         {"account": {"position_mode": "hedge", "margin": "cross"}},
@@ -380,10 +322,3 @@ def test_what_hedge_mode_does_not_take_is_one_sentence(given: dict[str, Any], sa
         needs_forecaster(load(None, given))
     assert said in str(refused.value)
     assert str(refused.value).count("\n") == 0
-
-
-def test_a_stored_configuration_has_the_mode_where_it_is_not_the_usual_one() -> None:
-    config = hedged(FillModel.NEXT_OPEN)
-    stored = json.loads(config.canonical_json())
-    assert stored["account"]["position_mode"] == "hedge"
-    assert restore(config.canonical_json()).account.position_mode == "hedge"

@@ -25,7 +25,6 @@ from tracepaper.daemon.cli import invoke
 from tracepaper.replay.learning.baselines import (
     BASELINES,
 )
-from tracepaper.replay.learning.estimator import recipe_of
 from tracepaper.strategies import attention
 from tracepaper.strategies.allocation import Rule
 from tracepaper.strategies.attention import backends, layer
@@ -48,8 +47,6 @@ SHORT: Final = {"steps": 2, "length": 128, "windows": 8, "batch": 2, "explained_
 """Sizes of a fit, and of what is explained after it."""
 SIZES: Final = {name.replace("-", "_") for name in (*SMALL, *SHORT, "threads")}
 """Keys of a recipe that a test may lower; nothing else may differ from what the page prints."""
-BARS_BEFORE_CALIBRATION: Final = 2_159
-"""Of the 2,879 bars of the page, by the shares of a split."""
 CHARTS: Final = (
     "report/attention_charts.py",
     "explain/document.py",
@@ -268,69 +265,6 @@ def test_a_command_shows_what_it_stands_beside(
     code, out, err = done[line.shown_by]
     assert code == 0, err[-500:]
     assert out
-
-
-@pytest.mark.parametrize(
-    ("network", "window"), [("flash", 1_088), ("crossasset --data $SOL", 1_500)]
-)
-def test_a_window_too_wide_for_these_candles_is_refused_before_the_fit(
-    network: str,
-    window: int,
-    place: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    command = (
-        f"tracepaper train --data $BTC --set horizons=4,16 --out wide --set model.kind={network}"
-    )
-    small = choose(f"window={window}", "dim=8", "training.steps=2")
-    code = invoke([*printed(command, monkeypatch), *small])
-    err = " ".join(capsys.readouterr().err.split())
-    assert (code, "loss" in err) == (2, False)
-    assert "has no bar with " in err
-    assert "narrow the window" in err
-    assert not (place / "wide").exists()
-
-
-TRAININGS: Final = sorted(
-    {line.shown_by for line in COMMANDS if line.shown_by.startswith("tracepaper train --data $BTC")}
-)
-
-
-@pytest.mark.parametrize("command", TRAININGS)
-def test_a_training_is_made_as_printed_but_for_lower_sizes(
-    command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    words = printed(command, monkeypatch)
-    assert changed(words, sized(words), capsys) == []
-
-
-@pytest.mark.parametrize("command", TRAININGS)
-def test_the_printed_window_leaves_bars_to_judge_in_its_own_size(
-    command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    words = printed(command, monkeypatch)
-    assert invoke(["train", "--init", "flash", *settings_in(words)]) == 0
-    document = tomllib.loads(capsys.readouterr().out)
-    document.pop("ensemble", None)
-    kind = document["model"]["kind"]
-    if kind not in ROW_KINDS:
-        config = recipe_of(document).architecture
-        assert config.receptive_field <= BARS_BEFORE_CALIBRATION
-
-
-def test_another_difference_from_what_is_printed_is_refused(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    words = printed("tracepaper train --data $BTC --out flash", monkeypatch)
-    assert changed(words, [*words, *choose("horizons=4,16")], capsys) == [
-        "architecture horizons: [5, 30, 240] → [4, 16]",
-        "calibration horizon: 30 → 16",
-    ]
-    assert changed(words, [*words, *choose("training.steps=500")], capsys) == [
-        "training steps: 400 → 500"
-    ]
-    assert changed(words, words[:-2], capsys) == ["words of the page"]
 
 
 @pytest.mark.parametrize("line", CALLS, ids=lambda line: f"{line.section}: {line.names}")

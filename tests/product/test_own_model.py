@@ -19,10 +19,8 @@ from daemon_under_test import daemon, price
 from exchange_client import candles as made_candles
 from exchange_client import walk_rows
 from own_strategies import importable
-from pages import said_in
 from programs import ROOT, environment, run
 from readme import blocks
-from records import decision_hashes
 from waiting import deadline_s
 
 from tracepaper.daemon.cli import invoke
@@ -107,13 +105,6 @@ def test_every_decision_of_the_trees_follows_from_the_record(folder: Path, datab
     assert (checked.code, "holds" in checked.out) == (0, True), checked.out  # its card as well
 
 
-def test_a_replay_of_the_record_decides_alike(folder: Path) -> None:
-    again = run(["replay", "--data", "replay.db#last", "--db", "again.db", "--json"], folder)
-    assert again.code == 0, again.err
-    assert decision_hashes(folder / "again.db") == decision_hashes(folder / "replay.db")
-    assert run(["audit", "verify", "last", "--db", "again.db"], folder).code == 0
-
-
 def test_explain_says_that_there_is_no_more_to_explain(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -124,17 +115,6 @@ def test_explain_says_that_there_is_no_more_to_explain(
     assert "without an explanation" in shown
     assert invoke([*given, "--full"]) == 1
     assert "class of a user's own" in capsys.readouterr().err
-
-
-def test_report_and_doctor_know_a_class(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    page = folder / "run.html"
-    assert invoke(["report", "last", "--db", str(folder / "replay.db"), "--html", str(page)]) == 0
-    assert "MOMENTUM" not in said_in(page)
-    capsys.readouterr()
-    invoke(["doctor", "-c", str(EXAMPLES / "boosted_tree.toml")])
-    assert "mean_return, from 480 bars" in capsys.readouterr().out
-    invoke(["models", str(folder / "replay.db.checkpoints")])
-    assert "boosted_tree:BoostedTree" in capsys.readouterr().out
 
 
 SURE: Final = """
@@ -207,11 +187,6 @@ def checked(
         return lookahead(load(None, given), MarketData([candles]), fresh, Limits(probes=2))
 
 
-def test_an_honest_model_passes(tmp_path: Path, fresh: FreshProcesses) -> None:
-    found = checked(tmp_path, fresh, "honest", {})
-    assert (found.verdict, found.without_later) == ("nothing moved", 100)
-
-
 def test_what_the_features_declare_is_read_and_stays_unproved(
     tmp_path: Path, fresh: FreshProcesses
 ) -> None:
@@ -230,25 +205,6 @@ def test_what_the_features_declare_is_read_and_stays_unproved(
             {
                 "top": "import time",
                 "predict": 'return {"mean_return": time.time() % 1.0}',
-            },
-            "moved",
-            "",
-        ),
-        (
-            "draws",
-            {
-                "top": "import random",
-                "predict": 'return {"mean_return": random.random()}',
-            },
-            "moved",
-            "cannot be repeated",
-        ),
-        (
-            "keeps",
-            {
-                "top": "seen_before = []",
-                "predict": "seen_before.append(1)\n"
-                '        return {"mean_return": len(seen_before) % 7 - 3}',
             },
             "moved",
             "",
@@ -410,26 +366,6 @@ async def test_a_service_that_fails_refuses_its_bar_and_the_record_is_checked_wi
         assert (found.differences, found.agreed) == ([], found.decisions)
         assert found.taken >= found.decisions - 1
         assert asked.asked == count  # a check asks nobody
-
-
-async def test_a_changed_answer_of_a_service_is_found_by_the_chain_alone(tmp_path: Path) -> None:
-    (tmp_path / "outside_other.py").write_text(OUTSIDE, encoding="utf-8")
-    database = tmp_path / "run.db"
-    with importable(tmp_path), service() as asked:
-        sections: dict[str, dict[str, Any]] = {
-            "strategy": {"name": "attention"},
-            "model": {"class": "outside_other:Mine", "options": {"url": asked.url}},
-        }
-        async with ScriptedServer() as server, daemon(server, database, **sections) as running:
-            await running.close_bars(6)
-        with closing(sqlite3.connect(database)) as db, db:
-            touched = db.execute("UPDATE answers SET p_up = 0.3, p_down = 0.7 WHERE p_up = 0.2")
-            assert touched.rowcount > 0
-        with Reader.open(database) as reader:
-            run_id = reader.find("last")
-            assert not verify_chain(reader.connection, run_id).holds
-            # What follows from the answers, such as the measure of direction, still tells.
-            assert not verify_run(reader, database, run_id).holds
 
 
 # ---------------------------------------------------------------- the page's forest

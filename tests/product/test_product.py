@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
-import pty
 import re
-import shutil
 import signal
 import sqlite3
-import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 import pytest
-from programs import BIN, ROOT, Ended, Program, environment, pointing_at, run
-from waiting import deadline_s
+from programs import BIN, Ended, Program, pointing_at, run
 
 from tracepaper.replay.samples import DEMO_CANDLES
 
@@ -81,44 +76,6 @@ def test_the_demo_ends_by_itself_and_prints_json_alone(demo: Demo) -> None:
     assert all(json.loads(line)["timestamp"] for line in demo.ended.err.splitlines())
 
 
-def test_every_decision_of_the_demo_follows_from_its_record(demo: Demo) -> None:
-    verified = run(["verify", "last", "--db", "demo.db", "--json"], demo.folder)
-    assert verified.code == 0, verified.err
-    found = json.loads(verified.out)
-    assert found["agreed"] == found["decisions"] == demo.said["decisions"]
-
-
-def test_a_replay_of_the_recorded_run_decides_identically(demo: Demo) -> None:
-    replayed = run(["replay", "--data", "demo.db#last", "--db", "again.db", "--json"], demo.folder)
-    assert replayed.code == 0, replayed.err
-    compared = run(["parity", "demo.db#last", "again.db#last", "--json"], demo.folder)
-    found = json.loads(compared.out)
-    assert compared.code == 0
-    assert found["identical"] == found["compared"] == demo.said["decisions"]
-
-
-def test_the_chain_of_the_demo_holds(demo: Demo) -> None:
-    checked = run(["audit", "verify", "last", "--db", "demo.db"], demo.folder)
-    assert (checked.code, "holds" in checked.out) == (0, True)
-
-
-def test_a_changed_bar_is_found_and_named(demo: Demo) -> None:
-    changed = demo.folder / "changed.db"
-    assert run(["db", "backup", "changed.db", "--db", "demo.db"], demo.folder).code == 0
-    (sequence, opened) = asked(
-        "SELECT sequence, open_time_iso FROM v_decisions ORDER BY sequence DESC LIMIT 1 OFFSET 60",
-        changed,
-    )[0]
-    with sqlite3.connect(changed) as db:
-        touched = db.execute(
-            f"UPDATE steps SET low = low - 1 WHERE step & {2**28 - 1} = ?", (sequence,)
-        )
-        assert touched.rowcount == 1
-    checked = run(["audit", "verify", "last", "--db", "changed.db"], demo.folder)
-    assert checked.code == 1
-    assert f"Step {sequence} (linear:BTCUSDT {opened[:16]}Z) was changed" in checked.out
-
-
 # ---------------------------------------------------------------- a demo that goes on
 
 
@@ -171,12 +128,6 @@ def test_ctrl_c_ends_a_demo_in_order_with_its_summary(story: Story) -> None:
     assert "The chain of" in story.ended.out
     assert "Traceback" not in story.ended.err
     assert asked("SELECT count(*) FROM v_runs WHERE ended_at IS NOT NULL", story.database) == [(1,)]
-
-
-def test_status_shows_the_running_daemon_with_its_gates(story: Story) -> None:
-    assert story.status.code == 0
-    assert f"process {story.pid}" in story.status.out
-    assert {"running", "operator", "stale"} <= set(re.findall(r"\w+", story.status.out))
 
 
 def test_a_halt_is_obeyed_audited_and_shown(story: Story) -> None:
@@ -285,52 +236,4 @@ def test_lookahead_aggregates_candles_as_a_replay_does(tmp_path: Path) -> None:
     assert (found["holds"], found["probes"], found["bars"]) == (True, 3, 300)
 
 
-def test_a_corrupt_checkpoint_is_refused_by_its_hash(tmp_path: Path) -> None:
-    shutil.copytree(ROOT / "storage" / "models" / "flash-1m", tmp_path / "model")
-    weights = tmp_path / "model" / "weights.safetensors"
-    content = bytearray(weights.read_bytes())
-    content[-1] ^= 1
-    weights.write_bytes(content)
-    (tmp_path / "paper.toml").write_text('[model]\ncheckpoint = "model"\n')
-    data = ["--data", str(DEMO_CANDLES), "--db", "run.db"]
-    refused = run(["replay", "-c", "paper.toml", *data], tmp_path)
-    assert refused.code == 1
-    assert refused.err.count("\n") == 1
-    assert "SHA-256" in refused.err
-    assert refused.out == ""
-
-
 # ---------------------------------------------------------------- terminals
-
-
-def on_a_terminal(arguments: list[str], extra: dict[str, str]) -> str:
-    """Run the program with its stdout on a pseudo-terminal; return what it wrote there."""
-    ours, theirs = pty.openpty()
-    kept = {name: value for name, value in environment().items() if name != "NO_COLOR"}
-    done = subprocess.run(
-        [str(BIN / "tracepaper"), *arguments],
-        env={**kept, "TERM": "xterm-256color", **extra},
-        stdin=subprocess.DEVNULL,
-        stdout=theirs,
-        check=True,
-        timeout=deadline_s(),
-    )
-    assert done.returncode == 0
-    written = os.read(ours, 65_536).decode()
-    os.close(theirs)
-    os.close(ours)
-    return written
-
-
-@pytest.mark.long
-def test_no_color_is_honoured_on_a_terminal(demo: Demo) -> None:
-    coloured = re.compile(r"\x1b\[(?:\d+;)*(?:3[1-8]|9[1-7])[;m]")
-    command = ["explain", f"last:{demo.said['explained_sequence']}", "--db", str(demo.database)]
-    assert coloured.search(on_a_terminal(command, {}))
-    assert not coloured.search(on_a_terminal(command, {"NO_COLOR": "1"}))
-
-
-def test_no_terminal_means_no_escapes(demo: Demo) -> None:
-    listed = run(["audit", "decisions", "last", "--db", "demo.db"], demo.folder)
-    assert listed.code == 0
-    assert "\x1b" not in listed.out + listed.err

@@ -54,34 +54,6 @@ def test_weights_are_found_once_a_day_and_follow_from_the_record(
     assert checked["holds"]
 
 
-@pytest.mark.parametrize(
-    ("options", "sentence"),
-    [
-        ({"rule": "best"}, "'best' is not a valid Rule"),
-        ({"windw": 9}, "windw is no option of the rule inverse; use bound, every, half_life, rule"),
-        ({"rule": "equal", "half_life": 9}, "half_life is no option of the rule equal"),
-        ({"rule": "minimum", "aversion": 2.0}, "aversion is no option of the rule minimum"),
-        ({"rule": "inverse", "lean": 0.2}, "lean is no option of the rule inverse"),
-        ({"window": 2}, "window is 2; it must be a whole number of at least 3"),
-        ({"window": 9.5}, "window is 9.5; it must be a whole number"),
-        ({"every": 0}, "every is 0; it must be a whole number of at least 1"),
-        ({"bound": 0}, "A largest weight of 0 is none"),
-        ({"rule": "mean_variance", "aversion": -1}, "aversion is -1"),
-    ],
-)
-def test_an_option_that_is_none_is_named(
-    options: dict[str, object],
-    sentence: str,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    monkeypatch.setenv("TRACEPAPER_STRATEGY__OPTIONS", json.dumps(options))
-    words = ["replay", *CANDLES, "-c", CONFIG, "--db", tmp_path / "run.db"]
-    assert invoke([str(word) for word in words]) != 0
-    assert sentence in capsys.readouterr().err
-
-
 def test_turnover_is_priced_from_what_the_account_holds_and_not_from_what_was_asked_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -106,18 +106,6 @@ def test_a_class_typed_in_a_cell_is_run_and_verified(cells: dict[str, list[Any]]
     assert "no other process can import the class Rising" in said
 
 
-def test_a_cell_that_shows_nothing_draws_nothing(cells: dict[str, list[Any]]) -> None:
-    assert [cells[source] for source in (FIRST, *QUIET)] == [[], [], []]
-
-
-def test_what_is_printed_is_one_text(cells: dict[str, list[Any]], terminal: dict[str, str]) -> None:
-    for source, of in zip(PRINTED, ("run.report()", "run.explain()", "run.report()"), strict=True):
-        (output,) = cells[source]
-        assert (output.output_type, output.name) == ("stream", "stdout")
-        assert output.text == f"{terminal[of]}\n"
-        assert "linear:BTCUSDT" in output.text
-
-
 def test_a_report_is_drawn_as_it_is_set(cells: dict[str, list[Any]]) -> None:
     for source in ("run.report()", "run.explain()", SHOWN[3]):
         (output,) = cells[source]

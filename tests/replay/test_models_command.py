@@ -16,9 +16,8 @@ import tracepaper
 from tracepaper.daemon.cli import invoke
 from tracepaper.replay.archive.candles import bars_of
 from tracepaper.replay.archive.read import read_candles
-from tracepaper.storage.checkpoints import CARD_NAME, dump, save
-from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
-from tracepaper.strategies.networks.lstm import LstmConfig
+from tracepaper.storage.checkpoints import CARD_NAME, save
+from tracepaper.strategies.errors import DataInvalid
 
 ABSURD = ("nan", "-1", '"x"', "[]", "{}", "999999999999", "true")
 
@@ -49,13 +48,6 @@ def test_models_lists_a_checkpoint_with_its_facts(
     assert str(folder) in out
 
 
-def test_a_folder_without_a_checkpoint_is_said_with_exit_code_1(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert invoke(["models", str(tmp_path / "nowhere")]) == 1
-    assert "No checkpoint lies there" in capsys.readouterr().err
-
-
 @pytest.mark.parametrize("value", ABSURD)
 def test_no_card_gives_a_traceback(
     value: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -77,11 +69,6 @@ def test_no_card_gives_a_traceback(
             assert code in (0, 1, 2)
             assert said.err.count("\n") <= 1, (line, said.err[:300])
             assert "Traceback" not in said.err
-
-
-def test_dump_keeps_what_a_card_said(tmp_path: Path) -> None:
-    card = tomllib.loads((checkpoint(tmp_path / "a") / CARD_NAME).read_text())
-    assert tomllib.loads(dump(card)) == card
 
 
 def test_a_network_is_checked_over_real_rows(
@@ -118,17 +105,6 @@ def test_a_dead_head_of_a_checkpoint_ends_with_exit_code_1(
     assert said.err.count("\n") == 1
 
 
-def test_a_checkpoint_without_a_network_or_too_few_bars_is_one_sentence(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    candles = learning.write_csv(learning.learnable(300, seed=1, symbol="AAAUSDT"), tmp_path)
-    folder = str(checkpoint(tmp_path / "a"))
-    assert invoke(["models", "check", folder, "--data", str(candles)]) == 1
-    assert "without a hole, which one answer of this model depends on" in capsys.readouterr().err
-    assert invoke(["models", "check", str(tmp_path / "nowhere")]) == 2
-    assert "nowhere" in capsys.readouterr().err
-
-
 def test_a_call_gives_where_each_head_looked_from_the_newest_bar(tmp_path: Path) -> None:
     candles = learning.learnable(900, seed=1, symbol="AAAUSDT")
     path = learning.write_csv(candles, tmp_path)
@@ -159,13 +135,6 @@ def test_a_call_gives_where_each_head_looked_from_the_newest_bar(tmp_path: Path)
         assert np.abs(layer - found.layers[0]).max() > 1e-3
     with pytest.raises(DataInvalid, match=r"hold no .* bars of 1m without a hole.*give more"):
         stored.attention(path, at=bars[300].open_time_ms)
-
-
-def test_a_network_without_attention_has_no_maps(tmp_path: Path) -> None:
-    config = LstmConfig(dim=16, layers=1, window=50)
-    save(tmp_path / "b", models.weights(config), models.card(config, temperature=1.0))
-    with pytest.raises(ConfigInvalid, match="has no attention; name a checkpoint of a network"):
-        tracepaper.open_checkpoint(str(tmp_path / "b")).attention("nowhere.csv")
 
 
 def test_a_network_is_exported_and_answers_elsewhere(
@@ -262,26 +231,3 @@ def test_a_network_that_has_not_beaten_persistence_is_experimental(
     assert invoke(["models", str(folder), "--json"]) == 0
     [told] = json.loads(capsys.readouterr().out)["models"]
     assert bool(told["experimental"]) == bool(said)
-
-
-def test_a_card_without_figures_is_experimental_and_so_are_kinds_without_a_checkpoint(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert invoke(["models", str(checkpoint(tmp_path / "a"))]) == 0
-    assert "experimental: its card has no figures on untouched time" in capsys.readouterr().out
-    assert invoke(["models", "--json"]) == 0
-    told = json.loads(capsys.readouterr().out)
-    bundled = {Path(one["folder"]).name: one["experimental"] for one in told["models"]}
-    assert bundled["flash-1m"] == ""
-    assert {"linear", "crossasset", "portfolio", "orderbook"} <= set(told["experimental_kinds"])
-    assert "flash" not in told["experimental_kinds"]
-    assert invoke(["models"]) == 0
-    assert "no bundled checkpoint of theirs" in capsys.readouterr().out
-
-
-def test_no_checkpoint_of_that_name_is_said_with_those_that_there_are(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    assert invoke(["models", "check", "none"]) == 2
-    said = capsys.readouterr().err
-    assert "There is no checkpoint 'none'; name a folder, or a bundled one: flash-15m" in said

@@ -15,7 +15,7 @@ from tracepaper.replay.dataframes import RunFrames, kind_of
 from tracepaper.replay.report import figures
 from tracepaper.replay.report.report import build_report
 from tracepaper.storage.database.views import VIEWS
-from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
+from tracepaper.strategies.errors import ConfigInvalid
 
 FRAMES = [view.name.removeprefix("v_") for view in VIEWS if view.name != "v_runs"]
 HOLDS: dict[str, type | tuple[type, ...]] = {
@@ -100,29 +100,6 @@ def test_pandas_frames_hold_the_same(database: Path) -> None:
     assert ours["open_time_utc"].dt.tz is not None
 
 
-def test_every_column_is_documented(database: Path) -> None:
-    run = open_run("plain", database)
-    for name in FRAMES:
-        documented = run.columns(name)
-        assert documented["column"].to_list() == frame(run, name).columns
-        assert all(documented["meaning"].to_list())
-    with pytest.raises(ConfigInvalid, match="There is no frame nonsense; choose from"):
-        run.columns("nonsense")
-
-
-def test_the_run_itself_is_a_row(database: Path) -> None:
-    run = open_run("last", str(database))
-    assert run.run["run_id"] == run.run_id == "plain"
-    assert "plain" in repr(run)
-
-
-def test_an_unknown_run_is_one_sentence(database: Path) -> None:
-    with pytest.raises(DataInvalid, match="There is no run nobody"):
-        open_run("nobody", database)
-    with pytest.raises(DataInvalid, match="There is no database"):
-        open_run("last", database.with_name("other.db"))
-
-
 @pytest.mark.parametrize(
     ("frames", "advice"),
     [("polars", r"pip install 'tracepaper\[report\]'"), ("pandas", "pip install pandas")],
@@ -133,11 +110,6 @@ def test_a_missing_library_names_what_to_install(
     monkeypatch.setitem(sys.modules, frames, None)
     with pytest.raises(ConfigInvalid, match=advice):
         open_run("last", database, frames=frames)  # type: ignore[call-overload]
-
-
-def test_other_frames_are_refused(database: Path) -> None:
-    with pytest.raises(ConfigInvalid, match="write polars, pandas or numpy"):
-        open_run("last", database, frames="arrow")  # type: ignore[call-overload]
 
 
 def test_a_table_of_the_report_is_a_frame_of_its_figures(database: Path) -> None:

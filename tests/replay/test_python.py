@@ -5,12 +5,10 @@ from __future__ import annotations
 import asyncio
 import gc
 import json
-import re
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, date, datetime
-from html import unescape
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -20,7 +18,6 @@ import pandas as pd
 import polars as pl
 import pytest
 from own_strategies import importable
-from pages import said_in
 from programs import ROOT, environment, run
 from records import decision_hashes
 from stock_files import HOUR_MS, opens, write
@@ -131,58 +128,6 @@ def test_stats_are_the_summary_as_a_series(made: Backtest) -> None:
     assert dict(made.stats) == dict(made.summary)
 
 
-def test_a_plot_is_the_picture_that_report_writes(made: Backtest, tmp_path: Path) -> None:
-    picture = made.plot(last=300)
-    assert picture._repr_png_().startswith(b"\x89PNG")
-    (price, *_) = picture.figure.axes
-    assert len(np.asarray(price.lines[0].get_ydata())) == 300
-    assert repr(picture) == f"<picture of run {made.run_id}>"
-    picture.save(tmp_path / "a.svg")
-    assert (tmp_path / "a.svg").read_text().count("<svg") == 1
-    with pytest.raises(ConfigInvalid, match="give a number of bars, at least 2"):
-        made.plot(last=1)
-
-
-def test_the_summary_says_what_the_report_says(made: Backtest) -> None:
-    report, found = made.report(), made.summary
-    own = report["accounts"][0]
-    assert found["return"] == own["return"]
-    assert (found["mean_day"], found["mean_day_error"]) == tuple(own["mean_day"].values())
-    assert found["sharpe"] is None  # a day and a bit
-    assert found["random_beaten"] == report["random_twins"][0]["beaten"]
-    held = {row["account"]: row["return"] for row in report["accounts"][1:]}
-    assert found["buy_and_hold_return"] == held.pop("buy and hold")
-    assert [found["held_return"]] == list(held.values())
-    assert "Paper trading only" in report.text
-    assert "closed trades" in repr(made)
-    assert "<li>" in made._repr_html_()
-    assert "<pre>" in report._repr_html_()
-
-
-def test_the_page_is_written(made: Backtest, tmp_path: Path) -> None:
-    made.report(html=tmp_path / "run.html")
-    assert made.run_id in said_in(tmp_path / "run.html")
-
-
-def test_the_page_is_shown_within_a_notebook_and_written_elsewhere(
-    made: Backtest, tmp_path: Path
-) -> None:
-    page = made.show()
-    assert repr(page) == (
-        f"<page of run {made.run_id}: a notebook shows it; elsewhere .write('run.html') and open "
-        "that file>"
-    )
-    frame = page._repr_html_()
-    assert frame.count("<") == 2  # the frame's own tags: all of the page is text of an attribute
-    [held] = re.findall(r'srcdoc="([^"]*)"', frame)
-    assert unescape(held) == page.html
-    assert re.findall(r'sandbox="([^"]*)"', frame) == ["allow-scripts allow-popups"]
-    page.write(tmp_path / "run.html")
-    assert (tmp_path / "run.html").read_text(encoding="utf-8") == page.html
-    with pytest.raises(ConfigInvalid, match="choose another file"):
-        page.write(tmp_path / "missing" / "run.html")
-
-
 def test_the_chart_is_that_of_the_command(made: Backtest, tmp_path: Path) -> None:
     of_call, of_command = tmp_path / "call.svg", tmp_path / "command.svg"
     assert "closed trades" in made.report(chart=of_call, last=300).text.lower()
@@ -191,21 +136,6 @@ def test_the_chart_is_that_of_the_command(made: Backtest, tmp_path: Path) -> Non
     assert of_call.read_bytes() == of_command.read_bytes()
     made.report(chart=tmp_path / "all.svg")
     assert len((tmp_path / "all.svg").read_bytes()) > len(of_call.read_bytes())
-
-
-@pytest.mark.parametrize(
-    ("given", "sentence"),
-    [
-        ({"chart": "run.gif"}, "name a .png or .svg file"),
-        ({"chart": "run.svg", "last": 1}, "last is 1; give a number of bars, at least 2"),
-        ({"chart": "nowhere/run.svg"}, "cannot be written to .*; choose another file"),
-    ],
-)
-def test_a_chart_that_cannot_be_drawn_gets_one_sentence(
-    given: dict[str, Any], sentence: str, made: Backtest, tmp_path: Path
-) -> None:
-    with pytest.raises(ConfigInvalid, match=sentence):
-        made.report(**{**given, "chart": tmp_path / given["chart"]})
 
 
 def test_a_decision_is_explained_by_its_sequence_or_from_the_end(made: Backtest) -> None:
@@ -310,12 +240,6 @@ def test_data_that_cannot_be_used_get_one_sentence(data: Any, sentence: str) -> 
         backtest("sma_cross", data)
 
 
-def test_several_levels_of_columns_are_refused() -> None:
-    downloaded = pd.concat({"BTCUSDT": CSV.to_pandas()}, axis=1)
-    with pytest.raises(DataInvalid, match="several levels"):
-        backtest("sma_cross", {"BTCUSDT": downloaded})
-
-
 @pytest.mark.parametrize(
     ("given", "sentence"),
     [
@@ -331,25 +255,15 @@ def test_several_levels_of_columns_are_refused() -> None:
         ({"strategy": None, "params": {"fast": 3}}, "name it as the first argument"),
         ({"params": {"fats": 3}}, "the call of backtest: .* no key 'fats'; the nearest is 'fast'"),
         ({"params": {"fast": float("nan")}}, "params: .* give finite numbers"),
-        ({"params": {"fast": {3}}}, "cannot be stored; give finite numbers"),
-        ({"params": [3]}, "params is .* dictionary of options"),
         ({"config": 3}, "config is 3; give a TOML file"),
         ({"config": {"sizing": {"quantiti": 1}}}, "that was given: .* no key 'quantiti'"),
-        ({"config": "nowhere.toml"}, "no configuration at nowhere.toml"),
-        ({"start": "soon"}, "start is 'soon'"),
         ({"strategy": Follows, "params": {"most": 3}}, "refused .* 'most'"),
-        ({"strategy": "no_such_module:Mine"}, "cannot be imported"),
         ({"strategy": "__main__:Lost"}, "typed in a session or a script that is not here"),
     ],
 )
 def test_wrong_usage_gets_one_sentence(given: dict[str, Any], sentence: str, candles: Path) -> None:
     with pytest.raises(ConfigInvalid, match=sentence):
         backtest(**{"strategy": "sma_cross", "data": candles, **given})
-
-
-def test_a_run_is_not_handed_over_as_data(made: Backtest) -> None:
-    with pytest.raises(ConfigInvalid, match="is replayed with its own strategy"):
-        backtest("sma_cross", f"{made.database}#{made.run_id}")
 
 
 def test_params_of_numpy_are_stored_as_numbers(candles: Path) -> None:

@@ -347,13 +347,6 @@ def test_the_row_of_a_model_is_written_once_however_many_commits_follow(tmp_path
     assert len(stored(path)) == 9
 
 
-def test_resume_of_an_unknown_run_is_refused(tmp_path: Path) -> None:
-    log = SqlAuditLog.open(tmp_path / "a.db")
-    with pytest.raises(DataInvalid, match="no run nothing"):
-        log.resume("nothing")
-    log.close()
-
-
 # ---------------------------------------------------------------- failure
 
 

@@ -17,7 +17,6 @@ from storage_cases import prune
 
 from tracepaper.storage.audit import SqlAuditLog
 from tracepaper.storage.chain.verify import ChainReport, verify_chain
-from tracepaper.storage.checkpoints import kept_checkpoints
 from tracepaper.storage.database.reader import Reader
 from tracepaper.storage.maintenance import Pruning, backup
 from tracepaper.storage.record.columns import stored_columns
@@ -76,20 +75,6 @@ def test_a_backup_is_the_database_while_it_is_being_written(tmp_path: Path) -> N
     assert stored(path) == STEPS[:120]
 
 
-def test_a_run_can_be_resumed_from_its_backup(path: Path, tmp_path: Path) -> None:
-    backup(path, tmp_path / "copy.db")
-    log = SqlAuditLog.open(tmp_path / "copy.db")
-    assert log.resume("r-1").next_sequence == len(STEPS)
-    log.close()
-
-
-def test_a_backup_never_replaces_a_file(path: Path, tmp_path: Path) -> None:
-    (tmp_path / "copy.db").write_text("mine")
-    with pytest.raises(DataInvalid, match="exists already"):
-        backup(path, tmp_path / "copy.db")
-    assert (tmp_path / "copy.db").read_text() == "mine"
-
-
 def test_a_backup_does_not_take_up_what_another_database_left(path: Path, tmp_path: Path) -> None:
     rest = tmp_path / "copy.db-wal"
     with closing(sqlite3.connect(tmp_path / "copy.db")) as other:
@@ -106,12 +91,6 @@ def test_a_backup_does_not_take_up_what_another_database_left(path: Path, tmp_pa
     backup(path, tmp_path / "copy.db")
 
 
-def test_a_backup_that_cannot_be_written_leaves_nothing(path: Path, tmp_path: Path) -> None:
-    with pytest.raises(AuditUnwritable, match="choose another place"):
-        backup(path, tmp_path / "missing" / "copy.db")
-    assert not (tmp_path / "missing").exists()
-
-
 def test_a_backup_that_the_disk_does_not_take_leaves_nothing(
     path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -122,18 +101,6 @@ def test_a_backup_that_the_disk_does_not_take_leaves_nothing(
     with pytest.raises(AuditUnwritable, match="No space left"):
         backup(path, tmp_path / "copy.db")
     assert list(tmp_path.glob("copy*")) == []
-
-
-def test_a_backup_takes_the_whole_files_beside_a_database_and_none_that_is_being_written(
-    path: Path, tmp_path: Path
-) -> None:
-    kept = kept_checkpoints(path)
-    for name in ("m/card.toml", ".m/card.toml", "tmpm/card.toml", "m/.card", "m/tmpcard"):
-        (kept / name).parent.mkdir(parents=True, exist_ok=True)
-        (kept / name).write_text("whole")
-    copied = kept_checkpoints(tmp_path / "copy.db") / "m" / "card.toml"
-    assert backup(path, tmp_path / "copy.db") == [copied]
-    assert copied.read_text() == "whole"
 
 
 def test_a_damaged_database_is_not_backed_up_as_if_it_were_whole(

@@ -3,20 +3,13 @@
 from __future__ import annotations
 
 import itertools
-import json
-import sqlite3
 from collections.abc import Callable
-from contextlib import closing
-from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from programs import ROOT
 
-from tracepaper.daemon.cli import invoke
-from tracepaper.replay.explain.decision import read_stored
 from tracepaper.strategies import allocation
 from tracepaper.strategies.allocation import (
     AllocationGoal,
@@ -297,42 +290,3 @@ def test_nothing_is_expected_of_rules_without_an_objective_or_of_an_empty_accoun
     found = expected_gain(GOALS[0], returns, held=none, weights=weights)
     assert found is not None
     assert found[1] > 0
-
-
-@pytest.mark.parametrize(
-    ("rule", "name", "words"),
-    [
-        ("minimum", "deviation_saved_bp", "expected to save"),
-        ("mean_variance", "utility_gained_bp", "expected to gain"),
-    ],
-)
-def test_a_run_notes_it_and_explain_and_report_show_it(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], rule: str, name: str, words: str
-) -> None:
-    pytest.importorskip("cvxpy", reason="cvxpy is not installed")
-    text = (ROOT / "strategies/examples/allocation.toml").read_text("utf-8")
-    options = f'options = {{ rule = "{rule}", window = 60, every = 32 }}'
-    lines = [options if line.startswith("options") else line for line in text.splitlines()]
-    (tmp_path / "own.toml").write_text("\n".join(lines), encoding="utf-8")
-    database = tmp_path / "own.db"
-    samples = ROOT / "replay" / "samples"
-    data = [f"binance_um_{symbol}_15m_2025-05.csv.gz" for symbol in ("BTCUSDT", "SOLUSDT")]
-    given = [part for file in data for part in ("--data", str(samples / file))]
-    span = ["--to", "2025-05-07", "--db", str(database)]
-    assert invoke(["replay", "-c", str(tmp_path / "own.toml"), *given, *span]) == 0
-    capsys.readouterr()
-    assert invoke(["report", "last", "--db", str(database), "--json"]) == 0
-    [row] = json.loads(capsys.readouterr().out)["reweightings"]
-    with closing(sqlite3.connect(database)) as db:
-        query = "SELECT sequence, number FROM v_notes WHERE name = ? ORDER BY sequence"
-        every = db.execute(query, (name,)).fetchall()
-        run_id = db.execute("SELECT run_id FROM v_runs").fetchone()[0]
-    noted = [number for _, number in every[::2]]  # both symbols' decisions note the same
-    assert [number for _, number in every[1::2]] == noted
-    assert (row["gained"], row["count"]) == (rule, len(noted))
-    assert row["count"] > 3
-    assert row["mean_bp"] == pytest.approx(np.mean(noted))
-    stored = read_stored(database, run_id, every[-1][0])
-    assert words in stored.reweighting
-    assert f"{noted[-1]:+.2f} ±" in stored.reweighting
-    assert read_stored(database, run_id, every[-1][0] - 3).reweighting == ""

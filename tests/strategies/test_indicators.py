@@ -12,8 +12,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from programs import ROOT
 
-from tracepaper.replay.archive import read_candles
-from tracepaper.replay.samples import DEMO_CANDLES
 from tracepaper.strategies import indicators as ind
 from tracepaper.strategies.errors import StrategyFailed
 from tracepaper.strategies.smoothing import Floats
@@ -193,25 +191,6 @@ def test_a_windowed_ema_is_as_near_to_the_endless_one_as_it_says(
     endless, windowed = ind.ema(close, period), ind.ema(close, period, window=window)
     bound = (1 - 2 / (period + 1)) ** (window - period) * np.ptp(close)
     assert np.nanmax(np.abs(endless - windowed)) <= bound + 1e-9
-
-
-def test_how_far_windows_of_ten_periods_are_from_talib_on_the_bundled_candles() -> None:
-    """The figures of docs/strategies.md."""
-    known = read_candles(DEMO_CANDLES)
-    high, low, close = (
-        column / 10**known.price_decimals for column in (known.high, known.low, known.close)
-    )
-    apart = {
-        "rsi": ind.rsi(close, 14, window=140) - talib.RSI(close, 14),
-        "atr": (ind.atr(high, low, close, 14, window=140) / talib.ATR(high, low, close, 14) - 1),
-        "adx": ind.adx(high, low, close, 14, window=140) - talib.ADX(high, low, close, 14),
-        "ema": ind.ema(close, 14, window=140) / talib.EMA(close, 14) - 1,
-    }
-    worst = {name: float(np.nanmax(np.abs(found))) for name, found in apart.items()}
-    assert 0.0085 < worst["rsi"] < 0.0091
-    assert 0.0055 < worst["adx"] < 0.0060
-    assert 0.00015 < worst["atr"] < 0.00018
-    assert worst["ema"] < 3e-11
 
 
 @given(st.lists(st.floats(1e-3, 1e6), min_size=2, max_size=20), st.data())

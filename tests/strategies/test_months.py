@@ -13,7 +13,6 @@ from builders import bars as made_bars
 from builders import instrument
 from msgspec.structs import replace
 
-from tracepaper.daemon.config.market import MarketSection
 from tracepaper.strategies.api.timeframes import (
     TimeframeAggregator,
     frame_bar_of,
@@ -106,18 +105,6 @@ def test_sessions_moved_by_28_years_have_the_same_months() -> None:
 
 
 # ---------------------------------------------------------------- names
-
-
-@pytest.mark.parametrize("name", ["M", "1M", "1mo", "month", "1 M"])
-def test_people_write_a_month_in_several_ways(name: str) -> None:
-    section = MarketSection.model_validate({"interval": name})
-    assert (section.interval, section.interval_ms) == ("M", MONTH_MS)
-
-
-def test_a_small_m_is_a_minute() -> None:
-    for name in ("1m", "1", "1min"):
-        section = MarketSection.model_validate({"interval": name})
-        assert section.interval == "1"
 
 
 def test_a_month_is_named_and_no_time_is_a_number_of_months() -> None:

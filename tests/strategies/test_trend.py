@@ -234,37 +234,9 @@ def configured(**sections: dict[str, Any]) -> Any:
     return load(None, {"strategy": strategy, **sections})
 
 
-@pytest.mark.parametrize(
-    "windows", [[], ["8"], ["0h"], ["1d", "24h"], [f"{n}d" for n in range(1, 10)]]
-)
-def test_only_times_are_windows(windows: list[str]) -> None:
-    with pytest.raises(
-        ConfigInvalid, match=r"trend_windows = .* write (different times such as|1 to 8 times)"
-    ):
-        configured(strategy={"trend_windows": windows})
-
-
 def test_windows_are_read_as_times_in_order() -> None:
     config = configured(strategy={"trend_windows": "48h, 1d"})
     assert config.strategy.trend_windows == ("1d", "2d")
-
-
-def test_what_needs_a_model_is_refused_without_one() -> None:
-    config = load(None, {"strategy": {"name": "attention"}, "model": {"checkpoint": "none"}})
-    with pytest.raises(ConfigInvalid, match=r"'attention' needs a model, and model\.checkpoint is"):
-        needs_forecaster(config)
-
-
-@pytest.mark.parametrize("checkpoint", ["none", "default"])
-@pytest.mark.parametrize("name", ["sma_cross", "trend", "attention"])
-def test_vectors_are_refused_where_no_model_is_asked(name: str, checkpoint: str) -> None:
-    given = {"checkpoint": checkpoint, "covariates": "own.csv"}
-    config = load(None, {"strategy": {"name": name}, "model": given})
-    if checkpoint == "default" and name != "sma_cross":
-        assert needs_forecaster(config)
-        return
-    with pytest.raises(ConfigInvalid, match=r"covariates are for a model|needs a model"):
-        needs_forecaster(config)
 
 
 def test_a_size_by_volatility_is_not_made_smaller_twice() -> None:
@@ -373,11 +345,6 @@ def test_shadow_accounts_show_what_the_band_and_the_usual_volatility_are_worth()
     assert [by_rebalance] == held("ungated", sizing={"rebalance": "0.25"})
     assert [by_forecast] == held("ungated", strategy={"trend_sized_by": "forecast"})
     assert len({tuple(quantities) for quantities in (usual, by_rebalance, by_forecast)}) == 3
-
-
-def test_the_shadow_account_of_the_forecast_needs_one() -> None:
-    with pytest.raises(ConfigInvalid, match="sized_by_forecast needs a model that gives vol"):
-        engine(None, strategy={"twins": ["sized_by_forecast"]})
 
 
 def test_without_an_answer_of_the_model_nothing_is_decided() -> None:

@@ -1,24 +1,27 @@
 """Intervals, fees and exact decimals: each in one place."""
 
-import re
+from __future__ import annotations
+
+import math
 from decimal import ROUND_HALF_EVEN, Decimal
 
 import pytest
 from builders import instrument
 from hypothesis import given
 from hypothesis import strategies as st
-from programs import ROOT
 
 from tracepaper.strategies.errors import ConfigInvalid
+from tracepaper.strategies.gates.gate import gate_order, measured, with_unit
 from tracepaper.strategies.units import (
     DAY_MS,
     INTERVAL_NAMES,
     INTERVALS,
     Notional,
     check_money,
-    count_of,
     divide_half_even,
+    duration,
     interval_start,
+    number,
     rescaled,
     scaled,
     to_step,
@@ -47,10 +50,6 @@ def test_text_has_no_trailing_zeros() -> None:
     assert unscaled(6511420, 2) == "65114.2"
     assert unscaled(-100, 2) == "-1"
     assert unscaled(5, 0) == "5"
-
-
-def test_one_of_a_noun_is_singular() -> None:
-    assert [count_of(n, "bar") for n in (0, 1, 12_000)] == ["0 bars", "1 bar", "12,000 bars"]
 
 
 def test_excess_decimals_are_refused() -> None:
@@ -95,17 +94,6 @@ def test_every_interval_has_one_name_and_weeks_open_on_mondays() -> None:
     assert interval_start(monday_ms - 1, INTERVALS["W"]) == monday_ms - 7 * DAY_MS
 
 
-def test_lengths_of_time_and_fees_stand_in_one_place() -> None:
-    again = re.compile(r"86_400_000|604_800_000|\"0\.00055\"")
-    found = {
-        path.relative_to(ROOT).as_posix()
-        for folder in ("daemon", "replay", "storage", "strategies")
-        for path in (ROOT / folder).rglob("*.py")
-        if again.search(path.read_text(encoding="utf-8"))
-    }
-    assert found == {"strategies/units.py"}
-
-
 @given(st.floats(0.001, 1e7), st.sampled_from([(2, 10), (1, 1), (4, 25), (0, 5)]))
 def test_a_price_or_quantity_goes_to_the_nearest_that_can_be_ordered(
     wanted: float, scale: tuple[int, int]
@@ -118,3 +106,47 @@ def test_a_price_or_quantity_goes_to_the_nearest_that_can_be_ordered(
     for made in (to_tick(wanted, item), to_step(wanted, item)):
         assert abs(made - wanted) <= size / 2 * (1 + 1e-6)
         assert Decimal(repr(made)).scaleb(decimals) % unit == 0
+
+
+# ---------------------------------------------------------------- texts
+
+
+@pytest.mark.parametrize(
+    ("ms", "text"),
+    [
+        (0, "0 ms"),
+        (119_949, "119.9 s"),
+        (119_951, "2.0 min"),
+        (-60_000, "-60.0 s"),
+        (5_400_000, "90.0 min"),
+        (400_000_000, "4.6 days"),
+        (None, "–"),
+    ],
+)
+def test_a_duration_has_the_unit_that_people_choose(ms: float | None, text: str) -> None:
+    assert duration(ms) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (42_570.0, "42,570"),
+        (1_234_567.0, "1,234,567"),
+        (0.03279768, "0.0328"),
+        (1.5, "1.5"),
+        (0.00000012345, "0.00000012"),
+        (0.0, "0"),
+        (-3.14159, "-3.142"),
+        (None, "–"),
+        (math.inf, "–"),
+    ],
+)
+def test_a_number_is_written_out(value: float | None, text: str) -> None:
+    assert number(value) == text
+
+
+@given(st.floats(allow_nan=False, allow_infinity=False, width=32), st.sampled_from(gate_order()))
+def test_no_measure_is_written_with_an_exponent(value: float, gate: str) -> None:
+    assert "e" not in measured(gate, value).replace("yes", "")
+    assert "e+" not in with_unit(gate, value)
+    assert "e-" not in with_unit(gate, value)

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import pytest
+from waiting import deadline_s
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
+WIDE: Final = {"width": 1440, "height": 900}
+SMALL: Final = {"width": 1024, "height": 768}
+PHONE: Final = {"width": 390, "height": 844}
 NAMES: Final = ("chromium", "chromium-browser", "google-chrome")
 
 
@@ -41,3 +46,37 @@ def complaints(page: Page) -> list[str]:
     page.on("console", lambda said: found.append(said.text) if said.type == "error" else None)
     page.on("pageerror", lambda error: found.append(str(error)))
     return found
+
+
+@contextmanager
+def opened(
+    browser: Browser,
+    address: str,
+    size: Any = None,
+    scheme: Any = "light",
+    *,
+    first: str = "",
+    allowed: str = "$^",
+    offline: bool = False,
+) -> Iterator[Page]:
+    """Open *address* after the script *first*; at its end there may be no complaint.
+
+    None but those that match *allowed*; one that is *offline* may ask for files and data alone.
+    """
+    viewport: Any = size or WIDE
+    context = browser.new_context(
+        viewport=viewport, color_scheme=scheme, timezone_id="UTC", offline=offline
+    )
+    context.add_init_script(first)
+    page = context.new_page()
+    page.set_default_timeout(1_000 * deadline_s(30))
+    said = complaints(page)
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    try:
+        page.goto(address)
+        yield page
+        assert [one for one in said if not re.search(allowed, one)] == []
+        assert not offline or {url.partition(":")[0] for url in asked} <= {"file", "data"}
+    finally:
+        context.close()

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import json
-from collections.abc import Iterator
 from pathlib import Path
 
 HERE = Path(__file__).parents[1] / "data" / "bybit"
@@ -20,20 +18,6 @@ def lines(path: Path) -> list[bytes]:
 def recorded(name: str) -> list[bytes]:
     """Return the frames of a licensed recording in ``tests/data/bybit``."""
     return lines(HERE / name)
-
-
-def campaign_frames() -> Iterator[tuple[str, bytes]]:
-    """Yield (file, frame) of every recording of the campaign that is at hand."""
-    for path in sorted(CAMPAIGN.glob("bybit_ws/*")):
-        for line in lines(path):
-            if line.startswith(b'{"t":'):
-                entry = json.loads(line)
-                if entry["t"] == "recv":
-                    yield path.name, entry["data"].encode()
-            elif b": {" in line[:30]:
-                yield path.name, line.partition(b": ")[2]
-            elif line.startswith(b"{") and not line.startswith(b'{"op":"subscribe"'):
-                yield path.name, line
 
 
 def examples(prefix: str) -> dict[str, bytes]:

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tracepaper.daemon.config.loading import Config
-from tracepaper.replay.archive import Candles
-from tracepaper.replay.backtest.build import Replay, build
+from tracepaper.replay.backtest.build import Replay
 from tracepaper.replay.backtest.market_data import MarketData
 from tracepaper.replay.backtest.run import Tally, resume_replay, run_replay
 from tracepaper.storage.audit import SqlAuditLog
@@ -59,22 +57,3 @@ def resumed(path: Path, data: MarketData) -> str:
     log.end(1)
     log.close()
     return run_id
-
-
-def killed_and_resumed(
-    config: Config,
-    candles: Sequence[Candles],
-    folder: Path,
-    patch: pytest.MonkeyPatch,
-    *,
-    bars: int,
-) -> Path:
-    """Kill a backtest behind *bars* events, resume it from a copy; return the copy's database."""
-    cut = killed(
-        lambda path: build(config, MarketData(candles), started_at_ms=0, database=path),
-        folder,
-        patch,
-        bars=bars,
-    )
-    resumed(cut, MarketData(candles))
-    return cut

@@ -6,12 +6,12 @@ import base64
 import gzip
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from tracepaper.replay.document.charts import Chart
-from tracepaper.replay.document.values import Paragraph, Part, Table, TitledParts
+from tracepaper.replay.document.values import Table, TitledParts
 
 
 def record_in(page: str) -> dict[str, Any]:
@@ -88,8 +88,3 @@ def layers_of(chart: Chart | None) -> dict[str, Any]:
     assert chart is not None
     named = [layer for panel in chart.panels for layer in panel.layers]
     return {getattr(layer, "name", ""): layer for layer in reversed(named)}
-
-
-def styles_of(parts: Iterable[Part], style: str) -> list[str]:
-    """Return the texts of the paragraphs of *style*."""
-    return [part.text for part in parts if isinstance(part, Paragraph) and part.style == style]

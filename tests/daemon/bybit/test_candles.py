@@ -202,13 +202,6 @@ def test_a_candle_that_contradicts_itself_is_refused(changes: dict[str, str | in
         read(candle(**changes))
 
 
-@pytest.mark.parametrize("length", [MINUTE, MINUTE + 1])
-def test_a_candle_off_its_grid_is_refused_as_that(length: int) -> None:
-    with pytest.raises(FrameImpossible, match="grid") as refusal:
-        read(candle(start=START + 7, end=START + 6 + length))
-    assert refusal.value.kind == "off_grid"
-
-
 def test_a_rest_row_is_read_as_the_same_candle_of_the_stream() -> None:
     row = (str(START), "65119.9", "65119.9", "65114.2", "65114.2", "3.712", "241712.1394")
     assert closed_candle(row, int(row[0]), MINUTE) == candle()

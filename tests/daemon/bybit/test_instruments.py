@@ -16,12 +16,10 @@ from hypothesis import strategies as st
 
 from tracepaper.daemon.bybit.instruments import (
     ceiled,
-    decimals_needed,
     exact,
     exact_signed,
     floored,
     instrument_from,
-    interval_name,
     read_instruments,
     read_tickers,
     risk_tier,
@@ -30,9 +28,9 @@ from tracepaper.daemon.bybit.instruments import (
 from tracepaper.daemon.bybit.messages import InstrumentInfo, ListingInfo, RiskLimit, TickerPage
 from tracepaper.daemon.config.market import UniverseRule
 from tracepaper.daemon.feed.universe import change_of
-from tracepaper.strategies.errors import ConfigInvalid, MessageMalformed
+from tracepaper.strategies.errors import MessageMalformed
 from tracepaper.strategies.types.market import Category, Instrument, RiskTier
-from tracepaper.strategies.units import INTERVALS, MONEY_LIMIT, MONEY_SCALE, interval_start
+from tracepaper.strategies.units import INTERVALS, MONEY_SCALE, interval_start
 
 # ---------------------------------------------------------------- decimals
 
@@ -93,24 +91,7 @@ def test_rounding_is_half_even_and_the_bounds_enclose(value: Decimal, decimals: 
     assert ceiled(text, decimals) - floored(text, decimals) <= 1
 
 
-@pytest.mark.parametrize(
-    ("text", "needed"), [("0.10", 1), ("5", 0), ("0.000001", 6), ("0.010", 2), ("100", 0)]
-)
-def test_decimals_needed_ignores_trailing_zeros(text: str, needed: int) -> None:
-    assert decimals_needed(text) == needed
-
-
 # ---------------------------------------------------------------- intervals
-
-
-@pytest.mark.parametrize(("name", "interval_ms"), list(INTERVALS.items()))
-def test_names_and_lengths_are_one_to_one(name: str, interval_ms: int) -> None:
-    assert interval_name(interval_ms) == name
-
-
-def test_an_interval_the_exchange_has_not_is_refused() -> None:
-    with pytest.raises(ConfigInvalid, match=r"market\.interval"):
-        interval_name(120_001)
 
 
 @given(market_ms=st.integers(0, 4 * 10**12), name=st.sampled_from(sorted(INTERVALS)))
@@ -170,11 +151,6 @@ def test_decimals_follow_the_tick_and_never_the_price_scale() -> None:
     )
 
 
-def test_dated_futures_have_no_funding() -> None:
-    found = recorded_instruments()
-    assert found["BTCUSDT-25DEC26"].funding_interval_minutes == 0
-
-
 def test_spot_takes_its_own_names_of_the_same_limits() -> None:
     info = msgspec.convert(SPOT_BTC, InstrumentInfo)
     spot = instrument_from(info, Category.SPOT)
@@ -200,11 +176,6 @@ def test_one_odd_listing_does_not_hide_the_others() -> None:
     assert [one.symbol for one in found] == ["BTCUSDT"]
 
 
-def test_a_list_that_is_none_is_refused() -> None:
-    with pytest.raises(MessageMalformed, match="not what Bybit documents"):
-        read_instruments(b'{"list":7}', Category.SPOT)
-
-
 # ---------------------------------------------------------------- risk tiers
 
 
@@ -228,10 +199,6 @@ def test_a_risk_tier_is_read_in_fractions_and_in_percent_as_the_manual_has_it() 
         maintenance_margin="0.05", initial_margin="0.1", max_leverage="10.00", mm_deduction="12.5"
     )
     assert risk_tier(low) == RiskTier(tier.limit, 500_000_000, 1_000, 125 * MONEY_SCALE // 10)
-
-
-def test_a_limit_beyond_every_position_is_no_limit_that_is_reached() -> None:
-    assert risk_tier(limits(risk_limit_value="30000000000")).limit == MONEY_LIMIT
 
 
 @pytest.mark.parametrize(

@@ -122,12 +122,6 @@ async def test_any_value_of_an_answer_in_any_form_is_read_or_asked_again(
     await answered(name, bodies)
 
 
-@pytest.mark.parametrize("name", CALLS)
-async def test_each_number_with_a_decimal_point_is_read_or_asked_again(name: str) -> None:
-    document = CALLS[name][1]
-    await answered(name, [put(document, at, '"@.0"') for at in places(document)])
-
-
 FRAMES = {
     "kline": kline(START_MS),
     "book": book(NOW_MS),

@@ -25,7 +25,7 @@ from waiting import until
 from tracepaper.daemon.bybit.client import BybitClient
 from tracepaper.daemon.feed.client import RestartBudget
 from tracepaper.strategies.errors import ConfigInvalid, FeedLost, MessageMalformed
-from tracepaper.strategies.types.market import Category, Source
+from tracepaper.strategies.types.market import Category
 
 HOUR = 3_600_000
 
@@ -58,14 +58,6 @@ async def test_candles_come_oldest_first_over_several_pages() -> None:
         assert [bar.open_time_ms for bar in bars] == opens
         assert len(server.asked("kline")) == 3
         assert {query["limit"] for query in server.asked("kline")} == {"1000"}
-
-
-async def test_a_candle_of_rest_carries_its_own_close_as_time() -> None:
-    async with ScriptedServer() as server, asking(server) as rest:
-        server.add_candle(START_MS)
-        server.server_ms = START_MS + 10 * MINUTE
-        (bar,) = await rest.candles(instrument(), MINUTE, START_MS, START_MS)
-        assert (bar.market_ms, bar.seen_ms, bar.source) == (START_MS + MINUTE,) * 2 + (Source.REST,)
 
 
 async def test_a_candle_is_final_only_some_time_after_its_close() -> None:
@@ -154,36 +146,6 @@ async def test_funding_history_is_paged_backwards_and_returned_oldest_first() ->
         assert all("startTime" in query for query in server.asked("funding/history"))
 
 
-@pytest.mark.parametrize("code", [10000, 10006, 10016, 10018, 99999])
-async def test_codes_that_pass_are_tried_again(code: int) -> None:
-    clock = SteppedClock()
-    async with ScriptedServer() as server, asking(server, tries=None, clock=clock) as rest:
-        server.answer_next("time", *(server.reply({}, code=code, message="busy") for _ in range(3)))
-        task = asyncio.create_task(rest.server_time_ms())
-        await clock.run(task.done)
-        assert await task == START_MS
-        assert len(server.asked("time")) == 4
-
-
-@pytest.mark.parametrize(
-    ("status", "text"),
-    [
-        (429, ""),
-        (500, "<html>"),
-        (200, "<html>"),
-        (200, '{"retCode":0,"result":{}}'),
-        (200, '{"retCode":0,"result":[],"time":5}'),
-    ],
-)
-async def test_what_is_no_answer_is_tried_again(status: int, text: str) -> None:
-    clock = SteppedClock()
-    async with ScriptedServer() as server, asking(server, tries=None, clock=clock) as rest:
-        server.answer_next("time", web.Response(status=status, text=text))
-        task = asyncio.create_task(rest.server_time_ms())
-        await clock.run(task.done)
-        assert await task == START_MS
-
-
 async def test_a_budget_ends_the_patience() -> None:
     clock = SteppedClock()
     async with ScriptedServer() as server, asking(server, tries=1, clock=clock) as rest:
@@ -206,13 +168,6 @@ async def test_codes_that_stay_stop_with_advice(code: int, words: str) -> None:
     async with ScriptedServer() as server, asking(server, tries=None) as rest:
         server.answer_next("time", server.reply({}, code=code, message="no"))
         with pytest.raises(ConfigInvalid, match=words):
-            await rest.server_time_ms()
-
-
-async def test_a_wrong_path_stops_with_advice() -> None:
-    async with ScriptedServer() as server, asking(server, tries=None) as rest:
-        server.answer_next("time", web.Response(status=404))
-        with pytest.raises(ConfigInvalid, match=r"exchange\.rest_url"):
             await rest.server_time_ms()
 
 
@@ -241,11 +196,3 @@ async def test_a_refused_connection_is_tried_again() -> None:
     async with BybitClient(settings, clock=clock, rng=random.Random(1), budget=budget) as rest:
         with pytest.raises(FeedLost, match="check the network"):
             await rest.server_time_ms()
-
-
-async def test_an_interval_is_asked_for_by_its_name() -> None:
-    async with ScriptedServer() as server, asking(server) as rest:
-        one = structs.replace(instrument(), category=Category.SPOT)
-        await rest.candles(one, 240 * MINUTE, 0, 0)
-        (query,) = server.asked("kline")
-        assert (query["interval"], query["category"]) == ("240", "spot")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import random
 from collections import Counter
 from collections.abc import AsyncIterator, Iterable
@@ -52,10 +51,6 @@ def test_linear_needs_candles_quotes_and_marks() -> None:
 def test_spot_has_no_mark_to_listen_to_and_trades_show_what_quotes_are_worth() -> None:
     wanted = topics(Category.SPOT, "BTCUSDT", interval="D", trades=False)
     assert wanted == ["kline.D.BTCUSDT", "orderbook.1.BTCUSDT", "publicTrade.BTCUSDT"]
-
-
-def test_trades_are_listened_to_on_request() -> None:
-    assert "publicTrade.X" in topics(Category.LINEAR, "X", interval="1", trades=True)
 
 
 TOPICS = tuple(f"kline.1.S{number}USDT" for number in range(23))
@@ -129,16 +124,6 @@ async def test_topics_are_subscribed_ten_at_a_time_with_their_own_ids() -> None:
         assert server.subscribed() == list(TOPICS)
         assert len({one["req_id"] for one in requests}) == 3
         assert stream.is_connected
-
-
-async def test_frames_are_handed_on_as_bytes() -> None:
-    async with ScriptedServer() as server, running(server) as (setup, stream):
-        await until(stream.answered.is_set)
-        await server.send(kline(START_MS))
-        await until(lambda: any(b"kline.1" in frame for frame in setup.listener.frames))
-        (frame,) = [one for one in setup.listener.frames if b"kline.1" in one]
-        assert isinstance(frame, bytes)
-        assert json.loads(frame) == kline(START_MS)
 
 
 async def test_pings_are_sent_on_their_beat() -> None:

@@ -49,16 +49,6 @@ def test_verify_says_that_the_chain_holds(path: Path, capsys: pytest.CaptureFixt
     assert "keep a copy elsewhere" in out
 
 
-def test_verify_says_what_it_did_not_look_at(
-    path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    _, out, _ = typed(capsys, "audit", "verify", "--db", path)
-    assert "Other runs here, 1, were not walked: --all does that." in out
-    assert "added after the head that was kept are not found even so" in out
-    _, out, _ = typed(capsys, "audit", "verify", "--all", "--db", path)
-    assert "walked" not in out
-
-
 @pytest.mark.parametrize("left", ["steps", "events", "instruments"])
 def test_verify_says_that_every_run_was_removed(
     path: Path, left: str, capsys: pytest.CaptureFixture[str]
@@ -161,28 +151,6 @@ def test_sql_answers_in_lines_and_in_json(path: Path, capsys: pytest.CaptureFixt
     ]
 
 
-@pytest.mark.parametrize(
-    "question", ["DELETE FROM runs", "SELECT nothing", "PRAGMA user_version=3"]
-)
-def test_sql_that_is_no_question_is_wrong_usage(
-    path: Path, capsys: pytest.CaptureFixture[str], question: str
-) -> None:
-    code, out, err = typed(capsys, "audit", "sql", question, "--db", path)
-    assert (code, out) == (2, "")
-    assert err.startswith("The question cannot be asked: ")
-    assert err.count("\n") == 1
-
-
-def test_a_missing_database_and_run_are_one_sentence(
-    path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    code, _, err = typed(capsys, "audit", "verify", "--db", path.with_name("none.db"))
-    assert code == 1
-    assert err == f"There is no database {path.with_name('none.db')}; name one with --db.\n"
-    code, _, err = typed(capsys, "audit", "verify", "zzz", "--db", path)
-    assert (code, err) == (1, "There is no run zzz; the last one is plain.\n")
-
-
 ENDLESS = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT "
 
 
@@ -215,13 +183,6 @@ def test_an_answer_without_end_is_cut_and_says_so(
     assert "there are more" in err
 
 
-def test_an_answer_that_is_whole_says_nothing_of_a_limit(
-    path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    question = "SELECT value FROM json_each('[1,2,3,4,5]')"
-    assert typed(capsys, "audit", "sql", question, "--db", path, "--rows", "5")[2] == ""
-
-
 def test_values_and_answers_have_a_size(
     path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -236,15 +197,6 @@ def test_values_and_answers_have_a_size(
 
 # One operation, amid which SQLite looks at no clock: it took half a minute under any limit.
 ONE_OPERATION = "SELECT length(printf('%.*c', 2000000000, 'x'))"
-
-
-def test_one_operation_without_end_is_ended_at_the_limit(
-    path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    code, out, err = typed(capsys, "audit", "sql", ONE_OPERATION, "--db", path, "--seconds", "0.2")
-    assert (code, out) == (1, "")
-    assert "took too long and was given up" in err
-    assert err.count("\n") == 1
 
 
 def test_ctrl_c_ends_one_operation_too(path: Path) -> None:
@@ -272,17 +224,6 @@ def children_of(pid: int) -> list[str]:
 def _ticks(pid: str) -> int:
     """Return the processor time of a process, in hundredths of a second."""
     return int(Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()[11])
-
-
-def test_a_question_that_takes_too_much_memory_is_refused_in_a_sentence(
-    path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("tracepaper.storage.database.queries.MEMORY_BYTES", 32 << 20)
-    huge = "SELECT length(hex(zeroblob(30000000)))"
-    code, out, err = typed(capsys, "audit", "sql", huge, "--db", path)
-    assert (code, out) == (1, "")
-    assert "memory; ask for less at once" in err
-    assert err.count("\n") == 1
 
 
 @pytest.mark.parametrize("question", [ENDLESS + "count(*) FROM n", ENDLESS + "i FROM n"])
@@ -349,15 +290,6 @@ def test_what_is_wrong_with_the_file_is_said_once_and_of_no_chain(
     code, out, _ = typed(capsys, "audit", "verify", "--all", "--db", path)
     assert (code, out.count("\n"), "chain" in out) == (1, 1, False)
     assert out.startswith("The view v_gaps is missing: ")
-
-
-def test_what_is_not_ours_is_said_and_no_failure(
-    path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    with closing(sqlite3.connect(path)) as raw:
-        raw.execute("CREATE TABLE notes (text TEXT)")
-    code, _, err = typed(capsys, "audit", "verify", "--db", path)
-    assert (code, err) == (0, "warning: The table notes is not ours.\n")
 
 
 def test_a_trigger_and_damage_are_one_sentence(

@@ -75,12 +75,6 @@ def test_prune_says_from_where_the_chain_holds(
     assert json.loads(out)["runs"] == [{"run_id": "r-1", "until_sequence": until, "steps": 0}]
 
 
-def test_prune_asks_how_much_to_keep(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    code, out, err = typed(capsys, "db", "prune", "--db", path)
-    assert (code, out) == (2, "")
-    assert "--keep DAYS or storage.keep_days" in err
-
-
 def test_prune_waits_for_the_daemon_to_stop(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     log = SqlAuditLog.open(path)
     code, out, err = typed(capsys, "db", "prune", "--keep", 1, "--db", path)

@@ -8,8 +8,6 @@ import os
 import re
 import shutil
 import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -90,14 +88,6 @@ def test_people_read_one_line_a_check(tmp_path: Path, capsys: pytest.CaptureFixt
     assert [line.split()[1] for line in lines] == OFFLINE
 
 
-def test_several_strategies_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    both = '[strategies.{}]\nname = "sma_cross"\nshare = "0.5"\n'
-    config = configured(tmp_path, both.format("quick") + both.format("calm"))
-    verdict, detail = findings(capsys, "-c", config, "--db", tmp_path / "a.db")["configuration"]
-    assert verdict == "ok"
-    assert detail.startswith("calm + quick on BTCUSDT (linear, interval 1), hash ")
-
-
 def test_a_swapped_checkpoint_is_found(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "mine"
     shutil.copytree(DEFAULT_CHECKPOINT, folder)
@@ -108,14 +98,6 @@ def test_a_swapped_checkpoint_is_found(tmp_path: Path, capsys: pytest.CaptureFix
     verdict, detail = findings(capsys, "-c", config, "--db", tmp_path / "a.db")["checkpoint"]
     assert verdict == "fail"
     assert "restore the folder" in detail
-
-
-def test_a_file_that_is_no_database_is_found(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    path = tmp_path / "run.db"
-    path.write_bytes(b"not a database at all" * 100)
-    assert findings(capsys, "--db", path)["database"][0] == "fail"
 
 
 def test_a_folder_that_is_missing_is_found(
@@ -154,33 +136,6 @@ def test_a_model_that_this_machine_cannot_run_is_found(
     found = findings(capsys, "-c", config, "--db", tmp_path / "a.db")["attention"]
     assert found[0] == verdict
     assert words in found[1]
-
-
-def test_a_configuration_that_cannot_be_used_ends_with_two(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert invoke(["doctor", "-c", str(configured(tmp_path, "[market]\nx = 1"))]) == 2
-    assert "has no key 'x'" in capsys.readouterr().err
-
-
-def test_the_zone_of_the_machine_changes_no_verdict(tmp_path: Path) -> None:
-    code = (
-        "from tracepaper.daemon.session.diagnostics import diagnose\n"
-        "from tracepaper.daemon.config.loading import Config\n"
-        "from pathlib import Path\n"
-        "found = diagnose(Config(), Path('run.db'))\n"
-        "print(next(one.verdict for one in found if one.check == 'times'))\n"
-    )
-    for zone in ("UTC", "Asia/Kathmandu", "America/St_Johns"):
-        done = subprocess.run(
-            [sys.executable, "-c", code],
-            cwd=tmp_path,
-            env={**os.environ, "TZ": zone},
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        assert done.stdout == "ok\n"
 
 
 async def test_online_asks_the_exchange_and_its_stream(
@@ -265,26 +220,6 @@ def test_who_ships_a_file_already_is_named(
             lock.release()
     finally:
         other.close()
-
-
-def test_a_server_that_does_not_answer_or_has_no_tables_is_found(
-    tmp_path: Path, postgres: Cluster, fleet_url: str
-) -> None:
-    path = tmp_path / "run.db"
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    for url, words in (
-        (postgres.url("fleet", port=port), r"does not take the connection .*: start it, or"),
-        (postgres.url("nowhere"), r'"nowhere" does not exist\): create it, or correct'),
-        (postgres.empty(), r"make its tables with `tracepaper db create --to URL`"),
-    ):
-        verdict, detail = asked(url, path)
-        assert verdict == "fail"
-        assert re.search(words, detail), detail
-    postgres.sql(fleet_url, "UPDATE schema_version SET version = 2")
-    verdict, detail = asked(fleet_url, path)
-    assert verdict == "fail"
-    assert "has schema 2, and this version reads 1" in detail
 
 
 def test_a_role_that_cannot_ship_is_found(

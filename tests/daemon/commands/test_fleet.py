@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import signal
@@ -14,18 +13,12 @@ from pathlib import Path
 import pytest
 import storage_cases as cases
 from fleet_cases import assert_same, grown
-from msgspec.structs import replace
 from postgres_server import Cluster
-from rich.console import Console
 from waiting import deadline_s, until
 
 from tracepaper.daemon.cli import invoke
-from tracepaper.daemon.commands.fleet import _table as fleet_table
-from tracepaper.storage.fleet.overview import FleetPosition, FleetRun
 from tracepaper.storage.fleet.server import shown as shown_address
-from tracepaper.storage.fleet.ship import Shipper, database_id
-
-SECRET = "geheim-3141"
+from tracepaper.storage.fleet.ship import database_id
 
 
 def typed(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, str, str]:
@@ -80,28 +73,6 @@ def test_what_is_typed_ships_pulls_verifies_and_lists(
     assert f"{float(run['equity']):,.2f}" in shown
 
 
-@pytest.mark.parametrize("databases", [1, 2])
-def test_eighty_columns_cut_neither_run_nor_equity_nor_alarm(databases: int) -> None:
-    run = FleetRun(
-        *("d" * 32, "daemon-07", "/var/lib/a.db", "0d3be546c27414bc", "live", "trend", "m"),
-        *("not ready", 12, 1.5, 7210, "1234567.5000000000"),
-        (FleetPosition("linear:BTCUSDT", "0.069", "0"),),
-        "2025-05-31T08:33Z linear:BTCUSDT HOLD, refused by warm",
-        ("halted by operator", "linear:BTCUSDT is warming up until 2025-07-29T07:00Z"),
-    )
-    console = Console(width=80, file=io.StringIO())
-    with console.capture() as captured:
-        console.print(fleet_table([replace(run, database_id=c * 32) for c in "de"[:databases]]))
-    text = captured.get()
-    assert "…" not in text
-    assert max(map(len, text.splitlines())) <= 80
-    # Each row says whose it is, as `db pull --database` takes it, where that can be asked.
-    shown = [line.split()[0] for line in text.splitlines() if line.startswith(("ddd", "eee"))]
-    assert shown == (["d" * 8, "e" * 8] if databases == 2 else [])
-    for whole in ("0d3be546c27414bc", "not ready", "1,234,567.50", "operator"):
-        assert whole in text
-
-
 def test_what_is_refused_names_the_address_and_what_to_do(
     postgres: Cluster, fleet_url: str, capsys: pytest.CaptureFixture[str], path: Path
 ) -> None:
@@ -134,30 +105,6 @@ def test_what_was_changed_on_the_server_is_found(
     assert code == 1
     assert "Steps 0 to 63" in out
     assert "digest of their commit: steps" in out
-
-
-@pytest.mark.parametrize(
-    "words",
-    [
-        "db ship --once --to {url}",
-        "db create --to {url}",
-        "db pull --from {url} --db b.db",
-        "audit verify --from {url}",
-        "fleet {url}",
-        "db ship --once --to {url}x?pass%77ord={secret}",
-    ],
-)
-def test_no_command_shows_a_password(
-    path: Path, capsys: pytest.CaptureFixture[str], words: str
-) -> None:
-    url = f"postgresql://user:{SECRET}@127.0.0.1/fleet"
-    code, out, err = typed(
-        capsys, *words.format(url=url, secret=SECRET).split(), *(["--db", path] * ("ship" in words))
-    )
-    assert (code, out) == (2, "")
-    assert SECRET not in err
-    assert "its address holds a password: take it out" in err
-    assert err.count("\n") == 1
 
 
 def test_a_file_that_is_shipped_is_pruned_after_all_has_arrived(
@@ -222,42 +169,3 @@ async def test_ship_follows_beside_a_writer_until_ctrl_c(
     finally:
         process.kill()
         process.communicate()
-
-
-async def test_a_second_shipper_says_once_that_it_waits_and_takes_over(
-    path: Path, postgres: Cluster, fleet_url: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    first = Shipper(path, fleet_url)
-    first.open()
-    code, out, err = typed(capsys, "db", "ship", "--once", "--to", fleet_url, "--db", path)
-    assert (code, out) == (1, "")
-    assert "already (tracepaper " in err
-    assert "stop it, or leave the shipping to it" in err
-    command = (sys.executable, "-m", "tracepaper.daemon.cli", "db", "ship", "--to", fleet_url)
-    process = subprocess.Popen(  # noqa: ASYNC220
-        [*command, "--db", str(path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    assert process.stderr is not None
-    try:
-        begun = process.stderr.readline()
-        waits = process.stderr.readline()
-        assert begun.startswith(f"Shipping {path} to ")
-        assert waits == err
-        first.close()
-        count = "SELECT count(*) FROM steps"
-        await until(lambda: postgres.sql(fleet_url, count) == [(200,)], poll_s=0.05)
-        assert process.stderr.readline() == "Shipping goes on.\n"
-        os.kill(process.pid, signal.SIGINT)
-        out, err = process.communicate(timeout=deadline_s())
-        assert (process.returncode, out, err) == (0, f"Shipped 200 steps of {path}.\n", "")
-    finally:
-        first.close()
-        process.kill()
-        process.communicate()
-
-
-def test_where_to_is_asked_for(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    code, _, err = typed(capsys, "db", "ship", "--once", "--db", path)
-    assert (code, err) == (2, "Say where to: --to URL, or storage.ship_to.\n")
-    code, _, err = typed(capsys, "audit", "verify", "--from", "postgresql://h/f", "--db", path)
-    assert (code, err) == (2, "Name one record: --db FILE, or --from URL.\n")

@@ -14,25 +14,20 @@ import pytest
 from builders import (
     MINUTE,
     START_MS,
-    account,
     bar,
     decision,
     forecast,
-    instrument,
     run,
     step,
 )
 from fakes import ManualClock
-from msgspec import structs
 from operated import Operated, serving
 
-from tracepaper.daemon.broker.rules import MarginRules
 from tracepaper.daemon.cli import invoke
 from tracepaper.daemon.http.client import ask, token_file, write_token
 from tracepaper.daemon.http.monitor import Monitor
 from tracepaper.daemon.http.server import Caller
 from tracepaper.strategies.errors import TracepaperError
-from tracepaper.strategies.types.decisions import Position, TwinStep
 from tracepaper.strategies.types.market import CommandKind, CommandOrigin
 
 
@@ -164,20 +159,6 @@ async def test_the_daemons_own_refusal_is_passed_on(
     assert capsys.readouterr().err == "Keep the note within 500 characters.\n"
 
 
-async def test_a_command_that_does_not_exist_is_wrong_usage(
-    daemon: Operated, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert await called("command", "SELL", "--db", daemon.database) == 2
-    assert "HALT" in capsys.readouterr().err
-
-
-async def test_without_a_daemon_the_sentence_says_how_to_start_one(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert await called("status", "--db", tmp_path / "run.db") == 1
-    assert "start it with `tracepaper run`" in capsys.readouterr().err
-
-
 async def test_a_daemon_that_serves_nothing_yet_is_named(
     daemon: Operated, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -202,82 +183,3 @@ async def test_a_note_of_any_length_is_refused_in_a_sentence(
         assert await called("command", "HALT", "--note", note, "--db", daemon.database) == 1
         assert words in capsys.readouterr().err
     assert daemon.commands == []
-
-
-async def test_status_of_many_symbols_has_a_line_for_each_and_the_first_reasons(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    items = [instrument(f"S{place:02d}USDT") for place in range(12)]
-    clock = ManualClock(START_MS + MINUTE)
-    monitor = Monitor(run=run(instruments=items), clock=clock)
-    for place, item in enumerate(items[:10]):
-        held = Position(3, 0) if place == 7 else Position()
-        seen = bar(instrument_id=item.id)
-        monitor.observe(step(seen, sequence=place, decided=decision(), position=held))
-    clock.advance(market_ms=10**9)
-    async with serving(tmp_path / "run.db", monitor) as daemon:
-        assert await called("status", "--db", daemon.database) == 1
-    lines = capsys.readouterr().out.splitlines()
-    assert sum(line.startswith("not ready: ") for line in lines) == 5
-    assert "and 7 more; --json has all" in lines
-    named = [line.split()[0] for line in lines if line.startswith("linear:")]
-    assert named[0] == "linear:S07USDT"
-    assert len(named) == 10
-    assert "refused by edge" in "".join(lines)
-
-
-async def test_status_names_both_sides_and_cuts_no_number(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    of = structs.replace(
-        run(instruments=[instrument(f"S{place:02d}USDT") for place in range(10)]),
-        config=json.dumps({"account": {"margin": "isolated", "leverage": "10"}}),
-    )
-    clock = ManualClock(START_MS + MINUTE)
-    margin = {item.id: MarginRules(item, 1_000, 5_500_000) for item in of.instruments}
-    monitor = Monitor(run=of, clock=clock, margin=margin)
-    half = 4_999_999
-    for place, item in enumerate(of.instruments):
-        size = 1_000 if place == 7 else 0
-        sides = (
-            TwinStep("LONG", Position(size, size), account(half), ()),
-            TwinStep("SHORT", Position(-size, -size), account(half), ()),
-        )
-        seen = bar(instrument_id=item.id)
-        monitor.observe(
-            step(
-                seen,
-                sequence=place,
-                decided=decision(),
-                position=Position(),
-                twins=sides,
-                of=account(2 * half),
-            )
-        )
-    async with serving(tmp_path / "run.db", monitor) as daemon:
-        await called("status", "--db", daemon.database)
-        monitor.bars = {of.instruments[7].id: monitor.bars[of.instruments[7].id]}
-        await called("status", "--db", daemon.database)
-    shown = capsys.readouterr().out
-    assert "…" not in shown
-    (row,) = {line for line in shown.splitlines() if line.startswith("long side")}
-    assert row.split()[2:4] == ["4,999,999.00", "4,999,999.00"]
-    first = next(line for line in shown.splitlines() if line.startswith("linear:"))
-    assert first.split()[0] == "linear:S07USDT", "both sides add up to nothing, and are held"
-    assert "  1, -1  " in first
-    assert "net position 0" in shown
-
-
-async def test_status_shows_what_no_strategy_has_a_share_of(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    parts = {"a": 30_000, "b": 60_000}
-    twins = tuple(TwinStep(name, Position(), account(money), ()) for name, money in parts.items())
-    monitor = Monitor(run=run(), clock=ManualClock(START_MS + MINUTE))
-    monitor.observe(step(bar(), decided=decision(), twins=twins))
-    async with serving(tmp_path / "run.db", monitor) as daemon:
-        await called("status", "--db", daemon.database)
-        await called("status", "--db", daemon.database, "--json")
-    shown = capsys.readouterr().out
-    (line,) = [line for line in shown.splitlines() if line.startswith("in reserve")]
-    assert line.split()[2:4] == ["10,000.00", "10,000.00"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from itertools import cycle, islice
 from pathlib import Path
@@ -118,14 +117,6 @@ def test_an_option_that_is_called_a_secret_names_a_place(name: str) -> None:
     assert kept.strategy.options == {name: "env:MY_KEY"}
 
 
-def test_an_option_of_one_of_several_strategies_names_a_place_too() -> None:
-    shares = {"b": {"share": "0.5", "name": "sma_cross"}}
-    own = {"share": "0.5", "name": "mine:Class", "options": {"password": "hunter22hunter22"}}
-    said = refusal({"strategies": {**shares, "a": own}})
-    assert 'write "env:NAME" and let your class read that environment variable' in said
-    assert "hunter" not in said
-
-
 def test_what_is_no_secret_is_taken() -> None:
     options = {
         "token": "WIF",
@@ -155,12 +146,6 @@ def test_what_is_no_secret_is_taken() -> None:
     assert config.strategy.options == options
     assert config.notify.addresses == tuple(addresses)
     assert restore(config.canonical_json()) == config
-
-
-def test_a_stored_run_that_has_one_is_still_read() -> None:
-    stored = json.loads(load(None, {}).canonical_json())
-    stored["exchange"]["rest_url"] = PLANTED["password"]
-    assert SECRET in restore(json.dumps(stored)).exchange.rest_url
 
 
 def test_config_show_prints_places_alone(capsys: pytest.CaptureFixture[str]) -> None:

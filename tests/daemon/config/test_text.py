@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import tomllib
 from pathlib import Path
 
@@ -79,16 +78,6 @@ def test_init_writes_what_check_and_show_read(
     assert Config.model_validate(tomllib.loads(capsys.readouterr().out)) == Config()
 
 
-def test_json_answers_are_one_document(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path = tmp_path / "paper.toml"
-    assert invoke(["config", "init", str(path), "--json"]) == 0
-    assert json.loads(capsys.readouterr().out) == {"file": str(path)}
-    assert invoke(["config", "check", "-c", str(path), "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["config_sha256"] == Config().sha256()
-    assert invoke(["config", "show", "-c", str(path), "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["market"]["symbols"] == ["BTCUSDT"]
-
-
 def test_init_replaces_nothing_unasked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "paper.toml"
     path.write_text("mine")
@@ -97,10 +86,3 @@ def test_init_replaces_nothing_unasked(tmp_path: Path, capsys: pytest.CaptureFix
     assert path.read_text() == "mine"
     assert invoke(["config", "init", str(path), "--force"]) == 0
     assert invoke(["config", "init", str(tmp_path / "no" / "where.toml")]) == 2
-
-
-def test_check_refuses_with_two(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path = tmp_path / "paper.toml"
-    path.write_text("[market]\nsymbol = 'BTCUSDT'")
-    assert invoke(["config", "check", "-c", str(path)]) == 2
-    assert "the nearest is 'symbols'" in capsys.readouterr().err

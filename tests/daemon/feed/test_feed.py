@@ -123,30 +123,6 @@ async def test_a_new_run_is_warmed_with_the_bars_before_its_period() -> None:
             assert not run.gaps()
 
 
-async def test_an_instrument_listed_late_has_no_hole_before_its_listing() -> None:
-    async with ScriptedServer() as server:
-        for index in range(-3, 0):
-            server.add_candle(START_MS + index * MINUTE)
-        server.server_ms = START_MS + 2_000
-        start = FeedStart(interval_ms=MINUTE, period_start_ms=START_MS, warmup_bars=2_500)
-        async with live(server, start=start) as run:
-            await run.close_bar(0)
-            await until(lambda: len(run.bars()) == 4)
-            assert run.opens() == [-3, -2, -1, 0]
-            assert not run.gaps()
-
-
-async def test_a_hole_in_the_warm_up_is_said() -> None:
-    async with ScriptedServer() as server:
-        for index in (-5, -4, -1):
-            server.add_candle(START_MS + index * MINUTE)
-        server.server_ms = START_MS + 2_000
-        start = FeedStart(interval_ms=MINUTE, period_start_ms=START_MS, warmup_bars=5)
-        async with live(server, start=start) as run:
-            await until(lambda: len(run.bars()) == 3)
-            assert run.gaps() == [(-3, -1, GapCause.ARCHIVE, "")]
-
-
 async def test_what_closed_while_the_daemon_was_down_is_filled_and_said() -> None:
     async with ScriptedServer() as server:
         for index in range(-9, 3):
@@ -158,17 +134,6 @@ async def test_what_closed_while_the_daemon_was_down_is_filled_and_said() -> Non
             assert run.gaps() == [(0, 3, GapCause.DOWN, "rest")]
             assert isinstance(run.events[0], Gap)
             assert {bar.seen_ms for bar in run.bars()} == {server.server_ms}
-
-
-async def test_a_restart_within_a_bar_misses_nothing_and_says_nothing() -> None:
-    async with ScriptedServer() as server:
-        server.add_candle(START_MS - MINUTE)
-        server.server_ms = START_MS + 30_000
-        async with live(server, start=known(-1)) as run:
-            await run.close_bar(0)
-            await until(run.bars)
-            assert run.opens() == [0]
-            assert not run.gaps()
 
 
 async def test_a_server_behind_the_database_is_refused() -> None:
@@ -331,21 +296,6 @@ async def test_a_bar_is_preceded_by_the_newest_quote_and_mark_once() -> None:
         assert (quote.bid, quote.market_ms, mark.price) == (1003, at_ms, 1004)
 
 
-async def test_changed_quotes_are_events_while_an_order_rests() -> None:
-    async with ScriptedServer() as server, live(server) as run:
-        run.quotes_from = START_MS + 100
-        run.move_to(START_MS + 200)
-        await server.send(
-            book(START_MS + 50),
-            book(START_MS + 100),
-            book(START_MS + 150),
-            book(START_MS + 160, size="2"),
-        )
-        await until(lambda: len(run.events) == 2)
-        times = [event.market_ms for event in run.events if isinstance(event, Quote)]
-        assert times == [START_MS + 100, START_MS + 160]
-
-
 async def test_a_full_line_drops_quotes_before_bars_and_no_bar_in_silence() -> None:
     async with ScriptedServer() as server, live(server, queue_limit=4) as run:
         run.gate.clear()
@@ -409,22 +359,6 @@ async def test_a_settlement_comes_once_and_after_the_bar_that_closed_before_it()
             funding = run.events[1]
             assert isinstance(funding, Funding)
             assert (funding.rate, funding.market_ms) == (1_000_000, EIGHT)
-
-
-async def test_a_settlement_published_late_is_asked_for_until_it_comes() -> None:
-    async with ScriptedServer() as server:
-        start = FeedStart(interval_ms=MINUTE, period_start_ms=EIGHT - MINUTE, warmup_bars=0)
-        server.server_ms = EIGHT - MINUTE
-        async with live(server, start=start, instruments=(FUNDED,)) as run:
-            await run.close_bar((EIGHT - START_MS) // MINUTE - 1)
-            await until(run.bars)
-            await run.expect(lambda: len(server.asked("funding/history")) >= 3)
-            assert len(run.events) == 1
-            server.funding.append((EIGHT, "-0.0002"))
-            await run.expect(lambda: len(run.events) == 2)
-            asked = len(server.asked("funding/history"))
-            await run.expect(lambda: run.feed.counters["resyncs"] > 2)
-            assert len(server.asked("funding/history")) == asked
 
 
 async def test_settlements_missed_while_down_come_in_their_places() -> None:
@@ -499,16 +433,6 @@ async def test_a_command_takes_its_place_in_line_and_stop_ends_the_feed() -> Non
         assert run.events[-1] is halt
 
 
-async def test_malformed_frames_are_counted_and_nothing_else_happens() -> None:
-    async with ScriptedServer() as server, live(server) as run:
-        await server.send(b"{", b"[]", kline(START_MS, "NaN"), kline(START_MS, "1e5"))
-        await run.close_bar(0)
-        await until(run.bars)
-        assert run.opens() == [0]
-        assert run.feed.counters["malformed.kline"] == 2
-        assert run.feed.counters["malformed.frame"] == 2
-
-
 async def test_several_symbols_are_merged_in_open_time_order_from_rest() -> None:
     ether = instrument("ETHUSDT", price_decimals=1, tick_size=1)
     async with ScriptedServer() as server:
@@ -544,33 +468,6 @@ async def test_a_mistake_found_in_the_background_ends_the_feed_with_its_sentence
         await misled()
 
 
-async def test_a_frame_far_ahead_of_the_exchange_is_dropped_and_moves_nothing() -> None:
-    async with ScriptedServer() as server, live(server) as run:
-        await run.close_bar(0)
-        await until(run.bars)
-        before_ms, asked = run.clock.market_ms(), len(server.asked("kline"))
-        await server.send(book(9_214_646_400_000, "1.0", "1.1"))
-        await until(lambda: run.feed.counters["ahead.orderbook"])
-        assert run.clock.market_ms() == before_ms
-        await server.send(book(before_ms + 200, "100.4", "100.5"))
-        await run.close_bar(1)
-        await until(lambda: len(run.bars()) == 2)
-        quotes = [event for event in run.events if isinstance(event, Quote)]
-        assert [quote.market_ms for quote in quotes] == [before_ms + 200]
-        assert len(server.asked("kline")) == asked
-
-
-async def test_a_time_that_the_exchange_confirms_is_believed_however_far() -> None:
-    async with ScriptedServer() as server, live(server) as run:
-        await run.close_bar(0)
-        await until(run.bars)
-        server.server_ms += 5 * HOUR  # a machine that was asleep
-        await server.send(book(server.server_ms))
-        await run.expect(lambda: run.clock.market_ms() == server.server_ms)
-        await server.send(book(server.server_ms + 1))
-        assert run.feed.counters["ahead.orderbook"] == 1
-
-
 # ---------------------------------------------------------------- frames that cannot be true
 
 
@@ -597,48 +494,6 @@ async def test_a_confirmed_candle_dated_ahead_costs_no_bar() -> None:
         assert run.feed.counters["early.kline"] == 1  # the minute that is open just now
 
 
-async def test_a_close_confirmed_too_early_is_decided_when_it_closes_and_is_no_revision() -> None:
-    async with ScriptedServer() as server, live(server) as run:
-        await close_honestly(run, 0, 1)
-        run.move_to(START_MS + 2 * MINUTE - 28_000)
-        await server.send(kline(START_MS + MINUTE, "100.1", ts=run.clock.market_ms()))
-        await until(lambda: run.feed.counters["early.kline"])
-        await close_honestly(run, 1, 2)
-        assert [bar.close for bar in run.bars()] == [1005, 1005, 1005]
-        assert not run.feed.counters["revised_bars"]
-        assert not run.gaps()
-
-
-async def test_quotes_after_one_that_is_dated_ahead_are_taken() -> None:
-    async with ScriptedServer() as server, live(server) as run:
-        await close_honestly(run, 0, 1)
-        asked = len(server.asked("time"))
-        ahead_ms = run.clock.market_ms() + 50 * MINUTE
-        await server.send(book(ahead_ms, "50.0", "50.1"), ticker(ahead_ms, "50.0"))
-        await run.expect(lambda: run.feed.counters["ahead.orderbook"])
-        await run.expect(lambda: run.feed.counters["ahead.tickers"])
-        await run.expect(lambda: len(server.asked("time")) > asked)
-        await close_honestly(run, 1, 3)
-        quotes = [event for event in run.events if isinstance(event, Quote)]
-        assert [quote.bid for quote in quotes] == [1004] * len(quotes)
-        assert len(quotes) >= 2
-        newest = max(quote.market_ms for quote in quotes)
-        assert 0 <= run.bars()[-1].seen_ms - newest <= 2 * MINUTE
-
-
-async def test_many_small_lies_bring_the_clock_no_further_than_one() -> None:
-    async with ScriptedServer() as server, live(server) as run:
-        await close_honestly(run, 0, 1)
-        first_ms = run.clock.market_ms()
-        for step in range(1, 40):
-            await server.send(book(first_ms + step * 100))
-        await until(lambda: run.feed.counters["ahead.orderbook"] == 19)
-        assert run.clock.market_ms() == first_ms + 2_000
-        await run.expect(lambda: run.clock.market_ms() == first_ms)  # read anew
-        await server.send(book(first_ms + 1_900))
-        await until(lambda: run.clock.market_ms() == first_ms + 1_900)
-
-
 async def test_what_is_ahead_is_measured_in_network_time() -> None:
     async with ScriptedServer() as server, live(server, time_scale=60) as run:
         await close_honestly(run, 0, 1)
@@ -650,18 +505,6 @@ async def test_what_is_ahead_is_measured_in_network_time() -> None:
         await until(lambda: run.feed.counters["ahead.orderbook"])
         assert run.feed.counters["ahead.orderbook"] == 1
         assert run.clock.market_ms() == first_ms, "what is refused moves no clock"
-
-
-async def test_a_closing_frame_off_its_grid_is_replaced_by_rest() -> None:
-    async with ScriptedServer() as server, live(server) as run:
-        await close_honestly(run, 0, 1)
-        await run.close_bar(1, stream=False)
-        await server.send(kline(START_MS + MINUTE + 7_000, "9.5", ts=run.clock.market_ms() + 10))
-        await until(lambda: run.feed.counters["off_grid.kline"])
-        run.move_to(START_MS + 2 * MINUTE + 6_000)
-        await run.expect(lambda: len(run.bars()) == 2)
-        assert run.opens() == [0, 1]
-        assert run.gaps() == [(1, 2, GapCause.MISSED, "rest")]
 
 
 async def test_a_book_that_lost_its_state_is_subscribed_anew() -> None:
@@ -860,21 +703,6 @@ async def test_what_rest_tells_otherwise_each_time_is_asked_until_two_answers_ag
         await run.expect(lambda: len(run.bars()) == 13)
         assert run.bars()[12].close == 1005
         assert run.feed.counters["implausible_bars"] == 4
-
-
-async def test_bars_behind_a_lie_of_rest_wait_for_the_truth_and_are_the_streams() -> None:
-    async with ScriptedServer() as server, live(server) as run:
-        await used_to_the_market(run)
-        await run.close_bar(12, stream=False)
-        run.move_to(START_MS + 15 * MINUTE + 6_000)
-        server.answer_next("kline", lying_page(server, 12))
-        for index in (13, 14):
-            await server.send(kline(START_MS + index * MINUTE))
-        await run.expect(lambda: len(run.bars()) == 15)
-        assert {bar.close for bar in run.bars()} == {1005}
-        sources = [bar.source for bar in run.bars()[12:]]
-        assert sources == [Source.REST, Source.STREAM, Source.STREAM]
-        assert run.feed.counters["implausible_bars"] == 1
 
 
 async def test_a_fall_that_lasts_is_verified_in_one_answer() -> None:

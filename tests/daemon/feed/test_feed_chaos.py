@@ -10,8 +10,6 @@ from bybit_feed import Live, live
 from bybit_server import MINUTE, START_MS, ScriptedServer, book, kline, ticker
 from waiting import until
 
-from tracepaper.strategies.types.market import Bar, Gap
-
 BARS = 25
 FAULTS = ("send", "send", "drop", "twice", "revise", "late", "malformed", "cut", "lost")
 
@@ -73,19 +71,3 @@ async def test_every_bar_comes_once_in_order_or_is_a_hole(seed: int) -> None:
             for minute in range(from_, until_)
         ]
         assert said == sorted(holes)
-
-
-@pytest.mark.parametrize("seed", range(3))
-async def test_a_repaired_gap_is_followed_by_exactly_its_bars(seed: int) -> None:
-    rng = random.Random(100 + seed)
-    async with ScriptedServer() as server, live(server) as run:
-        await misbehave(run, rng)
-        run.move_to(START_MS + BARS * MINUTE + 6_000)
-        await run.expect(lambda: BARS - 1 in run.opens())
-        for place, event in enumerate(run.events):
-            if isinstance(event, Gap) and event.repaired_by:
-                count = (event.until_ms - event.from_ms) // MINUTE
-                bars = [one for one in run.events[place + 1 :] if isinstance(one, Bar)][:count]
-                opens = [event.from_ms + index * MINUTE for index in range(count)]
-                assert [bar.open_time_ms for bar in bars] == opens
-                assert {bar.source.value for bar in bars} == {"rest"}

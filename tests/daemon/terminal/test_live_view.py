@@ -100,20 +100,6 @@ def test_the_screen_shows_what_was_decided_and_why() -> None:
         assert words in shown
 
 
-def test_a_part_of_the_account_shows_its_money_and_no_share_of_all_the_cash() -> None:
-    parts = {
-        "calm": structs.replace(account(39_950), realized_pnl=-40 * MONEY_SCALE),
-        "SHORT": structs.replace(account(50_010), unrealized_pnl=25 * MONEY_SCALE),
-    }
-    twins = tuple(
-        TwinStep(name, Position(), structs.replace(of, fees_paid=10 * MONEY_SCALE), ())
-        for name, of in parts.items()
-    )
-    shown = drawn(structs.replace(full_step(), twins=twins), width=160)
-    assert "strategy calm 39,950.00 -50.00" in shown
-    assert "short side 50,010.00 +15.00" in shown
-
-
 def test_on_margin_the_screen_says_what_is_bound_and_where_it_ends() -> None:
     config = json.dumps({"account": {"margin": "isolated", "leverage": "10"}})
     of = structs.replace(run(instruments=(instrument(),)), config=config)
@@ -177,13 +163,6 @@ def test_a_gate_that_passed_nearly_is_shown_and_one_that_cannot_be_near_is_not()
     assert "✓ 6 of 6 passed" in shown
 
 
-def test_a_gate_that_is_over_its_most_says_by_how_much() -> None:
-    rows = (("shifted", 0.0125, 0.01, False), ("finite", 0.0, 1.0, False))
-    shown = drawn(step(bar(), decided=decision(measures=rows)))
-    assert "✗ shifted  0.0125, needs ≤ 0.01, 0.0025 over  JS distance" in shown
-    assert "✗ finite  no\n" in shown
-
-
 def test_between_bars_fills_and_marks_move_money_and_position() -> None:
     held = Position(2_000, 2_000 * 6_500_000 * 10**3, 0, -7 * MONEY_SCALE)
     later = step(quote(), sequence=4, position=held, of=account(99_990))
@@ -219,14 +198,18 @@ def test_control_characters_and_markup_are_shown_as_text() -> None:
     assert "\\x1b[2J[bold]x[/]" in text(state, 200)
 
 
-def test_before_the_first_bar_the_screen_says_so() -> None:
-    assert "waiting for the first closed bar" in drawn()
-    assert "waiting for the first closed bar" in text(ScreenState())
-
-
 @pytest.mark.parametrize(("width", "height"), [(1, 1), (10, 3), (40, 6), (500, 200)])
 def test_no_size_of_terminal_is_too_small_or_too_large(width: int, height: int) -> None:
     assert text(state_of(live_step(17)), width, height)
+
+
+def test_the_operators_word_is_shown_until_another_lifts_it() -> None:
+    halt, resume = (
+        step(Command(kind, "news", 0, 0), sequence=9)
+        for kind in (CommandKind.HALT, CommandKind.RESUME)
+    )
+    assert "HALTED by operator" in drawn(full_step(), halt)
+    assert "HALTED" not in drawn(full_step(), halt, resume)
 
 
 def test_a_late_forecast_and_a_missing_measure_are_shown() -> None:
@@ -398,10 +381,3 @@ def test_elsewhere_it_is_one_log_line(monkeypatch: pytest.MonkeyPatch) -> None:
     (line,) = (json.loads(text) for text in log.getvalue().splitlines())
     assert out.getvalue() == ""
     assert (line["event"], line["bars"], line["refused"]) == ("ended", 3, {"edge": 2})
-
-
-def test_an_end_before_any_step_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    terminal = Terminal()
-    monkeypatch.setattr(sys, "stdout", terminal)
-    RunWatcher(Lines(ManualClock()), limit=None, until_ms=None).print_summary(Path("mine.db"))
-    assert terminal.getvalue() == ""

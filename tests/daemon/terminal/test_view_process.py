@@ -28,7 +28,7 @@ from waiting import until
 
 from tracepaper.daemon.clock import SystemClock
 from tracepaper.daemon.terminal.console import configure
-from tracepaper.daemon.terminal.live_view import LEAVE, Lines, Screen, terminal_of_view
+from tracepaper.daemon.terminal.live_view import LEAVE, Screen, terminal_of_view
 from tracepaper.strategies.types.decisions import Step
 from tracepaper.strategies.types.market import Instrument
 
@@ -213,13 +213,6 @@ async def test_a_view_that_is_left_is_followed_by_log_lines(
     assert [json.loads(line)["event"] for line in log.getvalue().splitlines()] == ["decision"]
 
 
-def test_without_a_terminal_there_is_no_view(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("stdout", "stderr"):
-        monkeypatch.setattr(sys, name, io.StringIO())
-    monkeypatch.setenv("TERM", "xterm")
-    assert terminal_of_view() is None
-
-
 def test_the_terminal_is_that_of_stderr_or_else_of_stdout(
     terminal: Terminal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -311,14 +304,3 @@ async def test_a_dumb_terminal_and_the_background_have_log_lines(
         os.kill(int((tmp_path / "pid").read_text()), signal.SIGINT)
         await terminal.shows("it has ended")
         assert ENTERED not in terminal.text
-
-
-def test_lines_need_no_terminal(log: io.StringIO) -> None:
-    view = Lines(SystemClock())
-    view.begin()
-    view.opened(run())
-    view.end()
-    assert [json.loads(line)["event"] for line in log.getvalue().splitlines()] == [
-        "run opened",
-        "view closed",
-    ]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import gzip
 import json
-import signal
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -22,7 +21,6 @@ from depth_cases import (
     SESSION,
     Live,
     delta,
-    recorder,
     recording,
     snapshot,
 )
@@ -33,7 +31,6 @@ from waiting import until
 
 from tracepaper.daemon.bybit.order_book import DepthRequest
 from tracepaper.daemon.clock import SystemClock
-from tracepaper.daemon.config.loading import load
 from tracepaper.replay.archive import book_events as module
 from tracepaper.replay.archive.book_events import (
     EventRecorder,
@@ -315,13 +312,6 @@ def test_a_file_is_read_by_the_limit_of_dates_that_it_was_recorded_by(
         EventsWriter(path, before)
 
 
-def test_the_limit_of_dates_is_kept_in_the_file(tmp_path: Path) -> None:
-    words = ["data", "record", "BTCUSDT", "--events", "--from", str(SESSION), "--out", "a.events"]
-    made = run(words, tmp_path)
-    assert made.code == 0, made.err
-    assert EventsFile(tmp_path / "a.events").header.ahead_ms == load(None, {}).exchange.ahead_ms
-
-
 @pytest.mark.parametrize(
     ("text", "why"),
     [
@@ -358,22 +348,6 @@ def test_a_file_has_one_symbol_one_depth_and_one_writer(tmp_path: Path) -> None:
         path.write_bytes(content)
         with pytest.raises(DataInvalid, match="a"):
             EventsFile(path)
-
-
-def test_bad_words_are_refused_in_a_sentence(tmp_path: Path) -> None:
-    record = ["data", "record", "BTCUSDT", "--events", "--from", str(SESSION), "--out"]
-    both = run([*record, "a", "--every", "100"], tmp_path)
-    assert (both.code, both.err.count("\n")) == (2, 1)
-    assert "--every is of samples" in both.err
-    run([*record, "a"], tmp_path)
-    for words in (
-        ["data", "record", "BTCUSDT", "--from", str(SESSION), "--out", "a"],  # samples into it
-        ["replay", "a", "--set", "strategy.name=sma_cross"],
-        ["data", "describe", "a"],
-    ):
-        done = run(words, tmp_path)
-        assert (done.code, done.err.count("\n")) == (1, 1), done.err
-        assert "events" in done.err
 
 
 # ---------------------------------------------------------------- live
@@ -431,29 +405,6 @@ async def test_a_lost_connection_is_a_gap(tmp_path: Path) -> None:
         await live.end()
     (gap,) = events_quality(tmp_path / "a").gaps
     assert gap.cause == "disconnected"
-
-
-async def test_a_killed_recorder_goes_on_behind_a_gap(tmp_path: Path) -> None:
-    out = tmp_path / "a.events"
-    async with serving(candles(walk_rows(60)), start=3) as (exchange, _):
-        for by in (signal.SIGKILL, signal.SIGTERM):
-            size = out.stat().st_size if out.exists() else 0
-            program = recorder(exchange, out, "--events")
-            try:
-                await until(lambda: any(one.topics for one in exchange.hub.connections))
-                moved = 0
-                while not out.exists() or out.stat().st_size < size + 4_000:
-                    await exchange.advance(1_000)
-                    moved += 1
-                    assert moved < 400
-            finally:
-                program.process.send_signal(by)
-                ended = await asyncio.to_thread(program.end)
-            await until(lambda: not exchange.hub.connections)
-    assert ended.code == 0, ended.err
-    assert "changed levels" in ended.out
-    found = events_quality(out)
-    assert ([gap.cause for gap in found.gaps], found.torn) == (["stopped"], "")
 
 
 @pytest.mark.parametrize("hold", [True, False])

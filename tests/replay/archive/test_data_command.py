@@ -11,7 +11,7 @@ from waiting import deadline
 from tracepaper.replay.archive import read_candles
 from tracepaper.replay.commands.data import app
 from tracepaper.replay.exchange.server import EmbeddedExchange, ExchangeSettings
-from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
+from tracepaper.strategies.errors import DataInvalid
 from tracepaper.strategies.units import iso
 
 SAMPLES = Path(__file__).parents[2] / "data" / "candles"
@@ -38,14 +38,6 @@ def test_check_reports_each_file_and_fails_for_a_bad_one(tmp_path: Path) -> None
     text = run("check", str(bad), BTC, code=1)
     assert f"✗ {bad} has no column high, low, close, volume" in text
     assert "✓" in text
-
-
-def test_check_as_json_is_one_document(tmp_path: Path) -> None:
-    document = json.loads(run("check", BTC, str(tmp_path / "none.csv"), "--json", code=1))
-    good, bad = document["files"]
-    assert (document["refused"], good["valid"], bad["valid"]) == (1, True, False)
-    assert (good["rows"], good["gaps"], good["missing"]) == (1_500, [], 0)
-    assert "does not exist" in bad["error"]
 
 
 def test_check_with_strict_refuses_what_would_be_dropped() -> None:
@@ -110,11 +102,3 @@ async def test_fetch_fills_an_archive_and_goes_on_where_it_ended(tmp_path: Path)
     bars, times = await fetched(tmp_path)
     assert bars == 150
     assert times == [FIRST_MS + i * MINUTE for i in range(250)]
-
-
-def test_fetch_refuses_an_interval_and_a_time_that_do_not_exist(tmp_path: Path) -> None:
-    archive = str(tmp_path / "candles.db")
-    with pytest.raises(ConfigInvalid, match="--interval is '7': give one of 1, 3, 5"):
-        run("fetch", "BTCUSDT", "--db", archive, "--interval", "7")
-    with pytest.raises(ConfigInvalid, match="'soon' is not a time"):
-        run("fetch", "BTCUSDT", "--db", archive, "--from", "soon")

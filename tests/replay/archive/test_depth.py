@@ -16,7 +16,6 @@ from msgspec import structs
 from tracepaper.replay.archive import order_book as module
 from tracepaper.replay.archive.members import BOOKS_MARK, member
 from tracepaper.replay.archive.order_book import (
-    DepthFile,
     DepthWriter,
     depth_quality,
     is_depth_file,
@@ -182,17 +181,6 @@ def test_two_writers_of_one_file_are_one_too_many(tmp_path: Path) -> None:
         pytest.raises(ConfigInvalid, match="is being recorded to already"),
     ):
         DepthWriter(tmp_path / "a", header())
-
-
-def test_a_file_of_something_else_is_neither_read_nor_written(tmp_path: Path) -> None:
-    for content in (b"open_time,open\n1,2\n", gzip.compress(b"{}"), BOOKS_MARK + b"nothing"):
-        (tmp_path / "a").write_bytes(content)
-        with pytest.raises(DataInvalid, match="is no file of `tracepaper data record`"):
-            DepthWriter(tmp_path / "a", header())
-        assert (tmp_path / "a").read_bytes() == content
-    with pytest.raises(DataInvalid, match="cannot be read"):
-        DepthFile(tmp_path / "b")
-    assert not is_depth_file(tmp_path / "b")
 
 
 def test_a_header_alone_holds_no_books_yet(tmp_path: Path) -> None:

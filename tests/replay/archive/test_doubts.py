@@ -126,11 +126,6 @@ def test_what_a_file_holds_may_show_its_contract_as_well(tmp_path: Path) -> None
         read_candles(answer)
 
 
-def test_a_dated_contract_is_read_under_a_name_that_was_given(tmp_path: Path) -> None:
-    path = written(tmp_path, CANDLES, name="BTCUSDT_240628-1m.csv")
-    assert read_candles(f"BTCJUN={path}").symbol == "BTCJUN"
-
-
 @pytest.mark.parametrize("early", [1, 1_000])
 def test_times_of_closes_are_rejected(early: int, tmp_path: Path) -> None:
     rows = "\n".join(
@@ -181,11 +176,6 @@ def test_names_that_differ_in_case_alone_are_told_apart(tmp_path: Path) -> None:
     (tmp_path / "b_BTCUSDT.csv").write_text(twice.read_text().replace(HEADER, HEADER.upper()))
     with pytest.raises(DataInvalid, match="two columns volume"):
         read_candles(tmp_path / "b_BTCUSDT.csv")
-
-
-def test_columns_that_mean_nothing_may_come_several_times(tmp_path: Path) -> None:
-    rows = [[*row, 1, 2] for row in CANDLES]
-    assert opens(written(tmp_path, rows, header=f"{HEADER},EMA,EMA")) == EXPECTED
 
 
 @pytest.mark.parametrize("wrapped", ["results", "bars", "Data", "result.XXBTZUSD", "bars.BTC/USD"])
@@ -263,14 +253,6 @@ def test_single_precision_counts_as_its_shortest_text_wherever_it_comes_from(
         candles_of_frame(columns, symbol="BTCUSDT"),
     ):
         assert (candles.price_decimals, candles.open.tolist()) == (2, [10, 20, 15])
-
-
-def test_symbols_of_any_alphabet_are_symbols(tmp_path: Path) -> None:
-    path = written(tmp_path, CANDLES, name="币安人生USDT_1m.csv")
-    assert read_candles(path).symbol == "币安人生USDT"
-    for bad in ("a b", "x_y"):
-        with pytest.raises(ConfigInvalid):
-            read_candles(f"{bad}={path}")
 
 
 def test_a_file_says_how_far_apart_its_settlements_are(tmp_path: Path) -> None:
@@ -361,18 +343,6 @@ def test_prices_at_regular_times_are_no_trades(tmp_path: Path) -> None:
     rows = [[row[3], row[4]] for row in CANDLES]
     with pytest.raises(DataInvalid, match="no trades"):
         read_candles(written(tmp_path, rows, header="date,price,volume", step=24 * HOUR))
-
-
-def test_a_name_may_hold_a_span_beside_its_interval(tmp_path: Path) -> None:
-    assert opens(written(tmp_path, CANDLES, name="BTCUSDT_7d_1m.csv")) == EXPECTED
-
-
-@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
-def test_json_may_begin_with_a_mark(encoding: str, tmp_path: Path) -> None:
-    path = tmp_path / "BTCUSDT.json"
-    rows = [[START + at * MINUTE, *row] for at, row in enumerate(CANDLES)]
-    path.write_bytes(json.dumps(rows).encode(encoding))
-    assert opens(path) == EXPECTED
 
 
 def test_thousands_of_a_sheet_are_read_where_a_point_shows_what_commas_are(tmp_path: Path) -> None:

@@ -67,13 +67,6 @@ def test_a_new_format_is_offered_by_data_import_and_imported(tmp_path: Path, led
     assert "linear:BTCUSDT, 1m: 5 candles" in run("list", "--db", archive)
 
 
-def test_the_quality_of_a_new_format_is_said(tmp_path: Path, ledger: str) -> None:
-    path = tmp_path / "BTCUSDT_1m.ledger"
-    path.write_text(ledger)
-    (found,) = json.loads(run("check", str(path), "--json"))["files"]
-    assert (found["rows"], found["zero_volume"], found["price_decimals"]) == (5, 1, 1)
-
-
 def test_what_is_refused_names_a_new_format(tmp_path: Path, ledger: str) -> None:
     path = tmp_path / "BTCUSDT.xls"
     path.write_text("1,2,3")
@@ -90,13 +83,6 @@ def test_what_is_refused_names_a_new_format(tmp_path: Path, ledger: str) -> None
         read_candles(path)
     with pytest.raises(ConfigInvalid, match=f"write one of {', '.join(FORMATS)}"):
         read_candles(path, format_name="xls")
-
-
-def test_a_format_that_no_entry_names_is_unknown(tmp_path: Path) -> None:
-    path = tmp_path / "BTCUSDT.ledger"
-    path.write_text("something else")
-    with pytest.raises(DataInvalid, match="no known kind"):
-        read_candles(path)
 
 
 def kraken_head(rows: Rows) -> TableHead | None:

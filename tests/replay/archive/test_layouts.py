@@ -8,10 +8,9 @@ from pathlib import Path
 import pytest
 
 from tracepaper.daemon.cli import invoke
-from tracepaper.replay.archive import read_candles, read_funding, read_many
+from tracepaper.replay.archive import read_candles
 from tracepaper.replay.archive.layouts import split_argument
 from tracepaper.replay.backtest.run_spec import names_a_run
-from tracepaper.replay.exchange.server import EmbeddedExchange, ExchangeSettings
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 
 T0 = 1_735_689_600
@@ -56,14 +55,6 @@ YFINANCE = "Price,Close,High,Low,Open,Volume\nTicker,{0}\nDate,,,,,\n"
             YFINANCE.format("XUSDT,XUSDT,XUSDT,XUSDT,XUSDT") + "2025-01-01,,,,,\n",
             "line 4: open is empty",
         ),
-        (
-            YFINANCE.format("XUSDT,XUSDT,XUSDT,XUSDT,XUSDT") + "2025-01-01,1,2\n",
-            "line 4 has 3 columns",
-        ),
-        (
-            YFINANCE.format("XUSDT,XUSDT,XUSDT,XUSDT,XUSDT") + "2025-01-01,1,2,1,x,5\n",
-            "line 4: open is not a number",
-        ),
         (YFINANCE.format("A,B,A,B,A") + "2025-01-01,1,2,1,1,5\n", "choose one by SYMBOL="),
         (
             YFINANCE.replace("Date", "Isin").format("XUSDT,XUSDT,XUSDT,XUSDT,XUSDT")
@@ -72,26 +63,14 @@ YFINANCE = "Price,Close,High,Low,Open,Volume\nTicker,{0}\nDate,,,,,\n"
         ),
         ("Gmt time,Open,High,Low,Close,Volume\n31.02.2025 00:00,1,2,1,1,5\n", "is not a time but"),
         ("Gmt time,Open,High,Low,Close,Volume\n01.13.2025 00:00,1,2,1,1,5\n", "is not a time but"),
-        ("Gmt time,Open,High,Low,Close,Volume\n1/2/2025 00:00,1,2,1,1,5\n", "cannot be told"),
         ("Local time,Open,High,Low,Close,Volume\n01.02.2025 00:00,1,2,1,1,5\n", "local times"),
-        ("Time (EET),Open,High,Low,Close,Volume\n2025.02.01 00:00,1,2,1,1,5\n", "times in EET"),
         (
             "<DATE>,<TIME>,<OPEN>,<HIGH>,<LOW>,<CLOSE>,<VOL>\n2025,120000,1,2,1,1,5\n",
             "'2025 120000'",
         ),
-        (
-            "<DATE>,<TIME>,<OPEN>,<HIGH>,<LOW>,<CLOSE>,<VOL>\n20250101,990000,1,2,1,1,5\n",
-            "not a time",
-        ),
         ("time;open;high;low;close;volume\n1735689600;1.234,5;2;1;1;1,2,3\n", "'1,2,3'"),
-        ("time;open;high;low;close;volume\n1735689600;1,5;2,5;1,5;1,5;1.234\n", "'1.234'"),
         ("time;open;high;low;close;volume\n1735689600;1,234.5;2;1;1;1\n", "'1,234.5'"),
         ("time;open;high;low;close;volume\n1735689600;12.34,5;2;1;1;1\n", "'12.34,5'"),
-        ("time;open;high;low;close;volume\n1735689600;,;2;1;1;1\n", "open is not a number but '.'"),
-        (
-            "symbol,time,open,high,low,close,volume\nA,1735689600,1,2,1,1,5\nB,1735689600,1,2,1,1,5\n",
-            "holds A, B: choose one by SYMBOL=",
-        ),
     ],
 )
 def test_a_layout_that_cannot_be_believed_is_one_sentence(
@@ -157,12 +136,6 @@ def test_a_coinbase_file_with_a_wrong_row_is_refused_by_that_row(
     for place, value in harm.items():
         rows[4][place] = value
     assert "row 5: " in refusal(coinbase(tmp_path, rows))
-
-
-def test_a_usual_file_with_a_wrong_row_is_not_taken_for_coinbases(tmp_path: Path) -> None:
-    rows = [[t, o, h, low, c, v] for t, low, h, o, c, v in SECONDS]
-    rows[4][1] = 1
-    assert "row 5: open is outside" in refusal(coinbase(tmp_path, rows))
 
 
 # ---------------------------------------------------------------- SYMBOL=PATH
@@ -246,15 +219,6 @@ def test_a_name_and_a_content_that_differ_are_refused(tmp_path: Path) -> None:
     assert "holds ETHUSDT by its content" in refusal(same, symbol="BTCUSDT")
 
 
-def test_funding_rates_are_not_renamed_in_silence_either(tmp_path: Path) -> None:
-    text = f"time,funding_rate\n{T0},0.0001\n"
-    path = file(tmp_path, text, "BTCUSDT_funding.csv")
-    assert read_funding(path, symbol="btcusdt").symbol == "BTCUSDT"
-    with pytest.raises(ConfigInvalid, match="holds BTCUSDT by its name"):
-        read_funding(path, symbol="ETHUSDT")
-    assert read_funding(f"ETHUSDT={path}").symbol == "ETHUSDT"
-
-
 def test_a_file_with_a_number_sign_in_its_name_is_candles_and_no_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -280,12 +244,3 @@ def test_every_command_refuses_to_rename_in_silence(
         assert invoke(command) == 2
         assert "holds BTCUSDT by its name" in " ".join(capsys.readouterr().err.split())
     assert not list(tmp_path.glob("*.db"))
-
-
-def test_several_files_are_each_told_by_their_own_name(tmp_path: Path) -> None:
-    paths = [str(plain(tmp_path)), f"F={plain(tmp_path, 'ford.csv')}"]
-    assert [each.symbol for each in read_many(paths)] == ["BTCUSDT", "F"]
-    with pytest.raises(ConfigInvalid, match="holds BTCUSDT by its name"):
-        read_many(paths, symbol="F")
-    exchange = EmbeddedExchange(ExchangeSettings(data=tuple(paths)))
-    assert {name for _, name in exchange.venue.markets} == {"BTCUSDT", "F"}

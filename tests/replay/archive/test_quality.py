@@ -6,7 +6,6 @@ import numpy as np
 
 from tracepaper.replay.archive import read_candles, slice_candles
 from tracepaper.replay.archive.series import quality
-from tracepaper.strategies.units import interval_text
 
 SAMPLES = Path(__file__).parents[2] / "data" / "candles"
 
@@ -37,8 +36,3 @@ def test_opens_are_compared_with_the_close_before_only_without_a_hole() -> None:
     assert 0.2 < share < 0.6  # another venue than Bybit
     alternate = slice_candles(part, np.arange(0, len(part), 2))
     assert quality(alternate).open_is_previous_close is None
-
-
-def test_intervals_are_written_in_their_largest_unit() -> None:
-    lengths = [1_000, 60_000, 300_000, 3_600_000, 14_400_000, 86_400_000, 604_800_000]
-    assert [interval_text(ms) for ms in lengths] == ["1s", "1m", "5m", "1h", "4h", "1d", "1w"]

@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 from depth_cases import (
     BTC,
-    FAULTS,
     FIRST_MS,
     GAPS,
     REQUEST,
@@ -31,8 +30,6 @@ from exchange_client import candles, serving, walk_rows
 from waiting import until
 
 from tracepaper.daemon.bybit.order_book import DepthRequest, DepthSampler
-from tracepaper.daemon.config.sections import ExchangeSection
-from tracepaper.replay.archive.download import source_of
 from tracepaper.replay.archive.order_book import depth_quality, read_depth
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.order_book import books_of, check_books
@@ -118,16 +115,6 @@ def test_a_gap_is_marked_with_its_cause_and_never_bridged(name: str) -> None:
     check_books(books_of([one for one, _ in taken], 50), name)
 
 
-def test_what_goes_on_has_no_gap() -> None:
-    going_on = [delta(250, 8), snapshot(420, 8), delta(700, 9), snapshot(800, 10), delta(1_000, 11)]
-    assert causes([snapshot(0, 7), *going_on]) == [(0, "stopped")]
-    single = DepthRequest(Category.LINEAR, "BTCUSDT", 1, 100)
-    shown = [
-        snapshot(at, u).replace(b"book.50", b"book.1") for at, u in ((0, 7), (250, 31), (600, 31))
-    ]
-    assert len(sampled(shown, single)) == 6
-
-
 def test_a_frame_dated_ahead_is_a_gap() -> None:
     frames = [snapshot(0, 7), delta(250, 8), delta(10**9, 9), snapshot(300, 20), delta(700, 21)]
     taken = sampled(frames, accepts=lambda ms: ms < FIRST_MS + 10_000)
@@ -168,12 +155,6 @@ def test_mutated_frames_raise_nothing_and_leave_possible_books() -> None:
 # ---------------------------------------------------------------- live
 
 
-def test_only_what_is_elsewhere_and_encrypted_is_the_exchange() -> None:
-    assert source_of(ExchangeSection().stream_url) == "exchange"
-    others = ("ws://127.0.0.1:80", "wss://localhost", "wss://[::1]:443", "ws://stream.bybit.com")
-    assert {source_of(url) for url in others} == {"loopback"}
-
-
 async def test_live_books_are_those_of_another_client(tmp_path: Path) -> None:
     async def work(live: Live) -> None:
         for _ in range(90):
@@ -194,43 +175,6 @@ async def test_live_books_are_those_of_another_client(tmp_path: Path) -> None:
     assert (quality.gaps, quality.source, quality.instrument) == ((), "loopback", "linear:BTCUSDT")
 
 
-@pytest.mark.parametrize("kind", FAULTS)
-async def test_what_the_exchange_does_wrong_is_a_gap(tmp_path: Path, kind: str) -> None:
-    async def work(live: Live) -> None:
-        await live.exchange.advance(20_000)
-        live.exchange.arm(
-            kind, **({} if kind == "crossed_book" else {"topic": "orderbook.50.BTCUSDT"})
-        )
-        for _ in range(40):
-            await live.exchange.advance(1_000)
-            # In all less than a subscription is given: a busy machine answers it in many turns.
-            live.clock.advance(network_s=0.2)
-            for _ in range(20):
-                await asyncio.sleep(0)
-
-    await recording(tmp_path / "a", work)
-    found = read_depth(tmp_path / "a")
-    gaps = depth_quality(tmp_path / "a").gaps
-    assert FAULTS[kind] in {gap.cause for gap in gaps}
-    assert len(found.stretches()) == len(gaps) + 1
-
-
-async def test_a_lost_connection_is_a_gap(tmp_path: Path) -> None:
-    async with serving(candles(walk_rows(40)), start=3) as (exchange, _):
-        live = Live(exchange, tmp_path / "a", REQUEST)
-        await live.listening()
-        await exchange.advance(20_000)
-        exchange.arm("disconnect")
-        await exchange.advance(1_000)
-        await until(lambda: not exchange.hub.connections)
-        await live.listening(again=True)
-        for _ in range(20):
-            await exchange.advance(1_000)
-        await live.end()
-    (gap,) = depth_quality(tmp_path / "a").gaps
-    assert gap.cause == "disconnected"
-
-
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
@@ -248,29 +192,6 @@ def test_what_no_file_holds_is_refused(change: dict[str, int], sentence: str) ->
     }
     with pytest.raises(ConfigInvalid, match=sentence):
         DepthRequest(**{**plain, **change})
-
-
-async def test_a_kill_loses_at_most_the_last_block(tmp_path: Path) -> None:
-    out = tmp_path / "a.depth"
-    async with serving(candles(walk_rows(60)), start=3) as (exchange, _):
-        program = recorder(exchange, out)
-        try:
-            await until(lambda: any(one.topics for one in exchange.hub.connections))
-            moved, begun_ms = 0, exchange.clock.now_ms()
-            while not out.exists() or out.stat().st_size < 4_000:
-                await exchange.advance(1_000)
-                moved += 1
-                assert moved < 400
-        finally:
-            program.process.send_signal(signal.SIGKILL)
-            program.kill()
-    found = depth_quality(out)
-    # A kill while a block is written leaves a part of it, which is left out.
-    assert found.torn == "" or found.torn.endswith("they are left out.")
-    assert found.gaps == ()
-    assert found.books >= 64
-    assert found.books % 64 == 0
-    assert begun_ms - 1_000 <= (found.first_ms or 0) < begun_ms + 11_000
 
 
 async def test_a_stop_ends_in_order_and_what_goes_on_begins_behind_a_gap(tmp_path: Path) -> None:

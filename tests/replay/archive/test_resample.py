@@ -96,11 +96,6 @@ def test_an_interval_that_does_not_divide_is_refused() -> None:
             resample(hours(), interval)
 
 
-def test_the_own_interval_changes_nothing() -> None:
-    part = hours()
-    assert resample(part, HOUR) is part
-
-
 def test_a_sum_beyond_64_bits_is_refused() -> None:
     part = hours()
     huge = slice_candles(part, slice(None))

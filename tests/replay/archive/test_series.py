@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tracepaper.replay.archive import Candles, merge_candles, read_candles, slice_candles
+from tracepaper.replay.archive import Candles, read_candles, slice_candles
 from tracepaper.replay.archive.download import wanted_spans
 from tracepaper.replay.archive.series import archive_instrument, held, import_candles
 from tracepaper.replay.backtest.feed import ArchiveFeed
@@ -87,21 +87,6 @@ def test_several_series_are_listed_and_chosen_by_symbol(tmp_path: Path) -> None:
         read_candles(archive)
     with pytest.raises(DataInvalid, match="holds no XRPUSDT"):
         read_candles(archive, symbol="XRPUSDT")
-
-
-def test_a_strange_database_is_refused(tmp_path: Path) -> None:
-    strange = tmp_path / "BTCUSDT.db"
-    strange.write_bytes(b"SQLite format 3\0" + b"\0" * 200)
-    with pytest.raises(DataInvalid):
-        read_candles(strange)
-
-
-def test_archive_and_file_join_like_two_files(tmp_path: Path) -> None:
-    archive = tmp_path / "candles.db"
-    import_candles(archive, [minutes(slice(0, 90))])
-    (joined,) = merge_candles([read_candles(archive), minutes(slice(60, 120))])
-    assert len(joined) == 120
-    assert joined.gaps == []
 
 
 def test_a_fetch_wants_what_the_archive_lacks(tmp_path: Path) -> None:

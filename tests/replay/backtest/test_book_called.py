@@ -56,7 +56,6 @@ CONFIG = {
     "model": {"checkpoint": "none"},
     "execution": {"model": "book"},
 }
-MARKET = ("--category", "linear")
 
 
 @pytest.fixture(scope="module")
@@ -107,20 +106,6 @@ def test_the_command_the_call_and_a_sweep_make_the_same_run(
     assert words[words.index("--events") + 1] == str(market.events)
     ways = {cell.point["away"]: cell.value for cell in swept.cells}
     assert ways[0.2] != ways[0.4]
-
-
-def test_a_sweep_is_typed_and_goes_on_only_with_the_same_events(
-    place: Path, market: SeededMarket, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    given = ("-c", "run.toml", "--space", "execution.latency_ms=100,5000", "--objective", "return")
-    words = ("sweep", market.candles, *given, "--jobs", "1", "--json", "--state", "s.db")
-    assert typed(place, *words, "--events", market.events) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert len({cell["value"] for cell in told["cells"]}) == 2
-    (tmp_path / "other").mkdir()
-    other = seeded_market(tmp_path / "other", minutes=90, every_ms=3_000, seed=2)
-    assert typed(place, *words, "--events", other.events) == 2
-    assert "s.db" in capsys.readouterr().err
 
 
 def test_recursive_goes_on_in_the_middle_of_a_book(

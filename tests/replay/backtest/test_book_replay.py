@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,6 @@ from typing import Any
 import programs
 import pytest
 from depth_cases import FIRST_MS, header, walk, write
-from killed_replays import Killed, resumed
 from queue_cases import Say, book, gap, played, send, shows, trade
 from recordings import run_into
 from records import check_record, rows
@@ -22,17 +20,12 @@ from tracepaper.daemon.config.loading import Config, load
 from tracepaper.replay.archive import read_candles
 from tracepaper.replay.archive.book_events import EventsFile, EventsWriter
 from tracepaper.replay.archive.order_book import DepthSource, StoredDepth
-from tracepaper.replay.backtest.book_feed import BookFeed, ChangedSource, EventsSource, FillSource
+from tracepaper.replay.backtest.book_feed import EventsSource, FillSource
 from tracepaper.replay.backtest.build import Replay, build
 from tracepaper.replay.backtest.market_data import MarketData
-from tracepaper.replay.backtest.run import Tally, run_replay
-from tracepaper.replay.checks.isolation import FreshProcesses
-from tracepaper.replay.checks.lookahead import Limits, lookahead
-from tracepaper.storage.audit import SqlAuditLog
 from tracepaper.strategies.api.context import buy
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 from tracepaper.strategies.order_book import SILENT_MS
-from tracepaper.strategies.types.market import BookUpdate
 from tracepaper.strategies.units import iso
 
 
@@ -89,52 +82,6 @@ def whole(tmp_path_factory: pytest.TempPathFactory, market: SeededMarket) -> Pat
     path = tmp_path_factory.mktemp("whole") / "run.db"
     replayed(path, market)
     return path
-
-
-def test_a_book_fills_makers_and_takers_and_all_follow_from_the_record(
-    whole: Path, market: SeededMarket
-) -> None:
-    fills = rows(whole, FILLS)
-    assert {row[4] for row in fills} == {"MAKER", "TAKER"}
-    assert {row[5] for row in fills} == {"book"}
-    assert len(fills) > 20
-    check_record(whole)
-    steps = rows(whole, "SELECT kind, count(*) FROM v_events GROUP BY 1")
-    assert dict(steps)["book"] < 0.2 * 30 * 240  # of frames, of which most change nothing
-    shutil.move(market.events, market.events.with_suffix(".away"))
-    try:
-        check_record(whole)  # by the database alone
-    finally:
-        shutil.move(market.events.with_suffix(".away"), market.events)
-
-
-UPDATES = "SELECT market_ms, content FROM v_events WHERE kind = 'book' ORDER BY 1"
-
-
-def killed_and_resumed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, market: SeededMarket, after: int
-) -> Path:
-    """Kill a replay after so many units, resume what it left, and return that database."""
-    running, cut = tmp_path / "running.db", tmp_path / "cut.db"
-    monkeypatch.setattr("tracepaper.replay.backtest.run.PROGRESS_EVENTS", 1)
-    units = 0
-
-    def kill(_bars: int) -> None:
-        nonlocal units
-        units += 1
-        if units >= after:
-            log.flush()
-            for suffix in ("", "-wal"):  # what another process would find now
-                shutil.copy(f"{running}{suffix}", f"{cut}{suffix}")
-            raise Killed
-
-    log = SqlAuditLog.open(running)
-    with pytest.raises(Killed):
-        run_replay(built(running, market), log, Tally(progress=kill))
-    log.close()
-    candles = [read_candles(str(market.candles), category="linear")]
-    resumed(cut, MarketData(candles, events=[EventsSource(market.events)]))
-    return cut
 
 
 def test_the_queue_model_and_the_latencies_decide_what_is_filled(
@@ -205,18 +152,6 @@ def test_a_book_that_went_silent_is_a_gap_and_holds_every_order(
     check_record(path)
 
 
-@pytest.mark.parametrize("after", [5, 12])
-def test_a_replay_killed_around_a_silence_goes_on_the_same(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, silent: SeededMarket, after: int
-) -> None:
-    path = tmp_path / "whole.db"
-    replayed(path, silent)
-    cut = killed_and_resumed(tmp_path, monkeypatch, silent, after)
-    assert rows(cut, FILLS) == rows(path, FILLS)
-    assert rows(cut, UPDATES) == rows(path, UPDATES)
-    check_record(cut)
-
-
 WHOLE = book(0, {99: 10}, {101: 10, 102: 10})
 LAST_MS = SILENT_MS  # the book of second 0 stands until then
 
@@ -283,19 +218,6 @@ def test_a_file_that_ends_before_the_candles_says_so_and_fills_no_more(
         assert bool(fills) is (count > 1)
         assert [at_ms for at_ms in fills if at_ms > last_ms + SILENT_MS] == []
         check_record(path)
-
-
-def test_a_file_that_begins_after_the_candles_says_so(tmp_path: Path, holed: SeededMarket) -> None:
-    late, path = tmp_path / "late.events", tmp_path / "a.db"
-    file = EventsFile(holed.events)
-    with EventsWriter(late, file.header) as writer:
-        for line in file.lines():
-            if line.received_ms >= FIRST_MS + 7 * MINUTE_MS:
-                writer.add(line.received_ms, line.data.encode())
-    replayed(path, holed, events=[EventsSource(late)])
-    begins = f"the book of linear:BTCUSDT begins at {iso(FIRST_MS + 7 * MINUTE_MS)}: nothing"
-    assert begins in rows(path, "SELECT warnings FROM v_runs")[0][0]
-    check_record(path)
 
 
 def test_a_torn_file_is_used_up_to_its_last_whole_block(
@@ -399,45 +321,3 @@ def test_a_daemon_of_several_symbols_says_that_it_has_no_such_model(tmp_path: Pa
 
 
 # ---------------------------------------------------------------- lookahead
-
-
-def test_lookahead_takes_the_future_of_the_book_away(tmp_path: Path) -> None:
-    market = seeded_market(tmp_path, minutes=80, every_ms=3_000)
-    candles = [read_candles(str(market.candles), category="linear")]
-    files = MarketData(candles, events=[EventsSource(market.events)])
-    with FreshProcesses(__name__) as fresh:
-        found = lookahead(configured(), files, fresh, Limits(probes=2))
-    assert found.differences == [], found.sentence()
-    assert found.probes == 2
-
-
-DECIDED = (
-    "SELECT equity_text FROM v_equity JOIN v_decisions USING (run_id, sequence) "
-    "ORDER BY sequence LIMIT 15"
-)
-
-
-@pytest.mark.parametrize("peeks_ms", [0, 120_000])
-def test_a_feed_that_hands_on_a_later_book_would_be_found(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, market: SeededMarket, peeks_ms: int
-) -> None:
-    """Planted: frames of two minutes later come before a bar."""
-    until = BookFeed._until  # noqa: SLF001 - what is mutated
-
-    def peeking(self: BookFeed, until_ms: int, *rest: Any) -> Iterator[BookUpdate]:
-        return until(self, until_ms + peeks_ms, *rest)
-
-    monkeypatch.setattr(BookFeed, "_until", peeking)
-    close_ms = FIRST_MS + 15 * MINUTE_MS
-    source = EventsSource(market.events)
-    found = []
-    for name, one in {
-        "whole": source,
-        "cut": ChangedSource(source, known_ms=close_ms, cut=True),
-        "more": ChangedSource(source, known_ms=close_ms),
-    }.items():
-        path = tmp_path / f"{name}.db"
-        replayed(path, market, events=[one])
-        found.append(rows(path, DECIDED))
-    assert len(found[0]) == 15
-    assert (found[0] == found[1] == found[2]) is (peeks_ms == 0)

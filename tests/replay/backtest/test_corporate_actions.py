@@ -19,7 +19,6 @@ from tracepaper.daemon.cli import invoke
 from tracepaper.daemon.engine.state import decode_state
 from tracepaper.replay.api import backtest
 from tracepaper.replay.archive.candles import bars_of
-from tracepaper.replay.archive.corporate_actions import read_actions
 from tracepaper.replay.backtest.build import build, configuration
 from tracepaper.replay.backtest.market_data import MarketData
 from tracepaper.replay.backtest.run_spec import RunSpec
@@ -29,7 +28,7 @@ from tracepaper.storage.database.reader import Reader
 from tracepaper.strategies.api.context import Orders, Signal, buy
 from tracepaper.strategies.api.strategy import Strategy
 from tracepaper.strategies.corporate_actions import adjusted_bar
-from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
+from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.types.decisions import Action
 from tracepaper.strategies.types.market import Bar, CorporateAction, CorporateActionKind
 
@@ -49,11 +48,6 @@ slippage_bp = "0"
 mode = "fixed"
 quantity = "{}"
 """
-BY_VOLATILITY = (
-    SHARES.partition("[sizing]")[0]
-    + '[sizing]\nmode = "volatility"\nlookback = 22\nvolatility = "ewma"\nrebalance = "0.01"\n'
-    + '[exits]\nstop_loss = "3 atr"\n'
-)
 EX_DATE = "2014-12-03T09:30"
 SPLIT = "ACME,2014-12-03,split,7"
 
@@ -110,13 +104,6 @@ class Holds(Strategy):
         if self._bars == self.first:
             return Signal(Action.LONG, "for some weeks")
         return Signal(Action.HOLD if self._bars < 30 else Action.FLAT, "")
-
-
-class Late(Holds):
-    """Buys and never sells."""
-
-    def decide(self, _now: object) -> Any:
-        return Signal(Action.LONG if self._bars == 5 else Action.HOLD, "kept")
 
 
 class Waits(Holds):
@@ -384,21 +371,6 @@ def test_a_class_that_keeps_what_it_observes_has_to_adjust_it() -> None:
         pass
 
 
-def test_the_same_file_twice_is_a_repetition() -> None:
-    actions(SPLIT)
-    with pytest.raises(DataInvalid, match="already"):
-        read_actions(Path("actions.csv"), Path("actions.csv"))
-
-
-@pytest.mark.parametrize("check", ["lookahead", "recursive"])
-def test_the_checks_find_nothing_over_a_split(check: str) -> None:
-    candles()
-    actions(SPLIT, "ACME,2014-11-27,dividend,0.47", "ACME,2014-12-09,dividend,0.1")
-    Path("shares.toml").write_text(BY_VOLATILITY)
-    words = [check, "--data", "ACME=acme.csv", "-c", "shares.toml", "--actions", "actions.csv"]
-    assert invoke([*words, "--probes", "5"]) == 0
-
-
 def test_symbols_that_close_together_are_split_one_by_one() -> None:
     candles(before=7.0)
     times = opens("2014-11-03", "2014-12-31", HOUR_MS)
@@ -413,12 +385,6 @@ def test_symbols_that_close_together_are_split_one_by_one() -> None:
     ]
     assert invoke(["verify", "last", "--db", "run.db"]) == 0
     assert invoke(["audit", "verify", "last", "--db", "run.db"]) == 0
-
-
-def test_an_action_of_the_last_session_is_applied() -> None:
-    with held(Late, 1.0, 10, "ACME,2014-12-31,dividend,0.47") as run:
-        rows = asked(str(run.database), "SELECT amount FROM v_ledger WHERE kind = 'dividend'")
-        assert rows == [(4.7,)]
 
 
 class Sees(Strategy):
@@ -459,30 +425,6 @@ def test_buy_and_hold_of_the_page_is_that_of_the_report(interval_ms: int) -> Non
 
 
 # ---------------------------------------------------------------- sweeps
-
-
-def test_a_sweep_applies_them_in_every_cell_as_a_replay_does(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    candles()
-    file = actions(SPLIT, "ACME,2014-12-10,dividend,1.5", "ACME,2014-11-20,dividend,9")
-    words = ["sweep", "ACME=acme.csv", "-c", "shares.toml", "--actions", file]
-    tried = ["--space", "fast=2,3", "--objective", "return", "--jobs", "1", "--state", "s.db"]
-    assert invoke([*words, *tried, "--strategy", "sma_cross", "--json"]) == 0
-    swept = json.loads(capsys.readouterr().out)
-    assert len(swept["cells"]) == 2
-    for cell in swept["cells"]:
-        run = backtest(
-            "sma_cross", "ACME=acme.csv", params=cell["point"], config="shares.toml", actions=file
-        )
-        for name, value in run.summary.items():
-            assert cell["figures"][name] == pytest.approx(value, abs=1e-9, nan_ok=True), name
-    capsys.readouterr()
-    assert "--actions actions.csv" in swept["command"]
-    assert invoke([*words, *tried, "--strategy", "sma_cross", "--json"]) == 0  # goes on: all there
-    actions(SPLIT)
-    assert invoke([*words, *tried, "--strategy", "sma_cross", "--json"]) == 2
-    assert "s.db" in capsys.readouterr().err
 
 
 # ---------------------------------------------------------------- forgotten, and not yet known

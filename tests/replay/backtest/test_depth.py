@@ -18,7 +18,7 @@ from depth_cases import FIRST_MS, header, trained, walk, write
 from exchange_client import candles as made_candles
 from exchange_client import walk_rows
 from recordings import run_into
-from records import check_record, decision_hashes, rows
+from records import check_record, rows
 
 from tracepaper.daemon.config.loading import load
 from tracepaper.daemon.session.models import make_orderbook
@@ -27,14 +27,9 @@ from tracepaper.replay.archive.order_book import RecordedDepth, read_depth
 from tracepaper.replay.backtest.build import Replay, build
 from tracepaper.replay.backtest.market_data import MarketData
 from tracepaper.replay.backtest.run import Tally, run_replay
-from tracepaper.replay.checks.isolation import FreshProcesses
-from tracepaper.replay.checks.lookahead import MODEL, Limits, lookahead
-from tracepaper.replay.checks.recursive import recursive
 from tracepaper.replay.explain.document import explain_decision
 from tracepaper.storage.audit import SqlAuditLog
-from tracepaper.storage.chain.verify import verify_chain
 from tracepaper.storage.database.reader import Reader
-from tracepaper.storage.maintenance import prune
 from tracepaper.strategies.api.context import BarContext, Signal
 from tracepaper.strategies.api.strategy import Strategy
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
@@ -247,16 +242,6 @@ def test_books_are_counted_in_the_units_of_the_instrument_or_refused(
         built(tmp_path / "a.db", [coarse], checkpoint)
 
 
-def test_the_same_books_lie_before_every_bar_wherever_a_replay_begins(
-    tmp_path: Path, books: Path, checkpoint: Path
-) -> None:
-    whole, late = tmp_path / "whole.db", tmp_path / "late.db"
-    replayed(whole, books, checkpoint)
-    replayed(late, books, checkpoint, from_ms=FIRST_MS + 20 * MINUTE_MS)
-    assert reasons(late) == reasons(whole)[20:]
-    assert decision_hashes(late) == decision_hashes(whole)[20:]
-
-
 def test_a_class_of_ones_own_sees_the_books_that_it_declares(tmp_path: Path, books: Path) -> None:
     given = {
         "strategy": {"name": f"{__name__}:Imbalance"},
@@ -284,39 +269,6 @@ def test_a_class_of_ones_own_sees_the_books_that_it_declares(tmp_path: Path, boo
     check_record(path)
     with pytest.raises(ConfigInvalid, match=r"reads order books, and market.depth is 0"):
         build(load(None, given), MarketData(candles()), started_at_ms=0)
-
-
-def test_a_book_after_the_close_moves_no_decision(
-    tmp_path: Path, books: Path, checkpoint: Path
-) -> None:
-    """Planted: books of the next minute, another ones, and then those of this one."""
-    path, later, sooner = (tmp_path / f"{name}.db" for name in ("a", "later", "sooner"))
-    replayed(path, books, checkpoint)
-    at_ms = FIRST_MS + 5 * MINUTE_MS  # the close of bar 4
-    for name, from_ms in ((later, at_ms + 1_000), (sooner, at_ms)):
-        changed = tmp_path / f"{name.stem}.depth"
-        made = [*walk(660, first_ms=FIRST_MS - 60_000)]
-        other = walk(660, seed=9, first_ms=FIRST_MS - 60_000)
-        both = zip(made, other, strict=True)
-        write(changed, [two if one.seen_ms >= from_ms else one for one, two in both])
-        replayed(name, changed, checkpoint)
-    notes = "SELECT name, number FROM v_notes ORDER BY sequence"
-    per_bar = 8
-    alike = per_bar * 5
-    assert rows(later, notes)[:alike] == rows(path, notes)[:alike]
-    assert rows(later, notes)[: alike + per_bar] != rows(path, notes)[: alike + per_bar]
-    assert rows(sooner, notes)[:alike] != rows(path, notes)[:alike]
-
-
-def test_a_prune_drops_books_with_their_bars(tmp_path: Path, books: Path, checkpoint: Path) -> None:
-    path = tmp_path / "a.db"
-    stamped = candles(4_000)
-    replayed(path, books, checkpoint, data=stamped)
-    assert events(path)
-    prune(path, keep_days=1, pruned_at_ms=5)
-    assert not events(path)
-    with Reader.open(path) as reader:
-        assert verify_chain(reader.connection, reader.find("last")).holds
 
 
 @pytest.mark.parametrize(
@@ -409,49 +361,3 @@ def test_a_decision_whose_books_are_gone_says_so(
     ((sequence,),) = rows(path, query)
     with pytest.raises(DataInvalid, match="no longer has the order books that decision"):
         explain_decision(f"{run_id}:{sequence}", path, full=True, png=None, as_json=True)
-
-
-def test_a_decision_that_asked_no_network_says_so(
-    tmp_path: Path, books: Path, checkpoint: Path
-) -> None:
-    path = tmp_path / "a.db"
-    run_id = replayed(path, books, checkpoint)
-    ((sequence,),) = rows(
-        path, "SELECT sequence FROM v_decisions ORDER BY sequence LIMIT 1 OFFSET 12"
-    )
-    with pytest.raises(DataInvalid, match="asked no network: the newest order book is older"):
-        explain_decision(f"{run_id}:{sequence}", path, full=True, png=None, as_json=True)
-
-
-@pytest.fixture(scope="module")
-def fresh() -> Iterator[FreshProcesses]:
-    with FreshProcesses(MODEL) as server:
-        yield server
-
-
-def after_the_warm_up(tmp_path: Path) -> list[RecordedDepth]:
-    """Return books of the half an hour after the bars that the yardstick of a gate takes."""
-    path = tmp_path / "late.depth"
-    write(path, walk(1_900, seed=3, first_ms=FIRST_MS + 60 * MINUTE_MS))
-    return [read_depth(path)]
-
-
-def test_nothing_moves_where_the_future_is_taken_away(
-    tmp_path: Path, checkpoint: Path, fresh: FreshProcesses
-) -> None:
-    depth, data = after_the_warm_up(tmp_path), candles(90)
-    config = built(tmp_path / "a.db", depth, checkpoint, data=data).config
-    found = lookahead(config, MarketData(data, depth=depth), fresh, Limits(probes=2))
-    assert found.differences == [], found.sentence()
-    assert (found.probes, found.depends) == (2, [])
-    assert found.compared > 90
-
-
-def test_nothing_moves_where_the_past_is_cut_off(
-    tmp_path: Path, checkpoint: Path, fresh: FreshProcesses
-) -> None:
-    depth, data = after_the_warm_up(tmp_path), candles(90)
-    config = built(tmp_path / "a.db", depth, checkpoint, data=data).config
-    found = recursive(config, MarketData(data, depth=depth), fresh, probes=2, warmup=60)
-    assert found.holds, found.sentence()
-    assert found.compared > 20

@@ -19,14 +19,13 @@ import pytest
 from depth_cases import FIRST_MS, header, walk, write
 from msgspec import structs
 
-from tracepaper import ConfigInvalid, DataInvalid, backtest, sweep
+from tracepaper import ConfigInvalid, backtest, sweep
 from tracepaper.daemon.cli import invoke
-from tracepaper.replay.archive.order_book import DepthFile, StoredDepth, read_depth
+from tracepaper.replay.archive.order_book import StoredDepth, read_depth
 from tracepaper.replay.backtest.make import make_run
 from tracepaper.replay.backtest.run import Watch
 from tracepaper.replay.backtest.run_spec import RunSpec
 from tracepaper.replay.sweep.executor import InThisProcess
-from tracepaper.storage.database.reader import Reader
 from tracepaper.strategies.types.market import Depth
 
 MINUTE_MS = 60_000
@@ -282,84 +281,3 @@ def book(bids: list[tuple[int, int]], asks: list[tuple[int, int]], **keys: int) 
     (made,) = walk(1, first_ms=FIRST_MS + MINUTE_MS)
     flat = [np.array(side, dtype="<i8").tobytes() for side in (bids, asks)]
     return structs.replace(made, bids=flat[0], asks=flat[1], **keys)
-
-
-IMPOSSIBLE: dict[str, Depth] = {
-    "crossed": book([(650_000, 5)], [(649_999, 5)]),
-    "locked": book([(650_000, 5)], [(650_000, 5)]),
-    "empty": book([], [(650_001, 5)]),
-    "without a size": book([(650_000, 0)], [(650_001, 5)]),
-    "of a negative size": book([(650_000, -5)], [(650_001, 5)]),
-    "of a negative price": book([(-5, 5)], [(650_001, 5)]),
-    "that does not lead away": book([(650_000, 5), (650_000, 5)], [(650_001, 5)]),
-    "of a later frame": book([(650_000, 5)], [(650_001, 5)], market_ms=FIRST_MS + 2 * MINUTE_MS),
-}
-
-
-@pytest.mark.parametrize("kind", IMPOSSIBLE)
-def test_a_file_with_an_impossible_book_is_refused(
-    place: Path, kind: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    write(place / "bad.depth", [IMPOSSIBLE[kind]])
-    assert typed(place, *REPLAY, "--depth", "bad.depth", "--db", "a.db") == 1
-    assert "which no recording writes; restore it or record anew" in " ".join(
-        capsys.readouterr().err.split()
-    )
-    assert not (place / "a.db").exists()
-
-
-def test_books_that_come_twice_or_out_of_order_are_refused(
-    place: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    write(place / "one.depth", walk(64, first_ms=FIRST_MS))
-    write(place / "two.depth", walk(64, first_ms=FIRST_MS + 64_000), cause="stale")
-    one, two = ((place / name).read_bytes() for name in ("one.depth", "two.depth"))
-    begin = next(DepthFile(place / "one.depth").blocks()).byte
-    for name, content in {"twice": one + one[begin:], "back": two + one[begin:]}.items():
-        (place / name).write_bytes(content)
-        with pytest.raises(DataInvalid, match="does not go on from the one before"):
-            StoredDepth(place / name)
-    (place / "torn").write_bytes(one + two[begin : begin + 40])
-    assert len(StoredDepth(place / "torn").times) == 64
-
-
-def test_one_level_a_side_is_enough(place: Path) -> None:
-    with own.importable(place):
-        made = backtest(
-            "by_books:Mine",
-            "BTCUSDT-1m.csv",
-            config=SIZED | {"market": {"symbols": ["BTCUSDT"], "depth": 1}},
-            depth="btc.depth",
-            db="a.db",
-        )
-        assert made.verify().holds
-    assert set(made.decisions["action"]) == {"LONG", "FLAT"}
-    with Reader.open(place / "a.db") as reader:
-        events = reader.depths(made.run_id, "linear:BTCUSDT", until=10**6, books=10**6)
-    assert {event.levels for event in events} == {1}
-    assert sum(event.count for event in events) == 60 * BARS + 1
-
-
-def test_every_command_reads_a_run_with_books(
-    place: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert typed(place, *REPLAY, "--depth", "btc.depth", "--db", "a.db") == 0
-    commands = [
-        ("verify", "last"),
-        ("audit", "verify", "last"),
-        ("report", "last", "--json"),
-        ("explain", "last", "--json"),
-        ("audit", "decisions", "last"),
-        ("audit", "export", "last", "--csv", "exported"),
-        ("db", "backup", "copy.db"),
-    ]
-    for words in commands:
-        assert typed(place, *words, "--db", "a.db") == 0, (words, capsys.readouterr().err)
-    capsys.readouterr()
-    query = "SELECT count(*) AS events, sum(content ->> 'count') AS books FROM v_events"
-    words = ("audit", "sql", f"{query} WHERE kind = 'depth'", "--json", "--db", "copy.db")
-    assert typed(place, *words) == 0
-    (found,) = json.loads(capsys.readouterr().out)
-    assert found["books"] == 60 * BARS + 1
-    assert typed(place, "verify", "last", "--db", "copy.db") == 0
-    assert "as the books stand" in (place / "exported" / "v_decisions.csv").read_text()

@@ -18,24 +18,15 @@ from records import check_record, decision_hashes, rows, run_again
 
 from tracepaper.daemon.cli import invoke
 from tracepaper.daemon.config.loading import Config, load
-from tracepaper.daemon.engine.state import Restart
-from tracepaper.daemon.session.resume import restore_engine
 from tracepaper.replay.archive import Candles, slice_candles
-from tracepaper.replay.archive.candles import bars_of, resample
-from tracepaper.replay.backtest.build import build
+from tracepaper.replay.archive.candles import resample
 from tracepaper.replay.backtest.market_data import MarketData
-from tracepaper.replay.backtest.run import Tally, run_replay
 from tracepaper.replay.checks.compare import LookaheadFinding
 from tracepaper.replay.checks.isolation import FreshProcesses
 from tracepaper.replay.checks.lookahead import Limits, lookahead
 from tracepaper.replay.checks.recursive import recursive
-from tracepaper.storage.audit import SqlAuditLog
-from tracepaper.storage.chain.verify import verify_chain
-from tracepaper.storage.database.reader import Reader
-from tracepaper.storage.maintenance import prune
 from tracepaper.strategies.api.context import BarContext, Signal
 from tracepaper.strategies.api.strategy import Strategy
-from tracepaper.strategies.api.timeframes import frame_bar_of
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 from tracepaper.strategies.types.decisions import Action
 
@@ -152,51 +143,6 @@ def test_candles_of_the_frame_warm_what_the_bars_do_not_reach(tmp_path: Path) ->
     assert [(at, seen[at]) for at, _ in warm] == warm
     again = tmp_path / "again.db"
     assert run_again(path, again, first).holds
-
-
-class Days(Trend):
-    """Wants more bars of its frames than a prune keeps bars of its own."""
-
-    frames_warmup = {"15": 200}  # noqa: RUF012 - as a user writes it
-
-
-@pytest.mark.parametrize("name", ["Trend", "Days"])
-def test_after_a_prune_only_what_own_bars_do_not_reach_is_lacking(
-    tmp_path: Path, name: str
-) -> None:
-    path, config = tmp_path / "a.db", configured(strategy={"name": f"{__name__}:{name}"})
-    data = walk(3 * 1_440)
-    quarters, late = hours_before(data, 187)
-    late, to_come = slice_candles(late, slice(0, 4_000)), slice_candles(late, slice(4_000, None))
-    audit = SqlAuditLog.open(path, group_steps=100)
-    replay = build(config, MarketData([late], frames=[quarters]), started_at_ms=0, database=path)
-    run_replay(replay, audit, Tally())
-    audit.close()
-    before = replay.engine.frames_of("linear:BTCUSDT")
-    (pruned,) = prune(path, keep_days=1, pruned_at_ms=5)
-    assert pruned.steps > 1_000
-    audit = SqlAuditLog.open(path)
-    engine = build(config, MarketData([late]), started_at_ms=0, database=path).engine
-    with Reader.open(path) as reader:
-        restore_engine(engine, reader, audit.resume(reader.find("last")), None)
-        assert verify_chain(reader.connection, reader.find("last")).holds
-    audit.close()
-    assert engine.frames_of("linear:BTCUSDT") == before
-    lacking = engine.lacking_frames(late.until_ms)
-    if name == "Trend":
-        assert lacking == []
-    else:
-        [wanted] = lacking
-        assert wanted.from_ms <= late.until_ms - 200 * 15 * MINUTE
-        for bar in bars_of(quarters):  # as the exchange says them anew
-            if wanted.from_ms <= bar.open_time_ms < wanted.until_ms:
-                Restart(engine).recall_frame(frame_bar_of(bar, seen_ms=bar.close_time_ms))
-        assert engine.lacking_frames(late.until_ms) == []
-    for bar in bars_of(to_come):
-        one, two = replay.engine.step(bar, None), engine.step(bar, None)
-        assert one.decision is not None
-        assert one.decision.note is not None
-        assert one.decision == two.decision
 
 
 def test_candles_that_contradict_the_bars_are_refused_in_one_sentence(tmp_path: Path) -> None:

@@ -65,22 +65,6 @@ def whole(data: Candles) -> Path:
     return recorded(configured(), [data])
 
 
-def test_every_kind_of_order_and_end_is_on_record(whole: Path) -> None:
-    kinds = {kind for (kind,) in rows(whole, "SELECT DISTINCT kind FROM v_orders")}
-    assert kinds == {"MARKET", "LIMIT", "STOP", "STOP_LIMIT"}
-    ends = {end for (end,) in rows(whole, "SELECT DISTINCT status FROM v_orders")}
-    assert ends >= {"FILLED", "CANCELED", "REJECTED"}
-    assert {one for (one,) in rows(whole, "SELECT DISTINCT liquidity FROM v_fills")} == {
-        "MAKER",
-        "TAKER",
-    }
-    ((bars, targets, lists),) = rows(
-        whole,
-        "SELECT count(*), count(target_quantity), sum(action = 'ORDERS') FROM v_decisions",
-    )
-    assert (bars, targets) == (BARS, BARS - int(str(lists)))  # a list has no target
-
-
 def test_lists_that_change_nothing_are_stored_as_they_are_hashed(
     data: Candles, tmp_path: Path
 ) -> None:

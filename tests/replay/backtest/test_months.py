@@ -101,27 +101,6 @@ def test_a_file_of_months_is_read_and_checked_by_the_calendar(months: Path, days
     assert quality(read).calendar is None
 
 
-@pytest.mark.parametrize("name", ["BTCUSDT.csv", "BTCUSDT_1M.csv", "BTCUSDT-1mo.csv"])
-@pytest.mark.parametrize("count", [1, 2, 3])
-def test_a_few_months_are_months(name: str, count: int, tmp_path: Path) -> None:
-    rows = [(month_start(540 + place), 5, 6, 4, 5, 1) for place in range(1, 1 + count)]
-    path = lines(tmp_path / name, rows)
-    if count == 1 and name == "BTCUSDT.csv":
-        with pytest.raises(DataInvalid, match="holds one candle"):
-            read_candles(path)
-        return
-    read = read_candles(path)
-    assert (read.interval_ms, len(read), read.missing) == (MONTH_MS, count, 0)
-
-
-def test_a_hole_of_months_is_named_by_the_calendar(tmp_path: Path) -> None:
-    held = [540, 541, 542, 545, 546, 547]
-    path = lines(tmp_path / "BTCUSDT.csv", [(month_start(at), 5, 6, 4, 5, 1) for at in held])
-    read = read_candles(path)
-    assert read.missing == 2
-    assert read.gaps == [(month_start(543), month_start(545))]
-
-
 def test_months_that_open_elsewhere_are_refused(tmp_path: Path) -> None:
     rows = [(month_start(at) + 8 * 3_600_000, 5, 6, 4, 5, 1) for at in range(540, 560)]
     with pytest.raises(DataInvalid, match=r"off the file's grid of months \(UTC\)"):
@@ -169,23 +148,6 @@ def test_verify_lookahead_and_recursive_hold_over_months(
     assert invoke(["lookahead", *SMA, *data, "--probes", "2"]) == 0
     assert "the series 1461 weeks later" in capsys.readouterr().err
     assert invoke(["recursive", *SMA, *data, "--probes", "2"]) == 0
-
-
-def test_views_and_report_name_months_and_count_their_days(
-    run: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    query = "SELECT interval, calendar, interval_ms FROM v_runs"
-    assert invoke(["audit", "sql", query, "--db", str(run)]) == 0
-    assert capsys.readouterr().out.split()[3:] == ["M", "UTC", str(MONTH_MS)]
-    with Reader.open(run) as reader:
-        events = [step.event for step in reader.steps(reader.find("last"))]
-    bars = [event for event in events if isinstance(event, Bar)]
-    assert {bar.market_ms for bar in bars} == {month_start(552 + at) for at in range(1, 79)}
-    assert all(bar.market_ms == bar.seen_ms == bar.close_time_ms for bar in bars)
-    assert invoke(["report", "last", "--db", str(run)]) == 0
-    told = " ".join(capsys.readouterr().out.split())
-    assert "A year has 365.2 days" in told
-    assert "A bar is longer than a day: its return is spread evenly over its days." in told
 
 
 def test_a_run_that_was_cut_goes_on_to_the_same_end(

@@ -10,7 +10,6 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from forging import rechain
 from msgspec.structs import replace
@@ -26,13 +25,12 @@ from tracepaper.replay.backtest.build import build, configuration
 from tracepaper.replay.backtest.market_data import MarketData
 from tracepaper.replay.backtest.run import Tally, run_replay
 from tracepaper.replay.backtest.run_spec import RunSpec
-from tracepaper.replay.report.charts import broken
 from tracepaper.storage.audit import SqlAuditLog
 from tracepaper.storage.database.reader import Reader
 from tracepaper.strategies.api.context import Signal
 from tracepaper.strategies.api.strategy import Strategy
 from tracepaper.strategies.errors import DataInvalid
-from tracepaper.strategies.sessions import Calendar, Sessions
+from tracepaper.strategies.sessions import Sessions
 from tracepaper.strategies.types.decisions import Action
 from tracepaper.strategies.types.market import Bar
 from tracepaper.strategies.units import DAY_MS
@@ -163,14 +161,6 @@ def test_fees_are_paid_by_the_share_in_its_currency() -> None:
     for quantity, fee, fee_base in fills:
         assert quantity == int(quantity)
         assert (fee, fee_base) == (max(1.0, quantity * 0.005), 0.0)
-
-
-def test_parts_of_a_share_are_traded_where_they_may_be() -> None:
-    Path("parts.toml").write_text(SHARES.replace("[strategy]", "fractional = true\n[strategy]"))
-    replayed(opens("2014-10-20", "2014-12-31", HOUR_MS), config="parts.toml")
-    quantities = [quantity for (quantity,) in asked("run.db", "SELECT quantity FROM v_fills")]
-    assert any(quantity % 1 for quantity in quantities)
-    assert all(round(quantity, 3) == quantity for quantity in quantities)
 
 
 # ---------------------------------------------------------------- what is stored
@@ -305,19 +295,6 @@ def test_a_report_counts_days_and_years_in_sessions(capsys: pytest.CaptureFixtur
     assert "A year has 252.0 sessions" in " ".join(capsys.readouterr().out.split())
 
 
-def test_no_line_of_a_chart_is_broken_by_a_night_but_by_a_missing_session() -> None:
-    times = opens("2014-11-03", "2014-12-05", HOUR_MS)
-    sessions = package.sessions_named("XNAS")(times[0], times[-1])
-    calendar = Calendar(sessions, HOUR_MS)
-    gone = [at for at in times if date_alone(at) != "2014-11-19"]
-    for known, holes in ((times, 0), (gone, 1)):
-        closes = calendar.closes_of(np.array(known))
-        _, (shown,) = broken(closes, np.ones(closes.size), calendar=calendar)
-        assert int(np.isnan(shown).sum()) == holes
-        _, (by_time,) = broken(closes, np.ones(closes.size))
-        assert int(np.isnan(by_time).sum()) > 20
-
-
 @pytest.mark.parametrize(
     ("given", "said"),
     [
@@ -356,22 +333,6 @@ def test_an_archive_gives_back_shares_as_they_were_read(
     assert "0 holes" in capsys.readouterr().out
     assert invoke(["replay", "archive.db", "-c", "shares.toml", "--db", "two.db", "--json"]) == 0
     assert decision_hashes("two.db") == decision_hashes("run.db")
-
-
-def test_a_check_of_a_file_speaks_of_sessions(capsys: pytest.CaptureFixture[str]) -> None:
-    times = opens("2014-11-03", "2014-12-31", HOUR_MS)
-    write(Path("acme.csv"), [at for at in times if date_alone(at) != "2014-11-28"])
-    assert invoke(["data", "check", "ACME=acme.csv", "--calendar", "XNAS"]) == 0
-    said = capsys.readouterr().out
-    assert "41 sessions of XNAS" in said
-    holes = "1 hole, 4 candles missing, the longest of 3.0 days"
-    assert f"{holes}: 2014-11-28T14:30:00Z to 2014-12-01T14:30:00Z" in said
-
-
-def test_nothing_looks_ahead_in_sessions() -> None:
-    write(Path("acme.csv"), opens("2014-10-20", "2014-12-31", HOUR_MS))
-    assert invoke(["lookahead", "--data", "ACME=acme.csv", "-c", "shares.toml"]) == 0
-    assert invoke(["recursive", "--data", "ACME=acme.csv", "-c", "shares.toml"]) == 0
 
 
 # ---------------------------------------------------------------- splits
@@ -458,14 +419,6 @@ def test_a_crash_by_three_tenths_is_believed(interval_ms: int) -> None:
     jumping(interval_ms, 7.0 * 0.7, 4.0)
     assert refused() == []
     assert asked("run.db", "SELECT warnings FROM v_runs") == [("[]",)]
-
-
-def test_a_replay_that_goes_on_suspects_the_same_split(monkeypatch: pytest.MonkeyPatch) -> None:
-    at = jumping(HOUR_MS, 1.0, 7.0)
-    run_id = interrupted(monkeypatch, every=130)  # a few bars before it
-    again = ["replay", "ACME=acme.csv", "-c", "shares.toml", "--json", "--db", "part.db"]
-    assert invoke([*again, "--resume", run_id]) == 0
-    assert refused("part.db") == refused("run.db") == [("plausible", at)]
 
 
 DAYS = """

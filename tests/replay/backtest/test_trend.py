@@ -14,7 +14,7 @@ from exchange_client import candles as made_candles
 from exchange_client import walk_rows
 from recordings import record
 from records import check_record, decision_hashes, rows
-from report_cases import SAMPLE, build_report_of
+from report_cases import build_report_of
 
 from tracepaper.daemon.cli import invoke
 from tracepaper.daemon.config.loading import Config, load
@@ -24,9 +24,7 @@ from tracepaper.replay.backtest.build import build
 from tracepaper.replay.backtest.market_data import MarketData
 from tracepaper.replay.checks.isolation import FreshProcesses
 from tracepaper.replay.checks.lookahead import Limits, lookahead
-from tracepaper.replay.checks.recursive import recursive
 from tracepaper.strategies.errors import ConfigInvalid
-from tracepaper.strategies.units import INTERVALS, interval_start
 
 QUARTER = 15 * 60_000
 HOUR = 4 * QUARTER
@@ -83,17 +81,6 @@ def test_hours_from_a_file_warm_it_and_change_no_later_decision(tmp_path: Path) 
     assert reasons == [("HOLD", "refused by warm")]
 
 
-def test_nothing_that_it_decides_depends_on_the_future_or_on_an_older_past() -> None:
-    data = walk(260)
-    config = configured(strategy={"name": "trend", "trend_windows": ["2h", "6h"]})
-    with FreshProcesses() as fresh:
-        found = lookahead(config, MarketData([data]), fresh, Limits(probes=2))
-        assert found.holds, found.sentence()
-        later = recursive(config, MarketData([data]), fresh, probes=2, warmup=32)
-    assert later.holds, later.sentence()
-    assert later.compared > 200
-
-
 USUAL = ("8d", "16d", "32d", "64d")
 FITTING = ("9h", "18h", "36h")  # not of the usual ones: whoever says them chose them
 
@@ -124,28 +111,6 @@ def test_the_usual_windows_fit_the_candles_and_stay_with_the_run(
     assert invoke(["replay", "--data", f"{path}#{run_id}", "--db", str(again), "--json"]) == 0
     assert windows(again) == windows(path)
     assert decision_hashes(again) == decision_hashes(path)
-
-
-@pytest.mark.parametrize(
-    ("count", "interval", "words"),
-    [
-        (1, "15", "over 3h, since the candles span 15.0 min, too little for its usual 8d, 16d"),
-        (11, "15", "strategy.trend_windows to choose others; these candles are too few for any"),
-        (20, "W", "over 16d, 32d, 64d, since two bars of 1w are longer than some of its 8d, 16d"),
-    ],
-)
-def test_why_windows_are_others_is_said(
-    tmp_path: Path, count: int, interval: str, words: str
-) -> None:
-    path = tmp_path / "a.db"
-    length_ms = INTERVALS[interval]
-    first_ms = interval_start(1_748_244_720_000, length_ms)
-    data = made_candles(walk_rows(count), interval_ms=length_ms, first_ms=first_ms)
-    record(path, configured(interval, strategy={"name": "trend"}), [data])
-    [(said,)] = rows(path, "SELECT warnings FROM runs")
-    assert words in said
-    assert ("every bar is held" in said) == (count < 12)
-    check_record(path)
 
 
 def test_windows_follow_from_all_candles_and_not_from_the_period(tmp_path: Path) -> None:
@@ -183,18 +148,6 @@ def test_a_cut_future_leaves_the_windows_of_a_check() -> None:
         found = lookahead(unsaid(), MarketData([walk(200)]), fresh, Limits(probes=2))
     assert found.holds, found.sentence()
     assert found.without_later == 200
-
-
-def test_lookahead_says_the_windows_that_it_takes(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    path = tmp_path / "tracepaper.toml"
-    path.write_text('[strategy]\nname = "trend"\n[model]\ncheckpoint = "none"\n')
-    given = ["--data", str(SAMPLE), "--bars", "600", "--probes", "1", "-c", str(path)]
-    assert invoke(["lookahead", *given]) == 0
-    said = capsys.readouterr()
-    assert "the trend is taken over 3h, since the candles span 10.0 h" in said.err
-    assert "600 of 600 bars decided" in said.out
 
 
 def test_the_report_judges_the_trends_own_side(tmp_path: Path) -> None:

@@ -10,8 +10,12 @@ from typing import Any
 import pytest
 from pages import said_in
 from programs import ROOT
+from recordings import record
+from records import check_record, rows
+from scenarios import SCENARIOS
 
 from tracepaper.daemon.cli import invoke
+from tracepaper.daemon.config.loading import load
 from tracepaper.replay.api import backtest
 
 SOL = ROOT / "tests" / "data" / "candles" / "binance_um_SOLUSDT_1m_2025-05.csv.gz"
@@ -36,15 +40,6 @@ def asked(database: str, query: str) -> list[tuple[Any, ...]]:
         return connection.execute(query).fetchall()
     finally:
         connection.close()
-
-
-def replayed(database: str, *options: str) -> None:
-    called = ["replay", str(SOL), "-c", "twins.toml", "--db", database, "--json", *options]
-    assert invoke(called) == 0
-
-
-FILLED = "SELECT twin, filled_ms, side, quantity_text, price_text FROM v_twin_fills ORDER BY 1, 2"
-EQUITY = "SELECT twin, market_ms, equity_text FROM v_twin_equity ORDER BY 1, 2"
 
 
 def test_every_twin_is_in_the_record_the_summary_and_the_report(
@@ -93,3 +88,38 @@ def test_buy_and_hold_at_equal_exposure_is_one_number() -> None:
         names = [row["account"] for row in without.report()["accounts"]]
         assert len(names) == 3
         assert names[1].startswith("buy and hold at ")
+
+
+# ---------------------------------------------------------------- cross account
+
+
+CROSS = SCENARIOS["cross margin"]
+LIQUIDATED = "model = 'liquidation'"
+
+
+def test_the_report_and_the_shadow_accounts_know_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, sections = tmp_path / "a.db", dict(CROSS.sections())
+    sections["strategy"] = {**sections["strategy"], "twins": ["buy_and_hold", "random_gate"]}
+    record(path, load(None, sections), CROSS.candles())
+    check_record(path)
+    assert rows(path, f"SELECT count(*) FROM v_twin_fills WHERE {LIQUIDATED}")[0][0] > 0
+    capsys.readouterr()
+    assert invoke(["report", "--db", str(path), "--json"]) == 0
+    own, *_ = json.loads(capsys.readouterr().out)["accounts"]
+    assert own["end"] >= 0
+    assert own["liquidation_price"] is None
+
+
+def test_on_spot_it_is_refused_in_one_sentence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tmp_path / "a.toml"
+    config.write_text('[market]\ncategory = "spot"\n[account]\nmargin = "cross"\n')
+    assert invoke(["config", "check", "--config", str(config)]) != 0
+    said = capsys.readouterr().err
+    assert "margin is for linear positions" in said
+    config.write_text('[account]\nmargin = "crossed"\n')
+    assert invoke(["config", "check", "--config", str(config)]) != 0
+    assert "write one of none, isolated, cross." in capsys.readouterr().err

@@ -25,7 +25,6 @@ from tracepaper.replay.checks.slippage import (
     FAR,
     SlippageFindings,
     calibrate,
-    held_out_sentence,
 )
 from tracepaper.replay.samples import DEMO_CANDLES
 from tracepaper.strategies.errors import ConfigInvalid
@@ -413,32 +412,6 @@ def test_paper_fills_of_a_run_have_no_bias_under_its_own_settings(
     assert less["figures"]["all"][0]["bias_bp"]["value"] == pytest.approx(0.5, abs=0.02)
 
 
-def test_the_answer_fits_a_terminal_and_its_json_has_the_same_figures(
-    exported: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setenv("COLUMNS", "80")
-    strange = tmp_path / "fills.csv"
-    lines = exported.read_text().replace("linear:BTCUSDT", "linear:LONGERNAMEUSDT", 1)
-    strange.write_text(lines.replace("2025-06", "2026-06").replace(",17489", ",18489"))
-    assert invoke(["calibrate", str(strange), "--candles", str(DATA)]) == 0
-    said = capsys.readouterr().out
-    assert "To know: the first order outside" in said
-    assert max(map(len, said.splitlines())) <= 80
-    command = ["calibrate", str(exported), "--candles", str(DATA)]
-    assert invoke(command) == 0
-    said = capsys.readouterr().out
-    assert max(map(len, said.splitlines())) <= 80
-    assert said.startswith("177 orders of 177 rows beside paper's fills by next_open.\n")
-    assert invoke([*command, "--json"]) == 0
-    document = json.loads(capsys.readouterr().out)
-    (every,) = document["figures"]["all"]
-    assert f"{every['bias_bp']['value']:+,.2f}" in said
-    assert "Too little to propose settings: 177 orders on 9 days" in said
-
-
 # ---------------------------------------------------------------- what cannot be used
 
 
@@ -496,18 +469,6 @@ def test_no_gap_of_a_recording_is_bridged() -> None:
     )
 
 
-@pytest.mark.parametrize(("days", "a_day"), [(14, 9), (15, 1), (1, 1)])
-def test_few_orders_or_days_are_shown_and_propose_nothing(
-    days: int, a_day: int, candles: Candles, paper: OpenFills
-) -> None:
-    found = calibrate(generated(candles, 9.0, 0, days=days, a_day=a_day), paper, costs_of(), 100)
-    assert everything(found)["orders"] == days * a_day
-    assert found.settings == []
-    (said,) = found.sentences
-    assert said.startswith(f"Too little to propose settings: {days * a_day} orders on {days} days")
-    assert said.endswith("30 on 15 days are wanted.")
-
-
 def test_candles_or_books_are_wanted_and_agree_with_the_model(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -523,11 +484,3 @@ def test_candles_or_books_are_wanted_and_agree_with_the_model(
         answer = capsys.readouterr().err
         assert said in answer
         assert "Traceback" not in answer
-
-
-def test_what_is_held_out_is_said_with_both_settings(candles: Candles, paper: OpenFills) -> None:
-    found = calibrate(generated(candles, 3.7, 0, days=30, a_day=12), paper, costs_of(), 100)
-    said = held_out_sentence(found)
-    assert said.startswith("Held out: 120 orders on 10 days from ")
-    assert "by the present settings" in said
-    assert said.endswith("by the proposed.")

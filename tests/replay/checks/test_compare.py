@@ -16,7 +16,6 @@ import numpy as np
 import pytest
 from forging import rechain
 from native_objects import built, loops_of
-from sqlalchemy import REAL
 
 from tracepaper.daemon.cli import invoke
 from tracepaper.replay.backtest.predictors import RETURNS
@@ -61,12 +60,6 @@ ELSEWHERE = (
         "WHERE kind = 'model_change'"
     ),
 )
-
-
-def test_a_run_made_here_agrees_in_every_bit(run: Path) -> None:
-    found = verified(run, run)
-    assert (found.holds, found.exact, found.elsewhere) == (True, True, "")
-    assert found.agreed == found.decisions > 0
 
 
 def test_a_run_made_elsewhere_says_what_differs(run: Path, tmp_path: Path) -> None:
@@ -195,13 +188,6 @@ def test_each_float_has_its_tolerance(run: Path, name: str, share: float, holds:
     assert name in {column for column, *_ in compared(run, change, exact=True).unequal}
 
 
-def test_only_floats_have_a_tolerance() -> None:
-    for name in TOLERANCES:
-        table, column = name.split(".")
-        kind = metadata.tables[table].c[column].type
-        assert isinstance(kind, REAL) or column in ("horizons", "heads", "entropy", "buckets")
-
-
 # ---------------------------------------------------------------- parity in words and numbers
 
 
@@ -242,18 +228,6 @@ def said(change: float, place: tuple[int, int, int]) -> bytes:
     found = HALVES.copy()
     found[place] += change
     return found.tobytes()
-
-
-@pytest.mark.parametrize("place", list(np.ndindex(2, 2, 2)))
-@pytest.mark.parametrize(("share", "holds"), [(0.5, True), (-0.5, True), (2.0, False)])
-def test_each_number_of_the_halves_has_its_volatility_as_tolerance(
-    place: tuple[int, int, int], share: float, holds: bool
-) -> None:
-    half, _, horizon = place
-    change = share * RETURNS * float(HALVES[half, 1, horizon])
-    unequal = ("answers.halves", HALVES.tobytes(), said(change, place))
-    assert is_rounding(unequal, [()], member_shape=(2, 2)) is holds
-    assert is_rounding(unequal, [()]) is False  # another kind's bytes are equal, or they differ
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,6 @@ from forging import rechain
 from recordings import copied, recorded
 from records import run_again
 
-from tracepaper.daemon.cli import invoke
 from tracepaper.daemon.config.loading import load
 from tracepaper.daemon.engine.engine import Engine
 from tracepaper.daemon.session.resume import recorded_reach
@@ -37,7 +36,6 @@ from tracepaper.storage.database.writer import open_writer
 from tracepaper.storage.maintenance import Pruning
 from tracepaper.strategies.errors import DataInvalid
 from tracepaper.strategies.types.market import Category
-from tracepaper.strategies.units import iso
 
 HOUR = 3_600_000
 HOURS = 240
@@ -114,16 +112,6 @@ def forge(path: Path, *statements: str) -> None:
             assert raw.execute(statement).rowcount > 0, statement
         raw.commit()
     rechain(path)
-
-
-def test_a_prune_of_nothing_changes_nothing(tmp_path: Path) -> None:
-    path = tmp_path / "run.db"
-    run_id = replayed(path, "crossing")
-    before = path.read_bytes()
-    assert prune(path, 3_650) == Pruning(run_id, -1, 0)
-    assert prune(path, 11) == Pruning(run_id, -1, 0)  # ten days are stored
-    assert path.read_bytes() == before
-    assert verified(path).holds
 
 
 # ---------------------------------------------------------------- models, books, quotes, starts
@@ -355,44 +343,6 @@ def test_a_run_that_a_prune_left_too_little_of_is_derived_as_far_as_its_bars_go(
     with pytest.raises(DataInvalid, match=r"less than its decisions look back on: nothing of it"):
         verified(path)
     assert not audited(path)
-
-
-def test_the_commands_say_what_is_derived_and_what_only_the_chain_covers(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    path = tmp_path / "run.db"
-    run_id = replayed(path, "crossing")
-    times = opened(path)
-    assert invoke(["verify", "last", "--db", str(path), "--from", iso(times[100])]) == 0
-    out = capsys.readouterr().out
-    assert f"140 of 140 decisions follow from the record of run {run_id}" in out
-    assert f"They are those from {iso(times[100])} on, step 101; the state before is" in out
-    assert "100 decisions that are stored before were not compared: only the chain covers" in out
-    assert invoke(["verify", "last", "--db", str(path), "--from", str(times[9])]) == 0
-    assert "the state before was derived from the run's start." in capsys.readouterr().out
-    assert invoke(["db", "prune", "--keep", "3", "--db", str(path)]) == 0
-    captured = capsys.readouterr()
-    assert captured.err == ""
-    assert "the chain holds from step 108." in captured.out
-    assert invoke(["verify", "last", "--db", str(path)]) == 0
-    out = capsys.readouterr().out
-    assert "72 of 72 decisions" in out
-    assert f"They are those from {iso(times[-72])} on, step 169; the state before is" in out
-    assert "61 decisions that are stored before were not compared" in out
-    assert invoke(["verify", "last", "--db", str(path), "--from", "yesterday"]) == 2
-
-
-def test_a_sample_names_the_first_step_that_was_compared(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    path = tmp_path / "run.db"
-    replayed(path, "crossing")
-    times = opened(path)
-    call = ["verify", "last", "--db", str(path), "--from", iso(times[100]), "--sample", "5"]
-    assert invoke(call) == 0
-    out = capsys.readouterr().out
-    # A start, 240 bars and an end: of the last five steps four are bars.
-    assert f"They are those from {iso(times[-4])} on, step 237; the state before is" in out
 
 
 KILLED = """

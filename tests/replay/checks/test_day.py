@@ -143,19 +143,6 @@ def test_a_changed_candle_is_named_on_its_day_alone(run: Path) -> None:
     assert "is to blame: a stored bar was changed" in first.reason
 
 
-def test_a_forged_decision_is_named(run: Path) -> None:
-    named = f"(SELECT outcome FROM steps WHERE {at(40)})"
-    changed = f"UPDATE outcomes SET reason = 'another' WHERE step & 268435455 = {named}"
-    change(run, changed, forges=True)
-    found = day(run)
-    assert (found.outcome, found.culprit) == (DIFFERENT, "record")
-    assert found.field.startswith("reason (step ")
-    assert found.stored == "another"
-    assert (
-        f"{found.field} is another in the record and {found.replayed} in its replay" in found.reason
-    )
-
-
 def test_a_changed_threshold_is_the_configurations_fault(run: Path) -> None:
     change(run, """UPDATE runs SET config = replace(config, '"fast":3', '"fast":4')""")
     found = day(run)
@@ -235,18 +222,3 @@ def test_the_command_says_the_line_and_its_exit_code(
     change(run, f"UPDATE steps SET close = close + 1 WHERE {at(40)}")
     assert invoke(["parity", "last", "--day", "2025-01-02", "--db", str(run)]) == 1
     assert "the record is to blame" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize(
-    ("words", "said"),
-    [
-        (["--day", "2025-01-02T08:00"], "--day 2025-01-02T08:00 is no day; write it as 2025-05-26"),
-        (["--day", "yesterday"], "The time 'yesterday'"),
-        (["last", "--day", "2025-01-02"], "--day and --service are of one run and its replay"),
-    ],
-)
-def test_wrong_usage_is_refused(
-    run: Path, capsys: pytest.CaptureFixture[str], words: list[str], said: str
-) -> None:
-    assert invoke(["parity", "last", *words, "--db", str(run)]) == 2
-    assert said in capsys.readouterr().err

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import random
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -17,9 +16,6 @@ import pytest
 from exchange_client import candles as made_candles
 from exchange_client import walk_rows
 from forging import (
-    COLUMNS,
-    DIGESTS,
-    KEYS,
     audited,
     believed,
     forged,
@@ -136,9 +132,6 @@ KEYS_OF_CONFIG: dict[str, tuple[dict[str, Any], bool]] = {
     "the fee that the instrument says": ({"execution": {"taker_fee": "0.00055"}}, True),
     "an option that nothing reads": ({"strategy": {"stop_loss": "5"}}, False),
     "a fee": ({"execution": {"taker_fee": "0.0006"}}, False),
-    "a window": ({"strategy": {"fast": 4}}, False),
-    "a size": ({"sizing": {"quantity": "0.002"}}, False),
-    "the cash": ({"account": {"cash": "999999"}}, False),
 }
 
 
@@ -163,23 +156,6 @@ def test_a_key_and_the_hash_of_the_configuration_are_believed_where_it_has_no_ef
         f"UPDATE runs SET config = {literal(text)}, config_sha256 = {literal(digest)}",
     )
     assert believed(made) is passes
-
-
-@pytest.mark.parametrize("of", ["plain", "several"])
-def test_two_columns_that_do_not_pass_alone_do_not_pass_together(
-    tmp_path: Path, of: str, request: pytest.FixtureRequest
-) -> None:
-    path: Path = request.getfixturevalue(of)
-    open_ones = {
-        name
-        for name in set(COLUMNS) - set(TAKEN_AS_TOLD) - KEYS - DIGESTS
-        if rows(path, f"SELECT 1 FROM {name.split('.')[0]} LIMIT 1")
-    }
-    drawn = random.Random(26)
-    for _ in range(12):
-        pair = drawn.sample(sorted(open_ones), 2)
-        made = forged(path, tmp_path / "forged.db", *(first(path, name) for name in pair))
-        assert not believed(made), pair
 
 
 # ---------------------------------------------------------------- several symbols

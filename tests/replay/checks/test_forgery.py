@@ -38,7 +38,6 @@ from tracepaper.replay.checks.verify import OUTSIDE, TAKEN_AS_TOLD
 from tracepaper.storage.audit import SqlAuditLog
 from tracepaper.storage.chain.verify import verify_chain
 from tracepaper.storage.database.reader import Reader
-from tracepaper.storage.database.schema import metadata
 from tracepaper.storage.maintenance import prune
 from tracepaper.storage.record.columns import stored_columns
 
@@ -100,11 +99,6 @@ def pruned(plain: Path) -> Path:
     (done,) = prune(path, keep_days=1, pruned_at_ms=5, reach=partial(recorded_reach, path))
     assert done.steps > 20
     return path
-
-
-def test_the_lists_name_columns_and_tables_that_exist() -> None:
-    assert set(TAKEN_AS_TOLD) <= set(COLUMNS)
-    assert set(OUTSIDE) <= set(metadata.tables)
 
 
 def test_the_rule_names_what_is_taken_as_told_and_nothing_else() -> None:

@@ -71,11 +71,6 @@ REMEMBERS: dict[str, dict[str, str]] = {
         "observe": "self.count += 1",
         "decide": f"return by(True) if self.count % 7 < 3 else {HOLD}",
     },
-    "a count, told by holding or leaving": {
-        "init": "self.count = 0",
-        "observe": "self.count += 1",
-        "decide": f"return by(False) if self.count % 7 < 3 else {HOLD}",
-    },
     "a position of its own, held where it stands": {
         "init": "self.long = False",
         "decide": f"if self.long or bar.close < bar.open + 385:\n    return {HOLD}\n"
@@ -140,28 +135,12 @@ UNDECLARED: dict[str, tuple[str, dict[str, str]]] = {
             "decide": BY_COUNT.format("COUNT"),
         },
     ),
-    "a global that is set once": (
-        "SEEN of module",
-        {
-            "top": "SEEN = []",
-            "observe": "SEEN[:] = [True] if bar.close > bar.open + 385 else SEEN",
-            "decide": "return by(bool(SEEN))",
-        },
-    ),
     "a class's attribute": (
         "Mine.count (",
         {
             "head": "count = 0",
             "observe": "Mine.count += 1",
             "decide": BY_COUNT.format("Mine.count"),
-        },
-    ),
-    "a closure": (
-        "which counted of module",
-        {
-            "top": "def counter():\n    n = [0]\n    def count():\n        n[0] += 1\n"
-            "        return n[0]\n    return count\ncounted = counter()",
-            "decide": BY_COUNT.format("counted()"),
         },
     ),
     "a closure that it holds": (
@@ -187,29 +166,12 @@ UNDECLARED: dict[str, tuple[str, dict[str, str]]] = {
             "decide": BY_COUNT.format("count()"),
         },
     ),
-    "a count that is only noted": (
-        "self.count (",
-        {
-            "init": "self.count = 0",
-            "observe": "self.count += 1",
-            "decide": "return Signal(Action.HOLD, 'so', note={'count': self.count})",
-        },
-    ),
     "an iterator": (
         "self.numbers (",
         {
             "top": "import itertools",
             "init": "self.numbers = itertools.count()",
             "decide": BY_COUNT.format("next(self.numbers)"),
-        },
-    ),
-    "a window that decide alone fills": (
-        "self.closes",
-        {
-            "top": "from collections import deque",
-            "init": "self.closes = deque(maxlen=20)\nself.warmup = 20",
-            "decide": "self.closes.append(bar.close)\n"
-            "return by(bar.close > sum(self.closes) / len(self.closes))",
         },
     ),
 }
@@ -243,14 +205,6 @@ ENTRIES = (
 )
 SEEN: dict[str, dict[str, str]] = {
     "bars held": {"decide": "return by(now.account.position.bars_held < 7)"},
-    "equity, cash, orders and verdict": {
-        "decide": (
-            "seen = now.account\n"
-            "note = {'equity': seen.equity, 'cash': seen.cash, 'fills': len(seen.fills)}\n"
-            "note |= {'last': 'none' if now.verdict is None else now.verdict.reason}\n"
-            "return Signal(by(seen.position.bars_held < 7).action, 'as it stands', note=note)"
-        )
-    },
     "a trailing stop and its fill": {
         "decide": (
             "seen = now.account.position\n"

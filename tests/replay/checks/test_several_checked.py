@@ -18,7 +18,6 @@ from tracepaper.replay.archive import Candles
 from tracepaper.replay.backtest.build import build
 from tracepaper.replay.backtest.market_data import MarketData
 from tracepaper.replay.backtest.run import Tally, run_replay
-from tracepaper.replay.checks.diagnosis import DRAWS, Cause
 from tracepaper.replay.checks.isolation import FreshProcesses
 from tracepaper.replay.checks.lookahead import Limits, lookahead
 from tracepaper.storage.audit import SqlAuditLog
@@ -116,14 +115,3 @@ def test_an_error_that_has_no_text_sets_its_strategy_aside(tmp_path: Path, decid
     (said,) = [one.outcome.reason for one in last.strategies if one.strategy == "other"]
     assert said.startswith("set aside: Mine ")
     assert "(Nameless has no text: RuntimeError)" in said
-
-
-def test_a_strategy_of_several_that_draws_lots_is_named_as_a_strategy(tmp_path: Path) -> None:
-    (tmp_path / "own_drawing.py").write_text(
-        own.source(top="import random", decide="return by(random.random() < 0.5)")
-    )
-    with own.importable(tmp_path):
-        path = recorded(tmp_path / "run.db", {"name": "own_drawing:Mine"}, PAIR[:1])
-        found = verified(path)
-    assert found.culprit is Cause.STRATEGY
-    assert found.likely_cause == DRAWS

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import explained_runs
-import learning
 import numpy as np
 import own_strategies as own
 import pytest
@@ -23,7 +22,6 @@ from forging import rechain
 from recordings import copied, record, recorded
 from storage_cases import prune
 
-from tracepaper.daemon.cli import invoke
 from tracepaper.daemon.config.loading import Config, load
 from tracepaper.replay.archive import Candles, read_candles, slice_candles
 from tracepaper.replay.backtest.market_data import MarketData
@@ -33,10 +31,9 @@ from tracepaper.replay.checks.parity import ComparedRun, Parity, compare_runs
 from tracepaper.replay.checks.verify import Verification, verify_run
 from tracepaper.replay.samples import DEMO_CANDLES
 from tracepaper.storage.audit import SqlAuditLog
-from tracepaper.storage.chain.verify import verify_chain
 from tracepaper.storage.database.reader import Reader
 from tracepaper.storage.record.decode import StoredRows
-from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
+from tracepaper.strategies.errors import DataInvalid
 
 BARS = 400
 
@@ -85,70 +82,11 @@ def run(tmp_path: Path, walk: Candles) -> Path:
     return copied(recorded(configured(walk), [walk]), tmp_path / "run.db")
 
 
-def test_every_decision_of_a_run_follows_from_its_record(run: Path) -> None:
-    found = verified(run)
-    assert found.holds
-    assert found.exact
-    assert (found.decisions, found.agreed) == (BARS, BARS)
-
-
 def test_a_sample_compares_only_the_last_steps(run: Path) -> None:
     found = verified(run, sample=50)
     assert found.holds
     assert found.decisions == 49  # and the end of the run
     assert found.steps > BARS
-
-
-def test_a_sample_without_a_decision_verifies_nothing(
-    run: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    tamper(run, *(f"DELETE FROM {table} WHERE step & 268435455 >= 1" for table in ROWS))
-    tamper(run, "UPDATE runs SET step_count = 1")
-    found = verified(run)
-    assert (found.differing, found.decisions, found.holds) == (0, 0, False)
-    assert invoke(["verify", "last", "--db", str(run)]) == 1
-    assert "1 steps" in (said := capsys.readouterr().out)
-    assert "so nothing was verified" in said
-
-
-def test_a_changed_bar_is_found_although_the_whole_chain_was_recomputed(run: Path) -> None:
-    with sqlite3.connect(run) as raw:
-        raw.execute(
-            "UPDATE steps SET high = high * 2 "
-            "WHERE step = (SELECT max(step) FROM steps WHERE open > 0)"
-        )
-    with Reader.open(run) as reader:
-        assert not verify_chain(reader.connection, reader.find("last")).holds
-    rechain(run)
-    with Reader.open(run) as reader:
-        assert verify_chain(reader.connection, reader.find("last")).holds
-    found = verified(run)
-    assert not found.holds
-    assert found.differences[0].field.startswith("gate plausible")
-
-
-def test_a_changed_fill_is_found(run: Path) -> None:
-    with sqlite3.connect(run) as raw:
-        raw.execute("UPDATE fills SET price = price + 1 WHERE step = (SELECT min(step) FROM fills)")
-    found = verified(run)
-    assert not found.holds
-    assert found.differences[0].field.startswith("fills")
-
-
-@pytest.mark.parametrize(
-    "forged",
-    [
-        "UPDATE runs SET step_count = 0",
-        "UPDATE runs SET step_count = step_count + 5",
-        "DELETE FROM steps WHERE step = (SELECT max(step) FROM steps)",
-    ],
-)
-def test_a_run_that_does_not_end_as_its_row_counts_does_not_hold(run: Path, forged: str) -> None:
-    with sqlite3.connect(run) as raw:
-        raw.execute(forged)
-    found = verified(run)
-    assert not found.holds
-    assert found.culprit is Cause.RECORD
 
 
 @pytest.mark.parametrize(
@@ -285,46 +223,6 @@ def test_a_run_that_was_pruned_to_fewer_bars_than_decide_does_not_go_on(
     audit.close()
 
 
-def test_a_models_run_in_one_pass_that_was_interrupted_is_rederived_bit_for_bit(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from tracepaper.replay.backtest import run as backtest
-
-    monkeypatch.setattr(backtest, "PROGRESS_EVENTS", 64)
-    small = explained_runs.checkpoint(tmp_path)
-    bars = learning.learnable(explained_runs.BARS, seed=1, symbol="AAAUSDT")
-    config = configured(
-        bars,
-        strategy={"name": "attention"},
-        model={"checkpoint": str(small)},
-        gate={
-            "horizon": 30,
-            "confidence": "0",
-            "collapse": "0",
-            "shift": "1",
-            "direction": "0.5",
-            "edge": "0.0001",
-        },
-        regime={"momentum": "0.6", "mean_reversion": "0.3"},
-    )
-    path = tmp_path / "run.db"
-    record(path, config, [bars], stop_after=400)
-    audit = SqlAuditLog.open(path)
-    resume_replay("last", MarketData([bars]), audit, path, Tally())
-    audit.end(9)
-    audit.close()
-    found = verified(path)
-    assert (found.holds, found.exact) == (True, True), found.differences[:3]
-    assert found.agreed == found.decisions == explained_runs.BARS
-
-
-def test_a_finished_replay_is_not_resumed(walk: Candles, run: Path) -> None:
-    audit = SqlAuditLog.open(run)
-    with pytest.raises(ConfigInvalid, match="is finished"):
-        resume_replay("last", MarketData([walk]), audit, run, Tally())
-    audit.close()
-
-
 @pytest.fixture(scope="module")
 def explained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Make a run of the default model over real candles: 240 decisions after its warm-up."""
@@ -348,16 +246,6 @@ def test_one_pass_and_bar_by_bar_decide_alike() -> None:
     assert not found.exact
     assert found.holds, found.differences[:3]
     assert found.identical + found.within_tolerance == explained_runs.BARS
-
-
-def test_a_swapped_checkpoint_is_refused_by_its_hash(tmp_path: Path, explained: Path) -> None:
-    path = copied(explained, tmp_path / explained.name)
-    (weights,) = path.parent.rglob("weights.safetensors")
-    content = bytearray(weights.read_bytes())
-    content[-1] ^= 1
-    weights.write_bytes(content)
-    with pytest.raises(Exception, match="SHA-256"):
-        verified(path)
 
 
 class GrowingReader(Reader):

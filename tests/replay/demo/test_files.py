@@ -7,9 +7,7 @@ from pathlib import Path
 import pytest
 
 from tracepaper.replay.demo.race import ShowFiles, claimed
-from tracepaper.replay.demo.run import Demonstration, configured, perform_own
-from tracepaper.storage.checkpoints import DEFAULT_CHECKPOINT
-from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
+from tracepaper.strategies.errors import DataInvalid
 
 NOW_MS = 1_748_538_720_000
 
@@ -34,23 +32,9 @@ def test_what_exists_is_refused(tmp_path: Path) -> None:
         claimed(tmp_path / "nowhere" / "mine.db", wall_ms=NOW_MS)
 
 
-def test_a_demo_of_ones_own_data_goes_on_with_no_run(tmp_path: Path) -> None:
-    database = tmp_path / "live.db"
-    database.write_text("what I have")
-    with pytest.raises(DataInvalid, match="exists already"):
-        perform_own(Demonstration(database=database))
-
-
 def test_the_changed_copy_goes_with_all_that_lies_beside_it(tmp_path: Path) -> None:
     files = ShowFiles(tmp_path / "mine.db")
     for end in ("", "-wal", "-shm"):
         files.changed.with_name(files.changed.name + end).touch()
     files.drop_changed()
     assert list(tmp_path.iterdir()) == []
-
-
-def test_the_model_of_a_demo_is_a_checkpoint(tmp_path: Path) -> None:
-    assert 'checkpoint = "default"' in configured("default")
-    assert f'checkpoint = "{DEFAULT_CHECKPOINT}"' in configured(str(DEFAULT_CHECKPOINT))
-    with pytest.raises(ConfigInvalid, match="is no checkpoint"):
-        configured(str(tmp_path))

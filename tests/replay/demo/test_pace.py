@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import pytest
-
-from tracepaper.replay.demo.race import SPEED_MAX, SPEED_MIN, MarketPace, planned_speed
+from tracepaper.replay.demo.race import SPEED_MIN, MarketPace, planned_speed
 
 QUARTER = 900_000
 MONTH = 2_000 * QUARTER
@@ -35,11 +33,6 @@ def test_a_machine_that_keeps_up_reaches_the_end_when_it_should() -> None:
 
 def test_a_machine_that_does_not_keep_up_is_given_time() -> None:
     assert 195 < seconds_of(10.0) < 400  # 2,000 bars at ten a second
-
-
-@pytest.mark.parametrize(("seconds", "speed"), [(1.0, SPEED_MAX), (3_600_000.0, SPEED_MIN)])
-def test_a_planned_speed_has_bounds(seconds: float, speed: float) -> None:
-    assert planned_speed(MONTH, seconds) == speed
 
 
 def test_silence_slows_market_time_before_a_late_bar_can() -> None:

@@ -15,7 +15,6 @@ import pytest
 from programs import BIN, Program, run
 from waiting import until
 
-from tracepaper.replay.demo.run import configured
 from tracepaper.replay.samples import DEMO_CANDLES
 
 pytestmark = pytest.mark.slow
@@ -168,32 +167,3 @@ def test_an_exchange_that_dies_leaves_the_summary_and_one_sentence(
     sentence = "The process of the embedded exchange was killed by signal 9; run the demo again."
     assert ended.err.splitlines()[-1] == sentence
     assert "Traceback" not in ended.err
-
-
-def test_no_model_is_a_model_to_ask_for() -> None:
-    assert 'checkpoint = "none"' in configured("none")
-
-
-BROWSER = """#!/bin/sh
-echo "$1" > opened.part
-mv opened.part opened
-"""
-
-
-@pytest.mark.parametrize("demo", [SHORT, OWN])
-def test_open_opens_the_page_that_is_named(
-    demo: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    browser = tmp_path / "browser"
-    browser.write_text(BROWSER)
-    browser.chmod(0o755)
-    monkeypatch.setenv("BROWSER", str(browser))
-    command = [str(BIN / "tracepaper"), *demo, "--open", "--db", "show.db"]
-    program = Program(command, tmp_path, name="demo")
-    try:
-        program.wait_until((tmp_path / "opened").exists)
-        program.stop(signal.SIGINT)
-    finally:
-        program.kill()
-    opened = (tmp_path / "opened").read_text().strip()
-    assert re.findall(r"The page is (\S+)", program.err.replace('"', " ")) == [opened]

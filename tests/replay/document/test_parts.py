@@ -14,9 +14,7 @@ from tracepaper.replay.document.charts import (
     Chart,
     ChartAxis,
     ChartPanel,
-    HeatLayer,
     LineLayer,
-    named,
     packed,
     rounded,
 )
@@ -30,7 +28,6 @@ from tracepaper.replay.document.values import (
     Table,
     Value,
     as_parts,
-    documents,
     of_view,
     table,
     table_of,
@@ -62,12 +59,6 @@ def counted(rows: int, *, key: str = "rows", title: str = "Rows") -> Table:
     return table(key, title, (Figure[int]("n", "n", "count", lambda of: of),), range(rows))
 
 
-def test_a_blank_line_stands_before_each_table_but_a_leading_one() -> None:
-    parts: list[Part] = [counted(1), Paragraph("said"), counted(1)]
-    assert printed(parts) == ["Rows", "n", "0", "said", "", "Rows", "n", "0"]
-    assert printed(parts, blank_lines=False) == ["Rows", "n", "0", "said", "Rows", "n", "0"]
-
-
 def test_a_chart_is_drawn_on_the_page_alone() -> None:
     chart, note = as_parts([CHART, Paragraph("5 < 6", "note")])
     assert chart == {
@@ -84,14 +75,6 @@ def test_a_chart_is_drawn_on_the_page_alone() -> None:
     }
     assert note == {"kind": "paragraph", "style": "note", "text": "5 < 6"}
     assert printed([CHART]) == []
-
-
-def test_a_table_without_rows_is_its_notes() -> None:
-    empty = table_of("none", "Nothing", {"n": "count"}, [], notes=["too few days"])
-    assert printed([empty]) == ["Nothing", "  too few days"]
-    [part] = as_parts([empty])
-    assert (part["title"], part["rows"], part["notes"]) == ("Nothing", [], ["too few days"])
-    assert documents([empty]) == {"none": {"rows": [], "notes": ["too few days"]}}
 
 
 def test_a_terminal_shows_the_first_rows_and_says_so_but_a_whole_table_entirely() -> None:
@@ -129,15 +112,6 @@ def test_a_cell_is_its_text_with_what_applies_of_tone_order_length_and_tint() ->
     assert (second[2]["bar"], second[3]["tint"], second[6]["text"]) == (1.0, 1.0, "✗")
 
 
-def test_a_turned_table_leaves_out_the_figures_that_no_row_has() -> None:
-    columns = [of_view(key, key, "money") for key in ("name", "end", "fees")]
-    made = table("t", "", columns, [{"name": 1.0, "end": None, "fees": 2.0}], turned=True)
-    [part] = as_parts([made])
-    assert part["turned"]
-    assert [column["title"] for column in part["columns"]] == ["name", "fees"]
-    assert [cell["text"] for cell in part["rows"][0]] == ["1.00", "2.00"]
-
-
 def test_what_is_folded_is_parts_as_well() -> None:
     figures: tuple[tuple[Value, Form, str], ...] = (
         (-8.9, "gain", ""), (-0.0045, "gain bp", " bp"),
@@ -153,14 +127,6 @@ def test_packed_cells_keep_their_numbers_to_one_part_in_254_and_none_as_none() -
     cells = np.array([[0.0, 1.0, 0.5], [np.nan, 2.0, -1.0]])
     levels = np.frombuffer(base64.b64decode(packed(cells, 0.0, 1.0)), np.uint8)
     assert levels.tolist() == [0, 254, 127, 255, 254, 0]
-
-
-def test_places_of_names_are_written_as_a_list() -> None:
-    heat = HeatLayer("refused", range(2), range(1), 0.0, 3.0, [[1.0, 3.0]])
-    [part] = as_parts([Chart("", "", [ChartPanel([heat], named(["a", "b"]), named(["gate"]))])])
-    [layer] = part["panels"][0]["layers"]
-    assert (layer["x"], layer["y"], layer["rows"]) == ([0, 1], [0], [[1.0, 3.0]])
-    assert part["panels"][0]["x"] == {"kind": "category", "names": ["a", "b"]}
 
 
 def test_rounding_keeps_significant_digits_and_turns_nan_into_null() -> None:

@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from tracepaper.daemon.bybit.messages import Refused
 from tracepaper.replay.exchange.answers import kline
 from tracepaper.replay.exchange.market import SimulatedMarket, Venue
-from tracepaper.strategies.types.market import Category
 
 ROWS = walk_rows(300, seed=6)
 START = 250
@@ -144,11 +143,6 @@ async def test_bad_parameters_are_an_error_inside_http_200(
         assert body["time"] == exchange.clock.now_ms()
 
 
-async def test_an_unknown_route_is_10017() -> None:
-    async with serving(candles(ROWS)) as (_, client):
-        assert (await client.get("no-such-route"))["retCode"] == 10017
-
-
 async def test_data_of_five_minutes_has_no_candles_of_one() -> None:
     async with serving(candles(ROWS, interval_ms=5 * MINUTE)) as (_, client):
         body = await client.get("kline", symbol="BTCUSDT", interval="1")
@@ -181,14 +175,6 @@ async def test_categories_and_statuses_without_instruments_answer_an_empty_list(
             assert (result["list"], result["nextPageCursor"]) == ([], "")
         spot = await client.result("instruments-info", category="spot")
         assert spot == {"category": "spot", "list": []}
-
-
-async def test_spot_instruments_have_their_own_filters() -> None:
-    async with serving(candles(ROWS, category=Category.SPOT)) as (_, client):
-        item = (await client.result("instruments-info", category="spot"))["list"][0]
-        assert item["lotSizeFilter"]["basePrecision"] == "0.000001"
-        assert item["lotSizeFilter"]["minOrderAmt"] == "5"
-        assert item["priceFilter"] == {"tickSize": "0.1"}
 
 
 async def test_funding_settles_on_the_interval_and_matches_the_ticker() -> None:

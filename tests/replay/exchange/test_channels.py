@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 from exchange_client import FIRST_MS, MINUTE, Message, candles, serving, walk_rows
 
-from tracepaper.replay.exchange.candles import FIRST_TRADE_MS
 from tracepaper.replay.exchange.channels import Pacing
 from tracepaper.strategies.types.market import EXCHANGE_CATEGORIES, Category
 
@@ -50,16 +49,6 @@ async def test_spot_rolls_in_two_frames_of_one_moment() -> None:
         place = next(at for at, frame in enumerate(frames) if frame["data"][0]["confirm"])
         assert frames[place + 1]["ts"] == frames[place]["ts"]
         assert frames[place + 1]["data"][0]["start"] == frames[place]["data"][0]["end"] + 1
-
-
-async def test_confirms_come_a_tenth_to_a_whole_second_late() -> None:
-    async with serving(candles(ROWS), start=START) as (exchange, client), client.stream() as stream:
-        await stream.subscribe("kline.1.BTCUSDT")
-        await exchange.advance(40 * MINUTE)
-        late = [each["timestamp"] - each["end"] - 1 for each in closed(await stream.drain())]
-        assert len(late) == 40
-        assert all(100 <= ms <= 1000 for ms in late)
-        assert max(late) - min(late) > 300
 
 
 async def test_every_closed_candle_is_the_data_and_what_rest_says() -> None:
@@ -140,30 +129,6 @@ async def test_pushes_come_on_a_second_grid_and_only_after_a_change() -> None:
             for frame in pushes
         ]
         assert len(set(contents)) == len(contents)
-
-
-async def test_trades_carry_the_identifiers_of_their_category() -> None:
-    both = (candles(ROWS), candles(ROWS, category=Category.SPOT))
-    async with serving(*both, start=START) as (exchange, client):
-        async with client.stream("linear") as linear, client.stream("spot") as spot:
-            await linear.subscribe("publicTrade.BTCUSDT")
-            await spot.subscribe("publicTrade.BTCUSDT")
-            await exchange.advance(2 * MINUTE)
-            on_linear = (await linear.drain())[0]["data"][0]
-            on_spot = (await spot.drain())[0]["data"][0]
-        assert len(on_linear["i"]) == 36
-        assert on_linear["i"][14] == "5"
-        assert on_linear["L"] in ("PlusTick", "ZeroPlusTick", "MinusTick", "ZeroMinusTick")
-        assert on_spot["i"].isdecimal()
-        assert "L" not in on_spot
-
-
-async def test_nothing_trades_in_the_first_second_of_a_bar() -> None:
-    async with serving(candles(ROWS), start=START) as (exchange, client), client.stream() as stream:
-        await stream.subscribe("publicTrade.BTCUSDT")
-        await exchange.advance(20 * MINUTE)
-        offsets = [e["T"] % MINUTE for frame in await stream.drain() for e in frame["data"]]
-        assert min(offsets) >= FIRST_TRADE_MS
 
 
 async def test_a_coarse_candle_without_its_last_minutes_is_not_closed_by_the_data_end() -> None:

@@ -35,7 +35,6 @@ from tracepaper.replay.exchange.fault_kinds import (
     Fault,
     FrameFault,
     FrameOutcome,
-    RestFault,
 )
 from tracepaper.replay.exchange.faults import FaultPlan, fault_from, plan_from, read_plan
 from tracepaper.replay.exchange.server import EmbeddedExchange
@@ -62,19 +61,6 @@ def test_one_seed_gives_one_schedule() -> None:
     )
     assert first == again
     assert first != other
-
-
-def test_a_plan_without_an_interval_schedules_nothing() -> None:
-    assert list(FaultPlan(seed=1).scheduled()) == []
-
-
-def test_rest_faults_of_the_schedule_provoke_the_client() -> None:
-    dealt = {
-        timed.fault.kind: timed.fault
-        for timed in islice(FaultPlan(every_s=1).scheduled(), len(FAULTS))
-    }
-    of_rest = {kind.name for kind in FAULTS.values() if isinstance(kind, RestFault)}
-    assert {kind for kind, fault in dealt.items() if fault.provoke} == of_rest
 
 
 def test_the_schedule_draws_from_every_status_code_and_lie() -> None:
@@ -129,15 +115,6 @@ def test_a_file_lists_faults_by_time(tmp_path: Path, suffix: str) -> None:
 def test_a_wrong_plan_is_one_sentence(request_body: dict[str, object]) -> None:
     with pytest.raises(ConfigInvalid, match=r"give .*\.$"):
         plan_from(request_body)
-
-
-def test_a_file_that_is_no_plan_is_named(tmp_path: Path) -> None:
-    path = tmp_path / "faults.toml"
-    path.write_text("seed = = 4")
-    with pytest.raises(ConfigInvalid, match=r"faults\.toml"):
-        read_plan(path)
-    with pytest.raises(ConfigInvalid, match=r"absent\.json"):
-        read_plan(tmp_path / "absent.json")
 
 
 ROWS = walk_rows(60, seed=8)
@@ -289,16 +266,6 @@ async def test_a_disconnect_cuts_every_stream_at_once() -> None:
         assert exchange.faults.tally("disconnect").fired == 1
         async with client.stream() as again:
             await subscribed(again)
-
-
-async def test_a_disconnect_without_a_client_waits_for_one() -> None:
-    async with serving(candles(ROWS), start=START) as (exchange, client):
-        exchange.arm("disconnect")
-        assert exchange.faults.tally("disconnect").fired == 0
-        async with client.stream() as stream:
-            await stream.socket.send_str(json.dumps({"op": "subscribe", "args": [KLINE]}))
-            await stream.until_cut()
-        assert exchange.faults.tally("disconnect").fired == 1
 
 
 async def refused(client: Client) -> bool:
@@ -577,14 +544,6 @@ async def test_pages_of_candles_are_disturbed_in_six_ways_each_once() -> None:
         implausible = (await disturbed("implausible_page"))["list"]
         assert Decimal(implausible[0][4]) == 1_001 * Decimal(true["list"][0][4])
         assert implausible[1:] == true["list"][1:]
-
-
-def test_every_kind_of_fault_is_listed_by_the_command(capsys: pytest.CaptureFixture[str]) -> None:
-    exchange_command(list_faults=True)
-    lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines] == list(FAULTS)
-    for line, kind in zip(lines, FAULTS.values(), strict=True):
-        assert line.endswith(kind.meaning)
 
 
 async def test_a_fault_that_is_declared_once_is_found_everywhere(

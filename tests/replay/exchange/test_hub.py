@@ -60,24 +60,6 @@ def test_time_is_held_again_and_runs_at_another_speed() -> None:
     assert clock.now_ms() == 1_115_000
 
 
-def test_manual_time_moves_by_hand_alone() -> None:
-    seconds = Seconds()
-    clock = MarketClock(0, speed=10, monotonic=seconds, manual=True)
-    seconds.now += 60
-    assert clock.now_ms() == 0
-    clock.set(700)
-    clock.set(300)
-    assert clock.now_ms() == 700
-
-
-def test_a_jump_goes_on_from_there() -> None:
-    seconds = Seconds()
-    clock = MarketClock(0, speed=10, monotonic=seconds)
-    clock.set(1_000_000)
-    seconds.now += 1
-    assert clock.now_ms() == 1_010_000
-
-
 def test_time_stops_at_its_end() -> None:
     seconds = Seconds()
     clock = MarketClock(0, speed=10, monotonic=seconds)

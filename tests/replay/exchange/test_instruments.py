@@ -47,14 +47,6 @@ def test_text_is_exact(value: int, decimals: int) -> None:
 ROWS = walk_rows(50)
 
 
-def test_the_recording_holds_eight_hundred_linear_symbols() -> None:
-    items = recorded_instruments()
-    assert len(items) == 800
-    assert items["BTCUSDT"]["priceFilter"]["tickSize"] == "0.10"
-    assert items["SOLUSDT"]["priceScale"] == "3"
-    assert {item["fundingInterval"] for item in items.values()} == {0, 60, 240, 480}
-
-
 def test_a_known_symbol_is_listed_verbatim() -> None:
     listing = list_instrument(candles(ROWS))
     assert listing.item == recorded_instruments()["BTCUSDT"]
@@ -71,12 +63,6 @@ def test_prices_between_two_ticks_make_a_finer_tick() -> None:
     )  # the recording is unharmed
 
 
-def test_volume_may_be_finer_than_the_quantity_step() -> None:
-    listing = list_instrument(candles(ROWS, volume_decimals=8))
-    assert listing.item["lotSizeFilter"]["qtyStep"] == "0.001"
-    assert (listing.step, listing.size_decimals) == (100_000, 8)
-
-
 @pytest.mark.parametrize("volume_decimals", [0, 3, 8])
 def test_an_unknown_symbol_gets_every_field_of_a_recorded_one(volume_decimals: int) -> None:
     data = candles(ROWS, symbol="NEWCOINUSDT", volume_decimals=volume_decimals)
@@ -91,12 +77,6 @@ def test_an_unknown_symbol_gets_every_field_of_a_recorded_one(volume_decimals: i
     assert (listing.item["baseCoin"], listing.item["quoteCoin"]) == ("NEWCOIN", "USDT")
     assert listing.tick == 1
     assert float(listing.item["lotSizeFilter"]["qtyStep"]) > 0
-
-
-def test_a_spot_pair_takes_its_tick_from_the_data() -> None:
-    listing = list_instrument(candles(ROWS, category=Category.SPOT, price_decimals=2))
-    assert listing.item["priceFilter"] == {"tickSize": "0.01"}
-    assert listing.funding_minutes == 0
 
 
 @pytest.mark.parametrize(

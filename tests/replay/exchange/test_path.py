@@ -2,42 +2,30 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from itertools import pairwise
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tracepaper.replay.exchange.candles import (
     FIRST_TRADE_MS,
+    MONTH,
     Candle,
-    draws,
-    key,
+    bucket_end,
+    bucket_start,
+    bucket_starts,
     mix,
-    mix_array,
     walk,
 )
-
-# ------------------------------------------------------------ seeded noise
-
-
-def test_key_separates_its_parts() -> None:
-    assert key("a", "bc") != key("ab", "c")
-    assert key(1, 2) == key("1", "2")
-
-
-def test_draws_are_a_prefix_of_longer_draws() -> None:
-    assert draws(7, 5) == draws(7, 50)[:5]
+from tracepaper.strategies.units import INTERVALS
 
 
 def test_mix_is_the_published_splitmix64() -> None:
     # The first output of SplitMix64 for seed 0 mixes its first increment.
     assert mix(0x9E3779B97F4A7C15) == 0xE220A8397B1DCDAF
-
-
-@given(st.lists(st.integers(0, 2**64 - 1), min_size=1, max_size=20))
-def test_mix_of_an_array_is_mix_of_each_element(values: list[int]) -> None:
-    assert mix_array(np.array(values, dtype=np.uint64)).tolist() == [mix(each) for each in values]
 
 
 MINUTE = 60_000
@@ -122,3 +110,34 @@ def test_another_seed_walks_another_path() -> None:
     )
     assert first == again
     assert first != other
+
+
+# ---------------------------------------------------------------- series
+
+
+def ms(text: str) -> int:
+    return int(datetime.fromisoformat(text).replace(tzinfo=UTC).timestamp() * 1000)
+
+
+@pytest.mark.parametrize(
+    ("interval", "start", "end"),
+    [
+        ("5", "2025-02-27 13:35", "2025-02-27 13:40"),
+        ("720", "2025-02-27 12:00", "2025-02-28 00:00"),
+        ("D", "2025-02-27 00:00", "2025-02-28 00:00"),
+        ("W", "2025-02-24 00:00", "2025-03-03 00:00"),
+        ("M", "2025-02-01 00:00", "2025-03-01 00:00"),
+    ],
+)
+def test_bucket_covers_its_calendar_span(interval: str, start: str, end: str) -> None:
+    inside = ms("2025-02-27 13:37:11")
+    assert bucket_start(inside, interval) == ms(start)
+    assert bucket_end(ms(start), interval) == ms(end)
+
+
+@given(st.integers(ms("2001-01-01"), ms("2040-01-01")), st.sampled_from([*INTERVALS, MONTH]))
+def test_every_time_lies_in_its_bucket(time_ms: int, interval: str) -> None:
+    start = bucket_start(time_ms, interval)
+    assert start <= time_ms < bucket_end(start, interval)
+    assert bucket_start(start, interval) == start
+    assert bucket_starts(np.array([time_ms]), interval).tolist() == [start]

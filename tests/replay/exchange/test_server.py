@@ -9,10 +9,9 @@ import os
 import signal
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
-from aiohttp import ClientError, ClientSession, ClientTimeout, WSMsgType
+from aiohttp import ClientSession
 from exchange_client import (
     FIRST_MS,
     MINUTE,
@@ -26,8 +25,6 @@ from exchange_client import (
 from waiting import deadline, deadline_s
 
 from tracepaper.daemon.clock import SystemClock
-from tracepaper.replay.exchange.fault_kinds import FAULTS
-from tracepaper.replay.exchange.faults import plan_from
 from tracepaper.replay.exchange.market import END_LINGER_MS, SETTLE_MS, WARM_UP_BARS
 from tracepaper.replay.exchange.server import EmbeddedExchange, ExchangeSettings
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
@@ -260,45 +257,6 @@ async def test_the_pace_of_the_wall_clock_is_not_changed() -> None:
                 assert "--now" in (await answer.json())["error"]
 
 
-async def test_a_seeded_schedule_makes_every_kind_fire_while_a_client_runs() -> None:
-    settings = ExchangeSettings(
-        candles=(candles(walk_rows(2_000)),),
-        speed=1_200.0,
-        start=100,
-        faults=plan_from({"seed": 5, "every_s": 0.02}),
-    )
-    async with EmbeddedExchange(settings) as exchange, ClientSession() as session:
-        client = Client(exchange, session)
-        faults = exchange.faults
-        async with deadline():
-            while not all(faults.tally(kind).fired for kind in FAULTS):
-                await one_life(client)
-        for tally in map(faults.tally, FAULTS):
-            assert tally.fired <= tally.scheduled
-            assert len(tally.times) == tally.fired
-
-
-async def one_life(client: Client) -> None:
-    """Ask by REST, connect, and read until cut off or silent for a moment."""
-    topics = [f"{name}.BTCUSDT" for name in ("kline.1", "orderbook.1", "tickers", "publicTrade")]
-    base = f"{client.exchange.rest_url}/v5/market"
-    try:
-        paths = (
-            "time",
-            "kline?symbol=BTCUSDT&interval=1&limit=5",
-            "funding/history?category=linear&symbol=BTCUSDT",
-        )
-        for url in (f"{base}/{path}" for path in paths):
-            async with client.session.get(url, timeout=ClientTimeout(0.2)) as response:
-                await response.read()
-        async with client.stream() as stream:
-            await stream.socket.send_str(json.dumps({"op": "subscribe", "args": topics}))
-            while (await stream.socket.receive(0.2)).type is WSMsgType.TEXT:
-                pass
-    except (OSError, TimeoutError, ClientError):
-        return  # cut, silent or refused: the next life tries again
-
-
 async def test_a_port_in_use_is_one_sentence() -> None:
     async with serving(candles(ROWS)) as (exchange, _):
         port = int(exchange.rest_url.rpartition(":")[2])
@@ -359,10 +317,3 @@ async def test_the_wall_clock_runs_on_through_holes_and_past_the_data() -> None:
         assert exchange.clock.now_ms() == WALL_MS + 15 * MINUTE
         await exchange.advance(10_000 * MINUTE)
         assert exchange.clock.now_ms() == WALL_MS + 10_015 * MINUTE
-
-
-@pytest.mark.parametrize("other", [{"speed": 2.0}, {"hold": True}, {"frames": Path("session")}])
-def test_the_wall_clock_is_refused_beside_what_moves_time_otherwise(other: Any) -> None:
-    settings = ExchangeSettings(candles=(candles(ROWS),), wall_ms=lambda: WALL_MS, **other)
-    with pytest.raises(ConfigInvalid, match="--now is the wall clock"):
-        EmbeddedExchange(settings)

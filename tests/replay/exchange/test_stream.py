@@ -34,20 +34,6 @@ async def test_linear_sends_data_before_the_acknowledgement_and_spot_after() -> 
                 assert kinds == [data_first, not data_first]
 
 
-async def test_acknowledgements_have_the_recorded_keys_of_their_category() -> None:
-    both = (candles(ROWS), candles(ROWS, category=Category.SPOT))
-    request = '{"op":"subscribe","args":["publicTrade.BTCUSDT"]}'
-    async with serving(*both) as (_, client):
-        async with client.stream("linear") as stream:
-            answer = json.loads(await raw_answer(stream, request))
-            assert list(answer) == ["success", "ret_msg", "conn_id", "req_id", "op"]
-            assert (answer["ret_msg"], answer["req_id"], answer["op"]) == ("", "", "subscribe")
-        async with client.stream("spot") as stream:
-            answer = json.loads(await raw_answer(stream, request))
-            assert list(answer) == ["success", "ret_msg", "conn_id", "op"]
-            assert answer["ret_msg"] == "subscribe"
-
-
 async def test_a_pong_has_the_form_of_its_category() -> None:
     async with serving(candles(ROWS)) as (exchange, client):
         async with client.stream("linear") as stream:
@@ -60,15 +46,6 @@ async def test_a_pong_has_the_form_of_its_category() -> None:
         async with client.stream("option") as stream:
             answer = json.loads(await raw_answer(stream, '{"op":"ping"}'))
             assert answer == {"op": "pong", "args": [str(exchange.clock.now_ms())]}
-
-
-async def test_a_topic_that_is_not_served_refuses_the_whole_request() -> None:
-    async with serving(candles(ROWS)) as (exchange, client), client.stream() as stream:
-        answer = await stream.subscribe("kline.1.BTCUSDT", "liquidation.BTCUSDT")
-        assert answer["success"] is False
-        assert answer["ret_msg"] == "error:handler not found,topic:liquidation.BTCUSDT"
-        await exchange.advance(2 * MINUTE)
-        assert await stream.drain() == []
 
 
 @pytest.mark.parametrize(
@@ -139,10 +116,3 @@ async def test_the_first_frames_are_older_than_the_subscription() -> None:
         assert len(frames) == 3
         assert all(frame["ts"] < exchange.clock.now_ms() for frame in frames)
         assert all(frame["ts"] > FIRST_MS for frame in frames)
-
-
-async def test_other_paths_are_not_found() -> None:
-    async with serving(candles(ROWS)) as (exchange, client):
-        for path in ("/v5/public/futures", "/v5/private"):
-            async with client.session.get(exchange.rest_url + path) as response:
-                assert (response.status == 404) or (await response.json())["retCode"] == 10017

@@ -148,16 +148,6 @@ def test_every_route_and_topic_is_called_by_somebody() -> None:
 
 
 @pytest.mark.parametrize("route", ROUTES.values(), ids=lambda route: route.path)
-def test_a_route_without_a_parameter_that_it_needs_is_refused(route: Any) -> None:
-    full = {"category": "linear", "symbol": "BTCUSDT", "interval": "1", "limit": "5"}
-    full |= {"intervalTime": "1h", "period": "1h"}
-    for name in route.required:
-        assert isinstance(answer(VENUE, route.path, full | {name: ""}, NOW), Refused)
-        absent = {key: text for key, text in full.items() if key != name}
-        assert isinstance(answer(VENUE, route.path, absent, NOW), Refused)
-
-
-@pytest.mark.parametrize("route", ROUTES.values(), ids=lambda route: route.path)
 def test_a_category_that_nobody_serves_is_an_empty_list_or_a_refusal(route: Any) -> None:
     empty = Venue([], may_be_empty=True)
     for category in ("inverse", "option", "nonsense", "spot"):
@@ -299,11 +289,6 @@ async def test_histories_page_back_to_the_first_bar_without_hole_or_repetition(
                 break
     assert seen == list(range(seen[0], FIRST_MS - 1, -15 * MINUTE))
     assert seen[0] == FIRST_MS + 2_900 * MINUTE // (15 * MINUTE) * 15 * MINUTE
-
-
-def test_shares_of_accounts_sum_to_one() -> None:
-    for item in result_of("account-ratio", BTC | {"period": "1d"})["list"]:
-        assert float(item["buyRatio"]) + float(item["sellRatio"]) == pytest.approx(1)
 
 
 def test_volatility_is_that_of_the_hours_before() -> None:

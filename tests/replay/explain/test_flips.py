@@ -19,7 +19,6 @@ FORECAST: Row = {
     "p_up": 0.3,
     "p_down": 0.45,
 }
-NO_FORECAST: Row = dict.fromkeys(FORECAST)
 
 
 def gate(which: str, measure: float | None, threshold: float) -> Row:
@@ -126,50 +125,6 @@ def test_a_gate_without_a_share_still_says_why(row: Row, words: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("row", "words"),
-    [
-        (gate("operator", 0.0, 1.0), "yes or no"),
-        (gate("warm", 90.0, 100.0), "10 bars"),
-        (gate("late", 61_000.0, 60_000.0), "1.0 s"),
-        (gate("gap", 3.0, 0.0), "3 bars"),
-        (gate("plausible", 900.0, 100.0), "800 usual ranges"),
-        (gate("stale", 65_000.0, 60_000.0), "5.0 s"),
-        (gate("deadline", 0.0, 1.0), "yes or no"),
-        (gate("finite", 0.0, 1.0), "yes or no"),
-        (gate("confidence", 0.1, 0.2), "0.1 of full entropy"),
-        (gate("collapsed", -0.1, 0.1), "0.2 of full entropy"),
-        (gate("shifted", 0.5, 0.25), "0.25 JS distance"),
-        (gate("regime", 0.0, 1.0), "yes or no"),
-        (gate("direction", 0.55, 0.6), "0.05 probability"),
-        (gate("edge", 0.25, 1.0), "0.75 round-trip costs"),
-        (gate("risk.notional", 1_500.0, 1_000.0), "500.00 quote currency"),
-        (gate("risk.drawdown", 0.3, 0.2), "10.0 % of the peak"),
-        (gate("risk.daily_loss", 2_500.0, 2_000.0), "500.00 quote currency"),
-        (gate("risk.daily_trades", 51.0, 50.0), "1 trades"),
-    ],
-    ids=lambda value: value if isinstance(value, str) else value["gate"],
-)
-def test_every_refusal_is_said_in_the_unit_of_its_gate(row: Row, words: str) -> None:
-    found = flips_of(stored(row))
-    assert words in found.sentence
-    unit = (
-        "ms"
-        if " s" in words
-        else "share of the peak"
-        if "%" in words
-        else words.lstrip("0123456789.,")
-    )
-    assert found.gates[0].unit == unit.strip()
-
-
-def test_switches_alone_have_no_nearest() -> None:
-    refused = flips_of(stored(gate("operator", 0.0, 1.0), gate("regime", 0.0, 1.0)))
-    assert refused.sentence == "All of operator, regime would have had to pass."
-    allowed = flips_of(stored(gate("operator", 1.0, 1.0)))
-    assert allowed.sentence == "Every gate passed, and none of them moves by degrees."
-
-
-@pytest.mark.parametrize(
     ("mean", "up", "down", "side"),
     [
         (0.001, 0.5, 0.3, "LONG"),
@@ -187,7 +142,3 @@ def test_the_side_is_where_mean_and_classes_agree(
     assert found.side == side
     assert found.lean == up - down
     assert found.mean_over_stdev == mean / 0.002
-
-
-def test_without_a_forecast_there_is_no_side() -> None:
-    assert flips_of(stored(gate("warm", 3.0, 20.0), **NO_FORECAST)).side is None

@@ -59,27 +59,6 @@ def test_bars_shares_are_the_means_of_what_decisions_stored(database: Path) -> N
         assert sum(ages.values()) == pytest.approx(own[:, 0].mean(), rel=1e-6)
 
 
-def test_models_of_one_run_may_differ_in_context_and_heads(database: Path, tmp_path: Path) -> None:
-    run_id = explained_runs.run_id(database)
-    whole = read_importance(database, run_id, str(SPAN)).of("bars").documents()
-    path = tmp_path / "other.db"
-    with closing(sqlite3.connect(database)) as db, closing(sqlite3.connect(path)) as other:
-        db.backup(other)
-        late = "step > (SELECT avg(step) FROM answers WHERE length(buckets) > 0)"
-        other.execute(f"UPDATE answers SET entropy = substr(entropy, 1, 4) WHERE {late}")
-        other.commit()
-        fewer = read_importance(path, run_id, str(SPAN)).of("bars").documents()
-        longer = "CAST(buckets || zeroblob(16) AS BLOB)"
-        other.execute(f"UPDATE answers SET buckets = {longer} WHERE {late}")
-        other.commit()
-    assert [row["decisions"] for row in fewer] == [row["decisions"] for row in whole]
-    for first, second in zip(fewer, whole, strict=True):
-        assert first["age_0"] == pytest.approx(second["age_0"], rel=1e-9)
-    found = read_importance(path, run_id, str(SPAN)).of("bars").documents()
-    assert [row["decisions"] for row in found] == [row["decisions"] for row in whole]
-    assert (found[0]["age_256"], found[-1]["age_256"]["value"]) == (None, 0.0)
-
-
 def test_ages_are_told_apart_in_groups_that_reach_four_times_as_far() -> None:
     cells = np.arange(1.0, 8.0)[None] / 28.0  # six cells of 64 bars, and what is older
     found = {name: 28.0 * share[0] for name, share in by_age(cells)}
@@ -120,21 +99,6 @@ def test_features_are_those_of_the_decisions_that_are_asked(
     frame = tracepaper.open_run("last", path).importance("1h", of="features", samples=2)
     assert frame[names[0]].to_list() == [each[names[0]]["value"] for each in (first, second)]
     assert frame[names[0] + "_error"][0] == first[names[0]]["error"]
-
-
-def test_a_network_alone_is_asked_by_integrated_gradients(database: Path) -> None:
-    run_id = explained_runs.run_id(database)
-    table = read_importance(database, run_id, "10000", samples=1).of("features")
-    assert "integrated gradients" in table.notes[0]
-    for row in table.documents():
-        sizes = [value["value"] for value in row.values() if isinstance(value, dict)]
-        assert sum(sizes) == pytest.approx(1.0)
-
-
-@pytest.mark.parametrize("every", ["", "0", "1w", "1.5h", "-1d", "30s"])
-def test_a_span_that_is_none_is_refused(database: Path, every: str) -> None:
-    with pytest.raises(ConfigInvalid, match="give a time such as 1d or 4h, or bars"):
-        read_importance(database, explained_runs.run_id(database), every)
 
 
 def test_what_a_run_lacks_is_said_in_a_sentence(

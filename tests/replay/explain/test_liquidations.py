@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 
 from tracepaper import Action, Orders, Signal, Strategy, buy, sell
-from tracepaper.daemon.cli import invoke
 from tracepaper.replay.api import Backtest, backtest
 from tracepaper.strategies.types.decisions import PositionSide
 
@@ -116,23 +115,6 @@ def test_a_bar_that_liquidated_says_what_and_why_and_what_it_cost(isolated: Back
     )
 
 
-def test_text_says_it_once_under_the_verdict(
-    isolated: Backtest, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (only,) = liquidations(isolated)[CRASH]
-    sequences = {
-        (row["open_time_ms"] - START_MS) // 60_000: row["sequence"]
-        for row in isolated.decisions.to_dicts()
-    }
-    said = {}
-    for minute, sequence in sequences.items():
-        place = f"{isolated.run_id}:{sequence}"
-        assert invoke(["explain", place, "--db", str(isolated.database)]) == 0
-        said[minute] = " ".join(capsys.readouterr().out.split())
-    assert said[CRASH].count(only["said"]) == 1
-    assert not any("Liquidated: " in text for minute, text in said.items() if minute != CRASH)
-
-
 def test_the_loss_of_a_liquidation_is_no_spread(isolated: Backtest) -> None:
     (row,) = isolated.report().document["costs"]
     assert (row["spread"], row["slippage"]) == (0.0, 0.0)
@@ -143,14 +125,6 @@ def test_the_loss_of_a_liquidation_is_no_spread(isolated: Backtest) -> None:
     text = str(isolated.report())
     assert "liquidation" in text[text.index("Costs") : text.index("Months")]
     assert "left: liquidated" in text
-
-
-def test_a_run_without_one_shows_no_such_column() -> None:
-    with backtest(Buys, {"AAAUSDT": candles([1_000.0] * BARS)}, config=configured()) as run:
-        assert not liquidations(run)
-        assert run.report().document["costs"][0]["liquidation"] == 0.0
-        text = str(run.report())
-        assert "liquidation" not in text[text.index("Costs") : text.index("Months")]
 
 
 def test_a_side_of_hedge_mode_is_named_and_the_other_one_stays() -> None:

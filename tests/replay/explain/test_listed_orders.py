@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,7 +9,6 @@ import pytest
 from pages import said_in
 
 from tracepaper import Action, Cancel, Orders, Signal, Strategy, buy, sell
-from tracepaper.daemon.cli import invoke
 from tracepaper.replay.api import Backtest, backtest
 
 START_MS = 1_748_246_400_000
@@ -76,12 +74,6 @@ def test_explain_lists_what_a_list_sent_and_canceled(made: Backtest) -> None:
     assert [of["quantity"] for of in second["orders"]] == ["3.000", "1.000"]
 
 
-def test_a_decision_by_signal_lists_none(made: Backtest) -> None:
-    waits = made.explain()
-    assert waits["orders"] == []
-    assert "Orders of the list" not in waits.text
-
-
 def test_the_report_lists_them_for_terminal_json_and_page(made: Backtest, tmp_path: Any) -> None:
     page = tmp_path / "run.html"
     report = made.report(html=page)
@@ -97,11 +89,3 @@ def test_the_report_lists_them_for_terminal_json_and_page(made: Backtest, tmp_pa
     }
     assert "Orders by list, and what became of each" in report.text
     assert "filled at 99.5 as maker" in said_in(page)
-
-
-def test_the_command_prints_them(made: Backtest, capsys: pytest.CaptureFixture[str]) -> None:
-    named = f"last:{decided(made, 'first')}"
-    assert invoke(["explain", named, "--db", str(made.database), "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["orders"] == made.explain(
-        decided(made, "first")
-    )["orders"]  # fmt: skip

@@ -8,7 +8,6 @@ from typing import Any
 
 import explained_runs
 import pytest
-import storage_cases as cases
 from explained_runs import CONTEXT, LAST, SMALL
 
 from tracepaper.daemon.cli import invoke
@@ -152,35 +151,6 @@ def test_a_method_that_there_is_none_of_is_refused_before_anything_is_said(
     assert complaint.count("\n") == 1
 
 
-@pytest.mark.parametrize(
-    ("options", "sentence"),
-    [
-        (("--head-weights", "1,0,0"), "Give 2 head weights"),
-        (("--start-layer", "2"), "leaves nothing to explain"),
-    ],
-)
-def test_a_method_that_this_network_does_not_take_is_one_sentence_after_the_stored_part(
-    options: tuple[str, ...],
-    sentence: str,
-    database: Path,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    assert explain(database, LAST, *options) == 1
-    text, complaint = said(capsys)
-    assert "refused by edge" in text
-    assert sentence in complaint
-    assert complaint.count("\n") == 1
-
-
-def test_json_without_full_is_the_stored_part(
-    database: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert explain(database, LAST, "--json") == 0
-    document, _ = told(capsys)
-    assert (document["full"], document["full_missing"]) == (None, None)
-    assert document["flips"]["side"]["horizon"] == 30
-
-
 def test_a_decision_before_the_warm_up_says_so(
     database: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -207,13 +177,6 @@ def test_a_run_without_a_model_shows_the_stored_part_and_says_why_not_more(
     assert document["full_missing"] in complaint
 
 
-def test_a_file_and_a_run_can_be_named_together(
-    database: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert invoke(["explain", f"{database}#last:{LAST}"]) == 0
-    assert "refused by edge" in said(capsys)[0]
-
-
 @pytest.mark.parametrize("options", [(), ("--full",)])
 def test_a_picture_is_drawn(
     database: Path,
@@ -229,24 +192,6 @@ def test_a_picture_is_drawn(
     width, height = (int.from_bytes(content[at : at + 4]) for at in (16, 20))
     assert width > 1_000
     assert height > (1_000 if options else 700)
-
-
-def test_a_picture_of_nothing_is_refused(
-    modelless: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    path = tmp_path / "nothing.png"
-    assert explain(modelless, 40, "--png", str(path)) == 1
-    assert "There is no attribution to draw" in said(capsys)[1]
-    assert not path.exists()
-
-
-def test_a_picture_that_cannot_be_written_is_one_sentence(
-    database: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert explain(database, LAST, "--png", str(tmp_path / "missing" / "x.png")) == 1
-    complaint = said(capsys)[1]
-    assert "x.png" in complaint
-    assert "Traceback" not in complaint
 
 
 def test_a_decision_that_does_not_exist_is_refused(
@@ -267,12 +212,3 @@ def test_a_run_alone_is_its_last_decision(
     assert invoke(["explain", given, "--json", *where]) == 0
     document, _ = told(capsys)
     assert document["decision"]["sequence"] == 60
-
-
-def test_the_last_of_a_run_that_decided_nothing_is_refused(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    path = tmp_path / "opened.db"
-    cases.write_run(path, cases.rich_steps()[:1], of=cases.run("rich"))
-    assert invoke(["explain", "last", "--db", str(path)]) == 1
-    assert "holds no decision yet" in said(capsys)[1]

@@ -3,22 +3,17 @@
 from __future__ import annotations
 
 import json
-import sqlite3
 from collections.abc import Iterator
-from contextlib import closing
 from decimal import Decimal
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import pytest
 from seeded_events import SeededMarket, seeded_market
 
 from tracepaper import Action, Cancel, Orders, Signal, Strategy, buy, open_run, sell
-from tracepaper.daemon.cli import invoke
 from tracepaper.replay.api import Backtest, backtest
 from tracepaper.replay.archive.book_events import EventsFile
-from tracepaper.storage.record.rows import step_key
 from tracepaper.strategies.units import to_tick
 
 MODELS = ("RiskAdverseQueueModel", "PowerProbQueueModel")
@@ -181,25 +176,6 @@ def open_rows(made: Backtest) -> list[dict[str, Any]]:
     return list(run.orders().to_dicts())
 
 
-def test_text_says_it_and_a_run_without_queues_does_not(
-    made: Backtest, capsys: pytest.CaptureFixture[str]
-) -> None:
-    rows = made.decisions.to_dicts()
-    sequence = next(row["sequence"] for row in rows if row["reason"] == "quotes")
-    assert invoke(["explain", f"{made.run_id}:{sequence}", "--db", str(made.database)]) == 0
-    text = capsys.readouterr().out
-    assert "ahead in its queue" in text
-    said = next(one for one in explained(made) if one["queue_joined"] not in {None, "0"})
-    assert f"{said['queue_joined']} → {said['queue_ahead'] or '?'}" in text
-    flat = [1_000.0] * 8
-    bars = {"open_time": [1_748_246_400_000 + 60_000 * at for at in range(8)], "volume": flat}
-    bars |= dict.fromkeys(("open", "high", "low", "close"), flat)
-    with backtest(Quotes, {"BTCUSDT": bars}) as run:
-        said = next(one for one in explained(run) if one["kind"] == "LIMIT")
-        assert (said["queue"], said["queue_joined"], said["queue_ahead"]) == (None, None, None)
-        assert "ahead in its queue" not in str(run.explain(int(said["order_id"].split("-")[0])))
-
-
 def test_a_list_that_only_cancels_names_what_it_withdrew(made: Backtest) -> None:
     rows = [row for row in made.decisions.to_dicts() if row["action"] == "ORDERS"]
     withdrawn = 0
@@ -210,31 +186,3 @@ def test_a_list_that_only_cancels_names_what_it_withdrew(made: Backtest) -> None
             withdrawn += len(told)
     canceled = sum(row["status"] == "CANCELED" for row in open_rows(made))
     assert withdrawn >= canceled > 10
-
-
-def test_what_a_prune_took_is_not_invented(market: SeededMarket, tmp_path: Path) -> None:
-    path = tmp_path / "pruned.db"
-    config = configured(MODELS[0], latency_ms=0)  # so that a list ends what rests at once
-    with backtest(Quotes, market.candles, config=config, events=market.events, db=path) as run:
-        decided = [row for row in run.decisions.to_dicts() if row["action"] == "ORDERS"]
-        for born, ended in pairwise(decided[1:]):
-            canceled = [
-                one
-                for one in run.explain(ended["sequence"])["orders"]
-                if one["order_id"].startswith(f"{born['sequence']}-")
-            ]
-            if any(one["queue_joined"] for one in canceled):
-                break
-    known = {one["order_id"]: one["queue_ahead"] for one in canceled}
-    assert any(known.values())
-    until = ended["sequence"] - 2
-    with closing(sqlite3.connect(path)) as raw:  # what a prune leaves of the days before
-        (key,) = raw.execute("SELECT run_key FROM runs").fetchone()
-        raw.execute("DELETE FROM states WHERE step <= ?", (step_key(key, until),))
-        gone = (key, until, 0, bytes(32), bytes(32), None)
-        raw.execute("INSERT INTO prunes VALUES (?, ?, ?, ?, ?, ?)", gone)
-        raw.commit()
-    orders = Backtest(path, run.run_id).explain(ended["sequence"])["orders"]
-    left = {one["order_id"]: one for one in orders if one["order_id"] in known}
-    assert {key: one["queue_ahead"] for key, one in left.items()} == known
-    assert {one["queue_joined"] for one in left.values()} == {None}

@@ -274,25 +274,6 @@ def test_a_head_that_the_model_lacks_is_named(
         explained_runs.replayed(tmp_path, further=f"\n[{section}]\n{key}\n")
 
 
-def test_explain_says_what_heads_forecast_from_the_record_alone(
-    run: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    sequence, loss, allocation, regime = rows(
-        run,
-        "SELECT sequence, expected_shortfall_long, learned_allocation, learned_regime "
-        "FROM v_decisions WHERE mean_return IS NOT NULL LIMIT 1",
-    )[0]
-    (run.parent / "small").rename(run.parent / "away")
-    try:
-        assert invoke(["explain", f"last:{sequence}", "--db", str(run)]) == 0
-    finally:
-        (run.parent / "away").rename(run.parent / "small")
-    text = " ".join(capsys.readouterr().out.split())
-    assert f"a long loses {1e4 * loss:,.1f} bp" in text
-    assert f"the network itself would hold {allocation:+.3f}" in text
-    assert f"the network's regime {regime}" in text
-
-
 def test_a_gate_lets_through_the_regimes_that_the_network_names(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -371,8 +352,3 @@ def test_the_spread_of_dropout_is_stored_judged_shown_and_verified(
     assert 0.4 < share < 0.6
     refused = rows(strict, "SELECT count(*) FROM v_decisions WHERE refused_by = 'dropout_spread'")
     assert refused[0][0] > 0
-
-
-def test_passes_with_dropout_of_a_checkpoint_without_any_end_the_start(tmp_path: Path) -> None:
-    with pytest.raises(ConfigInvalid, match="trained with dropout"):
-        explained_runs.replayed(tmp_path, model="dropout_passes = 4")

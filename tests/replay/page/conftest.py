@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import aiohttp
 import pytest
+from browser import browsing, chromium
 from page_cases import shown_of
-from report_cases import BTC, SOL, cross, replayed
+from report_cases import BTC, SAMPLE, SOL, STRICT, cross, replayed
 
 from tracepaper.replay.page.databases import ShownRun
 from tracepaper.replay.page.server import serving
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
 
 
 @pytest.fixture(scope="session")
@@ -26,6 +31,20 @@ def pair_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("pair")
     config = cross(symbols=("BTCUSDT", "SOLUSDT"))
     return replayed(folder, config, "--data", BTC, "--data", SOL)
+
+
+@pytest.fixture(scope="session")
+def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Replay the default model over 1,040 minutes after its warm-up."""
+    chromium()
+    folder = tmp_path_factory.mktemp("model")
+    return replayed(folder, STRICT, "--data", SAMPLE, "--to", "2025-06-01T00:53:00Z")
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with browsing() as started:
+        yield started
 
 
 @pytest.fixture

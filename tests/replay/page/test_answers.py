@@ -7,7 +7,7 @@ import shutil
 import sqlite3
 from contextlib import closing
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -18,7 +18,6 @@ from report_cases import BTC, SAMPLE, STRICT, cross, replayed
 
 from tracepaper.replay.document.values import as_parts
 from tracepaper.replay.page import (
-    databases,
     decisions,
     derivations,
     marks,
@@ -113,20 +112,6 @@ def test_equity_ends_where_the_account_does(shown: ShownRun) -> None:
     assert all(len(one) == len(found.time_ms) for one in found.equity.values())
 
 
-def test_equity_reads_each_column_once(shown: ShownRun, monkeypatch: pytest.MonkeyPatch) -> None:
-    runs.equity(shown, None, None, 50)
-    read: list[str] = []
-    cells_of = rollups.Rollups.cells
-
-    def counted(own: rollups.Rollups, name: str, *asked: Any) -> Any:
-        read.append(name)
-        return cells_of(own, name, *asked)
-
-    monkeypatch.setattr(rollups.Rollups, "cells", counted)
-    runs.equity(shown, None, None, 40)
-    assert sorted(read) == sorted({rollups.ACCOUNTS, *shown.columns.instruments})
-
-
 def test_every_fill_is_marked_with_its_decision(shown: ShownRun) -> None:
     found = marks.marks(shown, None, None)
     rows = shown.views.rows("v_fills")
@@ -185,54 +170,6 @@ def test_a_decision_says_its_gates_and_its_way_to_the_fill(shown: ShownRun) -> N
     assert decisions.decision(shown, found.following).previous == found.sequence
 
 
-def test_the_way_of_an_order_stands_on_one_clock(shown: ShownRun) -> None:
-    for fill in shown.views.rows("v_fills")[:20]:
-        (path,) = decisions.decision(shown, fill["decision_sequence"]).orders
-        way = sorted([*path.fills, *path.ledger], key=lambda row: row["sequence"])
-        times = [path.order["created_ms"], *(row["seen_ms"] for row in way)]
-        assert times == sorted(times)
-        # The price is that of the open, which is before the bar could be seen.
-        assert path.fills[0]["filled_ms"] < path.fills[0]["seen_ms"]
-
-
-TREND: Final = """
-[strategy]
-name = "trend"
-trend_windows = ["4h", "8h"]
-[model]
-checkpoint = "none"
-[sizing]
-mode = "equity"
-"""
-
-
-def test_the_trend_says_in_words_what_it_wanted_and_what_was_held(tmp_path: Path) -> None:
-    trend = shown_of(replayed(tmp_path, TREND, "--data", SAMPLE, "--to", "2025-05-29T00:00:00Z"))
-    titles, reasons = set(), set()
-    for row in trend.views.rows("v_decisions"):
-        if row["reason"] == "no hour has closed" or row["refused_by"] is not None:
-            continue
-        found = decisions.decision(trend, row["sequence"])
-        assert found.reason == row["reason"]  # as it is stored
-        assert found.formula.startswith("The trend is ")
-        assert "min(1," not in found.because
-        kind = re.sub(r"\d+(\.\d+)?", "#", found.title)
-        titles.add(kind)
-        reasons.add(re.sub(r"\d+(\.\d+)?", "#", found.because))
-        if found.orders and float(found.orders[0].order["filled"]) > 0:
-            assert found.title.split(", ")[1] == (
-                f"from {decisions.side_of(found.held_before_text, 'BTC')} "
-                f"to {decisions.side_of(found.held_after_text, 'BTC')}"
-            )
-            assert found.because.endswith(f"{decisions.side_of(found.target_text or '', 'BTC')}.")
-    assert "Sold # BTC, from long # BTC to long # BTC" in titles
-    up = "The trend is up: it wants #\u202f% of a full position; long # BTC was held"
-    band = "its band of #\u202f% of a full position"
-    assert f"{up}, within {band}, so nothing is traded." in reasons
-    edge = "The new target, at the band's edge, is long # BTC"
-    assert {one for one in reasons if one.startswith(f"{up}, outside {band}. {edge}")}
-
-
 def test_a_cold_decision_says_how_many_bars_it_lacks(shown: ShownRun) -> None:
     first = runs.run(shown).first_sequence
     assert first is not None
@@ -247,18 +184,6 @@ def test_a_cold_decision_says_how_many_bars_it_lacks(shown: ShownRun) -> None:
 )
 def test_margins_have_no_leading_zero(margin: float, said: str) -> None:
     assert decisions.margin_text("shifted", margin) == said
-
-
-def test_two_instruments_keep_their_own_bars(pair_database: Path) -> None:
-    shown = shown_of(pair_database)
-    first, second = shown.columns.instruments
-    one = runs.candles(shown, first, None, None, 100)
-    two = runs.candles(shown, second, None, None, 100)
-    assert one.open_time_ms == two.open_time_ms
-    assert one.close != two.close
-    found = runs.equity(shown, None, None, 100)
-    (last,) = shown.views.rows("v_equity", newest=1)
-    assert found.equity["this run"][-1] == last["equity"]
 
 
 def test_a_bar_is_found_by_when_it_opened_among_those_of_other_symbols(pair_database: Path) -> None:
@@ -406,18 +331,6 @@ def test_a_copy_of_a_database_is_named_and_its_run_listed_once(
     (refused,) = found.refused
     assert refused.database == cross_database.name
     assert refused.error == f"Run {row.run_id} is shown from copy.db; name this file alone."
-
-
-def test_a_listing_leaves_what_is_read_of_a_run(
-    cross_database: Path, pair_database: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(databases, "RUNS_KEPT", 1)
-    shelf = Databases([cross_database, pair_database])
-    for database in (cross_database, pair_database):
-        looked_at = shown_of(database).run_id
-        columns_of = shelf.find(looked_at).columns
-        assert len(runs.runs(shelf).runs) == 2
-        assert shelf.find(looked_at).columns is columns_of
 
 
 def test_of_the_runs_of_a_file_that_is_held_the_newest_is_running(

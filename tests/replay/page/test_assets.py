@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import re
 from pathlib import Path
@@ -14,15 +13,7 @@ from tracepaper.replay import page
 
 ASSETS: Final = Path(page.__file__).parent / "assets"
 VENDOR: Final = ASSETS / "vendor"
-LIMIT: Final = 300 * 1024
-"""Bytes of the page's whole code, compressed."""
 OWN: Final = sorted(path for path in ASSETS.rglob("*.js") if path.parent != VENDOR)
-
-
-def test_the_whole_code_of_the_page_is_small() -> None:
-    files = [path for path in ASSETS.rglob("*") if path.suffix in {".js", ".css", ".html"}]
-    size = sum(len(gzip.compress(path.read_bytes(), mtime=0)) for path in files)
-    assert size <= LIMIT
 
 
 def stated(text: str) -> dict[str, str]:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import re
 import shutil
 import sqlite3
-import subprocess
-import sys
 from contextlib import closing
 from functools import cache
 from pathlib import Path
@@ -144,14 +142,6 @@ def test_each_instrument_has_its_columns(pair_database: Path) -> None:
             assert len(record[found]["open_time_ms"]) > 1_000
 
 
-def test_full_without_a_file_is_one_sentence(
-    cross_database: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    code, out, err = typed(capsys, "report", "last", "--db", cross_database, "--full")
-    assert (code, out) == (2, "")
-    assert "give --html FILE with it" in err
-
-
 EVIL: Final = "</script><img src=x onerror=alert(1)>"
 
 
@@ -169,17 +159,6 @@ def test_markup_in_names_notes_reasons_and_files_stays_text(
     told = str(record_in(page))
     assert told.count(EVIL) > 100
     assert planted.name in told
-
-
-def test_a_page_names_no_host_but_the_charts_makers_and_markup_languages(
-    cross_database: Path,
-) -> None:
-    page = run_page(cross_database, shown_of(cross_database).run_id)
-    code, _, rest = page.partition("</head>")
-    assert "http" not in rest
-    hosts = set(re.findall(r"https?:(?://|\\/\\/)([\w.-]+)", code))
-    assert hosts <= {"www.tradingview.com", "www.w3.org", "www.apache.org"}
-    assert "www.tradingview.com" in hosts
 
 
 def test_a_pruned_record_is_held_as_far_as_it_goes(tmp_path: Path) -> None:
@@ -204,28 +183,3 @@ def test_what_is_no_record_is_one_sentence(
     assert (code, out) == (1, "")
     assert len(err.strip().splitlines()) == 1
     assert not page.exists()
-
-
-def test_a_page_that_cannot_be_written_is_one_sentence(
-    cross_database: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    page = tmp_path / "missing" / "page.html"
-    code, _, err = typed(capsys, "report", "last", "--db", cross_database, "--html", page)
-    assert code == 2
-    assert "choose another file" in err
-    assert len(err.strip().splitlines()) == 1
-
-
-LOADS: Final = """
-import sys
-from tracepaper.daemon.cli import invoke
-assert invoke(["report", "last", "--db", sys.argv[1], "--html", sys.argv[2]]) == 0
-import tracepaper.replay.page.model
-assert "torch" not in sys.modules
-"""
-
-
-def test_a_page_is_written_without_pytorch(cross_database: Path, tmp_path: Path) -> None:
-    words = ["-c", LOADS, str(cross_database), str(tmp_path / "page.html")]
-    subprocess.run([sys.executable, *words], check=True, capture_output=True)
-    assert (tmp_path / "page.html").stat().st_size < 1_000_000

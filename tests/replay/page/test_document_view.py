@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from browser import browsing, complaints
+from browser import complaints
 
 from tracepaper.replay.document.charts import (
     BandLayer,
@@ -100,12 +99,6 @@ def gallery() -> list[Part]:
     ]  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with browsing() as found:
-        yield found
-
-
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
     write_document_page(TitledParts("A gallery", tuple(gallery())), tmp_path / "page.html")
@@ -153,13 +146,6 @@ def test_every_part_is_drawn_at_every_width_in_light_and_dark_without_a_complain
     page.locator("details").evaluate_all("all => all.forEach((one) => { one.open = true; })")
     found = Axe().run(page)
     assert found.violations_count == 0, found.generate_report()
-    closed(page)
-
-
-def test_text_of_a_record_is_text(browser: Browser, file: Path) -> None:
-    page = opened(browser, file)
-    assert page.locator("p.lead").text_content() == EVIL
-    assert page.locator("img").count() == 0
     closed(page)
 
 
@@ -218,18 +204,6 @@ def test_dragging_zooms_all_panels_and_a_button_shows_all_again(
     closed(page)
 
 
-def test_a_row_of_gates_is_read_with_its_error(browser: Browser, file: Path) -> None:
-    page = opened(browser, file)
-    figure = page.locator("figure", has_text="Judged").first
-    plot = figure.locator("svg[role=img]")
-    plot.scroll_into_view_if_needed()
-    box = plot.bounding_box()
-    assert box is not None
-    page.mouse.move(box["x"] + box["width"] / 2, box["y"] + 50)
-    figure.locator(".plot-reading").get_by_text("confidence: cost, −2 bp ± 0.5").wait_for()
-    closed(page)
-
-
 def test_edges_are_chosen_by_pointer_and_by_keyboard(browser: Browser, file: Path) -> None:
     page = opened(browser, file)
     figure = page.locator("figure", has_text="One bar").or_(page.locator("figure:has(.edges)"))
@@ -271,16 +245,6 @@ def test_a_table_is_sorted_by_its_heads_and_what_is_missing_stays_last(
     closed(page)
 
 
-def test_a_chart_s_numbers_are_a_table_on_request(browser: Browser, file: Path) -> None:
-    page = opened(browser, file)
-    figure = page.locator("figure", has_text="Judged").first
-    figure.locator("summary").click()
-    rows = figure.locator("details tbody tr")
-    rows.first.wait_for()
-    assert rows.all_text_contents() == ["judgedshifted1 bp (saved)", "judgedconfidence−2 bp (cost)"]
-    closed(page)
-
-
 def test_a_fold_opens_and_sections_are_reached_from_the_top(browser: Browser, file: Path) -> None:
     page = opened(browser, file)
     fold = page.locator("details.fold")
@@ -290,15 +254,4 @@ def test_a_fold_opens_and_sections_are_reached_from_the_top(browser: Browser, fi
     fold.get_by_text("because").wait_for()
     page.get_by_role("navigation").get_by_role("button", name="Maps").click()
     page.wait_for_function("document.activeElement.textContent === 'Maps'")
-    closed(page)
-
-
-def test_the_button_turns_light_and_dark_and_maps_follow(browser: Browser, file: Path) -> None:
-    page = opened(browser, file)
-    pixel = """() => { const canvas = document.querySelector(".panel canvas");
-        return [...canvas.getContext("2d").getImageData(2, 2, 1, 1).data].join(); }"""
-    before = page.evaluate(pixel)
-    page.get_by_role("button", name="light / dark").click()
-    page.wait_for_function(f"({pixel})() !== {before!r}")
-    assert page.evaluate("document.documentElement.dataset.theme") == "dark"
     closed(page)

@@ -9,9 +9,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+import browser as shared
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from browser import browsing, complaints
+from browser import PHONE, SMALL, WIDE
 from fleet_cases import followed, grown, of_command, shipped
 from playwright.sync_api import expect
 from postgres_server import Cluster
@@ -26,18 +27,9 @@ if TYPE_CHECKING:
 
 expect.set_options(timeout=1_000 * deadline_s(30))
 
-WIDE: Final = {"width": 1440, "height": 900}
-PHONE: Final = {"width": 390, "height": 844}
 PLANT: Final = "<img src=x onerror=window.planted=1>"
-LAPTOP: Final = {"width": 1024, "height": 768}
 REPLAY: Final = "ended"  # of the rows only it has
 LONG: Final = "machine-" + "x" * 120
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with browsing() as started:
-        yield started
 
 
 @pytest.fixture(scope="module")
@@ -72,19 +64,10 @@ def url(fleet: str, tmp_path: Path) -> Iterator[str]:
 
 @contextmanager
 def opened(browser: Browser, url: str, size: Any = None, scheme: Any = "light") -> Iterator[Page]:
-    """Open the page, and wait for its rows; at its end nothing may have been complained of."""
-    viewport: Any = size or WIDE
-    context = browser.new_context(viewport=viewport, color_scheme=scheme, timezone_id="UTC")
-    page = context.new_page()
-    page.set_default_timeout(1_000 * deadline_s(30))
-    said = complaints(page)
-    try:
-        page.goto(f"{url}/")
+    """Open the page, and wait for its rows."""
+    with shared.opened(browser, f"{url}/", size, scheme, allowed="status of 503") as page:
         expect(page.locator("tbody tr")).to_have_count(3)
         yield page
-        assert [one for one in said if "status of 503" not in one] == []
-    finally:
-        context.close()
 
 
 def rows(page: Page) -> list[dict[str, str]]:
@@ -179,19 +162,6 @@ def test_a_server_that_is_away_is_said_and_the_page_goes_on_when_it_is_back(
         assert rows(page) == before
 
 
-def test_a_page_whose_own_process_is_away_says_so(browser: Browser, url: str) -> None:
-    with opened(browser, url) as page:
-        before = rows(page)
-        page.route(
-            "**/api/v1/fleet", lambda route: route.fulfill(status=503, json={"error": "Away."})
-        )
-        said = page.get_by_role("alert").filter(has_text="Away.").filter(has_text="as of")
-        expect(said).to_be_visible()
-        assert rows(page) == before
-        page.unroute("**/api/v1/fleet")
-        expect(page.get_by_role("alert")).to_have_count(0)
-
-
 def test_a_row_opens_its_run_by_keys_alone(browser: Browser, url: str) -> None:
     with opened(browser, url) as page:
         run = page.locator("tbody tr", has_text=REPLAY).locator("[data-title=run]").inner_text()
@@ -213,24 +183,6 @@ def test_a_row_opens_its_run_by_keys_alone(browser: Browser, url: str) -> None:
         expect(page.locator("tbody tr")).to_have_count(3)
 
 
-def test_a_run_that_is_opened_again_is_shown_as_it_is_now(
-    browser: Browser, url: str, fleet: str, tmp_path: Path, postgres: Cluster
-) -> None:
-    postgres.sql(fleet, "DELETE FROM shippers WHERE host LIKE '<img%'")
-    path = tmp_path / "runs.db"
-    with opened(browser, url) as page:
-        for steps in (40, 70):
-            row = page.locator("tbody tr").filter(has_text="running")
-            expect(row.locator("[data-title=steps]")).to_have_text(str(steps))
-            row.get_by_role("button").click()
-            page.wait_for_url("**/#/run/r-1")
-            page.get_by_role("button", name="Health").click()
-            expect(page.locator("main")).to_contain_text(f"{steps} steps; head digest")
-            grown(path, 70, seed=1, since=40) if steps == 40 else None
-            ship_once(path, fleet, needed_by="--to")
-            page.get_by_role("button", name="Fleet").click()
-
-
 def test_markup_in_a_name_is_text(browser: Browser, url: str) -> None:
     with opened(browser, url) as page:
         assert page.evaluate("document.querySelectorAll('img, [onerror]').length") == 0
@@ -241,15 +193,6 @@ def test_markup_in_a_name_is_text(browser: Browser, url: str) -> None:
 
 
 def test_each_width_fits_and_can_be_read(browser: Browser, url: str) -> None:
-    for size, scheme in itertools.product((WIDE, LAPTOP, PHONE), ("light", "dark")):
+    for size, scheme in itertools.product((WIDE, SMALL, PHONE), ("light", "dark")):
         with opened(browser, url, size, scheme) as page:
             check_reading(page)
-
-
-def test_on_a_phone_a_row_opens_its_run_too(browser: Browser, url: str) -> None:
-    with opened(browser, url, PHONE) as page:
-        page.locator("tbody tr", has_text=REPLAY).get_by_role("button").click()
-        expect(page.locator(".card h2")).to_be_visible()
-        check_reading(page)
-        page.get_by_role("button", name="Fleet").click()
-        expect(page.locator("tbody tr")).to_have_count(3)

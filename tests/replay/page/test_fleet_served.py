@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import re
 import resource
 import shutil
 import signal
@@ -24,18 +23,16 @@ import pytest
 from fleet_cases import contents, followed, grown, of_command, shipped
 from postgres_server import Cluster
 from programs import BIN, Program
-from programs import run as run_program
 from waiting import until
 
 from tracepaper.daemon.cli import invoke
 from tracepaper.replay.page import fleet as fleet_of_page
 from tracepaper.replay.page.databases import Databases, FleetSource, Refusing
-from tracepaper.replay.page.fleet import list_fleet, pull_run
+from tracepaper.replay.page.fleet import pull_run
 from tracepaper.replay.page.server import serving
 from tracepaper.storage.fleet.follow import ship_once
 from tracepaper.storage.fleet.ship import database_id
 
-SECRET: Final = "geheim-3141"
 PLANT: Final = "<img src=x onerror=window.planted=1>"
 
 
@@ -212,12 +209,6 @@ def test_a_folder_that_cannot_be_written_is_said_without_its_place(
         pull_run(shelf, database_id(path), "r-1", told)
 
 
-def test_a_page_without_a_fleet_says_so() -> None:
-    for asked in (list_fleet, lambda shelf: pull_run(shelf, "d", "r", told)):
-        with pytest.raises(Exception, match=r"This page shows no fleet; `tracepaper ui --fleet"):
-            asked(Databases([]))
-
-
 def test_two_databases_that_hold_one_run_are_shown_one_after_the_other(
     source: FleetSource, tmp_path: Path
 ) -> None:
@@ -303,26 +294,3 @@ async def test_files_of_a_page_are_its_owner_s_and_gone_at_its_end(
     assert len(list(folder.glob("*/r-1.db"))) == 1
     assert program.stop(by).code == 0
     assert list(temporary.iterdir()) == []
-
-
-@pytest.mark.parametrize("address", ["password", "nobody", "empty", "nothing", "both"])
-def test_what_the_command_refuses_the_page_refuses_in_the_same_words(
-    address: str, postgres: Cluster, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    urls = {
-        "password": f"postgresql://user:{SECRET}@127.0.0.1/fleet",
-        "nobody": postgres.url("fleet", port=9),
-        "empty": postgres.empty(),
-        "nothing": "http://127.0.0.1/fleet",
-        "both": postgres.url("fleet"),
-    }
-    url = urls[address]
-    code = invoke(["fleet", url])
-    wanted = capsys.readouterr().err
-    more = ["--db", str(tmp_path / "a.db")] if address == "both" else []
-    ended = run_program(["ui", "--fleet", url, *more], tmp_path)
-    assert SECRET not in ended.err
-    if address == "both":
-        assert (ended.code, ended.err) == (2, "Name what to show: --db FILE, or --fleet URL.\n")
-        return
-    assert (ended.code, ended.err) == (code, re.sub(r"\Afleet: ", "--fleet: ", wanted))

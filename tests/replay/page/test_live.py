@@ -8,13 +8,13 @@ import signal
 import socket
 import sqlite3
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import pytest
-from browser import browsing, complaints
+from browser import opened
 from playwright.sync_api import expect
 from programs import BIN, Program, pointing_at
 from report_cases import SAMPLE
@@ -42,7 +42,7 @@ quantity = "0.01"
 [parity]
 daily_at = "off"
 """
-AWAY: Final = re.compile("ERR_(CONNECTION|EMPTY|INCOMPLETE|NETWORK)|status of (401|503)|WebSocket")
+AWAY: Final = "ERR_(CONNECTION|EMPTY|INCOMPLETE|NETWORK)|status of (401|503)|WebSocket"
 
 
 @dataclass
@@ -112,34 +112,9 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
         exchange.kill()
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with browsing() as started:
-        yield started
-
-
-@contextmanager
-def opened(browser: Browser, address: str, first: str = "") -> Iterator[Page]:
-    """Open *address* after the script *first*.
-
-    Nothing may be complained of but a server that is away or refuses.
-    """
-    context = browser.new_context(viewport={"width": 1440, "height": 900}, timezone_id="UTC")
-    context.add_init_script(first)
-    page = context.new_page()
-    page.set_default_timeout(1_000 * deadline_s(30))
-    said = complaints(page)
-    try:
-        page.goto(address)
-        yield page
-        assert [one for one in said if not AWAY.search(one)] == []
-    finally:
-        context.close()
-
-
 @pytest.fixture
 def page(browser: Browser, running: Running) -> Iterator[Page]:
-    with opened(browser, f"{running.url}/") as shown:
+    with opened(browser, f"{running.url}/", allowed=AWAY) as shown:
         shown.locator(".card h2").wait_for()
         yield shown
 
@@ -172,27 +147,6 @@ def test_the_newest_card_and_bar_move_by_what_the_stream_tells(page: Page) -> No
     before = time.inner_text()
     expect(time).not_to_have_text(before)
     page.wait_for_function(CHART_AT_CARD)
-
-
-SLOW_ANSWERS: Final = """
-const [ask, wait] = [fetch, () => new Promise((done) => setTimeout(done, 1500))];
-let turn = Promise.resolve();
-window.fetch = (url, ...rest) => {
-    if (!String(url).includes("/decisions/")) return ask(url, ...rest);
-    turn = turn.then(wait);
-    return turn.then(() => ask(url, ...rest));
-};"""
-"""One answer in the time of more than one bar, one after another."""
-
-
-def test_a_card_goes_on_where_bars_come_faster_than_answers(
-    browser: Browser, running: Running
-) -> None:
-    with opened(browser, f"{running.url}/", SLOW_ANSWERS) as page:
-        time = page.locator(".card .when span").first
-        for _ in range(3):
-            before = time.inner_text()
-            expect(time).not_to_have_text(before)
 
 
 def test_a_word_without_the_token_is_refused_in_words(page: Page, running: Running) -> None:

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from browser import browsing, chromium, complaints
+from browser import chromium, opened
 from page_cases import serving_apart, shown_of
 from pages import record_in
 from playwright.sync_api import expect
 from report_cases import SAMPLE
 from seeded_events import seeded_market
-from waiting import deadline_s
 
-from tracepaper import Action, BarContext, Orders, Signal, Strategy, buy, sell
+from tracepaper import Action, Orders, Signal, Strategy, buy, sell
 from tracepaper.replay.api import backtest
 from tracepaper.replay.page import decisions, runs
 from tracepaper.replay.page.export import run_page, write_page
@@ -26,8 +25,9 @@ from tracepaper.strategies.types.decisions import PositionSide
 from tracepaper.strategies.units import to_tick
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser, Page
+    from playwright.sync_api import Browser
 
+TALL = {"width": 1440, "height": 1200}
 UNTIL = "2025-05-27T12:00:00Z"
 
 
@@ -170,21 +170,6 @@ def test_a_signal_for_one_side_is_held_to_what_that_side_has(tmp_path: Path) -> 
     )
 
 
-class Declines(Strategy):
-    """Says in its own words what a gate's refusal begins with."""
-
-    def decide(self, context: BarContext) -> Signal:
-        del context
-        return Signal(Action.HOLD, "refused by a rule of mine")
-
-
-def test_a_card_gives_the_words_of_a_strategy_whatever_they_begin_with(tmp_path: Path) -> None:
-    path = tmp_path / "declines.db"
-    backtest(Declines, SAMPLE, db=path, end="2025-05-26T07:40:00Z").close()
-    ((sequence,),) = rows(path, "SELECT max(sequence) FROM v_decisions")
-    assert "Refused by a rule of mine." in decisions.decision(shown_of(path), sequence).because
-
-
 def test_a_card_says_what_each_strategy_wants_and_holds(several: Path) -> None:
     shown = shown_of(several)
     wanted = "SELECT sequence, strategy, target_quantity_text, quantity_text, reason "
@@ -222,12 +207,6 @@ def test_the_page_and_the_report_have_the_same_gross_and_net_exposure(hedged: Pa
     assert held.mean_exposure < (accounts["this run"].mean_exposure or 0.0)
 
 
-def test_a_one_way_run_has_no_net_exposure(several: Path) -> None:
-    shown = shown_of(several)
-    assert runs.equity(shown, None, None, 1_000).net_exposure is None
-    assert build_report(several, run_of(several)).accounts[0].net_exposure is None
-
-
 # ---------------------------------------------------------------- the browser
 
 
@@ -238,34 +217,12 @@ def url(hedged: Path, several: Path, queued: Path) -> Iterator[str]:
         yield address
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    expect.set_options(timeout=1_000 * deadline_s(30))
-    with browsing() as started:
-        yield started
-
-
-@contextmanager
-def opened(browser: Browser, address: str) -> Iterator[Page]:
-    size: Any = {"width": 1440, "height": 1200}
-    context = browser.new_context(viewport=size, timezone_id="UTC")
-    page = context.new_page()
-    page.set_default_timeout(1_000 * deadline_s(30))
-    said = complaints(page)
-    try:
-        page.goto(address)
-        yield page
-        assert said == []
-    finally:
-        context.close()
-
-
 @pytest.mark.slow
 def test_the_card_and_the_chart_tell_a_liquidation(
     browser: Browser, url: str, hedged: Path
 ) -> None:
     sequence = liquidated(hedged)[0]
-    with opened(browser, f"{url}/#/run/{run_of(hedged)}/decision/{sequence}") as page:
+    with opened(browser, f"{url}/#/run/{run_of(hedged)}/decision/{sequence}", TALL) as page:
         expect(page.locator(".card h2")).to_contain_text("Liquidated: ")
         said = decisions.decision(shown_of(hedged), sequence).liquidations[0]
         expect(page.locator(".card .liquidated")).to_have_text(said)
@@ -274,7 +231,7 @@ def test_the_card_and_the_chart_tell_a_liquidation(
 
 @pytest.mark.slow
 def test_account_shows_both_sides_gross_and_net(browser: Browser, url: str, hedged: Path) -> None:
-    with opened(browser, f"{url}/#/run/{run_of(hedged)}/account") as page:
+    with opened(browser, f"{url}/#/run/{run_of(hedged)}/account", TALL) as page:
         names = page.locator("table").first.locator("tbody tr td:first-child")
         expect(names.nth(1)).to_have_text("long side")
         expect(names.nth(2)).to_have_text("short side")
@@ -286,32 +243,6 @@ def test_account_shows_both_sides_gross_and_net(browser: Browser, url: str, hedg
         sides = page.locator("table").last.locator("tbody").inner_text()
         assert "LONG" in sides
         assert "SHORT" in sides
-
-
-@pytest.mark.slow
-def test_each_of_several_strategies_has_a_line_of_its_own(
-    browser: Browser, url: str, several: Path
-) -> None:
-    with opened(browser, f"{url}/#/run/{run_of(several)}") as page:
-        for place in range(4):
-            expect(page.get_by_text(f"part {place}", exact=False).first).to_be_visible()
-        drawn = page.evaluate(
-            """async (id) => {
-                const { accountStyles } = await import("/assets/accounts.js");
-                const named = (_, at) => ({ name: `a${at}`, is_stored: true });
-                const styles = accountStyles({ accounts: Array.from({ length: 21 }, named) });
-                return [...styles.values()].map((each) => JSON.stringify(each));
-            }""",
-            run_of(several),
-        )
-        assert len(set(drawn)) == 21
-        page.goto(f"{url}/#/run/{run_of(several)}/account")
-        names = page.locator("table").first.locator("tbody tr td:first-child")
-        expect(names.nth(5)).to_have_text("in reserve")
-        (left,) = rows(several, "SELECT a.equity - total(s.equity) FROM v_equity a JOIN "
-                       "v_strategy_decisions s USING (sequence) GROUP BY sequence "
-                       "ORDER BY sequence DESC LIMIT 1")[0]  # fmt: skip
-        expect(names.nth(5).locator("xpath=..")).to_contain_text(f"{left:,.2f}")
 
 
 @pytest.mark.slow
@@ -328,43 +259,9 @@ def test_a_file_says_of_a_decision_that_it_holds_in_part_that_the_position_is_ne
         for sequence, quantity in zip(series["sequence"], series["held"], strict=True)
         if f"/api/v1/runs/{run}/decisions/{sequence}" not in record
     }
-    with opened(browser, file.as_uri()) as page:
+    with opened(browser, file.as_uri(), TALL) as page:
         for quantity, said in ((0, "Net flat"), (-0.1, "Net short 0.1 BTC")):
             sequence = next(key for key, held in net.items() if held == quantity)
             address = f"#/run/{run}/decision/{sequence}"
             page.evaluate("address => { location.hash = address; }", address)
             expect(page.locator(".card h2")).to_have_text(said)
-
-
-@pytest.mark.slow
-def test_the_first_sentence_counts_symbols_and_names_both_sides(
-    browser: Browser, url: str, hedged: Path
-) -> None:
-    def held(*positions: tuple[str, str, str]) -> Any:
-        names = ("side", "quantity_text", "instrument")
-        return {
-            "holdings": [dict(zip(names, one, strict=True)) for one in positions],
-            "instruments": [{"id": name, "base": name} for name in ("A", "B", "C", "D")],
-        }
-
-    both = [("LONG", "0.5", "A"), ("SHORT", "-0.4", "A"), ("LONG", "2", "B"), ("SHORT", "0", "B")]
-    cases = {
-        "Long 0.5 A, short 0.4 A, long 2 B": held(*both[:3]),
-        "Holds 3 of 4": held(*both, ("LONG", "1", "C")),
-        "Flat": held(("FLAT", "0", "A")),
-    }
-    with opened(browser, f"{url}/#/run/{run_of(hedged)}") as page:
-        for said, run in cases.items():
-            told = """async (run) => (await import("/assets/sentence.js")).heldWords(run)"""
-            assert page.evaluate(told, run) == said
-
-
-@pytest.mark.slow
-def test_an_order_says_what_stood_ahead_of_it(browser: Browser, url: str, queued: Path) -> None:
-    order_id = rows(queued, "SELECT order_id FROM v_orders WHERE kind = 'LIMIT'")[0][0]
-    sequence = int(str(order_id).partition("-")[0])
-    (path,) = decisions.decision(shown_of(queued), sequence).orders
-    assert path.queue is not None
-    with opened(browser, f"{url}/#/run/{run_of(queued)}/decision/{sequence}") as page:
-        said = " → ".join(each or "not known" for each in path.queue)
-        expect(page.locator(".card .order")).to_contain_text(f"ahead in its queue {said}")

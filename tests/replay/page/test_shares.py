@@ -11,7 +11,7 @@ from report_cases import build_report_of
 from stock_files import HOUR_MS, date_alone, opens, write
 
 from tracepaper.daemon.cli import invoke
-from tracepaper.replay.page import holding, records, runs
+from tracepaper.replay.page import holding, runs
 from tracepaper.replay.report.report import held_alike
 
 SHARES = """
@@ -40,27 +40,6 @@ def database(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     words = ["replay", f"ACME={candles}", "-c", config, "--db", folder / "run.db", "--json"]
     assert invoke([*map(str, words), "--from", "2014-11-10"]) == 0
     return folder / "run.db"
-
-
-def test_a_cell_of_one_bar_opens_and_closes_with_it(database: Path) -> None:
-    shown, record = shown_of(database), build_report_of(database).record
-    (name,) = shown.columns.instruments
-    opened = [row["open_time_ms"] for row in shown.views.rows("v_bars", accepted=1)]
-    candles = runs.candles(shown, name, None, None, 20_000)
-    assert candles.open_time_ms == opened
-    assert runs.equity(shown, None, None, 20_000).time_ms == record.times_ms.tolist()
-    # A range begins with the bar that is open then, and not with one that has closed.
-    close_ms = shown.columns.times.close_ms(opened[9])
-    for from_ms, first in ((opened[9], 9), (close_ms - 1, 9), (close_ms, 10)):
-        part = runs.candles(shown, name, from_ms, opened[20], 20_000)
-        assert part.open_time_ms == opened[first:20]
-
-
-def test_holes_are_counted_in_session_bars(database: Path) -> None:
-    shown = shown_of(database)
-    every = opens("2014-11-10", "2014-12-31", shown.columns.interval_ms)
-    lost = [at for at in every if date_alone(at) in LOST]
-    assert records.health(shown).missing_bars == len(lost) > 1
 
 
 def test_holding_costs_what_it_does_in_the_report(database: Path) -> None:

@@ -103,13 +103,6 @@ def test_a_damaged_sweep_is_one_sentence(swept: Path, tmp_path: Path) -> None:
     assert not is_sweep(tmp_path)
 
 
-def test_a_sweep_that_goes_on_keeps_its_name(swept: Path) -> None:
-    before = read_sweep(swept)
-    space = {"fast": [3, 5], "slow": [20]}
-    tracepaper.sweep("sma_cross", BTC, space, "return", jobs=1, end="2025-05-26T12:00", state=swept)
-    assert read_sweep(swept).sweep_id == before.sweep_id
-
-
 # ---------------------------------------------------------------- two runs
 
 
@@ -136,11 +129,6 @@ def test_two_runs_differ_where_their_views_do(shown: ShownRun, tmp_path: Path) -
 
 
 # ---------------------------------------------------------------- the model
-
-
-def test_a_run_without_a_model_says_so(shown: ShownRun) -> None:
-    with pytest.raises(Refusing, match="asks no model"):
-        model.model_document(shown)
 
 
 def forecasts(count: int, *, spread: float, skill: float) -> model.RunForecasts:

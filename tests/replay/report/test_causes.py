@@ -50,15 +50,6 @@ class OffStep(Strategy):
         return Orders((buy(0.1 + context.time % 7 / 1e5 + 1e-5),), "off the step")
 
 
-class Stopped(Strategy):
-    """Turns on every fall, under a stop at a price."""
-
-    def decide(self, context: BarContext) -> Signal:
-        if context.close >= context.open:
-            return Signal(Action.HOLD, "it rose")
-        return Signal(Action.LONG, "it fell", stop=context.close * 0.9995, reenter=True)
-
-
 def test_the_end_of_a_replay_tells_what_the_venue_refused(tmp_path: Path) -> None:
     database = tmp_path / "run.db"
     with tracepaper.backtest(OffStep, CANDLES, db=database, end="2025-05-26T08:32:00") as run:
@@ -67,14 +58,6 @@ def test_the_end_of_a_replay_tells_what_the_venue_refused(tmp_path: Path) -> Non
     assert told.rejected == (("quantity is no multiple of the step 0.001", 60),)
     (made,) = (made for made in summary_tables(told) if made.key == "rejected")
     assert made.title.startswith("Rejected orders")
-
-
-def test_trades_are_grouped_by_what_ended_them(tmp_path: Path) -> None:
-    with tracepaper.backtest(Stopped, CANDLES, end="2025-05-26T12:00:00") as run:
-        assert len(run.trades["exit_reason"]) > 2
-        document = run.report().document
-    names = [group["trades_of"] for group in document["trade_groups"]]
-    assert names == ["all", "long", "short", "left: stop"]
 
 
 class Once(Strategy):

@@ -212,16 +212,6 @@ def test_the_oldest_cells_neither_show_nor_stretch_the_heatmap(attention_report:
     assert 0.2 < shown.high < 1.0  # each cell alike: three, the most there is
 
 
-def test_a_caption_names_no_panel_that_is_not_drawn(
-    cross_report: Report, attention_report: Report
-) -> None:
-    for report, has_panel in ((cross_report, False), (attention_report, True)):
-        chart = price_chart(report, "linear:BTCUSDT")
-        assert chart is not None
-        assert (len(chart.panels) > 1) is has_panel
-        assert ("refused by that gate" in caption(report, "linear:BTCUSDT")) is has_panel
-
-
 def test_the_histogram_counts_the_decisions_on_both_sides_of_the_gate(
     attention_report: Report,
 ) -> None:

@@ -36,31 +36,3 @@ def test_json_is_one_document_with_the_same_figures(
     assert len(found["trades"]["this run"]) == len(cross_report.own_trades)
     assert len(found["curves"]["times_ms"]) == len(found["curves"]["equity"]["this run"])
     assert found["random_twins"][0]["twins"] == 200
-
-
-def test_html_writes_one_file_and_says_where(
-    cross_database: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    page = tmp_path / "page.html"
-    code, out, _ = typed(capsys, "report", f"{cross_database}#last", "--html", page)
-    assert code == 0
-    assert str(page) in out.replace("\n", "")
-    assert page.read_text().startswith("<!doctype html>")
-
-
-def test_heads_of_a_run_without_a_model_are_one_sentence(
-    cross_database: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    code, out, err = typed(capsys, "report", "last", "--db", cross_database, "--heads")
-    assert (code, out) == (1, "")
-    assert "leave --heads out" in err
-    assert len(err.strip().splitlines()) == 1
-
-
-def test_an_unknown_run_is_one_sentence(
-    cross_database: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    code, out, err = typed(capsys, "report", "nobody", "--db", cross_database)
-    assert (code, out) == (1, "")
-    assert "There is no run nobody" in err
-    assert len(err.strip().splitlines()) == 1

@@ -10,7 +10,7 @@ from builders import MINUTE
 from report_cases import BTC, STRICT, build_report_of, cross, replayed
 
 from tracepaper.replay.report.figures import tables
-from tracepaper.replay.report.report import BUY_AND_HOLD, Report, build_report
+from tracepaper.replay.report.report import BUY_AND_HOLD, Report
 from tracepaper.storage.database.reader import resolve
 from tracepaper.strategies.errors import DataInvalid
 from tracepaper.strategies.types.market import Gap, GapCause
@@ -84,10 +84,6 @@ def test_buy_and_hold_stands_at_the_run_s_exposure_beside_the_full_one(
     assert equal.end - equal.start == pytest.approx(done.mean_exposure * gained)
 
 
-def test_a_run_that_held_nothing_has_no_exposure_to_hold(attention_report: Report) -> None:
-    assert [of.name for of in attention_report.accounts] == ["this run", "ungated", BUY_AND_HOLD]
-
-
 def test_shown_curves_start_and_end_with_the_account_and_keep_its_worst_drawdown(
     cross_report: Report,
 ) -> None:
@@ -97,13 +93,6 @@ def test_shown_curves_start_and_end_with_the_account_and_keep_its_worst_drawdown
     assert own.drawdown.max() == pytest.approx(cross_report.accounts[0].performance.max_drawdown)
     assert own.equity.size == own.drawdown.size == cross_report.marks_ms.size == 800
     assert (np.diff(cross_report.marks_ms) > 0).all()
-
-
-def test_months_compound_to_the_total(attention_report: Report, cross_report: Report) -> None:
-    for report in (attention_report, cross_report):
-        whole = np.prod([1 + earned for *_, earned in report.monthly]) - 1
-        assert whole == pytest.approx(report.accounts[0].performance.total_return, abs=1e-12)
-    assert [(year, month) for year, month, _ in cross_report.monthly] == [(2025, 5)]
 
 
 def test_a_warning_of_the_run_and_the_card_s_honest_sentences_are_shown(
@@ -132,13 +121,6 @@ def test_gaps_are_counted_and_said(tmp_path: Path) -> None:
     assert any(
         "Gaps in the data: 1, " in text and "never came: 7;" in text for text in report.sentences
     )
-
-
-def test_progress_says_what_is_done(attention_database: Path) -> None:
-    said: list[str] = []
-    located = resolve(attention_database, "last")
-    build_report(located.path, located.run_id, progress=said.append)
-    assert said == ["reading the run", "reading where attention lay", "drawing random twins"]
 
 
 def test_a_run_without_a_decision_is_one_sentence(tmp_path: Path) -> None:

@@ -25,17 +25,13 @@ from tracepaper.replay.report.attention_charts import (
 )
 from tracepaper.replay.report.heads import (
     HeadReport,
-    event_bars,
     group_names,
-    head_tables,
     read_heads,
     subject_tables,
 )
 from tracepaper.replay.report.report import Report
 from tracepaper.storage import checkpoints
 from tracepaper.storage.database.reader import Reader
-from tracepaper.strategies.errors import DataInvalid
-from tracepaper.strategies.forecasters.attribution import RolloutMap
 from tracepaper.strategies.forecasters.streaming import StreamingForecaster
 from tracepaper.strategies.forecasters.tabular import network_half
 from tracepaper.strategies.networks.cross_timeframe import CrossConfig
@@ -122,13 +118,6 @@ def test_pictures_have_a_panel_a_head_and_a_label_a_group(heads: HeadReport) -> 
         assert shares == pytest.approx(arrived, abs=1e-4)
 
 
-def test_a_run_without_a_model_says_that_there_is_nothing_to_look_into(
-    cross_report: Report,
-) -> None:
-    with pytest.raises(DataInvalid, match="leave --heads out"):
-        read_heads(cross_report.record)
-
-
 FURTHER: dict[str, AnyConfig] = {
     "informer": InformerConfig(dim=16, layers=3, heads=2, window=70, horizons=(5, 30)),
     "generative": InformerConfig(
@@ -200,29 +189,6 @@ def test_heads_are_shown_in_the_terminal_as_json_and_on_the_page(
     assert {len(kinds) for layer in heads.over_run for kinds in layer} == {3}
 
 
-def test_the_table_of_the_flow_says_what_is_held_below_each_layer(heads: HeadReport) -> None:
-    *_, flow = head_tables(heads)
-    assert [row[0] for row in flow.rows][:2] == ["the decision", "below layer 4"]
-    assert flow.rows[0][1:] == (1.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
-    young = heads.rollout[-16:].sum()
-    assert flow.rows[-1][1] == pytest.approx(young, abs=1e-5)
-
-
-def test_a_bar_that_every_row_rests_on_is_an_event_and_a_recent_one_is_not() -> None:
-    """Rows look evenly at all bars, but at bar 20 with twelve times that, and at their newest."""
-    bars = 80
-    weights = np.tril(np.ones((bars, bars)))
-    weights[20:, 20] = 12.0
-    weights += 5.0 * np.eye(bars)
-    weights /= weights.sum(axis=1, keepdims=True)
-    found = RolloutMap(np.arange(bars - 1, -1, -1), weights, np.zeros(bars))
-    events = event_bars(found, [60_000 * bar for bar in range(bars)])
-    assert events[0].open_time_ms == 20 * 60_000
-    assert events[0].times_even > 5
-    assert events[0].decisions == bars - 20 - bars // 4
-    assert all(event.times_even <= 1.0 for event in events[1:])
-
-
 def test_the_shares_of_features_are_ranked_and_sum_to_one(heads: HeadReport) -> None:
     assert sum(heads.features.values()) == pytest.approx(1.0)
     features, events = subject_tables(heads)
@@ -242,13 +208,3 @@ def test_the_flow_is_by_the_method_that_a_stream_stores(tmp_path: Path) -> None:
     assert heads.rollout == pytest.approx(np.array(told.weights), abs=1e-6)
     assert heads.rollout[-1] < 0.5  # a quarter stays in each layer, not half
     assert heads.note == ""
-
-
-def test_a_network_of_whole_windows_says_that_its_flow_is_the_usual_one(tmp_path: Path) -> None:
-    whole = replace(explained_runs.SMALL, mask="full")
-    database = explained_runs.replayed(tmp_path, network=whole, strategy="trend", further=NORM)
-    heads = read_heads(build_report_of(database).record)
-    kinds, *_ = head_tables(heads)
-    assert "stores where it looked by norm with options of its own" in kinds.notes[1]
-    told = attribute(open_past(database, explained_runs.run_id(database), heads.sequence))
-    assert np.abs(heads.rollout - np.array(told.weights)).max() > 1e-3

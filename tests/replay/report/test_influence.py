@@ -14,7 +14,6 @@ import torch
 from builders import instrument
 from learning import learnable
 from msgspec import structs
-from pages import said_in
 from recordings import record
 from torch import Tensor
 
@@ -144,20 +143,6 @@ def test_what_is_planted_is_the_matrix(
     assert found["quarter_from_ms"] == sorted(set(found["quarter_from_ms"]))
 
 
-def test_the_leader_is_named_on_the_terminal_and_drawn_on_the_page(
-    run: Callable[[str], tuple[Path, str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    path, _ = run("led")
-    page = tmp_path / "page.html"
-    assert invoke(["report", "last", "--db", str(path), "--heads", "--html", str(page)]) == 0
-    said = capsys.readouterr().out
-    led_by = said[said.index("Who is looked at") :].splitlines()[2].split()
-    assert led_by[:5] == ["AAAUSDT", "100.0", "%", "50.0", "%"]
-    text = said_in(page)
-    assert "Influence between symbols" in text
-    assert "Whose forecast downwards, whose bars to the right" in text
-
-
 def test_the_mean_is_that_of_what_explain_says_of_each_decision(
     report: Report, swayed: InfluenceReport, run: Callable[[str], tuple[Path, str]]
 ) -> None:
@@ -256,13 +241,3 @@ def test_spread_quarters_and_the_rest_are_by_the_definition(report: Report) -> N
     assert not chart.panels[0].x.has_labels  # a hundred names have no room
     assert quarters is not None
     assert (len(quarters.panels), quarters.columns) == (4, 4)
-
-
-def test_a_run_of_another_strategy_has_no_influence(report: Report) -> None:
-    """A user's own class may note what it likes."""
-    config = report.record.config
-    other = config.model_copy(
-        update={"strategy": config.strategy.model_copy(update={"name": "a:B"})}
-    )
-    assert read_influence(replace(report.record, config=other)) is None
-    assert read_influence(replace(report.record, notes={})) is None

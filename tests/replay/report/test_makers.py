@@ -30,11 +30,6 @@ def with_fills(record: RunRecord, *fills: tuple[int, Side, float]) -> RunRecord:
     return replace(record, account=replace(record.account, fills=rows))
 
 
-def test_a_run_without_fills_as_maker_has_no_such_table(cross_report: Report) -> None:
-    assert markouts(cross_report.record) == []
-    assert "makers" not in tables(cross_report)
-
-
 def test_the_close_so_many_bars_later_is_compared_with_the_price(cross_report: Report) -> None:
     record, bars = cross_report.record, cross_report.record.bars[KEY]
     last = bars.close.size - 1

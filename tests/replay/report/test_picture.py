@@ -37,10 +37,6 @@ def test_a_chart_shows_trades_stops_and_notes_and_is_the_same_again(run: Path) -
     assert first == drawn(run, "second.svg")
 
 
-def test_fewer_bars_have_fewer_trades(run: Path) -> None:
-    assert drawn(run, "few.svg", "--last", "60").count(STOP) < drawn(run, "all.svg").count(STOP)
-
-
 def test_a_run_without_notes_has_one_panel(tmp_path: Path) -> None:
     config = tmp_path / "run.toml"
     config.write_text('[strategy]\nname = "sma_cross"\nfast = 3\nslow = 7\n')
@@ -50,13 +46,3 @@ def test_a_run_without_notes_has_one_panel(tmp_path: Path) -> None:
     found = drawn(database, "plain.svg")
     assert ">noted<" not in found
     assert STOP not in found
-
-
-def test_a_png_is_drawn_and_anything_else_refused(
-    run: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    png = run.parent / "chart.png"
-    assert invoke(["report", "last", "--db", str(run), "--chart", str(png)]) == 0
-    assert png.read_bytes().startswith(b"\x89PNG")
-    assert invoke(["report", "last", "--db", str(run), "--chart", "chart.gif"]) == 2
-    assert "name a .png or .svg file" in capsys.readouterr().err

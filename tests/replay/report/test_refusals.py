@@ -80,13 +80,6 @@ def test_every_decision_is_in_one_row(attention_report: Report) -> None:
     assert (rows[0].signals, rows[0].net_bp, rows[0].said) == (0, None, "")
 
 
-def test_of_few_days_nothing_is_judged(attention_report: Report) -> None:
-    measured = [row for row in attention_report.refusals if row.measured]
-    # The last gate let nothing pass, so there is nothing to compare it with.
-    assert [row.said for row in measured] == ["too few days"] * (len(measured) - 1) + [""]
-    assert all(row.error_bp is None for row in measured)
-
-
 def test_a_signal_whose_horizon_has_a_hole_in_it_is_not_measured(
     attention_report: Report,
 ) -> None:
@@ -262,8 +255,3 @@ def test_a_random_gate_is_the_gate_s_own_pattern_moved_along() -> None:
     ]
     found = judge(gross, chosen, days)
     assert (found.low, found.high) == pytest.approx(tuple(np.quantile(moved, (0.025, 0.975))))
-
-
-def test_without_a_model_there_are_no_signals(cross_report: Report) -> None:
-    assert {row.gate for row in cross_report.refusals} == {"warm", ALLOWED}
-    assert all(row.signals == 0 and row.net_bp is None for row in cross_report.refusals)

@@ -9,13 +9,11 @@ import pytest
 import storage_cases as cases
 from builders import altered
 from msgspec import structs
-from pages import charts_of, layers_of, styles_of, tables_of
+from pages import layers_of
 from report_cases import build_report_of
 
-from tracepaper.replay.document.charts import Chart, HeatLayer
-from tracepaper.replay.document.values import FoldedParts, Paragraph, Table, TitledParts, as_parts
+from tracepaper.replay.document.values import as_parts
 from tracepaper.replay.report.document import months, report_document
-from tracepaper.replay.report.heads import read_heads
 from tracepaper.replay.report.report import Report
 from tracepaper.replay.report.trade_pictures import trade_chart
 
@@ -36,64 +34,6 @@ def evil_report(tmp_path_factory: pytest.TempPathFactory) -> Report:
     ]
     cases.write_run(path, steps, of=cases.run(strategy=EVIL, warnings=(EVIL,)))
     return build_report_of(path)
-
-
-@pytest.fixture(scope="module")
-def attention_document(attention_report: Report) -> TitledParts:
-    return report_document(attention_report, read_heads(attention_report.record))
-
-
-def folds(document: TitledParts) -> list[FoldedParts]:
-    return [part for part in document.parts if isinstance(part, FoldedParts)]
-
-
-def test_the_document_has_every_section_and_chart_in_reading_order(
-    attention_document: TitledParts,
-) -> None:
-    assert styles_of(attention_document.parts, "heading") == [
-        "Money", "Trading", "Refusals", "Attention", "Confidence", "Heads", "Trades",
-        "Gaps in the data", "Others", "Identity",
-    ]  # fmt: skip
-    titles = [chart.title for chart in charts_of(attention_document)]
-    expected = [
-        "Equity", "linear:BTCUSDT", "Spread", "linear:BTCUSDT", "", "Winners and losers",
-        "Confidence of heads", "Heads over time", "Each head by age",
-        "Layer by layer, from the decision", "One bar's edges",
-        "How the decision's attention flows down, by the age of the bars",
-        "Rollout of every bar, by position", "Rollout of every bar, by age",
-    ]  # fmt: skip
-    assert titles == expected
-    assert all(chart.caption for chart in charts_of(attention_document))
-    assert len(json.dumps(as_parts(attention_document.parts), allow_nan=False)) < 6_000_000
-
-
-def test_the_figures_that_matter_stand_first(cross_report: Report) -> None:
-    document = report_document(cross_report)
-    lead, tiles = document.parts[:2]
-    assert isinstance(lead, Paragraph)
-    assert str(cross_report.record.run["run_id"]) in lead.text
-    assert isinstance(tiles, Table)
-    assert tiles.look == "tiles"
-    shown = {
-        figure.title: value for figure, value in zip(tiles.figures, tiles.rows[0], strict=True)
-    }
-    own, *_, whole = cross_report.accounts
-    assert shown["return"] == own.performance.total_return
-    assert shown["buy and hold"] == whole.performance.total_return
-    assert shown["worst drawdown"] == own.performance.max_drawdown
-    assert own.activity is not None
-    assert shown["closed trades"] == own.activity.trades
-    assert own.costs is not None
-    assert shown["paid in costs"] == own.costs.gross - own.costs.net
-
-
-def test_what_to_know_first_is_folded_under_one_line_and_warnings_are_not(
-    attention_document: TitledParts, evil_report: Report
-) -> None:
-    know = folds(attention_document)[0]
-    assert "Paper trading only" in know.summary
-    assert len(know.parts) >= 5
-    assert any(EVIL in text for text in styles_of(report_document(evil_report).parts, "warning"))
 
 
 def test_text_of_the_record_stays_text(evil_report: Report) -> None:
@@ -119,24 +59,6 @@ def test_a_calendar_has_a_year_a_row_and_the_year_s_return_behind_its_months(
     assert part["rows"][1][2] == "–"
 
 
-def test_each_trade_is_folded_over_why_it_was_opened_its_picture_and_its_gates(
-    attention_report: Report, attention_document: TitledParts
-) -> None:
-    shown = folds(attention_document)[1:]
-    assert len(shown) == len(attention_report.explained) > 4
-    for fold, explained in zip(shown, attention_report.explained, strict=True):
-        trade = explained.trade
-        assert f"{trade.side} {trade.entry_reason} → {trade.exit_reason}" in fold.summary
-        assert fold.cells[0][0] == trade.profit
-        said, chart, gates = fold.parts
-        assert isinstance(said, Paragraph)
-        assert f"Opened by decision {trade.entry_sequence}." in said.text
-        assert isinstance(chart, Chart)
-        assert isinstance(gates, Table)
-        assert [row[0] for row in gates.rows] == [gate["gate"] for gate in explained.gates]
-        assert [row[3] for row in gates.rows] == [bool(gate["passed"]) for gate in explained.gates]
-
-
 def test_a_trade_s_picture_has_its_fills_and_where_attention_flowed(
     attention_report: Report,
 ) -> None:
@@ -155,27 +77,3 @@ def test_a_trade_s_picture_has_its_fills_and_where_attention_flowed(
     bare = trade_chart(replace(explained, rollout=()))
     assert len(bare.panels) == 1
     assert "attention" not in bare.caption
-
-
-def test_the_regimes_and_the_gate_lie_over_the_same_time_as_the_rollout(
-    attention_report: Report, attention_document: TitledParts
-) -> None:
-    chart = charts_of(attention_document)[3]
-    assert chart.is_aligned
-    layers = layers_of(chart)
-    ribbon = layers["regime"]
-    assert isinstance(ribbon, HeatLayer)
-    assert ribbon.names == ["MEAN_REVERSION", "MIXED", "MOMENTUM"]
-    assert set(ribbon.rows[0]) <= {0.0, 1.0, 2.0, None}
-    assert ribbon.x == layers["usual"].x
-    assert layers["its gate"].at == attention_report.record.thresholds["confidence"]
-
-
-def test_the_identity_names_the_run_and_how_to_check_it(cross_report: Report) -> None:
-    document = report_document(cross_report)
-    run = cross_report.record.run
-    assert styles_of(document.parts, "code") == [f"tracepaper verify {run['run_id']}"]
-    known = {str(name): value for name, value in tables_of(document)["identity"].rows}
-    assert known["run id"] == run["run_id"]
-    assert known["head digest"] == run["head_digest"]
-    assert len(known) > 3

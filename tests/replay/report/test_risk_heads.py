@@ -24,7 +24,6 @@ from tracepaper.strategies.networks.multimodal import TradingConfig
 from tracepaper.strategies.types.decisions import Forecast
 
 HORIZON = 30
-KEYS = ("head_tails", "head_quantiles", "learned_regimes")
 
 
 @pytest.fixture(scope="module")
@@ -108,13 +107,6 @@ def test_the_report_says_what_heads_said_and_what_came(
     assert "Tails that the network forecast" in capsys.readouterr().out
 
 
-def test_a_run_without_heads_has_none_of_it(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    found = reported(explained_runs.recorded(), capsys)
-    assert not found.keys() & set(KEYS)
-
-
 def planted(factor: float = 1.0) -> SaidAndCame:
     """Return normal returns of 60 days, and tails that are right times *factor*."""
     rng, rows = np.random.default_rng(1), 12_000
@@ -196,13 +188,3 @@ def test_of_one_day_a_mean_has_no_error() -> None:
         {"value": 2e-3, "error": None},
         None,
     ]
-
-
-def test_the_sides_of_tails_are_read_at_80_columns(
-    run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("COLUMNS", "80")
-    capsys.readouterr()
-    assert invoke(["report", "last", "--db", str(run)]) == 0
-    lines = capsys.readouterr().out.partition("Tails that the network forecast")[2].splitlines()
-    assert [line.split()[0] for line in lines[1:6]] == ["side", "long", "long", "short", "short"]

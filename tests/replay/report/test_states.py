@@ -14,7 +14,6 @@ import pytest
 from builders import MINUTE, START_MS, bar, instrument
 from exchange_client import FIRST_MS, walk_rows
 from exchange_client import candles as made_candles
-from page_cases import shown_of
 
 from tracepaper.daemon.cli import invoke
 from tracepaper.daemon.config.loading import load
@@ -26,7 +25,6 @@ from tracepaper.replay.backtest.build import build
 from tracepaper.replay.backtest.market_data import MarketData
 from tracepaper.replay.backtest.run import Tally, predictor_over, run_events
 from tracepaper.replay.checks.verify import verify_run
-from tracepaper.replay.page import records, runs
 from tracepaper.replay.report.states import LIMITS, LastingState, lasting_states
 from tracepaper.replay.run_columns import RunColumns
 from tracepaper.storage import maintenance
@@ -221,25 +219,3 @@ def test_a_drawdown_that_only_refuses_holds_a_run_without_position_for_good(
                     f"refused_by = 'risk.drawdown' AND sequence > {entered}")  # fmt: skip
     assert [(state.refused, state.sequence)] == refused
     assert not states_of(path, entered)
-
-
-def test_a_run_whose_data_have_a_long_hole_says_how_long_nothing_could_trade(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    path = tmp_path / "run.db"
-    run_id = ran(path, {}, {}, lacking=range(100, 172))
-    (state,) = states_of(path)
-    lost = (state.kind, state.by, state.since_ms, state.idle_ms)
-    assert lost == ("hole", "archive", FIRST_MS + 100 * HOUR, 72 * HOUR)
-    assert not states_of(path, state.sequence - 1)
-    run = Backtest(path, run_id)
-    assert repr(run).splitlines()[0] == state.sentence
-    assert run.summary["halted_ms"] is None
-    shown = shown_of(path)
-    assert runs.run(shown).holes == state.sentence
-    assert (runs.run(shown).halt, records.health(shown).halted_by) == (None, None)
-    for command in ("report", "explain"):
-        assert invoke([command, "last", "--json", "--db", str(path)]) == 0
-        assert json.loads(capsys.readouterr().out)["states"] == [state.document()]
-    ran(tmp_path / "short.db", {}, {}, lacking=range(100, 102))
-    assert not states_of(tmp_path / "short.db"), "two bars of ten days let nothing look idle"

@@ -2,11 +2,9 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterator
-from dataclasses import replace
 
 import pytest
-from pages import styles_of, tables_of
+from pages import tables_of
 from rich.console import Console
 
 from tracepaper import open_run
@@ -15,7 +13,6 @@ from tracepaper.replay.report import figures
 from tracepaper.replay.report.document import report_document
 from tracepaper.replay.report.report import AccountReport, Report
 from tracepaper.replay.report.terminal import as_document, show_report
-from tracepaper.strategies.gates.gate import GATES
 
 
 def printed(report: Report) -> str:
@@ -39,29 +36,6 @@ def test_a_figure_declared_once_is_on_the_terminal_on_the_page_in_json_and_in_a_
     assert as_document(cross_report)["accounts"][0]["planted"] == end
     frame = open_run("last", cross_report.record.database).report("accounts")
     assert frame["planted"][0] == end
-
-
-def test_a_table_declared_once_is_in_all_four(
-    cross_report: Report, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def planted(report: Report) -> Iterator[Table]:
-        days = Figure[AccountReport](
-            "seen_days", "seen days", "days", lambda of: of.performance.days
-        )
-        yield table("planted", "A planted table", (days,), report.accounts[:1])
-
-    monkeypatch.setattr(figures, "TABLES", [*figures.TABLES, planted])
-    days = cross_report.accounts[0].performance.days
-    assert "A planted table" in printed(cross_report)
-    shown = tables_of(report_document(cross_report))["planted"]
-    assert (shown.title, shown.rows) == ("A planted table", ((days,),))
-    assert as_document(cross_report)["planted"] == [{"seen_days": days}]
-    frame = open_run("last", cross_report.record.database).report("planted")
-    assert frame["seen_days"].to_list() == [days]
-
-
-def test_a_page_without_others_has_no_place_for_them(cross_report: Report) -> None:
-    assert "Others" not in styles_of(report_document(cross_report).parts, "heading")
 
 
 @pytest.mark.parametrize("name", ["COSTS", "TRADE_GROUPS", "DRAWDOWNS", "RANDOM", "REFUSALS"])
@@ -88,32 +62,17 @@ def test_the_page_and_json_have_every_table(cross_report: Report, pair_report: R
         json.dumps(document, allow_nan=False)
 
 
-def test_nothing_is_cut_off_on_a_terminal_of_eighty_columns(
-    cross_report: Report, attention_report: Report
-) -> None:
-    longest = tuple(replace(of, gate=max(GATES, key=len)) for of in attention_report.refusals)
-    longer = replace(attention_report, refusals=longest)
-    for report in (cross_report, attention_report, longer):
-        lines = printed(report).splitlines()
-        cut = [line for line in lines if "…" in line]
-        assert not cut, "give the figure that has no room wide=True: JSON and the page show it"
-
-
 @pytest.mark.parametrize(
     ("value", "form", "expected", "colour"),
     [
         (-0.0123, "gain percent", "-1.23 %", "loss"),
         (0.0123, "gain percent", "+1.23 %", "gain"),
-        (0.0, "gain", "+0.00", ""),
         (1234.5, "money", "1,234.50", ""),
         ((-0.00012, 0.00034), "gain bp", "-1.2 ± 3.4", "loss"),
         ((1.5, None), "gain ratio", "+1.50", "gain"),
         (None, "gain", "–", ""),
-        ("", "text", "–", ""),
         (90_000, "span", "90.0 s", ""),
-        (172_800_000, "span", "2.0 days", ""),
         (1_748_246_400_000, "minute", "2025-05-26 08:00", ""),
-        (1_234, "count", "1,234", ""),
     ],
 )
 def test_values_are_written_with_their_sign_and_unit(
@@ -121,22 +80,6 @@ def test_values_are_written_with_their_sign_and_unit(
 ) -> None:
     assert written(value, form) == expected
     assert tone(value, form) == colour
-
-
-def test_a_loss_is_red_and_a_gain_green_on_a_terminal(cross_report: Report) -> None:
-    out = printed(cross_report)
-    earned = cross_report.accounts[0].performance.total_return
-    assert earned is not None
-    assert earned < 0
-    assert f"\x1b[31m{earned:+.2%}".replace("%", " %") in out
-
-
-def test_the_newest_months_are_shown_and_said_to_be(cross_report: Report) -> None:
-    monthly = tuple((2020 + place // 12, place % 12 + 1, 0.01) for place in range(30))
-    out = printed(replace(cross_report, monthly=monthly))
-    assert "Months (the last 12 of 30)" in out
-    assert "2022-06" in out
-    assert "2021-06" not in out
 
 
 def test_json_has_all_rows_and_people_see_the_first() -> None:

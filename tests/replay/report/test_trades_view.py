@@ -14,7 +14,6 @@ from report_cases import BTC, SOL, funding_file
 
 from tracepaper import Action, Orders, Percent, Signal, Strategy, buy, sell
 from tracepaper.replay.api import Backtest, backtest
-from tracepaper.replay.report.report import build_report
 from tracepaper.replay.samples import DEMO_CANDLES
 from tracepaper.storage.database.reader import Reader
 from tracepaper.storage.database.run_views import RunViews
@@ -24,9 +23,6 @@ from tracepaper.storage.database.writer import open_writer
 SIZED: dict[str, Any] = {"sizing": {"mode": "fixed", "quantity": "0.1"}}
 COSTLY: dict[str, Any] = {"slippage_bp": "2", "spread_bp": "1"}
 FORECAST = ("mean_return", "stdev_return", "volatility", "horizon")
-SAME = ("instrument", "side", "entry_reason", "exit_reason", "entry_sequence", "exit_sequence")
-NAMED = {"opened_ms": "entry_ms", "closed_ms": "exit_ms"}
-NEAR = ("quantity", "entry_price", "exit_price", "fees")
 
 
 class Mixed(Strategy):
@@ -84,24 +80,6 @@ def run(request: pytest.FixtureRequest) -> Iterator[Backtest]:
     params = {"fast": 5, "slow": 20} if strategy == "sma_cross" else None
     with backtest(strategy, data, params=params, **more) as made:
         yield made
-
-
-def test_the_view_has_the_trades_of_the_report_and_of_the_result(run: Backtest) -> None:
-    found, own = rows(run), run.trades.to_dicts()
-    reported = [vars(one) for one in build_report(run.database, run.run_id).own_trades]
-    assert len(found) == len(own) == len(reported) > 5
-    for of_view, of_run, of_report in zip(found, own, reported, strict=True):
-        for other in (of_run, of_report):
-            assert {name: of_view[name] for name in SAME} == {name: other[name] for name in SAME}
-            for name, theirs in NAMED.items():
-                assert of_view[name] == other[theirs]
-            for name in NEAR:
-                assert of_view[name] == pytest.approx(other[name], rel=1e-9, abs=1e-8)
-            assert of_view["net"] + of_view["funding"] == pytest.approx(other["profit"], abs=1e-6)
-
-
-def test_without_a_model_a_trade_has_no_forecast(run: Backtest) -> None:
-    assert {row[name] for row in rows(run) for name in FORECAST} == {None}
 
 
 def test_a_trade_has_the_forecast_of_the_decision_that_opened_it(tmp_path: Path) -> None:

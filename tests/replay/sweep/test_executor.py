@@ -15,14 +15,12 @@ from typing import Any
 import pytest
 from own_strategies import importable
 
-from tracepaper import Action, Signal, Strategy, sweep
 from tracepaper.daemon.session.run_row import code_version
 from tracepaper.replay.backtest.run_spec import RunSpec
 from tracepaper.replay.sweep.executor import (
     InThisProcess,
     LocalProcesses,
     Spread,
-    executor_on,
     surroundings,
     taken_over,
 )
@@ -75,16 +73,6 @@ def test_a_lost_process_is_named_and_the_others_go_on(work: ModuleType) -> None:
     with pytest.raises(StrategyFailed, match=r"^Part 1 of 3: Its process ended"):
         Spread(LocalProcesses(1))(work.squared, [5, 1, 4], lambda _: None, kept.__setitem__)
     assert kept == {1: 1, 2: 16}
-
-
-@pytest.mark.parametrize(("on", "jobs", "said"), [
-    ("mars", None, "on is 'mars'; give one of local, ray"),
-    (None, 0, "jobs is 0; give how many processes, from 1 on"),
-    ("ray", True, "jobs is True; give how many processes"),
-])  # fmt: skip
-def test_another_place_or_no_number_is_refused(on: Any, jobs: Any, said: str) -> None:
-    with pytest.raises(ConfigInvalid, match=said):
-        executor_on(on, jobs)
 
 
 # ---------------------------------------------------------------- workers of another machine
@@ -144,18 +132,6 @@ def test_a_worker_that_lacks_something_says_what(
     assert said in why
 
 
-def test_a_worker_without_the_covariates_says_so(candles: Path, tmp_path: Path) -> None:
-    file = tmp_path / "rates.csv"
-    file.write_text("time,rate\n2025-05-01T00:00:00Z,0.5\n", encoding="utf-8")
-    config = {"model": {"covariates": str(file)}, "sizing": {"mode": "fixed", "quantity": "0.1"}}
-    spec = RunSpec(candles=(str(candles),), config=config)
-    made = read_request(spec, {"fast": [3]}, "return", strategy="sma_cross").work.packed()
-    assert over_there(made)[1] == ""
-    file.unlink()
-    said = f"it has no {file}; put the file where every node reads it."
-    assert over_there(made) == (None, said)
-
-
 def test_work_of_a_module_that_is_not_there_is_refused() -> None:
     work, why = taken_over(surroundings(), lambda: b"cnowhere_at_all\nMine\n.")
     assert (work, why) == (None, "No module named 'nowhere_at_all'")
@@ -170,12 +146,3 @@ def test_settings_of_the_sender_stand_in_place_of_the_worker_s(
     assert "TRACEPAPER_NOTIFY__ADDRESSES" not in surroundings()["environment"]
     assert over_there(packed, around)[1] == ""
     assert "TRACEPAPER_EXECUTION__LATENCY_MS" not in os.environ
-
-
-def test_a_class_of_this_process_alone_is_refused_before_ray_starts(candles: Path) -> None:
-    class Mine(Strategy):
-        def decide(self, context: Any) -> Signal:
-            return Signal(Action.FLAT, "never")
-
-    with pytest.raises(ConfigInvalid, match=r"No worker can import .*Mine, which .* defines here"):
-        sweep(Mine, candles, {"of": [1]}, "return", on="ray")

@@ -7,18 +7,16 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
 import psutil
 import pytest
-from programs import BIN, ROOT, Program, environment, run
+from programs import BIN, Program, environment, run
 from waiting import deadline_s
 
 pytestmark = pytest.mark.slow
@@ -308,149 +306,4 @@ def test_a_node_that_goes_in_mid_sweep_loses_no_cell(sweeping: Sweeping, cluster
     assert json.loads(out.splitlines()[-1]) == sweeping.cells(space=space, on="local", jobs=2)
 
 
-@pytest.mark.long
-def test_a_node_that_joins_in_mid_sweep_is_used(sweeping: Sweeping, cluster: Nodes) -> None:
-    go, one, other = (sweeping.folder / name for name in ("go", "one", "other"))
-    ways = ["well", f"waits for {go}", f"meets {one} {other}", f"meets {other} {one}"]
-    cluster.ask("{}")
-    extra = {"RAY_ADDRESS": cluster.address, "PYTHONPATH": str(sweeping.folder)}
-    asked: dict[str, Any] = {"strategy": "odd:Odd", "space": {"how": ways}, "on": "ray"}
-    asked["limit_s"] = deadline_s(60)
-    process = sweeping.start(extra, **asked)
-    assert process.stderr is not None
-    for line in process.stderr:
-        if line.startswith("1 4 "):
-            break
-    cluster.ask("{}")
-    go.touch()
-    out, err = process.communicate(timeout=deadline_s(240))
-    assert process.returncode == 0, err
-    assert [error for _, _, error, *_ in json.loads(out.splitlines()[-1])] == [""] * 4
-
-
-@pytest.mark.long
-def test_a_worker_of_another_version_is_refused(sweeping: Sweeping, cluster: Nodes) -> None:
-    other = sweeping.folder / "other"
-    skipped = shutil.ignore_patterns("*.pyc", "__pycache__", "samples", "assets", "models")
-    for part in ("daemon", "replay", "storage", "strategies"):
-        shutil.copytree(ROOT / part, other / "tracepaper" / part, ignore=skipped)
-    shutil.copy(ROOT / "__init__.py", other / "tracepaper")
-    with (other / "tracepaper" / "replay" / "__init__.py").open("a") as file:
-        file.write("# An edit.\n")
-    cluster.ask(json.dumps({"env_vars": {"PYTHONPATH": str(other)}}))
-    code, out, err = sweeping.told({"RAY_ADDRESS": cluster.address}, on="ray", state="state.db")
-    assert (code, out) == (1, "")
-    said = err.splitlines()[-1]
-    assert re.fullmatch(
-        r"ConfigInvalid: A worker of Ray is refused: tracepaper is \S+ there and \S+ here; install "
-        r"the same on every node\.",
-        said,
-    ), err
-    assert not (sweeping.folder / "state.db").exists()
-
-
-NOBODY = "No Ray is at RAY_ADDRESS 127.0.0.1:1; start one there, or unset it for one here."
-CLIENT = "RAY_ADDRESS ray://127.0.0.1:1 is of a client; send the command by `ray job submit`."
-
-
-@pytest.mark.parametrize(("address", "sentence"), [
-    ("127.0.0.1:1", NOBODY),
-    ("ray://127.0.0.1:1", CLIENT),
-])  # fmt: skip
-def test_an_address_that_nobody_answers_at_gets_one_sentence(
-    address: str, sentence: str, sweeping: Sweeping
-) -> None:
-    code, out, err = sweeping.told({"RAY_ADDRESS": address}, on="ray", state="state.db")
-    assert (code, out) == (1, "")
-    assert err.splitlines()[-1] == f"ConfigInvalid: {sentence}"
-    assert not (sweeping.folder / "state.db").exists()
-
-
-@pytest.mark.parametrize("says", [b"HTTP/1.1 400 Bad Request\r\n\r\n", b""])
-def test_another_program_at_the_address_is_not_taken_for_ray(
-    says: bytes, sweeping: Sweeping
-) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        address = f"127.0.0.1:{server.getsockname()[1]}"
-
-        def answer() -> None:
-            with server.accept()[0] as line:
-                line.sendall(says)
-
-        thread = threading.Thread(target=answer)
-        thread.start()
-        code, out, err = sweeping.told({"RAY_ADDRESS": address}, on="ray", state="state.db")
-        thread.join()
-    assert (code, out) == (1, "")
-    sentence = NOBODY.replace("127.0.0.1:1", address)
-    assert err.splitlines()[-1] == f"ConfigInvalid: {sentence}"
-
-
-def test_a_class_that_workers_cannot_import_is_refused(sweeping: Sweeping) -> None:
-    """The driver finds it in memory, where no other process looks."""
-    finder = (
-        "import sys, importlib.machinery\n"
-        "class Memory:\n"
-        "    def find_spec(self, name, path=None, target=None):\n"
-        "        return importlib.machinery.ModuleSpec(name, self) if name == 'ghost' else None\n"
-        "    def create_module(self, spec):\n"
-        "        return None\n"
-        "    def exec_module(self, module):\n"
-        "        exec(open('odd.py').read(), module.__dict__)\n"
-        "sys.meta_path.append(Memory())\n"
-    )
-    (sweeping.folder / "swept.py").write_text(finder + SWEEP)
-    named: Any = {"strategy": "ghost:Odd", "space": {"how": ["fine"]}, "state": "state.db"}
-    code, out, err = sweeping.told(on="ray", jobs=1, **named)
-    assert (code, out) == (1, "")
-    said = err.splitlines()[-1]
-    assert said.startswith("ConfigInvalid: A worker of Ray is refused: ")
-    assert "'ghost:Odd' cannot be imported" in said
-    assert not (sweeping.folder / "state.db").exists()
-
-
 # ---------------------------------------------------------------- folds, seeds, figures
-
-PARTS = """
-import os, sys
-from tracepaper import TracepaperError
-from tracepaper.replay.sweep.executor import Spread, executor_on
-from parts_of_it import squared
-
-if __name__ == "__main__":
-    kept = {}
-    try:
-        print(Spread(executor_on("ray", 2))(squared, [5, 1, 4], print, kept.__setitem__))
-    except TracepaperError as error:
-        print(error)
-    print(sorted(kept.items()))
-"""
-SQUARED = """
-import os
-
-def squared(unit, say):
-    if unit == 5:
-        os._exit(1)
-    say(f"squaring {unit}")
-    return unit * unit
-"""
-
-
-def program(text: str, folder: Path) -> list[str]:
-    (folder / "program.py").write_text(text)
-    done = subprocess.run(
-        [sys.executable, "program.py"],
-        cwd=folder, env=environment(), capture_output=True, text=True, check=False,
-        timeout=deadline_s(240),
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    return done.stdout.splitlines()
-
-
-@pytest.mark.long
-def test_a_part_that_is_lost_is_named_after_the_others(tmp_path: Path) -> None:
-    (tmp_path / "parts_of_it.py").write_text(SQUARED)
-    *said, error, kept = program(PARTS, tmp_path)
-    assert {"squaring 1", "squaring 4"} <= set(said)
-    assert error.startswith("Part 1 of 3: Tried 3 times on Ray: its worker or node ended; ")
-    assert kept == "[(1, 1), (2, 16)]"

@@ -11,7 +11,7 @@ import pytest
 from scipy import stats
 
 import tracepaper
-from tracepaper.replay.report.metrics import is_annual, overfitting_probability
+from tracepaper.replay.report.metrics import overfitting_probability
 from tracepaper.replay.sweep.views import luck
 
 DAYS = 120
@@ -72,12 +72,6 @@ def test_where_there_is_nothing_to_choose_nothing_is_said() -> None:
     flat = np.hstack([np.abs(one), np.zeros_like(one)])
     assert overfitting_probability(flat) == 0.0
     assert overfitting_probability(-flat) == 0.0
-
-
-def test_thirty_days_without_their_last_candle_are_thirty() -> None:
-    assert is_annual(29.99)
-    assert is_annual(30.0)
-    assert not is_annual(29.94)
 
 
 def test_a_sweep_says_it_beside_the_deflated_ratio(days: Path) -> None:

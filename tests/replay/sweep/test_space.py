@@ -38,9 +38,7 @@ def test_what_is_given_has_these_points(values: Any, points: tuple[Any, ...]) ->
     ("space", "sentence"),
     [
         ({}, "no option, so there is no point"),
-        ([1, 2], "give a dictionary of options"),
         ({"x": []}, "space of x has no point"),
-        ({"x": range(0)}, "space of x has no point"),
         ({"x": (9, 2)}, "from 9 to 2 has no point; give the lower first"),
         ({"x": (1, 2, 0)}, "has the step 0; give a positive one"),
         ({"x": (1.0, float("nan"))}, "no finite number"),
@@ -48,7 +46,6 @@ def test_what_is_given_has_these_points(values: Any, points: tuple[Any, ...]) ->
         ({"x": {"low": 1}}, "give low and high, and step or log"),
         ({"x": {"low": 0, "high": 3, "log": True}}, "a logarithm needs it above 0"),
         ({"x": (1, 10**12)}, "space of x has 1,000,000,000,000 points; give a wider step"),
-        ({"x": (0.0, 8.0, 2.0**-20)}, "space of x has 8,388,609 points; give a wider step"),
     ],
 )
 def test_a_space_without_a_point_gets_one_sentence(space: Any, sentence: str) -> None:
@@ -71,12 +68,6 @@ def test_a_space_without_a_point_gets_one_sentence(space: Any, sentence: str) ->
 )
 def test_the_command_line_writes_it_as_text(text: str, axis: Axis) -> None:
     assert axis_of_text(text) == axis
-
-
-@pytest.mark.parametrize("text", ["fast", "=3", "fast=", "fast= "])
-def test_text_that_names_nothing_is_refused(text: str) -> None:
-    with pytest.raises(ConfigInvalid, match="OPTION=VALUE"):
-        axis_of_text(text)
 
 
 def test_a_grid_has_every_point_once_and_the_last_axis_fastest() -> None:
@@ -107,14 +98,6 @@ def test_a_random_point_is_a_function_of_seed_and_number(seed: int, begin: int) 
         assert point["n"] in {1, 3, 5, 7, 9}
         assert 0.01 <= point["x"] <= 10
         assert point["c"] in {"a", None}
-
-
-def test_another_seed_draws_other_points() -> None:
-    drawn = [
-        [sampler_of("random", AXES, trials=9, seed=seed, maximize=True).ask(n) for n in range(9)]
-        for seed in (1, 2)
-    ]
-    assert drawn[0] != drawn[1]
 
 
 @pytest.mark.parametrize("begin", [0, 12])

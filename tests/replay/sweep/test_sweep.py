@@ -16,11 +16,9 @@ from typing import Any
 import numpy as np
 import pytest
 from own_strategies import importable
-from pages import document_in, said_in
 from programs import environment, run
 from waiting import deadline_s
 
-import tracepaper
 from tracepaper import (
     Action,
     ConfigInvalid,
@@ -36,7 +34,7 @@ from tracepaper.replay.checks.isolation import FreshProcesses
 from tracepaper.replay.report import metrics
 from tracepaper.replay.sweep.executor import InThisProcess, LocalProcesses, serve
 from tracepaper.replay.sweep.run import Sweep
-from tracepaper.replay.sweep.trial import Cell, CellResult, Work, read_request
+from tracepaper.replay.sweep.trial import Cell, CellResult, read_request
 from tracepaper.storage.sweeps import SweepFile, TrialRegistry, Trials
 
 SPACE = {"fast": [3, 5, 9], "slow": [12, 20, 40]}
@@ -100,13 +98,6 @@ def test_processes_find_what_this_one_finds(nine: Sweep, candles: Path) -> None:
     assert processes.cpu_s > 0
 
 
-def test_the_frame_has_a_row_a_cell(nine: Sweep) -> None:
-    assert nine.frame.height == 9
-    assert nine.frame["slow"].to_list() == [12, 20, 40] * 3
-    assert nine.frame["objective"].to_list() == nine.frame["return"].to_list()
-    assert nine.frame["error"].null_count() == 9
-
-
 def test_heat_and_neighbours(nine: Sweep) -> None:
     heat = nine.heat("fast", "slow")
     assert heat is not None
@@ -126,48 +117,6 @@ def test_heat_and_neighbours(nine: Sweep) -> None:
     assert sorted(beside.values) == sorted(wanted)
     with pytest.raises(DataInvalid, match="no option speed; choose of fast, slow"):
         nine.heat("speed")
-
-
-def test_what_is_said_says_what_luck_would_do(nine: Sweep) -> None:
-    said = " ".join(repr(nine).split())
-    assert "9 runs, by return" in said
-    assert "[" in said
-    assert "of 9 points without any timing the luckiest beats 90 % on average" in said
-    assert "Over all sweeps 9 configurations were tried on these data" in said
-    assert "probability of overfitting: not said of 0.4 days; they take 30." in said
-    assert nine.document()["overfitting_probability"] is None
-    assert "points one step beside it have the median" in said
-    assert "<pre>" in nine._repr_html_()
-
-
-def test_a_heat_map_is_a_frame_and_a_picture(nine: Sweep) -> None:
-    heat = nine.heat("fast", "slow")
-    assert heat is not None
-    frame = heat.frame
-    assert frame.columns == ["slow", "fast=3", "fast=5", "fast=9"]
-    assert frame["slow"].to_list() == ["12", "20", "40"]
-    assert frame["fast=5"].to_list() == heat.values[:, 1].tolist()
-    (axes, _colours) = heat.plot().figure.axes
-    assert [label.get_text() for label in axes.get_xticklabels()] == ["3", "5", "9"]
-    assert len(axes.texts) == np.isfinite(heat.values).sum()
-    assert "data:image/png;base64," in heat._repr_html_()
-
-
-def test_the_page_draws_the_heat_map(nine: Sweep, tmp_path: Path) -> None:
-    nine.report(html=tmp_path / "sweep.html")
-    document = document_in(tmp_path / "sweep.html")
-    assert document["title"] == "Sweep of sma_cross"
-    [chart] = (part for part in document["parts"] if part["kind"] == "chart")
-    [cells] = chart["panels"][0]["layers"]
-    heat = nine.heat()
-    assert heat is not None
-    assert [len(row) for row in cells["rows"]] == [3, 3, 3]
-    assert (cells["type"], tuple(cells["chosen"])) == ("heat", heat.best)
-    assert cells["low"] == -cells["high"] < 0  # more is better
-    assert cells["ends"][1].startswith("+")
-    assert "How much of it is luck" in said_in(tmp_path / "sweep.html")
-    [runs] = (part for part in document["parts"] if part["kind"] == "table")
-    assert len(runs["rows"]) == 9
 
 
 def test_the_registry_counts_a_configuration_once_over_all_sweeps(candles: Path) -> None:
@@ -237,12 +186,6 @@ def test_windows_choose_on_train_and_report_on_test(days: Path) -> None:
     said = " ".join(repr(found).split())
     assert "Out of sample, in 3 tests after their windows" in said
     assert found.trials.number == 4  # windows of one configuration are one trial
-
-
-@pytest.mark.parametrize("windows", ["20d", "a/b", "20d/0d", (1, 2, 3), 7])
-def test_windows_that_are_none_get_one_sentence(windows: Any, days: Path) -> None:
-    with pytest.raises(ConfigInvalid, match=r"give days to train and to test, such as 90d/30d"):
-        here(days, windows=windows)
 
 
 def test_data_too_short_for_a_window_or_a_year_say_so(candles: Path, days: Path) -> None:
@@ -452,14 +395,6 @@ def test_an_objective_that_fails_is_recorded_in_its_cell(candles: Path) -> None:
     assert found.trials.number == 5  # they were tried, whatever was made of them
 
 
-def test_where_every_run_fails_the_first_reason_is_said(candles: Path) -> None:
-    found = here(candles, {"fast": [30, 40], "slow": [20]})
-    assert found.best is None
-    assert "No run succeeded; the first says: the point: [strategy] fast = 30" in repr(found)
-    with pytest.raises(DataInvalid, match="No run of this sweep succeeded"):
-        found.best_run()
-
-
 @pytest.mark.parametrize(
     ("named", "sentence"),
     [
@@ -482,20 +417,6 @@ def test_wrong_usage_is_said_before_anything_runs(
         sweep("sma_cross", candles, SPACE, "return", jobs=0)
 
 
-def test_less_is_better_where_the_figure_says_so(candles: Path) -> None:
-    found = here(candles, objective="max_drawdown")
-    worst = [cell.figures["max_drawdown"] for cell in found.cells]
-    assert found.best is not None
-    assert found.best.value == min(of for of in worst if of is not None)
-
-
-def test_keys_of_the_configuration_are_axes_too(candles: Path) -> None:
-    found = here(candles, {"sizing.quantity": (0.1, 0.3, 0.1)}, strategy="persistence")
-    ends = [cell.figures["return"] for cell in found.cells]
-    assert len(ends) == 3
-    assert ends[2] == pytest.approx(3 * (ends[0] or 0), rel=1e-3)
-
-
 def test_tpe_draws_where_it_was_good(candles: Path) -> None:
     named = {"sampler": "tpe", "trials": 14, "seed": 2}
     found = here(candles, {"fast": (2, 40), "slow": [60]}, "trades", direction="minimize", **named)
@@ -503,37 +424,6 @@ def test_tpe_draws_where_it_was_good(candles: Path) -> None:
     assert np.mean(late) > 20  # fewer trades where the averages are near each other's length
     again = here(candles, {"fast": (2, 40), "slow": [60]}, "trades", direction="minimize", **named)
     assert values(again) == values(found)
-
-
-class Counting:
-    """Another place to make runs: what a cluster would be."""
-
-    slots = 3
-
-    def __init__(self) -> None:
-        self.most = 0
-
-    def open(self, work: Work, limit_s: float | None) -> None:
-        self._inner: InThisProcess[Cell, CellResult] = InThisProcess()
-        self._inner.open(work, limit_s)
-        self._waiting: list[Cell] = []
-
-    def submit(self, cell: Cell) -> None:
-        self._waiting.append(cell)
-        self.most = max(self.most, len(self._waiting))
-
-    def next(self) -> CellResult:
-        self._inner.submit(self._waiting.pop())  # the last first: order must not matter
-        return self._inner.next()
-
-    def close(self) -> None:
-        self.closed = True
-
-
-def test_another_executor_takes_the_place_of_processes(nine: Sweep, candles: Path) -> None:
-    executor = Counting()
-    assert values(here(candles, executor=executor)) == values(nine)
-    assert (executor.most, executor.closed) == (3, True)
 
 
 # ---------------------------------------------------------------- the command
@@ -570,33 +460,6 @@ def test_the_command_fails_where_every_run_does_or_nothing_is_named(
     wrong = command(tmp_path, str(candles), "--space", "fast=1..", "--objective", "no:where")
     assert wrong.code == 2
     assert "'no:where' cannot be imported" in wrong.err
-
-
-def test_sweep_is_a_name_of_the_package() -> None:
-    assert tracepaper.sweep is sweep
-
-
-def test_every_cell_takes_the_windows_that_fit_and_the_sweep_says_so(days: Path) -> None:
-    given: Any = {"model": {"checkpoint": "none"}}
-    space = {"trend_volatility": [0.2, 0.4]}
-    named: Any = {"config": given, "executor": InThisProcess()}
-    found = sweep(None, days, space, "return", **named)
-    assert [cell.error for cell in found.cells] == ["", ""]
-    assert all(cell.figures["trades"] for cell in found.cells)
-    [said] = found.request.warnings
-    assert said.startswith("the trend is taken over 2d, 4d, 8d, 16d, since the candles span 40.0 d")
-    assert said in repr(found).replace("\n", " ")
-    assert found.document()["warnings"] == [said]
-    chosen = {"trend_windows": [["2d", "4d"], ["8d", "16d"]]}
-    assert sweep("trend", days, chosen, "return", **named).request.warnings == ()
-    assert here(days).request.warnings == ()
-
-
-def test_a_sweep_names_what_was_given_before_and_is_left_out_now(tmp_path: Path) -> None:
-    state = tmp_path / "state.db"
-    SweepFile(state, {"space": {}, "actions": ["a split"]}).close()
-    with pytest.raises(ConfigInvalid, match=r"state\.db holds a sweep with another actions"):
-        SweepFile(state, {"space": {}})
 
 
 def test_a_file_of_vectors_is_of_the_data(candles: Path, tmp_path: Path) -> None:

@@ -90,14 +90,6 @@ def test_a_reader_can_neither_write_nor_checkpoint(tmp_path: Path) -> None:
     log.close()
 
 
-@pytest.mark.parametrize("name", [b"\xff.db", b"50%?#.db", b"a b.db"])
-def test_a_database_is_read_whatever_bytes_its_name_has(tmp_path: Path, name: bytes) -> None:
-    path = tmp_path / os.fsdecode(name)
-    open_writer(path).close()
-    with closing(open_reader(path)) as reader:
-        assert reader.execute("SELECT count(*) FROM runs").fetchone() == (0,)
-
-
 def test_a_reader_sees_one_state_while_the_writer_goes_on(tmp_path: Path) -> None:
     path = tmp_path / "a.db"
     log = SqlAuditLog.open(path, group_steps=5)
@@ -142,10 +134,6 @@ def test_the_lock_file_names_the_daemons_address(tmp_path: Path) -> None:
     assert holder_of(path) == Holder(os.getpid(), "")
     writer.close()
     assert holder_of(path) is None
-
-
-def test_nobody_holds_a_database_that_was_never_opened(tmp_path: Path) -> None:
-    assert holder_of(tmp_path / "a.db") is None
 
 
 def _hold(path: Path, ready: Connection) -> None:
@@ -201,16 +189,6 @@ def test_a_strange_database_is_refused_untouched(
 
 
 @pytest.mark.parametrize("opening", [open_reader, open_writer])
-def test_a_file_that_is_no_database_is_refused(
-    tmp_path: Path, opening: Callable[[Path], object]
-) -> None:
-    path = tmp_path / "a.db"
-    path.write_bytes(b"open_time,open,high,low,close\n" * 100)
-    with pytest.raises(DataInvalid, match=r"is no database \(file is not a database\)"):
-        opening(path)
-
-
-@pytest.mark.parametrize("opening", [open_reader, open_writer])
 def test_another_schema_is_rejected_with_what_to_do(
     tmp_path: Path, opening: Callable[[Path], object]
 ) -> None:
@@ -263,9 +241,3 @@ def test_the_library_is_judged_by_its_version(
     assert status.version == ".".join(map(str, version))
     assert status.is_usable is is_usable
     assert ("WAL-reset fault" in status.verdict) is has_fault
-
-
-def test_the_library_in_use_can_be_used() -> None:
-    status = sqlite_status()
-    assert status.is_usable
-    assert status.version == sqlite3.sqlite_version

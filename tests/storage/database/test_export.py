@@ -106,19 +106,6 @@ def test_an_export_shows_one_moment_while_a_daemon_writes(tmp_path: Path) -> Non
     assert counts["v_bars"] == counts["v_decisions"] == counts["v_equity"] == 10
 
 
-def test_an_export_that_is_interrupted_leaves_nothing(reader: Reader, tmp_path: Path) -> None:
-    def interrupt(view: str, _rows: int) -> None:
-        if view == "v_fills":
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        export(reader, "plain", tmp_path / "out", "csv", progress=interrupt)
-    assert list(tmp_path.iterdir()) == []
-    assert not reader.connection.in_transaction
-    export(reader, "plain", tmp_path / "out", "csv", chosen("v_fills"))
-    assert [path.name for path in (tmp_path / "out").iterdir()] == ["v_fills.csv"]
-
-
 def test_an_export_that_is_killed_leaves_no_folder_of_its_name(
     database: Path, tmp_path: Path
 ) -> None:
@@ -150,16 +137,6 @@ def test_a_folder_with_something_in_it_is_refused(reader: Reader, tmp_path: Path
     assert [path.name for path in (tmp_path / "empty").iterdir()] == ["v_runs.csv"]
     with pytest.raises(ConfigInvalid, match="cannot be written"):
         export(reader, "plain", tmp_path / "mine.txt" / "out", "csv")
-
-
-def test_without_pyarrow_parquet_says_what_to_install(
-    reader: Reader, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(sys.modules, "pyarrow", None)
-    with pytest.raises(ConfigInvalid, match=r"pip install 'tracepaper\[data\]"):
-        export(reader, "plain", tmp_path / "out", "parquet")
-    assert list(tmp_path.iterdir()) == []
-    export(reader, "plain", tmp_path / "out", "csv")
 
 
 def test_the_command_writes_chosen_views_and_refuses_the_rest_in_one_sentence(

@@ -4,26 +4,21 @@ from __future__ import annotations
 
 import fcntl
 import os
-import resource
 import shutil
 import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import closing
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
 from typing import Any, Final
 
-import duckdb
 import polars as pl
-import pyarrow as pa
 import pytest
 import storage_cases as cases
 from builders import START_MS
 from msgspec.structs import replace
-from pyarrow import parquet
 
 from tracepaper.daemon.cli import invoke
 from tracepaper.storage.audit import SqlAuditLog
@@ -42,7 +37,6 @@ DIGITS: Final = "0012345678901234"
 """A run's id that a reader could take for a number."""
 EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 POLARS: Final[dict[str, Any]] = {"INTEGER": pl.Int64, "REAL": pl.Float64, "TEXT": pl.String}
-DUCKDB: Final = {"INTEGER": "BIGINT", "REAL": "DOUBLE", "TEXT": "VARCHAR"}
 
 Row = tuple[Any, ...]
 
@@ -132,28 +126,6 @@ def test_every_row_of_every_view_is_there_with_its_types(
     }
 
 
-@pytest.mark.parametrize(
-    ("view", "column", "other"),
-    [("v_fills", "price_text", "0.01"), ("v_bars", "open_time_iso", ""), ("v_gates", "passed", "")],
-)
-def test_a_single_changed_value_is_a_difference(
-    view: str, column: str, other: str, reader: Reader, tmp_path: Path
-) -> None:
-    export(reader, DIGITS, tmp_path, "parquet")
-    path = next((tmp_path / f"run_id={DIGITS}" / view).glob("day=2023-11-15/*"))
-    frame = pl.read_parquet(path)
-    change = timedelta(milliseconds=1) if column.endswith("_iso") else Decimal(other or 1)
-    first = pl.int_range(pl.len()) == 0
-    value = (pl.col(column) + change).cast(frame.schema[column])
-    frame.with_columns(pl.when(first).then(value).otherwise(pl.col(column))).write_parquet(path)
-    assert differences(reader, tmp_path, DIGITS) == [f"{view}: rows"]
-    frame.with_columns(pl.col(column).cast(pl.String)).write_parquet(path)
-    with pytest.raises(pl.exceptions.SchemaError):
-        differences(reader, tmp_path, DIGITS)
-    assert export(reader, DIGITS, tmp_path, "parquet").files["replaced"] == 1
-    assert differences(reader, tmp_path, DIGITS) == []
-
-
 def test_a_day_holds_the_rows_whose_time_lies_in_it(reader: Reader, tmp_path: Path) -> None:
     export(reader, DIGITS, tmp_path, "parquet")
     opened = scanned(tmp_path, "v_bars").select("sequence", pl.col("open_time_ms"))
@@ -186,46 +158,6 @@ def test_an_order_that_ends_another_day_lies_in_the_day_it_was_made(tmp_path: Pa
         assert differences(reader, tmp_path / "lake", "r-1") == []
     orders = scanned(tmp_path / "lake", "v_orders").sort("order_id")
     assert orders["day"].cast(str).to_list() == [DAYS[0], DAYS[1], DAYS[0]]
-
-
-def test_duckdb_and_arrow_read_the_same(reader: Reader, tmp_path: Path) -> None:
-    export(reader, DIGITS, tmp_path, "parquet")
-    export(reader, "rich", tmp_path, "parquet")
-    for view in VIEWS:
-        both = [*shown(reader, view.name, DIGITS), *shown(reader, view.name, "rich")]
-        pattern = tmp_path / "*" / view.name / "*" / "*.parquet"
-        with closing(duckdb.connect()) as asked:
-            asked.execute("SET TimeZone = 'UTC'")
-            told = asked.sql(f"SELECT * EXCLUDE (day) FROM '{pattern}'")
-            types = dict(zip(told.columns, map(str, told.types), strict=True))
-            assert sorted(told.fetchall(), key=repr) == sorted(_of_duckdb(both), key=repr)
-        for column in view.columns:
-            exact = {"_text": "DECIMAL(38,18)", "_iso": "TIMESTAMP WITH TIME ZONE"}
-            kind = exact.get(column.name[-5:], exact.get(column.name[-4:], DUCKDB[column.kind]))
-            assert types[column.name] == kind
-        for path in tmp_path.glob(f"*/{view.name}/*/*"):
-            schema = parquet.read_schema(path)
-            kinds = {str(field.type) for field in schema if field.name.endswith(("_text", "_iso"))}
-            assert kinds <= {"decimal128(38, 18)", "timestamp[ms, tz=UTC]"}
-
-
-def _of_duckdb(rows: list[Row]) -> list[Row]:
-    """Return *rows* as DuckDB gives them: times in its own class of UTC."""
-    with closing(duckdb.connect()) as asked:
-        asked.execute("SET TimeZone = 'UTC'")
-        (zone,) = asked.execute("SELECT TIMESTAMPTZ '2023-11-14 00:00:00+00'").fetchone() or (None,)
-    assert isinstance(zone, datetime)
-    return [
-        tuple(
-            value.replace(tzinfo=zone.tzinfo)
-            if isinstance(value, datetime)
-            else value.quantize(Decimal(1).scaleb(-18))
-            if isinstance(value, Decimal)
-            else value
-            for value in row
-        )
-        for row in rows
-    ]
 
 
 def test_a_run_that_is_written_is_exported_as_of_one_moment_and_then_taken_up(
@@ -319,37 +251,6 @@ def test_an_export_that_is_killed_leaves_only_whole_files_and_the_next_one_ends_
         export(reader, DIGITS, folder, "parquet")
     assert files(folder) == wanted
     assert not (folder / exporting.UNFINISHED).exists()
-
-
-def test_an_interrupted_export_leaves_nothing(reader: Reader, tmp_path: Path) -> None:
-    def interrupt(view: str, _rows: int) -> None:
-        if view == "v_fills":
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        export(reader, DIGITS, tmp_path / "lake", "parquet", progress=interrupt)
-    assert list(tmp_path.iterdir()) == []
-    assert not reader.connection.in_transaction
-
-
-def test_a_full_disk_changes_nothing_and_is_one_sentence(database: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "lake"
-    with Reader.open(database) as reader:
-        export(reader, "rich", folder, "parquet")
-    before = files(folder)
-    program = Path(sys.executable).with_name("tracepaper")
-    done = subprocess.run(
-        [program, "audit", "export", DIGITS, "--db", database, "--parquet", folder],
-        capture_output=True,
-        text=True,
-        check=False,
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, 40_000)),
-    )
-    assert done.returncode == 2
-    assert done.stderr == (
-        f"{folder} could not be written (File too large); make room or name another folder.\n"
-    )
-    assert files(folder) == before
 
 
 def test_what_a_prune_dropped_stays_in_the_folder(database: Path, tmp_path: Path) -> None:
@@ -448,8 +349,3 @@ def test_the_command_says_what_became_of_each_file(
     assert '"unchanged": 1' in capsys.readouterr().out
     assert invoke([*line[:2], "nowhere", *line[3:]]) != 0
     assert "nowhere" in capsys.readouterr().err
-
-
-def test_arrow_takes_an_exact_number_as_it_is() -> None:
-    number = "12345678901234567890.123456789012345678"
-    assert pa.array([number]).cast(pa.decimal128(*exporting.DECIMAL))[0].as_py() == Decimal(number)

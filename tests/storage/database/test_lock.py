@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import shutil
 import sqlite3
@@ -280,19 +279,6 @@ def test_what_loses_nothing_ends_nothing(
     assert stored(path) == STEPS
 
 
-@pytest.mark.parametrize("name", sorted(BEYOND_USE))
-def test_a_cut_beyond_what_the_log_still_needs_loses_nothing(tmp_path: Path, name: str) -> None:
-    _, damage, _ = DAMAGES[name]
-    path = tmp_path / "a.db"
-    log = log_of(path, checkpoint_pages=10)
-    for number, step in enumerate(STEPS):
-        if number == 40:
-            damage(beside(path, "-wal"))
-        log.append_now(step)
-    log.close()
-    assert stored(path) == STEPS
-
-
 # ---------------------------------------------------------------- one writer, whatever the name
 
 
@@ -396,27 +382,6 @@ async def test_a_foreign_write_lock_is_waited_for_without_end(tmp_path: Path) ->
     assert stored(path) == STEPS[:2]
 
 
-async def test_a_stop_under_a_foreign_write_lock_says_what_to_do(tmp_path: Path) -> None:
-    path = tmp_path / "a.db"
-    log = log_of(path)
-    log.append_now(STEPS[0])
-    raw = log._raw  # noqa: SLF001 - a second is long for a test
-    raw.execute("PRAGMA busy_timeout = 1")
-    with closing(sqlite3.connect(path, isolation_level=None)) as shell:
-        shell.execute("BEGIN IMMEDIATE")
-        waits = asyncio.Event()
-        loop = asyncio.get_running_loop()
-        log.report_waits(lambda: loop.call_soon_threadsafe(waits.set))
-        appending = asyncio.create_task(log.append(STEPS[1]))
-        await waits.wait()
-        with pytest.raises(AuditUnwritable, match=r"locked\); end the transaction of the other"):
-            log.end(7)
-        with pytest.raises(AuditUnwritable, match="end the transaction of the other process"):
-            await appending
-        log.close()
-    assert stored(path) == STEPS[:1]
-
-
 def blocked(path: Path, work: Callable[[], object]) -> str:
     """Return what *work* says while another process has *path* locked."""
     with closing(sqlite3.connect(path, isolation_level=None)) as shell:
@@ -442,14 +407,3 @@ def test_what_nobody_watches_does_not_wait_for_ever_nor_speak_of_a_full_disk(
             shell.execute("BEGIN IMMEDIATE")
             with pytest.raises(AuditUnwritable, match="end the transaction of the other process"):
                 archive.write(*series)
-
-
-@pytest.mark.parametrize("ending", ["", "-wal"])
-def test_an_archive_that_is_taken_away_says_so(tmp_path: Path, ending: str) -> None:
-    path = tmp_path / "archive.db"
-    bars = builders.bars(20)
-    with HistoryWriter(path) as archive:
-        archive.write(builders.instrument(), builders.MINUTE, bars[:10])
-        beside(path, ending).unlink()
-        with pytest.raises(AuditUnwritable, match="was deleted"):
-            archive.write(builders.instrument(), builders.MINUTE, bars[10:])

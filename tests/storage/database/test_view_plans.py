@@ -9,7 +9,6 @@ from collections.abc import Iterator
 import pytest
 import storage_cases as cases
 
-from tracepaper.storage.database.queries import DECISIONS, EQUITY, TRADES
 from tracepaper.storage.database.views import VIEWS
 
 OF_RUN = "WHERE run_id = 'plain'"
@@ -72,14 +71,6 @@ def test_a_run_that_is_sorted_is_found_beside_the_sorted_arm_of_a_prune(
         assert SORTED in costly(database, f"SELECT * FROM v_events {OF_RUN} {NEWEST}")
     finally:
         database.execute("ROLLBACK")
-
-
-@pytest.mark.parametrize("question", [DECISIONS, TRADES, EQUITY])
-def test_the_prepared_questions_are_answered_by_seeks(
-    question: str, database: sqlite3.Connection
-) -> None:
-    asked = question.replace(":run", "'plain'").replace(":limit", "20")
-    assert costly(database, asked) == []
 
 
 @pytest.mark.parametrize("view", SEQUENCED)

@@ -12,64 +12,21 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-import polars as pl
 import pytest
 import storage_cases as cases
 from builders import START_MS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
-from sqlalchemy import MetaData, create_engine
 
 from tracepaper.storage.database.connection import open_reader
-from tracepaper.storage.database.view_columns import View, iso, real, text
-from tracepaper.storage.database.views import VIEWS, documentation
+from tracepaper.storage.database.view_columns import iso, real, text
+from tracepaper.storage.database.views import VIEWS
 from tracepaper.strategies.types.decisions import Fill, Forecast, Halted, Order, OrderStatus, Step
 from tracepaper.strategies.types.market import Bar, Command, CommandKind, Gap, Side
 
 PLAIN = cases.plain_steps(120)
 RICH = cases.rich_steps()
-
-PROMISED = {
-    "v_ledger": "run_id sequence ordinal market_ms instrument kind amount balance order_id",
-    "v_runs": "run_id kind started_at ended_at instruments interval model_id model_sha256 "
-    "config_sha256 code_version head_digest",
-    "v_bars": "run_id sequence instrument open_time_ms open high low close volume turnover "
-    "source seen_ms",
-    "v_decisions": "run_id sequence instrument open_time_ms action allowed refused_by "
-    "mean_return stdev_return p_down p_flat p_up confidence regime recent_mass "
-    "target_quantity reason model_id",
-    "v_gates": "run_id sequence gate measure threshold passed",
-    "v_explanations": "run_id sequence bucket from_open_time_ms until_open_time_ms weight",
-    "v_trades": "run_id sequence instrument side quantity opened_ms closed_ms entry_price "
-    "exit_price gross costs fees funding net bars_held entry_reason exit_reason",
-    "v_strategy_decisions": (
-        "run_id sequence instrument open_time_ms open_time_iso strategy action allowed refused_by "
-        "target_quantity target_quantity_text reason unfilled_reason regime gates note "
-        "quantity quantity_text realized_pnl realized_pnl_text unrealized_pnl "
-        "unrealized_pnl_text fees_paid fees_paid_text funding_paid funding_paid_text equity "
-        "equity_text"
-    ),
-    "v_notes": "run_id sequence open_time_ms instrument name number text",
-    "v_orders": "run_id sequence order_id side quantity price fee liquidity reason status "
-    "decision_sequence",
-    "v_fills": "run_id sequence order_id side quantity price fee liquidity reason status "
-    "decision_sequence",
-    "v_positions": "run_id sequence quantity average_price realized_pnl unrealized_pnl cash "
-    "equity fees_paid funding_paid",
-    "v_equity": "run_id sequence quantity average_price realized_pnl unrealized_pnl cash "
-    "equity fees_paid funding_paid",
-    "v_twin_fills": "run_id sequence twin order_id side quantity price fee liquidity reason",
-    "v_twin_equity": "run_id sequence twin quantity average_price realized_pnl unrealized_pnl "
-    "cash equity fees_paid funding_paid",
-    "v_checks": "run_id sequence checked_ms kind result compared identical content is_current",
-    "v_commands": "run_id sequence kind note origin token user market_ms",
-    "v_commits": "run_id sequence last_sequence market_ms digest",
-    "v_gaps": "run_id sequence from_ms until_ms cause repaired_by",
-    "v_events": "run_id sequence kind instrument market_ms seen_ms content",
-}
-"""The columns that other tools may rely on."""
 
 
 @pytest.fixture(scope="module")
@@ -101,36 +58,12 @@ def iso_of(ms: int) -> str:
     return f"{at:%Y-%m-%dT%H:%M:%S}.{ms % 1000:03d}Z"
 
 
-def test_the_views_are_the_promised_ones() -> None:
-    assert {view.name for view in VIEWS} == set(PROMISED)
-
-
-@pytest.mark.parametrize("view", [view.name for view in VIEWS])
-def test_a_view_has_the_promised_columns_as_documented(
-    database: sqlite3.Connection, view: str
-) -> None:
-    found = [row["name"] for row in database.execute(f"PRAGMA table_info({view})")]
-    documented = next(known for known in VIEWS if known.name == view)
-    assert found == [column.name for column in documented.columns]
-    assert set(PROMISED[view].split()) <= set(found)
-    assert len(set(found)) == len(found)
-    assert all(column.doc for column in documented.columns)
-
-
 def test_every_time_has_its_iso_text_beside_it() -> None:
     for view in VIEWS:
         names = [column.name for column in view.columns]
         for name in names:
             if name.endswith("_ms") and name not in {"interval_ms", "late_deadline_ms"}:
                 assert f"{name.removesuffix('_ms')}_iso" in names, (view.name, name)
-
-
-def test_the_documentation_names_every_column() -> None:
-    document = documentation()
-    for view in VIEWS:
-        assert f"### `{view.name}`" in document
-        for column in view.columns:
-            assert f"| `{column.name}` | {column.kind} | {column.doc} |" in document
 
 
 @settings(max_examples=300, deadline=None)
@@ -461,53 +394,6 @@ def test_orders_and_fills_name_the_decision_that_caused_them_and_no_command(
     assert orders == {**caused, "30-0": None, "45-0": None}
     assert fills == {name: orders[name] for name in fills}
     assert joined == (len(fills) - 2,)
-
-
-def types_of(connection: sqlite3.Connection, view: str) -> dict[str, str]:
-    return {row[1]: row[2] for row in connection.execute(f"PRAGMA table_info({view})")}
-
-
-@pytest.mark.parametrize("view", VIEWS, ids=lambda view: view.name)
-def test_a_view_declares_the_types_that_it_says(view: View, database: sqlite3.Connection) -> None:
-    declared = types_of(database, view.name)
-    assert declared == {column.name: column.kind for column in view.columns}
-    found = database.execute(f"SELECT * FROM {view.name}").fetchall()
-    names = {int: "INTEGER", float: "REAL", str: "TEXT"}
-    for column in view.columns:
-        kinds = {names[type(row[column.name])] for row in found if row[column.name] is not None}
-        assert kinds <= {column.kind}, column.name
-
-
-def test_sqlalchemy_reflects_every_view_with_the_types_it_declares(tmp_path: Path) -> None:
-    cases.write_run(tmp_path / "a.db", PLAIN[:3])
-    engine = create_engine(f"sqlite:///{tmp_path / 'a.db'}")
-    found = MetaData()
-    found.reflect(engine, views=True)
-    engine.dispose()
-    for view in VIEWS:
-        table = found.tables[view.name]
-        assert [column.name for column in table.columns] == [c.name for c in view.columns]
-        for column in view.columns:
-            assert str(table.columns[column.name].type) == column.kind
-
-
-@pytest.mark.parametrize("view", VIEWS, ids=lambda view: view.name)
-def test_pandas_and_polars_read_every_view(view: View, tmp_path: Path) -> None:
-    # Two hundred rows without a forecast come before those with one.
-    path = tmp_path / "a.db"
-    cases.write_run(path, cases.plain_steps(200), of=cases.run("plain"))
-    cases.write_run(path, RICH, of=cases.run("rich"))
-    connection = sqlite3.connect(path)
-    rows = connection.execute(f"SELECT * FROM {view.name}").fetchall()
-    read = pd.read_sql_query(f"SELECT * FROM {view.name}", connection)
-    frame = pl.read_database(f"SELECT * FROM {view.name}", connection, infer_schema_length=None)
-    connection.close()
-    assert read.shape == frame.shape == (len(rows), len(view.columns))
-    assert frame.rows() == rows
-    polars = {"INTEGER": pl.Int64, "REAL": pl.Float64, "TEXT": pl.String}
-    for column in view.columns:
-        if frame[column.name].null_count() < len(rows):
-            assert frame.schema[column.name] == polars[column.kind], column.name
 
 
 def test_a_note_is_a_row_for_each_number_and_text_in_its_order(

@@ -6,13 +6,10 @@ import re
 from pathlib import Path
 
 import pytest
-from fleet_cases import assert_same
 from postgres_server import Cluster
-from storage_cases import CROSS_GATES, plain_steps, rich_steps, run, write_run
+from storage_cases import plain_steps, write_run
 
 from tracepaper.daemon.cli import invoke
-from tracepaper.daemon.commands.fleet import _daemon as daemon_status
-from tracepaper.storage.audit import SqlAuditLog
 from tracepaper.storage.fleet.follow import ship_once
 from tracepaper.storage.fleet.overview import overview
 from tracepaper.storage.fleet.pull import pull
@@ -92,25 +89,6 @@ def test_a_status_that_cannot_be_read_is_an_alarm(
     assert "cannot be read" in found.alarms[0]
 
 
-def test_a_daemon_that_cannot_be_asked_is_said_to_write(
-    tmp_path: Path, postgres: Cluster, fleet_url: str
-) -> None:
-    path = tmp_path / "a.db"
-    log = SqlAuditLog.open(path)
-    log.begin(run(), (CROSS_GATES,))
-    for step in plain_steps(3):
-        log.append_now(step)
-    log.flush()
-    assert daemon_status(path) == "{}"
-    log.close()
-    assert daemon_status(path) == ""
-    ship_once(path, fleet_url)
-    for status, health in (("{}", "writing"), ("", "stopped")):
-        postgres.sql(fleet_url, "DELETE FROM shippers", SEEN.replace("{}", status))
-        (found,) = overview(fleet_url)
-        assert (found.health, found.alarms) == (health, ())
-
-
 def test_a_time_that_nothing_can_hold_is_named(
     tmp_path: Path, postgres: Cluster, fleet_url: str
 ) -> None:
@@ -120,15 +98,3 @@ def test_a_time_that_nothing_can_hold_is_named(
     postgres.sql(fleet_url, "UPDATE steps SET open_time_ms = 9223372036854775807")
     with pytest.raises(DataInvalid, match="cannot read the fleet, for it cannot hold a value"):
         overview(fleet_url)
-
-
-@pytest.mark.parametrize("encoding", ["LATIN1", "SQL_ASCII"])
-def test_the_encoding_of_the_surroundings_changes_no_text(
-    encoding: str, tmp_path: Path, fleet_url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("PGCLIENTENCODING", encoding)
-    path, back = tmp_path / "a.db", tmp_path / "b.db"
-    write_run(path, rich_steps(), of=run("läuft → 日"))
-    ship_once(path, fleet_url)
-    pull(fleet_url, back)
-    assert_same(path, back)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import signal
 import socket
@@ -24,7 +23,7 @@ from tracepaper.daemon.clock import SystemClock
 from tracepaper.storage.audit import SqlAuditLog
 from tracepaper.storage.fleet.follow import Follower, ship_once
 from tracepaper.storage.fleet.pull import pull
-from tracepaper.storage.fleet.server import ShipProgress, checked, connect, server_address
+from tracepaper.storage.fleet.server import ShipProgress, checked, connect
 from tracepaper.storage.fleet.ship import Shipper
 from tracepaper.storage.fleet.tables import make_schema
 from tracepaper.strategies import extras
@@ -311,26 +310,6 @@ def test_a_line_that_is_cut_anywhere_loses_and_doubles_nothing(
     assert_same(path, back)
 
 
-def test_a_commit_whose_answer_is_lost_is_not_repeated(
-    tmp_path: Path, postgres: Cluster, fleet_url: str
-) -> None:
-    path, back = tmp_path / "a.db", tmp_path / "b.db"
-    write_run(path, plain_steps(200))
-    commits = 0
-
-    def after_commit(_passed: int, data: bytes) -> bool:
-        nonlocal commits
-        commits += b"COMMIT" in data
-        return b"COMMIT" in data and commits in {1, 3}
-
-    with proxy(postgres.port, after_commit) as port:
-        name = fleet_url.rpartition("/")[2]
-        url = f"{postgres.url(name, port=port)}?sslmode=disable"
-        assert ship_through(path, url) == 2
-    pull(fleet_url, back)
-    assert_same(path, back)
-
-
 # ---------------------------------------------------------------- a server that is slow, or full
 
 
@@ -419,66 +398,6 @@ def test_a_full_disk_is_named_and_nothing_of_the_group_is_kept(
 PASSWORD = "geheim-3141"
 
 
-def test_a_wrong_password_is_named_and_not_shown(
-    postgres: Cluster, fleet_url: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    name = fleet_url.rpartition("/")[2]
-    postgres.sql(fleet_url, "DROP ROLE IF EXISTS stranger",
-                 f"CREATE ROLE stranger LOGIN PASSWORD '{PASSWORD}'")  # fmt: skip
-    url = postgres.url(name, user="stranger")
-    monkeypatch.setenv("PGPASSFILE", str(tmp_path / "none"))
-    with pytest.raises(ServerLost, match=r"no password supplied.*PGPASSWORD, a service file"):
-        connect(url)
-    monkeypatch.setenv("PGPASSWORD", "wrong-2718")
-    with pytest.raises(ServerLost, match="authentication failed") as refused:
-        connect(url)
-    assert "wrong-2718" not in str(refused.value)
-    monkeypatch.delenv("PGPASSWORD")
-    passfile = tmp_path / "pgpass"
-    passfile.write_text(f"127.0.0.1:{postgres.port}:*:stranger:{PASSWORD}\n")
-    passfile.chmod(0o600)
-    monkeypatch.setenv("PGPASSFILE", str(passfile))
-    connect(url).close()
-    # A credential of systemd's has a group's bit: libpq then ignores the one file, not the other.
-    passfile.chmod(0o440)
-    with pytest.raises(ServerLost, match="no password supplied"):
-        connect(url)
-    service = tmp_path / "pgservice"
-    service.write_text(
-        f"[fleet]\nhost=127.0.0.1\nport={postgres.port}\nuser=stranger\npassword={PASSWORD}\n"
-    )
-    service.chmod(0o440)
-    monkeypatch.setenv("PGSERVICEFILE", str(service))
-    connect(f"postgresql:///{name}?service=fleet").close()
-    passfile.chmod(0o600)
-    # It has a password, and no rights yet.
-    path = tmp_path / "a.db"
-    write_run(path, plain_steps(20))
-    with pytest.raises(ServerLost, match=r"may not .*permission denied.*grant it"):
-        ship_once(path, url)
-    with pytest.raises(ServerLost, match="may not make the tables"):
-        make_schema(postgres.url("postgres", user="stranger"))
-    with pytest.raises(ServerLost, match=r"may not .*permission denied"):
-        pull(url, tmp_path / "b.db")
-
-
-def test_a_server_that_asks_for_tls_gets_it(postgres: Cluster, tmp_path: Path) -> None:
-    exists = "SELECT 1 FROM pg_database WHERE datname = 'tls_only'"
-    if not postgres.sql(postgres.url("postgres"), exists):
-        postgres.sql(postgres.url("postgres"), "CREATE DATABASE tls_only")
-    url = postgres.url("tls_only")
-    with pytest.raises(ServerLost, match=r"pg_hba\.conf.*add sslmode=require"):
-        connect(f"{url}?sslmode=disable")
-    make_schema(f"{url}?sslmode=require")
-    path, back = tmp_path / "a.db", tmp_path / "b.db"
-    write_run(path, plain_steps(20))
-    assert ship_once(path, f"{url}?sslmode=require")[0] == 20
-    pull(f"{url}?sslmode=require", back)
-    assert_same(path, back)
-    with pytest.raises(ServerLost, match="sslrootcert"):
-        connect(f"{url}?sslmode=verify-full&sslrootcert={tmp_path}/none.crt")
-
-
 # ---------------------------------------------------------------- bad input
 
 
@@ -527,25 +446,6 @@ def test_an_address_with_a_password_is_refused_and_never_shown(url: str, tmp_pat
     assert PASSWORD not in str(refused.value)
 
 
-@pytest.mark.parametrize(
-    "url",
-    [
-        "postgresql://user@db.lan:5432/fleet",
-        "postgres://db.lan/fleet?sslmode=require&user=a",
-        "postgresql:///fleet?service=fleet",
-        "postgresql://a@one:5432,two:5433/fleet?target_session_attrs=read-write",
-        "postgresql:///fleet?host=%2Fvar%2Frun%2Fpostgresql",
-        "postgresql://db.lan/fleet?user=a@tenant&require_auth=password",
-        "postgresql://a@[::1]:5432/flöt",
-    ],
-)
-def test_an_address_without_one_is_taken(url: str) -> None:
-    from tracepaper.daemon.config.loading import load
-
-    assert server_address(url).startswith("postgresql://")
-    assert load(None, {"storage": {"ship_to": url}}).storage.ship_to == server_address(url)
-
-
 def test_what_is_missing_is_named(
     postgres: Cluster, fleet_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -574,16 +474,3 @@ def test_what_is_missing_is_named(
     with pytest.raises(ConfigInvalid, match=r"--to needs psycopg: .*'tracepaper\[fleet\]'"):
         connect(fleet_url)
     assert checked(fleet_url, "--to") == fleet_url
-
-
-def test_psycopg_without_a_libpq_is_not_installed() -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "tracepaper.daemon.cli", "fleet", "postgresql://127.0.0.1/f"],
-        check=False,
-        capture_output=True,
-        text=True,
-        env={**os.environ, "PSYCOPG_IMPL": "c"},  # which [binary] does not have
-    )
-    assert done.returncode == 2
-    assert done.stderr.startswith("fleet needs psycopg: install it with pip install 'tracepaper[fl")
-    assert done.stderr.count("\n") == 1

@@ -80,13 +80,6 @@ def counts_of(postgres: Cluster, url: str) -> dict[str, int]:
     return dict(postgres.sql(url, " UNION ALL ".join(listed)))
 
 
-def test_the_tables_of_the_plans_are_large(postgres: Cluster, fleet: str) -> None:
-    counts = counts_of(postgres, fleet)
-    del counts["halts"]  # one of a run, and no view of a fleet reads them
-    assert min(counts.values()) >= LARGE, counts
-    assert not any(re.search(r"\bhalts\b", view.sql) for view in FLEET_VIEWS)
-
-
 @pytest.mark.parametrize("named", NAMED)
 @pytest.mark.parametrize("view", [view.name for view in FLEET_VIEWS])
 def test_a_view_asked_for_one_run_reads_that_run_alone(

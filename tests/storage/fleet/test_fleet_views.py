@@ -12,7 +12,7 @@ from storage_cases import plain_steps, prune, rich_steps, run, write_run
 
 from tracepaper.storage.database.view_columns import View
 from tracepaper.storage.fleet.follow import ship_once
-from tracepaper.storage.fleet.views import FLEET_VIEWS, TYPES, translate
+from tracepaper.storage.fleet.views import FLEET_VIEWS, translate
 
 KEYS = ("run_id", "sequence", "ordinal", "order_id")
 
@@ -67,22 +67,6 @@ def test_two_databases_do_not_mix(tmp_path: Path, postgres: Cluster, fleet_url: 
         found = of_server(postgres, fleet_url, view)
         both = of_file(tmp_path / "a.db", view) + of_file(tmp_path / "b.db", view)
         assert sorted(found, key=repr) == sorted(both, key=repr), view.name
-
-
-def test_the_columns_have_the_names_and_types_of_a_file(postgres: Cluster, fleet_url: str) -> None:
-    rows = postgres.sql(
-        fleet_url,
-        "SELECT table_name, column_name, data_type FROM information_schema.columns "
-        "WHERE table_schema = 'tracepaper' AND table_name LIKE 'v!_%' ESCAPE '!' "
-        "ORDER BY table_name, ordinal_position",
-    )
-    assert {row[0] for row in rows} == {view.name for view in FLEET_VIEWS}
-    for view in FLEET_VIEWS:
-        expected = [(one.name, TYPES[one.kind].split(" COLLATE")[0]) for one in view.columns]
-        assert [row[1:] for row in rows if row[0] == view.name] == [
-            *expected,
-            ("database_id", "text"),
-        ]
 
 
 def test_every_table_that_a_view_joins_is_held_to_the_database_of_the_run() -> None:

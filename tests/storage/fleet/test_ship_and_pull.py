@@ -115,19 +115,6 @@ def test_a_run_alone_names_the_one_before_it_as_absent(tmp_path: Path, fleet_url
         assert mine[table] == [row for row in whole[table] if _run_of(table, row) == 2], table
 
 
-def test_a_run_that_was_pulled_alone_stays_so_through_another_fleet(
-    tmp_path: Path, postgres: Cluster, fleet_url: str
-) -> None:
-    path, alone, back = written(tmp_path / "a.db"), tmp_path / "b.db", tmp_path / "c.db"
-    ship_once(path, fleet_url)
-    pull(fleet_url, alone, run="r-2")
-    other = postgres.fresh()
-    ship_once(alone, other)
-    pull(other, back)
-    assert_same(alone, back)
-    assert audited(back) == []
-
-
 def _run_of(table: str, row: tuple[Any, ...]) -> int:
     key: int = row[0][1]
     return key if table == "gate_sets" else key >> 28
@@ -298,16 +285,6 @@ def test_a_prune_is_taken_over_as_it_was_seen(tmp_path: Path, fleet_url: str) ->
     assert pruned[0].until_sequence > 2501
     pull(fleet_url, tmp_path / "between.db")
     assert audited(tmp_path / "between.db") == []
-    assert len(ship_once(path, fleet_url)[2]) == 1
-    pull(fleet_url, back)
-    assert_same(path, back)
-    assert audited(back) == []
-
-
-def test_a_file_that_was_pruned_first_is_shipped_as_it_is(tmp_path: Path, fleet_url: str) -> None:
-    path, back = tmp_path / "a.db", tmp_path / "b.db"
-    write_run(path, plain_steps(5000))
-    prune(path, keep_days=1, pruned_at_ms=7)
     assert len(ship_once(path, fleet_url)[2]) == 1
     pull(fleet_url, back)
     assert_same(path, back)

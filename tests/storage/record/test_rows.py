@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from hashlib import sha256
 from math import inf, nan
 from pathlib import Path
 
@@ -14,18 +15,14 @@ from msgspec.structs import replace
 from tracepaper.storage.audit import SqlAuditLog
 from tracepaper.storage.database.chunks import gate_set_of
 from tracepaper.storage.database.reader import Reader
-from tracepaper.storage.record.columns import SEQUENCE_LIMIT, Row, stored_columns
+from tracepaper.storage.record.columns import SCHEMA, SEQUENCE_LIMIT, Row, stored_columns
 from tracepaper.storage.record.decode import Interned, StepDecoder, StoredRows
 from tracepaper.storage.record.encode import StepEncoder
+from tracepaper.storage.record.hashing import ChainHead, pack, sealed
 from tracepaper.storage.record.rows import (
     CHAINED_TABLES,
     SPARSE_TABLES,
-    instrument_of,
-    instrument_row,
-    run_of,
-    run_row,
     sequence_of,
-    step_key,
 )
 from tracepaper.strategies.errors import DataInvalid, InvariantBroken
 from tracepaper.strategies.types.decisions import GateSet, Step
@@ -93,13 +90,6 @@ def test_whole_runs_come_back_from_a_file(steps: list[Step], tmp_path: Path) -> 
         assert list(reader.steps("r-1", after=3, until=9)) == steps[4:10]
 
 
-def test_a_run_comes_back_from_its_rows() -> None:
-    run = cases.run(parent_run_id="r-0")
-    rows = [instrument_row(known, 7, place) for place, known in enumerate(run.instruments)]
-    assert run_of(run_row(run, 7, 2), rows) == run
-    assert [instrument_of(row) for row in rows] == list(run.instruments)
-
-
 def test_columns_stand_in_the_order_of_the_schema() -> None:
     encoder = StepEncoder(cases.run(), 1)
     seen = set()
@@ -129,11 +119,6 @@ def test_a_run_holds_no_more_steps_than_a_key_can_count() -> None:
         with pytest.raises(InvariantBroken, match=r"open a new run\."):
             encoder.add(replace(step, sequence=sequence))
     encoder.add(replace(step, sequence=SEQUENCE_LIMIT - 1))
-
-
-def test_a_key_names_run_and_sequence() -> None:
-    assert sequence_of(step_key(5, 1234)) == 1234
-    assert step_key(5, 0) > step_key(4, 2**28 - 1)
 
 
 def test_new_decimals_within_a_run_are_refused() -> None:
@@ -175,3 +160,26 @@ def test_a_gate_without_a_column_is_refused() -> None:
     strange = replace(step, decision=replace(step.decision, outcome=outcome))
     with pytest.raises(InvariantBroken, match="undeclared has no column"):
         StepEncoder(cases.run(), 1).add(strange)
+
+
+# ---------------------------------------------------------------- hashing
+
+
+def test_a_commit_is_the_hash_of_the_one_before_and_of_its_rows() -> None:
+    before = ChainHead(*(sha256(text).digest() for text in (b"before", b"kept", b"older")))
+    steps: list[Row] = [(7, 1, None, 2.5, None), (8, 1, 3)]
+    rows: dict[str, list[Row]] = {
+        "steps": steps,
+        "fills": [(8, 0, "7-0", None)],
+        "states": [(8, None, b"state")],
+    }
+    commit = sealed(before, 7, 8, rows)
+    parts = [
+        ("steps", 2, sha256(pack([(7, 1, None, 2.5), (8, 1, 3)])).digest()),
+        ("states", 1, sha256(pack([(8, None, b"state")])).digest()),
+        ("fills", 1, sha256(pack([(8, 0, "7-0")])).digest()),
+    ]
+    kept = sha256(before.kept + pack([("fills", (8, 0, "7-0"))])).digest()
+    state = sha256(b"state").digest()
+    whole = before.digest + kept + before.state + pack((SCHEMA, 7, 8, parts))
+    assert commit.head == (sha256(whole).digest(), kept, state)

@@ -173,14 +173,6 @@ def test_all_symbols_share_one_object_which_knows_them() -> None:
     assert members[0].warmup == 2
 
 
-def test_several_symbols_need_gathered_closes() -> None:
-    alone = sections(market={"symbols": SYMBOLS, "gather_ms": 0})
-    with pytest.raises(ConfigInvalid, match=r"Spread decides for all symbols .*gather_ms = 0"):
-        make_strategies(load(None, alone), None)
-    one = sections(market={"symbols": SYMBOLS[:1], "gather_ms": 0})
-    assert len(make_strategies(load(None, one), None)) == 1
-
-
 def test_what_it_declares_is_checked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Spread, "warmup", 0)
     with pytest.raises(ConfigInvalid, match=r"Spread\.warmup is 0"):

@@ -11,7 +11,6 @@ from msgspec.structs import replace
 
 from tracepaper.strategies.api.context import Signal
 from tracepaper.strategies.api.sizing import (
-    WITHIN_BAND,
     NoTradeBand,
     Sizer,
     Sizing,
@@ -127,15 +126,6 @@ def test_a_band_is_of_the_full_position_of_each_mode_and_yields_to_rebalance() -
     assert fixed.target(FLAT, bar(10_000), None, standing=90) == 0
     capped = Sizer(Sizing(SizingMode.FIXED, quantity=1_000, max_position=2 * 10**9), ITEM)
     assert capped.target(signal, bar(10_000), None, standing=1_000) == 200
-
-
-def test_why_nothing_is_held_within_the_band() -> None:
-    sizer = Sizer(Sizing(SizingMode.FIXED, quantity=1_000), ITEM)
-    near = Signal(Action.LONG, "x", 0.05, band=0.1)
-    assert sizer.target(near, bar(10_000), None) == 0
-    assert sizer.refusal(near, 0, 0) == WITHIN_BAND
-    assert sizer.refusal(near, 0, -50) is None  # which is closed
-    assert sizer.refusal(LONG, 0, 0) is None
 
 
 def test_the_half_width_of_the_band_is_the_papers() -> None:

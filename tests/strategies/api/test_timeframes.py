@@ -18,9 +18,8 @@ from tracepaper.strategies.api.timeframes import (
     frame_bar_of,
     frames_reach,
     open_frames_ms,
-    refuse_frames,
 )
-from tracepaper.strategies.errors import ConfigInvalid, StrategyFailed
+from tracepaper.strategies.errors import StrategyFailed
 from tracepaper.strategies.types.market import Bar, FrameBar
 
 Row = tuple[int, int, int, int, int, int]
@@ -259,12 +258,6 @@ def test_reach_covers_the_open_bar_and_all_that_are_handed_on() -> None:
         == START_MS // 3_600_000 * 3_600_000 - 3_600_000
     )
     assert open_frames_ms([], START_MS) == START_MS
-
-
-@pytest.mark.parametrize("frame", ["1", "3", "7", "5m", "2M"])
-def test_frames_that_bars_cannot_make_are_refused(frame: str) -> None:
-    with pytest.raises(ConfigInvalid, match=rf"frames name '{frame}', .* name frames of: 15, 30, "):
-        refuse_frames("mine:Mine", [frame], FIVE)
 
 
 def test_a_frame_that_was_not_declared_is_named() -> None:

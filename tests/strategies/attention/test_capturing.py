@@ -153,18 +153,6 @@ def test_gradients_fuse_heads_as_autograd_does() -> None:
     assert (found - row[:, 0]).abs().max() < 1e-9
 
 
-def test_gradients_are_the_same_by_a_kernel_and_by_a_formula() -> None:
-    words, rows = inputs_of("Llama", padded=False)["input_ids"], []
-    for kernel in ("sdpa", "eager"):
-        torch.manual_seed(3)
-        model: Any = model_of("Llama", kernel).double()
-        x = model.get_input_embeddings()(words).detach().requires_grad_()
-        with capture(model, backward=True) as captured:
-            captured.gradient(model(inputs_embeds=x).logits[:, -1].max(dim=-1).values.sum())
-        rows.append(captured.rollout(method=Rollout(fusion="gradient")).weights["bars"])
-    assert (rows[0] - rows[1]).abs().max() < 1e-6
-
-
 def test_torchs_own_modules_are_seen_though_they_avoid_the_function() -> None:
     layer = nn.TransformerEncoderLayer(WIDTH, HEADS, 48, batch_first=True)
     model = nn.TransformerEncoder(layer, LAYERS).eval().double()

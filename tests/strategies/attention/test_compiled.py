@@ -20,8 +20,6 @@ from native_objects import SOURCE, built, loops_of, made
 from programs import ROOT
 from torch import Tensor
 
-from tracepaper.daemon.config.loading import load
-from tracepaper.daemon.session.diagnostics import diagnose
 from tracepaper.strategies.attention import compiled, reference
 from tracepaper.strategies.attention.layer import Layer
 from tracepaper.strategies.attention.masks import Mask
@@ -87,19 +85,6 @@ def test_an_object_of_other_sources_is_left_alone(folder: Path, tmp_path: Path) 
     assert stranger is not None
     shutil.copyfile(stranger, tmp_path / "native.avx512.so")
     assert compiled.opened(tmp_path / "native.avx512.so") is None
-
-
-def test_doctor_says_which_of_them_computes(folder: Path, tmp_path: Path) -> None:
-    def said() -> str:
-        found = {one.check: one.detail for one in diagnose(load(None, {}), tmp_path / "none.db")}
-        return found["attention"]
-
-    with loops_of(folder) as available:
-        assert f"compiled loops: {', '.join(available)}" in said()
-        assert f"the model attends by {available[0]} " in said()
-    with loops_of(tmp_path):
-        assert "compiled loops: none (no C compiler built them; torch computes the same)" in said()
-        assert "the model attends by tiles " in said()
 
 
 @pytest.mark.parametrize("compiler", ["/nowhere/cc", "/bin/false"])
@@ -234,20 +219,6 @@ def test_long_sums_stay_exact_and_threads_change_no_bit(name: str, mask: Mask) -
     entropy = torch.special.entr(matrices[1]).sum(-1)
     limit = made_case.entropy_rounding(1)
     torch.testing.assert_close(found[0][1].double(), entropy, atol=limit, rtol=0.0)
-
-
-def test_a_wrong_logsumexp_is_refused(name: str) -> None:
-    queries, keys, sums, _, mask = case(Mask(), time=90, dtype=torch.float32)
-    wrong = [one + 0.01 for one in sums]
-    with pytest.raises(AttentionInvalid, match="did not keep its attention mass"):
-        rolled(layers_of(queries, keys, wrong, mask), [89], backend=name)
-    with pytest.raises(AttentionInvalid, match="did not keep its attention mass"):
-        Layer(queries[0], keys[0], None, wrong[0], mask).entropy(backend=name)
-    with pytest.raises(AttentionInvalid, match="did not keep its attention mass"):
-        bucketed(layers_of(queries, keys, wrong, mask))
-    far = [one - 300.0 for one in sums]  # each entry beyond float32
-    with pytest.raises(AttentionInvalid, match="did not keep its attention mass"):
-        rolled(layers_of(queries, keys, far, mask), [89], backend=name)
 
 
 def test_auto_takes_the_fastest_and_leaves_to_torch_what_is_not_float32(name: str) -> None:

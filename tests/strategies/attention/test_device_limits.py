@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from attention_cases import case, rolled
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 
 from tracepaper.strategies.attention import (
     Mask,
@@ -27,7 +24,6 @@ from tracepaper.strategies.attention import (
 from tracepaper.strategies.attention.backends import CudaEfficient, kernel_for
 from tracepaper.strategies.attention.flash import CudaFlash
 from tracepaper.strategies.attention.kernels import choose, resolve
-from tracepaper.strategies.attention.layer import Layer
 from tracepaper.strategies.errors import AttentionInvalid
 
 TURING, AMPERE, HOPPER = (7, 5), (8, 0), (9, 0)
@@ -179,42 +175,3 @@ def test_streams_read_values_of_a_dim_of_their_own() -> None:
     read = cross_attend(query, key, value, torch.full((9,), 9))
     assert read.output.shape == (1, 2, 9, 3)
     torch.testing.assert_close(read.output, cross_attend(query, key, value).output)
-
-
-class _Waits(TorchFunctionMode):
-    """Counts what makes the processor wait for a device."""
-
-    NAMES = frozenset(
-        {"item", "tolist", "__bool__", "__float__", "__int__", "__index__", "nonzero", "cpu"}
-    )
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.counts: Counter[str] = Counter()
-
-    def __torch_function__(
-        self, func: Any, types: object, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        self.counts[getattr(func, "__name__", "")] += 1
-        return func(*args, **(kwargs or {}))
-
-    @property
-    def waits(self) -> int:
-        """How often."""
-        return sum(count for name, count in self.counts.items() if name in self.NAMES)
-
-
-@pytest.mark.parametrize("layers", [1, 4])
-def test_a_device_is_asked_a_few_times_a_layer(layers: int) -> None:
-    made = case(Mask(), layers=layers, time=60, dtype=SINGLE)
-
-    with _Waits() as explained:
-        rolled(made.layers, [59], backend="tiles")
-    # What holds of the layer, which rows count (beside which these are), and its mass.
-    assert explained.waits <= 6 * layers
-    with _Waits() as attended:
-        attend(made.queries[0], made.keys[0], made.keys[0], made.mask)
-    assert attended.waits == 1
-    with _Waits() as told:
-        Layer(made.queries[0], made.keys[0], None, made.sums[0], made.mask).entropy(backend="tiles")
-    assert told.waits <= 3

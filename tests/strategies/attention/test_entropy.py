@@ -10,10 +10,12 @@ from attention_cases import Case, case, cases
 from hypothesis import given, settings
 
 from tracepaper.strategies.attention import reference
+from tracepaper.strategies.attention.heads import EVENT_BARS, EVENT_SHARE, event_focus
 from tracepaper.strategies.attention.layer import Layer
 from tracepaper.strategies.attention.masks import Mask
 from tracepaper.strategies.attention.methods import confidence, trained_entropy
 from tracepaper.strategies.attention.reads import row_confidence
+from tracepaper.strategies.attention.streaming import TailRing
 from tracepaper.strategies.errors import AttentionInvalid
 
 torch.set_num_threads(1)
@@ -96,7 +98,24 @@ def test_a_row_that_lost_mass_is_refused(rows: list[int] | None) -> None:
         Layer(made.queries[0], made.keys[0], None, made.sums[0] * 1.4427, made.mask).entropy(rows)
 
 
-def test_a_row_out_of_range_is_refused() -> None:
-    made = case(Mask())
-    with pytest.raises(AttentionInvalid, match="Row 40 is out of range"):
-        Layer(made.queries[0], made.keys[0], None, made.sums[0], made.mask).entropy([40])
+# ---------------------------------------------------------------- bounds
+
+
+def test_no_row_has_an_entropy_below_zero() -> None:
+    made = case(Mask(), time=64, layers=1, size=3.0, seed=1, dtype=torch.float32)
+    entropy = Layer(made.queries[0], made.keys[0], None, made.sums[0], made.mask).entropy()
+    assert float(entropy.min()) == 0.0
+
+
+@pytest.mark.parametrize("to", [0, 6])
+def test_rows_that_are_moved_onto_themselves_arrive_as_they_were(to: int) -> None:
+    ring = TailRing(torch.arange(4_096.0)[None].clone(), -1)
+    ring.move(0, 4_000, start=3, to=to)
+    assert torch.equal(ring.rows[0, to : to + 4_000], torch.arange(3.0, 4_003.0))
+
+
+@pytest.mark.parametrize(("more", "is_focused"), [(0.0, True), (-1e-4, False)])
+def test_a_row_is_focused_from_the_least_share_on(more: float, is_focused: bool) -> None:
+    row = torch.zeros(400)
+    row[200 : 200 + EVENT_BARS] = (EVENT_SHARE + more) / EVENT_BARS
+    assert bool(event_focus(row[None], 400).is_focused) is is_focused

@@ -137,15 +137,6 @@ def test_every_backend_has_the_dense_gradient(
         torch.testing.assert_close(one, other, rtol=1e-11, atol=1e-12 * size)
 
 
-def test_a_summed_output_has_a_gradient() -> None:
-    """A sum's gradient is an expanded scalar without strides, which kernels do not like."""
-    query, key, value = inputs(2, 2, 21, 4, seed=1, dtype=torch.float64)
-    value.requires_grad_()
-    (found,) = torch.autograd.grad(attend(query, key, value, Mask.window(6)).output.sum(), value)
-    (wanted,) = torch.autograd.grad(dense(query, key, value, Mask.window(6))[0].sum(), value)
-    torch.testing.assert_close(found, wanted)
-
-
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_float32_stays_within_rounding_of_float64(backend: str) -> None:
     tensors = inputs(2, 4, 700, 16, seed=3, dtype=torch.float32)
@@ -175,14 +166,6 @@ def test_half_precision_returns_a_float32_logsumexp(dtype: torch.dtype) -> None:
     sizes = dense(query, key, value.abs(), Mask.window(33))[0]
     allowed = (2 * bound + gamma(2, dtype)) * sizes
     assert bool(((found.output.double() - output).abs() <= allowed).all())
-
-
-def test_equal_inputs_share_their_window_evenly() -> None:
-    ones = torch.ones(1, 1, 9, 4)
-    value = torch.arange(9.0)[None, None, :, None].expand(1, 1, 9, 4)
-    output = attend(ones, ones, value, Mask.window(3)).output[0, 0, :, 0]
-    wanted = torch.tensor([0.0, 0.5, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0])
-    torch.testing.assert_close(output, wanted)
 
 
 def test_a_full_mask_takes_more_keys_than_queries() -> None:
@@ -225,21 +208,6 @@ def test_no_operator_returns_more_than_a_few_copies_of_its_inputs() -> None:
     assert 0 < largest.elements <= 2 * query.numel()
 
 
-@pytest.mark.parametrize("mask", [Mask(), Mask.full()])
-def test_no_operator_of_a_chunk_returns_more_than_it_may(
-    mask: Mask, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    query, key, value = (
-        x.requires_grad_() for x in inputs(1, 2, 700, 4, seed=7, dtype=torch.float64)
-    )
-    matrix, allowed = 2 * 700**2, 1 << 14
-    for entries, least, most in ((allowed, allowed // 2, allowed), (2 * matrix, matrix, matrix)):
-        monkeypatch.setitem(backends.CHUNK_ENTRIES, "cpu", entries)
-        with _Largest() as largest:
-            attend(query, key, value, mask, backend="chunked").output.sum().backward()
-        assert least <= largest.elements <= most
-
-
 _PEAK = """
 from pathlib import Path
 import torch
@@ -276,10 +244,6 @@ def test_a_window_over_sixteen_thousand_bars_takes_less_than_a_tenth_of_its_matr
 def test_auto_takes_the_flash_kernel_of_the_device() -> None:
     assert choose("cpu", torch.float32) == "sdpa"
     assert available("cpu") == ("sdpa", "chunked")
-
-
-def test_an_unknown_device_falls_back_on_plain_formulas() -> None:
-    assert choose("meta", torch.float32) == "chunked"
 
 
 @pytest.mark.parametrize(
@@ -386,25 +350,19 @@ def _broken(**changes: object) -> dict[str, object]:
 
 
 NAN = torch.full((1, 2, 6, 4), float("nan"))
-INF = torch.ones(1, 2, 6, 4).index_fill(2, torch.tensor([5]), float("inf"))
 
 
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
         ({"query": torch.ones(2, 6, 4)}, r"query has shape \[2, 6, 4\]"),
-        ({"value": torch.ones(1, 2, 6, 4, dtype=torch.int32)}, "value is torch.int32"),
-        ({"key": torch.ones(1, 2, 6, 4, dtype=torch.float64)}, "key is torch.float64"),
         ({"key": torch.ones(1, 2, 6, 4, device="meta")}, "key is torch.float32 on meta"),
         ({"key": torch.ones(1, 3, 6, 4)}, "key has 3 heads but query has 2"),
         ({"value": torch.ones(1, 2, 5, 4)}, "must agree in batch"),
         ({"key": torch.ones(1, 2, 5, 4), "value": torch.ones(1, 2, 5, 4)}, "as many keys"),
         ({"query": torch.ones(1, 2, 0, 4)}, "query is empty"),
         ({"query": NAN}, "query holds a value that is not finite"),
-        ({"key": INF}, "key holds a value that is not finite"),
-        ({"value": NAN}, "value holds a value that is not finite"),
         ({"backend": "flash_attn"}, "flash_attn is not available on cpu"),
-        ({"backend": "reference"}, "no attention backend 'reference'"),
         ({"backend": "magic"}, "no attention backend 'magic'"),
     ],
 )

@@ -10,7 +10,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tracepaper.strategies import attention
 from tracepaper.strategies.attention import Layer, Mask, Rollout, compiled, reference, rollout
 from tracepaper.strategies.attention.reads import Fuse
 from tracepaper.strategies.errors import AttentionInvalid
@@ -245,8 +244,6 @@ def test_content_share_is_the_distance_from_looking_at_all_alike() -> None:
     ("wrong", "sentence"),
     [
         ({"softcap": 0.5}, "attention mass"),
-        ({"scale": 0.1}, "attention mass"),
-        ({"sinks": torch.zeros(4)}, "attention mass"),
         ({"mask": Mask.window(2)}, "attention mass"),
         ({"sinks": torch.zeros(3)}, "one a head"),
         ({"sinks": torch.full((4,), torch.nan)}, "sink is NaN"),
@@ -256,10 +253,8 @@ def test_content_share_is_the_distance_from_looking_at_all_alike() -> None:
         ({"mask": Mask(dense=torch.ones(4, 6, dtype=torch.bool))}, "broadcasts"),
         ({"mask": None}, "give Mask"),
         ({"logsumexp": torch.zeros(2, 4, 7)}, "one number a head"),
-        ({"value": torch.zeros(2, 2, 5, DIM)}, "one a key"),
         ({"gradient": torch.zeros(2, 4, 5, DIM)}, "that of A"),
         ({"query": torch.zeros(2, 3, 6, DIM)}, "cannot share"),
-        ({"query": torch.zeros(2, 4, 6, 2)}, "must agree"),
         ({"query": torch.zeros(4, 6, DIM)}, r"must be \[batch"),
         ({"query": torch.zeros(2, 4, 6, DIM, dtype=torch.float16)}, "one floating point type"),
         ({"query": torch.full((2, 4, 6, DIM), torch.nan).double()}, "NaN or infinite query"),
@@ -275,10 +270,7 @@ def test_what_does_not_fit_is_one_sentence(wrong: dict[str, object], sentence: s
     ("options", "sentence"),
     [
         ({"before": -1}, "0 keys or more"),
-        ({"after": 1.5}, "whole numbers"),
         ({"starts": [0.5, 1]}, "whole numbers"),
-        ({"first": "end"}, "whole numbers"),
-        ({"seen": torch.ones(3)}, "whole numbers"),
         ({"dense": torch.ones(3, dtype=torch.int64)}, "booleans"),
     ],
 )
@@ -297,11 +289,3 @@ def test_a_fusion_without_what_it_needs_is_one_sentence() -> None:
     ):
         with pytest.raises(AttentionInvalid, match=sentence):
             rollout([replace(good, **wrong)], [5], Rollout(fusion=fusion))  # type: ignore[arg-type]
-
-
-def test_the_public_names_are_what_their_modules_call_so() -> None:
-    for name in attention.__all__:
-        assert getattr(attention, name).__name__ == name
-    assert dir(attention) == attention.__all__
-    with pytest.raises(AttributeError, match="has no 'attned'; choose one of"):
-        getattr(attention, "attned")  # noqa: B009 - a checker would say so before it runs

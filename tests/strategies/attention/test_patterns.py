@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from attention_cases import layers_of, rolled
 from hypothesis import given
 from hypothesis import strategies as st
-from rounding import FUNCTION, gamma
 from scipy.spatial.distance import jensenshannon
 
 from tracepaper.strategies.attention.heads import (
@@ -45,18 +42,6 @@ def test_uniform_attention_gives_the_known_recent_mass() -> None:
     assert float(row.sum()) == pytest.approx(1.0, abs=1e-12)
     # The newest quarter in whole 64-bar cells holds 0.544.
     assert float(row[: round(context / 4 / 64) * 64].sum()) == pytest.approx(0.544, abs=1e-3)
-
-
-def test_uniform_attention_is_what_rollout_makes_of_equal_scores() -> None:
-    window, layers, time = 9, 3, 60
-    zeros = [torch.zeros(1, 1, time, 2, dtype=torch.float64)] * layers
-    counts = torch.arange(1, time + 1).clamp_max(window).double().log()
-    result = rolled(
-        layers_of(zeros, zeros, [counts[None, None]] * layers, Mask.window(window)), [59]
-    )
-    aged = rows_by_age(result.weights[0], [59])[0, : context_of(Mask.window(window), layers, time)]
-    wanted = torch.tensor(uniform_rollout(layers, window))
-    torch.testing.assert_close(aged, wanted, rtol=0, atol=1e-14)
 
 
 def test_locality_of_a_point_and_of_an_even_row() -> None:
@@ -145,21 +130,12 @@ def test_symbol_influence_sums_each_symbols_rows() -> None:
             r"\[time, feature\]",
         ),
         (lambda: symbol_influence(torch.ones(2, 2), [0], [0, 1]), "as many symbols"),
-        (lambda: symbol_influence(torch.ones(1, 2), [1], [0, 1]), "at least a row"),
     ],
 )
 def test_patterns_refuse_what_does_not_fit(call: object, sentence: str) -> None:
     assert callable(call)
     with pytest.raises(AttentionInvalid, match=sentence):
         call()
-
-
-def test_effective_bars_of_a_uniform_row_is_its_length() -> None:
-    # An exponential of a sum of 64 terms.
-    rounding = gamma(64 + 2 * FUNCTION, torch.float32)
-    found = float(locality(torch.full((1, 64), 1 / 64)).effective_bars)
-    assert found == pytest.approx(64.0, rel=rounding * math.log(64))
-    assert math.isclose(float(locality(torch.ones(1, 1)).mean_age), 0.0)
 
 
 @pytest.mark.parametrize("position", [6_400, 6_463, 6_431])

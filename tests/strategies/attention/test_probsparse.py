@@ -168,19 +168,6 @@ def test_active_confidence_leaves_the_lazy_rows_out() -> None:
     assert float(active_confidence(made.rows).min()) > 5 * float(every.mean())
 
 
-def test_the_same_seed_samples_the_same_keys_and_another_does_not() -> None:
-    first = sample_keys(500, Mask.full(), seed=1)
-    assert torch.equal(first, sample_keys(500, Mask.full(), seed=1))
-    assert not torch.equal(first, sample_keys(500, Mask.full(), seed=2))
-    assert first.shape == (500, 5 * math.ceil(math.log(500)))
-    assert 0 <= int(first.min()) <= int(first.max()) < 500
-
-
-def test_causal_samples_lie_in_the_past() -> None:
-    samples = sample_keys(200, Mask(), seed=1)
-    assert bool((samples <= torch.arange(200)[:, None]).all())
-
-
 def test_causal_probsparse_is_not_prefix_consistent() -> None:
     # Why it never takes a batched pass: one future bar changes which past rows attend.
     query, key, value = draw(400)

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import pytest
 import torch
-from attention_cases import aged, bucketed, layers_of, rolled
+from attention_cases import layers_of, rolled
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -25,10 +25,8 @@ from tracepaper.strategies.attention import (
     reference,
     value_norms,
 )
-from tracepaper.strategies.attention.heads import context_of, read_heads
 from tracepaper.strategies.attention.layer import Layer
-from tracepaper.strategies.attention.linear import attend_linearly
-from tracepaper.strategies.attention.methods import Rollout, flow
+from tracepaper.strategies.attention.methods import flow
 from tracepaper.strategies.errors import AttentionInvalid
 
 TIME, DIM = 20, 8
@@ -46,27 +44,6 @@ def layer(query: Tensor = QUERY, key: Tensor = KEY, sums: Tensor = SUMS) -> Laye
     return Layer(query, key, None, sums)
 
 
-MASKED: Final[dict[str, Callable[[Any], object]]] = {
-    "attend": lambda mask: attend(QUERY, KEY, VALUE, mask),
-    "rollout_rows": lambda mask: rolled(layers_of(*LAYER, mask), [3]),
-    "row_entropy": lambda mask: Layer(QUERY, KEY, None, SUMS, mask).entropy(),
-    "confidence": lambda mask: confidence(layers_of(*LAYER, mask), [3]),
-    "attention_flow": lambda mask: flow(layers_of(*LAYER, mask), [3]).weights["bars"],
-    "norm_rollout_rows": lambda mask: rolled(
-        layers_of(*LAYER, mask, norms=[SUMS.abs()]), [3], Rollout(fusion="norm")
-    ),
-    "gradient_rollout": lambda mask: rolled(
-        layers_of(*LAYER, mask, value=[VALUE], gradient=[VALUE]), [3], Rollout(fusion="gradient")
-    ),
-    "rollout_buckets": lambda mask: bucketed(layers_of(*LAYER, mask)),
-    "rollout_by_age": lambda mask: aged(layers_of(*LAYER, mask)),
-    "head_rows": lambda mask: Layer(QUERY, KEY, None, SUMS, mask).rows([3]),
-    "read_heads": lambda mask: read_heads(layers_of(*LAYER, mask), [3, 4]),
-    "context_of": lambda mask: context_of(mask, 2, TIME),
-    "sample_keys": lambda mask: probsparse.sample_keys(TIME, mask, seed=1),
-    "attend_sparsely": lambda mask: probsparse.attend_sparsely(QUERY, KEY, VALUE, mask, SAMPLES),
-    "attend_linearly": lambda mask: attend_linearly(QUERY.exp(), KEY.exp(), VALUE, mask),
-}
 ROWED: Final[dict[str, Callable[[Any], object]]] = {
     "rollout_rows": lambda rows: rolled(layers_of(*LAYER, Mask()), rows),
     "row_entropy": lambda rows: Layer(QUERY, KEY, None, SUMS, Mask()).entropy(rows),
@@ -89,12 +66,6 @@ def refused(call: Callable[[], object], words: str) -> None:
     assert not re.search(r"[.?!] [A-Z]", sentence.replace("Mask.", ""))
 
 
-@pytest.mark.parametrize("wrong", [torch.ones(TIME, TIME, dtype=torch.bool), None, "causal", True])
-@pytest.mark.parametrize("name", MASKED)
-def test_what_is_no_mask_is_refused(name: str, wrong: object) -> None:
-    refused(lambda: MASKED[name](wrong), r"The mask is (None|a \w+); give Mask\(\), Mask.full\(\)")
-
-
 @pytest.mark.parametrize("wrong", [[TIME], [-1], [2.5], [True], ["3"], [None]])
 @pytest.mark.parametrize("name", ROWED)
 def test_a_row_that_is_not_there_is_refused(name: str, wrong: list[Any]) -> None:
@@ -104,10 +75,6 @@ def test_a_row_that_is_not_there_is_refused(name: str, wrong: list[Any]) -> None
 @pytest.mark.parametrize("wrong", [2.5, True, "7", None, math.nan, 7.0, torch.tensor(2.5)])
 def test_a_mask_of_parts_of_bars_is_refused(wrong: Any) -> None:
     refused(lambda: Mask.window(wrong), "A window's bars must be whole numbers")
-
-
-def test_a_whole_number_of_any_kind_is_a_window() -> None:
-    assert Mask.window(torch.tensor(7)) == Mask.window(7)  # type: ignore[arg-type]
 
 
 BROKEN: Final = (math.nan, math.inf, -math.inf)

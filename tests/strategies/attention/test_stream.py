@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 import models
 import numpy as np
@@ -144,26 +143,6 @@ def test_holes_in_time_leave_empty_buckets_and_older_mass(holes: list[int], wind
     np.testing.assert_allclose(chunked[2], wanted, rtol=0, atol=1e-6)
 
 
-@pytest.mark.slow
-def test_the_ring_equals_one_batched_pass_over_five_thousand_bars() -> None:
-    """Far past every wrap-around of rings that hold some hundreds."""
-    net = models.network()
-    x, positions = rows(5_000), np.arange(START, START + 5_000)
-    mean, _, rollout, _ = feed(net, x, positions, [0])
-    with torch.no_grad():
-        wanted = net(x[None], torch.from_numpy(positions)).mean[0]
-    assert (mean - wanted).abs().max() <= 1e-4 * wanted.std()
-    np.testing.assert_allclose(rollout.sum(1), 1.0, rtol=0, atol=1e-5)
-
-
-def test_the_shortest_network_and_window_work() -> None:
-    net = models.network(replace(models.SMALL, layers=1, window=1))
-    x, positions = rows(80), np.arange(START, START + 80)
-    _, confidence, rollout, _ = feed(net, x, positions, [0])
-    assert confidence.abs().max() == 0.0  # one visible key tells nothing
-    np.testing.assert_allclose(rollout[:, 0], 1.0, atol=1e-6)
-
-
 @pytest.mark.parametrize("encoding", ENCODINGS)
 def test_a_stream_warmed_with_the_receptive_field_equals_the_endless_one(encoding: str) -> None:
     net = models.network(replace(models.SMALL, encoding=encoding))
@@ -197,36 +176,6 @@ def test_a_cut_or_corrupted_future_changes_no_bit(cut: int) -> None:
         assert torch.equal(found[0][:cut], whole[0][:cut])
         assert torch.equal(found[1][:cut], whole[1][:cut])
         np.testing.assert_array_equal(found[2][:cut], whole[2][:cut])
-
-
-def test_a_step_attends_its_window_and_never_runs_a_full_forward() -> None:
-    net = models.network()
-    x, positions = rows(300), np.arange(START, START + 300)
-    layers, window = net.config.layers, net.config.window
-    *_, state = feed(net, x[:200], positions[:200], [CHUNK_BARS])
-    assert state.attended_pairs == layers * sum(min(i + 1, window) for i in range(200))
-    before = state.attended_pairs
-    stream = StreamingNetwork(net)
-    with _Widest() as widest:
-        for i in range(200, 300):
-            stream.advance(state, x[None, i : i + 1], positions[None, i : i + 1])
-    assert state.attended_pairs - before == 100 * layers * window
-    # No scores but those of one query, at most: heads x window.
-    assert widest.scores == net.config.heads * window
-
-
-class _Widest(torch.overrides.TorchFunctionMode):
-    """Remembers the largest matrix of scores that was made."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.scores = 0
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        if func is torch.softmax:
-            self.scores = max(self.scores, result.numel())
-        return result
 
 
 def test_a_cleared_state_starts_anew() -> None:
@@ -295,22 +244,6 @@ def test_the_memory_of_a_stream_is_known_before_it_is_allocated(window: int) -> 
     assert three - two == two - one == held
     assert held_bytes(StreamState(models.network(config), streams=3)) == 3 * held
     assert one > held
-
-
-@given(st.integers(1, 65_535), st.integers(1, 4))
-def test_the_memory_of_a_stream_never_falls_as_its_window_grows(window: int, layers: int) -> None:
-    config = replace(models.SMALL, window=window, layers=layers)
-    assert stream_bytes(config) <= stream_bytes(replace(config, window=window + 1))
-
-
-def test_the_longest_window_streams() -> None:
-    net = models.network(replace(models.SMALL, window=65_536, layers=1, dim=2, heads=1))
-    x, positions = rows(200), np.arange(START, START + 200)
-    mean, _, rollout, state = feed(net, x, positions, [0, 180])
-    wanted, _, wanted_rollout = dense(net, x, positions)
-    assert (mean - wanted).abs().max() <= 1e-4 * wanted.std()
-    np.testing.assert_allclose(rollout, wanted_rollout, rtol=0, atol=1e-6)
-    assert state.attended_pairs == 200 * 201 // 2
 
 
 @pytest.mark.parametrize("encoding", ["rope", "alibi"])

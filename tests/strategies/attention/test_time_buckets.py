@@ -9,13 +9,8 @@ from hypothesis import strategies as st
 from tracepaper.strategies.attention.time_buckets import (
     OLDER,
     BlockColumns,
-    bucket_count,
     rows_by_age,
 )
-
-
-def test_the_default_context_touches_sixty_nine_blocks() -> None:
-    assert bucket_count(4 * 1087 + 1) == 69
 
 
 @given(steps=st.lists(st.integers(0, 5), min_size=1, max_size=60), data=st.data())
@@ -50,11 +45,6 @@ def test_there_is_room_for_the_spare_blocks_after_a_full_span() -> None:
     assert free >= 3
     assert len(columns.take(np.arange(10, 100))) == 1 + free  # the open one and all that is free
     assert len(columns.expired(13)) == 3
-
-
-def test_rows_fill_whole_vector_registers() -> None:
-    assert BlockColumns(buckets=69, spare=9).width == 80
-    assert BlockColumns(buckets=5, spare=3).width == 16
 
 
 def test_clearing_forgets_every_block() -> None:

@@ -88,18 +88,6 @@ def test_norm_rollout_weighs_by_the_length_of_the_projected_values(mask: Mask) -
     torch.testing.assert_close(result.weights, wanted, rtol=0, atol=1e-12)
 
 
-def test_equal_norms_change_nothing() -> None:
-    made = case(Mask())
-    ones = [3.0 * torch.ones_like(sums) for sums in made.sums]
-    result = rolled(
-        layers_of(made.queries, made.keys, made.sums, made.mask, norms=ones),
-        [39],
-        Rollout(fusion="norm"),
-    )
-    wanted = reference.rollout(made.matrices, made.mask)[:, [39]]
-    torch.testing.assert_close(result.weights, wanted, rtol=0, atol=1e-13)
-
-
 @pytest.mark.parametrize(
     ("norms", "sentence"),
     [

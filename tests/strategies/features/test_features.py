@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 from walks import MINUTE_MS, START_MS, walk
 
-from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
+from tracepaper.strategies.errors import DataInvalid
 from tracepaper.strategies.features.rolling import REACHES, Array, Window, Windows
 from tracepaper.strategies.features.rows import (
     Columns,
@@ -22,20 +22,18 @@ from tracepaper.strategies.features.rows import (
     compute,
     schema,
     schema_ids,
-    schema_of,
 )
 from tracepaper.strategies.features.v2 import (
     COLUMNS,
     CYCLES,
     FAMILIES,
-    FURTHER,
     SIGMA_FLOOR,
     FeatureColumn,
     Known,
     column,
 )
 from tracepaper.strategies.types.market import Bar
-from tracepaper.strategies.units import DAY_MS, HOUR_MS
+from tracepaper.strategies.units import DAY_MS
 
 SCHEMA = schema("v2-1m")
 SOME = ("v2-1m", "v2-5m", "v2-15m", "v2-1h", "v2-1d", "tree-15m")
@@ -140,13 +138,6 @@ def test_instruments_that_are_stepped_together_do_not_touch_each_other() -> None
             ages[place] += 1
 
 
-def test_columns_are_the_same_at_every_interval() -> None:
-    for family in ("v2", "tree"):
-        names = {schema(f"{family}-{text}").names for text in REACHES}
-        assert len(names) == 1
-        assert len(set(names.pop())) == len(COLUMNS) + (len(FURTHER) if family == "tree" else 0)
-
-
 def test_the_columns_of_a_tree_begin_with_those_of_a_network_in_every_bit() -> None:
     for text in ("1m", "15m", "1d"):
         tree, bars, block = known(f"tree-{text}")
@@ -155,14 +146,6 @@ def test_the_columns_of_a_tree_begin_with_those_of_a_network_in_every_bit() -> N
         wide = np.ascontiguousarray(block.values[first:, : network.values.shape[1]])
         assert wide.tobytes() == network.values[first:].tobytes()
         assert block.sigma[first:].tobytes() == network.sigma[first:].tobytes()
-
-
-def test_lookbacks_leave_room_for_a_context() -> None:
-    found = {schema_id: schema(schema_id).lookback for schema_id in EVERY}
-    assert max(found["v2-1m"], found["v2-3m"], found["v2-5m"]) <= 600
-    assert found["v2-15m"] == 192
-    assert found["tree-15m"] == found["tree-1h"] == 481
-    assert found["tree-1m"] == 5 * 1440 + 1
 
 
 @pytest.mark.parametrize(("text", "bars"), [("5m", 48), ("15m", 16), ("1h", 4)])
@@ -238,26 +221,6 @@ def test_a_turn_of_the_day_follows_the_clock_and_needs_two_bars(
         for name, wanted in (("sin", np.sin(angle)), ("cos", np.cos(angle))):
             row = block.values[-MORE:, found.names.index(f"cycle_{turn}_{name}")]
             np.testing.assert_allclose(row, 0.0 if turn in absent else wanted, atol=1e-6)
-
-
-@pytest.mark.parametrize("unknown", ["v7", "v2-7m", "v2", "v2-1m-1m", ""])
-def test_an_unknown_schema_is_refused_by_name(unknown: str) -> None:
-    with pytest.raises(ConfigInvalid, match=rf"'{unknown}'.*v2-15m"):
-        schema(unknown)
-
-
-def test_a_family_names_the_schema_of_the_interval() -> None:
-    assert schema_of("v2", HOUR_MS) == schema_of("v2-1h", HOUR_MS) == schema("v2-1h")
-    with pytest.raises(ConfigInvalid, match="tree-15m are not of bars of 1h; choose tree"):
-        schema_of("tree-15m", HOUR_MS)
-    with pytest.raises(ConfigInvalid, match="'v2-7m'"):
-        schema_of("v2", 7 * MINUTE_MS)
-
-
-def test_a_window_is_made_of_powers_of_two() -> None:
-    assert Window(13, 2).parts == [Window(8, 2), Window(4, 10), Window(1, 14)]
-    assert Window(13, 2).reach == 15
-    assert REACHES["1m"].interval_ms == MINUTE_MS
 
 
 def test_a_stream_that_is_warmed_anew_forgets_what_it_held() -> None:
