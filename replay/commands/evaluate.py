@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from tracepaper.daemon.session.user_model import UserForecaster
     from tracepaper.replay.document.values import Table
     from tracepaper.replay.learning.dataset import Dataset
-    from tracepaper.replay.learning.estimator import DataRequest, Each
+    from tracepaper.replay.learning.fitted import DataRequest, Each
     from tracepaper.replay.learning.judge.judge import Rival, SpanJudgement
     from tracepaper.replay.learning.judge.order_books import BookCheckpoint
     from tracepaper.replay.learning.openings import NamedSpan
@@ -157,7 +157,7 @@ def evaluate(
     if untrained := _untrained(checkpoint):
         _tell_untrained(untrained, as_json=json)
         return
-    from tracepaper.replay.learning.estimator import DataRequest
+    from tracepaper.replay.learning.fitted import DataRequest
     from tracepaper.replay.learning.supplied import FilesBeside
 
     request, beside = DataRequest(data, columns=columns or ()), FilesBeside(covariates, depth or ())
@@ -206,12 +206,12 @@ def _check_folds(folds: str | None, ablate: object, elsewhere: object, *, is_els
 
 def _source(name: str) -> DataSource:
     """Return what the checkpoint *name* reads; a class of one's own reads bars."""
-    from tracepaper.replay.learning.estimator import estimator_of
+    from tracepaper.replay.learning.recipe import kind_of
     from tracepaper.storage.checkpoints import is_checkpoint, locate, read_card
     from tracepaper.strategies.api.model import DataSource
 
     folder = locate(name)
-    return estimator_of(read_card(folder)).kind.source if is_checkpoint(folder) else DataSource.BARS
+    return kind_of(read_card(folder)).model.source if is_checkpoint(folder) else DataSource.BARS
 
 
 def _refuse_books_beside(name: str, beside: Sequence[str]) -> None:
@@ -246,11 +246,7 @@ class _Judged(NamedTuple):
 
 def _print(judged: _Judged, html: Path | None, *, as_json: bool) -> None:
     from tracepaper.daemon.terminal.console import for_tables
-    from tracepaper.replay.learning.judge.output import (
-        as_document,
-        judgement_document,
-        show,
-    )
+    from tracepaper.replay.learning.judge.output import as_document, judgement_document, show
 
     model_id, every = judged.model_id, judged.every
     if html is not None:
@@ -292,8 +288,8 @@ def _loaded(
     name: str, threads: int, vectors: CovariateFile | SuppliedBooks | None
 ) -> tuple[Path, Checkpoint]:
     """Return a checkpoint and its folder; refuse one that cannot be built, or files not its own."""
-    from tracepaper.replay.learning.estimator import estimator_of
     from tracepaper.replay.learning.fit import use_threads
+    from tracepaper.replay.learning.recipe import kind_of
     from tracepaper.replay.learning.supplied import source_for
     from tracepaper.storage.checkpoints import load, locate
     from tracepaper.strategies.api.model import DataSource
@@ -302,11 +298,11 @@ def _loaded(
     use_threads(threads)
     folder = locate(name)
     found = load(folder)
-    estimator = estimator_of(found.card)
-    if estimator.kind.source == DataSource.CLOSES:
+    kind = kind_of(found.card)
+    if kind.model.source == DataSource.CLOSES:
         if vectors is not None:
             raise ConfigInvalid(f"{name} was trained on bars alone; leave other files out.")
-        estimator.load(found.card, found.tensors)
+        kind.load(found.card, found.tensors)
         return folder, found
     source = source_for(found.card, vectors)
     build(found.card, found.tensors, threads=threads, vectors=source)
@@ -323,10 +319,11 @@ def _of_checkpoint(
     threads: int,
     bars: int | None,
 ) -> _Judged:
-    from tracepaper.replay.learning.estimator import read_candles_of, recipe_of
+    from tracepaper.replay.learning.fitted import read_candles_of
     from tracepaper.replay.learning.inspection.examination import examined
     from tracepaper.replay.learning.inspection.model import Subject
     from tracepaper.replay.learning.judge.judge import counted, judge_checkpoint
+    from tracepaper.replay.learning.recipe import recipe_of
 
     supplied = vectors.read()
     folder, found = _loaded(name, threads, supplied)
@@ -396,16 +393,15 @@ def _with_rival(
     from functools import partial
 
     from tracepaper.daemon.config.values import MODULE_CLASS
-    from tracepaper.replay.learning.estimator import read_candles_of, recipe_of
+    from tracepaper.replay.learning.fitted import read_candles_of
     from tracepaper.replay.learning.judge.judge import (
         counted,
         require_interval,
         rival_checkpoint,
         rival_class,
     )
-    from tracepaper.replay.learning.stored_baselines import (
-        unfitted,
-    )
+    from tracepaper.replay.learning.recipe import recipe_of
+    from tracepaper.replay.learning.stored_baselines import unfitted
 
     ask: Callable[[SpanJudgement], Rival]
     if MODULE_CLASS.match(name) is not None:

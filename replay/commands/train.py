@@ -14,7 +14,7 @@ from tracepaper.strategies.extras import require
 
 if TYPE_CHECKING:
     from tracepaper.replay.document.values import Table
-    from tracepaper.replay.learning.estimator import Each
+    from tracepaper.replay.learning.fitted import Each
     from tracepaper.replay.learning.supplied import FilesBeside
     from tracepaper.storage.checkpoints import Checkpoint
 
@@ -180,8 +180,7 @@ def _study(made: Sequence[tuple[Path, Checkpoint]]) -> list[Table]:
 
 def _document(file: Path | None, settings: Sequence[str]) -> dict[str, Any]:
     """Read a recipe or a card, and lay *settings* over it."""
-    from tracepaper.replay.learning.estimator import as_recipe
-    from tracepaper.replay.learning.recipe import read_recipe
+    from tracepaper.replay.learning.recipe import as_recipe, read_recipe
     from tracepaper.replay.learning.recipe_file import with_settings
 
     return with_settings({} if file is None else as_recipe(read_recipe(file)), settings)
@@ -203,8 +202,8 @@ def _trained(
     """Train a checkpoint of each seed; *file* is where the recipe was read, if anywhere."""
     from tracepaper.daemon.clock import SystemClock
     from tracepaper.replay.learning.array_cache import ArrayCache, default_folder
-    from tracepaper.replay.learning.estimator import DataRequest, recipe_of
-    from tracepaper.replay.learning.recipe import over
+    from tracepaper.replay.learning.fitted import DataRequest
+    from tracepaper.replay.learning.recipe import over, recipe_of
     from tracepaper.replay.learning.training import FitView, require_encoder, train_seeds
 
     documents = [over(document, {"training": {"seed": seed}}) for seed in seeds]
@@ -212,7 +211,7 @@ def _trained(
     first = recipes[0]
     require("exchange_calendars", "features.calendar", first.calendar)
     key = "ensemble.kind=tree" if first.members else "model.kind=tree"
-    first.estimator.check(first, key if file is None else f"The tree of {file}")
+    first.check(key if file is None else f"The tree of {file}")
     if beside.is_given:
         require_encoder(first)
     request = DataRequest(
@@ -245,12 +244,9 @@ def _join(
     from rich.console import Console
 
     from tracepaper.daemon.clock import SystemClock
-    from tracepaper.replay.learning.array_cache import (
-        ArrayCache,
-        default_folder,
-    )
-    from tracepaper.replay.learning.estimator import DataRequest
+    from tracepaper.replay.learning.array_cache import ArrayCache, default_folder
     from tracepaper.replay.learning.fit import use_threads
+    from tracepaper.replay.learning.fitted import DataRequest
     from tracepaper.replay.learning.recipe import THREADS
     from tracepaper.replay.learning.training import combine
 
@@ -288,30 +284,23 @@ def _describe(
     from rich.table import Table
 
     from tracepaper.daemon.terminal.console import for_tables
-    from tracepaper.replay.learning.estimator import as_recipe, recipe_of
-    from tracepaper.replay.learning.recipe import read_recipe
-    from tracepaper.replay.learning.recipe_file import (
-        commented,
-        key_rows,
-        kind_of,
-        kinds,
-        with_settings,
-    )
+    from tracepaper.replay.learning.recipe import as_recipe, kind_of, kinds, read_recipe, recipe_of
+    from tracepaper.replay.learning.recipe_file import commented, key_rows, with_settings
 
     name = init or keys or ""
     if name == "?":
-        for kind in kinds().values():
-            typer.echo(f"{kind.name:<12}{kind.summary}")
+        for each in kinds().values():
+            typer.echo(f"{each.name:<12}{each.model.summary}")
         return
     document: Mapping[str, Any] = {"model": {"kind": name}}
     if name not in kinds() and Path(name).is_file():
         document = as_recipe(read_recipe(Path(name)))
     document = with_settings(document, settings)
-    recipe = recipe_of(document)
+    recipe, kind = recipe_of(document), kind_of(document, is_member=True)
     if init is not None:
-        typer.echo(commented(recipe.text(), kind_of(document)), nl=False)
+        typer.echo(commented(recipe.text(), kind), nl=False)
         return
-    rows = key_rows(kind_of(document), recipe.document())
+    rows = key_rows(kind, recipe.document())
     if as_json:
         print_json([row._asdict() for row in rows])
         return
@@ -326,17 +315,17 @@ def _describe(
 
 
 def _print(folder: Path, found: Checkpoint) -> None:
-    from tracepaper.replay.learning.estimator import estimator_of
+    from tracepaper.replay.learning.recipe import kind_of
     from tracepaper.strategies.api.model import DataSource
 
     typer.echo(f"Wrote {folder}, checkpoint {found.id}.")
     for sentence in found.card["honesty"]["sentences"]:
         typer.echo(f"  {sentence}")
-    estimator = estimator_of(found.card)
-    match estimator.kind.source:
+    kind = kind_of(found.card)
+    match kind.model.source:
         case DataSource.CLOSES:
             typer.echo(
-                f"Use it: [strategy] name = {estimator.kind.name!r} and [model] checkpoint = "
+                f"Use it: [strategy] name = {kind.name!r} and [model] checkpoint = "
                 f"{str(folder)!r}, with [sizing] mode = 'equity'."
             )
         case DataSource.ORDER_BOOKS:
@@ -346,4 +335,4 @@ def _print(folder: Path, found: Checkpoint) -> None:
                 f"Use it: model.checkpoint = {str(folder)!r}, or tracepaper models {folder}."
             )
         case _:
-            assert_never(estimator.kind.source)
+            assert_never(kind.model.source)

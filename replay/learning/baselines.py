@@ -15,14 +15,8 @@ from numpy.typing import NDArray
 from scipy.linalg import solve
 from scipy.signal import lfilter
 
-from tracepaper.replay.learning.boosting import (
-    BoostingOptions,
-    LabelledRows,
-    boost,
-)
-from tracepaper.replay.learning.samples import (
-    Samples,
-)
+from tracepaper.replay.learning.boosting import BoostingOptions, LabelledRows, boost
+from tracepaper.replay.learning.samples import Samples
 from tracepaper.replay.learning.splits import Segment
 from tracepaper.replay.learning.statistics import VARIANCE_FLOOR
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid

@@ -15,10 +15,7 @@ import numpy as np
 from tracepaper.replay.archive import Candles, merge_candles, read_candles, slice_candles
 from tracepaper.replay.archive.candles import resample
 from tracepaper.replay.archive.sessions import common_sessions, counted_by, sessions_named
-from tracepaper.replay.learning.splits import (
-    TrainingFile,
-    file_sha256,
-)
+from tracepaper.replay.learning.splits import TrainingFile, file_sha256
 from tracepaper.strategies.errors import DataInvalid
 from tracepaper.strategies.months import MONTH_MS
 from tracepaper.strategies.types.market import Category

@@ -19,17 +19,9 @@ from typing import TYPE_CHECKING, Any, Self, TypedDict
 import numpy as np
 from numpy.typing import NDArray
 
-from tracepaper.replay.learning.array_cache import (
-    ArrayCache,
-    Shaped,
-    code_key,
-)
-from tracepaper.replay.learning.baselines import (
-    Answer,
-)
-from tracepaper.replay.learning.candles import (
-    read_files,
-)
+from tracepaper.replay.learning.array_cache import ArrayCache, Shaped, code_key
+from tracepaper.replay.learning.baselines import Answer
+from tracepaper.replay.learning.candles import read_files
 from tracepaper.replay.learning.samples import (
     LABELS,
     NO_LABEL,
@@ -50,16 +42,9 @@ from tracepaper.replay.learning.splits import (
     candles_key,
     segments_of,
 )
-from tracepaper.replay.learning.stored_baselines import (
-    Fitted,
-    answers,
-    fit_baselines,
-    unfitted,
-)
+from tracepaper.replay.learning.stored_baselines import Fitted, answers, fit_baselines, unfitted
 from tracepaper.replay.learning.supplied import Supplied, SuppliedBooks, SuppliedOther
-from tracepaper.strategies.covariates import (
-    CovariateColumns,
-)
+from tracepaper.strategies.covariates import CovariateColumns
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 from tracepaper.strategies.features.rows import (
     FeatureSchema,

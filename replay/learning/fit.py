@@ -97,9 +97,6 @@ class FitOptions:
 
     def __post_init__(self) -> None:
         """Refuse what cannot be fitted with, with one sentence each."""
-        for name in _COUNTS:
-            if (value := getattr(self, name)) < 1:
-                raise ConfigInvalid(f"training.{name} is {value}; it must be at least 1.")
         for name in ("warm_up", "average"):
             if not 0.0 <= (value := getattr(self, name)) < 1.0:
                 raise ConfigInvalid(
@@ -115,9 +112,6 @@ class FitOptions:
             )
 
 
-_COUNTS: Final = (
-    "steps", "batch", "length", "windows", "accumulate", "validate_every", "patience"
-)  # fmt: skip
 PRECISIONS: Final = ("auto", "float32", "bfloat16")
 
 

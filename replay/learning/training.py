@@ -27,17 +27,15 @@ from rich.progress import (
 
 from tracepaper.replay.learning import card as cards
 from tracepaper.replay.learning.dataset import Dataset
-from tracepaper.replay.learning.estimator import DataRequest, Each, FitRun, Say, recipe_of
 from tracepaper.replay.learning.estimators.ensemble import join, read_members
 from tracepaper.replay.learning.fit import Observe, use_threads
 from tracepaper.replay.learning.fit import Progress as FitProgress
+from tracepaper.replay.learning.fitted import DataRequest, Each, FitRun, Say
 from tracepaper.replay.learning.openings import opened_by_training
-from tracepaper.replay.learning.recipe import Recipe
+from tracepaper.replay.learning.recipe import Recipe, recipe_of
 from tracepaper.replay.learning.samples import Samples
 from tracepaper.replay.learning.splits import Part, iso
-from tracepaper.replay.learning.stored_baselines import (
-    FILE_NAME,
-)
+from tracepaper.replay.learning.stored_baselines import FILE_NAME
 from tracepaper.storage.checkpoints import Checkpoint, is_checkpoint, load, save
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.features.rows import schema_of
@@ -46,7 +44,7 @@ from tracepaper.strategies.units import DAY_MS, duration, interval_text
 
 def train(
     recipe: Recipe,
-    data: Any,  # noqa: ANN401 - what the recipe's estimator reads
+    data: Any,  # noqa: ANN401 - what the recipe's kind reads
     folder: Path,
     *,
     created_ms: int,
@@ -60,7 +58,7 @@ def train(
     """
     state = folder.with_name(folder.name + ".training")
     run = FitRun(state, recipe.name or folder.name, created_ms, observe, say, resume)
-    fitted = recipe.estimator.fit(data, recipe, run)
+    fitted = recipe.kind.fit(data, recipe, run)
     say("Calibrating.")
     fitted = fitted.calibrated(data, bars=recipe.explained_bars)
     say("Judging on untouched time.")
@@ -69,10 +67,10 @@ def train(
 
 def require_encoder(recipe: Recipe) -> None:
     """Raise ``ConfigInvalid`` where the kind of model has no encoder for covariates or books."""
-    if not recipe.estimator.kind.takes_covariates:
+    if not recipe.kind.model.takes_covariates:
         raise ConfigInvalid(
-            f"A model of the kind {recipe.kind} has no encoder for covariates or order books: they "
-            "are a modality of the kind trading alone; train that, or leave --covariates and "
+            f"A model of the kind {recipe.kind.name} has no encoder for covariates or order books: "
+            "they are a modality of the kind trading alone; train that, or leave --covariates and "
             "--depth out."
         )
 
@@ -81,7 +79,7 @@ def require_encoder(recipe: Recipe) -> None:
 class _SeedFit:
     """Trains a recipe on *data* where no folder of ours is: returns what belongs into one."""
 
-    data: Any  # what the recipe's estimator reads
+    data: Any  # what the recipe's kind reads
     created_ms: int
     threads: int
 
@@ -117,7 +115,7 @@ def train_seeds(
     if request.covariates is not None:
         require_encoder(first)
     use_threads(first.threads)
-    data = first.estimator.read(first, request)
+    data = first.kind.read(first, request)
     folders = [folder]
     if len(recipes) > 1:
         folders = [folder / f"seed-{recipe.options.seed}" for recipe in recipes]

@@ -26,7 +26,7 @@ from tracepaper.replay.bench.workloads import FORMS
 from tracepaper.replay.learning.baselines import (
     BASELINES,
 )
-from tracepaper.replay.learning.estimator import recipe_of
+from tracepaper.replay.learning.recipe import recipe_of
 from tracepaper.strategies import attention
 from tracepaper.strategies.allocation import Rule
 from tracepaper.strategies.attention import backends, layer

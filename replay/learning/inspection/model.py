@@ -23,8 +23,8 @@ from tracepaper.replay.archive.candles import Candles, resample
 from tracepaper.replay.archive.columns import instant
 from tracepaper.replay.archive.read import candles_of_frame, is_frame, read_candles
 from tracepaper.replay.learning.dataset import Dataset, joined_to
-from tracepaper.replay.learning.estimator import candle_estimator
 from tracepaper.replay.learning.estimators.tabular import row_fields
+from tracepaper.replay.learning.fitted import candle_model
 from tracepaper.replay.learning.predict import Fields, predict, thinned
 from tracepaper.replay.learning.samples import Samples, first_position, windowed_rows
 from tracepaper.replay.learning.splits import Part, Segment, segments_of
@@ -121,7 +121,7 @@ class Subject:
 
         Raises ``ConfigInvalid`` where the kind of model shows nothing to examine.
         """
-        model = candle_estimator(card).load(card, tensors)
+        model = candle_model(card, tensors)
         if model.network is None and model.rows is None:
             raise ConfigInvalid(
                 "The model shows no network and no arrays of its own to examine; leave that out."

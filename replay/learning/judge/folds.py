@@ -21,16 +21,15 @@ import numpy as np
 
 from tracepaper.replay.document.values import Table, Value, of_row, table
 from tracepaper.replay.learning.dataset import Dataset
-from tracepaper.replay.learning.estimator import (
+from tracepaper.replay.learning.fit import threads_used, use_threads
+from tracepaper.replay.learning.fitted import (
+    CandleModel,
     Each,
     FitRun,
     Say,
-    candle_estimator,
+    candle_kind,
     one_by_one,
-    recipe_of,
 )
-from tracepaper.replay.learning.estimators.ensemble import member_as_card
-from tracepaper.replay.learning.fit import threads_used, use_threads
 from tracepaper.replay.learning.judge.assets import (
     RANKS,
     WEIGHTS,
@@ -45,7 +44,8 @@ from tracepaper.replay.learning.judge.forecasts import Forecasts, concatenated
 from tracepaper.replay.learning.judge.metrics import LOSSES, Metric, views
 from tracepaper.replay.learning.judge.portfolio import PORTFOLIOS
 from tracepaper.replay.learning.judge.tables import COMPARED
-from tracepaper.replay.learning.recipe_file import ARCHITECTURE, KeyValue, kind_of
+from tracepaper.replay.learning.recipe import kind_of, member_as_card, recipe_of
+from tracepaper.replay.learning.recipe_file import ARCHITECTURE, KeyValue
 from tracepaper.replay.learning.splits import (
     COMBINATORIAL,
     Fold,
@@ -123,10 +123,11 @@ class _FoldFit:
         place, fold = unit
         use_threads(self.threads)
         say(f"Fold {place} of {self.count}.")
-        estimator = candle_estimator(self.card)
         own = self.data.folded(fold)
         with tempfile.TemporaryDirectory(prefix="tracepaper-fold-") as folder:
-            fitted = estimator.fit(own, estimator.recipe(self.card), FitRun(Path(folder), say=say))
+            recipe = recipe_of(self.card)
+            fitted = recipe.kind.fit(own, recipe, FitRun(Path(folder), say=say))
+        assert isinstance(fitted, CandleModel)
         model = fitted.for_fold(own)
         return FoldForecasts(model.answers(own, Part.TEST), model.held(own))
 
@@ -140,15 +141,15 @@ def refit(
     network, cannot have.
     """
     kind, numbers = asked(text)
-    estimator = candle_estimator(card)
-    if estimator.walks_only:
+    of_card = candle_kind(card)
+    if of_card.walks_only:
         refuse_many(kind, numbers)
-    data = estimator.arrange(data)
+    data = of_card.arrange(data)
     for sentence in data.notes:
         say(sentence)
     embargo_ms = data.split.embargo_bars * data.interval_ms
     folds = read_folds(text, _before(data), embargo_ms=embargo_ms)
-    if estimator.holds_out_calibration:
+    if of_card.holds_out_calibration:
         folds = [with_calibration(fold) for fold in folds]
     fit = _FoldFit(card, data, len(folds), threads_used())
     found = each(fit, list(enumerate(folds, start=1)), say)
@@ -276,7 +277,7 @@ def ablated(card: Mapping[str, Any], text: str) -> dict[str, Any]:
             "change another key."
         )
     own = member_as_card(card, HALVES[0]) if "parts" in card else card
-    kind = kind_of(own)
+    kind = kind_of(own, is_member=True)
     value = change.typed(kind.sections, f"a recipe of the kind {kind.name}", derived=True)
     before = recipe_of(own).document()[section].get(key)
     other = {**own, section: {**own[section], key: value}}

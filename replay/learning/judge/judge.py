@@ -17,7 +17,7 @@ import numpy as np
 
 from tracepaper.daemon.session.user_model import UserForecaster
 from tracepaper.replay.learning.dataset import Dataset
-from tracepaper.replay.learning.estimator import candle_estimator
+from tracepaper.replay.learning.fitted import candle_kind, candle_model
 from tracepaper.replay.learning.judge.explained import Judgement, daily_net
 from tracepaper.replay.learning.judge.forecasts import Forecasts
 from tracepaper.replay.learning.judge.user_class import class_forecasts, judge_user_class
@@ -158,8 +158,7 @@ def judge_checkpoint(
     *bars* are explained, for the gates; by default as many as can be in minutes. A network over
     several assets is judged at the closes that all of *material*'s symbols have.
     """
-    estimator = candle_estimator(card)
-    model, data = estimator.load(card, tensors), estimator.arrange(material)
+    model, data = candle_model(card, tensors), candle_kind(card).arrange(material)
     data, missing = _with_baselines(within(data, span))
     return SpanJudgement(
         span,
@@ -280,9 +279,8 @@ def rival_checkpoint(
     Raises ``ConfigInvalid`` where it learnt from that time, or answers none of these bars.
     """
     try:
-        estimator = candle_estimator(card)
-        same = estimator.arrange(_same_bars(material, judgement))
-        model = estimator.load(card, tensors)
+        same = candle_kind(card).arrange(_same_bars(material, judgement))
+        model = candle_model(card, tensors)
         return Rival(name, model.answers(same, Part.TEST), model.held(same))
     except (ConfigInvalid, DataInvalid) as error:
         raise _compare_error(name, error) from None

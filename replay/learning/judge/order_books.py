@@ -22,7 +22,6 @@ import numpy as np
 
 from tracepaper.replay.archive.columns import instant
 from tracepaper.replay.document.values import Table
-from tracepaper.replay.learning.estimator import Each, Say, one_by_one, recipe_of
 from tracepaper.replay.learning.estimators.order_book import (
     BOOKS,
     BookFitOptions,
@@ -36,6 +35,7 @@ from tracepaper.replay.learning.estimators.order_book import (
     sentences_of,
 )
 from tracepaper.replay.learning.fit import threads_used, use_threads
+from tracepaper.replay.learning.fitted import Each, Say, one_by_one
 from tracepaper.replay.learning.judge.books import score_tables, verdict_by
 from tracepaper.replay.learning.judge.explained import Judgement
 from tracepaper.replay.learning.judge.folds import FoldForecasts, Refits, change_tables, refuse_many
@@ -43,6 +43,7 @@ from tracepaper.replay.learning.judge.forecasts import Forecasts
 from tracepaper.replay.learning.judge.judge import Rival, SpanJudgement
 from tracepaper.replay.learning.openings import NamedSpan
 from tracepaper.replay.learning.order_books import DAYS_LEAST, JUDGED_SOURCE, BookDataset
+from tracepaper.replay.learning.recipe import recipe_of
 from tracepaper.replay.learning.splits import FIRST_SHARE, ROLLING, STOP_SHARE, Span, asked
 from tracepaper.storage.checkpoints import locate
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid

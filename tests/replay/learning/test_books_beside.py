@@ -40,7 +40,7 @@ from tracepaper.replay.backtest.market_data import MarketData
 from tracepaper.replay.checks.parity import ComparedRun, compare_runs
 from tracepaper.replay.checks.verify import verify_run
 from tracepaper.replay.learning.dataset import Dataset
-from tracepaper.replay.learning.estimator import DataRequest, candle_estimator, read_candles_of
+from tracepaper.replay.learning.fitted import DataRequest, candle_model, read_candles_of
 from tracepaper.replay.learning.splits import Part, Split
 from tracepaper.replay.learning.supplied import SuppliedBooks
 from tracepaper.storage.checkpoints import load
@@ -493,7 +493,7 @@ def test_of_seven_days_it_learns_the_levels_that_tell_and_is_judged(
         found = load(tmp_path / name)
         books = SuppliedBooks.read([tmp_path / "books.depth"]) if name == "with" else None
         data = read_candles_of(found.card, DataRequest([str(tmp_path / CSV)], covariates=books))
-        said = candle_estimator(found.card).load(found.card, found.tensors).answers(data, Part.TEST)
+        said = candle_model(found.card, found.tensors).answers(data, Part.TEST)
         (segment,), shortest = data.segments, said.at(said.horizons[0])
         places = np.flatnonzero(np.isin(segment.keys, shortest.keys))
         assert len(places) == len(shortest.keys) > 1_000

@@ -17,9 +17,7 @@ from tracepaper.replay.learning.card import (
     slope,
     temperature,
 )
-from tracepaper.replay.learning.judge.gates import (
-    default_thresholds,
-)
+from tracepaper.replay.learning.judge.gates import default_thresholds
 from tracepaper.replay.report.honesty import FEW_DAYS
 from tracepaper.strategies.api.model import EXPLAINED
 from tracepaper.strategies.errors import DataInvalid

@@ -26,10 +26,7 @@ from tracepaper.replay.learning.judge.confidence import (
 )
 from tracepaper.replay.learning.judge.explained import GATE_COLUMNS, INPUT_COLUMNS
 from tracepaper.replay.learning.judge.forecasts import MODEL, Forecasts
-from tracepaper.replay.learning.judge.gates import (
-    judged_section,
-    judgement_section,
-)
+from tracepaper.replay.learning.judge.gates import judged_section, judgement_section
 from tracepaper.replay.report.honesty import FEW_DAYS
 from tracepaper.strategies.gates.gate import GATES, INPUTS, GateInputs, names_for, values_of
 from tracepaper.strategies.types.calibration import CALIBRATED, FittedConfidence

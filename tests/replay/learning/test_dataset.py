@@ -10,12 +10,9 @@ import pytest
 from learning import DAY_BARS, MINUTE_MS, choose, learnable, split, write_csv
 
 from tracepaper.daemon.cli import invoke
-from tracepaper.replay.learning.array_cache import (
-    ArrayCache,
-)
+from tracepaper.replay.learning.array_cache import ArrayCache
 from tracepaper.replay.learning.dataset import Dataset, in_bars, intervals_of, reading
-from tracepaper.replay.learning.estimator import recipe_of
-from tracepaper.replay.learning.recipe import read_recipe, with_bars
+from tracepaper.replay.learning.recipe import read_recipe, recipe_of, with_bars
 from tracepaper.replay.learning.samples import targets
 from tracepaper.replay.learning.splits import Part
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid

@@ -13,13 +13,11 @@ from learning import DAY_BARS, HORIZONS, choose, learnable, rows_recipe, split, 
 from tracepaper.daemon import cli
 from tracepaper.replay.learning.boosting import BoostingOptions
 from tracepaper.replay.learning.dataset import Dataset
-from tracepaper.replay.learning.estimator import DataRequest, estimators
 from tracepaper.replay.learning.estimators.ensemble import network_share
 from tracepaper.replay.learning.fit import FitOptions
-from tracepaper.replay.learning.judge.explained import (
-    bars_of,
-)
-from tracepaper.replay.learning.recipe import Recipe
+from tracepaper.replay.learning.fitted import DataRequest
+from tracepaper.replay.learning.judge.explained import bars_of
+from tracepaper.replay.learning.recipe import Recipe, kinds
 from tracepaper.replay.learning.training import combine, train
 from tracepaper.storage.checkpoints import Checkpoint, load, save
 from tracepaper.strategies.attention import compiled
@@ -58,7 +56,7 @@ def made(folder: Path, candles: str, material: Dataset) -> Checkpoint:
     """Return the ensemble of a tiny network and a tiny tree."""
     torch.set_num_threads(1)
     options = FitOptions(steps=4, batch=2, length=512, learning_rate=3e-3, validate_every=2)
-    recipe = Recipe(estimators()["flash"], tiny(), options, 30, name="net", explained_bars=500)
+    recipe = Recipe(kinds()["flash"], tiny(), options, 30, name="net", explained_bars=500)
     train(
         recipe,
         material,

@@ -13,10 +13,8 @@ import torch
 from learning import DAY_BARS, choose, learnable, write_csv
 
 from tracepaper.daemon import cli
-from tracepaper.replay.learning.estimator import recipe_of
-from tracepaper.replay.learning.judge.explained import (
-    bars_of,
-)
+from tracepaper.replay.learning.judge.explained import bars_of
+from tracepaper.replay.learning.recipe import recipe_of
 from tracepaper.replay.learning.splits import segments_of
 from tracepaper.storage.checkpoints import Checkpoint, load
 from tracepaper.strategies.errors import ConfigInvalid

@@ -17,7 +17,6 @@ from tracepaper.daemon.cli import invoke
 from tracepaper.replay.document.charts import LineLayer, RuleLayer
 from tracepaper.replay.learning import statistics
 from tracepaper.replay.learning.dataset import Dataset
-from tracepaper.replay.learning.estimator import estimators, recipe_of
 from tracepaper.replay.learning.fit import FitOptions
 from tracepaper.replay.learning.judge import charts
 from tracepaper.replay.learning.judge.forecasts import MODEL
@@ -39,7 +38,7 @@ from tracepaper.replay.learning.judge.tables import (
     tables_of,
 )
 from tracepaper.replay.learning.openings import FILE_NAME, NamedSpan, read_openings
-from tracepaper.replay.learning.recipe import Recipe
+from tracepaper.replay.learning.recipe import Recipe, kinds, recipe_of
 from tracepaper.replay.learning.splits import iso
 from tracepaper.replay.learning.training import train
 from tracepaper.storage.checkpoints import Checkpoint, load
@@ -88,7 +87,7 @@ def glm(material: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def network(material: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
     torch.set_num_threads(1)
     options = FitOptions(steps=1, batch=1, length=256, validate_every=1)
-    recipe = Recipe(estimators()["flash"], tiny(), options, 30, name="tiny", explained_bars=600)
+    recipe = Recipe(kinds()["flash"], tiny(), options, 30, name="tiny", explained_bars=600)
     return train(
         recipe,
         material,
@@ -323,9 +322,7 @@ def test_one_function_adds_a_figure_to_terminal_document_and_page(
 
 
 def test_candles_without_the_training_are_judged_by_what_is_stored(glm: Path, candles: str) -> None:
-    from tracepaper.replay.learning.stored_baselines import (
-        stored_baselines,
-    )
+    from tracepaper.replay.learning.stored_baselines import stored_baselines
 
     found = load(glm)
     whole = Dataset.read([candles], lambda _: SPLIT, HORIZONS)

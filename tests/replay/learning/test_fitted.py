@@ -14,9 +14,7 @@ from learning import DAY_BARS, HORIZONS, learnable, rows_recipe, split, write_cs
 from safetensors.numpy import save
 
 from tracepaper.daemon import cli
-from tracepaper.replay.learning.baselines import (
-    BASELINES,
-)
+from tracepaper.replay.learning.baselines import BASELINES
 from tracepaper.replay.learning.dataset import Dataset
 from tracepaper.replay.learning.splits import Part
 from tracepaper.replay.learning.stored_baselines import (

@@ -34,12 +34,7 @@ from tracepaper.replay.learning.judge.metrics import HEAD_LOSSES, MetricView
 from tracepaper.replay.learning.judge.tails import SIDE_WORDS, Tail, count_breaches
 from tracepaper.replay.learning.losses import ADDED, added
 from tracepaper.replay.learning.predict import predict
-from tracepaper.replay.learning.samples import (
-    Chunks,
-    SingleWindows,
-    targets,
-    wanted_labels,
-)
+from tracepaper.replay.learning.samples import Chunks, SingleWindows, targets, wanted_labels
 from tracepaper.replay.learning.splits import Part, Segment
 from tracepaper.strategies.errors import CheckpointMismatch, ConfigInvalid
 from tracepaper.strategies.features.rows import schema

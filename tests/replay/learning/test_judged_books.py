@@ -344,10 +344,10 @@ def test_a_network_of_books_is_no_rival_of_a_model_of_bars(
 def test_a_checkpoint_is_checked_by_an_interpreter_that_drops_assertions() -> None:
     """Reading the network is the check, and stands in no ``assert``."""
     script = """
-from tracepaper.replay.learning.estimators.order_book import OrderBookEstimator
+from tracepaper.replay.learning.estimators.order_book import load_model
 from tracepaper.strategies.errors import CheckpointMismatch
 try:
-    OrderBookEstimator().load({"model": {"kind": "tree"}}, {})
+    load_model({"model": {"kind": "tree"}}, {})
 except CheckpointMismatch as error:
     print(error)
 """

@@ -16,21 +16,14 @@ from learning import DAY_BARS, HORIZONS, choose, learnable, split, tiny, write_c
 
 from tracepaper.daemon import cli
 from tracepaper.replay.learning import stored_baselines
-from tracepaper.replay.learning.baselines import (
-    Asked,
-    Measure,
-    past_variances,
-)
+from tracepaper.replay.learning.baselines import Asked, Measure, past_variances
 from tracepaper.replay.learning.dataset import Dataset
-from tracepaper.replay.learning.estimator import recipe_of
 from tracepaper.replay.learning.estimators.networks import network_forecasts
 from tracepaper.replay.learning.judge.metrics import figures
 from tracepaper.replay.learning.predict import predict
+from tracepaper.replay.learning.recipe import recipe_of
 from tracepaper.replay.learning.splits import Part, iso
-from tracepaper.replay.learning.stored_baselines import (
-    Fitted,
-    fit_baselines,
-)
+from tracepaper.replay.learning.stored_baselines import Fitted, fit_baselines
 from tracepaper.storage.checkpoints import load
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.networks.flash import FlashNetwork

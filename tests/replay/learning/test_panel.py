@@ -12,8 +12,8 @@ from learning import DAY_BARS, HORIZONS, learnable, split, write_csv
 
 from tracepaper.replay.archive import Candles, slice_candles
 from tracepaper.replay.learning.dataset import Dataset
-from tracepaper.replay.learning.estimator import FitRun, recipe_of
 from tracepaper.replay.learning.estimators.cross_sectional import CrossAssetModel
+from tracepaper.replay.learning.fitted import FitRun
 from tracepaper.replay.learning.judge.forecasts import MODEL
 from tracepaper.replay.learning.judge.metrics import rank_correlations
 from tracepaper.replay.learning.judge.portfolio import (
@@ -23,12 +23,8 @@ from tracepaper.replay.learning.judge.portfolio import (
     portfolio_returns,
     rule_weights,
 )
-from tracepaper.replay.learning.panel import (
-    PanelChunks,
-    close_by_close,
-    labelled_closes,
-    predicted,
-)
+from tracepaper.replay.learning.panel import PanelChunks, close_by_close, labelled_closes, predicted
+from tracepaper.replay.learning.recipe import recipe_of
 from tracepaper.replay.learning.splits import Part
 from tracepaper.strategies.allocation import Rule
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
@@ -246,7 +242,7 @@ def test_a_head_of_correlations_learns_what_goes_with_them(tmp_path: Path) -> No
             },
         }
     )  # fmt: skip
-    fitted = recipe.estimator.fit(found, recipe, FitRun(tmp_path / "fit"))
+    fitted = recipe.kind.fit(found, recipe, FitRun(tmp_path / "fit"))
     assert isinstance(fitted, CrossAssetModel)
     network = fitted.model.network
     panel, came = found.panels[0], found.panels[0].correlations((5, 30))[..., 1]

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from learning import FORMS, choose, derived
+from learning import FORMS, choose
 
 from tracepaper.daemon.cli import invoke
-from tracepaper.replay.learning.estimator import recipe_of
-from tracepaper.replay.learning.recipe import Recipe, over, read_recipe
+from tracepaper.replay.learning.estimators.networks import derived
+from tracepaper.replay.learning.recipe import Recipe, over, read_recipe, recipe_of
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.features.rows import schema
 from tracepaper.strategies.networks.architecture import network_kinds
@@ -48,11 +48,11 @@ def test_options_lie_over_the_recipe_and_a_card_is_one(
 @pytest.mark.parametrize(
     ("document", "sentence"),
     [
-        ({"model": {"kind": "flush"}}, "no network called 'flush'; choose one of: flash, a trans"),
+        ({"model": {"kind": "flush"}}, "no kind of model called 'flush', the nearest is flash"),
         ({"trainning": {}}, r"no section \[trainning\], the nearest is training"),
         ({"training": {"step": 3}}, "training.step is unknown, the nearest is steps"),
         ({"training": {"steps": "3"}}, "training.steps must be a whole number"),
-        ({"training": {"steps": 0}}, "training.steps is 0"),
+        ({"training": {"steps": 0}}, "training.steps must be a whole number, at least 1"),
         ({"training": {"average": 1.0}}, "training.average is 1.0"),
         ({"training": {"precision": "half"}}, "choose one of auto, float32, bfloat16"),
         ({"training": {"learning_rate": 0.0}}, "must be above 0"),
@@ -73,7 +73,12 @@ def test_a_row_model_has_a_recipe_of_its_own(capsys: pytest.CaptureFixture[str])
     assert invoke(words) == 0
     said = tomllib.loads(capsys.readouterr().out)
     made = recipe_of(said)
-    assert (made.kind, made.horizons, made.horizon, made.options.seed) == ("tree", (5, 15), 15, 4)
+    assert (made.kind.name, made.horizons, made.horizon, made.options.seed) == (
+        "tree",
+        (5, 15),
+        15,
+        4,
+    )
     assert tomllib.loads(made.text()) == said
     assert invoke([*words, *choose("layers=3")]) != 0
     assert "kind tree has no architecture.layers" in capsys.readouterr().err

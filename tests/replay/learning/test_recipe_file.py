@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from tracepaper.daemon.cli import invoke
-from tracepaper.replay.learning.recipe import with_bars
-from tracepaper.replay.learning.recipe_file import commented, kind_of, kinds, with_settings
+from tracepaper.replay.learning.recipe import kind_of, kinds, with_bars
+from tracepaper.replay.learning.recipe_file import commented, with_settings
 from tracepaper.strategies.errors import ConfigInvalid
 
 
