@@ -38,9 +38,8 @@ if TYPE_CHECKING:
     from tracepaper.replay.learning.judge.judge import Rival, SpanJudgement
     from tracepaper.replay.learning.judge.order_books import BookCheckpoint
     from tracepaper.replay.learning.openings import NamedSpan
-    from tracepaper.replay.learning.supplied import FilesBeside, SuppliedBooks
+    from tracepaper.replay.learning.side_inputs import SideFiles, SideInputs
     from tracepaper.storage.checkpoints import Checkpoint
-    from tracepaper.storage.covariates import CovariateFile
     from tracepaper.strategies.api.model import DataSource
 
 
@@ -158,15 +157,13 @@ def evaluate(
         _tell_untrained(untrained, as_json=json)
         return
     from tracepaper.replay.learning.fitted import DataRequest
-    from tracepaper.replay.learning.supplied import FilesBeside
+    from tracepaper.replay.learning.side_inputs import SideFiles
 
-    request, beside = DataRequest(data, columns=columns or ()), FilesBeside(covariates, depth or ())
+    request, beside = DataRequest(data, columns=columns or ()), SideFiles(covariates, depth or ())
     if folds is not None:
-        supplied = beside.read()
-        _, model = _loaded(checkpoint, options.threads, supplied)
-        found = folds_of_bars(
-            model, request._replace(covariates=supplied), folds, ablate or (), each
-        )
+        inputs = beside.read()
+        _, model = _loaded(checkpoint, options.threads, inputs)
+        found = folds_of_bars(model, request._replace(inputs=inputs), folds, ablate or (), each)
         print_folds(found, html, as_json=json)
         return
     _refuse_books_beside(checkpoint, compare or ())
@@ -284,13 +281,11 @@ def _takes_files(card: Mapping[str, Any]) -> bool:
     return takes_vectors(card) or reading_of(card) is not None
 
 
-def _loaded(
-    name: str, threads: int, vectors: CovariateFile | SuppliedBooks | None
-) -> tuple[Path, Checkpoint]:
+def _loaded(name: str, threads: int, inputs: SideInputs | None) -> tuple[Path, Checkpoint]:
     """Return a checkpoint and its folder; refuse one that cannot be built, or files not its own."""
     from tracepaper.replay.learning.fit import use_threads
     from tracepaper.replay.learning.recipe import kind_of
-    from tracepaper.replay.learning.supplied import source_for
+    from tracepaper.replay.learning.side_inputs import source_for
     from tracepaper.storage.checkpoints import load, locate
     from tracepaper.strategies.api.model import DataSource
     from tracepaper.strategies.forecasters.build import build
@@ -300,11 +295,11 @@ def _loaded(
     found = load(folder)
     kind = kind_of(found.card)
     if kind.model.source == DataSource.CLOSES:
-        if vectors is not None:
+        if inputs is not None:
             raise ConfigInvalid(f"{name} was trained on bars alone; leave other files out.")
         kind.load(found.card, found.tensors)
         return folder, found
-    source = source_for(found.card, vectors)
+    source = source_for(found.card, inputs)
     build(found.card, found.tensors, threads=threads, vectors=source)
     return folder, found
 
@@ -315,7 +310,7 @@ def _of_checkpoint(
     spans: Sequence[NamedSpan],
     asked: Mapping[str, int],
     *,
-    vectors: FilesBeside,
+    vectors: SideFiles,
     threads: int,
     bars: int | None,
 ) -> _Judged:
@@ -325,10 +320,10 @@ def _of_checkpoint(
     from tracepaper.replay.learning.judge.judge import counted, judge_checkpoint
     from tracepaper.replay.learning.recipe import recipe_of
 
-    supplied = vectors.read()
-    folder, found = _loaded(name, threads, supplied)
+    inputs = vectors.read()
+    folder, found = _loaded(name, threads, inputs)
     card = found.card
-    material = read_candles_of(card, request._replace(covariates=supplied), folder=folder)
+    material = read_candles_of(card, request._replace(inputs=inputs), folder=folder)
     # First, for they refuse what cannot be had before minutes have passed.
     findings: list[Table] = []
     if any(asked.values()):
@@ -386,7 +381,7 @@ def _with_rival(
     request: DataRequest,
     file: Given,
     *,
-    vectors: FilesBeside,
+    vectors: SideFiles,
     threads: int,
 ) -> _Judged:
     """Return *judged* with what the model *name* says of the same bars, which opens each span."""
@@ -409,9 +404,9 @@ def _with_rival(
         own = recipe = forecaster.model_id
         folder, ask = None, partial(rival_class, name, forecaster, material)
     else:
-        folder, found, supplied = _beside(name, threads, vectors)
+        folder, found, inputs = _beside(name, threads, vectors)
         own, recipe = found.id, recipe_of(found.card).hash
-        material = read_candles_of(found.card, request._replace(covariates=supplied))
+        material = read_candles_of(found.card, request._replace(inputs=inputs))
         material = replace(material, stored=unfitted())
         ask = partial(rival_checkpoint, name, found.card, found.tensors, material)
     if own in (judged.model_id, *(other for _, other in judged.beside)):
@@ -428,16 +423,16 @@ def _with_rival(
 
 
 def _beside(
-    name: str, threads: int, vectors: FilesBeside
-) -> tuple[Path, Checkpoint, CovariateFile | SuppliedBooks | None]:
+    name: str, threads: int, vectors: SideFiles
+) -> tuple[Path, Checkpoint, SideInputs | None]:
     """Return the compared model, with the covariates where it was trained with some."""
     from tracepaper.storage.checkpoints import locate, read_card
 
     if untrained := _untrained(name):
         raise ConfigInvalid(f"--compare {name}: {untrained[0]}")
-    supplied = vectors.read() if _takes_files(read_card(locate(name))) else None
-    folder, found = _loaded(name, threads, supplied)
-    return folder, found, supplied
+    inputs = vectors.read() if _takes_files(read_card(locate(name))) else None
+    folder, found = _loaded(name, threads, inputs)
+    return folder, found, inputs
 
 
 # --- networks of order books

@@ -15,7 +15,7 @@ from tracepaper.strategies.extras import require
 if TYPE_CHECKING:
     from tracepaper.replay.document.values import Table
     from tracepaper.replay.learning.fitted import Each
-    from tracepaper.replay.learning.supplied import FilesBeside
+    from tracepaper.replay.learning.side_inputs import SideFiles
     from tracepaper.storage.checkpoints import Checkpoint
 
 DataOption = Annotated[
@@ -121,12 +121,12 @@ def train(
             raise _members_wrong()
         made = [_join(document, data, columns or (), out, cache)]
     else:
-        from tracepaper.replay.learning.supplied import FilesBeside
+        from tracepaper.replay.learning.side_inputs import SideFiles
 
-        beside = FilesBeside(covariates, depth or ())
+        files = SideFiles(covariates, depth or ())
         each = _each(on, jobs)
         made = _trained(
-            document, file, drawn, data, columns or (), out, cache, beside, each, resume=resume
+            document, file, drawn, data, columns or (), out, cache, files, each, resume=resume
         )
     study = [] if seeds is None else _study(made)
     if json:
@@ -194,7 +194,7 @@ def _trained(
     columns: Sequence[str],
     out: Path,
     cache: Path | None,
-    beside: FilesBeside,
+    files: SideFiles,
     each: Each | None,
     *,
     resume: bool,
@@ -204,7 +204,7 @@ def _trained(
     from tracepaper.replay.learning.array_cache import ArrayCache, default_folder
     from tracepaper.replay.learning.fitted import DataRequest
     from tracepaper.replay.learning.recipe import over, recipe_of
-    from tracepaper.replay.learning.training import FitView, require_encoder, train_seeds
+    from tracepaper.replay.learning.training import FitView, train_seeds
 
     documents = [over(document, {"training": {"seed": seed}}) for seed in seeds]
     recipes = [recipe_of(each) for each in documents or [dict(document)]]
@@ -212,12 +212,16 @@ def _trained(
     require("exchange_calendars", "features.calendar", first.calendar)
     key = "ensemble.kind=tree" if first.members else "model.kind=tree"
     first.check(key if file is None else f"The tree of {file}")
-    if beside.is_given:
-        require_encoder(first)
+    if any(files) and not first.kind.model.takes_covariates:
+        raise ConfigInvalid(
+            f"A model of the kind {first.kind.name} has no encoder for covariates or order books: "
+            "they are a modality of the kind trading alone; train that, or leave --covariates and "
+            "--depth out."
+        )
     request = DataRequest(
         data,
         ArrayCache(cache or default_folder()),
-        beside.read(),
+        files.read(),
         columns,
     )
     with FitView(first) as view:

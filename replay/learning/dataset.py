@@ -32,6 +32,7 @@ from tracepaper.replay.learning.samples import (
     targets,
     wanted_labels,
 )
+from tracepaper.replay.learning.side_inputs import OtherInputs, SideInputs
 from tracepaper.replay.learning.splits import (
     IN_MEMORY,
     Part,
@@ -43,7 +44,6 @@ from tracepaper.replay.learning.splits import (
     segments_of,
 )
 from tracepaper.replay.learning.stored_baselines import Fitted, answers, fit_baselines, unfitted
-from tracepaper.replay.learning.supplied import Supplied, SuppliedBooks, SuppliedOther
 from tracepaper.strategies.covariates import CovariateColumns
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 from tracepaper.strategies.features.rows import (
@@ -84,7 +84,7 @@ class Dataset:
     """Of the baselines that are fitted on request, those that are."""
     heads: frozenset[str] = frozenset()
     """Of the heads that not every network has, those that are learnt, whose labels are needed."""
-    vectors: Supplied | SuppliedBooks | SuppliedOther | None = None
+    vectors: SideInputs | None = None
     """What stands beside the bars, such as covariates; the schema has it joined."""
     fold: Fold | None = None
     """Its parts stand in place of the split's."""
@@ -110,7 +110,7 @@ class Dataset:
         columns: Sequence[str] = (),
         arrays: ArrayCache = IN_MEMORY,
         stored: Fitted | None = None,
-        vectors: Supplied | SuppliedBooks | SuppliedOther | None = None,
+        vectors: SideInputs | None = None,
         requested: tuple[str, ...] = (),
     ) -> Dataset:
         """Load *paths* and split their calendar; *stored* are baselines that were fitted before.
@@ -148,7 +148,7 @@ class Dataset:
         others = [segment for interval_ms in further for segment in segments[interval_ms]]
         cut, learnt = split(main), schemas[main_ms]
         if vectors is not None:
-            if further and isinstance(vectors, SuppliedOther):
+            if further and isinstance(vectors, OtherInputs):
                 raise ConfigInvalid(
                     "A network that asks another symbol learns from bars of one interval; name one."
                 )

@@ -20,11 +20,10 @@ from tracepaper.replay.learning.dataset import Dataset, intervals_of, reading
 from tracepaper.replay.learning.fit import Fit, Observe
 from tracepaper.replay.learning.judge.tails import TAILS, tail_factors
 from tracepaper.replay.learning.recipe import Kind, Recipe, kind_of
+from tracepaper.replay.learning.side_inputs import OtherInputs, SideInputs, inputs_of
 from tracepaper.replay.learning.splits import IN_MEMORY, Part, Segment, Split, split_by, split_of
 from tracepaper.replay.learning.stored_baselines import save_judged, stored_baselines
-from tracepaper.replay.learning.supplied import SuppliedBooks, beside_recipe, supplied
 from tracepaper.storage.checkpoints import Checkpoint
-from tracepaper.storage.covariates import CovariateFile
 from tracepaper.strategies.api.model import DataSource
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.other_symbol import OTHER
@@ -104,7 +103,7 @@ class DataRequest(NamedTuple):
 
     paths: Sequence[str]
     arrays: ArrayCache = IN_MEMORY
-    covariates: CovariateFile | SuppliedBooks | None = None
+    inputs: SideInputs | None = None
     columns: Sequence[str] = ()
 
 
@@ -281,6 +280,7 @@ def read_candles(
 
     They are split as it says, and of its features, where no other *split* or *schema_id* is given.
     """
+    symbol = getattr(recipe.architecture, OTHER, "")
     return Dataset.read(
         request.paths,
         split or split_by(recipe.split, recipe.horizons),
@@ -290,7 +290,7 @@ def read_candles(
         calendar=recipe.calendar,
         columns=request.columns,
         arrays=request.arrays,
-        vectors=beside_recipe(getattr(recipe.architecture, OTHER, ""), request.covariates),
+        vectors=OtherInputs(symbol) if symbol else request.inputs,
         requested=recipe.baselines,
     )
 
@@ -315,7 +315,7 @@ def read_candles_of(
         columns=request.columns,
         arrays=request.arrays,
         stored=None if folder is None else stored_baselines(folder, card),
-        vectors=supplied(request.covariates, card),
+        vectors=inputs_of(card, request.inputs),
         requested=tuple(requested),
         **reading(card["features"]),
     )

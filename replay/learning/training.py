@@ -37,7 +37,6 @@ from tracepaper.replay.learning.samples import Samples
 from tracepaper.replay.learning.splits import Part, iso
 from tracepaper.replay.learning.stored_baselines import FILE_NAME
 from tracepaper.storage.checkpoints import Checkpoint, is_checkpoint, load, save
-from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.features.rows import schema_of
 from tracepaper.strategies.units import DAY_MS, duration, interval_text
 
@@ -63,16 +62,6 @@ def train(
     fitted = fitted.calibrated(data, bars=recipe.explained_bars)
     say("Judging on untouched time.")
     return fitted.evaluated(data, bars=recipe.explained_bars).save(folder, data)
-
-
-def require_encoder(recipe: Recipe) -> None:
-    """Raise ``ConfigInvalid`` where the kind of model has no encoder for covariates or books."""
-    if not recipe.kind.model.takes_covariates:
-        raise ConfigInvalid(
-            f"A model of the kind {recipe.kind.name} has no encoder for covariates or order books: "
-            "they are a modality of the kind trading alone; train that, or leave --covariates and "
-            "--depth out."
-        )
 
 
 @dataclass(frozen=True)
@@ -112,8 +101,6 @@ def train_seeds(
     continues with is the checkpoints that are whole.
     """
     first = recipes[0]
-    if request.covariates is not None:
-        require_encoder(first)
     use_threads(first.threads)
     data = first.kind.read(first, request)
     folders = [folder]
