@@ -96,8 +96,6 @@ def train(
         str | None,
         typer.Option(metavar="KIND", help="List the keys of a kind: type, range, default, text."),
     ] = None,
-    # The command on the card of an older checkpoint names its recipe so.
-    recipe_file: Annotated[Path | None, typer.Option("--recipe", hidden=True)] = None,
     json: JsonOption = False,
 ) -> None:
     """Train a model on candles, evaluate it on untouched time, and write it with its card.
@@ -113,8 +111,7 @@ def train(
     if not data or out is None:
         missing = "--out FOLDER" if data else "--data PATH"
         raise ConfigInvalid(f"{missing} is missing; give it, or --init KIND alone.")
-    file = recipe or recipe_file
-    document = _document(file, settings or ())
+    document = _document(recipe, settings or ())
     drawn = _seeds(document, seed or (), seeds, elsewhere=bool(jobs or on))
     if document.get("ensemble", {}).get("members"):
         if drawn or covariates or depth:
@@ -126,7 +123,7 @@ def train(
         files = SideFiles(covariates, depth or ())
         each = _each(on, jobs)
         made = _trained(
-            document, file, drawn, data, columns or (), out, cache, files, each, resume=resume
+            document, recipe, drawn, data, columns or (), out, cache, files, each, resume=resume
         )
     study = [] if seeds is None else _study(made)
     if json:

@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import hashlib
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cache, cached_property
-from typing import TYPE_CHECKING, Any, Self, TypedDict
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -205,7 +205,7 @@ class Dataset:
 
     @property
     def read_as(self) -> dict[str, Any]:
-        """How the files were read, as a card keeps it: what ``reading`` gives back."""
+        """How the files were read, as a card keeps it."""
         calendar = self.segments[0].candles.calendar
         named: dict[str, Any] = {}
         if calendar is not None:
@@ -382,24 +382,6 @@ def _code_of_labels(names: tuple[str, ...]) -> bytes:
 
 
 # --- intervals and horizons
-
-
-class ReadAs(TypedDict):
-    """How files are read, for ``Dataset.read``."""
-
-    intervals: tuple[int, ...]
-    calendar: str | None
-
-
-def reading(features: Mapping[str, Any]) -> ReadAs:
-    """Return how the files were read that a card with this ``[features]`` was made from.
-
-    Raises ``ConfigInvalid`` for an interval that is none.
-    """
-    return {
-        "intervals": intervals_of(features.get("intervals", ())),
-        "calendar": features.get("calendar"),
-    }
 
 
 def own_interval(schema_id: str, intervals: Sequence[int]) -> int:

@@ -16,12 +16,12 @@ from torch import Tensor
 
 from tracepaper.replay.learning import card as cards
 from tracepaper.replay.learning.array_cache import ArrayCache
-from tracepaper.replay.learning.dataset import Dataset, intervals_of, reading
+from tracepaper.replay.learning.dataset import Dataset, intervals_of
 from tracepaper.replay.learning.fit import Fit, Observe
 from tracepaper.replay.learning.judge.tails import TAILS, tail_factors
-from tracepaper.replay.learning.recipe import Kind, Recipe, kind_of
+from tracepaper.replay.learning.recipe import Kind, Recipe, kind_of, recipe_of
 from tracepaper.replay.learning.side_inputs import OtherInputs, SideInputs, inputs_of
-from tracepaper.replay.learning.splits import IN_MEMORY, Part, Segment, Split, split_by, split_of
+from tracepaper.replay.learning.splits import IN_MEMORY, Part, split_by, split_of
 from tracepaper.replay.learning.stored_baselines import save_judged, stored_baselines
 from tracepaper.storage.checkpoints import Checkpoint
 from tracepaper.strategies.api.model import DataSource
@@ -270,28 +270,26 @@ def fit_facts(
     }
 
 
-def read_candles(
-    recipe: Recipe,
-    request: DataRequest,
-    schema_id: str | None = None,
-    split: Callable[[Sequence[Segment]], Split] | None = None,
-) -> Dataset:
-    """Return the candles that *recipe* is fitted to.
+def read_candles(recipe: Recipe, request: DataRequest, **given: Any) -> Dataset:  # noqa: ANN401
+    """Return the candles that *recipe* is fitted to, split as it says.
 
-    They are split as it says, and of its features, where no other *split* or *schema_id* is given.
+    *given* are arguments of ``Dataset.read`` in place of its own.
     """
     symbol = getattr(recipe.architecture, OTHER, "")
+    chosen: dict[str, Any] = {
+        "split": split_by(recipe.split, recipe.horizons),
+        "schema_id": recipe.schema_id,
+        "vectors": OtherInputs(symbol) if symbol else request.inputs,
+        "requested": recipe.baselines,
+    }
     return Dataset.read(
         request.paths,
-        split or split_by(recipe.split, recipe.horizons),
-        recipe.horizons,
-        schema_id or recipe.schema_id,
+        horizons=recipe.horizons,
         intervals=intervals_of(recipe.intervals),
         calendar=recipe.calendar,
         columns=request.columns,
         arrays=request.arrays,
-        vectors=OtherInputs(symbol) if symbol else request.inputs,
-        requested=recipe.baselines,
+        **{**chosen, **given},
     )
 
 
@@ -300,22 +298,19 @@ def read_candles_of(
     request: DataRequest,
     *,
     folder: Path | None = None,
-    requested: Sequence[str] = (),
+    requested: tuple[str, ...] = (),
 ) -> Dataset:
     """Return candles as *card* reads them, split as it says.
 
     The baselines are those stored in *folder*; without one, such as need no fitting. Covariates
     or order books are joined where the card's model was trained with some.
     """
-    return Dataset.read(
-        request.paths,
-        lambda _: split_of(card),
-        tuple(card["architecture"]["horizons"]),
-        card["features"]["schema_id"],
-        columns=request.columns,
-        arrays=request.arrays,
+    return read_candles(
+        recipe_of(card),
+        request,
+        split=lambda _: split_of(card),
+        schema_id=card["features"]["schema_id"],
         stored=None if folder is None else stored_baselines(folder, card),
         vectors=inputs_of(card, request.inputs),
-        requested=tuple(requested),
-        **reading(card["features"]),
+        requested=requested,
     )

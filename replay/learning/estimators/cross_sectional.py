@@ -147,8 +147,7 @@ def chosen_keys(config: CrossAssetConfig) -> dict[str, Any]:
 
 def read(recipe: Recipe, request: DataRequest) -> Dataset:
     """Return the closes that all symbols have."""
-    split = split_by(recipe.split, recipe.horizons)
-    return close_by_close(read_candles(recipe, request, split=split), split)
+    return close_by_close(read_candles(recipe, request), split_by(recipe.split, recipe.horizons))
 
 
 def arrange(data: Dataset) -> Dataset:
@@ -480,7 +479,7 @@ class CrossSection(Objective[PanelBatch]):
         """Add the gradient of *batch*; return its loss, and the bars of all assets."""
         loss = self._loss(self.network, batch)
         torch.autograd.backward(loss / self._options.accumulate)
-        bars = int((batch.weights > 0).any(-1).sum()) * batch.relative.shape[1]
+        bars = int((batch.weights > 0).any(-1).sum()) * len(self._assets)
         return float(loss.detach()), bars
 
     def validate(self, network: nn.Module, progress: Progress) -> float:
@@ -496,34 +495,35 @@ class CrossSection(Objective[PanelBatch]):
     def _loss(self, network: CrossAssetNetwork, batch: PanelBatch) -> Tensor:
         """Return the sum of all losses of *batch*, each by its share."""
         batch = batch.to(self._device)
-        said = answered(network, self._assets, batch)
-        assets = batch.relative.shape[1]
+        outputs = answered(network, self._assets, batch)
+        assets, across = len(self._assets), batch.across
         weights = batch.weights.repeat_interleave(assets, dim=0)  # [batch * asset, row, horizon]
         each = elementwise(
-            said.each.map(lambda part: part.flatten(0, 1).float()),
+            outputs.each.map(lambda part: part.flatten(0, 1).float()),
             {name: label.flatten(0, 1) for name, label in batch.labels.items()},
             weights > 0,
         )
         total = (averaged(each, weights) * self._shares).sum()
-        apart = relative_loss(said, batch.relative).flatten(0, 1)[None]
-        total = total + (averaged(apart, weights)[0] * self._shares[0]).sum()
-        if said.loadings is not None and batch.came is not None:
-            total = total + (self._apart(said.loadings, batch.came, batch.weights)).sum()
-        if said.allocation is None:
+        relative = relative_loss(outputs, across["relative"]).flatten(0, 1)[None]
+        total = total + (averaged(relative, weights)[0] * self._shares[0]).sum()
+        if outputs.loadings is not None and "correlations" in across:
+            realised = across["correlations"]
+            total = total + self._correlated(outputs.loadings, realised, batch.weights).sum()
+        if outputs.allocation is None:
             return total
-        held = said.allocation
-        if batch.decided.shape[1] != held.shape[2]:  # a decision is some of a chunk's rows
-            at = batch.decided[:, None].expand(-1, assets, -1)
+        held = outputs.allocation
+        if across["decided"].shape[1] != held.shape[2]:  # a decision is some of a chunk's rows
+            at = across["decided"][:, None].expand(-1, assets, -1)
             held = held.gather(2, at)
-        return total + portfolio_loss(held, batch.gains, self._costs)
+        return total + portfolio_loss(held, across["gains"], self._costs)
 
-    def _apart(self, loadings: Tensor, came: Tensor, weights: Tensor) -> Tensor:
+    def _correlated(self, loadings: Tensor, realised: Tensor, weights: Tensor) -> Tensor:
         """Return the correlations' squared error, in units of a usual one, by its share: [horizon].
 
         A horizon without a known correlation has 0.
         """
-        known = came.isfinite().all(dim=1) & (weights > 0)  # [batch, row, horizon]
-        errors = correlation_loss(loadings, came).mean(dim=-1) * known
+        known = realised.isfinite().all(dim=1) & (weights > 0)  # [batch, row, horizon]
+        errors = correlation_loss(loadings, realised).mean(dim=-1) * known
         mean = errors.sum(dim=(0, 1)) / known.sum(dim=(0, 1)).clamp_min(1)
         return mean / self._usual * self._shares[0]
 

@@ -14,7 +14,6 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
-from torch import Tensor
 
 from tracepaper.replay.document.values import plus_minus
 from tracepaper.replay.learning import card as cards
@@ -43,7 +42,7 @@ from tracepaper.replay.learning.predict import judged_rows
 from tracepaper.replay.learning.recipe import Kind, Recipe, register
 from tracepaper.replay.learning.splits import Part, iso
 from tracepaper.replay.learning.statistics import VARIANCE_FLOOR, DailyEstimate
-from tracepaper.replay.learning.stored_baselines import stored_baselines, unfitted
+from tracepaper.replay.learning.stored_baselines import unfitted
 from tracepaper.replay.report.honesty import FEW_DAYS
 from tracepaper.replay.report.metrics import is_credible
 from tracepaper.storage import checkpoints
@@ -63,14 +62,6 @@ _SCALES: Final = ("content_free", "horizon", "temperature", "slope", "spread")
 """Of a member's calibration; quantiles of gates are those of the whole."""
 
 
-class Member(NamedTuple):
-    """One member: a card whose forecasts are scaled, and tensors."""
-
-    card: Mapping[str, Any]
-    tensors: Mapping[str, Tensor]
-    stopped: str = ""  # why its fit ended early
-
-
 def read(recipe: Recipe, request: DataRequest) -> Dataset:
     """Return the candles by the wider features of the members, and narrowly the network's."""
     network, rows = recipe.members
@@ -82,7 +73,7 @@ def read(recipe: Recipe, request: DataRequest) -> Dataset:
     wide = wider(*(schema_of(one.schema_id, data.interval_ms) for one in (network, rows))).schema_id
     if wide == data.schema.schema_id:
         return data
-    found = read_candles(network, request, wide, lambda _: data.split)
+    found = read_candles(network, request, schema_id=wide, split=lambda _: data.split)
     # The baselines of the narrow ones would stand beside no figure.
     return replace(found, narrow=replace(data, stored=unfitted()))
 
@@ -90,11 +81,10 @@ def read(recipe: Recipe, request: DataRequest) -> Dataset:
 def fit(data: Dataset, recipe: Recipe, run: FitRun) -> EnsembleModel:
     """Fit both members and their scales, then the shares, on the calibration slice."""
 
-    def fitted(member: Recipe, data: Dataset) -> Member:
+    def fitted(member: Recipe, data: Dataset) -> CandleModel:
         found = member.kind.fit(data, member, run._replace(name=member.name))
         assert isinstance(found, CandleModel)
-        scaled = found.scaled(data)
-        return Member(scaled.card, scaled.tensors, scaled.stopped)
+        return found.scaled(data)
 
     network, rows = recipe.members
     both = fitted(network, data.narrow or data), fitted(rows, data)
@@ -106,7 +96,7 @@ def fit(data: Dataset, recipe: Recipe, run: FitRun) -> EnsembleModel:
 
 
 def join(
-    network: Member, rows: Member, data: Dataset, *, name: str, created_ms: int
+    network: CandleModel, rows: CandleModel, data: Dataset, *, name: str, created_ms: int
 ) -> EnsembleModel:
     """Return the ensemble of two members, its shares fitted on the calibration slice of *data*.
 
@@ -125,18 +115,19 @@ def join(
     return EnsembleModel(card, tensors, network.stopped).scaled(data)
 
 
-def read_members(network: Path, rows: Path, request: DataRequest) -> tuple[Member, Member, Dataset]:
+def read_members(
+    network: Path, rows: Path, request: DataRequest
+) -> tuple[CandleModel, CandleModel, Dataset]:
     """Return the checkpoints in two folders, and the candles on which ``join`` judges them.
 
     Baselines are those beside the member that has all features.
     """
-    found = [(place, checkpoints.load(place)) for place in (network, rows)]
-    one, other = (Member(made.card, made.tensors) for _, made in found)
-    wide = require_pair(one.card, other.card)
-    folder, widest = next((at, made) for at, made in found if wide == _schema_of(made.card))
-    features = {**one.card["features"], "schema_id": wide}
-    data = read_candles_of({**one.card, "features": features}, request)
-    return one, other, replace(data, stored=stored_baselines(folder, widest.card))
+    found = [checkpoints.load(folder) for folder in (network, rows)]
+    wide = require_pair(found[0].card, found[1].card)
+    at = 0 if wide == _schema_of(found[0].card) else 1
+    data = read_candles_of(found[at].card, request, folder=(network, rows)[at])
+    first, second = (candle_model(made.card, made.tensors) for made in found)
+    return first, second, data
 
 
 def with_narrow(data: Dataset, card: Mapping[str, Any], request: DataRequest) -> Dataset:
@@ -278,7 +269,9 @@ class EnsembleModel(CandleModel):
         )
 
 
-def _first_card(network: Member, rows: Member, data: Dataset, name: str, at: int) -> dict[str, Any]:
+def _first_card(
+    network: CandleModel, rows: CandleModel, data: Dataset, name: str, at: int
+) -> dict[str, Any]:
     """Return the card of an ensemble without shares; the members' cards stand in ``[parts]``."""
     parts = {}
     for half, made in zip(HALVES, (network, rows), strict=True):

@@ -263,14 +263,13 @@ def fit_network(
     torch.manual_seed(options.seed)
     learnt = _Moves(OrderBookNetwork(config), training, validation, options)
     policy = _policy(learnt.network, options)
+    running = Fit(learnt, policy, folder=run and run.folder, about=about)
     if run is None:
-        fit = Fit(learnt, policy)
-        fit.run(lambda _: None)
+        running.run(lambda _: None)
     else:
-        fit = Fit(learnt, policy, folder=run.folder, about=about)
-        run.complete(fit)
-    learnt.network.load_state_dict(fit.best)
-    return learnt.network.eval(), fit.progress.stopped
+        run.complete(running)
+    learnt.network.load_state_dict(running.best)
+    return learnt.network.eval(), running.progress.stopped
 
 
 def _policy(network: OrderBookNetwork, options: BookFitOptions) -> Policy:

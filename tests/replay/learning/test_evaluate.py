@@ -18,6 +18,7 @@ from tracepaper.replay.document.charts import LineLayer, RuleLayer
 from tracepaper.replay.learning import statistics
 from tracepaper.replay.learning.dataset import Dataset
 from tracepaper.replay.learning.fit import FitOptions
+from tracepaper.replay.learning.fitted import candle_model
 from tracepaper.replay.learning.judge import charts
 from tracepaper.replay.learning.judge.forecasts import MODEL
 from tracepaper.replay.learning.judge.judge import (
@@ -218,11 +219,14 @@ def test_folds_in_processes_are_those_of_this_one(glm: Path, material: Dataset) 
 def test_an_ensemble_is_fitted_anew_with_shares_of_the_fold_alone(
     network: Checkpoint, glm: Path, material: Dataset, tmp_path: Path
 ) -> None:
-    from tracepaper.replay.learning.estimators.ensemble import NAMES, Member, join, network_share
+    from tracepaper.replay.learning.estimators.ensemble import NAMES, join, network_share
     from tracepaper.replay.learning.judge.folds import refit, tables
 
-    halves = (Member(network.card, network.tensors), Member(load(glm).card, load(glm).tensors))
-    joined = join(*halves, material, name="both", created_ms=0).calibrated(material, bars=600)
+    rows = load(glm)
+    halves = [candle_model(made.card, made.tensors) for made in (network, rows)]
+    joined = join(halves[0], halves[1], material, name="both", created_ms=0).calibrated(
+        material, bars=600
+    )
     made = joined.evaluated(material, bars=600).save(tmp_path / "both", material)
     found = refit(made.card, material, "walk:2", say=quiet)
     assert [bool(fold.calibration) for fold in found.folds] == [True, True]

@@ -147,14 +147,14 @@ def test_what_is_earned_after_a_part_is_not_learnt_from_in_it(material: Dataset)
     last = list(chunks.spread(4))[-1]
     panel, stop = part[0].panel, part[0].samples[0].stop
     start = stop - 600
-    decided = last.decided[-1].numpy() + start
+    decided = last.across["decided"][-1].numpy() + start
     closes = panel.segments[0].close_time_ms
     inside = closes[np.minimum(decided + 30, len(panel) - 1)] <= SPLIT.train_until_ms
     assert not inside.all()  # else nothing is shown
-    known = last.gains[-1].abs().sum(dim=0).numpy() > 0
+    known = last.across["gains"][-1].abs().sum(dim=0).numpy() > 0
     assert np.array_equal(known, inside)
     moved = np.expm1(panel.moves(30)[:, decided[inside]])
-    assert np.allclose(last.gains[-1].numpy()[:, inside], moved, atol=1e-6)
+    assert np.allclose(last.across["gains"][-1].numpy()[:, inside], moved, atol=1e-6)
 
 
 def test_weights_earn_their_gains_less_what_they_trade(material: Dataset) -> None:
