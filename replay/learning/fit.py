@@ -26,7 +26,6 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tracepaper.replay.learning.fit_state import STATE_NAME, of, read, under, write
 from tracepaper.replay.learning.losses import (
     LOSSES,
-    Constants,
     TaskWeights,
     averaged,
     confidence_loss,
@@ -36,7 +35,7 @@ from tracepaper.replay.learning.losses import (
     traced,
     trained_confidence,
 )
-from tracepaper.replay.learning.samples import Batch, Chunks, Samples, SingleWindows
+from tracepaper.replay.learning.samples import Batch, Samples, Windows
 from tracepaper.strategies.errors import CheckpointMismatch, ConfigInvalid, InvariantBroken
 from tracepaper.strategies.features.rolling import Array
 from tracepaper.strategies.networks.architecture import Network
@@ -436,7 +435,7 @@ class HeadLosses(Objective[Batch]):
         self._options = options
         self._validation = validation
         self._levels = levels
-        self._constant: Constants = constants(training, seed=options.seed)
+        self._constant = constants(training, seed=options.seed)
         self._chunks = batches_for(network, training, options)
         horizons = training[0].weights.shape[1]
         self._shares = loss_shares(training[0].horizons, options)
@@ -543,14 +542,12 @@ class HeadLosses(Objective[Batch]):
         self.waited = np.where(better & ~stopped, 0, self.waited + 1)
 
 
-def batches_for(
-    network: Network, training: Sequence[Samples], options: FitOptions
-) -> Chunks | SingleWindows:
-    """Return what *network* learns from: chunks if it answers every row, else single windows."""
+def batches_for(network: Network, training: Sequence[Samples], options: FitOptions) -> Windows:
+    """Return what *network* learns from: chunks if it answers every row, else windows of a bar."""
     if network.answers_every_row:
-        return Chunks(training, length=options.length, batch=options.batch, seed=options.seed)
-    window = network.config.receptive_field
-    return SingleWindows(training, window=window, batch=options.windows, seed=options.seed)
+        return Windows(training, length=options.length, batch=options.batch, seed=options.seed)
+    length = network.config.receptive_field
+    return Windows(training, length=length, batch=options.windows, seed=options.seed, last_row=True)
 
 
 def policy_of(network: nn.Module, options: FitOptions, *others: nn.Module) -> Policy:

@@ -259,7 +259,7 @@ class Kind:
             device=str(training.get("device", "cpu")),
             threads=whole("training.threads", training.get("threads", THREADS)),
             split=chosen.get("split") or None,
-            baselines=_baselines(training),
+            baselines=requested_names(training.get("baselines", [])),
         )
 
     def document(self, recipe: Recipe) -> dict[str, Any]:
@@ -518,14 +518,6 @@ def command(sources: Sequence[TrainingFile], given: Sequence[str] = ()) -> str:
     chosen = dict.fromkeys(text for source in sources for text in source.columns)
     words += [word for text in chosen for word in ("--columns", text)]
     return shlex.join(["tracepaper", "train", "card.toml", *words, *given, "--out", "FOLDER"])
-
-
-def _baselines(training: Document) -> tuple[str, ...]:
-    """Return what ``[training] baselines`` names; raise ``ConfigInvalid`` for what it cannot."""
-    names = training.get("baselines", [])
-    if not isinstance(names, list):
-        raise ConfigInvalid('training.baselines must be a list of names, such as ["lstm"].')
-    return requested_names(names)
 
 
 def whole(name: str, value: object) -> int:

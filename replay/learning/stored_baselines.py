@@ -77,8 +77,10 @@ def fit_baselines(
     }
 
 
-def requested_names(names: Iterable[object]) -> tuple[str, ...]:
-    """Return *names*, each once; raise ``ConfigInvalid`` for one that is not fitted on request."""
+def requested_names(names: object) -> tuple[str, ...]:
+    """Return what ``[training] baselines`` names, each once; raise ``ConfigInvalid`` else."""
+    if not isinstance(names, list):
+        raise ConfigInvalid('training.baselines must be a list of names, such as ["lstm"].')
     known = [name for name, each in BASELINES.items() if each.on_request]
     for name in names:
         if name not in known:
@@ -86,7 +88,7 @@ def requested_names(names: Iterable[object]) -> tuple[str, ...]:
                 f"training.baselines names {shown(name)}, which is not fitted on request; choose of"
                 f" {', '.join(known)}. The others stand there anyway."
             )
-    return tuple(dict.fromkeys(map(str, names)))
+    return tuple(dict.fromkeys(names))
 
 
 def unfitted() -> Fitted:

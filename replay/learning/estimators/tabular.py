@@ -60,7 +60,6 @@ from tracepaper.strategies.forecasters.tabular import (
     trained_rows,
 )
 from tracepaper.strategies.forecasters.trees import joined
-from tracepaper.strategies.gates.gate import GATES, GateInputs
 from tracepaper.strategies.networks.keys import Horizons, listed
 
 WITHOUT_ATTENTION: Final = (
@@ -224,22 +223,11 @@ def row_fields(model: RowModel, rows: NDArray[np.float32]) -> Fields:
 
 def _measures(
     forecaster: Forecaster, part: Sequence[Samples], *, horizon: int, slope: float, bars: int
-) -> dict[str, Array]:
+) -> Mapping[str, Array]:
     """Return each calibrated gate's measure of up to *bars* bars, of the gates that it has."""
-    gates = [g for g in GATES.values() if g.calibrated_as and g.needs <= ROW_MEASURES]
-    found: dict[str, list[float]] = {gate.calibrated_as: [] for gate in gates}
-    seen = GateInputs(
-        horizon_index=forecaster.horizons.index(horizon),
-        slope=slope,
-        round_trip_cost=cards.ROUND_TRIP_COST,
-    )
-    for answered in answered_rows(forecaster, part, horizon=horizon, bars=bars):
-        for seen.forecast in answered.forecasts:
-            for gate in gates:
-                value = gate.measure(seen)
-                assert value is not None, "every forecast of rows has it"
-                found[gate.calibrated_as].append(float(value))
-    return {name: np.array(values) for name, values in found.items()}
+    answered = answered_rows(forecaster, part, horizon=horizon, bars=bars)
+    forecasts = [forecast for each in answered for forecast in each.forecasts if forecast]
+    return cards.measures(forecasts, given=ROW_MEASURES, horizon=horizon, slope=slope)
 
 
 # --- the fits

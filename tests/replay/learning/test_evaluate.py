@@ -222,8 +222,8 @@ def test_an_ensemble_is_fitted_anew_with_shares_of_the_fold_alone(
     from tracepaper.replay.learning.estimators.ensemble import NAMES, join, network_share
     from tracepaper.replay.learning.judge.folds import refit, tables
 
-    rows = load(glm)
-    halves = [candle_model(made.card, made.tensors) for made in (network, rows)]
+    of_rows = load(glm)
+    halves = [candle_model(made.card, made.tensors) for made in (network, of_rows)]
     joined = join(halves[0], halves[1], material, name="both", created_ms=0).calibrated(
         material, bars=600
     )

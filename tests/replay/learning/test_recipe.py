@@ -53,6 +53,10 @@ def test_options_lie_over_the_recipe_and_a_card_is_one(
         ({"training": {"step": 3}}, "training.step is unknown, the nearest is steps"),
         ({"training": {"steps": "3"}}, "training.steps must be a whole number"),
         ({"training": {"steps": 0}}, "training.steps must be a whole number, at least 1"),
+        (
+            {"model": {"kind": "tree"}, "training": {"leaves": 65}},
+            "training.leaves must be a whole number from 2 to 64",
+        ),
         ({"training": {"average": 1.0}}, "training.average is 1.0"),
         ({"training": {"precision": "half"}}, "choose one of auto, float32, bfloat16"),
         ({"training": {"learning_rate": 0.0}}, "must be above 0"),
