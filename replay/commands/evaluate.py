@@ -388,6 +388,7 @@ def _with_rival(
     from functools import partial
 
     from tracepaper.daemon.config.values import MODULE_CLASS
+    from tracepaper.replay.learning.baselines import unfitted
     from tracepaper.replay.learning.fitted import read_candles_of
     from tracepaper.replay.learning.judge.judge import (
         counted,
@@ -396,7 +397,6 @@ def _with_rival(
         rival_class,
     )
     from tracepaper.replay.learning.recipe import recipe_of
-    from tracepaper.replay.learning.stored_baselines import unfitted
 
     ask: Callable[[SpanJudgement], Rival]
     if MODULE_CLASS.match(name) is not None:

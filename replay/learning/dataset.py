@@ -20,7 +20,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tracepaper.replay.learning.array_cache import ArrayCache, Shaped, code_key
-from tracepaper.replay.learning.baselines import Answer
+from tracepaper.replay.learning.baselines import (
+    Answer,
+    FittedBaselines,
+    answers,
+    fit_baselines,
+    unfitted,
+)
 from tracepaper.replay.learning.candles import read_files
 from tracepaper.replay.learning.samples import (
     LABELS,
@@ -43,7 +49,6 @@ from tracepaper.replay.learning.splits import (
     candles_key,
     segments_of,
 )
-from tracepaper.replay.learning.stored_baselines import Fitted, answers, fit_baselines, unfitted
 from tracepaper.strategies.covariates import CovariateColumns
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 from tracepaper.strategies.features.rows import (
@@ -78,7 +83,7 @@ class Dataset:
     horizons: tuple[int, ...]
     others: Sequence[Segment] = ()
     arrays: ArrayCache = field(default=IN_MEMORY, compare=False)
-    stored: Fitted | None = None
+    stored: FittedBaselines | None = None
     """Baselines that were fitted before; None fits them on the training part."""
     requested: tuple[str, ...] = ()
     """Of the baselines that are fitted on request, those that are."""
@@ -109,7 +114,7 @@ class Dataset:
         calendar: str | None = None,
         columns: Sequence[str] = (),
         arrays: ArrayCache = IN_MEMORY,
-        stored: Fitted | None = None,
+        stored: FittedBaselines | None = None,
         vectors: SideInputs | None = None,
         requested: tuple[str, ...] = (),
     ) -> Dataset:
@@ -245,7 +250,7 @@ class Dataset:
         return {own.name: getattr(self, own.name) for own in fields(self)}
 
     @cached_property
-    def fitted(self) -> Fitted:
+    def fitted(self) -> FittedBaselines:
         """The baselines as arrays, fitted on the training part when first asked for."""
         if self.stored is not None:
             return self.stored

@@ -24,10 +24,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 from msgspec import Meta
 
+from tracepaper.replay.learning.baselines import requested_names
 from tracepaper.replay.learning.boosting import BoostingOptions
 from tracepaper.replay.learning.dataset import Dataset, in_bars, intervals_of, own_interval
 from tracepaper.replay.learning.splits import TrainingFile
-from tracepaper.replay.learning.stored_baselines import requested_names
 from tracepaper.storage.checkpoints import dump
 from tracepaper.strategies.api.model import DataSource, ModelKind, Registry
 from tracepaper.strategies.errors import ConfigInvalid

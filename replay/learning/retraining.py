@@ -34,6 +34,7 @@ from tracepaper.daemon.session.retraining import (
 )
 from tracepaper.daemon.session.run_row import preflight_engine
 from tracepaper.replay.learning.array_cache import ArrayCache
+from tracepaper.replay.learning.baselines import unfitted
 from tracepaper.replay.learning.candles import read_files
 from tracepaper.replay.learning.dataset import Dataset
 from tracepaper.replay.learning.fitted import DataRequest
@@ -45,7 +46,6 @@ from tracepaper.replay.learning.openings import SpanOpening, opened, openings_pa
 from tracepaper.replay.learning.recipe import as_recipe, over, read_recipe, recipe_of
 from tracepaper.replay.learning.samples import Samples
 from tracepaper.replay.learning.splits import Part, iso, split_of
-from tracepaper.replay.learning.stored_baselines import unfitted
 from tracepaper.replay.learning.training import FitView, train_seeds
 from tracepaper.storage import checkpoints
 from tracepaper.storage.candles import HistoryWriter

@@ -26,6 +26,7 @@ from rich.progress import (
 )
 
 from tracepaper.replay.learning import card as cards
+from tracepaper.replay.learning.baselines import FILE_NAME
 from tracepaper.replay.learning.dataset import Dataset
 from tracepaper.replay.learning.estimators.ensemble import join, read_members
 from tracepaper.replay.learning.fit import Observe, use_threads
@@ -35,7 +36,6 @@ from tracepaper.replay.learning.openings import opened_by_training
 from tracepaper.replay.learning.recipe import Recipe, recipe_of
 from tracepaper.replay.learning.samples import Samples
 from tracepaper.replay.learning.splits import Part, iso
-from tracepaper.replay.learning.stored_baselines import FILE_NAME
 from tracepaper.storage.checkpoints import Checkpoint, is_checkpoint, load, save
 from tracepaper.strategies.features.rows import schema_of
 from tracepaper.strategies.units import DAY_MS, duration, interval_text

@@ -18,6 +18,7 @@ from scipy.optimize import minimize_scalar
 from tracepaper.replay.document.values import plus_minus
 from tracepaper.replay.learning import card as cards
 from tracepaper.replay.learning import statistics
+from tracepaper.replay.learning.baselines import unfitted
 from tracepaper.replay.learning.boosting import BoostingOptions
 from tracepaper.replay.learning.dataset import Dataset
 from tracepaper.replay.learning.estimators.networks import explained_rows, network_forecasts
@@ -42,7 +43,6 @@ from tracepaper.replay.learning.predict import judged_rows
 from tracepaper.replay.learning.recipe import Kind, Recipe, register
 from tracepaper.replay.learning.splits import Part, iso
 from tracepaper.replay.learning.statistics import VARIANCE_FLOOR, DailyEstimate
-from tracepaper.replay.learning.stored_baselines import unfitted
 from tracepaper.replay.report.honesty import FEW_DAYS
 from tracepaper.replay.report.metrics import is_credible
 from tracepaper.storage import checkpoints

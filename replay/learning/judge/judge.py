@@ -16,6 +16,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 
 from tracepaper.daemon.session.user_model import UserForecaster
+from tracepaper.replay.learning.baselines import unfitted
 from tracepaper.replay.learning.dataset import Dataset
 from tracepaper.replay.learning.fitted import candle_kind, candle_model
 from tracepaper.replay.learning.judge.explained import Judgement, daily_net
@@ -24,7 +25,6 @@ from tracepaper.replay.learning.judge.user_class import class_forecasts, judge_u
 from tracepaper.replay.learning.openings import WHOLE, NamedSpan, SpanOpening, opened, openings_path
 from tracepaper.replay.learning.samples import samples_in
 from tracepaper.replay.learning.splits import Part, iso
-from tracepaper.replay.learning.stored_baselines import unfitted
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 from tracepaper.strategies.features.rolling import Array
 from tracepaper.strategies.units import DAY_MS, count_of, interval_text

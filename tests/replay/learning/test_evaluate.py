@@ -326,7 +326,7 @@ def test_one_function_adds_a_figure_to_terminal_document_and_page(
 
 
 def test_candles_without_the_training_are_judged_by_what_is_stored(glm: Path, candles: str) -> None:
-    from tracepaper.replay.learning.stored_baselines import stored_baselines
+    from tracepaper.replay.learning.baselines import stored_baselines
 
     found = load(glm)
     whole = Dataset.read([candles], lambda _: SPLIT, HORIZONS)

@@ -14,16 +14,16 @@ from learning import DAY_BARS, HORIZONS, learnable, rows_recipe, split, write_cs
 from safetensors.numpy import save
 
 from tracepaper.daemon import cli
-from tracepaper.replay.learning.baselines import BASELINES
-from tracepaper.replay.learning.dataset import Dataset
-from tracepaper.replay.learning.splits import Part
-from tracepaper.replay.learning.stored_baselines import (
+from tracepaper.replay.learning.baselines import (
+    BASELINES,
     FILE_NAME,
     NO_TREES,
     fit_baselines,
     save_judged,
     stored_baselines,
 )
+from tracepaper.replay.learning.dataset import Dataset
+from tracepaper.replay.learning.splits import Part
 from tracepaper.replay.learning.training import train
 from tracepaper.storage.checkpoints import Checkpoint, sha256_of
 from tracepaper.strategies.errors import CheckpointMismatch

@@ -19,6 +19,7 @@ from typer.testing import CliRunner
 from tracepaper.replay.commands.evaluate import evaluate
 from tracepaper.replay.commands.models import check, list_models
 from tracepaper.replay.commands.train import train as train_command
+from tracepaper.replay.learning.baselines import stored_baselines
 from tracepaper.replay.learning.dataset import Dataset
 from tracepaper.replay.learning.fit import FitOptions, Observe, Progress
 from tracepaper.replay.learning.fitted import Say
@@ -26,7 +27,6 @@ from tracepaper.replay.learning.judge.explained import bars_of
 from tracepaper.replay.learning.openings import read_openings
 from tracepaper.replay.learning.recipe import Recipe, kinds
 from tracepaper.replay.learning.splits import Part, iso, split_of
-from tracepaper.replay.learning.stored_baselines import stored_baselines
 from tracepaper.replay.learning.training import train
 from tracepaper.storage.checkpoints import Checkpoint, load
 from tracepaper.strategies.errors import CheckpointMismatch, ConfigInvalid

@@ -17,7 +17,14 @@ from torch import Tensor
 
 from tracepaper.replay.document.terminal import show
 from tracepaper.replay.learning import baselines, losses, samples
-from tracepaper.replay.learning.baselines import Answer, Arrays, Training, baseline
+from tracepaper.replay.learning.baselines import (
+    Answer,
+    Arrays,
+    Training,
+    answers,
+    baseline,
+    fit_baselines,
+)
 from tracepaper.replay.learning.fit import FitOptions, heads_fit, loss_shares
 from tracepaper.replay.learning.judge.explained import Judgement
 from tracepaper.replay.learning.judge.forecasts import SegmentFields, forecasts_of
@@ -29,7 +36,6 @@ from tracepaper.replay.learning.openings import WHOLE
 from tracepaper.replay.learning.predict import judged_rows, predict
 from tracepaper.replay.learning.samples import Windows, label, samples_of, targets
 from tracepaper.replay.learning.splits import Part, Segment
-from tracepaper.replay.learning.stored_baselines import answers, fit_baselines
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.networks.architecture import Outputs
 from tracepaper.strategies.networks.flash import FlashNetwork
