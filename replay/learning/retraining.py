@@ -35,8 +35,7 @@ from tracepaper.daemon.session.retraining import (
 from tracepaper.daemon.session.run_row import preflight_engine
 from tracepaper.replay.learning.array_cache import ArrayCache
 from tracepaper.replay.learning.baselines import unfitted
-from tracepaper.replay.learning.candles import read_files
-from tracepaper.replay.learning.dataset import Dataset
+from tracepaper.replay.learning.dataset import Dataset, read_files
 from tracepaper.replay.learning.fitted import DataRequest
 from tracepaper.replay.learning.judge.compare import compare
 from tracepaper.replay.learning.judge.explained import bars_of

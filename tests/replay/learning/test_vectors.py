@@ -22,8 +22,7 @@ from tracepaper.daemon.session.models import load_forecaster
 from tracepaper.daemon.session.run_row import continues
 from tracepaper.replay.archive import slice_candles
 from tracepaper.replay.archive.candles import bars_of
-from tracepaper.replay.learning.candles import read_files
-from tracepaper.replay.learning.dataset import Dataset, joined_to
+from tracepaper.replay.learning.dataset import Dataset, joined_to, read_files
 from tracepaper.replay.learning.side_inputs import CovariateInputs
 from tracepaper.replay.learning.splits import Split, iso, segments_of
 from tracepaper.storage.checkpoints import load
