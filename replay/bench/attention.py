@@ -1,462 +1,434 @@
-"""``bench attention``: the cost of explanations relative to the forward pass.
+"""``bench attention``: what an explanation costs beside the forward pass that it explains.
 
-Routes are measured interleaved, medians are of process CPU time (of wall time around a
-synchronised device on CUDA), and each peak of memory comes from a process of its own.
+The routes of a row take turns. A figure is the median of process CPU time, on CUDA of wall time
+around a synchronised device, and a ratio is of medians of the same rounds.
 """
 
 from __future__ import annotations
 
-import os
-import platform
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from importlib.util import find_spec
+from typing import Any, Final
 
-from tracepaper.replay.bench import workloads
-from tracepaper.replay.bench.machine import machine_line
-from tracepaper.replay.bench.routes import (
-    MECHANISMS,
-    Figures,
-    Linear,
-    Peaks,
-    Route,
-    implementation,
-    interleaved,
-    mask_named,
-    other_forms,
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from tracepaper.daemon.session.user_class import imported
+from tracepaper.strategies.attention import compiled, reference
+from tracepaper.strategies.attention.capturing import capture
+from tracepaper.strategies.attention.kernels import attend
+from tracepaper.strategies.attention.layer import Layer
+from tracepaper.strategies.attention.masks import Mask, MaskKind
+from tracepaper.strategies.attention.methods import (
+    confidence,
+    rollout,
+    rollout_buckets,
+    rollout_by_age,
 )
-from tracepaper.replay.bench.workloads import Setting
-from tracepaper.strategies.attention.masks import Mask
-from tracepaper.strategies.errors import AttentionInvalid
-from tracepaper.strategies.networks.stream import CHUNK_BARS
+from tracepaper.strategies.attention.propagation import relevance, relevance_rules
+from tracepaper.strategies.errors import ConfigInvalid
+from tracepaper.strategies.networks.architecture import Network, network_kinds
+from tracepaper.strategies.networks.flash import FlashConfig, FlashNetwork
+from tracepaper.strategies.networks.stream import CHUNK_BARS, StreamingNetwork, StreamState
 
-if TYPE_CHECKING:
-    from pathlib import Path
-
-
-SIZES: Final = (512, 1_024, 2_048, 4_096, 8_192, 16_384)
-LONG: Final = 65_536
+SIZES: Final = (1_024, 2_048, 4_096, 8_192, 16_384)
 DENSE_MAX: Final = 4_096
-"""Beyond, the usual route takes minutes: its whole matrix products grow with N³."""
+"""Beyond, stored matrices take minutes: their products grow with N³."""
 EVERY_MAX: Final = 8_192
 """Beyond, buckets of every row are kept for windows alone, by the stream."""
 WINDOW: Final = 1_088
-MASKS: Final = ("causal", f"window:{WINDOW}", "full")
-_MATRIX_SIDE: Final = 8_192
-_BATCH_BARS: Final = 4_352
+MASKS: Final = {"causal": Mask(), f"window {WINDOW:,}": Mask.window(WINDOW), "full": Mask.full()}
+ROUNDS_MIN: Final = 3
+ROUNDS_MAX: Final = 9
+ENOUGH_S: Final = 3.0
+"""Once the rounds of a row took this long together, it was measured often enough."""
+FOREIGN_KEYS: Final = 4_096
+TOKENS: Final = 2_048
+KINDS: Final = ("linear", "informer", "multiscale", "cross", "trading")
+"""Kinds of networks beside the flash network that attend over the bars of one symbol."""
+LIVE_STEPS: Final = 200
+LIVE_SCANS: Final = 8
+BATCH_BARS: Final = 4_352
 """Bars of a batched forward: a training chunk."""
-_STEPS: Final = 200
-_SCANS: Final = 8
+SEED: Final = 20_240_501
+
+Row = dict[str, Any]
+Route = Callable[[], object]
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """The attention that is measured."""
+
+    layers: int = 4
+    heads: int = 4
+    head_dim: int = 32
+    device: str = "cpu"
+    dtype: torch.dtype = torch.float32
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """What each layer attends with: lists of one tensor [1, head, time, dim] a layer."""
+
+    queries: list[Tensor]
+    keys: list[Tensor]
+    values: list[Tensor]
+
+    @property
+    def layers(self) -> list[tuple[Tensor, Tensor, Tensor]]:
+        """The three tensors of each layer."""
+        return list(zip(self.queries, self.keys, self.values, strict=True))
 
 
 def measure(
     sizes: Sequence[int] = SIZES,
     *,
-    long: bool = False,
-    memory: bool = True,
+    device: str = "cpu",
     threads: int = 1,
     compare: Sequence[str] = (),
     tell: Callable[[str], None] = lambda _: None,
-    show: Callable[[str, Figures], None] = lambda _kind, _row: None,
-) -> Figures:
-    """Return all figures as plain numbers: seconds, bytes and ratios.
+) -> Iterator[tuple[str, Row]]:
+    """Yield each row of figures with the title of its table, as soon as it is measured.
 
-    ``long`` adds 65,536 bars and the dense route at 8,192; ``memory`` starts a process for each
-    peak; *compare* names a user's implementations (``routes.implementation``), measured
-    beside the other forms of explanation; *tell* hears what is being measured, *show* gets each
-    row as soon as it is, with the kind of its table. Where compiled loops are built, torch is
-    measured beside them.
+    *compare* names functions ``module:function`` of (``Inputs``, ``Mask``), which are measured
+    beside the explanation. Raises ``ConfigInvalid`` where one is no function, or where the device
+    is not there.
     """
-    for name in compare:
-        implementation(name)
-    workloads.set_threads(threads)
-    setting = workloads.Setting()
-    found: Figures = {
-        "machine": _machine(threads) | workloads.versions(),
-        "setting": {name: getattr(setting, name) for name in ("layers", "heads", "head_dim")},
-        **{kind: [] for kind in ("attention", "forms", "mechanisms")},
-    }
-    backends = ("auto", "tiles") if workloads.loops() else ("auto",)
-    with Peaks() if memory else nullcontext() as peaks:
-        for kind, row in _rows(setting, sizes, backends, compare, peaks, tell, long=long):
-            found[kind].append(row)
-            show(kind, row)
-    tell("live step and batched scan")
-    found |= {"live": _live("auto"), "live_torch": _live("tiles") if workloads.loops() else None}
-    for row in (found["live"], found["live_torch"]):
-        if row is not None:
-            show("live", row)
-    return found | {"cuda": _cuda(sizes, compare, tell, show)}
-
-
-def _rows(
-    setting: Setting,
-    sizes: Sequence[int],
-    backends: Sequence[str],
-    compare: Sequence[str],
-    peaks: Peaks | None,
-    tell: Callable[[str], None],
-    *,
-    long: bool,
-) -> Iterator[tuple[str, Figures]]:
-    """Yield each row on the processor as soon as it is measured, with the kind of its table."""
-    dense_max = 2 * DENSE_MAX if long else DENSE_MAX
-    # The full mask at the longest takes twice the causal one, and minutes a round.
-    cases = [(bars, mask) for bars in sizes for mask in MASKS]
-    cases += [(LONG, mask) for mask in MASKS if long and mask != "full"]
-    for bars, mask in cases:
-        tell(f"{bars:,} bars, {mask}")
-        row = _compare(setting, bars, mask, backends=backends, dense_max=dense_max)
-        if peaks is not None and mask == "causal":
-            row |= _peaks(peaks, bars, mask, dense=bars <= dense_max)
-        yield "attention", row
-    for bars, mask in cases:
-        tell(f"{bars:,} bars, {mask}, other forms")
-        of_causal = peaks if mask == "causal" else None
-        for row in other_forms(setting, bars, mask, compare, peaks=of_causal):
-            yield "forms", row
+    functions = {name: function_named(name) for name in compare}
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ConfigInvalid("--device is cuda, and PyTorch finds none here; leave it out.")
+    torch.set_num_threads(threads)
+    setting = Setting()
+    if device == "cuda":
+        setting = Setting(heads=2, head_dim=64, device=device, dtype=torch.bfloat16)
     for bars in sizes:
-        tell(f"{bars:,} bars, other mechanisms")
-        for row in _mechanisms(setting, bars, peaks):
-            yield "mechanisms", row
+        for name, mask in MASKS.items():
+            tell(f"{bars:,} bars, {name}")
+            row = explanation_row(setting, bars, mask, functions)
+            yield "an explanation beside the flash forward", {"bars": bars, "mask": name} | row
+    tell(f"one layer of another model, {FOREIGN_KEYS:,} keys")
+    yield "one captured layer beside its attention", foreign_row(setting)
+    for row in model_rows(setting, tell):
+        yield f"a Llama of 4 layers, {TOKENS:,} tokens", row
+    if device == "cpu":
+        for name in KINDS:
+            tell(f"the network of kind {name}")
+            yield "a network of each kind, one window", network_row(name)
+        tell("a live step and a scan")
+        yield "the default network as a stream", live_row()
 
 
-def free_bytes() -> int:
-    """Return the memory that can be taken without swapping."""
-    pages: int = os.sysconf("SC_AVPHYS_PAGES")
-    return pages * os.sysconf("SC_PAGE_SIZE")
+def function_named(name: str) -> Callable[[Inputs, Mask], object]:
+    """Return the user's function ``module:function``; raise ``ConfigInvalid`` where it is none."""
+    function = imported(name, key="--compare")
+    if not callable(function):
+        raise ConfigInvalid(f"--compare {name} is no function; name one of (inputs, mask).")
+    measured: Callable[[Inputs, Mask], object] = function
+    return measured
 
 
-def _compare(
-    setting: Setting, bars: int, mask_name: str, *, backends: Sequence[str], dense_max: int
-) -> Figures:
-    mask = mask_named(mask_name)
-    inputs = workloads.draw(setting, bars)
-    sums = workloads.forward(inputs, mask)
-    routes: dict[str, Route] = {
-        "flash": lambda: workloads.forward(inputs, mask),
-        "many": lambda: workloads.explain_many(inputs, sums, mask),
-    }
-    if bars <= EVERY_MAX:
-        routes["every"] = lambda: workloads.explain_every(inputs, sums, mask)
-    for backend in backends:
-        name = {"auto": "ours", "tiles": "torch"}[backend]
-        routes[name] = lambda chosen=backend: workloads.explain(inputs, sums, mask, chosen)  # type: ignore[misc]
-    row: Figures = {"bars": bars, "mask": mask_name}
-    row["flash_flops"] = workloads.forward_operations(setting, bars, mask)
-    row["ours_flops"] = workloads.explained_operations(setting, bars, mask)
-    clock = time.process_time if setting.device == "cpu" else time.perf_counter
-    wait = workloads.waiter(setting.device)
-    seconds = interleaved(routes, clock=clock, wait=wait)
-    if bars <= dense_max:
-        try:
-            workloads.require_dense(setting, bars, available_bytes=free_bytes())
-        except AttentionInvalid as refusal:
-            row["dense_refused"] = str(refusal)
-        else:
-            # Once: it takes as long as all the others together.
+def interleaved(
+    routes: Mapping[str, Route],
+    *,
+    clock: Callable[[], float] = time.process_time,
+    wait: Callable[[], None] = lambda: None,
+) -> dict[str, float]:
+    """Return each route's median seconds; every round takes each route once, after a warm-up.
+
+    *wait* returns when the work that a route started is done.
+    """
+    for route in routes.values():
+        route()
+    wait()
+    spent: dict[str, list[float]] = {name: [] for name in routes}
+    for done in range(ROUNDS_MAX):
+        if done >= ROUNDS_MIN and sum(map(sum, spent.values())) > ENOUGH_S:
+            break
+        for name, route in routes.items():
             before = clock()
-            workloads.dense(inputs, mask)
+            route()
             wait()
-            seconds["dense"] = clock() - before
-    return row | _ratios(seconds, rows=min(bars, workloads.MANY_ROWS))
+            spent[name].append(clock() - before)
+    return {name: statistics.median(seconds) for name, seconds in spent.items()}
 
 
-def _ratios(seconds: Mapping[str, float], *, rows: int) -> Figures:
-    """Return each route's seconds, and what it costs beside the forward."""
-    figures: Figures = {f"{name}_s": spent for name, spent in seconds.items()}
-    for name in ("ours", "torch"):
-        if name in seconds:
-            figures[f"{name}_ratio"] = seconds[name] / seconds["flash"]
-    figures["many_ratio_a_row"] = seconds["many"] / seconds["flash"] / rows
-    if "every" in seconds:
-        figures["every_ratio"] = 1.0 + seconds["every"] / seconds["flash"]
-    if "dense" in seconds:
-        figures["dense_ratio"] = seconds["dense"] / (seconds["flash"] + seconds["ours"])
-    return figures
+def _timed(setting: Setting, routes: Mapping[str, Route]) -> dict[str, float]:
+    if setting.device == "cpu":
+        return interleaved(routes)
+    return interleaved(routes, clock=time.perf_counter, wait=torch.cuda.synchronize)
 
 
-def _peaks(peaks: Peaks, bars: int, mask: str, *, dense: bool) -> Figures:
-    """Return each route's peak memory, and the explanation's share beyond the forward's own."""
-    flash, ours = (peaks.of(route, mask, bars) for route in ("flash", "ours"))
-    found: Figures = {"flash_bytes": flash, "ours_bytes": ours}
-    found["extra_memory_ratio"] = max(0, ours - flash) / max(flash, 1)
-    if dense:
-        found["dense_bytes"] = peaks.of("dense", mask, bars)
-    return found
+# ---------------------------------------------------------------- our own attention
 
 
-def _mechanisms(setting: Setting, bars: int, peaks: Peaks | None) -> Iterator[Figures]:
-    """Measure each other mechanism beside the flash forward, causal, in the same rounds."""
-    inputs = workloads.draw(setting, bars)
-    made = {
-        name: one.make(inputs)
-        for name, one in MECHANISMS.items()
-        if one.longest is None or bars <= one.longest
-    }
-    routes: dict[str, Route] = {"flash": partial(workloads.forward, inputs, Mask())}
-    for name, one in made.items():
-        routes |= {f"{name} forward": one.forward, f"{name} explain": one.explain}
-    operations: dict[str, int] = {}
-    spent = interleaved(
-        routes,
-        warm_up=lambda name, route: operations.update({name: workloads.counted(route)}),
-    )
-    for name, one in made.items():
-        forward, explain = spent[f"{name} forward"], spent[f"{name} explain"]
-        row: Figures = {"bars": bars, "mechanism": name, "forward_s": forward}
-        row |= {"forward_ratio": forward / spent["flash"], "explain_ratio": explain / forward}
-        row["flops"] = operations[f"{name} forward"]
-        if peaks is not None:
-            row["bytes"] = peaks.of(name, "causal", bars)
-        if isinstance(one, Linear):
-            row["distance"] = one.distance()
-        yield row
+def draw(setting: Setting, bars: int) -> Inputs:
+    """Return seeded normal queries, keys and values of *bars* bars."""
+    generator = torch.Generator().manual_seed(SEED)
+    shape = (1, setting.heads, bars, setting.head_dim)
+
+    def tensors() -> list[Tensor]:
+        drawn = (torch.randn(shape, generator=generator) for _ in range(setting.layers))
+        return [tensor.to(setting.device, setting.dtype) for tensor in drawn]
+
+    return Inputs(tensors(), tensors(), tensors())
 
 
-def _live(backend: str) -> Figures:
-    """Measure the default network's live step and its chunked scan, each with its plain form."""
-    live = workloads.Live(backend=backend)
-    spent: dict[str, list[float]] = {
-        name: [] for name in ("step", "plain", "scan", "plain_scan", "forward")
-    }
-
-    def timed(name: str, bars: int, *, explained: bool) -> None:
-        before = time.process_time()
-        live.advance(bars, explained=explained)
-        spent[name].append(time.process_time() - before)
-
-    def timed_forward() -> None:
-        before = time.process_time()
-        live.forward(_BATCH_BARS)
-        spent["forward"].append(time.process_time() - before)
-
-    for _ in range(_STEPS):
-        timed("step", 1, explained=True)
-        timed("plain", 1, explained=False)
-        live.move(1)
-    for _ in range(_SCANS):
-        timed("scan", CHUNK_BARS, explained=True)
-        timed("plain_scan", CHUNK_BARS, explained=False)
-        live.move(CHUNK_BARS)
-        timed_forward()
-    median = {name: statistics.median(seconds) for name, seconds in spent.items()}
-    return {
-        "backend": live.backend,
-        "step_s": median["step"],
-        "step_p99_s": statistics.quantiles(spent["step"], n=100)[-1],
-        "plain_step_s": median["plain"],
-        "step_ratio": median["step"] / median["plain"],
-        "scan_s_a_bar": median["scan"] / CHUNK_BARS,
-        "plain_scan_s_a_bar": median["plain_scan"] / CHUNK_BARS,
-        "scan_ratio": median["scan"] / median["plain_scan"],
-        "forward_s_a_bar": median["forward"] / _BATCH_BARS,
-        "scan_ratio_to_forward": median["scan"] / CHUNK_BARS / (median["forward"] / _BATCH_BARS),
-    }
-
-
-def _cuda(
-    sizes: Sequence[int],
-    compare: Sequence[str],
-    tell: Callable[[str], None],
-    show: Callable[[str, Figures], None],
-) -> Figures | None:
-    """Measure the same on a CUDA device, beside its matrix peak; None where there is none."""
-    if (name := workloads.device_name("cuda")) is None:
-        return None
-    setting = workloads.Setting(heads=2, head_dim=64, device="cuda", dtype="bfloat16")
-    product, operations = workloads.matrix_product(setting, _MATRIX_SIDE)
-    wait = workloads.waiter("cuda")
-    seconds = interleaved({"product": product}, clock=time.perf_counter, wait=wait)["product"]
-    tflops = operations / seconds / 1e12
-    found: Figures = {"device": name, "matrix_tflops": tflops, "attention": [], "forms": []}
-    device = {"device": f"{name}, matrix product {tflops:.0f} TFLOP/s"}
-    cases = [(bars, mask) for bars in sizes for mask in MASKS]
-    for bars, mask in cases:
-        tell(f"{name}: {bars:,} bars, {mask}")
-        row = _compare(setting, bars, mask, backends=("auto",), dense_max=DENSE_MAX)
-        row["flash_tflops"] = row["flash_flops"] / row["flash_s"] / 1e12
-        row |= workloads.device_peaks(setting, bars, mask_named(mask))
-        found["attention"].append(row)
-        show("attention", row | device)
-    for bars, mask in cases:
-        for row in other_forms(setting, bars, mask, compare):
-            found["forms"].append(row)
-            show("forms", row | device)
-    return found
-
-
-def _machine(threads: int) -> Figures:
-    return {
-        "line": machine_line(),
-        "cores": os.cpu_count(),
-        "threads": threads,
-        "python": platform.python_version(),
-    }
-
-
-_MIB: Final = 1 << 20
-_ROUTES: Final = {
-    "flash": "flash forward",
-    "ours": "explanation",
-    "torch": "explanation, torch alone",
-    "dense": "stored matrices",
-}
-
-
-class _Panel(NamedTuple):
-    suffix: str
-    label: str
-    unit: float
-
-
-_PANELS: Final = (
-    _Panel("s", "CPU seconds", 1.0),
-    _Panel("bytes", "peak memory, MiB", 1.0 / _MIB),
-)
-
-
-class _Column(NamedTuple):
-    heading: str
-    text: Callable[[Figures], str]
-
-
-class _Table(NamedTuple):
-    title: str
-    columns: Sequence[_Column]
-    lines: Callable[[Figures], Sequence[Figures]] = lambda row: (row,)
-
-
-class Printer:
-    """Prints each row as soon as it is measured, a title and headings above the first."""
-
-    def __init__(self, say: Callable[[str], object]) -> None:
-        self._say = say
-        self._title = ""
-
-    def __call__(self, kind: str, row: Figures) -> None:
-        """Print *row* of the table *kind*, of the device that it names."""
-        table = _TABLES[kind]
-        title = f"{table.title}, {row['device']}" if "device" in row else table.title
-        if title != self._title:
-            self._title = title
-            self._say(f"\n{title}")
-            self._say("  ".join(f"{column.heading:>{_width(column)}}" for column in table.columns))
-        for line in table.lines(row):
-            cells = (f"{column.text(line):>{_width(column)}}" for column in table.columns)
-            self._say("  ".join(cells))
-
-
-def _width(column: _Column) -> int:
-    return max(len(column.heading), _WIDTHS.get(column.heading, 7))
-
-
-def _live_lines(live: Figures) -> list[Figures]:
-    attends = live["backend"]
+def forward(inputs: Inputs, mask: Mask) -> list[Layer]:
+    """Attend in every layer; return the layers that an explanation reads."""
     return [
-        {"": f"{name}, {attends}", "plain": live[plain], "own": live[own], "ratio": live[ratio]}
-        for name, plain, own, ratio in (
-            ("a live step", "plain_step_s", "step_s", "step_ratio"),
-            ("a bar of a scan", "plain_scan_s_a_bar", "scan_s_a_bar", "scan_ratio"),
-            ("beside a batch", "forward_s_a_bar", "scan_s_a_bar", "scan_ratio_to_forward"),
-        )
+        Layer(*layer, attend(*layer, mask, checked=False).logsumexp, mask)
+        for layer in inputs.layers
     ]
 
 
-def _of(name: str, form: str, unit: float = 1.0) -> Callable[[Figures], str]:
-    """Write a figure in *unit*, a dash where a row lacks it."""
-    return lambda row: format(row[name] * unit, form) if name in row else "-"
+def explain(layers: Sequence[Layer], backend: str = "auto") -> Tensor:
+    """Return the last row's exact rollout; its entropies are computed as well."""
+    last = [layers[0].shape[2] - 1]
+    confidence(layers, last)
+    return rollout(layers, last, backend=backend).weights["bars"]
 
 
-_BARS: Final = _Column("bars", lambda row: f"{row['bars']:,}")
-_MASK: Final = _Column("mask", lambda row: row["mask"])
-_WIDTHS: Final = {"mask": 12, "route": 12, "mechanism": 44, "": 32}
-_TABLES: Final = {
-    "attention": _Table(
-        "an explanation beside the flash forward",
-        (
-            _BARS,
-            _MASK,
-            _Column("flash ms", _of("flash_s", ",.1f", 1e3)),
-            _Column("explain ms", _of("ours_s", ",.1f", 1e3)),
-            _Column("÷ flash", _of("ours_ratio", ".2f")),
-            _Column("torch ÷ flash", _of("torch_ratio", ".2f")),
-            _Column("every bar ÷ flash", _of("every_ratio", ".2f")),
-            _Column("a row of 256 ÷ flash", _of("many_ratio_a_row", ".4f")),
-            _Column("dense ÷ ours", _of("dense_ratio", ".1f")),
-            _Column("GFLOP", _of("flash_flops", ",.1f", 1e-9)),
-            _Column("+ explain", _of("ours_flops", ",.1f", 1e-9)),
-            _Column("flash MiB", _of("flash_bytes", ",.0f", 1 / _MIB)),
-            _Column("+ explain", _of("extra_memory_ratio", ".2f")),
-            _Column("dense MiB", _of("dense_bytes", ",.0f", 1 / _MIB)),
-        ),
-    ),
-    "forms": _Table(
-        "other forms",
-        (
-            _BARS,
-            _MASK,
-            _Column("route", lambda row: row["route"]),
-            _Column("ms", _of("s", ",.1f", 1e3)),
-            _Column("÷ flash", _of("ratio", ".2f")),
-            _Column("MiB", _of("bytes", ",.0f", 1 / _MIB)),
-            _Column("GFLOP", _of("flops", ",.2f", 1e-9)),
-            _Column("GFLOP/s", lambda row: f"{row['flops'] / row['s'] / 1e9:,.1f}"),
-        ),
-    ),
-    "mechanisms": _Table(
-        "other mechanisms, causal",
-        (
-            _BARS,
-            _Column("mechanism", lambda row: row["mechanism"]),
-            _Column("forward ms", _of("forward_s", ",.1f", 1e3)),
-            _Column("÷ flash", _of("forward_ratio", ".2f")),
-            _Column("explain ÷ forward", _of("explain_ratio", ".2f")),
-            _Column("MiB", _of("bytes", ",.0f", 1 / _MIB)),
-            _Column("GFLOP", _of("flops", ",.2f", 1e-9)),
-            _Column("from softmax", _of("distance", ".2f")),
-        ),
-    ),
-    "live": _Table(
-        "the default network, live and over known bars",
-        (
-            _Column("", lambda row: row[""]),
-            _Column("plain µs", _of("plain", ",.0f", 1e6)),
-            _Column("explained µs", _of("own", ",.0f", 1e6)),
-            _Column("explained ÷ plain", _of("ratio", ".2f")),
-        ),
-        _live_lines,
-    ),
-}
-"""The tables by the kinds of rows that ``attention.measure`` shows."""
+def explain_every(layers: Sequence[Layer]) -> Tensor:
+    """Return every row's rollout over buckets of 64 bars."""
+    every = rollout_buckets if layers[0].mask.kind is MaskKind.FULL else rollout_by_age
+    return every(layers).weights["bars"]
 
 
-def plot(figures: Mapping[str, Any], path: Path) -> None:
-    """Write time and memory over the number of bars, causal, to *path* as PNG."""
-    figure_class = import_module("matplotlib.figure").Figure
-    rows = [row for row in figures["attention"] if row["mask"] == "causal"]
-    panels = [panel for panel in _PANELS if any(f"flash_{panel.suffix}" in row for row in rows)]
-    figure = figure_class(figsize=(5.5 * len(panels), 4), layout="constrained")
-    for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
-        for route, name in _ROUTES.items():
-            known = [row for row in rows if f"{route}_{panel.suffix}" in row]
-            if known:
-                values = [row[f"{route}_{panel.suffix}"] * panel.unit for row in known]
-                axes.plot([row["bars"] for row in known], values, marker="o", label=name)
-        axes.set(xscale="log", yscale="log", xlabel="bars, causal", ylabel=panel.label)
-        axes.grid(visible=True, which="both", alpha=0.3)
-        axes.legend()
-    figure.suptitle(_title(figures))
-    figure.savefig(path, format="png", dpi=120)
+def dense(inputs: Inputs, mask: Mask) -> Tensor:
+    """Return the last row's rollout by stored matrices and whole products."""
+    matrices = [reference.attention_matrix(query, key, mask) for query, key, _ in inputs.layers]
+    return reference.rollout(matrices, mask)[:, -1:]
 
 
-def _title(figures: Mapping[str, Any]) -> str:
-    setting, machine = figures["setting"], figures["machine"]
-    return (
-        f"{setting['layers']} layers of {setting['heads']} heads of {setting['head_dim']}, "
-        f"{machine['threads']} thread(s), torch {machine['torch']} {machine['simd']}"
+def explanation_row(
+    setting: Setting,
+    bars: int,
+    mask: Mask,
+    functions: Mapping[str, Callable[[Inputs, Mask], object]],
+) -> Row:
+    """Return milliseconds of a forward and the ratio of each explanation to it."""
+    inputs = draw(setting, bars)
+    layers = forward(inputs, mask)
+    routes: dict[str, Route] = {
+        "flash": partial(forward, inputs, mask),
+        "one decision": partial(explain, layers),
+    }
+    if compiled.available():
+        routes["without loops"] = partial(explain, layers, "tiles")
+    if bars <= EVERY_MAX:
+        routes["every bar"] = partial(explain_every, layers)
+    if bars <= DENSE_MAX:
+        routes["stored matrices"] = partial(dense, inputs, mask)
+    routes |= {name: partial(function, inputs, mask) for name, function in functions.items()}
+    return _ratios(_timed(setting, routes), "flash")
+
+
+def _ratios(seconds: Mapping[str, float], base: str) -> Row:
+    others = {
+        f"{name} ÷ {base}": spent / seconds[base] for name, spent in seconds.items() if name != base
+    }
+    return {f"{base} ms": 1e3 * seconds[base]} | others
+
+
+# ---------------------------------------------------------------- other people's models
+
+
+def foreign_row(setting: Setting, keys: int = FOREIGN_KEYS) -> Row:
+    """Return what reads of one captured layer cost beside torch's attention.
+
+    Eight heads of 64 share two key heads: whole rows are carried, then one, entropies of all rows
+    are taken, and whole rows are carried through a layer whose scores are capped.
+    """
+    generator = torch.Generator().manual_seed(SEED)
+
+    def tensor(heads: int) -> Tensor:
+        drawn = torch.randn(1, heads, keys, 64, generator=generator)
+        return drawn.to(setting.device, setting.dtype)
+
+    query, key, value = tensor(8), tensor(2), tensor(2)
+
+    def sdpa() -> Tensor:
+        return functional.scaled_dot_product_attention(
+            query, key, value, is_causal=True, enable_gqa=True
+        )
+
+    with torch.no_grad(), capture() as captured:
+        sdpa()
+    [layer] = captured.reads
+    capped = Layer.of(query, key, value, layer.mask, softcap=30.0)
+    whole = torch.full((1, 1, keys), 1.0 / keys, device=setting.device)
+    newest = torch.zeros_like(whole)
+    newest[..., -1] = 1.0
+    routes: dict[str, Route] = {
+        "sdpa": sdpa,
+        "whole rows": lambda: layer.carry(whole),
+        "one query": lambda: layer.carry(newest),
+        "entropy of all rows": layer.entropy,
+        "whole rows, capped": lambda: capped.carry(whole),
+    }
+    with torch.no_grad():
+        return _ratios(_timed(setting, routes), "sdpa")
+
+
+def model_rows(
+    setting: Setting, tell: Callable[[str], None], tokens: int = TOKENS
+) -> Iterator[Row]:
+    """Yield what each explanation of a random Llama costs, the forward included, as a ratio to it.
+
+    Transformers is asked for its attention matrices, and captum for the gradients of the same
+    logit, where they are installed.
+    """
+    if find_spec("transformers") is None:
+        yield {"explanation": "transformers is not installed", "÷ forward": None}
+        return
+    transformers = import_module("transformers")
+    config = transformers.LlamaConfig(
+        vocab_size=1_000,
+        hidden_size=512,
+        intermediate_size=1_376,
+        num_hidden_layers=4,
+        num_attention_heads=8,
+        num_key_value_heads=2,
     )
+    with torch.random.fork_rng():
+        torch.manual_seed(SEED)
+        models = {
+            name: transformers.LlamaForCausalLM._from_config(  # noqa: SLF001 - the documented way
+                config, attn_implementation=name
+            )
+            .eval()
+            .to(setting.device)
+            for name in ("sdpa", "eager")
+        }
+        words = torch.randint(0, config.vocab_size, (1, tokens)).to(setting.device)
+    model, eager = models["sdpa"], models["eager"]
+    embedded = model.get_input_embeddings()(words).detach()
+
+    def logit(x: Tensor) -> Tensor:
+        last: Tensor = model(inputs_embeds=x, logits_to_keep=1).logits[:, -1, 0]
+        return last
+
+    def plain() -> None:
+        with torch.no_grad():
+            logit(embedded)
+
+    def rolled() -> None:
+        with torch.no_grad(), capture(model) as captured:
+            logit(embedded)
+        captured.rollout()
+
+    def relevant() -> None:
+        x = embedded.clone().requires_grad_()
+        with relevance_rules(model):
+            relevance(logit(x)[0], x)
+
+    def matrices() -> None:
+        with torch.no_grad():
+            weights = eager(words, output_attentions=True, logits_to_keep=1).attentions
+            held = torch.eye(tokens, device=setting.device)[-1:]
+            for matrix in reversed(weights):
+                held = 0.5 * held + 0.5 * held @ matrix[0].mean(dim=0)
+
+    routes: dict[str, Route] = {
+        "forward": plain,
+        "attention.capture and rollout": rolled,
+        "attention.relevance": relevant,
+        "transformers, output_attentions and rollout": matrices,
+    }
+    if find_spec("captum") is not None:
+        methods = import_module("captum.attr")
+        gradients = methods.InputXGradient(logit)
+        routes["captum, input times gradient"] = lambda: gradients.attribute(
+            embedded.clone().requires_grad_()
+        )
+    tell("another library's model")
+    seconds = _timed(setting, routes)
+    for name, spent in seconds.items():
+        yield {"explanation": name, "ms": 1e3 * spent, "÷ forward": spent / seconds["forward"]}
+
+
+# ---------------------------------------------------------------- our networks
+
+
+def network_row(kind: str) -> Row:
+    """Return the forward of a network of *kind* over one window, and its explanation's ratio."""
+    record = network_kinds()[kind]
+    with torch.random.fork_rng():
+        torch.manual_seed(SEED)
+        network = record.make(record.read({})).eval()
+    seconds = interleaved(window_routes(network))
+    return {"kind": kind, "bars": network.config.receptive_field} | _ratios(seconds, "forward")
+
+
+def window_routes(network: Network) -> dict[str, Route]:
+    """Return the routes of a *network* over one window of random rows, plain and explained."""
+    generator = torch.Generator().manual_seed(SEED)
+    bars = network.config.receptive_field
+    x = torch.randn(1, bars, network.config.features, generator=generator).clamp(-5, 5)
+    positions = torch.arange(bars)
+
+    def route(ask: Callable[[Tensor, Tensor], object]) -> object:
+        with torch.inference_mode():
+            return ask(x, positions)
+
+    return {"forward": partial(route, network), "explained": partial(route, network.explain)}
+
+
+class Scan:
+    """A network's own stream over random rows, its rings full: no features, forecasts or record."""
+
+    def __init__(self, network: StreamingNetwork) -> None:
+        self._network = network
+        self._state = StreamState(network.network)
+        self._generator = torch.Generator().manual_seed(SEED)
+        self._position = 0
+        while self._position < network.config.receptive_field:
+            self.advance()
+
+    def advance(self, bars: int = CHUNK_BARS) -> int:
+        """Take in so many bars; return how many they are."""
+        rows = torch.randn(1, bars, self._network.config.features, generator=self._generator)
+        positions = np.arange(self._position, self._position + bars, dtype=np.int64)
+        self._network.advance(self._state, rows.clamp(-5, 5), positions[None], padded=bars > 1)
+        self._position += bars
+        return bars
+
+
+def live_row(config: FlashConfig | None = None) -> Row:
+    """Return what a live step and a bar of a scan of the default network cost, explained."""
+    with torch.random.fork_rng():
+        torch.manual_seed(SEED)
+        network = FlashNetwork(config or FlashConfig()).eval()
+    scan = Scan(StreamingNetwork(network))
+    generator = torch.Generator().manual_seed(SEED)
+    rows = torch.randn(1, BATCH_BARS, network.config.features, generator=generator).clamp(-5, 5)
+    steps = []
+    for _ in range(LIVE_STEPS):
+        before = time.process_time()
+        scan.advance(1)
+        steps.append(time.process_time() - before)
+
+    def batch() -> None:
+        with torch.inference_mode():
+            network(rows)
+
+    def scanned() -> None:
+        for _ in range(LIVE_SCANS):
+            scan.advance()
+
+    seconds = interleaved({"scan": scanned, "batch": batch})
+    a_bar = seconds["scan"] / LIVE_SCANS / CHUNK_BARS
+    return {
+        "live step ms": 1e3 * statistics.median(steps),
+        "p99 ms": 1e3 * statistics.quantiles(steps, n=100)[-1],
+        "bar of a scan µs": 1e6 * a_bar,
+        "÷ a batched forward": a_bar / (seconds["batch"] / BATCH_BARS),
+    }

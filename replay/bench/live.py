@@ -1,4 +1,4 @@
-"""``bench live``: latency from a parsed bar, or a close, to its commit."""
+"""``bench live``: latency from the last bar of a close to the commit of its last decision."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Self
 
@@ -41,56 +41,62 @@ from tracepaper.strategies.types.market import (
     Source,
 )
 
-WARM_UP_STEPS: Final = 50
+WARM_UP_CLOSES: Final = 20
+"""Closes that are decided before the first that is timed."""
+SLOW_BARS: Final = 100
+"""Bars of warm-up of the strategy without a model."""
 ROW_BYTES: Final = 200
 DEADLINE_MS: Final = 60_000
+SHIFT_BARS: Final = 37
+"""Bars by which the instruments' prices are moved against each other."""
 
 Tell = Callable[[str], None]
 
 
 def measure_live(
-    bars: int = 1_000,
+    closes: int,
     *,
+    symbols: int = 1,
     model: bool = True,
     checkpoint: str | None = None,
     tell: Tell = lambda _: None,
 ) -> dict[str, Any]:
-    """Return latencies in milliseconds of wall time, the engine's and a bare commit's in turn.
+    """Return milliseconds of wall time from the last bar of a close to its last commit.
 
-    With a *checkpoint* also those with it, and how many times the default model's they are.
-
-    The engine runs by quotes as live: a quote and a bar a decision, each stored and committed.
-    The bare commit inserts one row of a decision's size into an own file with the same settings,
-    through a thread as well.
+    Each of *closes* is one of *symbols* instruments that fill by quotes, as live: a quote of each,
+    then their bars, decided and committed together. After each close one row is committed alone
+    into another file with the same settings. Beside it what one symbol costs: CPU milliseconds a
+    decision, MB of memory beyond that of the program and its model, and bytes of the database a
+    decision with its quote. With a *checkpoint* also those with it.
     """
-    tell("engine without a model")
-    plain, bare = asyncio.run(decision_latencies(bars, "sma_cross"))
-    figures: dict[str, Any] = {
-        "machine": machine_line(),
-        "bars": bars,
-        "bare_commit": _percentiles(bare),
-        "without_model": _percentiles(plain),
-        "beyond_bare_commit_p50": statistics.median(plain) - statistics.median(bare),
-        "reach_beyond_p50": 0.15,
-    }
+    figures: dict[str, Any] = {"machine": machine_line(), "symbols": symbols, "closes": closes}
+    runs: dict[str, tuple[str, str | None]] = {"without_model": ("sma_cross", None)}
     if model:
-        tell("default model")
-        whole, beside = asyncio.run(decision_latencies(bars, "attention"))
-        figures["with_model"] = _percentiles(whole)
-        figures["with_model_bare_commit"] = _percentiles(beside)
-        figures["reach_with_model"] = {"p50": 5.0, "p99": 25.0}
-        if checkpoint is not None:
-            tell(checkpoint)
-            other, _ = asyncio.run(decision_latencies(bars, "attention", checkpoint))
-            figures["with_checkpoint"] = _percentiles(other)
-            ratio = statistics.median(other) / statistics.median(whole)
-            figures["checkpoint_of_default_p50"] = ratio
+        runs["with_model"] = ("attention", None)
+    if checkpoint is not None:
+        runs["with_checkpoint"] = ("attention", checkpoint)
+    for name, (strategy, named) in runs.items():
+        config = live_config(strategy, [f"BENCH{number}USDT" for number in range(symbols)], named)
+        forecaster = load_forecaster(config) if needs_forecaster(config) else None
+        context = SLOW_BARS if forecaster is None else forecaster.context
+        given = closes_of(symbols, context + WARM_UP_CLOSES + closes)
+        feed = _timed(config, forecaster, given, context, tell=tell)
+        figures[f"{name}_ms"] = _percentiles(feed.wall_ms)
+        figures[f"{name}_bare_commit_ms"] = _percentiles(feed.bare_ms)
+        figures[f"{name}_beyond_bare_commit_p50"] = statistics.median(
+            feed.wall_ms
+        ) - statistics.median(feed.bare_ms)
+        figures[f"{name}_a_symbol"] = {
+            "cpu_ms": statistics.median(feed.cpu_ms) / symbols,
+            "memory_mb": feed.grown_mb / symbols,
+            "bytes_a_decision": feed.grown_bytes / closes / symbols,
+        }
     return figures
 
 
-def _percentiles(values: list[float]) -> dict[str, float]:
+def _percentiles(values: Sequence[float]) -> dict[str, float]:
     cuts = statistics.quantiles(values, n=100)
-    return {"p50": statistics.median(values), "p90": cuts[89], "p99": cuts[98]}
+    return {"p50": statistics.median(values), "p99": cuts[98], "longest": max(values)}
 
 
 def live_config(strategy: str, symbols: Sequence[str], checkpoint: str | None = None) -> Config:
@@ -166,43 +172,6 @@ def live_parts(
         audit.close()
 
 
-async def decision_latencies(
-    count: int, strategy: str, checkpoint: str | None = None
-) -> tuple[list[float], list[float]]:
-    """Return milliseconds of each decision, and of the bare commit after it."""
-    config = live_config(strategy, ["BTCUSDT"], checkpoint)
-    forecaster = load_forecaster(config) if needs_forecaster(config) else None
-    context = 100 if forecaster is None else forecaster.context
-    candles = tiled(context + WARM_UP_STEPS + count)
-    history = [msgspec.structs.replace(bar, source=Source.STREAM) for bar in bars_of(candles)]
-    start_ms = history[context].open_time_ms
-    instruments = [archive_instrument(candles)]
-    whole, alone = [], []
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        BareCommit(Path(folder) / "bare.db") as bare,
-        live_parts(
-            config, instruments, forecaster, Path(folder) / "bench.db", start_ms=start_ms
-        ) as parts,
-    ):
-        engine, predictor, audit = parts.engine, parts.predictor, parts.audit
-        for bar in history[:context]:
-            await audit.append(engine.step(bar, await predictor.predict(bar)))
-        change = parts.start()
-        await audit.append(engine.step(change, await predictor.predict(change)))
-        for number, bar in enumerate(history[context:]):
-            await audit.append(engine.step(quote_of(bar), None))
-            began = time.perf_counter()
-            await audit.append(engine.step(bar, await predictor.predict(bar)))
-            middle = time.perf_counter()
-            await bare.commit()
-            ended = time.perf_counter()
-            if number >= WARM_UP_STEPS:
-                whole.append((middle - began) * 1e3)
-                alone.append((ended - middle) * 1e3)
-    return whole, alone
-
-
 def quote_of(bar: Bar) -> Quote:
     """Return a quote of one tick around the close of *bar*, at its close."""
     at = bar.close_time_ms
@@ -237,73 +206,6 @@ class BareCommit:
         self._database.execute("COMMIT")
 
 
-WARM_UP_CLOSES: Final = 20
-"""Closes that are decided before the first that is timed."""
-REACH_LIVE_MS: Final = 500.0
-"""After the last bar of a close of fifty symbols all of its decisions are committed."""
-LIVE_CLOSES_LEAST: Final = 100
-"""Fewer closes have no hundredth that is the slowest."""
-SLOW_BARS: Final = 100
-"""Bars of warm-up of the strategy without a model."""
-_APART: Final = 37
-"""Bars by which the instruments' prices are moved against each other."""
-
-
-@dataclass
-class Spent:
-    """What closes took, in milliseconds of wall time and of the process's CPU time."""
-
-    wall_ms: list[float] = field(default_factory=list)
-    cpu_ms: list[float] = field(default_factory=list)
-
-    def __enter__(self) -> Self:
-        self._began = time.perf_counter(), time.process_time()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        wall, cpu = self._began
-        self.wall_ms.append(1e3 * (time.perf_counter() - wall))
-        self.cpu_ms.append(1e3 * (time.process_time() - cpu))
-
-    def medians(self) -> dict[str, float]:
-        """Return the median of both times."""
-        return {"wall": statistics.median(self.wall_ms), "cpu": statistics.median(self.cpu_ms)}
-
-
-def measure_live_closes(
-    symbols: int, closes: int, *, model: bool = True, tell: Tell = lambda _: None
-) -> dict[str, Any]:
-    """Return milliseconds of wall time from the last bar of a close to its last commit.
-
-    Each of *closes* is one of *symbols* instruments that fill by quotes, as live: a quote of each,
-    then their bars behind the ``Closed`` that gathered them, decided and committed together. Beside
-    it what one symbol costs: CPU milliseconds a decision, MB of memory beyond that of the program
-    and its model, and bytes of the database a decision with its quote.
-    """
-    figures: dict[str, Any] = {"machine": machine_line(), "symbols": symbols, "closes": closes}
-    for name, strategy in (("without_model", "sma_cross"), ("with_model", "attention")):
-        if strategy == "attention" and not model:
-            continue
-        config = live_config(strategy, [f"BENCH{number}USDT" for number in range(symbols)])
-        forecaster = load_forecaster(config) if needs_forecaster(config) else None
-        context = SLOW_BARS if forecaster is None else forecaster.context
-        given = closes_of(symbols, context + WARM_UP_CLOSES + closes)
-        feed = _timed(config, forecaster, given, context, tell=tell)
-        wall_ms = sorted(feed.spent.wall_ms)
-        figures[f"{name}_ms"] = {
-            "median": statistics.median(wall_ms),
-            "p99": statistics.quantiles(wall_ms, n=100)[98],
-            "longest": wall_ms[-1],
-        }
-        figures[f"{name}_a_symbol"] = {
-            "cpu_ms": feed.spent.medians()["cpu"] / symbols,
-            "memory_mb": feed.grown_mb / symbols,
-            "bytes_a_decision": feed.grown_bytes / closes / symbols,
-        }
-    figures["reach_ms"] = REACH_LIVE_MS
-    return figures
-
-
 def _timed(
     config: Config,
     forecaster: Forecaster | None,
@@ -319,11 +221,13 @@ def _timed(
     start_ms = closes[context][0].open_time_ms
     tell(f"warming {len(symbols)} instruments with {context:,} bars")
     before_mb = resident_mb()
-    with tempfile.TemporaryDirectory() as folder:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        BareCommit(Path(folder) / "bare.db") as bare,
+    ):
         database = Path(folder) / "bench.db"
         with live_parts(config, instruments, forecaster, database, start_ms=start_ms) as parts:
-            feed = TimedFeed(closes[:context], parts.start, closes[context:], tell)
-            feed.database = database
+            feed = TimedFeed(closes[:context], parts.start, closes[context:], bare, database)
             asyncio.run(drive(feed, parts.predictor, parts.engine, parts.audit))
             feed.grown_mb = resident_mb() - before_mb
             feed.grown_bytes += _content_bytes(database)
@@ -340,11 +244,11 @@ def _content_bytes(path: Path) -> int:
 
 def closes_of(symbols: int, count: int) -> list[list[Bar]]:
     """Return *count* closes of a bar of each of *symbols* instruments, oldest first."""
-    bars = bars_of(tiled(count + _APART * symbols))
+    bars = bars_of(tiled(count + SHIFT_BARS * symbols))
     return [
         [
             msgspec.structs.replace(
-                bars[at + _APART * number],
+                bars[at + SHIFT_BARS * number],
                 instrument=f"linear:BENCH{number}USDT",
                 open_time_ms=bars[at].open_time_ms,
                 market_ms=bars[at].market_ms,
@@ -358,8 +262,10 @@ def closes_of(symbols: int, count: int) -> list[list[Bar]]:
 
 
 def gathered(close: Sequence[Bar]) -> list[Event]:
-    """Return *close* as the feed delivers it: announced by its ``Closed``."""
+    """Return *close* as the feed delivers it: of several symbols announced by its ``Closed``."""
     first = close[0]
+    if len(close) == 1:
+        return [first]
     return [Closed(first.open_time_ms, len(close), (), first.market_ms, first.seen_ms), *close]
 
 
@@ -374,16 +280,19 @@ class TimedFeed:
         past: Sequence[Sequence[Bar]],
         start: Callable[[], Event],
         closes: Sequence[Sequence[Bar]],
-        tell: Tell,
+        bare: BareCommit,
+        database: Path,
     ) -> None:
-        self.spent = Spent()
+        self.wall_ms: list[float] = []
+        self.cpu_ms: list[float] = []
+        self.bare_ms: list[float] = []
         self.grown_mb = 0.0  # by the run, beyond the program, its model and the candles
         self.grown_bytes = 0  # of the database, since the first close that is timed
-        self.database: Path | None = None
         self._past = past
         self._start = start
         self._closes = closes
-        self._tell = tell
+        self._bare = bare
+        self._database = database
 
     async def __aiter__(self) -> AsyncIterator[Event]:
         """Yield the bars before the start, the start, then quotes and bars close by close."""
@@ -391,13 +300,17 @@ class TimedFeed:
             for event in gathered(close):
                 yield event
         yield self._start()
-        self._tell(f"{len(self._closes)} closes of {len(self._closes[0])} symbols")
-        warming = Spent()
         for number, close in enumerate(self._closes):
-            if number == WARM_UP_CLOSES and self.database is not None:
-                self.grown_bytes = -_content_bytes(self.database)
+            if number == WARM_UP_CLOSES:
+                self.grown_bytes = -_content_bytes(self._database)
             for bar in close:
                 yield quote_of(bar)
-            with warming if number < WARM_UP_CLOSES else self.spent:
-                for event in gathered(close):
-                    yield event
+            wall, cpu = time.perf_counter(), time.process_time()
+            for event in gathered(close):
+                yield event
+            between, spent = time.perf_counter(), time.process_time() - cpu
+            await self._bare.commit()
+            if number >= WARM_UP_CLOSES:
+                self.wall_ms.append(1e3 * (between - wall))
+                self.cpu_ms.append(1e3 * spent)
+                self.bare_ms.append(1e3 * (time.perf_counter() - between))

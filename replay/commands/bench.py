@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,7 +9,6 @@ from typing import Annotated, Any
 import typer
 
 from tracepaper.daemon.commands.options import JsonOption, print_json
-from tracepaper.strategies.extras import require
 
 app = typer.Typer(help="Measure: figures as ratios, in one run, on CPU time.")
 
@@ -30,30 +28,27 @@ def ingest(
 @app.command()
 def replay(
     *,
-    bars: Annotated[int, typer.Option(min=1_000, help="Bars a round.")] = 200_000,
+    bars: Annotated[
+        int | None,
+        typer.Option(min=100, help="Bars a round; 200,000 by default, 20,000 with a model."),
+    ] = None,
     rounds: Annotated[int, typer.Option(min=1)] = 3,
     model: Annotated[
         bool, typer.Option("--model", help="With the default model, every bar explained.")
     ] = False,
     checkpoint: Annotated[
-        Path | None,
-        typer.Option(metavar="MODEL", help="With this model of whole windows, say informer-1m."),
+        Path | None, typer.Option(metavar="MODEL", help="With this model, say informer-1m.")
     ] = None,
     json: JsonOption = False,
 ) -> None:
     """Measure bars a CPU second with every decision stored and chained."""
-    from tracepaper.replay.bench import replay as replaying
+    from tracepaper.replay.bench.replay import measure_model, measure_replay
 
-    if checkpoint is not None:
-        figures = replaying.measure_windows(
-            checkpoint, bars if bars != 200_000 else 1_500, tell=_tell
-        )
-        _say("replay with a model of whole windows, CPU time", figures, as_json=json)
-    elif model:
-        figures = replaying.measure_model(bars if bars != 200_000 else 30_000, tell=_tell)
-        _say("replay with the default model", figures, as_json=json)
+    if model or checkpoint is not None:
+        figures = measure_model(bars or 20_000, checkpoint=checkpoint, rounds=rounds, tell=_tell)
+        _say(f"replay with {checkpoint or 'the default model'}", figures, as_json=json)
     else:
-        figures = replaying.measure_replay(bars, rounds=rounds, tell=_tell)
+        figures = measure_replay(bars or 200_000, rounds=rounds, tell=_tell)
         _say("replay without a model", figures, as_json=json)
 
 
@@ -70,25 +65,23 @@ def live(
     ] = None,
     json: JsonOption = False,
 ) -> None:
-    """Measure milliseconds from a parsed bar, or the last of a close, to what is committed."""
-    from tracepaper.replay.bench.live import LIVE_CLOSES_LEAST, measure_live, measure_live_closes
+    """Measure milliseconds from the last bar of a close to the commit of its last decision."""
+    from tracepaper.replay.bench.live import measure_live
 
-    if symbols > 1:
-        closes = max(bars // symbols, LIVE_CLOSES_LEAST)
-        figures = measure_live_closes(symbols, closes, model=model, tell=_tell)
-        _say("close of several symbols, last bar to last decision committed", figures, as_json=json)
-        return
-    _say(
-        "live step, ms of wall time",
-        measure_live(bars, model=model, checkpoint=checkpoint, tell=_tell),
-        as_json=json,
+    figures = measure_live(
+        max(bars // symbols, 100), symbols=symbols, model=model, checkpoint=checkpoint, tell=_tell
     )
+    _say("last bar to last decision committed, ms of wall time", figures, as_json=json)
 
 
 @app.command()
 def attention(
     *,
-    long: Annotated[bool, typer.Option("--long", help="Also 65,536 bars.")] = False,
+    bars: Annotated[
+        list[int] | None,
+        typer.Option(min=16, help="A length in place of 1,024 to 16,384; repeat."),
+    ] = None,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     threads: Annotated[int, typer.Option(min=1, help="Threads of torch and of the loops.")] = 1,
     compare: Annotated[
         list[str] | None,
@@ -96,31 +89,24 @@ def attention(
             metavar="MODULE:FUNCTION", help="Also your function of (inputs, mask); repeat."
         ),
     ] = None,
-    bars: Annotated[
-        list[int] | None, typer.Option(min=16, help="A length in place of 512 to 16,384; repeat.")
-    ] = None,
-    png: Annotated[Path | None, typer.Option(metavar="FILE", help="Also a plot.")] = None,
     json: JsonOption = False,
 ) -> None:
     """Measure what an explanation costs beside the forward that it explains."""
-    from tracepaper.replay.bench.attention import SIZES, Printer, measure, plot
+    from tracepaper.replay.bench.attention import SIZES, measure
     from tracepaper.replay.bench.machine import machine_line
 
-    require("matplotlib", "--png", png)
+    rows = measure(bars or SIZES, device=device, threads=threads, compare=compare or (), tell=_tell)
+    tables: dict[str, Any] = {"machine": machine_line()}
     if not json:
-        typer.echo(machine_line())
-    figures = measure(
-        bars or SIZES,
-        long=long,
-        threads=threads,
-        compare=compare or (),
-        tell=_tell if json or not sys.stdout.isatty() else lambda _: None,
-        show=(lambda _kind, _row: None) if json else Printer(typer.echo),
-    )
-    if png is not None:
-        plot(figures, png)
+        typer.echo(tables["machine"])
+    for title, row in rows:
+        if title not in tables and not json:
+            typer.echo(f"\n{title}")
+        tables.setdefault(title, []).append(row)
+        if not json:
+            typer.echo("  ".join(f"{name} {_shown(value)}" for name, value in row.items()))
     if json:
-        print_json(figures)
+        print_json(tables)
 
 
 def _tell(sentence: str) -> None:

@@ -20,7 +20,7 @@ from tracepaper.storage.database.connection import (
     sqlite_status,
     unusable,
 )
-from tracepaper.storage.database.lock import InstanceLock, WatchedFile
+from tracepaper.storage.database.lock import FileWatch, InstanceLock
 from tracepaper.storage.database.schema import metadata
 from tracepaper.storage.database.views import create_views
 from tracepaper.storage.record.columns import APPLICATION_ID, SCHEMA
@@ -50,7 +50,7 @@ class Writer(NamedTuple):
 
     connection: Connection
     lock: InstanceLock
-    file: WatchedFile
+    file: FileWatch
 
     def close(self) -> None:
         """Close the connection, which checkpoints the WAL file, and give the locks back."""
@@ -82,11 +82,11 @@ def open_writer(path: Path) -> Writer:
     if path.is_dir():
         raise AuditUnwritable(f"{path} is a folder; name a file, or choose another --db.")
     is_there = path.is_file() and path.stat().st_size > 0
-    file: WatchedFile | None = None
+    file: FileWatch | None = None
     with ExitStack() as undo:
         if is_there:
             # Look before anything is written: another program's file must stay as it is.
-            file = WatchedFile.open(path)
+            file = FileWatch.open(path)
             undo.callback(file.close)
             with closing(connect_read_only(path)) as reader:
                 if (schema := schema_of(reader)) != 0:  # nothing was made of an empty database yet
@@ -94,7 +94,7 @@ def open_writer(path: Path) -> Writer:
         lock = InstanceLock.acquire(path)
         undo.callback(lock.release)
         if file is None:
-            file = WatchedFile.open(path)
+            file = FileWatch.open(path)
             undo.callback(file.close)
         try:
             connection = _connect_writing(path)

@@ -11,7 +11,6 @@ The rule is docs/attention.md, A29.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final, NamedTuple
@@ -204,29 +203,6 @@ class LinearRead(Read):
         counts = self.visible().to(ones)[:, None] * features
         normaliser = counts.expand(*ones.shape[:2], time)
         return replace(self, of=LinearLayer(ones, ones, normaliser))
-
-
-@explanation
-def distance_from_softmax(
-    layer: LinearLayer,
-    query: Tensor,
-    key: Tensor,
-    rows: Sequence[int],
-    mask: Mask,
-) -> Tensor:
-    """Return how far chosen rows lie from those of softmax attention: [batch, head, row].
-
-    Half the L1 distance, from 0 to 1. *query* and *key* [batch, head, time, dim] are those that
-    the features were made of, the scale is ``dim ** -0.5``.
-    """
-    chosen = list(check_rows(rows, query.shape[-2]))
-    scores = query[..., chosen, :] @ key.mT / math.sqrt(query.shape[-1])
-    if mask.kind is MaskKind.CAUSAL:
-        at = torch.tensor(chosen, device=scores.device)[:, None]
-        scores = scores.masked_fill(
-            torch.arange(scores.shape[-1], device=scores.device) > at, -torch.inf
-        )
-    return 0.5 * (linear_rows(layer, chosen, mask) - scores.softmax(dim=-1)).abs().sum(dim=-1)
 
 
 def _chunks(time: int) -> Iterator[slice]:

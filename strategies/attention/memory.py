@@ -73,11 +73,6 @@ def bucket_bytes(shape: Shape, time: int, mask: Mask | None = None) -> int:
     return rollout_bytes(shape, time) + 2 * shape.batch * time * buckets * shape.bytes_a_number
 
 
-def dense_bytes(shape: Shape, time: int) -> int:
-    """Return the bytes that storing the matrices of all layers would take: the route not taken."""
-    return shape.layers * shape.heads * shape.batch * time * time * shape.bytes_a_number
-
-
 def ring_bytes(shape: Shape, mask: Mask, *, instruments: int = 1) -> int:
     """Return the streaming state: keys, values and bucketed rows of one window a layer."""
     if mask.kind is not MaskKind.WINDOW:

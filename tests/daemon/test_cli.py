@@ -231,10 +231,10 @@ def python(code: str) -> subprocess.CompletedProcess[str]:
 def test_the_end_of_a_process_collects_nothing_that_a_command_imported() -> None:
     done = python(
         "import atexit, gc, sys\n"
-        "from tracepaper.daemon.cli import NEW_OBJECTS, main\n"
+        "import runpy\n"
         "atexit.register(lambda: print(gc.get_freeze_count() > 10_000, len(gc.get_objects())))\n"
         "sys.argv = ['tracepaper', '--version']\n"
-        "main()"
+        "runpy.run_module('tracepaper', run_name='__main__', alter_sys=True)"
     )
     version, end = done.stdout.splitlines()
     assert version.startswith("tracepaper ")

@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
@@ -19,14 +20,8 @@ import msgspec
 from programs import ROOT
 
 BUILT: Final = ROOT / "build" / "docs"
-PAGES: Final = (
-    ("Start", "README.md"),
-    ("Rules", "docs/*.md"),
-    ("Operation", "deploy/*.md"),
-    ("Code", "[AC]*.md"),
-    ("Decisions", "docs/decisions_log/*.md"),
-)
-"""Sections of the site, and the pages of each; ``docs/index.md`` is the first of its section."""
+INDEX: Final = ROOT / "docs" / "index.md"
+"""Its sections are those of the site."""
 BESIDE: Final = (
     "deploy/*.svg",
     "deploy/*.png",
@@ -70,14 +65,24 @@ def page_of(module: str) -> str:
     return f"reference/{'/'.join(module.split('.'))}.md"
 
 
+def sections() -> Iterator[tuple[str, list[str]]]:
+    """Yield each section of the index with the pages that it leads to; the decisions come last."""
+    yield "tracepaper", ["README.md", INDEX.relative_to(ROOT).as_posix()]
+    for part in INDEX.read_text(encoding="utf-8").split("\n## ")[1:]:
+        found = [(INDEX.parent / link).resolve() for link in LINK.findall(part)]
+        pages = dict.fromkeys(path.relative_to(ROOT).as_posix() for path in found)
+        of_section = [name for name in pages if name.endswith(".md") and "_log/" not in name]
+        yield part.partition("\n")[0], of_section
+    log = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.glob("docs/decisions_log/*.md"))
+    yield "Decisions", sorted(log, key=lambda name: not name.endswith("/index.md"))
+
+
 def staged(place: Path) -> None:
     """Lay out the sources of the site under *place*, with its configuration."""
     sources = place / "sources"
     shutil.rmtree(place, ignore_errors=True)
     navigation: list[dict[str, object]] = []
-    for title, pattern in PAGES:
-        names = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.glob(pattern))
-        names.sort(key=lambda name: not name.endswith("/index.md"))
+    for title, names in sections():
         navigation.append({title: names})
         for name in names:
             _copy(name, sources)
@@ -87,7 +92,15 @@ def staged(place: Path) -> None:
     navigation.append({"Reference": _reference(sources)})
     package = place / "package" / "tracepaper"
     package.mkdir(parents=True)
-    for part in ("__init__.py", "models.py", "daemon", "replay", "storage", "strategies"):
+    for part in (
+        "__init__.py",
+        "__main__.py",
+        "models.py",
+        "daemon",
+        "replay",
+        "storage",
+        "strategies",
+    ):
         (package / part).symlink_to(ROOT / part)
     configured(place, navigation)
 

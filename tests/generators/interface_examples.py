@@ -78,10 +78,10 @@ def _shown(value: Any) -> str:
 
 
 def _cut(value: Any) -> Any:
-    """Return the beginning of *value*; floats with six digits."""
+    """Return the beginning of *value*; floats without the digits that differ between processors."""
     match value:
         case float():
-            return float(f"{value:.6g}")
+            return float(f"{value:.6g}" if abs(value) >= 1 else f"{value:.4f}")
         case str() if len(value) > LETTERS:
             return f"{value[: LETTERS - 1]}…"
         case list() | tuple():

@@ -249,14 +249,17 @@ def rewritten(text: str, outcomes: list[Outcome]) -> str:
 
 
 WALKED: Final = ROOT / "tests" / "data" / "walked_pages.json"
-"""SHA-256 of each page as it was last walked: the tests walk again what was changed since."""
+"""SHA-256 of each page's blocks as last walked: the tests walk again what changed since."""
 SAMPLES: Final = "## Samples\n\n```sh\ntracepaper data samples\n```\n"
 """All that a page needs of another."""
 
 
 def hashed(text: str) -> str:
-    """Return the SHA-256 of a page's *text* in hexadecimal digits."""
-    return sha256(text.encode()).hexdigest()
+    """Return the SHA-256, in hexadecimal digits, of all that a walk of *text* depends on."""
+    found = blocks(text)
+    sections = list(dict.fromkeys(block.section for block in found))  # programs end with theirs
+    parts = [(sections.index(each.section), each.language, each.lines) for each in found]
+    return sha256(json.dumps(parts).encode()).hexdigest()
 
 
 def changed() -> list[Path]:

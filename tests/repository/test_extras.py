@@ -29,7 +29,6 @@ NAMED: Final[tuple[tuple[str, str, str], ...]] = (
     ("sweep none.csv --strategy sma_cross --space fast=5,10 --on ray", "ray", "--on ray"),
     ("train --data none.csv --out two --seeds 2 --on ray", "ray", "--on ray"),
     ("evaluate none --data none.csv --folds walk:1 --on ray", "ray", "--on ray"),
-    ("bench attention --png bench.png", "matplotlib", "--png"),
     ("train --data none.csv --set model.kind=tree --out tree", "lightgbm", "model.kind=tree"),
     ("train --data none.csv --set ensemble.kind=tree --out two", "lightgbm", "ensemble.kind=tree"),
     (

@@ -20,7 +20,7 @@ def test_every_module_is_found_by_walking_the_package() -> None:
     walked = {found.name for found in pkgutil.walk_packages(tracepaper.__path__, "tracepaper.")}
     walked.discard("tracepaper.setup")  # in a checkout alone: what builds it lies at its root
     paths = [path for name in PACKAGES for path in (ROOT / name).rglob("*.py")]
-    paths.append(ROOT / "models.py")
+    paths += [ROOT / "models.py", ROOT / "__main__.py"]
     written = {
         ".".join(("tracepaper", *path.relative_to(ROOT).with_suffix("").parts)) for path in paths
     }
@@ -60,6 +60,6 @@ def test_what_a_checkout_shows_to_type_checkers_is_the_package_itself() -> None:
     links = ROOT / ".types" / "tracepaper"
     if not links.is_dir():  # a checkout without `make dev`
         pytest.skip("make dev makes the links")
-    names = {"__init__.py", "models.py", "py.typed", *PACKAGES}
+    names = {"__init__.py", "__main__.py", "models.py", "py.typed", *PACKAGES}
     assert {path.name for path in links.iterdir()} == names
     assert all(path.resolve() == ROOT / path.name for path in links.iterdir())

@@ -18,7 +18,16 @@ from packaging.requirements import Requirement
 from programs import ROOT, environment
 from waiting import deadline_s
 
-PARTS: Final = ("__init__.py", "models.py", "py.typed", "daemon", "replay", "storage", "strategies")
+PARTS: Final = (
+    "__init__.py",
+    "__main__.py",
+    "models.py",
+    "py.typed",
+    "daemon",
+    "replay",
+    "storage",
+    "strategies",
+)
 
 
 def known(*places: str) -> list[str]:

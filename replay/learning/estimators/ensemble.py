@@ -1,6 +1,6 @@
 """Ensembles: a network and a model of rows as one, by shares fitted on the calibration slice.
 
-The rules are docs/models.md, L36, L37, L49 and L50.
+The rules are docs/models.md, L36, L37 and L49.
 """
 
 from __future__ import annotations

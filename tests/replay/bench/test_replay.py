@@ -1,4 +1,4 @@
-"""The cost of an explained bar is taken from chunk to chunk, without what the reference takes."""
+"""The replay and live benches: what they replay trades, and each figure follows from its parts."""
 
 from __future__ import annotations
 
@@ -10,37 +10,21 @@ import models
 import pytest
 import torch
 
-from tracepaper.replay.backtest.predictors import CHUNK_EVENTS
+from tracepaper.replay.bench.attention import Scan
+from tracepaper.replay.bench.live import measure_live
 from tracepaper.replay.bench.replay import (
-    ExplainedBars,
     Reversion,
+    measure_model,
     measure_replay,
-    measure_windows,
     replay_of,
     tiled,
 )
-from tracepaper.replay.bench.workloads import Scan, WholeWindow
 from tracepaper.storage import checkpoints
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.networks.flash import FlashConfig
 from tracepaper.strategies.networks.informer import InformerConfig, InformerNetwork
 from tracepaper.strategies.networks.lstm import LstmConfig, LstmNetwork
 from tracepaper.strategies.networks.stream import CHUNK_BARS, StreamingNetwork
-
-
-def test_a_bar_is_measured_between_the_ends_of_two_chunks() -> None:
-    watch = ExplainedBars(Scan(StreamingNetwork(models.network())))
-    for bars in (0, CHUNK_EVENTS // 2 - 1, CHUNK_EVENTS - 1, CHUNK_EVENTS * 3 // 2 - 1):
-        watch.observe(bars)
-    assert watch.figures() == {}
-    assert watch.aside_s > 0
-    watch.observe(2 * CHUNK_EVENTS - 1)
-    figures = watch.figures()
-    assert figures["explained_bar_to_scan"] == pytest.approx(
-        figures["explained_bar_us"] / figures["network_scan_us"]
-    )
-    assert figures["network_scan_us"] > 0
-    assert watch.peak_mb > 0
 
 
 def test_a_class_as_users_write_them_trades_and_is_measured() -> None:
@@ -52,9 +36,15 @@ def test_a_class_as_users_write_them_trades_and_is_measured() -> None:
 
 
 def test_a_scan_takes_whole_chunks_once_its_rings_are_full() -> None:
-    network = StreamingNetwork(models.network())
-    scan = Scan(network)
-    assert scan.advance() == CHUNK_BARS
+    assert Scan(StreamingNetwork(models.network())).advance() == CHUNK_BARS
+
+
+def test_closes_of_several_symbols_are_timed_beside_a_bare_commit() -> None:
+    figures = measure_live(20, symbols=2, model=False)
+    assert figures["without_model_beyond_bare_commit_p50"] == pytest.approx(
+        figures["without_model_ms"]["p50"] - figures["without_model_bare_commit_ms"]["p50"]
+    )
+    assert figures["without_model_a_symbol"]["bytes_a_decision"] > 0
 
 
 def checkpoint(folder: Path, kind: str, config: Any, tensors: dict[str, torch.Tensor]) -> Path:
@@ -71,25 +61,26 @@ def checkpoint(folder: Path, kind: str, config: Any, tensors: dict[str, torch.Te
     return folder / kind
 
 
-def test_a_bar_of_whole_windows_is_measured_beside_its_network(tmp_path: Path) -> None:
-    config = InformerConfig(dim=8, layers=2, heads=2, window=24, factor=2)
-    folder = checkpoint(tmp_path, "informer", config, InformerNetwork(config).state_dict())
-    figures = measure_windows(folder, 40)
-    assert figures["network"] == "2 layers, window 24, width 8, 78 features"
-    for name in ("network_forward", "network_explained", "dense_forward", "dense_explained"):
-        assert figures[f"bar_to_{name}"] == figures["bar_ms"] / figures[f"{name}_ms"] > 0
+@pytest.mark.parametrize("kind", ["informer", "flash"])
+def test_an_explained_bar_is_measured_beside_its_network(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tracepaper.replay.bench.replay.ALONE_S", 0.01)
+    if kind == "informer":
+        config: Any = InformerConfig(dim=8, layers=2, heads=2, window=24, factor=2)
+        tensors = InformerNetwork(config).state_dict()
+    else:
+        config = FlashConfig(dim=8, layers=2, heads=2, window=16)
+        tensors = models.network(config).state_dict()
+    folder = checkpoint(tmp_path, kind, config, tensors)
+    figures = measure_model(40, checkpoint=folder, rounds=1)
+    assert figures["bar_to_network_alone"] == pytest.approx(
+        figures["bar_cpu_ms"] / figures["network_alone_cpu_ms"]
+    )
 
 
-def test_the_bundled_ensemble_of_whole_windows_is_measured_by_its_name() -> None:
-    figures = measure_windows(Path("informer-1m"), 12)
-    assert figures["network"] == "3 layers, window 512, width 48, 78 features"
-    assert min(figures["bar_ms"], figures["network_explained_ms"]) > 0
-
-
-def test_a_model_that_streams_is_measured_by_another_option(tmp_path: Path) -> None:
-    small = FlashConfig(dim=8, layers=2, heads=2, window=16)
-    folder = checkpoint(tmp_path, "flash", small, models.network(small).state_dict())
-    with pytest.raises(ConfigInvalid, match=r"no model of whole windows.*--model"):
-        measure_windows(folder, 40)
-    with pytest.raises(ConfigInvalid, match="no network of whole windows with attention"):
-        WholeWindow(LstmNetwork(LstmConfig(dim=8, layers=1, window=24)))
+def test_a_model_without_attention_is_refused(tmp_path: Path) -> None:
+    config = LstmConfig(dim=8, layers=1, window=24)
+    folder = checkpoint(tmp_path, "lstm", config, LstmNetwork(config).state_dict())
+    with pytest.raises(ConfigInvalid, match="no attention"):
+        measure_model(40, checkpoint=folder)

@@ -68,7 +68,6 @@ def explained(query: Tensor, key: Tensor, value: Tensor) -> dict[str, Callable[[
         "content": lambda: rollout([whole], last).content_share,
         "streams": lambda: rolled(read),
         "linear": lambda: [*rolled(layer), layer.rows(last), layer.confidence(last)],
-        "distance": lambda: linear.distance_from_softmax(layer.of, query, key, last, full),
         "sparse": lambda: [*rolled(rows), rows.rows(last)],
     }  # fmt: skip
 
