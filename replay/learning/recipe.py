@@ -242,10 +242,13 @@ class Kind:
                 if name in declared
             }
         )
-        horizon = 0
+        horizon: Any = 0
         if "calibration" in chosen:
             usual = getattr(keys, "every", keys.horizons[len(keys.horizons) // 2])
-            horizon = whole("calibration.horizon", chosen["calibration"].get("horizon", usual))
+            given = chosen["calibration"].get("horizon", usual)
+            horizon = checked(self.sections["calibration"]["horizon"], given, "calibration")
+        key = keys_of(_Training)["threads"]
+        threads: Any = checked(key, training.get("threads", THREADS), "training")
         return Recipe(
             self,
             keys,
@@ -257,7 +260,7 @@ class Kind:
             calendar=features.get("calendar"),
             explained_bars=training.get("explained_bars") or self.explained_bars,
             device=str(training.get("device", "cpu")),
-            threads=whole("training.threads", training.get("threads", THREADS)),
+            threads=threads,
             split=chosen.get("split") or None,
             baselines=requested_names(training.get("baselines", [])),
         )
@@ -271,7 +274,7 @@ class Kind:
         found: dict[str, Any] = {
             "model": {"kind": self.name, "name": recipe.name},
             "architecture": self.listed(recipe.architecture),
-            "features": features_of(recipe.schema_id, recipe.intervals, recipe.calendar),
+            "features": _set(recipe, ("schema_id", "intervals", "calendar")),
             "training": {**asdict(recipe.options), **self.shared_training(recipe)},
             "calibration": {"horizon": recipe.horizon},
             "split": dict(recipe.split or {}),
@@ -280,12 +283,7 @@ class Kind:
 
     def shared_training(self, recipe: Recipe) -> dict[str, Any]:
         """Return the keys of ``[training]`` that are not those of ``Options``, where chosen."""
-        values = {name: getattr(recipe, name) for name in self.shared}
-        return {
-            name: list(value) if isinstance(value, tuple) else value
-            for name, value in values.items()
-            if value not in (None, ())
-        }
+        return _set(recipe, self.shared)
 
     def _chosen(self, document: Document) -> dict[str, dict[str, Any]]:
         """Return what is chosen, section by section; what a card holds besides is left aside.
@@ -424,11 +422,9 @@ class Recipe:
         """
         if self.members:
             return _digest(" ".join(member.hash for member in self.members))
-        chosen = {**self.document(), **self.kind.fixed}
-        document = {
-            name: _that_count(name, section) if isinstance(section, Mapping) else section
-            for name, section in {**chosen, "model": {"kind": self.kind.name}}.items()
-        }
+        document = {**self.document(), **self.kind.fixed, "model": {"kind": self.kind.name}}
+        training = document["training"]
+        document["training"] = {key: training[key] for key in training if key not in _LUCK}
         return _digest(json.dumps(document, sort_keys=True, default=str))
 
 
@@ -436,21 +432,18 @@ _LUCK: Final = ("seed", "threads", "device", "explained_bars", "baselines")
 """Keys of ``[training]`` that make no other recipe."""
 
 
-def _that_count(name: str, section: Mapping[str, Any]) -> dict[str, Any]:
-    luck = _LUCK if name == "training" else ()
-    return {key: value for key, value in section.items() if key not in luck}
+def _set(recipe: Recipe, names: Sequence[str]) -> dict[str, Any]:
+    """Return what of *names* is chosen, tuples as lists."""
+    values = {name: getattr(recipe, name) for name in names}
+    return {
+        name: list(value) if isinstance(value, tuple) else value
+        for name, value in values.items()
+        if value not in (None, ())
+    }
 
 
 def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
-
-
-def features_of(schema_id: str, intervals: Sequence[str], calendar: str | None) -> dict[str, Any]:
-    """Return ``[features]`` of a recipe; intervals and calendar only where they are chosen."""
-    found: dict[str, Any] = {"schema_id": schema_id}
-    if intervals:
-        found["intervals"] = list(intervals)
-    return found if calendar is None else {**found, "calendar": calendar}
 
 
 def with_bars(document: Document) -> Document:
@@ -518,13 +511,6 @@ def command(sources: Sequence[TrainingFile], given: Sequence[str] = ()) -> str:
     chosen = dict.fromkeys(text for source in sources for text in source.columns)
     words += [word for text in chosen for word in ("--columns", text)]
     return shlex.join(["tracepaper", "train", "card.toml", *words, *given, "--out", "FOLDER"])
-
-
-def whole(name: str, value: object) -> int:
-    """Return *value*; raise ``ConfigInvalid`` unless it is a whole number of at least 1."""
-    if type(value) is not int or value < 1:
-        raise ConfigInvalid(f"{name} is {value!r}; it must be a whole number of at least 1.")
-    return value
 
 
 # --- an ensemble: the recipe of a network, and of a model of rows beside it

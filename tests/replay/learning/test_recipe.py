@@ -213,7 +213,7 @@ def test_options_lie_over_the_recipe_and_a_card_is_one(
         ({"training": {"average": 1.0}}, "training.average is 1.0"),
         ({"training": {"precision": "half"}}, "choose one of auto, float32, bfloat16"),
         ({"training": {"learning_rate": 0.0}}, "must be above 0"),
-        ({"training": {"threads": 0}}, "training.threads is 0"),
+        ({"training": {"threads": 0}}, "training.threads must be a whole number, at least 1"),
         ({"architecture": {"widow": 3}}, "architecture.widow is unknown, the nearest is window"),
         ({"model": {"kind": "lstm"}, "architecture": {"heads": 2}}, "architecture.heads is unkn"),
         ({"architecture": 3}, r"\[architecture\] of the recipe is no table"),
