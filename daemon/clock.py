@@ -15,7 +15,7 @@ from types import ModuleType
 from typing import Any, Protocol
 
 from tracepaper.strategies.types.decisions import Prediction, Step
-from tracepaper.strategies.types.market import Bar, Event, Funding, Mark, Quote, Trade
+from tracepaper.strategies.types.market import Event, Funding, Mark, Quote, Trade, Unit
 
 
 class SystemClock:
@@ -190,12 +190,8 @@ class PriceJudge(Protocol):
 class Predictor(Protocol):
     """Where the model runs, and the only thing that may run elsewhere."""
 
-    async def predict(self, event: Event, /) -> Prediction:
-        """Return the forecast at *event*, a timeout, or None where no forecast is needed."""
-        ...
-
-    async def predict_close(self, bars: Sequence[Bar], /) -> Sequence[Prediction]:
-        """Return the same for each of *bars*, one of each of some instruments, at once."""
+    async def predict(self, unit: Unit, /) -> Sequence[Prediction]:
+        """Return the forecast at each event of *unit*: a timeout, or None where none is needed."""
         ...
 
 

@@ -351,23 +351,14 @@ def find_covariates(database: Path, sha256: str) -> CovariateFile:
     return file
 
 
-@dataclass(frozen=True)
-class ReadLines:
-    """The lines read of a file: bytes, rows, their hash, and by symbol the newest time."""
-
-    header: bytes
-    size: int
-    rows: int
-    sha256: str
-    newest_ms: Mapping[str, int]
-
-
 class Growth(NamedTuple):
     """A file as it was read: all of it, or the lines that were added."""
 
     file: CovariateFile
     is_whole: bool
-    lines: ReadLines | None  # None where the file is not text
+    lines: bytes = b""  # all up to these; none where the file is not text
+    rows: int = 0
+    newest_ms: Mapping[str, int] = MappingProxyType({})  # by symbol
 
 
 class GrowingFile:
@@ -377,7 +368,7 @@ class GrowingFile:
         """Begin with nothing read."""
         self.path = path
         self._stamp: tuple[int, int, int] | None = None
-        self._lines: ReadLines | None = None
+        self._taken: Growth | None = None
 
     def has_changed(self) -> bool:
         """Return whether the file is missing, or differs in size or times from the last call."""
@@ -393,33 +384,24 @@ class GrowingFile:
     def read(self) -> Growth:
         """Read the lines behind those taken in; raise as ``read_covariates`` does."""
         if not is_text(self.path):
-            return Growth(read_covariates(self.path), is_whole=True, lines=None)
+            return Growth(read_covariates(self.path), is_whole=True)
         content = file_bytes(self.path)
-        raw = memoryview(content)[: content.rfind(b"\n") + 1]  # the last line may be half written
-        lines = self._lines
-        if lines is None or hashlib.sha256(raw[: lines.size]).hexdigest() != lines.sha256:
-            header = content[: content.find(b"\n") + 1]
-            if not header:
-                raise DataInvalid(f"{self.path} has no rows; give covariates.")
-            lines = ReadLines(header, len(header), 0, hashlib.sha256(header).hexdigest(), {})
-        added = lines.header + bytes(raw[lines.size :])
-        table = text_table(self.path, added, before=lines.rows)
-        columns, rows = rows_in(self.path, table, before=lines.rows, newest=lines.newest_ms)
-        count = lines.rows + sum(map(len, rows.values()))
-        if not count:
+        lines = content[: content.rfind(b"\n") + 1]  # the last line may be half written
+        header = content[: content.find(b"\n") + 1]
+        if not header:
             raise DataInvalid(f"{self.path} has no rows; give covariates.")
-        sha256 = hashlib.sha256(raw).hexdigest()
-        newest = {symbol: int(series.time_ms[-1]) for symbol, series in rows.items()}
-        return Growth(
-            CovariateFile(self.path, sha256, columns, rows),
-            is_whole=not lines.rows,
-            lines=ReadLines(lines.header, len(raw), count, sha256, {**lines.newest_ms, **newest}),
-        )
+        taken = self._taken
+        is_whole = taken is None or not lines.startswith(taken.lines)
+        before, count, newest = (header, 0, {}) if taken is None or is_whole else taken[2:]
+        table = text_table(self.path, header + lines[len(before) :], before=count)
+        columns, rows = rows_in(self.path, table, before=count, newest=newest)
+        added = sum(map(len, rows.values()))
+        if not count + added:
+            raise DataInvalid(f"{self.path} has no rows; give covariates.")
+        file = CovariateFile(self.path, hashlib.sha256(lines).hexdigest(), columns, rows)
+        last = {symbol: int(series.time_ms[-1]) for symbol, series in rows.items()}
+        return Growth(file, is_whole, lines, count + added, {**newest, **last})
 
     def take(self, growth: Growth) -> None:
         """Take in the lines of *growth*, so that they are not read again."""
-        self._lines = growth.lines
-
-    def forget(self) -> None:
-        """Read all of it the next time."""
-        self._stamp, self._lines = None, None
+        self._taken = growth

@@ -194,9 +194,6 @@ class RunBooks:
                 times[place], values[place] = row
         return JoinedRows(times, values)
 
-    def look(self, close_ms: int) -> None:
-        """Do nothing: it holds what came before the bar."""
-
     def _history(self, instrument: str) -> OrderBookHistory:
         return self._histories.setdefault(instrument, OrderBookHistory(2))
 

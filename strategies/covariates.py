@@ -91,10 +91,6 @@ class CovariateSource(Protocol):
         """Return the rows of *symbol* at these closes, with the columns that the model knows."""
         ...
 
-    def look(self, close_ms: int) -> None:
-        """Take in what has come, before the bar that closes at *close_ms* is answered."""
-        ...
-
 
 class RunSource(CovariateSource, Protocol):
     """Rows that follow from the events of a run, which are shown to it in their order."""
@@ -134,9 +130,6 @@ class FixedCovariates:
     def at(self, symbol: str, closes_ms: Ids) -> JoinedRows:
         """Return the rows at these closes: all of it was read before the first bar."""
         return joined_rows(self.known(symbol), np.ones(len(closes_ms), dtype=np.bool_), closes_ms)
-
-    def look(self, close_ms: int) -> None:
-        """Do nothing: nothing comes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -260,5 +253,4 @@ class CovariateColumns:
 
     def newest(self, symbol: str, close_ms: int, interval_ms: int) -> NDArray[np.float32]:
         """Return the row [feature] of a bar that is to be answered now."""
-        self.source.look(close_ms)
         return self.at(symbol, np.array([close_ms]), interval_ms)[0]

@@ -129,9 +129,6 @@ class KnownOtherBars:
         del by_ms
         return self.at(symbol, closes_ms)
 
-    def look(self, close_ms: int) -> None:
-        """Do nothing: nothing comes."""
-
 
 class RunOtherBars:
     """The feature rows of the other symbol's bars in a run, as they came: an ``OtherSource``.
@@ -172,9 +169,6 @@ class RunOtherBars:
         """Return the row of each close that had come when *symbol*'s bar of *by_ms* came."""
         by = self._came.get(symbol, {}).get(by_ms, -1)
         return self._until(closes_ms, [by] * len(closes_ms))
-
-    def look(self, close_ms: int) -> None:
-        """Do nothing: it holds what came before the bar."""
 
     def _until(self, closes_ms: Ids, numbers: list[int]) -> JoinedRows:
         """Return the row of each close that came at its one of *numbers* or before; else NaN."""

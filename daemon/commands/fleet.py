@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from contextlib import suppress
 from decimal import Decimal
 from pathlib import Path
@@ -16,6 +15,7 @@ from tracepaper.daemon.commands.options import (
     JsonOption,
     database_path,
     print_json,
+    rows_counted,
     say,
 )
 from tracepaper.strategies.errors import ConfigInvalid, TracepaperError
@@ -247,14 +247,8 @@ def pull(
     """
     from tracepaper.storage.fleet.pull import pull as pull_database
 
-    moving = sys.stderr.isatty()
-
-    def progress(table: str, rows: int) -> None:
-        if moving:
-            typer.echo(f"\r{table}: {rows:,} rows\x1b[K", err=True, nl=False)
-
-    pulled = pull_database(source, db, run=run, database=database, progress=progress)
-    typer.echo("\r\x1b[K" if moving else "", err=True, nl=False)
+    with rows_counted() as progress:
+        pulled = pull_database(source, db, run=run, database=database, progress=progress)
     if json:
         print_json(
             {

@@ -6,7 +6,8 @@ import json
 import sqlite3
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ParamSpec, TypeVar
@@ -171,6 +172,19 @@ def print_json(document: object) -> None:
     except UnicodeEncodeError:  # escaped, JSON says the same in every encoding
         text = json.dumps(json.loads(text), indent=2)
     sys.stdout.write(text + "\n")
+
+
+@contextmanager
+def rows_counted() -> Iterator[Callable[[str, int], None]]:
+    """Yield a function that shows on a terminal how many rows of what are done."""
+    is_shown = sys.stderr.isatty()
+
+    def progress(what: str, rows: int) -> None:
+        if is_shown:
+            typer.echo(f"\r{what}: {rows:,} rows\x1b[K", err=True, nl=False)
+
+    yield progress
+    typer.echo("\r\x1b[K" if is_shown else "", err=True, nl=False)
 
 
 def located(run: str, database: Path | None) -> Located:

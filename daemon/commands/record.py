@@ -17,12 +17,15 @@ from tracepaper.daemon.commands.options import (
     located,
     print_json,
     reads_record,
+    rows_counted,
     say,
 )
 from tracepaper.strategies.errors import ConfigInvalid, TracepaperError
 from tracepaper.strategies.units import count_of
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from tracepaper.storage.chain.integrity import Audited
     from tracepaper.storage.chain.starting_point import Lookback
     from tracepaper.storage.database.chunks import Located
@@ -174,49 +177,31 @@ def head(
         say(f"{run_id} {stored.step_count} {stored.head_digest.hex()}")
 
 
-@audit_app.command()
-def decisions(
-    run: RunArgument = "last",
-    *,
-    limit: LimitOption = 20,
-    db: DatabaseOption = None,
-    config: ConfigOption = None,
-    json: JsonOption = False,
-) -> None:
-    """Show the newest decisions of a run, refusals too."""
-    from tracepaper.storage.database.queries import DECISIONS
+def _listing(question: str, words: str) -> Callable[..., None]:
+    """Return the command that shows the newest rows of a prepared *question*."""
 
-    _show(DECISIONS, limit, _located(run, db, config), json=json)
+    def show(
+        run: RunArgument = "last",
+        *,
+        limit: LimitOption = 20,
+        db: DatabaseOption = None,
+        config: ConfigOption = None,
+        json: JsonOption = False,
+    ) -> None:
+        from tracepaper.storage.database import queries
 
+        _show(getattr(queries, question), limit, _located(run, db, config), json=json)
 
-@audit_app.command()
-def trades(
-    run: RunArgument = "last",
-    *,
-    limit: LimitOption = 20,
-    db: DatabaseOption = None,
-    config: ConfigOption = None,
-    json: JsonOption = False,
-) -> None:
-    """Show the newest fills of a run."""
-    from tracepaper.storage.database.queries import TRADES
-
-    _show(TRADES, limit, _located(run, db, config), json=json)
+    show.__doc__ = words
+    return show
 
 
-@audit_app.command()
-def equity(
-    run: RunArgument = "last",
-    *,
-    limit: LimitOption = 20,
-    db: DatabaseOption = None,
-    config: ConfigOption = None,
-    json: JsonOption = False,
-) -> None:
-    """Show position, cash and equity after the newest steps of a run."""
-    from tracepaper.storage.database.queries import EQUITY
-
-    _show(EQUITY, limit, _located(run, db, config), json=json)
+for _name, _words in {
+    "decisions": "Show the newest decisions of a run, refusals too.",
+    "trades": "Show the newest fills of a run.",
+    "equity": "Show position, cash and equity after the newest steps of a run.",
+}.items():
+    audit_app.command(_name)(_listing(_name.upper(), _words))
 
 
 @audit_app.command()
@@ -273,16 +258,9 @@ def export(
         raise ConfigInvalid("Say where to: --parquet DIR, or --csv DIR.")
     require("pyarrow", "--parquet", parquet)
     wanted = chosen(views)
-    moving = sys.stderr.isatty()
-
-    def progress(view: str, rows: int) -> None:
-        if moving:
-            typer.echo(f"\r{view}: {rows:,} rows\x1b[K", err=True, nl=False)
-
     path, run_id, _ = _located(run, db, config)
-    with Reader.open(path) as reader:
+    with Reader.open(path) as reader, rows_counted() as progress:
         written = write(reader, run_id, folder, "csv" if csv else "parquet", wanted, progress)
-    typer.echo("\r\x1b[K" if moving else "", err=True, nl=False)
     if json:
         document = {"run_id": run_id, "folder": str(folder), "rows": written.rows}
         print_json({**document, "files": written.files} if written.files else document)

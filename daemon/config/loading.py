@@ -46,7 +46,7 @@ from tracepaper.daemon.config.sections import (
     StorageSection,
     StrategySection,
 )
-from tracepaper.daemon.config.several import StrategiesSection, fault_of_share
+from tracepaper.daemon.config.several import StrategiesSection, StrategyShare
 from tracepaper.daemon.config.values import (
     ExitsSection,
     Section,
@@ -420,10 +420,10 @@ def _first_fault(error: ValidationError, origins: Origins, file: str) -> str:
     fallback = section_origins[-1] if section_origins and not key else file
     origin = origins.get((section, key), fallback)
     table = SECTIONS[section].model_fields.get(key)
-    if section == "strategies" and keys[1:]:
-        return fault_of_share(first, f"{origin}: [strategies.{key}]", keys[1])
-    if keys[1:] and table is not None and (within := table_of(table.annotation)) is not None:
-        # A table within its section, as [model.explanation] is.
+    within = table_of(table.annotation) if table is not None else None
+    within = StrategyShare if section == "strategies" else within
+    if keys[1:] and within is not None:
+        # A table within its section, as [model.explanation] and those of [strategies] are.
         section, key, model = f"{section}.{key}", keys[1], within
         suggested = _nearest(key, model.model_fields)
     else:

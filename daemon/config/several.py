@@ -5,10 +5,8 @@ The rules are docs/one_account.md, J1 to J7.
 
 from __future__ import annotations
 
-import json
 import re
 from decimal import Decimal
-from difflib import get_close_matches
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 from pydantic import BeforeValidator, ConfigDict, Field, ValidationError, model_validator
@@ -23,7 +21,6 @@ from tracepaper.daemon.config.values import (
     Exact,
     ExitsSection,
     Section,
-    allowed,
     json_object,
 )
 from tracepaper.strategies.units import RATE_DECIMALS
@@ -202,18 +199,3 @@ def shares_of(config: Config) -> dict[str, int]:
     return {
         name: int(one.share.scaleb(RATE_DECIMALS)) for name, one in config.strategies.named.items()
     }
-
-
-def fault_of_share(first: Mapping[str, Any], place: str, key: str) -> str:
-    """Return the *first* fault of the strategy that stands at *place*, of its *key*."""
-    fields = StrategyShare.model_fields
-    if key not in fields:
-        near = get_close_matches(key, fields, n=1)
-        nearest = f"the nearest is {near[0]!r}" if near else f"it knows {', '.join(fields)}"
-        return f"{place} has no key {key!r}; {nearest}."
-    reason = first["msg"].removeprefix("Value error, ")
-    if first["type"] not in {"value_error", "type_error"}:
-        reason = f"write {allowed(fields[key].annotation, fields[key].metadata)}"
-    return (
-        f"{place} {key} = {json.dumps(first['input'], default=str):.60} cannot be used; {reason}."
-    )

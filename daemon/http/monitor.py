@@ -29,12 +29,12 @@ from tracepaper.strategies.types.market import (
     Bar,
     Command,
     CommandKind,
-    Event,
     Instrument,
     ModelChange,
     ParityCheck,
     Retrained,
     RetrainOutcome,
+    Unit,
 )
 from tracepaper.strategies.units import MONEY_DECIMALS, minute_text, unscaled
 
@@ -398,18 +398,10 @@ class _TimedPredictor:
         self._clock = clock
         self._took_s = took_s
 
-    async def predict(self, event: Event) -> Prediction:
-        """Return the prediction at *event*."""
+    async def predict(self, unit: Unit) -> Sequence[Prediction]:
+        """Return the prediction at each event of *unit*."""
         begun_s = self._clock.network_s()
-        prediction = await self._predictor.predict(event)
-        if prediction is not None:
-            self._took_s.add(self._clock.network_s() - begun_s)
-        return prediction
-
-    async def predict_close(self, bars: Sequence[Bar]) -> Sequence[Prediction]:
-        """Return the prediction at each of *bars*."""
-        begun_s = self._clock.network_s()
-        predictions = await self._predictor.predict_close(bars)
+        predictions = await self._predictor.predict(unit)
         if any(prediction is not None for prediction in predictions):
             self._took_s.add(self._clock.network_s() - begun_s)
         return predictions

@@ -26,13 +26,14 @@ from collections.abc import (
     Mapping,
     Sequence,
 )
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from typing import IO, BinaryIO, Final, NamedTuple, NoReturn, Self, TypeVar
 
 import msgspec
 
 from tracepaper.daemon.clock import Clock
+from tracepaper.strategies.types.decisions import Step
 
 PAUSE_S: Final = (1.0, 300.0)
 """The first and the longest pause after a fault; each further one doubles it."""
@@ -319,6 +320,36 @@ async def working(
         await asyncio.wait([task])
     if not task.cancelled() and (error := task.exception()) is not None:
         raise error
+
+
+class Companion:
+    """Work beside a run: it is shown each stored step, and done in the block of ``at_work``."""
+
+    def observe(self, step: Step) -> None:
+        """Take in a stored *step*."""
+
+    async def _work(self) -> None:
+        raise NotImplementedError
+
+    def at_work(self, failed: Callable[[], object]) -> AbstractAsyncContextManager[None]:
+        """Work in the background of the block; call *failed* where an error ends that."""
+        return working(self._work(), type(self).__name__, failed)
+
+
+class Scheduled(Companion):
+    """Does a job whenever it is due, one after the other."""
+
+    def __init__(self) -> None:
+        self._is_due = asyncio.Event()
+
+    async def _do(self) -> None:
+        raise NotImplementedError
+
+    async def _work(self) -> None:
+        while True:
+            await self._is_due.wait()
+            await self._do()
+            self._is_due.clear()  # only now: bars that closed meanwhile found it due still
 
 
 # ---------------------------------------------------------------- in the process

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import math
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack
 from decimal import Decimal
 from functools import partial
@@ -48,9 +48,10 @@ from tracepaper.daemon.session.build import (
     needs_forecaster,
     resolved,
 )
+from tracepaper.daemon.session.child import Companion
 from tracepaper.daemon.session.combinations import refuse_combination, traits_of
-from tracepaper.daemon.session.covariates import newly_known
-from tracepaper.daemon.session.loop import NoModel, Worker, WorkerPredictor, drive
+from tracepaper.daemon.session.covariates import CovariateReader, reader_of
+from tracepaper.daemon.session.loop import NoModel, Worker, WorkerPredictor, drive, nothing_new
 from tracepaper.daemon.session.messenger import Messenger, check_notify
 from tracepaper.daemon.session.models import load_forecaster, recorded_forecaster, warnings_for
 from tracepaper.daemon.session.parity import OFF, DailyParity
@@ -76,6 +77,7 @@ from tracepaper.daemon.session.shipper import ShippingProcess
 from tracepaper.daemon.session.shutdown import MODEL_THREAD
 from tracepaper.daemon.session.supervisor import Supervisor
 from tracepaper.daemon.session.universe import (
+    Universe,
     known_candidates,
     new_candidates,
     universe_of,
@@ -99,7 +101,6 @@ from tracepaper.strategies.types.market import (
     InstrumentChange,
     ModelChange,
     RunKind,
-    UniverseChange,
 )
 from tracepaper.strategies.units import interval_start, interval_text, minute_text, time_of
 
@@ -326,9 +327,10 @@ class Daemon:
             self._database,
             (opened.instruments, client, lambda event: self._submit(feed, event), self._clock),
         )
-        chosen = () if universe is None or universe.due_ms else (await universe.choose(),)
+        covariates = reader_of(config, forecaster, run.period_start_ms)
+        first = await self._first_events(universe, covariates)
         async with AsyncExitStack() as stack:
-            feed = await stack.enter_async_context(self._feed(opened, client, chosen))
+            feed = await stack.enter_async_context(self._feed(opened, client, first))
             predictor, retrainer = self._answering(opened, feed)
             monitor = Monitor(
                 run=run,
@@ -341,10 +343,8 @@ class Daemon:
                 margin=margin_rules(config, run.instruments),
             )
             monitor.retraining = retrainer
-            monitor.parity = parity = self._daily_parity(run, feed)
-            messenger = self._messenger(run, engine, monitor)
-            shipper, recorder = self._shipper(monitor), self._recorder(monitor)
-            watchers = [each for each in (retrainer, parity, messenger, universe) if each]
+            companions: list[Companion] = [each for each in (retrainer, universe) if each]
+            companions += self._companions(run, engine, feed, monitor)
             warm_at = partial(self._warm_at, engine, feed)
             monitor.warm_at = warm_at
             token = write_token(self._database)
@@ -383,29 +383,48 @@ class Daemon:
             def watch(step: Step) -> bool:
                 monitor.observe(step)
                 server.wake()
-                if isinstance(step.event, FrameBar) and not step.accepted:
-                    _log_contradiction(step.event)
+                if isinstance(bar := step.event, FrameBar) and not step.accepted:
+                    log.warning(
+                        "frame contradicted",
+                        instrument=bar.instrument,
+                        interval_ms=bar.interval_ms,
+                        open_time_ms=bar.open_time_ms,
+                        advice="the run's own bars have the word; the candle is in v_events, not "
+                        "accepted",
+                    )
                 if isinstance(step.event, ModelChange):
                     self._supervisor.ready()
                     _log_warming(feed, warm_at, run, config, step.event.market_ms)
-                for watcher in watchers:
-                    watcher.observe(step)
+                for each in companions:
+                    each.observe(step)
                 if (waiting := self._submitted.pop(id(step.event), None)) and not waiting.done():
                     waiting.set_result(step.sequence)
                 return self._watch(step) and not self._supervisor.stopping.is_set()
 
             timed = monitor.predicting(predictor), engine, monitor.committing(audit)
-            for each in (*watchers, shipper, recorder):
-                if each is not None:
-                    await stack.enter_async_context(each.at_work(self._supervisor.stop))
+            for each in companions:
+                await stack.enter_async_context(each.at_work(self._supervisor.stop))
             stack.push(self._supervisor.keep_failure)
             await drive(
                 feed,
                 *timed,
                 watch=watch,
-                newly_known=newly_known(forecaster),
+                newly_known=nothing_new if covariates is None else covariates.newly,
                 is_behind=feed.is_behind,
             )
+
+    async def _first_events(
+        self, universe: Universe | None, covariates: CovariateReader | None
+    ) -> list[Event]:
+        """Return what a run begins with: the choice of its universe, the known covariates."""
+        first: list[Event] = []
+        if universe is not None and not universe.due_ms:
+            first.append(await universe.choose())
+        if covariates is not None and not covariates.has_begun:
+            now_ms = self._clock.market_ms()
+            with usage_errors():
+                first.append(await asyncio.to_thread(covariates.first, self._config, now_ms))
+        return first
 
     def _answering(self, opened: Opened, feed: LiveFeed) -> tuple[Predictor, Retrainer | None]:
         """Return the predictor, and the retrainer where ``model.retrain`` is set."""
@@ -431,48 +450,36 @@ class Daemon:
         )
         return predictor, retrainer
 
-    def _daily_parity(self, run: Run, feed: LiveFeed) -> DailyParity | None:
-        """Return the schedule of the daily replay; None where [parity] is off."""
-        section = self._config.parity
-        if section.daily_at == OFF:
-            return None
-        submit = partial(self._submit, feed)
-        return DailyParity(section, self._database, run, submit, self._clock)
+    def _companions(
+        self, run: Run, engine: Engine, feed: LiveFeed, monitor: Monitor
+    ) -> Iterator[Companion]:
+        """Yield what works beside a run as its configuration says, and let *monitor* tell of it."""
+        config, clock, database = self._config, self._clock, self._database
+        if config.parity.daily_at != OFF:
+            submit = partial(self._submit, feed)
+            monitor.parity = parity = DailyParity(config.parity, database, run, submit, clock)
+            yield parity
+        if config.notify.addresses:
+            messenger = Messenger(
+                config,
+                run,
+                clock,
+                breach=lambda: engine.breach,
+                set_aside=lambda: engine.set_aside,
+                frame_age_s=monitor.frame_age_s,
+            )
+            monitor.notices = messenger.counts
+            yield messenger
+        if (url := config.storage.ship_to) is not None:
+            shipper = ShippingProcess(url, database, clock)
+            monitor.shipping = lambda: shipper.progress
+            yield shipper
+        if (folder := folder_of(config)) is not None:
+            recorder = Recorder(config, folder, clock)
+            monitor.recording = lambda: asdict(recorder.progress)
+            yield recorder
 
-    def _shipper(self, monitor: Monitor) -> ShippingProcess | None:
-        """Return what ships to a fleet, watched by *monitor*; None without an address."""
-        if (url := self._config.storage.ship_to) is None:
-            return None
-        shipper = ShippingProcess(url, self._database, self._clock)
-        monitor.shipping = lambda: shipper.progress
-        return shipper
-
-    def _recorder(self, monitor: Monitor) -> Recorder | None:
-        """Return what records events, watched by *monitor*; None without a folder."""
-        if (folder := folder_of(self._config)) is None:
-            return None
-        recorder = Recorder(self._config, folder, self._clock)
-        monitor.recording = lambda: asdict(recorder.progress)
-        return recorder
-
-    def _messenger(self, run: Run, engine: Engine, monitor: Monitor) -> Messenger | None:
-        """Return a sender of notices, counted by *monitor*; None without an address."""
-        if not self._config.notify.addresses:
-            return None
-        messenger = Messenger(
-            self._config,
-            run,
-            self._clock,
-            breach=lambda: engine.breach,
-            set_aside=lambda: engine.set_aside,
-            frame_age_s=monitor.frame_age_s,
-        )
-        monitor.notices = messenger.counts
-        return messenger
-
-    def _feed(
-        self, opened: Opened, client: MarketDataClient, chosen: Sequence[UniverseChange]
-    ) -> LiveFeed:
+    def _feed(self, opened: Opened, client: MarketDataClient, first: Sequence[Event]) -> LiveFeed:
         config, clock, run, engine = self._config, self._clock, opened.run, opened.engine
         now_ms = clock.market_ms()
         return LiveFeed(
@@ -492,7 +499,7 @@ class Daemon:
                 recent=opened.recent,
                 first=(
                     *(InstrumentChange(item, now_ms, now_ms) for item in opened.instruments),
-                    *chosen,
+                    *first,
                 ),
                 started=lambda waiting: opened.started(clock.market_ms(), waiting),
                 is_served=opened.is_served,
@@ -603,17 +610,6 @@ def _page(database: Path, run_id: str, status: Callable[[], Mapping[str, object]
         page: MountedPage = entry.load()([database], served=run_id, status=status)
         return page
     raise ConfigInvalid("No page is installed; install tracepaper again.")
-
-
-def _log_contradiction(bar: FrameBar) -> None:
-    """Log that the exchange's candle of a higher timeframe differs from the run's bars."""
-    log.warning(
-        "frame contradicted",
-        instrument=bar.instrument,
-        interval_ms=bar.interval_ms,
-        open_time_ms=bar.open_time_ms,
-        advice="the run's own bars have the word; the candle is in v_events, not accepted",
-    )
 
 
 def _promotion_warnings(forecaster: Forecaster | None, configured_sha256: str) -> tuple[str, ...]:

@@ -15,6 +15,7 @@ import threading
 from collections import deque
 from collections.abc import (
     AsyncIterator,
+    Awaitable,
     Callable,
     Collection,
     Iterable,
@@ -23,19 +24,18 @@ from collections.abc import (
     Sequence,
 )
 from functools import partial
-from typing import Any, Final, NamedTuple, Protocol, TypeVar
+from typing import Any, Final, Protocol, TypeVar
 
 from tracepaper.daemon.clock import AuditLog, Feed, Predictor
 from tracepaper.daemon.engine.engine import Engine
 from tracepaper.strategies.api.strategy import Forecaster
 from tracepaper.strategies.covariates import run_source
 from tracepaper.strategies.errors import DataInvalid, InvariantBroken
-from tracepaper.strategies.types.decisions import Prediction, PredictionTimeout, Step
+from tracepaper.strategies.types.decisions import Forecast, Prediction, PredictionTimeout, Step
 from tracepaper.strategies.types.market import (
     Bar,
     Close,
     Closed,
-    CovariatesRead,
     Event,
     FrameBar,
     Gap,
@@ -54,12 +54,8 @@ class KnownPredictor(Protocol):
     is_silent: bool
     """Whether it predicts nothing: then steps that change only prices need not be taken singly."""
 
-    def predict(self, event: Event, /) -> Prediction:
-        """Return the forecast at *event*, a timeout, or None where no forecast is needed."""
-        ...
-
-    def predict_close(self, bars: Sequence[Bar], /) -> Sequence[Prediction]:
-        """Return the same for each of *bars*, one of each of some instruments, at once."""
+    def predict(self, unit: Unit, /) -> Sequence[Prediction]:
+        """Return the forecast at each event of *unit*, as ``Predictor`` does."""
         ...
 
 
@@ -98,35 +94,19 @@ def events_of(unit: Unit) -> Sequence[Event]:
     return (unit.closed, *unit.bars) if isinstance(unit, Close) else (unit,)
 
 
-def predictions_of(predictor: KnownPredictor, unit: Unit) -> Sequence[Prediction]:
-    """Return the prediction of *predictor* at each event of *unit*."""
-    if isinstance(unit, Close):
-        return (predictor.predict(unit.closed), *predictor.predict_close(unit.bars))
-    return (predictor.predict(unit),)
-
-
 def steps_of(engine: Engine, unit: Unit, predictions: Sequence[Prediction]) -> list[Step]:
-    """Return the step of each event of *unit*, given the prediction at each."""
+    """Return the step of each event of *unit*, given the prediction at each.
+
+    They are stored together or not at all. Live and in replay every event goes through here.
+    """
     if isinstance(unit, Close):
         return engine.close(unit.closed, unit.bars, predictions[1:])
     return [engine.step(unit, predictions[0])]
 
 
-def advance(
-    engine: Engine,
-    unit: Unit,
-    predictions: Sequence[Prediction],
-    newly_known: Callable[[Event], CovariatesRead | None] = lambda _at: None,
-) -> list[Step]:
-    """Return the steps that *unit* causes; they are stored together or not at all.
-
-    *newly_known* returns how far covariates are known where that changed, which is a step of its
-    own, after these. Live and in replay every event goes through here.
-    """
-    steps = steps_of(engine, unit, predictions)
-    if (reading := newly_known(steps[0].event)) is not None:
-        steps.append(engine.step(reading, None))
-    return steps
+async def nothing_new(_unit: Unit) -> Event | None:
+    """Return None: nothing becomes known beside the feed's events."""
+    return None
 
 
 async def drive(
@@ -136,20 +116,25 @@ async def drive(
     audit: AuditLog,
     *,
     watch: Callable[[Step], bool] = lambda _step: True,
-    newly_known: Callable[[Event], CovariatesRead | None] = lambda _at: None,
+    newly_known: Callable[[Unit], Awaitable[Event | None]] = nothing_new,
     is_behind: Callable[[], bool] = lambda: False,
 ) -> None:
     """Carry every event of a live feed through the engine; stop if it cannot be recorded.
 
-    *watch* sees each step once it is stored, and ends the loop by returning False. Where
+    *watch* sees each step once it is stored, and ends the loop by returning False. What
+    *newly_known* returns is an event before the unit that it is asked about. Where
     *is_behind* says that the next event is at hand, steps of late bars that trade nothing are
     stored with those that follow, ``GROUP_STEPS`` at most in one commit.
     """
     steps: list[Step] = []
     async for unit in _gathered(feed):
         if unit is not None:
-            predictions = await _predict(predictor, unit)
-            steps += (new := advance(engine, unit, predictions, newly_known))
+            before = await newly_known(unit)
+            new: list[Step] = []
+            for each in (unit,) if before is None else (before, unit):
+                predictions = await predictor.predict(each)
+                new += steps_of(engine, each, predictions)
+            steps += new
             if len(steps) < GROUP_STEPS and all(map(_may_wait, new)) and is_behind():
                 continue
         if not steps:
@@ -174,13 +159,6 @@ def _may_wait(step: Step) -> bool:
     return isinstance(event, Closed | Gap | FrameBar)
 
 
-async def _predict(predictor: Predictor, unit: Unit) -> Sequence[Prediction]:
-    """Return the prediction at each event of *unit*."""
-    if isinstance(unit, Close):
-        return (await predictor.predict(unit.closed), *await predictor.predict_close(unit.bars))
-    return (await predictor.predict(unit),)
-
-
 async def _gathered(feed: Feed) -> AsyncIterator[Unit | None]:
     events = aiter(feed)
     async for event in events:
@@ -195,8 +173,6 @@ PENDING_LIMIT: Final = 1_000
 """Bars that may wait for a stuck model before the run is ended."""
 
 T = TypeVar("T")
-
-Job = Callable[[], None]
 
 
 class BarHistory:
@@ -247,24 +223,17 @@ class BarHistory:
         return [bar for bar in self._bars[instrument] if bar.open_time_ms >= open_time_ms]
 
 
-class WarmedWith(NamedTuple):
-    """What the running model was warmed with beside a start: all known *bars* of *instrument*."""
-
-    instrument: str
-    bars: Sequence[Bar]
-
-
 class Aside:
     """A model that is warmed beside the running one, with the bars known at ``Retrained``.
 
-    Live, a thread of its own warms it while the running model answers bars; the new one then steps
-    through those in the groups in which they came, so that a replay of the record gets the same
-    bits.
+    Live, a thread of its own warms it while the running model answers bars; the new one is then
+    called as that was, bars in the groups in which they came, so that a replay of the record gets
+    the same bits.
     """
 
     def __init__(self, forecaster: Forecaster, known: Mapping[str, Sequence[Bar]]) -> None:
         self.forecaster = forecaster
-        self.since: list[Bar | Sequence[Bar] | WarmedWith] = []
+        self.since: list[tuple[str, tuple[Any, ...]]] = []  # the calls of the running model
         self._known: Mapping[str, Sequence[Bar]] | None = known
 
     def warm(self) -> None:
@@ -274,15 +243,10 @@ class Aside:
             self.forecaster.warm(instrument, bars)
 
     def catch_up(self) -> None:
-        """Step the model through the bars since."""
+        """Call the model as the running one was called since."""
         self.warm()
-        for bars in self.since:
-            if isinstance(bars, Bar):
-                self.forecaster.step(bars)
-            elif isinstance(bars, WarmedWith):
-                self.forecaster.warm(*bars)
-            else:
-                self.forecaster.predict_many(bars)
+        for method, given in self.since:
+            getattr(self.forecaster, method)(*given)
 
 
 class InlinePredictor:
@@ -327,33 +291,52 @@ class InlinePredictor:
             for event in events:
                 self._source.see(event)
 
-    def predict(self, event: Event, recorded: Prediction = None) -> Prediction:
-        """Return the forecast of *event*; a recorded timeout stays one."""
-        self.see(event)
-        return self.answer(event, recorded)
+    def predict(self, unit: Unit, recorded: Sequence[Prediction] = ()) -> list[Prediction]:
+        """Return the forecast at each event of *unit*; a *recorded* timeout stays one."""
+        self.see(*events_of(unit))
+        return self.answer(unit, recorded)
 
-    def answer(self, event: Event, recorded: Prediction = None) -> Prediction:
-        """Return the forecast of *event*, which the model has seen."""
-        match event:
+    def answer(self, unit: Unit, recorded: Sequence[Prediction] = ()) -> list[Prediction]:
+        """Return the forecast at each event of *unit*, which the model has seen."""
+        match unit:
+            case Close(bars=bars):  # in one batch: one of each of some instruments
+                known = self._newest(bars)
+                found = self._call("predict_many", known) if known else []
+                return [None, *self._answers(bars, known, found, recorded[1:])]
             case Bar():
-                # Bars before the start are only remembered: the start warms the model with them.
-                if not self.history.push(event) or not self._asks(event):
-                    return None
-                if self.aside is not None:
-                    self.aside.since.append(event)
-                forecast = self._forecaster.step(event)
-                if event.open_time_ms < self._period_start_ms:
-                    return None
-                return recorded if isinstance(recorded, PredictionTimeout) else forecast
+                known = self._newest([unit])
+                found = [self._call("step", unit)] if known else []
+                return self._answers([unit], known, found, recorded)
             case Retrained(takes_over=True):
-                if (candidate := self._prepared.get(event.candidate_sha256)) is not None:
+                if (candidate := self._prepared.get(unit.candidate_sha256)) is not None:
                     self.aside = Aside(candidate, self.history.known())
-                return None
             case ModelChange():
-                self._change(event)
-                return None
+                self._change(unit)
             case _:
-                return None
+                pass
+        return [None]
+
+    def _newest(self, bars: Sequence[Bar]) -> list[Bar]:
+        """Remember *bars*; return those that the model steps through."""
+        # Bars before the start are only remembered: the start warms the model with them.
+        return [bar for bar in bars if self.history.push(bar) and self._asks(bar)]
+
+    def _answers(
+        self,
+        bars: Sequence[Bar],
+        known: Sequence[Bar],
+        found: Sequence[Forecast | None],
+        recorded: Sequence[Prediction],
+    ) -> list[Prediction]:
+        """Return what was *found* of the *known* ones of *bars*, at each of them."""
+        if not known or bars[0].open_time_ms < self._period_start_ms:
+            return [None] * len(bars)
+        by_key = dict(zip((bar.instrument for bar in known), found, strict=True))
+        predictions: list[Prediction] = [by_key.get(bar.instrument) for bar in bars]
+        for place, prediction in enumerate(recorded):
+            if isinstance(prediction, PredictionTimeout):
+                predictions[place] = prediction
+        return predictions
 
     def _change(self, change: ModelChange) -> None:
         """Warm the model of a start, or change to a promoted one."""
@@ -378,38 +361,15 @@ class InlinePredictor:
         if bar.close_time_ms < self._period_start_ms:
             return False  # later bars before the period follow
         known, is_early = self.history.since(key, 0), bar.open_time_ms < self._period_start_ms
-        warmed = WarmedWith(key, known if is_early else known[:-1])
-        self._forecaster.warm(*warmed)
+        self._call("warm", key, known if is_early else known[:-1])
         self._cold.remove(key)
-        if self.aside is not None:
-            self.aside.since.append(warmed)
         return not is_early
 
-    def predict_close(
-        self, bars: Sequence[Bar], recorded: Sequence[Prediction] = ()
-    ) -> list[Prediction]:
-        """Return the forecast of each of *bars*, one of each of some instruments, in one batch."""
-        self.see(*bars)
-        return self.answer_close(bars, recorded)
-
-    def answer_close(
-        self, bars: Sequence[Bar], recorded: Sequence[Prediction] = ()
-    ) -> list[Prediction]:
-        """Return the forecast of each of *bars*, which the model has seen."""
-        newest = [bar for bar in bars if self.history.push(bar) and self._asks(bar)]
-        if not newest:
-            return [None] * len(bars)
+    def _call(self, method: str, *given: object) -> Any:  # noqa: ANN401 - what *method* returns
+        """Call the running model, and later the one that is warmed aside alike."""
         if self.aside is not None:
-            self.aside.since.append(newest)
-        forecasts = self._forecaster.predict_many(newest)
-        answers = dict(zip((bar.instrument for bar in newest), forecasts, strict=True))
-        if bars[0].open_time_ms < self._period_start_ms:
-            return [None] * len(bars)
-        predictions: list[Prediction] = [answers.get(bar.instrument) for bar in bars]
-        for place, prediction in enumerate(recorded):
-            if isinstance(prediction, PredictionTimeout):
-                predictions[place] = prediction
-        return predictions
+            self.aside.since.append((method, given))
+        return getattr(self._forecaster, method)(*given)
 
 
 class Worker:
@@ -420,54 +380,33 @@ class Worker:
     """
 
     def __init__(self, name: str) -> None:
-        self._jobs: queue.SimpleQueue[Job] = queue.SimpleQueue()
-        self._waiting = 0
-        self._thread = threading.Thread(target=self._work, name=name, daemon=True)
-        self._thread.start()
-
-    @property
-    def is_busy(self) -> bool:
-        """Whether a job is under way or queued."""
-        return self._waiting > 0
+        self._jobs: queue.SimpleQueue[
+            tuple[asyncio.AbstractEventLoop, asyncio.Future[Any], Callable[[], object]]
+        ] = queue.SimpleQueue()
+        threading.Thread(target=self._work, name=name, daemon=True).start()
 
     def submit(self, work: Callable[..., T], *arguments: object) -> asyncio.Future[T]:
         """Queue *work*; return the future of its result in the running loop."""
         loop = asyncio.get_running_loop()
         future: asyncio.Future[T] = loop.create_future()
-        self._waiting += 1
-
-        def job() -> None:
-            try:
-                result = work(*arguments)
-            except BaseException as error:  # noqa: BLE001 - the awaiting task gets it
-                _deliver(loop, partial(_fail, future, error))
-            else:
-                _deliver(loop, partial(_resolve, future, result))
-            finally:
-                self._waiting -= 1
-
-        self._jobs.put(job)
+        self._jobs.put((loop, future, partial(work, *arguments)))
         return future
 
     def _work(self) -> None:
         while True:
-            self._jobs.get()()
+            loop, future, job = self._jobs.get()
+            settle: Callable[[], None]
+            try:
+                settle = partial(future.set_result, job())
+            except BaseException as error:  # noqa: BLE001 - the awaiting task gets it
+                settle = partial(future.set_exception, error)
+            if not loop.is_closed():
+                loop.call_soon_threadsafe(_unless_done, future, settle)
 
 
-def _deliver(loop: asyncio.AbstractEventLoop, call: Job) -> None:
-    """Run *call* in *loop*, unless the loop has ended meanwhile."""
-    if not loop.is_closed():
-        loop.call_soon_threadsafe(call)
-
-
-def _resolve(future: asyncio.Future[T], result: T) -> None:
+def _unless_done(future: asyncio.Future[Any], settle: Callable[[], None]) -> None:
     if not future.done():
-        future.set_result(result)
-
-
-def _fail(future: asyncio.Future[T], error: BaseException) -> None:
-    if not future.done():
-        future.set_exception(error)
+        settle()
 
 
 class WorkerPredictor:
@@ -499,23 +438,26 @@ class WorkerPredictor:
         if (aside := self._inline.aside) is not None:
             await worker.submit(aside.warm)
 
-    async def predict(self, event: Event) -> Prediction:
-        """Return the forecast of *event*, or a timeout where it is late."""
+    async def predict(self, unit: Unit) -> Sequence[Prediction]:
+        """Return the forecast at each event of *unit*, or timeouts where they are late."""
         self._look_at_early()
+        events = events_of(unit)
         # Here and not in the worker: a late answer must not see what came after its bar.
-        self._inline.see(event)
-        if isinstance(event, ModelChange | Retrained):
-            self._is_started |= isinstance(event, ModelChange)
+        self._inline.see(*events)
+        if isinstance(unit, ModelChange | Retrained):
+            self._is_started |= isinstance(unit, ModelChange)
             # Warming has no deadline: nothing is decided until it is done.
-            return await _answer_of(self._worker.submit(self._inline.answer, event))
-        if not isinstance(event, Bar):
-            return None
-        if event.open_time_ms < self._period_start_ms:
-            await self._take_in(event)
-            return None
-        return await self._within_deadline(
-            self._worker.submit(self._inline.answer, event), PredictionTimeout(self._deadline_ms)
-        )
+            return await _answer_of(self._worker.submit(self._inline.answer, unit))
+        if not isinstance(bar := events[-1], Bar):
+            return [None]
+        if bar.open_time_ms >= self._period_start_ms:
+            timeout = PredictionTimeout(self._deadline_ms)
+            late = [timeout if isinstance(event, Bar) else None for event in events]
+            return await self._within_deadline(self._worker.submit(self._inline.answer, unit), late)
+        if isinstance(unit, Close):
+            return await _answer_of(self._worker.submit(self._inline.answer, unit))
+        await self._take_in(bar)
+        return [None]
 
     async def _take_in(self, early: Bar) -> None:
         """Have the worker take in a bar that is not answered, which may warm the model.
@@ -533,17 +475,6 @@ class WorkerPredictor:
         if self._early is not None and self._early.done():
             self._early.result()
             self._early = None
-
-    async def predict_close(self, bars: Sequence[Bar]) -> Sequence[Prediction]:
-        """Return the forecast of each of *bars*; they share one deadline."""
-        self._look_at_early()
-        self._inline.see(*bars)
-        if bars[0].open_time_ms < self._period_start_ms:
-            return await _answer_of(self._worker.submit(self._inline.answer_close, bars))
-        return await self._within_deadline(
-            self._worker.submit(self._inline.answer_close, bars),
-            [PredictionTimeout(self._deadline_ms)] * len(bars),
-        )
 
     async def _within_deadline(self, answer: asyncio.Future[T], late: T) -> T:
         """Return *answer*, or *late* after the deadline; the work goes on."""
@@ -575,13 +506,9 @@ async def _answer_of(answer: asyncio.Future[T]) -> T:
 class NoModel:
     """Predicts nothing: for strategies that need no forecast."""
 
-    async def predict(self, _event: Event) -> Prediction:
-        """Return None."""
-        return None
-
-    async def predict_close(self, bars: Sequence[Bar]) -> Sequence[Prediction]:
-        """Return None for each of *bars*."""
-        return [None] * len(bars)
+    async def predict(self, unit: Unit) -> Sequence[Prediction]:
+        """Return None for each event of *unit*."""
+        return [None] * len(events_of(unit))
 
 
 def warm(forecaster: Forecaster, history: BarHistory, change: ModelChange) -> None:

@@ -24,7 +24,14 @@ from tracepaper.daemon.config.loading import Config
 from tracepaper.daemon.config.notify import NotifySection
 from tracepaper.daemon.config.secrets import is_reference, read_secret
 from tracepaper.daemon.session.apprise_worker import Delivery, Message
-from tracepaper.daemon.session.child import ChildFailed, ChildProcess, TimeLimits, keep, working
+from tracepaper.daemon.session.child import (
+    ChildFailed,
+    ChildProcess,
+    Companion,
+    TimeLimits,
+    keep,
+    working,
+)
 from tracepaper.daemon.session.notices import Notice, Notices
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.extras import require
@@ -94,7 +101,7 @@ class Sender:
         await self._child.stop()
 
 
-class Messenger:
+class Messenger(Companion):
     """Observes the steps of a run and tells *config*'s addresses what [notify] asks for.
 
     *breach* returns the limit that halts the run, *set_aside* why which strategies failed, and

@@ -6,6 +6,7 @@ strategy is wanted.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -196,7 +197,7 @@ def load_forecaster(
     """Return the configured model, ready to be warmed; *mode* is ``step`` or ``scan``.
 
     Steps are ``batched`` where the bars of one close are dealt with together. What the model is,
-    is kept beside the database *beside*; *live*, covariates are read again as they grow.
+    is kept beside the database *beside*; *live*, covariates are events.
     """
     refuse_combination(traits_of(config))
     if config.model.own_class:
@@ -208,7 +209,7 @@ def load_forecaster(
         mode = "batched"
     checkpoint = load_checkpoint(config, beside=beside)
     refuse_combination(traits_of(config, checkpoint.card))
-    source = configured_covariates(config, checkpoint.card, beside=beside, growing=live)
+    source = configured_covariates(config, checkpoint.card, beside=beside, live=live)
     return _built(checkpoint, config, mode, source)
 
 
@@ -414,32 +415,23 @@ def free_bytes(root: Path = Path("/")) -> int | None:
     Linux does: ``MemAvailable`` of ``/proc/meminfo`` and, in a container, the limit of its
     control group (version 2). What either can drop at once, such as cached files, counts as free.
     """
-    available = _table(root / "proc/meminfo").get("MemAvailable:")
+    available = _number(root / "proc/meminfo", "MemAvailable:")
     free = [] if available is None else [available * _KIB]
     group = root / "sys/fs/cgroup"
     limit, used = _number(group / "memory.max"), _number(group / "memory.current")
     if limit is not None and used is not None:
-        free.append(max(0, limit - used + _table(group / "memory.stat").get("inactive_file", 0)))
+        free.append(max(0, limit - used + (_number(group / "memory.stat", "inactive_file") or 0)))
     return min(free, default=None)
 
 
-def _number(path: Path) -> int | None:
-    """Return the number in *path*; None where there is no such file, or it says ``max``."""
-    text = _text(path).strip()
-    return int(text) if text.isdecimal() else None
-
-
-def _table(path: Path) -> dict[str, int]:
-    """Return the names and numbers of the lines of *path*; empty where there is no such file."""
-    rows = (line.split() for line in _text(path).splitlines())
-    return {row[0]: int(row[1]) for row in rows if len(row) > 1 and row[1].isdecimal()}
-
-
-def _text(path: Path) -> str:
+def _number(path: Path, name: str = "") -> int | None:
+    """Return the number behind *name* in *path*; None where there is no such file or number."""
     try:
-        return path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8")
     except OSError:
-        return ""
+        return None
+    found = re.search(rf"^{re.escape(name)}\s*(\d+)", text, re.MULTILINE)
+    return None if found is None else int(found[1])
 
 
 def refuse_limits(config: Config, forecaster: Forecaster | None) -> None:

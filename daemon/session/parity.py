@@ -8,10 +8,8 @@ The rules are docs/operations.md, O21 to O24.
 
 from __future__ import annotations
 
-import asyncio
 import sys
 from collections.abc import Awaitable, Callable
-from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Final
 
@@ -20,7 +18,7 @@ import structlog
 
 from tracepaper.daemon.clock import Clock
 from tracepaper.daemon.config.sections import ParitySection
-from tracepaper.daemon.session.child import ChildFailed, ChildProcess, TimeLimits, working
+from tracepaper.daemon.session.child import ChildFailed, ChildProcess, Scheduled, TimeLimits
 from tracepaper.storage.database.reader import Reader
 from tracepaper.strategies.types.decisions import Run, Step
 from tracepaper.strategies.types.market import Bar, Event, ParityCheck, ParityOutcome
@@ -33,7 +31,7 @@ PROGRAM = (sys.executable, "-m", "tracepaper.daemon.cli", "parity")
 log = structlog.get_logger("parity")
 
 
-class DailyParity:
+class DailyParity(Scheduled):
     """Watches the market time of a run's steps, and checks each UTC day once it is over.
 
     A day begins to be checked with the first bar that closes at *section*'s time of the next day or
@@ -48,6 +46,7 @@ class DailyParity:
         submit: Callable[[Event], Awaitable[int]],
         clock: Clock,
     ) -> None:
+        super().__init__()
         self.is_checking = False
         with Reader.open(database) as reader:
             is_stored = run.run_id in reader.run_ids()  # a new run is, with its first steps
@@ -56,7 +55,6 @@ class DailyParity:
         self._submit, self._clock = submit, clock
         self._at_ms = time_of_day_ms(section.daily_at)
         self._newest: Bar | None = None  # of the stored bars
-        self._is_due = asyncio.Event()
 
     @property
     def _until_ms(self) -> int:
@@ -77,25 +75,18 @@ class DailyParity:
             if bar.market_ms >= self.due_ms:
                 self._is_due.set()
 
-    def at_work(self, failed: Callable[[], object]) -> AbstractAsyncContextManager[None]:
-        """Check days in the background of the block; call *failed* where an error ends that."""
-        return working(self._work(), "parity", failed)
-
-    async def _work(self) -> None:
-        while True:
-            await self._is_due.wait()
-            self.is_checking = True
-            try:
-                found = await self._check(self._day_before())
-            finally:
-                self.is_checking = False
-            now_ms = self._clock.market_ms()
-            event = msgspec.structs.replace(found, market_ms=now_ms, seen_ms=now_ms)
-            await self._submit(event)
-            self.last = event
-            is_well = event.outcome is ParityOutcome.IDENTICAL
-            (log.info if is_well else log.warning)("parity", result=event.reason)
-            self._is_due.clear()  # only now: bars that closed meanwhile found the day due still
+    async def _do(self) -> None:
+        self.is_checking = True
+        try:
+            found = await self._check(self._day_before())
+        finally:
+            self.is_checking = False
+        now_ms = self._clock.market_ms()
+        event = msgspec.structs.replace(found, market_ms=now_ms, seen_ms=now_ms)
+        await self._submit(event)
+        self.last = event
+        is_well = event.outcome is ParityOutcome.IDENTICAL
+        (log.info if is_well else log.warning)("parity", result=event.reason)
 
     def _day_before(self) -> int:
         """Return when the last day began that is over; of longer bars, that in which one opened."""

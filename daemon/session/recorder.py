@@ -8,8 +8,6 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
-from collections.abc import Callable
-from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Final
 
@@ -19,7 +17,7 @@ import structlog
 from tracepaper.daemon.clock import Clock
 from tracepaper.daemon.config.loading import Config
 from tracepaper.daemon.feed.live_book import LEVELS
-from tracepaper.daemon.session.child import END_S, WELL_S, ChildProcess, TimeLimits, keep, working
+from tracepaper.daemon.session.child import END_S, WELL_S, ChildProcess, Companion, TimeLimits, keep
 from tracepaper.strategies.errors import ConfigInvalid
 
 PROGRAM: Final = (sys.executable, "-m", "tracepaper.daemon.cli", "data", "record")
@@ -68,7 +66,7 @@ def check_recording(config: Config) -> None:
         ) from None
 
 
-class Recorder:
+class Recorder(Companion):
     """Keeps the process at work, which writes what it holds once its input is closed."""
 
     def __init__(self, config: Config, folder: Path, clock: Clock) -> None:
@@ -90,9 +88,8 @@ class Recorder:
             return self._progress
         return msgspec.structs.replace(self._progress, error="")
 
-    def at_work(self, failed: Callable[[], object]) -> AbstractAsyncContextManager[None]:
-        """Record in the background of the block."""
-        return working(keep(self._record, self._clock, self._failed), "recording", failed)
+    async def _work(self) -> None:
+        await keep(self._record, self._clock, self._failed)
 
     async def _record(self) -> None:
         self._begun_s = self._clock.network_s()

@@ -27,7 +27,7 @@ from tracepaper.daemon.session.build import (
     needs_forecaster,
     terms_for,
 )
-from tracepaper.daemon.session.covariates import covariates_of, require_known
+from tracepaper.daemon.session.covariates import RunCovariates
 from tracepaper.daemon.session.loop import BarHistory
 from tracepaper.daemon.session.models import forecaster_of_run
 from tracepaper.daemon.session.run_row import (
@@ -36,7 +36,6 @@ from tracepaper.daemon.session.run_row import (
     sessions_of,
     start_event,
     strategy_sha256,
-    usage_errors,
 )
 from tracepaper.storage.audit import Resumed, SqlAuditLog
 from tracepaper.storage.chain.starting_point import Lookback
@@ -52,6 +51,7 @@ from tracepaper.strategies.types.decisions import Confirmation, FillModel, Order
 from tracepaper.strategies.types.market import (
     Bar,
     CovariatesRead,
+    Event,
     Instrument,
     ModelChange,
     RunKind,
@@ -60,22 +60,6 @@ from tracepaper.strategies.types.market import (
 from tracepaper.strategies.units import MONEY_DECIMALS, scaled
 
 log = structlog.get_logger("daemon")
-
-
-class _Address(msgspec.Struct):
-    rest_url: str
-
-
-class _Market(msgspec.Struct):
-    category: str
-    symbols: list[str]
-
-
-class _Served(msgspec.Struct):
-    """The exchange and the market in a stored configuration."""
-
-    exchange: _Address
-    market: _Market
 
 
 @dataclass(frozen=True)
@@ -141,12 +125,13 @@ def was_served(config: Config, kind: RunKind, database: Path) -> bool:
     with Reader.open(database) as reader:
         for text in reader.configurations(kind):
             try:
-                served = msgspec.json.decode(text, type=_Served)
-            except msgspec.MsgspecError:
+                stored = msgspec.json.decode(text)
+                market = stored["market"]
+                served = stored["exchange"]["rest_url"], market["category"]
+                symbols = set(market["symbols"])
+            except (msgspec.MsgspecError, LookupError, TypeError):
                 continue  # a configuration that no run writes: its row was changed
-            if (served.exchange.rest_url, served.market.category) == wanted and set(
-                config.market.symbols
-            ) <= set(served.market.symbols):
+            if served == wanted and symbols.issuperset(config.market.symbols):
                 return True
     return False
 
@@ -161,18 +146,13 @@ def last_instruments(database: Path, kind: RunKind) -> dict[str, Instrument]:
 def open_run(opening: Opening, audit: SqlAuditLog) -> Opened:
     """Go on with the newest run of the same kind, or open a new one that takes over its account.
 
-    Raises ``ConfigInvalid`` where another exchange's instruments do not fit the run's decimals, and
-    where the covariates that it knew are not kept any more.
+    Raises ``ConfigInvalid`` where another exchange's instruments do not fit the run's decimals.
     """
     with Reader.open(opening.database) as reader:
         last = reader.newest(opening.kind)
         if last is not None:
             models = reader.models(last.run_id)
             if continues(last, opening.config, opening.forecaster, model_sha256=models.next):
-                if (source := covariates_of(opening.forecaster)) is not None:
-                    known = reader.newest_of(last.run_id, CovariatesRead)
-                    with usage_errors():
-                        require_known(source, known, last.run_id)
                 return _go_on(opening, audit, reader, last, models)
         return _begin(opening, audit, reader, last)
 
@@ -392,9 +372,14 @@ def recall_bars(engine: Engine, reader: Reader, run: Run, history: BarHistory | 
 def recall_events(model: object, reader: Reader, run_id: str, known: Iterable[Bar]) -> None:
     """Show *model* again what of the events of *run_id* it knew at the bars *known*.
 
-    A model that reads neither order books nor another symbol is left as it is.
+    A model that reads nothing of the run beside its own bars is left as it is.
     """
     source, bars = run_source(model), list(known)
+    if isinstance(source, RunCovariates):
+        events: list[Event] = [*reader.of_type(run_id, CovariatesRead), *bars]
+        for event in events:
+            source.see(event)
+        return
     if source is None or not bars:
         return
     first = min(bar.open_time_ms for bar in bars)
@@ -408,11 +393,14 @@ def recall_events(model: object, reader: Reader, run_id: str, known: Iterable[Ba
 
 
 def recall_lookback(model: object, reader: Reader, run_id: str, until: int) -> None:
-    """Show *model* the other symbol's bars up to step *until* that its next row depends on.
+    """Show *model* what its next row depends on up to step *until*.
 
-    A model that asks no other symbol is left as it is.
+    That is bars of another symbol, or its covariates; a model without them is left as it is.
     """
     source = run_source(model)
+    if isinstance(source, RunCovariates):
+        for reading in reader.of_type(run_id, CovariatesRead, until=until):
+            source.see(reading)
     if not isinstance(source, RunOtherBars):
         return
     for item in reader.run(run_id).instruments:

@@ -8,11 +8,10 @@ The rules are docs/operations.md, O11 to O19.
 
 from __future__ import annotations
 
-import asyncio
 import shutil
 import sys
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from contextlib import AbstractAsyncContextManager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO, Final, NamedTuple
 
@@ -23,7 +22,7 @@ from tracepaper.daemon.clock import Clock
 from tracepaper.daemon.config.loading import Config, render
 from tracepaper.daemon.engine.engine import Engine
 from tracepaper.daemon.session.build import terms_for
-from tracepaper.daemon.session.child import ChildFailed, ChildProcess, TimeLimits, working
+from tracepaper.daemon.session.child import ChildFailed, ChildProcess, Scheduled, TimeLimits
 from tracepaper.daemon.session.loop import Worker, WorkerPredictor
 from tracepaper.daemon.session.models import forecaster_of
 from tracepaper.daemon.session.run_row import start_event
@@ -180,6 +179,12 @@ MARK_FILE: Final = "began"
 REFUSED: Final = "refused"
 _JUDGED: Final = frozenset({RetrainOutcome.PROMOTED, RetrainOutcome.REFUSED})
 
+_STORED: Final = (
+    *("running_sha256", "candidate_sha256", "recipe", "from_ms", "until_ms", "horizon"),
+    *("bars", "days", "difference", "error", "p"),
+)
+"""Fields of a judgement that are those of its event."""
+
 log = structlog.get_logger("retrain")
 
 
@@ -195,7 +200,7 @@ class Service(NamedTuple):
     clock: Clock
 
 
-class Retrainer:
+class Retrainer(Scheduled):
     """Watches the market time of a run's steps, and retrains its model whenever that is due.
 
     *running* is the model that decides now, and *configured_sha256* is of ``[model] checkpoint``.
@@ -211,6 +216,7 @@ class Retrainer:
         running: Forecaster,
         configured_sha256: str,
     ) -> None:
+        super().__init__()
         self.running = running
         self.is_training = False
         self.outcomes = dict.fromkeys(RetrainOutcome, 0)
@@ -230,7 +236,6 @@ class Retrainer:
         self.last: Retrained | None = past[-1] if past else None
         self._cut_off_ms = self._read_mark()
         self.due_ms = self._next_due(_first_start_ms(database, run, symbols))
-        self._is_due = asyncio.Event()
 
     # ------------------------------------------------------------ when
 
@@ -261,21 +266,14 @@ class Retrainer:
             return None
         return None if self.last is not None and self.last.began_ms >= began_ms else began_ms
 
-    def at_work(self, failed: Callable[[], object]) -> AbstractAsyncContextManager[None]:
-        """Retrain in the background of the block; call *failed* where an error ends that."""
-        return working(self._work(), "retrain", failed)
-
-    async def _work(self) -> None:
-        while True:
-            await self._is_due.wait()
-            if self._cut_off_ms is not None:
-                began_ms, self._cut_off_ms = self._cut_off_ms, None
-                reason = "the daemon was ended while the model was trained"
-                await self._store(self._event(RetrainOutcome.FAILED, reason, began_ms))
-            else:
-                await self.retrain()
-            self.due_ms = self._next_due(0)
-            self._is_due.clear()
+    async def _do(self) -> None:
+        if self._cut_off_ms is not None:
+            began_ms, self._cut_off_ms = self._cut_off_ms, None
+            reason = "the daemon was ended while the model was trained"
+            await self._store(self._event(RetrainOutcome.FAILED, reason, began_ms))
+        else:
+            await self.retrain()
+        self.due_ms = self._next_due(0)
 
     # ------------------------------------------------------------ one retraining
 
@@ -374,18 +372,8 @@ class Retrainer:
             outcome=outcome,
             reason=reason,
             configured_sha256=self._configured_sha256,
-            running_sha256=judged.running_sha256,
-            candidate_sha256=judged.candidate_sha256,
-            recipe=judged.recipe,
+            **{name: getattr(judged, name) for name in _STORED},
             began_ms=began_ms,
-            from_ms=judged.from_ms,
-            until_ms=judged.until_ms,
-            horizon=judged.horizon,
-            bars=judged.bars,
-            days=judged.days,
-            difference=judged.difference,
-            error=judged.error,
-            p=judged.p,
             test=test,
             level=level_of(float(self._config.retrain.alpha), test) if test else None,
             alpha=float(self._config.retrain.alpha) if test else None,

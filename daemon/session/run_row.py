@@ -36,7 +36,11 @@ from tracepaper.daemon.session.build import (
     resolved,
 )
 from tracepaper.daemon.session.combinations import refuse_combination, traits_of
-from tracepaper.daemon.session.covariates import covariates_kept_as, kept_covariates_of
+from tracepaper.daemon.session.covariates import (
+    RunCovariates,
+    covariates_kept_as,
+    kept_covariates_of,
+)
 from tracepaper.daemon.session.models import (
     checkpoint_sha256,
     computing,
@@ -370,7 +374,8 @@ def in_stages(engine: Engine, forecaster: Forecaster | None) -> bool:
 
     A portfolio decides on all of them, and some models read the bars of another.
     """
-    return not engine.is_portfolio and run_source(forecaster) is None
+    source = run_source(forecaster)
+    return not engine.is_portfolio and (source is None or isinstance(source, RunCovariates))
 
 
 def warm_up_of(

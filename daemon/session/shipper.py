@@ -6,8 +6,6 @@ It outlives the daemon by the seconds that its last steps take. The rules are do
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
-from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Final
 
@@ -15,7 +13,7 @@ import structlog
 from msgspec.structs import replace
 
 from tracepaper.daemon.clock import Clock
-from tracepaper.daemon.session.child import ChildProcess, TimeLimits, keep, working
+from tracepaper.daemon.session.child import ChildProcess, Companion, TimeLimits, keep
 from tracepaper.storage.fleet.server import ShipProgress
 
 PROGRAM: Final = (sys.executable, "-m", "tracepaper.daemon.cli", "db", "ship")
@@ -24,7 +22,7 @@ PROGRAM: Final = (sys.executable, "-m", "tracepaper.daemon.cli", "db", "ship")
 log = structlog.get_logger("shipping")
 
 
-class ShippingProcess:
+class ShippingProcess(Companion):
     """Keeps the process at work, and has the newest ``progress`` of it."""
 
     def __init__(self, url: str, database: Path, clock: Clock) -> None:
@@ -33,9 +31,8 @@ class ShippingProcess:
         command = (*PROGRAM, "--service", "--to", url, "--db", str(database))
         self._child = ChildProcess("shipping", command, TimeLimits(end_s=None))
 
-    def at_work(self, failed: Callable[[], object]) -> AbstractAsyncContextManager[None]:
-        """Ship in the background of the block."""
-        return working(keep(self._ship, self._clock, self._failed), "shipping", failed)
+    async def _work(self) -> None:
+        await keep(self._ship, self._clock, self._failed)
 
     async def _ship(self) -> None:
         before = self.progress

@@ -5,9 +5,7 @@ The rules are docs/universe.md, V8 to V16.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 
 import structlog
@@ -23,7 +21,7 @@ from tracepaper.daemon.feed.universe import (
     next_choice_ms,
     nothing_chosen,
 )
-from tracepaper.daemon.session.child import working
+from tracepaper.daemon.session.child import Scheduled
 from tracepaper.storage.database.reader import Reader
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.types.decisions import Step
@@ -82,7 +80,7 @@ async def new_candidates(config: Config, client: MarketDataClient, now_ms: int) 
     return tuple(one.symbol for one in found.chosen)
 
 
-class Universe:
+class Universe(Scheduled):
     """Chooses at the rule's times of day which instruments may open positions.
 
     Each choice is asked of the exchange in the background, and is an event. *last_ms* is the market
@@ -100,11 +98,11 @@ class Universe:
         *,
         last_ms: int | None,
     ) -> None:
+        super().__init__()
         self._config, self._rule = config, rule
         self._instruments, self._client = instruments, client
         self._submit, self._clock = submit, clock
         self.due_ms = 0 if last_ms is None else next_choice_ms(rule, last_ms)
-        self._is_due = asyncio.Event()
 
     def observe(self, step: Step) -> None:
         """Begin a choice once a bar is stored that closed when it was due, or later."""
@@ -114,9 +112,8 @@ class Universe:
         elif isinstance(event, Bar) and step.accepted and event.market_ms >= self.due_ms:
             self._is_due.set()
 
-    def at_work(self, failed: Callable[[], object]) -> AbstractAsyncContextManager[None]:
-        """Choose in the background of the block; call *failed* where an error ends that."""
-        return working(self._work(), "universe", failed)
+    async def _do(self) -> None:
+        await self._submit(await self.choose())
 
     async def choose(self) -> UniverseChange:
         """Ask the exchange, and choose now; nothing is chosen where the list cannot be used."""
@@ -136,12 +133,6 @@ class Universe:
     def _now_ms(self) -> int:
         """Return the time of a choice: not before it was due, though our clock may be behind."""
         return max(self._clock.market_ms(), self.due_ms)
-
-    async def _work(self) -> None:
-        while True:
-            await self._is_due.wait()
-            await self._submit(await self.choose())
-            self._is_due.clear()  # only now: bars that closed meanwhile found it due still
 
 
 def universe_of(

@@ -11,14 +11,14 @@ import importlib.metadata
 import inspect
 import math
 import sys
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from decimal import Decimal
 from numbers import Integral, Real
 from pathlib import Path
 from types import NoneType
-from typing import Final, Generic, TypeVar, cast
+from typing import Any, Final, Generic, TypeVar, cast
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -69,6 +69,7 @@ _BY_PLACE: Final = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIO
 _UNMEASURED: Final = Signal(Action.HOLD, "strength is not finite")
 
 Own = TypeVar("Own", Strategy, PortfolioStrategy)
+_Made = TypeVar("_Made")
 OwnClass = type[Strategy] | type[PortfolioStrategy]
 """The classes that a configuration may name: one object an instrument, or one for all."""
 
@@ -178,9 +179,7 @@ def user_strategy(made_of: type[Strategy], options: dict[str, object]) -> Strate
     Raises ``ConfigInvalid`` where it refuses them or has an impossible declaration, and
     ``StrategyFailed`` where it fails otherwise.
     """
-    strategy = _made(made_of, options)
-    _check(strategy)
-    return _Guarded(strategy)
+    return _Guarded(_made(made_of, options))
 
 
 def user_portfolio(
@@ -190,7 +189,6 @@ def user_portfolio(
 ) -> PortfolioStrategy:
     """Return the one object of the user's portfolio class over *symbols*, guarded as above."""
     portfolio = _made(made_of, options)
-    _check(portfolio)
     portfolio.symbols = tuple(symbols)
     return _GuardedPortfolio(portfolio)
 
@@ -200,15 +198,30 @@ def _made(made_of: type[Own], options: dict[str, object]) -> Own:
     with ForeignCode(made_of.__name__, "when its State was made"):
         check_declared(made_of.__name__, made_of.State)
     _check_decide(made_of)
+    made = made_or_refused(
+        made_of.__name__,
+        lambda: _called(made_of, options),
+        "[strategy.options]",
+        "take them as one dictionary, or by their names",
+    )
+    check_declarations(made, _declarations(made))
+    return made
+
+
+def made_or_refused(name: str, make: Callable[[], _Made], options: str, form: str) -> _Made:
+    """Return what *make* returns; raise ``ConfigInvalid`` where it refuses its *options*.
+
+    Its constructor should take them in a *form*. Raises ``StrategyFailed`` where it fails else.
+    """
     try:
-        with ForeignCode(made_of.__name__, "when it was made"):
-            return _called(made_of, options)
+        with ForeignCode(name, "when it was made"):
+            return make()
     except StrategyFailed as error:
         if not isinstance(error.__cause__, (TypeError, ValueError, KeyError)):
             raise
         raise ConfigInvalid(
-            f"{made_of.__name__} refused [strategy.options] ({error.__cause__}); correct them, and "
-            "let its __init__ take them as one dictionary, or by their names."
+            f"{name} refused {options} ({error.__cause__}); correct them, and let its __init__ "
+            f"{form}."
         ) from error
 
 
@@ -272,6 +285,12 @@ def unguarded(strategy: Strategy) -> Strategy | PortfolioStrategy:
     return whole.guarded if isinstance(whole, (_Guarded, _GuardedPortfolio)) else whole
 
 
+_DECLARED: Final = (
+    *("warmup", "sees_account", "reads_history", "frames", "frames_warmup", "books", "horizon"),
+    *("needs_forecast", "exits_freely", "State"),
+)
+
+
 class _Checks(Generic[Own]):
     """Checks each answer of a user's object before it is used."""
 
@@ -280,18 +299,11 @@ class _Checks(Generic[Own]):
         self._name = type(guarded).__name__
         self._observing = ForeignCode(self._name, "in observe")
         self._deciding = ForeignCode(self._name, "in decide", may_exit=False)
-        self.gates = frozenset(guarded.gates)
-        self.warmup = guarded.warmup
-        self.sees_account = guarded.sees_account
-        self.reads_history = guarded.reads_history
-        self.frames = tuple(guarded.frames)
-        self.frames_warmup: Mapping[str, int] = dict(guarded.frames_warmup)
-        self.books = guarded.books
-        self.horizon = guarded.horizon
-        self.needs_forecast = guarded.needs_forecast
-        self.exits_freely = guarded.exits_freely
-        self.twins = tuple(guarded.twins)
-        self.State = guarded.State
+        inherited = (Strategy.observe, PortfolioStrategy.observe)
+        self._observes = type(guarded).observe not in inherited
+        for name in _DECLARED:
+            setattr(self, name, getattr(guarded, name))
+        self.gates, self.twins = frozenset(guarded.gates), tuple(guarded.twins)
 
     @property
     def state(self) -> Struct:
@@ -302,15 +314,25 @@ class _Checks(Generic[Own]):
     def state(self, given: Struct) -> None:
         self.guarded.state = given
 
+    def observe(self, bar: Bar) -> None:
+        if self._observes:
+            with self._observing:
+                self.guarded.observe(bar)
+
+    def adjust(self, action: CorporateAction) -> None:
+        with self._observing:
+            self.guarded.adjust(action)
+
+    def _fault(self, what: str, advice: str) -> StrategyFailed:
+        return StrategyFailed(f"{self._name} {what}; {advice}.")
+
     def _checked(self, answer: object) -> Signal | Orders:
         if type(answer) is Orders:
             return self._checked_orders(answer)
         action = answer.action if type(answer) is Signal else None
         if type(answer) is not Signal or not isinstance(action, Action) or action is Action.ORDERS:
-            raise StrategyFailed(
-                f"{self._name} answered {short(answer)} in decide; return a Signal with an "
-                "Action, or Orders."
-            )
+            what = f"answered {short(answer)} in decide"
+            raise self._fault(what, "return a Signal with an Action, or Orders")
         return self._checked_signal(answer)
 
     def _checked_orders(self, orders: Orders) -> Orders:
@@ -318,10 +340,8 @@ class _Checks(Generic[Own]):
         self._check_text("reason", orders.reason, REASON_LONGEST)
         requests = orders.requests
         if type(requests) is not tuple or len(requests) > REQUESTS_MOST:
-            raise StrategyFailed(
-                f"{self._name} gave the orders {short(requests)}; give a tuple of at most "
-                f"{REQUESTS_MOST} requests."
-            )
+            what = f"gave the orders {short(requests)}"
+            raise self._fault(what, f"give a tuple of at most {REQUESTS_MOST} requests")
         plain = tuple(self._request(request) for request in requests)
         note = None if orders.note is None else self._noted(orders.note)
         return replace(orders, requests=plain, note=note)
@@ -333,9 +353,9 @@ class _Checks(Generic[Own]):
             return request
         plain = _plain_request(request) if type(request) is OrderRequest else None
         if plain is None:
-            raise StrategyFailed(
-                f"{self._name} ordered {short(request)}; use buy(), sell() or Cancel() with "
-                "numbers, and times in whole milliseconds."
+            raise self._fault(
+                f"ordered {short(request)}",
+                "use buy(), sell() or Cancel() with numbers, and times in whole milliseconds",
             )
         self._check_text("tag", plain.tag, TAG_LONGEST)
         self._check_text("reason", plain.reason, REASON_LONGEST)
@@ -343,10 +363,8 @@ class _Checks(Generic[Own]):
 
     def _check_text(self, noun: str, text: object, longest: int) -> None:
         if type(text) is not str or len(text) > longest or not text.isprintable():
-            raise StrategyFailed(
-                f"{self._name} gave the {noun} {short(text)}; give one line of at most "
-                f"{longest} printable characters."
-            )
+            advice = f"give one line of at most {longest} printable characters"
+            raise self._fault(f"gave the {noun} {short(text)}", advice)
 
     def _checked_signal(self, signal: Signal) -> Signal:
         reason, strength = signal.reason, signal.strength
@@ -361,10 +379,9 @@ class _Checks(Generic[Own]):
         if not isinstance(signal.position_side, (PositionSide, NoneType)) or (
             signal.position_side is not None and signal.action is not Action.FLAT
         ):
-            raise StrategyFailed(
-                f"{self._name} gave the position_side {short(signal.position_side)} with "
-                f"{signal.action}; a FLAT signal names PositionSide.LONG or SHORT, no other does."
-            )
+            what = f"gave the position_side {short(signal.position_side)} with {signal.action}"
+            advice = "a FLAT signal names PositionSide.LONG or SHORT, no other does"
+            raise self._fault(what, advice)
         for name in ("band", "by_forecast"):
             if (share := getattr(signal, name)) is not None:
                 signal = replace(signal, **{name: self._share(name, share)})
@@ -376,9 +393,7 @@ class _Checks(Generic[Own]):
         """Return *value* as a share; sums of shares may miss 0 or 1 by a rounding."""
         number = _plain_float(value)
         if number is None or not -_ROUNDING <= number <= 1 + _ROUNDING:
-            raise StrategyFailed(
-                f"{self._name} gave the {noun} {short(value)}; give a number from 0 to 1."
-            )
+            raise self._fault(f"gave the {noun} {short(value)}", "give a number from 0 to 1")
         return min(max(number, 0.0), 1.0)
 
     def _protection(self, signal: Signal) -> Signal:
@@ -390,39 +405,26 @@ class _Checks(Generic[Own]):
         }
         until = None if signal.until is None else plain_number(signal.until)
         if signal.until is not None and (type(until) is not int or until > MONEY_LIMIT):
-            raise StrategyFailed(
-                f"{self._name} gave until {short(signal.until)}; give whole milliseconds of market "
-                "time, as context.time has them."
-            )
+            advice = "give whole milliseconds of market time, as context.time has them"
+            raise self._fault(f"gave until {short(signal.until)}", advice)
         if type(signal.reenter) is not bool:
-            raise StrategyFailed(
-                f"{self._name} gave reenter {short(signal.reenter)}; give True or False."
-            )
+            raise self._fault(f"gave reenter {short(signal.reenter)}", "give True or False")
         return replace(signal, **levels, until=until)
 
     def _level(self, name: str, level: object) -> Distance:
         """Return a stop's, a target's or a trailing stop's *level* with a plain number."""
-        given: object = level
-        if isinstance(level, Percent):
-            given = level.value
-        elif isinstance(level, Volatility):
-            given = level.multiple
-        if (number := _plain_float(given)) is None:
-            raise StrategyFailed(
-                f"{self._name} gave the {name} {short(level)}; give a price, Percent(2) or "
-                "Volatility(2)."
-            )
-        if isinstance(level, Percent):
-            return Percent(number)
-        return Volatility(number) if isinstance(level, Volatility) else number
+        of = type(level) if isinstance(level, (Percent, Volatility)) else float
+        given = getattr(level, "value", getattr(level, "multiple", level))
+        if (number := _plain_float(level if of is float else given)) is None:
+            advice = "give a price, Percent(2) or Volatility(2)"
+            raise self._fault(f"gave the {name} {short(level)}", advice)
+        return of(number)
 
     def _noted(self, note: object) -> dict[str, float | str | None]:
         """Return *note* as it is stored: a copy, numbers as floats, null where not finite."""
         if not isinstance(note, (dict, Mapping)) or len(note) > NOTES_MOST:
-            raise StrategyFailed(
-                f"{self._name} gave the note {short(note)}; give a dictionary of at most "
-                f"{NOTES_MOST} entries."
-            )
+            advice = f"give a dictionary of at most {NOTES_MOST} entries"
+            raise self._fault(f"gave the note {short(note)}", advice)
         return {
             self._note_name(name): self._note_value(name, value) for name, value in note.items()
         }
@@ -430,10 +432,8 @@ class _Checks(Generic[Own]):
     def _note_name(self, name: object) -> str:
         if type(name) is str and name.isidentifier() and len(name) <= NOTE_NAME_LONGEST:
             return name
-        raise StrategyFailed(
-            f"{self._name} named a note {short(name)}; give an identifier of at most "
-            f"{NOTE_NAME_LONGEST} characters."
-        )
+        advice = f"give an identifier of at most {NOTE_NAME_LONGEST} characters"
+        raise self._fault(f"named a note {short(name)}", advice)
 
     def _note_value(self, name: object, value: object) -> float | str | None:
         number = value if type(value) is float else plain_number(value, flags=True)
@@ -446,27 +446,12 @@ class _Checks(Generic[Own]):
             return number + 0.0 if math.isfinite(number) else None
         if type(value) is str and len(value) <= REASON_LONGEST and value.isprintable():
             return value
-        raise StrategyFailed(
-            f"{self._name} noted {short(value)} as {short(name)}; give a number, or one line of "
-            f"at most {REASON_LONGEST} printable characters."
-        )
+        advice = f"give a number, or one line of at most {REASON_LONGEST} printable characters"
+        raise self._fault(f"noted {short(value)} as {short(name)}", advice)
 
 
 class _Guarded(_Checks[Strategy], Strategy):
     """Calls the user's strategy and checks each answer before it is used."""
-
-    def __init__(self, strategy: Strategy) -> None:
-        super().__init__(strategy)
-        self._observes = type(strategy).observe is not Strategy.observe
-
-    def observe(self, bar: Bar) -> None:
-        if self._observes:
-            with self._observing:
-                self.guarded.observe(bar)
-
-    def adjust(self, action: CorporateAction) -> None:
-        with self._observing:
-            self.guarded.adjust(action)
 
     def decide(self, context: BarContext) -> Signal | Orders:
         with self._deciding:
@@ -481,29 +466,19 @@ class _GuardedPortfolio(_Checks[PortfolioStrategy], PortfolioStrategy):
         super().__init__(portfolio)
         self.symbols = portfolio.symbols
 
-    def observe(self, bar: Bar) -> None:
-        with self._observing:
-            self.guarded.observe(bar)
-
-    def adjust(self, action: CorporateAction) -> None:
-        with self._observing:
-            self.guarded.adjust(action)
-
     def decide(self, contexts: Mapping[str, BarContext]) -> Mapping[str, Signal | Orders]:
         with self._deciding:
             answers = self.guarded.decide(contexts)
             # A user's mapping is the user's code as well.
             by_symbol = dict(answers) if isinstance(answers, Mapping) else None
         if by_symbol is None:
-            raise StrategyFailed(
-                f"{self._name} answered {short(answers)} in decide; return a mapping from symbols "
-                "to signals."
-            )
+            advice = "return a mapping from symbols to signals"
+            raise self._fault(f"answered {short(answers)} in decide", advice)
         for symbol in by_symbol:
             if symbol not in self.symbols:
-                raise StrategyFailed(
-                    f"{self._name} answered for {short(symbol)} in decide, which the run does not "
-                    f"trade; name symbols of: {', '.join(self.symbols)}."
+                raise self._fault(
+                    f"answered for {short(symbol)} in decide, which the run does not trade",
+                    f"name symbols of: {', '.join(self.symbols)}",
                 )
         return {symbol: self._checked(signal) for symbol, signal in by_symbol.items()}
 
@@ -572,65 +547,57 @@ def _plain_float(value: object) -> float | None:
         return None
 
 
-def _check(strategy: Strategy | PortfolioStrategy) -> None:
-    """Refuse declarations that the engine could not keep."""
-    name = type(strategy).__name__
-    warmup, horizon = strategy.warmup, strategy.horizon
-    if type(warmup) is not int or not 1 <= warmup <= WARMUP_MOST:
-        raise ConfigInvalid(
-            f"{name}.warmup is {short(warmup)}; give a whole number of bars from 1 to "
-            f"{WARMUP_MOST:,}."
-        )
-    if horizon is not None and (type(horizon) is not int or horizon < 1):
-        raise ConfigInvalid(
-            f"{name}.horizon is {short(horizon)}; give a whole number of bars, or None."
-        )
-    _check_frames(name, strategy)
-    if type(strategy.books) is not int or not 0 <= strategy.books <= WARMUP_MOST:
-        raise ConfigInvalid(
-            f"{name}.books is {short(strategy.books)}; give a whole number of order books up to "
-            f"{WARMUP_MOST:,}."
-        )
-    for flag in ("needs_forecast", "exits_freely", "sees_account", "reads_history"):
-        if type(declared := getattr(strategy, flag)) is not bool:
-            raise ConfigInvalid(f"{name}.{flag} is {short(declared)}; give True or False.")
-    if not _are_names(strategy.gates, GATES):
-        raise ConfigInvalid(
-            f"{name}.gates are {short(strategy.gates)}; name gates of: {', '.join(gate_order())}."
-        )
-    if operator.name not in strategy.gates:
-        raise ConfigInvalid(
-            f"{name}.gates lack {operator.name}, so neither HALT nor FLATTEN would bind it; add it."
-        )
-    if not _are_names(strategy.twins, TWINS):
-        raise ConfigInvalid(
-            f"{name}.twins are {short(strategy.twins)}; name twins of: {', '.join(TWINS)}."
-        )
+Declaration = tuple[str, Callable[[Any], bool], str]
+"""An attribute of a user's class, whether its value can be kept, and what to write else."""
 
 
-def _are_names(declared: object, existing: Mapping[str, object]) -> bool:
-    if not isinstance(declared, Collection):
-        return False
-    return all(isinstance(name, str) and name in existing for name in declared)
+def check_declarations(owner: object, rows: Iterable[Declaration]) -> None:
+    """Raise ``ConfigInvalid`` for the first of *rows* that *owner* does not keep."""
+    for name, is_right, advice in rows:
+        if not is_right(value := getattr(owner, name)):
+            raise ConfigInvalid(f"{type(owner).__name__}.{name} is {short(value)}; {advice}.")
 
 
-def _check_frames(name: str, strategy: Strategy | PortfolioStrategy) -> None:
-    """Refuse frames that are no intervals, and impossible counts of their bars."""
-    if not isinstance(strategy.frames, tuple) or not _are_names(strategy.frames, INTERVALS):
-        raise ConfigInvalid(
-            f"{name}.frames are {short(strategy.frames)}; give a tuple of intervals of: "
-            f"{', '.join(INTERVALS)}."
-        )
-    counts = strategy.frames_warmup
-    if not isinstance(counts, Mapping) or not set(strategy.frames) >= counts.keys():
-        raise ConfigInvalid(
-            f"{name}.frames_warmup is {short(counts)}; give a mapping from declared frames to bars."
-        )
-    if any(type(count) is not int or not 1 <= count <= WARMUP_MOST for count in counts.values()):
-        raise ConfigInvalid(
-            f"{name}.frames_warmup is {short(counts)}; give whole numbers of bars from 1 to "
-            f"{WARMUP_MOST:,}."
-        )
+def whole(least: int, most: int = sys.maxsize) -> Callable[[object], bool]:
+    """Return whether a value is a whole number from *least* to *most*."""
+    return lambda value: type(value) is int and least <= value <= most
+
+
+def _named(existing: Collection[str]) -> Callable[[object], bool]:
+    return lambda given: (
+        isinstance(given, Collection)
+        and all(isinstance(name, str) and name in existing for name in given)
+    )
+
+
+def _declarations(strategy: Strategy | PortfolioStrategy) -> list[Declaration]:
+    """Return what the engine can keep of a strategy's declarations."""
+    is_count = whole(1, WARMUP_MOST)
+    bars, most = f"of bars from 1 to {WARMUP_MOST:,}", f"{WARMUP_MOST:,}"
+    intervals = f"intervals of: {', '.join(INTERVALS)}"
+
+    def are_frames(given: object) -> bool:
+        return isinstance(given, tuple) and _named(INTERVALS)(given)
+
+    def are_counts(given: object) -> bool:
+        if not isinstance(given, Mapping) or not given.keys() <= set(strategy.frames):
+            return False
+        return all(map(is_count, given.values()))
+
+    return [
+        ("warmup", is_count, f"give a whole number {bars}"),
+        ("horizon", lambda of: of is None or whole(1)(of), "give a whole number of bars, or None"),
+        ("frames", are_frames, f"give a tuple of {intervals}"),
+        ("frames_warmup", are_counts, f"map declared frames to whole numbers {bars}"),
+        ("books", whole(0, WARMUP_MOST), f"give a whole number of order books up to {most}"),
+        *((flag, lambda of: type(of) is bool, "give True or False") for flag in _FLAGS),
+        ("gates", _named(GATES), f"name gates of: {', '.join(gate_order())}"),
+        ("gates", lambda of: operator.name in of, f"add {operator.name}: HALT binds by it alone"),
+        ("twins", _named(TWINS), f"name twins of: {', '.join(TWINS)}"),
+    ]  # fmt: skip
+
+
+_FLAGS: Final = ("needs_forecast", "exits_freely", "sees_account", "reads_history")
 
 
 def _own_class(name: str) -> FoundClass:

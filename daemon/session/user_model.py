@@ -22,7 +22,14 @@ import structlog
 from numpy.typing import NDArray
 
 from tracepaper.daemon.config.loading import Config
-from tracepaper.daemon.session.user_class import imported, refuse_coroutines
+from tracepaper.daemon.session.user_class import (
+    Declaration,
+    check_declarations,
+    imported,
+    made_or_refused,
+    refuse_coroutines,
+    whole,
+)
 from tracepaper.daemon.session.user_code import (
     MEND,
     ForeignCode,
@@ -73,16 +80,12 @@ def load_model(config: Config, *, mode: str = "step") -> UserForecaster:
     made_of = model_class(name)
     options = dict(config.model.options)
     files = model_files(config, made_of)
-    try:
-        with ForeignCode(made_of.__name__, "when it was made"):
-            model = made_of(options, files)
-    except StrategyFailed as error:
-        if not isinstance(error.__cause__, (TypeError, ValueError, KeyError)):
-            raise
-        raise ConfigInvalid(
-            f"{made_of.__name__} refused [model.options] or [model] files ({error.__cause__}); "
-            "correct them, and let its __init__ take both: options, files."
-        ) from error
+    model = made_or_refused(
+        made_of.__name__,
+        lambda: made_of(options, files),
+        "[model.options] or [model] files",
+        "take both: options, files",
+    )
     _check(model)
     schema, schema_id = _schema(config, model)
     sources_sha256 = _sources_sha256(made_of, schema)
@@ -159,22 +162,29 @@ def _schema(config: Config, model: Model) -> tuple[Schema, str]:
     return found, found.schema_id
 
 
+def _is_date(text: str | None) -> bool:
+    try:
+        return text is None or bool(datetime.fromisoformat(text))
+    except (TypeError, ValueError):
+        return False
+
+
+_DECLARATIONS: Final[tuple[Declaration, ...]] = (
+    ("context", whole(1, CONTEXT_MOST), f"give a whole number of bars from 1 to {CONTEXT_MOST:,}"),
+    ("horizons", lambda of: bool(of) and all(map(whole(1), of)), "give whole bars"),
+    ("measures", lambda of: not isinstance(of, str) and bool(of) and {*of} <= MEASURES,
+     f"name some of: {', '.join(sorted(MEASURES))}"),
+    ("trained_until", _is_date, "write a date such as 2025-05-31"),
+    ("calibration", lambda of: isinstance(of, Calibration | None),
+     "give a tracepaper.strategies.types.Calibration, or None"),
+)  # fmt: skip
+
+
 def _check(model: Model) -> None:
     """Refuse declarations that cannot be kept."""
     name = type(model).__name__
-    if type(model.context) is not int or not 1 <= model.context <= CONTEXT_MOST:
-        raise ConfigInvalid(
-            f"{name}.context is {short(model.context)}; give a whole number of bars from 1 to "
-            f"{CONTEXT_MOST:,}."
-        )
     model.horizons = tuple(model.horizons)
-    if not model.horizons or any(type(bars) is not int or bars < 1 for bars in model.horizons):
-        raise ConfigInvalid(f"{name}.horizons are {short(model.horizons)}; give whole bars.")
-    if isinstance(model.measures, str) or not model.measures or not {*model.measures} <= MEASURES:
-        raise ConfigInvalid(
-            f"{name}.measures are {short(model.measures)}; name some of: "
-            f"{', '.join(sorted(MEASURES))}."
-        )
+    check_declarations(model, _DECLARATIONS)
     if _answers_rows(model) and model.context != 1:
         raise ConfigInvalid(
             f"{name} answers by predict_rows and asks for a context of {model.context} rows; "
@@ -182,22 +192,8 @@ def _check(model: Model) -> None:
         )
     if not _answers_rows(model) and type(model).predict is Model.predict:
         raise ConfigInvalid(f"{name} does not answer; implement predict or predict_rows.")
-    if (calibration := model.calibration) is not None:
-        _check_calibration(name, calibration)
-    if model.trained_until is not None:
-        try:
-            datetime.fromisoformat(model.trained_until)
-        except (TypeError, ValueError):
-            raise ConfigInvalid(
-                f"{name}.trained_until is {short(model.trained_until)}; write a date such as "
-                "2025-05-31."
-            ) from None
-
-
-def _check_calibration(name: str, calibration: Calibration) -> None:
-    if not isinstance(calibration, Calibration):
-        raise ConfigInvalid(f"{name}.calibration is no tracepaper.strategies.types.Calibration.")
-    for measure, values in calibration.quantiles.items():
+    quantiles = {} if model.calibration is None else model.calibration.quantiles
+    for measure, values in quantiles.items():
         rising = all(before <= after for before, after in pairwise(values))
         if len(values) != QUANTILES or not rising or not np.isfinite(values).all():
             raise ConfigInvalid(
@@ -236,8 +232,8 @@ class _Past:
         self._width: int | None = None
         self._featuring = ForeignCode(name, "in its features")
 
-    def take(self, bar: Bar) -> None:
-        """Take in *bar*, which must follow the last one, and its row of features."""
+    def take(self, bar: Bar, *, featured: bool = True) -> None:
+        """Take in *bar*, which must follow the last one, and where *featured* its features."""
         if self.bars and bar.open_time_ms <= self.bars[-1].open_time_ms:
             raise InvariantBroken(
                 f"{bar.instrument}: the bar at {bar.open_time_ms} does not follow the one at "
@@ -249,11 +245,11 @@ class _Past:
         # Each row stands twice, so that the newest ones are one block wherever the ring stands.
         self._table[at] = self._table[at + self.held] = row
         self._count += 1
-        match self._schema:
-            case FeatureSchema():
-                self._rows.append(self._stepped(self._schema, bar))
-            case FeatureFunction() if self._count >= self._lookback:
-                self._rows.append(self._computed(self._schema, self.past(self._lookback)))
+        match self._schema if featured else None:
+            case FeatureSchema() as schema:
+                self._rows.append(self._stepped(schema, bar))
+            case FeatureFunction() as schema if self._count >= self._lookback:
+                self._rows.append(self._computed(schema, self.past(self._lookback)))
 
     @property
     def is_full(self) -> bool:
@@ -322,19 +318,10 @@ class _Past:
     def warm(self, bars: Sequence[Bar]) -> None:
         """Take in *bars*, of which only the last ones matter."""
         newest = bars[-self.held :]
-        if isinstance(self._schema, FeatureSchema):
-            # No answer needs a row before the context: of these bars none is computed.
-            early = max(len(newest) - self._context, 0)
-            for bar in newest[:early]:
-                self._remember(bar)
-            newest = newest[early:]
-        for bar in newest:
-            self.take(bar)
-
-    def _remember(self, bar: Bar) -> None:
-        schema, self._schema = self._schema, None
-        self.take(bar)
-        self._schema = schema
+        # No answer needs a row of ours before the context: of these bars none is computed.
+        early = len(newest) - self._context if isinstance(self._schema, FeatureSchema) else 0
+        for place, bar in enumerate(newest):
+            self.take(bar, featured=place >= early)
 
     def scan(self, bars: Sequence[Bar]) -> tuple[Rows, int]:
         """Take in *bars*; return the rows of features of the last ones, and their number.
@@ -358,8 +345,8 @@ class _Past:
                     self._computed(schema, self._as_past(table[at + 1 - back : at + 1]))
                     for at in range(first, len(past))
                 ]
-        for bar in bars[-self.held :] if len(bars) > self.held else bars:
-            self._remember(bar)
+        for bar in bars[-self.held :]:
+            self.take(bar, featured=False)
         self._streams = None
         self._rows.clear()
         count = len(past) - first

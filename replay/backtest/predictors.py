@@ -20,7 +20,7 @@ from typing import Final, NamedTuple
 
 import numpy as np
 
-from tracepaper.daemon.session.loop import BarHistory, warm
+from tracepaper.daemon.session.loop import BarHistory, events_of, warm
 from tracepaper.strategies.api.strategy import Forecaster
 from tracepaper.strategies.covariates import run_source
 from tracepaper.strategies.errors import InvariantBroken
@@ -32,7 +32,7 @@ from tracepaper.strategies.types.decisions import (
     Prediction,
     Run,
 )
-from tracepaper.strategies.types.market import Bar, Closed, Event, ModelChange
+from tracepaper.strategies.types.market import Bar, Closed, Event, ModelChange, Unit
 
 
 class Environment(NamedTuple):
@@ -255,18 +255,17 @@ class ScanPredictor:
         last = self.history.last(bar.instrument)
         return last is None or bar.open_time_ms > last.open_time_ms
 
-    def predict(self, event: Event) -> Prediction:
-        """Return the forecast that was computed for *event*, and for no other bar."""
+    def predict(self, unit: Unit) -> list[Prediction]:
+        """Return the forecast that was computed for each event of *unit*, and for no other bar."""
+        return [self._computed_for(event) for event in events_of(unit)]
+
+    def _computed_for(self, event: Event) -> Prediction:
         if not isinstance(event, Bar) or not self.history.push(event):
             return None
         bar, forecast = self._waiting[event.instrument].popleft()
         if bar is not event:
             raise InvariantBroken(f"the scan computed {bar.open_time_ms}, not this bar's row")
         return forecast if event.open_time_ms >= self._period_start_ms else None
-
-    def predict_close(self, bars: Sequence[Bar]) -> list[Prediction]:
-        """Return the forecast that was computed for each of *bars*."""
-        return [self.predict(bar) for bar in bars]
 
     def _probe(self, fresh: Mapping[str, Sequence[Bar]]) -> None:
         """Compute one bar of this chunk again where a probe is due, from the bars up to it alone.

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import secrets
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -22,13 +22,11 @@ from tracepaper.daemon.config.loading import Config, restore
 from tracepaper.daemon.engine.engine import Engine
 from tracepaper.daemon.engine.state import ModelTerms, Restart, decode_state
 from tracepaper.daemon.session.build import needs_forecaster, terms_for
-from tracepaper.daemon.session.covariates import covariates_of, require_known
 from tracepaper.daemon.session.loop import (
     BarHistory,
     InlinePredictor,
     events_of,
     gathered,
-    predictions_of,
 )
 from tracepaper.daemon.session.models import forecaster_of_run, recorded_forecaster
 from tracepaper.daemon.session.resume import (
@@ -69,6 +67,7 @@ from tracepaper.strategies.types.market import (
     Retrained,
     RunEnd,
     RunKind,
+    Unit,
 )
 
 
@@ -252,7 +251,7 @@ class RecordedPredictor:
             for model in (self._run.forecaster, self._prober):
                 recall_lookback(model, reader, run_id, before)
             rows = ((sequence, event, answer) for sequence, _, event, answer in stored)
-        events = self._queue_answers(rows, run_id)
+        events = self._queue_answers(rows)
         return events if self._scan is None else self._scan.read_ahead(events)
 
     @property
@@ -288,34 +287,26 @@ class RecordedPredictor:
         self._promoted[promoted.model_sha256] = terms
         engine.prepare(promoted.model_sha256, terms)
 
-    def _queue_answers(
-        self, rows: Iterable[tuple[int, Event, Prediction]], run_id: str
-    ) -> Iterator[Event]:
+    def _queue_answers(self, rows: Iterable[tuple[int, Event, Prediction]]) -> Iterator[Event]:
         """Yield the events of *rows*, and queue each stored answer for ``predict``."""
         for sequence, event, stored in rows:
             if isinstance(event, Retrained) and event.takes_over:
                 self._promote(event, is_derived=sequence >= self._run.first)
-            if isinstance(event, CovariatesRead):
-                require_known(covariates_of(self.forecaster), event, run_id)
             if self._inline is not None or self._is_outside:
                 was_late = isinstance(stored, PredictionTimeout)
                 self._recorded.append(self._timeout if was_late else stored)
                 self.taken += self._is_outside and stored is not None
             yield event
 
-    def predict(self, event: Event) -> Prediction:
-        """Return the answer to *event*, which must be the oldest not yet answered."""
+    def predict(self, unit: Unit) -> list[Prediction]:
+        """Return the answer to each event of *unit*, which must be the oldest not yet answered."""
         if self._scan is not None:
-            return self._scan.predict(event)
-        if self._inline is not None:
-            return self._inline.predict(event, self._recorded.popleft())
-        return self._recorded.popleft() if self._is_outside else None
-
-    def predict_close(self, bars: Sequence[Bar]) -> list[Prediction]:
-        """Return the answers to *bars*, which must be the oldest not yet answered."""
-        if self._inline is not None:
-            return self._inline.predict_close(bars, [self._recorded.popleft() for _ in bars])
-        return [self.predict(bar) for bar in bars]
+            return self._scan.predict(unit)
+        events = events_of(unit)
+        if self._inline is None and not self._is_outside:
+            return [None] * len(events)
+        recorded = [self._recorded.popleft() for _ in events]
+        return recorded if self._inline is None else self._inline.predict(unit, recorded)
 
 
 def run_in(
@@ -333,7 +324,7 @@ def run_in(
         restart.repeat(gap)
     for unit in gathered(islice(remaining, beginning.after + 1 - beginning.fed_from)):
         is_promotion = isinstance(unit, ModelChange) and predictor.is_promotion(unit)
-        predictions_of(predictor, unit)
+        predictor.predict(unit)
         if not is_promotion:
             for event in events_of(unit):
                 restart.repeat(event)
@@ -429,10 +420,12 @@ def _rows_from(
     """
     actions = actions_of(reader.connection, reader.run(run_id), until=beginning.after)
     splits = [action for _, action in actions if action.is_split]
+    for reading in reader.of_type(run_id, CovariatesRead, until=beginning.fed_from - 1):
+        yield 0, reading, None
     yield 0, start, None
     for bar in reader.frame_bars(run_id, until=beginning.fed_from - 1):
         yield 0, bar, None
-    warms: tuple[type[Event], ...] = (Bar, Closed, FrameBar, Depths)
+    warms: tuple[type[Event], ...] = (Bar, Closed, FrameBar, Depths, CovariatesRead)
     if not beginning.is_started and start.model_sha256:
         warms = (*warms, ModelChange)
     for sequence, accepted, event, stored in reader.events(run_id, beginning.fed_from - 1):

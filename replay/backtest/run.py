@@ -18,9 +18,9 @@ from tracepaper.daemon.session.loop import (
     BarHistory,
     InlinePredictor,
     KnownPredictor,
-    advance,
+    events_of,
     gathered,
-    predictions_of,
+    steps_of,
 )
 from tracepaper.daemon.session.resume import recall_events, restore_engine
 from tracepaper.daemon.session.run_row import continues, sessions_of, start_event
@@ -45,6 +45,7 @@ from tracepaper.strategies.types.market import (
     Funding,
     Gap,
     RunKind,
+    Unit,
     UniverseChange,
 )
 
@@ -122,7 +123,7 @@ def run_events(
                 tally.decisions += len(stretch.plausible)
             else:
                 unit = units.next()
-                steps = advance(engine, unit, predictions_of(predictor, unit))
+                steps = steps_of(engine, unit, predictor.predict(unit))
                 audit.append_now(*steps)
                 count += 1
                 for step in steps:
@@ -177,13 +178,9 @@ class _NoForecasts:
 
     is_silent = True
 
-    def predict(self, _event: Event) -> Prediction:
-        """Return None."""
-        return None
-
-    def predict_close(self, bars: Sequence[Bar]) -> Sequence[Prediction]:
-        """Return None for each of *bars*."""
-        return (None,) * len(bars)
+    def predict(self, unit: Unit) -> Sequence[Prediction]:
+        """Return None for each event of *unit*."""
+        return (None,) * len(events_of(unit))
 
 
 def predictor_over(replay: Replay) -> ReplayPredictor:

@@ -22,7 +22,7 @@ from tracepaper.daemon.clock import jump_clocks
 from tracepaper.daemon.config.loading import own_classes, restore
 from tracepaper.daemon.engine.engine import Engine
 from tracepaper.daemon.engine.state import Restart, decode_state
-from tracepaper.daemon.session.loop import gathered, predictions_of, steps_of
+from tracepaper.daemon.session.loop import gathered, steps_of
 from tracepaper.daemon.session.resume import engine_of
 from tracepaper.daemon.session.run_row import code_version
 from tracepaper.replay.backtest.recorded import (
@@ -277,7 +277,7 @@ def derive_hashes(
         hashes = [
             sha256(packed(step)).digest()
             for unit in gathered(events)
-            for step in steps_of(recorded.engine, unit, predictions_of(predictor, unit))
+            for step in steps_of(recorded.engine, unit, predictor.predict(unit))
         ]
         connection.send((hashes, accesses(config).opened))
 
@@ -331,7 +331,7 @@ def _derived(case: Case, *, remade: bool) -> Iterator[Step]:
                     recorded, predictor.forecaster, engine, filters, bars, frame_bars
                 )
                 predictor.prepare(engine)
-        for step in steps_of(engine, unit, predictions_of(predictor, unit)):
+        for step in steps_of(engine, unit, predictor.predict(unit)):
             if isinstance(step.event, Bar) and step.accepted:
                 bars[step.event.instrument].append(step.event)
             elif isinstance(step.event, FrameBar) and step.accepted:

@@ -37,7 +37,6 @@ from tracepaper.daemon.session.loop import (
     InlinePredictor,
     events_of,
     gathered,
-    predictions_of,
     steps_of,
 )
 from tracepaper.daemon.session.models import load_forecaster
@@ -266,7 +265,7 @@ class Machine:
     def derive(self, unit: Unit, predictions: Sequence[Prediction]) -> list[DerivedStep]:
         """Return the steps of *unit*; *predictions* are what was said where no model is asked."""
         if self.model is not None:
-            predictions = predictions_of(self.model, unit)
+            predictions = self.model.predict(unit)
         return derive_steps(self.engine, unit, predictions)
 
 
@@ -413,7 +412,7 @@ def derived(replay: Replay) -> Iterator[list[DerivedStep]]:
     """Yield the steps of *replay*, those of one close together; nothing is stored."""
     way = predictor_over(replay)
     for unit in gathered(way.events(replay)):
-        yield derive_steps(replay.engine, unit, predictions_of(way.predictor, unit))
+        yield derive_steps(replay.engine, unit, way.predictor.predict(unit))
 
 
 def given_of(taken: Sequence[DerivedStep]) -> Iterator[EngineInput]:

@@ -25,7 +25,7 @@ from msgspec import Struct
 from tracepaper.daemon.config.loading import Config
 from tracepaper.daemon.engine.engine import Engine
 from tracepaper.daemon.engine.state import Restart, decode_state
-from tracepaper.daemon.session.loop import events_of, gathered, predictions_of
+from tracepaper.daemon.session.loop import events_of, gathered
 from tracepaper.daemon.session.user_class import unguarded
 from tracepaper.daemon.session.user_code import own_folder, own_sources
 from tracepaper.replay.archive import Candles, slice_candles
@@ -322,7 +322,7 @@ def _units(replay: Replay) -> Iterator[tuple[Unit, Sequence[Prediction]]]:
     """Yield all that *replay* is given, and what is predicted at it."""
     way, read = predictor_over(replay), replay.engine.broker.frames_read()
     for unit in gathered(way.events(replay, frames=read)):
-        yield unit, predictions_of(way.predictor, unit)
+        yield unit, way.predictor.predict(unit)
 
 
 def _derived_from(replay: Replay, setting: _Setting, start: Start) -> Iterator[list[DerivedStep]]:

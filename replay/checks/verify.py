@@ -18,7 +18,7 @@ from typing import Final
 from tracepaper.daemon.config.loading import Config
 from tracepaper.daemon.config.several import members_of, strategy_name
 from tracepaper.daemon.engine.state import decode_state
-from tracepaper.daemon.session.loop import gathered, predictions_of, steps_of
+from tracepaper.daemon.session.loop import gathered, steps_of
 from tracepaper.daemon.session.resume import check_state
 from tracepaper.daemon.session.retraining import (
     CandidateJudgement,
@@ -363,7 +363,7 @@ def _derived(
 ) -> Iterator[Step]:
     """Yield the steps of *events*; from *first_compared* on, check the events themselves."""
     for unit in gathered(events):
-        steps = steps_of(recorded.engine, unit, predictions_of(predictor, unit))
+        steps = steps_of(recorded.engine, unit, predictor.predict(unit))
         at = steps[0].sequence
         if isinstance(unit, Close):
             unlike, at_ms = [*given.of_close(unit)], unit.closed.open_time_ms

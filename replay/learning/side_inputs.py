@@ -156,9 +156,6 @@ class DepthRows:
                 times[place], values[place] = row
         return JoinedRows(times, values)
 
-    def look(self, close_ms: int) -> None:
-        """Do nothing: nothing comes."""
-
     def _rows(self, file: StoredDepth, closes_ms: Ids) -> dict[int, tuple[int, Floats] | None]:
         """Return the row of each close at which *file* has a book that is not too old."""
         places = np.searchsorted(file.times, closes_ms, side="right") - 1

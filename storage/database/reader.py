@@ -448,7 +448,7 @@ class Reader(ReadOnly):
 
     def retrained(self, run_id: str) -> list[Retrained]:
         """Return the retrainings of one run, oldest first."""
-        return self._of_type(run_id, Retrained)
+        return self.of_type(run_id, Retrained)
 
     def depths(self, run_id: str, instrument: str, *, until: int, books: int) -> list[Depths]:
         """Return the order books before step *until*, oldest first, back to the last start.
@@ -467,16 +467,16 @@ class Reader(ReadOnly):
 
     def starts(self, run_id: str) -> list[ModelChange]:
         """Return the starts of one run and its changes of model, oldest first."""
-        return self._of_type(run_id, ModelChange)
+        return self.of_type(run_id, ModelChange)
 
     def start_before(self, run_id: str, sequence: int) -> ModelChange | None:
         """Return the newest start, or change of model, up to step *sequence*."""
-        starts = self._of_type(run_id, ModelChange, until=sequence)
+        starts = self.of_type(run_id, ModelChange, until=sequence)
         return starts[-1] if starts else None
 
     def instrument_changes(self, run_id: str, *, until: int) -> list[Instrument]:
         """Return the filters that changed up to step *until*, oldest first."""
-        changes = self._of_type(run_id, InstrumentChange, until=until)
+        changes = self.of_type(run_id, InstrumentChange, until=until)
         return [change.instrument for change in changes]
 
     def gaps_since_start(self, run_id: str, *, until: int) -> list[Gap]:
@@ -498,7 +498,8 @@ class Reader(ReadOnly):
         event = next(self._events(run_id, chosen, EVENT_KINDS[kind], until=until), None)
         return event if isinstance(event, kind) else None
 
-    def _of_type(self, run_id: str, kind: type[_Kind], *, until: int | None = None) -> list[_Kind]:
+    def of_type(self, run_id: str, kind: type[_Kind], *, until: int | None = None) -> list[_Kind]:
+        """Return the events of *kind* of the run, up to step *until*, oldest first."""
         events = self._events(run_id, "kind = ? ORDER BY step", EVENT_KINDS[kind], until=until)
         return [event for event in events if isinstance(event, kind)]
 

@@ -153,6 +153,9 @@ from tracepaper.strategies.types.market import (
     CorporateActionKind as CorporateActionKind,
 )
 from tracepaper.strategies.types.market import (
+    CovariateRow as CovariateRow,
+)
+from tracepaper.strategies.types.market import (
     CovariatesRead as CovariatesRead,
 )
 from tracepaper.strategies.types.market import (

@@ -509,12 +509,20 @@ class Prune(Struct, frozen=True, gc=False):
     seen_ms: int
 
 
-class CovariatesRead(Struct, frozen=True, gc=False):
-    """How far the file of covariates is known: later decisions may depend on these lines."""
+class CovariateRow(Struct, frozen=True, array_like=True, gc=False):
+    """A row of a file of covariates."""
 
-    journal: str  # the name under which they are kept beside the database
-    lines: int
-    sha256: str  # of these lines
+    symbol: str  # empty: everyone's
+    time_ms: int  # from when on the file says that it is known
+    values: tuple[float, ...]
+
+
+class CovariatesRead(Struct, frozen=True):
+    """New rows of the file of covariates, and whether it is of use, from a close on."""
+
+    from_ms: int  # the first close at which they count
+    fault: str  # why the file is no use; empty: it is
+    rows: tuple[CovariateRow, ...]
     market_ms: int
     seen_ms: int
 

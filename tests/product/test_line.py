@@ -39,6 +39,7 @@ from tracepaper.strategies.types.market import (
     InstrumentChange,
     Mark,
     RunKind,
+    Unit,
 )
 
 GOLDEN = Path(__file__).parents[1] / "data" / "golden_line.jsonl"
@@ -119,14 +120,10 @@ class LateOnce:
 
     predictor: InlinePredictor
 
-    async def predict(self, event: Event) -> Prediction:
+    async def predict(self, unit: Unit) -> Sequence[Prediction]:
         """Predict as the model does, but for one bar."""
-        late = isinstance(event, Bar) and event.open_time_ms == START_MS + LATE_AT * MINUTE
-        return self.predictor.predict(event, PredictionTimeout(1_000) if late else None)
-
-    async def predict_close(self, bars: Sequence[Bar]) -> Sequence[Prediction]:
-        """Predict the bars of one close, of which a run of one instrument has none."""
-        return self.predictor.predict_close(bars)
+        late = isinstance(unit, Bar) and unit.open_time_ms == START_MS + LATE_AT * MINUTE
+        return self.predictor.predict(unit, (PredictionTimeout(1_000),) if late else ())
 
 
 async def stored_steps(path: Path) -> list[Step]:

@@ -246,7 +246,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ),
     (
         {"strategies": {"a": {"share": "0.5", "fats": 3}, "b": {"share": "0.5"}}},
-        "[strategies.a] has no key 'fats'; the nearest is 'fast'.",
+        "[strategies.a] has no key 'fats'; the nearest is 'fast'; correct it.",
     ),
     (
         {"strategies": {"a": {"share": "0.5", "twins": ["ungated"]}, "b": {"share": "0.5"}}},

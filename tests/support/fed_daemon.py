@@ -70,7 +70,7 @@ class Process:
 
     def feed(self, event: Event) -> None:
         """Store all that *event* causes."""
-        prediction = None if self.predictor is None else self.predictor.predict(event)
+        prediction = None if self.predictor is None else self.predictor.predict(event)[0]
         step = self.opened.engine.step(event, prediction)
         asyncio.run(self.audit.append(step))
         self.steps.append(step)

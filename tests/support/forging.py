@@ -168,7 +168,7 @@ def unequal(path: Path, database: Path) -> set[str]:
         )
         names = set()
         for event, rows in zip(predictor.events(reader, run_id), reader.rows(run_id), strict=True):
-            step = recorded.engine.step(event, predictor.predict(event))
+            step = recorded.engine.step(event, *predictor.predict(event))
             names |= {name for name, *_ in check.compare(step, rows, exact=True).unequal}
     return names
 

@@ -49,6 +49,7 @@ from tracepaper.strategies.types.market import (
     CommandOrigin,
     CorporateAction,
     CorporateActionKind,
+    CovariateRow,
     CovariatesRead,
     Depths,
     Event,
@@ -347,7 +348,9 @@ def other_events() -> list[Event]:
         Command(
             CommandKind.RESUME, "", **at, origin=CommandOrigin.PAGE, token="anna", user="Jos\u00e9"
         ),
-        CovariatesRead("news.live", 3, "ab" * 32, **at),
+        CovariatesRead(
+            START_MS, "it's torn", (CovariateRow(ETH.id, START_MS - 1, (0.1, -2.0)),), **at
+        ),
         retrained(**at),
         retrained(difference=None, error=None, p=None, level=None, **at),
         ParityCheck(

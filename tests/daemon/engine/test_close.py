@@ -24,7 +24,6 @@ from tracepaper.daemon.session.loop import (
     WorkerPredictor,
     drive,
     gathered,
-    predictions_of,
     steps_of,
 )
 from tracepaper.strategies.errors import DataInvalid
@@ -271,11 +270,10 @@ def test_the_model_is_asked_once_and_every_bar_gets_its_own_answer() -> None:
     inline.predict(start())
     (together,) = closes(1)
     (unit,) = gathered([closed(together), *together])
-    predictions = predictions_of(inline, unit)
+    predictions = inline.predict(unit)
     assert list(predictions) == [None, *(forecast(bar.close / 1e9) for bar in together)]
     assert forecaster.groups == [list(KEYS)]
-    again = inline.predict_close(together)  # not newer than what it knows
-    assert again == [None, None, None]
+    assert inline.predict(unit) == [None] * 4  # not newer than what it knows
     assert len(forecaster.groups) == 1
 
 
@@ -284,8 +282,8 @@ def test_a_recorded_timeout_of_a_close_is_given_again() -> None:
     inline.predict(start())
     (together,) = closes(1)
     late = PredictionTimeout(7)
-    assert inline.predict_close(together, [late, None, late]) == [
-        late, forecast(together[1].close / 1e9), late,
+    assert inline.predict(Close(closed(together), together), [None, late, None, late]) == [
+        None, late, forecast(together[1].close / 1e9), late,
     ]  # fmt: skip
 
 
@@ -304,7 +302,7 @@ async def test_a_close_that_is_late_is_late_for_all_of_it() -> None:
         deadline_ms=30,
     )
     await worker.predict(start())
-    first, second = closes(2)
-    assert list(await worker.predict_close(first)) == [PredictionTimeout(30)] * 3
+    first, second = (Close(closed(together), together) for together in closes(2))
+    assert await worker.predict(first) == [None, *[PredictionTimeout(30)] * 3]
     gate.set()
-    assert len(await worker.predict_close(second)) == 3
+    assert len(await worker.predict(second)) == 4

@@ -13,7 +13,7 @@ from tracepaper.daemon.broker.rules import MarginRules
 from tracepaper.daemon.http.metrics import registry_of
 from tracepaper.daemon.http.monitor import Histogram, Monitor
 from tracepaper.strategies.types.decisions import Action, Position, Prediction, Step, TwinStep
-from tracepaper.strategies.types.market import Bar, Command, CommandKind, Event, Quote
+from tracepaper.strategies.types.market import Bar, Command, CommandKind, Quote, Unit
 from tracepaper.strategies.units import MONEY_SCALE, unscaled
 
 BTC = "linear:BTCUSDT"
@@ -264,18 +264,14 @@ async def test_forecasts_and_commits_are_timed() -> None:
     kept = MemoryAudit()
 
     class Slow:
-        async def predict(self, event: Event) -> Prediction:
-            await clock.sleep(0.3)
-            return forecast() if isinstance(event, Bar) else None
-
-        async def predict_close(self, bars: Sequence[Bar]) -> Sequence[Prediction]:
-            await clock.sleep(0.5)
-            return [forecast() for _ in bars]
+        async def predict(self, unit: Unit) -> Sequence[Prediction]:
+            await clock.sleep(0.4)
+            return [forecast() if isinstance(unit, Bar) else None]
 
     predictor, audit = watched.predicting(Slow()), watched.committing(kept)
-    assert await predictor.predict(bar()) == forecast()
-    assert await predictor.predict(Command(CommandKind.HALT, "", CLOSE_MS, CLOSE_MS)) is None
-    assert await predictor.predict_close([bar(), bar()]) == [forecast()] * 2
+    for _ in range(2):
+        assert await predictor.predict(bar()) == [forecast()]
+    assert await predictor.predict(Command(CommandKind.HALT, "", CLOSE_MS, CLOSE_MS)) == [None]
     for _ in range(3):
         await audit.append(decided())
     assert len(kept.steps) == 3

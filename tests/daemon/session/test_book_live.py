@@ -4,22 +4,16 @@ from __future__ import annotations
 
 import csv
 import json
-import signal
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-import own_strategies as own
 import pytest
 from exchange_client import candles as made_candles
 from exchange_client import walk_rows
-from programs import BIN, Program
 from records import check_record, rows
 from several_live import check_parity, trading
-from waiting import until
 
 from tracepaper.daemon.config.loading import load
-from tracepaper.daemon.session.daemon import Daemon
 from tracepaper.replay.archive import read_candles
 from tracepaper.replay.backtest.book_feed import EventsSource
 from tracepaper.replay.backtest.build import build
@@ -29,8 +23,6 @@ from tracepaper.replay.exchange.server import EmbeddedExchange, ExchangeSettings
 from tracepaper.storage.audit import SqlAuditLog
 from tracepaper.strategies.api.context import BarContext, Orders, buy, sell
 from tracepaper.strategies.api.strategy import Strategy
-from tracepaper.strategies.errors import ConfigInvalid
-from tracepaper.strategies.types.market import RunKind
 from tracepaper.strategies.units import to_tick
 
 TOPICS = 5  # candles, quotes, marks, the book and its trades
@@ -137,7 +129,6 @@ async def test_a_replay_of_the_recorded_events_fills_what_the_daemon_filled(
     assert rows(again, FILLS) == found
 
 
-TWO = {name: {"name": "sma_cross", "share": "0.5"} for name in ("a", "b")}
 BOOK = {"topic": "orderbook.200.BTCUSDT"}
 FAULTS: dict[str, tuple[dict[str, Any], str]] = {
     "disconnect": ({}, "disconnected"),
@@ -188,93 +179,8 @@ async def test_a_start_puts_what_rests_at_the_back_and_counts_frames_on(tmp_path
     check_parity(path, tmp_path)
 
 
-@pytest.mark.parametrize(
-    ("changed", "what"),
-    [
-        ({"market": {"symbols": [SYMBOL, "ETHUSDT"]}}, "several symbols; start a daemon for each"),
-        ({"market": {"universe": {"top": 1}}}, "a universe; take out"),
-        ({"account": {"margin": "cross", "leverage": "2"}}, "an account on cross margin"),
-        (
-            {"strategy": {}, "strategies": TWO},
-            "several strategies",
-        ),
-    ],
-)
-def test_what_no_live_book_fills_is_refused_in_a_sentence(
-    tmp_path: Path, changed: dict[str, dict[str, Any]], what: str
-) -> None:
-    given = {"execution": {"model": "book"}, "strategy": {"name": "sma_cross"}, **changed}
-    given = {name: section for name, section in given.items() if section}
-    with pytest.raises(ConfigInvalid, match=f"execution.model 'book' fills no orders of {what}"):
-        Daemon(load(None, given), tmp_path / "a.db", kind=RunKind.LIVE)
-
-
 def far() -> dict[str, dict[str, Any]]:
     """Limits so far from the close that they rest."""
     given = sections()
     given["strategy"]["options"]["away"] = 0.002
     return given
-
-
-STRATEGY = """
-from tracepaper.strategies.api.context import Orders, buy, sell
-from tracepaper.strategies.api.strategy import Strategy
-from tracepaper.strategies.units import to_tick
-
-
-class Rests(Strategy):
-    sees_account = True
-
-    def decide(self, context):
-        close, held = float(context.history.close[-1]), context.account.position.quantity
-        item = context.instrument
-        asked = [
-            buy(0.05, limit=to_tick(close * 0.9998, item), tag="bid"),
-            sell(0.05, limit=to_tick(close * 1.0002, item), tag="ask"),
-        ]
-        if held:
-            leave = sell if held > 0 else buy
-            asked.append(leave(abs(held), reduce_only=True, tag="out"))
-        return Orders(tuple(asked), "rests")
-"""
-
-
-async def test_a_killed_daemon_goes_on_from_the_back_of_the_queue(tmp_path: Path) -> None:
-    (tmp_path / "rests_live.py").write_text(STRATEGY)
-    path = tmp_path / "live.db"
-
-    def decided() -> int:
-        return len(rows(path, "SELECT 1 FROM v_decisions")) if path.exists() else 0
-
-    def has(wanted: int) -> bool:
-        return decided() >= wanted
-
-    async with EmbeddedExchange(served()) as exchange:
-        (tmp_path / "run.toml").write_text(
-            f'[exchange]\nrest_url = "{exchange.rest_url}"\nstream_url = "{exchange.stream_url}"\n'
-            "ahead_ms = 600000\nrequests_per_s = 100\ncertain_s = 0.5\n"
-            '[strategy]\nname = "rests_live:Rests"\n[model]\ncheckpoint = "none"\n'
-            '[execution]\nmodel = "book"\n[account]\ncash = "1000000"\n[http]\nport = 0\n'
-        )
-        command = [str(BIN / "tracepaper"), "run", "-c", "run.toml", "--db", "live.db"]
-        for name, stop in (("first", signal.SIGKILL), ("second", signal.SIGTERM)):
-            daemon = Program(command, tmp_path, name=name, extra={"PYTHONPATH": str(tmp_path)})
-            try:
-                await until(
-                    lambda: sum(len(one.topics) for one in exchange.hub.connections) >= TOPICS
-                )
-                for _ in range(4):
-                    wanted = decided() + 1
-                    for _ in range(12):
-                        await exchange.advance(5_000)
-                    await until(partial(has, wanted))
-                await exchange.advance(20_000)
-            finally:
-                daemon.process.send_signal(stop)
-                ended = daemon.end()
-            await until(lambda: not exchange.hub.connections)
-    assert ended.code == 0, ended.err
-    assert causes(path) == ["stopped", "stopped"]
-    with own.importable(tmp_path):
-        check_parity(path, tmp_path)
-    assert {row[5] for row in rows(path, FILLS)} == {"book"}

@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
-from bybit_server import MINUTE, START_MS, ScriptedServer, kline
-from daemon_under_test import Running, check_record, daemon, killed_daemon, price, settings
+from bybit_server import MINUTE, START_MS, ScriptedServer
+from daemon_under_test import daemon, price
 from exchange_client import candles as made_candles
 from exchange_client import walk_rows
 from records import check_record as check_several
 from several_live import SPEED, trading
 from vector_cases import CONTEXT, sections
 
-from tracepaper.daemon.config.loading import load, render
+from tracepaper.daemon.session.covariates import RunCovariates
+from tracepaper.daemon.session.resume import recall_lookback
 from tracepaper.replay.checks.verify import verify_run
 from tracepaper.replay.exchange.server import EmbeddedExchange, ExchangeSettings
 from tracepaper.storage.chain.verify import verify_chain
 from tracepaper.storage.covariates import kept_covariates
 from tracepaper.storage.database.reader import Reader
-from tracepaper.strategies.errors import CheckpointMismatch, ConfigInvalid
+from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.types.decisions import Decision, Step
 from tracepaper.strategies.types.market import Bar, CovariatesRead
 
@@ -35,26 +37,16 @@ def write(path: Path, text: str) -> None:
     path.write_text(text, encoding="utf-8")
 
 
-def changed(database: Path) -> None:
-    """Change one number of what was known."""
-    (kept,) = kept_covariates(database).iterdir()
-    kept.write_bytes(kept.read_bytes().replace(b"-1.5", b"-1.4"))
-
-
-def known(database: Path) -> bytes:
-    """Return the lines of what was known."""
-    return b"".join(one.read_bytes() for one in kept_covariates(database).glob("*.jsonl"))
+def known(database: Path) -> list[tuple[str, float]]:
+    """Return the symbol and value of each row that the newest run knew."""
+    with Reader.open(database) as reader:
+        readings = reader.of_type(reader.find("last"), CovariatesRead)
+    return [(row.symbol, row.values[0]) for reading in readings for row in reading.rows]
 
 
 def passes(decision: Decision, gate: str) -> bool:
     """Return whether *gate* let it through."""
     return bool(decision.passed >> decision.gate_set.gates.index(gate) & 1)
-
-
-def is_decided(running: Running, minute: int) -> bool:
-    """Return whether the bar that opens at *minute* is decided."""
-    events = [step.event for step in running.decisions()]
-    return any(isinstance(e, Bar) and e.open_time_ms == START_MS + minute * MINUTE for e in events)
 
 
 def refused(steps: list[Step]) -> list[str | None]:
@@ -93,21 +85,16 @@ async def test_it_reads_on_holds_while_the_file_is_no_use_and_verifies(
             await running.until(lambda: running.decided() >= 1)
     assert [one == "finite" for one in refused(steps)] == [False] * 4 + [True] * 2 + [False]
     readings = [step.event for step in steps if isinstance(step.event, CovariatesRead)]
-    assert len(readings) == 4
+    assert [bool(reading.fault) for reading in readings] == [False, False, True, False]
+    assert known(database) == [("", 0.5), ("", -1.5), ("", 2.5)]
     with Reader.open(database) as reader:
         run_id = reader.find("last")
         assert verify_chain(reader.connection, run_id).holds
         assert verify_run(reader, database, run_id).differences == []
-        changed(database)
-        with pytest.raises(CheckpointMismatch, match="lines of covariates that run"):
-            verify_run(reader, database, run_id)
-    async with ScriptedServer() as server:
-        server.server_ms = START_MS + (before + 2) * MINUTE
-        for minute in range(-CONTEXT - 10, before + 2):
-            server.add_candle(START_MS + minute * MINUTE, price(minute))
-        with pytest.raises(ConfigInvalid, match="lines of covariates that run"):
-            async with daemon(server, database, **given) as running:
-                await running.close_bars(1)
+        model = SimpleNamespace(vectors=RunCovariates(("mood",)))  # as it is known amid the run
+        recall_lookback(model, reader, run_id, steps[-2].sequence)
+        assert model.vectors.known("").values.tolist() == [[0.5], [-1.5]]
+    assert not kept_covariates(database).exists()
 
 
 async def test_a_start_without_the_file_is_refused(tmp_path: Path) -> None:
@@ -116,41 +103,8 @@ async def test_a_start_without_the_file_is_refused(tmp_path: Path) -> None:
         with pytest.raises(ConfigInvalid, match="cannot be read"):  # exit code 2
             async with daemon(server, tmp_path / "run.db", **given) as running:
                 await running.close_bars(1)
-
-
-async def test_killed_while_rows_come_it_goes_on_by_the_same_rows(
-    tmp_path: Path, file: Path
-) -> None:
-    hasty = {"time_scale": 100, "ahead_ms": 20_000}  # minutes pass in no time
-    database, given = tmp_path / "run.db", sections(tmp_path, file) | {"exchange": hasty}
-    config, text = tmp_path / "run.toml", HEAD
-    async with ScriptedServer() as server:
-        for minute in range(-CONTEXT - 10, 0):
-            server.add_candle(START_MS + minute * MINUTE, price(minute))
-        config.write_text(render(load(None, settings(server, **given))), encoding="utf-8")
-        async with killed_daemon(server, config, database) as lived:
-            await lived.until(server.subscribed)
-            for minute in range(2):
-                text += row(minute + 1, minute + 1.25)
-                write(file, text)
-                await lived.close_bars(1)
-            text += row(3, 3.25)
-            write(file, text)
-            lived.pass_bars(1)
-            await server.send(kline(START_MS + 2 * MINUTE, price(2)))
-            await lived.until(lambda: b"3.25" in known(database))  # killed as soon as it is known
-        stored = known(database)
-        text += row(5, 5.25)
-        write(file, text)
-        async with daemon(server, database, **given) as running:
-            running.minute = 3
-            await running.until(lambda: server.sockets and server.subscribed())
-            running.pass_bars(2)
-            await server.send(kline(START_MS + 4 * MINUTE, price(4)))
-            await running.until(lambda: is_decided(running, 4))
-    assert known(database).startswith(stored)
-    assert b"5.25" in known(database)
-    check_record(database, bars=5)
+    with Reader.open(tmp_path / "run.db") as reader:
+        assert reader.run_ids() == []
 
 
 async def test_symbols_are_traded_by_rows_of_their_own_in_one_file(
@@ -181,5 +135,5 @@ async def test_symbols_are_traded_by_rows_of_their_own_in_one_file(
     ]
     passed = {one: [at for name, at in said if name == f"linear:{one}"] for one in symbols}
     assert passed == {"BTCUSDT": [True, True, False], "ETHUSDT": [False, True, False]}
-    assert known(database).count(b'"symbol":"ETHUSDT"') == 1
+    assert [symbol for symbol, _ in known(database)].count("ETHUSDT") == 1
     assert check_several(database) == 6

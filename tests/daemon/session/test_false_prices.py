@@ -15,7 +15,7 @@ from tracepaper.replay.exchange.server import EmbeddedExchange, ExchangeSettings
 from tracepaper.strategies.api.context import BarContext, Percent, Signal
 from tracepaper.strategies.api.strategy import Strategy
 from tracepaper.strategies.types.decisions import Action, Fill, FillModel
-from tracepaper.strategies.types.market import Bar, Category, Funding, Mark, Quote, Trade
+from tracepaper.strategies.types.market import Bar, Category, Mark, Quote, Trade
 
 WARM = 100
 QUICK = 60.0
@@ -149,35 +149,4 @@ async def test_a_crash_that_is_true_takes_it_within_its_minute(
         assert any(one.startswith("believed on the ") or "is believed on" in one for one in said)
         if not margin:
             assert any(isinstance(step.event, Trade) for step in live.steps)
-    check_record(path)
-
-
-async def test_an_absurd_settlement_is_not_booked_and_the_true_one_is(tmp_path: Path) -> None:
-    path = tmp_path / "live.db"
-    rows = walk_rows(500)  # of which the 480th opens at eight o'clock, a time of settlement
-    async with (
-        EmbeddedExchange(served(rows, start=476)) as exchange,
-        trading(exchange, path, **sections("LONG")) as live,
-    ):
-        await live.listening(3)
-        exchange.arm("absurd_settlement", count=3)  # an answer that comes late is not read
-        exchange.arm("absurd_rate")
-
-        def settled() -> list[bool]:
-            return [step.accepted for step in live.steps if isinstance(step.event, Funding)]
-
-        for _ in range(8):
-            await live.close_bar({"BTCUSDT"})
-            if settled():
-                break
-        await live.until(lambda: True in settled())
-        assert settled() == [False, True]
-        ((rate, belief), (true, silent)) = [
-            (step.event.rate, step.belief) for step in live.steps if isinstance(step.event, Funding)
-        ]
-        assert (rate, silent) == (25 * 10**8, None)
-        assert abs(true) < 10**8
-        assert belief is not None
-        assert belief.startswith("not believed: a funding rate of 25 % is beyond ")
-        await live.close_bar({"BTCUSDT"})
     check_record(path)

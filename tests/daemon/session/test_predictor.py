@@ -22,7 +22,7 @@ from tracepaper.daemon.session.loop import (
 )
 from tracepaper.strategies.errors import StrategyFailed
 from tracepaper.strategies.types.decisions import Forecast, PredictionTimeout
-from tracepaper.strategies.types.market import Bar, ModelChange, RetrainOutcome
+from tracepaper.strategies.types.market import Bar, Close, Closed, ModelChange, RetrainOutcome
 
 KEY = "linear:BTCUSDT"
 
@@ -33,6 +33,25 @@ def says(seen: Sequence[Bar]) -> Forecast:
 
 def start(warm_from: tuple[tuple[str, int], ...] = ()) -> ModelChange:
     return ModelChange("m", "s", "v", "step", "cpu", "float32", 1, warm_from, 0, 0)
+
+
+def working(
+    forecaster: FixedForecaster, *, period_start_ms: int = 0, deadline_ms: int = 60_000
+) -> WorkerPredictor:
+    return WorkerPredictor(
+        forecaster,
+        BarHistory([KEY], context=1),
+        Worker("model"),
+        period_start_ms=period_start_ms,
+        deadline_ms=deadline_ms,
+    )
+
+
+def settled(model: Worker) -> None:
+    """Wait until *model* has done what was submitted, while the loop stands still."""
+    done = threading.Event()
+    model.submit(done.set)
+    assert done.wait(deadline_s())
 
 
 class Gated(FixedForecaster):
@@ -51,32 +70,23 @@ class Gated(FixedForecaster):
 
 async def test_a_forecast_in_time_is_the_answer() -> None:
     forecaster = FixedForecaster(says, context=1)
-    worker = WorkerPredictor(
-        forecaster,
-        BarHistory([KEY], context=1),
-        Worker("model"),
-        period_start_ms=0,
-        deadline_ms=60_000,
-    )
+    worker = working(forecaster)
     await worker.predict(start())
     (item,) = bars(1)
-    assert await worker.predict(item) == says([item])
+    assert await worker.predict(item) == [says([item])]
 
 
 async def test_a_late_forecast_is_dropped_but_its_bar_is_taken_in_before_the_next() -> None:
     forecaster = Gated()
     forecaster.gate.set()
-    worker = WorkerPredictor(
-        forecaster, BarHistory([KEY], context=1), Worker("model"), period_start_ms=0, deadline_ms=50
-    )
+    worker = working(forecaster, deadline_ms=50)
     await worker.predict(start())
     first, second = bars(2)
     forecaster.gate.clear()
-    assert await worker.predict(first) == PredictionTimeout(50)
+    assert await worker.predict(first) == [PredictionTimeout(50)]
     forecaster.gate.set()
-    prediction: object = PredictionTimeout(50)
     async with deadline():
-        prediction = await worker.predict(second)
+        (prediction,) = await worker.predict(second)
     assert forecaster.order == [first.open_time_ms, second.open_time_ms]
     assert prediction in (says([second]), PredictionTimeout(50))
 
@@ -98,8 +108,7 @@ async def test_a_stop_that_comes_with_the_answer_is_obeyed(turns: int) -> None:
 
     task = asyncio.create_task(drive())
     await asyncio.sleep(0)
-    while model.is_busy:
-        pass  # the loop stands still: the answer is in line when it turns again
+    settled(model)  # the loop stands still: the answer is in line when it turns again
     for _ in range(turns):
         await asyncio.sleep(0)
     task.cancel()
@@ -138,8 +147,7 @@ async def test_a_stop_that_comes_with_an_error_of_the_model_does_not_hide_it(
 
     task = asyncio.create_task(drive())
     await asyncio.sleep(0)
-    while model.is_busy:
-        pass  # the loop stands still: the error is in line when it turns again
+    settled(model)  # the loop stands still: the error is in line when it turns again
     for _ in range(turns):
         await asyncio.sleep(0)
     task.cancel()
@@ -152,18 +160,12 @@ async def test_a_bar_before_the_period_is_waited_for_by_the_next_one_alone() -> 
     """Warming a model that was not warmed at the start takes long, and nothing is decided on it."""
     forecaster = Gated()
     period_start_ms = START_MS + 2 * 60_000
-    worker = WorkerPredictor(
-        forecaster,
-        BarHistory([KEY], context=1),
-        Worker("model"),
-        period_start_ms=period_start_ms,
-        deadline_ms=1,
-    )
+    worker = working(forecaster, period_start_ms=period_start_ms, deadline_ms=1)
     first, second, third = bars(3)
     await worker.predict(first)
     await worker.predict(start(((KEY, first.open_time_ms),)))
-    assert await worker.predict(second) is None  # it is under way: the gate is closed
-    assert await worker.predict_close([third]) == [PredictionTimeout(1)]
+    assert await worker.predict(second) == [None]  # it is under way: the gate is closed
+    assert await worker.predict(third) == [PredictionTimeout(1)]
     forecaster.gate.set()
 
 
@@ -177,7 +179,7 @@ async def test_a_bar_before_the_start_is_remembered_before_the_start_names_it() 
     gate = threading.Event()
     busy = thread.submit(gate.wait, deadline_s())
     asyncio.get_running_loop().call_soon(gate.set)
-    assert await worker.predict(first) is None
+    assert await worker.predict(first) == [None]
     assert kept.warm_from() == ((KEY, first.open_time_ms),)
     assert await busy
 
@@ -219,33 +221,23 @@ async def test_an_error_at_the_last_bar_before_the_period_ends_the_run() -> None
 
 async def test_a_close_before_the_period_has_no_deadline() -> None:
     forecaster = Gated()
-    worker = WorkerPredictor(
-        forecaster,
-        BarHistory([KEY], context=1),
-        Worker("model"),
-        period_start_ms=START_MS + 2 * 60_000,
-        deadline_ms=1,
-    )
+    worker = working(forecaster, period_start_ms=START_MS + 2 * 60_000, deadline_ms=1)
     first, second = bars(2)
     await worker.predict(first)
     await worker.predict(start(((KEY, first.open_time_ms),)))
-    answer = asyncio.ensure_future(worker.predict_close([second]))
+    answer = asyncio.ensure_future(
+        worker.predict(Close(Closed(second.open_time_ms, 1, (), 0, 0), [second]))
+    )
     await asyncio.wait({answer}, timeout=0.05)
     assert not answer.done()
     forecaster.gate.set()
-    assert await answer == [None]
+    assert await answer == [None, None]
 
 
 async def test_only_bars_are_answered() -> None:
-    worker = WorkerPredictor(
-        FixedForecaster(says, context=1),
-        BarHistory([KEY], context=1),
-        Worker("model"),
-        period_start_ms=0,
-        deadline_ms=1_000,
-    )
-    assert await worker.predict(quote()) is None
-    assert await NoModel().predict(bars(1)[0]) is None
+    worker = working(FixedForecaster(says, context=1), deadline_ms=1_000)
+    assert await worker.predict(quote()) == [None]
+    assert await NoModel().predict(bars(1)[0]) == [None]
 
 
 def test_warm_up_bars_are_remembered_and_the_start_warms_the_model_with_them() -> None:
@@ -254,11 +246,11 @@ def test_warm_up_bars_are_remembered_and_the_start_warms_the_model_with_them() -
     inline = InlinePredictor(forecaster, kept, period_start_ms=START_MS + 8 * 60_000)
     history = bars(12)
     for item in history[:8]:
-        assert inline.predict(item) is None
+        assert inline.predict(item) == [None]
     assert forecaster.warmed == []
     inline.predict(start(kept.warm_from()))
     assert forecaster.warmed == [5]
-    assert inline.predict(history[8]) == says(history[4:9])
+    assert inline.predict(history[8]) == [says(history[4:9])]
 
 
 def test_a_warm_up_bar_after_the_start_is_taken_in_without_an_answer() -> None:
@@ -268,8 +260,8 @@ def test_a_warm_up_bar_after_the_start_is_taken_in_without_an_answer() -> None:
     history = bars(4)
     inline.predict(history[0])
     inline.predict(start(kept.warm_from()))
-    assert [inline.predict(item) for item in history[1:3]] == [None, None]
-    assert inline.predict(history[3]) == says(history[2:4])
+    assert [inline.predict(item) for item in history[1:3]] == [[None], [None]]
+    assert inline.predict(history[3]) == [says(history[2:4])]
 
 
 def test_a_symbol_that_comes_behind_the_start_is_warmed_at_its_last_bar_before_the_period() -> None:
@@ -283,11 +275,13 @@ def test_a_symbol_that_comes_behind_the_start_is_warmed_at_its_last_bar_before_t
     assert [key for key, _ in change.warm_from] == [KEY]
     inline.predict(change)
     assert forecaster.warmed == [3]
-    assert [inline.predict(item) for item in late[1:3]] == [None, None]
+    assert [inline.predict(item) for item in late[1:3]] == [[None], [None]]
     assert forecaster.warmed == [3]
-    assert inline.predict(late[3]) is None
+    assert inline.predict(late[3]) == [None]
     assert forecaster.warmed == [3, 3]
-    assert inline.predict_close([history[4], late[4]]) == [says(history[2:5]), says(late[2:5])]
+    together = [history[4], late[4]]
+    answers = inline.predict(Close(Closed(history[4].open_time_ms, 2, (), 0, 0), together))
+    assert answers == [None, says(history[2:5]), says(late[2:5])]
 
 
 def test_a_symbol_that_lacks_its_last_bar_is_warmed_at_its_first_in_the_period() -> None:
@@ -299,8 +293,8 @@ def test_a_symbol_that_lacks_its_last_bar_is_warmed_at_its_first_in_the_period()
     inline.predict(start(kept.warm_from()))
     history = bars(6)
     for item in history[:3]:
-        assert inline.predict(item) is None
-    assert inline.predict(history[4]) == says([*history[1:3], history[4]])
+        assert inline.predict(item) == [None]
+    assert inline.predict(history[4]) == [says([*history[1:3], history[4]])]
     assert forecaster.warmed == [1, 2]
 
 
@@ -310,8 +304,8 @@ def test_behind_a_start_that_names_none_a_model_is_asked_from_the_first_bar_on()
     inline = InlinePredictor(forecaster, kept, period_start_ms=START_MS + 3 * 60_000)
     inline.predict(start())
     history = bars(4)
-    assert [inline.predict(item) for item in history[:3]] == [None, None, None]
-    assert inline.predict(history[3]) == says(history[2:4])
+    assert [inline.predict(item) for item in history[:3]] == [[None]] * 3
+    assert inline.predict(history[3]) == [says(history[2:4])]
     assert forecaster.warmed == []
 
 
@@ -329,7 +323,7 @@ def test_a_model_that_is_warmed_aside_is_warmed_with_what_comes_late_too() -> No
     for item in history[1:5]:
         inline.predict(item)
     inline.predict(replace(start(), model_sha256="other"))
-    assert inline.predict(history[5]) == says(history[3:6])
+    assert inline.predict(history[5]) == [says(history[3:6])]
     assert candidate.warmed == [1, 1, 3]
 
 
@@ -338,8 +332,8 @@ def test_a_recorded_late_answer_is_given_again_and_the_ring_still_moves() -> Non
     inline = InlinePredictor(forecaster, BarHistory([KEY], context=1), period_start_ms=0)
     inline.predict(start())
     first, second = bars(2)
-    assert inline.predict(first, PredictionTimeout(7)) == PredictionTimeout(7)
-    assert inline.predict(second) == says([second])
+    assert inline.predict(first, [PredictionTimeout(7)]) == [PredictionTimeout(7)]
+    assert inline.predict(second) == [says([second])]
 
 
 def test_a_revision_does_not_reach_the_model() -> None:
@@ -349,7 +343,7 @@ def test_a_revision_does_not_reach_the_model() -> None:
     first, second = bars(2)
     inline.predict(first)
     inline.predict(second)
-    assert inline.predict(first) is None
+    assert inline.predict(first) == [None]
 
 
 def test_memory_equals_the_tail_of_what_it_took() -> None:
@@ -366,13 +360,7 @@ async def test_an_error_of_the_model_reaches_whoever_asked() -> None:
     def broken(_seen: Sequence[Bar]) -> Forecast:
         raise ZeroDivisionError
 
-    worker = WorkerPredictor(
-        FixedForecaster(broken, context=1),
-        BarHistory([KEY], context=1),
-        Worker("model"),
-        period_start_ms=0,
-        deadline_ms=60_000,
-    )
+    worker = working(FixedForecaster(broken, context=1))
     await worker.predict(start())
     with pytest.raises(ZeroDivisionError):
         await worker.predict(bars(1)[0])

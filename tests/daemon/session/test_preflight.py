@@ -6,6 +6,7 @@ import re
 import shutil
 import sqlite3
 from collections.abc import Callable
+from contextlib import nullcontext
 from decimal import Decimal
 from pathlib import Path
 
@@ -54,30 +55,14 @@ def fixed(quantity: str) -> str:
 
 REFUSED = {
     "nine million bitcoin": (fixed("9000000"), r"sizing\.quantity 9000000 is more than 100 times"),
-    "an order beyond money": (
-        SMA + '[sizing]\nnotional = "30000000000"\n',
-        "above 0 to 23058430092",
-    ),
-    "cash without room": (SMA + '[account]\ncash = "90000000000"\n', "above 0 to 46116860184"),
     "a size that fills the memory": (fixed("1e999999999"), "at most 40 digits"),
-    "a threshold that fills it": (SMA + '[gate]\nedge = "1e999999999"\n', "at most 40 digits"),
-    "a whole number without end": (SMA + f"[gate]\nlate_ms = 1{'0' * 400}\n", "to 31536000000"),
     "more digits than are read": (SMA + f"[gate]\nlate_ms = 1{'0' * 5000}\n", "is not TOML"),
-    "a hundredfold volatility": (SMA + '[sizing]\ntarget_volatility = "100"\n', "above 0 to 1"),
-    "a million of strength": (SMA + '[sizing]\nscale = "1000000"\n', "above 0 to 1000"),
-    "a fee above all": (SMA + '[execution]\ntaker_fee = "2"\n', "from 0 to 0.1"),
-    "slippage above all": (SMA + '[execution]\nslippage_bp = "5000"\n', "from 0 to 1000"),
-    "latency of a day": (SMA + "[execution]\nlatency_ms = 86400000\n", "from 0 to 600000"),
-    "no wait for a quote": (SMA + "[execution]\nfill_within_ms = 0\n", "from 100 to 86400000"),
-    "no plausible close": (SMA + '[gate]\nplausible = "0"\n', "above 0 to"),
     "a device there is not": ('[model]\ndevice = "cuda:99"\n', r"model\.device|cuda"),
     "a backend there is not": ('[model]\nbackend = "flash_attn"\n', r"model\.backend"),
     "no checkpoint": ('[model]\ncheckpoint = "nowhere"\n', "nowhere"),
     "a damaged checkpoint": ('[model]\ncheckpoint = "damaged"\n', "SHA-256"),
     "no such horizon": ("[gate]\nhorizon = 7\n", r"gate\.horizon 7 is no horizon of the model"),
     "no such quantile": ('[gate]\nconfidence = "q0.001"\n', "write q0.01 to q0.99"),
-    "a threshold beyond floats": ('[gate]\nedge = "1e39"\n[regime]\nmomentum = "2e41"\n', "digits"),
-    "a symbol with a space": (SMA + '[market]\nsymbols = ["BTC USDT"]\n', "BTC USDT"),
     "no such module": ('[strategy]\nname = "nowhere:Class"\n', "cannot be imported"),
     "no such class": (
         f'[strategy]\nname = "{__name__}:Nobody"\n',
@@ -92,8 +77,6 @@ REFUSED = {
         SMA + '[storage]\nurl = "sqlite:///words.db/a/b.db"\n',
         "cannot be made",
     ),
-    "a port there is not": (SMA + '[exchange]\nrest_url = "http://host:99999"\n', "port from 1 to"),
-    "an address without end": (SMA + '[exchange]\nstream_url = "ws://[::1"\n', "names a host"),
 }
 
 
@@ -130,23 +113,8 @@ def cut(path: Path) -> None:
 
 DAMAGED: dict[str, tuple[Callable[[Path], object], str]] = {
     "weights that were cut off": (lambda at: cut(at / WEIGHTS_NAME), r"The weights in {at} have"),
-    "weights of another magic": (
-        lambda at: (at / WEIGHTS_NAME).write_bytes(b"PK" + (at / WEIGHTS_NAME).read_bytes()[2:]),
-        r"The weights in {at} have .*; restore the folder",
-    ),
     "no weights": (lambda at: (at / WEIGHTS_NAME).unlink(), r"weights.safetensors cannot be read"),
     "a card that was cut off": (lambda at: cut(at / CARD_NAME), "card.toml"),
-    "a card that is no TOML": (
-        lambda at: (at / CARD_NAME).write_text("[model\n"),
-        r"{at}/card.toml is not TOML .*; restore the card",
-    ),
-    "a card that was edited": (
-        lambda at: (at / CARD_NAME).write_text(
-            (at / CARD_NAME).read_text().replace("[model]", "[model]\nnote = 1")
-        ),
-        r"The card in {at} was edited",
-    ),
-    "an empty card": (lambda at: (at / CARD_NAME).write_bytes(b""), r"card.toml has no section"),
 }
 """What befell a checkpoint's folder, and how the sentence names it."""
 
@@ -248,10 +216,12 @@ def test_a_database_of_ours_is_accepted(place: Path) -> None:
 @pytest.mark.parametrize(
     ("sizing", "words"),
     [
-        ({"mode": "fixed", "quantity": "0.001"}, "below 0.01, the least order"),
-        ({"mode": "fixed", "quantity": "2"}, "above 1.5, the largest order"),
-        ({"mode": "notional", "notional": "4.9"}, "below 5, the least order"),
-        ({"mode": "tanh", "notional": "4.9"}, "below 5, the least order"),
+        ({"mode": "fixed", "quantity": "0.01"}, ""),
+        ({"mode": "fixed", "quantity": "0.009"}, "below 0.01, the least order"),
+        ({"mode": "fixed", "quantity": "1.5"}, ""),
+        ({"mode": "fixed", "quantity": "1.501"}, "above 1.5, the largest order"),
+        ({"mode": "notional", "notional": "5"}, ""),
+        ({"mode": "tanh", "notional": "4.99"}, "below 5, the least order"),
         ({"mode": "fixed", "quantity": "0.0105"}, "more than 3 decimals"),
     ],
 )
@@ -259,24 +229,9 @@ def test_a_size_that_the_exchange_never_takes_is_refused(
     sizing: dict[str, str], words: str
 ) -> None:
     item = instrument(min_quantity=10, max_quantity=1_500, min_notional=5 * 10**8)
-    with pytest.raises(ConfigInvalid, match=words):
-        refuse_size(load(None, {"sizing": sizing}), item, Decimal(100))
-
-
-def test_sizes_at_the_limits_are_taken() -> None:
-    item = instrument(min_quantity=10, max_quantity=1_500, min_notional=5 * 10**8)
-    for quantity in ("0.01", "1.5"):
-        config = load(None, {"sizing": {"mode": "fixed", "quantity": quantity}})
+    config = load(None, {"sizing": sizing})
+    with pytest.raises(ConfigInvalid, match=words) if words else nullcontext():
         refuse_size(config, item, Decimal(100))
-    refuse_size(load(None, {"sizing": {"notional": "5"}}), item, Decimal(100))
-    beyond: tuple[dict[str, str], ...] = (
-        {"mode": "fixed", "quantity": "0.009"},
-        {"mode": "fixed", "quantity": "1.501"},
-        {"notional": "4.99"},
-    )
-    for sizing in beyond:
-        with pytest.raises(ConfigInvalid, match="sizing"):
-            refuse_size(load(None, {"sizing": sizing}), item, Decimal(100))
 
 
 def test_a_quantity_worth_more_than_an_order_may_be_is_refused() -> None:

@@ -22,7 +22,7 @@ from depth_cases import Live as ByHand
 from exchange_client import Client, walk_rows
 from exchange_client import candles as made_candles
 from msgspec.structs import replace
-from programs import BIN, Program, run
+from programs import run
 from several_live import Live, trading
 from waiting import until
 
@@ -219,35 +219,6 @@ async def test_a_folder_that_takes_no_file_is_one_sentence_at_the_start(tmp_path
 
 
 # ---------------------------------------------------------------- kill and resume
-
-
-async def test_a_killed_daemon_goes_on_in_its_files_behind_a_gap(tmp_path: Path) -> None:
-    path = tmp_path / "events" / "BTCUSDT.events"
-    async with venue() as exchange:
-        (tmp_path / "run.toml").write_text(
-            f'[exchange]\nrest_url = "{exchange.rest_url}"\nstream_url = "{exchange.stream_url}"\n'
-            'ahead_ms = 600000\nrequests_per_s = 100\n[market]\nrecord_events = "events"\n'
-            '[strategy]\nname = "sma_cross"\n[model]\ncheckpoint = "none"\n'
-            '[sizing]\nmode = "notional"\nnotional = "1000"\n[http]\nport = 0\n'
-        )
-        command = [str(BIN / "tracepaper"), "run", "-c", "run.toml", "--db", "live.db"]
-        for by in (signal.SIGKILL, signal.SIGTERM):
-            program = Program(command, tmp_path, name=by.name)
-            try:
-                await until(lambda: listening_to(exchange, *topics("BTCUSDT")))
-                for _ in range(30):
-                    await exchange.advance(1_000)
-            finally:
-                program.process.send_signal(by)
-                ended = await asyncio.to_thread(program.end)
-            await until(lambda: not exchange.hub.connections)
-            await exchange.advance(60_000)
-    assert ended.code == 0, ended.err
-    found = events_quality(path)
-    assert ([gap.cause for gap in found.gaps], found.torn) == (["stopped"], "")
-    # Its end closes the recorder's input, which writes what it held: 30 s each, but for frames that
-    # a busy machine has not read by then. Without its last block of ten seconds each has 20 s.
-    assert found.recorded_ms > 45_000
 
 
 # ---------------------------------------------------------------- configuration and command

@@ -16,9 +16,8 @@ import pytest
 from bybit_server import ScriptedServer
 from daemon_under_test import daemon
 from exchange_client import candles, walk_rows
-from held_answers import HeldAnswers
 from retrain_cases import CONTEXT, Planted, decide, full_disk, has, until_has
-from several_live import SPEED, Live, check_parity, trading
+from several_live import SPEED, Live, trading
 from waiting import deadline_s
 
 from tracepaper.daemon.config.loading import load
@@ -29,8 +28,7 @@ from tracepaper.replay.exchange.server import EmbeddedExchange, ExchangeSettings
 from tracepaper.storage import checkpoints
 from tracepaper.storage.database.reader import Reader
 from tracepaper.strategies.api.strategy import Forecaster
-from tracepaper.strategies.types.decisions import Step
-from tracepaper.strategies.types.market import Bar, ModelChange, Retrained
+from tracepaper.strategies.types.market import ModelChange, Retrained
 
 SYMBOLS = ("AAAUSDT", "BBBUSDT")
 
@@ -252,50 +250,3 @@ async def test_symbols_that_close_at_once_go_over_to_the_promoted_model_together
 
 
 # ---------------------------------------------------------------- a symbol that is warmed in turn
-
-
-@pytest.mark.long
-@pytest.mark.parametrize("when", ["before", "partly", "meanwhile", "after"])
-async def test_a_symbol_whose_turn_meets_a_promotion_is_decided_by_the_promoted_model(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, warming: Gate, when: str
-) -> None:
-    """Its bars come before the candidate is warmed, partly, meanwhile or behind the change."""
-    names = [*SYMBOLS, "CCCUSDT"]
-    answers = HeldAnswers(monkeypatch, page=100, before=1)
-    planted = Planted(tmp_path, *names)
-    monkeypatch.setattr(retraining, "PROGRAM", planted.command)
-    planted.judges()
-    data = [candles(walk_rows(CONTEXT + 60, seed=at), symbol=one) for at, one in enumerate(names)]
-    served = ExchangeSettings(candles=tuple(data), manual=True, start=CONTEXT + 10, speed=SPEED)
-    sections = {**planted.sections, "market": {"symbols": names, "gather_ms": 10_000}}
-    sections["model"] = {**sections["model"], "deadline_ms": 600_000}
-
-    def is_late(step: Step) -> bool:
-        return isinstance(step.event, Bar) and step.event.instrument == "linear:CCCUSDT"
-
-    answers.limit(CCCUSDT=2)
-    async with EmbeddedExchange(served) as exchange:
-        async with trading(exchange, planted.database, **sections) as live:
-            await live.listening(9)
-            await close(live, 11)
-            if when == "before":
-                answers.limit()
-                await live.close_bar(set(names))
-            await live.until(warming.reached.is_set)
-            if when == "partly":
-                answers.limit(CCCUSDT=3)
-                await live.until(lambda: sum(map(is_late, live.steps)) == 300)
-            elif when == "meanwhile":
-                answers.limit()
-                await live.close_bar(set(names))
-            await close(live, 1)
-            warming.open()
-            await live.until(lambda: has(live.steps, ModelChange, 2))
-            await close(live, 1)
-            answers.limit()
-            await live.close_bar(set(names))
-        async with trading(exchange, planted.database, **sections) as live:
-            await live.listening(9)
-            await live.close_bar(set(names))
-    planted.check()
-    check_parity(planted.database, tmp_path)

@@ -209,36 +209,6 @@ async def test_of_fifty_symbols_one_that_stalls_halts_or_is_gone_harms_no_other(
     assert decided == [(len(OTHERS) * 8, 8, 0, 0)]
 
 
-async def test_a_pair_trades_live_and_goes_on_after_a_restart(tmp_path: Path) -> None:
-    data = (walk(1, "AAAUSDT", 120), walk(2, "BBBUSDT", 120))
-    served = ExchangeSettings(candles=data, manual=True, start=60, speed=SPEED)
-    symbols = {part.symbol for part in data}
-    sections: Mapping[str, Any] = {
-        "strategy": {
-            "name": "tracepaper.strategies.examples.pair:Pair",
-            "options": {"window": 20, "enter": 0.8},
-        },
-        "market": {"symbols": sorted(symbols)},
-    }
-    path = tmp_path / "pair.db"
-    async with EmbeddedExchange(served) as exchange:
-        for _ in range(2):
-            async with trading(exchange, path, **sections) as live:
-                await live.listening(6)
-                for _ in range(12):
-                    await live.close_bar(symbols)
-    assert check_record(path) == 48
-    opened = rows(
-        path,
-        "SELECT d.open_time_ms, group_concat(o.side, ' ') FROM v_orders o JOIN v_decisions d "
-        "ON d.run_id = o.run_id AND d.sequence = o.decision_sequence "
-        "WHERE d.action IN ('LONG', 'SHORT') GROUP BY 1",
-    )
-    assert opened
-    assert all(sorted(sides.split()) == ["BUY", "SELL"] for _, sides in opened)
-    assert rows(path, "SELECT count(DISTINCT run_id) FROM v_runs") == [(1,)]
-
-
 async def test_what_is_warm_trades_first_and_the_others_say_when(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -7,7 +7,6 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,9 +18,8 @@ from postgres_server import Cluster
 from waiting import until
 
 from tracepaper.daemon.cli import invoke
-from tracepaper.daemon.clock import SystemClock
 from tracepaper.daemon.http.client import ask
-from tracepaper.daemon.session import child, shipper
+from tracepaper.daemon.session import child
 from tracepaper.storage.fleet.overview import overview
 from tracepaper.storage.fleet.pull import pull
 
@@ -108,18 +106,6 @@ async def test_a_shipper_that_is_killed_is_begun_again(
     await until(lambda: [run.health for run in overview(fleet_url)] == ["ended"], poll_s=0.1)
     pull(fleet_url, back)
     assert_same(path, back)
-
-
-async def test_a_message_without_an_end_is_a_fault_like_any_other(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    endless = (sys.executable, "-c", "import sys; sys.stdout.write('x' * 200_000 + '\\n')")
-    monkeypatch.setattr(shipper, "PROGRAM", endless)
-    monkeypatch.setattr(child, "PAUSE_S", (0.05, 0.1))
-    ships = shipper.ShippingProcess("postgresql:///fleet", tmp_path / "a.db", SystemClock())
-    async with ships.at_work(pytest.fail):
-        await until(lambda: ships.progress.errors >= 2, poll_s=0.05)
-    assert ships.progress.error == "the answer of the shipping process is no result"
 
 
 async def test_without_a_server_the_daemon_decides_as_ever(

@@ -23,7 +23,7 @@ from structlog.testing import capture_logs
 from waiting import deadline, deadline_s
 
 from tracepaper.daemon.session.supervisor import Notifier, Supervisor
-from tracepaper.strategies.errors import AuditUnwritable, FeedStale, StrategyFailed
+from tracepaper.strategies.errors import AuditUnwritable, StrategyFailed
 
 SILENT = Notifier()
 ENDLESS = 1 << 46
@@ -163,15 +163,6 @@ async def test_a_strategy_that_fails_in_the_step_of_a_stop_is_said(tmp_path: Pat
             with pytest.raises(StrategyFailed, match="no side"):
                 await running.close_bars(4)
     assert running.decided() == 2
-
-
-async def test_a_side_service_that_fails_ends_the_essential_one() -> None:
-    async def side() -> None:
-        raise FeedStale("No data came; look at the network.")
-
-    supervisor = Supervisor(clock=JumpClock(), notifier=SILENT)
-    with pytest.raises(FeedStale):
-        await supervisor.run({"side": side, "main": forever}, essential="main")
 
 
 async def test_a_bug_is_not_hidden() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sqlite3
-import threading
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -14,19 +13,14 @@ from learning import learnable
 from models import TOGETHER, TOGETHER_CONTEXT, TOGETHER_EVERY, together
 from records import rows
 from several_live import SPEED, check_parity, trading
-from waiting import deadline_s
 
 from tracepaper.daemon.config.loading import load as load_config
-from tracepaper.daemon.feed import maintenance
 from tracepaper.replay.archive import Candles, slice_candles
 from tracepaper.replay.backtest.build import build
 from tracepaper.replay.backtest.market_data import MarketData
 from tracepaper.replay.backtest.run import Tally, run_replay
 from tracepaper.replay.exchange.server import EmbeddedExchange, ExchangeSettings
 from tracepaper.storage.audit import SqlAuditLog
-from tracepaper.strategies.forecasters.cross_asset import TogetherForecaster
-from tracepaper.strategies.types.decisions import Forecast
-from tracepaper.strategies.types.market import Bar, Category
 
 OTHERS = {"AAAUSDT", "CCCUSDT"}
 BARS, START = 620, 560
@@ -142,37 +136,6 @@ async def test_a_close_that_a_bar_misses_holds_all_and_is_followed_when_it_came(
     assert {at for at, _ in weights(path)} >= set(decided)
 
 
-def silence(exchange: EmbeddedExchange, symbol: str) -> None:
-    """Send no more candles of *symbol*, which is halted."""
-    exchange.venue.markets[Category.LINEAR, symbol].listing.item["status"] = "Closed"
-    for _ in range(60):
-        exchange.arm("drop", topic=f"kline.1.{symbol}")
-        exchange.arm("drop", topic=f"tickers.{symbol}")
-
-
-async def test_while_a_symbol_is_halted_all_hold_with_one_sentence(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(maintenance, "FILTERS_AGAIN_S", 0.05)
-    monkeypatch.setattr(maintenance, "SILENT_BARS", 1)
-    folder, path = together(tmp_path / "portfolio", "portfolio"), tmp_path / "halted.db"
-    async with (
-        serving(data()) as exchange,
-        trading(exchange, path, **sections(folder, "portfolio")) as live,
-    ):
-        await live.listening(9)
-        for _ in range(TOGETHER_EVERY):
-            await live.close_bar(set(TOGETHER))
-        before = weights(path)
-        silence(exchange, "BBBUSDT")
-        held = [await live.close_bar(OTHERS) for _ in range(2 * TOGETHER_EVERY)]
-    check_parity(path, tmp_path)
-    for at in held:
-        said = {one[1:] for one in why(path, at) if one[0] in OTHERS}
-        assert said == {("HOLD", "finite", "BBBUSDT has no bar at this close")}
-    assert weights(path) == before
-
-
 async def test_a_symbol_with_less_of_a_past_holds_all_until_it_has_enough(tmp_path: Path) -> None:
     folder, path = together(tmp_path / "portfolio", "portfolio"), tmp_path / "young.db"
     lacking = 4
@@ -191,35 +154,3 @@ async def test_a_symbol_with_less_of_a_past_holds_all_until_it_has_enough(tmp_pa
     known = {at for at, _ in weights(path)}
     assert known
     assert min(known) >= closes[lacking - 1]
-
-
-async def test_an_answer_that_comes_too_late_holds_all(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    released, answer = threading.Event(), TogetherForecaster.predict_many
-
-    def stuck(own: TogetherForecaster, bars: Sequence[Bar]) -> list[Forecast | None]:
-        if len(bars) == len(TOGETHER) and bars[0].open_time_ms == slow[0]:
-            released.wait(deadline_s())
-        return answer(own, bars)
-
-    slow = [-1]
-    monkeypatch.setattr(TogetherForecaster, "predict_many", stuck)
-    folder, path = together(tmp_path / "portfolio", "portfolio"), tmp_path / "slow.db"
-    given = sections(folder, "portfolio", model={"deadline_ms": 1_000})
-    async with (
-        serving(data()) as exchange,
-        trading(exchange, path, **given) as live,
-    ):
-        await live.listening(9)
-        for _ in range(TOGETHER_EVERY):
-            last = await live.close_bar(set(TOGETHER))
-        slow[0] = last + 60_000
-        await live.close_bar(set(TOGETHER))
-        released.set()
-        after = [await live.close_bar(set(TOGETHER)) for _ in range(TOGETHER_EVERY)]
-    monkeypatch.setattr(TogetherForecaster, "predict_many", answer)
-    check_parity(path, tmp_path)
-    assert {one[1:3] for one in why(path, slow[0])} == {("HOLD", "deadline")}
-    assert not any(at == slow[0] for at, _ in weights(path))
-    assert {at for at, _ in weights(path)} & set(after)

@@ -37,7 +37,7 @@ from tracepaper.daemon.session.universe import (
     new_candidates,
     universe_of,
 )
-from tracepaper.replay.archive import Candles, slice_candles
+from tracepaper.replay.archive import Candles
 from tracepaper.replay.archive.columns import IntArray
 from tracepaper.replay.exchange.server import EmbeddedExchange, ExchangeSettings
 from tracepaper.storage.database.reader import Reader
@@ -267,19 +267,6 @@ def test_only_what_is_chosen_opens_and_what_leaves_is_reduced_or_closed(
     twins = rows(path, "SELECT DISTINCT instrument FROM v_twin_fills ORDER BY 1")
     assert twins == [("linear:AAAUSDT",), ("linear:BBBUSDT",)]
     assert check_record(path) == 3 * bars
-
-
-def test_a_choice_moves_with_no_later_bar(tmp_path: Path) -> None:
-    data = [walk(seed, name, 300) for seed, name in enumerate(NAMES)]
-    rule = {"top": 2, "at": ["01:00", "02:00", "03:00", "04:00"]}
-    replayed(tmp_path / "whole.db", data, rule)
-    cut = [slice_candles(one, slice(0, 200)) for one in data]
-    replayed(tmp_path / "cut.db", cut, rule)
-    whole, part = choices(tmp_path / "whole.db"), choices(tmp_path / "cut.db")
-    assert 1 < len(part) < len(whole)
-    assert whole[: len(part)] == part
-    replayed(tmp_path / "to.db", data, rule, until_ms=int(data[0].open_time_ms[200]))
-    assert choices(tmp_path / "to.db") == part
 
 
 # ---------------------------------------------------------------- live

@@ -44,7 +44,6 @@ from tracepaper.strategies.errors import ConfigInvalid, StrategyFailed, Tracepap
 from tracepaper.strategies.types.decisions import Action
 from tracepaper.strategies.types.market import Bar
 
-ROOT = Path(__file__).parents[3]
 OUTLOOK = BarContext.of([bar()], instrument())
 LONG = Signal(Action.LONG, "up")
 DOWN = Signal(Action.FLAT, "down")
@@ -66,10 +65,6 @@ def asked(answer: object) -> Signal:
     signal = user_strategy(Answers, {"answer": answer}).decide(OUTLOOK)
     assert isinstance(signal, Signal)
     return signal
-
-
-def test_a_signal_passes_as_it_is() -> None:
-    assert asked(LONG) is LONG
 
 
 @pytest.mark.parametrize(
@@ -461,12 +456,6 @@ def test_a_linked_file_counts_by_what_it_holds(hashed: Hashed, tmp_path: Path) -
     assert hashed() != before
 
 
-def test_a_file_that_python_cannot_read_counts_as_it_stands(hashed: Hashed, tmp_path: Path) -> None:
-    before = hashed()
-    (tmp_path / "late.py").write_text("print 'for an older Python'")
-    assert hashed() != before
-
-
 def test_the_id_does_not_depend_on_where_the_folder_lies(hashed: Hashed, tmp_path: Path) -> None:
     before = hashed()
     moved = tmp_path / "moved"
@@ -565,13 +554,6 @@ def test_a_decide_that_takes_no_context_is_refused(made_of: type[Strategy], told
 def test_what_was_not_asked_for_is_named(made_of: type[Strategy], told: str) -> None:
     with pytest.raises(StrategyFailed, match=told):
         user_strategy(made_of, {}).decide(OUTLOOK)
-
-
-def test_a_name_that_its_module_lacks_is_told_apart_from_a_module_that_is_not_found() -> None:
-    with pytest.raises(ConfigInvalid, match="has no attribute 'Anwsers'; correct the name after"):
-        user_class(f"{__name__}:Anwsers")
-    with pytest.raises(ConfigInvalid, match=r"No module named .nowhere.*; put its file beside"):
-        user_class("nowhere:Answers")
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,6 @@ import pytest
 from builders import bars, instrument
 from msgspec.structs import replace
 
-import tracepaper
 from tracepaper.daemon.cli import invoke
 from tracepaper.daemon.config.loading import Config, load, restore
 from tracepaper.daemon.session.build import build_engine
@@ -361,51 +360,6 @@ def test_instruments_are_apart(folder: Path) -> None:
         model.predict_many(mine[:2])
 
 
-def test_torch_and_onnx_serve(folder: Path) -> None:
-    """Two files of weights, read by the libraries that wrote them, give the same forecasts."""
-    import onnx
-    import torch
-    from onnx import TensorProto, helper
-
-    weight = np.array([[0.5], [0.0]], dtype=np.float32)
-    torch.save({"weight": torch.from_numpy(weight)}, folder / "weight.pt")
-    value = helper.make_tensor_value_info
-    graph = helper.make_graph(
-        [helper.make_node("MatMul", ["rows", "weight"], ["mean"])],
-        "linear",
-        [value("rows", TensorProto.FLOAT, [None, 2])],
-        [value("mean", TensorProto.FLOAT, [None, 1])],
-        [helper.make_tensor("weight", TensorProto.FLOAT, [2, 1], weight.ravel())],
-    )
-    opset = [helper.make_opsetid("", 17)]
-    onnx.save(helper.make_model(graph, opset_imports=opset, ir_version=9), folder / "linear.onnx")
-    by_torch = """
-    features = "{module}:features"
-    def __init__(self, options, files):
-        import torch
-        self.weight = torch.load(files["weight.pt"])["weight"]
-    def predict_rows(self, rows):
-        import torch
-        return {{"mean_return": (torch.tensor(rows) @ self.weight).numpy()}}
-"""
-    by_onnx = """
-    features = "{module}:features"
-    def __init__(self, options, files):
-        import onnxruntime
-        self.session = onnxruntime.InferenceSession(files["linear.onnx"].read_bytes())
-    def predict_rows(self, rows):
-        return {{"mean_return": self.session.run(None, {{"rows": rows}})[0]}}
-"""
-    given = bars(6)
-    by_library = [
-        answers(made(folder, body, files=[file]), given)
-        for body, file in ((by_torch, "weight.pt"), (by_onnx, "linear.onnx"))
-    ]
-    first, second = ([x.mean_return for x in found if x] for found in by_library)
-    assert len(first) == 4
-    np.testing.assert_allclose(first, second, rtol=1e-6)
-
-
 def test_a_checkpoint_sees_what_its_card_says() -> None:
     for asked in ("mine:features", "v2"):
         said = rf"schema = '{asked}' is for a class of your own, and the checkpoint sees tree-1m"
@@ -441,14 +395,3 @@ def candles(folder: Path) -> Path:
     path = folder / "BTCUSDT_1m.csv"
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return path
-
-
-def test_python_takes_a_class_that_was_typed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    module = ModuleType("typed_there")
-    monkeypatch.setitem(sys.modules, "typed_there", module)
-    body = HEADER + ROWS.format(module="typed_there")
-    exec(compile(body, "<typed>", "exec"), vars(module))
-    given = {"model": {"class": "typed_there:Mine"}, "gate": {"edge": "0.01"}}
-    found = tracepaper.backtest("attention", candles(folder), config=given)
-    means = np.array(found.decisions["mean_return"], dtype=np.float64)
-    assert (len(means), int(np.isfinite(means).sum())) == (200, 198)

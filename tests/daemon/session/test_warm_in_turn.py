@@ -14,17 +14,15 @@ from typing import Any, NamedTuple
 
 import pytest
 from builders import instrument
-from exchange_client import FIRST_MS, walk_rows
 from exchange_client import candles as made_candles
+from exchange_client import walk_rows
 from fakes import FixedForecaster
 from held_answers import HeldAnswers
-from killed_daemons import CANDLES, KilledDaemon
 from records import check_record
 from retrain_cases import CONTEXT, made
 from several_live import MINUTE, SPEED, Live, check_parity, trading
-from waiting import deadline, until
+from waiting import deadline
 
-from tracepaper.daemon.bybit.client import BybitClient
 from tracepaper.daemon.config.loading import load
 from tracepaper.daemon.engine.engine import Engine
 from tracepaper.daemon.feed import warming
@@ -34,12 +32,11 @@ from tracepaper.daemon.session.resume import recorded_reach
 from tracepaper.daemon.session.run_row import warm_up_of
 from tracepaper.replay.exchange.server import EmbeddedExchange, ExchangeSettings
 from tracepaper.storage import maintenance
-from tracepaper.storage.database.reader import Reader
 from tracepaper.strategies.api.context import BarContext, Signal
 from tracepaper.strategies.api.strategy import Strategy
 from tracepaper.strategies.other_symbol import RunOtherBars
 from tracepaper.strategies.types.decisions import Action, FillModel, Step
-from tracepaper.strategies.types.market import Bar, FrameBar, Gap, Instrument, ModelChange
+from tracepaper.strategies.types.market import Bar, Gap, ModelChange
 
 NAMES = ["AAAUSDT", "BBBUSDT", "CCCUSDT", "DDDUSDT"]
 SIXTY = [f"M{number:02d}USDT" for number in range(60)]
@@ -189,23 +186,6 @@ async def test_a_start_names_no_symbol_that_rest_leaves_with_a_part_of_its_past(
     check_parity(case.path, tmp_path)
 
 
-async def test_what_is_not_answered_holds_up_no_other(case: Case) -> None:
-    case.answers.limit(BBBUSDT=0)
-    async with (
-        EmbeddedExchange(case.served) as exchange,
-        trading(exchange, case.path, **case.sections) as live,
-    ):
-        await live.listening(12)
-        await live.until(lambda: len(bars_of(live.steps, "DDDUSDT")) >= CONTEXT)
-        await live.close_bar({"AAAUSDT", "CCCUSDT", "DDDUSDT"})
-        assert not bars_of(live.steps, "BBBUSDT")
-        status = await asyncio.to_thread(ask, case.path, "/status")
-        assert str(status["not_ready"]).startswith("['linear:BBBUSDT is warming up until ")
-        case.answers.limit()
-        await live.close_bar(set(NAMES))
-    assert check_record(case.path) > 0
-
-
 async def test_a_portfolio_waits_for_the_bars_of_all(case: Case) -> None:
     sections = {**case.sections, "strategy": {"name": PORTFOLIO}, "model": {"checkpoint": "none"}}
     async with EmbeddedExchange(case.served) as exchange:
@@ -305,236 +285,3 @@ async def test_a_prune_amid_the_turns_leaves_what_is_fed_again(
     done = maintenance.prune(case.path, keep_days=2, pruned_at_ms=5, reach=reach)[-1]
     assert done.steps > 800
     check_parity(case.path, tmp_path)
-
-
-class Turns(Idle):
-    """Long, with a stop, long, flat and short in turn."""
-
-    def decide(self, context: BarContext) -> Signal:
-        turn = context.exact.open_time_ms // MINUTE % 4
-        stop = context.close * 0.99 if turn < 2 else None
-        action = (Action.LONG, Action.LONG, Action.FLAT, Action.SHORT)[turn]
-        return Signal(action, "its turn", stop=stop)
-
-
-class Quarters(Turns):
-    """Looks at quarters of an hour as well."""
-
-    frames = ("15",)
-    frames_warmup = {"15": 32}  # noqa: RUF012 - as a user writes it
-
-
-async def test_the_whole_past_comes_where_rest_answers_late_at_a_restart(
-    case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    case.answers.limit(BBBUSDT=0, CCCUSDT=0, DDDUSDT=0)
-    sections = {
-        **case.sections,
-        "strategy": {"name": f"{__name__}:Quarters"},
-        "model": {"checkpoint": "none"},
-        "exchange": {"connect_timeout_s": 0.2, "certain_s": 0.2},
-    }
-    monkeypatch.setattr(warming, "BEFORE_START", 1)
-    async with EmbeddedExchange(case.served) as exchange:
-        async with trading(exchange, case.path, **sections) as live:
-            await live.listening(12)
-            await live.close_bar({"AAAUSDT"})
-        monkeypatch.setattr(warming, "BEFORE_START", 1_000)
-        case.answers.asked.clear()
-        case.answers.limit(BBBUSDT=0)
-        async with trading(exchange, case.path, **sections) as again:
-            await again.listening(12)
-            await again.close_bar({"AAAUSDT", "CCCUSDT", "DDDUSDT"})
-            case.answers.limit()
-            await again.until(
-                lambda: any(
-                    isinstance(step.event, FrameBar) and step.event.instrument.endswith("BBBUSDT")
-                    for step in again.steps
-                )
-            )
-            last = await again.close_bar(set(NAMES))
-    counted = rows(case.path, "SELECT instrument, count(*) FROM v_bars GROUP BY 1")
-    assert len({count for _, count in counted}) == 1  # its own past has come as well
-    query = f"SELECT refused_by FROM v_decisions WHERE open_time_ms = {last}"
-    assert "warm" not in {refused for (refused,) in rows(case.path, query)}
-    check_parity(case.path, tmp_path)
-
-
-TURNS = {"strategy": {"name": f"{__name__}:Turns"}, "model": {"checkpoint": "none"}}
-EVERY = [f"{hour:02d}:{minute:02d}" for hour in range(24) for minute in range(0, 60, 4)]
-KINDS: dict[str, dict[str, Any]] = {
-    "a model": {},
-    "several strategies": {
-        "strategies": {
-            "model": {"name": "attention", "share": "0.5"},
-            "turns": {"name": f"{__name__}:Turns", "share": "0.5"},
-        },
-    },
-    "hedge mode": TURNS | {"account": {"position_mode": "hedge", "margin": "isolated"}},
-    "cross margin": TURNS
-    | {
-        "strategy": {"name": f"{__name__}:Turns", "twins": ["ungated", "buy_and_hold"]},
-        "account": {"margin": "cross", "leverage": "10"},
-    },
-    "a universe": TURNS | {"market": {"universe": {"top": 2, "at": EVERY, "on_leave": "close"}}},
-    "higher timeframes": TURNS | {"strategy": {"name": f"{__name__}:Quarters"}},
-    "limits": TURNS | {"risk": {"max_daily_trades": 5, "max_drawdown": "0.5"}},
-}
-
-
-@pytest.mark.long
-@pytest.mark.parametrize("kind", KINDS)
-async def test_whatever_trades_a_run_that_ends_at_each_stage_is_the_same_in_a_replay(
-    case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
-) -> None:
-    """It ends amid the turns of the second and of the last symbol, and goes on twice."""
-    given = KINDS[kind]
-    sections = {**case.sections, **given}
-    sections["market"] = {**case.sections["market"], **given.get("market", {})}
-    if "strategies" in sections:
-        del sections["strategy"]
-    answers = case.answers
-    monkeypatch.setattr(warming, "BEFORE_START", 1)
-    async with EmbeddedExchange(case.served) as exchange:
-        answers.limit(BBBUSDT=1, CCCUSDT=0, DDDUSDT=0)
-        async with trading(exchange, case.path, **sections) as live:
-            await live.listening(12)
-            for _ in range(3):
-                await live.close_bar({"AAAUSDT"})
-            await live.until(lambda: len(bars_of(live.steps, "BBBUSDT")) == PAGE)
-        answers.asked.clear()
-        answers.limit(CCCUSDT=0, DDDUSDT=1)
-        async with trading(exchange, case.path, **sections) as again:
-            await again.listening(12)
-            for _ in range(5):
-                await again.close_bar(set(NAMES[:2]))
-            await again.until(lambda: len(bars_of(again.steps, "DDDUSDT")) == PAGE)
-        answers.asked.clear()
-        answers.limit(CCCUSDT=0)
-        async with trading(exchange, case.path, **sections) as last:
-            await last.listening(12)
-            for _ in range(2):
-                await last.close_bar({"AAAUSDT", "BBBUSDT", "DDDUSDT"})
-            answers.limit()
-            for _ in range(5):
-                await last.close_bar(set(NAMES))
-    counts = "count(*), count(DISTINCT open_time_ms)"
-    assert len(rows(case.path, f"SELECT DISTINCT {counts} FROM v_bars GROUP BY instrument")) == 1
-    if kind != "a model":
-        assert rows(case.path, "SELECT count(*) FROM v_fills") > [(3,)]
-    check_parity(case.path, tmp_path)
-
-
-@pytest.mark.long
-@pytest.mark.parametrize("past", [0, 5])
-async def test_a_symbol_that_was_just_listed_is_asked_by_the_model_from_its_first_bar_on(
-    case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, past: int
-) -> None:
-    """It has so many bars before the period, or its first bar comes in it."""
-    held, listed_ms = BybitClient.candles, FIRST_MS + (CONTEXT + 10 - past) * MINUTE
-
-    async def since_listing(
-        client: BybitClient, item: Instrument, interval_ms: int, start_ms: int, end_ms: int
-    ) -> list[Bar]:
-        bars = await held(client, item, interval_ms, start_ms, end_ms)
-        return [bar for bar in bars if item.symbol != "DDDUSDT" or bar.open_time_ms >= listed_ms]
-
-    monkeypatch.setattr(BybitClient, "candles", since_listing)
-    case.answers.limit(CCCUSDT=2)
-    async with EmbeddedExchange(case.served) as exchange:
-        for _ in range(2):
-            async with trading(exchange, case.path, **case.sections) as live:
-                await live.listening(12)
-                for _ in range(5):
-                    await live.close_bar({"AAAUSDT", "BBBUSDT"})
-                case.answers.limit()
-                for _ in range(2):
-                    await live.close_bar(set(NAMES))
-    counted = "SELECT count(*), count(DISTINCT open_time_ms) FROM v_bars WHERE instrument LIKE "
-    assert rows(case.path, f"{counted} '%{NAMES[-1]}'") == [(14 + past,) * 2]
-    assert not rows(
-        case.path, "SELECT 1 FROM v_events WHERE kind = 'gap' AND content LIKE '%\"\"%'"
-    )
-    check_parity(case.path, tmp_path)
-
-
-@pytest.mark.long
-async def test_an_operator_and_another_configuration_meet_symbols_that_wait(
-    case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """All is closed while two symbols wait; then a run of other settings takes the account over."""
-    sections = {**case.sections, **TURNS}
-    answers = case.answers
-    monkeypatch.setattr(warming, "BEFORE_START", 1)
-    answers.limit(CCCUSDT=0, DDDUSDT=1)
-    async with EmbeddedExchange(case.served) as exchange:
-        async with trading(exchange, case.path, **sections) as live:
-            await live.listening(12)
-            for _ in range(4):
-                await live.close_bar(set(NAMES[:2]))
-            await asyncio.to_thread(ask, case.path, "/command", {"kind": "FLATTEN"})
-            await live.close_bar(set(NAMES[:2]))
-            answers.limit(CCCUSDT=0)
-            await live.close_bar({*NAMES[:2], "DDDUSDT"})
-            await asyncio.to_thread(ask, case.path, "/command", {"kind": "RESUME"})
-            for _ in range(3):
-                await live.close_bar({*NAMES[:2], "DDDUSDT"})
-        first = tmp_path / "first"
-        first.mkdir()
-        check_parity(case.path, first)
-        sections["sizing"] = {"mode": "notional", "notional": "2000"}
-        answers.asked.clear()
-        answers.limit(CCCUSDT=0)
-        async with trading(exchange, case.path, **sections) as again:
-            await again.listening(12)
-            for _ in range(2):
-                await again.close_bar({*NAMES[:2], "DDDUSDT"})
-            answers.limit()
-            for _ in range(2):
-                await again.close_bar(set(NAMES))
-    assert rows(case.path, "SELECT count(*) FROM v_runs") == [(2,)]
-    assert rows(case.path, "SELECT count(*) FROM v_events WHERE kind = 'command'") == [(2,)]
-    check_parity(case.path, tmp_path)
-
-
-@pytest.mark.long
-async def test_a_daemon_that_is_killed_amid_the_turns_goes_on_with_them(tmp_path: Path) -> None:
-    """Fifty symbols are warmed before the start; kills come among the other ten and in a start."""
-    made(tmp_path / "model", 1)
-    data = tuple(
-        made_candles(walk_rows(CONTEXT + 40, seed=seed), symbol=name)
-        for seed, name in enumerate(SIXTY)
-    )
-    served = ExchangeSettings(candles=data, manual=True, start=CONTEXT + 10, speed=60.0)
-    config = f"""
-[market]
-symbols = {SIXTY}
-gather_ms = 10000
-[strategy]
-name = "attention"
-[model]
-checkpoint = "{tmp_path / "model"}"
-deadline_ms = 600000
-[gate]
-plausible = "10000"
-[http]
-port = 0
-"""
-    async with EmbeddedExchange(served) as exchange:
-        run = KilledDaemon(tmp_path, exchange, config, len(SIXTY), requests_per_s=20)
-        try:
-            await until(lambda: run.events("model_change"))
-            for _ in range(3):
-                await run.killed_when(run.hangs(CANDLES))
-            await run.trade(2)
-        finally:
-            run.ended()
-    with Reader.open(run.path) as reader:
-        starts = reader.starts(reader.find("last"))
-    first, second = (len(start.warm_from) for start in starts)
-    assert first == 50 <= second <= 60
-    counts = "count(*), count(DISTINCT open_time_ms)"
-    each = rows(run.path, f"SELECT DISTINCT {counts} FROM v_bars GROUP BY instrument")
-    assert len(each) == 1
-    assert each[0][0] == each[0][1] > CONTEXT
-    check_parity(run.path, tmp_path)

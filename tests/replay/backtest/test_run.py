@@ -12,6 +12,7 @@ from exchange_client import walk_rows
 from fakes import FixedForecaster
 
 from tracepaper.daemon.config.loading import load
+from tracepaper.daemon.session.loop import events_of
 from tracepaper.replay.backtest import predictors
 from tracepaper.replay.backtest.build import build
 from tracepaper.replay.backtest.market_data import MarketData
@@ -19,7 +20,7 @@ from tracepaper.replay.backtest.predictors import ScanPredictor
 from tracepaper.replay.backtest.run import Tally, run_events
 from tracepaper.storage.audit import SqlAuditLog
 from tracepaper.strategies.types.decisions import Forecast
-from tracepaper.strategies.types.market import Bar, Event
+from tracepaper.strategies.types.market import Bar, Event, Unit
 
 
 def test_an_event_is_drawn_only_when_the_one_before_was_dealt_with(tmp_path: Path) -> None:
@@ -35,12 +36,9 @@ def test_an_event_is_drawn_only_when_the_one_before_was_dealt_with(tmp_path: Pat
     class Listening:
         is_silent = False
 
-        def predict(self, event: Event) -> None:
-            predicted.append(event)
-
-        def predict_close(self, bars: Sequence[Bar]) -> Sequence[None]:
-            predicted.extend(bars)
-            return [None] * len(bars)
+        def predict(self, unit: Unit) -> Sequence[None]:
+            predicted.extend(events_of(unit))
+            return [None] * len(events_of(unit))
 
     def source() -> Iterator[Event]:
         for count, event in enumerate(replay.feed.events()):

@@ -36,7 +36,7 @@ def predictor(forecaster: FixedForecaster, *, period_start_ms: int = 0) -> ScanP
 
 
 def answers(machine: ScanPredictor, events: Sequence[Event]) -> list[Prediction]:
-    return [machine.predict(event) for event in machine.read_ahead(events)]
+    return [machine.predict(event)[0] for event in machine.read_ahead(events)]
 
 
 def test_every_bar_is_answered_as_if_it_came_alone() -> None:

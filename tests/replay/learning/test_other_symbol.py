@@ -28,7 +28,6 @@ from tracepaper.daemon.session.loop import (
     WorkerPredictor,
     drive,
     gathered,
-    predictions_of,
 )
 from tracepaper.daemon.session.run_row import start_event
 from tracepaper.replay.archive import Candles, slice_candles
@@ -266,7 +265,7 @@ def by_step(model: Forecaster, events: Sequence[Event]) -> Iterator[tuple[Event,
     predictor = InlinePredictor(model, history, period_start_ms=0)
     start = start_event(model, warm_from=(), market_ms=START_MS)
     for unit in gathered([start, *events]):
-        said = predictions_of(predictor, unit)
+        said = predictor.predict(unit)
         bars = getattr(unit, "bars", None)
         yield from zip([unit] if bars is None or not isinstance(bars, list) else [unit, *bars],
                        said, strict=True)  # fmt: skip
@@ -277,7 +276,7 @@ def by_scan(folder: Path, events: Sequence[Event]) -> Iterator[tuple[Event, obje
     predictor = ScanPredictor(model, forecaster(folder), keys, period_start_ms=0)
     start = start_event(model, warm_from=(), market_ms=START_MS)
     for event in predictor.read_ahead([start, *events]):
-        yield event, predictor.predict(event)
+        yield event, predictor.predict(event)[0]
     assert predictor.probed
 
 
