@@ -30,14 +30,14 @@ if TYPE_CHECKING:
     from tracepaper.strategies.errors import DataInvalid as DataInvalid
     from tracepaper.strategies.errors import StrategyFailed as StrategyFailed
     from tracepaper.strategies.errors import TracepaperError as TracepaperError
-    from tracepaper.strategies.networks.own import AttentionMechanism as AttentionMechanism
+    from tracepaper.strategies.networks.custom import AttentionMechanism as AttentionMechanism
     from tracepaper.strategies.types.decisions import Action as Action
 
     __version__: str
 
 _HOMES = {
     "Action": "strategies.types.decisions",
-    "AttentionMechanism": "strategies.networks.own",
+    "AttentionMechanism": "strategies.networks.custom",
     "BarContext": "strategies.api.context",
     "Cancel": "strategies.api.context",
     "ConfigInvalid": "strategies.errors",

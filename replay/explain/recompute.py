@@ -35,9 +35,9 @@ from tracepaper.strategies.forecasters.attribution import (
     Probe,
     attending,
 )
+from tracepaper.strategies.forecasters.base import Attribution
 from tracepaper.strategies.forecasters.cross_asset import over_symbols
 from tracepaper.strategies.forecasters.outputs import head_forecasts
-from tracepaper.strategies.forecasters.streaming import Attribution
 from tracepaper.strategies.networks.architecture import AttendedPart
 from tracepaper.strategies.types.decisions import (
     BLOCK_BARS,
@@ -258,9 +258,9 @@ def kept_forecaster(database: Path, run: Run, model_id: str) -> tuple[Path, Fore
 
 def attribute(past: Past) -> FullAttribution:
     """Return the attribution at full resolution, compared with the buckets that were stored."""
-    found = past.forecaster.attribution(past.decided.instrument, past.bars)
+    found = past.forecaster.explain(past.decided.instrument)
     closes = {bar.open_time_ms: bar.close / 10**past.price_decimals for bar in past.bars}
-    parts = past.forecaster.parts(past.decided.instrument)
+    parts = found.parts
     return FullAttribution(
         found.open_time_ms,
         tuple(closes[time] for time in found.open_time_ms),
@@ -461,7 +461,7 @@ def _further(past: Past, sigma: float) -> tuple[FurtherAhead, ...]:
     forecast, asked = past.forecast, past.forecaster
     if (
         forecast.heads is None
-        and (outputs := asked.further_outputs(past.decided.instrument)) is not None
+        and (outputs := asked.explain(past.decided.instrument).outputs) is not None
     ):
         levels = asked.model.levels
         made = head_forecasts(outputs, np.array([sigma]), forecast.horizons, levels)

@@ -182,10 +182,11 @@ def _heads(shown: ShownRun, past: Past, sequence: int) -> list[answers.HeadShare
     from tracepaper.replay.explain.decision import read_stored
 
     instrument = past.decided.instrument
-    if past.forecaster.parts(instrument):
+    found = past.forecaster.explain(instrument)
+    if found.parts:
         return []
     layers = past.forecaster.attribution_by_layer(instrument)
-    opened = past.forecaster.attribution(instrument, past.bars).open_time_ms
+    opened = found.open_time_ms
     seen = layers[0].rows.shape[-1]
     times = np.array(opened[-seen:])
     stored = read_stored(shown.database, shown.run_id, sequence).buckets

@@ -57,7 +57,9 @@ Attending = StreamingForecaster | WindowedForecaster
 def attending(forecaster: Forecaster) -> Attending | None:
     """Return the network that attends behind *forecaster*, of an ensemble its half; else None."""
     network = network_half(forecaster)
-    return network if isinstance(network, StreamingForecaster | WindowedForecaster) else None
+    if isinstance(network, WindowedForecaster) and not network.attends:
+        return None
+    return network if isinstance(network, Attending) else None
 
 
 class Figures(NamedTuple):

@@ -19,6 +19,7 @@ from torch.overrides import TorchFunctionMode
 from tracepaper.strategies.api.model import KINDS, DataSource, ModelKind
 from tracepaper.strategies.api.strategy import Forecaster
 from tracepaper.strategies.attention import kernels
+from tracepaper.strategies.attention.checks import finite_layers
 from tracepaper.strategies.attention.memory import (
     Shape,
     forward_bytes,
@@ -32,21 +33,27 @@ from tracepaper.strategies.covariates import (
     takes_vectors,
     vector_scale,
 )
-from tracepaper.strategies.errors import CheckpointMismatch, ConfigInvalid, shown
+from tracepaper.strategies.errors import (
+    AttentionInvalid,
+    CheckpointMismatch,
+    ConfigInvalid,
+    shown,
+)
 from tracepaper.strategies.features import rows as features
 from tracepaper.strategies.features.rows import FeatureSchema
 from tracepaper.strategies.forecasters.dropout import DROPOUT_SPREAD, DropoutPasses
 from tracepaper.strategies.forecasters.outputs import TrainedModel
 from tracepaper.strategies.forecasters.streaming import StreamingForecaster
-from tracepaper.strategies.forecasters.windowed import PlainForecaster, WindowedForecaster
+from tracepaper.strategies.forecasters.windowed import WindowedForecaster
 from tracepaper.strategies.gates.gate import is_known
-from tracepaper.strategies.networks.architecture import Architecture, Network, kind_of
+from tracepaper.strategies.networks.architecture import Network, kind_of
 from tracepaper.strategies.networks.attribution import (
     STORED,
     AttributionMethod,
     refuse_way,
 )
 from tracepaper.strategies.networks.flash import TILES
+from tracepaper.strategies.networks.keys import NetworkConfig
 from tracepaper.strategies.networks.stream import (
     by_compiled_loops,
     stream_backends,
@@ -194,7 +201,7 @@ def build(  # noqa: PLR0913
     return found
 
 
-NetworkForecaster = StreamingForecaster | WindowedForecaster | PlainForecaster
+NetworkForecaster = StreamingForecaster | WindowedForecaster
 """What answers by a network of one symbol's bars."""
 
 
@@ -231,10 +238,9 @@ def network_forecaster(
             backend=_streams_by(attends_by, options.backend, way),
             way=way,
         )
-    elif not network.has_attention:
-        refuse_way(way, kind.name)
-        found = PlainForecaster(model, mode=mode, threads=threads, backend=attends_by)
     else:
+        if not network.has_attention:
+            refuse_way(way, kind.name)
         takes_kernel = network.attend_by(attends_by)
         dtype = "bfloat16" if takes_kernel and kernels.is_half(attends_by) else "float32"
         found = WindowedForecaster(
@@ -265,7 +271,7 @@ def _stream_need(config: Any, instruments: int, *, by_norm: bool) -> Callable[[i
     )
 
 
-def _window_need(config: Architecture) -> Callable[[int], int]:
+def _window_need(config: NetworkConfig) -> Callable[[int], int]:
     """Return what tells the bytes that a network needs for a window."""
     # A network without attention counts as one head: what it holds is less.
     shape = Shape(config.layers, getattr(config, "heads", 1), config.dim)
@@ -333,14 +339,14 @@ def require_device(device: str) -> None:
         )
 
 
-def architecture(card: Mapping[str, Any]) -> tuple[ModelKind, Architecture]:
+def architecture(card: Mapping[str, Any]) -> tuple[ModelKind, NetworkConfig]:
     """Return the kind and the configuration of the network that *card* describes, checked.
 
     Raises ``ConfigInvalid`` for an unknown kind or an architecture that cannot be built.
     """
     model_kinds()
     kind = kind_of(section_of(card, "model").get("kind"))
-    config: Architecture = kind.read(section_of(card, "architecture"))
+    config: NetworkConfig = kind.read(section_of(card, "architecture"))
     return kind, config
 
 
@@ -434,13 +440,13 @@ def _probe(network: Network) -> None:
     source = torch.Generator().manual_seed(_PROBE_SEED)
     bars = _PROBE_BARS if network.takes_any_length else network.config.window
     rows = torch.randn(1, bars, network.config.features, generator=source)
-    with torch.inference_mode():
-        for name, state in network.named_states(rows.clamp(-_PROBE_CLIP, _PROBE_CLIP)):
-            if not bool(torch.isfinite(state).all()):
-                raise CheckpointMismatch(
-                    f"The layer {name} of this checkpoint gives values that are not finite; "
-                    "train or fetch it again."
-                )
+    try:
+        with torch.inference_mode(), finite_layers(network):
+            network(rows.clamp(-_PROBE_CLIP, _PROBE_CLIP))
+    except AttentionInvalid as error:
+        raise CheckpointMismatch(
+            f"This checkpoint cannot be used: {error} Train or fetch it again."
+        ) from None
 
 
 def _model(

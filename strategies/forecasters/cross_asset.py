@@ -34,7 +34,14 @@ from tracepaper.strategies.errors import (
     shown,
 )
 from tracepaper.strategies.features.rolling import Array
-from tracepaper.strategies.features.rows import FeatureSchema
+from tracepaper.strategies.features.rows import FeatureRows, FeatureSchema
+from tracepaper.strategies.forecasters.base import (
+    CheckpointForecaster,
+    FeatureMemory,
+    FeatureWindow,
+    InstrumentMemory,
+    row_at,
+)
 from tracepaper.strategies.forecasters.build import (
     RunOptions,
     calibration_of,
@@ -44,8 +51,8 @@ from tracepaper.strategies.forecasters.build import (
     per_horizon,
     section_of,
 )
-from tracepaper.strategies.forecasters.outputs import forecasts, require_one_of_each
-from tracepaper.strategies.forecasters.windowed import CONTENT_FREE, FeatureWindow, buckets_of
+from tracepaper.strategies.forecasters.outputs import explained_rows, forecasts
+from tracepaper.strategies.forecasters.windowed import CONTENT_FREE, buckets_of
 from tracepaper.strategies.gates.gate import MEASURES
 from tracepaper.strategies.networks.cross_asset import (
     CrossAssetConfig,
@@ -153,33 +160,31 @@ class LastClose(NamedTuple):
     positions: Ids  # [time]: absolute numbers of the bars
 
 
-class TogetherForecaster:
+class TogetherForecaster(CheckpointForecaster):
     """A network over several symbols, asked once a close.
 
     Where a close lacks one of the symbols, or one of the bars that an answer looks back on, none
     of them has an answer. Raises ``ConfigInvalid`` for a symbol that it was not trained on.
     """
 
+    causal = False  # an answer needs others' bars, and none is given of bars of one
+    scanned_at_once = 1
+
     def __init__(self, model: TogetherModel, symbols: Sequence[str], *, threads: int) -> None:
+        correlations = {"correlations"} if model.config.factors else set()
+        super().__init__(
+            model,
+            FeatureMemory(model.schema, expected=len(symbols)),
+            context=model.context,
+            horizons=model.config.horizons,
+            measures=MEASURES | correlations,
+            mode="batched",
+            threads=threads,
+            backend=kernels.resolve("auto", "cpu", torch.float32),
+        )
         self.model = model
         self.symbols = tuple(symbols)
         self.every = model.config.every
-        self.model_id = model.model_id
-        self.model_sha256 = model.sha256
-        self.context = model.context
-        self.horizons = model.config.horizons
-        self.calibration = model.calibration
-        self.mode = "batched"
-        self.device = "cpu"
-        self.dtype = "float32"
-        self.threads = threads
-        self.backend = kernels.resolve("auto", "cpu", torch.float32)
-        self.causal = False  # an answer needs others' bars, and none is given of bars of one
-        self.scanned_at_once = 1
-        self.measures = MEASURES
-        if model.config.factors:
-            self.measures |= {"correlations"}
-        self.is_outside = False
         self._places = model.config.places(self.symbols)
         self._windows = {symbol: self._window() for symbol in self.symbols}
         self._bars = CommonBars(self.symbols, self.context)
@@ -189,33 +194,36 @@ class TogetherForecaster:
     def _window(self) -> FeatureWindow:
         return FeatureWindow(self.model.config.receptive_field, self.model.schema)
 
-    def warm(self, instrument: str, bars: Sequence[Bar]) -> None:
-        """Forget *instrument*, then take in *bars* (oldest first); only the last ones matter."""
-        symbol = instrument.partition(":")[2]
+    def remember(self, known: InstrumentMemory, bars: Sequence[Bar], taken: FeatureRows) -> None:
+        """Begin the window of one symbol anew."""
+        symbol = known.instrument.partition(":")[2]
         window = self._windows[symbol] = self._window()
         self._bars.forget(symbol)
         self._before = -1, None
-        for bar in bars[-self.context :]:
-            self._bars.take(bar)
-        for _ in window.take_all(bars[-self.context :]):
-            pass
-
-    def step(self, bar: Bar) -> Forecast | None:
-        """Take in a bar that came alone: it has no answer."""
-        return self.predict_many([bar])[0]
-
-    def predict_many(self, bars: Sequence[Bar]) -> list[Forecast | None]:
-        """Take in the *bars* of one close; return their forecasts where all symbols have one.
-
-        All are NaN where a feature of one of these bars is not finite. Raises ``InvariantBroken``
-        for two bars of one instrument.
-        """
-        require_one_of_each(bars)
-        before = self._looked_before()
-        sigmas = {}  # by symbol; NaN where its features cannot be used
         for bar in bars:
             self._bars.take(bar)
-            sigmas[symbol_of(bar)] = self._windows[symbol_of(bar)].take(bar)
+        for _ in window.take(bars, taken):
+            pass
+
+    def answer(
+        self, bars: Sequence[Bar], taken: FeatureRows, *, is_group: bool
+    ) -> list[Forecast | None]:
+        """Return the answers to the *bars* of one close where all symbols have one.
+
+        All are NaN where a feature of one of these bars is not finite. Raises ``InvariantBroken``
+        for bars of one symbol alone.
+        """
+        if not is_group:
+            raise InvariantBroken(
+                f"{len(bars)} bars of one symbol were handed to a network over several; hand over "
+                "closes."
+            )
+        before = self._looked_before()
+        sigmas = {}  # by symbol; NaN where its features cannot be used
+        for at, bar in enumerate(bars):
+            self._bars.take(bar)
+            sigma_of = self._windows[symbol_of(bar)].take([bar], row_at(taken, at))
+            sigmas[symbol_of(bar)] = next(sigma_of, float("nan"))
         if len(bars) < len(self.symbols) or self._bars.lacking():
             return [None] * len(bars)
         close = self.last_close()
@@ -226,13 +234,6 @@ class TogetherForecaster:
         self._before = self._newest_ms, close.by_time
         answers = dict(zip(self.symbols, said, strict=True))
         return [answers[symbol_of(bar)] for bar in bars]
-
-    def scan(self, bars: Sequence[Bar]) -> list[Forecast | None]:
-        """Raise ``InvariantBroken``: bars of one instrument alone have no answer."""
-        raise InvariantBroken(
-            f"{len(bars)} bars of one symbol were handed to a network over several; hand over "
-            "closes."
-        )
 
     def last_close(self, method: Rollout = PLAIN) -> LastClose:
         """Return what is said of the newest close, and where each symbol looked by *method*.
@@ -281,21 +282,12 @@ class TogetherForecaster:
             .sum(axis=1)
             .tolist()
         )
-        heads = close.look.heads.float().numpy()
-        sure = heads.astype(np.float64).mean(axis=(1, 2)).tolist()
-        return [
-            Explanation(
-                confidence=sure[at],
-                content_free=CONTENT_FREE,
-                recent_mass=recent[at],
-                older_mass=float(row[-1]),
-                shift=shifts[at],
-                l1_error=abs(1.0 - float(by_time[at].sum())),
-                entropy=heads[at].astype("<f4").tobytes(),
-                buckets=row[:-1].astype("<f4").tobytes(),
-            )
-            for at, row in enumerate(rows)
-        ]
+        heads = close.look.heads.float().flatten(1).numpy()
+        errors = np.abs(1.0 - by_time.sum(axis=1)).tolist()
+        return explained_rows(
+            np.stack(rows), heads, recent=recent, shifts=shifts, errors=errors,
+            content_free=CONTENT_FREE,
+        )  # fmt: skip
 
     def _answers(
         self, look: CrossLook, sigma: Array, found: Sequence[Explanation]

@@ -16,8 +16,9 @@ import torch
 from msgspec.structs import replace
 
 from tracepaper.strategies.features.rolling import Array
+from tracepaper.strategies.features.rows import FeatureRows
+from tracepaper.strategies.forecasters.base import FeatureWindow, row_at
 from tracepaper.strategies.forecasters.outputs import TrainedModel
-from tracepaper.strategies.forecasters.windowed import FeatureWindow
 from tracepaper.strategies.types.decisions import Forecast, HeadForecasts
 from tracepaper.strategies.types.market import Bar
 
@@ -34,32 +35,38 @@ class DropoutPasses:
         self._passes = passes
         self._windows: dict[str, FeatureWindow] = {}
 
-    def warm(self, instrument: str, bars: Sequence[Bar]) -> None:
-        """Forget *instrument*, then take in *bars* (oldest first)."""
-        window = self._windows[instrument] = self._window()
-        for _ in window.take_all(bars):
+    def warm(self, instrument: str, bars: Sequence[Bar], taken: FeatureRows) -> None:
+        """Forget *instrument*, then take in *bars* (oldest first) with their rows *taken*."""
+        self._windows.pop(instrument, None)
+        for _ in self._of(instrument).take(bars, taken):
             pass
 
     def completed(
-        self, bars: Sequence[Bar], answers: Sequence[Forecast | None]
+        self, bars: Sequence[Bar], answers: Sequence[Forecast | None], taken: FeatureRows
     ) -> list[Forecast | None]:
         """Take in *bars*; return their *answers*, each with the spread at its horizons."""
-        return [self._completed(bar, answer) for bar, answer in zip(bars, answers, strict=True)]
+        found = list(answers)
+        first = len(bars) - len(taken.values)
+        for at, (bar, answer) in enumerate(zip(bars[first:], answers[first:], strict=True)):
+            window = self._of(bar.instrument)
+            for sigma in window.take([bar], row_at(taken, at)):
+                if answer is not None and window.is_full:
+                    # A standard deviation in log returns: outputs are in units of σ √horizon.
+                    spread = self._spread(window, bar.open_time_ms)
+                    spread = spread * sigma * np.sqrt(answer.horizons)
+                    heads = replace(
+                        answer.heads or HeadForecasts(),
+                        dropout_spread=spread.astype("<f4").tobytes(),
+                    )
+                    found[first + at] = replace(answer, heads=heads)
+        return found
 
-    def _window(self) -> FeatureWindow:
-        model = self._model
-        return FeatureWindow(model.network.config.receptive_field, model.schema, model.computed)
-
-    def _completed(self, bar: Bar, answer: Forecast | None) -> Forecast | None:
-        if (window := self._windows.get(bar.instrument)) is None:
-            window = self._windows[bar.instrument] = self._window()
-        sigma = window.take(bar)
-        if answer is None or not window.is_full:
-            return answer
-        # A standard deviation, in log returns: outputs are in units of sigma * sqrt(horizon).
-        spread = self._spread(window, bar.open_time_ms) * sigma * np.sqrt(answer.horizons)
-        heads = answer.heads or HeadForecasts()
-        return replace(answer, heads=replace(heads, dropout_spread=spread.astype("<f4").tobytes()))
+    def _of(self, instrument: str) -> FeatureWindow:
+        if (window := self._windows.get(instrument)) is None:
+            model = self._model
+            window = FeatureWindow(model.network.config.receptive_field, model.schema)
+            self._windows[instrument] = window
+        return window
 
     def _spread(self, window: FeatureWindow, seed: int) -> Array:
         """Return the sample standard deviation over passes of each horizon's mean: [horizon]."""

@@ -13,7 +13,7 @@ from msgspec.structs import replace
 from numpy.typing import NDArray
 
 from tracepaper.strategies.attention.time_buckets import recent_mass, shift
-from tracepaper.strategies.errors import CheckpointMismatch, InvariantBroken
+from tracepaper.strategies.errors import CheckpointMismatch
 from tracepaper.strategies.features.rolling import Array
 from tracepaper.strategies.features.rows import FeatureSchema
 from tracepaper.strategies.networks.architecture import Network, Outputs
@@ -30,7 +30,6 @@ from tracepaper.strategies.types.decisions import (
     HeadForecasts,
     path_steps,
 )
-from tracepaper.strategies.types.market import Bar
 
 Floats = NDArray[np.float64]
 Said = NDArray[np.float32]
@@ -71,14 +70,6 @@ class TrainedModel:
     def computed(self) -> FeatureSchema:
         """The schema that is computed, of which the network's own is the first columns."""
         return self.wide or self.schema
-
-
-def require_one_of_each(bars: Sequence[Bar]) -> None:
-    """Raise ``InvariantBroken`` where two of *bars*, a group, are of one instrument."""
-    if len({bar.instrument for bar in bars}) < len(bars):
-        raise InvariantBroken(
-            "Two bars of one instrument cannot be stepped at once; hand over one of each."
-        )
 
 
 def forecasts(
@@ -188,24 +179,36 @@ def explanations(
     ]
     rollout = advanced.rollout.reshape(len(by_age), -1)  # [bar, buckets + 1]
     errors = np.abs(1.0 - rollout.sum(axis=1, dtype=np.float64)).tolist()
-    entropy = advanced.confidence.reshape(len(by_age), -1)  # [bar, layer * head]
-    confidence = entropy.double().mean(1).tolist()
-    heads = _packed(entropy.numpy())
-    buckets = _packed(rollout[:, :-1])
-    older = rollout[:, -1].tolist()
-    return [
-        Explanation(
-            confidence[i],
-            content_free,
-            recent[i],
-            older[i],
-            shifts[i],
-            errors[i],
-            heads[i],
-            buckets[i],
-        )
-        for i in range(len(by_age))
-    ]
+    heads = advanced.confidence.reshape(len(by_age), -1).numpy()  # [bar, layer * head]
+    return explained_rows(
+        rollout, heads, recent=recent, shifts=shifts, errors=errors, content_free=content_free
+    )
+
+
+def explained_rows(
+    rows: Said,
+    heads: Said,
+    *,
+    recent: Sequence[float],
+    shifts: Sequence[float | None],
+    errors: Sequence[float],
+    content_free: float,
+) -> list[Explanation]:
+    """Return the explanation of each of *rows* [bar, bucket and older], by its measures.
+
+    *heads* [bar, layer * head] are confidences.
+    """
+    columns = (
+        heads.astype(np.float64).mean(axis=1).tolist(),
+        repeat(content_free),
+        recent,
+        rows[:, -1].tolist(),
+        shifts,
+        errors,
+        _packed(heads),
+        _packed(rows[:, :-1]),
+    )
+    return list(map(Explanation, *columns))
 
 
 def _packed(rows: NDArray[np.floating]) -> list[bytes]:

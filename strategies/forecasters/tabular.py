@@ -28,10 +28,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tracepaper.strategies.api.model import ModelKind, register
-from tracepaper.strategies.api.strategy import SCANNED_AT_ONCE, Forecaster
-from tracepaper.strategies.errors import CheckpointMismatch, ConfigInvalid, InvariantBroken
+from tracepaper.strategies.api.strategy import Forecaster
+from tracepaper.strategies.errors import CheckpointMismatch, ConfigInvalid
 from tracepaper.strategies.features import rows as features
-from tracepaper.strategies.features.rows import FeatureRows, FeatureSchema, FeatureStreams
+from tracepaper.strategies.features.rows import FeatureRows, FeatureSchema
+from tracepaper.strategies.forecasters.base import (
+    Attribution,
+    CheckpointForecaster,
+    FeatureMemory,
+    InstrumentMemory,
+)
 from tracepaper.strategies.forecasters.build import (
     COMPUTED,
     HALVES,
@@ -47,14 +53,7 @@ from tracepaper.strategies.forecasters.build import (
     section_of,
     tensors_of,
 )
-from tracepaper.strategies.forecasters.outputs import require_one_of_each
-from tracepaper.strategies.forecasters.streaming import (
-    Attribution,
-    InstrumentMemory,
-    take_rows,
-)
 from tracepaper.strategies.forecasters.trees import Floats, Scorer, Trees
-from tracepaper.strategies.networks.architecture import BarWeights
 from tracepaper.strategies.networks.attribution import STORED, refuse_way
 from tracepaper.strategies.types.calibration import Calibration
 from tracepaper.strategies.types.decisions import Forecast
@@ -197,104 +196,54 @@ class RowAdded(NamedTuple):
     added: Added
 
 
-class RowStreams:
-    """The rows of features of many instruments, bar by bar or of many known bars."""
+class RowForecaster(CheckpointForecaster):
+    """A row model behind the ``Forecaster`` protocol; equal in every bit in any company."""
 
-    def __init__(self, schema: FeatureSchema) -> None:
-        self._schema = schema
-        self._features = FeatureStreams(schema, streams=0)
-        self._instruments: dict[str, InstrumentMemory] = {}
-
-    def of(self, instrument: str) -> InstrumentMemory:
-        """Return the rows remembered of *instrument*."""
-        if instrument not in self._instruments:
-            used = len(self._instruments)
-            self._features.extend(1)
-            self._instruments[instrument] = InstrumentMemory(self._schema, used)
-        return self._instruments[instrument]
-
-    def take_one_of_each(self, bars: Sequence[Bar]) -> FeatureRows:
-        """Take in one bar of each of several instruments; return their rows.
-
-        Raises ``InvariantBroken`` for one that does not follow; nothing is taken in then.
-        """
-        memories = [self.of(bar.instrument) for bar in bars]
-        for known, bar in zip(memories, bars, strict=True):
-            known.admit([bar])
-        return take_rows(self._features, memories, bars)
-
-
-class RowForecaster:
-    """A row model behind the ``Forecaster`` protocol, for many instruments."""
+    dtype = "float64"
+    warms_by_all = True
 
     def __init__(self, trained: TrainedRows, *, mode: str, threads: int) -> None:
         """Answer by *trained*; *threads* is what a run records, one is used."""
+        super().__init__(
+            trained,
+            FeatureMemory(trained.schema),
+            context=trained.schema.lookback,
+            horizons=trained.horizons,
+            measures=ROW_MEASURES,
+            mode=mode,
+            threads=threads,
+            backend=trained.kind.name,
+        )
         self.trained = trained
-        self.model_id = trained.model_id
-        self.model_sha256 = trained.sha256
-        self.context = trained.schema.lookback
-        self.horizons = trained.horizons
-        self.calibration = trained.calibration
-        self.mode = mode
-        self.device = "cpu"
-        self.dtype = "float64"
-        self.threads = threads
-        self.backend = trained.kind.name
-        self.causal = True
-        self.scanned_at_once = SCANNED_AT_ONCE
-        self.measures = ROW_MEASURES
-        self.is_outside = False
         self._roots = np.sqrt(trained.horizons)
         self._spread = np.array(trained.spread)
-        self._rows = RowStreams(trained.schema)
 
-    def warm(self, instrument: str, bars: Sequence[Bar]) -> None:
-        """Forget *instrument*, then take in *bars* (oldest first); only the last ones matter."""
-        known = self._rows.of(instrument)
-        known.clear()
-        known.take_all(bars)
+    def remember(self, known: InstrumentMemory, bars: Sequence[Bar], taken: FeatureRows) -> None:
+        """Do nothing: the features' lookback is all that an answer needs."""
 
-    def step(self, bar: Bar) -> Forecast | None:
-        """Take in one bar; return its forecast, or None while fewer than ``context`` are known."""
-        return self.predict_many([bar])[0]
-
-    def predict_many(self, bars: Sequence[Bar]) -> list[Forecast | None]:
-        """Take in one bar of each of several instruments; equal to ``step`` on each in every bit.
-
-        Raises ``InvariantBroken`` for two bars of one instrument, and for one that does not
-        follow; nothing is taken in then.
-        """
-        require_one_of_each(bars)
-        taken = self._rows.take_one_of_each(bars)
-        ready = np.flatnonzero(taken.complete(self.trained.schema)).tolist()
+    def answer(
+        self, bars: Sequence[Bar], taken: FeatureRows, *, is_group: bool
+    ) -> list[Forecast | None]:
+        """Return the answer to each row that is whole."""
+        del is_group
         answers: list[Forecast | None] = [None] * len(bars)
+        ready = np.flatnonzero(taken.complete(self.trained.schema)).tolist()
         if ready:
+            first = len(bars) - len(taken.values)
             said = self.forecasts(taken.values[ready], taken.sigma[ready])
             for at, forecast in zip(ready, said, strict=True):
-                answers[at] = forecast
+                answers[first + at] = forecast
         return answers
-
-    def scan(self, bars: Sequence[Bar]) -> list[Forecast | None]:
-        """Take in known *bars* of one instrument; equal to ``step`` on each in every bit."""
-        if not bars:
-            return []
-        taken, _ = self._rows.of(bars[0].instrument).take_all(bars)
-        found = len(taken.values)
-        answers: list[Forecast | None] = [None] * (len(bars) - found)
-        return [*answers, *self.forecasts(taken.values, taken.sigma)] if found else answers
 
     def explain(self, instrument: str) -> RowAdded:
         """Return what each feature of the last bar added to what was said of it.
 
         Raises ``InvariantBroken`` before the first decision.
         """
-        known = self._rows.of(instrument)
+        known = self.memory.of(instrument)
         if len(known.tail) < self.context:
-            raise InvariantBroken(
-                f"{instrument} has no decision to explain yet; warm it with {self.context} bars."
-            )
-        fresh = InstrumentMemory(self.trained.schema, 0)
-        taken, _ = fresh.take_all(list(known.tail))
+            raise self._undecided(instrument)
+        taken = InstrumentMemory(instrument, self.trained.schema).take_all(list(known.tail))
         row = taken.values[-1]
         return RowAdded(row, float(taken.sigma[-1]), self.trained.model.added(row))
 
@@ -326,8 +275,11 @@ class RowForecaster:
         )
 
 
-class EnsembleForecaster:
-    """Both halves behind the ``Forecaster`` protocol, for many instruments."""
+class EnsembleForecaster(CheckpointForecaster):
+    """Both halves behind the ``Forecaster`` protocol: what the network says, mixed with the rows'.
+
+    Bars are the network's, and so are their features, by the wider of both halves' schemas.
+    """
 
     member_shape: ClassVar[tuple[int, int]] = (2, 2)
     """Members, and the numbers that each says at a horizon in ``Forecast.further``."""
@@ -356,49 +308,36 @@ class EnsembleForecaster:
             raise ConfigInvalid(
                 "An ensemble needs one share from 0 to 1 for each horizon; fit it again."
             )
+        super().__init__(
+            network.model,
+            network.memory,
+            context=network.context,
+            horizons=network.horizons,
+            measures=network.measures,
+            mode=network.mode,
+            threads=network.threads,
+            backend=network.backend,
+        )
         self.network, self.rows = network, rows
         self.shares, self.spread = tuple(shares), tuple(spread)
         self._shares, self._spread = np.array(self.shares), np.array(self.spread)
-        self.model_id = network.model_id
-        self.model_sha256 = network.model_sha256
-        self.context = network.context
-        self.horizons = network.horizons
         self.calibration = calibration
-        self.mode = network.mode
-        self.device = network.device
-        self.dtype = network.dtype
-        self.threads = network.threads
-        self.backend = network.backend
-        self.causal = network.causal
+        self.device, self.dtype = network.device, network.dtype
         self.scanned_at_once = network.scanned_at_once
-        self.measures = network.measures
-        self.is_outside = False
+        self.warms_by_all = network.warms_by_all
+        self.dropout = network.dropout
 
-    def warm(self, instrument: str, bars: Sequence[Bar]) -> None:
-        """Forget *instrument*, then take in *bars* (oldest first); only the last ones matter."""
-        self.network.warm(instrument, bars)
+    def remember(self, known: InstrumentMemory, bars: Sequence[Bar], taken: FeatureRows) -> None:
+        """Let the network begin anew."""
+        self.network.remember(known, bars, taken)
 
-    def step(self, bar: Bar) -> Forecast | None:
-        """Take in one bar; return its forecast, or None while fewer than ``context`` are known."""
-        return self.predict_many([bar])[0]
+    def answer(
+        self, bars: Sequence[Bar], taken: FeatureRows, *, is_group: bool
+    ) -> list[Forecast | None]:
+        """Return the network's answers, mixed."""
+        return self._mixed(self.network.answer(bars, taken, is_group=is_group), taken)
 
-    def predict_many(self, bars: Sequence[Bar]) -> list[Forecast | None]:
-        """Take in one bar of each of several instruments, as the network does."""
-        return self._mixed(self.network.predict_many(bars), self.network.newest)
-
-    def scan(self, bars: Sequence[Bar]) -> list[Forecast | None]:
-        """Take in many known bars of one instrument, as the network does.
-
-        Raises ``InvariantBroken`` where the network is not causal.
-        """
-        said = self.network.scan(bars)
-        if not bars:
-            return said
-        found = self.network.newest
-        unknown = len(said) - len(found.values)
-        return [*said[:unknown], *self._mixed(said[unknown:], found)]
-
-    def explain(self, instrument: str) -> Attribution | BarWeights:
+    def explain(self, instrument: str) -> Attribution:
         """Return where the network looked at *instrument*'s last decision, bar by bar.
 
         Raises ``InvariantBroken`` for a network without attention.
@@ -411,16 +350,17 @@ class EnsembleForecaster:
         None where a half lacks its history: the row model's is longer where its features are.
         """
         schema = self.rows.trained.schema
-        whole = seen.complete(schema).tolist()
-        ready = [at for at, one in enumerate(said) if one is not None and whole[at]]
+        first = len(said) - len(seen.values)
+        whole = np.flatnonzero(seen.complete(schema)).tolist()
+        network = {at: one for at in whole if (one := said[first + at]) is not None}
         found: list[Forecast | None] = [None] * len(said)
-        if not ready:
+        if not network:
             return found
+        ready = list(network)
         own = seen.values[ready, : len(schema.names)]
-        network = [one for at in ready if (one := said[at]) is not None]
-        mixed = self._of_halves(network, *self.rows.figures(own, seen.sigma[ready]))
-        for at, one in zip(ready, mixed, strict=True):
-            found[at] = one
+        figures = self.rows.figures(own, seen.sigma[ready])
+        for at, one in zip(ready, self._of_halves([*network.values()], *figures), strict=True):
+            found[first + at] = one
         return found
 
     def _of_halves(

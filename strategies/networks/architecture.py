@@ -13,10 +13,9 @@ The rules are docs/models.md, L59 and L60.
 
 from __future__ import annotations
 
-from abc import abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import ClassVar, Final, NamedTuple, Protocol
+from typing import Any, ClassVar, Final, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -33,10 +32,21 @@ from tracepaper.strategies.attention.methods import (
     flow,
     rollout,
 )
-from tracepaper.strategies.attention.probsparse import Multiplications, SparseRead
+from tracepaper.strategies.attention.probsparse import (
+    MapRead,
+    Multiplications,
+    SparseRead,
+    Taps,
+)
 from tracepaper.strategies.attention.reads import Read
-from tracepaper.strategies.errors import ConfigInvalid, InvariantBroken, shown
+from tracepaper.strategies.errors import (
+    AttentionInvalid,
+    ConfigInvalid,
+    InvariantBroken,
+    shown,
+)
 from tracepaper.strategies.networks.attribution import STORED, AttributionMethod
+from tracepaper.strategies.networks.keys import NetworkConfig
 from tracepaper.strategies.types.decisions import DRAWDOWN_LEVELS, PATH_LEVELS, PATH_STEPS
 
 DIRECTIONS: Final = 3  # down, flat, up
@@ -176,23 +186,13 @@ HEADS: Final[dict[str, Head]] = {
 class Heads(nn.Module):
     """One linear layer over the last state; its slices become ``Outputs``."""
 
-    def __init__(
-        self,
-        dim: int,
-        horizons: int,
-        quantiles: int,
-        *,
-        allocation: bool,
-        risk: bool = False,
-        regimes: int = 0,
-        path: bool = False,
-        runup: bool = False,
-    ) -> None:
+    def __init__(self, dim: int, horizons: int, quantiles: int = 0, **further: Any) -> None:  # noqa: ANN401
+        """Give *horizons* quantiles and what *further* names of ``HeadSizes``."""
         super().__init__()
-        sizes = HeadSizes(quantiles, allocation, risk, regimes, path, runup)
+        sizes = HeadSizes(quantiles, **further)
         self.widths = [head.width(sizes) for head in HEADS.values()]
         self.horizons = horizons
-        self.levels = RegimeLevels(horizons, regimes) if regimes else None
+        self.levels = RegimeLevels(horizons, sizes.regimes) if sizes.regimes else None
         self.project = nn.Linear(dim, horizons * sum(self.widths))
         # Start at "nothing is known": mean 0, scale and variance 1, even odds.
         nn.init.normal_(self.project.weight, std=0.01)
@@ -207,6 +207,13 @@ class Heads(nn.Module):
         if self.levels is not None and outputs.regimes is not None:
             outputs = outputs._replace(regimes=self.levels(outputs.regimes))
         return _in_sigmas(outputs)
+
+
+def heads_of(config: NetworkConfig, *, horizons: int | None = None, **further: Any) -> Heads:  # noqa: ANN401
+    """Return the heads of *config*, with *further* ones; *horizons* that each row answers."""
+    ahead = len(config.horizons) if horizons is None else horizons
+    further |= {"allocation": config.allocation}
+    return Heads(config.dim, ahead, len(config.quantiles), **further)
 
 
 def _in_sigmas(outputs: Outputs) -> Outputs:
@@ -243,40 +250,6 @@ class RegimeLevels(nn.Module):
         levels = torch.stack((_bounded(mean), _bounded(shape + 0.7)), dim=-2)
         wide = levels.to(probabilities.dtype).expand(*probabilities.shape[:-2], *levels.shape)
         return torch.cat((probabilities[..., None, :], wide), dim=-2)
-
-
-class Architecture(Protocol):
-    """What every network's configuration tells, whatever else it holds."""
-
-    @property
-    def features(self) -> int:
-        """Columns of a row."""
-        ...
-
-    @property
-    def dim(self) -> int:
-        """The width of the network."""
-        ...
-
-    @property
-    def layers(self) -> int:
-        """Layers, of attention or of another kind."""
-        ...
-
-    @property
-    def window(self) -> int:
-        """Bars that one layer sees."""
-        ...
-
-    @property
-    def receptive_field(self) -> int:
-        """How many rows one answer depends on."""
-        ...
-
-    @property
-    def horizons(self) -> tuple[int, ...]:
-        """Bars ahead that are forecast."""
-        ...
 
 
 class AttendedPart(NamedTuple):
@@ -321,42 +294,214 @@ ToBars = Callable[[Mapping[str, Tensor]], "tuple[Tensor, tuple[AttendedPart, ...
 """Weights [row, token] by stream → on the window's bars [row, bar], and the first row's parts."""
 
 
-class Trace(NamedTuple):
-    """A window's forecast with all that explains it."""
+def plain_bars(weights: Mapping[str, Tensor]) -> tuple[Tensor, tuple[AttendedPart, ...]]:
+    """Return the weights of a network whose tokens are bars."""
+    return weights["bars"], ()
+
+
+class Trace:
+    """What explains a pass over some windows; each attention adds its read, the lowest first."""
 
     outputs: Outputs
-    reads: list[Read]
-    """The lowest first; those of attention know values and projections as well."""
-    start: Mapping[str, Tensor]
-    """Weights [batch, row, token] of what is read out, by stream: the decided bar's."""
-    attended: list[Tensor]
-    """Each attention's A·V [batch, head, query, dim], or that of its last queries."""
-    to_bars: ToBars
-    decided: list[tuple[Read, tuple[int, ...]]]
-    """The reads whose confidence is the decision's, each with the queries that decide."""
+
+    def __init__(self) -> None:
+        self.reads: list[Read] = []
+        self.attended: list[Tensor] = []
+        """A·V [batch, head, query, dim] of each ``attending``, or that of its last queries."""
+        self.decided: list[tuple[Read, tuple[int, ...]]] = []
+        """The reads whose confidence is the decision's, each with the queries that decide."""
+        self.places: dict[str, tuple[int, ...]] = {}
+        """By stream the tokens that are read out; elsewhere it is the last."""
+        self.ahead: dict[str, int] = {}
+        """By stream how many of its last tokens stand for no bar: weights leave them out."""
+        self.ages: dict[str, Tensor] = {}
+        """By stream how many bars old its first tokens are, where these are no single bars."""
+        self.to_bars: ToBars = plain_bars
 
     @property
     def attending(self) -> list[Layer | SparseRead]:
         """The reads of attention over values, in the order of ``attended``."""
         return [read for read in self.reads if isinstance(read, Layer | SparseRead)]
 
+    def attend(
+        self,
+        read: Read,
+        attended: Tensor | None = None,
+        *,
+        is_layer: bool = True,
+        decides: bool = True,
+    ) -> None:
+        """Add an attention: one that is no layer of its own belongs to the last one."""
+        layer = max((of.layer for of in self.reads if of.layer is not None), default=-1)
+        made = replace(read, step=len(self.reads), layer=layer + is_layer)
+        self.reads.append(made)
+        if attended is not None:
+            self.attended.append(attended)
+        if decides:
+            at = self.places.get(made.target, (made.shape[2] - 1,))
+            self.decided.append((made, at))
 
-def last_bar(like: Tensor, time: int) -> dict[str, Tensor]:
-    """Return the start of a network that reads out the last of *time* bars, like *like*."""
-    start = torch.zeros(len(like), 1, time, dtype=like.dtype, device=like.device)
-    start[..., -1] = 1.0
-    return {"bars": start}
+    def map(self, taps: Taps) -> None:
+        """Add a map of time."""
+        self.reads.append(MapRead(taps, step=len(self.reads)))
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """How many tokens each stream ends with, the one that is read out last."""
+        sizes: dict[str, int] = {}
+        for read in self.reads:
+            sizes.setdefault(read.source, read.shape[3])
+            sizes[read.target] = read.shape[2]
+        return {name: sizes[name] for name in sorted(sizes, key=self.reads[-1].target.__eq__)}
+
+    def start(self, like: Tensor) -> dict[str, Tensor]:
+        """Return weights [batch, 1, token] by stream of what is read out, for a batch *like*."""
+        kind, top = torch.promote_types(like.dtype, torch.float32), self.reads[-1].target
+        held = {
+            name: torch.zeros(len(like), 1, size, dtype=kind, device=like.device)
+            for name, size in self.sizes.items()
+        }
+        places = self.places.get(top, (held[top].shape[-1] - 1,))
+        held[top][..., list(places)] = 1.0 / len(places)
+        return held
+
+    def on_bars(self, held: Mapping[str, Tensor]) -> tuple[Tensor, tuple[AttendedPart, ...]]:
+        """Return what ``to_bars`` says of weights *held* by stream, without what rests on no bar.
+
+        The others are then scaled to sum to 1.
+        """
+        by_bar, parts = self.to_bars(held)
+        return (by_bar / by_bar.sum(dim=-1, keepdim=True) if self.ahead else by_bar), parts
+
+    def by_layer(self, method: Rollout = PLAIN) -> list[LayerAttribution]:
+        """Attribute layer by layer, the lowest first: a step that decides, and those below it.
+
+        Carried down all layers, the decided bar becomes its rollout. Where tokens stand for no bar,
+        each step is weighed by the share of every token that ends at bars, and above the last layer
+        one position, the decision, stands for all that are read out.
+        """
+        deciding = {id(read): at for read, at in self.decided}
+        first: dict[str, int] = {}  # tokens of each stream below all reads
+        for read in self.reads:
+            first.setdefault(read.source, read.shape[3])
+            first.setdefault(read.target, read.shape[2])
+        first = {name: first[name] for name in self.sizes}
+        ends: Tensor | None = None
+        found: list[LayerAttribution] = []
+        group: list[Read] = []
+        maps: list[Read] = []
+        above = first
+        for read in self.reads:
+            group.append(read)
+            if isinstance(read, MapRead):
+                maps.append(read)
+            decides = [one for one in group if id(one) in deciding]
+            if not decides:
+                continue
+            below, above = above, above | {one.target: one.shape[2] for one in group}
+            number = None if method.head_weights is None else len(found)
+            step = _Step(self, group, below, above, _of_layer(method, number), is_lowest=not found)
+            at = deciding[id(decides[0])]
+            rows = decides[0].rows(at)[0].mean(dim=1)
+            if not self.ahead.keys().isdisjoint(one.target for one in group):
+                every = torch.eye(len(step), dtype=rows.dtype, device=rows.device)
+                if ends is None:
+                    ends = torch.cat(
+                        [
+                            torch.arange(size) < size - self.ahead.get(name, 0)
+                            for name, size in below.items()
+                        ]
+                    ).to(every)
+                step.ends = ends
+                ends = step.ends_above = step.concatenated(every) @ step.ends
+            ages = [self._age(name, first[name], size) for name, size in above.items()]
+            places = self.places.get(read.target, ())
+            if read is self.reads[-1] and len(places) > 1:
+                step.decision = len(places)
+                ages[-1] = ages[-1][: 1 - len(places)]
+            held = carry_down(
+                [one for one in maps if one.target == decides[0].source],
+                {decides[0].source: rows[None]},
+            )
+            empty = {name: rows.new_zeros(len(rows), size) for name, size in first.items()}
+            on_bars, _ = self.on_bars(empty | {name: own[0] for name, own in held.items()})
+            found.append(LayerAttribution(on_bars, torch.cat(ages), step))
+            group = []
+        return found
+
+    def _age(self, name: str, first: int, size: int) -> Tensor:
+        """Return the ages [token] of a stream of *size* tokens above all but *first* below."""
+        age = torch.arange(size - 1, -1, -1) * first // size
+        return self.ages.get(name, age) if size == first else age
 
 
-def plain_bars(weights: Mapping[str, Tensor]) -> tuple[Tensor, tuple[AttendedPart, ...]]:
-    """Return the weights of a network whose tokens are bars."""
-    return weights["bars"], ()
+class _Step:
+    """Carries row weights through some reads: [row, token], all streams one after another."""
+
+    def __init__(
+        self,
+        trace: Trace,
+        reads: Sequence[Read],
+        below: Mapping[str, int],
+        above: Mapping[str, int],
+        method: Rollout,
+        *,
+        is_lowest: bool,
+    ) -> None:
+        self._trace, self._reads, self._method = trace, tuple(reads), method
+        self._below, self._above, self._is_lowest = below, above, is_lowest
+        self.ends: Tensor | None = None
+        """The share of each token below that ends at bars, where this is not all."""
+        self.ends_above: Tensor | None = None
+        self.decision = 0
+        """So many tokens stand above as one, the last."""
+
+    def __len__(self) -> int:
+        """Return how many tokens stand above."""
+        return sum(self._above.values())
+
+    def concatenated(self, weights: Tensor) -> Tensor:
+        """Return *weights* as those below the reads, of all streams."""
+        held = dict(
+            zip(self._above, weights[None].split([*self._above.values()], dim=2), strict=True)
+        )
+        below = carry_down(self._reads, held, self._method)
+        return torch.cat([below[name] for name in self._below], dim=2)[0]
+
+    def __call__(self, weights: Tensor) -> Tensor:
+        """Return *weights* as those below the reads: of the lowest, on bars."""
+        if self.ends is None or self.ends_above is None:
+            below = self.concatenated(weights)
+        else:
+            if self.decision:
+                shares = self.ends_above[-self.decision :]
+                one = weights[:, -1:] * (shares / shares.sum())
+                weights = torch.cat((weights[:, :-1], one), dim=1)
+            tiny = torch.finfo(self.ends_above.dtype).tiny
+            below = self.concatenated(weights / self.ends_above.clamp_min(tiny)) * self.ends
+        if not self._is_lowest:
+            return below
+        parts = below.split([*self._below.values()], dim=1)
+        return self._trace.to_bars(dict(zip(self._below, parts, strict=True)))[0]
+
+
+def _of_layer(method: Rollout, number: int | None) -> Rollout:
+    """Return *method* with the head weights of one layer alone, where each has its own."""
+    given = method.head_weights
+    if number is None or given is None:
+        return method
+    own = torch.as_tensor(given, dtype=torch.float64)
+    own = own[number] if own.ndim > 1 else own
+    return replace(method, head_weights=tuple(own.tolist()))
 
 
 class Network(nn.Module):
-    """A network of this package: rows of features in, forecasts with their explanation out."""
+    """A network of this package: rows of features in, forecasts with their explanation out.
 
-    config: Architecture
+    A kind says how windows become tokens and what attends: by ``run``, and by ``read_out``.
+    """
+
+    config: NetworkConfig
     takes_any_length: ClassVar[bool] = False
     """Whether it takes fewer rows than its window: else only whole windows."""
     has_attention: ClassVar[bool] = True
@@ -368,6 +513,12 @@ class Network(nn.Module):
 
     What a pass keeps for the gradient then fits the caches, and its memory is used again.
     """
+    heads: Heads
+    norm: nn.Module
+
+    def __init__(self, config: Any) -> None:  # noqa: ANN401 - of its kind
+        super().__init__()
+        self.config = config
 
     @property
     def further_heads(self) -> frozenset[str]:
@@ -378,7 +529,7 @@ class Network(nn.Module):
     def given_heads(self) -> frozenset[str]:
         """The heads that not every network has: ``further_heads``, quantiles, an allocation."""
         optional = ("quantiles", "allocation")
-        return self.further_heads | {name for name in optional if getattr(self.config, name, ())}
+        return self.further_heads | {name for name in optional if getattr(self.config, name)}
 
     def attend_by(self, backend: str) -> bool:
         """Attend by the kernel *backend*; return whether this network can be told to."""
@@ -400,13 +551,38 @@ class Network(nn.Module):
         """
         return False
 
+    def run(self, x: Tensor, positions: Tensor, trace: Trace | None) -> Tensor:
+        """Return the states that are read out of windows *x*; *trace* each attention where given.
+
+        *positions* are int64 [time], or [batch, time]. A kind defines it.
+        """
+        raise NotImplementedError
+
+    def read_out(self, state: Tensor) -> Outputs:
+        """Return the heads' outputs of *state* [batch, time, dim]: of the last row alone."""
+        return self.heads(self.norm(state[:, -1:]))
+
+    def forward(self, x: Tensor, positions: Tensor | None = None) -> Outputs:
+        """Forecast the last bar of each window *x* [batch, window, features]: [batch, 1, ...].
+
+        Every row, where a pass gives each an answer. *positions* [time], or [batch, time] of
+        consecutive bars, are int64 absolute bar numbers. Raises ``AttentionInvalid`` on a window of
+        another length than the network takes.
+        """
+        return self.read_out(self.run(x, self._placed(x, positions), None))
+
     def trace(self, x: Tensor, positions: Tensor | None = None) -> Trace:
         """Forecast as ``forward`` does, and return what explains it.
 
         Raises ``InvariantBroken`` of a network without attention.
         """
-        del x, positions
-        raise InvariantBroken(f"{type(self).__name__} has no attention; ask it for its forecast.")
+        if not self.has_attention:
+            raise InvariantBroken(
+                f"{type(self).__name__} has no attention; ask it for its forecast."
+            )
+        trace = Trace()
+        trace.outputs = self.read_out(self.run(x, self._placed(x, positions), trace))
+        return trace
 
     def explain(
         self, x: Tensor, positions: Tensor, way: AttributionMethod = STORED, *, half: bool = False
@@ -430,9 +606,9 @@ class Network(nn.Module):
             older = time - newest
             held = {name: pad(own, (older, 0)) for name, own in found.weights.items()}
         else:
-            found = rollout(reads, seen.start, way.rollout, backend=explained_by(x.device))
+            found = rollout(reads, seen.start(x), way.rollout, backend=explained_by(x.device))
             held, older = dict(found.weights), 0
-        by_bar, parts = seen.to_bars({name: own[0] for name, own in held.items()})
+        by_bar, parts = seen.on_bars({name: own[0] for name, own in held.items()})
         sure = [read.confidence(at)[0].mean(dim=-1) for read, at in seen.decided]
         return ExplainedOutputs(
             seen.outputs.map(lambda part: part[:, -1:]),
@@ -440,6 +616,52 @@ class Network(nn.Module):
             torch.stack(sure),
             parts,
         )
+
+    def attribution_by_layer(
+        self, x: Tensor, positions: Tensor, *, half: bool = False
+    ) -> list[LayerAttribution]:
+        """Attribute one window layer by layer, the lowest first.
+
+        Arguments and errors are those of ``explain``; carried down all layers, the decided bar
+        becomes its rollout.
+        """
+        with self._halved(x, half):
+            return self.trace(x, positions).by_layer()
+
+    def multiplications(self) -> Multiplications | None:
+        """Count the multiplications of its attention; None where it attends densely, or not."""
+        return None
+
+    def content_free(self) -> float:
+        """Return the confidence over a full window that mask and encoding alone give.
+
+        0 where every key is alike without content, or where nothing is known of that.
+        """
+        return 0.0
+
+    def dropping(self) -> list[nn.Module]:
+        """Return the modules that drop numbers at random while training; empty where none does."""
+        return [
+            module
+            for module in self.modules()
+            if (isinstance(module, nn.Dropout) and module.p > 0)
+            or (isinstance(module, nn.LSTM) and module.dropout > 0)
+        ]
+
+    @property
+    def device(self) -> torch.device:
+        """Where its weights are."""
+        return next(self.parameters()).device
+
+    def _placed(self, x: Tensor, positions: Tensor | None) -> Tensor:
+        return torch.arange(x.shape[1], device=x.device) if positions is None else positions
+
+    def _require_window(self, x: Tensor) -> None:
+        if x.shape[1] != self.config.window:
+            raise AttentionInvalid(
+                f"This network takes windows of {self.config.window} bars, not {x.shape[1]}; cut "
+                "or warm the window."
+            )
 
     def _halved(self, x: Tensor, half: bool) -> torch.autocast:  # noqa: FBT001
         """Return the context in which an explained window is computed."""
@@ -466,57 +688,6 @@ class Network(nn.Module):
             else:
                 found.append(read)
         return found
-
-    def attribution_by_layer(
-        self, x: Tensor, positions: Tensor, *, half: bool = False
-    ) -> list[LayerAttribution]:
-        """Attribute one window layer by layer, the lowest first.
-
-        Arguments and errors are those of ``explain``; carried down all layers, the decided bar
-        becomes its rollout.
-        """
-        with self._halved(x, half):
-            seen = self.trace(x, positions)
-        return [layer_of(read, read.shape[2]) for read in seen.reads]
-
-    def multiplications(self) -> Multiplications | None:
-        """Count the multiplications of its attention; None where it attends densely, or not."""
-        return None
-
-    @abstractmethod
-    def named_states(self, x: Tensor) -> Iterator[tuple[str, Tensor]]:
-        """Yield each stage's name and output for *x* [batch, time, features], first to last."""
-
-    def content_free(self) -> float:
-        """Return the confidence over a full window that mask and encoding alone give.
-
-        0 where every key is alike without content, or where nothing is known of that.
-        """
-        return 0.0
-
-    def dropping(self) -> list[nn.Module]:
-        """Return the modules that drop numbers at random while training; empty where none does."""
-        return [
-            module
-            for module in self.modules()
-            if (isinstance(module, nn.Dropout) and module.p > 0)
-            or (isinstance(module, nn.LSTM) and module.dropout > 0)
-        ]
-
-    @property
-    def device(self) -> torch.device:
-        """Where its weights are."""
-        return next(self.parameters()).device
-
-
-def layer_of(read: Read, time: int, method: Rollout = PLAIN) -> LayerAttribution:
-    """Attribute one read of a stream of *time* bars by itself at its last bar."""
-    [name] = {read.target, read.source}
-    return LayerAttribution(
-        read.rows([time - 1])[0, :, 0],
-        torch.arange(time - 1, -1, -1),
-        lambda weights: carry_down([read], {name: weights[None]}, method)[name][0],
-    )
 
 
 def explained_by(device: torch.device) -> str:

@@ -12,9 +12,9 @@ bars are the influence of each asset on each other.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Final, NamedTuple
+from typing import Annotated, ClassVar, Final, NamedTuple
 
 import torch
 from msgspec import Meta
@@ -25,13 +25,13 @@ from tracepaper.strategies.attention.kernels import attend
 from tracepaper.strategies.attention.layer import Layer
 from tracepaper.strategies.attention.masks import Mask
 from tracepaper.strategies.attention.methods import PLAIN, Rollout, rollout
-from tracepaper.strategies.attention.reads import GridRead, Read
-from tracepaper.strategies.errors import AttentionInvalid, ConfigInvalid, shown
+from tracepaper.strategies.attention.reads import GridRead
+from tracepaper.strategies.errors import AttentionInvalid, ConfigInvalid
 from tracepaper.strategies.networks import keys
-from tracepaper.strategies.networks.architecture import Heads, Outputs
+from tracepaper.strategies.networks.architecture import Heads, Outputs, Trace
 from tracepaper.strategies.networks.encodings import ENCODINGS, Phases, Sizes
-from tracepaper.strategies.networks.flash import Block, FlashConfig
-from tracepaper.strategies.networks.keys import checked_section
+from tracepaper.strategies.networks.flash import Block, BlockOptions, each_block
+from tracepaper.strategies.networks.keys import Rule, one_of
 
 SYMBOLS_MAX: Final = 1_000
 FACTORISED: Final = "factorised"
@@ -45,7 +45,7 @@ _NOWHERE: Final = Phases(None, None, None)
 
 
 @dataclass(frozen=True, slots=True)
-class CrossAssetConfig:
+class CrossAssetConfig(keys.ReadKeys):
     """The architecture; it is stored in a model's card as ``[architecture]``.
 
     ``symbols`` have an embedding each, in their order. Weights are held for ``every`` bars.
@@ -55,6 +55,7 @@ class CrossAssetConfig:
         tuple[str, ...],
         Meta(
             description="Symbols, each with an embedding; the candles tell.",
+            max_length=SYMBOLS_MAX,
             extra_json_schema=keys.DERIVED,
         ),
     ] = ()
@@ -81,24 +82,18 @@ class CrossAssetConfig:
         int, Meta(ge=0, le=32, description="Factors of the correlations; 0: none.")
     ] = 0
 
-    def __post_init__(self) -> None:
-        """Refuse what cannot be built, with one sentence each."""
-        if not 1 <= len(self.symbols) <= SYMBOLS_MAX or len(set(self.symbols)) < len(self.symbols):
-            raise ConfigInvalid(
-                f"architecture.symbols must name 1 to {SYMBOLS_MAX:,} different symbols, and holds "
-                f"{len(self.symbols):,}."
-            )
-        if self.attention not in (FACTORISED, JOINT):
-            raise ConfigInvalid(
-                f"architecture.attention is {shown(self.attention)}; choose {FACTORISED} or "
-                f"{JOINT}."
-            )
-        if self.every not in self.horizons:
-            raise ConfigInvalid(
-                f"architecture.every is {self.every}; weights are held for one of the horizons "
-                f"{list(self.horizons)}."
-            )
-        self.trunk()
+    RULES: ClassVar[tuple[keys.Rule, ...]] = (
+        Rule(
+            lambda of: of.symbols and len(set(of.symbols)) == len(of.symbols),
+            f"symbols must name 1 to {SYMBOLS_MAX:,} different symbols",
+        ),
+        one_of("attention", (FACTORISED, JOINT)),
+        Rule(
+            lambda of: of.every in of.horizons,
+            "every is {of.every}; weights are held for one of the horizons {of.horizons}",
+        ),
+        keys.EVEN_HEADS,
+    )
 
     @property
     def receptive_field(self) -> int:
@@ -106,29 +101,6 @@ class CrossAssetConfig:
         if self.attention == JOINT:
             return self.window
         return self.layers * (self.window - 1) + 1
-
-    def trunk(self) -> FlashConfig:
-        """Return the configuration of one block."""
-        return FlashConfig(
-            features=self.features,
-            dim=self.dim,
-            layers=self.layers,
-            heads=self.heads,
-            window=self.window,
-            horizons=self.horizons,
-            interval_minutes=self.interval_minutes,
-            mlp_ratio=self.mlp_ratio,
-            dropout=self.dropout,
-        )
-
-    @classmethod
-    def read(cls, section: Mapping[str, Any]) -> CrossAssetConfig:
-        """Build from a card's section, where tuples are lists; raise ``ConfigInvalid``."""
-        others = dict(section)
-        symbols = others.pop("symbols", ())
-        if not isinstance(symbols, list | tuple) or not all(isinstance(s, str) for s in symbols):
-            raise ConfigInvalid("architecture.symbols must be a list of symbols.")
-        return cls(symbols=tuple(symbols), **checked_section(cls, others))
 
     def places(self, symbols: Sequence[str]) -> Tensor:
         """Return the embedding's place of each of *symbols*: int64 [asset].
@@ -203,18 +175,18 @@ class CrossAssetNetwork(nn.Module):
     def __init__(self, config: CrossAssetConfig) -> None:
         super().__init__()
         self.config = config
-        trunk = config.trunk()
+        made = BlockOptions.of(config)
         self.embed = nn.Linear(config.features, config.dim)
         self.asset = nn.Embedding(len(config.symbols), config.dim)
         nn.init.normal_(self.asset.weight, std=0.02)
         self.encoding = ENCODINGS["rope"](Sizes(config.dim, config.heads, config.window))
         is_joint = config.attention == JOINT
-        self.over_time = nn.ModuleList(Block(trunk, depth) for depth in range(config.layers))
+        self.over_time = nn.ModuleList(Block(made, depth) for depth in range(config.layers))
         self.over_assets = nn.ModuleList(
-            Block(trunk, depth) for depth in range(0 if is_joint else config.layers)
+            Block(made, depth) for depth in range(0 if is_joint else config.layers)
         )
         self.norm = nn.LayerNorm(config.dim)
-        self.heads = Heads(config.dim, len(config.horizons), 0, allocation=False)
+        self.heads = Heads(config.dim, len(config.horizons))
         self.relative = _from_nothing(config.dim, len(config.horizons))
         self.allocate = _from_nothing(config.dim, 1) if config.allocation else None
         self.load = self.share = None
@@ -244,20 +216,20 @@ class CrossAssetNetwork(nn.Module):
         of weights over the tokens is carried for each: [asset x time] squared is never stored.
         Raises ``AttentionInvalid`` for what its layers cannot be asked by.
         """
-        reads: list[Read] = []
-        state = self._run(x, assets, positions, reads)
+        trace = Trace()
+        state = self._run(x, assets, positions, trace)
         rows = list(range(x.shape[1]) if decided is None else decided)
         last = [row * x.shape[2] + x.shape[2] - 1 for row in rows]  # tokens, asset by asset
         weights = []
         for first in range(0, len(last), _ROWS_AT_ONCE):
-            start = state.new_zeros(1, len(last[first : first + _ROWS_AT_ONCE]), reads[-1].shape[2])
-            for at, token in enumerate(last[first : first + _ROWS_AT_ONCE]):
-                start[0, at, token] = 1.0
-            weights.append(rollout(reads, {"bars": start}, method).weights["bars"][0])
+            part = last[first : first + _ROWS_AT_ONCE]
+            start = state.new_zeros(1, len(part), trace.reads[-1].shape[2])
+            start[0, range(len(part)), part] = 1.0
+            weights.append(rollout(trace.reads, {"bars": start}, method).weights["bars"][0])
         return CrossLook(
             self._said(state[:, :, -1:]),
             torch.cat(weights).unflatten(1, x.shape[1:3]),
-            torch.stack([read.confidence(last)[0].T for read in reads], dim=1),
+            torch.stack([read.confidence(last)[0].T for read in trace.reads], dim=1),
         )
 
     def _said(self, state: Tensor) -> CrossOutputs:
@@ -276,7 +248,7 @@ class CrossAssetNetwork(nn.Module):
         share = torch.sigmoid(self.share(last.mean(dim=1, keepdim=True)))  # of all assets alike
         return unit * share.sqrt()[..., None]
 
-    def _run(self, x: Tensor, assets: Tensor, positions: Tensor, kept: list[Read] | None) -> Tensor:
+    def _run(self, x: Tensor, assets: Tensor, positions: Tensor, trace: Trace | None) -> Tensor:
         """Return the last layer's states [batch, asset, time, dim]; of the last bar, if joint."""
         if x.shape[1] != len(assets) or x.shape[2] != len(positions):
             raise AttentionInvalid(
@@ -286,20 +258,21 @@ class CrossAssetNetwork(nn.Module):
         state: Tensor = self.embed(x) + self.asset(assets)[:, None]
         phases = self.encoding.phases(positions)
         if self.config.attention == JOINT:
-            return self._joint(state, phases, kept)
-        causal, full = Mask.window(self.config.window), Mask.full()
-        for in_time, across in zip(_each(self.over_time), _each(self.over_assets), strict=True):
-            batch = state.shape[0]
-            grid, count = (len(assets), len(positions)), len(kept or ())
-            layer = _attended(in_time, state.flatten(0, 1), phases, causal, kept)
-            rows = _kept(kept, layer, grid, axis=1, depth=count // 2)
-            rows = rows.unflatten(0, (batch, -1)).transpose(1, 2)  # [batch, time, asset, dim]
-            layer = _attended(across, rows.flatten(0, 1), _NOWHERE, full, kept)
-            rows = _kept(kept, layer, grid, axis=0, depth=count // 2)
-            state = rows.unflatten(0, (batch, -1)).transpose(1, 2)
+            return self._joint(state, phases, trace)
+        causal = Mask.window(self.config.window)
+        blocks = zip(each_block(self.over_time), each_block(self.over_assets), strict=True)
+        for over_time, over_assets in blocks:
+            state, read = _along(over_time, state, phases, causal, trace)
+            if trace is not None and read is not None:
+                trace.attend(GridRead(read, (len(assets), len(positions)), 1))
+            # [batch, time, asset, dim]: each bar is a line, and assets stand in no order.
+            lines, read = _along(over_assets, state.transpose(1, 2), _NOWHERE, Mask.full(), trace)
+            if trace is not None and read is not None:
+                trace.attend(GridRead(read, (len(assets), len(positions)), 0), is_layer=False)
+            state = lines.transpose(1, 2)
         return state
 
-    def _joint(self, state: Tensor, phases: Phases, kept: list[Read] | None) -> Tensor:
+    def _joint(self, state: Tensor, phases: Phases, trace: Trace | None) -> Tensor:
         """Let all tokens see all others: a window that ends now holds nothing that comes later."""
         assets, time = state.shape[1:3]
         if time != self.config.window:
@@ -312,13 +285,12 @@ class CrossAssetNetwork(nn.Module):
             for part in (phases.cosine, phases.sine)
         )
         repeated = Phases(cosine, sine, None)
-        rows = state.flatten(1, 2)  # [batch, asset * time, dim]
-        for block in _each(self.over_time):
-            rows, layer = _attended(block, rows, repeated, Mask.full(), kept)
-            if kept is not None and layer is not None:
-                kept.append(layer)
-        whole: Tensor = rows.unflatten(1, (assets, time))
-        return whole[:, :, -1:]
+        rows = state.flatten(1, 2)[:, None]  # [batch, 1, asset * time, dim]
+        for block in each_block(self.over_time):
+            rows, layer = _along(block, rows, repeated, Mask.full(), trace)
+            if trace is not None and layer is not None:
+                trace.attend(layer)
+        return rows[:, 0].unflatten(1, (assets, time))[:, :, -1:]
 
 
 def _from_nothing(dim: int, width: int) -> nn.Linear:
@@ -329,50 +301,31 @@ def _from_nothing(dim: int, width: int) -> nn.Linear:
     return made
 
 
-def _each(blocks: nn.ModuleList) -> Iterator[Block]:
-    for block in blocks:
-        assert isinstance(block, Block)
-        yield block
-
-
-def _attended(
-    block: Block, rows: Tensor, phases: Phases, mask: Mask, kept: list[Read] | None
+def _along(
+    block: Block, state: Tensor, phases: Phases, mask: Mask, trace: Trace | None
 ) -> tuple[Tensor, Layer | None]:
-    """Pass *rows* [batch, row, dim] through *block*; return its layer as well where reads are kept.
+    """Pass the lines of *state* [batch, line, row, dim] through *block*; return its layer as well.
 
-    Without gradients some of the batch are dealt with at a time, so that little beside is kept.
+    The layer, whose batch are the lines, is None without *trace*. Without gradients some lines are
+    dealt with at a time, so that little beside is kept.
     """
-    count = len(rows)
+    lines = state.flatten(0, 1)
+    count = len(lines)
     if not torch.is_grad_enabled():
-        count = max(_TOKENS_AT_ONCE // rows.shape[1], 1)
+        count = max(_TOKENS_AT_ONCE // lines.shape[1], 1)
     found, noted = [], []
-    for part in rows.split(count):
+    for part in lines.split(count):
         query, key, value = block.project(part, phases)
         mixed, logsumexp = attend(query, key, value, mask, checked=False)
         found.append(block.finish(part, mixed))
-        if kept is not None:
+        if trace is not None:
             noted.append((query, key, value, logsumexp))
-    made = found[0] if len(found) == 1 else torch.cat(found)
-    if kept is None:
+    made = (found[0] if len(found) == 1 else torch.cat(found)).unflatten(0, state.shape[:2])
+    if trace is None:
         return made, None
     query, key, value, logsumexp = (torch.cat(parts) for parts in zip(*noted, strict=True))
     weight = block.project_out.weight
     return made, Layer(query, key, value, logsumexp, mask, output_weight=weight)
-
-
-def _kept(
-    kept: list[Read] | None,
-    attended: tuple[Tensor, Layer | None],
-    grid: tuple[int, int],
-    *,
-    axis: int,
-    depth: int,
-) -> Tensor:
-    """Return the rows *attended*; keep their layer, along one axis of [asset, time]."""
-    rows, layer = attended
-    if kept is not None and layer is not None:
-        kept.append(GridRead(layer, grid, axis, step=len(kept), layer=depth))
-    return rows
 
 
 # ---------------------------------------------------------------- what it is trained by

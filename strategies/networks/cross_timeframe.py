@@ -12,34 +12,28 @@ The rules are docs/attention.md, A34, and docs/models.md, L53.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Final, NamedTuple
+from typing import Annotated, ClassVar, Final, NamedTuple
 
-import torch
 from msgspec import Meta
 from torch import Tensor, nn
 
 from tracepaper.strategies.api.model import ModelKind, register
-from tracepaper.strategies.attention.kernels import attend, cross_attend
+from tracepaper.strategies.attention.kernels import cross_attend
 from tracepaper.strategies.attention.layer import Layer
 from tracepaper.strategies.attention.masks import Mask, closed_keys
-from tracepaper.strategies.attention.methods import carry_down
-from tracepaper.strategies.attention.reads import Read
-from tracepaper.strategies.errors import AttentionInvalid, ConfigInvalid
 from tracepaper.strategies.networks import keys
-from tracepaper.strategies.networks.architecture import (
-    AttendedPart,
-    Heads,
-    LayerAttribution,
-    Network,
-    Outputs,
-    Trace,
-    last_bar,
-)
+from tracepaper.strategies.networks.architecture import AttendedPart, Network, Trace, heads_of
 from tracepaper.strategies.networks.encodings import Phases, clock_code, turns
-from tracepaper.strategies.networks.flash import Block, FlashConfig
-from tracepaper.strategies.networks.keys import WINDOW_MAX
+from tracepaper.strategies.networks.flash import (
+    AttentionConfig,
+    Block,
+    BlockOptions,
+    attend_by_block,
+    each_block,
+)
+from tracepaper.strategies.networks.keys import LOOKS_BACK, WINDOW_MAX, Rule
 from tracepaper.strategies.networks.multi_timeframe import (
     FrameTokens,
     add_shares,
@@ -53,16 +47,15 @@ _BARS, _SLOWER = "bars", "slower"
 
 
 @dataclass(frozen=True, slots=True)
-class CrossConfig(keys.ReadKeys):
+class CrossConfig(AttentionConfig):
     """The architecture; it is stored in a model's card as ``[architecture]``.
 
     Of one-minute bars the defaults are 96 minutes and the last 64 quarters of an hour.
     """
 
-    features: keys.Features = 78
     dim: keys.Dim = 32
     layers: keys.Layers = 2
-    heads: keys.Heads = 4
+    clock: keys.Clock = ("week",)
     bars: Annotated[
         int, Meta(ge=1, le=_TOKENS_MAX, description="Bars seen of the run's timeframe.")
     ] = 96
@@ -77,37 +70,23 @@ class CrossConfig(keys.ReadKeys):
     tokens: Annotated[
         int, Meta(ge=1, le=_TOKENS_MAX, description="Closed bars seen of the slower timeframe.")
     ] = 64
-    horizons: keys.Horizons = (5, 30, 240)
-    clock: keys.Clock = ("week",)
-    interval_minutes: keys.IntervalMinutes = 1
-    mlp_ratio: keys.MlpRatio = 4.0
-    dropout: keys.Dropout = 0.0
-    allocation: keys.Allocation = False
-    quantiles: keys.Quantiles = ()
     other_symbol: Annotated[
         str,
-        Meta(
-            description="A symbol whose closed bars are asked in place of the own slower ones.",
-        ),
+        Meta(description="A symbol whose closed bars are asked in place of the own slower ones."),
     ] = ""
 
-    def __post_init__(self) -> None:
-        """Refuse what cannot be built, with one sentence each."""
-        least_frame = 1 if self.other_symbol else 2
-        for name, least in (("bars", 1), ("frame", least_frame), ("tokens", 1)):
-            if (value := getattr(self, name)) < least:
-                raise ConfigInvalid(f"architecture.{name} is {value}; it must be at least {least}.")
-        if self.window > WINDOW_MAX:
-            raise ConfigInvalid(
-                f"architecture.frame and tokens look back on {self.window:,} bars; use at most "
-                f"{WINDOW_MAX:,}."
-            )
-        if self.other_symbol and self.features % 2:
-            raise ConfigInvalid(
-                f"architecture.features is {self.features}; with other_symbol half of them are the "
-                "other symbol's, so it must be even."
-            )
-        self.trunk()
+    RULES: ClassVar[tuple[keys.Rule, ...]] = (
+        keys.EVEN_HEADS,
+        Rule(
+            lambda of: of.frame > 1 or of.other_symbol,
+            "frame is {of.frame}; it must be at least 2",
+        ),
+        LOOKS_BACK,
+        Rule(
+            lambda of: not (of.other_symbol and of.features % 2),
+            "features is {of.features}; half of them are other_symbol's, so it must be even",
+        ),
+    )
 
     @property
     def window(self) -> int:
@@ -120,168 +99,85 @@ class CrossConfig(keys.ReadKeys):
         own = slice(self.features // 2 if self.other_symbol else self.features)
         return own, slice(own.stop, None) if self.other_symbol else own
 
-    @property
-    def receptive_field(self) -> int:
-        """How many rows one answer depends on, at most."""
-        return self.window
 
-    def trunk(self) -> FlashConfig:
-        """Return what a block is made by; raise ``ConfigInvalid`` where none can be."""
-        return FlashConfig(
-            features=self.features,
-            dim=self.dim,
-            layers=self.layers,
-            heads=self.heads,
-            window=self.bars,
-            horizons=self.horizons,
-            clock=self.clock,
-            interval_minutes=self.interval_minutes,
-            mlp_ratio=self.mlp_ratio,
-            mask="causal",
-            dropout=self.dropout,
-            allocation=self.allocation,
-            quantiles=self.quantiles,
-        )
+class _Stream(NamedTuple):
+    """The tokens of one timeframe."""
 
-
-class _Streams(NamedTuple):
-    """The states of both timeframes, and what all layers share."""
-
-    bars: Tensor  # [batch, bar, dim]
-    slower: Tensor  # [batch, token, dim]
-    phases: tuple[Phases, Phases]  # of the bars, and of the slower ones
-    seen: Tensor  # [batch, bar] int64: slower bars that have closed by the bar's close
-
-
-class _Read(NamedTuple):
-    """A read of one layer, and the A·V that it gave."""
-
-    read: Layer
-    attended: Tensor  # [batch, head, query, dim]
-
-
-class CrossLayer(nn.Module):
-    """A block of each timeframe, and one by which the bars read the slower timeframe."""
-
-    def __init__(self, config: FlashConfig, depth: int) -> None:
-        super().__init__()
-        self.slower = Block(config, depth)
-        self.bars = Block(config, depth)
-        self.read = Block(config, depth)
-
-    def forward(self, given: _Streams, backend: str, kept: list[_Read] | None = None) -> _Streams:
-        """Return *given* with the states above this layer; add its three reads to *kept*."""
-        near, far = given.phases
-        slower = self._within(self.slower, _SLOWER, given.slower, far, backend, kept)
-        bars = self._within(self.bars, _BARS, given.bars, near, backend, kept)
-        # One block's queries are of the bars, its keys and values of the slower timeframe.
-        query = self.read.project(bars, near).query
-        _, key, value = self.read.project(slower, far)
-        attended, logsumexp = cross_attend(query, key, value, given.seen)
-        if kept is not None:
-            depth = len(kept) // 3
-            read = Layer(
-                query, key, value, logsumexp, Mask(causal=False, seen=given.seen),
-                output_weight=self.read.project_out.weight,
-                target=_BARS, source=_SLOWER, step=2 * depth + 1, layer=depth,
-            )  # fmt: skip
-            kept.append(_Read(read, attended))
-        return given._replace(bars=self.read.finish(bars, attended), slower=slower)
-
-    @staticmethod
-    def _within(
-        block: Block,
-        stream: str,
-        state: Tensor,
-        phases: Phases,
-        backend: str,
-        kept: list[_Read] | None,
-    ) -> Tensor:
-        """Return the *state* of one stream after it attended to itself, looking back only."""
-        query, key, value = block.project(state, phases)
-        attended, logsumexp = attend(query, key, value, Mask(), backend=backend, checked=False)
-        if kept is not None:
-            depth = len(kept) // 3
-            read = Layer(
-                query, key, value, logsumexp, output_weight=block.project_out.weight,
-                target=stream, source=stream, step=2 * depth, layer=depth,
-            )  # fmt: skip
-            kept.append(_Read(read, attended))
-        return block.finish(state, attended)
+    state: Tensor  # [batch, token, dim]
+    phases: Phases
 
 
 class CrossNetwork(Network):
     """A window of feature rows in, the forecast of its last bar out."""
 
     config: CrossConfig
-    rows_a_pass = 65_536
+    rows_a_pass: ClassVar[int | None] = 65_536
 
     def __init__(self, config: CrossConfig) -> None:
-        super().__init__()
-        # Set here alone, so that a narrower type than the base's is safe.
-        self.config = config  # pyright: ignore[reportIncompatibleVariableOverride]
+        super().__init__(config)
         self.backend = "auto"  # of ``attend``
-        trunk = config.trunk()
-        wide = config.columns[0].stop
+        made, wide = BlockOptions.of(config), config.columns[0].stop
         self.embed = nn.Linear(wide, config.dim)
         self.embed_slower = nn.Linear(2 * wide, config.dim)
         self.clock = clock_code(config.dim, config.interval_minutes, config.clock)
-        self.layers = nn.ModuleList(CrossLayer(trunk, depth) for depth in range(config.layers))
-        self.norm = nn.LayerNorm(config.dim)
-        self.heads = Heads(
-            config.dim, len(config.horizons), len(config.quantiles), allocation=config.allocation
+        # Of a layer: within the slower timeframe, within the bars, and from these to those.
+        self.layers = nn.ModuleList(
+            nn.ModuleList(Block(made, depth) for _ in range(3)) for depth in range(config.layers)
         )
+        self.norm = nn.LayerNorm(config.dim)
+        self.heads = heads_of(config)
 
     def attend_by(self, backend: str) -> bool:
         """Attend within a timeframe by the kernel *backend*."""
         self.backend = backend
         return True
 
-    def forward(self, x: Tensor, positions: Tensor | None = None) -> Outputs:
-        """Forecast the last bar of each window *x* [batch, window, features]: [batch, 1, ...].
+    def run(self, x: Tensor, positions: Tensor, trace: Trace | None) -> Tensor:
+        """Return the states of the bars.
 
-        *positions* [.., window] are absolute bar numbers, on whose grid the slower timeframe lies.
-        Raises ``AttentionInvalid`` on a window of another length.
-        """
-        state, _ = self.enter(x, positions)
-        for layer in self.layers:
-            state = layer(state, self.backend)
-        return self._read_out(state)
-
-    def trace(self, x: Tensor, positions: Tensor | None = None) -> Trace:
-        """Forecast as ``forward`` does, and return what explains it.
-
-        Three reads a layer: within each timeframe, then across. The parts are the slower bars,
+        A layer has three reads: within each timeframe, then across. The parts are the slower bars,
         then the bars themselves, and two rows of confidence a layer are the bar's attention to the
         bars, and its read of the slower timeframe.
         """
-        kept: list[_Read] = []
-        state, frame = self.enter(x, positions)
+        (bars, near), (slower, far), seen, frame = self.enter(x, positions)
+        if trace is not None:
+            trace.ages[_SLOWER] = self.config.window - (frame.start + frame.length)[0]
+            trace.to_bars = lambda weights: self._to_bars(weights, frame)
         for layer in self.layers:
-            state = layer(state, self.backend, kept)
-        reads = [one.read for one in kept]
-        start = last_bar(reads[0].logsumexp, self.config.bars)
-        start[_SLOWER] = start[_BARS].new_zeros(len(x), 1, self.config.tokens)
-        last = (self.config.bars - 1,)
-        return Trace(
-            self._read_out(state),
-            [*reads],
-            start,
-            [one.attended for one in kept],
-            lambda weights: self._to_bars(weights, frame),
-            [(read, last) for read in reads if read.target == _BARS],
-        )
+            assert isinstance(layer, nn.ModuleList)
+            within_slower, within_bars, read = each_block(layer)
+            slower = self._within(within_slower, _Stream(slower, far), trace, _SLOWER)
+            bars = self._within(within_bars, _Stream(bars, near), trace, _BARS)
+            # One block's queries are of the bars, its keys and values of the slower timeframe.
+            query = read.project(bars, near).query
+            _, key, value = read.project(slower, far)
+            attended, logsumexp = cross_attend(query, key, value, seen)
+            if trace is not None:
+                crossed = Layer(
+                    query, key, value, logsumexp, Mask(causal=False, seen=seen),
+                    output_weight=read.project_out.weight, target=_BARS, source=_SLOWER,
+                )  # fmt: skip
+                trace.attend(crossed, attended, is_layer=False)
+            bars = read.finish(bars, attended)
+        return bars
 
-    def enter(self, x: Tensor, positions: Tensor | None) -> tuple[_Streams, FrameTokens]:
-        """Return the first states of windows *x*, and the bars of the slower timeframe."""
+    def _within(self, block: Block, given: _Stream, trace: Trace | None, stream: str) -> Tensor:
+        """Return the state of one stream after it attended to itself, looking back only."""
+        state, phases = given
+        is_first = stream == _SLOWER
+        attended = attend_by_block(
+            block, block.project(state, phases), Mask(), trace, backend=self.backend,
+            stream=stream, is_layer=is_first, decides=not is_first,
+        )  # fmt: skip
+        return block.finish(state, attended)
+
+    def enter(self, x: Tensor, positions: Tensor) -> tuple[_Stream, _Stream, Tensor, FrameTokens]:
+        """Return both streams of windows *x*, the bars first, and the slower timeframe's bars.
+
+        Between them how many of these have closed by each bar's close: [batch, bar] int64.
+        """
         config = self.config
-        if x.shape[1] != config.window:
-            raise AttentionInvalid(
-                f"This network takes windows of {config.window} bars, not {x.shape[1]}; cut or "
-                "warm the window."
-            )
-        if positions is None:
-            positions = torch.arange(x.shape[1], device=x.device)
+        self._require_window(x)
         positions = positions.expand(x.shape[:2])
         near, far = config.columns
         frame = frame_of(x[..., far], positions, wide=config.frame, count=config.tokens)
@@ -291,22 +187,22 @@ class CrossNetwork(Network):
         bars, slower = self.embed(x[:, -config.bars :, near]), self.embed_slower(frame.rows)
         if self.clock is not None:
             bars, slower = bars + self.clock(places), slower + self.clock(closes)
-        phases = (self._phases(places), self._phases(closes))
-        return _Streams(bars, slower, phases, closed_keys(places, closes)), frame
+        streams = _Stream(bars, self._phases(places)), _Stream(slower, self._phases(closes))
+        return *streams, closed_keys(places, closes), frame
 
     def _phases(self, positions: Tensor) -> Phases:
         """Return the tables that rotate the rows at *positions* [batch, time]."""
-        cosine, sine = turns(positions, self.config.dim // self.config.heads)
+        cosine, sine = turns(positions, self.config.head_dim)
         return Phases(cosine[:, :, None, None], sine[:, :, None, None], None)
-
-    def _read_out(self, state: _Streams) -> Outputs:
-        return self.heads(self.norm(state.bars[:, -1:]))
 
     def _to_bars(
         self, weights: Mapping[str, Tensor], frame: FrameTokens
     ) -> tuple[Tensor, tuple[AttendedPart, ...]]:
         """Return the *weights* of one window on its rows, and by part."""
         slower, bars = weights[_SLOWER], weights[_BARS]
+        by_bar = bars.new_zeros(len(bars), self.config.window)
+        by_bar[:, -self.config.bars :] = bars
+        add_shares(by_bar, frame, slower)
         first = self.config.window - self.config.bars
         parts = [
             part._replace(symbol=self.config.other_symbol)
@@ -315,65 +211,7 @@ class CrossNetwork(Network):
         parts += [
             AttendedPart(1, first + at, 1, share) for at, share in enumerate(bars[0].tolist())
         ]
-        return self._by_bar(torch.cat((slower, bars), dim=1), frame), tuple(parts)
-
-    def _by_bar(self, weights: Tensor, frame: FrameTokens) -> Tensor:
-        """Return *weights* [row, token + bar] on the window's rows: [row, window]."""
-        slower, bars = weights.split((self.config.tokens, self.config.bars), dim=1)
-        by_bar = weights.new_zeros(len(weights), self.config.window)
-        by_bar[:, -self.config.bars :] = bars
-        add_shares(by_bar, frame, slower)
-        return by_bar
-
-    def attribution_by_layer(
-        self, x: Tensor, positions: Tensor, *, half: bool = False
-    ) -> list[LayerAttribution]:
-        """Attribute a window step by step, two a layer: within both timeframes, then across."""
-        frame = self.enter(x, positions)[1]
-        with self._halved(x, half):
-            seen = self.trace(x, positions)
-        tokens, bars = self.config.tokens, self.config.bars
-        newest = torch.arange(bars - 1, -1, -1, device=x.device)
-        age = torch.cat((self.config.window - (frame.start + frame.length)[0], newest))
-        steps = [seen.reads[at : at + count] for at, count in self._steps(len(seen.reads))]
-
-        def carried(step: Sequence[Read], weights: Tensor) -> Tensor:
-            slower, own = weights[None].split((tokens, bars), dim=2)
-            below = carry_down(step, {_SLOWER: slower, _BARS: own})
-            return torch.cat((below[_SLOWER], below[_BARS]), dim=2)[0]
-
-        found = []
-        for number, (step, (read, at)) in enumerate(zip(steps, seen.decided, strict=True)):
-            rows = read.rows(at)[0, :, 0]  # [head, key]
-            kept = rows.new_zeros(len(rows), tokens + bars)
-            kept[:, slice(tokens) if read.source == _SLOWER else slice(tokens, None)] = rows
-
-            def carry(
-                weights: Tensor, step: Sequence[Read] = step, *, lowest: bool = number == 0
-            ) -> Tensor:
-                below = carried(step, weights)
-                return self._by_bar(below, frame) if lowest else below
-
-            found.append(LayerAttribution(self._by_bar(kept, frame), age, carry))
-        return found
-
-    @staticmethod
-    def _steps(reads: int) -> list[tuple[int, int]]:
-        """Return where the reads of each step begin, and how many they are: two, then one."""
-        return [(at + skip, count) for at in range(0, reads, 3) for skip, count in ((0, 2), (2, 1))]
-
-    def named_states(self, x: Tensor) -> Iterator[tuple[str, Tensor]]:
-        """Yield each stage's name and output for windows *x*, first to last."""
-        state, _ = self.enter(x, None)
-        yield "embed", state.bars
-        yield "embed_slower", state.slower
-        for depth, layer in enumerate(self.layers):
-            state = layer(state, self.backend)
-            yield f"layers.{depth}.slower", state.slower
-            yield f"layers.{depth}.bars", state.bars
-        for name, output in self._read_out(state)._asdict().items():
-            if output is not None:
-                yield f"heads.{name}", output
+        return by_bar, tuple(parts)
 
 
 register(

@@ -195,19 +195,15 @@ class Encoding(nn.Module):
         """
         return torch.zeros_like(distance, dtype=torch.float32)[:, None]
 
-    def widen_query(self, query: Tensor, age: Tensor) -> Tensor:
-        """Return *query* [..., head, time, dim] with the dimensions that carry the bias."""
-        del age
-        return query
+    def widen(
+        self, query: Tensor, key: Tensor, value: Tensor, age: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the tensors [..., head, time, dim] with the dimensions that carry the bias.
 
-    def widen_key(self, key: Tensor, age: Tensor) -> Tensor:
-        """Return *key* [..., time, dim] with what these dimensions meet."""
+        *age* is that of ``phases``. What the bias adds to the values is zeros.
+        """
         del age
-        return key
-
-    def widen_value(self, value: Tensor) -> Tensor:
-        """Return *value* [..., time, dim] with as many further zeros."""
-        return value
+        return query, key, value
 
     def content_free(self) -> float:
         """Return the confidence over a full window that no content gives."""
@@ -260,17 +256,13 @@ class Alibi(Encoding):
         """Return each head's slope times the distance; exact below 2^24 bars."""
         return self.slopes[:, None, None] * distance.float()[:, None]
 
-    def widen_query(self, query: Tensor, age: Tensor) -> Tensor:
-        """Extend *query* by ``alibi_query``."""
-        return alibi_query(query, age, self.slopes)
-
-    def widen_key(self, key: Tensor, age: Tensor) -> Tensor:
-        """Extend *key* by ``alibi_key``."""
-        return alibi_key(key, age)
-
-    def widen_value(self, value: Tensor) -> Tensor:
-        """Return *value* with a zero for each further dimension."""
-        return functional.pad(value, (0, alibi_dims(value.dtype)))
+    def widen(
+        self, query: Tensor, key: Tensor, value: Tensor, age: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Extend *query* and *key* by ``alibi_query`` and ``alibi_key``, *value* by zeros."""
+        assert age is not None
+        wide = functional.pad(value, (0, alibi_dims(value.dtype)))
+        return alibi_query(query, age, self.slopes), alibi_key(key, age), wide
 
     def content_free(self) -> float:
         """Return the confidence of the slopes alone: queries of zero see every key alike."""
@@ -286,14 +278,18 @@ class Sinusoidal(Encoding):
         return sinusoidal_table(positions, self.sizes.dim, self.sizes.window)
 
 
-@encoding("learned")
-class Learned(Encoding):
-    """A learned code for each place in the window, added to the input."""
+class _Placed(Encoding):
+    """One with a learned code for each place in the window."""
 
     def __init__(self, sizes: Sizes) -> None:
         super().__init__(sizes)
         self.place = nn.Parameter(torch.empty(sizes.window, sizes.dim))
         nn.init.normal_(self.place, std=0.02)
+
+
+@encoding("learned")
+class Learned(_Placed):
+    """A learned code for each place in the window, added to the input."""
 
     def code(self, positions: Tensor) -> Tensor:
         """Return the code [time, dim]."""
@@ -301,7 +297,7 @@ class Learned(Encoding):
 
 
 @encoding("mixture")
-class Mixture(Rope):
+class Mixture(_Placed, Rope):
     """A learned mixture of the sinusoidal and the learned code, beside rotated queries and keys.
 
     ``shares`` weighs each; they begin alike, and training moves them.
@@ -309,8 +305,6 @@ class Mixture(Rope):
 
     def __init__(self, sizes: Sizes) -> None:
         super().__init__(sizes)
-        self.place = nn.Parameter(torch.empty(sizes.window, sizes.dim))
-        nn.init.normal_(self.place, std=0.02)
         self.lean = nn.Parameter(torch.zeros(2))
 
     def shares(self) -> Tensor:
@@ -325,7 +319,7 @@ class Mixture(Rope):
 
 
 @encoding("context")
-class Contextual(Rope):
+class Contextual(_Placed, Rope):
     """A learned code that each bar takes as much of as its own features ask for.
 
     ``state + code · σ(W·state)``, beside rotated queries and keys: the same place in the window
@@ -334,8 +328,6 @@ class Contextual(Rope):
 
     def __init__(self, sizes: Sizes) -> None:
         super().__init__(sizes)
-        self.place = nn.Parameter(torch.empty(sizes.window, sizes.dim))
-        nn.init.normal_(self.place, std=0.02)
         self.ask = nn.Linear(sizes.dim, sizes.dim)
 
     def enter(self, state: Tensor, positions: Tensor) -> Tensor:
@@ -460,15 +452,14 @@ def clock_of(names: Sequence[str], positions: Tensor, interval_minutes: int) -> 
     return torch.cat([none, *(CLOCKS[name].of(time_ms) for name in names)], dim=-1)
 
 
-def check_clocks(names: Sequence[str]) -> None:
-    """Raise ``ConfigInvalid`` for a clock that is unknown or named twice."""
+def wrong_clock(names: Sequence[str]) -> str:
+    """Return what is wrong with these *names* of clocks, after ``architecture.``; else nothing."""
     for at, name in enumerate(names):
         if name not in CLOCKS:
-            raise ConfigInvalid(
-                f"architecture.clock names {shown(name)}; choose of {', '.join(CLOCKS)}."
-            )
+            return f"clock names {shown(name)}; choose of {', '.join(CLOCKS)}"
         if name in names[:at]:
-            raise ConfigInvalid(f"architecture.clock names {name} twice; name it once.")
+            return f"clock names {name} twice; name it once"
+    return ""
 
 
 class ClockCode(nn.Module):

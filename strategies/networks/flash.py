@@ -1,18 +1,17 @@
 """The default network: a pre-norm transformer over a causal window, streaming by construction.
 
-Read top to bottom: configuration, a block, the network. Each bar sees itself and the ``window - 1``
-bars before it in every layer, so a new bar can be computed from cached keys and values, and the
-answer depends on ``layers * (window - 1) + 1`` bars: the receptive field. The same code with
-``mask = "full"`` is the classic form over a window that ends now, and with ``mask = "causal"`` that
-of a decoder, in which no bar of that window sees a later one.
+Read top to bottom: a block, blocks over one stream of tokens, the network. Each bar sees itself and
+the ``window - 1`` bars before it in every layer, so a new bar can be computed from cached keys and
+values, and the answer depends on ``layers * (window - 1) + 1`` bars: the receptive field. The same
+code with ``mask = "full"`` is the classic form over a window that ends now, and with
+``mask = "causal"`` that of a decoder, in which no bar of that window sees a later one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
-from typing import Annotated, Any, Final, NamedTuple
+from typing import Annotated, Any, ClassVar, Final, NamedTuple
 
 import torch
 from msgspec import Meta
@@ -26,56 +25,49 @@ from tracepaper.strategies.attention.layer import Layer
 from tracepaper.strategies.attention.masks import Mask
 from tracepaper.strategies.errors import ConfigInvalid, shown
 from tracepaper.strategies.networks import keys
-from tracepaper.strategies.networks.architecture import (
-    Heads,
-    Network,
-    Outputs,
-    Trace,
-    last_bar,
-    plain_bars,
-)
+from tracepaper.strategies.networks.architecture import Network, Outputs, Trace, heads_of
 from tracepaper.strategies.networks.encodings import (
     ENCODINGS,
     Phases,
     Sizes,
-    check_clocks,
     clock_code,
     rotate,
+    wrong_clock,
 )
-from tracepaper.strategies.networks.keys import WINDOW_MAX, nearest
+from tracepaper.strategies.networks.keys import Rule, nearest, one_of
 
-_CHOICES: Final = {
-    "mlp": ("gelu", "gated"),
-    "norm": ("pre", "post"),
-    "mask": ("window", "causal", "full"),
-}
-_POSITIVE: Final = ("features", "dim", "layers", "heads", "window", "interval_minutes")
-_MASKS: Final[dict[str, Callable[[FlashConfig], Mask]]] = {
-    "window": lambda config: Mask.window(config.window),
-    "causal": lambda _: Mask(),
-    "full": lambda _: Mask.full(),
-}
 _FEW_ROWS: Final = 16
-_RATES: Final = ("dropout", "stochastic_depth")
 
 
 @dataclass(frozen=True, slots=True)
-class FlashConfig(keys.ReadKeys):
+class AttentionConfig(keys.NetworkConfig):
+    """What every network of attention over one symbol's bars is made by."""
+
+    heads: keys.Heads = 4
+    clock: keys.Clock = ()
+    interval_minutes: keys.IntervalMinutes = 1
+    mlp_ratio: keys.MlpRatio = 4.0
+
+    RULES: ClassVar[tuple[keys.Rule, ...]] = (
+        Rule(lambda of: not wrong_clock(of.clock), lambda of: wrong_clock(of.clock)),
+    )
+
+    @property
+    def head_dim(self) -> int:
+        """The width of one head."""
+        return self.dim // self.heads
+
+
+@dataclass(frozen=True, slots=True)
+class FlashConfig(AttentionConfig):
     """The architecture; it is stored in a model's card as ``[architecture]``.
 
     ``volatility_gate`` names a feature, in ``volatility_column`` of a row: each head learns how
     much that of a bar scales the scores of the bar as a key.
     """
 
-    features: keys.Features = 78
-    dim: keys.Dim = 64
-    layers: keys.Layers = 4
-    heads: keys.Heads = 4
     window: keys.Window = 1088
-    horizons: keys.Horizons = (5, 30, 240)
     encoding: keys.Encoding = "rope"
-    clock: keys.Clock = ()
-    interval_minutes: keys.IntervalMinutes = 1
     gated: Annotated[
         bool,
         Meta(description="Let each bar's state sharpen or soften its attention, a head at a time."),
@@ -94,86 +86,58 @@ class FlashConfig(keys.ReadKeys):
         ),
     ] = -1
     mlp: Annotated[str, Meta(description="Activation of the MLP: gelu or gated.")] = "gelu"
-    mlp_ratio: keys.MlpRatio = 4.0
     norm: keys.Norm = "pre"
     mask: Annotated[
         str,
         Meta(description="Mask: window, which streams; over whole windows causal or full."),
     ] = "window"
-    dropout: keys.Dropout = 0.0
     stochastic_depth: Annotated[
         float, Meta(ge=0, lt=1, description="Share of layers to skip while training.")
     ] = 0.0
     checkpointing: Annotated[bool, Meta(description="Recompute activations, to save memory.")] = (
         False
     )
-    allocation: keys.Allocation = False
-    quantiles: keys.Quantiles = ()
 
-    def __post_init__(self) -> None:
-        """Refuse what cannot be built, with one sentence each."""
-        for name, choices in ({"encoding": tuple(ENCODINGS)} | _CHOICES).items():
-            if (value := getattr(self, name)) not in choices:
-                raise ConfigInvalid(
-                    f"architecture.{name} is {shown(value)}; choose one of {', '.join(choices)}."
-                )
-        for name in _POSITIVE:
-            if (value := getattr(self, name)) < 1:
-                raise ConfigInvalid(f"architecture.{name} is {value}; it must be at least 1.")
-        for name in _RATES:
-            if not 0.0 <= (value := getattr(self, name)) < 1.0:
-                raise ConfigInvalid(
-                    f"architecture.{name} is {value}; it must be at least 0 and below 1."
-                )
-        for broken, sentence in self._rules():
-            if broken:
-                raise ConfigInvalid(f"architecture.{sentence}.")
-        check_clocks(self.clock)
-
-    def _rules(self) -> tuple[tuple[bool, str], ...]:
-        """Return the rules that join fields: whether each is broken, and what to do then."""
-        return (
-            (
-                self.window > WINDOW_MAX,
-                f"window is {self.window}; it must be at most {WINDOW_MAX}",
-            ),
-            (
-                self.dim % self.heads != 0 or self.dim // self.heads % 2 != 0,
-                f"dim is {self.dim} for {self.heads} heads; give each an equal, even share",
-            ),
-            (
-                not self.horizons or min(self.horizons) < 1,
-                "horizons must list at least one number of bars",
-            ),
-            (
-                ENCODINGS[self.encoding].looks_back_only and self.mask == "full",
-                f"encoding {self.encoding} looks back only; use the window mask or rope",
-            ),
-            (
-                self.volatility_column >= self.features
-                or (self.volatility_column >= 0 and not self.volatility_gate),
-                f"volatility_column is {self.volatility_column}; name the feature: volatility_gate",
-            ),
-            (
-                any(a >= b for a, b in pairwise((0.0, *self.quantiles, 1.0))),
-                "quantiles must ascend between 0 and 1",
-            ),
-        )
-
-    @property
-    def sees(self) -> Mask:
-        """What a bar sees in each layer."""
-        return _MASKS[self.mask](self)
-
-    @property
-    def head_dim(self) -> int:
-        """The width of one head."""
-        return self.dim // self.heads
+    RULES: ClassVar[tuple[keys.Rule, ...]] = (
+        keys.EVEN_HEADS,
+        one_of("encoding", ENCODINGS),
+        one_of("mlp", ("gelu", "gated")),
+        one_of("norm", ("pre", "post")),
+        one_of("mask", ("window", "causal", "full")),
+        Rule(
+            lambda of: of.mask != "full" or not ENCODINGS[of.encoding].looks_back_only,
+            "encoding {of.encoding} looks back only; use the window mask or rope",
+        ),
+        Rule(
+            lambda of: of.volatility_column < (of.features if of.volatility_gate else 0),
+            "volatility_column is {of.volatility_column}; name the feature: volatility_gate",
+        ),
+    )
 
     @property
     def receptive_field(self) -> int:
         """How many rows one answer depends on."""
         return self.layers * (self.window - 1) + 1 if self.mask == "window" else self.window
+
+
+class BlockOptions(NamedTuple):
+    """What a block is made by; a configuration that lacks a key has its default."""
+
+    dim: int
+    heads: int
+    layers: int
+    mlp_ratio: float
+    dropout: float = 0.0
+    norm: str = "pre"
+    mlp: str = "gelu"
+    gated: bool = False
+    volatility_gate: str = ""
+    stochastic_depth: float = 0.0
+
+    @classmethod
+    def of(cls, config: object) -> BlockOptions:
+        """Read them off any configuration."""
+        return cls(**{key: getattr(config, key) for key in cls._fields if hasattr(config, key)})
 
 
 class Projected(NamedTuple):
@@ -187,7 +151,7 @@ class Projected(NamedTuple):
 class FeedForward(nn.Module):
     """Two linear layers with a GELU, or three with a gate (SwiGLU, Shazeer 2020)."""
 
-    def __init__(self, config: FlashConfig) -> None:
+    def __init__(self, config: BlockOptions) -> None:
         super().__init__()
         hidden = max(1, round(config.dim * config.mlp_ratio))
         self.gated = config.mlp == "gated"
@@ -220,7 +184,7 @@ def _gelu(x: Tensor) -> Tensor:
 class Block(nn.Module):
     """One layer, cut where attention stands: ``project``, attend elsewhere, ``finish``."""
 
-    def __init__(self, config: FlashConfig, depth: int) -> None:
+    def __init__(self, config: BlockOptions, depth: int) -> None:
         super().__init__()
         self.heads = config.heads
         self.pre = config.norm == "pre"
@@ -282,33 +246,135 @@ def _factors(gates: Tensor) -> Tensor:
     return (2.0 * gates.sigmoid())[..., None]
 
 
-class FlashNetwork(Network):
+def each_block(blocks: nn.ModuleList) -> Iterator[Block]:
+    """Yield *blocks* in their order."""
+    for block in blocks:
+        assert isinstance(block, Block)
+        yield block
+
+
+def attend_by_block(
+    block: Block,
+    projected: Projected,
+    mask: Mask,
+    trace: Trace | None,
+    *,
+    backend: str = "auto",
+    content_dims: int | None = None,
+    stream: str = "bars",
+    **place: bool,
+) -> Tensor:
+    """Return A·V [batch, head, time, dim] of softmax attention within one stream.
+
+    *content_dims* leading dimensions are the content's: of the others, which carry a bias by age,
+    the values are zeros, and no gradient reaches them. *place* is where *trace* adds the read.
+    """
+    query, key, value = projected
+    attended, logsumexp = attend(query, key, value, mask, backend=backend, checked=False)
+    read = attended[..., :content_dims]
+    if trace is not None:
+        layer = Layer(
+            query, key, value[..., :content_dims], logsumexp, mask, target=stream, source=stream,
+            output_weight=block.project_out.weight, content_dims=content_dims,
+        )  # fmt: skip
+        trace.attend(layer, read, **place)
+    return read
+
+
+class Transformer(Network):
+    """Blocks over one stream of tokens; a kind says what these are, and how they attend."""
+
+    backend = "auto"  # of ``attend``
+
+    def __init__(
+        self,
+        config: AttentionConfig,
+        mask: Mask,
+        *,
+        encoding: str = "rope",
+        columns: int | None = None,
+        length: int | None = None,
+        has_clock: bool = True,
+    ) -> None:
+        """Take tokens of *columns*, and *length* of them; by default rows and the window."""
+        super().__init__(config)
+        made = BlockOptions.of(config)
+        self.mask = mask
+        self.embed = nn.Linear(columns or config.features, config.dim)
+        sizes = Sizes(config.dim, config.heads, length or config.window)
+        self.encoding = ENCODINGS[encoding](sizes)
+        self.clock = clock_code(
+            config.dim, config.interval_minutes, config.clock if has_clock else ()
+        )
+        self.blocks = nn.ModuleList(Block(made, depth) for depth in range(config.layers))
+        self.norm = nn.LayerNorm(config.dim) if made.norm == "pre" else nn.Identity()
+        self.heads = heads_of(config)
+
+    def run(self, x: Tensor, positions: Tensor, trace: Trace | None) -> Tensor:
+        """Return the last layer's states [batch, time, dim]."""
+        state, phases = self.enter(x, positions)
+        recompute = getattr(self.config, "checkpointing", False) and self.training
+        for depth, block in enumerate(self.layers()):
+            given = (depth, block, state, phases, trace)
+            if recompute and trace is None:
+                state = checkpoint(self.layer, *given, use_reentrant=False)
+            else:
+                state = self.layer(*given)
+        return state
+
+    def layers(self) -> Iterator[Block]:
+        """Yield the layers, the first one first."""
+        return each_block(self.blocks)
+
+    def layer(
+        self, depth: int, block: Block, state: Tensor, phases: Phases, trace: Trace | None
+    ) -> Tensor:
+        """Return the *state* above *block*."""
+        projected = Projected(*self.encoding.widen(*block.project(state, phases), phases.age))
+        return block.finish(state, self.attend(depth, block, projected, trace))
+
+    def attend(self, depth: int, block: Block, projected: Projected, trace: Trace | None) -> Tensor:
+        """Return A·V [batch, head, time, dim], and *trace* the read."""
+        del depth
+        dims = self.embed.out_features // block.heads
+        return attend_by_block(
+            block, projected, self.mask, trace, backend=self.backend, content_dims=dims
+        )
+
+    def enter(self, x: Tensor, positions: Tensor) -> tuple[Tensor, Phases]:
+        """Return the first state [batch, time, dim] and the phases of *positions* [.., time]."""
+        state = self.encoding.enter(self.embed(x), positions)
+        if self.clock is not None:
+            state = state + self.clock(positions)
+        # Differences alone matter to phases, and those of consecutive bars are alike in every row.
+        return state, self.encoding.phases(positions if positions.ndim == 1 else positions[0])
+
+    def content_free(self) -> float:
+        """Return the confidence over a full window that mask and encoding alone give."""
+        return self.encoding.content_free()
+
+
+WITHOUT_SCORES: Final = Rule(
+    lambda of: not ENCODINGS[of.encoding].has_bias,
+    "encoding {of.encoding} adds to scores, and this attention has none; use rope",
+)
+MASKS: Final = {"causal": Mask(), "full": Mask.full()}
+
+
+class FlashNetwork(Transformer):
     """Rows of features in, one forecast a row out."""
 
-    takes_any_length = True
+    takes_any_length: ClassVar[bool] = True
     config: FlashConfig
 
     def __init__(self, config: FlashConfig) -> None:
-        super().__init__()
         if config.volatility_gate and config.volatility_column < 0:
             raise ConfigInvalid(
                 f"architecture.volatility_column is missing for {shown(config.volatility_gate)}; "
                 "train by a recipe, which finds it, or give it."
             )
-        # Set here alone, so that a narrower type than the base's is safe.
-        self.config = config  # pyright: ignore[reportIncompatibleVariableOverride]
-        self.backend = "auto"  # of ``attend``
-        self.mask = config.sees
-        self.embed = nn.Linear(config.features, config.dim)
-        self.encoding = ENCODINGS[config.encoding](Sizes(config.dim, config.heads, config.window))
-        self.clock = clock_code(config.dim, config.interval_minutes, config.clock)
-        self.blocks = nn.ModuleList(Block(config, depth) for depth in range(config.layers))
-        self.norm = nn.LayerNorm(config.dim) if config.norm == "pre" else nn.Identity()
-        self.heads = Heads(
-            config.dim,
-            len(config.horizons),
-            len(config.quantiles),
-            allocation=config.allocation,
+        super().__init__(
+            config, MASKS.get(config.mask, Mask.window(config.window)), encoding=config.encoding
         )
 
     def attend_by(self, backend: str) -> bool:
@@ -321,112 +387,23 @@ class FlashNetwork(Network):
         """Whether its mask is a causal window of each row."""
         return self.config.mask == "window"
 
-    def forward(self, x: Tensor, positions: Tensor | None = None) -> Outputs:
-        """Forecast every row of *x* [batch, time, features] at int64 *positions*.
-
-        These are [time], or [batch, time] of consecutive bars.
-        """
-        return self.read_out(self._run(x, positions, None))
-
-    def trace(self, x: Tensor, positions: Tensor | None = None) -> Trace:
-        """Forecast as ``forward`` does, and return what explains it."""
-        traced: list[tuple[Layer, Tensor]] = []
-        outputs = self.read_out(self._run(x, positions, traced))
-        reads, attended = [layer for layer, _ in traced], [read for _, read in traced]
-        last = (x.shape[1] - 1,)
-        return Trace(
-            outputs,
-            [*reads],
-            last_bar(reads[0].logsumexp, x.shape[1]),
-            attended,
-            plain_bars,
-            [(layer, last) for layer in reads],
-        )
+    def enter(self, x: Tensor, positions: Tensor) -> tuple[Tensor, Phases]:
+        """Return the first state, and the phases with the volatility that scales the scores."""
+        state, phases = super().enter(x, positions)
+        if self.config.volatility_gate:
+            phases = phases._replace(volatility=x[..., self.config.volatility_column])
+        return state, phases
 
     def states(self, x: Tensor) -> Tensor:
         """Return the last layer's states of *x* [batch, time, features]: [batch, time, dim].
 
         They are those before the last norm, so how large a row is still shows in them.
         """
-        return self._run(x, None, None)
-
-    def _run(
-        self, x: Tensor, positions: Tensor | None, traced: list[tuple[Layer, Tensor]] | None
-    ) -> Tensor:
-        if positions is None:
-            positions = torch.arange(x.shape[1], device=x.device)
-        state, phases = self.enter(x, positions)
-        for block in self.layers():
-            if self.config.checkpointing and self.training and traced is None:
-                state = checkpoint(self._layer, block, state, phases, None, use_reentrant=False)
-            else:
-                state = self._layer(block, state, phases, traced)
-        return state
-
-    def layers(self) -> Iterator[Block]:
-        """Yield the layers, the first one first."""
-        for block in self.blocks:
-            assert isinstance(block, Block)
-            yield block
-
-    def _layer(
-        self, block: Block, state: Tensor, phases: Phases, traced: list[tuple[Layer, Tensor]] | None
-    ) -> Tensor:
-        query, key, value = self.widen(block.project(state, phases), phases.age)
-        attended, logsumexp = attend(
-            query, key, value, self.mask, backend=self.backend, checked=False
-        )
-        read = attended[..., : self.config.head_dim]
-        if traced is not None:
-            # What a bias by age adds to the values is nothing, and no gradient reaches it.
-            own = value[..., : self.config.head_dim]
-            layer = Layer(
-                query, key, own, logsumexp, self.mask,
-                output_weight=block.project_out.weight, content_dims=self.config.head_dim,
-                layer=len(traced), step=len(traced),
-            )  # fmt: skip
-            traced.append((layer, read))
-        return block.finish(state, read)
-
-    def enter(self, x: Tensor, positions: Tensor) -> tuple[Tensor, Phases]:
-        """Return the first state [batch, time, dim] and the phases of *positions* [.., time]."""
-        state = self.encoding.enter(self.embed(x), positions)
-        if self.clock is not None:
-            state = state + self.clock(positions)
-        # Differences alone matter to phases, and those of consecutive bars are alike in every row.
-        phases = self.encoding.phases(positions if positions.ndim == 1 else positions[0])
-        if self.config.volatility_gate:
-            phases = phases._replace(volatility=x[..., self.config.volatility_column])
-        return state, phases
-
-    def widen(self, projected: Projected, age: Tensor | None) -> Projected:
-        """Return the tensors with the dimensions that carry a bias by *age* [time], if there is."""
-        if age is None:
-            return projected
-        return Projected(
-            self.encoding.widen_query(projected.query, age),
-            self.encoding.widen_key(projected.key, age),
-            self.encoding.widen_value(projected.value),
-        )
+        return self.run(x, self._placed(x, None), None)
 
     def read_out(self, state: Tensor) -> Outputs:
         """Return the heads' outputs of the last layer's *state* [batch, time, dim]."""
         return self.heads(self.norm(state))
-
-    def named_states(self, x: Tensor) -> Iterator[tuple[str, Tensor]]:
-        """Yield each stage's name and output for *x* [batch, time, features], first to last."""
-        state, phases = self.enter(x, torch.arange(x.shape[1], device=x.device))
-        yield "embed", state
-        for depth, block in enumerate(self.layers()):
-            state = self._layer(block, state, phases, None)
-            yield f"blocks.{depth}", state
-        for name, output in self.read_out(state)._asdict().items():
-            if output is not None:
-                yield f"heads.{name}", output
-
-    def content_free(self) -> float:
-        """Return the confidence over a full window that mask and encoding alone give."""
-        return self.encoding.content_free()
 
 
 def by_names(section: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:

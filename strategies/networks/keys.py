@@ -6,14 +6,15 @@ written of a key; help, checks and documentation read it here.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
-from dataclasses import fields
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, fields
 from difflib import get_close_matches
-from typing import Annotated, Any, Final, NamedTuple, Self
+from itertools import pairwise
+from typing import Annotated, Any, ClassVar, Final, NamedTuple, Self
 
 from msgspec import Meta, inspect
 
-from tracepaper.strategies.errors import ConfigInvalid
+from tracepaper.strategies.errors import ConfigInvalid, shown
 
 WINDOW_MAX: Final = 65_536
 ITEMS_MAX: Final = 64
@@ -154,10 +155,52 @@ def checked_section(made_of: type[Any], section: Mapping[str, Any]) -> dict[str,
     return {name: checked(keys[name], value) for name, value in section.items()}
 
 
+class Rule(NamedTuple):
+    """What joins the keys of an architecture."""
+
+    holds: Callable[[Any], object]
+    sentence: str | Callable[[Any], str]
+    """Where it does not: after ``architecture.``, with ``{of}`` for the architecture."""
+
+    def check(self, of: object) -> None:
+        """Raise ``ConfigInvalid`` unless *of* keeps it."""
+        if not self.holds(of):
+            said = self.sentence
+            said = said.format(of=of) if isinstance(said, str) else said(of)
+            raise ConfigInvalid(f"architecture.{said}.")
+
+
+def one_of(name: str, known: Collection[str]) -> Rule:
+    """Return the rule that a key is one of the words *known*."""
+    return Rule(
+        lambda of: getattr(of, name) in known,
+        lambda of: f"{name} is {shown(getattr(of, name))}; choose one of {', '.join(known)}",
+    )
+
+
+EVEN_HEADS: Final = Rule(
+    lambda of: of.dim % (2 * of.heads) == 0,
+    "dim is {of.dim} for {of.heads} heads; give each an equal, even share",
+)
+LOOKS_BACK: Final = Rule(
+    lambda of: of.window <= WINDOW_MAX,
+    f"frames and tokens look back on {{of.window:,}} bars; use at most {WINDOW_MAX:,}",
+)
+
+
 class ReadKeys:
-    """A dataclass of the keys of ``[architecture]``."""
+    """A dataclass of the keys of ``[architecture]``, whose ``RULES`` join them."""
 
     __slots__ = ()
+    RULES: ClassVar[tuple[Rule, ...]] = ()
+
+    def __post_init__(self) -> None:
+        """Raise ``ConfigInvalid`` for a key outside its range, and for the first broken rule."""
+        for name, key in keys_of(type(self)).items():
+            checked(key, getattr(self, name))
+        for base in reversed(type(self).__mro__):
+            for rule in vars(base).get("RULES", ()):
+                rule.check(self)
 
     @classmethod
     def read(cls, section: Mapping[str, Any]) -> Self:
@@ -165,12 +208,30 @@ class ReadKeys:
         return cls(**checked_section(cls, section))
 
 
-class WindowKeys(ReadKeys):
-    """Keys of a network whose answers depend on its whole window."""
+@dataclass(frozen=True, slots=True)
+class NetworkConfig(ReadKeys):
+    """What every network over one symbol's bars is made by."""
 
-    __slots__ = ()
+    features: Features = 78
+    dim: Dim = 64
+    layers: Layers = 4
+    horizons: Horizons = (5, 30, 240)
+    dropout: Dropout = 0.0
+    allocation: Allocation = False
+    quantiles: Quantiles = ()
 
-    window: int
+    RULES: ClassVar[tuple[Rule, ...]] = (
+        Rule(lambda of: of.horizons, "horizons must list at least one number of bars"),
+        Rule(
+            lambda of: all(a < b for a, b in pairwise((0.0, *of.quantiles, 1.0))),
+            "quantiles must ascend between 0 and 1",
+        ),
+    )
+
+    @property
+    def window(self) -> int:
+        """Rows that one layer sees."""
+        raise NotImplementedError
 
     @property
     def receptive_field(self) -> int:
@@ -211,13 +272,12 @@ def checked(key: Key, value: object, section: str = "architecture") -> object:
 def _number(key: Key, value: object, name: str) -> object:
     """Check a number or an entry of a list of numbers against the range of its key.
 
-    4 for a number is 4.0, so that both write one recipe. An end that the range excludes is left to
-    the dataclass, whose sentence says why.
+    4 for a number is 4.0, so that both write one recipe.
     """
     kinds = (int,) if key.type == WHOLE else (int, float)
     if isinstance(value, bool) or not isinstance(value, kinds) or not _within(key, value):
         both = key.low is not None and key.high is not None
-        between = f" from {key.low:g} to {key.high:g}" if both else f", {key.range}"
+        between = f" from {key.range}" if both else f", {key.range}"
         raise ConfigInvalid(f"{name} must be a {key.type}{between if key.range else ''}.")
     return float(value) if key.type == NUMBER else value
 
@@ -225,4 +285,8 @@ def _number(key: Key, value: object, name: str) -> object:
 def _within(key: Key, value: float) -> bool:
     low = -float("inf") if key.low is None else key.low
     high = float("inf") if key.high is None else key.high
-    return low <= value <= high
+    if not low <= value <= high:
+        return False
+    return not (value == low and "above" in key.range) and not (
+        value == high and "below" in key.range
+    )

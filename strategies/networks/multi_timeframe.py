@@ -9,131 +9,74 @@ tokens says which frame and which bar was looked at; a token's weight is shared 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
-from typing import Annotated, Final, NamedTuple
+from typing import Annotated, ClassVar, Final, NamedTuple
 
 import torch
 from msgspec import Meta
 from torch import Tensor
 
 from tracepaper.strategies.api.model import ModelKind, register
-from tracepaper.strategies.errors import AttentionInvalid, ConfigInvalid
+from tracepaper.strategies.attention.masks import Mask
 from tracepaper.strategies.networks import keys
-from tracepaper.strategies.networks.architecture import (
-    AttendedPart,
-    LayerAttribution,
-    Network,
-    Outputs,
-    Trace,
-)
-from tracepaper.strategies.networks.encodings import check_clocks, clock_columns, clock_of
-from tracepaper.strategies.networks.flash import FlashConfig, FlashNetwork
-from tracepaper.strategies.networks.keys import WINDOW_MAX
+from tracepaper.strategies.networks.architecture import AttendedPart, Outputs, Trace
+from tracepaper.strategies.networks.encodings import clock_columns, clock_of
+from tracepaper.strategies.networks.flash import AttentionConfig, Transformer
+from tracepaper.strategies.networks.keys import LOOKS_BACK, WINDOW_MAX, Rule
 
 _TOKENS_MAX: Final = 8_192
+_Counts = tuple[Annotated[int, Meta(ge=1, le=WINDOW_MAX)], ...]
 
 
 @dataclass(frozen=True, slots=True)
-class MultiscaleConfig(keys.ReadKeys):
+class MultiscaleConfig(AttentionConfig):
     """The architecture; it is stored in a model's card as ``[architecture]``.
 
     ``frames`` says how many bars make one of each timeframe, ``tokens`` how many closed ones of
     each are seen: of one-minute bars the defaults are 1, 5, 15, 60 and 240 minutes.
     """
 
-    features: keys.Features = 78
     dim: keys.Dim = 32
     layers: keys.Layers = 3
-    heads: keys.Heads = 4
-    frames: Annotated[
-        tuple[Annotated[int, Meta(ge=1, le=keys.WINDOW_MAX)], ...],
-        Meta(description="Bars per bar of each timeframe."),
-    ] = (1, 5, 15, 60, 240)
-    tokens: Annotated[
-        tuple[Annotated[int, Meta(ge=1, le=keys.WINDOW_MAX)], ...],
-        Meta(description="Closed bars seen of each timeframe."),
-    ] = (96, 48, 48, 48, 24)
-    horizons: keys.Horizons = (5, 30, 240)
     clock: keys.Clock = ("week",)
-    interval_minutes: keys.IntervalMinutes = 1
-    mlp_ratio: keys.MlpRatio = 4.0
-    dropout: keys.Dropout = 0.0
-    allocation: keys.Allocation = False
-    quantiles: keys.Quantiles = ()
+    frames: Annotated[_Counts, Meta(description="Bars per bar of each timeframe.")] = (
+        1, 5, 15, 60, 240,
+    )  # fmt: skip
+    tokens: Annotated[_Counts, Meta(description="Closed bars seen of each timeframe.")] = (
+        96, 48, 48, 48, 24,
+    )  # fmt: skip
 
-    def __post_init__(self) -> None:
-        """Refuse what cannot be built, with one sentence each."""
-        for broken, sentence in self._rules():
-            if broken:
-                raise ConfigInvalid(f"architecture.{sentence}.")
-        check_clocks(self.clock)
-        self.trunk()
-
-    def _rules(self) -> tuple[tuple[bool, str], ...]:
-        """Return the rules that are its own: whether each is broken, and what to do then."""
-        frames, tokens = self.frames, self.tokens
-        fit = bool(frames) and len(frames) == len(tokens)
-        far = self.window if fit else 0
-        return (
-            (
-                not frames or frames[0] != 1,
-                "frames must begin with 1, the bars themselves",
-            ),
-            (
-                any(near < 1 or wide <= near or wide % near for near, wide in pairwise(frames)),
-                f"frames is {list(frames)}; each must be a multiple of the one before it",
-            ),
-            (
-                not fit,
-                f"tokens must be a list of {len(frames)} numbers, one for each of frames",
-            ),
-            (
-                sum(tokens) > _TOKENS_MAX,
-                f"tokens come to {sum(tokens):,}; they must be at most {_TOKENS_MAX:,}",
-            ),
-            (
-                far > WINDOW_MAX,
-                f"frames and tokens look back on {far:,} bars; use at most {WINDOW_MAX:,}",
-            ),
-        )
+    RULES: ClassVar[tuple[keys.Rule, ...]] = (
+        keys.EVEN_HEADS,
+        Rule(
+            lambda of: of.frames[:1] == (1,),
+            "frames must begin with 1, the bars themselves",
+        ),
+        Rule(
+            lambda of: all(wide > near and wide % near == 0 for near, wide in pairwise(of.frames)),
+            "frames is {of.frames}; each must be a multiple of the one before it",
+        ),
+        Rule(
+            lambda of: len(of.frames) == len(of.tokens),
+            "tokens must be a list of as many numbers as frames, one for each",
+        ),
+        Rule(lambda of: sum(of.tokens) <= _TOKENS_MAX, f"tokens come to more than {_TOKENS_MAX:,}"),
+        LOOKS_BACK,
+    )
 
     @property
     def window(self) -> int:
         """Rows that one answer needs: those of the frame that reaches furthest, and an open bar."""
-        return max(
-            wide * (count + (wide > 1))
-            for wide, count in zip(self.frames, self.tokens, strict=False)
-        )
-
-    @property
-    def receptive_field(self) -> int:
-        """How many rows one answer depends on."""
-        return self.window
+        spans = zip(self.frames, self.tokens, strict=True)
+        return max(wide * (count + (wide > 1)) for wide, count in spans)
 
     @property
     def token_features(self) -> int:
         """Columns of a token: mean and last row, the clocks at its close, and its frame."""
         return 2 * self.features + clock_columns(self.clock) + len(self.frames)
-
-    def trunk(self) -> FlashConfig:
-        """Return the transformer over the tokens, each of which sees all others."""
-        return FlashConfig(
-            features=self.token_features,
-            dim=self.dim,
-            layers=self.layers,
-            heads=self.heads,
-            window=sum(self.tokens),
-            horizons=self.horizons,
-            encoding="learned",
-            interval_minutes=self.interval_minutes,
-            mlp_ratio=self.mlp_ratio,
-            mask="full",
-            dropout=self.dropout,
-            allocation=self.allocation,
-            quantiles=self.quantiles,
-        )
 
 
 class FrameTokens(NamedTuple):
@@ -202,53 +145,54 @@ def add_shares(by_bar: Tensor, frame: FrameTokens, shares: Tensor) -> None:
         by_bar[:, start : start + rows] += each[:, None]
 
 
-class MultiscaleNetwork(Network):
+class MultiscaleNetwork(Transformer):
     """A window of feature rows in, the forecast of its last bar out."""
 
     config: MultiscaleConfig
-    rows_a_pass = 65_536
+    rows_a_pass: ClassVar[int | None] = 65_536
 
     def __init__(self, config: MultiscaleConfig) -> None:
-        super().__init__()
-        # Set here alone, so that a narrower type than the base's is safe.
-        self.config = config  # pyright: ignore[reportIncompatibleVariableOverride]
-        self.trunk = FlashNetwork(config.trunk())
+        super().__init__(
+            config,
+            Mask.full(),
+            encoding="learned",
+            columns=config.token_features,
+            length=sum(config.tokens),
+            has_clock=False,  # a token's columns say it
+        )
 
-    def forward(self, x: Tensor, positions: Tensor | None = None) -> Outputs:
-        """Forecast the last bar of each window *x* [batch, window, features]: [batch, 1, ...].
+    def run(self, x: Tensor, positions: Tensor, trace: Trace | None) -> Tensor:
+        """Return the states of the tokens; the parts are these, of the widest frame first."""
+        tokens, frames = self.tokens(x, positions)
+        if trace is not None:
+            newest = torch.cat([(of.start + of.length)[0] for of in frames[::-1]])
+            trace.ages["bars"] = self.config.window - newest
+            trace.to_bars = lambda weights: self._to_bars(weights["bars"], frames)
+        return super().run(tokens, torch.arange(tokens.shape[1], device=x.device), trace)
 
-        *positions* [.., window] are absolute bar numbers, on whose grid frames lie. Raises
-        ``AttentionInvalid`` on a window of another length.
-        """
-        tokens, _ = self.tokens(x, positions)
-        outputs: Outputs = self.trunk(tokens)
+    def read_out(self, state: Tensor) -> Outputs:
+        """Return the heads' outputs of the last token."""
+        outputs: Outputs = self.heads(self.norm(state))
         return outputs.map(lambda part: part[:, -1:])
 
-    def tokens(self, x: Tensor, positions: Tensor | None) -> tuple[Tensor, list[FrameTokens]]:
+    def tokens(self, x: Tensor, positions: Tensor) -> tuple[Tensor, list[FrameTokens]]:
         """Return the tokens [batch, token, column] of windows *x*, widest frame first, and frames.
 
         The last token is the decided bar. Frames stand in the order of ``config.frames``.
         """
-        if x.shape[1] != self.config.window:
-            raise AttentionInvalid(
-                f"This network takes windows of {self.config.window} bars, not {x.shape[1]}; cut "
-                "or warm the window."
-            )
-        if positions is None:
-            positions = torch.arange(x.shape[1], device=x.device)
+        self._require_window(x)
         positions = positions.expand(x.shape[:2])
         frames = [
             frame_of(x, positions, wide=wide, count=count)
             for wide, count in zip(self.config.frames, self.config.tokens, strict=True)
         ]
         kinds = torch.eye(len(frames), dtype=x.dtype, device=x.device)
+        clock = partial(clock_of, self.config.clock, interval_minutes=self.config.interval_minutes)
         columns = [
             torch.cat(
                 (
                     frame.rows,
-                    clock_of(self.config.clock, frame.close, self.config.interval_minutes).to(
-                        x.dtype
-                    ),
+                    clock(positions=frame.close).to(x.dtype),
                     kind.expand(*frame.close.shape, -1),
                 ),
                 dim=-1,
@@ -257,62 +201,20 @@ class MultiscaleNetwork(Network):
         ]
         return torch.cat(columns[::-1], dim=1), frames
 
-    def trace(self, x: Tensor, positions: Tensor | None = None) -> Trace:
-        """Forecast as ``forward`` does, and return what explains it.
-
-        The parts name each token by its timeframe, widest frame first.
-        """
-        tokens, frames = self.tokens(x, positions)
-        seen = self.trunk.trace(tokens, torch.arange(tokens.shape[1], device=x.device))
-        return seen._replace(to_bars=lambda weights: self._to_bars(weights["bars"], frames))
-
     def _to_bars(
-        self, weights: Tensor, frames: list[FrameTokens]
+        self, weights: Tensor, frames: Sequence[FrameTokens]
     ) -> tuple[Tensor, tuple[AttendedPart, ...]]:
         """Return *weights* [row, token] of one window shared by its rows, and the first by token.
 
         Tokens and *frames* are those of ``tokens``.
         """
-        parts: list[AttendedPart] = []
-        own = weights[0].split(self.config.tokens[::-1])
-        for wide, frame, shares in zip(self.config.frames[::-1], frames[::-1], own, strict=True):
-            parts += frame_parts(wide, frame, shares)
-        return self._by_bar(weights, frames), tuple(parts)
-
-    def attribution_by_layer(
-        self, x: Tensor, positions: Tensor, *, half: bool = False
-    ) -> list[LayerAttribution]:
-        """Attribute layer by layer; a token's weight goes to the rows that it is made of."""
-        tokens, frames = self.tokens(x, positions)
-        places = torch.arange(tokens.shape[1], device=x.device)
-        lowest, *others = self.trunk.attribution_by_layer(tokens, places, half=half)
-        newest = torch.cat([(of.start + of.length)[0] for of in frames[::-1]])
-        age = self.config.window - newest
-        carry = lowest.carry
-        return [
-            LayerAttribution(
-                self._by_bar(lowest.rows, frames),
-                age,
-                lambda weights: self._by_bar(carry(weights), frames),
-            ),
-            *(LayerAttribution(self._by_bar(of.rows, frames), age, of.carry) for of in others),
-        ]
-
-    def _by_bar(self, weights: Tensor, frames: list[FrameTokens]) -> Tensor:
-        """Return *weights* [row, token] shared evenly by the rows of each token: [row, window]."""
         by_bar = weights.new_zeros(len(weights), self.config.window)
-        own = weights.split(self.config.tokens[::-1], dim=1)
-        for frame, shares in zip(frames[::-1], own, strict=True):
+        parts: list[AttendedPart] = []
+        each = weights.split(self.config.tokens[::-1], dim=1)
+        for wide, frame, shares in zip(self.config.frames[::-1], frames[::-1], each, strict=True):
+            parts += frame_parts(wide, frame, shares[0])
             add_shares(by_bar, frame, shares)
-        return by_bar
-
-    def named_states(self, x: Tensor) -> Iterator[tuple[str, Tensor]]:
-        """Yield each stage's name and output for windows *x*, first to last."""
-        yield from self.trunk.named_states(self.tokens(x, None)[0])
-
-    def content_free(self) -> float:
-        """Return the confidence without content: 0, for every token is alike."""
-        return self.trunk.content_free()
+        return by_bar, tuple(parts)
 
 
 register(

@@ -12,9 +12,9 @@ The rule is docs/models.md, L58.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Final, NamedTuple
+from typing import Annotated, Any, ClassVar, Final, NamedTuple
 
 import torch
 from msgspec import Meta
@@ -22,17 +22,19 @@ from torch import Tensor, nn
 
 from tracepaper.strategies import book_features
 from tracepaper.strategies.api.model import ModelKind, register
+from tracepaper.strategies.attention.masks import Mask
 from tracepaper.strategies.errors import ConfigInvalid, shown
 from tracepaper.strategies.networks import keys
 from tracepaper.strategies.networks.architecture import (
     AttendedPart,
-    Heads,
     Network,
     Outputs,
     Trace,
+    heads_of,
 )
-from tracepaper.strategies.networks.flash import FlashConfig, FlashNetwork
-from tracepaper.strategies.networks.keys import nearest
+from tracepaper.strategies.networks.encodings import ENCODINGS
+from tracepaper.strategies.networks.flash import AttentionConfig, Transformer
+from tracepaper.strategies.networks.keys import Rule, nearest, one_of
 
 _VECTORS: Final = "vectors"
 _BOOK: Final = "book"
@@ -50,17 +52,15 @@ _UNUSED: Final = -1
 
 
 @dataclass(frozen=True, slots=True)
-class TradingConfig(keys.WindowKeys):
+class TradingConfig(AttentionConfig):
     """The architecture; it is stored in a model's card as ``[architecture]``.
 
     ``columns`` gives each feature's place in ``modalities``, -1 where it is not used; the names of
     the features tell it when a network is trained. Without it all are of the first modality.
     """
 
-    features: keys.Features = 78
     dim: keys.Dim = 32
     layers: keys.Layers = 3
-    heads: keys.Heads = 4
     window: Annotated[
         int,
         Meta(
@@ -89,14 +89,7 @@ class TradingConfig(keys.WindowKeys):
             extra_json_schema=keys.DERIVED,
         ),
     ] = ()
-    horizons: keys.Horizons = (5, 30, 240)
     encoding: keys.Encoding = "rope"
-    clock: keys.Clock = ()
-    interval_minutes: keys.IntervalMinutes = 1
-    mlp_ratio: keys.MlpRatio = 4.0
-    dropout: keys.Dropout = 0.0
-    allocation: keys.Allocation = False
-    quantiles: keys.Quantiles = ()
     risk: Annotated[
         bool, Meta(description="Also learn the tails of the return and the drawdown.")
     ] = True
@@ -105,46 +98,51 @@ class TradingConfig(keys.WindowKeys):
     )
     runup: Annotated[
         bool,
-        Meta(
-            description="Also learn the largest rise, by which a short may lose on the way.",
-        ),
+        Meta(description="Also learn the largest rise, by which a short may lose on the way."),
     ] = False
     regimes: Annotated[
         int, Meta(ge=0, le=7, description="Regimes of the coming variance, 2 to 7; 0: none.")
     ] = 3
 
-    def __post_init__(self) -> None:
-        """Refuse what cannot be built, with one sentence each."""
-        for name in self.modalities:
-            _require_known(name)
-        if len(set(self.modalities)) < len(self.modalities):
-            raise ConfigInvalid("architecture.modalities names one twice; name each once.")
-        if self.columns and len(self.columns) != self.features:
-            raise ConfigInvalid(
-                f"architecture.columns has {len(self.columns)} entries for {self.features} "
-                "features; give each feature its modality."
-            )
-        if self.columns and set(self.columns) - {_UNUSED} != set(range(len(self.modalities))):
-            raise ConfigInvalid(
-                "architecture.columns must give each of architecture.modalities a feature, by its "
-                "place from 0, and -1 where a feature is not used."
-            )
-        of_book = [name >= 0 and self.modalities[name] == _BOOK for name in self.columns]
-        if of_book != [bool(group) for group in self.levels] and (any(of_book) or self.levels):
-            raise ConfigInvalid(
-                "architecture.levels must name a group of levels for each feature of the modality "
-                "book, and for no other; use the card that was written."
-            )
-        if self.window <= self.layers:
-            raise ConfigInvalid(
-                f"architecture.window is {self.window} for {self.layers} layers; give each layer "
-                "two bars."
-            )
-        if self.regimes == 1:
-            raise ConfigInvalid(
-                "architecture.regimes is 1, which tells nothing apart; take 2 to 7, or 0 for none."
-            )
-        self.trunk()
+    RULES: ClassVar[tuple[keys.Rule, ...]] = (
+        keys.EVEN_HEADS,
+        one_of("encoding", ENCODINGS),
+        Rule(
+            lambda of: not any(map(_unknown, of.modalities)),
+            lambda of: next(filter(None, map(_unknown, of.modalities)), ""),
+        ),
+        Rule(
+            lambda of: len(set(of.modalities)) == len(of.modalities),
+            "modalities names one twice; name each once",
+        ),
+        Rule(
+            lambda of: not of.columns or len(of.columns) == of.features,
+            "columns must have an entry for each of {of.features} features: its modality",
+        ),
+        Rule(
+            lambda of: (
+                not of.columns or set(of.columns) - {_UNUSED} == set(range(len(of.modalities)))
+            ),
+            "columns must give each of architecture.modalities a feature, by its place from 0, and "
+            "-1 where a feature is not used",
+        ),
+        Rule(
+            lambda of: (
+                [name >= 0 and of.modalities[name] == _BOOK for name in of.columns]
+                == [bool(group) for group in of.levels or (of.columns and [""] * len(of.columns))]
+            ),
+            "levels must name a group of levels for each feature of the modality book, and for no "
+            "other; use the card that was written",
+        ),
+        Rule(
+            lambda of: of.window > of.layers,
+            "window is {of.window} for {of.layers} layers; give each layer two bars",
+        ),
+        Rule(
+            lambda of: of.regimes != 1,
+            "regimes is 1, which tells nothing apart; take 2 to 7, or 0 for none",
+        ),
+    )
 
     @property
     def groups(self) -> dict[str, list[int]]:
@@ -165,24 +163,6 @@ class TradingConfig(keys.WindowKeys):
             for name in names
         }
 
-    def trunk(self) -> FlashConfig:
-        """Return the transformer over the bars' states."""
-        return FlashConfig(
-            features=self.dim,
-            dim=self.dim,
-            layers=self.layers,
-            heads=self.heads,
-            window=(self.window - 1) // self.layers + 1,
-            horizons=self.horizons,
-            encoding=self.encoding,
-            clock=self.clock,
-            interval_minutes=self.interval_minutes,
-            mlp_ratio=self.mlp_ratio,
-            dropout=self.dropout,
-            allocation=self.allocation,
-            quantiles=self.quantiles,
-        )
-
 
 def modality_of(column: str) -> str:
     """Return the modality that a feature of this name belongs to."""
@@ -198,7 +178,8 @@ def by_names(section: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]
     of = [modality_of(name) for name in names]
     chosen = list(section.get("modalities") or dict.fromkeys(of))
     for name in chosen:
-        _require_known(name)
+        if wrong := _unknown(name):
+            raise ConfigInvalid(f"architecture.{wrong}.")
         if name not in of:
             given = f", give {_GIVEN[name]} FILE" if name in _GIVEN else ""
             raise ConfigInvalid(
@@ -223,12 +204,11 @@ def by_names(section: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]
     }
 
 
-def _require_known(name: object) -> None:
-    if name not in MODALITIES:
-        raise ConfigInvalid(
-            f"architecture.modalities names {shown(name)}{nearest(str(name), MODALITIES)}; name "
-            "what there is."
-        )
+def _unknown(name: object) -> str:
+    """Return what is wrong with the *name* of a modality, after ``architecture.``; else nothing."""
+    if name in MODALITIES:
+        return ""
+    return f"modalities names {shown(name)}{nearest(str(name), MODALITIES)}; name what there is"
 
 
 class Fused(NamedTuple):
@@ -309,22 +289,20 @@ class ModalityFusion(nn.Module):
 class TradingNetwork(Network):
     """Rows of features in, one forecast a row out, by way of their modalities."""
 
-    takes_any_length = True
+    takes_any_length: ClassVar[bool] = True
     config: TradingConfig
 
     def __init__(self, config: TradingConfig) -> None:
-        super().__init__()
-        # Set here alone, so that a narrower type than the base's is safe.
-        self.config = config  # pyright: ignore[reportIncompatibleVariableOverride]
+        super().__init__(config)
         self.fusion = ModalityFusion(
             config.groups, config.level_groups, dim=config.dim, heads=config.heads
         )
-        self.trunk = FlashNetwork(config.trunk())
-        self.trunk.heads = Heads(
-            config.dim,
-            len(config.horizons),
-            len(config.quantiles),
-            allocation=config.allocation,
+        seen = (config.window - 1) // config.layers + 1  # of each layer
+        self.trunk = Transformer(
+            config, Mask.window(seen), encoding=config.encoding, columns=config.dim, length=seen
+        )
+        self.trunk.heads = heads_of(
+            config,
             risk=config.risk,
             regimes=config.regimes,
             path=config.path,
@@ -336,8 +314,7 @@ class TradingNetwork(Network):
         """The heads that its configuration adds."""
         config = self.config
         given = {"tails": config.risk, "drawdown": config.risk, "path": config.path}
-        given["runup"] = config.runup
-        given["regimes"] = config.regimes > 0
+        given |= {"runup": config.runup, "regimes": config.regimes > 0}
         return frozenset(name for name, is_given in given.items() if is_given)
 
     @property
@@ -345,20 +322,19 @@ class TradingNetwork(Network):
         """Whether one pass answers each row: it does, by the window of each layer."""
         return True
 
-    def forward(self, x: Tensor, positions: Tensor | None = None) -> Outputs:
-        """Forecast every row of *x* [batch, time, features] at int64 *positions* [.., time]."""
-        return self.trunk(self.fusion(x).state, positions)
-
-    def trace(self, x: Tensor, positions: Tensor | None = None) -> Trace:
-        """Forecast as ``forward`` does, and return what explains it.
-
-        The parts are the modalities of each bar, the oldest bar first.
-        """
+    def run(self, x: Tensor, positions: Tensor, trace: Trace | None) -> Tensor:
+        """Return the states of the rows; the parts are the modalities of each, the oldest first."""
         fused: Fused = self.fusion(x)
-        seen = self.trunk.trace(fused.state, positions)
-        return seen._replace(
-            to_bars=lambda weights: (weights["bars"], self.shared(weights["bars"][0], fused))
-        )
+        if trace is not None:
+            trace.to_bars = lambda weights: (
+                weights["bars"],
+                self.shared(weights["bars"][0], fused),
+            )
+        return self.trunk.run(fused.state, positions, trace)
+
+    def read_out(self, state: Tensor) -> Outputs:
+        """Return the heads' outputs of every row."""
+        return self.trunk.heads(self.trunk.norm(state))
 
     def shared(self, weights: Tensor, fused: Fused) -> tuple[AttendedPart, ...]:
         """Return the *weights* of the newest bars [bar] parted by the shares in *fused*.
@@ -379,12 +355,6 @@ class TradingNetwork(Network):
             for bar, own in enumerate(by_bar)
             for name, share in zip(names, own, strict=True)
         )
-
-    def named_states(self, x: Tensor) -> Iterator[tuple[str, Tensor]]:
-        """Yield each stage's name and output for *x* [batch, time, features], first to last."""
-        state = self.fusion(x).state
-        yield "fusion", state
-        yield from self.trunk.named_states(state)
 
     def content_free(self) -> float:
         """Return the confidence over a full window that mask and encoding alone give."""

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Final, NamedTuple
+from typing import Annotated, ClassVar, Final, NamedTuple
 
 import torch
 from msgspec import Meta
@@ -26,9 +26,10 @@ from tracepaper.strategies.attention.layer import Layer
 from tracepaper.strategies.attention.masks import Mask
 from tracepaper.strategies.attention.methods import rollout
 from tracepaper.strategies.attention.reads import MEAN, CarriedRows, Fuse, Read
-from tracepaper.strategies.errors import AttentionInvalid, ConfigInvalid
+from tracepaper.strategies.errors import AttentionInvalid
 from tracepaper.strategies.networks import keys
 from tracepaper.strategies.networks.encodings import rotate, turns
+from tracepaper.strategies.networks.keys import Rule
 from tracepaper.strategies.order_book import COLUMNS, LEVELS_MAX, SIDES
 
 MOVES: Final = ("down", "flat", "up")
@@ -48,7 +49,7 @@ class OrderBookConfig(keys.ReadKeys):
         int,
         Meta(
             ge=1,
-            le=1_000,
+            le=LEVELS_MAX,
             description="Levels of a side; the files tell.",
             extra_json_schema=keys.DERIVED,
         ),
@@ -65,16 +66,13 @@ class OrderBookConfig(keys.ReadKeys):
     ] = (1, 10, 60)
     mlp_ratio: keys.MlpRatio = 2.0
 
-    def __post_init__(self) -> None:
-        """Refuse what cannot be built, with one sentence each."""
-        if not 1 <= self.levels <= LEVELS_MAX:
-            raise ConfigInvalid(f"architecture.levels is {self.levels}; give 1 to {LEVELS_MAX}.")
-        if self.dim % (2 * self.heads):
-            raise ConfigInvalid(
-                f"architecture.dim is {self.dim}; give a multiple of twice its {self.heads} heads."
-            )
-        if not self.horizons or list(self.horizons) != sorted(set(self.horizons)):
-            raise ConfigInvalid("architecture.horizons must rise, and name one or more.")
+    RULES: ClassVar[tuple[keys.Rule, ...]] = (
+        keys.EVEN_HEADS,
+        Rule(
+            lambda of: of.horizons and list(of.horizons) == sorted(set(of.horizons)),
+            "horizons must rise, and name one or more",
+        ),
+    )
 
     @property
     def tokens(self) -> int:

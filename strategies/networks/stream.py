@@ -354,8 +354,7 @@ class StreamingNetwork:
         dim = self.config.head_dim
         for kept in state.history[stream].unrolled().permute(1, 2, 0, 3)[:, None]:
             query, key, logsumexp = kept[..., : 2 * dim + 1].split([dim, dim, 1], -1)
-            query = self.network.encoding.widen_query(query, age)
-            key = self.network.encoding.widen_key(key, age)
+            query, key, _ = self.network.encoding.widen(query, key, key, age)
             logsumexp = logsumexp[..., 0]
             if state.counts[stream] > len(positions) and early > 0:
                 # The windows of the oldest rows kept begin before the keys kept. Nothing asks

@@ -22,14 +22,21 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from tracepaper.strategies.attention.probsparse import STRIDE, TAPS
+from tracepaper.strategies.attention.masks import Mask
+from tracepaper.strategies.attention.probsparse import (
+    STRIDE,
+    TAPS,
+    attend_sparsely,
+    sample_keys,
+)
 from tracepaper.strategies.errors import AttentionInvalid, ConfigInvalid
+from tracepaper.strategies.networks.architecture import Trace
 from tracepaper.strategies.networks.flash import FlashConfig, FlashNetwork
 from tracepaper.strategies.networks.informer_decoder import (
+    CrossAttention,
     DecoderLayer,
     LayerSizes,
     NormedFeedForward,
-    PublishedSums,
     SparseSelfAttention,
 )
 
@@ -83,9 +90,8 @@ class PublishedInformerConfig:
 
     @property
     def sizes(self) -> LayerSizes:
-        """What its layers are made by, with the published conventions."""
-        published = PublishedSums(mix=self.mix)
-        return LayerSizes(self.dim, self.heads, self.hidden, self.factor, self.dropout, published)
+        """What its layers are made by."""
+        return LayerSizes(self.dim, self.heads, self.hidden, self.factor, self.dropout)
 
     def lengths(self, encoder: int) -> tuple[int, ...]:
         """Return how many rows each layer of the stacked *encoder* sees."""
@@ -123,13 +129,57 @@ class Embedding(nn.Module):
         return self.dropout(value + self.code.to(x.dtype) + self.mark(marks))
 
 
+class PublishedAttention(SparseSelfAttention):
+    """Its score is ``max - Σ ÷ N``, masked queries too sample from all keys, and lazy ones sum up.
+
+    *mix* joins the heads of masked attention the published way: heads and time are read in each
+    other's place. No row-stochastic matrix is left to explain.
+    """
+
+    def __init__(
+        self, sizes: LayerSizes, time: int, seed: int, *, masked: bool = False, mix: bool = False
+    ) -> None:
+        super().__init__(sizes, time, seed, masked=masked)
+        self.mix = mix
+        self.samples = sample_keys(time, Mask.full(), factor=sizes.factor, seed=seed)
+
+    def forward(self, x: Tensor, trace: Trace | None = None) -> Tensor:
+        """Map [batch, time, dim] to the same."""
+        del trace
+        query, key, value = self.projections.split(x, x)
+        attended, rows = attend_sparsely(
+            query, key, value, self.mask, self.samples, factor=self.factor, score="published"
+        )
+        is_masked = self.mask != Mask.full()
+        if is_masked:
+            at = rows.active[..., None].expand(-1, -1, -1, value.shape[3])
+            attended = value.cumsum(dim=2).scatter(2, at, attended.gather(2, at))
+        if not (is_masked and self.mix):
+            attended = attended.transpose(1, 2)  # [batch, time, head, dim]
+        return self.projections.out(attended.reshape(x.shape))
+
+
+class PublishedDecoderLayer(DecoderLayer):
+    """A layer of the decoder with such attention."""
+
+    def __init__(self, config: PublishedInformerConfig, time: int, seed: int) -> None:
+        nn.Module.__init__(self)
+        sizes = config.sizes
+        self.attention = PublishedAttention(sizes, time, seed, masked=True, mix=config.mix)
+        self.attention_norm = nn.LayerNorm(sizes.dim)
+        self.cross = CrossAttention(sizes)
+        self.cross_norm = nn.LayerNorm(sizes.dim)
+        self.dropout = nn.Dropout(sizes.dropout)
+        self.feed_forward = NormedFeedForward(sizes)
+
+
 class EncoderLayer(nn.Module):
     """Self-attention and a feed-forward part, each followed by its norm."""
 
     def __init__(self, config: PublishedInformerConfig, time: int, seed: int) -> None:
         super().__init__()
         sizes = config.sizes
-        self.attention = SparseSelfAttention(sizes, time, seed)
+        self.attention = PublishedAttention(sizes, time, seed)
         self.norm = nn.LayerNorm(config.dim)
         self.dropout = nn.Dropout(config.dropout)
         self.feed_forward = NormedFeedForward(sizes)
@@ -193,7 +243,7 @@ class PublishedInformer(nn.Module):
         )
         first = config.seed + sum(config.encoders)
         self.decoder = nn.ModuleList(
-            DecoderLayer(config.sizes, written, first + depth)
+            PublishedDecoderLayer(config, written, first + depth)
             for depth in range(config.decoder_layers)
         )
         self.norm = nn.LayerNorm(config.dim)

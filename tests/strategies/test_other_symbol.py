@@ -13,7 +13,7 @@ from tracepaper.replay.archive.candles import bars_of
 from tracepaper.strategies.covariates import FixedCovariates, Ids
 from tracepaper.strategies.errors import CheckpointMismatch, ConfigInvalid
 from tracepaper.strategies.features.rows import columns, compute, schema, with_covariates
-from tracepaper.strategies.forecasters.windowed import FeatureWindow
+from tracepaper.strategies.forecasters.base import FeatureMemory, FeatureWindow
 from tracepaper.strategies.other_symbol import (
     KnownOtherBars,
     OtherColumns,
@@ -110,7 +110,7 @@ def test_a_window_taken_at_once_is_that_of_bars_taken_one_by_one(
     own = [event for event in events if isinstance(event, Bar) and LED in event.instrument]
     source = RunOtherBars(LEADER, "v2-1m")
     wide = with_covariates(SCHEMA, OtherColumns.of(SCHEMA.names, source))
-    step = FeatureWindow(20, wide)
+    step, memory = FeatureWindow(20, wide), FeatureMemory(wide)
     sigmas: list[float] = []
     asking: Bar | None = None
     due = 0
@@ -123,12 +123,15 @@ def test_a_window_taken_at_once_is_that_of_bars_taken_one_by_one(
             if event.instrument == own[0].instrument:
                 asking = event
             if due == 0 and asking is not None:
-                sigmas.append(step.take(asking))
+                taken = memory.take_group([asking])
+                sigmas.append(next(step.take([asking], taken), float("nan")))
                 asking = None
     scan, warmed = FeatureWindow(20, wide), FeatureWindow(20, wide)
-    assert np.array_equal(list(scan.take_all(own)), sigmas[-len(own) + SCHEMA.lookback - 1 :],
-                          equal_nan=True)  # fmt: skip
-    assert len(list(warmed.take_all(own[-(19 + SCHEMA.lookback) :]))) == 20
+    known = FeatureMemory(wide).of("scanned").take_all(own)
+    found = list(scan.take(own, known))
+    assert np.array_equal(found, sigmas[-len(own) + SCHEMA.lookback - 1 :], equal_nan=True)
+    last = own[-(19 + SCHEMA.lookback) :]
+    assert len(list(warmed.take(last, FeatureMemory(wide).of("warmed").take_all(last)))) == 20
     assert np.array_equal(scan.rows.view(), step.rows.view())
     assert np.array_equal(warmed.rows.view(), step.rows.view())
     row = scan.rows.view()[530 - COUNT]

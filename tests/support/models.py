@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 import torch
 
+import tracepaper.daemon.session.user_class  # noqa: F401 - it says how a class is found
 from tracepaper.storage.checkpoints import save
 from tracepaper.strategies.features.rows import schema
 from tracepaper.strategies.forecasters.build import build
@@ -82,6 +83,44 @@ def forecaster(
     made = build(card(config, **calibration), network(config, seed=seed).state_dict(), mode=path)
     assert isinstance(made, StreamingForecaster)
     return made
+
+
+_COMMON: Final[dict[str, Any]] = {
+    "features": 4,
+    "dim": 8,
+    "layers": 2,
+    "horizons": [2, 7],
+    "quantiles": [0.1, 0.9],
+}
+_DECODER: Final = {"window": 41, "factor": 2, "decoder_layers": 2, "start_token": 9}
+KINDS: Final[dict[str, dict[str, Any]]] = {
+    "flash": {"heads": 2, "window": 9, "encoding": "alibi", "stochastic_depth": 0.1},
+    "linear": {"heads": 2, "window": 20},
+    "custom": {
+        "heads": 2, "window": 20, "mechanism": "tracepaper.strategies.networks.custom:Fading",
+    },
+    "lstm": {"window": 20},
+    "informer": {"heads": 2, "window": 41, "factor": 2, "clock": ["week"]},
+    "decoder": {"heads": 2, **_DECODER},
+    "multiscale": {"heads": 2, "frames": [1, 4, 12], "tokens": [5, 4, 3]},
+    "cross": {"heads": 2, "bars": 7, "frame": 4, "tokens": 3},
+    "trading": {
+        "heads": 2, "window": 15, "modalities": ["price", "time"], "columns": [0, 0, 1, 1],
+    },
+}  # fmt: skip
+"""A small architecture of every kind of network, and of an informer with its decoder."""
+
+
+def small(kind: str, *, by: float = 0.2, **keys: Any) -> Network:
+    """Return a small network of *kind* with *keys* of its own, each weight moved *by* so much."""
+    known = network_kinds()["informer" if kind == "decoder" else kind]
+    section = {**_COMMON, **KINDS[kind], **keys}
+    torch.manual_seed(1)
+    made: Network = known.make(known.read(section))
+    with torch.no_grad():
+        for parameter in made.parameters():
+            parameter.add_(by * torch.randn_like(parameter))
+    return made.eval()
 
 
 TOGETHER = ("AAAUSDT", "BBBUSDT", "CCCUSDT")

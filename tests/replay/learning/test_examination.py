@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -64,8 +63,7 @@ class Planted(Network):
     """Answers by ``return_1`` of the bars at AGES alone; *looked* is where its rollout points."""
 
     def __init__(self, looked: tuple[int, ...] = AGES, *, any_length: bool = True) -> None:
-        super().__init__()
-        self.config = PlantedConfig()
+        super().__init__(PlantedConfig())
         self.takes_any_length = any_length  # type: ignore[misc]
         self.weight = torch.nn.Parameter(torch.tensor([1.0, 0.6, 0.3]))
         self.looked = looked
@@ -89,9 +87,6 @@ class Planted(Network):
         weights[0, 0, [x.shape[1] - 1 - age for age in self.looked]] = 1 / len(self.looked)
         rollout = BarWeights(weights, torch.zeros(1, 1))
         return ExplainedOutputs(self(x, positions), rollout, torch.ones(1, 1))
-
-    def named_states(self, x: Tensor) -> Iterator[tuple[str, Tensor]]:
-        yield "said", self(x).mean
 
     def content_free(self) -> float:
         return 0.0

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tracepaper.strategies.errors import ConfigInvalid
-from tracepaper.strategies.forecasters.windowed import Ring
+from tracepaper.strategies.forecasters.base import Ring
 
 
 @given(st.integers(1, 7), st.lists(st.floats(-1e9, 1e9), max_size=40))

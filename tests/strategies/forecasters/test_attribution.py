@@ -78,12 +78,6 @@ def test_contributions_to_a_linear_answer_are_its_terms() -> None:
     torch.testing.assert_close(added, (weights * inputs).double())
 
 
-def test_a_number_that_the_answer_ignores_adds_nothing() -> None:
-    added = integrated_gradients(lambda x: x[0] ** 3, torch.tensor([2.0, 5.0]))
-    assert added[1] == 0.0
-    assert float(added[0]) == pytest.approx(8.0)
-
-
 @pytest.mark.parametrize("encoding", ["rope", "alibi"])
 def test_the_probe_says_what_the_streaming_forecaster_says(encoding: str) -> None:
     forecaster = models.forecaster(
@@ -121,13 +115,6 @@ def test_more_nodes_close_the_gap(probe: Probe) -> None:
     assert abs(fine.gap) < abs(coarse.gap)
 
 
-def test_contributions_have_one_number_a_bar_and_feature(probe: Probe) -> None:
-    found = probe.contributions()
-    assert found.mean_return.shape == probe.rows.shape == (148, len(probe.names))
-    assert np.isfinite(found.mean_return).all()
-    assert found.forecast == probe.figures().mean_return
-
-
 def test_neutral_rows_say_the_same_whatever_the_bars_were() -> None:
     one = Probe(models.forecaster(), BARS, horizon=HORIZON)
     other = Probe(models.forecaster(), BARS[:-7], horizon=HORIZON)
@@ -135,11 +122,6 @@ def test_neutral_rows_say_the_same_whatever_the_bars_were() -> None:
         probe.without(range(len(probe.rows))).mean_return / probe.scale for probe in (one, other)
     ]
     assert said[0] == pytest.approx(said[1], rel=1e-4)
-
-
-def test_taking_no_rows_away_moves_nothing(probe: Probe) -> None:
-    assert probe.without([]) == probe.figures()
-    assert probe.without([0]) != probe.figures()
 
 
 def test_older_bars_than_the_context_do_not_count() -> None:

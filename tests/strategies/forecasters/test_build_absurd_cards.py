@@ -62,7 +62,7 @@ def cards() -> dict[str, tuple[dict[str, Any], dict[str, torch.Tensor]]]:
     flash = models.card(**whole)
     found = {"flash": (flash, models.network().state_dict())}
     for kind, network in OTHERS.items():
-        of = asdict(network.config)  # type: ignore[call-overload]
+        of = asdict(network.config)
         architecture = {k: list(v) if isinstance(v, tuple) else v for k, v in of.items()}
         card = {**flash, "model": {"kind": kind}, "architecture": architecture}
         found[kind] = (card, network.state_dict())

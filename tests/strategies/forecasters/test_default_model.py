@@ -86,19 +86,6 @@ def test_a_live_step_agrees_with_the_batched_pass(
             assert one == pytest.approx(other, abs=1e-5)
 
 
-def test_every_forecast_is_finite_and_in_range(answers: list[Forecast]) -> None:
-    assert len(answers) > 4_700
-    mean = np.array([answer.mean_return for answer in answers])
-    stdev = np.array([answer.stdev_return for answer in answers])
-    volatility = np.array([answer.volatility for answer in answers])
-    assert np.isfinite(mean).all()
-    assert (np.abs(mean) < stdev).all()  # no bar is worth a whole deviation
-    assert (stdev > 0).all()
-    # A longer horizon is wider, and no four hours of a major moved by half in this model's eyes.
-    assert (np.diff(volatility, axis=1) > 0).mean() > 0.99
-    assert volatility.max() < 0.5
-
-
 def test_the_attribution_of_a_real_decision_adds_up(
     candles: list[Bar], answers: list[Forecast]
 ) -> None:

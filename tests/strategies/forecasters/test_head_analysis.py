@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import builders
 import models
 import numpy as np
@@ -11,11 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from tracepaper.strategies.attention import reference
-from tracepaper.strategies.attention.layer import Layer
 from tracepaper.strategies.attention.methods import Rollout
 from tracepaper.strategies.attention.probsparse import MapRead, SparseRead, Taps, dense_rows
-from tracepaper.strategies.errors import DataInvalid, InvariantBroken
+from tracepaper.strategies.errors import DataInvalid
 from tracepaper.strategies.forecasters.attribution import (
     DECISIONS,
     flow_down,
@@ -27,7 +23,6 @@ from tracepaper.strategies.forecasters.streaming import StreamingForecaster
 from tracepaper.strategies.networks.architecture import LayerAttribution
 from tracepaper.strategies.networks.attribution import AttributionMethod
 from tracepaper.strategies.networks.informer import InformerConfig, InformerNetwork
-from tracepaper.strategies.networks.multi_timeframe import MultiscaleConfig, MultiscaleNetwork
 
 torch.set_num_threads(1)
 EDGES = (0, 16, 64)
@@ -71,21 +66,6 @@ def test_an_informer_s_heads_are_the_last_rows_of_its_matrices_carried_to_bars()
         assert looks[layer].carry(every) == pytest.approx(mixed, abs=1e-6)
 
 
-@torch.no_grad()
-@pytest.mark.parametrize("mask", ["full", "causal"])
-def test_a_transformer_s_heads_are_the_last_rows_of_its_matrices(mask: str) -> None:
-    config = replace(models.SMALL, mask=mask, features=5)
-    network = models.network(config)
-    x = window(config.window, 5)
-    looks = network.attribution_by_layer(x, torch.arange(config.window))
-    for look, trace in zip(looks, network.trace(x).reads, strict=True):
-        assert isinstance(trace, Layer)
-        matrix = reference.attention_matrix(trace.query, trace.key, network.mask)[0]
-        assert look.rows == pytest.approx(matrix[:, -1], abs=1e-5)
-        mixed = 0.5 * torch.eye(config.window) + 0.5 * matrix.mean(dim=0)
-        assert look.carry(torch.eye(config.window)) == pytest.approx(mixed, abs=1e-5)
-
-
 def test_a_row_that_was_lazy_attends_evenly() -> None:
     network = models.informer(WINDOWED)
     read = network.trace(window(61, 5)).reads[0]
@@ -126,12 +106,6 @@ def test_heads_are_read_from_as_many_decisions_as_there_are_bars_for() -> None:
         look_into(made, bars[: made.context], EDGES)
 
 
-def test_nothing_is_said_of_heads_before_the_first_decision() -> None:
-    made = models.forecaster()
-    with pytest.raises(InvariantBroken, match="no decision to explain yet"):
-        made.attribution_by_layer("linear:BTCUSDT")
-
-
 def test_a_pooled_position_is_carried_by_the_taps_of_its_own_pass() -> None:
     """What a stage keeps is of one pass: the next must not change it."""
     network = models.informer(WINDOWED)
@@ -140,23 +114,6 @@ def test_a_pooled_position_is_carried_by_the_taps_of_its_own_pass() -> None:
     before = look.carry(torch.eye(16))
     network.attribution_by_layer(-first, torch.arange(61))
     assert torch.equal(look.carry(torch.eye(16)), before)
-
-
-@torch.no_grad()
-def test_tokens_of_several_rows_are_as_old_as_the_newest_and_carried_to_all() -> None:
-    config = MultiscaleConfig(features=5, dim=8, layers=2, heads=2, frames=(1, 4), tokens=(5, 3))
-    network = MultiscaleNetwork(config).eval()
-    x, positions = window(config.window, 5), torch.arange(config.window) + 2
-    lowest, top = network.attribution_by_layer(x, positions)
-    spans = [(part.start, part.start + part.rows) for part in network.explain(x, positions).parts]
-    assert top.age.tolist() == [config.window - stop for _, stop in spans]
-    tokens, _ = network.tokens(x, positions)
-    trunk = network.trunk.attribution_by_layer(tokens, torch.arange(8))[0]
-    spread = torch.zeros(8, config.window)
-    for token, (start, stop) in enumerate(spans):
-        spread[token, start:stop] = 1.0 / (stop - start)
-    assert lowest.rows == pytest.approx(trunk.rows @ spread, abs=1e-6)
-    assert lowest.carry(torch.eye(8)) == pytest.approx(trunk.carry(torch.eye(8)) @ spread, abs=1e-6)
 
 
 WAYS = (

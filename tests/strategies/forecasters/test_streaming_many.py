@@ -15,8 +15,6 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from rounding import gamma
 
-from tracepaper.strategies.api.strategy import Forecaster
-from tracepaper.strategies.errors import InvariantBroken
 from tracepaper.strategies.features.rows import FeatureRows, FeatureStreams
 from tracepaper.strategies.forecasters.streaming import StreamingForecaster
 from tracepaper.strategies.networks.flash import FlashConfig
@@ -67,11 +65,6 @@ def warmed(ages: dict[str, int], config: FlashConfig = models.SMALL) -> Streamin
     for name, age in ages.items():
         made.warm(name, BARS[name][:age])
     return made
-
-
-def test_a_group_of_nobody_is_answered_with_nothing() -> None:
-    made: Forecaster = models.forecaster()
-    assert made.predict_many([]) == []
 
 
 @pytest.mark.parametrize("encoding", ["rope", "alibi", "sinusoidal", "learned"])
@@ -144,14 +137,6 @@ def test_steps_scans_and_warms_of_one_go_between_steps_of_all() -> None:
     )
 
 
-def test_the_answers_come_in_the_order_of_the_bars() -> None:
-    ages = dict.fromkeys(NAMES, 800)
-    alone, together = warmed(ages), warmed(ages)
-    for turn, names in enumerate((NAMES, NAMES[::-1], (NAMES[2], NAMES[0]))):
-        bars = [BARS[name][800 + turn] for name in names]
-        assert_equal(together.predict_many(bars), [alone.step(bar) for bar in bars])
-
-
 def test_the_bits_of_a_group_depend_on_its_members_and_their_order_alone() -> None:
     """Not on which instruments are known beside them, nor on where these lie in memory."""
     group = (NAMES[2], NAMES[0])
@@ -163,16 +148,6 @@ def test_the_bits_of_a_group_depend_on_its_members_and_their_order_alone() -> No
             [made.predict_many([BARS[name][at] for name in group]) for at in range(800, 840)]
         )
     assert found[1:] == found[:1] * 3
-
-
-def test_two_runs_have_equal_bits() -> None:
-    runs = []
-    for _ in range(2):
-        made = warmed(dict.fromkeys(NAMES, 800))
-        runs.append(
-            [made.predict_many([BARS[name][at] for name in NAMES]) for at in range(800, 830)]
-        )
-    assert runs[0] == runs[1]
 
 
 def test_a_row_that_is_not_finite_spoils_its_own_forecast_alone(
@@ -198,15 +173,3 @@ def test_a_row_that_is_not_finite_spoils_its_own_forecast_alone(
         assert spoiled is not None
         assert np.isnan(spoiled.mean_return).all() == (at == 800)
         assert spoiled.p_up == pytest.approx(wanted[0].p_up if wanted[0] else (), abs=1e-6)
-
-
-def test_two_bars_of_one_instrument_and_bars_out_of_order_change_nothing() -> None:
-    ages = dict.fromkeys(NAMES, 800)
-    alone, together = warmed(ages), warmed(ages)
-    mine, theirs = BARS[NAMES[0]], BARS[NAMES[1]]
-    with pytest.raises(InvariantBroken, match="Two bars of one instrument"):
-        together.predict_many([mine[800], theirs[800], mine[801]])
-    with pytest.raises(InvariantBroken, match="does not follow the one at"):
-        together.predict_many([mine[800], theirs[799]])
-    bars = [mine[800], theirs[800]]
-    assert_equal(together.predict_many(bars), [alone.step(bar) for bar in bars])

@@ -2,74 +2,31 @@
 
 from __future__ import annotations
 
+import models
 import pytest
 import torch
 from torch import Tensor
 
 from tracepaper.strategies.networks.architecture import Network
 from tracepaper.strategies.networks.checks import NetworkCheck, check_network
-from tracepaper.strategies.networks.cross_timeframe import CrossConfig, CrossNetwork
-from tracepaper.strategies.networks.flash import Block, FlashConfig, FlashNetwork
-from tracepaper.strategies.networks.informer import InformerConfig, InformerNetwork
-from tracepaper.strategies.networks.lstm import LstmConfig, LstmNetwork
-from tracepaper.strategies.networks.multi_timeframe import MultiscaleConfig, MultiscaleNetwork
-from tracepaper.strategies.networks.multimodal import TradingConfig, TradingNetwork
+from tracepaper.strategies.networks.flash import Block, FlashNetwork
 
 torch.set_num_threads(1)
-TIME, FEATURES = 40, 5
 
 
 def network(kind: str) -> Network:
-    torch.manual_seed(5)
-    made: Network
-    match kind:
-        case "informer":
-            made = InformerNetwork(
-                InformerConfig(features=FEATURES, dim=8, layers=2, heads=2, window=TIME)
-            )
-        case "decoder":
-            made = InformerNetwork(
-                InformerConfig(
-                    features=FEATURES, dim=8, layers=2, heads=2, window=TIME,
-                    decoder_layers=1, start_token=9,
-                )
-            )  # fmt: skip
-        case "multiscale":
-            made = MultiscaleNetwork(
-                MultiscaleConfig(
-                    features=FEATURES, dim=8, layers=2, heads=2, frames=(1, 4), tokens=(8, 9)
-                )
-            )
-        case "cross":
-            made = CrossNetwork(
-                CrossConfig(features=FEATURES, dim=8, layers=2, heads=2, bars=9, frame=4, tokens=9)
-            )
-        case "trading":
-            made = TradingNetwork(
-                TradingConfig(
-                    features=FEATURES, dim=8, layers=2, heads=2, window=TIME,
-                    modalities=("price", "volume"), columns=(0, 0, 1, 0, 1),
-                )
-            )  # fmt: skip
-        case "lstm":
-            made = LstmNetwork(LstmConfig(features=FEATURES, dim=8, window=TIME))
-        case _:
-            made = FlashNetwork(FlashConfig(features=FEATURES, dim=8, layers=2, heads=2, window=16))
-    with torch.no_grad():
-        for parameter in made.parameters():
-            parameter.add_(0.3 * torch.randn_like(parameter))
-    return made.eval()
+    return models.small(kind, by=0.3, **({"encoding": "rope"} if kind == "flash" else {}))
 
 
-def windows() -> list[tuple[Tensor, Tensor]]:
-    generator = torch.Generator().manual_seed(7)
-    rows = torch.randn(3, 1, TIME, FEATURES, generator=generator)
-    return [(one, torch.arange(100 * at, 100 * at + TIME)) for at, one in enumerate(rows)]
+def windows(made: Network) -> list[tuple[Tensor, Tensor]]:
+    time = made.config.receptive_field
+    rows = torch.randn(3, 1, time, 4, generator=torch.Generator().manual_seed(7))
+    return [(one, torch.arange(100 * at, 100 * at + time)) for at, one in enumerate(rows)]
 
 
 def examined(made: Network) -> NetworkCheck:
     before = {name: value.clone() for name, value in made.state_dict().items()}
-    found = check_network(made, windows())
+    found = check_network(made, windows(made))
     assert all(torch.equal(value, before[name]) for name, value in made.state_dict().items())
     assert all(parameter.grad is None for parameter in made.parameters())
     return found
@@ -86,7 +43,7 @@ def block(made: Network, depth: int = 1) -> Block:
 def test_a_network_without_a_fault_has_none(kind: str) -> None:
     found = examined(network(kind))
     assert found.faults == ()
-    assert len(found.heads) == {"lstm": 0, "cross": 8, "decoder": 8}.get(kind, 4)
+    assert len(found.heads) == {"lstm": 0, "cross": 8, "decoder": 12}.get(kind, 4)
     assert all(one.gradient > 0 for one in found.gradients)
     for layer in {one.layer for one in found.heads}:
         shares = [one.share for one in found.heads if one.layer == layer]
@@ -108,8 +65,8 @@ def test_what_overflows_at_the_extremes_alone_is_found() -> None:
     with torch.no_grad():
         made.embed.weight.zero_()
         made.embed.bias.zero_()
-        made.embed.weight[0] = 1.5e37  # five columns of 5 are more than a float holds
-    calm = [(torch.zeros_like(rows), at) for rows, at in windows()]
+        made.embed.weight[0] = 2e37  # four columns of 5 are more than a float holds
+    calm = [(torch.zeros_like(rows), at) for rows, at in windows(made)]
     found = check_network(made, calm)
     assert any("rows at 5" in one for one in found.faults)
 

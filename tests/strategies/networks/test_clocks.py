@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import calendar
 import math
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
-import models
 import pytest
 import torch
 from hypothesis import given
@@ -117,18 +115,6 @@ def test_a_clock_moves_a_forecast_and_none_does_not(kind: str) -> None:
 
     assert torch.allclose(answer((), 0), answer((), 240), atol=1e-6)
     assert not torch.allclose(answer(("sessions",), 0), answer(("sessions",), 240), atol=1e-3)
-
-
-@pytest.mark.parametrize(
-    ("clock", "sentence"),
-    [
-        (("moon",), "architecture.clock names 'moon'; choose of week, sessions"),
-        (("week", "week"), "names week twice"),
-    ],
-)
-def test_a_clock_that_is_none_is_refused(clock: tuple[str, ...], sentence: str) -> None:
-    with pytest.raises(ConfigInvalid, match=sentence):
-        replace(models.SMALL, clock=clock)
 
 
 @pytest.mark.parametrize("given", [3, "week", [1], [["week"]]])

@@ -25,8 +25,7 @@ from tracepaper.strategies.networks.cross_asset import (
     weights_of,
 )
 from tracepaper.strategies.networks.encodings import Phases
-from tracepaper.strategies.networks.flash import Block, Projected
-from tracepaper.strategies.networks.keys import listed
+from tracepaper.strategies.networks.flash import Block, BlockOptions, Projected
 
 SYMBOLS = ("AUSDT", "BUSDT", "CUSDT", "DUSDT")
 FEATURES, TIME = 5, 11
@@ -200,7 +199,7 @@ class Early(Block):
 
 def test_a_leak_of_one_future_bar_of_another_asset_is_found() -> None:
     network = made()
-    early = Early(network.config.trunk(), 0).double()
+    early = Early(BlockOptions.of(network.config), 0).double()
     early.load_state_dict(network.over_assets[0].state_dict())
     network.over_assets[0] = early.eval()
     assert leaks(network, changed=6, asset=1)
@@ -245,30 +244,9 @@ def test_a_window_alone_gives_the_answer_of_a_longer_stretch() -> None:
     assert torch.allclose(whole, cut[:, :, -1], atol=1e-12)
 
 
-def test_a_thousand_symbols_have_an_embedding_and_one_more_is_refused() -> None:
-    symbols = tuple(f"S{number}USDT" for number in range(1_001))
-    config = CrossAssetConfig(symbols=symbols[:1_000], features=2, dim=8, heads=2)
-    assert CrossAssetNetwork(config).asset.weight.shape == (1_000, 8)
-    with pytest.raises(ConfigInvalid, match="1 to 1,000 different symbols, and holds 1,001"):
-        CrossAssetConfig(symbols=symbols)
-    with pytest.raises(ConfigInvalid, match="different symbols"):
-        CrossAssetConfig(symbols=("AUSDT", "AUSDT"))
-
-
 def test_a_symbol_without_an_embedding_is_named() -> None:
     with pytest.raises(ConfigInvalid, match="and not DOGEUSDT; train it with its candles"):
         made().config.places(("AUSDT", "DOGEUSDT"))
-
-
-def test_a_card_gives_the_architecture_back() -> None:
-    config = made(allocation=True).config
-    assert CrossAssetConfig.read(listed(config)) == config
-    with pytest.raises(ConfigInvalid, match="list of symbols"):
-        CrossAssetConfig.read({"symbols": "AUSDT"})
-    with pytest.raises(ConfigInvalid, match="choose factorised or joint"):
-        CrossAssetConfig(symbols=SYMBOLS, attention="both")
-    with pytest.raises(ConfigInvalid, match="every is 7; weights are held for one of"):
-        CrossAssetConfig(symbols=SYMBOLS, every=7)
 
 
 def test_rows_that_do_not_fit_are_refused() -> None:

@@ -14,10 +14,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tracepaper.strategies.attention.methods import Rollout
-from tracepaper.strategies.errors import AttentionInvalid, ConfigInvalid
 from tracepaper.strategies.networks.attribution import AttributionMethod
 from tracepaper.strategies.networks.checks import check_network
-from tracepaper.strategies.networks.cross_timeframe import CrossConfig, CrossLayer, CrossNetwork
+from tracepaper.strategies.networks.cross_timeframe import CrossConfig, CrossNetwork
 
 torch.set_num_threads(1)
 FEATURES = 3
@@ -69,7 +68,8 @@ class Dense(DenseLayers):
             matrix = power / np.maximum(power.sum(1, keepdims=True), 1e-300)
             read[:, at] = matrix @ value
             heads.append(matrix)
-        self.matrices.append((name.rpartition(".")[2], np.array(heads)))
+        kind = ("slower", "bars", "read")[int(name[-1])]
+        self.matrices.append((kind, np.array(heads)))
         x = x + self.linear(f"{name}.project_out", read)
         return x + self.feed_forward(f"{name}.mlp", self.norm(f"{name}.mlp_norm", x))
 
@@ -97,9 +97,9 @@ class Dense(DenseLayers):
         bars = self.linear("embed", x[-config.bars :])
         for depth in range(config.layers):
             name = f"layers.{depth}"
-            slower = self.block(f"{name}.slower", slower, slower, (closed, closed))
-            bars = self.block(f"{name}.bars", bars, bars, (near, near))
-            bars = self.block(f"{name}.read", bars, slower, (near, closed))
+            slower = self.block(f"{name}.0", slower, slower, (closed, closed))
+            bars = self.block(f"{name}.1", bars, bars, (near, near))
+            bars = self.block(f"{name}.2", bars, slower, (near, closed))
         raw = self.linear("heads.project", self.norm("norm", bars[-1:]))[0]
         return raw.reshape(len(config.horizons), -1)[:, 0]
 
@@ -215,34 +215,12 @@ def test_no_bar_reads_a_later_bar_of_the_other_symbol() -> None:
             assert moved.tolist() == [place >= row for place in range(EACH.window)]
 
 
-def test_its_parts_are_bars_of_both_timeframes() -> None:
-    x, positions = window()
-    with torch.no_grad():
-        seen = network().explain(x, positions)
-    assert [part.frame for part in seen.parts] == [4] * 3 + [1] * 7
-    by_bar = torch.zeros(SMALL.window, dtype=torch.float64)
-    for part in seen.parts:
-        assert int(positions[part.start]) % part.frame == 0
-        assert part.rows == part.frame
-        by_bar[part.start : part.start + part.rows] += part.share / part.rows
-    torch.testing.assert_close(by_bar, seen.rollout.weights[0, 0], rtol=0, atol=1e-12)
-
-
-def test_what_its_layers_carry_down_is_the_rollout() -> None:
+def test_a_layers_ages_and_rows_are_those_of_both_timeframes() -> None:
     made, (x, positions) = network(), window()
     with torch.no_grad():
-        layers = made.attribution_by_layer(x, positions)
-        wanted = made.explain(x, positions).rollout.weights[0]
-    assert len(layers) == 2 * SMALL.layers
-    weights = torch.zeros(1, SMALL.tokens + SMALL.bars, dtype=torch.float64)
-    weights[0, -1] = 1.0
-    for layer in reversed(layers):
-        torch.testing.assert_close(layer.rows.sum(1), torch.ones(2, dtype=torch.float64))
-        weights = layer.carry(weights)
-    torch.testing.assert_close(weights, wanted, rtol=0, atol=1e-12)
+        own, read, *_ = made.attribution_by_layer(x, positions)
     closed = [SMALL.window - 1 - rows[-1] for rows in members(made, x, positions)]
-    assert layers[0].age.tolist() == [*closed, *range(SMALL.bars - 1, -1, -1)]
-    own, read = layers[:2]
+    assert own.age.tolist() == [*closed, *range(SMALL.bars - 1, -1, -1)]
     assert float(own.rows[:, : -SMALL.bars].abs().max()) == 0.0
     older = [row for rows in members(made, x, positions) for row in rows]
     assert float(read.rows[:, older].sum()) == pytest.approx(2.0)  # its heads look there alone
@@ -256,10 +234,7 @@ def members(made: CrossNetwork, x: Tensor, positions: Tensor) -> list[list[int]]
 
 def states(made: CrossNetwork, x: Tensor, positions: Tensor) -> Tensor:
     """Return the bars above the last layer, [bar, dim]."""
-    given, _ = made.enter(x, positions)
-    for layer in made.layers:
-        given = layer(given, "auto")
-    return given.bars[0]
+    return made.run(x, positions, None)[0]
 
 
 @settings(max_examples=25, deadline=None)
@@ -306,10 +281,8 @@ def test_a_slower_bar_that_is_open_moves_nothing_and_once_it_closes_it_does() ->
 
 def test_a_dead_head_is_named_by_the_row_of_its_confidence() -> None:
     made, (x, positions) = network(), window()
-    last = made.layers[1]
-    assert isinstance(last, CrossLayer)
-    with torch.no_grad():
-        last.read.project_out.weight[:, 4:] = 0.0  # the columns that read head 1
+    with torch.no_grad():  # the columns that read head 1
+        made.get_parameter("layers.1.2.project_out.weight")[:, 4:] = 0.0
     found = check_network(made.float(), [(x.float(), positions)])
     assert found.faults == ("Layer 3, head 1: it is dead, and moves 0.00% of its layer's output.",)
 
@@ -330,12 +303,12 @@ def test_the_clock_reaches_both_timeframes_at_their_closes() -> None:
         for embed in (made.embed, made.embed_slower):
             embed.weight.zero_()
             embed.bias.zero_()
-        state, _ = made.enter(x, positions)
+        (bars, _), (slower, _), *_ = made.enter(x, positions)
     assert made.clock is not None
     last = int(positions[-1])
     closes = [(last + 1) // 4 * 4 - 1 - 4 * back for back in (2, 1, 0)]
-    torch.testing.assert_close(state.slower[0], made.clock(torch.tensor(closes)))
-    torch.testing.assert_close(state.bars[0], made.clock(positions[-7:]))
+    torch.testing.assert_close(slower[0], made.clock(torch.tensor(closes)))
+    torch.testing.assert_close(bars[0], made.clock(positions[-7:]))
 
 
 def test_residual_and_start_layer_are_those_of_the_stored_matrices() -> None:
@@ -371,41 +344,3 @@ def test_the_gradient_weighs_entries_of_all_three_blocks() -> None:
     wanted = dense.rollout(0.5)
     np.testing.assert_allclose([part.share for part in found.parts], wanted, atol=1e-10)
     assert float(found.rollout.weights.sum()) == pytest.approx(1.0, abs=1e-12)
-
-
-@pytest.mark.parametrize(
-    "way", [AttributionMethod("norm"), AttributionMethod(options=Rollout(fusion="max"))]
-)
-def test_other_methods_go_through_both_streams(way: AttributionMethod) -> None:
-    found = network().explain(*window(), way)
-    assert sum(part.share for part in found.parts) == pytest.approx(1.0)
-    assert float(found.rollout.weights.sum()) == pytest.approx(1.0)
-
-
-def test_a_flow_through_two_streams_is_refused() -> None:
-    with pytest.raises(AttentionInvalid, match="all see the same bars"):
-        network().explain(*window(), AttributionMethod("flow"))
-
-
-@pytest.mark.parametrize(
-    ("changes", "sentence"),
-    [
-        ({"bars": 0}, "bars is 0; it must be at least 1"),
-        ({"frame": 1}, "frame is 1; it must be at least 2"),
-        ({"tokens": 0}, "tokens is 0; it must be at least 1"),
-        ({"frame": 8_192, "tokens": 8}, "at most 65,536"),
-        ({"dim": 9}, "give each an equal, even share"),
-        ({"clock": ("noon",)}, "names 'noon'"),
-        ({"quantiles": (0.9, 0.1)}, "must ascend"),
-    ],
-)
-def test_an_architecture_that_cannot_be_is_refused_in_one_sentence(
-    changes: dict[str, object], sentence: str
-) -> None:
-    with pytest.raises(ConfigInvalid, match=sentence):
-        replace(SMALL, **changes)  # type: ignore[arg-type]
-
-
-def test_a_window_of_another_length_is_refused() -> None:
-    with pytest.raises(AttentionInvalid, match="windows of 16 bars, not 15"):
-        network()(window()[0][:, 1:])

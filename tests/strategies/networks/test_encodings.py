@@ -48,12 +48,6 @@ def test_rope_products_depend_on_the_distance_alone(seed: int, near: int, away: 
     assert abs(product(near, 0) - product(near + away, away)) < 2e-5
 
 
-def test_rotation_keeps_lengths() -> None:
-    x = torch.randn(5, 16, generator=torch.Generator().manual_seed(1))
-    turned = rotate(x, *turns(torch.arange(5), 16))
-    torch.testing.assert_close(turned.norm(dim=-1), x.norm(dim=-1))
-
-
 def test_rotation_is_that_of_complex_numbers() -> None:
     x = torch.randn(2, 5, 16, generator=torch.Generator().manual_seed(1), requires_grad=True)
     at = torch.arange(700, 705)
@@ -81,12 +75,6 @@ def test_alibi_rides_on_an_ordinary_product(seed: int, origin: int) -> None:
     distance = age[None, :] - age[:, None]  # of the key, back from the query
     wanted = query @ key.mT / math.sqrt(6) - slopes.double()[:, None, None] * distance
     torch.testing.assert_close(found, wanted)
-
-
-def test_sinusoidal_codes_repeat_with_their_period() -> None:
-    code = sinusoidal_table(torch.arange(20), 8, 10)
-    assert torch.equal(code[:10], code[10:])
-    assert len({tuple(row.tolist()) for row in code[:10]}) == 10
 
 
 SIZES = Sizes(dim=8, heads=2, window=10)

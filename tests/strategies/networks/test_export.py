@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import models
 import pytest
 import torch
 from torch import nn
@@ -18,52 +19,19 @@ from tracepaper.strategies.networks.checks import (
     require_agreement,
     run_onnx,
 )
-from tracepaper.strategies.networks.cross_timeframe import CrossConfig, CrossNetwork
-from tracepaper.strategies.networks.flash import FlashConfig, FlashNetwork
-from tracepaper.strategies.networks.informer import InformerConfig, InformerNetwork
-from tracepaper.strategies.networks.multi_timeframe import MultiscaleConfig, MultiscaleNetwork
-from tracepaper.strategies.networks.multimodal import TradingConfig, TradingNetwork
 
 torch.set_num_threads(1)
 
 
 def network(kind: str) -> tuple[nn.Module, Example]:
-    torch.manual_seed(0)
-    made: nn.Module
-    match kind:
-        case "informer":
-            made = InformerNetwork(InformerConfig(features=5, dim=8, layers=2, heads=2, window=40))
-        case "decoder":
-            decoded = InformerConfig(
-                features=5, dim=8, layers=2, heads=2, window=40, decoder_layers=1, start_token=9
-            )
-            made = InformerNetwork(decoded)
-        case "multiscale":
-            small = MultiscaleConfig(
-                features=5, dim=8, layers=1, heads=2, frames=(1, 4), tokens=(8, 9)
-            )
-            made = MultiscaleNetwork(small)
-        case "cross":
-            made = CrossNetwork(
-                CrossConfig(features=5, dim=8, layers=2, heads=2, bars=16, frame=4, tokens=9)
-            )
-        case "trading":
-            made = TradingNetwork(
-                TradingConfig(
-                    features=5, dim=8, layers=2, heads=2, window=20,
-                    modalities=("price", "volume"), columns=(0, 0, 1, 0, 1),
-                )
-            )  # fmt: skip
-        case "full":
-            config = FlashConfig(features=5, dim=8, layers=2, heads=2, window=40, mask="full")
-            made = FlashNetwork(config)
-        case _:
-            made = FlashNetwork(FlashConfig(features=5, dim=8, layers=2, heads=2, window=16))
-    example = torch.randn(1, 40, 5, generator=torch.Generator().manual_seed(3))
-    with torch.no_grad():
-        for parameter in made.parameters():
-            parameter.add_(0.1 * torch.randn_like(parameter))
-    return made.eval(), (example, torch.arange(29_000_003, 29_000_043))
+    made = (
+        models.small("flash", by=0.1, window=40, mask="full", encoding="rope")
+        if kind == "full"
+        else models.small(kind, by=0.1, dropout=0.0)
+    )
+    time = made.config.receptive_field
+    example = torch.randn(1, time, 4, generator=torch.Generator().manual_seed(3))
+    return made, (example, torch.arange(29_000_003, 29_000_003 + time))
 
 
 def last(made: nn.Module, example: Example) -> dict[str, torch.Tensor]:
@@ -72,7 +40,7 @@ def last(made: nn.Module, example: Example) -> dict[str, torch.Tensor]:
         return said
 
 
-@pytest.mark.parametrize("kind", ["informer", "decoder", "full", "window", "cross", "trading"])
+@pytest.mark.parametrize("kind", ["informer", "decoder", "full", "flash", "cross", "trading"])
 def test_an_exported_program_answers_as_the_network(kind: str) -> None:
     made, example = network(kind)
     program = export_program(made, example)
@@ -85,7 +53,7 @@ def test_an_exported_program_answers_as_the_network(kind: str) -> None:
 
 
 def test_a_torch_file_answers_as_the_network_and_holds_its_card(tmp_path: Path) -> None:
-    made, example = network("window")
+    made, example = network("flash")
     path = tmp_path / "network.pt2"
     assert export_torch(made, example, path, card="the card") < 1e-6
     beside = {"card.toml": ""}
@@ -96,7 +64,7 @@ def test_a_torch_file_answers_as_the_network_and_holds_its_card(tmp_path: Path) 
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("kind", ["informer", "decoder", "full", "window", "trading"])
+@pytest.mark.parametrize("kind", ["informer", "decoder", "full", "flash", "trading"])
 def test_an_onnx_file_answers_as_the_network(kind: str, tmp_path: Path) -> None:
     made, example = network(kind)
     path = tmp_path / "network.onnx"
@@ -108,9 +76,7 @@ def test_an_onnx_file_answers_as_the_network(kind: str, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_an_operation_that_onnx_lacks_is_one_sentence(tmp_path: Path) -> None:
-    rows = torch.randn(1, 40, 5, generator=torch.Generator().manual_seed(3))
-    made, _ = network("multiscale")
-    example = (rows, torch.arange(29_000_003, 29_000_043))
+    made, example = network("multiscale")
     with pytest.raises(AttentionInvalid, match=r"an operation that ONNX lacks .* --to torch"):
         export_onnx(made, example, tmp_path / "network.onnx", card="")
     assert not list(tmp_path.iterdir())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,10 +12,8 @@ import torch
 from dense import DenseLayers, Matrix
 
 from tracepaper.strategies.attention.methods import Rollout
-from tracepaper.strategies.errors import AttentionInvalid, ConfigInvalid
-from tracepaper.strategies.networks.attribution import STORED, AttributionMethod
+from tracepaper.strategies.networks.attribution import AttributionMethod
 from tracepaper.strategies.networks.informer import InformerConfig, InformerNetwork
-from tracepaper.strategies.networks.keys import listed
 
 torch.set_num_threads(1)
 SMALL = InformerConfig(
@@ -223,27 +221,6 @@ def test_residual_and_start_layer_are_those_of_the_stored_matrices() -> None:
         np.testing.assert_allclose(found.weights[0, 0], wanted, rtol=0, atol=1e-10)
 
 
-@pytest.mark.parametrize("distil", [True, False])
-def test_what_its_layers_carry_down_is_the_rollout(distil: bool) -> None:
-    config = replace(SMALL, distil=distil)
-    made, x = network(config), window(config)
-    positions = torch.arange(config.window)
-    with torch.no_grad():
-        layers = made.attribution_by_layer(x, positions)
-        seen = made.explain(x, positions)
-    assert len(layers) == len(seen.confidence) == 3 + 2 * 2
-    weights = torch.zeros(1, len(layers[-1].age), dtype=torch.float64)
-    weights[0, -1] = 1.0
-    for layer in reversed(layers):
-        assert layer.rows.shape == (2, config.window)
-        torch.testing.assert_close(layer.rows.sum(1), torch.ones(2, dtype=torch.float64))
-        weights = layer.carry(weights)
-        assert float(weights.sum()) == pytest.approx(1.0, abs=1e-6)
-    torch.testing.assert_close(weights, seen.rollout.weights[0], rtol=0, atol=1e-10)
-    above = len(layers[-2].age) - len(layers[-1].age)
-    assert above == len(config.horizons) - 1  # one decision stands for the placeholders
-
-
 def test_each_placeholder_stands_at_the_bar_that_it_answers() -> None:
     config = replace(SMALL, clock=("week",), interval_minutes=60)
     made = network(config)
@@ -274,61 +251,3 @@ def test_no_placeholder_sees_a_later_one() -> None:
         one, other = near(x).mean[0, 0], far(x).mean[0, 0]
     torch.testing.assert_close(one[:2], other[:2], rtol=0, atol=1e-12)
     assert abs(float(one[2] - other[2])) > 1e-6
-
-
-def test_every_bar_of_the_window_moves_the_answer_and_every_weight_learns() -> None:
-    made, x = network(), window().requires_grad_()
-    outputs = made(x)
-    loss = outputs.mean.sum() + outputs.log_scale.sum() + outputs.direction_logits[..., 0].sum()
-    (loss + outputs.dof.sum() + outputs.log_variance.sum()).backward()
-    assert x.grad is not None
-    assert bool((x.grad[0].abs().sum(-1) > 0).all())
-    for name, parameter in made.named_parameters():
-        assert parameter.grad is not None, name
-        assert bool(parameter.grad.isfinite().all()), name
-
-
-def test_without_a_decoder_there_is_nothing_of_it() -> None:
-    plain = InformerConfig(features=4, dim=8, layers=2, heads=2, window=41)
-    assert InformerConfig.read(listed(plain)) == plain
-    assert InformerConfig.read(listed(SMALL)) == SMALL
-    made = InformerNetwork(plain)
-    assert not any("decoder" in name for name in made.state_dict())
-    assert "keys_1" not in dict(made.named_buffers())
-    assert "keys_2" in dict(network().named_buffers())
-
-
-@pytest.mark.parametrize(
-    "way",
-    [
-        AttributionMethod("norm"),
-        AttributionMethod("gradient"),
-        AttributionMethod(options=Rollout(fusion="max", discard_ratio=0.2)),
-    ],
-)
-def test_other_methods_rest_on_the_bars_as_well(way: AttributionMethod) -> None:
-    made, x, positions = network(), window(), torch.arange(41)
-    usual, other = (made.explain(x, positions, each).rollout.weights for each in (STORED, way))
-    assert other.shape == usual.shape
-    assert float(other.sum()) == pytest.approx(1.0)
-    assert float((other - usual).abs().max()) > 1e-4
-
-
-def test_a_flow_through_a_decoder_is_refused() -> None:
-    with pytest.raises(AttentionInvalid, match="all see the same bars"):
-        network().explain(window(), torch.arange(41), AttributionMethod("flow"))
-
-
-@pytest.mark.parametrize(
-    ("change", "sentence"),
-    [
-        ({"start_token": 0}, "start_token is 0; give the decoder 1 to 41 bars"),
-        ({"start_token": 42}, "start_token is 42; give the decoder 1 to 41 bars"),
-        ({"decoder_layers": 0}, "start_token is 9 without a decoder; set decoder_layers"),
-        ({"decoder_layers": -1}, "decoder_layers must be a whole number from 0 to 64"),
-    ],
-    ids=str,
-)
-def test_a_decoder_that_cannot_be_is_refused(change: dict[str, Any], sentence: str) -> None:
-    with pytest.raises(ConfigInvalid, match=sentence):
-        InformerConfig.read(asdict(SMALL) | change)

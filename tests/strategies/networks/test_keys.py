@@ -14,6 +14,7 @@ from tracepaper.replay.learning.fit import FitOptions
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.networks.architecture import network_kinds
 from tracepaper.strategies.networks.cross_asset import CrossAssetConfig
+from tracepaper.strategies.networks.flash import FlashConfig
 from tracepaper.strategies.networks.keys import checked_section, keys_of
 from tracepaper.strategies.networks.order_book import OrderBookConfig
 
@@ -86,7 +87,7 @@ def test_an_open_range_is_said_in_words() -> None:
         ({"depth": 4}, "architecture.depth must be a whole number from 1 to 3."),
         ({"depth": 2.0}, "architecture.depth must be a whole number from 1 to 3."),
         ({"depth": True}, "architecture.depth must be a whole number"),
-        ({"rate": "x"}, "architecture.rate must be a number from 0 to 1."),
+        ({"rate": "x"}, "architecture.rate must be a number from above 0 to below 1."),
         ({"rate": float("nan")}, "architecture.rate must be a number"),
         ({"sizes": [1, 2, 3]}, "architecture.sizes must be a list of at most 2 entries."),
         ({"sizes": [10]}, "architecture.sizes must be a whole number from 0 to 9."),
@@ -102,5 +103,6 @@ def test_what_a_key_does_not_declare_is_refused(section: dict[str, Any], sentenc
 
 
 def test_a_whole_number_for_a_number_is_that_number() -> None:
-    found = checked_section(Small, {"rate": 1, "sizes": [3], "free": -(2**70)})
-    assert (type(found["rate"]), found["sizes"], found["free"]) == (float, (3,), -(2**70))
+    found = checked_section(Small, {"sizes": [3], "free": -(2**70)})
+    assert (found["sizes"], found["free"]) == ((3,), -(2**70))
+    assert type(checked_section(FlashConfig, {"mlp_ratio": 4})["mlp_ratio"]) is float

@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tracepaper.strategies.attention.layer import Layer
-from tracepaper.strategies.errors import AttentionInvalid, ConfigInvalid
 from tracepaper.strategies.networks.multi_timeframe import (
     MultiscaleConfig,
     MultiscaleNetwork,
@@ -35,7 +34,7 @@ SMALL = MultiscaleConfig(
 def network(config: MultiscaleConfig = SMALL) -> MultiscaleNetwork:
     torch.manual_seed(3)
     made = MultiscaleNetwork(config).eval()
-    torch.nn.init.normal_(made.trunk.heads.project.weight)
+    torch.nn.init.normal_(made.heads.project.weight)
     return made
 
 
@@ -118,31 +117,11 @@ def test_cycles_of_day_week_and_funding_reach_the_tokens_of_every_frame() -> Non
     assert float((hour_on - forecast).abs().max()) > 1e-5
 
 
-def test_a_look_answers_as_the_forward_does_and_its_parts_are_its_bars() -> None:
-    made, time = network(), SMALL.window
-    x, positions = rows(time), torch.arange(time) + 5
-    with torch.inference_mode():
-        seen = made.explain(x, positions)
-        told = made(x, positions)
-    assert torch.allclose(seen.outputs.mean, told.mean, atol=1e-6)
-    weights = seen.rollout.weights[0, 0]
-    assert float(weights.sum()) == pytest.approx(1.0, abs=1e-6)
-    assert seen.confidence.shape == (SMALL.layers, SMALL.heads)
-    by_bar = torch.zeros(time)
-    for part in seen.parts:
-        by_bar[part.start : part.start + part.rows] += part.share / part.rows
-    assert torch.allclose(by_bar, weights, atol=1e-6)
-    frames = [part.frame for part in seen.parts]
-    assert frames == [12] * 3 + [4] * 4 + [1] * 5
-    assert seen.parts[-1].start == time - 1
-
-
 def test_the_rollout_over_tokens_equals_the_dense_product() -> None:
     made, time = network(), SMALL.window
     x, positions = rows(time), torch.arange(time)
     with torch.inference_mode():
-        tokens, _ = made.tokens(x, positions)
-        traces = made.trunk.trace(tokens).attending
+        traces = made.trace(x, positions).attending
         shares = torch.tensor([part.share for part in made.explain(x, positions).parts])
     product = torch.eye(sum(SMALL.tokens), dtype=torch.float64)
     for trace in traces:
@@ -163,29 +142,3 @@ def test_what_lies_in_no_token_moves_nothing_and_what_lies_in_one_does() -> None
     assert slopes.grad is not None
     seen = slopes.grad[0].abs().sum(-1) > 0
     assert seen.tolist() == [False] * (time - 24) + [True] * 24
-
-
-@pytest.mark.parametrize(
-    ("changes", "sentence"),
-    [
-        ({"frames": (2, 4), "tokens": (3, 3)}, "must begin with 1"),
-        ({"frames": (1, 4, 6), "tokens": (3, 3, 3)}, "a multiple of the one before"),
-        ({"frames": (1, 4, 4), "tokens": (3, 3, 3)}, "a multiple of the one before"),
-        ({"frames": (0, 5), "tokens": (3, 3)}, "must begin with 1"),
-        ({"frames": (1, 4), "tokens": (3,)}, "a list of 2 numbers"),
-        ({"frames": (), "tokens": ()}, "must begin with 1"),
-        ({"frames": (1, 8_192), "tokens": (3, 4_000)}, "at most 65,536"),
-        ({"frames": (1,), "tokens": (9_000,)}, "at most 8,192"),
-        ({"dim": 9}, "give each an equal, even share"),
-    ],
-)
-def test_an_architecture_that_cannot_be_is_refused_in_one_sentence(
-    changes: dict[str, object], sentence: str
-) -> None:
-    with pytest.raises(ConfigInvalid, match=sentence):
-        replace(SMALL, **changes)  # type: ignore[arg-type]
-
-
-def test_a_window_of_another_length_is_refused() -> None:
-    with pytest.raises(AttentionInvalid, match="cut or warm the window"):
-        network()(rows(SMALL.window - 1))

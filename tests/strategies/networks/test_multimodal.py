@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 import torch
 from torch import Tensor, nn
@@ -14,7 +12,6 @@ from tracepaper.strategies.attention.layer import Layer
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.features.rows import schema
 from tracepaper.strategies.networks.architecture import network_kinds
-from tracepaper.strategies.networks.attribution import METHODS, AttributionMethod
 from tracepaper.strategies.networks.multimodal import TradingConfig, TradingNetwork, by_names
 
 torch.set_num_threads(1)
@@ -69,8 +66,8 @@ def dense_rollout(made: TradingNetwork, x: Tensor, positions: Tensor) -> Tensor:
             mixed.append(sum(s * each[span] for s, each in zip(own_shares, encoded, strict=True)))
         states.append(torch.cat(mixed))
         shares.append(torch.stack(parts).mean(0))
-    traces = made.trunk.trace(torch.stack(states)[None], positions).attending
-    time, window = x.shape[1], made.trunk.config.window
+    traces = made.trace(x, positions).attending
+    time, window = x.shape[1], (made.config.window - 1) // made.config.layers + 1
     age = torch.arange(time)[:, None] - torch.arange(time)
     product = torch.eye(time, dtype=torch.float64)
     for trace in traces:
@@ -145,19 +142,6 @@ def test_a_modality_whose_key_is_asked_for_takes_the_share() -> None:
     assert sum(by_name.values()) == pytest.approx(1.0)
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_any_method_parts_its_weights_by_modality(method: str) -> None:
-    made, x, positions = network(), rows(25), torch.arange(25)
-    way = AttributionMethod(method, horizon=7)
-    found = made.explain(x, positions, way)
-    fused = made.fusion(x)
-    inner = made.trunk.explain(fused.state.detach(), positions, way).rollout
-    wanted = inner.weights[0, 0][:, None] * fused.shares[0]
-    shares = torch.tensor([part.share for part in found.parts]).view(25, 3)
-    assert torch.allclose(shares.double(), wanted, atol=1e-6)
-    assert torch.allclose(found.rollout.weights, inner.weights)
-
-
 def test_features_are_parted_by_their_names() -> None:
     names, modalities = schema("v2-1m").names, ["time", "price", "volume"]
     found = by_names({}, names)
@@ -196,22 +180,3 @@ def test_one_modality_alone_leaves_the_others_out() -> None:
         by_names({"modalities": ["price"]}, (*names, "vector_mood"))
     with pytest.raises(ConfigInvalid, match="names 'prices', the nearest is price"):
         by_names({"modalities": ["prices"]}, names)
-
-
-@pytest.mark.parametrize(
-    ("changes", "sentence"),
-    [
-        ({"columns": (0, 1)}, "has 2 entries for 6 features"),
-        ({"columns": (0, 0, 1, 1, 1, 1)}, "each of architecture.modalities a feature"),
-        ({"columns": (0, 1, 2, 3, 3, 3)}, "each of architecture.modalities a feature"),
-        ({"modalities": ("price", "price", "time")}, "names one twice"),
-        ({"modalities": ("price", "news", "time")}, "names 'news'"),
-        ({"window": 3}, "give each layer two bars"),
-        ({"dim": 9}, "give each an equal, even share"),
-    ],
-)
-def test_an_architecture_that_cannot_be_is_refused_in_one_sentence(
-    changes: dict[str, object], sentence: str
-) -> None:
-    with pytest.raises(ConfigInvalid, match=sentence):
-        replace(SMALL, **changes)  # type: ignore[arg-type]

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from tracepaper.strategies.attention.reads import Read
-from tracepaper.strategies.errors import AttentionInvalid, ConfigInvalid
+from tracepaper.strategies.errors import AttentionInvalid
 from tracepaper.strategies.networks import order_book
 from tracepaper.strategies.networks.order_book import OrderBookConfig, OrderBookNetwork
 from tracepaper.strategies.order_book import (
@@ -164,23 +164,6 @@ def test_no_answer_depends_on_a_later_book() -> None:
         assert not torch.allclose(before[:, at:], after[:, at:])
 
 
-def test_float32_is_close_to_float64() -> None:
-    made, given = network(), tokens()
-    exact = made.explain(given)
-    rough = made.float().explain(given.float())
-    assert (rough.weights - exact.weights).abs().max() < 1e-5
-    assert (rough.probabilities - exact.probabilities).abs().max() < 1e-5
-
-
-def test_what_is_learnt_reaches_every_parameter() -> None:
-    made = network()
-    made(tokens()[None]).square().sum().backward()
-    still = [
-        name for name, one in made.named_parameters() if one.grad is None or not one.grad.any()
-    ]
-    assert still == []
-
-
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_a_token_that_is_no_number_is_refused(bad: float) -> None:
     given = tokens()
@@ -194,21 +177,6 @@ def test_windows_and_levels_of_another_size_are_refused() -> None:
     for given in (tokens(13), tokens()[:, :4], tokens()[..., :2], tokens()[:0]):
         with pytest.raises(AttentionInvalid, match="takes up to 12 books of 6 tokens by 7 columns"):
             network().explain(given)
-
-
-@pytest.mark.parametrize(
-    ("change", "sentence"),
-    [
-        ({"levels": 0}, "levels must be a whole number"),
-        ({"dim": 18}, "a multiple of twice its 4 heads"),
-        ({"horizons": [3, 1]}, "horizons must rise"),
-        ({"horizons": []}, "horizons must rise"),
-        ({"depth": 3}, "architecture.depth is unknown"),
-    ],
-)
-def test_what_cannot_be_built_is_refused(change: dict[str, object], sentence: str) -> None:
-    with pytest.raises(ConfigInvalid, match=sentence):
-        OrderBookConfig.read(change)
 
 
 # ---------------------------------------------------------------- tokens

@@ -6,7 +6,6 @@ Each fake is registered here and taken out again; nothing else is told of it.
 from __future__ import annotations
 
 from collections import namedtuple
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,20 +25,19 @@ from tracepaper.strategies.api.model import KINDS, ModelKind, register
 from tracepaper.strategies.attention import backends, kernels
 from tracepaper.strategies.attention.backends import Backend, Chunked
 from tracepaper.strategies.attention.masks import Mask
+from tracepaper.strategies.attention.reads import MatrixRead
 from tracepaper.strategies.errors import AttentionInvalid, ConfigInvalid
 from tracepaper.strategies.forecasters.build import build, choose_backend
 from tracepaper.strategies.networks import architecture, encodings, keys
 from tracepaper.strategies.networks import architecture as heads
 from tracepaper.strategies.networks.architecture import (
     HEADS,
-    BarWeights,
-    ExplainedOutputs,
     Head,
-    Heads,
     Network,
     Outputs,
+    Trace,
+    heads_of,
 )
-from tracepaper.strategies.networks.attribution import STORED, AttributionMethod
 from tracepaper.strategies.networks.encodings import Encoding
 
 
@@ -118,52 +116,34 @@ def test_a_head_is_a_field_and_its_entry(monkeypatch: pytest.MonkeyPatch) -> Non
     assert whole.map(torch.neg).first(3).skew.equal(-whole.skew[:, :3])
 
 
-@dataclass(frozen=True)
-class EchoConfig:
+@dataclass(frozen=True, slots=True)
+class EchoConfig(keys.NetworkConfig):
     """The smallest architecture that there is."""
 
-    features: keys.Features = 78
     dim: keys.Dim = 8
-    layers: keys.Layers = 1
     window: keys.Window = 20
     horizons: keys.Horizons = (5, 30)
-
-    @property
-    def receptive_field(self) -> int:
-        return self.window
 
 
 class Echo(Network):
     """Says something of the last bar, and looked at nothing else."""
 
     def __init__(self, config: EchoConfig) -> None:
-        super().__init__()
-        self.config = config
+        super().__init__(config)
         self.embed = nn.Linear(config.features, config.dim)
-        self.heads = Heads(config.dim, len(config.horizons), 0, allocation=False)
+        self.norm = nn.Identity()
+        self.heads = heads_of(config)
 
-    def explain(
-        self, x: Tensor, positions: Tensor, way: AttributionMethod = STORED, *, half: bool = False
-    ) -> ExplainedOutputs:
-        weights = torch.zeros(1, 1, len(positions))
-        weights[..., -1] = 1.0
-        outputs = self.heads(self.embed(x[:, -1:]))
-        return ExplainedOutputs(outputs, BarWeights(weights, torch.zeros(1, 1)), torch.ones(1, 1))
-
-    def named_states(self, x: Tensor) -> Iterator[tuple[str, Tensor]]:
-        yield "embed", self.embed(x)
-
-    def content_free(self) -> float:
-        return 0.0
-
-
-def echo_config(section: dict[str, Any]) -> EchoConfig:
-    return EchoConfig(**keys.checked_section(EchoConfig, section))
+    def run(self, x: Tensor, positions: Tensor, trace: Trace | None) -> Tensor:
+        del positions
+        if trace is not None:
+            trace.attend(MatrixRead(torch.eye(x.shape[1])[None, None]))
+        return self.embed(x)
 
 
 def test_a_network_is_one_module() -> None:
     made = ModelKind(
-        "echo", "says it again", read=echo_config, make=Echo, backend=lambda _: "echoing"
+        "echo", "says it again", read=EchoConfig.read, make=Echo, backend=lambda _: "echoing"
     )
     card = models.card()
     card["model"]["kind"], card["architecture"] = "echo", {"window": 30}

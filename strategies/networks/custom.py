@@ -9,15 +9,16 @@ The rule is docs/own_models.md, N14.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Annotated, Any, Final
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Final
 
 import torch
 from msgspec import Meta
 from torch import Tensor, nn
 
 from tracepaper.strategies.api.model import OWN_CLASSES, FoundClass, ModelKind, register
+from tracepaper.strategies.attention.masks import Mask
 from tracepaper.strategies.attention.reads import MatrixRead
 from tracepaper.strategies.errors import (
     AttentionInvalid,
@@ -26,26 +27,23 @@ from tracepaper.strategies.errors import (
     StrategyFailed,
 )
 from tracepaper.strategies.networks import keys
-from tracepaper.strategies.networks.architecture import (
-    Network,
-    Outputs,
-    Trace,
-    last_bar,
-    plain_bars,
+from tracepaper.strategies.networks.architecture import Trace
+from tracepaper.strategies.networks.encodings import ENCODINGS
+from tracepaper.strategies.networks.flash import (
+    WITHOUT_SCORES,
+    AttentionConfig,
+    Block,
+    Projected,
+    Transformer,
 )
-from tracepaper.strategies.networks.encodings import Phases
-from tracepaper.strategies.networks.flash import Block, FlashConfig, FlashNetwork
+from tracepaper.strategies.networks.keys import one_of
 
 WINDOW_MAX: Final = 2_048
 """Bars of a window at most: each head stores as many weights as its square."""
 SUM_WITHIN: Final = 1e-4
 """What the weights of a row may miss of 1."""
-_OWN: Final = ("mechanism", "source_sha256")
 _DRAWN: Final = (2, 12)  # windows and bars of the draw that a class is tried on
 _SEED: Final = 0
-
-Attention = Callable[[Tensor, Tensor], Tensor]
-"""Queries and keys [batch, head, time, head_dim] → weights [batch, head, row, bar]."""
 
 
 class AttentionMechanism(nn.Module):
@@ -85,24 +83,17 @@ class Fading(AttentionMechanism):
 
 
 @dataclass(frozen=True, slots=True)
-class OwnConfig(keys.WindowKeys):
+class CustomConfig(AttentionConfig):
     """The architecture; it is stored in a model's card as ``[architecture]``.
 
     ``source_sha256`` is that of the class's source files: another class is another function.
     """
 
-    features: keys.Features = 78
-    dim: keys.Dim = 64
     layers: keys.Layers = 2
-    heads: keys.Heads = 4
     window: Annotated[
         int, Meta(ge=1, le=WINDOW_MAX, description="Bars of the window, which each layer sees.")
     ] = 128
-    horizons: keys.Horizons = (5, 30, 240)
     encoding: keys.Encoding = "rope"
-    clock: keys.Clock = ()
-    interval_minutes: keys.IntervalMinutes = 1
-    mlp_ratio: keys.MlpRatio = 4.0
     norm: keys.Norm = "pre"
     mechanism: Annotated[str, Meta(description="Class of your own attention, module:Class.")] = ""
     source_sha256: Annotated[
@@ -112,23 +103,13 @@ class OwnConfig(keys.WindowKeys):
             extra_json_schema=keys.DERIVED,
         ),
     ] = ""
-    dropout: keys.Dropout = 0.0
-    allocation: keys.Allocation = False
-    quantiles: keys.Quantiles = ()
 
-    def __post_init__(self) -> None:
-        """Refuse what cannot be built, with one sentence each."""
-        if self.encoding == "alibi":
-            raise ConfigInvalid(
-                "architecture.encoding alibi adds to scores, and a mechanism of your own is not "
-                "asked for scores; use rope."
-            )
-        self.trunk()
-
-    def trunk(self) -> FlashConfig:
-        """Return all of it but the attention; raise ``ConfigInvalid`` where it cannot be."""
-        kept = {name: value for name, value in asdict(self).items() if name not in _OWN}
-        return FlashConfig(**kept, mask="causal")
+    RULES: ClassVar[tuple[keys.Rule, ...]] = (
+        keys.EVEN_HEADS,
+        one_of("encoding", ENCODINGS),
+        one_of("norm", ("pre", "post")),
+        WITHOUT_SCORES,
+    )
 
     def found(self) -> FoundClass:
         """Find the class; raise ``ConfigInvalid``, or ``CheckpointMismatch`` where it changed."""
@@ -154,27 +135,23 @@ class OwnConfig(keys.WindowKeys):
 def by_names(section: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
     """Return the hash of the class that *section* names, as it is now."""
     del names
-    return {"source_sha256": OwnConfig.read({**section, "source_sha256": ""}).found().sha256}
+    return {"source_sha256": CustomConfig.read({**section, "source_sha256": ""}).found().sha256}
 
 
-class OwnNetwork(Network):
+class CustomNetwork(Transformer):
     """A window of feature rows in, the forecast of its last bar out."""
 
-    config: OwnConfig
-    in_float32 = True
+    config: CustomConfig
+    in_float32: ClassVar[bool] = True
 
-    def __init__(self, config: OwnConfig) -> None:
-        super().__init__()
-        # Set here alone, so that a narrower type than the base's is safe.
-        self.config = config  # pyright: ignore[reportIncompatibleVariableOverride]
-        self._own = config.found()
-        self._tried = False
+    def __init__(self, config: CustomConfig) -> None:
+        super().__init__(config, Mask(), encoding=config.encoding)
+        self._class = config.found()
+        self._is_tried = self._is_held = False
         self._say: Callable[[str], object] | None = None
-        self.trunk = FlashNetwork(config.trunk())
-        with self._own.guard():
+        with self._class.guard():
             made = [
-                self._own.made_of(config.heads, config.dim // config.heads)
-                for _ in range(config.layers)
+                self._class.made_of(config.heads, config.head_dim) for _ in range(config.layers)
             ]
             self.mechanisms = nn.ModuleList(made)
             self.mechanisms.train(self.training)
@@ -183,83 +160,46 @@ class OwnNetwork(Network):
         """Answer NaN, which no gate lets pass, where the class fails; tell *say* why."""
         self._say = say
 
-    def forward(self, x: Tensor, positions: Tensor | None = None) -> Outputs:
-        """Forecast the last bar of each window *x* [batch, window, features]: [batch, 1, ...].
+    def run(self, x: Tensor, positions: Tensor, trace: Trace | None) -> Tensor:
+        """Return the last layer's states; raise ``AttentionInvalid`` and ``StrategyFailed``.
 
-        *positions* [.., window] are absolute bar numbers. Raises ``AttentionInvalid`` where the
-        class gives no weights, and ``StrategyFailed`` where it fails.
+        Of a window that the class failed on they are NaN where it is held, and the weights even.
         """
-        return self._passed(x, positions)[0]
-
-    def trace(self, x: Tensor, positions: Tensor | None = None) -> Trace:
-        """Forecast as ``forward`` does, and return what explains it.
-
-        Of a window that the class failed on the weights are even, and the forecast is NaN.
-        """
-        outputs, weights = self._passed(x, positions)
-        time = x.shape[1]
-        shown = torch.ones(time, time, dtype=torch.bool, device=x.device).tril()
-        reads = [
-            MatrixRead(matrices, shown, layer=depth, step=depth)
-            for depth, matrices in enumerate(weights)
-        ]
-        start = last_bar(weights[0][:, 0, 0], time)
-        return Trace(
-            outputs, [*reads], start, [], plain_bars, [(read, (time - 1,)) for read in reads]
-        )
-
-    def _passed(self, x: Tensor, positions: Tensor | None) -> tuple[Outputs, list[Tensor]]:
-        """Return the forecast and each layer's weights [batch, head, row, key]."""
-        if not self._tried:
+        if not self._is_tried:
             self._try()
         try:
-            state, weights = self._run(x, positions, self.mechanisms)
+            return super().run(x, positions, trace)
         except (AttentionInvalid, StrategyFailed) as error:
             if self._say is None:
                 raise
             self._say(str(error))
-            state, weights = self._run(x, positions, [_even] * self.config.layers)
-            state = state * torch.nan
-        return self._read_out(state), weights
+        if trace is not None:
+            trace.reads.clear()
+            trace.decided.clear()
+        self._is_held = True
+        try:
+            return super().run(x, positions, trace) * torch.nan
+        finally:
+            self._is_held = False
 
-    def named_states(self, x: Tensor) -> Iterator[tuple[str, Tensor]]:
-        """Yield each stage's name and output for *x* [batch, time, features], first to last."""
-        state, phases = self.trunk.enter(x, torch.arange(x.shape[1], device=x.device))
-        yield "embed", state
-        for depth, block in enumerate(self.trunk.layers()):
-            state, _ = self._layer(self.mechanisms[depth], block, state, phases)
-            yield f"blocks.{depth}", state
-        for name, output in self._read_out(state)._asdict().items():
-            if output is not None:
-                yield f"heads.{name}", output
+    def attend(self, depth: int, block: Block, projected: Projected, trace: Trace | None) -> Tensor:
+        """Return A·V by the weights that the class gives."""
+        del block
+        query, key, value = projected
+        time = key.shape[2]
+        if self._is_held:
+            shares = torch.ones(time, time, dtype=query.dtype, device=query.device).tril()
+            weights = (shares / shares.sum(dim=-1, keepdim=True)).expand(*query.shape[:2], -1, -1)
+        else:
+            weights = self._weights(self.mechanisms[depth], query, key)
+        if trace is not None:
+            shown = torch.ones(time, time, dtype=torch.bool, device=query.device).tril()
+            trace.attend(MatrixRead(weights, shown))
+        return weights @ value
 
-    def _run(
-        self, x: Tensor, positions: Tensor | None, mechanisms: Iterable[Attention]
-    ) -> tuple[Tensor, list[Tensor]]:
-        if positions is None:
-            positions = torch.arange(x.shape[1], device=x.device)
-        state, phases = self.trunk.enter(x, positions)
-        every = []
-        for mechanism, block in zip(mechanisms, self.trunk.layers(), strict=True):
-            state, weights = self._layer(mechanism, block, state, phases)
-            every.append(weights)
-        return state, every
-
-    def _layer(
-        self,
-        mechanism: Attention,
-        block: Block,
-        state: Tensor,
-        phases: Phases,
-    ) -> tuple[Tensor, Tensor]:
-        """Return the state after *block*, and the weights that it attended with."""
-        query, key, value = block.project(state, phases)
-        weights = self._weights(mechanism, query, key)
-        return block.finish(state, weights @ value), weights
-
-    def _weights(self, mechanism: Attention, query: Tensor, key: Tensor) -> Tensor:
+    def _weights(self, mechanism: nn.Module, query: Tensor, key: Tensor) -> Tensor:
         """Return the weights that the class gives, checked."""
-        with self._own.guard():
+        with self._class.guard():
             given = mechanism(query, key)
         name, wanted = self.config.mechanism, [*query.shape[:3], key.shape[2]]
         if not isinstance(given, Tensor) or list(given.shape) != wanted:
@@ -326,26 +266,16 @@ class OwnNetwork(Network):
                         )
             finally:
                 self.mechanisms.train(was)
-        self._tried = True
-
-    def _read_out(self, state: Tensor) -> Outputs:
-        return self.trunk.read_out(state[:, -1:])
-
-
-def _even(query: Tensor, key: Tensor) -> Tensor:
-    """Return equal weights of each row's own bar and all before it."""
-    time = key.shape[2]
-    shares = torch.ones(time, time, dtype=query.dtype, device=query.device).tril()
-    return (shares / shares.sum(dim=-1, keepdim=True)).expand(*query.shape[:2], time, time)
+        self._is_tried = True
 
 
 register(
     ModelKind(
-        "own",
+        "custom",
         "an attention of your own, module:Class, over whole windows",
-        read=OwnConfig.read,
-        make=OwnNetwork,
-        backend=lambda _: "own",
+        read=CustomConfig.read,
+        make=CustomNetwork,
+        backend=lambda _: "custom",
         by_names=by_names,
         follows=("source_sha256",),
     )

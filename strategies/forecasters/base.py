@@ -1,0 +1,380 @@
+"""What every forecaster by a checkpoint does: it takes in bars, keeps their features, and answers.
+
+A kind says how bars become answers, of a group of instruments or of known bars of one, and what is
+remembered of bars that nothing is asked of. Features are computed once, for all instruments
+together; to an instrument it makes no difference which others are in a group.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tracepaper.strategies.api.strategy import SCANNED_AT_ONCE
+from tracepaper.strategies.errors import ConfigInvalid, InvariantBroken
+from tracepaper.strategies.features import rows as features
+from tracepaper.strategies.features.rows import FeatureRows, FeatureSchema, FeatureStreams
+from tracepaper.strategies.networks.architecture import AttendedPart, Outputs
+from tracepaper.strategies.other_symbol import OtherColumns
+from tracepaper.strategies.types.decisions import Forecast
+from tracepaper.strategies.types.market import Bar
+
+if TYPE_CHECKING:
+    from tracepaper.strategies.forecasters.dropout import DropoutPasses
+
+Rows = NDArray[np.float32]
+Floats = NDArray[np.float64]
+Ids = NDArray[np.int64]
+NO_ROWS: Final = FeatureRows(np.empty((0, 0), np.float32), np.empty(0), np.empty(0, np.int64))
+"""The rows of a call that nothing has made yet."""
+
+
+@dataclass(frozen=True, slots=True)
+class Attribution:
+    """Where the last decision looked, bar by bar (oldest first).
+
+    ``weights`` cover the whole receptive field and sum to 1 within ``l1_error``.
+    """
+
+    instrument: str
+    open_time_ms: tuple[int, ...]
+    weights: tuple[float, ...]
+    l1_error: float
+    parts: tuple[AttendedPart, ...] = ()
+    """What the network saw instead of single rows; empty where it saw these."""
+    outputs: Outputs | None = None
+    """What it says, where it has heads that only some networks have."""
+
+
+def bars_needed(rows: int, own: FeatureSchema, seen: FeatureSchema) -> int:
+    """Return the bars on which an answer by *rows* rows of *own* and one row of *seen* depends.
+
+    *seen* is *own*, or a wider schema of which only the newest row is needed whole.
+    """
+    return max(rows + own.lookback - 1, seen.lookback)
+
+
+def require_one_of_each(bars: Sequence[Bar]) -> None:
+    """Raise ``InvariantBroken`` where two of *bars*, a group, are of one instrument."""
+    if len({bar.instrument for bar in bars}) < len(bars):
+        raise InvariantBroken(
+            "Two bars of one instrument cannot be stepped at once; hand over one of each."
+        )
+
+
+def positions_of(bars: Sequence[Bar]) -> Ids:
+    """Return the absolute number of each of *bars*."""
+    return np.array([bar.open_time_ms // bar.interval_ms for bar in bars], dtype=np.int64)
+
+
+def row_at(taken: FeatureRows, at: int) -> FeatureRows:
+    """Return one of the rows *taken*."""
+    part = slice(at, at + 1)
+    return FeatureRows(taken.values[part], taken.sigma[part], taken.bars[part])
+
+
+class InstrumentMemory:
+    """What is remembered of one instrument beside its answers: the lookback of its features."""
+
+    def __init__(
+        self,
+        instrument: str,
+        schema: FeatureSchema,
+        stream: int = 0,
+        *,
+        part: FeatureSchema | None = None,
+    ) -> None:
+        self.instrument = instrument
+        self.stream = stream  # its place among the features, and in a network's state
+        self.tail: deque[Bar] = deque(maxlen=schema.lookback)  # what a feature row looks back on
+        self.features_current = True  # False while only ``tail`` knows the newest bars
+        self.by_age: Floats | None = None  # the last bar's rollout by age
+        self._schema = schema
+        self._part = part or schema  # whose columns a row needs to be given
+
+    def admit(self, bars: Sequence[Bar]) -> None:
+        """Raise ``InvariantBroken`` unless *bars* follow what is known, in order."""
+        last = [self.tail[-1]] if self.tail else []
+        for before, bar in pairwise([*last, *bars]):
+            if bar.open_time_ms <= before.open_time_ms or bar.interval_ms != before.interval_ms:
+                raise InvariantBroken(
+                    f"{bar.instrument}: the bar at {bar.open_time_ms} does not follow the one at "
+                    f"{before.open_time_ms}; feed bars of one interval, oldest first."
+                )
+
+    def take_all(self, bars: Sequence[Bar]) -> FeatureRows:
+        """Take in *bars*; return the rows of the last of them: those with a row."""
+        self.admit(bars)
+        known = len(self.tail)
+        columns = features.columns([*self.tail, *bars])
+        if known < self._schema.lookback - 1:
+            block = features.compute_part(self._schema, self._part, columns)
+        else:
+            block = features.compute(self._schema, columns)
+        first = max(known, block.first)
+        self.tail.extend(bars)
+        self.features_current = False
+        count = np.arange(first + 1, known + len(bars) + 1)
+        return FeatureRows(
+            block.values[first:], block.sigma[first:], np.minimum(count, self._schema.lookback)
+        )
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self.tail.clear()
+        self.features_current = False
+        self.by_age = None
+
+
+class FeatureMemory:
+    """The rows of features of many instruments: of a group bar by bar, or of many known bars."""
+
+    def __init__(
+        self, schema: FeatureSchema, part: FeatureSchema | None = None, *, expected: int = 1
+    ) -> None:
+        """Compute *schema*, whose first columns are those of *part*, for *expected* instruments."""
+        self._schema, self._part, self._expected = schema, part, expected
+        self._features = FeatureStreams(schema, streams=0, part=part)
+        self._instruments: dict[str, InstrumentMemory] = {}
+        self._room = 0
+
+    def of(self, instrument: str) -> InstrumentMemory:
+        """Return what is remembered of *instrument*."""
+        if (known := self._instruments.get(instrument)) is None:
+            used = len(self._instruments)
+            if used == self._room:
+                # By as many as there are, so that copies stay few, but not beyond those expected.
+                more = max(1, min(used, self._expected - used))
+                self._features.extend(more)
+                self._room += more
+            known = InstrumentMemory(instrument, self._schema, used, part=self._part)
+            self._instruments[instrument] = known
+        return known
+
+    def take_group(self, bars: Sequence[Bar]) -> FeatureRows:
+        """Take in one bar of each of several instruments; return their rows.
+
+        Raises ``InvariantBroken`` for two bars of one instrument and for one that does not follow;
+        nothing is taken in then.
+        """
+        require_one_of_each(bars)
+        memories = [self.of(bar.instrument) for bar in bars]
+        for known, bar in zip(memories, bars, strict=True):
+            known.admit([bar])
+        for known in memories:
+            if not known.features_current:
+                self._features.warm(known.stream, list(known.tail))
+                known.features_current = True
+        taken = self._features.step(bars, [known.stream for known in memories])
+        for known, bar in zip(memories, bars, strict=True):
+            known.tail.append(bar)
+        return taken
+
+
+class Ring:
+    """The newest *capacity* rows of *width* floats.
+
+    Each row is written twice, *capacity* rows apart, so that the newest rows are one contiguous
+    view at any moment: no copy when reading, two small ones when writing.
+    """
+
+    def __init__(self, *, capacity: int, width: int) -> None:
+        if capacity < 1 or width < 1:
+            raise ConfigInvalid(f"A ring of {capacity} rows of {width} holds nothing; enlarge it.")
+        self._rows: Floats = np.zeros((2 * capacity, width))
+        self._capacity = capacity
+        self._written = 0
+
+    @property
+    def capacity(self) -> int:
+        """How many rows it can hold."""
+        return self._capacity
+
+    def __len__(self) -> int:
+        """Return how many rows it holds."""
+        return min(self._written, self._capacity)
+
+    def push(self, row: Floats) -> None:
+        """Append *row* of shape [width]; the oldest row leaves once the ring is full."""
+        slot = self._written % self._capacity
+        self._rows[slot] = row
+        self._rows[slot + self._capacity] = row
+        self._written += 1
+
+    def amend(self, age: int, cut: slice, values: Rows) -> None:
+        """Put *values* into the columns *cut* of the row pushed *age* rows before the newest."""
+        slot = (self._written - 1 - age) % self._capacity
+        self._rows[slot, cut] = self._rows[slot + self._capacity, cut] = values
+
+    def view(self) -> Floats:
+        """Return the rows held, oldest first, as a read-only view of shape [len, width]."""
+        end = (self._written - 1) % self._capacity + 1 + self._capacity if self._written else 0
+        rows = self._rows[end - len(self) : end]
+        rows.flags.writeable = False
+        return rows
+
+
+class FeatureWindow:
+    """One instrument's newest feature rows, each with its position in its last column."""
+
+    def __init__(self, window: int, schema: FeatureSchema) -> None:
+        self.rows = Ring(capacity=window, width=len(schema.names) + 1)
+        self.opened: deque[int] = deque(maxlen=window)  # when the rows' bars opened
+        self._schema = schema
+        joined = schema.covariates
+        self._other = joined if isinstance(joined, OtherColumns) else None
+        self._pushed = 0
+        self._lacking: dict[int, int] = {}  # rows without another symbol's bar: number, and close
+
+    @property
+    def is_full(self) -> bool:
+        """Whether as many rows are known as the network takes."""
+        return len(self.rows) == self.rows.capacity
+
+    def take(self, bars: Sequence[Bar], taken: FeatureRows) -> Iterator[float]:
+        """Append the rows *taken* of *bars* one by one; yield σ of each, NaN where it is unusable.
+
+        *taken* has a row for the last of *bars*, and may be of a wider schema. One that is not
+        whole is left out. A value that is not finite is neutral for later bars.
+        """
+        own = len(self._schema.names)
+        whole = taken.complete(self._schema)
+        for bar, row, sigma, is_whole in zip(
+            bars[len(bars) - len(taken.values) :],
+            taken.values[:, :own],
+            taken.sigma.tolist(),
+            whole.tolist(),
+            strict=True,
+        ):
+            if not is_whole:
+                continue
+            known = np.empty(own + 1)
+            known[:-1] = np.nan_to_num(row, nan=0.0, posinf=0.0, neginf=0.0)
+            known[-1] = bar.open_time_ms // bar.interval_ms
+            self.rows.push(known)
+            self.opened.append(bar.open_time_ms)
+            if self._other is not None:
+                self._amend(bar, self._other)
+            yield sigma if np.isfinite(row).all() else float("nan")
+
+    def _amend(self, bar: Bar, other: OtherColumns) -> None:
+        """Give earlier rows another symbol's bars that came late, by *bar*, the newest row's."""
+        symbol, close_ms = bar.instrument.rpartition(":")[2], bar.closed_ms
+        self._pushed += 1
+        self._lacking[self._pushed] = close_ms
+        own = len(self._schema.recipe.names)
+        numbers = [one for one in self._lacking if self._pushed - one < self.rows.capacity]
+        closes = np.array([self._lacking[one] for one in numbers])
+        rows = other.known(symbol, closes, close_ms)
+        is_known = np.isfinite(rows).all(axis=1)
+        for number, values in zip(
+            np.array(numbers)[is_known].tolist(), rows[is_known], strict=True
+        ):
+            self.rows.amend(self._pushed - number, slice(own, -1), values)
+        still = np.array(numbers)[~is_known].tolist()
+        self._lacking = {number: self._lacking[number] for number in still}
+
+
+class CheckpointForecaster(ABC):
+    """A checkpoint behind the ``Forecaster`` protocol, for many instruments."""
+
+    device = "cpu"
+    dtype = "float32"
+    causal = True
+    is_outside = False
+    scanned_at_once = SCANNED_AT_ONCE
+    warms_by_all: bool = False
+    """Whether it is warmed by all bars, and not by the last ``context`` alone."""
+
+    def __init__(
+        self,
+        model: Any,  # noqa: ANN401 - what a checkpoint says of itself
+        memory: FeatureMemory,
+        *,
+        context: int,
+        horizons: tuple[int, ...],
+        measures: frozenset[str],
+        mode: str,
+        threads: int,
+        backend: str,
+    ) -> None:
+        self.model_id = model.model_id
+        self.model_sha256 = model.sha256
+        self.calibration = model.calibration
+        self.context = context
+        self.horizons = horizons
+        self.measures = measures
+        self.mode = mode
+        self.threads = threads
+        self.backend = backend
+        self.memory = memory
+        self.dropout: DropoutPasses | None = None
+        """What adds the spread over passes with dropout to each answer; None: nothing does."""
+        self.newest = NO_ROWS
+        """The rows of the last call: of each bar of a group, of the last bars of a scan."""
+
+    def warm(self, instrument: str, bars: Sequence[Bar]) -> None:
+        """Forget *instrument*, then take in *bars* (oldest first); only the last ones matter."""
+        given = bars if self.warms_by_all else bars[-self.context :]
+        known = self.memory.of(instrument)
+        known.clear()
+        taken = known.take_all(given)
+        self.remember(known, given, taken)
+        if self.dropout is not None:
+            self.dropout.warm(instrument, given, taken)
+
+    def step(self, bar: Bar) -> Forecast | None:
+        """Take in one bar; return its forecast, or None while fewer than ``context`` are known."""
+        return self.predict_many([bar])[0]
+
+    def predict_many(self, bars: Sequence[Bar]) -> list[Forecast | None]:
+        """Take in one bar of each of several instruments; return their forecasts.
+
+        The instruments may differ in age and in the bars that they have. Raises ``InvariantBroken``
+        for two bars of one instrument, and for one that does not follow; nothing is taken in then.
+        """
+        taken = self.newest = self.memory.take_group(bars)
+        return self._completed(bars, self.answer(bars, taken, is_group=True))
+
+    def scan(self, bars: Sequence[Bar]) -> list[Forecast | None]:
+        """Take in known *bars* of one instrument; return the forecast of each.
+
+        An answer takes about a kilobyte: hand over a long archive in parts.
+        """
+        if not bars:
+            return []
+        taken = self.newest = self.memory.of(bars[0].instrument).take_all(bars)
+        return self._completed(bars, self.answer(bars, taken, is_group=False))
+
+    @abstractmethod
+    def remember(self, known: InstrumentMemory, bars: Sequence[Bar], taken: FeatureRows) -> None:
+        """Begin an instrument anew with *bars*, whose last ones have the rows *taken*."""
+
+    @abstractmethod
+    def answer(
+        self, bars: Sequence[Bar], taken: FeatureRows, *, is_group: bool
+    ) -> list[Forecast | None]:
+        """Return the answers to *bars*, whose last ones have the rows *taken*.
+
+        They are a group, one of each of several instruments, or known bars of one.
+        """
+
+    def _completed(
+        self, bars: Sequence[Bar], answers: list[Forecast | None]
+    ) -> list[Forecast | None]:
+        if self.dropout is None:
+            return answers
+        return self.dropout.completed(bars, answers, self.newest)
+
+    def _undecided(self, instrument: str) -> InvariantBroken:
+        """Return the error of an explanation before the first decision."""
+        return InvariantBroken(
+            f"{instrument} has no decision to explain yet; warm it with {self.context} bars."
+        )

@@ -1,0 +1,173 @@
+"""What holds of every kind of network: its card, its explanation, and what it refuses."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any, Final
+
+import models
+import pytest
+import torch
+from torch import Tensor
+
+from tracepaper.strategies.attention.methods import Rollout
+from tracepaper.strategies.errors import AttentionInvalid, ConfigInvalid
+from tracepaper.strategies.networks.architecture import ExplainedOutputs, Network
+from tracepaper.strategies.networks.attribution import AttributionMethod
+from tracepaper.strategies.networks.cross_asset import CrossAssetConfig
+from tracepaper.strategies.networks.keys import listed
+from tracepaper.strategies.networks.order_book import OrderBookConfig
+
+KINDS: Final = tuple(models.KINDS)
+ATTENDING: Final = [kind for kind in KINDS if kind != "lstm"]
+WHOLE: Final = ("informer", "decoder", "multiscale", "cross")
+"""They take whole windows alone."""
+
+
+def network(kind: str) -> Network:
+    made = models.small(kind)
+    return made if kind == "custom" else made.double()  # the class is tried in float32
+
+
+def window(made: Network) -> tuple[Tensor, Tensor]:
+    time = made.config.receptive_field
+    drawn = torch.Generator().manual_seed(8)
+    x = torch.randn(1, time, made.config.features, generator=drawn, dtype=torch.float64)
+    return x.to(next(made.parameters()).dtype), torch.arange(5, 5 + time)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_card_gives_the_architecture_back_and_every_weight_learns(kind: str) -> None:
+    made = network(kind).train()
+    assert type(made.config).read(listed(made.config)) == made.config
+    x, positions = window(made)
+    outputs = made(x, positions)
+    sum(part.square().sum() for part in outputs if part is not None).backward()
+    for name, parameter in made.named_parameters():
+        assert parameter.grad is not None, name
+        assert bool(parameter.grad.isfinite().all()), name
+
+
+@pytest.mark.parametrize("kind", ATTENDING)
+@torch.no_grad()
+def test_what_its_layers_carry_down_and_its_parts_are_the_rollout(kind: str) -> None:
+    made = network(kind)
+    x, positions = window(made)
+    seen, layers = made.explain(x, positions), made.attribution_by_layer(x, positions)
+    forecast = made(x, positions).mean[:, -1:]
+    torch.testing.assert_close(seen.outputs.mean, forecast, rtol=0, atol=1e-6)
+    wanted = seen.rollout.weights[0]
+    assert float(wanted.sum()) == pytest.approx(1.0, abs=1e-6)
+    carried = torch.zeros(1, len(layers[-1].age), dtype=x.dtype)
+    carried[0, -1] = 1.0
+    for layer in reversed(layers):
+        torch.testing.assert_close(layer.rows.double().sum(1), torch.ones(2).double())
+        carried = layer.carry(carried)
+    torch.testing.assert_close(carried.to(wanted), wanted, rtol=0, atol=1e-6)
+    assert_parts(seen)
+
+
+def assert_parts(seen: ExplainedOutputs) -> None:
+    """Check that the parts, each spread over its rows, are the weights."""
+    weights = seen.rollout.weights[0, 0]
+    by_bar = torch.zeros_like(weights)
+    for part in seen.parts:
+        by_bar[part.start : part.start + part.rows] += part.share / part.rows
+    if seen.parts:
+        torch.testing.assert_close(by_bar, weights, rtol=0, atol=1e-6)
+
+
+WAYS: Final = {
+    "norm": AttributionMethod("norm"),
+    "gradient": AttributionMethod("gradient"),
+    "max": AttributionMethod(options=Rollout(fusion="max", discard_ratio=0.2)),
+    "flow": AttributionMethod("flow"),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("kind", ATTENDING)
+def test_another_method_sums_to_one_or_is_refused(kind: str, way: str) -> None:
+    made = network(kind)
+    plain = {"linear": ("norm", "gradient", "max"), "custom": ("norm", "gradient")}
+    if way in plain.get(kind, ()) or (way == "flow" and kind in {"informer", "decoder", "cross"}):
+        with pytest.raises(AttentionInvalid):
+            made.explain(*window(made), WAYS[way])
+        return
+    usual, other = (made.explain(*window(made), one) for one in (AttributionMethod(), WAYS[way]))
+    assert float(other.rollout.weights.sum()) == pytest.approx(1.0, abs=1e-6)
+    assert float((other.rollout.weights - usual.rollout.weights).abs().max()) > 1e-4
+    assert_parts(other)
+
+
+@pytest.mark.parametrize("kind", WHOLE)
+def test_a_window_of_another_length_is_refused(kind: str) -> None:
+    made = network(kind)
+    x, positions = window(made)
+    with pytest.raises(AttentionInvalid, match=f"windows of {len(positions)} bars, not"):
+        made(x[:, 1:], positions[1:])
+
+
+BOOKS: Final = OrderBookConfig()
+ASSETS: Final = CrossAssetConfig(symbols=("AUSDT", "BUSDT"))
+
+
+@pytest.mark.parametrize(
+    ("kind", "change", "sentence"),
+    [
+        ("flash", {"encoding": "rotary"}, "architecture.encoding is 'rotary'"),
+        ("flash", {"mlp": "relu"}, "choose one of gelu, gated"),
+        ("flash", {"norm": "rms"}, "choose one of pre, post"),
+        ("flash", {"mask": "sparse"}, "choose one of window, causal, full"),
+        ("flash", {"layers": 0}, "layers must be a whole number from 1 to 256"),
+        ("flash", {"window": 70_000}, "window must be a whole number from 1 to 65,536"),
+        ("flash", {"dim": 12, "heads": 4}, "equal, even share"),
+        ("flash", {"horizons": ()}, "at least one number of bars"),
+        ("flash", {"horizons": (5, 0)}, "horizons must be a whole number"),
+        ("flash", {"encoding": "alibi", "mask": "full"}, "alibi looks back only"),
+        ("flash", {"dropout": 1.0}, "dropout must be a number from 0 to below 1"),
+        ("flash", {"volatility_column": 1}, "name the feature: volatility_gate"),
+        ("flash", {"quantiles": (0.9, 0.1)}, "must ascend between 0 and 1"),
+        ("flash", {"quantiles": (0.0, 0.5)}, "quantiles must be a number"),
+        ("linear", {"feature_map": "relu"}, "choose one of elu, random"),
+        ("linear", {"mask": "window"}, "choose one of causal, full"),
+        ("linear", {"encoding": "alibi"}, "adds to scores, and this attention has none"),
+        ("custom", {"encoding": "alibi"}, "adds to scores, and this attention has none"),
+        ("informer", {"heads": 3}, "a multiple of the heads"),
+        ("decoder", {"start_token": 0}, "start_token is 0; give the decoder 1 to 41 bars"),
+        ("decoder", {"start_token": 42}, "start_token is 42; give the decoder 1 to 41 bars"),
+        ("decoder", {"decoder_layers": 0}, "start_token is 9 without a decoder"),
+        ("multiscale", {"frames": (2, 4), "tokens": (3, 3)}, "must begin with 1"),
+        ("multiscale", {"frames": (1, 4, 6), "tokens": (3, 3, 3)}, "a multiple of the one before"),
+        ("multiscale", {"frames": (1, 4, 4), "tokens": (3, 3, 3)}, "a multiple of the one before"),
+        ("multiscale", {"frames": (1, 4), "tokens": (3,)}, "as many numbers as frames"),
+        ("multiscale", {"frames": (), "tokens": ()}, "must begin with 1"),
+        ("multiscale", {"frames": (1, 8_192), "tokens": (3, 4_000)}, "at most 65,536"),
+        ("multiscale", {"frames": (1,), "tokens": (9_000,)}, "more than 8,192"),
+        ("cross", {"frame": 1}, "frame is 1; it must be at least 2"),
+        ("cross", {"frame": 8_192, "tokens": 8}, "at most 65,536"),
+        ("cross", {"clock": ("noon",)}, "names 'noon'"),
+        ("cross", {"clock": ("week", "week")}, "names week twice"),
+        ("cross", {"other_symbol": "ETHUSDT", "features": 3}, "must be even"),
+        ("trading", {"columns": (0, 1)}, "an entry for each of 4 features"),
+        ("trading", {"columns": (0, 0, 0, 0)}, "each of architecture.modalities a feature"),
+        ("trading", {"modalities": ("price", "price")}, "names one twice"),
+        ("trading", {"modalities": ("price", "news")}, "names 'news'"),
+        ("trading", {"levels": ("touch", "", "", "")}, "levels must name a group"),
+        ("trading", {"window": 2}, "give each layer two bars"),
+        ("trading", {"regimes": 1}, "regimes is 1, which tells nothing apart"),
+        ("books", {"levels": 0}, "levels must be a whole number"),
+        ("books", {"dim": 18}, "an equal, even share"),
+        ("books", {"horizons": (3, 1)}, "horizons must rise"),
+        ("assets", {"symbols": ("AUSDT", "AUSDT")}, "different symbols"),
+        ("assets", {"symbols": tuple(map(str, range(1_001)))}, "at most 1,000 entries"),
+        ("assets", {"attention": "both"}, "choose one of factorised, joint"),
+        ("assets", {"every": 7}, "every is 7; weights are held for one of"),
+    ],
+)
+def test_an_architecture_that_cannot_be_is_refused_in_one_sentence(
+    kind: str, change: dict[str, Any], sentence: str
+) -> None:
+    given: Any = {"books": BOOKS, "assets": ASSETS}.get(kind) or network(kind).config
+    with pytest.raises(ConfigInvalid, match=sentence):
+        replace(given, **change)
