@@ -96,13 +96,6 @@ class FitOptions:
 
     def __post_init__(self) -> None:
         """Refuse what cannot be fitted with, with one sentence each."""
-        for name in ("warm_up", "average"):
-            if not 0.0 <= (value := getattr(self, name)) < 1.0:
-                raise ConfigInvalid(
-                    f"training.{name} is {value}; it must be at least 0 and below 1."
-                )
-        if not 0.0 < self.learning_rate < math.inf or not self.clip > 0.0:
-            raise ConfigInvalid("training.learning_rate and training.clip must be above 0.")
         if not 0.0 <= self.entropy_weight < math.inf:
             raise ConfigInvalid("training.entropy_weight must be a number of at least 0.")
         if self.precision not in PRECISIONS:

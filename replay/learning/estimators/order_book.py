@@ -69,13 +69,6 @@ class BookFitOptions:
     seed: Annotated[int, Meta(description="Random seed.")] = 0
     threads: Annotated[int, Meta(ge=1, description="PyTorch threads.")] = 2
 
-    def __post_init__(self) -> None:
-        """Refuse the ends of a range that a key cannot exclude."""
-        if not 0.0 < self.learning_rate < 1.0:
-            raise ConfigInvalid(
-                f"training.learning_rate is {self.learning_rate}; give one below 1."
-            )
-
 
 FEATURES: Final = {"schema_id": SCHEMA, "columns": list(COLUMNS), "lookback": 1}
 """``[features]`` of a card, which no recipe chooses."""
