@@ -1,13 +1,13 @@
 """``PaperAccount``: one balance, its margin policy, and the books of what it holds.
 
-An event meets the positions, each together with its shares; what it did is a ``Matched``.
+An event meets the positions, each together with its shares; what it did is in the ``Journal``.
 
 The rules are docs/money.md, M6 to M21 and M90 to M102, and docs/one_account.md, J12 to J20.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Final, NamedTuple
 
 from msgspec import Struct
@@ -24,19 +24,20 @@ from tracepaper.daemon.broker.book import (
 from tracepaper.daemon.broker.book_fills import BookMoves, QueueRules
 from tracepaper.daemon.broker.execution import ExecutionCosts, TrueRange
 from tracepaper.daemon.broker.exit_plans import Exits, Expected
-from tracepaper.daemon.broker.line import NOTHING_MATCHED, NOTHING_OPENED, Holding, Line
+from tracepaper.daemon.broker.journal import Journal
+from tracepaper.daemon.broker.line import Holding, Line
 from tracepaper.daemon.broker.margin import CrossMargin, IsolatedMargin, MarginPolicy
-from tracepaper.daemon.broker.matching import Matched, worse_path
+from tracepaper.daemon.broker.matching import worse_path
 from tracepaper.daemon.broker.orders import FILL_WITHIN_MS, Latency, OrderIds
 from tracepaper.strategies.api.context import Signal
 from tracepaper.strategies.errors import ConfigInvalid, InvariantBroken
 from tracepaper.strategies.types.decisions import (
     Account,
     Action,
+    Fill,
     FillModel,
     LedgerEntry,
     LedgerKind,
-    Order,
     Position,
     PositionSide,
 )
@@ -59,6 +60,8 @@ class Intent(NamedTuple):
     is_protected: bool = False  # whether it names any
     refusal: str | None = None  # why an entry has no size
     expected: Expected | None = None  # by the model, where [exits] follow it
+    # In hedge mode what each side is asked for, None where a gate holds it; the rest is of both.
+    sides: Mapping[PositionSide, Intent | None] = {}
 
     @property
     def is_entry(self) -> bool:
@@ -72,19 +75,6 @@ ENTRIES: Final = (Action.LONG, Action.SHORT)
 def is_entry(action: Action) -> bool:
     """Return whether *action* asks for a position."""
     return action in ENTRIES
-
-
-class SideIntents(Intent):
-    """What each side is asked for at a bar's close; the decision's own fields are of both."""
-
-    sides: Mapping[PositionSide, Intent | None]  # None: a gate holds it
-
-
-def intents(whole: Intent, sides: Mapping[PositionSide, Intent | None]) -> SideIntents:
-    """Return the intents of both sides, beside those of the *whole* decision."""
-    made = SideIntents(*whole)
-    made.sides = sides
-    return made
 
 
 def side_of(action: Action) -> PositionSide | None:
@@ -103,6 +93,7 @@ class BrokerSettings(Struct, frozen=True):
     costs_of: Mapping[str, ExecutionCosts] = {}  # of the instruments that have others, by id
     leverage: int | None = None  # 10⁻² of linear positions; None: no margin
     is_cross: bool = False  # whether one balance is the margin of all of them
+    is_hedged: bool = False  # whether each symbol has a long and a short position
     exits: Exits | None = None  # of every position that a signal enters
     queue: QueueRules = QueueRules()  # of limits that rest at an order book
 
@@ -131,15 +122,15 @@ class PaperAccount(Holdings):
         marked: Mapping[str, int] | None = None,
         keeps_ledger: bool = False,
         reports_fills: Iterable[str] = (),
-        sides: Iterable[PositionSide | None] = (None,),
         owners: Mapping[str, Ownership] | None = None,
     ) -> None:
-        """Open an account with one book, or one for each of two *sides*.
+        """Open an account with one book, or in hedge mode one for each side.
 
         Whoever sees the bars feeds *ranges*, by instrument; *marked* has the instruments that mark
         prices value until their bar. Of several *owners* each gets its share of the cash.
         """
-        items, sides = tuple(instruments), tuple(sides)
+        items = tuple(instruments)
+        sides = SIDES if settings.is_hedged else (None,)
         self.settings = settings
         self.cash = settings.cash
         # What moved the cash and is in no step yet; a shadow account keeps none of it.
@@ -150,6 +141,7 @@ class PaperAccount(Holdings):
         self.ranges = ranges or {}
         self.marked = {} if marked is None else marked
         self.ids = OrderIds()
+        self.journal = Journal()  # what was done since :meth:`take`
         self.sequence = 0  # of the step whose event meets the account
         self.is_filled_by_books = settings.execution is FillModel.BOOK
         self.policy = MarginPolicy(self)
@@ -221,47 +213,47 @@ class PaperAccount(Holdings):
 
     # ------------------------------------------------------------ what the market does
 
-    def match_bar(self, bar: Bar, sequence: int, *, is_missed: bool = False) -> Matched:
+    def take(self) -> Journal:
+        """Return what was done since the last call."""
+        journal, self.journal = self.journal, Journal()
+        return journal
+
+    def match_bar(self, bar: Bar, sequence: int, *, is_missed: bool = False) -> None:
         """Let *bar* meet every position, on the one path that leaves all of them with less.
 
         It *is_missed* where quotes fill orders and those of the bar did not come.
         """
         self.sequence = sequence
-        lines = self.lines_of(bar.instrument)
-        opened = [line.open_bar(bar, sequence, is_missed=is_missed) for line in lines]
-        if opened == [NOTHING_OPENED] * len(lines):
-            return NOTHING_MATCHED
-        path = worse_path(*(one.tried for one in opened))
-        followed = [
-            line.follow(bar, one, path, sequence) for line, one in zip(lines, opened, strict=True)
+        opened = [
+            (line, one)
+            for line in self.lines_of(bar.instrument)
+            if (one := line.open_bar(bar, sequence, is_missed=is_missed)) is not None
         ]
-        return _together([*(one.trades for one in opened), *followed])
+        if opened:
+            path = worse_path(*(one.tried for _, one in opened))
+            for line, one in opened:
+                line.follow(bar, one, path, sequence)
 
-    def match_quote(self, quote: Quote, sequence: int) -> Matched:
+    def match_quote(self, quote: Quote, sequence: int) -> None:
         """Let *quote*, whose sizes all positions share, meet each of them in turn."""
         self.sequence = sequence
-        matched = []
         for line in self.lines_of(quote.instrument):
-            matched.append(line.match_quote(quote, sequence))
+            first = len(self.journal.entries)
+            line.match_quote(quote, sequence)
             if len(self.books) > 1:
-                quote = _left_of(quote, matched[-1])
-        return _together(matched)
+                quote = _left_of(quote, self.journal.fills[first:])
 
-    def match_book(self, update: BookUpdate, moved: BookMoves, sequence: int) -> Matched:
+    def match_book(self, update: BookUpdate, moved: BookMoves, sequence: int) -> None:
         """Let *update* of an order book, which holds *moved*, meet every position."""
         self.sequence = sequence
-        lines = self.lines_of(update.instrument)
-        return _together([line.match_book(update, moved, sequence) for line in lines])
+        for line in self.lines_of(update.instrument):
+            line.match_book(update, moved, sequence)
 
-    def match_mark(self, instrument: str, mark: int, sequence: int, at_ms: int) -> Matched:
+    def match_mark(self, instrument: str, mark: int, sequence: int, at_ms: int) -> None:
         """Liquidate what of *instrument* is at its liquidation price at *mark*, or the account."""
         self.sequence = sequence
-        return _together(
-            [
-                self.policy.match_mark(line, mark, sequence, at_ms)
-                for line in self.lines_of(instrument)
-            ]
-        )
+        for line in self.lines_of(instrument):
+            self.policy.match_mark(line, mark, sequence, at_ms)
 
     def pay_funding(self, instrument: str, rate: int) -> None:
         """Settle funding of every position, and share it: the side that receives comes first."""
@@ -273,12 +265,10 @@ class PaperAccount(Holdings):
                 for share, part in zip(line.shares, funding_parts(paid, due), strict=True):
                     share.post_funding(part)
 
-    def set_liquidation_prices(
-        self, instrument: str, sequence: int, at_ms: int
-    ) -> tuple[Order, ...]:
-        """Put the exchange's own orders where positions are liquidated; return those it changed."""
-        lines = self.lines_of(instrument)
-        return tuple(one for line in lines for one in line.set_liquidation_price(sequence, at_ms))
+    def set_liquidation_prices(self, instrument: str, sequence: int, at_ms: int) -> None:
+        """Put the exchange's own orders where positions are liquidated."""
+        for line in self.lines_of(instrument):
+            line.set_liquidation_price(sequence, at_ms)
 
     # ------------------------------------------------------------ several owners
 
@@ -387,24 +377,13 @@ def posting_account(
     return account
 
 
-def _left_of(quote: Quote, matched: Matched) -> Quote:
-    """Return *quote* with the sizes that are left of it after what was *matched*."""
+def _left_of(quote: Quote, fills: Iterable[Fill]) -> Quote:
+    """Return *quote* with the sizes that are left of it after *fills*."""
     taken = dict.fromkeys(Side, 0)
-    for fill in matched.fills:
+    for fill in fills:
         taken[fill.side] += fill.quantity
     return replace(
         quote,
         ask_size=max(quote.ask_size - taken[Side.BUY], 0),
         bid_size=max(quote.bid_size - taken[Side.SELL], 0),
     )
-
-
-def _together(matched: Sequence[Matched]) -> Matched:
-    """Return what was *matched* in several books, one after the other, as one."""
-    acted = [one for one in matched if one is not NOTHING_MATCHED]
-    if len(acted) < 2:
-        return acted[0] if acted else NOTHING_MATCHED
-    together = Matched()
-    for one in acted:
-        together.add(one)
-    return together

@@ -29,7 +29,6 @@ from tracepaper.daemon.broker.book_fills import (
 from tracepaper.daemon.broker.matching import (
     WOULD_TAKE,
     MarketPass,
-    Matched,
     matters_from,
     touched,
 )
@@ -96,7 +95,7 @@ class LateCancels(RestingOrders):
         return [one for one in super()._listed() if one.order_id not in self.leaving]
 
 
-class _BookPass(MarketPass):
+class BookPass(MarketPass):
     """The resting orders, while one update of the book passes them."""
 
     def __init__(self, funds: Funds, queues: Queues) -> None:
@@ -184,11 +183,13 @@ class _BookPass(MarketPass):
                 fill = self._executor.made(now, quantity, FillModel.BOOK, at_ms)
             else:
                 fill = self._executor.at_level(now, level.price, quantity, middle, at_ms)
-            before = len(self.trades.fills)
+            before = len(self.journal.entries)
             if not self._apply_fill(now, fill):
                 return
-            booked = sum(one.quantity for one in self.trades.fills[before:])
-            taken.take(side, level, booked, frame)
+            taken.take(side, level, self._filled_since(before), frame)
+
+    def _filled_since(self, before: int) -> int:
+        return sum(entry.fill.quantity for entry in self.journal.entries[before:])
 
     # ------------------------------------------------------------ queues
 
@@ -227,9 +228,9 @@ class _BookPass(MarketPass):
             if quantity <= 0:
                 continue
             fill = self._executor.made(order, quantity, FillModel.BOOK, move.at_ms)
-            before = len(self.trades.fills)
+            before = len(self.journal.entries)
             if self._apply_fill(order, fill):
-                used += sum(one.quantity for one in self.trades.fills[before:])
+                used += self._filled_since(before)
 
 
 def _best_first(order: Order) -> int:
@@ -247,13 +248,6 @@ def rests_as_limit(order: Order) -> bool:
     """Whether *order* is a limit that has reached the exchange, and waits in a queue."""
     arrived = order.status is not OrderStatus.NEW and order.role is not OrderRole.LIQUIDATION
     return arrived and order.price is not None and not is_waiting_stop(order)
-
-
-def match_update(funds: Funds, queues: Queues, update: BookUpdate, moved: BookMoves) -> Matched:
-    """Apply *update*, which holds *moved*, to the resting orders and return their fills."""
-    market = _BookPass(funds, queues)
-    market.match(update, moved)
-    return market.trades
 
 
 def acts(order: Order, quote: Quote, trail: int) -> bool:

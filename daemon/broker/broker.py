@@ -18,22 +18,21 @@ from msgspec.structs import replace
 
 from tracepaper.daemon.broker.account import (
     ENTRIES,
-    SIDES,
     BrokerSettings,
     Intent,
     Ownership,
     PaperAccount,
-    SideIntents,
 )
 from tracepaper.daemon.broker.book import AccountState, Book, EncodedAccount, Holdings, requests_of
 from tracepaper.daemon.broker.book_fills import moves_in
 from tracepaper.daemon.broker.book_watch import BookWatch
 from tracepaper.daemon.broker.execution import DayRange, TrueRange
 from tracepaper.daemon.broker.exit_plans import Plan
-from tracepaper.daemon.broker.line import NOTHING_MATCHED, Line
-from tracepaper.daemon.broker.matching import Booked, Matched, matters_from
-from tracepaper.daemon.broker.orders import FLATTEN, UNCHANGED, Moment, Sent, as_they_stand
-from tracepaper.daemon.broker.router import Router
+from tracepaper.daemon.broker.journal import FillEntry
+from tracepaper.daemon.broker.line import Line
+from tracepaper.daemon.broker.matching import matters_from
+from tracepaper.daemon.broker.orders import FLATTEN, Moment
+from tracepaper.daemon.broker.router import Routed, Wishes, cross, route, stands
 from tracepaper.strategies.api.context import Orders, Signal
 from tracepaper.strategies.corporate_actions import adjusted_price
 from tracepaper.strategies.errors import ConfigInvalid, StrategyFailed
@@ -75,24 +74,12 @@ _LATER: Final = Save.LATER  # a member is slow to look up on its class, and entr
 
 
 class Filled(NamedTuple):
-    """What an event did to the orders that rested."""
+    """What was done to the orders of the run's account, and what shadow accounts filled."""
 
     fills: tuple[Fill, ...] = ()
     orders: tuple[Order, ...] = ()
-    shadows: Mapping[str, tuple[Fill, ...]] = {}  # fills of each shadow account that had any
-    booked: tuple[Booked, ...] = ()  # of each of the run's fills
-
-    def followed_by(self, later: Filled) -> Filled:
-        """Return what both did, one after the other, in one step."""
-        if later is NOTHING_FILLED:
-            return self
-        names = {*self.shadows, *later.shadows}
-        return Filled(
-            self.fills + later.fills,
-            as_they_stand(self.orders, later.orders),
-            {name: self.shadows.get(name, ()) + later.shadows.get(name, ()) for name in names},
-            self.booked + later.booked,
-        )
+    beside: Mapping[str, tuple[Fill, ...]] = {}  # of each shadow account, side or owner with any
+    entries: Sequence[FillEntry] = ()  # of the run's fills
 
 
 NOTHING_FILLED: Final = Filled()
@@ -114,18 +101,17 @@ class Broker:
         shadows: Iterable[str] = (),
         reports_fills: Iterable[str] = (),
         confirms: Collection[str] = (),
-        is_hedged: bool = False,
         owners: Mapping[str, Ownership] | None = None,
     ) -> None:
         """Open the run's account, and one for each name of *shadows*.
 
-        The run's has two sides where it *is_hedged*, and shares where it has *owners*, by name.
+        The run's has shares where it has *owners*, by name.
         Whoever sees the bars feeds *day_ranges*, by which exit orders are placed. Fills of the
         instruments *reports_fills* wait for their next decision. An entry on one of *confirms*
         lets its position stand for another horizon. Raises ``ConfigInvalid`` for what hedge mode
         or several owners do not take.
         """
-        _check(instruments, settings, is_hedged=is_hedged, is_shared=bool(owners))
+        _check(instruments, settings, is_shared=bool(owners))
         self.settings = settings
         self._by_quotes = settings.execution is FillModel.QUOTE
         self._by_book = settings.execution is FillModel.BOOK
@@ -140,7 +126,6 @@ class Broker:
             instruments,
             ranges=self._ranges,
             marked=self._marked,
-            sides=SIDES if is_hedged else (None,),
         )
         self.own = opens(
             replace(settings, exits=None) if owners else settings,
@@ -155,7 +140,6 @@ class Broker:
             **self.shadows,
         }
         """What steps show beside the run's account: its sides or owners, and shadow accounts."""
-        self.router = Router(self.own)
         self._day_ranges = day_ranges
         self._confirms = frozenset(confirms)
         self._accounts = (self.own, *self.shadows.values())
@@ -178,7 +162,38 @@ class Broker:
 
     # ------------------------------------------------------------ what the market does
 
-    def on_bar(self, bar: Bar, sequence: int, *, is_last: bool = True) -> Filled:
+    def take(self) -> Filled:
+        """Return what was done since the last call; ``NOTHING_FILLED`` where nothing was."""
+        if self.shadows:
+            beside = self._fills_of_shadows()
+        elif not self.own.journal.has_changes:  # as at most bars
+            return NOTHING_FILLED
+        else:
+            beside = {}
+        journal = self.own.journal
+        if journal.has_changes:
+            self.own.take()
+            self.save = Save.NOW
+        fills = tuple(journal.fills)
+        for fill in fills if self.own.sides else ():
+            assert fill.position_side is not None
+            beside[fill.position_side] = (*beside.get(fill.position_side, ()), fill)
+        for part in journal.parts:
+            beside[part.share.owner] = (*beside.get(part.share.owner, ()), part.fill)
+        if not journal.orders and not beside:
+            return NOTHING_FILLED
+        return Filled(fills, journal.orders, beside, journal.entries)
+
+    def _fills_of_shadows(self) -> dict[str, tuple[Fill, ...]]:
+        beside = {}
+        for name, account in self.shadows.items():
+            if account.journal.has_changes:
+                self.save = Save.NOW
+                if fills := tuple(account.take().fills):
+                    beside[name] = fills
+        return beside
+
+    def on_bar(self, bar: Bar, sequence: int, *, is_last: bool = True) -> None:
         """Fill what rests by *bar*, which step *sequence* will hold, and value what is held.
 
         What rests was decided by an earlier bar; what this one decides waits for the next. A bar
@@ -187,9 +202,8 @@ class Broker:
         On cross margin the bar that *is_last* of its close does, when all have valued what is held.
         """
         key = bar.instrument
-        filled = NOTHING_FILLED
         if self._by_quotes or self._by_book:
-            filled = self._on_bar_of_quotes(bar, sequence)
+            self._on_bar_of_quotes(bar, sequence)
         else:
             for line in self._lines[key]:
                 resting = line.orders
@@ -199,7 +213,8 @@ class Broker:
                     or resting.is_guarded
                     or self.is_cross
                 ):
-                    filled = self._match(lambda account: account.match_bar(bar, sequence))
+                    for account in self._accounts:
+                        account.match_bar(bar, sequence)
                     break
         mark = self._marked.pop(key, None)
         if mark is None:
@@ -208,69 +223,60 @@ class Broker:
             for line in self._lines[key]:
                 line.mark_to(mark)
         if self._is_on_margin and (is_last or not self.is_cross):
-            liquidated = self._liquidate(key, mark, bar.close_time_ms, sequence)
-            filled = filled.followed_by(liquidated)
+            self._liquidate(key, mark, bar.close_time_ms, sequence)
         if self._ranges:
             self._ranges[key].push(bar)
-        return filled
 
-    def _on_bar_of_quotes(self, bar: Bar, sequence: int) -> Filled:
+    def _on_bar_of_quotes(self, bar: Bar, sequence: int) -> None:
         """Let what rests meet *bar* where its quotes were missed; else end whose time is over."""
         key = bar.instrument
-        expired = self.expire(key, bar.market_ms)
+        self.expire(key, bar.market_ms)
         if bar.open_time_ms >= self._missed_until_ms.get(key, 0):
             for line in self._lines[key]:
                 if line.orders.unmoved:  # no bar before it is missed any more
                     line.orders.unmoved = ()
                     line.is_stale = True
                     self.save = Save.NOW
-            return expired
-        filled = self._match(
-            lambda account: account.match_bar(bar, sequence, is_missed=True), while_down=True
-        )
-        return filled._replace(orders=as_they_stand(expired.orders, filled.orders))
+            return
+        for account in self._accounts:
+            account.match_bar(bar, sequence, is_missed=True)
+            account.journal.mark_down()
 
-    def on_quote(self, quote: Quote, sequence: int) -> Filled:
+    def on_quote(self, quote: Quote, sequence: int) -> None:
         """Fill what rests by *quote*, where quotes fill orders."""
-        if not self._by_quotes:
-            return NOTHING_FILLED
-        return self._match(lambda account: account.match_quote(quote, sequence))
+        if self._by_quotes:
+            for account in self._accounts:
+                account.match_quote(quote, sequence)
 
-    def on_book(self, update: BookUpdate, sequence: int) -> Filled:
+    def on_book(self, update: BookUpdate, sequence: int) -> None:
         """Fill what rests by *update* of an order book, where books fill orders."""
-        if not self._by_book:
-            return NOTHING_FILLED
-        self.save = Save.NOW  # places in queues
-        moved = moves_in(update)
-        return self._match(lambda account: account.match_book(update, moved, sequence))
+        if self._by_book:
+            self.save = Save.NOW  # places in queues
+            moved = moves_in(update)
+            for account in self._accounts:
+                account.match_book(update, moved, sequence)
 
-    def on_mark(self, mark: Mark, sequence: int) -> Filled:
+    def on_mark(self, mark: Mark, sequence: int) -> None:
         """Value what is held by *mark*, and liquidate what it has reached."""
         self.mark(mark)
-        return self._liquidate(mark.instrument, mark.price, mark.market_ms, sequence)
+        self._liquidate(mark.instrument, mark.price, mark.market_ms, sequence)
 
-    def on_funding(self, funding: Funding, sequence: int) -> Filled:
-        """Settle *funding*; return the run's orders that this changes, and who is called by it."""
+    def on_funding(self, funding: Funding, sequence: int) -> None:
+        """Settle *funding*, and liquidate who is called by it."""
         key = funding.instrument
         self.save = Save.NOW
         for account in self._accounts:
             account.pay_funding(key, funding.rate)
-        changed = [
             account.set_liquidation_prices(key, sequence, funding.market_ms)
-            for account in self._accounts
-        ]
         if self.is_cross:
-            return self._liquidate(key, self._lines[key][0].mark, funding.market_ms, sequence)
-        return Filled(orders=changed[0]) if changed[0] else NOTHING_FILLED
+            self._liquidate(key, self._lines[key][0].mark, funding.market_ms, sequence)
 
-    def on_action(self, action: CorporateAction) -> tuple[Order, ...]:
-        """Book a split or a dividend in every account; return the run's orders that it changes."""
+    def on_action(self, action: CorporateAction) -> None:
+        """Book a split or a dividend in every account."""
         self.save = Save.NOW
-        changed = [
-            account.line(action.instrument).apply_action(action) for account in self._accounts
-        ]
+        for account in self._accounts:
+            account.line(action.instrument).apply_action(action)
         self.adjust(action)
-        return changed[0]
 
     def adjust(self, action: CorporateAction) -> None:
         """Take the bars before a split as those of the shares after it, and their close too."""
@@ -304,62 +310,29 @@ class Broker:
         if self.own.owners[owner].lines[instrument].hear(signal.action):
             self.save = Save.NOW
 
-    def expire(self, instrument: str, market_ms: int) -> Filled:
+    def expire(self, instrument: str, market_ms: int) -> None:
         """Cancel what no quote filled in time, where quotes fill orders."""
-        if not (self._by_quotes or self._by_book):
-            return NOTHING_FILLED
-        expired: tuple[Order, ...] = ()
-        for line in self._lines[instrument]:
-            if ended := line.expire(market_ms):
-                self.save = Save.NOW
-                if line.book.account is self.own:
-                    expired += ended
-        return Filled(orders=expired) if expired else NOTHING_FILLED
+        if self._by_quotes or self._by_book:
+            for line in self._lines[instrument]:
+                line.expire(market_ms)
 
     def change(self, instrument: Instrument) -> None:
         """Use the exchange's new filters for orders and prices from now on."""
         for line in self._lines[instrument.id]:
             line.change(instrument)
 
-    def _liquidate(self, instrument: str, mark: int, at_ms: int, sequence: int) -> Filled:
+    def _liquidate(self, instrument: str, mark: int, at_ms: int, sequence: int) -> None:
         """Liquidate in every account what *mark* has reached the liquidation price of."""
         if not self._is_on_margin:
-            return NOTHING_FILLED
+            return
         if not self.is_cross:
             for line in self._lines[instrument]:
                 if line.holding.quantity:
                     break
             else:
-                return NOTHING_FILLED  # as at most marks
-        return self._match(lambda account: account.match_mark(instrument, mark, sequence, at_ms))
-
-    def _match(
-        self, match: Callable[[PaperAccount], Matched], *, while_down: bool = False
-    ) -> Filled:
-        """Let one event meet every account; *while_down* marks the fills."""
-        matched = match(self.own)
-        beside: dict[str, tuple[Fill, ...]] = {}
-        for name, account in self.shadows.items():
-            of_shadow = match(account)
-            if of_shadow.orders or of_shadow.ended_plan:
-                self.save = Save.NOW
-            if of_shadow.fills:
-                beside[name] = _marked(of_shadow.fills, while_down=while_down)
-        if matched is NOTHING_MATCHED and not beside:
-            return NOTHING_FILLED
-        orders = matched.orders
-        if orders or matched.ended_plan:
-            self.save = Save.NOW
-        if not orders and not beside:
-            return NOTHING_FILLED
-        fills = _marked(matched.fills, while_down=while_down)
-        for fill in fills:
-            if fill.position_side is not None:
-                beside[fill.position_side] = (*beside.get(fill.position_side, ()), fill)
-        for part in matched.parts:
-            of_owner = _marked([part.fill], while_down=while_down)
-            beside[part.share.owner] = beside.get(part.share.owner, ()) + of_owner
-        return Filled(fills, orders, beside, tuple(matched.booked))
+                return  # as at most marks
+        for account in self._accounts:
+            account.match_mark(instrument, mark, sequence, at_ms)
 
     # ------------------------------------------------------------ what is asked for
 
@@ -371,70 +344,62 @@ class Broker:
         sequence: int,
         at_ms: int,
         shadow: str | None = None,
-    ) -> Sent:
+    ) -> str | None:
         """Ask the run's account, or a *shadow* account, for what was decided at *bar*'s close.
 
-        Of a list, what the exchange would refuse is among the orders, REJECTED.
+        Returns why it cannot be reached. Of a list, what the exchange would refuse is among the
+        orders, REJECTED.
         """
         account = self.own if shadow is None else self.shadows[shadow]
         ask = partial(self._ask, bar=bar, sequence=sequence, at_ms=self._sent_ms(bar, at_ms))
         if account.sides:
             return self._ask_sides(account, intent, ask, bar.instrument)
-        if not account.owners:
-            _refuse_sides(intent)
-            return ask(account.line(bar.instrument), intent)
-        assert isinstance(intent, Intent)
-        router = self.router
-        sent = router.submit(
-            bar.instrument, intent, ask, confirms=bool(self._confirms),
-            sequence=sequence, at_ms=at_ms,
-        )  # fmt: skip
-        if router.has_crossed:
-            self.save = Save.NOW
-        if router.is_reached and (intent.is_entry or any(one.is_entry for one in router.intents)):
-            self.save = self.save or _LATER
-        return sent
+        _refuse_sides(intent)
+        return ask(account.line(bar.instrument), intent)
+
+    def route(
+        self, intent: Intent, wishes: Wishes, bar: Bar, *, sequence: int, at_ms: int
+    ) -> Routed:
+        """Ask the owners of the run's account for their *wishes*, and it for the net *intent*."""
+        position = self.own.line(bar.instrument)
+        if not self._confirms and stands(position, intent, wishes):  # as at most bars
+            if intent.is_entry or any(one.is_entry for one in wishes.intents.values()):
+                self.save = self.save or _LATER
+            return Routed(None, dict.fromkeys(wishes.intents), is_quiet=True)
+        ask = partial(self._ask, bar=bar, sequence=sequence, at_ms=self._sent_ms(bar, at_ms))
+        return route(position, intent, wishes, ask, sequence=sequence, at_ms=at_ms)
 
     @staticmethod
     def _ask_sides(
         account: PaperAccount,
         intent: Intent | Orders,
-        ask: Callable[[Line, Intent | Orders], Sent],
+        ask: Callable[[Line, Intent | Orders], str | None],
         instrument: str,
-    ) -> Sent:
+    ) -> str | None:
         """Ask each side of *account* for its part of *intent*."""
-        changed: tuple[Order, ...] = ()
         refusals = []
         for side, book in account.sides.items():
             asked: Intent | Orders | None = intent
             if isinstance(intent, Orders):
                 asked = replace(intent, requests=requests_of(intent, side))
-            elif isinstance(intent, SideIntents):
+            elif intent.sides:
                 asked = intent.sides[side]
-            if asked is None:
-                continue
-            sent = ask(book.lines[instrument], asked)
-            changed += sent.orders
-            if sent.refusal is not None:
-                refusals.append(f"{side}: {sent.refusal}")
-        if not changed and not refusals:
-            return UNCHANGED
-        return Sent(changed, "; ".join(refusals) or None)
+            if asked is not None and (refusal := ask(book.lines[instrument], asked)) is not None:
+                refusals.append(f"{side}: {refusal}")
+        return "; ".join(refusals) or None
 
     def _ask(
         self, line: Line, intent: Intent | Orders, bar: Bar, *, sequence: int, at_ms: int
-    ) -> Sent:
-        """Ask *line* for what was decided at *bar*'s close."""
+    ) -> str | None:
+        """Ask *line* for what was decided at *bar*'s close; return why it cannot be reached."""
         if isinstance(intent, Intent):
             return self._ask_target(line, intent, bar, sequence=sequence, at_ms=at_ms)
-        listed = line.send(intent, bar, sequence=sequence, at_ms=at_ms)
-        if listed:
-            self.save = Save.NOW
-        return Sent(listed, None)
+        line.send(intent, bar, sequence=sequence, at_ms=at_ms)
+        return None
 
     def _ask_target(
         self, line: Line, intent: Intent, bar: Bar, *, sequence: int, at_ms: int
-    ) -> Sent:
+    ) -> str | None:
         """Ask *line* for a target, and for the protection of an entry."""
         action, target, reason = intent.action, intent.target, intent.reason
         orders = line.orders
@@ -442,34 +407,31 @@ class Broker:
         plan, refusal = self._enter(line, intent, bar, at_ms)
         if refusal is not None:
             action, target = Action.HOLD, before  # a refused entry leaves what stands
+        unsent = None
         if orders.order is None and target == before == line.held:
-            sent = UNCHANGED  # as at most bars
+            pass  # as at most bars
         elif (
             orders.shortfall
             and target == before
             and action is Action.HOLD
             and not orders.is_reached(target, line.held)
         ):
-            sent = Sent((), orders.shortfall)
+            unsent = orders.shortfall
         else:
             if target == before and action is Action.HOLD:
                 reason = orders.reason  # a target that HOLD leaves standing keeps its own
             now = Moment(sequence, at_ms, bar.open_time_ms, bar.close, line.held)
-            sent = line.submit(target, reason, now)
-            if sent.orders or before != target:
+            unsent = line.submit(target, reason, now).refusal
+            if before != target:
                 self.save = Save.NOW
-        changed: tuple[Order, ...] = ()
-        is_refused = sent.refusal and orders.order is None and not line.held
+        is_refused = unsent and orders.order is None and not line.held
         if plan is not None and target and not is_refused:
-            changed = line.protect(plan, bar, sequence=sequence, at_ms=at_ms)
+            line.protect(plan, bar, sequence=sequence, at_ms=at_ms)
             self.save = Save.NOW
         elif orders.is_guarded and action is Action.FLAT and target == 0:
-            changed = line.leave(f"the signal is {action.value}")
+            line.leave(f"the signal is {action.value}")
             self.save = Save.NOW
-        if changed or refusal is not None:
-            orders_now = as_they_stand(sent.orders, changed)
-            return Sent(orders_now, refusal or sent.refusal)
-        return sent
+        return refusal or unsent
 
     def _sent_ms(self, bar: Bar, at_ms: int) -> int:
         """Return when is sent what is decided at *bar*'s close, by *at_ms*.
@@ -513,48 +475,39 @@ class Broker:
         line = self.own.owners[owner].lines[bar.instrument]
         return self._planned(line, intent, bar, at_ms)[1]
 
-    def cross(self, instrument: str, price: int, *, sequence: int, at_ms: int) -> tuple[Order, ...]:
-        """Let opposing shares cross at *price*; return the orders that this changes."""
-        changed = self.router.cross(instrument, price, sequence=sequence, at_ms=at_ms)
-        if self.router.has_crossed:
-            self.save = Save.NOW
-        return changed
+    def cross(self, instrument: str, price: int, *, sequence: int, at_ms: int) -> None:
+        """Let opposing shares of the run's account cross at *price*."""
+        cross(self.own.line(instrument), price, sequence=sequence, at_ms=at_ms)
 
     def share_out(self) -> None:
         """Give each owner its share of the account's equity anew."""
         self.own.share_out()
         self.save = Save.NOW
 
-    def cancel(self, reason: str, *, opening_only: bool = False) -> tuple[Order, ...]:
+    def cancel(self, reason: str, *, opening_only: bool = False) -> None:
         """Cancel the run's orders by list: all of them, or those that could open a position."""
-        orders: tuple[Order, ...] = ()
         for book in self.own.books:
             for line in book.lines.values():
-                orders += line.withdraw(reason, opening_only=opening_only)
-        if orders:
-            self.save = Save.NOW
-        return orders
+                line.withdraw(reason, opening_only=opening_only)
 
-    def flatten(self, closes: Mapping[str, int], *, sequence: int, at_ms: int) -> tuple[Order, ...]:
+    def flatten(self, closes: Mapping[str, int], *, sequence: int, at_ms: int) -> None:
         """Close what the run holds, by the operator's command.
 
         *closes* are the newest ones of the instruments that have any. Opposing shares cross at the
         next close.
         """
-        orders: tuple[Order, ...] = ()
+        if closes:
+            self.save = Save.NOW
         for owner in self.own.owners.values():
             for key in closes:
-                orders += owner.lines[key].leave(FLATTEN)
+                owner.lines[key].leave(FLATTEN)
                 owner.lines[key].want(0, FLATTEN)
         for book in self.own.books:
-            for key, line in book.lines.items():
-                if (close := closes.get(key)) is None:
-                    continue
-                self.save = Save.NOW
-                orders += line.leave(FLATTEN)
+            for key, close in closes.items():
+                line = book.lines[key]
+                line.leave(FLATTEN)
                 now = Moment(sequence, at_ms, 0, close, line.held)
-                orders += line.submit(0, FLATTEN, now, by_command=True).orders
-        return orders
+                line.submit(0, FLATTEN, now, by_command=True)
 
     # ------------------------------------------------------------ what the feed asks
 
@@ -713,11 +666,10 @@ def _check(
     instruments: Iterable[Instrument],
     settings: BrokerSettings,
     *,
-    is_hedged: bool,
     is_shared: bool,
 ) -> None:
     """Raise ``ConfigInvalid`` for what hedge mode or several owners do not take."""
-    by_book = settings.execution is FillModel.BOOK
+    by_book, is_hedged = settings.execution is FillModel.BOOK, settings.is_hedged
     for item in instruments:
         if is_hedged and item.quote_coin == "USDC":
             raise ConfigInvalid(
@@ -747,7 +699,3 @@ def _refuse_sides(asked: Intent | Orders) -> None:
         getattr(one, "position_side", None) for one in asked.requests
     ):
         raise StrategyFailed(ONE_WAY)
-
-
-def _marked(fills: Sequence[Fill], *, while_down: bool) -> tuple[Fill, ...]:
-    return tuple(replace(one, while_down=True) for one in fills) if while_down else tuple(fills)

@@ -14,17 +14,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from copy import copy
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from msgspec import Struct
 
 from tracepaper.daemon.broker import matching, splits
 from tracepaper.daemon.broker.book_fills import BookMoves, Queues, QueueState
-from tracepaper.daemon.broker.book_matching import LateCancels, match_update
+from tracepaper.daemon.broker.book_matching import BookPass, LateCancels
 from tracepaper.daemon.broker.execution import DayRange, Executor
 from tracepaper.daemon.broker.exit_orders import ProtectionState, Protector
 from tracepaper.daemon.broker.exit_plans import Expected, HeldPosition, Plan
-from tracepaper.daemon.broker.matching import MarginCalls, Matched, Tried
+from tracepaper.daemon.broker.journal import Journal, PartFill
+from tracepaper.daemon.broker.matching import MarginCalls, MarketPass, Tried
 from tracepaper.daemon.broker.orders import UNCHANGED, Moment, OrdersState, RestingOrders, Sent
 from tracepaper.daemon.broker.rules import Bounds, MarginRules
 from tracepaper.strategies.api.context import Orders, Signal
@@ -112,15 +113,10 @@ class BookState(Struct, frozen=True, array_like=True):
 
 
 class BarOpening(NamedTuple):
-    """What the open of a bar did to a line, before it follows one of the bar's paths."""
+    """What the open of a bar left a line to do, before it follows one of the bar's paths."""
 
-    trades: Matched
     tried: Tried | None = None  # None where nothing that rests is met by either path
     newer: Sequence[tuple[Line, dict[str, Order]]] = ()  # what quotes after it moved
-
-
-NOTHING_MATCHED: Final = Matched()
-NOTHING_OPENED: Final = BarOpening(NOTHING_MATCHED)
 
 
 def signed_quantity(fill: Fill) -> int:
@@ -180,6 +176,11 @@ class Line:
         self.protector.change(item)
         costs = self.book.settings.costs_for(self.key)
         self.executor = Executor(item, costs, account.ranges.get(self.key))
+
+    @property
+    def journal(self) -> Journal:
+        """The journal of its account."""
+        return self.book.account.journal
 
     # ------------------------------------------------------------ what it holds, and its worth
 
@@ -326,8 +327,8 @@ class Line:
         self.book.move(LedgerKind.FUNDING, -paid, self.key)
         self._post_holding()
 
-    def apply_action(self, action: CorporateAction) -> tuple[Order, ...]:
-        """Post a split or a dividend on what the close before it left; return changed orders.
+    def apply_action(self, action: CorporateAction) -> None:
+        """Post a split or a dividend on what the close before it left, and adjust orders.
 
         Cash in lieu and dividends count as realized profit. After a split the mark is that close,
         adjusted.
@@ -345,11 +346,11 @@ class Line:
         if action.is_split:
             self.mark = adjusted_price(action, action.close)
         self._post_holding()
-        if not action.is_split:
-            return ()
-        return splits.adjust_orders(
-            self.orders, self.protector, self.item, action, before, self.held
-        )
+        if action.is_split:
+            changed = splits.adjust_orders(
+                self.orders, self.protector, self.item, action, before, self.held
+            )
+            self.journal.note(*changed)
 
     # ------------------------------------------------------------ margin, as a pass asks for it
 
@@ -365,15 +366,20 @@ class Line:
         """Return by how much *mark* reduces what it calls, and to which tier; None by all."""
         return self.holding.reduction(self.binds, mark)
 
-    def set_liquidation_price(self, sequence: int, at_ms: int) -> tuple[Order, ...]:
-        """Put the exchange's own order where it liquidates; return it where it changed."""
+    def set_liquidation_price(self, sequence: int, at_ms: int) -> None:
+        """Put the exchange's own order where it liquidates."""
         if self.binds is None:
-            return ()
+            return
         changed = self.protector.set_liquidation_price(
             self.holding.bounds(self.binds), self.held, sequence=sequence, at_ms=at_ms
         )
-        self.is_stale |= bool(changed)
-        return changed
+        self.note(changed)
+
+    def note(self, changed: tuple[Order, ...]) -> None:
+        """Note the orders that *changed*."""
+        if changed:
+            self.is_stale = True
+            self.journal.note(*changed)
 
     # ------------------------------------------------------------ what the market does
 
@@ -389,65 +395,65 @@ class Line:
                 return True
         return False
 
-    def match_quote(self, quote: Quote, sequence: int) -> Matched:
+    def match_quote(self, quote: Quote, sequence: int) -> None:
         """Let what rests meet *quote*."""
         if not self.waits:
-            return NOTHING_MATCHED
-        trades = Matched()
-        trades.note(*self.expire(quote.market_ms))
-        self._end_due(trades, quote.market_ms, (quote.bid, quote.ask), sequence)
-        self._take(trades, matching.match_quote(self, quote), sequence, quote.market_ms)
-        return trades
+            return
+        self.expire(quote.market_ms)
+        self._end_due(quote.market_ms, (quote.bid, quote.ask), sequence)
+        market, first = MarketPass(self), self.journal.begin()
+        market.match_quote(quote)
+        self._end_pass(first, sequence, quote.market_ms)
 
-    def match_book(self, update: BookUpdate, moved: BookMoves, sequence: int) -> Matched:
+    def match_book(self, update: BookUpdate, moved: BookMoves, sequence: int) -> None:
         """Let what rests meet *update* of an order book, which holds *moved*."""
         assert self.queues is not None
         self.is_stale = True  # places in queues
-        trades, at_ms = Matched(), update.market_ms
-        trades.note(*self.expire(at_ms))
-        self._end_due(trades, at_ms, (moved.bids[0].price, moved.asks[0].price), sequence)
-        self._take(trades, match_update(self, self.queues, update, moved), sequence, at_ms)
-        return trades
+        at_ms = update.market_ms
+        self.expire(at_ms)
+        self._end_due(at_ms, (moved.bids[0].price, moved.asks[0].price), sequence)
+        market, first = BookPass(self, self.queues), self.journal.begin()
+        market.match(update, moved)
+        self._end_pass(first, sequence, at_ms)
 
-    def open_bar(self, bar: Bar, sequence: int, *, is_missed: bool) -> BarOpening:
+    def open_bar(self, bar: Bar, sequence: int, *, is_missed: bool) -> BarOpening | None:
         """Let market orders meet the open of *bar*, and try both of its paths.
 
         A bar *is_missed* where quotes fill orders and those of the bar did not come. An order whose
         time ends inside a bar meets none of it. What the fill of an entry arms in step *sequence*
-        may be met inside the same bar, and what it opens on margin be liquidated.
+        may be met inside the same bar, and what it opens on margin be liquidated. None where the
+        rest of the bar does nothing.
         """
         if not self.waits or self._is_passed_by(bar):
-            return NOTHING_OPENED
-        orders = self.orders
-        trades = Matched()
+            return None
+        orders, market = self.orders, MarketPass(self)
         if self.is_plain and not self.shares and not orders.others and not orders.is_guarded:
             # An order by signal alone: the rest of this would find nothing to do.
-            trades.add(matching.match_open(self, bar, is_missed=is_missed))
             self.is_stale = True
-            return BarOpening(trades)
+            market.match_open(bar, is_missed=is_missed)
+            return None
         newer = [
             (one, one.orders.rewind()) for one in self._lines if is_missed and one.orders.unmoved
         ]
-        trades.note(*self.expire(bar.close_time_ms - 1, unfilled=False))
-        self._end_due(trades, bar.open_time_ms, (bar.open, bar.open), sequence)
-        opened = matching.match_open(self, bar, is_missed=is_missed)
-        self._take(trades, opened, sequence, bar.open_time_ms)
-        return BarOpening(trades, matching.try_paths(self, bar), newer)
+        self.expire(bar.close_time_ms - 1, unfilled=False)
+        self._end_due(bar.open_time_ms, (bar.open, bar.open), sequence)
+        first = self.journal.begin()
+        market.match_open(bar, is_missed=is_missed)
+        self._end_pass(first, sequence, bar.open_time_ms)
+        tried = matching.try_paths(self, bar)
+        return None if tried is None and not newer else BarOpening(tried, newer)
 
-    def follow(self, bar: Bar, opened: BarOpening, path: int, sequence: int) -> Matched:
-        """Let what rests meet that *path* of *bar*; return what the path did after the open."""
-        if opened.tried is None and not opened.newer:  # as at most bars
-            return NOTHING_MATCHED
-        trades = Matched()
+    def follow(self, bar: Bar, opened: BarOpening, path: int, sequence: int) -> None:
+        """Let what rests meet that *path* of *bar* after its open."""
+        journal = self.journal
         if opened.tried is not None:
-            on_path = matching.match_path(self, bar, path)
-            self._take(trades, on_path, sequence, bar.close_time_ms)
+            market, first = MarketPass(self), journal.begin()
+            market.walk(bar, path)
+            self._end_pass(first, sequence, bar.close_time_ms)
         for line, moved in opened.newer:
             resumed = line.orders.resume(moved, bar.open_time_ms)
-            changed = {order.order_id for order in (*opened.trades.orders, *trades.orders)}
-            trades.note(*(order for order in resumed if order.order_id in changed))
+            journal.note(*(order for order in resumed if order in journal))
             line.is_stale = True
-        return trades
 
     @property
     def _lines(self) -> tuple[Line, ...]:
@@ -460,19 +466,12 @@ class Line:
                 return False
         return self.calls is None or not self.calls.is_called_within(bar)
 
-    def expire(self, market_ms: int, *, unfilled: bool = True) -> tuple[Order, ...]:
-        """Return the orders whose time is over, CANCELED: see :meth:`RestingOrders.expire`."""
-        expired = self.orders.expire(market_ms, unfilled=unfilled)
-        self.is_stale |= bool(expired)
-        return expired
+    def expire(self, market_ms: int, *, unfilled: bool = True) -> None:
+        """Cancel the orders whose time is over: see :meth:`RestingOrders.expire`."""
+        self.note(self.orders.expire(market_ms, unfilled=unfilled))
 
-    def _end_due(
-        self, trades: Matched, market_ms: int, market: tuple[int, int], sequence: int
-    ) -> None:
-        """Add to *trades* the orders that change because a position's time or age is reached.
-
-        The *market* is its bid and its ask.
-        """
+    def _end_due(self, market_ms: int, market: tuple[int, int], sequence: int) -> None:
+        """Let act what a position's time or age is reached of; *market* is its bid and its ask."""
         for line in self._lines:
             protector = line.protector
             if not protector.is_timed:
@@ -486,37 +485,35 @@ class Line:
                 market[0] if held > 0 else market[1],
                 sequence=sequence,
             )
-            trades.note(*orders)
+            self.note(orders)
             if orders or protector.state is not before:
-                trades.ended_plan |= not orders
-                line.is_stale = True
+                self.journal.has_changes = line.is_stale = True
         if self.shares:
             self.agree()
 
-    def _take(self, trades: Matched, matched: Matched, sequence: int, at_ms: int) -> None:
-        """Add to *trades* what was *matched*, and what protection and margin make of its fills."""
-        self.protect_fills(trades, matched, sequence)
-        if matched.fills and self.binds is not None:
-            trades.note(*self.set_liquidation_price(sequence, at_ms))
+    def _end_pass(self, first: tuple[int, int], sequence: int, at_ms: int) -> None:
+        """Let protection and margin follow the fills of a pass, which begin at *first*."""
+        for line in self._lines:
+            line.is_stale = True
+        self.protect_fills(first, sequence)
+        if self.binds is not None and len(self.journal.entries) > first[0]:
+            self.set_liquidation_price(sequence, at_ms)
 
-    def protect_fills(self, trades: Matched, matched: Matched, sequence: int) -> None:
-        """Add to *trades* what was *matched*, and what its fills arm or end."""
-        if matched.orders:
-            for line in self._lines:
-                line.is_stale = True
-        trades.add(matched)
-        if not matched.fills:
+    def protect_fills(self, first: tuple[int, int], sequence: int) -> None:
+        """Let what the fills of a pass arm or end follow them; they begin at *first*."""
+        journal, (entry, part) = self.journal, first
+        entries = journal.entries[entry:]
+        if not entries:
             return
         if not self.shares:
-            ids = {fill.order_id for fill in matched.fills}
-            filled = [order for order in matched.orders if order.order_id in ids]
-            trades.note(*self.arm(matched.fills, filled, sequence))
+            orders = {one.order.order_id: one.order for one in entries}
+            self.note(self.arm([one.fill for one in entries], list(orders.values()), sequence))
         for share in self.shares:
-            parts = [one for one in matched.parts if one.share.owner == share.owner]
+            parts = [one for one in journal.parts[part:] if one.share.owner == share.owner]
             if parts:
                 orders = {one.order.order_id: one.order for one in parts}
                 fills = [one.fill for one in parts]
-                trades.note(*share.arm(fills, list(orders.values()), sequence))
+                share.note(share.arm(fills, list(orders.values()), sequence))
 
     def arm(
         self, fills: Sequence[Fill], filled: Sequence[Order], sequence: int
@@ -533,13 +530,13 @@ class Line:
             at_ms=fills[-1].filled_ms,
         )
 
-    def take_part(self, part: Fill, order: Order, sequence: int) -> tuple[Order, ...]:
-        """Post *part*, which filled *order* at once; return the protection that this changes."""
+    def take_part(self, part: Fill, order: Order, sequence: int) -> None:
+        """Post *part*, which filled *order* at once; protection follows."""
         self.post(part)
-        changed = Matched()
-        changed.note(*self.orders.resize(self.held))
-        changed.note(*self.arm([part], [order], sequence))
-        return changed.orders
+        self.journal.parts.append(PartFill(self, part, order))
+        self.journal.has_changes = True
+        self.note(tuple(self.orders.resize(self.held)))
+        self.note(self.arm([part], [order], sequence))
 
     def agree(self) -> None:
         """Want what the shares want together."""
@@ -556,7 +553,9 @@ class Line:
                 self.want(target, reason)
             return UNCHANGED
         cash = self.book.account.spendable(self, is_reversal=target * now.held < 0)
-        return self.orders.submit(target, reason, now._replace(cash=cash), by_command=by_command)
+        sent = self.orders.submit(target, reason, now._replace(cash=cash), by_command=by_command)
+        self.note(sent.orders)
+        return sent
 
     def want(self, target: int, reason: str) -> None:
         """Have *target* wanted, for that *reason*; nothing is ordered."""
@@ -568,12 +567,13 @@ class Line:
         self.is_stale = True
         cash = self.book.account.spendable(self, is_reversal=False)
         now = Moment(sequence, at_ms, bar.open_time_ms, bar.close, self.held, cash)
-        return self.orders.send(orders.requests, orders.reason, now)
+        sent = self.orders.send(orders.requests, orders.reason, now)
+        self.note(sent)
+        return sent
 
-    def withdraw(self, reason: str, *, opening_only: bool = False) -> tuple[Order, ...]:
+    def withdraw(self, reason: str, *, opening_only: bool = False) -> None:
         """Cancel what rests by list: all of it, or what could open a position."""
-        self.is_stale = True
-        return self.orders.withdraw("", reason, opening_only=opening_only)
+        self.note(self.orders.withdraw("", reason, opening_only=opening_only))
 
     def confirm(self, open_time_ms: int) -> None:
         """Let the position stand for another horizon from the bar at *open_time_ms* on."""
@@ -604,12 +604,13 @@ class Line:
             signal, bar.close, entry, at_ms, day_range, expected=expected, held=held
         )
 
-    def protect(self, plan: Plan, bar: Bar, *, sequence: int, at_ms: int) -> tuple[Order, ...]:
+    def protect(self, plan: Plan, bar: Bar, *, sequence: int, at_ms: int) -> None:
         """Protect by *plan* what is held, or will be; see ``Protector``."""
         self.is_stale = True
-        return self.protector.follow(
+        changed = self.protector.follow(
             plan, self.held, self.entry_price, bar.close, sequence=sequence, at_ms=at_ms
         )
+        self.note(changed)
 
     def is_protected_by(self, plan: Plan) -> bool:
         """Return whether [exits] gave this very *plan* before; nothing changes then.
@@ -621,12 +622,11 @@ class Line:
             (state.plan, state.closed, state.following) == (plan, 0, None)
         )
 
-    def leave(self, reason: str) -> tuple[Order, ...]:
+    def leave(self, reason: str) -> None:
         """Protect the position until what is held of it is closed: see ``Protector``."""
-        if not self.protector.is_active:
-            return ()
-        self.is_stale = True
-        return self.protector.leave(self.held, reason)
+        if self.protector.is_active:
+            self.is_stale = True
+            self.note(self.protector.leave(self.held, reason))
 
     def hear(self, action: Action) -> bool:
         """Learn the strategy's newest signal; return whether that ends a wait for another one."""
@@ -680,6 +680,7 @@ class TrialLine:
         self.holding = copy(line.holding)
         self.line, self.owner, self.orders = line, line.owner, line.orders
         self.executor, self.is_cash = line.executor, line.is_cash
+        self.journal = Journal()  # which nobody reads
         self.is_over = False  # the account was called: no path leaves less
         self._whole = whole
         self.shares = [TrialLine(share, self) for share in line.shares]

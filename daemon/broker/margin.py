@@ -14,7 +14,6 @@ from collections.abc import Iterator, Mapping
 from copy import copy
 from typing import TYPE_CHECKING, Final
 
-from tracepaper.daemon.broker import matching
 from tracepaper.daemon.broker.cross_margin import (
     CrossLine,
     balance_of,
@@ -24,13 +23,12 @@ from tracepaper.daemon.broker.cross_margin import (
     takeover_order,
 )
 from tracepaper.daemon.broker.line import (
-    NOTHING_MATCHED,
     Holding,
     Line,
     TrialLine,
     signed_quantity,
 )
-from tracepaper.daemon.broker.matching import MarginCalls, MarketPass, Matched, touched
+from tracepaper.daemon.broker.matching import MarginCalls, MarketPass, touched
 from tracepaper.daemon.broker.orders import OrderEvent, RestingOrders, after
 from tracepaper.daemon.broker.rules import MarginRules
 from tracepaper.strategies.types.decisions import Fill, Order, OrderRole
@@ -71,9 +69,8 @@ class MarginPolicy:
         """Return when prices of the position *line* call the account; None but on cross margin."""
         return None
 
-    def match_mark(self, line: Line, mark: int, sequence: int, at_ms: int) -> Matched:  # noqa: ARG002
+    def match_mark(self, line: Line, mark: int, sequence: int, at_ms: int) -> None:
         """Liquidate what the *mark* price of the position *line* takes away."""
-        return NOTHING_MATCHED
 
     def is_reached(self, instrument: str, prices: Mapping[str, int]) -> bool:  # noqa: ARG002
         """Return whether the newest of *prices*, that of *instrument*, takes a position away."""
@@ -128,16 +125,15 @@ class IsolatedMargin(MarginPolicy):
             else None
         )
 
-    def match_mark(self, line: Line, mark: int, sequence: int, at_ms: int) -> Matched:
+    def match_mark(self, line: Line, mark: int, sequence: int, at_ms: int) -> None:
         """Liquidate the position of *line* where *mark* has reached that price."""
         if not line.held:
-            return NOTHING_MATCHED
-        made = Matched()
+            return
         if line.orders.liquidation is None:  # taken over
-            made.note(*line.set_liquidation_price(sequence, at_ms))
-        line.protect_fills(made, matching.match_mark(line, mark, at_ms), sequence)
-        line.is_stale |= bool(made.orders)
-        return made
+            line.set_liquidation_price(sequence, at_ms)
+        market, first = MarketPass(line), line.journal.begin()
+        market.match_mark(mark, at_ms)
+        line.protect_fills(first, sequence)
 
     def is_reached(self, instrument: str, prices: Mapping[str, int]) -> bool:
         """Return whether the price of *instrument* reaches the liquidation price of a position."""
@@ -242,22 +238,21 @@ class CrossMargin(MarginPolicy):
 
     # ------------------------------------------------------------ liquidation
 
-    def match_mark(self, line: Line, mark: int, sequence: int, at_ms: int) -> Matched:  # noqa: ARG002
+    def match_mark(self, line: Line, mark: int, sequence: int, at_ms: int) -> None:  # noqa: ARG002
         """Liquidate the account where it is called with *line* at *mark*."""
-        if not self.is_called_at({line.key: mark}):
-            return NOTHING_MATCHED
-        return self.liquidate(line, mark, at_ms)
+        if self.is_called_at({line.key: mark}):
+            self.liquidate(line, mark, at_ms)
 
-    def liquidate(self, line: Line, price: int, at_ms: int, *, is_ruin: bool = False) -> Matched:
+    def liquidate(self, line: Line, price: int, at_ms: int, *, is_ruin: bool = False) -> None:
         """Take the steps of a liquidation with *line* at *price*, and as few as do.
 
         A *is_ruin* is one by a close that would cost more than there is: all is taken over.
         """
-        made, before, positions = Matched(), line.mark, self._positions
+        before, positions = line.mark, self._positions
         line.mark_to(price)
         for one in positions.values():
             one.is_stale = True
-            made.note(*_cancelled(one.orders, one.held))
+            line.journal.note(*_cancelled(one.orders, one.held))
         if is_ruin or self.is_called_at():
             values = self.values()
             assert values is not None
@@ -268,13 +263,12 @@ class CrossMargin(MarginPolicy):
             for step in found:
                 reduced = positions[step.instrument]
                 what = f"reduced to risk tier {step.tier}"
-                self._close(reduced, self._ordered(reduced, step.quantity, what, at_ms), made)
+                self._close(reduced, self._ordered(reduced, step.quantity, what, at_ms))
             if not found:
-                self._take_over(made, at_ms)
+                self._take_over(at_ms)
         line.mark_to(before)
-        return made
 
-    def _take_over(self, made: Matched, at_ms: int) -> None:
+    def _take_over(self, at_ms: int) -> None:
         """Let the exchange's engine take every position over, where the balance is used up."""
         for key in takeover_order(self.values() or {}):
             values, line = self.values() or {}, self._positions[key]
@@ -282,7 +276,7 @@ class CrossMargin(MarginPolicy):
             loss = loss_of(key, self._account.cash, values)
             price = value.rules.bankruptcy(abs(value.value), value.held, loss)
             order = self._ordered(line, abs(value.held), "taken over", at_ms, price=price)
-            self._close(line, order, made)
+            self._close(line, order)
 
     def _ordered(
         self, line: Line, quantity: int, what: str, at_ms: int, price: int | None = None
@@ -310,13 +304,17 @@ class CrossMargin(MarginPolicy):
         )
         return smaller, realized - fill.fee
 
-    def _close(self, line: Line, order: Order, made: Matched) -> None:
-        """Fill the exchange's own *order*, and add to *made* what exit orders make of that."""
-        order, market = after(order, OrderEvent.ACCEPT), MarketPass(line)
+    def _close(self, line: Line, order: Order) -> None:
+        """Fill the exchange's own *order*; exit orders follow."""
+        order, market, first = (
+            after(order, OrderEvent.ACCEPT),
+            MarketPass(line),
+            line.journal.begin(),
+        )
         line.orders.others += (order,)
         fills = line.executor.reduced if order.price is None else line.executor.liquidated
         market.book(fills(order, line.mark, order.created_ms))
-        line.protect_fills(made, market.trades, self._account.sequence)
+        line.protect_fills(first, self._account.sequence)
 
 
 class _Calls(ABC):
@@ -361,16 +359,17 @@ class _LineCalls(_Calls):
     def _is_at(self, price: int) -> bool:
         return self._policy.is_called_at({self._line.key: price})
 
-    def liquidate(self, price: int, at_ms: int) -> Matched:
+    def liquidate(self, price: int, at_ms: int) -> None:
         """Liquidate with the instrument at *price*."""
-        return self._policy.liquidate(self._line, price, at_ms)
+        self._policy.liquidate(self._line, price, at_ms)
 
-    def ruined_by(self, fill: Fill, at_ms: int) -> Matched | None:
-        """Return the liquidation in place of *fill*, a close that costs more than there is."""
+    def ruins(self, fill: Fill, at_ms: int) -> bool:
+        """Liquidate in place of *fill* where it is a close that costs more than there is."""
         found = self._policy.after_fill(self._line, fill)
         if found is None or found[0] >= 0:
-            return None
-        return self._policy.liquidate(self._line, fill.reference_price, at_ms, is_ruin=True)
+            return False
+        self._policy.liquidate(self._line, fill.reference_price, at_ms, is_ruin=True)
+        return True
 
 
 class _TrialCalls(_Calls):
@@ -387,16 +386,15 @@ class _TrialCalls(_Calls):
         values = self._policy.values({key: price}, (key, trial.holding))
         return values is not None and is_called(trial.cash, values)
 
-    def liquidate(self, price: int, at_ms: int) -> Matched:
+    def liquidate(self, price: int, at_ms: int) -> None:
         """End the trial: a path that calls the account leaves less than any other."""
         del price, at_ms
         self._trial.is_over = True
-        return NOTHING_MATCHED
 
-    def ruined_by(self, fill: Fill, at_ms: int) -> Matched | None:
+    def ruins(self, fill: Fill, at_ms: int) -> bool:
         """Bear *fill*."""
         del fill, at_ms
-        return None
+        return False
 
 
 def _exposure(resting: RestingOrders, held: int) -> int:

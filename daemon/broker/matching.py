@@ -17,13 +17,15 @@ The rules are docs/money.md, M11 to M14, and docs/orders.md, B2 to B4.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
-from typing import TYPE_CHECKING, Final, NamedTuple, Protocol, TypeAlias
+from operator import attrgetter
+from typing import TYPE_CHECKING, Final, Protocol, TypeAlias
 
 from msgspec.structs import replace
 
 from tracepaper.daemon.broker.apportion import apportion
+from tracepaper.daemon.broker.journal import FillEntry, PartFill
 from tracepaper.daemon.broker.orders import OrderEvent, RestingOrders, after, urgency
 from tracepaper.daemon.broker.rules import NO_CASH
 from tracepaper.strategies.errors import InvariantBroken
@@ -34,7 +36,6 @@ from tracepaper.strategies.types.decisions import (
     OrderKind,
     OrderRole,
     OrderStatus,
-    Position,
 )
 from tracepaper.strategies.types.market import Bar, Quote, Side
 
@@ -48,15 +49,6 @@ WOULD_TAKE: Final = "post-only, and it would have taken"
 LIQUIDATED_FIRST: Final = "the position was liquidated first"
 
 
-class Booked(NamedTuple):
-    """A fill, its order after it, and the position before and after it."""
-
-    fill: Fill
-    order: Order
-    before: Position
-    after: Position
-
-
 class MarginCalls(Protocol):
     """When prices of one instrument call an account on cross margin, and what follows."""
 
@@ -68,12 +60,12 @@ class MarginCalls(Protocol):
         """Return whether the account is called at one end of *bar*."""
         ...
 
-    def liquidate(self, price: int, at_ms: int) -> Matched:
+    def liquidate(self, price: int, at_ms: int) -> None:
         """Liquidate it with the instrument at *price*."""
         ...
 
-    def ruined_by(self, fill: Fill, at_ms: int) -> Matched | None:
-        """Return the liquidation in place of *fill*, a close that costs more than there is."""
+    def ruins(self, fill: Fill, at_ms: int) -> bool:
+        """Liquidate in place of *fill* where it is a close that costs more than there is."""
         ...
 
 
@@ -81,49 +73,12 @@ _DECIDED: Final = frozenset({OrderRole.SIGNAL, OrderRole.LIST})
 """Roles of the orders that decisions send."""
 
 
-class PartFill(NamedTuple):
-    """What the fill of an *order* moved in the share of one owner."""
-
-    share: Funds
-    fill: Fill
-    order: Order  # as the fill left it
-
-
-class Matched:
-    """What an event did to the orders of an account."""
-
-    def __init__(self) -> None:
-        self.fills: list[Fill] = []
-        self.booked: list[Booked] = []  # of each fill
-        self.parts: list[PartFill] = []  # of each fill, by share
-        self.ended_plan = False  # a plan that no order stood for is over
-        self._orders: dict[str, Order] = {}
-
-    @property
-    def orders(self) -> tuple[Order, ...]:
-        """Every order that changed, as it stands now."""
-        return tuple(self._orders.values())
-
-    def note(self, *changed: Order) -> None:
-        """Learn that orders *changed*."""
-        for order in changed:
-            self._orders[order.order_id] = order
-
-    def add(self, later: Matched) -> None:
-        """Learn what the same event did *later*."""
-        self.fills += later.fills
-        self.booked += later.booked
-        self.parts += later.parts
-        self.ended_plan |= later.ended_plan
-        self._orders.update(later._orders)
-
-
 class MarketPass:
     """The resting orders of a position and of its shares, while one event passes them."""
 
     def __init__(self, funds: Funds) -> None:
         """Let events pass the position *funds*: a line of a book, or a trial of one."""
-        self.trades = Matched()
+        self.journal = funds.journal
         self._funds = funds
         self._resting = funds.orders
         self._executor = funds.executor
@@ -217,7 +172,7 @@ class MarketPass:
         """Liquidate an account on cross margin where the way to *end* calls it; return where."""
         if (calls := self._funds.calls) is None or (at := calls.at(start, end)) is None:
             return None
-        self.trades.add(calls.liquidate(at, at_ms))
+        calls.liquidate(at, at_ms)
         return at
 
     def _liquidate(self, order: Order, mark: int, at_ms: int) -> None:
@@ -241,8 +196,8 @@ class MarketPass:
         order = self._triggered(order)
         self._apply_fill(order, self._executor.liquidated(order, mark, at_ms))
 
-    def walk(self, bar: Bar, path: Iterable[int]) -> None:
-        """Let limits and stops meet the open of *bar*, then every price between those of *path*.
+    def walk(self, bar: Bar, path: int) -> None:
+        """Let limits and stops meet the open of *bar*, then every price on *path*, 0 or 1.
 
         What came to rest only after the bar had opened meets nothing: quotes bore it, and the bar
         is one that is missed and comes late.
@@ -250,7 +205,7 @@ class MarketPass:
         self._younger = {one.order_id for one in self._orders if _is_younger(one, bar)}
         self._open(bar)
         self._trail(bar.open, bar.open)
-        for start, end in pairwise(path):
+        for start, end in pairwise(_PATHS[path](bar)):
             at = start
             while True:
                 first = self._next(at, end, bar.open_time_ms)
@@ -351,15 +306,15 @@ class MarketPass:
         """Take *order* as it was *moved* or triggered; a quote may be newer than bars to come."""
         if not self._is_quote:
             return self._noted(moved)
-        self.trades.note(self._line_of(order.order_id).orders.move(order, moved))
+        self.journal.note(self._line_of(order.order_id).orders.move(order, moved))
         return moved
 
     def _noted(self, order: Order) -> Order:
-        self.trades.note(self._line_of(order.order_id).orders.note(order))
+        self.journal.note(self._line_of(order.order_id).orders.note(order))
         return order
 
     def _end(self, order: Order, reason: str, event: OrderEvent = OrderEvent.CANCEL) -> None:
-        self.trades.note(self._line_of(order.order_id).orders.end(order, reason, event))
+        self.journal.note(self._line_of(order.order_id).orders.end(order, reason, event))
 
     def _apply_fill(self, order: Order, fill: Fill) -> bool:
         """Book *fill* of *order*; return False where the account could not bear it."""
@@ -373,10 +328,8 @@ class MarketPass:
                 self._end_short(order, refusal)
                 return False
             fill = affordable
-        if (calls := self._funds.calls) is not None and (
-            ruin := calls.ruined_by(fill, fill.filled_ms)
-        ) is not None:
-            self.trades.add(ruin)
+        calls = self._funds.calls
+        if calls is not None and calls.ruins(fill, fill.filled_ms):
             if (left := self._find(order.order_id)) is not None:
                 self._end(left, LIQUIDATED_FIRST)
             return False
@@ -393,18 +346,17 @@ class MarketPass:
         changed = line.orders.apply_fill(fill, line.held)
         order = changed[0]
         if line is not funds:
-            self.trades.parts.append(PartFill(line, fill, order))
+            self.journal.parts.append(PartFill(line, fill, order))
             self._resting.target = sum(one.orders.target for one in funds.shares)
             changed += (*self._resting.resize(funds.held), *self._resting.serve(funds.held))
         elif funds.shares:
             changed += self._apportioned(fill, order)
-        self.trades.fills.append(fill)
-        self.trades.booked.append(Booked(fill, order, before, funds.position))
-        self.trades.note(*changed)
+        self.journal.entries.append(FillEntry(fill, order, before, funds.position))
+        self.journal.note(*changed)
         if bounds is not None:
             # What is left of the event meets the position as it is now.
             amended = self._resting.amend_liquidation(bounds, funds.held)
-            self.trades.note(*(() if amended is None else (amended,)))
+            self.journal.note(*(() if amended is None else (amended,)))
         return order
 
     def _apportioned(self, fill: Fill, order: Order) -> tuple[Order, ...]:
@@ -434,7 +386,7 @@ class MarketPass:
                 )
                 share.post(part)
                 changed += tuple(share.orders.resize(share.held))
-                self.trades.parts.append(PartFill(share, part, order))
+                self.journal.parts.append(PartFill(share, part, order))
             if order.reduce_only:
                 share.orders.target, share.orders.reason = share.held, "liquidated"
         return changed
@@ -566,22 +518,10 @@ def lines_of(funds: Funds) -> tuple[Funds, ...]:
     return (funds, *funds.shares)
 
 
-def match_quote(funds: Funds, quote: Quote) -> Matched:
-    """Return what *quote* did to the resting orders."""
-    market = MarketPass(funds)
-    market.match_quote(quote)
-    return market.trades
-
-
-def match_open(funds: Funds, bar: Bar, *, is_missed: bool) -> Matched:
-    """Return what the open of *bar* did to the market orders that rest.
-
-    It *is_missed* where quotes fill orders and those of the bar did not come.
-    """
-    market = MarketPass(funds)
-    market.match_open(bar, is_missed=is_missed)
-    return market.trades
-
+_PATHS: Final = (
+    attrgetter("open", "high", "low", "close"),
+    attrgetter("open", "low", "high", "close"),
+)
 
 Tried = tuple[int, int]
 """What an account would have at a bar's close after its first path, and after its second."""
@@ -596,7 +536,7 @@ def try_paths(line: Line, bar: Bar) -> Tried | None:
         return None
     resting = [(one.orders, one.orders.state()) for one in lines]
     left = []
-    for path in _paths(bar):
+    for path in (0, 1):
         trial = line.trial()
         MarketPass(trial).walk(bar, path)
         left.append(trial.equity(line.notional(bar.close, trial.held)))
@@ -609,24 +549,6 @@ def worse_path(*tried: Tried | None) -> int:
     """Return the number of the path that leaves less in all, the first where both leave as much."""
     first, second = (sum(one[path] for one in tried if one is not None) for path in (0, 1))
     return 0 if first <= second else 1
-
-
-def match_path(funds: Funds, bar: Bar, path: int) -> Matched:
-    """Return what the *path* of *bar* with that number did to the limits and stops that rest."""
-    market = MarketPass(funds)
-    market.walk(bar, _paths(bar)[path])
-    return market.trades
-
-
-def _paths(bar: Bar) -> tuple[tuple[int, int, int, int], tuple[int, int, int, int]]:
-    return (bar.open, bar.high, bar.low, bar.close), (bar.open, bar.low, bar.high, bar.close)
-
-
-def match_mark(funds: Funds, mark: int, at_ms: int) -> Matched:
-    """Return what a mark price did to the position of *funds*."""
-    market = MarketPass(funds)
-    market.match_mark(mark, at_ms)
-    return market.trades
 
 
 def matters_from(order: Order, quote: Quote, trail: int = 0) -> int | None:

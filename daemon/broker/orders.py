@@ -727,10 +727,3 @@ def _terms_of(order: Order) -> tuple[object, ...]:
         order.reduce_only,
         order.until_ms,
     )
-
-
-def as_they_stand(before: tuple[Order, ...], after: tuple[Order, ...]) -> tuple[Order, ...]:
-    """Return each order once, as it stood *after* where it changed again."""
-    if not before:
-        return after
-    return tuple({order.order_id: order for order in (*before, *after)}.values())

@@ -149,6 +149,21 @@ def members_of(config: Config) -> dict[str, Config]:
     return {name: _member(config, name) for name in config.strategies.named}
 
 
+def account_of(config: Config) -> Config:
+    """Return *config* as the account trades by it: sizes and exits are those of its strategies.
+
+    Where one strategy trades it is *config*.
+    """
+    if not config.strategies.named:
+        return config
+    changed = {
+        "sizing": SizingSection(),
+        "exits": ExitsSection(),
+        "strategies": StrategiesSection(),
+    }
+    return config.model_copy(update=changed)
+
+
 def _member(config: Config, name: str) -> Config:
     one = config.strategies.named[name]
     keys = {key: getattr(one, key) for key in StrategySection.model_fields}

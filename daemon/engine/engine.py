@@ -9,24 +9,33 @@ The rules are docs/time.md, T2, and docs/decisions.md, G13 to G18.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
-from typing import Any, Final, assert_never
+from collections.abc import Mapping, Sequence
+from operator import is_
+from typing import Any, Final, NamedTuple, assert_never
 
 import msgspec
+from msgspec import Struct
 
-from tracepaper.daemon.broker.account import ENTRIES, Ownership
+from tracepaper.daemon.broker.account import ENTRIES, Intent, Ownership
 from tracepaper.daemon.broker.broker import NOTHING_FILLED, Broker, Filled, Save
-from tracepaper.daemon.broker.orders import Sent, as_they_stand
+from tracepaper.daemon.broker.router import Routed, Wishes
 from tracepaper.daemon.engine.instrument_state import InstrumentState, checked
+from tracepaper.daemon.engine.member import (
+    NEVER,
+    Member,
+    MemberTerms,
+    NetSizer,
+    NetStrategy,
+    period_of,
+)
 from tracepaper.daemon.engine.price_checks import PLAIN, Price, Prices
 from tracepaper.daemon.engine.risk import RiskWatch
 from tracepaper.daemon.engine.state import (
-    NOT_DECIDED,
-    Decided,
     EngineSettings,
     EngineState,
     ModelTerms,
     Shadows,
+    SharesState,
 )
 from tracepaper.daemon.engine.units import UnitQueue
 from tracepaper.strategies.api.context import Orders, Signal
@@ -39,8 +48,11 @@ from tracepaper.strategies.api.strategy import (
     portfolio_of,
 )
 from tracepaper.strategies.api.timeframes import FrameRange, Row
+from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.gates.evaluator import GateEvaluator
 from tracepaper.strategies.types.decisions import (
+    Decision,
+    FillModel,
     GateSet,
     Order,
     Position,
@@ -79,6 +91,7 @@ from tracepaper.strategies.types.market import (
     Unit,
     UniverseChange,
 )
+from tracepaper.strategies.units import divide_half_even
 
 STATE_EVERY_STEPS: Final = 1_024
 """A confirmed position alone has the state stored this often: a prune cuts where it was."""
@@ -86,21 +99,46 @@ STATE_EVERY_STEPS: Final = 1_024
 _NOTED: Final = frozenset({RunEnd, Prune})
 """What the log notes by itself: no engine sees it as it happens, so none stores its state there."""
 
-_QUIET: Final = frozenset({Bar, Close})
-"""The units that may change nothing but prices."""
+_QUIET: Final = frozenset({Bar, Close, Closed})
+"""What may change nothing but prices."""
 
 # Read at every bar: looking a member up on its class costs ten times as much (Python 3.11).
 _NO, _LATER, _NOW = Save.NO, Save.LATER, Save.NOW
+
+_ALWAYS_STORED: Final = 8
+"""Fields of the state up to the declared one; later ones are left out where they are empty."""
 
 OF_THE_RUN: Final = ""
 """Stands where an instrument does, for the state that a portfolio strategy declares."""
 
 
+class BarOutcome(Struct, frozen=True, gc=False):
+    """What a step holds of the decision on its bar."""
+
+    decision: Decision | None = None
+    prediction: Prediction = None
+    orders: tuple[Order, ...] = ()  # born or changed by it
+    twins: tuple[TwinStep, ...] = ()
+
+
+NOT_DECIDED: Final = BarOutcome()
+
+
+class Quiet(NamedTuple):
+    """What was asked for at a bar at which every share stood where it was to stand.
+
+    Until a step trades or changes anything, a bar that asks for the same has the same outcome.
+    """
+
+    asked: list[Intent | Orders | None]  # a repeated decision asks for the same objects
+    intent: Intent  # of the account
+    wishes: Wishes
+    routed: Routed
+    enters: bool
+
+
 class Engine:
     """The pure heart: the same events and predictions always cause the same steps."""
-
-    state_type: type[InstrumentState] = InstrumentState
-    is_hedged = False  # a step then holds both sides of its instrument, changed or not
 
     def __init__(
         self,
@@ -110,13 +148,13 @@ class Engine:
         gates: Mapping[str, GateEvaluator],
         settings: EngineSettings,
         *,
-        owners: Mapping[str, Ownership] | None = None,
-        confirms: Collection[str] = (),
+        members: Sequence[MemberTerms] = (),
+        reset: str = NEVER,
     ) -> None:
         """Take what decides on each instrument, by id.
 
-        *owners* share the account, and let their positions stand for another horizon on the
-        instruments *confirms*.
+        Several *members* share the account, and *strategies* net them; their shares are given anew
+        at each *reset*.
         """
         self.risk = RiskWatch(
             settings.risk,
@@ -125,17 +163,31 @@ class Engine:
             closes_outside=settings.closes_outside,
         )
         self._portfolio = portfolio_of(strategies.values())
+        self.is_hedged = settings.broker.is_hedged
+        if self.is_hedged and self._portfolio is not None:
+            raise ConfigInvalid(
+                "A strategy that decides for all symbols of a close trades no account in hedge "
+                'mode; set account.position_mode to "one_way".'
+            )
+        self.members = tuple(Member(terms, instruments) for terms in members)
+        self._net_sizers = {
+            item.id: NetSizer(item, max(one.remembered(item.id) for one in self.members))
+            for item in instruments
+            if self.members
+        }
         # One object has one state, whose owner is the run.
         declared = {key: DeclaredState.of(strategy) for key, strategy in strategies.items()}
         if self._portfolio is not None:
             declared = {OF_THE_RUN: DeclaredState.of(self._portfolio)}
+        for member in self.members:
+            declared |= {f"{member.name}/{key}": of.declared for key, of in member.states.items()}
         self.declared = {key: one for key, one in declared.items() if one is not None}
         self._declared_by_all = self.declared.get(OF_THE_RUN)
         self.states = {
-            item.id: self.state_type(
+            item.id: InstrumentState(
                 item,
                 strategies[item.id],
-                sizers[item.id],
+                self._net_sizers.get(item.id) or sizers[item.id],
                 gates[item.id],
                 settings,
                 self.risk,
@@ -144,34 +196,68 @@ class Engine:
             for item in instruments
         }
         self.prices = Prices({key: state.belief for key, state in self.states.items()})
-        self.shadows = Shadows(
-            {item.id: strategies[item.id] for item in instruments}, settings.passing
+        with_twins = (
+            {} if self.is_hedged else {item.id: strategies[item.id] for item in instruments}
         )
-        seen = [key for key, strategy in strategies.items() if strategy.sees_account]
+        self.shadows = Shadows(with_twins, settings.passing)
+        every = [
+            (key, of)
+            for by_id in (strategies, *(terms.strategies for terms in members))
+            for key, of in by_id.items()
+        ]
         self.broker = Broker(
             instruments,
             settings.broker,
             {key: state.history.day_range for key, state in self.states.items()},
             shadows=self.shadows.names,
-            reports_fills=seen,
-            confirms=[
-                *confirms,
-                *(key for key, of in strategies.items() if of.horizon is not None),
-            ],
-            is_hedged=self.is_hedged,
-            owners=owners,
+            reports_fills=[key for key, of in strategies.items() if of.sees_account],
+            confirms=[key for key, of in every if of.horizon is not None],
+            owners={
+                terms.name: Ownership(
+                    terms.settings.broker,
+                    terms.share,
+                    [key for key, of in terms.strategies.items() if of.sees_account],
+                )
+                for terms in members
+            },
         )
-        self.sees_account = bool(seen) or any(sizer.sees_account for sizer in sizers.values())
+        # A strategy without equity is closed.
+        self.sees_account = (
+            bool(members)
+            or any(of.sees_account for of in strategies.values())
+            or any(of.sees_account for of in sizers.values())
+        )
         """Whether decisions depend on fills: of a strategy that sees the account, or by size."""
+        self._reset, self.shared_out = reset, -1
+        """The day, week or month in which shares were given anew."""
+        self.failures_stored = 0  # members, as the state was stored last
+        for member in self.members:
+            member.book = self.broker.own.owners[member.name]
+            for key, state in self.states.items():
+                if member.states[key].strategy.needs_forecast:
+                    state.regimes = member.states[key].regimes  # of one model, with one card
+        for key, state in self.states.items():
+            for member in self.members:
+                member.share(key, state)
+        self._on = {
+            key: [(member, member.states[key]) for member in self.members] for key in self.states
+        }
+        self._quiet: dict[str, Quiet] = {}
+        self._places = {gate_set: place for place, gate_set in enumerate(self.gate_sets)}
+        self._by_quotes = settings.broker.execution is FillModel.QUOTE
         self._interval_ms, self._period_start_ms = settings.interval_ms, settings.period_start_ms
         # Whether a stretch is ever possible: nothing decides but bars, and no limit watches.
         self._may_repeat = not (
-            self.risk.active or self.declared or self._portfolio or settings.calendar
+            self.risk.active
+            or self.declared
+            or self._portfolio
+            or settings.calendar
+            or self.members
         ) and all(state.may_repeat for state in self.states.values())
         self._prepared: dict[str, ModelTerms] = {}  # by the model's hash
         self.halted = False
-        self._observed: dict[str, Mapping[str | None, Position]] = {}
         """Whether the operator halted trading."""
+        self._observed: dict[str, Mapping[str | None, Position]] = {}
         self.save = Save.NOW
         self.sequence = 0
 
@@ -179,8 +265,9 @@ class Engine:
 
     @property
     def gate_sets(self) -> tuple[GateSet, ...]:
-        """The gate sets of all instruments, without repeats, in the instruments' order."""
-        evaluators = (state.gates.evaluator for state in self.states.values())
+        """The gate sets of the account and of all members, without repeats."""
+        every = (self.states, *(member.states for member in self.members))
+        evaluators = (state.gates.evaluator for states in every for state in states.values())
         return tuple(dict.fromkeys(one.gate_set for one in evaluators))
 
     @property
@@ -189,9 +276,9 @@ class Engine:
         return self.risk.breach
 
     @property
-    def set_aside(self) -> Mapping[str, str]:
+    def set_aside(self) -> dict[str, str]:
         """Of several strategies those that failed, and why."""
-        return {}
+        return {member.name: member.failed for member in self.members if member.failed}
 
     @property
     def instruments(self) -> tuple[str, ...]:
@@ -211,7 +298,16 @@ class Engine:
     def since_decided(self) -> dict[str, SinceDecided]:
         """What became of the last decision on each instrument, and the fills since."""
         return {
-            key: SinceDecided(state.outcomes.verdict, self.broker.fills_since_decided(key))
+            key: SinceDecided(
+                state.outcomes.verdict,
+                self.broker.fills_since_decided(key),
+                {
+                    member.name: SinceDecided(
+                        member.states[key].outcomes.verdict, tuple(member.book.fills.get(key, ()))
+                    )
+                    for member in self.members
+                },
+            )
             for key, state in self.states.items()
         }
 
@@ -264,14 +360,15 @@ class Engine:
             case Quote() | Mark() | Trade():
                 return self._price(event)
             case BookUpdate():
-                return self._finish(event, event.instrument, self._act(event))
+                self._act(event)
+                return self._finish(event, event.instrument)
             case Funding():
                 return self._settle(event)
             case CorporateAction():
                 if event.is_split:
                     self.states[event.instrument].adjust(event)
-                changed = self.broker.on_action(event)
-                return self._finish(event, event.instrument, Filled(orders=changed))
+                self.broker.on_action(event)
+                return self._finish(event, event.instrument)
             case Command():
                 return self._command(event)
             case ModelChange():
@@ -466,13 +563,31 @@ class Engine:
         if before is not None and bar.open_time_ms <= before.open_time_ms and not is_ahead:
             return None
         if bar.open_time_ms < self._period_start_ms:
-            state.recall(bar)
+            self.recall(bar)
             self.broker.warm_up(bar)
             return NOTHING_FILLED
-        filled = self.broker.on_bar(bar, sequence, is_last=is_last)
-        if filled.booked and self.risk.active:
-            self.risk.count_fills(filled.booked)
+        self.broker.on_bar(bar, sequence, is_last=is_last)
+        filled = self._take()
         state.observe(bar)
+        for member in self.members:
+            member.observe(bar, state.history)
+        return filled
+
+    def recall(self, bar: Bar) -> None:
+        """Observe a bar that only warms up: what is declared stays as it is."""
+        key = bar.instrument
+        self.states[key].observe(bar)
+        for member in self.members:
+            member.observe(bar, self.states[key].history)
+        for states in (self.states, *(member.states for member in self.members)):
+            if (declared := states[key].declared) is not None:
+                declared.hand_back(declared.encoded)
+
+    def _take(self) -> Filled:
+        """Return what was done since the last call; limits count it."""
+        filled = self.broker.take()
+        if filled.entries and self.risk.active:
+            self.risk.count_fills(filled.entries)
         return filled
 
     def _ask(
@@ -524,40 +639,177 @@ class Engine:
             prediction, is_finite = checked(prediction)
         regimes, risk = state.regimes, self.risk.state
         regime, cell = regimes.regime, regimes.cell
+        asked = None
+        if self.members:
+            asked = self._ask_members(bar, prediction, at_ms, is_finite=is_finite)
         decision = state.decide(
             bar, prediction, broker.own, is_running=not self.halted, is_finite=is_finite
         )
         if regimes.regime is not regime or regimes.cell != cell or self.risk.state is not risk:
             self.save = Save.NOW
+        if asked is None:
+            made = self._submit(bar, filled, decision, prediction, at_ms)
+        else:
+            made = self._route(bar, filled, decision, prediction, asked, at_ms)
+        step = self._finish(bar, key, filled, made, saves=saves)
+        if self.shadows.bases and self.shadows.count(step, state):  # from the next bar on
+            self.save = self.save or _LATER
+        return step
+
+    def _submit(
+        self, bar: Bar, filled: Filled, decision: Decision, prediction: Prediction, at_ms: int
+    ) -> BarOutcome:
+        """Ask the account for the *decision* on *bar*, and shadow accounts for their own."""
+        key, broker, state = bar.instrument, self.broker, self.states[bar.instrument]
         if isinstance(state.signal, Signal):
             broker.on_signal(key, state.signal)
-        sent: Sent | None = None
         if (intent := state.intent) is not None:
-            sent = broker.submit(intent, bar, sequence=self.sequence, at_ms=at_ms)
-            if sent.orders and self.risk.active:
-                self.risk.count_orders(sent.orders, at_ms)
+            refusal = broker.submit(intent, bar, sequence=self.sequence, at_ms=at_ms)
+            decision = state.unfilled(decision, refusal)
         confirmed: Sequence[str] = ()
         if broker.shadows:
             confirmed = self.shadows.follow(
                 broker, state, bar, prediction, decision, sequence=self.sequence, at_ms=at_ms
             )
-        decided = state.settle(decision, prediction, sent)
-        step = self._conclude(bar, filled, decided, confirmed, saves=saves)
-        if self.shadows.bases and self.shadows.count(step, state):  # from the next bar on
-            self.save = self.save or _LATER
-        return step
-
-    def _conclude(
-        self, bar: Bar, filled: Filled, decided: Decided, confirmed: Sequence[str], *, saves: bool
-    ) -> Step:
-        """Return the step of *bar*; *confirmed* names the twins whose position it confirmed."""
+        elif self.is_hedged:
+            confirmed = [
+                side.value
+                for side, book in broker.own.sides.items()
+                if book.confirmed_ms(key) == bar.open_time_ms
+            ]
+        orders: tuple[Order, ...] = ()
+        if intent is not None or broker.shadows:
+            orders = broker.take().orders
+            if orders and self.risk.active:
+                self.risk.count_orders(orders, at_ms)
         twins: tuple[TwinStep, ...] = ()
-        if self.broker.beside:
-            twins = self.shadows.steps(
-                self.broker, bar.instrument, filled.shadows, confirmed,
-                self._observed.get(bar.instrument),
-            )  # fmt: skip
-        return self._finish(bar, bar.instrument, filled, decided, twins, saves=saves)
+        if broker.beside:
+            observed = self._observed.get(key)
+            twins = self.shadows.steps(broker, key, filled.beside, confirmed, observed)
+        return BarOutcome(decision, prediction, orders, twins)
+
+    # ------------------------------------------------------------ several strategies
+
+    def _ask_members(
+        self, bar: Bar, prediction: Prediction, at_ms: int, *, is_finite: bool | None
+    ) -> tuple[list[Decision], Wishes]:
+        """Return what each strategy decides on *bar*, as if its sub-account were the account.
+
+        And what that is together, for the account's own gates to judge.
+        """
+        self._share_out_if_due(bar)
+        key, is_running, failed = bar.instrument, not self.halted, 0
+        quote = self.states[key].quote
+        decisions, asked = [], []
+        for member, of_member in self._on[key]:
+            book = member.book
+            if (book.subtotal().equity <= 0) is not member.is_empty:
+                member.know(is_empty=not member.is_empty)
+            of_member.quote = quote
+            decisions.append(
+                of_member.decide(bar, prediction, book, is_running=is_running, is_finite=is_finite)
+            )
+            asked.append(of_member.intent)
+            if member.failed:
+                failed += 1
+        if failed != self.failures_stored:
+            self.failures_stored = failed
+            self.save = Save.NOW
+        quiet = self._quiet.get(key)
+        if quiet is not None and all(map(is_, quiet.asked, asked)):
+            return decisions, quiet.wishes
+        return decisions, self._net(bar, decisions, at_ms)
+
+    def _net(self, bar: Bar, decisions: Sequence[Decision], at_ms: int) -> Wishes:
+        """Net the *decisions* of the strategies on *bar*, for the account's own gates to judge."""
+        key, broker, state = bar.instrument, self.broker, self.states[bar.instrument]
+        intents: dict[str, Intent] = {}
+        net, reasons = 0, []
+        for (member, of_member), decision in zip(self._on[key], decisions, strict=True):
+            name = member.name
+            signal, intent = of_member.signal, of_member.intent
+            if isinstance(signal, Signal):
+                broker.hear(name, key, signal)
+            target = before = member.book.target(key)
+            if isinstance(intent, Intent):
+                intents[name] = intent
+                if broker.refusal_of(name, intent, bar, at_ms) is None:
+                    target = intent.target
+            if target != before:
+                reasons.append(f"{name}: {decision.reason}")
+            net += target
+        assert isinstance(state.strategy, NetStrategy)
+        state.strategy.net(net, reasons)
+        self._net_sizers[key].net = net
+        quote, price = state.quote, bar.close
+        if quote is not None and self._by_quotes:
+            price = divide_half_even(quote.bid + quote.ask, 2)
+        return Wishes(intents, net, price)
+
+    def _route(
+        self,
+        bar: Bar,
+        filled: Filled,
+        decision: Decision,
+        prediction: Prediction,
+        asked: tuple[list[Decision], Wishes],
+        at_ms: int,
+    ) -> BarOutcome:
+        """Ask the account for its *decision*, and for what each strategy was *asked*."""
+        key, broker, state = bar.instrument, self.broker, self.states[bar.instrument]
+        of_members, wishes = asked
+        intent, quiet = state.intent, self._quiet.get(key)
+        if quiet is not None and intent is quiet.intent and wishes is quiet.wishes:
+            routed, done = quiet.routed, NOTHING_FILLED
+            if quiet.enters:
+                self.save = self.save or _LATER
+        elif isinstance(intent, Intent):
+            routed = broker.route(intent, wishes, bar, sequence=self.sequence, at_ms=at_ms)
+            decision, done = state.unfilled(decision, routed.refusal), broker.take()
+            if done.orders and self.risk.active:
+                self.risk.count_orders(done.orders, at_ms)
+            self._quiet.pop(key, None)
+            if routed.is_quiet:
+                enters = any(one.is_entry for one in wishes.intents.values())
+                asked_for = [of_member.intent for _, of_member in self._on[key]]
+                self._quiet[key] = Quiet(asked_for, intent, wishes, routed, enters)
+        else:  # what a command left opposing crosses still
+            broker.cross(key, wishes.price, sequence=self.sequence, at_ms=bar.market_ms)
+            routed, done = Routed(None, {}), broker.take()
+        twins = []
+        for (member, of_member), wished in zip(self._on[key], of_members, strict=True):
+            name = member.name
+            refusal, confirms, is_asked = None, False, name in routed.refusals
+            if is_asked:
+                refusal = routed.refusals[name]
+                confirms = wishes.intents[name].is_entry and refusal is None
+            elif of_member.intent is not None and decision.refused_by is not None:
+                is_asked = True
+                refusal = f"the account's gate {decision.refused_by} refused what was netted"
+            decided = of_member.unfilled(wished, refusal) if is_asked else wished
+            fills = (*filled.beside.get(name, ()), *done.beside.get(name, ()))
+            twins.append(
+                TwinStep(
+                    name,
+                    member.book.position(key),
+                    member.book.subtotal(),
+                    fills,
+                    confirms,
+                    member.keep(key, decided, decision, self._places),
+                )
+            )
+        return BarOutcome(decision, prediction, done.orders, tuple(twins))
+
+    def _share_out_if_due(self, bar: Bar) -> None:
+        """Give shares anew at the first close of each day, week or month."""
+        if self._reset == NEVER:
+            return
+        period = period_of(self._reset, bar.close_time_ms)
+        if period > self.shared_out:
+            if self.shared_out >= 0:
+                self.broker.share_out()
+            self.shared_out = period
+            self.save = Save.NOW
 
     # ------------------------------------------------------------ prices and settlements
 
@@ -566,31 +818,26 @@ class Engine:
         key = price.instrument
         taken = self.states[key].belief.take(price)
         if taken is PLAIN:
-            return self._finish(price, key, self._act(price))
-        filled = NOTHING_FILLED
+            self._act(price)
+            return self._finish(price, key)
         if taken.is_believed:
-            filled = self._act(price)
+            self._act(price)
         elif isinstance(price, Quote):
             self.states[key].quote = price  # gates ask how old it is
-            filled = self.broker.expire(key, price.market_ms)
+            self.broker.expire(key, price.market_ms)
         for held in taken.released:
-            filled = filled.followed_by(self._act(held))
-        return self._finish(price, key, filled, belief=taken.words)
+            self._act(held)
+        return self._finish(price, key, belief=taken.words)
 
-    def _act(self, price: Price | BookUpdate) -> Filled:
+    def _act(self, price: Price | BookUpdate) -> None:
         """Fill by a quote or a book, or mark and liquidate by a mark; a trade is evidence alone."""
         if type(price) is BookUpdate:
-            filled = self.broker.on_book(price, self.sequence)
+            self.broker.on_book(price, self.sequence)
         elif type(price) is Quote:
             self.states[price.instrument].quote = price
-            filled = self.broker.on_quote(price, self.sequence)
+            self.broker.on_quote(price, self.sequence)
         elif type(price) is Mark:
-            filled = self.broker.on_mark(price, self.sequence)
-        else:
-            return NOTHING_FILLED
-        if filled.booked and self.risk.active:
-            self.risk.count_fills(filled.booked)
-        return filled
+            self.broker.on_mark(price, self.sequence)
 
     def _settle(self, funding: Funding) -> Step:
         """Book a settlement once: one that is not newer than the last is recorded, no more.
@@ -604,10 +851,8 @@ class Engine:
         if not is_believed:
             return self._finish(funding, key, accepted=False, belief=words)
         self.prices.settled[key] = funding.market_ms
-        filled = self.broker.on_funding(funding, self.sequence)
-        if filled.booked and self.risk.active:
-            self.risk.count_fills(filled.booked)
-        return self._finish(funding, key, filled, belief=words)
+        self.broker.on_funding(funding, self.sequence)
+        return self._finish(funding, key, belief=words)
 
     # ------------------------------------------------------------ commands and changes
 
@@ -625,14 +870,11 @@ class Engine:
         if not halted and self.risk.state.breach is not None:
             self.risk.resume()
             self.save = Save.NOW
-        orders: tuple[Order, ...] = ()
         if halted:
-            orders = self.broker.cancel(command.kind.value, opening_only=not flattens)
+            self.broker.cancel(command.kind.value, opening_only=not flattens)
         if flattens:
-            orders += self.broker.flatten(
-                self._closes(), sequence=self.sequence, at_ms=command.market_ms
-            )
-        return self._finish(command, None, Filled(orders=orders))
+            self.broker.flatten(self._closes(), sequence=self.sequence, at_ms=command.market_ms)
+        return self._finish(command, None)
 
     def _closes(self) -> dict[str, int]:
         """Return the newest close of each instrument that has one."""
@@ -644,7 +886,8 @@ class Engine:
 
     def _change_instrument(self, instrument: Instrument) -> None:
         """Use the exchange's new filters: for targets, orders and prices from now on."""
-        self.states[instrument.id].change(instrument)
+        for states in (self.states, *(member.states for member in self.members)):
+            states[instrument.id].change(instrument)
         self.broker.change(instrument)
         # A restart begins with filters, and knows no marks: the record must value it alike.
         self.mark_at_closes()
@@ -682,9 +925,8 @@ class Engine:
         self,
         event: Event,
         instrument: str | None,
-        filled: Filled = NOTHING_FILLED,
-        decided: Decided = NOT_DECIDED,
-        twins: tuple[TwinStep, ...] = (),
+        filled: Filled | None = None,
+        made: BarOutcome = NOT_DECIDED,
         *,
         accepted: bool = True,
         belief: str | None = None,
@@ -695,20 +937,23 @@ class Engine:
         It *saves* the state where that is due; within a close only the last step does.
         """
         broker = self.broker
+        orders, twins = made.orders, made.twins
+        if filled is None:
+            filled = self._take()
         position, account, entries = broker.own.report(instrument)
         if self._observed and instrument is not None:
             position = self._observed[instrument][None]
-        if not twins and instrument is not None and (filled.shadows or self.is_hedged):
-            twins = self.shadows.steps(broker, instrument, filled.shadows)
+        if not twins and instrument is not None and (filled.beside or self.is_hedged):
+            twins = self.shadows.steps(broker, instrument, filled.beside)
+        if self._quiet and (orders or filled is not NOTHING_FILLED or type(event) not in _QUIET):
+            self._quiet.clear()
         sequence = self.sequence
         state: bytes | None = None
         if broker.save:
             self.save = max(self.save, broker.save)
             broker.save = _NO
-        if self.declared and type(event) is Bar:
-            declared = self.declared.get(event.instrument)
-            if declared is not None and declared.changed():
-                self.save = Save.NOW
+        if self.declared and type(event) is Bar and self._has_declared(event.instrument):
+            self.save = Save.NOW
         if self.save:
             if sequence % STATE_EVERY_STEPS == 0 and type(event) not in _NOTED:
                 self.save = _NOW
@@ -718,10 +963,18 @@ class Engine:
         self.sequence = sequence + 1
         halted, self.risk.halted = self.risk.halted, None
         return Step(
-            sequence, event, accepted, decided.decision, decided.prediction,
-            as_they_stand(filled.orders, decided.orders) if decided.orders else filled.orders,
+            sequence, event, accepted, made.decision, made.prediction,
+            _as_they_stand(filled.orders, orders) if orders else filled.orders,
             filled.fills, position, account, twins, state, entries, belief, halted,
         )  # fmt: skip
+
+    def _has_declared(self, instrument: str) -> bool:
+        """Return whether a declared state on *instrument* has changed."""
+        declared = self.declared.get(instrument)
+        has_changed = declared is not None and declared.changed()
+        for member in self.members:
+            has_changed |= member.has_declared(instrument)
+        return has_changed
 
     def state(self) -> EngineState:
         """Return the state that must survive a restart."""
@@ -732,12 +985,10 @@ class Engine:
 
         With fifty instruments it is stored at each trade of any of them.
         """
-        *parts, cells, chosen = self._carried(*self.broker.encoded_state())
-        if chosen is not None:
-            parts += [cells, chosen]
-        elif cells:
-            parts.append(cells)
-        return msgspec.msgpack.encode(parts)
+        fields = list(self._carried(*self.broker.encoded_state()))
+        while len(fields) > _ALWAYS_STORED and fields[-1] in ({}, None):
+            fields.pop()
+        return msgspec.msgpack.encode(fields)
 
     def _carried(self, account: object, twins: object) -> tuple[Any, ...]:
         """Return the fields of ``EngineState``, with *account* and *twins* as they are given."""
@@ -754,4 +1005,14 @@ class Engine:
             {key: declared.encoded for key, declared in self.declared.items()},
             {key: of.cell for key, of in regimes.items() if of.cell is not None},
             self.risk.chosen,
+            SharesState(self.broker.own.reserve, self.set_aside, self.shared_out)
+            if self.members
+            else None,
         )
+
+
+def _as_they_stand(before: tuple[Order, ...], after: tuple[Order, ...]) -> tuple[Order, ...]:
+    """Return each order once, as it stood *after* where it changed again."""
+    if not before:
+        return after
+    return tuple({order.order_id: order for order in (*before, *after)}.values())

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from functools import partial
 from math import nan
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from msgspec.structs import replace
 
-from tracepaper.daemon.broker.account import Intent, is_entry
+from tracepaper.daemon.broker.account import ENTRIES, OPENS, Intent, is_entry, side_of
 from tracepaper.daemon.broker.book import Holdings
 from tracepaper.daemon.broker.exit_plans import Expected
 from tracepaper.daemon.broker.line import Line
-from tracepaper.daemon.broker.orders import Sent
 from tracepaper.daemon.broker.rules import below_step
 from tracepaper.daemon.engine.history import ForecastOutcomes, InstrumentHistory, RegimeTracker
 from tracepaper.daemon.engine.price_checks import PriceBelief
@@ -21,7 +20,6 @@ from tracepaper.daemon.engine.state import (
     INTEGRITY,
     JUDGEMENT,
     RANDOM_GATE,
-    Decided,
     EngineSettings,
     ModelTerms,
 )
@@ -38,6 +36,7 @@ from tracepaper.strategies.api.context import (
 )
 from tracepaper.strategies.api.sizing import NO_ACCOUNT, Sizer, SizingAccount
 from tracepaper.strategies.api.strategy import DeclaredState, PortfolioMember, Strategy
+from tracepaper.strategies.errors import StrategyFailed
 from tracepaper.strategies.gates.declared import plausible
 from tracepaper.strategies.gates.evaluator import GateEvaluator, is_finite_forecast
 from tracepaper.strategies.gates.gate import refusal
@@ -45,6 +44,7 @@ from tracepaper.strategies.types.decisions import (
     Action,
     Decision,
     Forecast,
+    PositionSide,
     Prediction,
     Repeat,
 )
@@ -58,6 +58,14 @@ from tracepaper.strategies.types.market import (
     Side,
 )
 
+if TYPE_CHECKING:
+    from tracepaper.daemon.engine.member import Member
+
+HORIZON: Final = "horizon"
+NO_SIDE: Final = (
+    "The strategy ordered without a position_side, which the account needs in hedge mode; give "
+    "buy() and sell() position_side=PositionSide.LONG or SHORT."
+)
 _COLD: Final = Signal(Action.HOLD, "fewer bars than the warm-up")
 
 
@@ -77,6 +85,7 @@ class InstrumentState:
         "_context",
         "_exits",
         "_flat_on_refusal",
+        "_has_sides",
         "_instrument_context",
         "_looks_at_bar_alone",
         "_never_short",
@@ -94,6 +103,7 @@ class InstrumentState:
         "history",
         "instrument",
         "intent",
+        "member",
         "outcomes",
         "quote",
         "regimes",
@@ -110,8 +120,10 @@ class InstrumentState:
         settings: EngineSettings,
         risk: RiskWatch,
         declared: DeclaredState | None,
+        member: Member | None = None,
     ) -> None:
-        self.instrument = instrument
+        """Decide by *strategy*, *sizer* and *gates* for the account, or for one of several."""
+        self.instrument, self.member = instrument, member
         self.strategy = strategy
         self._sizer, self._sizes_by_bars = sizer, sizer.bars > 0
         self.declared = declared  # of this instrument alone, or of the portfolio
@@ -130,9 +142,8 @@ class InstrumentState:
         )
         self.signal: Signal | Orders | None = None  # the newest, whatever became of it
         self._exits = settings.broker.exits
-        self._wants_protection = (
-            False  # it asks for a stop, a target or a time limit, or [exits] do
-        )
+        # Whether the newest signal asks for a stop, a target or a time limit, or [exits] do.
+        self._wants_protection = False
         self.intent: Intent | Orders | None = None  # of the newest decision; None: a gate holds it
         self._standing: int | None = None  # the target before it
         self._context: BarContext | None = None  # what a portfolio was asked about this close with
@@ -155,10 +166,12 @@ class InstrumentState:
         self._repeats = (
             strategy.horizon is None
             and not strategy.needs_forecast
+            and not settings.broker.is_hedged
             and sizer.follows_signal
             and not risk.active
         )
         # What a refused SHORT says: nothing is sold short that is paid for in full.
+        self._has_sides = settings.broker.is_hedged
         self._never_short = instrument.category.value if instrument.category.is_cash else ""
         self._cash, self._flat_on_refusal = settings.broker.cash, settings.flat_on_refusal
 
@@ -193,12 +206,6 @@ class InstrumentState:
         if self.history.books is not None:
             self.history.books.forget()
 
-    def recall(self, bar: Bar) -> None:
-        """Observe a bar that only warms up: what is declared stays as it is."""
-        self.observe(bar)
-        if self.declared is not None:
-            self.declared.hand_back(self.declared.encoded)
-
     # ------------------------------------------------------------ a bar, from top to bottom
 
     def observe(self, bar: Bar) -> None:
@@ -217,12 +224,16 @@ class InstrumentState:
             self.belief.hide_false(history.books, bar, before)
         history.day_range.push(bar)
 
-    def observe_part(self, bar: Bar, whole: InstrumentHistory) -> None:
-        """Show *bar* as :meth:`observe` does, after the *whole* that all strategies share."""
+    def observe_part(self, bar: Bar, whole: InstrumentHistory, *, shows: bool) -> None:
+        """Show *bar* as :meth:`observe` does, after the *whole* that all strategies share.
+
+        It *shows* it to the strategy unless that has failed.
+        """
         self.history.observe_part(bar, whole)
         if self._sizes_by_bars:
             self._sizer.observe(bar)
-        self.strategy.observe(bar)
+        if shows:
+            self.strategy.observe(bar)
 
     def ask_with(
         self, bar: Bar, prediction: Prediction, account: Holdings, *, is_finite: bool | None
@@ -265,7 +276,7 @@ class InstrumentState:
         if signal is not before:
             self._wants_protection = self._exits is not None or is_protected(signal)
         if gates.risk.active:
-            self._see_target(bar, self._target(signal, bar, forecast, account), account)
+            self._see_signal(signal, bar, forecast, account)
         measures, passed = gates.evaluator.judge(gates.inputs)
         if (
             self._repeats
@@ -345,17 +356,66 @@ class InstrumentState:
         Refused by an integrity gate, everything stays as it is; refused by judgement, as
         configured, but an exit that is not the model's goes on. What outlived its horizon is
         closed wherever the inputs could be believed.
+
+        In hedge mode it has an intent of each side: of the one that *signal* names, and of the
+        other.
         """
+        if not account.sides:
+            expires = refused not in INTEGRITY and self._expired(bar, account)
+            return self._follow(
+                signal, bar, forecast, account, refused, is_full=is_full, expires=expires
+            )
+        named = side_of(signal.action)
+        judged = account if named is None else account.sides[named]
+        intent = self._follow(
+            signal, bar, forecast, judged, refused, is_full=is_full, expires=False
+        )
+        action, key = intent.action, bar.instrument
+        named = side_of(action)
+        sides: dict[PositionSide, Intent | None] = {}
+        left, outlived = 0, False
+        for side, book in account.sides.items():
+            standing, asked = book.target(key), None
+            if side is named:
+                asked = intent
+            elif action is Action.FLAT and (
+                signal.action is not Action.FLAT or signal.position_side in {None, side}
+            ):
+                asked = Intent(Action.FLAT, 0, intent.reason)
+            elif refused not in INTEGRITY and self._expired(bar, book):
+                asked, outlived = Intent(Action.FLAT, 0, HORIZON), True
+            elif refused is None:  # what could not be ordered is asked for again
+                asked = Intent(Action.HOLD, standing, intent.reason)
+            sides[side] = asked
+            left += standing if asked is None else asked.target
+        if action is Action.HOLD and outlived:
+            intent = Intent(Action.FLAT, left, HORIZON)
+        elif named is None:
+            intent = intent._replace(target=left)
+        return intent._replace(sides=sides)
+
+    def _follow(
+        self,
+        signal: Signal,
+        bar: Bar,
+        forecast: Forecast | None,
+        account: Holdings,
+        refused: str | None,
+        *,
+        is_full: bool,
+        expires: bool,
+    ) -> Intent:
+        """Return the intent of an account without sides, or of one side."""
         action, reason = signal.action, signal.reason
         if refused is not None:
             is_judged = refused in JUDGEMENT or refused == RANDOM_GATE
-            if is_judged and action is Action.FLAT and self.strategy.exits_freely:
+            if is_judged and action is Action.FLAT and self._exits_freely:
                 return Intent(action, 0, reason)
             is_flat = self._flat_on_refusal and is_judged
             action, reason = Action.FLAT if is_flat else Action.HOLD, refusal(refused)
         if action is Action.HOLD:
-            if refused not in INTEGRITY and self._expired(bar, account):
-                return Intent(Action.FLAT, 0, "horizon")
+            if expires:
+                return Intent(Action.FLAT, 0, HORIZON)
             return Intent(action, account.target(bar.instrument), reason)
         if action is Action.FLAT:
             return Intent(action, 0, reason)
@@ -384,31 +444,16 @@ class InstrumentState:
         """Return the money of *quantity*, without its sign, at *price*."""
         return self._sizer.notional(price, abs(quantity))
 
-    def settle(self, decision: Decision, prediction: Prediction, sent: Sent | None) -> Decided:
-        """Return *decision* as the step keeps it.
-
-        *sent* is what its intent came to; None where a gate held it.
-        """
-        if sent is not None and decision.target_quantity is not None:
-            decision = self.unfilled(decision, sent.refusal)
-        return Decided(decision, prediction, () if sent is None else sent.orders)
-
     def unfilled(self, decision: Decision, refusal: str | None) -> Decision:
         """Return *decision* with the reason why its target is neither reached nor ordered."""
-        if refusal is None and not decision.target_quantity and is_entry(decision.outcome.action):
+        if decision.target_quantity is None:  # of a list
+            return decision
+        outcome = decision.outcome
+        if refusal is None and not decision.target_quantity and outcome.action in ENTRIES:
             refusal = below_step(self.instrument)
-        if decision.outcome.unfilled_reason == refusal:
+        if outcome.unfilled_reason == refusal:
             return decision
         return self.outcomes.unfilled(decision, refusal)
-
-    def repeated(self, bar: Bar, *, is_running: bool) -> Decision | None:
-        """Return the newest decision once more, where :meth:`decide` would repeat it for HOLD."""
-        gates, last = self.gates, self.outcomes.newest
-        gates.see_bar(bar, self.history, self.quote, self.instrument.status, is_running=is_running)
-        measures, passed = gates.evaluator.judge(gates.inputs)
-        if not self._repeats or last is None or passed != last.outcome.passed:
-            return None
-        return Decision(last.outcome, last.target_quantity, measures)
 
     def doubt_of(self, depths: Depths) -> str | None:
         """Say which of the order books of *depths* are not believed yet; None where none are."""
@@ -555,12 +600,23 @@ class InstrumentState:
             return answer
         history = self.history
         is_warm = history.is_warm if history.frames else history.knows_bars
-        return self._as_allowed(self.strategy.decide(context) if is_warm else _COLD)
+        if not is_warm:
+            return self._as_allowed(_COLD)
+        strategy, member = self.strategy, self.member
+        asks = strategy.decide(context) if member is None else member.ask(strategy, context)
+        return self._as_allowed(asks)
+
+    @property
+    def _exits_freely(self) -> bool:
+        """Whether judgement gates hold up no FLAT."""
+        return self.strategy.exits_freely or bool(self.member is not None and self.member.closed)
 
     def _as_allowed(self, signal: Signal | Orders) -> Signal | Orders:
         if self._never_short and isinstance(signal, Signal) and signal.action is Action.SHORT:
             reason = f"{self._never_short}: {signal.reason}"
             return Signal(Action.FLAT, reason, note=signal.note)
+        if self._has_sides and isinstance(signal, Orders):
+            return replace(signal, requests=tuple(map(_of_a_side, signal.requests)))
         return signal
 
     def _target(
@@ -594,10 +650,42 @@ class InstrumentState:
             return account.held(bar.instrument) if account.is_short(bar.instrument) else target
         return account.affordable(bar.instrument, target, bar.close)
 
-    def _see_target(
-        self, bar: Bar, target: int, account: Holdings, *, reduces: bool | None = None
+    def _see_signal(
+        self, signal: Signal, bar: Bar, forecast: Forecast | None, account: Holdings
     ) -> None:
-        notional = self.value_of(bar.close, target)
+        """Measure what limits judge of *signal*; in hedge mode both sides count, without signs."""
+        if not account.sides:
+            self._see_target(bar, self._target(signal, bar, forecast, account), account)
+            return
+        key, named = bar.instrument, side_of(signal.action)
+        targets = {side: book.target(key) for side, book in account.sides.items()}
+        for side, book in account.sides.items():
+            if side is named:
+                targets[side] = self._target(signal, bar, forecast, book)
+            elif signal.action is Action.FLAT and signal.position_side in {None, side}:
+                targets[side] = 0
+        self._see_target(
+            bar,
+            sum(targets.values()) if named is None else targets[named],
+            account,
+            size=sum(map(abs, targets.values())),
+            reduces=all(
+                abs(target) <= abs(account.sides[side].held(key))
+                for side, target in targets.items()
+                if named in {None, side}
+            ),
+        )
+
+    def _see_target(
+        self,
+        bar: Bar,
+        target: int,
+        account: Holdings,
+        *,
+        size: int | None = None,
+        reduces: bool | None = None,
+    ) -> None:
+        notional = self.value_of(bar.close, target if size is None else size)
         self.gates.see_target(
             bar, target, account, self.history, self.quote, notional, reduces=reduces
         )
@@ -624,6 +712,15 @@ class InstrumentState:
         if isinstance(request, Cancel) or request.reduce_only:
             return True
         return bool(self._never_short) and request.side is Side.SELL
+
+
+def _of_a_side(request: OrderRequest | Cancel) -> OrderRequest | Cancel:
+    """Return *request*, of an account in hedge mode: what closes a side may only reduce it."""
+    if not isinstance(request, OrderRequest):
+        return request
+    if (side := request.position_side) is None:
+        raise StrategyFailed(NO_SIDE)
+    return request if request.side is OPENS[side] else replace(request, reduce_only=True)
 
 
 def _kept(note: Note | None) -> dict[str, float | str | None] | None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 from msgspec import Struct
 from msgspec.structs import replace
 
-from tracepaper.daemon.broker.matching import Booked
+from tracepaper.daemon.broker.journal import FillEntry
 from tracepaper.strategies.gates.declared import (
     risk_cooldown,
     risk_daily_loss,
@@ -207,9 +207,9 @@ class RiskWatch:
         traded = state.day_trades if state.trades_day == day else 0
         self.state = replace(state, trades_day=day, day_trades=traded + 1)
 
-    def count_fills(self, booked: Sequence[Booked]) -> None:
-        """Count what each of the fills that were *booked* means."""
-        for one in booked:
+    def count_fills(self, entries: Sequence[FillEntry]) -> None:
+        """Count what each of the fills of *entries* means."""
+        for one in entries:
             self.count_fill(*one)
 
     def count_fill(self, fill: Fill, order: Order, before: Position, after: Position) -> None:

@@ -42,7 +42,6 @@ from tracepaper.strategies.types.decisions import (
     Decision,
     Fill,
     Forecast,
-    Order,
     Position,
     PositionSide,
     Prediction,
@@ -193,22 +192,11 @@ class ModelTerms(Struct, frozen=True):
         return min(self.slope, 1.0)
 
 
-class Decided(Struct, frozen=True, gc=False):
-    """What a step holds of the decision on its bar."""
-
-    decision: Decision | None = None
-    prediction: Prediction = None
-    orders: tuple[Order, ...] = ()  # born or changed by it
-
-
-NOT_DECIDED: Final = Decided()
-
-
-class PartsState(Struct, frozen=True, array_like=True):
+class SharesState(Struct, frozen=True, array_like=True):
     """What several strategies on one account carry besides their sub-accounts."""
 
     reserve: int = 0  # money that none of them has a share of
-    set_aside: dict[str, str] = {}  # why, by the name of each that failed
+    failed: dict[str, str] = {}  # why, by the name of each that is set aside
     shared_out: int = -1  # the day, week or month in which shares were given anew
 
 
@@ -222,10 +210,11 @@ class EngineState(Struct, frozen=True, array_like=True):
     twins: dict[str, AccountState]
     settled: dict[str, int] = {}  # market time of each instrument's newest settlement
     bases: dict[str, TwinBasis] = {}  # of each instrument, where a twin depends on it
-    declared: dict[str, bytes] = {}  # by instrument, "" of a portfolio: their ``State``
+    # By instrument, "" of a portfolio, and of several strategies by name/instrument: ``State``.
+    declared: dict[str, bytes] = {}
     cells: dict[str, int] = {}  # by instrument, of the card's own regimes
     chosen: tuple[str, ...] | None = None  # the universe; None before the first choice
-    parts: PartsState | None = None  # of several strategies; ``twins`` has their sub-accounts
+    shares: SharesState | None = None  # of several strategies; ``twins`` has their sub-accounts
 
 
 def decode_state(state: bytes) -> EngineState:
@@ -245,7 +234,7 @@ class Shadows:
     """What each shadow account follows, and what of the run's own bars that depends on."""
 
     def __init__(self, strategies: Mapping[str, Strategy], passing: Mapping[str, float]) -> None:
-        """Take the strategy of each instrument, and what its card says that gates let through."""
+        """Take the strategies with twins, and what their card says that gates let through."""
         self.names = {name for strategy in strategies.values() for name in strategy.twins}
         self.passing = passing
         self.bases: dict[str, TwinBasis] = {}
@@ -463,8 +452,32 @@ class Restart:
             engine.states[key].outcomes.restored = known.verdict
         engine.save = Save.NOW if taken_over else Save.NO
         engine.sequence = next_sequence
-        if (take_up := getattr(engine, "take_up", None)) is not None:  # of several strategies
-            take_up(state, since)
+        if engine.members:
+            self._restore_members(state, since)
+
+    def _restore_members(self, state: EngineState, since: Mapping[str, SinceDecided]) -> None:
+        """Restore several strategies; raise ``InvariantBroken`` where shares do not add up."""
+        engine = self._engine
+        own: Any = engine.broker.own
+        stored: Any = state.shares
+        if stored is not None and state.twins.keys() == own.owners.keys():
+            own.reserve, engine.shared_out = stored.reserve, stored.shared_out
+            for member in engine.members:
+                member.know(failed=stored.failed.get(member.name, ""))
+            engine.failures_stored = len(stored.failed)
+        for key, before in since.items():
+            for member in engine.members:
+                if (of_member := before.parts.get(member.name)) is not None:
+                    member.states[key].outcomes.restored = of_member.verdict
+                    if key in member.book.fills:
+                        member.book.fills[key] = list(of_member.fills)
+        for key in engine.states:
+            held = sum(member.book.held(key) for member in engine.members)
+            if held != own.held(key):
+                raise InvariantBroken(
+                    f"the strategies' parts of {key} add up to {held}, and the account holds "
+                    f"{own.held(key)}; run `tracepaper audit verify` and restore a backup"
+                )
 
     def count(self, step: Step) -> None:
         """Add a *step* behind the stored state to what the shadow accounts depend on."""
@@ -474,7 +487,7 @@ class Restart:
 
     def recall(self, bar: Bar) -> None:
         """Observe a bar that the run already holds: it causes nothing."""
-        self._engine.states[bar.instrument].recall(bar)
+        self._engine.recall(bar)
         self._engine.broker.recall(bar)
 
     def recall_frame(self, known: FrameBar | Depths) -> None:
@@ -497,7 +510,7 @@ class Restart:
                 state = engine.states[event.instrument]
                 last = state.history.last_bar
                 if last is None or event.open_time_ms > last.open_time_ms:
-                    state.recall(event)
+                    engine.recall(event)
                     engine.broker.warm_up(event)
             case Quote() | Mark() | Trade():
                 self._repeat_price(event)

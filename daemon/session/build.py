@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from functools import partial
 
@@ -16,10 +16,10 @@ from tracepaper.daemon.broker.orders import Latency
 from tracepaper.daemon.broker.rules import MarginRules, tiers_of
 from tracepaper.daemon.config.loading import Config
 from tracepaper.daemon.config.sections import RegimeSection
-from tracepaper.daemon.config.several import each_changed, members_of
+from tracepaper.daemon.config.several import account_of, each_changed, members_of, shares_of
 from tracepaper.daemon.config.values import ASKS
 from tracepaper.daemon.engine.engine import Engine
-from tracepaper.daemon.engine.hedged import HedgedEngine
+from tracepaper.daemon.engine.member import MemberTerms, NetStrategy
 from tracepaper.daemon.engine.state import (
     SIZED_BY_FORECAST,
     UNCORRELATED,
@@ -34,7 +34,6 @@ from tracepaper.daemon.session.models import (
     refuse_equal_twins,
     refuse_limits,
 )
-from tracepaper.daemon.session.several import build_several, each_of, netted
 from tracepaper.daemon.session.user_class import make_own, user_class
 from tracepaper.daemon.session.user_model import user_model
 from tracepaper.strategies.api.model import DataSource
@@ -117,7 +116,7 @@ def make_strategies(config: Config, forecaster: Forecaster | None) -> dict[str, 
     here; raises ``ConfigInvalid`` or ``StrategyFailed``.
     """
     if config.strategies.named:
-        return netted(config, forecaster, make_strategies, needs_forecaster)
+        return dict(_netted(config, forecaster))
     strategies = _made(config, forecaster)
     if any(strategy.books for strategy in strategies.values()) and not config.market.depth:
         raise ConfigInvalid(
@@ -132,6 +131,29 @@ def make_strategies(config: Config, forecaster: Forecaster | None) -> dict[str, 
             )
         strategy.twins = tuple(dict.fromkeys((*strategy.twins, *config.strategy.twins)))
     return strategies
+
+
+def _netted(config: Config, forecaster: Forecaster | None) -> dict[str, NetStrategy]:
+    """Return for each symbol what nets the strategies of *config*.
+
+    Raises ``ConfigInvalid`` for what several strategies on one account do not take.
+    """
+    members: dict[str, Strategies] = {}
+    for name, own in members_of(config).items():
+        members[name] = make_strategies(own, forecaster if needs_forecaster(own) else None)
+        for strategy in members[name].values():
+            what = "reads order books" if strategy.books else ""
+            if isinstance(strategy, PortfolioMember):
+                what = "decides for all symbols of a close at once"
+            if what:
+                raise ConfigInvalid(
+                    f"[strategies.{name}] {what}, which several strategies on one account do not "
+                    "take; trade it by [strategy]."
+                )
+    return {
+        symbol: NetStrategy({name: strategies[symbol] for name, strategies in members.items()})
+        for symbol in config.market.symbols
+    }
 
 
 def _made(config: Config, forecaster: Forecaster | None) -> dict[str, Strategy]:
@@ -405,28 +427,53 @@ def build_engine(
     forecaster: Forecaster | None,
     strategies: Strategies | None = None,
     sessions: Sessions | None = None,
-    make: Callable[..., Engine] = Engine,
 ) -> Engine:
     """Put an engine together; raise ``ConfigInvalid`` where the configuration cannot serve.
 
     *strategies*, by symbol, have not seen a bar; new ones are made where none are given. Bars are
-    counted by *sessions* where the configuration names a calendar. *make* is the engine's class.
+    counted by *sessions* where the configuration names a calendar.
     """
-    if config.strategies.named:
-        given = strategies or make_strategies(config, forecaster)
-        build = partial(
-            build_engine, execution=execution, period_start_ms=period_start_ms, sessions=sessions
-        )
-        return build_several(config, instruments, given, forecaster, build, needs_forecaster)
+    if strategies is None:
+        if not config.strategies.named:
+            horizon_index(config, forecaster)
+        strategies = make_strategies(config, forecaster)
+    terms_of = partial(
+        _terms,
+        instruments=instruments,
+        execution=execution,
+        period_start_ms=period_start_ms,
+        sessions=sessions,
+    )
+    members, shares = [], shares_of(config)
+    for name, own in members_of(config).items():
+        of_member = {
+            symbol: net.members[name]
+            for symbol, net in strategies.items()
+            if isinstance(net, NetStrategy)
+        }
+        asked = forecaster if needs_forecaster(own) else None
+        members.append(MemberTerms(name, shares[name], *terms_of(own, asked, of_member)))
+    if members:
+        refuse_limits(config, forecaster)  # by the names of all
+    terms = terms_of(account_of(config), forecaster, strategies)
+    return Engine(instruments, *terms, members=members, reset=config.strategies.reset)
+
+
+def _terms(
+    config: Config,
+    forecaster: Forecaster | None,
+    strategies: Strategies,
+    *,
+    instruments: Sequence[Instrument],
+    execution: FillModel,
+    period_start_ms: int,
+    sessions: Sessions | None,
+) -> tuple[Strategies, dict[str, Sizer], dict[str, GateEvaluator], EngineSettings]:
+    """Return what an account trades by, or one of several strategies on it: by instrument id."""
     if (own := user_model(forecaster)) is not None:
         own.scale(instruments)
     refuse_limits(config, forecaster)
-    if strategies is None:
-        horizon_index(config, forecaster)
-        strategies = make_strategies(config, forecaster)
     by_id = {item.id: strategies[item.symbol] for item in instruments}
-    if config.account.position_mode == "hedge":
-        make = HedgedEngine
     for strategy in by_id.values():
         refuse_frames(config.strategy.name, strategy.frames, config.market.interval_ms)
     risk = limits(config.model_dump())
@@ -448,6 +495,7 @@ def build_engine(
             execution=execution,
             leverage=leverage_of(config, instruments),
             is_cross=config.account.margin not in _OF_ONE,
+            is_hedged=config.account.position_mode == "hedge",
             costs=costs_for(config),
             costs_of={
                 item.id: of_symbol[item.symbol] for item in instruments if item.symbol in of_symbol
@@ -478,7 +526,7 @@ def build_engine(
         calendar=None if sessions is None else Calendar(sessions, config.market.interval_ms),
     )
     sizers = {item.id: _sizer(config, item, terms) for item in instruments}
-    return make(instruments, by_id, sizers, terms.gates, settings)
+    return by_id, sizers, terms.gates, settings
 
 
 def model_terms(
@@ -580,8 +628,11 @@ def warmup_bars(
     """
     ranged = RANGE_BARS + 1 if config.execution.spread_slippage else 0
     of_day = DayRange(config.market.interval_ms).bars + 1 if config.exits.uses_atr else 0
-    wanted = [frame_bars(strategy) for strategy in each_of(strategies)]
+    every = list[Strategy]()
+    for one in strategies.values():
+        every += one.members.values() if isinstance(one, NetStrategy) else [one]
+    wanted = [frame_bars(strategy) for strategy in every]
     base_ms = config.market.interval_ms
     reach = [frames_reach(bars, base_ms, sessions) for bars in wanted if makes_frames]
     sized = map(sizing_bars, members_of(config).values() or [config])
-    return max(ranged, of_day, *sized, *reach, *map(remembered, each_of(strategies)))
+    return max(ranged, of_day, *sized, *reach, *map(remembered, every))

@@ -438,7 +438,7 @@ def check_state(reader: Reader, run: Run, state: EngineState, until: int) -> Non
     begun = replace(state, account=nothing, twins={})
     check_fills(reader, run, begun, state, after=-1, until=until)
     stored = {_standing(order) for order in reader.open_orders(run.run_id, until=until)}
-    shared = state.parts is not None or bool(sides_of(state))
+    shared = state.shares is not None or bool(sides_of(state))
     parts = state.twins.values() if shared else ()
     resting = [
         order

@@ -30,7 +30,6 @@ from tracepaper.daemon.bybit.instruments import recorded_instruments
 from tracepaper.daemon.clock import jump_clocks
 from tracepaper.daemon.config.loading import Config, own_classes
 from tracepaper.daemon.engine.engine import Engine
-from tracepaper.daemon.engine.several import SeveralEngine
 from tracepaper.daemon.session.build import build_engine, needs_forecaster
 from tracepaper.daemon.session.loop import (
     BarHistory,
@@ -434,12 +433,11 @@ def derive_steps(
         if isinstance(step.event, Bar) and step.decision is not None:
             signal = engine.signal_of(step.event.instrument)
             frames = engine.frames_of(step.event.instrument)
-            if isinstance(engine, SeveralEngine):
-                key = step.event.instrument
-                parts = tuple(
-                    None if one.is_empty and not one.set_aside else one.states[key].signal
-                    for one in engine.members
-                )
+            key = step.event.instrument
+            parts = tuple(
+                None if one.is_empty and not one.failed else one.states[key].signal
+                for one in engine.members
+            )
         derived_steps.append(DerivedStep(step, prediction, signal, frames, parts))
     return derived_steps
 

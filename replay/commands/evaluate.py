@@ -18,13 +18,12 @@ from tracepaper.daemon.commands.options import (
 )
 from tracepaper.replay.commands.folds import (
     each_on,
-    folds_of_bars,
-    folds_of_books,
+    folds_of,
     print_folds,
     write_page,
 )
 from tracepaper.replay.commands.train import CovariatesOption, DataOption, JobsOption, OnOption
-from tracepaper.strategies.errors import ConfigInvalid
+from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 from tracepaper.strategies.extras import require
 
 if TYPE_CHECKING:
@@ -34,9 +33,9 @@ if TYPE_CHECKING:
     from tracepaper.daemon.session.user_model import UserForecaster
     from tracepaper.replay.document.values import Table
     from tracepaper.replay.learning.dataset import Dataset
-    from tracepaper.replay.learning.fitted import DataRequest, Each
-    from tracepaper.replay.learning.judge.judge import Rival, SpanJudgement
-    from tracepaper.replay.learning.judge.order_books import BookCheckpoint
+    from tracepaper.replay.learning.fitted import DataRequest
+    from tracepaper.replay.learning.judge.forecasts import ModelForecasts
+    from tracepaper.replay.learning.judge.judge import SpanJudgement
     from tracepaper.replay.learning.openings import NamedSpan
     from tracepaper.replay.learning.side_inputs import SideFiles, SideInputs
     from tracepaper.storage.checkpoints import Checkpoint
@@ -110,20 +109,18 @@ def evaluate(
     """
     from tracepaper.daemon.config.loading import with_settings
     from tracepaper.daemon.config.values import MODULE_CLASS
-    from tracepaper.replay.learning.inspection.examination import INSPECTIONS, read_inspections
+    from tracepaper.replay.learning.inspection.examination import read_inspections
     from tracepaper.replay.learning.openings import read_spans
     from tracepaper.replay.learning.recipe_file import evaluation_options
     from tracepaper.strategies.api.model import DataSource
 
     asked = read_inspections(inspect or ())
-    require("captum", "--inspect attribution", asked.get("attributions"))
+    require("captum", "--inspect attribution", asked.get("attribution"))
     options, others = evaluation_options(settings or ())
     given = with_settings(config, others)
     source = _source(checkpoint)
     of_books = source == DataSource.ORDER_BOOKS
-    inspected: dict[str, object] = {
-        f"inspect {name}": asked[result] for name, result in INSPECTIONS.items() if result in asked
-    }
+    inspected: dict[str, object] = {f"inspect {name}": count for name, count in asked.items()}
     examined = {**inspected, "set evaluation.explained_bars": options.explained_bars or 0}
     if of_books:
         others_given = {
@@ -149,10 +146,6 @@ def evaluate(
         folds, ablate, jobs or on, is_else=bool(is_class or holdout or start or end or compare)
     )
     each = each_on(on, jobs)
-    if of_books:
-        question = _BooksAsked(chosen, compare or (), folds, ablate or (), html, each)
-        _evaluate_books(checkpoint, data, question, threads=options.threads, as_json=json)
-        return
     if untrained := _untrained(checkpoint):
         _tell_untrained(untrained, as_json=json)
         return
@@ -163,10 +156,11 @@ def evaluate(
     if folds is not None:
         inputs = beside.read()
         _, model = _loaded(checkpoint, options.threads, inputs)
-        found = folds_of_bars(model, request._replace(inputs=inputs), folds, ablate or (), each)
+        found = folds_of(model, request._replace(inputs=inputs), folds, ablate or (), each)
         print_folds(found, html, as_json=json)
         return
-    _refuse_books_beside(checkpoint, compare or ())
+    for name in compare or ():
+        _refuse_other_source(checkpoint, source, name)
     if is_class:
         _refuse(
             inspected | {"covariates": covariates, "depth": depth},
@@ -211,16 +205,21 @@ def _source(name: str) -> DataSource:
     return kind_of(read_card(folder)).model.source if is_checkpoint(folder) else DataSource.BARS
 
 
-def _refuse_books_beside(name: str, beside: Sequence[str]) -> None:
-    """Raise ``ConfigInvalid`` where a network of order books is to stand beside a model of bars."""
+def _refuse_other_source(name: str, source: DataSource, other: str) -> None:
+    """Raise ``ConfigInvalid`` where one of both models is of order books, and one of bars."""
     from tracepaper.strategies.api.model import DataSource
 
-    for other in beside:
-        if _source(other) == DataSource.ORDER_BOOKS:
-            raise ConfigInvalid(
-                f"--compare {other}: it forecasts the mid of an order book, which {name} does not; "
-                "name a model of bars."
-            )
+    is_of_books = _source(other) == DataSource.ORDER_BOOKS
+    if is_of_books and source != DataSource.ORDER_BOOKS:
+        raise ConfigInvalid(
+            f"--compare {other}: it forecasts the mid of an order book, which {name} does not; "
+            "name a model of bars."
+        )
+    if source == DataSource.ORDER_BOOKS and not is_of_books:
+        raise ConfigInvalid(
+            f"--compare {other}: {name} forecasts the mid of an order book, which no model of bars "
+            "does; name a network of order books."
+        )
 
 
 def _refuse(options: Mapping[str, object], why: str) -> None:
@@ -243,7 +242,11 @@ class _Judged(NamedTuple):
 
 def _print(judged: _Judged, html: Path | None, *, as_json: bool) -> None:
     from tracepaper.daemon.terminal.console import for_tables
-    from tracepaper.replay.learning.judge.output import as_document, judgement_document, show
+    from tracepaper.replay.learning.judge.output import (
+        as_document,
+        judgement_document,
+        show,
+    )
 
     model_id, every = judged.model_id, judged.every
     if html is not None:
@@ -294,7 +297,7 @@ def _loaded(name: str, threads: int, inputs: SideInputs | None) -> tuple[Path, C
     folder = locate(name)
     found = load(folder)
     kind = kind_of(found.card)
-    if kind.model.source == DataSource.CLOSES:
+    if kind.model.source != DataSource.BARS:
         if inputs is not None:
             raise ConfigInvalid(f"{name} was trained on bars alone; leave other files out.")
         kind.load(found.card, found.tensors)
@@ -317,21 +320,27 @@ def _of_checkpoint(
     from tracepaper.replay.learning.fitted import read_candles_of
     from tracepaper.replay.learning.inspection.examination import examined
     from tracepaper.replay.learning.inspection.model import Subject
+    from tracepaper.replay.learning.judge.books import judge_books, read_books_of
     from tracepaper.replay.learning.judge.judge import counted, judge_checkpoint
     from tracepaper.replay.learning.recipe import recipe_of
+    from tracepaper.strategies.api.model import DataSource
 
     inputs = vectors.read()
     folder, found = _loaded(name, threads, inputs)
-    card = found.card
+    card, recipe = found.card, recipe_of(found.card)
+    if recipe.kind.model.source == DataSource.ORDER_BOOKS:
+        books = read_books_of(card, request.paths)
+        every = [judge_books(card, found.tensors, books, span) for span in spans]
+        every = counted(every, folder, recipe.hash, found.id)
+        return _Judged(found.id, recipe.hash, books.header.every_ms, every)
     material = read_candles_of(card, request._replace(inputs=inputs), folder=folder)
     # First, for they refuse what cannot be had before minutes have passed.
     findings: list[Table] = []
-    if any(asked.values()):
+    if asked:
         findings += examined(Subject.of(card, found.tensors, material), asked)
-    recipe = recipe_of(card).hash
     every = [judge_checkpoint(card, found.tensors, material, span, bars=bars) for span in spans]
-    every = counted(every, folder, recipe, found.id)
-    return _Judged(found.id, recipe, material.interval_ms, every, findings)
+    every = counted(every, folder, recipe.hash, found.id)
+    return _Judged(found.id, recipe.hash, material.interval_ms, every, findings)
 
 
 def _of_class(name: str, request: DataRequest, file: Given, spans: Sequence[NamedSpan]) -> _Judged:
@@ -390,6 +399,7 @@ def _with_rival(
     from tracepaper.daemon.config.values import MODULE_CLASS
     from tracepaper.replay.learning.baselines import unfitted
     from tracepaper.replay.learning.fitted import read_candles_of
+    from tracepaper.replay.learning.judge.books import read_books_of, rival_books
     from tracepaper.replay.learning.judge.judge import (
         counted,
         require_interval,
@@ -397,23 +407,33 @@ def _with_rival(
         rival_class,
     )
     from tracepaper.replay.learning.recipe import recipe_of
+    from tracepaper.strategies.api.model import DataSource
 
-    ask: Callable[[SpanJudgement], Rival]
+    ask: Callable[[SpanJudgement], ModelForecasts]
+    material: Dataset | None
     if MODULE_CLASS.match(name) is not None:
         forecaster, material, _ = _class(name, request, file, interval_ms=judged.interval_ms)
         own = recipe = forecaster.model_id
-        folder, ask = None, partial(rival_class, name, forecaster, material)
+        folder, ask = None, partial(rival_class, forecaster, material)
     else:
         folder, found, inputs = _beside(name, threads, vectors)
         own, recipe = found.id, recipe_of(found.card).hash
-        material = read_candles_of(found.card, request._replace(inputs=inputs))
-        material = replace(material, stored=unfitted())
-        ask = partial(rival_checkpoint, name, found.card, found.tensors, material)
+        if _source(name) == DataSource.ORDER_BOOKS:
+            material = None
+            books = read_books_of(found.card, request.paths)
+            ask = partial(rival_books, found.card, found.tensors, books)
+        else:
+            material = read_candles_of(found.card, request._replace(inputs=inputs))
+            material = replace(material, stored=unfitted())
+            ask = partial(rival_checkpoint, found.card, found.tensors, material)
     if own in (judged.model_id, *(other for _, other in judged.beside)):
         raise ConfigInvalid(f"--compare {name} is a model that is judged already; leave it out.")
-    require_interval(name, material, judged.interval_ms)
-    rivals = [ask(one) for one in judged.every]
-    every = [one.compared_with(rival) for one, rival in zip(judged.every, rivals, strict=True)]
+    if material is not None:
+        require_interval(name, material, judged.interval_ms)
+    try:
+        every = [one.compared_with(name, ask(one)) for one in judged.every]
+    except (ConfigInvalid, DataInvalid) as error:
+        raise ConfigInvalid(f"--compare {name}: {str(error).rstrip('.')}.") from None
     opened = counted(every, folder, recipe, own)
     every = [
         replace(one, openings=before.openings)
@@ -435,70 +455,9 @@ def _beside(
     return folder, found, inputs
 
 
-# --- networks of order books
-
-
-class _BooksAsked(NamedTuple):
-    """What ``evaluate`` is asked of a network of order books."""
-
-    spans: Sequence[NamedSpan]
-    beside: Sequence[str]
-    folds: str | None
-    instead: Sequence[str]
-    html: Path | None
-    each: Each
-
-
-def _evaluate_books(
-    name: str, data: Sequence[str], asked: _BooksAsked, *, threads: int, as_json: bool
-) -> None:
-    """Judge a network of order books on *data*, or say why nothing can be said of it.
-
-    A model that is called untrained stays so, and gets no figure, whatever *data* are.
-    """
-    from tracepaper.replay.learning.fit import use_threads
-    from tracepaper.replay.learning.judge.folds import ablated
-    from tracepaper.replay.learning.judge.order_books import BookCheckpoint, asked_of_books
-
-    use_threads(threads)
-    model = BookCheckpoint.read(name)
-    # First, for they refuse what cannot be had before minutes have passed.
-    if asked.folds is not None:
-        asked_of_books(asked.folds)
-    cards = {change: ablated(model.card, change) for change in asked.instead}
-    if model.untrained:
-        _tell_untrained(model.untrained, as_json=as_json)
-    elif asked.folds is not None:
-        found = folds_of_books(model, data, asked.folds, cards, asked.each)
-        print_folds(found, asked.html, as_json=as_json)
-    else:
-        _judge_books(model, data, asked, as_json=as_json)
-
-
 def _tell_untrained(said: Sequence[str], *, as_json: bool) -> None:
     if as_json:
         print_json({"says": list(said), "figures": {}})
         return
     for sentence in said:
         typer.echo(sentence)
-
-
-def _judge_books(
-    model: BookCheckpoint, data: Sequence[str], asked: _BooksAsked, *, as_json: bool
-) -> None:
-    """Judge *model* on each span, and others beside it; each counts as an opening."""
-    from tracepaper.replay.learning.judge.judge import counted
-    from tracepaper.replay.learning.judge.order_books import book_rival, judge_books
-
-    material = model.material(data)
-    every = [judge_books(model, material, span) for span in asked.spans]
-    others = []
-    for name in asked.beside:
-        every, rival = book_rival(every, model, name, data)
-        others.append(rival)
-    for rival in others:
-        counted(every, rival.folder, rival.recipe, rival.model_id)
-    every = counted(every, model.folder, model.recipe, model.model_id)
-    beside = tuple((one.name, one.model_id) for one in others)
-    found = _Judged(model.model_id, model.recipe, material.header.every_ms, every, beside=beside)
-    _print(found, asked.html, as_json=as_json)

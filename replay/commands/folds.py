@@ -14,8 +14,9 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from tracepaper.replay.document.values import Table, TitledParts
+    from tracepaper.replay.learning.dataset import Dataset
     from tracepaper.replay.learning.fitted import DataRequest, Each
-    from tracepaper.replay.learning.judge.order_books import BookCheckpoint
+    from tracepaper.replay.learning.order_books import BookDataset
     from tracepaper.storage.checkpoints import Checkpoint
 
 
@@ -38,7 +39,7 @@ class Folds(NamedTuple):
     tables: Sequence[Table]
 
 
-def folds_of_bars(
+def folds_of(
     found: Checkpoint,
     request: DataRequest,
     text: str,
@@ -50,19 +51,33 @@ def folds_of_bars(
 
     from tracepaper.replay.learning.estimators.ensemble import with_narrow
     from tracepaper.replay.learning.fitted import read_candles_of
-    from tracepaper.replay.learning.judge.folds import ablated, ablation_tables, refit, tables
+    from tracepaper.replay.learning.judge.books import read_books_of
+    from tracepaper.replay.learning.judge.folds import (
+        ablated,
+        ablation_tables,
+        book_recipe,
+        refit,
+        tables,
+    )
     from tracepaper.replay.learning.recipe import recipe_of
+    from tracepaper.strategies.api.model import DataSource
 
     card: Mapping[str, Any] = found.card
     # First, for they refuse what cannot be had before minutes have passed.
     recipe = recipe_of(card)
     recipe.check("--folds")
     cards = {change: ablated(card, change) for change in changes}
-    material = read_candles_of(card, request, requested=recipe.baselines)
-    if untrained := material.untrained():
-        raise ConfigInvalid(untrained[0])
-    if recipe.members:
-        material = with_narrow(material, card, request)
+    material: Dataset | BookDataset
+    if recipe.kind.model.source == DataSource.ORDER_BOOKS:
+        material = read_books_of(card, request.paths)
+        for other in cards.values():
+            book_recipe(other, material)
+    else:
+        material = read_candles_of(card, request, requested=recipe.baselines)
+        if untrained := material.untrained():
+            raise ConfigInvalid(untrained[0])
+        if recipe.members:
+            material = with_narrow(material, card, request)
     say = Console(stderr=True).print
     own_folds = refit(card, material, text, say=say, each=each)
     made = tables(own_folds)
@@ -73,34 +88,6 @@ def folds_of_bars(
     if others:
         made += ablation_tables(own_folds, others)
     return Folds(found.id, recipe.hash, text, made)
-
-
-def folds_of_books(
-    model: BookCheckpoint,
-    data: Sequence[str],
-    text: str,
-    cards: Mapping[str, Mapping[str, Any]],
-    each: Each,
-) -> Folds:
-    """Fit the recipe of *model* anew on folds, and that of each of *cards*, by its change."""
-    from rich.console import Console
-
-    from tracepaper.replay.learning.judge.order_books import (
-        book_fold_tables,
-        chosen_for,
-        refit_books,
-    )
-
-    material = model.material(data)
-    for card in cards.values():
-        chosen_for(card, material)
-    say = Console(stderr=True).print
-    own = refit_books(model, model.card, material, text, say=say, each=each)
-    others = {}
-    for change, card in cards.items():
-        say(f"With {change}.")
-        others[change] = refit_books(model, card, material, text, say=say, each=each)
-    return Folds(model.model_id, model.recipe, text, book_fold_tables(own, others))
 
 
 def print_folds(found: Folds, html: Path | None, *, as_json: bool) -> None:

@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import starmap
 from typing import Any, ClassVar, Final, NamedTuple
 
 import numpy as np
@@ -20,7 +19,7 @@ import numpy as np
 from tracepaper.daemon.session.covariates import kept_covariates_of, recorded_covariates
 from tracepaper.daemon.session.models import forecaster_of
 from tracepaper.daemon.session.resume import recall_events
-from tracepaper.replay.document.values import Figure, Table, table
+from tracepaper.replay.document.values import Cells, Figure, Table, of_row, table
 from tracepaper.replay.report.record import RunRecord
 from tracepaper.replay.run_columns import Floats
 from tracepaper.storage import checkpoints
@@ -285,11 +284,6 @@ class _Head(NamedTuple):
         return ", ".join(f"{kind} {count}" for kind, count in counts)
 
 
-class _Level(NamedTuple):
-    name: str
-    held: Floats  # by group of age
-
-
 KINDS: Final = (
     Figure[_Head]("head", "head", "text", lambda of: of.name),
     Figure[_Head]("kind", "kind", "text", lambda of: of.reading.kind.value),
@@ -332,15 +326,6 @@ FIGURES: Final = (
 )
 
 
-def _holding(place: int, name: str) -> Figure[_Level]:
-    return Figure(name, name, "share", lambda of: float(of.held[place]))
-
-
-class _Feature(NamedTuple):
-    name: str
-    share: float
-
-
 class EventBar(NamedTuple):
     """A bar that later decisions looked at more than at others."""
 
@@ -350,9 +335,9 @@ class EventBar(NamedTuple):
 
 
 FEATURES: Final = (
-    Figure[_Feature]("feature", "feature", "text", lambda of: of.name),
-    Figure[_Feature]("share", "share", "share", lambda of: of.share),
-    Figure[_Feature]("bar", "", "bar", lambda of: of.share),
+    of_row("feature", "feature", "text"),
+    of_row("share", "share", "share"),
+    of_row("bar", "", "bar"),
 )
 EVENTS: Final = (
     Figure[EventBar]("open_time_ms", "bar", "minute", lambda of: of.open_time_ms),
@@ -388,9 +373,9 @@ def subject_tables(heads: HeadReport) -> tuple[Table, Table]:
         f"Shares of |value × gradient| of the mean return to {heads.horizon} bars, bars weighed by "
         "the rollout, at the places where heads are read."
     )
+    rows: list[Cells] = [{"feature": of, "share": share, "bar": share} for of, share in ranked]
     features = table(
-        "feature_shares", "Features that move it", FEATURES, list(starmap(_Feature, ranked)),
-        notes=(note,),
+        "feature_shares", "Features that move it", FEATURES, rows, notes=(note,),
     )  # fmt: skip
     events = table(
         "event_bars", "Bars that many decisions looked at", EVENTS,
@@ -414,11 +399,12 @@ def head_tables(heads: HeadReport) -> tuple[Table, Table, Table]:
         "head_figures", "How far, on how few, how steadily", FIGURES, read, notes=(LEGEND,),
         shown=len(read),
     )  # fmt: skip
-    held = list(map(_Level, levels(heads), held_by_level(heads)))
-    figures = [
-        Figure[_Level]("level", "bars old", "text", lambda of: of.name),
-        *(_holding(place, name) for place, name in enumerate(heads.groups)),
+    held: list[Cells] = [
+        {"level": name, **dict(zip(heads.groups, shares.tolist(), strict=True))}
+        for name, shares in zip(levels(heads), held_by_level(heads), strict=True)
     ]
+    columns = [of_row(name, name, "share") for name in heads.groups]
+    figures = [of_row("level", "bars old", "text"), *columns]
     title = "How the decision's attention flows down, by the age of the bars"
     return kinds, looks, table("flow", title, figures, held, notes=(FLOW_NOTE,))
 

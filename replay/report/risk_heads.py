@@ -11,11 +11,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import numpy as np
 
-from tracepaper.replay.document.values import Estimate, Figure, Table, table
+from tracepaper.replay.document.values import Cells, Estimate, Table, of_row, table
 from tracepaper.replay.report.metrics import kupiec, mean_error
 from tracepaper.replay.report.record import RunRecord
 from tracepaper.replay.run_columns import Floats, Ints
@@ -120,36 +120,8 @@ def _mean(values: Floats, days: Ints) -> Estimate | None:
     return float(values.mean()), mean_error(values, days)
 
 
-class _Tail(NamedTuple):
-    """One value at risk and its expected shortfall, and what came; losses as log returns."""
-
-    position: str
-    share: float
-    came: Estimate | None
-    bars: int
-    p: float | None
-    lost: Estimate | None  # where the value at risk was passed
-    expected: float | None  # there
-
-
-class _Covered(NamedTuple):
-    """A quantile, and how often what came lay below it."""
-
-    of: str
-    level: float
-    came: Estimate | None
-
-
-class _RunRegime(NamedTuple):
-    """The bars of one regime of the network's own."""
-
-    regime: int
-    bars: int
-    share: float
-    volatility: Estimate | None
-
-
-def _tails(one: SaidAndCame) -> Iterator[_Tail]:
+def _tails(one: SaidAndCame) -> Iterator[Cells]:
+    """Yield each value at risk and its expected shortfall, and what came, in log returns."""
     said = one.said["tails"].reshape(-1, len(TAILS), len(SHARES), 2)
     for at, (position, sign) in enumerate(zip(TAILS, (-1.0, 1.0), strict=True)):
         for place, share in enumerate(SHARES):
@@ -157,18 +129,19 @@ def _tails(one: SaidAndCame) -> Iterator[_Tail]:
             lost = sign * one.returned
             beyond = lost > limit
             apart = beyond[one.apart]
-            yield _Tail(
-                position,
-                share,
-                _mean(beyond.astype(np.float64), one.days),
-                apart.size,
-                kupiec(int(apart.sum()), apart.size, share),
-                _mean(lost[beyond], one.days[beyond]),
-                float(expected[beyond].mean()) if beyond.any() else None,
-            )
+            yield {
+                "position": position,
+                "said": share,
+                "came": _mean(beyond.astype(np.float64), one.days),
+                "bars": apart.size,
+                "p": kupiec(int(apart.sum()), apart.size, share),
+                "lost": _mean(lost[beyond], one.days[beyond]),
+                "expected": float(expected[beyond].mean()) if beyond.any() else None,
+            }
 
 
-def _covered(one: SaidAndCame) -> Iterator[_Covered]:
+def _covered(one: SaidAndCame) -> Iterator[Cells]:
+    """Yield how often what came lay below each quantile."""
     every = {
         "drawdown": (DRAWDOWN_LEVELS, one.fallen),
         "runup": (DRAWDOWN_LEVELS, one.risen),
@@ -178,39 +151,44 @@ def _covered(one: SaidAndCame) -> Iterator[_Covered]:
         said = one.said.get(head)
         if said is not None and said.shape[1] == len(levels):
             for at, level in enumerate(levels):
-                below = (came <= said[:, at]).astype(np.float64)
+                below = _mean((came <= said[:, at]).astype(np.float64), one.days)
                 of = "return" if head == "quantiles" else head
-                yield _Covered(of, level, _mean(below, one.days))
+                yield {"of": of, "said": level, "came": below}
 
 
-def _regimes(one: SaidAndCame) -> Iterator[_RunRegime]:
+def _regimes(one: SaidAndCame) -> Iterator[Cells]:
+    """Yield the bars of each regime of the network's own."""
     odds = one.said["regimes"][:, ::2]
     probable = odds.argmax(axis=1)
     for number in range(odds.shape[1]):
         inside = probable == number
-        volatility = _mean(one.volatility[inside], one.days[inside])
-        yield _RunRegime(number + 1, int(inside.sum()), float(inside.mean()), volatility)
+        yield {
+            "regime": number + 1,
+            "bars": int(inside.sum()),
+            "share": float(inside.mean()),
+            "volatility": _mean(one.volatility[inside], one.days[inside]),
+        }
 
 
 _TAIL_FIGURES: Final = (
-    Figure[_Tail]("position", "side", "text", lambda of: of.position),
-    Figure[_Tail]("said", "beyond, said", "share", lambda of: of.share),
-    Figure[_Tail]("came", "came ± error", "share", lambda of: of.came),
-    Figure[_Tail]("bars", "bars apart", "count", lambda of: of.bars),
-    Figure[_Tail]("p", "p", "measure", lambda of: of.p),
-    Figure[_Tail]("lost", "lost there, bp", "bp", lambda of: of.lost),
-    Figure[_Tail]("expected", "said, bp", "bp", lambda of: of.expected),
+    of_row("position", "side", "text"),
+    of_row("said", "beyond, said", "share"),
+    of_row("came", "came ± error", "share"),
+    of_row("bars", "bars apart", "count"),
+    of_row("p", "p", "measure"),
+    of_row("lost", "lost there, bp", "bp"),
+    of_row("expected", "said, bp", "bp"),
 )
 _COVERED_FIGURES: Final = (
-    Figure[_Covered]("of", "of", "text", lambda of: of.of),
-    Figure[_Covered]("said", "below, said", "share", lambda of: of.level),
-    Figure[_Covered]("came", "came ± error", "share", lambda of: of.came),
+    of_row("of", "of", "text"),
+    of_row("said", "below, said", "share"),
+    of_row("came", "came ± error", "share"),
 )
 _REGIME_FIGURES: Final = (
-    Figure[_RunRegime]("regime", "regime", "count", lambda of: of.regime),
-    Figure[_RunRegime]("bars", "bars", "count", lambda of: of.bars),
-    Figure[_RunRegime]("share", "share", "share", lambda of: of.share),
-    Figure[_RunRegime]("volatility", "bp that came ± error", "bp", lambda of: of.volatility),
+    of_row("regime", "regime", "count"),
+    of_row("bars", "bars", "count"),
+    of_row("share", "share", "share"),
+    of_row("volatility", "bp that came ± error", "bp"),
 )
 _TAILS_NOTE: Final = (
     "Log losses from close to close, errors by day. p is Kupiec's, on bars that share no future; "

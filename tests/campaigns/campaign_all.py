@@ -34,7 +34,7 @@ PARTS: Final[Mapping[str, tuple[str, ...]]] = {
     "pyright": (*_PYTHON, "-m", "pyright", "--pythonpath", sys.executable),
     "pythons": (*_PYTHON, "tests/campaigns/campaign_pythons.py"),
     "processors": (*_PYTHON, "tests/campaigns/campaign_processors.py"),
-    "lockstep": (*_PYTHON, "tests/campaigns/campaign_lockstep.py"),
+    "accounts": (*_PYTHON, "tests/campaigns/campaign_accounts.py"),
     "stretch": (*_PYTHON, "tests/campaigns/campaign_stretch.py"),
     "laws": (*_ENGINE, "--examples", "0", "--laws", "300"),
     **{
@@ -98,7 +98,7 @@ def git(*words: str) -> str:
 
 def run(part: str) -> tuple[int, str]:
     """Run *part*, show what it says, and return its exit code and its last line."""
-    environment = os.environ | {"PYTHONPATH": "tests/support:tests/peers/broker_before"}
+    environment = os.environ | {"PYTHONPATH": "tests/support"}
     last = ""
     with subprocess.Popen(
         PARTS[part], cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True

@@ -9,19 +9,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from account_laws import check_account
 from builders import START_MS, instrument
 from exchange_client import candles as made_candles
 from exchange_client import walk_rows
 from fakes import ManualClock
 from fed_daemon import Process as FedProcess
-from hedged_cases import DRAWN, MINUTE, SCRIPTED, OwnSides, check_laws, check_state, configured
+from hedged_cases import DRAWN, MINUTE, SCRIPTED, OwnSides, check_laws, configured
 from hedged_cases import walk as events
 from records import check_record
 from several_live import SPEED, check_parity, trading
 from several_strategies import DRAWN as DRAWN_SIGNALS
 
 from tracepaper.daemon.config.loading import Config, load, restore
-from tracepaper.daemon.engine.hedged import HedgedEngine
 from tracepaper.daemon.http.monitor import Monitor
 from tracepaper.daemon.session.build import margin_rules, needs_forecaster, resolved
 from tracepaper.daemon.session.notices import Notices
@@ -58,8 +58,7 @@ class Process(FedProcess):
 
     def feed(self, event: Event) -> None:
         super().feed(event)
-        if isinstance(self.opened.engine, HedgedEngine):
-            check_state(self.opened.engine)
+        check_account(self.opened.engine.broker.own)
 
 
 def essence(steps: list[Step]) -> list[Any]:
@@ -284,7 +283,6 @@ def test_a_flat_account_is_taken_over_with_its_cash_alone(tmp_path: Path) -> Non
     assert cash != 10**13
     second = Process(path, hedged(FillModel.NEXT_OPEN), FillModel.NEXT_OPEN)
     engine = second.opened.engine
-    assert isinstance(engine, HedgedEngine)
     assert second.opened.run.parent_run_id == first.opened.run.run_id
     assert engine.broker.own.cash == cash
     assert sum(book.cash for book in engine.broker.own.books) == cash

@@ -9,17 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from account_laws import check_account
 from builders import START_MS, bars, instrument, quote
 from exchange_client import candles as made_candles
 from exchange_client import walk_rows
 from fed_daemon import Process as FedProcess
 from records import check_record
 from several_live import MINUTE, SPEED, trading
-from several_strategies import DRAWN, TOLD, check_sums, configured
+from several_strategies import DRAWN, TOLD, configured
 
 from tracepaper.daemon.cli import invoke
 from tracepaper.daemon.config.loading import Config, load, restore
-from tracepaper.daemon.engine.several import SeveralEngine
 from tracepaper.daemon.session.build import build_engine, resolved
 from tracepaper.daemon.session.notices import Notices
 from tracepaper.replay.checks.verify import verify_run
@@ -55,8 +55,8 @@ class Process(FedProcess):
 
     def feed(self, event: Event) -> None:
         super().feed(event)
-        if isinstance(self.opened.engine, SeveralEngine):
-            check_sums(self.opened.engine)
+        if self.opened.engine.members:
+            check_account(self.opened.engine.broker.own)
 
 
 def events(count: int, *, quotes: bool) -> list[Event]:
@@ -184,7 +184,6 @@ def test_an_account_of_one_strategy_is_taken_over_by_shares(tmp_path: Path) -> N
     first.stop()
     second = Process(path, several(FillModel.NEXT_OPEN), FillModel.NEXT_OPEN)
     engine = second.opened.engine
-    assert isinstance(engine, SeveralEngine)
     assert second.opened.run.parent_run_id == first.opened.run.run_id
     assert [part.held("linear:BTCUSDT") for part in engine.broker.own.owners.values()] != [0, 0, 0]
     broker = engine.broker
@@ -273,18 +272,9 @@ def test_what_cannot_be_used_is_one_sentence(sections: dict[str, Any], said: str
     assert "\n" not in text
 
 
-@pytest.mark.parametrize(
-    ("section", "said"),
-    [
-        ({"market": {"universe": {"top": 1}}}, "no universe"),
-        ({"risk": {"max_tail": "0.5"}}, r"which a \+ b \+ c is not given"),
-    ],
-)
-def test_what_several_strategies_cannot_share_is_refused_by_name(
-    section: dict[str, Any], said: str
-) -> None:
-    config = configured(**section)
-    with pytest.raises(ConfigInvalid, match=said):
+def test_a_limit_that_no_model_measures_is_refused_by_the_names_of_all() -> None:
+    config = configured(risk={"max_tail": "0.5"})
+    with pytest.raises(ConfigInvalid, match=r"which a \+ b \+ c is not given"):
         build_engine(
             config,
             [instrument()],

@@ -10,7 +10,6 @@ from builders import START_MS, bars, quote
 from own_ledger import OwnLedger
 
 from tracepaper.daemon.config.loading import Config, load
-from tracepaper.daemon.engine.hedged import HedgedEngine
 from tracepaper.strategies.api.context import (
     BarContext,
     Cancel,
@@ -266,12 +265,3 @@ def check_laws(steps: list[Step]) -> None:
             sums = [one.account for one in step.twins]
             for name in step.account.__struct_fields__:
                 assert getattr(step.account, name) == sum(getattr(one, name) for one in sums)
-
-
-def check_state(engine: HedgedEngine) -> None:
-    """Assert that no resting order of a side could close more than it holds."""
-    for side, book in engine.broker.own.sides.items():
-        for line in book.lines.values():
-            for order in line.orders.orders:
-                closes = (order.side is Side.SELL) == (side is LONG)
-                assert not closes or order.quantity - order.filled <= abs(line.held)

@@ -138,18 +138,21 @@ class Played:
         ):
             if isinstance(event, BookUpdate):
                 self.updates.append(event)
-                self._note(self.broker.on_book(event, sequence))
+                self.broker.on_book(event, sequence)
+                self._note()
                 continue
             assert isinstance(event, Bar)
-            self._note(self.broker.on_bar(event, sequence))
+            self.broker.on_bar(event, sequence)
+            self._note()
             if requests := sent.get(event.market_ms):
-                asked = self.broker.submit(
+                self.broker.submit(
                     Orders(tuple(requests), "asked"), event, sequence=sequence,
                     at_ms=event.market_ms,
                 )  # fmt: skip
-                self.orders |= {order.order_id: order for order in asked.orders}
+                self._note()
 
-    def _note(self, filled: Any) -> None:
+    def _note(self) -> None:
+        filled = self.broker.take()
         self.fills += filled.fills
         self.orders |= {order.order_id: order for order in filled.orders}
 

@@ -8,7 +8,6 @@ from fractions import Fraction
 from typing import Any
 
 from tracepaper.daemon.config.loading import Config, load
-from tracepaper.daemon.engine.several import SeveralEngine
 from tracepaper.strategies.api.context import BarContext, Percent, Signal
 from tracepaper.strategies.api.strategy import Strategy
 from tracepaper.strategies.types.decisions import Action, Fill, FillModel, Step
@@ -177,23 +176,6 @@ class OwnParts:
     def equity(self, name: str, mark: int) -> Fraction:
         """Return cash and what is held, at *mark*."""
         return self.cash[name] + self.held[name] * mark * self.unit
-
-
-def check_sums(engine: SeveralEngine) -> None:
-    """Assert that the sub-accounts and the reserve are the account, to the last unit."""
-    broker = engine.broker
-    own, parts = broker.own.balance(), [part.balance() for part in broker.own.owners.values()]
-    assert sum(part.equity for part in parts) + broker.own.reserve == own.equity
-    assert sum(part.fees_paid for part in parts) == own.fees_paid
-    assert sum(part.funding_paid for part in parts) == own.funding_paid
-    assert sum(p.realized_pnl + p.unrealized_pnl for p in parts) == (
-        own.realized_pnl + own.unrealized_pnl
-    )
-    for key in engine.states:
-        assert sum(part.held(key) for part in broker.own.owners.values()) == broker.own.held(key)
-        assert sum(part.target(key) for part in broker.own.owners.values()) == broker.own.target(
-            key
-        )
 
 
 def fills_of(step: Step) -> list[tuple[str, Fill]]:

@@ -28,10 +28,10 @@ from tracepaper.replay.learning.card import NOTICE, model_section, versions_sect
 from tracepaper.replay.learning.fit import Fit, Objective, Policy, Progress
 from tracepaper.replay.learning.fitted import DataRequest, FitRun, Fitted
 from tracepaper.replay.learning.judge.forecasts import MODEL, Forecasts, concatenated
-from tracepaper.replay.learning.judge.metrics import Metric, MetricView, metric, views
+from tracepaper.replay.learning.judge.metrics import BOOK_DAYS, BOOKS, views
 from tracepaper.replay.learning.order_books import UNKNOWN, BookDataset, labels_of
 from tracepaper.replay.learning.recipe import Kind, Recipe, register
-from tracepaper.replay.report.metrics import BLOCK_DAYS, is_credible
+from tracepaper.replay.report.metrics import is_credible
 from tracepaper.storage.checkpoints import Checkpoint, load, read_card, save
 from tracepaper.strategies.api.model import DataSource
 from tracepaper.strategies.errors import CheckpointMismatch, ConfigInvalid, DataInvalid, shown
@@ -51,8 +51,6 @@ VALIDATIONS: Final = 20
 VALIDATED_WINDOWS: Final = 16
 
 
-DAYS_TOLD_BY: Final = 2 * BLOCK_DAYS
-"""Untouched days below which an error is not known."""
 SMOOTHED: Final = 1.0
 """Added to the count of each move in the training part."""
 
@@ -371,23 +369,6 @@ def frequencies_of(training: Sequence[Books], horizons: Sequence[int]) -> dict[s
     return found
 
 
-BOOKS: Final[dict[str, Metric]] = {}
-"""What networks of books are judged and compared by."""
-
-
-@metric("log_loss", "Log loss of the mid's move (less is better)", "log_probability", of=BOOKS)
-def _log_loss(view: MetricView) -> Floats:
-    moves = view.labels["move"]
-    loss: Floats = -view["log_probability"][np.arange(len(moves)), moves]
-    return loss
-
-
-@metric("accuracy", "Accuracy: moves of the mid named right", "move", of=BOOKS,
-        less_is_better=False)  # fmt: skip
-def _accuracy(view: MetricView) -> Floats:
-    return (view["move"] == view.labels["move"]).astype(np.float64)
-
-
 def figures_on(
     network: OrderBookNetwork,
     untouched: Sequence[Books],
@@ -479,7 +460,7 @@ def figures_of(rows: Forecasts) -> dict[str, Any]:
         "accuracy_of_last_move": float(hit["last move"].mean()),
         "difference": mean,
         "error": error,
-        "is_better": bool(days >= DAYS_TOLD_BY and mean < 0 and is_credible(mean, error)),
+        "is_better": bool(days >= BOOK_DAYS and mean < 0 and is_credible(mean, error)),
     }
 
 
@@ -488,7 +469,7 @@ def sentences_of(figures: Mapping[str, Any]) -> list[str]:
     lines = [NOTICE]
     for horizon, one in figures.items():
         verdict = "better" if one["is_better"] else "not credibly better"
-        few = "; so few days tell nothing" if one["days"] < DAYS_TOLD_BY else ""
+        few = "; so few days tell nothing" if one["days"] < BOOK_DAYS else ""
         lines.append(
             f"At {horizon} books its log loss on {one['days']} untouched days is {verdict} than "
             f"that of the moves' frequencies ({one['log_loss']:.4f} against "

@@ -1,4 +1,4 @@
-"""The examinations of a checkpoint beyond its figures, by the option that asks for each."""
+"""The inspections of a checkpoint beyond its figures, by the names that ask for each."""
 
 from __future__ import annotations
 
@@ -17,36 +17,26 @@ from tracepaper.replay.learning.inspection.perturbation import (
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.networks.keys import nearest
 
-EXAMINATIONS: Final[Mapping[str, Callable[[Subject, int], list[Table]]]] = {
-    "explanations": perturbations,
-    "ablation": context_ablation,
+INSPECTIONS: Final[Mapping[str, Callable[[Subject, int], list[Table]]]] = {
+    "deletion": perturbations,
+    "context": context_ablation,
     "permutation": feature_permutation,
-    "attributions": attributions,
+    "attribution": attributions,
     "intervals": lambda subject, _: intervals(subject),
 }
-"""Each takes the subject and how many decisions, or bars, it is asked for."""
-
-
-def examined(subject: Subject, asked: Mapping[str, int]) -> Iterator[Table]:
-    """Yield the findings of every examination that is *asked* for, by name, with its number."""
-    for name, examine in EXAMINATIONS.items():
-        if asked.get(name):
-            yield from examine(subject, asked[name])
-
-
-INSPECTIONS: Final = {
-    "deletion": "explanations",
-    "context": "ablation",
-    "permutation": "permutation",
-    "attribution": "attributions",
-    "intervals": "intervals",
-}
-"""What ``--inspect`` names, and what its result is called."""
+"""What ``--inspect`` names: each takes the subject and a number of decisions, or bars."""
 _DECISIONS: Final = 200
 
 
+def examined(subject: Subject, asked: Mapping[str, int]) -> Iterator[Table]:
+    """Yield the findings of every inspection that is *asked* for, by name, with its number."""
+    for name, inspect in INSPECTIONS.items():
+        if name in asked:
+            yield from inspect(subject, asked[name])
+
+
 def read_inspections(texts: Sequence[str]) -> dict[str, int]:
-    """Return how many decisions each ``NAME`` or ``NAME=N`` asks for, by the name of the result."""
+    """Return how many decisions each ``NAME`` or ``NAME=N`` asks for, by name."""
     found = {}
     for text in texts:
         name, equals, count = text.partition("=")
@@ -59,5 +49,5 @@ def read_inspections(texts: Sequence[str]) -> dict[str, int]:
                 f"--inspect {text}: write {name}"
                 f"{'' if name == 'intervals' else ' or ' + name + '=N, a number of decisions'}."
             )
-        found[INSPECTIONS[name]] = int(count) if equals else _DECISIONS
+        found[name] = int(count) if equals else _DECISIONS
     return found

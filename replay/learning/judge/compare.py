@@ -5,17 +5,24 @@ The rules are docs/models.md, L45 and L54.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tracepaper.replay.document.values import Cells, Table, Value, of_row, table
+from tracepaper.replay.document.values import Cells, Figure, Table, Value, of_row, table
 from tracepaper.replay.learning.judge.forecasts import MODEL, Forecasts, words
-from tracepaper.replay.learning.judge.metrics import LOSSES, Metric, MetricView, estimate, views
-from tracepaper.replay.learning.statistics import DayDifference, corrected, difference
-from tracepaper.replay.report.honesty import PAIRED
+from tracepaper.replay.learning.judge.metrics import (
+    BOOK_DAYS,
+    LOSSES,
+    Metric,
+    MetricView,
+    estimate,
+    views,
+)
+from tracepaper.replay.learning.statistics import DayDifference, corrected, difference, verdict
+from tracepaper.replay.report.honesty import FEW_DAYS, LEVEL, PAIRED
 from tracepaper.strategies.features.rolling import Array
 
 
@@ -32,7 +39,7 @@ def compare(
     references; *leave* are names that are none. One that does not give what it needs is left out.
     """
     every = views(metric, rows, None if others is None else (model, *others))
-    if model not in every:
+    if model not in every or metric.less_is_better is None:
         return {}
     found = {}
     for name, view in every.items():
@@ -87,93 +94,87 @@ def paired_figures(table: Forecasts, leave: tuple[str, ...] = ()) -> dict[str, A
 
 # --- tables
 
+FEW: Final = "too few days"
+NOTE: Final = (
+    f"Errors by day; p by Student's t over days, Holm over the others, credible below {LEVEL}. "
+    f"Fewer than {FEW_DAYS} days of weights, or {BOOK_DAYS} of books, say nothing."
+)
 
-def forecaster_table(  # noqa: PLR0913 - the words of a table
+
+def verdict_of(metric: Metric, found: DayDifference) -> str:
+    """Return the verdict of a difference of *metric*; none of too few days."""
+    if found.days < metric.least_days:
+        return FEW
+    return verdict(found, is_less_better=metric.less_is_better is not False)
+
+
+def forecaster_table(
+    key: str,
+    title: str,
+    forecasts: Forecasts,
+    metrics: Metric | Mapping[str, Metric],
+    *,
+    of: str = "",
+    model: str = MODEL,
+    notes: Sequence[str] = (NOTE,),
+) -> Table:
+    """Return a row a forecaster: its metric at each horizon, what *model* has less it, the verdict.
+
+    Of several *metrics* a row each, by their names in the column *of*.
+    """
+    each = {"": metrics} if isinstance(metrics, Metric) else metrics
+    rows: dict[tuple[str, str], dict[str, Value]] = {}
+    columns = [of_row(of, of, "text")] if of else []
+    columns.append(of_row("forecaster", "forecaster", "text"))
+    for horizon, at in forecasts.by_horizon():
+        for label, metric in each.items():
+            against, every = compare(at, metric, model), views(metric, at)
+            for name in sorted(every, key=model.__ne__):
+                row = rows.setdefault((label, name), {of: label, "forecaster": words(name)})
+                row[str(horizon)] = estimate(metric, every[name])
+                if name in against:
+                    row |= _cells(horizon, "_less", metric, against[name])
+        columns.append(of_row(str(horizon), f"{horizon} {forecasts.unit}", "measure"))
+        columns += _columns(horizon, "_less", f"{words(model)} less it", model)
+    ordered = sorted(rows, key=lambda row: list(each).index(row[0]))
+    return table(key, title, columns, map(rows.__getitem__, ordered), notes=notes if rows else ())
+
+
+def compared_table(
     key: str,
     title: str,
     forecasts: Forecasts,
     metric: Metric,
-    say: Callable[[DayDifference], str],
-    note: str,
+    others: tuple[str, ...] | None = None,
     *,
-    unit: str = "bars",
-    model: str = MODEL,
-    less: str = "",
-    shows_p: bool = False,
+    first: str = "model",
+    turned: bool = False,
 ) -> Table:
-    """Return a row a forecaster: its *metric* at each horizon, and the verdict of *model* on it.
+    """Return a row a name of *others* in the column *first*: the judged model less it by horizon.
 
-    With *less*, the title of the column, also what *model* has less it.
-    """
-    rows: dict[str, dict[str, Value]] = {}
-    columns = [of_row("forecaster", "forecaster", "text")]
-    verdicts = "the model is" if model == MODEL else f"{words(model)} is"
-    for horizon, each in forecasts.by_horizon():
-        against, every = compare(each, metric, model), views(metric, each)
-        for name in sorted(every, key=model.__ne__):
-            row = rows.setdefault(name, {"forecaster": words(name)})
-            row[str(horizon)] = estimate(metric, every[name])
-            if name in against:
-                row[f"{horizon}_less"], row[f"{horizon}_p"] = against[name].pair, against[name].p
-                row[f"{horizon}_verdict"] = say(against[name])
-        columns.append(of_row(str(horizon), f"{horizon} {unit}", "measure"))
-        columns += [of_row(f"{horizon}_less", less, "measure")] if less else []
-        columns += [of_row(f"{horizon}_p", "p", "measure", wide=True)] if shows_p else []
-        columns.append(of_row(f"{horizon}_verdict", verdicts, "text"))
-    return table(key, title, columns, rows.values(), notes=[note])
-
-
-def rival_table(
-    key: str,
-    title: str,
-    found: Mapping[str, DayDifference],
-    note: str,
-    say: Callable[[DayDifference], str],
-) -> Table:
-    """Return a row a model: what the judged one's loss or gain is less its own, and the verdict."""
-    rows: list[Cells] = [
-        {
-            "model": name,
-            "difference": less.pair,
-            "p": less.p,
-            "verdict": say(less),
-            "days": less.days,
-        }
-        for name, less in found.items()
-    ]
-    columns = [
-        of_row("model", "model", "text"),
-        of_row("difference", "model less the other", "measure"),
-        of_row("p", "p", "measure"),
-        of_row("verdict", "verdict", "text"),
-        of_row("days", "days", "count"),
-    ]
-    return table(key, title, columns, rows, notes=[note])
-
-
-def differences_table(
-    key: str,
-    title: str,
-    differences: Mapping[tuple[str, str], Mapping[str, DayDifference | None]],
-    say: Callable[[DayDifference], str],
-    note: str,
-    first: str = "change",
-    says: str = "the change is",
-) -> Table:
-    """Return a row a name in the column *first*.
-
-    *differences* are by the key and title of their column, then by name; *says* is the title of the
-    verdicts.
+    Without *others* they are the baselines and the references. If *turned*, each less the model.
     """
     rows: dict[str, dict[str, Value]] = {}
     columns = [of_row(first, first, "text")]
-    for (column, heading), every in differences.items():
-        for name in every:
-            rows.setdefault(name, {first: name})
-        known = {name: one for name, one in every.items() if one is not None}
-        for name, one in known.items():
-            rows[name] |= {column: one.pair, f"{column}_verdict": say(one), "days": one.days}
-        columns.append(of_row(column, heading, "measure"))
-        columns.append(of_row(f"{column}_verdict", says, "text"))
-    columns.append(of_row("days", "days", "count"))
-    return table(key, title, columns, rows.values(), notes=[note])
+    for horizon, at in forecasts.by_horizon():
+        for name, less in compare(at, metric, others=others).items():
+            given = less._replace(value=0.0 - less.value) if turned else less
+            row = rows.setdefault(name, {first: words(name) if others is None else name})
+            row |= {**_cells(horizon, "", metric, given), "days": less.days}
+        judged, title_of = first if turned else MODEL, f"{horizon} {forecasts.unit}"
+        columns += _columns(horizon, "", title_of, judged)
+    columns.append(of_row("days", "days", "count", wide=True))
+    return table(key, title, columns, rows.values(), notes=[NOTE] if rows else ())
+
+
+def _cells(horizon: int, suffix: str, metric: Metric, less: DayDifference) -> dict[str, Value]:
+    said = verdict_of(metric, less)
+    return {f"{horizon}{suffix}": less.pair, f"{horizon}_p": less.p, f"{horizon}_verdict": said}
+
+
+def _columns(horizon: int, suffix: str, title: str, judged: str) -> list[Figure[Cells]]:
+    return [
+        of_row(f"{horizon}{suffix}", title, "measure"),
+        of_row(f"{horizon}_p", "p", "measure", wide=True),
+        of_row(f"{horizon}_verdict", f"the {words(judged)} is", "text"),
+    ]

@@ -289,20 +289,14 @@ def _span(rows: Forecasts, fitted: FittedConfidence) -> dict[str, Any]:
     gains = _gains(rows, scored(fitted.sign, rows.values[INPUT_COLUMNS]))
     calm = scored(fitted.volatility, rows.values[INPUT_COLUMNS])
     days = len(np.unique(rows.day))
+    chances = [_by_luck(gain, days) for gain in gains.values()]
     return {
         "days": days,
         "sign": {name: gain.rounded() for name, gain in gains.items()},
         # How probable such a gain is where there is none.
-        "holm": holm_by_name({n: _by_luck(gain, days) for n, gain in gains.items()}),
+        "holm": {name: round(p, 6) for name, p in zip(gains, holm(chances), strict=True)},
         "volatility": area_gained(truth(rows), calm, rows.day).rounded(),
     }
-
-
-def holm_by_name(chances: Mapping[str, float]) -> dict[str, float]:
-    """Return the probabilities by chance, corrected for how many were tried (Holm, 1979)."""
-    ordered = sorted(chances, key=lambda name: chances[name])
-    fair = holm([chances[name] for name in ordered])
-    return {name: round(p, 6) for name, p in zip(ordered, fair, strict=True)}
 
 
 def sentence(fitted: FittedConfidence, evidence: Mapping[str, Any]) -> str:

@@ -11,9 +11,8 @@ The rule is docs/models.md, L62.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from functools import reduce
-from itertools import combinations, pairwise
+from collections.abc import Mapping, Sequence
+from itertools import combinations, combinations_with_replacement
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -21,12 +20,10 @@ from numpy.typing import NDArray
 from scipy.optimize import nnls
 from scipy.signal import lfilter
 
-from tracepaper.replay.learning import statistics
-from tracepaper.replay.learning.baselines import (
-    EWMA_DECAY,
-)
+from tracepaper.replay.learning.baselines import EWMA_DECAY
 from tracepaper.replay.learning.card import rounded
 from tracepaper.replay.learning.dataset import Dataset
+from tracepaper.replay.learning.judge.compare import compare
 from tracepaper.replay.learning.judge.forecasts import (
     MODEL,
     Forecasts,
@@ -34,30 +31,22 @@ from tracepaper.replay.learning.judge.forecasts import (
     named_asset,
 )
 from tracepaper.replay.learning.judge.heads import plain_verdict
-from tracepaper.replay.learning.judge.metrics import Metric, MetricView, estimate, metric
-from tracepaper.replay.learning.panel import LEAST_BARS
+from tracepaper.replay.learning.judge.metrics import CORRELATION, PAIRS, MetricView, estimate
+from tracepaper.replay.learning.panel import (
+    LEAST_BARS,
+    Labelled,
+    close_by_close,
+    labelled_closes,
+)
 from tracepaper.replay.learning.splits import Part
-from tracepaper.strategies.errors import CheckpointMismatch, shown
+from tracepaper.strategies.errors import CheckpointMismatch, ConfigInvalid, DataInvalid, shown
 from tracepaper.strategies.features.rolling import Array
 
 LEARNT: Final = "learnt"
-CORRELATION: Final = "correlation"
-PAIRS: Final[dict[str, Metric]] = {}
-"""The metrics of pairs."""
 OTHERS: Final = ("EWMA", "mean of the training part")
 """What the learnt correlations are made of, and held against."""
 _OF: Final = {LEARNT: "learnt of EWMA and the training part", MODEL: "the network's own"}
 _BESIDE: Final = {OTHERS[0]: "EWMA's", OTHERS[1]: "the training part's mean", LEARNT: "their blend"}
-
-
-class _Common(NamedTuple):
-    """The bars that all symbols have: [bar, ..]."""
-
-    symbols: tuple[str, ...]
-    open_time_ms: NDArray[np.int64]
-    moves: Array  # [bar, symbol], log returns; NaN on the first bar of a segment
-    run: NDArray[np.int64]  # [bar], a number for each stretch without a hole
-    inside: NDArray[np.bool_]  # [bar, horizon]: labelled in the part, of every symbol
 
 
 class _Rows(NamedTuple):
@@ -74,11 +63,10 @@ def learn_correlations(material: Dataset) -> dict[str, dict[str, Any]]:
 
     Empty of a single symbol, and of symbols without enough bars in common.
     """
-    if (common := _common(material, Part.TRAIN)) is None:
-        return {}
+    panels = _panels(material, Part.TRAIN)
     found: dict[str, dict[str, Any]] = {}
     for column, horizon in enumerate(material.horizons):
-        rows = _rows(common, column, horizon)
+        rows = _rows(panels, column, horizon)
         if rows is None:
             continue
         mean = rows.realised.mean(axis=0)
@@ -112,12 +100,11 @@ def correlations_of(
     Each row is a pair, of those that the card knows and the candles hold; None where there is none.
     Raises ``CheckpointMismatch`` for what cannot be read.
     """
-    if not learnt or (common := _common(material, part)) is None:
-        return None
+    panels = _panels(material, part) if learnt else []
     parts = []
     for column, horizon in enumerate(material.horizons):
         section = learnt.get(str(horizon))
-        rows = None if section is None else _rows(common, column, horizon)
+        rows = None if section is None else _rows(panels, column, horizon)
         if section is None or rows is None:
             continue
         mean, mean_weight, ewma_weight = _read(section)
@@ -184,12 +171,6 @@ def _read(section: Mapping[str, Any]) -> tuple[dict[str, float], float, float]:
         ) from None
 
 
-@metric("correlation", "Correlations to the horizon", CORRELATION, of=PAIRS)
-def _error(view: MetricView) -> Array:
-    squared: Array = (view[CORRELATION] - view.labels[CORRELATION]) ** 2
-    return squared
-
-
 def judged_pairs(rows: Forecasts) -> str:
     """Return whose correlations are judged: a network's head, or those that are learnt."""
     return MODEL if MODEL in rows.values else LEARNT
@@ -213,92 +194,62 @@ def correlation_sentences(table: Forecasts, *, horizon: int) -> list[str]:
     if horizon not in table.horizons:
         return []
     rows = table.at(horizon)
-    judged, error = judged_pairs(rows), PAIRS[CORRELATION].terms
-    lines = []
-    for name, words in _BESIDE.items():
-        if name == OTHERS[0] or judged == MODEL:
-            less = statistics.mean(
-                error(MetricView(rows, judged)) - error(MetricView(rows, name)), rows.day
-            )
-            word = plain_verdict(less.rounded(), len(np.unique(rows.day)))
-            lines.append(
-                f"Correlations to {horizon} bars, {_OF[judged]}, are {word} beside {words}"
-                f" ({len(rows.names)} pairs)."
-            )
-    return lines
+    judged = judged_pairs(rows)
+    found = compare(rows, PAIRS[CORRELATION], judged)
+    return [
+        f"Correlations to {horizon} bars, {_OF[judged]}, are "
+        f"{plain_verdict(found[name].pair, found[name].days)} beside {words} "
+        f"({len(rows.names)} pairs)."
+        for name, words in _BESIDE.items()
+        if name == OTHERS[0] or judged == MODEL
+    ]
 
 
-def _common(material: Dataset, part: Part) -> _Common | None:
-    """Return the bars that all symbols of *material* have; None of fewer than two symbols."""
-    symbols = sorted({segment.candles.symbol for segment in material.segments})
-    if len(symbols) < 2:
-        return None
-    times, moves, inside = [], [], []
-    for symbol in symbols:
-        own = [one for one in material.segments if one.candles.symbol == symbol]
-        # Of a bar that two markets of a symbol have, the one that is named first counts.
-        opened, first = np.unique(
-            np.concatenate([one.open_time_ms for one in own]), return_index=True
-        )
-        labelled = [material.parts.labelled(one, material.horizons, part) for one in own]
-        times.append(opened)
-        moves.append(
-            np.concatenate([np.diff(np.log(one.close), prepend=np.nan) for one in own])[first]
-        )
-        inside.append(np.concatenate(labelled)[first])
-    shared = reduce(np.intersect1d, times)
-    places = [np.searchsorted(each, shared) for each in times]
-    at = zip(moves, places, strict=True)
-    moved = np.stack([each[place] for each, place in at], axis=1)
-    # A bar begins a stretch where the bar before it is not the one before it of every symbol.
-    follows = np.ones(len(shared), dtype=np.bool_)
-    for place in places:
-        follows[1:] &= np.diff(place) == 1
-    follows[:1] = False
-    follows &= np.isfinite(moved).all(axis=1)
-    run = np.cumsum(~follows).astype(np.int64)
-    of_all = [each[place] for each, place in zip(inside, places, strict=True)]
-    return _Common(tuple(symbols), shared, np.nan_to_num(moved), run, np.logical_and.reduce(of_all))
+def _panels(material: Dataset, part: Part) -> list[Labelled]:
+    """Return the closes of *part* that all symbols have; empty of fewer than two symbols."""
+    if len({segment.candles.symbol for segment in material.segments}) < 2:
+        return []
+    try:
+        data = material if material.panels else close_by_close(material, lambda _: material.split)
+        return labelled_closes(data, part)
+    except (ConfigInvalid, DataInvalid):
+        return []
 
 
-def _rows(common: _Common, column: int, horizon: int) -> _Rows | None:
+def _rows(panels: Sequence[Labelled], column: int, horizon: int) -> _Rows | None:
     """Return the correlations of one horizon; None where it is short, or no bar has any."""
-    if horizon < LEAST_BARS or len(common.run) <= horizon:
+    if horizon < LEAST_BARS or not panels:
         return None
-    ends = np.arange(len(common.run)) + horizon
-    known = ends < len(common.run)
-    known[known] &= common.run[ends[known]] == common.run[known]
-    # A bar has features where as many bars before it are known, so that EWMA has seen some too.
-    known &= common.inside[:, column]
-    rows = np.flatnonzero(known)
+    parts = [_of_panel(panel, column, horizon) for panel in panels]
+    opened, ewma, came = (np.concatenate(of) for of in zip(*parts, strict=True))
+    if not len(opened):
+        return None
+    symbols = sorted(panels[0].panel.symbols)
+    pairs = tuple(f"{one} {other}" for one, other in combinations(symbols, 2))
+    return _Rows(pairs, opened, ewma, came)
+
+
+def _of_panel(of: Labelled, column: int, horizon: int) -> tuple[NDArray[np.int64], Array, Array]:
+    """Return times [row], EWMA's correlations and the realised [row, pair] of the labelled bars."""
+    segments = sorted(of.panel.segments, key=lambda segment: segment.candles.symbol)
+    logs = np.log(np.stack([segment.close for segment in segments]))
+    moves = np.diff(logs, axis=1, prepend=logs[:, :1])
+    labelled = np.logical_and.reduce([each.weights[:, column] > 0 for each in of.samples])
+    rows = np.flatnonzero(labelled)
     ahead: dict[tuple[int, int], Array] = {}
     smooth: dict[tuple[int, int], Array] = {}
-    count = len(common.symbols)
-    for one, other in [(i, j) for i in range(count) for j in range(i, count)]:
-        product = common.moves[:, one] * common.moves[:, other]
+    for one, other in combinations_with_replacement(range(len(segments)), 2):
+        product = moves[one] * moves[other]
         total = np.concatenate([[0.0], np.cumsum(product)])
         ahead[one, other] = total[rows + horizon + 1] - total[rows + 1]
-        smooth[one, other] = _smoothed(product, common.run)[rows]
-    pairs = list(combinations(range(count), 2))
+        # From zero at the start of the panel: ratios of it count.
+        smooth[one, other] = lfilter([1.0 - EWMA_DECAY], [1.0, -EWMA_DECAY], product)[rows]
+    pairs = list(combinations(range(len(segments)), 2))
     came, ewma = (
-        np.stack([_correlation(of, pair) for pair in pairs], axis=1) for of in (ahead, smooth)
+        np.stack([_correlation(sums, pair) for pair in pairs], axis=1) for sums in (ahead, smooth)
     )
     usable = np.isfinite(came).all(axis=1) & np.isfinite(ewma).all(axis=1)
-    if not usable.any():
-        return None
-    names = tuple(f"{common.symbols[i]} {common.symbols[j]}" for i, j in pairs)
-    return _Rows(names, common.open_time_ms[rows][usable], ewma[usable], came[usable])
-
-
-def _smoothed(product: Array, run: NDArray[np.int64]) -> Array:
-    """Return EWMA of *product* [bar] from zero at the start of each stretch: ratios of it count."""
-    found = np.empty_like(product)
-    cuts = [0, *(np.flatnonzero(np.diff(run)) + 1).tolist(), len(run)]
-    for start, stop in pairwise(cuts):
-        own = product[start:stop].copy()
-        own[0] = 0.0  # the return over a hole
-        found[start:stop] = lfilter([1.0 - EWMA_DECAY], [1.0, -EWMA_DECAY], own)
-    return found
+    return segments[0].open_time_ms[rows][usable], ewma[usable], came[usable]
 
 
 def _correlation(of: Mapping[tuple[int, int], Array], pair: tuple[int, int]) -> Array:

@@ -1,4 +1,4 @@
-"""Recipes fitted anew on folds, and what a change of a recipe is worth.
+"""Recipes fitted anew on folds, of candles and of order books, and what changes are worth.
 
 What is chosen (recipe, score, window, ensemble) is chosen by these, so that no span is opened. Each
 fold fits the model and every baseline on its own training spans alone.
@@ -12,15 +12,21 @@ The rules are docs/models.md, L44; docs/models.md, L55.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import numpy as np
 
 from tracepaper.replay.document.values import Table, Value, of_row, table
 from tracepaper.replay.learning.dataset import Dataset
+from tracepaper.replay.learning.estimators.order_book import (
+    BookFitOptions,
+    book_forecasts,
+    fit_network,
+    frequencies_of,
+)
 from tracepaper.replay.learning.fit import threads_used, use_threads
 from tracepaper.replay.learning.fitted import (
     CandleModel,
@@ -30,20 +36,12 @@ from tracepaper.replay.learning.fitted import (
     candle_kind,
     one_by_one,
 )
-from tracepaper.replay.learning.judge.assets import (
-    RANKS,
-    WEIGHTS,
-    less_ranked,
-    net_verdict,
-    rank_table,
-    rank_verdict,
-    weights_table,
-)
-from tracepaper.replay.learning.judge.compare import compare, differences_table, forecaster_table
-from tracepaper.replay.learning.judge.forecasts import Forecasts, concatenated
-from tracepaper.replay.learning.judge.metrics import LOSSES, Metric, views
-from tracepaper.replay.learning.judge.portfolio import PORTFOLIOS
-from tracepaper.replay.learning.judge.tables import COMPARED
+from tracepaper.replay.learning.judge.books import untouched_ms
+from tracepaper.replay.learning.judge.compare import NOTE, compared_table, forecaster_table
+from tracepaper.replay.learning.judge.forecasts import Forecasts, ModelForecasts, concatenated
+from tracepaper.replay.learning.judge.metrics import COMPARED, LOSSES, Metric, compared_by, views
+from tracepaper.replay.learning.judge.tables import scores_of
+from tracepaper.replay.learning.order_books import DAYS_LEAST, BookDataset
 from tracepaper.replay.learning.recipe import kind_of, member_as_card, recipe_of
 from tracepaper.replay.learning.recipe_file import ARCHITECTURE, KeyValue
 from tracepaper.replay.learning.splits import (
@@ -56,25 +54,16 @@ from tracepaper.replay.learning.splits import (
     read_folds,
     with_calibration,
 )
-from tracepaper.replay.learning.statistics import (
-    DayDifference,
-    overfitting,
-    verdict,
-)
+from tracepaper.replay.learning.statistics import overfitting
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.features.rolling import Array
 from tracepaper.strategies.forecasters.build import HALVES
+from tracepaper.strategies.networks.order_book import OrderBookConfig
+from tracepaper.strategies.order_book import Books
 from tracepaper.strategies.units import DAY_MS
 
 REFITS_MOST: Final = 3
 """Folds of a network: each costs a training."""
-
-
-class FoldForecasts(NamedTuple):
-    """What a recipe fitted on one fold forecasts of the fold's test, and what its weights made."""
-
-    forecasts: Forecasts
-    held: Forecasts | None
 
 
 @dataclass(frozen=True)
@@ -83,7 +72,7 @@ class Refits:
 
     text: str
     folds: Sequence[Fold]
-    tests: Sequence[FoldForecasts]
+    tests: Sequence[ModelForecasts]
     combination: tuple[int, int] | None
 
     @property
@@ -101,11 +90,7 @@ class Refits:
         """Return it with the forecasts of *others* on the same folds as compared models."""
         tests = list(self.tests)
         for name, other in others.items():
-            for place, theirs in enumerate(other.tests):
-                rows, held = tests[place]
-                if held is not None and theirs.held is not None:
-                    held = held.join(theirs.held, name)
-                tests[place] = FoldForecasts(rows.join(theirs.forecasts, name), held)
+            tests = [one.join(rival, name) for one, rival in zip(tests, other.tests, strict=True)]
         return replace(self, tests=tests)
 
 
@@ -114,43 +99,96 @@ class _FoldFit:
     """Fits the recipe of *card* on one of *count* folds of *data*, and asks it about its test."""
 
     card: Mapping[str, Any]
-    data: Dataset
+    data: Dataset | BookDataset
     count: int
     threads: int
 
-    def __call__(self, unit: tuple[int, Fold], say: Say) -> FoldForecasts:
+    def __call__(self, unit: tuple[int, Fold], say: Say) -> ModelForecasts:
         """Fit the model on a numbered fold and forecast the fold's test."""
         place, fold = unit
         use_threads(self.threads)
         say(f"Fold {place} of {self.count}.")
+        if isinstance(self.data, BookDataset):
+            return ModelForecasts(fold_books(self.card, self.data, fold, say))
         own = self.data.folded(fold)
         with tempfile.TemporaryDirectory(prefix="tracepaper-fold-") as folder:
             recipe = recipe_of(self.card)
             fitted = recipe.kind.fit(own, recipe, FitRun(Path(folder), say=say))
         assert isinstance(fitted, CandleModel)
         model = fitted.for_fold(own)
-        return FoldForecasts(model.answers(own, Part.TEST), model.held(own))
+        return ModelForecasts(model.answers(own, Part.TEST), model.held(own))
+
+
+def fold_books(card: Mapping[str, Any], data: BookDataset, fold: Fold, say: Say) -> Forecasts:
+    """Fit on what *fold* learns from; return its forecasts of the fold's test."""
+    config, options = book_recipe(card, data)
+
+    def part(spans: Sequence[Span]) -> list[Books]:
+        return [of.shallower(config.levels) for span in spans for of in data.between(*span)]
+
+    training = part(fold.train)
+    longest = max(map(len, training), default=0)
+    if longest <= config.horizons[-1]:
+        raise ConfigInvalid(
+            f"A fold learns from at most {longest} books in a row, and the horizon of "
+            f"{config.horizons[-1]} needs more; ask for fewer folds."
+        )
+    network, stopped = fit_network(training, part(fold.validation), config, options)
+    if stopped:
+        say(stopped)
+    test = part(fold.test)
+    if max(map(len, test), default=0) <= config.horizons[-1]:
+        raise ConfigInvalid(
+            "The test of a fold holds no book whose move to "
+            f"{config.horizons[-1]} books is known; ask for fewer folds."
+        )
+    return book_forecasts(network, test, frequencies_of(training, config.horizons))
+
+
+def book_recipe(
+    card: Mapping[str, Any], data: BookDataset
+) -> tuple[OrderBookConfig, BookFitOptions]:
+    """Return the recipe of *card*; raise ``ConfigInvalid`` where *data* are too shallow."""
+    recipe = recipe_of(card)
+    config, options = recipe.architecture, recipe.options
+    assert isinstance(config, OrderBookConfig)
+    assert isinstance(options, BookFitOptions)
+    if config.levels > data.header.levels:
+        raise ConfigInvalid(
+            f"architecture.levels is {config.levels}, and the files hold {data.header.levels}; "
+            "give as many at most."
+        )
+    return config, options
 
 
 def refit(
-    card: Mapping[str, Any], data: Dataset, text: str, *, say: Say, each: Each = one_by_one
+    card: Mapping[str, Any],
+    data: Dataset | BookDataset,
+    text: str,
+    *,
+    say: Say,
+    each: Each = one_by_one,
 ) -> Refits:
     """Fit the recipe of *card* on the folds that *text* names, of the time before the untouched.
 
-    *each* is where the folds are fitted. Raises ``ConfigInvalid`` for folds that the candles, or a
+    *each* is where the folds are fitted. Raises ``ConfigInvalid`` for folds that the data, or a
     network, cannot have.
     """
     kind, numbers = asked(text)
-    of_card = candle_kind(card)
-    if of_card.walks_only:
+    if kind_of(card).walks_only:
         refuse_many(kind, numbers)
-    data = of_card.arrange(data)
-    for sentence in data.notes:
-        say(sentence)
-    embargo_ms = data.split.embargo_bars * data.interval_ms
-    folds = read_folds(text, _before(data), embargo_ms=embargo_ms)
-    if of_card.holds_out_calibration:
-        folds = [with_calibration(fold) for fold in folds]
+    if isinstance(data, BookDataset):
+        book_recipe(card, data)
+        folds = read_folds(text, _books_before(card, data), embargo_ms=0)
+    else:
+        of_card = candle_kind(card)
+        data = of_card.arrange(data)
+        for sentence in data.notes:
+            say(sentence)
+        embargo_ms = data.split.embargo_bars * data.interval_ms
+        folds = read_folds(text, _before(data), embargo_ms=embargo_ms)
+        if of_card.holds_out_calibration:
+            folds = [with_calibration(fold) for fold in folds]
     fit = _FoldFit(card, data, len(folds), threads_used())
     found = each(fit, list(enumerate(folds, start=1)), say)
     combination = (numbers[0], numbers[1]) if kind == COMBINATORIAL else None
@@ -173,27 +211,34 @@ def _before(material: Dataset) -> Span:
     return first, min(last, material.split.calibration_until_ms)
 
 
+def _books_before(card: Mapping[str, Any], data: BookDataset) -> Span:
+    """Return the time of the books before *card*'s untouched time, at least seven days of them."""
+    known = data.between(None, untouched_ms(card))
+    recorded = sum(map(len, known)) * data.header.every_ms / DAY_MS
+    if recorded < DAYS_LEAST:
+        raise ConfigInvalid(
+            f"The books before the untouched time are {recorded:.1f} days of depth, and folds need "
+            "seven: give the files that the model was trained on, or record longer."
+        )
+    return int(known[0].seen_ms[0]), int(known[-1].seen_ms[-1]) + data.header.every_ms
+
+
 # --- what the folds say
 
 
 def tables(found: Refits) -> list[Table]:
-    """Return each loss by forecaster and horizon, and how likely a choice by it is luck."""
-    rows, held, made = found.pooled, found.held, []
-    note = (
-        "Each fold fits the model and every baseline on its own training spans; errors by day, the "
-        "verdict by Holm over the baselines."
-    )
-    for key in COMPARED:
+    """Return each metric by forecaster and horizon, and how likely a choice by it is luck."""
+    rows, made, suffix = found.pooled, [], f", over {found.text}"
+    for key in COMPARED if rows.unit == "bars" else ():
         metric = LOSSES[key]
-        title = f"{metric.title}, over {found.text}"
-        made.append(forecaster_table(f"folds_{key}", title, rows, metric, verdict, note))
+        title, notes = f"{metric.title}{suffix}", [_FIT_NOTE, NOTE]
+        made.append(forecaster_table(f"folds_{key}", title, rows, metric, notes=notes))
         if found.combination is not None:
             made.append(_selected(found, f"overfitting_{key}", metric))
-    if rows.gives("relative"):
-        made.append(rank_table("folds_across", f"{RANKS}, over {found.text}", rows))
-    if held is not None:
-        made.append(weights_table("folds_weights", f"{WEIGHTS}, over {found.text}", held))
-    return made
+    return [*made, *scores_of(rows, found.held, "folds_", suffix)]
+
+
+_FIT_NOTE: Final = "Each fold fits the model and every baseline on its own training spans."
 
 
 def _selected(found: Refits, key: str, metric: Metric) -> Table:
@@ -292,69 +337,17 @@ def ablated(card: Mapping[str, Any], text: str) -> dict[str, Any]:
 
 
 def ablation_tables(own: Refits, others: Mapping[str, Refits]) -> list[Table]:
-    """Return for each loss how much more each change of *others* loses than *own*, by horizon.
+    """Return for each metric how much more each change of *others* has than *own*, by horizon.
 
-    Of a network over several assets also how much better each ranks them, and what its weights make
-    more a day.
+    Each change is fitted anew on the same folds with the same seed.
     """
     joined = own.joined(others)
-    note = (
-        "The change less the recipe as it is, on the bars that both answer; fitted anew on the "
-        "same folds with the same seed, errors by day, the verdict by Holm over the changes."
-    )
-    losses = {key: LOSSES[key] for key in COMPARED}
-    tables = change_tables(joined, others, losses, "bars", lambda _: verdict, note)
-    rows, held, worth = joined.pooled, joined.held, f"what changes are worth, {own.text}"
-    if rows.gives("relative"):
-        ranked = {(str(at), f"{at} bars"): less_ranked(of) for at, of in rows.by_horizon()}
-        title = f"{RANKS}: {worth}"
-        turned = _turned(ranked, others)
-        tables.append(differences_table("instead_across", title, turned, rank_verdict, note))
-    if held is not None:
-        a_day = ("basis points a day", "basis points a day")
-        net = {a_day: compare(held, PORTFOLIOS["net"], others=held.compared)}
-        title = f"{WEIGHTS}: {worth}"
-        turned = _turned(net, others)
-        tables.append(differences_table("instead_weights", title, turned, net_verdict, note))
-    return tables
-
-
-def change_tables(
-    joined: Refits,
-    others: Iterable[str],
-    metrics: Mapping[str, Metric],
-    unit: str,
-    say: Callable[[Metric], Callable[[DayDifference], str]],
-    note: str,
-) -> list[Table]:
-    """Return a table a metric: each of *others*, which are joined, less the recipe as it is."""
-    rows = joined.pooled
     return [
-        differences_table(
-            f"instead_{key}",
-            f"{metric.title}: what changes are worth, {joined.text}",
-            _turned(
-                {
-                    (str(at), f"{at} {unit}"): compare(of, metric, others=rows.compared)
-                    for at, of in rows.by_horizon()
-                },
-                others,
-            ),
-            say(metric),
-            note,
+        compared_table(
+            f"instead_{key}", f"{metric.title}: what changes are worth, {own.text}", rows, metric,
+            tuple(others), first="change", turned=True,
         )
-        for key, metric in metrics.items()
-    ]
-
-
-def _turned(
-    found: Mapping[tuple[str, str], Mapping[str, DayDifference]], others: Iterable[str]
-) -> dict[tuple[str, str], dict[str, DayDifference | None]]:
-    """Turn the sign of the recipe less each of *others*; None where one is not compared."""
-    return {
-        column: {
-            name: less._replace(value=0.0 - less.value) if (less := of.get(name)) else None
-            for name in others
-        }
-        for column, of in found.items()
-    }
+        for rows in (joined.pooled, joined.held)
+        if rows is not None
+        for key, metric in compared_by(rows).items()
+    ]  # fmt: skip

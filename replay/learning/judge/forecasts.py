@@ -92,6 +92,11 @@ class Forecasts:
         """The horizons of the rows, rising."""
         return tuple(np.unique(self.horizon).tolist())
 
+    @property
+    def unit(self) -> str:
+        """What horizons count: bars, or order books."""
+        return "books" if "move" in self.labels else "bars"
+
     def where(self, chosen: NDArray[np.bool_] | Ints | slice) -> Forecasts:
         """Return the *chosen* rows."""
         return Forecasts(
@@ -188,6 +193,20 @@ class Forecasts:
             _, at, there = np.intersect1d(*keys, return_indices=True)
             place[mine[at]] = theirs[there]
         return place
+
+
+class ModelForecasts(NamedTuple):
+    """What a model forecasts of some rows, and what its weights made; None without any."""
+
+    forecasts: Forecasts
+    held: Forecasts | None = None
+
+    def join(self, other: ModelForecasts, name: str) -> ModelForecasts:
+        """Return it with *other* as the compared model *name*, as ``Forecasts.join``."""
+        held = self.held
+        if held is not None and other.held is not None:
+            held = held.join(other.held, name)
+        return ModelForecasts(self.forecasts.join(other.forecasts, name), held)
 
 
 def named_asset(name: str) -> int:

@@ -55,43 +55,32 @@ from tracepaper.strategies.types.decisions import Regime
 HYSTERESIS: Final = float(RegimeSection().hysteresis)
 
 
-def judgement_section(found: Forecasts, known: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what ``[calibration]`` says of the gates, of the calibration slice's rows *found*.
-
-    *known* are the quantiles so far; those that come back hold the fitted confidence's as well.
-    """
-    fitted, evidence = fit_confidence(found)
-    section: dict[str, Any] = {"quantiles": dict(known)}
-    measures = dict(found.values[GATE_COLUMNS])
-    if fitted is not None:
-        name = confidence_calibrated.calibrated_as
-        measures[name] = scored(fitted.sign, found.values[INPUT_COLUMNS])
-        section["quantiles"][name] = list(quantiles(measures[name]))
-        section |= {"confidence": msgspec.to_builtins(fitted), "cross_fitted": evidence}
-    if (cells := fit_cells(found)) is not None:
-        section["regimes"] = msgspec.to_builtins(cells)
-    usual = None
-    if RECENT_MASS in measures:
-        usual = _in_usual_regimes(found, section["quantiles"])
-        if usual is None:
-            return {**section, "coverage": []}
-    return {**section, "coverage": coverage(measures, section, usual)}
-
-
 def gates_section(found: Forecasts, section: Mapping[str, Any]) -> dict[str, Any]:
-    """Return ``[calibration]`` with what gates need: quantiles, confidence, regimes.
+    """Return ``[calibration]`` with what gates need: quantiles, confidence, regimes, coverage.
 
     *found* are what a run's own forecaster said of the calibration slice.
     """
-    known: dict[str, Any] = {
+    measures = dict(found.values[GATE_COLUMNS])
+    known = {name: list(quantiles(values)) for name, values in measures.items()}
+    section = {
+        **section,
         "bars": len(found),
         "round_trip_cost": ROUND_TRIP_COST,
         "percents": [PERCENTS[0], PERCENTS[-1]],
-        "quantiles": {
-            name: list(quantiles(values)) for name, values in found.values[GATE_COLUMNS].items()
-        },
+        "quantiles": known,
     }
-    return {**section, **known} | judgement_section(found, known["quantiles"])
+    fitted, evidence = fit_confidence(found)
+    if fitted is not None:
+        name = confidence_calibrated.calibrated_as
+        measures[name] = scored(fitted.sign, found.values[INPUT_COLUMNS])
+        known[name] = list(quantiles(measures[name]))
+        section |= {"confidence": msgspec.to_builtins(fitted), "cross_fitted": evidence}
+    if (cells := fit_cells(found)) is not None:
+        section["regimes"] = msgspec.to_builtins(cells)
+    usual = _in_usual_regimes(found, known) if RECENT_MASS in measures else None
+    if RECENT_MASS in measures and usual is None:
+        return {**section, "coverage": []}
+    return {**section, "coverage": coverage(measures, section, usual)}
 
 
 def judged_gates(

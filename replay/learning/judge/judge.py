@@ -8,10 +8,10 @@ The rules are docs/models.md, L54.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import numpy as np
 
@@ -20,12 +20,12 @@ from tracepaper.replay.learning.baselines import unfitted
 from tracepaper.replay.learning.dataset import Dataset
 from tracepaper.replay.learning.fitted import candle_kind, candle_model
 from tracepaper.replay.learning.judge.explained import Judgement, daily_net
-from tracepaper.replay.learning.judge.forecasts import Forecasts
+from tracepaper.replay.learning.judge.forecasts import Forecasts, ModelForecasts
 from tracepaper.replay.learning.judge.user_class import class_forecasts, judge_user_class
 from tracepaper.replay.learning.openings import WHOLE, NamedSpan, SpanOpening, opened, openings_path
 from tracepaper.replay.learning.samples import samples_in
 from tracepaper.replay.learning.splits import Part, iso
-from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
+from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.features.rolling import Array
 from tracepaper.strategies.units import DAY_MS, count_of, interval_text
 
@@ -33,14 +33,6 @@ NO_BASELINES: Final = (
     "The checkpoint keeps no baselines, and the candles hold no bar of its training, so it stands "
     "beside what needs no fitting alone; give candles from before {until}, or train it again."
 )
-
-
-class Rival(NamedTuple):
-    """Another model's forecasts of the bars of a judgement."""
-
-    name: str
-    forecasts: Forecasts
-    held: Forecasts | None = None  # of a model with weights
 
 
 @dataclass(frozen=True)
@@ -61,11 +53,6 @@ class SpanJudgement:
     def forecasts(self) -> Forecasts:
         """The rows that were judged."""
         return self.judged.forecasts
-
-    @property
-    def unit(self) -> str:
-        """What a row is of: bars, or order books."""
-        return "bars" if "returns" in self.forecasts.labels else "books"
 
     @property
     def days(self) -> int:
@@ -121,12 +108,10 @@ class SpanJudgement:
         assert self.judged.explained is not None
         return daily_net(self.judged.explained, self.judged.rules[rule])
 
-    def compared_with(self, rival: Rival) -> SpanJudgement:
+    def compared_with(self, name: str, other: ModelForecasts) -> SpanJudgement:
         """Return it with the forecasts of another model on the same rows."""
-        judged = self.judged._replace(forecasts=self.forecasts.join(rival.forecasts, rival.name))
-        if judged.held is not None and rival.held is not None:
-            judged = judged._replace(held=judged.held.join(rival.held, rival.name))
-        return replace(self, judged=judged)
+        forecasts, held = ModelForecasts(self.forecasts, self.judged.held).join(other, name)
+        return replace(self, judged=self.judged._replace(forecasts=forecasts, held=held))
 
 
 def counted(
@@ -214,90 +199,29 @@ def _with_baselines(material: Dataset) -> tuple[Dataset, tuple[str, ...]]:
     return replace(material, stored=unfitted()), (NO_BASELINES.format(until=until),)
 
 
-# --- how sure a model was
-
-
-Sureness = Callable[[Forecasts], Array | None]
-MEASURES: Final[dict[str, Sureness]] = {}
-"""Measures of a model's sureness, by name: higher is surer, NaN where it is not known."""
-
-
-def measure(name: str) -> Callable[[Sureness], Sureness]:
-    """Register a measure of how sure a model was of each row; None where it has none.
-
-    Raises ``ConfigInvalid`` for a name that is taken.
-    """
-
-    def register(function: Sureness) -> Sureness:
-        if name in MEASURES:
-            raise ConfigInvalid(f"There is a measure called {name} already.")
-        MEASURES[name] = function
-        return function
-
-    return register
-
-
-@measure("entropy")
-def _entropy(rows: Forecasts) -> Array | None:
-    return rows.value("confidence") if rows.gives("confidence") else None
-
-
-@measure("margin")
-def _margin(rows: Forecasts) -> Array | None:
-    if not rows.gives("probability"):
-        return None
-    down, _, up = rows.value("probability").T
-    margin: Array = np.abs(up - down) / (up + down)
-    return margin
-
-
-@measure("mean_over_scale")
-def _mean_over_scale(rows: Forecasts) -> Array | None:
-    if not (rows.gives("mean") and rows.gives("scale")):
-        return None
-    ratio: Array = np.abs(rows.value("mean")) / rows.value("scale")
-    return ratio
-
-
-@measure("predicted_calm")
-def _predicted_calm(rows: Forecasts) -> Array | None:
-    return -rows.value("variance") if rows.gives("variance") else None
-
-
 # --- other models
 
 
 def rival_checkpoint(
-    name: str,
     card: Mapping[str, Any],
     tensors: Mapping[str, Any],
     material: Dataset,
     judgement: SpanJudgement,
-) -> Rival:
+) -> ModelForecasts:
     """Return a checkpoint's forecasts of the bars of *judgement*, of the same interval.
 
     Raises ``ConfigInvalid`` where it learnt from that time, or answers none of these bars.
     """
-    try:
-        same = candle_kind(card).arrange(_same_bars(material, judgement))
-        model = candle_model(card, tensors)
-        return Rival(name, model.answers(same, Part.TEST), model.held(same))
-    except (ConfigInvalid, DataInvalid) as error:
-        raise _compare_error(name, error) from None
+    same = candle_kind(card).arrange(_same_bars(material, judgement))
+    model = candle_model(card, tensors)
+    return ModelForecasts(model.answers(same, Part.TEST), model.held(same))
 
 
 def rival_class(
-    name: str, forecaster: UserForecaster, material: Dataset, judgement: SpanJudgement
-) -> Rival:
+    forecaster: UserForecaster, material: Dataset, judgement: SpanJudgement
+) -> ModelForecasts:
     """Return the forecasts of a user's class for the bars of *judgement*; raises likewise."""
-    try:
-        return Rival(name, class_forecasts(forecaster, _same_bars(material, judgement)))
-    except (ConfigInvalid, DataInvalid) as error:
-        raise _compare_error(name, error) from None
-
-
-def _compare_error(name: str, error: Exception) -> ConfigInvalid:
-    return ConfigInvalid(f"--compare {name}: {str(error).rstrip('.')}.")
+    return ModelForecasts(class_forecasts(forecaster, _same_bars(material, judgement)))
 
 
 def require_interval(name: str, material: Dataset, interval_ms: int) -> None:

@@ -9,7 +9,7 @@ The rules are docs/models.md, L14, L45 and L56.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Final, NamedTuple
@@ -17,10 +17,12 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.special import stdtrit
 from scipy.stats import rankdata
 
 from tracepaper.replay.learning import statistics
 from tracepaper.replay.learning.judge.forecasts import MODEL, Forecasts
+from tracepaper.replay.learning.judge.tails import student_tails
 from tracepaper.replay.learning.losses import ADDED
 from tracepaper.replay.learning.statistics import (
     COVERAGE,
@@ -30,6 +32,8 @@ from tracepaper.replay.learning.statistics import (
     inside,
     mean,
 )
+from tracepaper.replay.report.honesty import FEW_DAYS
+from tracepaper.replay.report.metrics import BLOCK_DAYS
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.features.rolling import Array
 
@@ -64,7 +68,7 @@ class MetricView:
 Terms = Callable[[MetricView], Array]
 Combine = Callable[[Array], Array]
 Reference = Callable[[MetricView], Mapping[str, NDArray[Any]]]
-"""The judged model's view → the fields of a constant."""
+"""The judged model's view → the fields of a simpler forecast; empty where there is none."""
 
 
 class Metric(NamedTuple):
@@ -79,7 +83,9 @@ class Metric(NamedTuple):
     terms: Terms
     combine: Combine | None = None
     references: Mapping[str, Reference] = MappingProxyType({})
-    less_is_better: bool = True
+    less_is_better: bool | None = True  # None: neither is better
+    least_days: int = 0
+    """Days below which none is better than another."""
     of_model: frozenset[str] = frozenset()
     """Fields that the judged model must give, or the figure is not shown."""
     is_alone: bool = False
@@ -90,6 +96,8 @@ METRICS: Final[dict[str, Metric]] = {}
 """Every figure by its name, in the order of a card; ``direction.brier`` stands in a section."""
 LOSSES: Final[dict[str, Metric]] = {}
 """Losses by which forecasters are compared row by row."""
+MEASURES: Final[dict[str, Metric]] = {}
+"""How sure a model was of each row: higher is surer, NaN where it is not known."""
 RISKS: Final[dict[str, Metric]] = {}
 """Losses of a bar that is answered, by which a measure of sureness is judged."""
 
@@ -127,8 +135,9 @@ def views(
     able = [name for name in chosen if all(rows.gives(field, name) for field in metric.needs)]
     found = {name: MetricView(rows, name) for name in able}
     if names is None and (found or not metric.is_alone):
-        for name, fields in metric.references.items():
-            found[name] = MetricView(rows.holding(name, **fields(MetricView(rows))), name)
+        for name, reference in metric.references.items():
+            if fields := reference(MetricView(rows)):
+                found[name] = MetricView(rows.holding(name, **fields), name)
     return found
 
 
@@ -398,7 +407,7 @@ def _best_ranks(view: MetricView) -> Array:
     return ranks(view, view[field])
 
 
-ACROSS: Final = METRICS["relative_rank_ic"]._replace(
+RANKS: Final = METRICS["relative_rank_ic"]._replace(
     terms=_best_ranks, needs=frozenset({"score"}), references={}, of_model=frozenset()
 )
 """How other models are held to the judged one where either ranks several assets."""
@@ -427,9 +436,100 @@ def qlike_rank(view: MetricView) -> Array:
     return found
 
 
+@metric("entropy", "", "confidence", of=MEASURES, less_is_better=False)
+def _confidence(view: MetricView) -> Array:
+    return view["confidence"]
+
+
+@metric("margin", "", "probability", of=MEASURES, less_is_better=False)
+def _margin(view: MetricView) -> Array:
+    down, _, up = view["probability"].T
+    margin: Array = np.abs(up - down) / (up + down)
+    return margin
+
+
+@metric("mean_over_scale", "", "mean", "scale", of=MEASURES, less_is_better=False)
+def _mean_over_scale(view: MetricView) -> Array:
+    ratio: Array = np.abs(view["mean"]) / view["scale"]
+    return ratio
+
+
+@metric("predicted_calm", "", "variance", of=MEASURES, less_is_better=False)
+def _predicted_calm(view: MetricView) -> Array:
+    calm: Array = -view["variance"]
+    return calm
+
+
 @metric("interval_miss", "90 % interval missed", "mean", "scale", "dof", of=RISKS)
 def _interval_miss(view: MetricView) -> Array:
     return 1.0 - _coverage(view)
+
+
+# --- of pairs, portfolios and order books
+
+CORRELATION: Final = "correlation"
+PAIRS: Final[dict[str, Metric]] = {}
+"""The metrics of pairs of symbols."""
+PORTFOLIOS: Final[dict[str, Metric]] = {}
+"""The metrics of portfolios, whose rows are days."""
+BOOKS: Final[dict[str, Metric]] = {}
+"""The metrics of networks of order books."""
+BOOK_DAYS: Final = 2 * BLOCK_DAYS
+"""Days of order books below which an error is not known."""
+
+
+@metric(CORRELATION, "Mean squared error of correlations to the horizon", CORRELATION, of=PAIRS)
+def _correlation_error(view: MetricView) -> Array:
+    squared: Array = (view[CORRELATION] - view.labels[CORRELATION]) ** 2
+    return squared
+
+
+@metric("net", "Net of fees, bp a day", "net", of=PORTFOLIOS, less_is_better=False,
+        least_days=FEW_DAYS)  # fmt: skip
+def _net(view: MetricView) -> Array:
+    net: Array = _POINTS * view["net"]
+    return net
+
+
+@metric("turnover", "Turnover a day", "turnover", of=PORTFOLIOS, less_is_better=None)
+def _turnover(view: MetricView) -> Array:
+    return view["turnover"]
+
+
+@metric("gross", "Gross of a decision", "gross", of=PORTFOLIOS, less_is_better=None,
+        combine=lambda sums: sums[:, 0] / sums[:, 1])  # fmt: skip
+def _gross(view: MetricView) -> Array:
+    return np.stack([view["gross"], view.labels["decisions"]])
+
+
+@metric("log_loss", "Log loss of the mid's move (less is better)", "log_probability", of=BOOKS,
+        least_days=BOOK_DAYS)  # fmt: skip
+def _move_log_loss(view: MetricView) -> Array:
+    moves = view.labels["move"]
+    loss: Array = -view["log_probability"][np.arange(len(moves)), moves]
+    return loss
+
+
+@metric("accuracy", "Accuracy: moves of the mid named right", "move", of=BOOKS,
+        less_is_better=False, least_days=BOOK_DAYS)  # fmt: skip
+def _move_accuracy(view: MetricView) -> Array:
+    return (view["move"] == view.labels["move"]).astype(np.float64)
+
+
+COMPARED: Final = ("qlike", "sign")
+"""Losses of bars by which models are compared with other models."""
+
+
+def compared_by(rows: Forecasts) -> dict[str, Metric]:
+    """Return the metrics by which models are compared on *rows*, by what these are of."""
+    if "move" in rows.labels:
+        return BOOKS
+    if "decisions" in rows.labels:
+        return {"weights": PORTFOLIOS["net"]}
+    found = {key: LOSSES[key] for key in COMPARED}
+    if any(rows.gives(RELATIVE, name) for name in (MODEL, *rows.compared)):
+        found["across"] = RANKS
+    return found
 
 
 # --- of the heads that not every network has
@@ -446,8 +546,88 @@ def head_loss(head: str) -> Terms:
     return terms
 
 
+EWMA: Final = "EWMA, scaled"
+STUDENT_T: Final = "its own Student t"
+AVERAGE_ODDS: Final = "its average odds"
+
+
+def average_odds(view: MetricView) -> Mapping[str, NDArray[Any]]:
+    """Return a forecast of regimes that gives each bar the rows' mean odds."""
+    regimes = view["regimes"].copy()
+    regimes[:, 0] = np.log(np.exp(regimes[:, 0]).mean(axis=0))
+    return {"regimes": regimes}
+
+
+_SIMPLER: Final[Mapping[str, Mapping[str, Reference]]] = {
+    "tails": {STUDENT_T: lambda view: {"tails": student_tails(view.rows)}},
+    "regimes": {AVERAGE_ODDS: average_odds},
+}
 HEAD_LOSSES: Final[Mapping[str, Metric]] = {
-    head: Metric(head, added.title, frozenset({head}), head_loss(head))
+    head: Metric(
+        head,
+        added.title,
+        frozenset({head}),
+        head_loss(head),
+        references=_SIMPLER.get(head, {}),
+        of_model=frozenset({head}),
+    )
     for head, added in ADDED.items()
 }
 """The loss of each such head, by which it is held to simpler forecasts."""
+
+
+# --- of quantiles and the whole law, in basis points
+
+
+def _law_of_ewma(view: MetricView) -> Mapping[str, Array]:
+    """Return a normal law of no mean and the volatility of EWMA."""
+    if not view.rows.gives("variance", "ewma"):
+        return {}
+    scale = np.sqrt(view.rows.value("variance", "ewma"))
+    return {"mean": np.zeros(len(scale)), "scale": scale, "dof": np.full(len(scale), 1e8)}
+
+
+def _law_beside_quantiles(view: MetricView) -> Mapping[str, Array]:
+    """Return the model's law, where a head of quantiles stands in its place."""
+    return {name: view[name] for name in ("mean", "scale", "dof")} if view.rows.levels else {}
+
+
+DENSITIES: Final[dict[str, Metric]] = {}
+"""Scores of the whole law."""
+QUANTILES: Final = (0.05, 0.25, 0.5, 0.75, 0.95)
+"""Of a Student t that are judged where no head names others."""
+
+
+@metric("crps", "CRPS of the return, in basis points (less is better)", "mean", "scale", "dof",
+        of=DENSITIES, references={"EWMA": _law_of_ewma})  # fmt: skip
+def _crps(view: MetricView) -> Array:
+    points = view.points
+    value = points * view.labels["returns"]
+    return statistics.crps_of(points * view["mean"], points * view["scale"], view["dof"], value)
+
+
+def pinball(level: float) -> Metric:
+    """Return the pinball loss of the quantile of that *level*: a head's, else that of the law."""
+
+    def terms(view: MetricView) -> Array:
+        points, rows = view.points, view.rows
+        if rows.levels and rows.gives("quantiles", view.name):
+            quantile = points * view["quantiles"][:, rows.levels.index(level)]
+        else:
+            quantile = points * (view["mean"] + view["scale"] * stdtrit(view["dof"], level))
+        return statistics.pinball_of(points * view.labels["returns"], quantile, level)
+
+    needs = frozenset({"mean", "scale", "dof"})
+    references = {STUDENT_T: _law_beside_quantiles, "EWMA": _law_of_ewma}
+    return Metric(f"pinball_{level:g}", f"{level:g}", needs, terms, references=references)
+
+
+def crps_at(levels: Sequence[float]) -> Metric:
+    """Return twice the mean pinball loss at *levels*: the CRPS of a head that knows no others."""
+    each = [pinball(level) for level in levels]
+
+    def terms(view: MetricView) -> Array:
+        mean: Array = 2.0 * np.mean([metric.terms(view) for metric in each], axis=0)
+        return mean
+
+    return each[0]._replace(name="crps_at", title=f"at {len(levels)} levels", terms=terms)

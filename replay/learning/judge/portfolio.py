@@ -17,10 +17,11 @@ from numpy.typing import NDArray
 
 from tracepaper.replay.document.values import plus_minus
 from tracepaper.replay.learning.card import ROUND_TRIP_COST
+from tracepaper.replay.learning.judge.compare import compare
 from tracepaper.replay.learning.judge.forecasts import MODEL, Forecasts, named_asset
-from tracepaper.replay.learning.judge.metrics import Metric, MetricView, estimate, metric
+from tracepaper.replay.learning.judge.metrics import PORTFOLIOS, MetricView, estimate
 from tracepaper.replay.learning.panel import Ids, Labelled, predicted
-from tracepaper.replay.learning.statistics import mean
+from tracepaper.replay.learning.statistics import DailyEstimate
 from tracepaper.replay.report.honesty import FEW_DAYS, compared_sentences, few_days
 from tracepaper.replay.report.metrics import is_credible
 from tracepaper.strategies.allocation import (
@@ -57,8 +58,6 @@ FEE: Final = ROUND_TRIP_COST / 2.0
 COVARIANCE_BARS: Final = 240
 """Bars from which the rules' covariance is estimated."""
 RULES: Final = (Rule.EQUAL, Rule.INVERSE, Rule.MINIMUM)
-PORTFOLIOS: Final[dict[str, Metric]] = {}
-"""The metrics of portfolios."""
 
 WeightsAt = Callable[[Labelled, Ids], Array]
 """The weights [asset, decision] at some rows of a panel."""
@@ -127,13 +126,6 @@ def _held(decisions: PanelDecisions, weights: Array) -> dict[str, Array]:
     turnover = np.abs(weights - before).sum(axis=0)
     net = gross_return - FEE * turnover
     return {"net": net, "turnover": turnover, "gross": np.abs(weights).sum(axis=0)}
-
-
-@metric("net", "Weights, net of fees", "net", of=PORTFOLIOS, less_is_better=False)
-def _net(view: MetricView) -> Array:
-    """In basis points a day."""
-    net: Array = 1e4 * view["net"]
-    return net
 
 
 def rule_weights(rule: Rule) -> WeightsAt:
@@ -212,24 +204,21 @@ def portfolio_figures(held: Forecasts) -> dict[str, Any]:
 
     Net returns are basis points a day; ``against`` is the network's less the rule's, day by day.
     """
-    every = {name: MetricView(held, name) for name in held.values}
-    net, decisions = PORTFOLIOS["net"], int(held.labels["decisions"].sum())
-    own = net.terms(every[MODEL])
+    views = {name: MetricView(held, name) for name in held.values}
+    means = {
+        key: {name: estimate(metric, view) for name, view in views.items()}
+        for key, metric in PORTFOLIOS.items()
+    }
     return {
-        "decisions": decisions,
+        "decisions": int(held.labels["decisions"].sum()),
         "days": len(held),
         "fee": FEE,
-        "net_bp_a_day": {name: estimate(net, of).rounded(3) for name, of in every.items()},
-        "turnover_a_day": {
-            name: round(float(of["turnover"].sum()) / len(held), 4) for name, of in every.items()
-        },
-        "gross": {
-            name: round(float(of["gross"].sum()) / decisions, 4) for name, of in every.items()
-        },
+        "net_bp_a_day": {name: of.rounded(3) for name, of in means["net"].items()},
+        "turnover_a_day": {name: of.rounded(4)[0] for name, of in means["turnover"].items()},
+        "gross": {name: of.rounded(4)[0] for name, of in means["gross"].items()},
         "against_bp_a_day": {
-            name: mean(own - net.terms(of), held.day).rounded(3)
-            for name, of in every.items()
-            if name != MODEL
+            name: DailyEstimate(*less.pair).rounded(3)
+            for name, less in compare(held, PORTFOLIOS["net"]).items()
         },
     }
 

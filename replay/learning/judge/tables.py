@@ -6,44 +6,64 @@ each may name a chart with its caption. Estimates are pairs of value and standar
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
 from typing import Any, Final, NamedTuple
 
 import numpy as np
-from scipy.special import stdtrit
 
 from tracepaper.replay.document.charts import ChartPanel
 from tracepaper.replay.document.values import Cells, Figure, Table, Value, of_row, table
 from tracepaper.replay.learning import statistics as figures
 from tracepaper.replay.learning.judge import charts
-from tracepaper.replay.learning.judge.assets import (
-    beside_tables,
-    correlation_tables,
-    tables_of_span,
-)
-from tracepaper.replay.learning.judge.books import book_tables
 from tracepaper.replay.learning.judge.charts import has_law, hits
-from tracepaper.replay.learning.judge.compare import compare, rival_table
-from tracepaper.replay.learning.judge.forecasts import words
-from tracepaper.replay.learning.judge.heads import BREACH_FIGURES, head_tables
-from tracepaper.replay.learning.judge.judge import MEASURES, SpanJudgement
-from tracepaper.replay.learning.judge.metrics import LOSSES, METRICS, RISKS, MetricView
-from tracepaper.replay.learning.judge.tails import breaches_of
+from tracepaper.replay.learning.judge.compare import (
+    NOTE,
+    compare,
+    compared_table,
+    forecaster_table,
+    verdict_of,
+)
+from tracepaper.replay.learning.judge.correlation import LEARNT
+from tracepaper.replay.learning.judge.forecasts import MODEL, Forecasts, words
+from tracepaper.replay.learning.judge.heads import head_tables
+from tracepaper.replay.learning.judge.judge import SpanJudgement
+from tracepaper.replay.learning.judge.metrics import (
+    BOOKS,
+    CORRELATION,
+    DENSITIES,
+    LOSSES,
+    MEASURES,
+    METRICS,
+    PAIRS,
+    PORTFOLIOS,
+    QUANTILES,
+    RANKS,
+    RELATIVE,
+    RISKS,
+    compared_by,
+    crps_at,
+    pinball,
+    views,
+)
+from tracepaper.replay.learning.judge.tails import (
+    BREACHES,
+    breach_rows,
+    scaled_tails,
+    student_tails,
+)
 from tracepaper.replay.learning.splits import iso
 from tracepaper.replay.learning.statistics import (
     DayDifference,
     Ranked,
     RiskCurve,
     corrected,
-    difference,
     risk_curve,
     verdict,
 )
 from tracepaper.replay.report import metrics
 from tracepaper.replay.report.honesty import FEW_DAYS, LEVEL
 from tracepaper.strategies.errors import ConfigInvalid
-from tracepaper.strategies.features.rolling import Array
 
 
 class SpanFigure(NamedTuple):
@@ -60,8 +80,6 @@ SHOWN: Final[dict[str, SpanFigure]] = {}
 """What is shown of each span, by name, in order."""
 ACROSS: Final[dict[str, OfAll]] = {}
 """What makes the tables of all spans together."""
-COMPARED: Final = ("qlike", "sign")
-"""Losses by which models are compared with other models."""
 
 
 def shown(
@@ -161,42 +179,20 @@ _CLIMATOLOGY: Final = (
 @shown("paired", charts.qlike_by_day, "QLIKE by day: the sum so far of the model's less that of "
        "each baseline. A line that falls is a baseline that the model beats.")  # fmt: skip
 def _paired(judgement: SpanJudgement) -> Iterable[Table]:
-    """Return the model less each baseline on the same bars, a table a loss and horizon."""
-    note = (
-        "p by Student's t over days, Holm over the baselines; less is better, and credible with p "
-        f"below {LEVEL}."
-    )
+    """Return the model less each baseline on the same bars, a table a loss."""
     for key, metric in LOSSES.items():
-        for horizon, rows in judgement.forecasts.by_horizon():
-            if found := compare(rows, metric):
-                columns = _compared_columns("baseline", "model less baseline")
-                whole = f"{metric.title}, {horizon} bars ahead: the model less each baseline"
-                yield table(f"paired_{key}_{horizon}", whole, columns, found.items(), notes=[note])
+        title = f"{metric.title}: the model less each baseline"
+        yield compared_table(f"paired_{key}", title, judgement.forecasts, metric, first="baseline")
 
 
 @shown("beside")
 def _beside(judgement: SpanJudgement) -> Iterable[Table]:
-    """Return the model less each other model on the same bars, a table a loss and horizon."""
-    note = (
-        "On the bars that both answer; p by Student's t over days, Holm over the models; less is "
-        f"better, and credible with p below {LEVEL}."
-    )
-    for key in COMPARED:
-        for horizon, rows in judgement.forecasts.by_horizon():
-            if found := compare(rows, LOSSES[key], others=rows.compared):
-                title = f"{LOSSES[key].title}, {horizon} bars ahead"
-                whole = f"{title}: the model less each other model"
-                yield rival_table(f"beside_{key}_{horizon}", whole, found, note, verdict)
-    yield from beside_tables(judgement)
-
-
-def _compared_columns(of: str, title: str) -> list[Figure[tuple[str, DayDifference]]]:
-    return [
-        Figure(of, of, "text", lambda row: words(row[0])),
-        Figure("difference", title, "measure", lambda row: row[1].pair),
-        Figure("p", "p", "measure", lambda row: row[1].p),
-        Figure("verdict", "verdict", "text", lambda row: verdict(row[1])),
-    ]
+    """Return the model less each other model on the rows that both answer, a table a metric."""
+    for rows in (judgement.forecasts, judgement.judged.held):
+        if rows is not None and rows.compared:
+            for key, metric in compared_by(rows).items():
+                title = f"{metric.title}: the model less each other model"
+                yield compared_table(f"beside_{key}", title, rows, metric, rows.compared)
 
 
 # --- how well it knows how far it may be off
@@ -220,93 +216,36 @@ def _intervals(judgement: SpanJudgement) -> Iterable[Table]:
     yield table("intervals", "Share of returns inside the interval", columns, rows)
 
 
-class _Density(NamedTuple):
-    """One score of a forecast of the whole distribution, beside that of EWMA's normal law."""
-
-    horizon: int
-    forecast: str
-    level: float | None  # of a pinball loss; None of a CRPS
-    loss: Value
-    usual: Value
-    less: DayDifference
-
-
-QUANTILES: Final = (0.05, 0.25, 0.5, 0.75, 0.95)
-"""Of the quantiles of a Student t that are judged where no head names others."""
-_NORMAL_DOF: Final = 1e8
-_EWMA_NAME: Final = "ewma"
-_LAW: Final = "Student t"
-
-
 @shown("densities")
 def density_tables(judgement: SpanJudgement) -> Iterable[Table]:
     """Yield CRPS and pinball loss of the law and of a head of quantiles, beside EWMA's normal law.
 
-    A head knows a few levels, so its CRPS is twice their mean pinball loss, and so is here that of
+    A head knows a few levels, so its CRPS is twice their mean pinball loss, and so is there that of
     what it stands beside. That of a law is exact.
     """
-    if not has_law(judgement.forecasts):
+    rows = judgement.forecasts
+    if not has_law(rows) or not rows.gives("variance", "ewma"):
         return
-    scores: dict[tuple[int, str, float | None], tuple[Array, Array]] = {}
-    days = {horizon: rows.day for horizon, rows in judgement.forecasts.by_horizon()}
-    for horizon, rows in judgement.forecasts.by_horizon():
-        if not rows.gives("variance", _EWMA_NAME):
-            continue
-        points = 1e4 * rows.labels["unit"]
-        value, zero = points * rows.labels["returns"], np.zeros(len(rows))
-        usual = points * np.sqrt(rows.value("variance", _EWMA_NAME))
-        mean, scale = points * rows.value("mean"), points * rows.value("scale")
-        dof, normal = rows.value("dof"), np.full(len(rows), _NORMAL_DOF)
-        scores[horizon, _LAW, None] = (
-            figures.crps_of(mean, scale, dof, value),
-            figures.crps_of(zero, usual, normal, value),
-        )
-        levels = rows.levels or QUANTILES
-        laws = {_LAW: [mean + scale * stdtrit(dof, at) for at in levels]}
-        if rows.levels:
-            laws["quantiles"] = [points * of for of in rows.value("quantiles").T]
-        for name, quantiles in laws.items():
-            losses = []
-            for at, quantile in zip(levels, quantiles, strict=True):
-                beside = usual * stdtrit(_NORMAL_DOF, at)
-                losses.append(
-                    (
-                        figures.pinball_of(value, quantile, at),
-                        figures.pinball_of(value, beside, at),
-                    )
-                )
-                scores[horizon, name, at] = losses[-1]
-            if rows.levels:
-                pair = [2.0 * np.mean(of, axis=0) for of in zip(*losses, strict=True)]
-                scores[horizon, f"{name}, at {len(levels)} levels", None] = pair[0], pair[1]
-    for key, title, of_level in (
-        ("crps", "CRPS of the return, in basis points (less is better)", False),
-        ("pinball", "Pinball loss of quantiles of the return, in basis points", True),
+    crps = {"exact": DENSITIES["crps"]}
+    if rows.levels:
+        at_levels = crps_at(rows.levels)
+        crps[at_levels.title] = at_levels
+    quantiles = {f"{level:g}": pinball(level) for level in rows.levels or QUANTILES}
+    for key, title, of, chosen in (
+        ("crps", DENSITIES["crps"].title, "CRPS", crps),
+        (
+            "pinball",
+            "Pinball loss of quantiles of the return, in basis points",
+            "quantile",
+            quantiles,
+        ),
     ):
-        chosen = {of: pair for of, pair in scores.items() if (of[2] is not None) is of_level}
-        fair = corrected({str(of): difference(*pair, days[of[0]]) for of, pair in chosen.items()})
-        lines = []
-        for of, (loss, usual_loss) in chosen.items():
-            known = figures.mean(loss, days[of[0]]), figures.mean(usual_loss, days[of[0]])
-            lines.append(_Density(*of, *known, fair[str(of)]))
-        notes = [_DENSITY_NOTE] if lines else []
-        yield table(key, title, _DENSITY[not of_level :], lines, notes=notes)
+        yield forecaster_table(key, title, rows, chosen, of=of, notes=[NOTE, _DENSITY_NOTE])
 
 
-_DENSITY: Final[Sequence[Figure[_Density]]] = (
-    Figure("level", "quantile", "measure", lambda row: row.level),
-    Figure("horizon", "bars ahead", "count", lambda row: row.horizon),
-    Figure("forecast", "forecast", "text", lambda row: row.forecast),
-    Figure("loss", "loss", "measure", lambda row: row.loss),
-    Figure("usual", "EWMA's", "measure", lambda row: row.usual),
-    Figure("less", "less EWMA's", "measure", lambda row: row.less.pair),
-    Figure("p", "p", "measure", lambda row: row.less.p),
-    Figure("verdict", "verdict", "text", lambda row: verdict(row.less)),
-)
 _DENSITY_NOTE: Final = (
-    "EWMA's is a normal law of no mean and its volatility. Errors by day; p by Student's t over "
-    f"days, Holm over the rows, credible below {LEVEL}. At levels a CRPS is twice the mean pinball "
-    "loss, for both."
+    "EWMA's is a normal law of no mean and its volatility. At levels a CRPS is twice the mean "
+    "pinball loss."
 )
 
 
@@ -321,8 +260,7 @@ def _risk(judgement: SpanJudgement) -> Iterable[Table]:
     """Value at risk and expected shortfall of both tails, held to what came."""
     if not has_law(judgement.forecasts):
         return
-    every = [rows for _, rows in judgement.forecasts.by_horizon()]
-    found = [breaches for rows in every for breaches in breaches_of(rows)]
+    every = judgement.forecasts.by_horizon()
     note = (
         "Share of returns beyond, its error by days, and the mean of those over the expected "
         "shortfall. p of Kupiec's test and of Christoffersen's, on bars that share no future; "
@@ -330,21 +268,49 @@ def _risk(judgement: SpanJudgement) -> Iterable[Table]:
     )
     notes = [note, *([] if judgement.tails else [_UNCALIBRATED])]
     title = "Value at risk and expected shortfall"
-    yield table("risk", title, BREACH_FIGURES, found, notes=notes)
+    found = [row for _, rows in every for row in breach_rows(rows, student_tails(rows))]
+    yield table("risk", title, BREACHES, found, notes=notes)
     scaled = [
-        breaches
-        for rows in every
-        for breaches in breaches_of(rows, judgement.tails, is_calibrated=True)
+        row
+        for horizon, rows in every
+        if (factors := judgement.tails.get(str(horizon)))
+        for row in breach_rows(rows, scaled_tails(rows, factors))
     ]
     if scaled:
         whole = f"{title}, by what the calibration slice asked of each tail"
-        yield table("risk_calibrated", whole, BREACH_FIGURES, scaled, notes=[note])
+        yield table("risk_calibrated", whole, BREACHES, scaled, notes=[note])
 
 
 shown("further")(lambda judgement: head_tables(judgement.forecasts))
-shown("correlation")(correlation_tables)
-shown("across")(tables_of_span)
-shown("books")(book_tables)
+
+
+@shown("scores")
+def _scores(judgement: SpanJudgement) -> Iterable[Table]:
+    """Return what is judged of books, assets, their pairs and portfolios, beside others."""
+    rows, pairs, held = judgement.forecasts, judgement.judged.pairs, judgement.judged.held
+    yield from scores_of(rows, held)
+    if pairs is not None:
+        note = f"Of one-bar returns to the horizon, pairs {', '.join(pairs.names.values())}."
+        metric, notes = PAIRS[CORRELATION], [NOTE, note]
+        judged = MODEL if MODEL in pairs.values else LEARNT
+        yield forecaster_table(CORRELATION, metric.title, pairs, metric, model=judged, notes=notes)
+
+
+def scores_of(
+    rows: Forecasts, held: Forecasts | None, prefix: str = "", suffix: str = ""
+) -> Iterable[Table]:
+    """Yield tables of the forecasters of books, or of those that rank or weigh several assets."""
+    metrics = BOOKS if "move" in rows.labels else {}
+    if rows.gives(RELATIVE):
+        metrics = {"across": RANKS}
+    for key, metric in metrics.items():
+        yield forecaster_table(f"{prefix}{key}", f"{metric.title}{suffix}", rows, metric)
+    if held is not None:
+        counts = f"{int(held.labels['decisions'].sum()):,} decisions on {len(held)} days."
+        weights = {metric.title: metric for metric in PORTFOLIOS.values()}
+        title = f"Weights, net of the same fees{suffix}"
+        notes = [NOTE, counts]
+        yield forecaster_table(f"{prefix}weights", title, held, weights, of="figure", notes=notes)
 
 
 @shown("calibration", charts.reliability, "How often a forecast direction came true, by the "
@@ -368,13 +334,12 @@ def curves_of(judgement: SpanJudgement) -> dict[tuple[str, str], RiskCurve]:
     """Return the risk–coverage curve of each risk and measure, pooled over horizons."""
     found: dict[tuple[str, str], RiskCurve] = {}
     for risk, metric in RISKS.items():
-        if not all(map(judgement.forecasts.gives, metric.needs)):
-            continue
-        for name, sureness in MEASURES.items():
+        for name, measure in MEASURES.items():
             parts = [
-                Ranked(metric.terms(MetricView(rows)), sure, rows.day)
+                Ranked(metric.terms(view), measure.terms(view), rows.day)
                 for _, rows in judgement.forecasts.by_horizon()
-                if (sure := sureness(rows)) is not None
+                if views(metric, rows, (MODEL,))
+                for view in views(measure, rows, (MODEL,)).values()
             ]
             if (curve := risk_curve(parts)) is not None:
                 found[risk, name] = curve
@@ -401,8 +366,19 @@ def _confidence(judgement: SpanJudgement) -> Iterable[Table]:
     )
     for risk, found in confidence_areas(judgement).items():
         title = f"Does it know when it is right? {RISKS[risk].title.capitalize()}"
-        columns = _compared_columns("measure", "area")
-        yield table(f"confidence_{risk}", title, columns, found.items(), notes=[note])
+        rows: list[Cells] = [
+            {"measure": words(name), "difference": of.pair, "p": of.p, "verdict": verdict(of)}
+            for name, of in found.items()
+        ]
+        yield table(f"confidence_{risk}", title, _MEASURES, rows, notes=[note])
+
+
+_MEASURES: Final = (
+    of_row("measure", "measure", "text"),
+    of_row("difference", "area", "measure"),
+    of_row("p", "p", "measure"),
+    of_row("verdict", "verdict", "text"),
+)
 
 
 @shown("gates")
@@ -459,33 +435,18 @@ def _on_both(every: Sequence[SpanJudgement]) -> Iterable[Table]:
     )
 
 
-class _Trade(NamedTuple):
-    """One rule of trading on one span."""
-
-    rule: str
-    judgement: SpanJudgement
-    found: Mapping[str, Any]
-    trials: int
-    variance: float
-    verdict: str
-
-    @property
-    def daily(self) -> Array:
-        return self.judgement.net_by_day(self.rule)
-
-
 @across("beside_spans")
 def _beside_on_every(every: Sequence[SpanJudgement]) -> Iterable[Table]:
     """Return against which other models the verdict is one on every span."""
     if len(every) < 2:
         return
     first = every[0].forecasts
+    metrics = compared_by(first)
     found = {
         (key, horizon): [
-            compare(span.forecasts.at(horizon), LOSSES[key], others=first.compared)
-            for span in every
+            compare(span.forecasts.at(horizon), metric, others=first.compared) for span in every
         ]
-        for key in COMPARED
+        for key, metric in metrics.items()
         for horizon in first.horizons
     }
     rows: list[Cells] = []
@@ -493,11 +454,11 @@ def _beside_on_every(every: Sequence[SpanJudgement]) -> Iterable[Table]:
         row: dict[str, Value] = {"model": name}
         for (key, horizon), spans in found.items():
             if all(name in differences for differences in spans):
-                verdicts = {verdict(differences[name]) for differences in spans}
+                verdicts = {verdict_of(metrics[key], of[name]) for of in spans}
                 row[f"{key}_{horizon}"] = verdicts.pop() if len(verdicts) == 1 else "mixed"
         rows += [row] if len(row) > 1 else []
     columns = [
-        of_row(f"{key}_{horizon}", f"{LOSSES[key].title}, {horizon} bars", "text")
+        of_row(f"{key}_{horizon}", f"{metrics[key].title}, {horizon} {first.unit}", "text")
         for key, horizon in found
     ]
     columns = [of_row("model", "model", "text"), *columns]
@@ -518,7 +479,7 @@ def _trades(every: Sequence[SpanJudgement]) -> Iterable[Table]:
         )
         yield Table("trades", title, (), (), (said,))
         return
-    yield table("trades", title, _TRADE_FIGURES, _trade_rows(traded), notes=[_TRADE_NOTE])
+    yield table("trades", title, _TRADES, _trade_rows(traded), notes=[_TRADE_NOTE])
 
 
 _TRADE_NOTE: Final = (
@@ -528,18 +489,48 @@ _TRADE_NOTE: Final = (
 )
 
 
-def _trade_rows(traded: Sequence[SpanJudgement]) -> list[_Trade]:
-    rows = []
+_TRADES: Final = (
+    of_row("rule", "rule", "text"),
+    of_row("span", "span", "text"),
+    of_row("days_judged", "days judged", "count", wide=True),
+    of_row("bars_per_1000", "of 1,000 bars", "days"),
+    of_row("trades", "trades", "count"),
+    of_row("days", "days", "count"),
+    of_row("net", "bp a trade", "gain bp"),
+    of_row("probabilistic_sharpe", "Sharpe > 0", "measure"),
+    of_row("deflated_sharpe", "deflated", "measure"),
+    of_row("trials", "trials", "count", wide=True),
+    of_row("repeated", "repeated", "text"),
+)
+
+
+def _trade_rows(traded: Sequence[SpanJudgement]) -> Iterator[Cells]:
+    """Yield what each rule of trading made on each span."""
     for rule in traded[0].judged.rules:
         found = [one.judged.figures["gates"]["traded"][rule] for one in traded]
         said = _repeated(found)
         for one, each in zip(traded, found, strict=True):
-            every = (metrics.sharpe(one.net_by_day(rule), 1.0) for rule in one.judged.rules)
+            every = (metrics.sharpe(one.net_by_day(name), 1.0) for name in one.judged.rules)
             ratios = [ratio for ratio in every if ratio is not None]  # of the rules that traded
             variance = float(np.var(ratios, ddof=1)) if len(ratios) > 1 else 0.0
-            trials = len(one.judged.rules) * one.openings
-            rows.append(_Trade(rule, one, each, trials, variance, said))
-    return rows
+            daily, trials = one.net_by_day(rule), len(one.judged.rules) * one.openings
+            row: dict[str, Value] = {
+                "rule": words(rule),
+                "span": one.span.name,
+                "days_judged": one.days,
+                **{key: each[key] for key in ("bars_per_1000", "trades", "days")},
+                "trials": trials,
+                "repeated": said,
+            }
+            if "net_bp" in each:
+                value, error = each["net_bp"]
+                row["net"] = value / 1e4, None if error is None else error / 1e4
+            if len(daily) >= metrics.DAYS_TO_ANNUALISE:
+                row["probabilistic_sharpe"] = metrics.probabilistic_sharpe(daily)
+                row["deflated_sharpe"] = metrics.deflated_sharpe(
+                    daily, trials=trials, variance=variance
+                )
+            yield row
 
 
 def _repeated(traded: Sequence[Mapping[str, Any]]) -> str:
@@ -554,38 +545,10 @@ def _repeated(traded: Sequence[Mapping[str, Any]]) -> str:
     return "yes" if min(each["days"] for each in traded) >= FEW_DAYS else "too few days"
 
 
-def _day_probability(row: _Trade, of: Callable[[Array], float | None]) -> float | None:
-    daily = row.daily
-    return of(daily) if len(daily) >= metrics.DAYS_TO_ANNUALISE else None
-
-
-def _net(row: _Trade) -> Value:
-    pair = row.found.get("net_bp")
-    return None if pair is None else (pair[0] / 1e4, None if pair[1] is None else pair[1] / 1e4)
-
-
-_TRADE_FIGURES: Final[tuple[Figure[_Trade], ...]] = (
-    Figure("rule", "rule", "text", lambda row: words(row.rule)),
-    Figure("span", "span", "text", lambda row: row.judgement.span.name),
-    Figure("days_judged", "days judged", "count", lambda row: row.judgement.days, wide=True),
-    Figure("bars_per_1000", "of 1,000 bars", "days", lambda row: row.found["bars_per_1000"]),
-    Figure("trades", "trades", "count", lambda row: row.found["trades"]),
-    Figure("days", "days", "count", lambda row: row.found["days"]),
-    Figure("net", "bp a trade", "gain bp", _net),
-    Figure("probabilistic_sharpe", "Sharpe > 0", "measure",
-           lambda row: _day_probability(row, metrics.probabilistic_sharpe)),
-    Figure("deflated_sharpe", "deflated", "measure",
-           lambda row: _day_probability(row, lambda daily: metrics.deflated_sharpe(
-               daily, trials=row.trials, variance=row.variance))),
-    Figure("trials", "trials", "count", lambda row: row.trials, wide=True),
-    Figure("repeated", "repeated", "text", lambda row: row.verdict),
-)  # fmt: skip
-
-
 @across("spans")
 def _spans(every: Sequence[SpanJudgement]) -> Iterable[Table]:
     """Name what was judged, with its rows and how many recipes opened each span."""
-    unit = every[0].unit
+    unit = every[0].forecasts.unit
     columns: list[Figure[SpanJudgement]] = [
         Figure("span", "span", "text", lambda one: one.span.name),
         Figure("from", "from", "text", lambda one: iso(one.from_ms)[:10]),

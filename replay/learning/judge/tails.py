@@ -13,18 +13,18 @@ The rules are docs/models.md, L56.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Final, NamedTuple
+from collections.abc import Iterator, Mapping
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import special, stats
 
+from tracepaper.replay.document.values import of_row
 from tracepaper.replay.learning import statistics as figures
 from tracepaper.replay.learning.card import rounded
 from tracepaper.replay.learning.judge.forecasts import Forecasts
 from tracepaper.replay.learning.splits import SYMBOL_BITS
-from tracepaper.replay.learning.statistics import DailyEstimate
 from tracepaper.replay.report import metrics
 from tracepaper.strategies.features.rolling import Array
 from tracepaper.strategies.types.decisions import SHARES
@@ -35,23 +35,8 @@ SIDES: Final = {"long": -1.0, "short": 1.0}
 """The sign of the returns by which each side loses."""
 BREACHES_LEAST: Final = 5
 """With fewer losses that share no future a value at risk is not calibrated."""
-
-
-class Tail(NamedTuple):
-    """One side's realised losses and its forecast tail, each [row]."""
-
-    lost: Array
-    mean: Array
-    limit: Array  # value at risk
-    expected: Array  # shortfall beyond it
-
-    def scaled(self, factors: Sequence[float]) -> Tail:
-        """Multiply the distances of value at risk and shortfall from the mean."""
-        limit, expected = factors
-        return self._replace(
-            limit=self.mean + limit * (self.limit - self.mean),
-            expected=self.mean + expected * (self.expected - self.mean),
-        )
+_SYMBOL: Final = 1 << SYMBOL_BITS
+"""A key is its bar's number times this, plus the number of its symbol."""
 
 
 def value_at_risk(location: Array, scale: Array, dof: Array, share: float) -> tuple[Array, Array]:
@@ -65,93 +50,90 @@ def value_at_risk(location: Array, scale: Array, dof: Array, share: float) -> tu
     return location + scale * edge, location + scale * beyond
 
 
-def tail_of(rows: Forecasts, side: str, share: float) -> Tail:
-    """Return one side's losses, and the tail of the model's Student t."""
-    sign = SIDES[side]
+def losses(rows: Forecasts) -> Array:
+    """Return the realised loss of each side: [row, side]."""
+    lost: Array = np.multiply.outer(rows.labels["returns"], list(SIDES.values()))
+    return lost
+
+
+def student_tails(rows: Forecasts) -> Array:
+    """Return value at risk and shortfall of the forecast's Student t: [row, side, share, 2]."""
     mean, scale, dof = (rows.value(field) for field in ("mean", "scale", "dof"))
-    lost = sign * rows.labels["returns"]
-    return Tail(lost, sign * mean, *value_at_risk(sign * mean, scale, dof, share))
+    sides = [
+        [np.stack(value_at_risk(sign * mean, scale, dof, share), axis=-1) for share in SHARES]
+        for sign in SIDES.values()
+    ]
+    return np.stack([np.stack(side, axis=1) for side in sides], axis=1)
+
+
+def scaled_tails(rows: Forecasts, factors: Mapping[str, Any]) -> Array:
+    """Return ``student_tails`` whose distances from the mean are multiplied by a card's factors."""
+    mean = np.multiply.outer(rows.value("mean"), list(SIDES.values()))[:, :, None, None]
+    scaled: Array = mean + np.array([factors[side] for side in SIDES]) * (
+        student_tails(rows) - mean
+    )
+    return scaled
 
 
 def tail_factors(table: Forecasts) -> dict[str, Any]:
     """Return ``[calibration.tails]`` of the calibration slice's forecasts."""
-    return {
-        str(horizon): {
-            side: [_factors(tail_of(rows, side, share), share, horizon) for share in SHARES]
-            for side in SIDES
-        }
-        for horizon, rows in table.by_horizon()
-    }
+    return {str(horizon): _factors(rows, horizon) for horizon, rows in table.by_horizon()}
 
 
-def _factors(tail: Tail, share: float, horizon: int) -> list[float]:
-    if share * len(tail.lost) / horizon < BREACHES_LEAST:
-        return [1.0, 1.0]
-    distance = tail.lost - tail.mean
-    ratio = distance / (tail.limit - tail.mean)
-    # The higher of two rows leaves no more than the share beyond it.
-    limit = max(float(np.quantile(ratio, 1.0 - share, method="higher")), 0.0)
-    beyond = ratio > limit
-    if not beyond.any():
-        return [1.0, 1.0]
-    forecast = (tail.expected - tail.mean)[beyond]
-    return [rounded(limit), rounded(float((distance[beyond] / forecast).mean()))]
-
-
-SIDE_WORDS: Final = {"of a long position": -1.0, "of a short position": 1.0}
-"""The sign of the returns by which each side loses, by its words in a table."""
-_SYMBOL: Final = 1 << SYMBOL_BITS
-"""A key is its bar's number times this, plus the number of its symbol."""
-
-
-class Breaches(NamedTuple):
-    """The breaches of one value at risk, and their tests."""
-
-    horizon: int  # bars
-    tail: str
-    share: float  # forecast to lie beyond
-    came: DailyEstimate  # the share of all bars that did
-    bars: int  # bars that share no future
-    often: float | None  # p of Kupiec's test
-    apart: float | None  # p of Christoffersen's
-    shortfall: DailyEstimate | None  # mean of breaches ÷ the expected shortfall; 1 is right
-
-
-def breaches_of(
-    rows: Forecasts, factors: Mapping[str, Any] | None = None, *, is_calibrated: bool = False
-) -> Iterator[Breaches]:
-    """Yield the breaches of each side's value at risk at ``SHARES``, of the rows of one horizon.
-
-    With *is_calibrated* the tails are scaled by the card's *factors*; a horizon without them is
-    left out.
-    """
-    (horizon,) = rows.horizons
-    scale = (factors or {}).get(str(horizon), {})
-    if is_calibrated and not scale:
-        return
-    for words, side in zip(SIDE_WORDS, SIDES, strict=True):
+def _factors(rows: Forecasts, horizon: int) -> dict[str, list[list[float]]]:
+    tails, lost, mean = student_tails(rows), losses(rows), rows.value("mean")
+    found: dict[str, list[list[float]]] = {}
+    for at, (side, sign) in enumerate(SIDES.items()):
+        pairs = found[side] = [[1.0, 1.0] for _ in SHARES]
+        distance = lost[:, at] - sign * mean
         for place, share in enumerate(SHARES):
-            tail = tail_of(rows, side, share)
-            if is_calibrated:
-                tail = tail.scaled(scale[side][place])
-            yield count_breaches(rows, words, share, tail)
+            if share * len(rows) / horizon < BREACHES_LEAST:
+                continue
+            edge, beyond = tails[:, at, place].T - sign * mean
+            # The higher of two rows leaves no more than the share beyond it.
+            ratio = distance / edge
+            limit = max(float(np.quantile(ratio, 1.0 - share, method="higher")), 0.0)
+            if (outside := ratio > limit).any():
+                shortfall = float((distance[outside] / beyond[outside]).mean())
+                pairs[place] = [rounded(limit), rounded(shortfall)]
+    return found
 
 
-def count_breaches(rows: Forecasts, words: str, share: float, tail: Tail) -> Breaches:
-    """Count and test the losses of one horizon's *rows* beyond a value at risk."""
+def breach_rows(rows: Forecasts, tails: Array) -> Iterator[dict[str, Any]]:
+    """Yield the tests of *tails* [row, side, share, 2] of one horizon's *rows*, a row each."""
     (horizon,) = rows.horizons
     alone = without_overlap(rows.keys, horizon)
-    beyond, ratio = tail.lost > tail.limit, tail.lost / tail.expected
-    return Breaches(
-        horizon,
-        words,
-        share,
-        figures.mean(beyond.astype(np.float64), rows.day),
-        len(alone),
-        kupiec(beyond[alone], share),
-        christoffersen(beyond[alone], follows(rows.keys[alone], horizon)),
-        figures.mean(ratio[beyond], rows.day[beyond]) if beyond.any() else None,
-    )
+    in_turn, lost = follows(rows.keys[alone], horizon), losses(rows)
+    for at, side in enumerate(SIDES):
+        for place, share in enumerate(SHARES):
+            limit, expected = tails[:, at, place].T
+            beyond, ratio = lost[:, at] > limit, lost[:, at] / expected
+            yield {
+                "horizon": horizon,
+                "tail": f"of a {side} position",
+                "share": share,
+                "came": figures.mean(beyond.astype(np.float64), rows.day),
+                "bars": len(alone),
+                "often": metrics.kupiec(int(beyond[alone].sum()), len(alone), share),
+                "apart": christoffersen(beyond[alone], in_turn),
+                "shortfall": figures.mean(ratio[beyond], rows.day[beyond])
+                if beyond.any()
+                else None,
+            }
+
+
+BREACHES: Final = (
+    of_row("horizon", "bars ahead", "count"),
+    of_row("tail", "value at risk", "text"),
+    of_row("share", "said", "measure"),
+    of_row("came", "came", "measure"),
+    of_row("bars", "bars apart", "count"),
+    of_row("often", "p, as often", "measure"),
+    of_row("apart", "p, apart", "measure"),
+    of_row("shortfall", "loss beyond ÷ said", "measure"),
+)
+"""``often`` is the p of Kupiec's test, ``apart`` of Christoffersen's, on ``bars`` that share no
+future; ``shortfall`` the mean loss of breaches over what was expected, 1 where that is right."""
 
 
 def without_overlap(keys: NDArray[np.int64], horizon: int) -> NDArray[np.int64]:
@@ -167,11 +149,6 @@ def follows(keys: NDArray[np.int64], horizon: int) -> NDArray[np.bool_]:
     is_next = keys[1:] // _SYMBOL - keys[:-1] // _SYMBOL == horizon
     adjacent: NDArray[np.bool_] = is_same_symbol & is_next
     return adjacent
-
-
-def kupiec(beyond: NDArray[np.bool_], share: float) -> float | None:
-    """Return Kupiec's p value: of so many breaches if *share* is right; None without rows."""
-    return metrics.kupiec(int(beyond.sum()), len(beyond), share)
 
 
 def christoffersen(beyond: NDArray[np.bool_], in_turn: NDArray[np.bool_]) -> float | None:

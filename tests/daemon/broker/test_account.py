@@ -228,7 +228,8 @@ def test_an_account_in_rupiah_buys_bitcoins_and_pays_rates_of_ten_decimals() -> 
     paper = PaperAccount([item], BrokerSettings(FillModel.NEXT_OPEN, terms, cash, Latency(0)))
     line = paper.line(item.id)
     line.submit(10_000, "why", Moment(1, 0, 0, price, 0))
-    (bought,) = paper.match_bar(bar(open_=price, instrument_id=item.id), 1).fills
+    paper.match_bar(bar(open_=price, instrument_id=item.id), 1)
+    (bought,) = paper.take().fills
     assert Decimal(bought.notional).scaleb(-8) == 17_000_000_000
     assert Decimal(bought.fee).scaleb(-8) == Decimal("9350001.7")
     line.mark_to(1_800_000_000)

@@ -109,32 +109,37 @@ class Desk:
 
     def on_bar(self, one: Bar, **terms: Any) -> Filled:
         self.sequence += 1
-        return self.broker.on_bar(one, self.sequence, **terms)
+        self.broker.on_bar(one, self.sequence, **terms)
+        return self.broker.take()
 
     def mark(self, key: str, price: int) -> Filled:
         self.sequence += 1
         at = START_MS + self.index * 60_000
-        return self.broker.on_mark(Mark(key, price, at, at), self.sequence)
+        self.broker.on_mark(Mark(key, price, at, at), self.sequence)
+        return self.broker.take()
 
     def pay(self, key: str, rate: int) -> Filled:
         self.sequence += 1
         at = START_MS + self.index * 60_000
-        return self.broker.on_funding(Funding(key, rate, at, at), self.sequence)
+        self.broker.on_funding(Funding(key, rate, at, at), self.sequence)
+        return self.broker.take()
 
     def target(self, key: str, target: int) -> tuple[tuple[Order, ...], str | None]:
         self.sequence += 1
         action = Action.LONG if target > 0 else Action.SHORT if target else Action.FLAT
         last = self.last[key]
-        return self.broker.submit(
+        refusal = self.broker.submit(
             Intent(action, target, "asked"), last, sequence=self.sequence, at_ms=last.market_ms
         )
+        return self.broker.take().orders, refusal
 
     def send(self, key: str, *requests: Any) -> tuple[Order, ...]:
         self.sequence += 1
         last = self.last[key]
-        return self.broker.submit(
+        self.broker.submit(
             Orders(requests, "listed"), last, sequence=self.sequence, at_ms=last.market_ms
-        ).orders
+        )
+        return self.broker.take().orders
 
     def enter(self, key: str, target: int, price: int = 100_000) -> None:
         """Hold *target* of *key* since *price*."""
@@ -348,7 +353,9 @@ def test_a_close_at_a_price_that_costs_more_than_there_is_is_a_liquidation() -> 
     desk.broker.on_quote(quote(99_990, 100_000, at_ms=later, instrument_id=BTC), 50)
     assert desk.held(BTC) == 2_000
     desk.target(BTC, 0)
-    filled = desk.broker.on_quote(quote(60_000, 60_010, at_ms=later + 900, instrument_id=BTC), 60)
+    desk.broker.take()
+    desk.broker.on_quote(quote(60_000, 60_010, at_ms=later + 900, instrument_id=BTC), 60)
+    filled = desk.broker.take()
     assert [one[:3] for one in taken(filled)] == [(BTC, Side.SELL, 2_000)]
     assert {one.status for one in filled.orders} == {OrderStatus.FILLED, OrderStatus.CANCELED}
     assert 0 <= desk.equity < MONEY_SCALE // 10

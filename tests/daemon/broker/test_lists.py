@@ -69,10 +69,14 @@ class Desk:
     def quote(self, bid: int, ask: int, *, size: int = 10_000, after_ms: int = 100) -> Any:
         at_ms = START_MS + 60_000 + after_ms
         seen = quote(bid, ask, size=size, at_ms=at_ms, instrument_id=self.item.id)
-        return self.account.match_quote(seen, 2)
+        self.account.take()
+        self.account.match_quote(seen, 2)
+        return self.account.take()
 
     def bar(self, open_: int, high: int, low: int, close: int) -> Any:
-        return self.account.match_bar(self.next_bar(open_, high, low, close), 2)
+        self.account.take()
+        self.account.match_bar(self.next_bar(open_, high, low, close), 2)
+        return self.account.take()
 
     def next_bar(self, open_: int, high: int, low: int, close: int) -> Bar:
         self.sequence += 1
@@ -292,7 +296,9 @@ def test_a_stop_limit_that_a_quote_triggered_takes_no_price_of_a_missed_bar_befo
         # The bar of those quotes comes late: it opened at 100, before they did.
         late = desk.next_bar(10_000, 10_570, 10_000, 10_560)
         late = replace(late, open_time_ms=START_MS + 60_000)
-        met = desk.account.match_bar(late, 2, is_missed=is_missed)
+        desk.account.take()
+        desk.account.match_bar(late, 2, is_missed=is_missed)
+        met = desk.account.take()
         assert [fill.price for fill in met.fills] == prices
 
 
@@ -376,7 +382,9 @@ def test_a_gap_fills_what_had_rested_at_its_own_price_and_a_stop_at_the_open() -
     desk.send(buy(1, limit=99, tag="low"), buy(1, stop=101, tag="high"))
     desk.bar(10_000, 10_010, 9_990, 10_000)  # both have arrived, and rest
     opened = desk.next_bar(9_800, 9_850, 9_750, 9_800)
-    (through,) = desk.account.match_bar(opened, 2).fills
+    desk.account.take()
+    desk.account.match_bar(opened, 2)
+    (through,) = desk.account.take().fills
     assert (through.price, through.liquidity) == (9_900, Liquidity.MAKER)
     assert (through.reference_price, through.filled_ms) == (9_900, opened.open_time_ms)
     (stopped,) = desk.bar(10_200, 10_250, 10_150, 10_200).fills

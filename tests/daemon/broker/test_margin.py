@@ -277,9 +277,11 @@ def taken_over(*items: Instrument, cash: int = 1_000) -> PaperAccount:
 
 def test_a_mark_price_liquidates_a_position_that_was_taken_over() -> None:
     account = taken_over(item())
-    assert account.match_mark(KEY, 90_501, 7, START_MS).fills == []
+    account.match_mark(KEY, 90_501, 7, START_MS)
+    assert account.take().fills == []
     account = taken_over(item())
-    (fill,) = account.match_mark(KEY, 90_400, 7, START_MS).fills
+    account.match_mark(KEY, 90_400, 7, START_MS)
+    (fill,) = account.take().fills
     assert (fill.price, account.held(KEY)) == (90_000, 0)
 
 
@@ -288,7 +290,9 @@ def test_an_order_that_closes_at_the_bankruptcy_price_is_filled_there() -> None:
     account.set_liquidation_prices(KEY, 7, START_MS)
     now = Moment(8, START_MS, 0, 95_000, account.held(KEY))
     account.line(KEY).submit(0, "out", now)
-    (fill,) = account.match_quote(quote(90_000, 90_010, at_ms=START_MS + 1), 9).fills
+    account.take()
+    account.match_quote(quote(90_000, 90_010, at_ms=START_MS + 1), 9)
+    (fill,) = account.take().fills
     assert (fill.price, fill.model, account.held(KEY)) == (90_000, FillModel.QUOTE, 0)
 
 
@@ -320,9 +324,9 @@ def test_a_target_that_is_not_reached_counts_to_the_gross_of_the_others() -> Non
 def test_the_exchanges_own_orders_of_one_step_have_ids_of_their_own() -> None:
     items = item(), replace(instrument("ETHUSDT"), tick_size=1)
     account = taken_over(*items)
-    orders = [
-        order for one in items for order in account.set_liquidation_prices(one.id, 7, START_MS)
-    ]
+    for one in items:
+        account.set_liquidation_prices(one.id, 7, START_MS)
+    orders = account.take().orders
     assert len({order.order_id for order in orders}) == len(items)
 
 

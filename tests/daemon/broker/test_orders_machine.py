@@ -159,7 +159,9 @@ class Machine:
             seen.instrument, at_bid, 2 * sizes[0], at_ask, 2 * sizes[1], self.at_ms, self.at_ms
         )
         self.close = at_bid
-        met = self.account.match_quote(seen, 1)
+        self.account.take()
+        self.account.match_quote(seen, 1)
+        met = self.account.take()
         left = {Side.BUY: seen.ask_size, Side.SELL: seen.bid_size}
         for fill in met.fills:
             far = seen.ask if fill.side is Side.BUY else seen.bid
@@ -191,7 +193,9 @@ class Machine:
             index=self.index,
             instrument_id=self.item.id,
         )
-        met = self.account.match_bar(seen, 1)
+        self.account.take()
+        self.account.match_bar(seen, 1)
+        met = self.account.take()
         for fill in met.fills:
             self._in_bar(fill, seen)
         self.close, self.at_ms = seen.close, seen.close_time_ms

@@ -73,7 +73,8 @@ def test_every_cent_equals_an_independent_decimal_ledger(
         price = Decimal(cents).scaleb(-2)
         if order(paper, target, cents, number) is not None:
             continue
-        filled = paper.match_bar(bar(open_=cents, instrument_id=KEY), 1)
+        paper.match_bar(bar(open_=cents, instrument_id=KEY), 1)
+        filled = paper.take()
         wanted = Decimal(target).scaleb(-decimals)
         if not filled.fills:
             assert wanted == shares
@@ -123,7 +124,9 @@ def test_a_buy_needs_cash_for_its_fee_as_well() -> None:
 def test_a_gap_leaves_a_buy_of_shares_with_what_cash_covers_with_its_fee() -> None:
     paper = account(costs(minimum="1"))
     assert order(paper, 999, 100_00, 1) is None
-    met = paper.match_bar(bar(125_00, open_=125_00, instrument_id=KEY), 1)
+    paper.take()
+    paper.match_bar(bar(125_00, open_=125_00, instrument_id=KEY), 1)
+    met = paper.take()
     assert [fill.quantity for fill in met.fills] == [799]  # 800 leave nothing for the fee
     assert money(paper.cash) == 100_000 - 799 * 125 - 1
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from account_laws import check_account
 from builders import bar, bars, instrument, quote
 from hedged_cases import (
     DRAWN,
@@ -13,7 +14,6 @@ from hedged_cases import (
     SHORT,
     OwnSides,
     check_laws,
-    check_state,
     configured,
     walk,
 )
@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from tracepaper.daemon.config.loading import Config
-from tracepaper.daemon.engine.hedged import HedgedEngine
+from tracepaper.daemon.engine.engine import Engine
 from tracepaper.daemon.session.build import build_engine
 from tracepaper.strategies.errors import ConfigInvalid, InvariantBroken, StrategyFailed
 from tracepaper.strategies.types.decisions import Action, FillModel, OrderRole, OrderStatus, Step
@@ -40,19 +40,17 @@ PAIR = "tracepaper.strategies.examples.pair:Pair"
 KEY = ITEM.id
 
 
-def built(config: Config, execution: FillModel = FillModel.NEXT_OPEN) -> HedgedEngine:
-    made = build_engine(config, [ITEM], execution=execution, period_start_ms=0, forecaster=None)
-    assert isinstance(made, HedgedEngine)
-    return made
+def built(config: Config, execution: FillModel = FillModel.NEXT_OPEN) -> Engine:
+    return build_engine(config, [ITEM], execution=execution, period_start_ms=0, forecaster=None)
 
 
-def run(engine: HedgedEngine, events: list[Event], leverage: str | None = "10") -> list[Step]:
+def run(engine: Engine, events: list[Event], leverage: str | None = "10") -> list[Step]:
     """Step through *events*; at every step the own ledger agrees."""
     own, steps = OwnSides(ITEM, "100000", leverage), []
     for event in events:
         step = engine.step(event, None)
         own.take(step)
-        check_state(engine)
+        check_account(engine.broker.own)
         steps.append(step)
     check_laws(steps)
     return steps
@@ -100,7 +98,7 @@ def test_both_sides_are_held_liquidated_and_paid_in_some_run() -> None:
     }  # fmt: skip
 
 
-def scripted(says: dict[str, Any], **options: Any) -> HedgedEngine:
+def scripted(says: dict[str, Any], **options: Any) -> Engine:
     named = ("gate", "risk", "account", "sizing")
     sections = {key: options.pop(key) for key in named if key in options}
     return built(configured({"says": says, **options}, of=SCRIPTED, **sections))

@@ -66,10 +66,6 @@ def _never(_honest: Callable[..., Any]) -> Callable[..., None]:
     return lambda *_given, **_named: None
 
 
-def _no_mark(_honest: Callable[..., Any]) -> Callable[..., matching.Matched]:
-    return lambda *_given, **_named: matching.Matched()
-
-
 PLANTED: list[tuple[World, Any, str, Callable[..., Any]]] = [
     (SPOT_BY_BARS, Line, "post", _loses_a_unit),
     (MARGIN_BY_BARS, matching, "touched", _only_beyond),
@@ -78,7 +74,7 @@ PLANTED: list[tuple[World, Any, str, Callable[..., Any]]] = [
     (MARGIN_BY_QUOTES, RestingOrders, "resize", _nothing),
     (SPOT_BY_BARS, matching, "_cost", _free),
     (SPOT_BY_BARS, Filters, "refusal", _never),
-    (TWO_BY_QUOTES, PaperAccount, "match_mark", _no_mark),
+    (TWO_BY_QUOTES, PaperAccount, "match_mark", _never),
     (TWO_BY_QUOTES, Engine, "forget_passing", _never),
 ]
 

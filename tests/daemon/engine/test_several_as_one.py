@@ -7,12 +7,12 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pytest
+from account_laws import check_account
 from builders import START_MS, bar, instrument, quote
-from several_strategies import SCRIPTED, TURNING, check_sums, configured, fills_of
+from several_strategies import SCRIPTED, TURNING, configured, fills_of
 
 from tracepaper.daemon.config.loading import Config, load
 from tracepaper.daemon.engine.engine import Engine
-from tracepaper.daemon.engine.several import SeveralEngine
 from tracepaper.daemon.session.build import build_engine, resolved
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.types.decisions import Fill, FillModel, Step
@@ -37,16 +37,14 @@ def built(config: Config, model: FillModel, item: Instrument = ITEM) -> Engine:
     )  # fmt: skip
 
 
-def several(model: FillModel, *options: dict[str, Any], of: str, **more: Any) -> SeveralEngine:
+def several(model: FillModel, *options: dict[str, Any], of: str, **more: Any) -> Engine:
     """Return the engine of two strategies with *options*: one made *of* a class, one scripted."""
     category = Category(more.get("market", {}).get("category", "linear"))
-    engine = built(
+    return built(
         configured(("a", "b"), ("0.5", "0.5"), of=(of, SCRIPTED), options=options, **more),
         model,
         instrument(category=category),
     )
-    assert isinstance(engine, SeveralEngine)
-    return engine
 
 
 def jumping(rng: random.Random, count: int, *, quotes: bool) -> Iterator[Event]:
@@ -101,7 +99,7 @@ def test_a_strategy_beside_a_silent_one_is_filled_as_if_alone(seed: int, margin:
         one, two = alone.step(event, None), both.step(event, None)
         assert plain(one.fills) == plain(two.fills) == plain([one for _, one in fills_of(two)])
         assert one.account == two.account
-        check_sums(both)
+        check_account(both.broker.own)
         filled += len(one.fills)
     assert filled > 20
 
@@ -192,7 +190,7 @@ def test_on_spot_a_fee_s_rounding_is_bought_and_no_more_is_sold_than_is_held() -
         events: list[Event] = [before, close, *after]
         for event in events:
             engine.step(event, None)
-            check_sums(engine)
+            check_account(engine.broker.own)
             held.append(engine.broker.own.held(key))
     assert 301 in held
     assert max(held) > 600

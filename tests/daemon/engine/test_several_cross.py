@@ -6,14 +6,15 @@ import random
 from fractions import Fraction
 from typing import Any
 
+from account_laws import check_account
 from builders import START_MS, bar, instrument, quote
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
-from several_strategies import SCRIPTED, OwnParts, check_sums, configured, fills_of
+from several_strategies import SCRIPTED, OwnParts, configured, fills_of
 
-from tracepaper.daemon.engine.several import SeveralEngine
-from tracepaper.daemon.engine.strategy_members import NO_EQUITY
+from tracepaper.daemon.engine.engine import Engine
+from tracepaper.daemon.engine.member import NO_EQUITY
 from tracepaper.daemon.session.build import build_engine
 from tracepaper.strategies.types.decisions import FillModel, OrderRole, OrderStatus, Step
 from tracepaper.strategies.types.market import Bar, Event, Funding, Instrument, Mark, RiskTier, Side
@@ -32,19 +33,17 @@ def items() -> list[Instrument]:
     return [replace(instrument(one, tick_size=1), risk_tiers=TIERS) for one in SYMBOLS]
 
 
-def built(fraction: str = "6", **sections: Any) -> SeveralEngine:
+def built(fraction: str = "6", **sections: Any) -> Engine:
     given: dict[str, Any] = {
         "market": {"symbols": list(SYMBOLS)},
         "account": {"cash": "20000", "margin": "cross", "leverage": "30"},
         "sizing": {"mode": "equity", "fraction": fraction},
         **sections,
     }
-    made = build_engine(
+    return build_engine(
         configured(**given), items(), execution=FillModel.NEXT_OPEN, period_start_ms=0,
         forecaster=None,
     )  # fmt: skip
-    assert isinstance(made, SeveralEngine)
-    return made
 
 
 def wild(seed: int, count: int) -> list[Event]:
@@ -78,7 +77,7 @@ def wild(seed: int, count: int) -> list[Event]:
 class OwnCrossParts:
     """Independent code: what each strategy has of both symbols, by fills and settlements alone."""
 
-    def __init__(self, engine: SeveralEngine) -> None:
+    def __init__(self, engine: Engine) -> None:
         cash = {name: part.cash for name, part in engine.broker.own.owners.items()}
         nothing = dict.fromkeys(cash, 0)
         self.cash = {name: Fraction(money) for name, money in cash.items()}
@@ -118,7 +117,7 @@ class Seen:
         self.taken = self.reduced = self.others = self.opposed = self.by_mark = 0
 
 
-def run(engine: SeveralEngine, events: list[Event]) -> tuple[list[Step], Seen]:
+def run(engine: Engine, events: list[Event]) -> tuple[list[Step], Seen]:
     """Step through *events*; the parts are the account, an own ledger agrees, shares follow."""
     own, seen, steps, paid = OwnCrossParts(engine), Seen(), [], 0
     own.marks = {}
@@ -128,7 +127,7 @@ def run(engine: SeveralEngine, events: list[Event]) -> tuple[list[Step], Seen]:
         before = {key: {n: own.of[key].held[n] for n in names} for key in own.of}
         step = engine.step(event, None)
         steps.append(step)
-        check_sums(engine)
+        check_account(engine.broker.own)
         held = before
         for fill in step.fills:
             parts = [
@@ -184,7 +183,7 @@ def test_all_kinds_of_liquidation_are_shared() -> None:
     assert all(vars(total).values()), vars(total)
 
 
-def scripted(execution: FillModel = FillModel.NEXT_OPEN, **said: dict[str, Any]) -> SeveralEngine:
+def scripted(execution: FillModel = FillModel.NEXT_OPEN, **said: dict[str, Any]) -> Engine:
     """Return an engine of two strategies that say what they are told of BTCUSDT."""
     config = configured(
         ("a", "b"), ("0.5", "0.5"), of=(SCRIPTED, SCRIPTED),
@@ -193,11 +192,9 @@ def scripted(execution: FillModel = FillModel.NEXT_OPEN, **said: dict[str, Any])
         sizing={"mode": "equity", "fraction": "8"},
         execution={"fill_within_ms": MINUTE},
     )  # fmt: skip
-    made = build_engine(
+    return build_engine(
         config, items()[:1], execution=execution, period_start_ms=0, forecaster=None
     )
-    assert isinstance(made, SeveralEngine)
-    return made
 
 
 KEY = "linear:BTCUSDT"
@@ -223,14 +220,15 @@ def test_only_the_liquidated_side_is_taken_and_what_is_left_is_closed_by_the_nex
     net = broker.own.held(KEY)
     assert short < 0 < net < long
     at_ms = START_MS + 4 * MINUTE
-    filled = broker.on_mark(Mark(KEY, 40_000, at_ms, at_ms), 99)
-    check_sums(engine)
+    broker.on_mark(Mark(KEY, 40_000, at_ms, at_ms), 99)
+    filled = broker.take()
+    check_account(engine.broker.own)
     assert broker.own.held(KEY) == 0
     assert [fill.quantity for fill in filled.fills] == [net]
-    assert list(filled.shadows) == ["a"]  # b stands on the other side
+    assert list(filled.beside) == ["a"]  # b stands on the other side
     assert [owner.held(KEY) for owner in broker.own.owners.values()] == [long - net, short]
     step = engine.step(bar(40_000, index=4, instrument_id=KEY), None)
-    check_sums(engine)
+    check_account(engine.broker.own)
     assert {one.strategy: one.outcome.reason for one in step.strategies}["a"] == NO_EQUITY
 
 
@@ -245,8 +243,9 @@ def test_a_close_that_would_cost_more_than_there_is_takes_the_account_over() -> 
     assert all(part.held(KEY) > 0 for part in broker.own.owners.values())
     stop = broker.own.owners["a"].lines[KEY].orders.protective(OrderRole.STOP)
     assert stop is not None
-    filled = broker.on_quote(quote(40_000, 40_020, at_ms=at_ms + 1, instrument_id=KEY), 50)
-    check_sums(engine)
+    broker.on_quote(quote(40_000, 40_020, at_ms=at_ms + 1, instrument_id=KEY), 50)
+    filled = broker.take()
+    check_account(engine.broker.own)
     assert broker.own.held(KEY) == 0
     assert 0 <= broker.own.balance().equity < 2 * MONEY_SCALE  # by a tick
     assert {fill.model for fill in filled.fills} == {FillModel.LIQUIDATION}
@@ -260,7 +259,8 @@ def test_a_settlement_calls_the_account() -> None:
         engine.step(one, None)
     assert engine.broker.own.held(KEY) > 0
     at_ms = START_MS + 2 * MINUTE
-    filled = engine.broker.on_funding(Funding(KEY, 11 * 10**8, at_ms, at_ms), 9)
-    check_sums(engine)
+    engine.broker.on_funding(Funding(KEY, 11 * 10**8, at_ms, at_ms), 9)
+    filled = engine.broker.take()
+    check_account(engine.broker.own)
     assert {fill.model for fill in filled.fills} == {FillModel.LIQUIDATION}
-    assert {*filled.shadows} == {"a", "b"}
+    assert {*filled.beside} == {"a", "b"}

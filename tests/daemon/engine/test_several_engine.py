@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from account_laws import check_account
 from builders import START_MS, bars, explanation, forecast, instrument, quote
 from fakes import FixedForecaster
 from hypothesis import given, settings
@@ -15,15 +16,14 @@ from several_strategies import (
     SCRIPTED,
     TOLD,
     OwnParts,
-    check_sums,
     configured,
     crossed_in,
     fills_of,
 )
 
 from tracepaper.daemon.config.loading import Config, load
-from tracepaper.daemon.engine.several import SeveralEngine
-from tracepaper.daemon.engine.strategy_members import NO_EQUITY
+from tracepaper.daemon.engine.engine import Engine
+from tracepaper.daemon.engine.member import NO_EQUITY
 from tracepaper.daemon.session.build import build_engine, resolved
 from tracepaper.strategies.types.calibration import Calibration
 from tracepaper.strategies.types.decisions import (
@@ -31,7 +31,6 @@ from tracepaper.strategies.types.decisions import (
     OrderRole,
     OrderStatus,
     Step,
-    StrategyDecision,
 )
 from tracepaper.strategies.types.market import (
     Bar,
@@ -48,16 +47,14 @@ MINUTE = 60_000
 ITEM = instrument()
 
 
-def built(config: Config, execution: FillModel = FillModel.NEXT_OPEN, **item: Any) -> SeveralEngine:
-    made = build_engine(
+def built(config: Config, execution: FillModel = FillModel.NEXT_OPEN, **item: Any) -> Engine:
+    return build_engine(
         config,
         [instrument(**item)],
         execution=execution,
         period_start_ms=0,
         forecaster=None,
     )
-    assert isinstance(made, SeveralEngine)
-    return made
 
 
 def walk(seed: int, count: int = 120, *, quotes: bool = False) -> list[Event]:
@@ -81,7 +78,7 @@ def walk(seed: int, count: int = 120, *, quotes: bool = False) -> list[Event]:
     return made
 
 
-def run(engine: SeveralEngine, events: list[Event], cash: list[int]) -> list[Step]:
+def run(engine: Engine, events: list[Event], cash: list[int]) -> list[Step]:
     """Step through *events*; at every step the parts are the account, and an own ledger agrees."""
     names = list(engine.broker.own.owners)
     own = OwnParts(ITEM, dict(zip(names, cash, strict=True)))
@@ -91,7 +88,7 @@ def run(engine: SeveralEngine, events: list[Event], cash: list[int]) -> list[Ste
     for event in events:
         step = engine.step(event, None)
         steps.append(step)
-        check_sums(engine)
+        check_account(engine.broker.own)
         for name, fill in fills_of(step):
             own.fill(name, fill)
         if isinstance(event, Funding):
@@ -235,8 +232,9 @@ def test_a_strategy_that_fails_is_set_aside_and_closed_and_the_rest_goes_on() ->
     assert {one.target_quantity for one in failed} == {0}
     assert engine.broker.own.owners["b"].held(ITEM.id) == 0
     assert any(one["a"].target_quantity for one in told[41:])
-    assert engine.state().parts is not None
-    assert list(engine.state().parts.set_aside) == ["b"]  # type: ignore[union-attr]
+    shares = engine.state().shares
+    assert shares is not None
+    assert list(shares.failed) == ["b"]
 
 
 def test_a_strategy_without_equity_is_closed() -> None:
@@ -248,7 +246,7 @@ def test_a_strategy_without_equity_is_closed() -> None:
     engine = built(config)
     for event in walk(5, 400):
         engine.step(event, None)
-        check_sums(engine)
+        check_account(engine.broker.own)
     empty = [name for name, one in engine.broker.own.owners.items() if one.balance().equity <= 0]
     assert empty
     for member in engine.members:
@@ -271,7 +269,7 @@ def test_shares_are_given_anew_at_the_first_close_of_a_period(reset: str) -> Non
     for event in events:
         before = [part.cash for part in engine.broker.own.owners.values()]
         step = engine.step(event, None)
-        check_sums(engine)
+        check_account(engine.broker.own)
         if event is events[60]:
             given_anew += 1
             total = step.account.equity
@@ -297,11 +295,11 @@ def test_flatten_closes_the_account_and_what_opposes_crosses_at_the_next_close()
             break
     now = events[at].market_ms
     engine.step(Command(CommandKind.FLATTEN, "", now, now), None)
-    check_sums(engine)
+    check_account(engine.broker.own)
     (closing,) = [event for event in events[at + 1 :] if isinstance(event, Bar)][:1]
     side = "SELL" if sum(held) > 0 else "BUY"
     step = engine.step(closing, None)
-    check_sums(engine)
+    check_account(engine.broker.own)
     of_net = [(name, fill) for name, fill in fills_of(step) if fill.model is not FillModel.CROSSED]
     assert {name for name, _ in of_net} == {
         name for name, one in zip("abc", held, strict=True) if one * sum(held) > 0
@@ -332,7 +330,7 @@ def test_a_stop_that_comes_before_its_entry_is_whole_leaves_what_others_wait_for
     low = close * 98 // 100
     none_to_buy = replace(quote(low, low + 10, at_ms=at_ms + 20), ask_size=0)
     step = engine.step(none_to_buy, None)
-    check_sums(engine)
+    check_account(engine.broker.own)
     stops = [one for one in step.orders if one.role is OrderRole.STOP]
     assert {(one.tag, one.status) for one in stops} == {("a", OrderStatus.FILLED)}
     assert (a.held(ITEM.id), a.target(ITEM.id)) == (0, 0)
@@ -348,7 +346,7 @@ def test_a_breach_that_flattens_closes_every_part() -> None:
     halted = 0
     for event in walk(5):
         step = engine.step(event, None)
-        check_sums(engine)
+        check_account(engine.broker.own)
         if step.decision is not None and engine.risk.state.breach:
             halted += 1
             if halted > 2:
@@ -362,7 +360,7 @@ def test_a_limit_is_of_the_account_and_refuses_the_net() -> None:
     refused = 0
     for event in walk(5):
         step = engine.step(event, None)
-        check_sums(engine)
+        check_account(engine.broker.own)
         if step.decision is not None and step.decision.refused_by == "risk.notional":
             refused += 1
             said = [one.outcome.unfilled_reason for one in step.strategies]
@@ -399,67 +397,3 @@ def test_spot_parts_pay_their_fee_in_base() -> None:
         assert sum(held) == broker.own.held("spot:BTCUSDT")
         assert min(held) >= 0
     assert step.account.fees_paid > 0
-
-
-class _Forgetful(dict[str, Any]):
-    """Knows no quiet bar."""
-
-    def get(self, key: str, default: Any = None) -> Any:
-        """Return nothing."""
-        return default
-
-
-def test_a_bar_that_repeats_the_last_one_is_what_it_would_be_netted_anew(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    says = {str(at): ["LONG" if at % 40 < 20 else "SHORT", None] for at in range(300)}
-    cross = {"fast": 3, "slow": 9, "long_only": False}
-    config = load(
-        None,
-        {
-            "strategies": {
-                "a": {"name": "sma_cross", "share": "0.3", **cross},
-                "b": {"name": "sma_cross", "share": "0.3", **cross, "slow": 30},
-                "c": {"name": SCRIPTED, "share": "0.3", "options": {"says": says}},
-            },
-            "sizing": {"mode": "fixed", "quantity": "0.1"},
-            "market": {"symbols": ["BTCUSDT", "ETHUSDT"]},
-        },
-    )
-    events: list[Event] = []
-    for at, (one, other) in enumerate(
-        zip(bars(300, seed=2), bars(300, seed=3, instrument_id="linear:ETHUSDT"), strict=True)
-    ):
-        at_ms = one.close_time_ms
-        events += [one, other]
-        if at % 50 == 30:
-            events.append(Mark(one.instrument, one.close + 7, at_ms, at_ms))
-            events.append(Funding(one.instrument, 1_000_000, at_ms, at_ms))
-        if at % 100 in {60, 66}:
-            kind = CommandKind.FLATTEN if at % 100 == 60 else CommandKind.RESUME
-            events.append(Command(kind, "told", at_ms, at_ms))
-    made = []
-    repeated = 0
-    for forgets in (False, True):
-        engine = build_engine(
-            config, [instrument(), instrument("ETHUSDT")], execution=FillModel.NEXT_OPEN,
-            period_start_ms=0, forecaster=None,
-        )  # fmt: skip
-        assert isinstance(engine, SeveralEngine)
-        if forgets:
-            monkeypatch.setattr(engine, "_quiet", _Forgetful())
-        steps: list[Step] = []
-        last: dict[str, tuple[StrategyDecision, ...]] = {}
-        for event in events:
-            step = engine.step(event, None)
-            steps.append(step)
-            check_sums(engine)
-            if isinstance(event, Bar):
-                before = last.get(event.instrument, ())
-                last[event.instrument] = step.strategies
-                pairs = zip(before, step.strategies, strict=False)
-                repeated += not forgets and all(one is other for one, other in pairs)
-        made.append(steps)
-    assert made[0] == made[1]
-    assert repeated > 100
-    assert sum(len(step.fills) for step in made[0]) > 30

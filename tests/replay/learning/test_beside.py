@@ -19,8 +19,8 @@ from tracepaper.replay.learning import statistics as figures
 from tracepaper.replay.learning.dataset import Dataset
 from tracepaper.replay.learning.fit import FitOptions
 from tracepaper.replay.learning.judge.compare import compare
-from tracepaper.replay.learning.judge.forecasts import MODEL
-from tracepaper.replay.learning.judge.judge import Rival, SpanJudgement, judge_checkpoint
+from tracepaper.replay.learning.judge.forecasts import MODEL, ModelForecasts
+from tracepaper.replay.learning.judge.judge import SpanJudgement, judge_checkpoint
 from tracepaper.replay.learning.judge.metrics import LOSSES
 from tracepaper.replay.learning.judge.tables import tables_across, tables_of
 from tracepaper.replay.learning.openings import FILE_NAME, NamedSpan, read_openings
@@ -151,11 +151,11 @@ def test_models_of_every_kind_are_held_to_the_same_bars(
     assert [one["name"] for one in found["beside"]] == others
     assert len({found["id"], *(one["id"] for one in found["beside"])}) == 4
     for span in found["spans"]:
-        rows = {row["model"]: row for row in span["tables"]["beside_qlike_30"]["rows"]}
+        rows = {row["model"]: row for row in span["tables"]["beside_qlike"]["rows"]}
         assert list(rows) == others
         assert {row["days"] for row in rows.values()} == {2}
         # A class that says nothing of the return is not held to its sign.
-        signs = {row["model"] for row in span["tables"]["beside_sign_30"]["rows"]}
+        signs = {row["model"] for row in span["tables"]["beside_sign"]["rows"]}
         assert signs == set(others[:2])
     # Each opened both spans, and the judged model counts those of its own file.
     counted = {one.model for one in read_openings(first.parent / FILE_NAME)}
@@ -200,10 +200,10 @@ def test_the_difference_is_that_of_losses_in_log_returns(
             for each in forecast
         ]
         wanted = difference(losses[0], losses[1], days)
-        (row,) = tables[f"beside_qlike_{horizon}"]["rows"]
-        assert row["difference"]["value"] == pytest.approx(wanted.value, rel=1e-9)
-        assert row["difference"]["error"] == pytest.approx(wanted.error, rel=1e-6)
-        assert row["p"] == pytest.approx(wanted.p, rel=1e-6)
+        (row,) = tables["beside_qlike"]["rows"]
+        assert row[str(horizon)]["value"] == pytest.approx(wanted.value, rel=1e-9)
+        assert row[str(horizon)]["error"] == pytest.approx(wanted.error, rel=1e-6)
+        assert row[f"{horizon}_p"] == pytest.approx(wanted.p, rel=1e-6)
 
 
 def test_what_is_the_same_is_level_and_what_knows_the_future_is_better(
@@ -212,8 +212,8 @@ def test_what_is_the_same_is_level_and_what_knows_the_future_is_better(
     one = judged(first, candles, SPANS[0])
     rows = one.forecasts
     oracle = rows.holding(MODEL, variance=np.maximum(rows.labels["variance"], 0.01))
-    first_alone = one.compared_with(Rival("oracle", oracle))
-    planted = first_alone.compared_with(Rival("same", rows))
+    first_alone = one.compared_with("oracle", ModelForecasts(oracle))
+    planted = first_alone.compared_with("same", ModelForecasts(rows))
 
     def compared_with(of: SpanJudgement) -> dict[str, DayDifference]:
         each = of.forecasts.at(30)
@@ -226,7 +226,7 @@ def test_what_is_the_same_is_level_and_what_knows_the_future_is_better(
     values = holm([alone.p, found["same"].p])
     assert found["oracle"].p == pytest.approx(values[0])
     kept = {table.key for table in tables_of(planted)}
-    assert {"beside_qlike_5", "beside_sign_30"} <= kept
+    assert {"beside_qlike", "beside_sign"} <= kept
     assert not any(key.startswith("beside") for key in (t.key for t in tables_of(one)))
     (both,) = [t for t in tables_across([planted, planted]) if t.key == "beside_spans"]
     assert {row["qlike_30"] for row in both.documents() if row["model"] == "same"} == {"level"}
@@ -259,5 +259,5 @@ def test_what_cannot_be_compared_is_refused_in_one_sentence(
     # Without a date the later one is asked about the bars after both had learnt.
     words = ["evaluate", str(first), "--data", candles, "--compare", str(later), "--json"]
     assert invoke(words) == 0
-    (row,) = json.loads(capsys.readouterr().out)["spans"][0]["tables"]["beside_qlike_5"]["rows"]
+    (row,) = json.loads(capsys.readouterr().out)["spans"][0]["tables"]["beside_qlike"]["rows"]
     assert row["days"] == LAST_DAY - 7

@@ -17,16 +17,14 @@ from tracepaper.replay.archive import Candles
 from tracepaper.replay.learning.baselines import EWMA_DECAY
 from tracepaper.replay.learning.dataset import Dataset
 from tracepaper.replay.learning.judge.correlation import (
-    CORRELATION,
     LEARNT,
     OTHERS,
-    PAIRS,
     correlation_sentences,
     correlations_of,
     learn_correlations,
 )
 from tracepaper.replay.learning.judge.forecasts import Forecasts
-from tracepaper.replay.learning.judge.metrics import MetricView
+from tracepaper.replay.learning.judge.metrics import CORRELATION, PAIRS, MetricView
 from tracepaper.replay.learning.splits import Part
 from tracepaper.strategies.errors import CheckpointMismatch
 from tracepaper.strategies.features.rows import schema

@@ -21,13 +21,8 @@ from tracepaper.replay.learning.fit import FitOptions
 from tracepaper.replay.learning.fitted import candle_model
 from tracepaper.replay.learning.judge import charts
 from tracepaper.replay.learning.judge.forecasts import MODEL
-from tracepaper.replay.learning.judge.judge import (
-    MEASURES,
-    SpanJudgement,
-    judge_checkpoint,
-    measure,
-)
-from tracepaper.replay.learning.judge.metrics import RISKS, MetricView
+from tracepaper.replay.learning.judge.judge import SpanJudgement, judge_checkpoint
+from tracepaper.replay.learning.judge.metrics import MEASURES, RISKS, metric
 from tracepaper.replay.learning.judge.output import as_document
 from tracepaper.replay.learning.judge.tables import (
     ACROSS,
@@ -119,14 +114,16 @@ def test_spans_are_judged_each_by_itself_and_counted(
     for span, wanted in zip(found["spans"], SPANS, strict=True):
         assert (span["from_ms"], span["until_ms"]) == wanted[1:]
         assert span["openings"] == 1
-        rows = span["tables"]["paired_qlike_5"]["rows"]
+        rows = span["tables"]["paired_qlike"]["rows"]
         assert {row["baseline"] for row in rows} >= {"har", "ewma", "log linear"}
-        assert set(rows[0]) == {"baseline", "difference", "p", "verdict"}
-        assert set(rows[0]["difference"]) == {"value", "error"}
+        assert set(rows[0]) == {"baseline", "days"} | {
+            f"{horizon}{of}" for horizon in HORIZONS for of in ("", "_p", "_verdict")
+        }
+        assert set(rows[0]["5"]) == {"value", "error"}
         known = {r["forecaster"]: r["5"]["value"] for r in span["tables"]["qlike"]["rows"]}
         for row in rows:
             less = known["model"] - known[row["baseline"]]
-            assert row["difference"]["value"] == pytest.approx(less, abs=2e-5)
+            assert row["5"]["value"] == pytest.approx(less, abs=2e-5)
         nine = next(r for r in span["tables"]["intervals"]["rows"] if r["interval"] == "90 %")
         assert list(nine["5"].values()) == pytest.approx(
             span["figures"]["5"]["coverage_90"], abs=1e-5
@@ -288,10 +285,10 @@ def test_a_planted_measure_is_found_on_every_span_and_noise_is_not(
     rng = np.random.default_rng(3)
     risk = RISKS["sign"].terms
     try:
-        measure("oracle")(lambda rows: rng.random(len(rows)) - risk(MetricView(rows)))
-        measure("noise")(lambda rows: np.sin(1e6 * rows.labels["returns"]))
+        metric("oracle", "", of=MEASURES)(lambda view: rng.random(len(view.rows)) - risk(view))
+        metric("noise", "", of=MEASURES)(lambda view: np.sin(1e6 * view.labels["returns"]))
         with pytest.raises(ConfigInvalid, match="already"):
-            measure("noise")(lambda rows: rows.labels["returns"])
+            metric("noise", "", of=MEASURES)(lambda view: view.labels["returns"])
         areas = confidence_areas(judgements[0])["sign"]
         assert areas["oracle"].value < -0.1
         assert abs(areas["noise"].value) < 0.05

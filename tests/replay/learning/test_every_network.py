@@ -193,13 +193,12 @@ def test_the_further_heads_of_a_network_are_judged_beside_simpler_forecasts(
         "8 bars", "15 bars", "23 bars", "30 bars"
     ]  # fmt: skip
     assert [row["regime"] for row in tables["regimes"]["rows"]] == [1, 2, 3, 1, 2, 3]
-    for horizon in (5, 30):
-        rows = tables[f"further_{horizon}"]["rows"]
-        assert {(row["head"], row["other"]) for row in rows} == {
-            *((head, "EWMA, scaled") for head in ("tails", "drawdown", "runup", "path")),
-            ("tails", "its own Student t"),
-            ("regimes", "its average odds"),
-        }
+    assert {(row["head"], row["forecaster"]) for row in tables["further"]["rows"]} == {
+        *((head, "model") for head in ("tails", "drawdown", "runup", "path", "regimes")),
+        *((head, "EWMA, scaled") for head in ("tails", "drawdown", "runup", "path")),
+        ("tails", "its own Student t"),
+        ("regimes", "its average odds"),
+    }
     factors = card["calibration"]["further"]["factors"]["30"]
     assert set(factors) == {"tails", "drawdown", "runup", "path"}
     found = span["figures"]["further"]
@@ -254,13 +253,9 @@ def test_correlations_of_several_symbols_are_judged_beside_ewma(
     )
     (span,) = answered(capsys, *judging, "--json")["spans"]
     rows = span["tables"]["correlation"]["rows"]
-    assert [(row["horizon"], row["name"]) for row in rows] == [
-        (horizon, name)
-        for horizon in (5, 30)
-        for name in ("learnt", "EWMA", "mean of the training part")
-    ]
-    assert rows[0]["less"] is None
-    assert rows[1]["error"]["value"] == pytest.approx(
+    assert [row["forecaster"] for row in rows] == ["learnt", "EWMA", "mean of the training part"]
+    assert rows[0]["5_less"] is None
+    assert rows[1]["5"]["value"] == pytest.approx(
         card["figures"]["correlation"]["5"]["ewma"][0], abs=1e-5
     )
     assert any(line.startswith("Correlations to ") for line in span["sentences"])

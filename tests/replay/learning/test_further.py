@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import islice
 
 import learning
 import numpy as np
@@ -20,9 +21,6 @@ from tracepaper.replay.learning.estimators.networks import network_forecasts
 from tracepaper.replay.learning.fit import FitOptions, heads_fit
 from tracepaper.replay.learning.judge.forecasts import MODEL, Forecasts
 from tracepaper.replay.learning.judge.heads import (
-    AVERAGE_ODDS,
-    EWMA,
-    average_odds,
     coverage,
     head_figures,
     head_sentences,
@@ -30,8 +28,8 @@ from tracepaper.replay.learning.judge.heads import (
     levels_of,
     likeliest,
 )
-from tracepaper.replay.learning.judge.metrics import HEAD_LOSSES, MetricView
-from tracepaper.replay.learning.judge.tails import SIDE_WORDS, Tail, count_breaches
+from tracepaper.replay.learning.judge.metrics import EWMA, HEAD_LOSSES, MetricView, average_odds
+from tracepaper.replay.learning.judge.tails import breach_rows
 from tracepaper.replay.learning.losses import ADDED, added
 from tracepaper.replay.learning.predict import predict
 from tracepaper.replay.learning.samples import Windows, targets, wanted_labels
@@ -287,21 +285,15 @@ def test_the_tails_follow_a_planted_volatility(judged: Forecasts) -> None:
     tails, is_wild = judged.value("tails"), wild(judged)
     five = tails[:, 0, 1, 0]
     assert np.median(five[is_wild]) > 1.4 * np.median(five[~is_wild])
-    for at, (tail, sign) in enumerate(SIDE_WORDS.items()):
-        for chosen in (is_wild, ~is_wild):
-            rows = judged.where(chosen)
-            lost = sign * rows.labels["returns"]
-            limit, expected = tails[chosen, at, 1].astype(np.float64).T
-            given = Tail(lost, np.zeros_like(lost), limit, expected)
-            found = count_breaches(rows, tail, 0.05, given)
-            assert 0.02 < found.came.value < 0.09
-            assert found.shortfall is not None
-            assert 0.75 < found.shortfall.value < 1.3
+    for chosen in (is_wild, ~is_wild):
+        rows = judged.where(chosen)
+        for found in islice(breach_rows(rows, rows.value("tails").astype(np.float64)), 1, None, 2):
+            assert 0.02 < found["came"].value < 0.09
+            assert 0.75 < found["shortfall"].value < 1.3
     # One that ignores the hour is passed too often where it is wild: the same test says so.
     rows = judged.where(is_wild)
-    flat = np.full(is_wild.sum(), np.median(tails[:, 0, 1, 0]) * 0.7)
-    given = Tail(-rows.labels["returns"], np.zeros_like(flat), flat, flat)
-    assert (count_breaches(rows, "of a long position", 0.05, given).often or 0.0) < 0.01
+    flat = np.full_like(rows.value("tails"), np.median(five) * 0.7)
+    assert [found["often"] < 0.01 for found in breach_rows(rows, flat)][1]
 
 
 def test_drawdown_and_path_cover_what_came(judged: Forecasts) -> None:
@@ -321,8 +313,8 @@ def test_regimes_tell_planted_calm_from_wild(judged: Forecasts) -> None:
     variance = judged.labels["variance"]
     assert variance[~calm].mean() > 2 * variance[calm].mean()
     terms = HEAD_LOSSES["regimes"].terms
-    usual = MetricView(judged.holding(AVERAGE_ODDS, regimes=average_odds(judged)), AVERAGE_ODDS)
-    assert terms(MetricView(judged)).mean() < terms(usual).mean() - 0.1
+    usual = judged.holding(MODEL, **average_odds(MetricView(judged)))
+    assert terms(MetricView(judged)).mean() < terms(MetricView(usual)).mean() - 0.1
 
 
 def test_the_figures_say_what_is_better_and_the_sentences_follow(

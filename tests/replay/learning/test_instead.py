@@ -12,14 +12,8 @@ from learning import DAY_BARS, HORIZONS, choose, learnable, split, write_csv
 
 from tracepaper.daemon.cli import invoke
 from tracepaper.replay.learning.dataset import Dataset
-from tracepaper.replay.learning.judge.folds import (
-    FoldForecasts,
-    Refits,
-    ablated,
-    ablation_tables,
-    refit,
-)
-from tracepaper.replay.learning.judge.forecasts import MODEL
+from tracepaper.replay.learning.judge.folds import Refits, ablated, ablation_tables, refit
+from tracepaper.replay.learning.judge.forecasts import MODEL, ModelForecasts
 from tracepaper.replay.learning.recipe import recipe_of
 from tracepaper.replay.learning.statistics import qlike_of
 from tracepaper.replay.learning.training import train
@@ -101,12 +95,12 @@ def test_a_planted_change_is_found_and_its_size_is_the_difference_of_the_losses(
     # Bars of the fold's few days as if they were of a month.
     opened = np.arange(len(first)) * (30 * DAY_BARS * 60_000 // len(first))
     first = replace(first, open_ms=opened)
-    own = replace(own, tests=[FoldForecasts(first, None)])
+    own = replace(own, tests=[ModelForecasts(first, None)])
     realised, forecast = first.labels["variance"], first.value("variance")
 
     def others(variance: Array) -> Refits:
         changed = first.holding(MODEL, variance=variance)
-        return replace(own, tests=[FoldForecasts(changed, None)])
+        return replace(own, tests=[ModelForecasts(changed, None)])
 
     changes = {"oracle": realised.clip(1e-3), "worse": 8.0 * forecast, "same": forecast}
     [found, _] = ablation_tables(own, {name: others(of) for name, of in changes.items()})

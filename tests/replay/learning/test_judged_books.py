@@ -22,23 +22,18 @@ from learning import choose
 from pages import said_in
 
 from tracepaper.daemon.cli import invoke
-from tracepaper.replay.learning.estimators.order_book import BOOKS, BookFitOptions
-from tracepaper.replay.learning.judge.books import FEW, beside_tables, said_of
-from tracepaper.replay.learning.judge.forecasts import MODEL
-from tracepaper.replay.learning.judge.judge import Rival
-from tracepaper.replay.learning.judge.metrics import MetricView
-from tracepaper.replay.learning.judge.order_books import (
-    BookCheckpoint,
-    BookFold,
-    fold_forecasts,
-    judge_books,
-    read_book_folds,
-)
+from tracepaper.replay.learning.judge.books import judge_books, read_books_of, untouched_ms
+from tracepaper.replay.learning.judge.compare import FEW, verdict_of
+from tracepaper.replay.learning.judge.folds import fold_books
+from tracepaper.replay.learning.judge.forecasts import MODEL, ModelForecasts
+from tracepaper.replay.learning.judge.metrics import BOOKS, MetricView
+from tracepaper.replay.learning.judge.tables import tables_of
 from tracepaper.replay.learning.openings import FILE_NAME, NamedSpan, read_openings
 from tracepaper.replay.learning.order_books import BookDataset
+from tracepaper.replay.learning.recipe import recipe_of
+from tracepaper.replay.learning.splits import Fold, walk_forward
 from tracepaper.replay.learning.statistics import DayDifference, difference
-from tracepaper.strategies.errors import ConfigInvalid
-from tracepaper.strategies.networks.order_book import OrderBookConfig
+from tracepaper.storage.checkpoints import load
 from tracepaper.strategies.order_book import books_of
 from tracepaper.strategies.types.market import Depth
 from tracepaper.strategies.units import DAY_MS
@@ -171,29 +166,31 @@ def test_spans_are_judged_apart_and_beside_another_network(
 def test_the_whole_is_what_the_card_says(
     good: str, file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    model = BookCheckpoint.read(good)
+    card = load(Path(good)).card
     [training, *_] = [
-        one for one in read_openings(Path(good).parent / FILE_NAME) if one.model == model.model_id
+        one
+        for one in read_openings(Path(good).parent / FILE_NAME)
+        if one.model == card["model"]["id"]
     ]
-    assert training.from_ms == model.untouched_ms  # what a training judges, it has opened
+    assert training.from_ms == untouched_ms(card)  # what a training judges, it has opened
     found = answered(capsys, good, "--data", file)
-    assert found["figures"] == BookCheckpoint.read(good).card["figures"]
+    assert found["figures"] == card["figures"]
     dates = ("--from", "2025-02-10", "--to", "2025-03-02")
     part = answered(capsys, good, "--data", file, *dates)
     assert part["figures"]["1"]["days"] == 20
 
 
 def test_a_difference_is_that_of_the_losses_and_few_days_say_nothing(good: str, file: Path) -> None:
-    model = BookCheckpoint.read(good)
-    material = model.material([str(file)])
-    one = judge_books(model, material, NamedSpan("A", None, None))
+    model = load(Path(good))
+    books = read_books_of(model.card, [str(file)])
+    one = judge_books(model.card, model.tensors, books, NamedSpan("A", None, None))
     rng = np.random.default_rng(0)
     own = one.forecasts.at(1)
     rows = rng.permutation(len(own))[:100]
     other = own.where(rows)
     other = other.holding(MODEL, log_probability=other.value("log_probability") - 0.25)
-    both = one.compared_with(Rival("other", other))
-    [losses, _] = beside_tables(both)
+    both = one.compared_with("other", ModelForecasts(other))
+    [losses] = [made for made in tables_of(both) if made.key == "beside_log_loss"]
     [row] = losses.documents()
     assert row["1"]["value"] == pytest.approx(-0.25)
     assert row["2"] is None
@@ -201,7 +198,7 @@ def test_a_difference_is_that_of_the_losses_and_few_days_say_nothing(good: str, 
     wanted = difference(loss(MetricView(own.where(rows))), loss(MetricView(other)), own.day[rows])
     assert row["days"] == wanted.days
     sure = [DayDifference(-1.0, 0.01, days, 1e-6) for days in (9, 10)]
-    assert [said_of(each, is_less_better=True) for each in sure] == [FEW, "better"]
+    assert [verdict_of(BOOKS["log_loss"], each) for each in sure] == [FEW, "better"]
 
 
 def test_a_recipe_and_changes_of_it_are_fitted_anew_on_recorded_days(
@@ -222,24 +219,6 @@ def test_a_recipe_and_changes_of_it_are_fitted_anew_on_recorded_days(
 # --- folds
 
 
-def test_folds_walk_over_recorded_days_and_parts_never_meet() -> None:
-    days = [0, 1, 2, 3, 10, 11, 12, 20]  # nothing was recorded between
-    seen = np.concatenate([day * DAY_MS + np.arange(A_DAY) * PACE_MS for day in days])
-    first, second = read_book_folds("walk:2", seen)
-    assert [one.test for one in (first, second)] == [
-        (10 * DAY_MS, 12 * DAY_MS),
-        (12 * DAY_MS, 21 * DAY_MS),
-    ]
-    assert (first.train[0], second.train[0]) == (0, 0)
-    assert first.validation == (first.train[1], 10 * DAY_MS)
-    known = seen[seen < 10 * DAY_MS]
-    assert (known >= first.train[1]).sum() == round(0.1 * len(known))
-    rolling = read_book_folds("rolling:2", seen)[1]
-    assert (rolling.train[0], rolling.test) == (2 * DAY_MS, second.test)
-    with pytest.raises(ConfigInvalid, match="are of 3 days, too few for 3 folds"):
-        read_book_folds("walk:3", seen[: 3 * A_DAY])
-
-
 def test_no_held_out_book_moves_a_fold_and_a_fold_that_leaks_is_found() -> None:
     """From the middle of a test on the mid goes against the lean; all before it stays."""
     middle = 15 * A_DAY
@@ -248,17 +227,20 @@ def test_no_held_out_book_moves_a_fold_and_a_fold_that_leaks_is_found() -> None:
         BookDataset(of, (books_of(planted(hours(20), mirrored_from=start), 2),), (), ())
         for start in (None, middle)
     )
-    config = OrderBookConfig(levels=2, window=12, dim=8, layers=1, heads=2, horizons=(1,))
-    options = BookFitOptions(steps=4, windows=1, learning_rate=0.02, threads=1)
-    [fold] = read_book_folds("walk:1", np.array(hours(20)))
-    assert fold.test[0] < FIRST_MS + middle * PACE_MS < fold.test[1]
+    keys = {"window": 12, "dim": 8, "layers": 1, "heads": 2, "horizons": [1]}
+    options = {"steps": 4, "windows": 1, "learning_rate": 0.02, "threads": 1}
+    kind = {"kind": "orderbook"}
+    card = recipe_of({"model": kind, "architecture": {**keys, "levels": 2}, "training": options})
+    [fold] = walk_forward((FIRST_MS, FIRST_MS + 20 * DAY_MS), 1, embargo_ms=0)
+    [(first, last)] = fold.test
+    assert first < FIRST_MS + middle * PACE_MS < last
 
-    def before(material: BookDataset, by: BookFold) -> np.ndarray:
-        found = fold_forecasts(by, material, config, options, lambda _: None)
+    def before(data: BookDataset, by: Fold) -> np.ndarray:
+        found = fold_books(card.document(), data, by, lambda _: None)
         return found.value("log_probability")[found.open_ms < FIRST_MS + (middle - 12) * PACE_MS]
 
     assert np.array_equal(before(own, fold), before(other, fold))
-    leaking = replace(fold, train=(fold.train[0], fold.test[1]))
+    leaking = replace(fold, train=((fold.train[0][0], last),))
     assert not np.array_equal(before(own, leaking), before(other, leaking))
 
 

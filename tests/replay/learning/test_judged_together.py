@@ -28,13 +28,12 @@ from tracepaper.replay.learning.estimators.cross_sectional import (
 )
 from tracepaper.replay.learning.fit import FitOptions, Policy, Progress, policy_of
 from tracepaper.replay.learning.fitted import FitRun
-from tracepaper.replay.learning.judge.assets import FEW, beside_tables, net_verdict, tables_of_span
-from tracepaper.replay.learning.judge.compare import compare
+from tracepaper.replay.learning.judge.compare import FEW, compare, verdict_of
 from tracepaper.replay.learning.judge.folds import refit
-from tracepaper.replay.learning.judge.forecasts import MODEL, Forecasts
-from tracepaper.replay.learning.judge.judge import Rival, SpanJudgement, judge_checkpoint
-from tracepaper.replay.learning.judge.metrics import MetricView, ranks
-from tracepaper.replay.learning.judge.portfolio import PORTFOLIOS
+from tracepaper.replay.learning.judge.forecasts import MODEL, Forecasts, ModelForecasts
+from tracepaper.replay.learning.judge.judge import SpanJudgement, judge_checkpoint
+from tracepaper.replay.learning.judge.metrics import PORTFOLIOS, MetricView, ranks
+from tracepaper.replay.learning.judge.tables import tables_of
 from tracepaper.replay.learning.openings import FILE_NAME, NamedSpan, read_openings
 from tracepaper.replay.learning.panel import close_by_close, labelled_closes, predicted
 from tracepaper.replay.learning.recipe import Recipe, kinds, recipe_of
@@ -177,16 +176,17 @@ def test_spans_are_judged_apart_and_stand_beside_models_of_any_kind(
     weights = []
     for span in found["spans"]:
         tables = span["tables"]
-        for key in ("beside_qlike_30", "beside_sign_5", "beside_across_5", "beside_across_30"):
+        for key in ("beside_qlike", "beside_sign", "beside_across"):
             assert [row["model"] for row in tables[key]["rows"]] == others
         # What has no weights of its own is not held to them.
         [row] = tables["beside_weights"]["rows"]
-        assert (row["model"], row["days"], row["verdict"]) == (others[0], 1, FEW)
-        assert {"model", "equal", "inverse"} <= {r["weights"] for r in tables["weights"]["rows"]}
-        assert {"relative", "persistence"} <= {r["forecaster"] for r in tables["across"]["rows"]}
+        assert (row["model"], row["days"], row["1440_verdict"]) == (others[0], 1, FEW)
+        names = [{r["forecaster"] for r in tables[key]["rows"]} for key in ("weights", "across")]
+        assert {"model", "equal", "inverse"} <= names[0]
+        assert {"model", "persistence"} <= names[1]
         weights.append(tables["weights"]["rows"][0])
         assert span["figures"]["weights"]["days"] == 1
-    assert weights[0]["net"]["value"] != weights[1]["net"]["value"]
+    assert weights[0]["1440"]["value"] != weights[1]["1440"]["value"]
     assert "Rank correlation across the assets" in said_in(page)
     whole = found["tables"]["beside_spans"]["rows"]
     assert [row["model"] for row in whole] == others
@@ -205,7 +205,7 @@ def test_a_single_instruments_model_stands_beside_one_of_several(
         tables = answered(capsys, *words, *more)["spans"][0]["tables"]
         values.append(
             [
-                tables[f"beside_{loss}_{horizon}"]["rows"][0]["difference"]["value"]
+                tables[f"beside_{loss}"]["rows"][0][str(horizon)]["value"]
                 for loss in ("qlike", "sign", "across")
                 for horizon in HORIZONS
             ]
@@ -229,12 +229,17 @@ def test_ranks_are_those_of_scipy_and_an_oracle_has_all(judged: SpanJudgement) -
     np.testing.assert_allclose(found[:50], expected, atol=1e-12)
     shuffled = np.random.default_rng(0).permutation(len(one))  # in any order of its rows
     oracle = one.holding(MODEL, relative=value).where(shuffled)
-    [made] = beside_tables(judged.compared_with(Rival("oracle", oracle)))
-    [row] = made.documents()
-    assert row["difference"]["value"] == pytest.approx(found.mean() - 1.0)
+    [row] = ranked(judged.compared_with("oracle", ModelForecasts(oracle)))
+    assert row[str(HORIZONS[1])]["value"] == pytest.approx(found.mean() - 1.0)
     fields = {name: of for name, of in one.values[MODEL].items() if name != "relative"}
-    blind = Rival("blind", replace(one, values={MODEL: fields}))
-    assert [t.key for t in beside_tables(judged.compared_with(blind))] == ["beside_across_30"]
+    blind = ModelForecasts(replace(one, values={MODEL: fields}))
+    assert ranked(judged.compared_with("blind", blind))
+
+
+def ranked(judged: SpanJudgement) -> list[dict[str, Any]]:
+    """Return the model beside others by rank correlations."""
+    [made] = [made for made in tables_of(judged) if made.key == "beside_across"]
+    return made.documents()
 
 
 def test_relative_returns_stand_at_the_rows_of_their_symbols(
@@ -269,17 +274,17 @@ def test_weights_are_compared_by_day_and_never_by_few_days() -> None:
     assert found.value == pytest.approx(wanted.value)
     assert found.error == pytest.approx(wanted.error)
     gains = [DayDifference(5.0, 0.1, days, 1e-9) for days in (FEW_DAYS - 1, FEW_DAYS)]
-    assert [net_verdict(one) for one in gains] == [FEW, "better"]
+    assert [verdict_of(PORTFOLIOS["net"], one) for one in gains] == [FEW, "better"]
 
 
 def test_a_span_holds_what_its_own_days_made(judged: SpanJudgement) -> None:
     held = judged.judged.held
     assert held is not None
     assert set(held.day) == {(SPANS[0].from_ms or 0) // DAY_MS}
-    tables = {made.key: made for made in tables_of_span(judged)}
-    [row] = [row for row in tables["weights"].documents() if row["weights"] == "model"]
-    assert row["net"]["value"] == pytest.approx(1e4 * float(held.value("net").sum()))
-    assert row["decisions"] == held.labels["decisions"].sum()
+    tables = {made.key: made for made in tables_of(judged)}
+    [row, *_] = tables["weights"].documents()
+    assert (row["figure"], row["forecaster"]) == ("Net of fees, bp a day", "model")
+    assert row["1440"]["value"] == pytest.approx(1e4 * float(held.value("net").sum()))
 
 
 # --- folds
@@ -296,12 +301,11 @@ def test_a_recipe_and_a_change_of_it_are_fitted_anew_on_folds(
         rows = tables[key]["rows"]
         assert [row["change"] for row in rows] == changes
         assert {row["days"] for row in rows} == {1}
-    assert tables["instead_weights"]["rows"][0]["basis points a day"]["value"] != 0.0
+    assert tables["instead_weights"]["rows"][0]["1440"]["value"] != 0.0
     assert tables["instead_across"]["rows"][1]["30"]["value"] != 0.0
-    names = [row["weights"] for row in tables["folds_weights"]["rows"]]
+    names = [row["forecaster"] for row in tables["folds_weights"]["rows"]]
     assert names[:3] == ["model", "equal", "inverse"]
-    assert tables["folds_weights"]["rows"][0]["days"] == 1
-    assert tables["folds_across"]["rows"][0]["forecaster"] == "relative"
+    assert tables["folds_across"]["rows"][0]["forecaster"] == "model"
     assert len(tables["folds_qlike"]["rows"]) > 3
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,11 +18,12 @@ from tracepaper.replay.learning.judge.forecasts import MODEL, Forecasts
 from tracepaper.replay.learning.judge.judge import SpanJudgement
 from tracepaper.replay.learning.judge.tables import density_tables
 from tracepaper.replay.learning.judge.tails import (
-    SIDE_WORDS,
-    breaches_of,
+    SIDES,
+    breach_rows,
     christoffersen,
     follows,
-    kupiec,
+    scaled_tails,
+    student_tails,
     tail_factors,
     value_at_risk,
     without_overlap,
@@ -63,25 +65,28 @@ def test_the_shortfall_is_the_mean_of_what_lies_beyond(dof: float, share: float)
     assert expected[0] == pytest.approx(beyond / share, rel=1e-6)
 
 
+def breaches(rows: Forecasts, factors: dict[str, Any] | None = None) -> list[Any]:
+    """Return the tests of the tails of the Student t, by attributes; calibrated by *factors*."""
+    tails = student_tails(rows) if factors is None else scaled_tails(rows, factors["1"])
+    return [SimpleNamespace(**row) for row in breach_rows(rows, tails)]
+
+
 def test_right_tails_are_believed_and_wrong_ones_are_not() -> None:
     right = forecasts()
-    for found in breaches_of(right):
-        assert found.came.value == pytest.approx(found.share, abs=4 * (found.came.error or 0.0))
-        assert found.often is not None
+    for found in breaches(right):
+        assert found.came.value == pytest.approx(found.share, abs=4 * found.came.error)
         assert found.often > 0.01
-        assert found.shortfall is not None
-        assert found.shortfall.value == pytest.approx(1.0, abs=4 * (found.shortfall.error or 0.0))
+        assert found.shortfall.value == pytest.approx(1.0, abs=4 * found.shortfall.error)
         assert found.bars == DAYS * A_DAY
-    narrow = list(breaches_of(right.holding(MODEL, scale=0.7 * right.value("scale"))))
+    narrow = breaches(right.holding(MODEL, scale=0.7 * right.value("scale")))
     assert [(found.tail, found.share) for found in narrow] == [
-        (tail, share) for tail in SIDE_WORDS for share in SHARES
+        (f"of a {side} position", share) for side in SIDES for share in SHARES
     ]
     for found in narrow:
-        assert found.often is not None
         assert found.often < 1e-4
         assert found.came.value > found.share
-    thin = list(breaches_of(right.holding(MODEL, dof=np.full(len(right), 200.0))))
-    assert all(one.shortfall is not None and one.shortfall.value > 1.15 for one in thin)
+    thin = breaches(right.holding(MODEL, dof=np.full(len(right), 200.0)))
+    assert all(one.shortfall.value > 1.15 for one in thin)
 
 
 @pytest.mark.parametrize("dof", [3.0, 5.0])
@@ -95,16 +100,11 @@ def test_tails_that_are_too_thin_are_right_once_calibrated(dof: float) -> None:
 
     factors = tail_factors(thin(1))
     other = thin(2)
-    raw, mended = list(breaches_of(other)), list(breaches_of(other, factors, is_calibrated=True))
-    assert [(one.tail, one.share) for one in mended] == [(one.tail, one.share) for one in raw]
-    for before, after in zip(raw, mended, strict=True):
-        assert after.came.value == pytest.approx(after.share, abs=4 * (after.came.error or 0.0))
-        assert after.shortfall is not None
-        assert after.shortfall.value == pytest.approx(1.0, abs=4 * (after.shortfall.error or 0.0))
+    for before, after in zip(breaches(other), breaches(other, factors), strict=True):
+        assert after.came.value == pytest.approx(after.share, abs=4 * after.came.error)
+        assert after.shortfall.value == pytest.approx(1.0, abs=4 * after.shortfall.error)
         if before.share == 0.01:
-            assert before.came.value > before.share + 2 * (before.came.error or 0.0)
-    assert list(breaches_of(other, None, is_calibrated=True)) == []
-    assert list(breaches_of(other, {"7": {}}, is_calibrated=True)) == []
+            assert before.came.value > before.share + 2 * before.came.error
 
 
 def test_few_losses_calibrate_no_tail() -> None:
@@ -121,21 +121,9 @@ def test_each_tail_is_that_of_its_position() -> None:
     right = forecasts()
     labels = {**right.labels, "returns": right.labels["returns"] - 1.5}
     fallen = replace(right, labels=labels)
-    by_tail = {(one.tail, one.share): one for one in breaches_of(fallen)}
+    by_tail = {(one.tail, one.share): one for one in breaches(fallen)}
     assert by_tail["of a long position", 0.05].came.value > 0.1
     assert by_tail["of a short position", 0.05].came.value < 0.03
-
-
-def test_kupiec_is_the_published_likelihood_ratio() -> None:
-    # Kupiec (1995), table 3: of 255 days at 5 %, 6 < N < 21 is not rejected at 95 %.
-    for came, kept in ((6, False), (7, True), (20, True), (21, False)):
-        beyond = np.arange(255) < came
-        found = kupiec(beyond, 0.05)
-        assert found is not None
-        assert (found > 0.05) is kept, came
-    none = kupiec(np.zeros(255, dtype=np.bool_), 0.01)
-    assert none == pytest.approx(stats.chi2.sf(-2 * 255 * np.log(0.99), 1))
-    assert kupiec(np.zeros(0, dtype=np.bool_), 0.01) is None
 
 
 def test_breaches_that_follow_one_another_are_found() -> None:
@@ -209,23 +197,25 @@ def test_a_law_that_is_right_beats_a_normal_one_in_basis_points_and_a_wrong_one_
     value = right.labels["returns"]
     heads = np.stack([mean + scale * stats.t.ppf(at, 4.0) for at in levels], axis=1)
     found = densities(replace(right.holding(MODEL, quantiles=heads), levels=levels))
-    crps = {row["forecast"]: row for row in found["crps"]}
-    assert set(crps) == {"Student t", "Student t, at 3 levels", "quantiles, at 3 levels"}
+    crps = {(row["CRPS"], row["forecaster"]): row for row in found["crps"]}
+    kinds = {"exact": ("model", "EWMA"), "at 3 levels": ("model", "its own Student t", "EWMA")}
+    assert set(crps) == {(of, name) for of, names in kinds.items() for name in names}
     own = statistics.crps_of(mean, scale, dof, value)
-    assert crps["Student t"]["loss"]["value"] == pytest.approx(20 * own.mean(), rel=1e-6)
-    assert {row["verdict"] for row in crps.values()} == {"better"}
+    assert crps["exact", "model"]["1"]["value"] == pytest.approx(20 * own.mean(), rel=1e-6)
+    assert crps["exact", "EWMA"]["1_verdict"] == "better"
+    assert crps["at 3 levels", "EWMA"]["1_verdict"] == "better"
     # The head says what the law says, so both lose alike.
-    assert crps["quantiles, at 3 levels"]["loss"] == pytest.approx(
-        crps["Student t, at 3 levels"]["loss"]
-    )
-    lowest = next(r for r in found["pinball"] if (r["forecast"], r["level"]) == ("quantiles", 0.05))
+    assert crps["at 3 levels", "its own Student t"]["1_less"]["value"] == pytest.approx(0, abs=1e-9)
+    lowest = found["pinball"][0]
+    assert (lowest["quantile"], lowest["forecaster"]) == ("0.05", "model")
     pinball = np.maximum(0.05 * (value - heads[:, 0]), -0.95 * (value - heads[:, 0]))
-    assert lowest["loss"]["value"] == pytest.approx(20 * pinball.mean(), rel=1e-6)
-    assert len(found["pinball"]) == 6
+    assert lowest["1"]["value"] == pytest.approx(20 * pinball.mean(), rel=1e-6)
+    assert len(found["pinball"]) == 9
     shifted = replace(right.holding(MODEL, quantiles=heads + 3.0), levels=levels)
-    wrong = {row["forecast"]: row for row in densities(shifted)["crps"]}
-    assert wrong["quantiles, at 3 levels"]["verdict"] == "worse"
+    assert {row["1_verdict"] for row in densities(shifted)["crps"][3:]} == {"worse"}
     plain = densities(right)
-    assert [row["forecast"] for row in plain["crps"]] == ["Student t"]
-    assert [row["level"] for row in plain["pinball"]] == [0.05, 0.25, 0.5, 0.75, 0.95]
-    assert densities(forecasts()) == {"crps": [], "pinball": []}  # there is no baseline
+    assert len(plain["crps"]) == 2
+    assert list(dict.fromkeys(row["quantile"] for row in plain["pinball"])) == [
+        "0.05", "0.25", "0.5", "0.75", "0.95"
+    ]  # fmt: skip
+    assert densities(forecasts()) == {}  # there is no baseline

@@ -1,6 +1,6 @@
-"""Today's broker beside the one before accounts were books: every step of both is equal.
+"""Random histories of accounts, which keep their laws at every step.
 
-    make campaign ONLY=lockstep
+    make campaign ONLY=accounts
 
 A history is one seed: an account, its strategies, and what the market does. Of each five one is of
 cross margin, where quotes jump by so much that closes would ruin the account.
@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 from collections import Counter
 
-from lockstep import Lockstep
+from histories import History
 
 FOCUSED_EACH = 5
 
@@ -25,13 +25,13 @@ def main() -> None:
     reached: Counter[str] = Counter()
     for seed in range(given.from_seed, given.from_seed + given.histories):
         try:
-            both = Lockstep(seed, is_focused=seed % FOCUSED_EACH == FOCUSED_EACH - 1)
+            history = History(seed, is_focused=seed % FOCUSED_EACH == FOCUSED_EACH - 1)
         except Exception as error:
             error.add_note(f"seed {seed}")
             raise
-        reached += both.counted
+        reached += history.counted
     counts = ", ".join(f"{count:,} {name}" for name, count in sorted(reached.items()))
-    print(f"{given.histories:,} histories without a difference: {counts}.")
+    print(f"{given.histories:,} histories: {counts}.")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,239 @@
+"""``Member``: one of several strategies on an account, and what the account decides of them all.
+
+The rules are docs/one_account.md, J8 to J18.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Final, NamedTuple
+
+from tracepaper.daemon.broker.book import Book
+from tracepaper.daemon.engine.history import InstrumentHistory
+from tracepaper.daemon.engine.instrument_state import InstrumentState
+from tracepaper.daemon.engine.risk import RiskWatch
+from tracepaper.daemon.engine.state import INTEGRITY, EngineSettings
+from tracepaper.strategies.api.context import BarContext, Orders, Signal
+from tracepaper.strategies.api.sizing import NO_ACCOUNT, Sizer, Sizing, SizingAccount, SizingMode
+from tracepaper.strategies.api.strategy import DeclaredState, Strategy
+from tracepaper.strategies.api.timeframes import frame_bars
+from tracepaper.strategies.errors import StrategyFailed
+from tracepaper.strategies.gates.evaluator import GateEvaluator
+from tracepaper.strategies.types.decisions import (
+    Action,
+    Decision,
+    Forecast,
+    GateSet,
+    StrategyDecision,
+)
+from tracepaper.strategies.types.market import Bar, Instrument
+from tracepaper.strategies.units import DAY_MS
+
+NEVER: Final = "never"
+NO_EQUITY: Final = "its sub-account has no equity left"
+UNCHANGED: Final = Signal(Action.HOLD, "no strategy changed its target")
+_FOLDER: Final = re.compile(r"(?<!\S)(?:[A-Za-z]:)?(?:[/\\][^\s/\\]+)*[/\\](?=[^\s/\\]+:\d)")
+_SENTENCE_MOST: Final = 300
+
+
+class MemberTerms(NamedTuple):
+    """What the engine is given of one of several strategies; mappings are by instrument id."""
+
+    name: str
+    share: int  # 10⁻¹⁰ of the account
+    strategies: Mapping[str, Strategy]
+    sizers: Mapping[str, Sizer]
+    gates: Mapping[str, GateEvaluator]
+    settings: EngineSettings  # as if it traded alone, without limits
+
+
+class Member:
+    """One of several strategies: whether it is asked, and its state of each instrument."""
+
+    def __init__(self, terms: MemberTerms, instruments: Sequence[Instrument]) -> None:
+        self.name = terms.name
+        self.failed = ""  # why, once it failed
+        self.is_empty = False  # its sub-account has no equity
+        self.closed = ""  # why it holds nothing; empty while it is asked
+        self.book: Book  # its sub-account
+        self.decided: dict[str, StrategyDecision] = {}  # as the newest steps hold it
+        risk = RiskWatch({})
+        self.states = {
+            item.id: InstrumentState(
+                item,
+                terms.strategies[item.id],
+                terms.sizers[item.id],
+                terms.gates[item.id],
+                terms.settings,
+                risk,
+                DeclaredState.of(terms.strategies[item.id]),
+                self,
+            )
+            for item in instruments
+        }
+
+    def share(self, key: str, whole: InstrumentState) -> None:
+        """Share with the account's state of an instrument what no strategy changes."""
+        state = self.states[key]
+        state.history.share(whole.history)
+        state.regimes = whole.regimes
+
+    def remembered(self, key: str) -> int:
+        """Return how many of the last bars of an instrument decide."""
+        return self.states[key].history.remembered
+
+    def know(self, *, failed: str | None = None, is_empty: bool | None = None) -> None:
+        """Learn that it failed before, or whether its sub-account has no equity."""
+        self.failed = self.failed if failed is None else failed
+        self.is_empty = self.is_empty if is_empty is None else is_empty
+        self.closed = self.failed or (NO_EQUITY if self.is_empty else "")
+
+    def fail(self, why: str) -> None:
+        """Set it aside, for good in this run; what it holds is closed by its next decision."""
+        if not self.failed:
+            same = _FOLDER.sub("", why)  # wherever it is derived again
+            line = " ".join(same.split())[:_SENTENCE_MOST]
+            # A lone surrogate, of a file's name say, could be stored nowhere.
+            text = "".join(one if one.isprintable() else repr(one)[1:-1] for one in line)
+            self.know(failed=f"set aside: {text}")
+
+    def observe(self, bar: Bar, whole: InstrumentHistory) -> None:
+        """Show *bar*, which *whole* has observed."""
+        try:
+            self.states[bar.instrument].observe_part(bar, whole, shows=not self.failed)
+        except StrategyFailed as error:
+            self.fail(str(error))
+
+    def ask(self, strategy: Strategy, context: BarContext) -> Signal:
+        """Return the answer of its *strategy*; FLAT where it is closed, or fails."""
+        if not self.closed:
+            try:
+                answer = strategy.decide(context)
+            except StrategyFailed as error:
+                self.fail(str(error))
+            else:
+                if isinstance(answer, Signal) and answer.position_side is None:
+                    return answer
+                what = "a list of orders" if isinstance(answer, Orders) else "a position side"
+                self.fail(
+                    f"it answered {what}, which several strategies on one account do not "
+                    "take; let it return a Signal"
+                )
+        return Signal(Action.FLAT, self.closed)
+
+    def has_declared(self, instrument: str) -> bool:
+        """Return whether its declared state changed; what cannot be stored sets it aside."""
+        declared = self.states[instrument].declared
+        if declared is None or self.failed:
+            return False
+        try:
+            return declared.changed()
+        except StrategyFailed as error:
+            self.fail(str(error))
+            return True
+
+    def keep(
+        self, key: str, decision: Decision, net: Decision, places: Mapping[GateSet, int]
+    ) -> StrategyDecision:
+        """Return *decision* beside the *net* one of the account, as the step holds it.
+
+        What is as it was is the same object: nothing of it is stored anew.
+        """
+        outcome, last = decision.outcome, self.decided.get(key)
+        measures: tuple[tuple[str, float | None], ...] = ()
+        gates, of_net = outcome.gate_set.gates, net.outcome.gate_set.gates
+        if decision.measures != net.measures or gates != of_net:
+            of_account = dict(zip(of_net, net.measures, strict=True))
+            measures = tuple(
+                (gate, measure)
+                for gate, measure in zip(gates, decision.measures, strict=True)
+                if gate not in of_account or of_account[gate] != measure
+            )
+        if (
+            last is None
+            or last.outcome is not outcome
+            or last.target_quantity != decision.target_quantity
+            or last.measures != measures
+            or not (last.note is decision.note is None)
+        ):
+            last = self.decided[key] = StrategyDecision(
+                self.name,
+                outcome,
+                decision.target_quantity,
+                places[outcome.gate_set],
+                measures,
+                decision.note,
+            )
+        return last
+
+
+class NetStrategy(Strategy):
+    """What several strategies want together of one instrument: the account's strategy."""
+
+    reads_history = False
+
+    def __init__(self, members: Mapping[str, Strategy]) -> None:
+        """Net the strategies of *members*, by name."""
+        self.members = dict(members)
+        every = self.members.values()
+        self.warmup = min(one.warmup for one in every)  # the first that is warm trades
+        self.gates = INTEGRITY.intersection(*(one.gates for one in every))
+        self.needs_forecast = any(one.needs_forecast for one in every)
+        wanted = [frame_bars(one) for one in every]
+        self.frames = tuple(dict.fromkeys(name for of in wanted for name in of))
+        self.frames_warmup = {
+            name: max(of[name] for of in wanted if name in of) for name in self.frames
+        }
+        self.answer = UNCHANGED
+
+    def net(self, target: int, reasons: Sequence[str]) -> None:
+        """Answer with the net *target*, which *reasons* explain; none of them changes none."""
+        self.answer = UNCHANGED
+        if reasons:
+            action = Action.FLAT if not target else Action.LONG if target > 0 else Action.SHORT
+            self.answer = Signal(action, "; ".join(reasons))
+
+    def decide(self, context: BarContext) -> Signal:  # noqa: ARG002 - each strategy has its own
+        """Return the netted decisions."""
+        return self.answer
+
+
+class NetSizer(Sizer):
+    """Sizes the net target of several strategies."""
+
+    bars = 0
+
+    def __init__(self, instrument: Instrument, bars: int) -> None:
+        """Look back *bars*, as far as any of the strategies."""
+        super().__init__(Sizing(SizingMode.NOTIONAL, notional=1), instrument)
+        self.net, self.bars = 0, bars
+        self.follows_signal = True  # of HOLD, the one signal that comes again
+
+    def observe(self, bar: Bar) -> None:
+        """Learn nothing of *bar*: each strategy has a size of its own."""
+
+    def target(
+        self,
+        signal: Signal,  # noqa: ARG002 - it follows from the net
+        bar: Bar,  # noqa: ARG002
+        forecast: Forecast | None,  # noqa: ARG002
+        *,
+        standing: int = 0,  # noqa: ARG002
+        account: SizingAccount = NO_ACCOUNT,  # noqa: ARG002
+        is_full: bool = False,  # noqa: ARG002
+    ) -> int:
+        """Return the sum of the strategies' targets."""
+        return self.net
+
+
+def period_of(reset: str, at_ms: int) -> int:
+    """Return the number of the day, of the week (from Monday) or of the month of a time in UTC."""
+    day = at_ms // DAY_MS
+    if reset == "day":
+        return day
+    if reset == "week":
+        return (day + 3) // 7  # 1970 began on a Thursday
+    moment = datetime.fromtimestamp(at_ms / 1000, UTC)
+    return moment.year * 12 + moment.month

@@ -1,0 +1,76 @@
+"""What holds of an account after every event: shares are their positions, cash is what was earned.
+
+The laws are I1 to I5; each is computed from lines and books, and not from the account's sums.
+"""
+
+from __future__ import annotations
+
+from tracepaper.daemon.broker.account import PaperAccount
+from tracepaper.daemon.broker.book import Book
+from tracepaper.daemon.broker.line import Line
+
+
+def check_account(account: PaperAccount, opened: int | None = None) -> None:
+    """Assert I1 to I5 of *account*; I2 where it began with *opened* in cash."""
+    for book in account.every_book:
+        _check_sums(book)
+    positions = [line for book in account.books for line in book.lines.values()]
+    for line in positions:
+        _check_line(line)
+        if line.shares:  # I1
+            assert sum(share.held for share in line.shares) == line.held
+            assert sum(share.orders.target for share in line.shares) == line.orders.target
+    if opened is not None:
+        assert account.cash == opened + sum(map(_earned, positions))  # I2
+    assert account.cash == sum(book.cash for book in account.books)
+    balance = account.balance()
+    if owners := [book.subtotal() for book in account.owners.values()]:  # I3
+        assert sum(one.equity for one in owners) + account.reserve == balance.equity
+        assert sum(one.fees_paid for one in owners) == balance.fees_paid
+        assert sum(one.funding_paid for one in owners) == balance.funding_paid
+        assert sum(one.realized_pnl + one.unrealized_pnl for one in owners) == (
+            balance.realized_pnl + balance.unrealized_pnl
+        )
+    bound = sum(line.holding.margin for line in positions)  # I5
+    assert account.available == account.cash - bound
+    ids = [
+        order.order_id
+        for book in account.every_book
+        for line in book.lines.values()
+        for order in line.orders.orders
+    ]
+    assert len(ids) == len(set(ids))
+
+
+def _check_sums(book: Book) -> None:
+    """Assert that the sums that *book* keeps are those of its lines."""
+    held = [line.holding for line in book.lines.values()]
+    total = book.subtotal()
+    assert book.realized == total.realized_pnl == sum(one.realized_pnl for one in held)
+    assert book.fees == total.fees_paid == sum(one.fees_paid for one in held)
+    assert book.funding == total.funding_paid == sum(one.funding_paid for one in held)
+    assert total.unrealized_pnl == sum(
+        line.value(line.held) - line.holding.entry_notional
+        for line in book.lines.values()
+        if line.held
+    )
+    assert total.equity == total.cash + total.unrealized_pnl + sum(
+        line.holding.entry_notional for line in book.lines.values() if line.is_cash
+    )
+
+
+def _check_line(line: Line) -> None:
+    for one in (line, *line.shares):  # I4
+        assert one.held * one.book.sign >= 0
+        assert one.held >= 0 or not one.is_cash
+    assert not any(share.holding.margin for share in line.shares)  # I5
+    for order in line.orders.orders if line.book.sign else ():
+        closes = (order.side.value == "SELL") == (line.book.sign > 0)
+        assert not closes or order.quantity - order.filled <= abs(line.held)
+
+
+def _earned(line: Line) -> int:
+    """Return what *line* has added to the cash."""
+    held = line.holding
+    earned = held.realized_pnl - held.fees_paid - held.funding_paid
+    return earned - held.entry_notional if line.is_cash else earned
