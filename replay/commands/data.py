@@ -29,10 +29,7 @@ if TYPE_CHECKING:
     from tracepaper.replay.archive.download import Outcome
     from tracepaper.replay.archive.order_book import DepthQuality
     from tracepaper.replay.archive.series import Imported, Quality
-    from tracepaper.replay.learning.splits import (
-        Segment,
-        Split,
-    )
+    from tracepaper.replay.learning.splits import Segment, Split
 
 app = typer.Typer(help="Import, check, list and fetch candles; record order books; copy samples.")
 
@@ -253,19 +250,9 @@ def describe(
     this took is printed too.
     """
     from tracepaper.replay.bench.machine import most_resident_mb
-    from tracepaper.replay.learning.array_cache import (
-        ArrayCache,
-        default_folder,
-    )
-    from tracepaper.replay.learning.dataset import (
-        Dataset,
-        ahead,
-        intervals_of,
-    )
-    from tracepaper.replay.learning.training import (
-        described,
-        lines,
-    )
+    from tracepaper.replay.learning.array_cache import ArrayCache, default_folder
+    from tracepaper.replay.learning.dataset import Dataset, ahead, intervals_of
+    from tracepaper.replay.learning.training import described, lines
 
     require("exchange_calendars", "--calendar", calendar)
     dates = [train_until, validate_until, calibrate_until]
@@ -289,12 +276,7 @@ def describe(
 
 def _split(dates: list[str | None], segments: Sequence[Segment], embargo_bars: int) -> Split:
     """Return the split of three dates, or of a training's shares where there are none."""
-    from tracepaper.replay.learning.splits import (
-        SHARES,
-        Split,
-        by_shares,
-        date_ms,
-    )
+    from tracepaper.replay.learning.splits import SHARES, Split, by_shares, date_ms
 
     given = [date_ms(date) for date in dates if date is not None]
     if not given:

@@ -33,13 +33,12 @@ if TYPE_CHECKING:
     from tracepaper.daemon.session.user_model import UserForecaster
     from tracepaper.replay.document.values import Table
     from tracepaper.replay.learning.dataset import Dataset
-    from tracepaper.replay.learning.estimator import DataRequest
+    from tracepaper.replay.learning.fitted import DataRequest
     from tracepaper.replay.learning.judge.forecasts import ModelForecasts
     from tracepaper.replay.learning.judge.judge import SpanJudgement
     from tracepaper.replay.learning.openings import NamedSpan
-    from tracepaper.replay.learning.supplied import FilesBeside, SuppliedBooks
+    from tracepaper.replay.learning.side_inputs import SideFiles, SideInputs
     from tracepaper.storage.checkpoints import Checkpoint
-    from tracepaper.storage.covariates import CovariateFile
     from tracepaper.strategies.api.model import DataSource
 
 
@@ -150,14 +149,14 @@ def evaluate(
     if untrained := _untrained(checkpoint):
         _tell_untrained(untrained, as_json=json)
         return
-    from tracepaper.replay.learning.estimator import DataRequest
-    from tracepaper.replay.learning.supplied import FilesBeside
+    from tracepaper.replay.learning.fitted import DataRequest
+    from tracepaper.replay.learning.side_inputs import SideFiles
 
-    request, beside = DataRequest(data, columns=columns or ()), FilesBeside(covariates, depth or ())
+    request, beside = DataRequest(data, columns=columns or ()), SideFiles(covariates, depth or ())
     if folds is not None:
-        supplied = beside.read()
-        _, model = _loaded(checkpoint, options.threads, supplied)
-        found = folds_of(model, request._replace(covariates=supplied), folds, ablate or (), each)
+        inputs = beside.read()
+        _, model = _loaded(checkpoint, options.threads, inputs)
+        found = folds_of(model, request._replace(inputs=inputs), folds, ablate or (), each)
         print_folds(found, html, as_json=json)
         return
     for name in compare or ():
@@ -198,12 +197,12 @@ def _check_folds(folds: str | None, ablate: object, elsewhere: object, *, is_els
 
 def _source(name: str) -> DataSource:
     """Return what the checkpoint *name* reads; a class of one's own reads bars."""
-    from tracepaper.replay.learning.estimator import estimator_of
+    from tracepaper.replay.learning.recipe import kind_of
     from tracepaper.storage.checkpoints import is_checkpoint, locate, read_card
     from tracepaper.strategies.api.model import DataSource
 
     folder = locate(name)
-    return estimator_of(read_card(folder)).kind.source if is_checkpoint(folder) else DataSource.BARS
+    return kind_of(read_card(folder)).model.source if is_checkpoint(folder) else DataSource.BARS
 
 
 def _refuse_other_source(name: str, source: DataSource, other: str) -> None:
@@ -285,13 +284,11 @@ def _takes_files(card: Mapping[str, Any]) -> bool:
     return takes_vectors(card) or reading_of(card) is not None
 
 
-def _loaded(
-    name: str, threads: int, vectors: CovariateFile | SuppliedBooks | None
-) -> tuple[Path, Checkpoint]:
+def _loaded(name: str, threads: int, inputs: SideInputs | None) -> tuple[Path, Checkpoint]:
     """Return a checkpoint and its folder; refuse one that cannot be built, or files not its own."""
-    from tracepaper.replay.learning.estimator import estimator_of
     from tracepaper.replay.learning.fit import use_threads
-    from tracepaper.replay.learning.supplied import source_for
+    from tracepaper.replay.learning.recipe import kind_of
+    from tracepaper.replay.learning.side_inputs import source_for
     from tracepaper.storage.checkpoints import load, locate
     from tracepaper.strategies.api.model import DataSource
     from tracepaper.strategies.forecasters.build import build
@@ -299,13 +296,13 @@ def _loaded(
     use_threads(threads)
     folder = locate(name)
     found = load(folder)
-    estimator = estimator_of(found.card)
-    if estimator.kind.source != DataSource.BARS:
-        if vectors is not None:
+    kind = kind_of(found.card)
+    if kind.model.source != DataSource.BARS:
+        if inputs is not None:
             raise ConfigInvalid(f"{name} was trained on bars alone; leave other files out.")
-        estimator.load(found.card, found.tensors)
+        kind.load(found.card, found.tensors)
         return folder, found
-    source = source_for(found.card, vectors)
+    source = source_for(found.card, inputs)
     build(found.card, found.tensors, threads=threads, vectors=source)
     return folder, found
 
@@ -316,26 +313,27 @@ def _of_checkpoint(
     spans: Sequence[NamedSpan],
     asked: Mapping[str, int],
     *,
-    vectors: FilesBeside,
+    vectors: SideFiles,
     threads: int,
     bars: int | None,
 ) -> _Judged:
-    from tracepaper.replay.learning.estimator import read_candles_of, recipe_of
+    from tracepaper.replay.learning.fitted import read_candles_of
     from tracepaper.replay.learning.inspection.examination import examined
     from tracepaper.replay.learning.inspection.model import Subject
     from tracepaper.replay.learning.judge.books import judge_books, read_books_of
     from tracepaper.replay.learning.judge.judge import counted, judge_checkpoint
+    from tracepaper.replay.learning.recipe import recipe_of
     from tracepaper.strategies.api.model import DataSource
 
-    supplied = vectors.read()
-    folder, found = _loaded(name, threads, supplied)
+    inputs = vectors.read()
+    folder, found = _loaded(name, threads, inputs)
     card, recipe = found.card, recipe_of(found.card)
-    if recipe.estimator.kind.source == DataSource.ORDER_BOOKS:
+    if recipe.kind.model.source == DataSource.ORDER_BOOKS:
         books = read_books_of(card, request.paths)
         every = [judge_books(card, found.tensors, books, span) for span in spans]
         every = counted(every, folder, recipe.hash, found.id)
         return _Judged(found.id, recipe.hash, books.header.every_ms, every)
-    material = read_candles_of(card, request._replace(covariates=supplied), folder=folder)
+    material = read_candles_of(card, request._replace(inputs=inputs), folder=folder)
     # First, for they refuse what cannot be had before minutes have passed.
     findings: list[Table] = []
     if asked:
@@ -392,14 +390,15 @@ def _with_rival(
     request: DataRequest,
     file: Given,
     *,
-    vectors: FilesBeside,
+    vectors: SideFiles,
     threads: int,
 ) -> _Judged:
     """Return *judged* with what the model *name* says of the same bars, which opens each span."""
     from functools import partial
 
     from tracepaper.daemon.config.values import MODULE_CLASS
-    from tracepaper.replay.learning.estimator import read_candles_of, recipe_of
+    from tracepaper.replay.learning.baselines import unfitted
+    from tracepaper.replay.learning.fitted import read_candles_of
     from tracepaper.replay.learning.judge.books import read_books_of, rival_books
     from tracepaper.replay.learning.judge.judge import (
         counted,
@@ -407,7 +406,7 @@ def _with_rival(
         rival_checkpoint,
         rival_class,
     )
-    from tracepaper.replay.learning.stored_baselines import unfitted
+    from tracepaper.replay.learning.recipe import recipe_of
     from tracepaper.strategies.api.model import DataSource
 
     ask: Callable[[SpanJudgement], ModelForecasts]
@@ -417,14 +416,14 @@ def _with_rival(
         own = recipe = forecaster.model_id
         folder, ask = None, partial(rival_class, forecaster, material)
     else:
-        folder, found, supplied = _beside(name, threads, vectors)
+        folder, found, inputs = _beside(name, threads, vectors)
         own, recipe = found.id, recipe_of(found.card).hash
         if _source(name) == DataSource.ORDER_BOOKS:
             material = None
             books = read_books_of(found.card, request.paths)
             ask = partial(rival_books, found.card, found.tensors, books)
         else:
-            material = read_candles_of(found.card, request._replace(covariates=supplied))
+            material = read_candles_of(found.card, request._replace(inputs=inputs))
             material = replace(material, stored=unfitted())
             ask = partial(rival_checkpoint, found.card, found.tensors, material)
     if own in (judged.model_id, *(other for _, other in judged.beside)):
@@ -444,16 +443,16 @@ def _with_rival(
 
 
 def _beside(
-    name: str, threads: int, vectors: FilesBeside
-) -> tuple[Path, Checkpoint, CovariateFile | SuppliedBooks | None]:
+    name: str, threads: int, vectors: SideFiles
+) -> tuple[Path, Checkpoint, SideInputs | None]:
     """Return the compared model, with the covariates where it was trained with some."""
     from tracepaper.storage.checkpoints import locate, read_card
 
     if untrained := _untrained(name):
         raise ConfigInvalid(f"--compare {name}: {untrained[0]}")
-    supplied = vectors.read() if _takes_files(read_card(locate(name))) else None
-    folder, found = _loaded(name, threads, supplied)
-    return folder, found, supplied
+    inputs = vectors.read() if _takes_files(read_card(locate(name))) else None
+    folder, found = _loaded(name, threads, inputs)
+    return folder, found, inputs
 
 
 def _tell_untrained(said: Sequence[str], *, as_json: bool) -> None:

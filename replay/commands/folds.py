@@ -15,14 +15,14 @@ if TYPE_CHECKING:
 
     from tracepaper.replay.document.values import Table, TitledParts
     from tracepaper.replay.learning.dataset import Dataset
-    from tracepaper.replay.learning.estimator import DataRequest, Each
+    from tracepaper.replay.learning.fitted import DataRequest, Each
     from tracepaper.replay.learning.order_books import BookDataset
     from tracepaper.storage.checkpoints import Checkpoint
 
 
 def each_on(on: str | None, jobs: int | None) -> Each:
     """Return where units of work are carried out; here, one by one, unless something is said."""
-    from tracepaper.replay.learning.estimator import one_by_one
+    from tracepaper.replay.learning.fitted import one_by_one
     from tracepaper.replay.sweep.executor import Spread, executor_on
 
     if on is None and jobs is None:
@@ -49,8 +49,8 @@ def folds_of(
     """Fit the recipe of a checkpoint anew on folds, and that with each of *changes* in turn."""
     from rich.console import Console
 
-    from tracepaper.replay.learning.estimator import read_candles_of, recipe_of
     from tracepaper.replay.learning.estimators.ensemble import with_narrow
+    from tracepaper.replay.learning.fitted import read_candles_of
     from tracepaper.replay.learning.judge.books import read_books_of
     from tracepaper.replay.learning.judge.folds import (
         ablated,
@@ -59,15 +59,16 @@ def folds_of(
         refit,
         tables,
     )
+    from tracepaper.replay.learning.recipe import recipe_of
     from tracepaper.strategies.api.model import DataSource
 
     card: Mapping[str, Any] = found.card
     # First, for they refuse what cannot be had before minutes have passed.
     recipe = recipe_of(card)
-    recipe.estimator.check(recipe, "--folds")
+    recipe.check("--folds")
     cards = {change: ablated(card, change) for change in changes}
     material: Dataset | BookDataset
-    if recipe.estimator.kind.source == DataSource.ORDER_BOOKS:
+    if recipe.kind.model.source == DataSource.ORDER_BOOKS:
         material = read_books_of(card, request.paths)
         for other in cards.values():
             book_recipe(other, material)

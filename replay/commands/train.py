@@ -14,8 +14,8 @@ from tracepaper.strategies.extras import require
 
 if TYPE_CHECKING:
     from tracepaper.replay.document.values import Table
-    from tracepaper.replay.learning.estimator import Each
-    from tracepaper.replay.learning.supplied import FilesBeside
+    from tracepaper.replay.learning.fitted import Each
+    from tracepaper.replay.learning.side_inputs import SideFiles
     from tracepaper.storage.checkpoints import Checkpoint
 
 DataOption = Annotated[
@@ -96,8 +96,6 @@ def train(
         str | None,
         typer.Option(metavar="KIND", help="List the keys of a kind: type, range, default, text."),
     ] = None,
-    # The command on the card of an older checkpoint names its recipe so.
-    recipe_file: Annotated[Path | None, typer.Option("--recipe", hidden=True)] = None,
     json: JsonOption = False,
 ) -> None:
     """Train a model on candles, evaluate it on untouched time, and write it with its card.
@@ -113,20 +111,19 @@ def train(
     if not data or out is None:
         missing = "--out FOLDER" if data else "--data PATH"
         raise ConfigInvalid(f"{missing} is missing; give it, or --init KIND alone.")
-    file = recipe or recipe_file
-    document = _document(file, settings or ())
+    document = _document(recipe, settings or ())
     drawn = _seeds(document, seed or (), seeds, elsewhere=bool(jobs or on))
     if document.get("ensemble", {}).get("members"):
         if drawn or covariates or depth:
             raise _members_wrong()
         made = [_join(document, data, columns or (), out, cache)]
     else:
-        from tracepaper.replay.learning.supplied import FilesBeside
+        from tracepaper.replay.learning.side_inputs import SideFiles
 
-        beside = FilesBeside(covariates, depth or ())
+        files = SideFiles(covariates, depth or ())
         each = _each(on, jobs)
         made = _trained(
-            document, file, drawn, data, columns or (), out, cache, beside, each, resume=resume
+            document, recipe, drawn, data, columns or (), out, cache, files, each, resume=resume
         )
     study = [] if seeds is None else _study(made)
     if json:
@@ -180,8 +177,7 @@ def _study(made: Sequence[tuple[Path, Checkpoint]]) -> list[Table]:
 
 def _document(file: Path | None, settings: Sequence[str]) -> dict[str, Any]:
     """Read a recipe or a card, and lay *settings* over it."""
-    from tracepaper.replay.learning.estimator import as_recipe
-    from tracepaper.replay.learning.recipe import read_recipe
+    from tracepaper.replay.learning.recipe import as_recipe, read_recipe
     from tracepaper.replay.learning.recipe_file import with_settings
 
     return with_settings({} if file is None else as_recipe(read_recipe(file)), settings)
@@ -195,7 +191,7 @@ def _trained(
     columns: Sequence[str],
     out: Path,
     cache: Path | None,
-    beside: FilesBeside,
+    files: SideFiles,
     each: Each | None,
     *,
     resume: bool,
@@ -203,22 +199,26 @@ def _trained(
     """Train a checkpoint of each seed; *file* is where the recipe was read, if anywhere."""
     from tracepaper.daemon.clock import SystemClock
     from tracepaper.replay.learning.array_cache import ArrayCache, default_folder
-    from tracepaper.replay.learning.estimator import DataRequest, recipe_of
-    from tracepaper.replay.learning.recipe import over
-    from tracepaper.replay.learning.training import FitView, require_encoder, train_seeds
+    from tracepaper.replay.learning.fitted import DataRequest
+    from tracepaper.replay.learning.recipe import over, recipe_of
+    from tracepaper.replay.learning.training import FitView, train_seeds
 
     documents = [over(document, {"training": {"seed": seed}}) for seed in seeds]
     recipes = [recipe_of(each) for each in documents or [dict(document)]]
     first = recipes[0]
     require("exchange_calendars", "features.calendar", first.calendar)
     key = "ensemble.kind=tree" if first.members else "model.kind=tree"
-    first.estimator.check(first, key if file is None else f"The tree of {file}")
-    if beside.is_given:
-        require_encoder(first)
+    first.check(key if file is None else f"The tree of {file}")
+    if any(files) and not first.kind.model.takes_covariates:
+        raise ConfigInvalid(
+            f"A model of the kind {first.kind.name} has no encoder for covariates or order books: "
+            "they are a modality of the kind trading alone; train that, or leave --covariates and "
+            "--depth out."
+        )
     request = DataRequest(
         data,
         ArrayCache(cache or default_folder()),
-        beside.read(),
+        files.read(),
         columns,
     )
     with FitView(first) as view:
@@ -245,12 +245,9 @@ def _join(
     from rich.console import Console
 
     from tracepaper.daemon.clock import SystemClock
-    from tracepaper.replay.learning.array_cache import (
-        ArrayCache,
-        default_folder,
-    )
-    from tracepaper.replay.learning.estimator import DataRequest
+    from tracepaper.replay.learning.array_cache import ArrayCache, default_folder
     from tracepaper.replay.learning.fit import use_threads
+    from tracepaper.replay.learning.fitted import DataRequest
     from tracepaper.replay.learning.recipe import THREADS
     from tracepaper.replay.learning.training import combine
 
@@ -288,30 +285,23 @@ def _describe(
     from rich.table import Table
 
     from tracepaper.daemon.terminal.console import for_tables
-    from tracepaper.replay.learning.estimator import as_recipe, recipe_of
-    from tracepaper.replay.learning.recipe import read_recipe
-    from tracepaper.replay.learning.recipe_file import (
-        commented,
-        key_rows,
-        kind_of,
-        kinds,
-        with_settings,
-    )
+    from tracepaper.replay.learning.recipe import as_recipe, kind_of, kinds, read_recipe, recipe_of
+    from tracepaper.replay.learning.recipe_file import commented, key_rows, with_settings
 
     name = init or keys or ""
     if name == "?":
-        for kind in kinds().values():
-            typer.echo(f"{kind.name:<12}{kind.summary}")
+        for each in kinds().values():
+            typer.echo(f"{each.name:<12}{each.model.summary}")
         return
     document: Mapping[str, Any] = {"model": {"kind": name}}
     if name not in kinds() and Path(name).is_file():
         document = as_recipe(read_recipe(Path(name)))
     document = with_settings(document, settings)
-    recipe = recipe_of(document)
+    recipe, kind = recipe_of(document), kind_of(document, is_member=True)
     if init is not None:
-        typer.echo(commented(recipe.text(), kind_of(document)), nl=False)
+        typer.echo(commented(recipe.text(), kind), nl=False)
         return
-    rows = key_rows(kind_of(document), recipe.document())
+    rows = key_rows(kind, recipe.document())
     if as_json:
         print_json([row._asdict() for row in rows])
         return
@@ -326,17 +316,17 @@ def _describe(
 
 
 def _print(folder: Path, found: Checkpoint) -> None:
-    from tracepaper.replay.learning.estimator import estimator_of
+    from tracepaper.replay.learning.recipe import kind_of
     from tracepaper.strategies.api.model import DataSource
 
     typer.echo(f"Wrote {folder}, checkpoint {found.id}.")
     for sentence in found.card["honesty"]["sentences"]:
         typer.echo(f"  {sentence}")
-    estimator = estimator_of(found.card)
-    match estimator.kind.source:
+    kind = kind_of(found.card)
+    match kind.model.source:
         case DataSource.CLOSES:
             typer.echo(
-                f"Use it: [strategy] name = {estimator.kind.name!r} and [model] checkpoint = "
+                f"Use it: [strategy] name = {kind.name!r} and [model] checkpoint = "
                 f"{str(folder)!r}, with [sizing] mode = 'equity'."
             )
         case DataSource.ORDER_BOOKS:
@@ -346,4 +336,4 @@ def _print(folder: Path, found: Checkpoint) -> None:
                 f"Use it: model.checkpoint = {str(folder)!r}, or tracepaper models {folder}."
             )
         case _:
-            assert_never(estimator.kind.source)
+            assert_never(kind.model.source)

@@ -53,16 +53,6 @@ class BoostingOptions:
     l2: Annotated[float, Meta(description="L2 penalty of a leaf's value.")] = 1.0
     seed: Annotated[int, Meta(description="Random seed.")] = 0
 
-    def __post_init__(self) -> None:
-        """Refuse trees that cannot be scored."""
-        for name, given in (("leaves", self.leaves), ("mean_leaves", self.mean_leaves)):
-            if not 2 <= given <= LEAVES_MOST:
-                raise ConfigInvalid(f"{name} is {given}; choose 2 to {LEAVES_MOST} a tree.")
-        if self.patience < 0:
-            raise ConfigInvalid(
-                f"patience is {self.patience}; give rounds, or 0 to stop at no validation score."
-            )
-
 
 @dataclass(frozen=True)
 class LabelledRows:

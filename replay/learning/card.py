@@ -28,7 +28,7 @@ from tracepaper.strategies.types.decisions import Forecast
 from tracepaper.strategies.units import MINUTE_MS, count_of, interval_text
 
 if TYPE_CHECKING:
-    from tracepaper.replay.learning.supplied import Supplied, SuppliedBooks, SuppliedOther
+    from tracepaper.replay.learning.side_inputs import SideInputs
 
 RECENT_MASS: Final = "recent_mass"
 """The one measure on the card that is no gate's; the regimes' thresholds are its quantiles."""
@@ -142,9 +142,7 @@ def model_section(kind: str, name: str, created_ms: int) -> dict[str, object]:
     return {"kind": kind, "name": name, "created": iso(created_ms), "notice": NOTICE}
 
 
-def features_section(
-    schema: FeatureSchema, vectors: Supplied | SuppliedBooks | SuppliedOther | None = None
-) -> dict[str, object]:
+def features_section(schema: FeatureSchema, vectors: SideInputs | None = None) -> dict[str, object]:
     """Return ``[features]``, with what is known of a user's *vectors*."""
     found: dict[str, object] = {
         "schema_id": schema.schema_id,

@@ -4,6 +4,9 @@ Horizons are times. At the interval that a model is made for they are bars of th
 intervals are learnt from as well where a horizon is a whole number of them, in training alone: a
 model is stopped, calibrated and judged at its own interval.
 
+A file of a finer interval is resampled: closed bars alone, and a coarser bar that lacks one of its
+parts is a hole. A bar of a symbol that an earlier file holds is used once, from that file.
+
 The rules are docs/models.md, L32 to L34.
 """
 
@@ -11,24 +14,25 @@ from __future__ import annotations
 
 import hashlib
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cache, cached_property
-from typing import TYPE_CHECKING, Any, Self, TypedDict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tracepaper.replay.learning.array_cache import (
-    ArrayCache,
-    Shaped,
-    code_key,
-)
+from tracepaper.replay.archive import Candles, merge_candles, read_candles, slice_candles
+from tracepaper.replay.archive.candles import resample
+from tracepaper.replay.archive.sessions import common_sessions, counted_by, sessions_named
+from tracepaper.replay.learning.array_cache import ArrayCache, Shaped, code_key
 from tracepaper.replay.learning.baselines import (
     Answer,
-)
-from tracepaper.replay.learning.candles import (
-    read_files,
+    FittedBaselines,
+    answers,
+    fit_baselines,
+    unfitted,
 )
 from tracepaper.replay.learning.samples import (
     LABELS,
@@ -40,6 +44,7 @@ from tracepaper.replay.learning.samples import (
     targets,
     wanted_labels,
 )
+from tracepaper.replay.learning.side_inputs import OtherInputs, SideInputs
 from tracepaper.replay.learning.splits import (
     IN_MEMORY,
     Part,
@@ -48,18 +53,10 @@ from tracepaper.replay.learning.splits import (
     Split,
     TrainingFile,
     candles_key,
+    file_sha256,
     segments_of,
 )
-from tracepaper.replay.learning.stored_baselines import (
-    Fitted,
-    answers,
-    fit_baselines,
-    unfitted,
-)
-from tracepaper.replay.learning.supplied import Supplied, SuppliedBooks, SuppliedOther
-from tracepaper.strategies.covariates import (
-    CovariateColumns,
-)
+from tracepaper.strategies.covariates import CovariateColumns
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 from tracepaper.strategies.features.rows import (
     FeatureSchema,
@@ -67,6 +64,8 @@ from tracepaper.strategies.features.rows import (
     schema_of,
     with_covariates,
 )
+from tracepaper.strategies.months import MONTH_MS
+from tracepaper.strategies.types.market import Category
 from tracepaper.strategies.units import DAY_MS, INTERVALS, bars_in, interval_text, time_of
 
 if TYPE_CHECKING:
@@ -93,13 +92,13 @@ class Dataset:
     horizons: tuple[int, ...]
     others: Sequence[Segment] = ()
     arrays: ArrayCache = field(default=IN_MEMORY, compare=False)
-    stored: Fitted | None = None
+    stored: FittedBaselines | None = None
     """Baselines that were fitted before; None fits them on the training part."""
     requested: tuple[str, ...] = ()
     """Of the baselines that are fitted on request, those that are."""
     heads: frozenset[str] = frozenset()
     """Of the heads that not every network has, those that are learnt, whose labels are needed."""
-    vectors: Supplied | SuppliedBooks | SuppliedOther | None = None
+    vectors: SideInputs | None = None
     """What stands beside the bars, such as covariates; the schema has it joined."""
     fold: Fold | None = None
     """Its parts stand in place of the split's."""
@@ -124,8 +123,8 @@ class Dataset:
         calendar: str | None = None,
         columns: Sequence[str] = (),
         arrays: ArrayCache = IN_MEMORY,
-        stored: Fitted | None = None,
-        vectors: Supplied | SuppliedBooks | SuppliedOther | None = None,
+        stored: FittedBaselines | None = None,
+        vectors: SideInputs | None = None,
         requested: tuple[str, ...] = (),
     ) -> Dataset:
         """Load *paths* and split their calendar; *stored* are baselines that were fitted before.
@@ -138,8 +137,8 @@ class Dataset:
         else of the first file. Features and labels are kept in *arrays*. Raises ``ConfigInvalid``
         and ``DataInvalid`` for what cannot be learnt from.
         """
-        own = interval_of(schema_id)
-        wanted = tuple(intervals) or ((own,) if own else ())
+        interval_ms = own_interval(schema_id, intervals)
+        wanted = tuple(intervals) or ((interval_ms,) if interval_ms else ())
         files = read_files(paths, wanted, calendar=calendar, columns=columns)
         schemas = _schemas(schema_id, tuple(files.candles))
         segments = {
@@ -163,7 +162,7 @@ class Dataset:
         others = [segment for interval_ms in further for segment in segments[interval_ms]]
         cut, learnt = split(main), schemas[main_ms]
         if vectors is not None:
-            if further and isinstance(vectors, SuppliedOther):
+            if further and isinstance(vectors, OtherInputs):
                 raise ConfigInvalid(
                     "A network that asks another symbol learns from bars of one interval; name one."
                 )
@@ -220,7 +219,7 @@ class Dataset:
 
     @property
     def read_as(self) -> dict[str, Any]:
-        """How the files were read, as a card keeps it: what ``reading`` gives back."""
+        """How the files were read, as a card keeps it."""
         calendar = self.segments[0].candles.calendar
         named: dict[str, Any] = {}
         if calendar is not None:
@@ -260,7 +259,7 @@ class Dataset:
         return {own.name: getattr(self, own.name) for own in fields(self)}
 
     @cached_property
-    def fitted(self) -> Fitted:
+    def fitted(self) -> FittedBaselines:
         """The baselines as arrays, fitted on the training part when first asked for."""
         if self.stored is not None:
             return self.stored
@@ -396,25 +395,122 @@ def _code_of_labels(names: tuple[str, ...]) -> bytes:
     return code_key(sys.modules[LABELS[name].of.__module__] for name in names)
 
 
-# --- intervals and horizons
+# --- files
 
 
-class ReadAs(TypedDict):
-    """How files are read, for ``Dataset.read``."""
+@dataclass(frozen=True)
+class CandleFiles:
+    """What the files hold, and their candles by interval: a series an instrument, oldest first."""
 
-    intervals: tuple[int, ...]
-    calendar: str | None
+    sources: tuple[TrainingFile, ...]
+    candles: dict[int, list[Candles]]
 
 
-def reading(features: Mapping[str, Any]) -> ReadAs:
-    """Return how the files were read that a card with this ``[features]`` was made from.
+def read_files(
+    paths: Sequence[str],
+    intervals: Sequence[int] = (),
+    *,
+    calendar: str | None = None,
+    columns: Sequence[str] = (),
+) -> CandleFiles:
+    """Read candle files (PATH or SYMBOL=PATH) as bars of *intervals*, in milliseconds.
 
-    Raises ``ConfigInvalid`` for an interval that is none.
+    Without *intervals* they are bars of the first file's. With a *calendar*, such as ``XNAS``, bars
+    are those of its sessions; *columns* are choices as of ``read_candles``. Raises ``DataInvalid``
+    for a file that makes bars of none of them, whose price never moves or that holds no volume, and
+    ``ConfigInvalid`` for one whose symbol cannot be known.
     """
-    return {
-        "intervals": intervals_of(features.get("intervals", ())),
-        "calendar": features.get("calendar"),
-    }
+    parts = _read(paths, calendar, columns)
+    for part in parts:
+        _refuse_dead(part)
+    wanted = tuple(intervals) or (parts[0].interval_ms,)
+    if MONTH_MS in wanted:
+        raise DataInvalid(
+            f"{parts[0].path}: months are too few to learn from; give a shorter interval."
+        )
+    for part in parts:
+        if not _makes(part, wanted):
+            known = ", ".join(map(interval_text, wanted))
+            raise DataInvalid(
+                f"{part.path} has bars of {interval_text(part.interval_ms)}, which make none of"
+                f" {known}; leave it out, or train on a multiple of its interval."
+            )
+    found: dict[int, list[Candles]] = {}
+    known_already = [0] * len(parts)
+    for number, interval_ms in enumerate(wanted):
+        held: list[Candles] = []
+        for at, part in enumerate(parts):
+            if _makes(part, (interval_ms,)):
+                again = _add(held, resample(part, interval_ms))
+                known_already[at] += again if number == 0 else 0
+        found[interval_ms] = held
+    sources = zip(parts, known_already, strict=True)
+    return CandleFiles(tuple(_source(part, again, columns) for part, again in sources), found)
+
+
+def _read(paths: Sequence[str], calendar: str | None, columns: Sequence[str]) -> list[Candles]:
+    if calendar is None:
+        return [read_candles(path, columns=columns) for path in paths]
+    sessions_for = sessions_named(calendar)
+    parts = [
+        read_candles(path, category=Category.STOCK, columns=columns, sessions_for=sessions_for)
+        for path in paths
+    ]
+    sessions = common_sessions(parts, sessions_for)
+    return [counted_by(part, sessions) for part in parts]
+
+
+def _makes(part: Candles, intervals: Sequence[int]) -> bool:
+    return any(interval_ms % part.interval_ms == 0 for interval_ms in intervals)
+
+
+def _refuse_dead(part: Candles) -> None:
+    """Raise ``DataInvalid`` where there is nothing to learn from."""
+    if int(part.high.max()) == int(part.low.min()):
+        raise DataInvalid(
+            f"{part.path}: the price never moves in {len(part)} bars; give candles of a market "
+            "that trades."
+        )
+    if not part.volume.any():
+        raise DataInvalid(
+            f"{part.path}: no bar has any volume, which features need; give candles with volume."
+        )
+
+
+def _add(held: list[Candles], part: Candles) -> int:
+    """Add *part* to the series *held*; return how many of its bars another file had already."""
+    used = [one.open_time_ms for one in held if one.symbol == part.symbol]
+    fresh = np.ones(len(part), dtype=np.bool_)
+    for times in used:
+        fresh &= ~np.isin(part.open_time_ms, times, assume_unique=True)
+    again = int(np.count_nonzero(~fresh))
+    if again < len(part):
+        new = slice_candles(part, np.flatnonzero(fresh))
+        for at, one in enumerate(held):
+            if one.instrument == new.instrument:
+                held[at] = replace(merge_candles([one, new])[0], path=one.path)
+                break
+        else:
+            held.append(new)
+    return again
+
+
+def _source(part: Candles, again: int, columns: Sequence[str]) -> TrainingFile:
+    file = Path(part.path)
+    return TrainingFile(
+        name=file.name,
+        sha256=file_sha256(file),
+        symbol=part.symbol,
+        bars=len(part),
+        from_ms=int(part.open_time_ms[0]),
+        until_ms=part.until_ms,
+        interval_ms=part.interval_ms,
+        known_already=again,
+        columns=tuple(columns),
+    )
+
+
+# --- intervals and horizons
 
 
 def own_interval(schema_id: str, intervals: Sequence[int]) -> int:

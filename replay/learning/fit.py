@@ -26,7 +26,6 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tracepaper.replay.learning.fit_state import STATE_NAME, of, read, under, write
 from tracepaper.replay.learning.losses import (
     LOSSES,
-    Constants,
     TaskWeights,
     averaged,
     confidence_loss,
@@ -36,7 +35,7 @@ from tracepaper.replay.learning.losses import (
     traced,
     trained_confidence,
 )
-from tracepaper.replay.learning.samples import Batch, Chunks, Samples, SingleWindows
+from tracepaper.replay.learning.samples import Batch, Samples, Windows
 from tracepaper.strategies.errors import CheckpointMismatch, ConfigInvalid, InvariantBroken
 from tracepaper.strategies.features.rolling import Array
 from tracepaper.strategies.networks.architecture import Network
@@ -97,16 +96,6 @@ class FitOptions:
 
     def __post_init__(self) -> None:
         """Refuse what cannot be fitted with, with one sentence each."""
-        for name in _COUNTS:
-            if (value := getattr(self, name)) < 1:
-                raise ConfigInvalid(f"training.{name} is {value}; it must be at least 1.")
-        for name in ("warm_up", "average"):
-            if not 0.0 <= (value := getattr(self, name)) < 1.0:
-                raise ConfigInvalid(
-                    f"training.{name} is {value}; it must be at least 0 and below 1."
-                )
-        if not 0.0 < self.learning_rate < math.inf or not self.clip > 0.0:
-            raise ConfigInvalid("training.learning_rate and training.clip must be above 0.")
         if not 0.0 <= self.entropy_weight < math.inf:
             raise ConfigInvalid("training.entropy_weight must be a number of at least 0.")
         if self.precision not in PRECISIONS:
@@ -115,9 +104,6 @@ class FitOptions:
             )
 
 
-_COUNTS: Final = (
-    "steps", "batch", "length", "windows", "accumulate", "validate_every", "patience"
-)  # fmt: skip
 PRECISIONS: Final = ("auto", "float32", "bfloat16")
 
 
@@ -442,7 +428,7 @@ class HeadLosses(Objective[Batch]):
         self._options = options
         self._validation = validation
         self._levels = levels
-        self._constant: Constants = constants(training, seed=options.seed)
+        self._constant = constants(training, seed=options.seed)
         self._chunks = batches_for(network, training, options)
         horizons = training[0].weights.shape[1]
         self._shares = loss_shares(training[0].horizons, options)
@@ -549,14 +535,12 @@ class HeadLosses(Objective[Batch]):
         self.waited = np.where(better & ~stopped, 0, self.waited + 1)
 
 
-def batches_for(
-    network: Network, training: Sequence[Samples], options: FitOptions
-) -> Chunks | SingleWindows:
-    """Return what *network* learns from: chunks if it answers every row, else single windows."""
+def batches_for(network: Network, training: Sequence[Samples], options: FitOptions) -> Windows:
+    """Return what *network* learns from: chunks if it answers every row, else windows of a bar."""
     if network.answers_every_row:
-        return Chunks(training, length=options.length, batch=options.batch, seed=options.seed)
-    window = network.config.receptive_field
-    return SingleWindows(training, window=window, batch=options.windows, seed=options.seed)
+        return Windows(training, length=options.length, batch=options.batch, seed=options.seed)
+    length = network.config.receptive_field
+    return Windows(training, length=length, batch=options.windows, seed=options.seed, last_row=True)
 
 
 def policy_of(network: nn.Module, options: FitOptions, *others: nn.Module) -> Policy:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 import numpy as np
@@ -280,19 +279,8 @@ class TaskWeights(nn.Module):
 _FIT_ROWS = 20_000  # labels that the constant Student t is fitted to; more changes nothing
 
 
-@dataclass(frozen=True)
-class Constants:
-    """The best constant answers of the training part, each over [horizon]."""
-
-    location: Array
-    scale: Array
-    dof: Array
-    frequency: Array  # [horizon, 3]
-    variance: Array
-
-
-def constants(training: Sequence[Samples], *, seed: int) -> Constants:
-    """Fit the constant answers to the labels of the *training* samples."""
+def constants(training: Sequence[Samples], *, seed: int) -> Outputs:
+    """Return the best constant answers to the labels of *training*, of shape [1, 1, horizon]."""
     generator = np.random.default_rng(seed)
     horizons = training[0].weights.shape[1]
     fitted: list[tuple[float, ...]] = []
@@ -310,28 +298,23 @@ def constants(training: Sequence[Samples], *, seed: int) -> Constants:
             dtype=np.float64
         )
     dof, location, scale = np.array(fitted).T
-    return Constants(location, scale, np.clip(dof, 1.0, 100.0), frequency, variance)
-
-
-def answer(found: Constants) -> Outputs:
-    """Return the constant answers as outputs of shape [1, 1, horizon]."""
 
     def tensor(array: Array) -> Tensor:
         return torch.from_numpy(array).float()[None, None]
 
     return Outputs(
-        mean=tensor(found.location),
-        log_scale=tensor(np.log(found.scale)),
-        dof=tensor(found.dof),
-        direction_logits=tensor(np.log(found.frequency)),
-        log_variance=tensor(np.log(found.variance)),
+        mean=tensor(location),
+        log_scale=tensor(np.log(scale)),
+        dof=tensor(np.clip(dof, 1.0, 100.0)),
+        direction_logits=tensor(np.log(frequency)),
+        log_variance=tensor(np.log(variance)),
         allocation=None,
         quantiles=None,
     )
 
 
 def head_scores(
-    network: Network, validation: Sequence[Samples], constant: Constants
+    network: Network, validation: Sequence[Samples], constant: Outputs
 ) -> tuple[Array, Array]:
     """Return [task, horizon] mean losses, and their gains over *constant* in units of its noise.
 
@@ -344,7 +327,7 @@ def head_scores(
         rows = thinned(every, total, network)
         found = predict(network, samples.segment, rows)
         mine.append(_elementwise(outputs_of(found), samples, rows))
-        reference.append(_elementwise(answer(constant), samples, rows))
+        reference.append(_elementwise(constant, samples, rows))
         weight.append(samples.weights[rows])
         day.append(samples.segment.open_time_ms[rows] // DAY_MS)
     weights, days = np.concatenate(weight), np.concatenate(day)

@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple, Protocol
 
-from tracepaper.replay.learning.estimator import recipe_of
+from tracepaper.replay.learning.recipe import recipe_of
 from tracepaper.replay.learning.splits import date_ms, iso
 from tracepaper.storage.checkpoints import BUNDLED, dump
 from tracepaper.storage.sweeps import registry_path

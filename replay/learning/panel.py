@@ -18,7 +18,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, is_tensor
+from torch import Tensor
 
 from tracepaper.replay.archive import slice_candles
 from tracepaper.replay.learning.dataset import Dataset
@@ -285,9 +285,8 @@ def predicted(network: CrossAssetNetwork, panel: Panel, rows: Ids) -> PanelField
     if not len(rows):
         raise DataInvalid("There is no close to forecast; give longer candles.")
     network.eval()
-    answer = _by_window if network.config.attention == JOINT else _by_row
     with torch.inference_mode():
-        parts = list(answer(network, panel, rows))
+        parts = list(_outputs(network, panel, rows))
     heads = {}
     for name in ("relative", "allocation", "loadings"):
         of = [given[0] for part in parts if (given := getattr(part, name)) is not None]
@@ -303,28 +302,22 @@ def predicted(network: CrossAssetNetwork, panel: Panel, rows: Ids) -> PanelField
     return PanelFields(rows, each, heads)
 
 
-def _by_row(network: CrossAssetNetwork, panel: Panel, rows: Ids) -> Iterator[CrossOutputs]:
-    """Yield the answers of chunks of *rows*, each of one pass over all bars between."""
+def _outputs(network: CrossAssetNetwork, panel: Panel, rows: Ids) -> Iterator[CrossOutputs]:
+    """Yield the answers at *rows*: of one pass over many bars, or of each row's own window."""
     field = network.config.receptive_field
     assets = network.config.places(panel.symbols)
-    for first in range(int(rows[0]), int(rows[-1]) + 1, _ROWS_AT_ONCE):
-        chosen = rows[(rows >= first) & (rows < first + _ROWS_AT_ONCE)]
+    at_once = 1 if network.config.attention == JOINT else _ROWS_AT_ONCE
+    for first in range(int(rows[0]), int(rows[-1]) + 1, at_once):
+        chosen = rows[(rows >= first) & (rows < first + at_once)]
         if not len(chosen):
             continue
-        seen, stop = max(first - field + 1, panel.first), int(chosen[-1]) + 1
-        x = torch.from_numpy(panel.rows(seen, stop))[None]
-        at = torch.from_numpy(chosen - seen)
-        said: CrossOutputs = network(x, assets, panel.positions(seen, stop))
-        yield said.map(partial(torch.index_select, dim=2, index=at))
-
-
-def _by_window(network: CrossAssetNetwork, panel: Panel, rows: Ids) -> Iterator[CrossOutputs]:
-    """Yield the answer to each of *rows*, of its own window."""
-    window = network.config.window
-    assets = network.config.places(panel.symbols)
-    for row in rows.tolist():
-        x = torch.from_numpy(panel.rows(row - window + 1, row + 1))[None]
-        yield network(x, assets, panel.positions(row - window + 1, row + 1))
+        start, stop = max(first - field + 1, panel.first), int(chosen[-1]) + 1
+        x = torch.from_numpy(panel.rows(start, stop))[None]
+        outputs: CrossOutputs = network(x, assets, panel.positions(start, stop))
+        if at_once > 1:
+            at = torch.from_numpy(chosen - start)
+            outputs = outputs.map(partial(torch.index_select, dim=2, index=at))
+        yield outputs
 
 
 # ---------------------------------------------------------------- batches
@@ -336,19 +329,26 @@ class PanelBatch(NamedTuple):
     values: Tensor  # [batch, asset, time, feature]
     positions: Tensor  # int64 [time], those of the first chunk: differences alone matter
     labels: dict[str, Tensor]  # [batch, asset, row, horizon]
-    relative: Tensor  # [batch, asset, row, horizon]
     weights: Tensor  # [batch, row, horizon]
-    decided: Tensor  # int64 [batch, decision]: rows whose weights are held until the next
-    gains: Tensor  # [batch, asset, decision]: simple returns while they are held
-    came: Tensor | None = None  # [batch, pair, row, horizon]: correlations, NaN where none is known
+    across: dict[str, Tensor]
+    """Of all assets together: relative [batch, asset, row, horizon]; decided, int64
+    [batch, decision], the rows whose weights are held until the next; gains
+    [batch, asset, decision], simple returns while they are held; of a network that learns them
+    correlations [batch, pair, row, horizon], NaN where none is known."""
 
     def to(self, device: torch.device) -> PanelBatch:
         """Return the batch on *device*."""
-        moved = {
-            name: value.to(device) for name, value in self._asdict().items() if is_tensor(value)
-        }
-        labels = {name: label.to(device) for name, label in self.labels.items()}
-        return self._replace(labels=labels, **moved)
+        moved = [
+            {name: each.to(device) for name, each in part.items()}
+            if isinstance(part, dict)
+            else part.to(device)
+            for part in self
+        ]
+        return PanelBatch(*moved)  # type: ignore[arg-type]
+
+
+_ROW_AXES: Final = {"relative": 2, "correlations": 2, "decided": 1, "gains": 2}
+"""The axis of rows or decisions of what a batch holds of all assets together."""
 
 
 class PanelChunks:
@@ -362,11 +362,10 @@ class PanelChunks:
         self, part: Sequence[Labelled], network: CrossAssetNetwork, *, length: int, batch: int
     ) -> None:
         config = network.config
+        self._config = config
         self._joint = config.attention == JOINT
-        self._window, self._every = config.window, config.every
-        self._held = config.horizons.index(config.every)
         self._batch = batch
-        self._came = (
+        self._correlations = (
             {id(one): one.panel.correlations(config.horizons) for one in part}
             if config.factors
             else {}
@@ -376,23 +375,22 @@ class PanelChunks:
         self._length = min(length, max(lengths))
         self._part = [
             (one, *span)
-            for one, span, own in zip(part, spans, lengths, strict=True)
-            if own >= self._length
+            for one, span, count in zip(part, spans, lengths, strict=True)
+            if count >= self._length
         ]
         weights = np.array([stop - first - self._length + 1 for _, first, stop in self._part])
         self._shares = weights / weights.sum()
-        least = self._window + self._every if self._joint else self._every
-        if self._length < least + self._every:
+        least = config.every + (config.window if self._joint else 0)
+        if self._length < least + config.every:
             raise DataInvalid(
                 f"A part has at most {max(lengths):,} closes in a row, of which chunks are "
-                f"{self._length:,}, and weights held for {self._every} bars need "
-                f"{least + self._every:,}; give longer candles, or lower every."
+                f"{self._length:,}, and weights held for {config.every} bars need "
+                f"{least + config.every:,}; give longer candles, or lower every."
             )
 
     def drawn(self, generator: np.random.Generator) -> PanelBatch:
         """Return the next batch that *generator* draws."""
-        at = int(generator.choice(len(self._part), p=self._shares))
-        chosen, first, stop = self._part[at]
+        chosen, first, stop = self._part[int(generator.choice(len(self._part), p=self._shares))]
         starts = generator.integers(first, stop - self._length + 1, self._batch)
         return self._joined([self._chunk(chosen, int(start)) for start in starts])
 
@@ -408,67 +406,68 @@ class PanelChunks:
 
     def _chunk(self, chosen: Labelled, start: int) -> PanelBatch:
         """Return one chunk of *chosen*, as a batch of one."""
-        panel, stop = chosen.panel, start + self._length
-        first = start + self._window - 1 if self._joint else start
-        decided = panel.decisions(np.arange(first, stop), self._every)
-        rows = decided if self._joint else np.arange(start, stop)
-        gains = np.expm1(panel.moves(self._every)[:, decided])
-        is_within = chosen.samples[0].weights[decided, self._held] > 0
-        gains[:, ~is_within] = 0.0  # no return of the next part is seen
+        config, panel, samples = self._config, chosen.panel, chosen.samples
+        window, stop = config.window, start + self._length
+        decided = np.arange(start + window - 1 if self._joint else start, stop)
+        decided = panel.decisions(decided, config.every)
+        gains = np.expm1(panel.moves(config.every)[:, decided])
+        held = config.horizons.index(config.every)
+        gains[:, samples[0].weights[decided, held] <= 0] = 0.0  # no return of the next part is seen
         if self._joint:
-            cut = [panel.rows(row - self._window + 1, row + 1) for row in rows.tolist()]
-            values, positions = np.stack(cut), panel.positions(0, self._window)
+            rows = decided
+            values = np.stack([panel.rows(row - window + 1, row + 1) for row in rows.tolist()])
+            positions = panel.positions(0, window)
         else:
+            rows = np.arange(start, stop)
             values, positions = panel.rows(start, stop)[None], panel.positions(start, stop)
+        across = {
+            "relative": np.nan_to_num(chosen.relative[:, rows]),
+            "decided": decided - (0 if self._joint else start),
+            "gains": np.nan_to_num(gains).astype(np.float32),
+        }
+        if self._correlations:
+            across["correlations"] = self._correlations[id(chosen)][:, rows]
         labels = {
             name: np.stack(
-                [
-                    np.nan_to_num(s.labels[name][rows], nan=LABELS[name].missing)
-                    for s in chosen.samples
-                ]
+                [np.nan_to_num(s.labels[name][rows], nan=LABELS[name].missing) for s in samples]
             )
-            for name in chosen.samples[0].labels
+            for name in samples[0].labels
         }
         return PanelBatch(
             torch.from_numpy(values),
             positions,
             {name: torch.from_numpy(label)[None] for name, label in labels.items()},
-            torch.from_numpy(np.nan_to_num(chosen.relative[:, rows]))[None],
-            torch.from_numpy(chosen.samples[0].weights[rows])[None],
-            torch.from_numpy(decided - (0 if self._joint else start))[None],
-            torch.from_numpy(np.nan_to_num(gains))[None].float(),
-            torch.from_numpy(self._came[id(chosen)][:, rows])[None] if self._came else None,
+            torch.from_numpy(samples[0].weights[rows])[None],
+            {name: torch.from_numpy(of)[None] for name, of in across.items()},
         )
 
     def _joined(self, chunks: Sequence[PanelBatch]) -> PanelBatch:
-        """Return *chunks* as one batch, with as many decisions each as the shortest has."""
-        least = min(chunk.decided.shape[1] for chunk in chunks)
-        kept = [
-            chunk._replace(decided=chunk.decided[:, :least], gains=chunk.gains[:, :, :least])
-            for chunk in chunks
-        ]
-        if self._joint:  # every window is a decision, so these are the rows as well
-            kept = [
-                chunk._replace(
-                    values=chunk.values[:least],
-                    labels={name: label[:, :, :least] for name, label in chunk.labels.items()},
-                    relative=chunk.relative[:, :, :least],
-                    weights=chunk.weights[:, :least],
-                    came=None if chunk.came is None else chunk.came[:, :, :least],
-                )
-                for chunk in kept
-            ]
+        """Return *chunks* as one batch, with as many decisions each as the shortest has.
+
+        Of joint attention every window is a decision, so these are the rows as well.
+        """
+        least = min(chunk.across["decided"].shape[1] for chunk in chunks)
+
+        def cat(parts: Iterator[Tensor], axis: int, *, is_cut: bool) -> Tensor:
+            return torch.cat([part.narrow(axis, 0, least) if is_cut else part for part in parts])
+
+        joint, first = self._joint, chunks[0]
         return PanelBatch(
-            torch.cat([chunk.values for chunk in kept]),
-            kept[0].positions,
-            {name: torch.cat([chunk.labels[name] for chunk in kept]) for name in kept[0].labels},
-            torch.cat([chunk.relative for chunk in kept]),
-            torch.cat([chunk.weights for chunk in kept]),
-            torch.cat([chunk.decided for chunk in kept]),
-            torch.cat([chunk.gains for chunk in kept]),
-            torch.cat([chunk.came for chunk in kept if chunk.came is not None])
-            if self._came
-            else None,
+            cat((chunk.values for chunk in chunks), 0, is_cut=joint),
+            first.positions,
+            {
+                name: cat((chunk.labels[name] for chunk in chunks), 2, is_cut=joint)
+                for name in first.labels
+            },
+            cat((chunk.weights for chunk in chunks), 1, is_cut=joint),
+            {
+                name: cat(
+                    (chunk.across[name] for chunk in chunks),
+                    _ROW_AXES[name],
+                    is_cut=joint or name in ("decided", "gains"),
+                )
+                for name in first.across
+            },
         )
 
 

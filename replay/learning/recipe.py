@@ -1,4 +1,7 @@
-"""Everything that is chosen before training starts, as TOML and back.
+"""Everything that is chosen before training starts, as TOML and back; and the kinds that choose it.
+
+A kind of model is a record, ``Kind``: what its recipe may choose, and how it is read, fitted and
+loaded. It is registered by a module of ``estimators``; no other module asks for a kind.
 
 A recipe has the form of a card: ``[model]``, ``[architecture]``, ``[training]``, ``[calibration]``
 and ``[split]``, with what is chosen and nothing that follows. A card is a recipe with its results,
@@ -13,57 +16,364 @@ import hashlib
 import json
 import shlex
 import tomllib
-from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, dataclass, fields
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
-from tracepaper.replay.learning.dataset import in_bars, intervals_of, own_interval
+from msgspec import Meta
+
+from tracepaper.replay.learning.baselines import requested_names
+from tracepaper.replay.learning.boosting import BoostingOptions
+from tracepaper.replay.learning.dataset import Dataset, in_bars, intervals_of, own_interval
 from tracepaper.replay.learning.splits import TrainingFile
-from tracepaper.replay.learning.stored_baselines import (
-    requested_names,
-)
 from tracepaper.storage.checkpoints import dump
+from tracepaper.strategies.api.model import DataSource, ModelKind, Registry
 from tracepaper.strategies.errors import ConfigInvalid
-from tracepaper.strategies.networks.keys import nearest
+from tracepaper.strategies.forecasters.build import HALVES, model_kinds
+from tracepaper.strategies.forecasters.tabular import ENSEMBLE, ROW_KINDS
+from tracepaper.strategies.networks.keys import (
+    Key,
+    checked,
+    checked_section,
+    keys_of,
+    listed,
+    nearest,
+)
 from tracepaper.strategies.units import time_of
 
 if TYPE_CHECKING:
-    from tracepaper.replay.learning.estimator import Estimator
+    from torch import Tensor
+
+    from tracepaper.replay.learning.fitted import DataRequest, FitRun, Fitted
 
 
 Document = Mapping[str, Any]
+Section = Mapping[str, Key]
+Chosen = Mapping[str, Mapping[str, Any]]
+"""What is chosen, section by section."""
 
-_SECTIONS: Final[Mapping[str, tuple[str, ...]]] = {
-    "model": ("kind", "name"),
-    "architecture": (),
-    "training": ("threads", "device", "explained_bars", "baselines"),
-    "calibration": ("horizon",),
-    "features": ("schema_id", "intervals", "calendar"),
-    "split": (
-        "train_until",
-        "validation_until",
-        "calibration_until",
-        "embargo_bars",
-        "second_span",
-    ),
-}
-"""The keys of each section that are chosen; to those of training come what fits is fitted with."""
 SCHEMA: Final = "v2"
 DROPOUT: Final = 0.1
 THREADS: Final = 2
 DEFAULT_KIND: Final = "flash"
 
 
+# --- the sections of a recipe that kinds share
+
+
+@dataclass(frozen=True)
+class _Model:
+    kind: Annotated[str, Meta(description="Kind of model; ? lists all.")] = DEFAULT_KIND
+    name: Annotated[str, Meta(description="Name on the card; empty: the folder's.")] = ""
+
+
+@dataclass(frozen=True)
+class _Features:
+    schema_id: Annotated[
+        str, Meta(description="Feature schema: v2 or tree of the interval, or one such as v2-15m.")
+    ] = SCHEMA
+    intervals: Annotated[
+        tuple[str, ...],
+        Meta(description="Interval of the model, then others to train on: 15m,5m,1h."),
+    ] = ()
+    calendar: (
+        Annotated[str, Meta(description="Shares: the exchange's calendar, such as XNAS.")] | None
+    ) = None
+
+
+@dataclass(frozen=True)
+class _Training:
+    threads: Annotated[int, Meta(ge=1, description="PyTorch threads.")] = THREADS
+    device: Annotated[str, Meta(description="Where to fit: cpu or cuda.")] = "cpu"
+    explained_bars: (
+        Annotated[
+            int,
+            Meta(
+                ge=500,
+                description="Calibration and test bars to explain; unset: as many as in minutes.",
+            ),
+        ]
+        | None
+    ) = None
+    baselines: Annotated[
+        tuple[str, ...], Meta(description="Baselines to fit as well, which takes minutes: lstm.")
+    ] = ()
+
+
+@dataclass(frozen=True)
+class _Calibration:
+    horizon: (
+        Annotated[int, Meta(ge=1, description="Horizon that the gates use; unset: the middle one.")]
+        | None
+    ) = None
+
+
+@dataclass(frozen=True)
+class _Split:
+    """All three dates, or none for shares of 65, 10 and 10 %; the rest is the test set."""
+
+    train_until: Annotated[str, Meta(description="End of training (date).")] | None = None
+    validation_until: Annotated[str, Meta(description="End of validation (date).")] | None = None
+    calibration_until: (
+        Annotated[str, Meta(description="End of calibration (date); the rest is the test set.")]
+        | None
+    ) = None
+    embargo_bars: (
+        Annotated[
+            int,
+            Meta(ge=0, description="Bars left out between the parts; unset: the longest horizon."),
+        ]
+        | None
+    ) = None
+    second_span: (
+        Annotated[str, Meta(description="Begin of the test set's second span (date).")] | None
+    ) = None
+
+
+@dataclass(frozen=True)
+class _Ensemble:
+    kind: (
+        Annotated[str, Meta(description="Train an ensemble with this kind: tree or glm.")] | None
+    ) = None
+    schema_id: (
+        Annotated[
+            str, Meta(description="Its feature schema, such as tree-1m; unset: the network's.")
+        ]
+        | None
+    ) = None
+    members: Annotated[
+        tuple[str, ...],
+        Meta(description="Join two trained ones instead: folders of a network and a tree or glm."),
+    ] = ()
+    threads: Annotated[int, Meta(ge=1, description="PyTorch threads.")] = THREADS
+
+
+# --- kinds
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of model: what its recipe may choose, and how it is read, fitted and loaded."""
+
+    model: ModelKind
+    Keys: type[Any]
+    """The dataclass of ``[architecture]``, which names the ``horizons``."""
+    Options: type[Any]
+    """The dataclass of ``[training]``."""
+    read: Callable[[Recipe, DataRequest], Any]
+    """Recipe and files → the data that it is fitted to."""
+    fit: Callable[[Any, Recipe, FitRun], Fitted[Any]]
+    """Data and recipe → what was fitted, not yet calibrated."""
+    load: Callable[[Document, Mapping[str, Tensor]], Fitted[Any]]
+    """Card and tensors → what a checkpoint holds; raises ``CheckpointMismatch``."""
+    architecture: Callable[[ModelKind, Chosen], Any] | None = None
+    """What is chosen → the ``Keys``; None where they follow from their section alone."""
+    listed: Callable[[Any], dict[str, Any]] = listed
+    """The ``Keys`` → ``[architecture]`` of a recipe."""
+    shared: Sequence[str] = ("threads", "device", "baselines", "explained_bars")
+    """Keys of ``[training]`` that are not those of ``Options``, in the order of a recipe."""
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    """Values of ``[training]`` in place of those of ``Options``."""
+    explained_bars: int | None = None
+    """Bars to explain where none are chosen; None is as many as can be in minutes."""
+    fixed: Mapping[str, Any] = field(default_factory=dict)
+    """Sections that no recipe chooses and its hash covers."""
+    needs: Callable[[str], object] = lambda _: None
+    """Raises ``ConfigInvalid``, with what asked for it, where an optional package is missing."""
+    arrange: Callable[[Dataset], Dataset] = lambda data: data
+    """Candles → the same as the model is asked about them: bar by bar, or close by close."""
+    walks_only: bool = True
+    """Whether it is fitted on few folds that walk, for each costs a training."""
+    joins_rows: bool = False
+    """Whether an ensemble may join it with a model of rows."""
+    holds_out_calibration: bool = False
+    """Whether a fold needs a part of its own to calibrate on."""
+
+    def __reduce__(self) -> tuple[Callable[[str], Kind], tuple[str]]:
+        """Pickle its name: each process has the kinds that are registered."""
+        return _registered, (self.name,)
+
+    @property
+    def name(self) -> str:
+        """The name that a card gives as ``[model] kind``."""
+        return self.model.name
+
+    @cached_property
+    def sections(self) -> Mapping[str, Section]:
+        """Every key of its recipe by section."""
+        shared = keys_of(_Training)
+        found: dict[str, Section] = {
+            "model": keys_of(_Model),
+            "architecture": keys_of(self.Keys),
+            "training": keys_of(self.Options) | {name: shared[name] for name in self.shared},
+        }
+        if self.model.source == DataSource.ORDER_BOOKS:
+            return found
+        features = keys_of(_Features)
+        if self.model.source == DataSource.CLOSES:
+            del features["calendar"]
+        found |= {
+            "features": features,
+            "calibration": keys_of(_Calibration),
+            "split": keys_of(_Split),
+        }
+        if self.joins_rows:
+            found[ENSEMBLE] = keys_of(_Ensemble) | keys_of(BoostingOptions)
+        return found
+
+    def recipe(self, document: Document) -> Recipe:
+        """Read a recipe or a card; raise ``ConfigInvalid`` for a key or a value it cannot have."""
+        if self.model.members:
+            return _recipe_of_members(self, document)
+        document = with_bars(document) if "features" in self.sections else document
+        chosen = self._chosen(document)
+        section, features = chosen["architecture"], chosen.get("features", {})
+        if self.architecture is None:
+            keys = self.Keys(**checked_section(self.Keys, section))
+        else:
+            keys = self.architecture(self.model, chosen)
+        training, declared = chosen["training"], keys_of(self.Options)
+        options = self.Options(
+            **{
+                name: checked(declared[name], value, "training")
+                for name, value in {**self.defaults, **training}.items()
+                if name in declared
+            }
+        )
+        horizon: Any = 0
+        if "calibration" in chosen:
+            usual = getattr(keys, "every", keys.horizons[len(keys.horizons) // 2])
+            given = chosen["calibration"].get("horizon", usual)
+            horizon = checked(self.sections["calibration"]["horizon"], given, "calibration")
+        key = keys_of(_Training)["threads"]
+        threads: Any = checked(key, training.get("threads", THREADS), "training")
+        return Recipe(
+            self,
+            keys,
+            options,
+            horizon,
+            name=str(chosen["model"].get("name", "")),
+            schema_id=str(features.get("schema_id", SCHEMA)),
+            intervals=tuple(features.get("intervals", ())),
+            calendar=features.get("calendar"),
+            explained_bars=training.get("explained_bars") or self.explained_bars,
+            device=str(training.get("device", "cpu")),
+            threads=threads,
+            split=chosen.get("split") or None,
+            baselines=requested_names(training.get("baselines", [])),
+        )
+
+    def document(self, recipe: Recipe) -> dict[str, Any]:
+        """Return *recipe* as the sections of a file, every key with its value."""
+        if recipe.members:
+            network, rows = recipe.members
+            section = {"kind": rows.kind.name, "schema_id": rows.schema_id, **asdict(rows.options)}
+            return {**network.document(), ENSEMBLE: {**section, "threads": rows.threads}}
+        found: dict[str, Any] = {
+            "model": {"kind": self.name, "name": recipe.name},
+            "architecture": self.listed(recipe.architecture),
+            "features": _set(recipe, ("schema_id", "intervals", "calendar")),
+            "training": {**asdict(recipe.options), **self.shared_training(recipe)},
+            "calibration": {"horizon": recipe.horizon},
+            "split": dict(recipe.split or {}),
+        }
+        return {name: of for name, of in found.items() if of and name in self.sections}
+
+    def shared_training(self, recipe: Recipe) -> dict[str, Any]:
+        """Return the keys of ``[training]`` that are not those of ``Options``, where chosen."""
+        return _set(recipe, self.shared)
+
+    def _chosen(self, document: Document) -> dict[str, dict[str, Any]]:
+        """Return what is chosen, section by section; what a card holds besides is left aside.
+
+        Raises ``ConfigInvalid`` for a section or a key that is none of it.
+        """
+        is_card = "weights_sha256" in document.get("model", {})
+        known = {name: keys for name, keys in self.sections.items() if name != ENSEMBLE}
+        if (unknown := sorted(set(document) - set(known))) and not is_card:
+            raise ConfigInvalid(
+                f"A recipe of the kind {self.name} has no section "
+                f"[{unknown[0]}]{nearest(unknown[0], known)}; mend it."
+            )
+        found: dict[str, dict[str, Any]] = {}
+        for name, keys in known.items():
+            section = document.get(name, {})
+            if not isinstance(section, Mapping):
+                raise ConfigInvalid(f"[{name}] of the recipe is no table; write it as one.")
+            if name == "architecture":  # read by its kind, which knows what follows from the data
+                found[name] = dict(section)
+                continue
+            if not is_card and (unknown := sorted(set(section) - set(keys))):
+                raise ConfigInvalid(
+                    f"The recipe's {name}.{unknown[0]} is unknown{nearest(unknown[0], keys)}; mend "
+                    "it."
+                )
+            found[name] = {key: value for key, value in section.items() if key in keys}
+        return found
+
+
+_KINDS: Final[Registry[Kind]] = Registry()
+
+
+def register(kind: Kind) -> Kind:
+    """Make *kind* known; raise ``ConfigInvalid`` for a name that is taken."""
+    return _KINDS.add(kind.name, kind)
+
+
+def kinds() -> Mapping[str, Kind]:
+    """Return every kind that a recipe can name, in the order of ``model_kinds``."""
+    return {name: kind for name, kind in _every_kind().items() if not kind.model.members}
+
+
+def _every_kind() -> Mapping[str, Kind]:
+    from tracepaper.replay.learning import estimators as room
+
+    known = _KINDS.of(room)
+    return {name: known[name] for name in model_kinds() if name in known}
+
+
+def _registered(name: str) -> Kind:
+    return _every_kind()[name]
+
+
+def kind_of(document: Document, *, is_member: bool = False) -> Kind:
+    """Return the kind of a recipe or a card; raise ``ConfigInvalid`` for an unknown one.
+
+    With *is_member* it is that of the network of an ensemble.
+    """
+    if not is_member and {ENSEMBLE, "parts"} & document.keys():
+        return _every_kind()[ENSEMBLE]
+    model, known = document.get("model", {}), kinds()
+    name = model.get("kind", DEFAULT_KIND) if isinstance(model, Mapping) else DEFAULT_KIND
+    if not isinstance(name, str) or name not in known:
+        raise ConfigInvalid(
+            f"There is no kind of model called {name!r}{nearest(str(name), known)}; `tracepaper "
+            "train --init ?` says what each is."
+        )
+    return known[name]
+
+
+def recipe_of(document: Document) -> Recipe:
+    """Read a recipe or a card of any kind; raise ``ConfigInvalid`` for what it cannot have."""
+    return kind_of(document).recipe(document)
+
+
+def as_recipe(document: Document) -> Document:
+    """Return a document whose sections can be laid over: the card of an ensemble as its recipe."""
+    return recipe_of(document).document() if "parts" in document else document
+
+
 @dataclass(frozen=True)
 class Recipe:
     """What is chosen before a model is fitted; *split* may be left to the data.
 
-    ``architecture`` and ``options`` are the ``Keys`` and ``Options`` of the estimator, of which the
-    data say the rest. ``members`` are those of an ensemble.
+    ``architecture`` and ``options`` are the ``Keys`` and ``Options`` of the kind, of which the data
+    say the rest. ``members`` are those of an ensemble.
     """
 
-    estimator: Estimator
+    kind: Kind
     architecture: Any
     options: Any
     horizon: int = 0  # of the gates; 0 where none judge
@@ -87,19 +397,18 @@ class Recipe:
             )
 
     @property
-    def kind(self) -> str:
-        """The name of the kind of model."""
-        return self.estimator.kind.name
-
-    @property
     def horizons(self) -> tuple[int, ...]:
         """Bars ahead that are forecast."""
         return tuple(self.architecture.horizons)
 
+    def check(self, option: str) -> None:
+        """Raise ``ConfigInvalid``, which names *option*, where an optional package is missing."""
+        for each in self.members or (self,):
+            each.kind.needs(option)
+
     def document(self) -> dict[str, Any]:
         """Return it as the sections of a file, every key with its value."""
-        own: Any = self  # Pyright follows this module by two names
-        return self.estimator.document(own)
+        return self.kind.document(self)
 
     def text(self) -> str:
         """Return it as TOML, which ``read_recipe`` reads back to an equal recipe."""
@@ -113,11 +422,9 @@ class Recipe:
         """
         if self.members:
             return _digest(" ".join(member.hash for member in self.members))
-        chosen = {**self.document(), **self.estimator.fixed}
-        document = {
-            name: _that_count(name, section) if isinstance(section, Mapping) else section
-            for name, section in {**chosen, "model": {"kind": self.kind}}.items()
-        }
+        document = {**self.document(), **self.kind.fixed, "model": {"kind": self.kind.name}}
+        training = document["training"]
+        document["training"] = {key: training[key] for key in training if key not in _LUCK}
         return _digest(json.dumps(document, sort_keys=True, default=str))
 
 
@@ -125,21 +432,18 @@ _LUCK: Final = ("seed", "threads", "device", "explained_bars", "baselines")
 """Keys of ``[training]`` that make no other recipe."""
 
 
-def _that_count(name: str, section: Mapping[str, Any]) -> dict[str, Any]:
-    luck = _LUCK if name == "training" else ()
-    return {key: value for key, value in section.items() if key not in luck}
+def _set(recipe: Recipe, names: Sequence[str]) -> dict[str, Any]:
+    """Return what of *names* is chosen, tuples as lists."""
+    values = {name: getattr(recipe, name) for name in names}
+    return {
+        name: list(value) if isinstance(value, tuple) else value
+        for name, value in values.items()
+        if value not in (None, ())
+    }
 
 
 def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
-
-
-def features_of(schema_id: str, intervals: Sequence[str], calendar: str | None) -> dict[str, Any]:
-    """Return ``[features]`` of a recipe; intervals and calendar only where they are chosen."""
-    found: dict[str, Any] = {"schema_id": schema_id}
-    if intervals:
-        found["intervals"] = list(intervals)
-    return found if calendar is None else {**found, "calendar": calendar}
 
 
 def with_bars(document: Document) -> Document:
@@ -149,7 +453,7 @@ def with_bars(document: Document) -> Document:
     """
     architecture, calibration = document.get("architecture", {}), document.get("calibration", {})
     if not (isinstance(architecture, Mapping) and isinstance(calibration, Mapping)):
-        return document  # refused by ``chosen_of``
+        return document  # refused by ``Kind.recipe``
     given, of_gates = architecture.get("horizons"), calibration.get("horizon")
     if not isinstance(given, str) and not isinstance(of_gates, str):
         return document
@@ -209,71 +513,39 @@ def command(sources: Sequence[TrainingFile], given: Sequence[str] = ()) -> str:
     return shlex.join(["tracepaper", "train", "card.toml", *words, *given, "--out", "FOLDER"])
 
 
-def chosen_of(document: Document, options: type[Any]) -> dict[str, dict[str, Any]]:
-    """Return what is chosen, section by section, where *options* is what fits are fitted with.
+# --- an ensemble: the recipe of a network, and of a model of rows beside it
 
-    Raises ``ConfigInvalid`` for a section or a key that is none of it; what a card holds besides is
-    left aside.
-    """
-    is_card = "weights_sha256" in document.get("model", {})
-    if (unknown := sorted(set(document) - set(_SECTIONS))) and not is_card:
-        raise ConfigInvalid(
-            f"A recipe has no section [{unknown[0]}]{nearest(unknown[0], _SECTIONS)}; mend it."
-        )
-    found: dict[str, dict[str, Any]] = {}
-    sections = {
-        **_SECTIONS,
-        "training": (*_SECTIONS["training"], *(of.name for of in fields(options))),
-    }
-    for name, keys in sections.items():
-        section = document.get(name, {})
-        if not isinstance(section, Mapping):
-            raise ConfigInvalid(f"[{name}] of the recipe is no table; write it as one.")
-        if keys and not is_card and (unknown := sorted(set(section) - set(keys))):
+
+def member_as_card(card: Document, name: str) -> dict[str, Any]:
+    """Return the part of an ensemble's card as a recipe: a card with its results."""
+    part = card["parts"][name]
+    return {**part, "model": {"weights_sha256": "", **part["model"]}}
+
+
+def _recipe_of_members(kind: Kind, document: Document) -> Recipe:
+    """Read a recipe with ``[ensemble]``, or the card of an ensemble."""
+    if "parts" in document:
+        first, second = (member_as_card(document, name) for name in HALVES)
+        first["model"]["name"] = document["model"].get("name", "")
+        network, rows = recipe_of(first), recipe_of(second)
+    else:
+        chosen = dict(document[ENSEMBLE])
+        network = recipe_of({name: of for name, of in document.items() if name != ENSEMBLE})
+        shared, name = network.document(), chosen.pop("kind", "tree")
+        if name not in ROW_KINDS:
             raise ConfigInvalid(
-                f"The recipe's {name}.{unknown[0]} is unknown{nearest(unknown[0], keys)}; mend it."
+                f"An ensemble is a network with one of {', '.join(ROW_KINDS)}, not with {name!r}; "
+                "choose one of these, or a folder with such a checkpoint."
             )
-        found[name] = {key: v for key, v in section.items() if not keys or key in keys}
-    return found
-
-
-def own_training(training: Document) -> dict[str, Any]:
-    """Return the keys of ``[training]`` that are not what fits are fitted with."""
-    return {name: training[name] for name in _SECTIONS["training"] if name in training}
-
-
-def requested_baselines(training: Document) -> tuple[str, ...]:
-    """Return what ``[training] baselines`` names; raise ``ConfigInvalid`` for what it cannot."""
-    names = training.get("baselines", [])
-    if not isinstance(names, list):
-        raise ConfigInvalid('training.baselines must be a list of names, such as ["lstm"].')
-    return requested_names(names)
-
-
-def typed(options: type[Any], training: Document) -> Any:  # noqa: ANN401 - any dataclass of options
-    """Return *options* of ``[training]``; raise ``ConfigInvalid`` for a value of another kind."""
-    found: dict[str, Any] = {}
-    for field in fields(options):
-        if field.name not in training:
-            continue
-        value, default = training[field.name], field.default
-        assert default is not MISSING
-        if isinstance(default, float) and type(value) is int:
-            value = float(value)
-        if type(value) is not type(default):
-            kind = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
-            raise ConfigInvalid(f"training.{field.name} must be {kind[type(default)]}.")
-        found[field.name] = value
-    return options(**found)
-
-
-def middle(horizons: Sequence[int]) -> int:
-    """Return the horizon that the gates judge unless another is named."""
-    return horizons[len(horizons) // 2]
-
-
-def whole(name: str, value: object) -> int:
-    """Return *value*; raise ``ConfigInvalid`` unless it is a whole number of at least 1."""
-    if type(value) is not int or value < 1:
-        raise ConfigInvalid(f"{name} is {value!r}; it must be a whole number of at least 1.")
-    return value
+        schema_id = chosen.pop("schema_id", network.schema_id)
+        rows = recipe_of(
+            {
+                "model": {"kind": name, "name": network.name},
+                "architecture": {"horizons": list(network.horizons)},
+                "features": {**shared["features"], "schema_id": schema_id},
+                "training": {"threads": network.threads, **chosen},
+                "calibration": shared["calibration"],
+                "split": shared.get("split", {}),
+            }
+        )
+    return replace(network, kind=kind, members=(network, rows))

@@ -16,174 +16,14 @@ from typing import Annotated, Any, Final, NamedTuple
 
 from msgspec import Meta
 
-from tracepaper.replay.learning.boosting import BoostingOptions
-from tracepaper.replay.learning.estimator import Estimator, estimators
-from tracepaper.replay.learning.recipe import DEFAULT_KIND, SCHEMA, THREADS, over
-from tracepaper.strategies.api.model import DataSource
+from tracepaper.replay.learning.recipe import THREADS, Document, Kind, Section, kind_of, over
 from tracepaper.strategies.errors import ConfigInvalid
-from tracepaper.strategies.forecasters.tabular import ENSEMBLE
-from tracepaper.strategies.networks.keys import (
-    NUMBER,
-    TEXT,
-    WHOLE,
-    Key,
-    checked,
-    keys_of,
-    nearest,
-)
+from tracepaper.strategies.networks.keys import NUMBER, TEXT, WHOLE, Key, checked, keys_of, nearest
 
-Document = Mapping[str, Any]
-Section = Mapping[str, Key]
 ARCHITECTURE: Final = "architecture"
 _TIMED: Final = (("architecture", "horizons"), ("calibration", "horizon"))
 """Keys that take times such as 4h beside numbers of bars."""
 _DATES: Final = ("train_until", "validation_until", "calibration_until")
-
-
-@dataclass(frozen=True)
-class _Model:
-    kind: Annotated[str, Meta(description="Kind of model; ? lists all.")] = DEFAULT_KIND
-    name: Annotated[str, Meta(description="Name on the card; empty: the folder's.")] = ""
-
-
-@dataclass(frozen=True)
-class _Features:
-    schema_id: Annotated[
-        str, Meta(description="Feature schema: v2 or tree of the interval, or one such as v2-15m.")
-    ] = SCHEMA
-    intervals: Annotated[
-        tuple[str, ...],
-        Meta(description="Interval of the model, then others to train on: 15m,5m,1h."),
-    ] = ()
-    calendar: (
-        Annotated[str, Meta(description="Shares: the exchange's calendar, such as XNAS.")] | None
-    ) = None
-
-
-@dataclass(frozen=True)
-class _Training:
-    threads: Annotated[int, Meta(ge=1, description="PyTorch threads.")] = THREADS
-    device: Annotated[str, Meta(description="Where to fit: cpu or cuda.")] = "cpu"
-    explained_bars: (
-        Annotated[
-            int,
-            Meta(
-                ge=500,
-                description="Calibration and test bars to explain; unset: as many as in minutes.",
-            ),
-        ]
-        | None
-    ) = None
-    baselines: Annotated[
-        tuple[str, ...], Meta(description="Baselines to fit as well, which takes minutes: lstm.")
-    ] = ()
-
-
-@dataclass(frozen=True)
-class _Calibration:
-    horizon: (
-        Annotated[int, Meta(ge=1, description="Horizon that the gates use; unset: the middle one.")]
-        | None
-    ) = None
-
-
-@dataclass(frozen=True)
-class _Split:
-    """All three dates, or none for shares of 65, 10 and 10 %; the rest is the test set."""
-
-    train_until: Annotated[str, Meta(description="End of training (date).")] | None = None
-    validation_until: Annotated[str, Meta(description="End of validation (date).")] | None = None
-    calibration_until: (
-        Annotated[str, Meta(description="End of calibration (date); the rest is the test set.")]
-        | None
-    ) = None
-    embargo_bars: (
-        Annotated[
-            int,
-            Meta(ge=0, description="Bars left out between the parts; unset: the longest horizon."),
-        ]
-        | None
-    ) = None
-    second_span: (
-        Annotated[str, Meta(description="Begin of the test set's second span (date).")] | None
-    ) = None
-
-
-@dataclass(frozen=True)
-class _Ensemble:
-    kind: (
-        Annotated[str, Meta(description="Train an ensemble with this kind: tree or glm.")] | None
-    ) = None
-    schema_id: (
-        Annotated[
-            str, Meta(description="Its feature schema, such as tree-1m; unset: the network's.")
-        ]
-        | None
-    ) = None
-    members: Annotated[
-        tuple[str, ...],
-        Meta(description="Join two trained ones instead: folders of a network and a tree or glm."),
-    ] = ()
-    threads: Annotated[int, Meta(ge=1, description="PyTorch threads.")] = THREADS
-
-
-class RecipeKind(NamedTuple):
-    """A kind of model: what it is, and the keys of its recipe by section."""
-
-    name: str
-    summary: str
-    sections: Mapping[str, Section]
-
-
-def kinds() -> Mapping[str, RecipeKind]:
-    """Return every kind of model that a recipe names, by its name."""
-    return {
-        name: RecipeKind(name, estimator.kind.summary, _sections(estimator))
-        for name, estimator in estimators().items()
-        if not estimator.is_section
-    }
-
-
-def _sections(estimator: Estimator) -> dict[str, Section]:
-    shared = keys_of(_Training)
-    if estimator.section != ARCHITECTURE:
-        return {
-            "model": keys_of(_Model),
-            estimator.section: keys_of(estimator.Keys),
-            "training": {name: shared[name] for name in estimator.chosen_training},
-        }
-    found: dict[str, Section] = {
-        "model": keys_of(_Model),
-        ARCHITECTURE: keys_of(estimator.Keys),
-        "training": keys_of(estimator.Options)
-        | {name: shared[name] for name in estimator.chosen_training},
-    }
-    if estimator.kind.source == DataSource.ORDER_BOOKS:
-        return found
-    features = keys_of(_Features)
-    if estimator.kind.source == DataSource.CLOSES:
-        del features["calendar"]
-    found |= {
-        "features": features,
-        "calibration": keys_of(_Calibration),
-        "split": keys_of(_Split),
-    }
-    if estimator.joins_rows:
-        found[ENSEMBLE] = keys_of(_Ensemble) | keys_of(BoostingOptions)
-    return found
-
-
-def kind_of(document: Document) -> RecipeKind:
-    """Return the kind that a recipe or a card names; raise ``ConfigInvalid`` for an unknown one."""
-    known = kinds()
-    model = document.get("model", {})
-    name = model.get("kind", DEFAULT_KIND) if isinstance(model, Mapping) else DEFAULT_KIND
-    if not isinstance(name, str) or name not in known:
-        raise ConfigInvalid(
-            f"There is no kind of model called {name!r}{nearest(str(name), known)}; `tracepaper "
-            "train --init ?` says what each is."
-        )
-    return known[name]
 
 
 # --- from what is written
@@ -277,7 +117,7 @@ def with_settings(document: Document, texts: Sequence[str]) -> dict[str, Any]:
     for setting in settings:  # the kind says which other keys there are
         if (setting.section, setting.key) == ("model", "kind"):
             document = over(document, {"model": {"kind": setting.value}})
-    kind = kind_of(document)
+    kind = kind_of(document, is_member=True)
     for setting in settings:
         value = setting.typed(kind.sections, f"a recipe of the kind {kind.name}")
         document = over(document, {setting.section: {setting.key: value}})
@@ -313,7 +153,7 @@ _HEADER: Final = re.compile(r"\[(\w+)\]")
 _ENTRY: Final = re.compile(r"(\w+) = ")
 
 
-def commented(text: str, kind: RecipeKind) -> str:
+def commented(text: str, kind: Kind) -> str:
     """Return the TOML *text* of a recipe with the text of each key above it.
 
     Keys that are not set stand at the end of their section, and sections without one at the end
@@ -360,7 +200,7 @@ class KeyRow(NamedTuple):
     text: str
 
 
-def key_rows(kind: RecipeKind, default: Document) -> list[KeyRow]:
+def key_rows(kind: Kind, default: Document) -> list[KeyRow]:
     """Return every key of *kind* that can be set; *default* is the recipe without a choice."""
     return [
         KeyRow(

@@ -33,29 +33,18 @@ from tracepaper.daemon.session.retraining import (
     unlike,
 )
 from tracepaper.daemon.session.run_row import preflight_engine
-from tracepaper.replay.learning.array_cache import (
-    ArrayCache,
-)
-from tracepaper.replay.learning.candles import (
-    read_files,
-)
-from tracepaper.replay.learning.dataset import Dataset
-from tracepaper.replay.learning.estimator import (
-    DataRequest,
-    as_recipe,
-    recipe_of,
-)
+from tracepaper.replay.learning.array_cache import ArrayCache
+from tracepaper.replay.learning.baselines import unfitted
+from tracepaper.replay.learning.dataset import Dataset, read_files
+from tracepaper.replay.learning.fitted import DataRequest
 from tracepaper.replay.learning.judge.compare import compare
 from tracepaper.replay.learning.judge.explained import bars_of
 from tracepaper.replay.learning.judge.forecasts import Forecasts, SegmentFields, forecasts_of
 from tracepaper.replay.learning.judge.metrics import LOSSES
 from tracepaper.replay.learning.openings import SpanOpening, opened, openings_path
-from tracepaper.replay.learning.recipe import over, read_recipe
+from tracepaper.replay.learning.recipe import as_recipe, over, read_recipe, recipe_of
 from tracepaper.replay.learning.samples import Samples
 from tracepaper.replay.learning.splits import Part, iso, split_of
-from tracepaper.replay.learning.stored_baselines import (
-    unfitted,
-)
 from tracepaper.replay.learning.training import FitView, train_seeds
 from tracepaper.storage import checkpoints
 from tracepaper.storage.candles import HistoryWriter
@@ -246,7 +235,7 @@ def _train(
         },
     )
     recipe = recipe_of(document)
-    recipe.estimator.check(recipe, f"The tree of {path}")
+    recipe.check(f"The tree of {path}")
     request = DataRequest(paths, ArrayCache(asked.folder / CACHE))
     with FitView(recipe) as view:
         train_seeds(

@@ -1,12 +1,11 @@
-"""Labels, sample weights, and batches of chunks or windows.
+"""Labels, sample weights, and batches of windows.
 
 The return from this close to the close *h* bars later is measured in units of σ √h, where σ is the
 volatility that the features report at this bar; the variance is that of the h one-bar returns in
 the same unit. Labels look forward and features back: they share no bar but the one decided.
 
 Every labelled bar is a sample whose window ends at it. An epoch visits all of them in an order
-drawn from the seed, so that a step is an even subsample of the time that is learnt from. A window
-is a view of its segment's rows until its batch is stacked: overlapping ones share them.
+drawn from the seed, so that a step is an even subsample of the time that is learnt from.
 
 The rules are docs/models.md, L25; docs/models.md, L5 and L6.
 """
@@ -286,131 +285,97 @@ def first_position(segment: Segment, row: int) -> int:
     return int(segment.open_time_ms[row]) // segment.interval_ms
 
 
-class Chunks:
-    """Batches of chunks of *length* bars; each epoch cuts every segment at another phase.
+class Windows:
+    """Batches of windows of *length* rows, epoch after epoch in orders that are drawn by the seed.
 
-    An epoch holds every position exactly once. A chunk that is shorter, at a segment's ends, is
-    padded without weight, and the last batch of an epoch may be smaller.
+    Where every row is learnt from, each epoch cuts every segment into windows at another phase, so
+    that it holds each position once; a window at a segment's end that is shorter is padded without
+    weight. With *last_row* a window ends at each labelled bar, which alone is learnt from, and an
+    epoch holds each once. The last batch of an epoch may be smaller. Raises ``DataInvalid`` where
+    no labelled bar has a whole window before it.
     """
 
-    def __init__(self, samples: Sequence[Samples], *, length: int, batch: int, seed: int) -> None:
+    def __init__(
+        self,
+        samples: Sequence[Samples],
+        *,
+        length: int,
+        batch: int,
+        seed: int,
+        last_row: bool = False,
+    ) -> None:
         self._samples = samples
-        self._length = length
-        self._batch = batch
-        self._seed = seed
+        self._length, self._batch, self._seed = length, batch, seed
+        self._last_row = last_row
+        rows = [windowed_rows(each, length) for each in samples] if last_row else []
+        ends = [np.stack([np.full_like(of, at), of - length + 1, of + 1], axis=1)
+                for at, of in enumerate(rows)]  # fmt: skip
+        self._ends = np.concatenate(ends) if ends else np.empty((0, 3), dtype=np.int64)
+        if last_row and not len(self._ends):
+            raise DataInvalid(
+                f"No labelled bar has {length} rows of features before it; give longer candles or "
+                "a smaller window."
+            )
 
     def stream(self, skipped: int = 0) -> Iterator[Batch]:
         """Yield batches epoch after epoch without end, from the *skipped*-th on."""
         for number in itertools.count():
             order = self._order(number)
-            if skipped < len(order):
-                yield from map(self._joined, order[skipped:])
+            yield from map(self._joined, order[skipped:])
             skipped = max(skipped - len(order), 0)
 
     def epoch(self, number: int) -> Iterator[Batch]:
         """Yield the batches of epoch *number*; the same number gives the same batches."""
         return map(self._joined, self._order(number))
 
-    def _order(self, number: int) -> list[list[tuple[Samples, int, int]]]:
-        """Return the (samples, first row, end) of the chunks of each batch of an epoch."""
+    def _order(self, number: int) -> list[_Cuts]:
+        """Return the windows of each batch of an epoch."""
         generator = np.random.default_rng((self._seed, number))
-        cuts = []
-        for samples in self._samples:
+        cuts = self._ends if self._last_row else np.array(list(self._chunks(generator)))
+        order = cuts[generator.permutation(len(cuts))]
+        return [order[at : at + self._batch] for at in range(0, len(order), self._batch)]
+
+    def _chunks(self, generator: np.random.Generator) -> Iterator[tuple[int, int, int]]:
+        for at, samples in enumerate(self._samples):
             phase = int(generator.integers(0, self._length))
             inner = range(samples.start + self._length - phase, samples.stop, self._length)
-            bounds = [samples.start, *inner, samples.stop]
-            cuts += [(samples, start, stop) for start, stop in itertools.pairwise(bounds)]
-        order = [cuts[i] for i in generator.permutation(len(cuts))]
-        return [order[i : i + self._batch] for i in range(0, len(order), self._batch)]
+            for start, stop in itertools.pairwise((samples.start, *inner, samples.stop)):
+                yield at, start, stop
 
-    def _joined(self, cuts: Sequence[tuple[Samples, int, int]]) -> Batch:
-        """Return the chunks at *cuts* as one batch."""
-        names = tuple(cuts[0][0].labels)
-        columns = zip(*(self._chunk(*cut) for cut in cuts), strict=True)
-        values, weights, *labels = (torch.from_numpy(np.stack(column)) for column in columns)
-        ahead = torch.arange(self._length)
-        positions = [first_position(samples.segment, start) + ahead for samples, start, _ in cuts]
-        return Batch(values, dict(zip(names, labels, strict=True)), weights, torch.stack(positions))
+    def _joined(self, cuts: _Cuts) -> Batch:
+        """Return the windows at *cuts* as one batch."""
+        of = [(self._samples[at], start, stop) for at, start, stop in cuts.tolist()]
+        learnt = 1 if self._last_row else self._length  # rows of a window
 
-    def _chunk(self, samples: Samples, start: int, stop: int) -> tuple[NDArray[np.generic], ...]:
-        """Return one chunk's arrays, padded at the end where it is shorter than the others."""
-        span = slice(start, stop)
-        arrays = (
-            samples.segment.values[span],
-            samples.weights[span],
-            *(
-                np.nan_to_num(known[span], nan=LABELS[name].missing)
-                for name, known in samples.labels.items()
-            ),
-        )
-        missing = self._length - (stop - start)
-        return tuple(
-            np.pad(array, ((0, missing), *((0, 0),) * (array.ndim - 1))) for array in arrays
-        )
+        def stacked(parts: Iterator[Column], length: int) -> Tensor:
+            padded = (np.pad(a, ((0, length - len(a)), *((0, 0),) * (a.ndim - 1))) for a in parts)
+            return torch.from_numpy(np.stack(list(padded)))
 
+        def label(name: str) -> Tensor:
+            missing = LABELS[name].missing
+            parts = (s.labels[name][max(start, stop - learnt) : stop] for s, start, stop in of)
+            return stacked((np.nan_to_num(part, nan=missing) for part in parts), learnt)
 
-Ids = NDArray[np.int64]
-
-
-class SingleWindows:
-    """Batches of *batch* windows of *window* rows; an epoch holds every labelled bar once.
-
-    Raises ``DataInvalid`` where no labelled bar has a whole window before it.
-    """
-
-    def __init__(self, samples: Sequence[Samples], *, window: int, batch: int, seed: int) -> None:
-        self._samples = samples
-        self._window = window
-        self._batch = batch
-        self._seed = seed
-        rows = [windowed_rows(each, window) for each in samples]
-        self._rows = np.concatenate(rows)  # [sample]
-        self._segment_of = np.repeat(np.arange(len(rows)), list(map(len, rows)))  # [sample]
-        if not len(self._rows):
-            raise DataInvalid(
-                f"No labelled bar has {window} rows of features before it; give longer candles or "
-                "a smaller window."
-            )
-
-    def stream(self, skipped: int = 0) -> Iterator[Batch]:
-        """Yield batches epoch after epoch without end, from the *skipped*-th on."""
-        batches = -(-len(self._rows) // self._batch)
-        for number in itertools.count(skipped // batches):
-            order = np.random.default_rng((self._seed, number)).permutation(len(self._rows))
-            for batch in range(skipped % batches, batches):
-                yield self._joined(order[batch * self._batch : (batch + 1) * self._batch])
-            skipped = 0
-
-    def _joined(self, chosen: Ids) -> Batch:
-        """Return the samples at *chosen* as one batch, each labelled at its last row alone."""
-        pairs = [(self._samples[int(self._segment_of[at])], int(self._rows[at])) for at in chosen]
-        values = np.stack([window_of(s.segment.values, row, self._window) for s, row in pairs])
-        firsts = [first_position(s.segment, row) - self._window + 1 for s, row in pairs]
-        labels = {
-            name: _stacked(
-                [np.nan_to_num(s.labels[name][row], nan=LABELS[name].missing) for s, row in pairs]
-            )
-            for name in self._samples[0].labels
-        }
+        weights = (s.weights[max(start, stop - learnt) : stop] for s, start, stop in of)
+        firsts = [  # with sessions, bars that follow one another may have numbers that do not
+            first_position(s.segment, stop - 1) - self._length + 1
+            if self._last_row
+            else first_position(s.segment, start)
+            for s, start, stop in of
+        ]
         return Batch(
-            torch.from_numpy(values),
-            labels,
-            _stacked([s.weights[row] for s, row in pairs]),
-            torch.tensor(firsts)[:, None] + torch.arange(self._window),
+            stacked((s.segment.values[start:stop] for s, start, stop in of), self._length),
+            {name: label(name) for name in of[0][0].labels},
+            stacked(weights, learnt),
+            torch.tensor(firsts)[:, None] + torch.arange(self._length),
         )
 
 
-def windowed_rows(samples: Samples, window: int) -> Ids:
+_Cuts = NDArray[np.int64]
+"""Windows [window, 3]: the place of its samples, its first row, and one past its last."""
+
+
+def windowed_rows(samples: Samples, window: int) -> NDArray[np.int64]:
     """Return the labelled rows that have *window* rows of features up to them, themselves one."""
     rows = np.flatnonzero(samples.weights.any(axis=1))
     return rows[rows >= samples.segment.first + window - 1]
-
-
-def window_of(values: NDArray[np.float32], row: int, window: int) -> NDArray[np.float32]:
-    """Return a view of the *window* rows of *values* [time, feature] that end at *row*."""
-    return values[row - window + 1 : row + 1]
-
-
-def _stacked(rows: Sequence[NDArray[Any]]) -> torch.Tensor:
-    """Return [horizon, ..] arrays as [batch, 1, horizon, ..]."""
-    return torch.from_numpy(np.stack(rows))[:, None]

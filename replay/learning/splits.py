@@ -32,11 +32,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tracepaper.replay.archive import Candles, slice_candles
-from tracepaper.replay.learning.array_cache import (
-    ArrayCache,
-    Shaped,
-    code_key,
-)
+from tracepaper.replay.learning.array_cache import ArrayCache, Shaped, code_key
 from tracepaper.strategies.errors import CheckpointMismatch, ConfigInvalid, shown
 from tracepaper.strategies.features import rolling, rows, v2
 from tracepaper.strategies.features.rolling import Array

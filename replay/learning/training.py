@@ -26,27 +26,24 @@ from rich.progress import (
 )
 
 from tracepaper.replay.learning import card as cards
+from tracepaper.replay.learning.baselines import FILE_NAME
 from tracepaper.replay.learning.dataset import Dataset
-from tracepaper.replay.learning.estimator import DataRequest, Each, FitRun, Say, recipe_of
 from tracepaper.replay.learning.estimators.ensemble import join, read_members
 from tracepaper.replay.learning.fit import Observe, use_threads
 from tracepaper.replay.learning.fit import Progress as FitProgress
+from tracepaper.replay.learning.fitted import DataRequest, Each, FitRun, Say
 from tracepaper.replay.learning.openings import opened_by_training
-from tracepaper.replay.learning.recipe import Recipe
+from tracepaper.replay.learning.recipe import Recipe, recipe_of
 from tracepaper.replay.learning.samples import Samples
 from tracepaper.replay.learning.splits import Part, iso
-from tracepaper.replay.learning.stored_baselines import (
-    FILE_NAME,
-)
 from tracepaper.storage.checkpoints import Checkpoint, is_checkpoint, load, save
-from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.features.rows import schema_of
 from tracepaper.strategies.units import DAY_MS, duration, interval_text
 
 
 def train(
     recipe: Recipe,
-    data: Any,  # noqa: ANN401 - what the recipe's estimator reads
+    data: Any,  # noqa: ANN401 - what the recipe's kind reads
     folder: Path,
     *,
     created_ms: int,
@@ -60,28 +57,18 @@ def train(
     """
     state = folder.with_name(folder.name + ".training")
     run = FitRun(state, recipe.name or folder.name, created_ms, observe, say, resume)
-    fitted = recipe.estimator.fit(data, recipe, run)
+    fitted = recipe.kind.fit(data, recipe, run)
     say("Calibrating.")
     fitted = fitted.calibrated(data, bars=recipe.explained_bars)
     say("Judging on untouched time.")
     return fitted.evaluated(data, bars=recipe.explained_bars).save(folder, data)
 
 
-def require_encoder(recipe: Recipe) -> None:
-    """Raise ``ConfigInvalid`` where the kind of model has no encoder for covariates or books."""
-    if not recipe.estimator.kind.takes_covariates:
-        raise ConfigInvalid(
-            f"A model of the kind {recipe.kind} has no encoder for covariates or order books: they "
-            "are a modality of the kind trading alone; train that, or leave --covariates and "
-            "--depth out."
-        )
-
-
 @dataclass(frozen=True)
 class _SeedFit:
     """Trains a recipe on *data* where no folder of ours is: returns what belongs into one."""
 
-    data: Any  # what the recipe's estimator reads
+    data: Any  # what the recipe's kind reads
     created_ms: int
     threads: int
 
@@ -114,10 +101,8 @@ def train_seeds(
     continues with is the checkpoints that are whole.
     """
     first = recipes[0]
-    if request.covariates is not None:
-        require_encoder(first)
     use_threads(first.threads)
-    data = first.estimator.read(first, request)
+    data = first.kind.read(first, request)
     folders = [folder]
     if len(recipes) > 1:
         folders = [folder / f"seed-{recipe.options.seed}" for recipe in recipes]

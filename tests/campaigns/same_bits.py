@@ -60,13 +60,13 @@ def trainings(folder: Path) -> Iterator[tuple[str, list[str]]]:
     for name, form in FORMS.items():
         own = folder / name
         own.mkdir()
-        yield name, ["--recipe", str(recipe(form, own)), "--data", str(candles)]
+        yield name, [str(recipe(form, own)), "--data", str(candles)]
 
     def words(name: str, data: Sequence[Path], chosen: Mapping[str, Any]) -> list[str]:
         file = folder / f"{name}.toml"
         file.write_text(dump(chosen), encoding="utf-8")
         files = [word for path in data for word in ("--data", str(path))]
-        return ["--recipe", str(file), *files]
+        return [str(file), *files]
 
     two = {"horizons": [5, 30]}
     for kind in ("crossasset", "portfolio"):

@@ -23,10 +23,9 @@ from tracepaper.daemon.bybit.order_book import DepthRequest
 from tracepaper.replay.archive.download import record_live
 from tracepaper.replay.archive.order_book import DepthHeader, DepthWriter
 from tracepaper.replay.exchange.server import EmbeddedExchange
-from tracepaper.replay.learning.estimator import estimators
 from tracepaper.replay.learning.estimators.order_book import BookFitOptions
 from tracepaper.replay.learning.order_books import BookDataset
-from tracepaper.replay.learning.recipe import Recipe
+from tracepaper.replay.learning.recipe import Recipe, kinds
 from tracepaper.replay.learning.training import train
 from tracepaper.strategies.networks.order_book import OrderBookConfig
 from tracepaper.strategies.order_book import KIND, SILENT_MS
@@ -159,7 +158,7 @@ def frame(
 def trained(books: Path, network: OrderBookConfig, folder: Path) -> Path:
     """Train *network* for three steps on a file of books; return the *folder* of its checkpoint."""
     options = BookFitOptions(steps=3, windows=1, threads=1)
-    recipe = Recipe(estimators()[KIND], network, options, name="tiny")
+    recipe = Recipe(kinds()[KIND], network, options, name="tiny")
     train(recipe, BookDataset.read([books]), folder, created_ms=0)
     return folder
 

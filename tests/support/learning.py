@@ -13,13 +13,11 @@ from numpy.typing import NDArray
 
 from tracepaper.replay.archive import Candles
 from tracepaper.replay.learning.boosting import BoostingOptions
-from tracepaper.replay.learning.estimator import estimators, recipe_of
-from tracepaper.replay.learning.estimators.networks import NetworkEstimator
 from tracepaper.replay.learning.estimators.tabular import RowKeys
 from tracepaper.replay.learning.judge.forecasts import Forecasts
-from tracepaper.replay.learning.recipe import Recipe
+from tracepaper.replay.learning.recipe import Recipe, kinds, recipe_of
 from tracepaper.replay.learning.splits import Segment, Split, iso, segments_of
-from tracepaper.strategies.features.rows import FeatureSchema, schema
+from tracepaper.strategies.features.rows import schema
 from tracepaper.strategies.networks.flash import FlashConfig
 from tracepaper.strategies.types.market import Category
 
@@ -182,10 +180,4 @@ def rows_recipe(kind: str, bars: int, options: BoostingOptions | None = None) ->
     """Return the recipe of a model of rows that explains so many *bars*, of gates at 30."""
     keys = RowKeys(HORIZONS)
     chosen = BoostingOptions() if options is None else options
-    return Recipe(estimators()[kind], keys, chosen, 30, name=kind, explained_bars=bars, threads=1)
-
-
-def derived(recipe: Recipe, schema: FeatureSchema, interval_ms: int) -> Recipe:
-    """Return the recipe of a network with what the data say of it."""
-    assert isinstance(recipe.estimator, NetworkEstimator)
-    return recipe.estimator.derived(recipe, schema, interval_ms)
+    return Recipe(kinds()[kind], keys, chosen, 30, name=kind, explained_bars=bars, threads=1)

@@ -17,14 +17,13 @@ import learning
 import numpy as np
 from msgspec import Meta
 from numpy.typing import NDArray
-from torch import Tensor
 
 from tracepaper.daemon.cli import invoke
 from tracepaper.replay.learning.dataset import Dataset
-from tracepaper.replay.learning.estimator import register as register_estimator
-from tracepaper.replay.learning.estimators.tabular import RowEstimator, VarianceModel
+from tracepaper.replay.learning.estimators.tabular import VarianceModel, row_kind
 from tracepaper.replay.learning.judge.forecasts import Forecasts, SegmentFields, forecasts_of
 from tracepaper.replay.learning.recipe import Recipe
+from tracepaper.replay.learning.recipe import register as register_kind
 from tracepaper.replay.learning.splits import Part, Segment, iso
 from tracepaper.strategies.api.model import ModelKind, register
 from tracepaper.strategies.api.strategy import Forecaster
@@ -127,16 +126,6 @@ class SeasonalModel(VarianceModel):
         return forecasts_of(answered, data.baselines, data.horizons)
 
 
-class SeasonalEstimator(RowEstimator):
-    """How it is fitted."""
-
-    Keys = SeasonalKeys
-
-    def load(self, card: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> SeasonalModel:
-        """Return what a checkpoint holds."""
-        return SeasonalModel(card, tensors)
-
-
 def fit(data: Dataset, recipe: Recipe) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
     """Fit one number a horizon, and shrink it towards 1."""
     keys, found = recipe.architecture, []
@@ -151,7 +140,7 @@ def fit(data: Dataset, recipe: Recipe) -> tuple[dict[str, NDArray[Any]], dict[st
     return {"times": times}, {"closes": keys.window}
 
 
-register_estimator(SeasonalEstimator(SEASONAL, fit))
+register_kind(row_kind(SEASONAL, fit, SeasonalModel, SeasonalKeys))
 
 
 def date(day: int) -> str:

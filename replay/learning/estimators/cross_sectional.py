@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import cached_property
 from itertools import chain, combinations, count, islice
-from typing import Any, ClassVar, Final
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -23,15 +23,6 @@ from torch import Tensor, nn
 
 from tracepaper.replay.learning import card as cards
 from tracepaper.replay.learning.dataset import Dataset
-from tracepaper.replay.learning.estimator import (
-    CandleEstimator,
-    CandleModel,
-    DataRequest,
-    FitRun,
-    candle_card,
-    fit_facts,
-    register,
-)
 from tracepaper.replay.learning.estimators.networks import calibrated, scales_of
 from tracepaper.replay.learning.fit import (
     Fit,
@@ -43,6 +34,14 @@ from tracepaper.replay.learning.fit import (
     loss_shares,
     policy_of,
 )
+from tracepaper.replay.learning.fitted import (
+    CandleModel,
+    DataRequest,
+    FitRun,
+    candle_card,
+    fit_facts,
+    read_candles,
+)
 from tracepaper.replay.learning.judge.compare import paired_figures
 from tracepaper.replay.learning.judge.correlation import (
     correlation_figures,
@@ -51,9 +50,7 @@ from tracepaper.replay.learning.judge.correlation import (
     pair_rows,
     with_head,
 )
-from tracepaper.replay.learning.judge.correlation import (
-    correlations_of as correlations_of_part,
-)
+from tracepaper.replay.learning.judge.correlation import correlations_of as correlations_of_part
 from tracepaper.replay.learning.judge.explained import (
     AnsweredRows,
     Judgement,
@@ -93,12 +90,11 @@ from tracepaper.replay.learning.panel import (
     predicted,
 )
 from tracepaper.replay.learning.predict import no_context
-from tracepaper.replay.learning.recipe import DROPOUT, Recipe, command, middle
+from tracepaper.replay.learning.recipe import DROPOUT, Chosen, Kind, Recipe, command, register
 from tracepaper.replay.learning.samples import FLAT_BAND
 from tracepaper.replay.learning.splits import SYMBOL_BITS, Part, split_by
 from tracepaper.replay.learning.statistics import VARIANCE_FLOOR
 from tracepaper.strategies.api.model import ModelKind
-from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.features.rolling import Array
 from tracepaper.strategies.forecasters.cross_asset import KINDS, TogetherForecaster, TogetherModel
 from tracepaper.strategies.networks.cross_asset import (
@@ -130,118 +126,104 @@ _VALIDATED: Final = 8
 """Batches of the validation part that are judged at a time."""
 
 
-class CrossAssetEstimator(CandleEstimator):
-    """A kind of network over several assets; the candles say of which symbols."""
+def read_config(kind: ModelKind, chosen: Chosen) -> CrossAssetConfig:
+    """Return the configuration for symbols that are not known yet.
 
-    Keys = CrossAssetConfig
-    holds_out_calibration = True
-    defaults: ClassVar = {"length": 512, "batch": 4}
+    Weights are held for the horizon of the gates, where none is chosen for them.
+    """
+    section = dict(chosen["architecture"])
+    horizons = section.get("horizons", CrossAssetConfig(symbols=_UNKNOWN).horizons)
+    gates = chosen["calibration"].get("horizon", horizons[len(horizons) // 2])
+    known = {"allocation": "allocation" in kind.heads, "symbols": _UNKNOWN}
+    return CrossAssetConfig.read({"every": gates, "dropout": DROPOUT, **section, **known})
 
-    def __init__(self, kind: ModelKind) -> None:
-        """Fit networks of that kind."""
-        self.kind = kind
-        self._allocates: bool = "allocation" in kind.heads
 
-    def architecture(self, chosen: Mapping[str, Mapping[str, Any]]) -> CrossAssetConfig:
-        """Return the configuration for symbols that are not known yet."""
-        if chosen["features"].get("calendar"):
-            raise ConfigInvalid(
-                f"A {self.kind} network is trained on crypto's candles; take features.calendar out."
-            )
-        section = dict(chosen["architecture"])
-        horizons = section.get("horizons", CrossAssetConfig(symbols=_UNKNOWN).horizons)
-        gates = chosen["calibration"].get("horizon", section.get("every", middle(horizons)))
-        known = {"allocation": self._allocates, "symbols": _UNKNOWN}
-        return CrossAssetConfig.read({"every": gates, "dropout": DROPOUT, **section, **known})
+def chosen_keys(config: CrossAssetConfig) -> dict[str, Any]:
+    """Return ``[architecture]`` of a recipe: without what the candles and the kind say."""
+    found = listed(config)
+    del found["symbols"], found["allocation"]
+    return found
 
-    def listed(self, keys: CrossAssetConfig) -> dict[str, Any]:
-        """Return ``[architecture]`` of a recipe: without what the candles and the kind say."""
-        found = listed(keys)
-        del found["symbols"], found["allocation"]
-        return found
 
-    def gate_horizon(self, chosen: Mapping[str, Mapping[str, Any]], keys: CrossAssetConfig) -> int:
-        """Return the horizon that weights are held for."""
-        del chosen
-        return keys.every
+def read(recipe: Recipe, request: DataRequest) -> Dataset:
+    """Return the closes that all symbols have."""
+    return close_by_close(read_candles(recipe, request), split_by(recipe.split, recipe.horizons))
 
-    def read(self, recipe: Recipe, request: DataRequest) -> Dataset:
-        """Return the closes that all symbols have."""
-        split = split_by(recipe.split, recipe.horizons)
-        return close_by_close(self._read(recipe, request, recipe.schema_id, split), split)
 
-    def arrange(self, data: Dataset) -> Dataset:
-        """Return the closes that all symbols have, split as *data* are."""
-        return close_by_close(data, lambda _: data.split)
+def arrange(data: Dataset) -> Dataset:
+    """Return the closes that all symbols have, split as *data* are."""
+    return close_by_close(data, lambda _: data.split)
 
-    def fit(self, data: Dataset, recipe: Recipe, run: FitRun) -> CrossAssetModel:
-        """Fit the network of *recipe* to the panels of *data*."""
-        for sentence in data.notes if data.fold is None else ():
-            run.say(sentence)
-        config = recipe.architecture
-        if data.fold is None:  # before minutes of fitting
-            for part in (Part.CALIBRATION, Part.TEST):
-                field = config.receptive_field
-                if not any(len(one.whole_rows(field)) for one in labelled_closes(data, part)):
-                    raise no_context(part, field)
-        config = replace(
-            config,
-            symbols=data.panel_symbols,
-            features=len(data.schema.names),
-            interval_minutes=data.interval_ms // MINUTE_MS,
-        )
-        torch.manual_seed(recipe.options.seed)
-        network = CrossAssetNetwork(config).to(device_called(recipe.device))
-        weights = sum(parameter.numel() for parameter in network.parameters())
-        run.say(
-            f"{self.kind.name}: {weights:,} weights; an answer depends on "
-            f"{config.receptive_field:,} rows of features of each of {len(config.symbols)} symbols."
-        )
-        learnt = CrossSection(
-            network,
-            labelled_closes(data, Part.TRAIN),
-            labelled_closes(data, Part.VALIDATION),
-            recipe.options,
-        )
-        policy = policy_of(network, recipe.options)
-        facts = fit_facts(data, recipe.schema_id, self.kind.name, listed(config))
-        fit = Fit(
-            learnt,
-            policy._replace(patience=recipe.options.patience),
-            folder=run.folder,
-            about={"options": asdict(recipe.options), **facts},
-        )
-        run.complete(fit)
-        bars = sum(len(one.rows) for one in labelled_closes(data, Part.TRAIN))
-        training = {
-            **recipe.document()["training"],
-            "best_step": fit.progress.best_step,
-            "last_step": fit.progress.step,
-            "bars": bars * len(data.panel_symbols),
-            "closes": bars,
-            "flat_band": FLAT_BAND,
-            "variance_floor": VARIANCE_FLOOR,
-            "losses": ", ".join(
-                [
-                    titles(()),
-                    "Huber of the relative return",
-                    *(["squared error of correlations"] if config.factors else []),
-                    *(["negative utility net of fees"] if config.allocation else []),
-                ]
-            ),
-            "not_used": list(data.notes),
-            "command": command(data.sources),
-        }
-        card = candle_card(
-            data, recipe, run, architecture=listed(config), training=training, calibration={}
-        )
-        card["gradients"] = fit.progress.gradients_section()
-        return CrossAssetModel(card, fit.best, fit.progress.stopped)
 
-    def load(self, card: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> CrossAssetModel:
-        """Return the network of a checkpoint."""
-        TogetherModel.read(card, tensors)
-        return CrossAssetModel(card, tensors)
+def fit(data: Dataset, recipe: Recipe, run: FitRun) -> CrossAssetModel:
+    """Fit the network of *recipe* to the panels of *data*."""
+    for sentence in data.notes if data.fold is None else ():
+        run.say(sentence)
+    config = recipe.architecture
+    if data.fold is None:  # before minutes of fitting
+        for part in (Part.CALIBRATION, Part.TEST):
+            field = config.receptive_field
+            if not any(len(one.whole_rows(field)) for one in labelled_closes(data, part)):
+                raise no_context(part, field)
+    config = replace(
+        config,
+        symbols=data.panel_symbols,
+        features=len(data.schema.names),
+        interval_minutes=data.interval_ms // MINUTE_MS,
+    )
+    torch.manual_seed(recipe.options.seed)
+    network = CrossAssetNetwork(config).to(device_called(recipe.device))
+    weights = sum(parameter.numel() for parameter in network.parameters())
+    run.say(
+        f"{recipe.kind.name}: {weights:,} weights; an answer depends on "
+        f"{config.receptive_field:,} rows of features of each of {len(config.symbols)} symbols."
+    )
+    learnt = CrossSection(
+        network,
+        labelled_closes(data, Part.TRAIN),
+        labelled_closes(data, Part.VALIDATION),
+        recipe.options,
+    )
+    policy = policy_of(network, recipe.options)
+    facts = fit_facts(data, recipe.schema_id, recipe.kind.name, listed(config))
+    running = Fit(
+        learnt,
+        policy._replace(patience=recipe.options.patience),
+        folder=run.folder,
+        about={"options": asdict(recipe.options), **facts},
+    )
+    run.complete(running)
+    bars = sum(len(one.rows) for one in labelled_closes(data, Part.TRAIN))
+    training = {
+        **recipe.document()["training"],
+        "best_step": running.progress.best_step,
+        "last_step": running.progress.step,
+        "bars": bars * len(data.panel_symbols),
+        "closes": bars,
+        "flat_band": FLAT_BAND,
+        "variance_floor": VARIANCE_FLOOR,
+        "losses": ", ".join(
+            [
+                titles(()),
+                "Huber of the relative return",
+                *(["squared error of correlations"] if config.factors else []),
+                *(["negative utility net of fees"] if config.allocation else []),
+            ]
+        ),
+        "not_used": list(data.notes),
+        "command": command(data.sources),
+    }
+    card = candle_card(
+        data, recipe, run, architecture=listed(config), training=training, calibration={}
+    )
+    card["gradients"] = running.progress.gradients_section()
+    return CrossAssetModel(card, running.best, running.progress.stopped)
+
+
+def load(card: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> CrossAssetModel:
+    """Return the network of a checkpoint; raise ``CheckpointMismatch`` where it does not fit."""
+    TogetherModel.read(card, tensors)
+    return CrossAssetModel(card, tensors)
 
 
 class CrossAssetModel(CandleModel):
@@ -497,7 +479,7 @@ class CrossSection(Objective[PanelBatch]):
         """Add the gradient of *batch*; return its loss, and the bars of all assets."""
         loss = self._loss(self.network, batch)
         torch.autograd.backward(loss / self._options.accumulate)
-        bars = int((batch.weights > 0).any(-1).sum()) * batch.relative.shape[1]
+        bars = int((batch.weights > 0).any(-1).sum()) * len(self._assets)
         return float(loss.detach()), bars
 
     def validate(self, network: nn.Module, progress: Progress) -> float:
@@ -513,37 +495,52 @@ class CrossSection(Objective[PanelBatch]):
     def _loss(self, network: CrossAssetNetwork, batch: PanelBatch) -> Tensor:
         """Return the sum of all losses of *batch*, each by its share."""
         batch = batch.to(self._device)
-        said = answered(network, self._assets, batch)
-        assets = batch.relative.shape[1]
+        outputs = answered(network, self._assets, batch)
+        assets, across = len(self._assets), batch.across
         weights = batch.weights.repeat_interleave(assets, dim=0)  # [batch * asset, row, horizon]
         each = elementwise(
-            said.each.map(lambda part: part.flatten(0, 1).float()),
+            outputs.each.map(lambda part: part.flatten(0, 1).float()),
             {name: label.flatten(0, 1) for name, label in batch.labels.items()},
             weights > 0,
         )
         total = (averaged(each, weights) * self._shares).sum()
-        apart = relative_loss(said, batch.relative).flatten(0, 1)[None]
-        total = total + (averaged(apart, weights)[0] * self._shares[0]).sum()
-        if said.loadings is not None and batch.came is not None:
-            total = total + (self._apart(said.loadings, batch.came, batch.weights)).sum()
-        if said.allocation is None:
+        relative = relative_loss(outputs, across["relative"]).flatten(0, 1)[None]
+        total = total + (averaged(relative, weights)[0] * self._shares[0]).sum()
+        if outputs.loadings is not None and "correlations" in across:
+            realised = across["correlations"]
+            total = total + self._correlated(outputs.loadings, realised, batch.weights).sum()
+        if outputs.allocation is None:
             return total
-        held = said.allocation
-        if batch.decided.shape[1] != held.shape[2]:  # a decision is some of a chunk's rows
-            at = batch.decided[:, None].expand(-1, assets, -1)
+        held = outputs.allocation
+        if across["decided"].shape[1] != held.shape[2]:  # a decision is some of a chunk's rows
+            at = across["decided"][:, None].expand(-1, assets, -1)
             held = held.gather(2, at)
-        return total + portfolio_loss(held, batch.gains, self._costs)
+        return total + portfolio_loss(held, across["gains"], self._costs)
 
-    def _apart(self, loadings: Tensor, came: Tensor, weights: Tensor) -> Tensor:
+    def _correlated(self, loadings: Tensor, realised: Tensor, weights: Tensor) -> Tensor:
         """Return the correlations' squared error, in units of a usual one, by its share: [horizon].
 
         A horizon without a known correlation has 0.
         """
-        known = came.isfinite().all(dim=1) & (weights > 0)  # [batch, row, horizon]
-        errors = correlation_loss(loadings, came).mean(dim=-1) * known
+        known = realised.isfinite().all(dim=1) & (weights > 0)  # [batch, row, horizon]
+        errors = correlation_loss(loadings, realised).mean(dim=-1) * known
         mean = errors.sum(dim=(0, 1)) / known.sum(dim=(0, 1)).clamp_min(1)
         return mean / self._usual * self._shares[0]
 
 
 for _kind in KINDS.values():
-    register(CrossAssetEstimator(_kind))
+    register(
+        Kind(
+            _kind,
+            CrossAssetConfig,
+            FitOptions,
+            read,
+            fit,
+            load,
+            read_config,
+            chosen_keys,
+            defaults={"length": 512, "batch": 4},
+            arrange=arrange,
+            holds_out_calibration=True,
+        )
+    )

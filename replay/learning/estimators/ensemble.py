@@ -6,7 +6,7 @@ The rules are docs/models.md, L36, L37 and L49.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -14,24 +14,23 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
-from torch import Tensor
 
 from tracepaper.replay.document.values import plus_minus
 from tracepaper.replay.learning import card as cards
 from tracepaper.replay.learning import statistics
+from tracepaper.replay.learning.baselines import unfitted
+from tracepaper.replay.learning.boosting import BoostingOptions
 from tracepaper.replay.learning.dataset import Dataset
-from tracepaper.replay.learning.estimator import (
-    CandleEstimator,
+from tracepaper.replay.learning.estimators.networks import explained_rows, network_forecasts
+from tracepaper.replay.learning.estimators.tabular import RowKeys, row_fields, spread, spreading
+from tracepaper.replay.learning.fitted import (
     CandleModel,
     DataRequest,
     FitRun,
-    candle_estimator,
+    candle_model,
+    read_candles,
     read_candles_of,
-    recipe_of,
-    register,
 )
-from tracepaper.replay.learning.estimators.networks import explained_rows, network_forecasts
-from tracepaper.replay.learning.estimators.tabular import row_fields, spread, spreading
 from tracepaper.replay.learning.inspection.model import Mix
 from tracepaper.replay.learning.judge.compare import paired_figures
 from tracepaper.replay.learning.judge.explained import Judgement
@@ -41,13 +40,9 @@ from tracepaper.replay.learning.judge.metrics import MetricView, figures
 from tracepaper.replay.learning.judge.tails import TAILS, tail_factors
 from tracepaper.replay.learning.judge.user_class import NORMAL
 from tracepaper.replay.learning.predict import judged_rows
-from tracepaper.replay.learning.recipe import SCHEMA, Recipe
-from tracepaper.replay.learning.splits import Part, iso, split_by
+from tracepaper.replay.learning.recipe import Kind, Recipe, register
+from tracepaper.replay.learning.splits import Part, iso
 from tracepaper.replay.learning.statistics import VARIANCE_FLOOR, DailyEstimate
-from tracepaper.replay.learning.stored_baselines import (
-    stored_baselines,
-    unfitted,
-)
 from tracepaper.replay.report.honesty import FEW_DAYS
 from tracepaper.replay.report.metrics import is_credible
 from tracepaper.storage import checkpoints
@@ -55,12 +50,7 @@ from tracepaper.strategies.errors import CheckpointMismatch, ConfigInvalid
 from tracepaper.strategies.features.rolling import Array
 from tracepaper.strategies.features.rows import schema, schema_of, wider
 from tracepaper.strategies.forecasters.build import HALVES, known_kind, part_of, tensors_of
-from tracepaper.strategies.forecasters.tabular import (
-    ENSEMBLE,
-    ENSEMBLE_KIND,
-    ROW_KINDS,
-    TrainedRows,
-)
+from tracepaper.strategies.forecasters.tabular import ENSEMBLE, ENSEMBLE_KIND, TrainedRows
 from tracepaper.strategies.networks.architecture import Network
 from tracepaper.strategies.other_symbol import OTHER
 
@@ -72,127 +62,41 @@ _SCALES: Final = ("content_free", "horizon", "temperature", "slope", "spread")
 """Of a member's calibration; quantiles of gates are those of the whole."""
 
 
-class Member(NamedTuple):
-    """One member: a card whose forecasts are scaled, and tensors."""
-
-    card: Mapping[str, Any]
-    tensors: Mapping[str, Tensor]
-    stopped: str = ""  # why its fit ended early
-
-
-@dataclass(frozen=True)
-class EnsembleKeys:
-    """``[ensemble]``: the kind of the model of rows, and its feature schema."""
-
-    kind: str = "tree"
-    schema_id: str = SCHEMA
-
-
-class EnsembleEstimator(CandleEstimator):
-    """A network, and the model of rows beside it, which is fitted over one split."""
-
-    kind = ENSEMBLE_KIND
-    is_section = True
-    holds_out_calibration = True
-    Keys = EnsembleKeys
-
-    def recipe(self, document: Mapping[str, Any]) -> Recipe:
-        """Read a recipe with ``[ensemble]``, or the card of an ensemble.
-
-        Raises ``ConfigInvalid`` for a key or a value that it cannot have.
-        """
-        if "parts" in document:
-            one, other = (member_as_card(document, half) for half in HALVES)
-            name = {"name": document["model"].get("name", "")}
-            return self._of(recipe_of({**one, "model": {**one["model"], **name}}), recipe_of(other))
-        chosen = dict(document[ENSEMBLE])
-        network = recipe_of({name: of for name, of in document.items() if name != ENSEMBLE})
-        model = {"kind": _row_kind(chosen.pop("kind", "tree")), "name": network.name}
-        features = {"schema_id": chosen.pop("schema_id", network.schema_id)}
-        shared = network.document()
-        rows = recipe_of(
-            {
-                "model": model,
-                "architecture": {"horizons": list(network.horizons)},
-                "features": {**shared["features"], **features},
-                "training": {"threads": network.threads, **chosen},
-                "calibration": shared["calibration"],
-                "split": shared.get("split", {}),
-            }
-        )
-        return self._of(network, rows)
-
-    def _of(self, network: Recipe, rows: Recipe) -> Recipe:
-        return replace(network, estimator=self, members=(network, rows))
-
-    def document(self, recipe: Recipe) -> dict[str, Any]:
-        """Return *recipe* as the sections of a file: the network's, and ``[ensemble]``."""
-        network, rows = recipe.members
-        own = {"kind": rows.kind, "schema_id": rows.schema_id}
-        options = asdict(rows.options) | {"threads": rows.threads}
-        return {**network.document(), ENSEMBLE: {**own, **options}}
-
-    def check(self, recipe: Recipe, option: str) -> None:
-        """Raise ``ConfigInvalid`` for an optional package that a member lacks."""
-        for member in recipe.members:
-            member.estimator.check(member, option)
-
-    def read(self, recipe: Recipe, request: DataRequest) -> Dataset:
-        """Return the candles by the wider features of the members, and narrowly the network's."""
-        network, rows = recipe.members
-        if getattr(network.architecture, OTHER, ""):
-            raise ConfigInvalid(
-                f"An ensemble reads bars of one symbol; leave {OTHER} out, or train no ensemble."
-            )
-        split = split_by(recipe.split, recipe.horizons)
-        own = self._read(network, request, network.schema_id, split)
-        both = (schema_of(one.schema_id, own.interval_ms) for one in (network, rows))
-        wide = wider(*both).schema_id
-        if wide == own.schema.schema_id:
-            return own
-        found = self._read(network, request, wide, lambda _: own.split)
-        # Its own baselines would stand beside no figure.
-        return replace(found, narrow=replace(own, stored=unfitted()))
-
-    def fit(self, data: Dataset, recipe: Recipe, run: FitRun) -> EnsembleModel:
-        """Fit both members and their scales, then the shares, on the calibration slice."""
-
-        def fitted(member: Recipe, own: Dataset) -> Member:
-            estimator = member.estimator
-            assert isinstance(estimator, CandleEstimator)
-            found = estimator.fit(own, member, run._replace(name=member.name)).scaled(own)
-            return Member(found.card, found.tensors, found.stopped)
-
-        network, rows = recipe.members
-        both = fitted(network, data.narrow or data), fitted(rows, data)
-        run.say("Combining the members.")
-        return join(*both, data, name=run.name, created_ms=run.created_ms)
-
-    def load(self, card: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> EnsembleModel:
-        """Return the ensemble of a checkpoint."""
-        return EnsembleModel(card, tensors)
-
-
-def member_as_card(card: Mapping[str, Any], half: str) -> dict[str, Any]:
-    """Return the part of an ensemble's card as a recipe: a card with its results."""
-    part = card["parts"][half]
-    return {**part, "model": {"weights_sha256": "", **part["model"]}}
-
-
-def _row_kind(name: object) -> str:
-    if name not in ROW_KINDS:
+def read(recipe: Recipe, request: DataRequest) -> Dataset:
+    """Return the candles by the wider features of the members, and narrowly the network's."""
+    network, rows = recipe.members
+    if getattr(network.architecture, OTHER, ""):
         raise ConfigInvalid(
-            f"An ensemble is a network with one of {', '.join(ROW_KINDS)}, not with {name!r}; "
-            "choose one of these, or a folder with such a checkpoint."
+            f"An ensemble reads bars of one symbol; leave {OTHER} out, or train no ensemble."
         )
-    return str(name)
+    data = read_candles(network, request)
+    wide = wider(*(schema_of(one.schema_id, data.interval_ms) for one in (network, rows))).schema_id
+    if wide == data.schema.schema_id:
+        return data
+    found = read_candles(network, request, schema_id=wide, split=lambda _: data.split)
+    # The baselines of the narrow ones would stand beside no figure.
+    return replace(found, narrow=replace(data, stored=unfitted()))
+
+
+def fit(data: Dataset, recipe: Recipe, run: FitRun) -> EnsembleModel:
+    """Fit both members and their scales, then the shares, on the calibration slice."""
+
+    def fitted(member: Recipe, data: Dataset) -> CandleModel:
+        found = member.kind.fit(data, member, run._replace(name=member.name))
+        assert isinstance(found, CandleModel)
+        return found.scaled(data)
+
+    network, rows = recipe.members
+    both = fitted(network, data.narrow or data), fitted(rows, data)
+    run.say("Combining the members.")
+    return join(*both, data, name=run.name, created_ms=run.created_ms)
 
 
 # --- from members to one
 
 
 def join(
-    network: Member, rows: Member, data: Dataset, *, name: str, created_ms: int
+    network: CandleModel, rows: CandleModel, data: Dataset, *, name: str, created_ms: int
 ) -> EnsembleModel:
     """Return the ensemble of two members, its shares fitted on the calibration slice of *data*.
 
@@ -211,18 +115,19 @@ def join(
     return EnsembleModel(card, tensors, network.stopped).scaled(data)
 
 
-def read_members(network: Path, rows: Path, request: DataRequest) -> tuple[Member, Member, Dataset]:
+def read_members(
+    network: Path, rows: Path, request: DataRequest
+) -> tuple[CandleModel, CandleModel, Dataset]:
     """Return the checkpoints in two folders, and the candles on which ``join`` judges them.
 
     Baselines are those beside the member that has all features.
     """
-    found = [(place, checkpoints.load(place)) for place in (network, rows)]
-    one, other = (Member(made.card, made.tensors) for _, made in found)
-    wide = require_pair(one.card, other.card)
-    folder, widest = next((at, made) for at, made in found if wide == _schema_of(made.card))
-    features = {**one.card["features"], "schema_id": wide}
-    data = read_candles_of({**one.card, "features": features}, request)
-    return one, other, replace(data, stored=stored_baselines(folder, widest.card))
+    found = [checkpoints.load(folder) for folder in (network, rows)]
+    wide = require_pair(found[0].card, found[1].card)
+    at = 0 if wide == _schema_of(found[0].card) else 1
+    data = read_candles_of(found[at].card, request, folder=(network, rows)[at])
+    first, second = (candle_model(made.card, made.tensors) for made in found)
+    return first, second, data
 
 
 def with_narrow(data: Dataset, card: Mapping[str, Any], request: DataRequest) -> Dataset:
@@ -287,8 +192,7 @@ class EnsembleModel(CandleModel):
         return found
 
     def _member(self, half: str) -> CandleModel:
-        card = part_of(self.card, half)
-        return candle_estimator(card).load(card, tensors_of(self.tensors, half))
+        return candle_model(part_of(self.card, half), tensors_of(self.tensors, half))
 
     @property
     def mix(self) -> Mix:
@@ -365,7 +269,9 @@ class EnsembleModel(CandleModel):
         )
 
 
-def _first_card(network: Member, rows: Member, data: Dataset, name: str, at: int) -> dict[str, Any]:
+def _first_card(
+    network: CandleModel, rows: CandleModel, data: Dataset, name: str, at: int
+) -> dict[str, Any]:
     """Return the card of an ensemble without shares; the members' cards stand in ``[parts]``."""
     parts = {}
     for half, made in zip(HALVES, (network, rows), strict=True):
@@ -471,4 +377,14 @@ def _members_sentence(
     )
 
 
-register(EnsembleEstimator())
+register(
+    Kind(
+        ENSEMBLE_KIND,
+        RowKeys,
+        BoostingOptions,
+        read,
+        fit,
+        EnsembleModel,
+        holds_out_calibration=True,
+    )
+)

@@ -11,19 +11,17 @@ from functools import cached_property
 from typing import Any, Final
 
 import torch
-from torch import Tensor
 
 from tracepaper.replay.learning import card as cards
 from tracepaper.replay.learning.dataset import Dataset
-from tracepaper.replay.learning.estimator import (
-    CandleEstimator,
+from tracepaper.replay.learning.fit import FitOptions, device_called, heads_fit
+from tracepaper.replay.learning.fitted import (
     CandleModel,
     FitRun,
     candle_card,
     fit_facts,
-    register,
+    read_candles,
 )
-from tracepaper.replay.learning.fit import device_called, heads_fit
 from tracepaper.replay.learning.judge.compare import paired_figures
 from tracepaper.replay.learning.judge.correlation import (
     correlation_figures,
@@ -32,11 +30,7 @@ from tracepaper.replay.learning.judge.correlation import (
     learn_correlations,
 )
 from tracepaper.replay.learning.judge.explained import Judgement, explain
-from tracepaper.replay.learning.judge.forecasts import (
-    Forecasts,
-    SegmentFields,
-    forecasts_of,
-)
+from tracepaper.replay.learning.judge.forecasts import Forecasts, SegmentFields, forecasts_of
 from tracepaper.replay.learning.judge.gates import gates_section, judged_gates
 from tracepaper.replay.learning.judge.heads import (
     head_figures,
@@ -49,7 +43,7 @@ from tracepaper.replay.learning.judge.metrics import figures
 from tracepaper.replay.learning.judge.tails import TAILS, tail_factors
 from tracepaper.replay.learning.losses import titles
 from tracepaper.replay.learning.predict import judged_rows, no_context, predict
-from tracepaper.replay.learning.recipe import DROPOUT, Recipe, command
+from tracepaper.replay.learning.recipe import DROPOUT, Chosen, Kind, Recipe, command, register
 from tracepaper.replay.learning.samples import FLAT_BAND, windowed_rows
 from tracepaper.replay.learning.splits import Part
 from tracepaper.replay.learning.statistics import VARIANCE_FLOOR
@@ -66,101 +60,85 @@ EXPLAINED_WINDOWS: Final = 12_000
 """Bars of calibration and test to explain, where each costs a pass over its window."""
 
 
-class NetworkEstimator(CandleEstimator):
-    """A kind of network over the bars of one symbol."""
+def read_config(kind: ModelKind, chosen: Chosen) -> Any:  # noqa: ANN401 - any configuration
+    """Return the configuration; where no dropout is chosen, that of training.
 
-    joins_rows = True
+    A card that names none was made without, so it is no default of the network's own.
+    """
+    section = {
+        name: value for name, value in chosen["architecture"].items() if name not in kind.follows
+    }
+    config = kind.read(section)
+    if "dropout" in section or not hasattr(config, "dropout"):
+        return config
+    return kind.read({**section, "dropout": DROPOUT})
 
-    def __init__(self, kind: ModelKind) -> None:
-        """Fit networks of that kind."""
-        self.kind = kind
-        self.Keys = type(kind.read({}))
 
-    def architecture(self, chosen: Mapping[str, Mapping[str, Any]]) -> Any:  # noqa: ANN401
-        """Return the configuration; where no dropout is chosen, that of training.
+def derived(recipe: Recipe, schema: FeatureSchema, interval_ms: int) -> Recipe:
+    """Return *recipe* with a network for rows of that *schema* and bars of that length."""
+    kind, section = recipe.kind.model, listed(recipe.architecture)
+    of_data = {"features": len(schema.names), "interval_minutes": interval_ms // MINUTE_MS}
+    section |= {name: value for name, value in of_data.items() if name in section}
+    section |= kind.by_names(section, schema.names)
+    return replace(recipe, architecture=kind.read(section))
 
-        A card that names none was made without, so it is no default of the network's own.
-        """
-        section = {
-            name: value
-            for name, value in chosen["architecture"].items()
-            if name not in self.kind.follows
-        }
-        config = self.kind.read(section)
-        if "dropout" in section or not hasattr(config, "dropout"):
-            return config
-        return self.kind.read({**section, "dropout": DROPOUT})
 
-    def derived(self, recipe: Recipe, schema: FeatureSchema, interval_ms: int) -> Recipe:
-        """Return *recipe* with a network for rows of that *schema* and bars of that length."""
-        known = {"features": len(schema.names), "interval_minutes": interval_ms // MINUTE_MS}
-        section = listed(recipe.architecture)
-        own = {name: value for name, value in known.items() if name in section}
-        own |= self.kind.by_names(section, schema.names)
-        return replace(recipe, architecture=self.kind.read({**section, **own}))
+def fit(data: Dataset, recipe: Recipe, run: FitRun) -> NetworkModel:
+    """Fit the network, whose unfinished state lies in the folder of *run*.
 
-    def fit(self, data: Dataset, recipe: Recipe, run: FitRun) -> NetworkModel:
-        """Fit the network, whose unfinished state lies in the folder of *run*.
-
-        Of too few order books nothing that the fit measures is said.
-        """
-        for sentence in [] if data.vectors is None else data.vectors.torn:
+    Of too few order books nothing that the fit measures is said.
+    """
+    for sentence in [] if data.vectors is None else data.vectors.torn:
+        run.say(sentence)
+    if untrained := data.untrained():
+        run = run._replace(observe=lambda _: None)
+        for sentence in untrained:
             run.say(sentence)
-        if untrained := data.untrained():
-            run = run._replace(observe=lambda _: None)
-            for sentence in untrained:
-                run.say(sentence)
-        recipe = self.derived(recipe, data.schema, data.interval_ms)
-        config = recipe.architecture
-        if data.fold is None:  # before minutes of fitting
-            for part in (Part.CALIBRATION, Part.TEST):
-                field = config.receptive_field
-                if not any(len(windowed_rows(samples, field)) for samples in data.samples(part)):
-                    raise no_context(part, field)
-        torch.manual_seed(recipe.options.seed)
-        network = self.kind.make(config).to(device_called(recipe.device))
-        heads = network.given_heads
-        data = replace(data, heads=heads)
-        if not run.resume:
-            run.say(
-                f"{self.kind.name}: {sum(p.numel() for p in network.parameters()):,} weights; an"
-                f" answer depends on {config.receptive_field:,} rows of features."
-            )
-        fit = heads_fit(
-            network,
-            data.samples(Part.TRAIN),
-            data.samples(Part.VALIDATION),
-            recipe.options,
-            folder=run.folder,
-            about=fit_facts(data, recipe.schema_id, self.kind.name, listed(recipe.architecture)),
-            levels=getattr(config, "quantiles", ()),
+    recipe = derived(recipe, data.schema, data.interval_ms)
+    kind, config = recipe.kind.model, recipe.architecture
+    if data.fold is None:  # before minutes of fitting
+        for part in (Part.CALIBRATION, Part.TEST):
+            field = config.receptive_field
+            if not any(len(windowed_rows(samples, field)) for samples in data.samples(part)):
+                raise no_context(part, field)
+    torch.manual_seed(recipe.options.seed)
+    network = kind.make(config).to(device_called(recipe.device))
+    heads = network.given_heads
+    data = replace(data, heads=heads)
+    if not run.resume:
+        run.say(
+            f"{kind.name}: {sum(p.numel() for p in network.parameters()):,} weights; an"
+            f" answer depends on {config.receptive_field:,} rows of features."
         )
-        run.complete(fit)
-        card = candle_card(
-            data,
-            recipe,
-            run,
-            architecture=listed(config),
-            training={
-                **recipe.document()["training"],
-                "best_step": fit.progress.best_step,
-                "last_step": fit.progress.step,
-                "bars": sum(int(s.weights.any(axis=1).sum()) for s in data.samples(Part.TRAIN)),
-                "flat_band": FLAT_BAND,
-                "variance_floor": VARIANCE_FLOOR,
-                "losses": titles(heads),
-                "command": command(
-                    data.sources, () if data.vectors is None else data.vectors.words
-                ),
-            },
-            calibration={"content_free": self.kind.make(config).content_free()},
-        )
-        card["gradients"] = fit.progress.gradients_section()
-        return NetworkModel(card, fit.best, fit.progress.stopped)
-
-    def load(self, card: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> NetworkModel:
-        """Return the network of a checkpoint."""
-        return NetworkModel(card, tensors)
+    running = heads_fit(
+        network,
+        data.samples(Part.TRAIN),
+        data.samples(Part.VALIDATION),
+        recipe.options,
+        folder=run.folder,
+        about=fit_facts(data, recipe.schema_id, kind.name, listed(config)),
+        levels=getattr(config, "quantiles", ()),
+    )
+    run.complete(running)
+    card = candle_card(
+        data,
+        recipe,
+        run,
+        architecture=listed(config),
+        training={
+            **recipe.document()["training"],
+            "best_step": running.progress.best_step,
+            "last_step": running.progress.step,
+            "bars": sum(int(s.weights.any(axis=1).sum()) for s in data.samples(Part.TRAIN)),
+            "flat_band": FLAT_BAND,
+            "variance_floor": VARIANCE_FLOOR,
+            "losses": titles(heads),
+            "command": command(data.sources, () if data.vectors is None else data.vectors.words),
+        },
+        calibration={"content_free": kind.make(config).content_free()},
+    )
+    card["gradients"] = running.progress.gradients_section()
+    return NetworkModel(card, running.best, running.progress.stopped)
 
 
 class NetworkModel(CandleModel):
@@ -273,4 +251,15 @@ def explained_rows(model: CandleModel, data: Dataset, part: Part, bars: int | No
 
 
 for _kind in network_kinds().values():
-    register(NetworkEstimator(_kind))
+    register(
+        Kind(
+            _kind,
+            type(_kind.read({})),
+            FitOptions,
+            read_candles,
+            fit,
+            NetworkModel,
+            read_config,
+            joins_rows=True,
+        )
+    )

@@ -9,10 +9,10 @@ The rules are docs/orderbook.md, D10 to D12.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import count, islice
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Final, Self
+from typing import Annotated, Any, Final, Self
 
 import numpy as np
 import torch
@@ -25,12 +25,12 @@ from tracepaper.replay.archive.order_book import DepthHeader
 from tracepaper.replay.document.values import plus_minus
 from tracepaper.replay.learning import statistics
 from tracepaper.replay.learning.card import NOTICE, model_section, versions_section
-from tracepaper.replay.learning.estimator import DataRequest, Estimator, FitRun, Fitted, register
 from tracepaper.replay.learning.fit import Fit, Objective, Policy, Progress
+from tracepaper.replay.learning.fitted import DataRequest, FitRun, Fitted
 from tracepaper.replay.learning.judge.forecasts import MODEL, Forecasts, concatenated
 from tracepaper.replay.learning.judge.metrics import BOOK_DAYS, BOOKS, views
 from tracepaper.replay.learning.order_books import UNKNOWN, BookDataset, labels_of
-from tracepaper.replay.learning.recipe import Recipe, chosen_of
+from tracepaper.replay.learning.recipe import Kind, Recipe, register
 from tracepaper.replay.report.metrics import is_credible
 from tracepaper.storage.checkpoints import Checkpoint, load, read_card, save
 from tracepaper.strategies.api.model import DataSource
@@ -67,161 +67,82 @@ class BookFitOptions:
     seed: Annotated[int, Meta(description="Random seed.")] = 0
     threads: Annotated[int, Meta(ge=1, description="PyTorch threads.")] = 2
 
-    @classmethod
-    def read(cls, section: Mapping[str, Any]) -> Self:
-        """Build from a card's ``[training]``; raise ``ConfigInvalid`` for what it cannot have."""
-        known = {each.name: each.default for each in fields(cls)}
-        for name, value in section.items():
-            if name not in known:
-                raise ConfigInvalid(f"training.{name} is unknown; take it out.")
-            wanted = (int, float) if isinstance(known[name], float) else (int,)
-            if type(value) not in wanted:
-                raise ConfigInvalid(f"training.{name} is {shown(value)}; it must be a number.")
-        return cls(**section)
 
-    def __post_init__(self) -> None:
-        """Refuse what fits nothing, with one sentence each."""
-        for name in ("steps", "windows", "threads"):
-            if getattr(self, name) < 1:
-                raise ConfigInvalid(f"training.{name} is {getattr(self, name)}; give at least 1.")
-        if not 0.0 < self.learning_rate < 1.0:
-            raise ConfigInvalid(
-                f"training.learning_rate is {self.learning_rate}; give one below 1."
-            )
+FEATURES: Final = {"schema_id": SCHEMA, "columns": list(COLUMNS), "lookback": 1}
+"""``[features]`` of a card, which no recipe chooses."""
 
 
-class OrderBookEstimator(Estimator):
-    """The kind of network over order books."""
+def read(_: Recipe, request: DataRequest) -> BookDataset:
+    """Return the recorded order books, which every recipe reads alike."""
+    if request.columns:
+        raise ConfigInvalid("Order books have no columns to choose; leave --columns out.")
+    return BookDataset.read(request.paths)
 
-    kind = ORDER_BOOK
-    fixed: ClassVar[Mapping[str, Any]] = {
-        "features": {"schema_id": SCHEMA, "columns": list(COLUMNS), "lookback": 1}
+
+def derived(recipe: Recipe, data: BookDataset) -> Recipe:
+    """Return *recipe* with as many levels as the files hold, unless it chooses fewer."""
+    levels = data.header.levels
+    return replace(recipe, architecture=replace(recipe.architecture, levels=levels))
+
+
+def fit(data: BookDataset, recipe: Recipe, run: FitRun) -> OrderBookModel:
+    """Fit a network on *data*.
+
+    Raises ``DataInvalid`` where no book of the training part knows a horizon. Nothing that the
+    fit measures is said: below seven days of the exchange's own depth it would mean nothing.
+    """
+    torch.set_num_threads(recipe.options.threads)
+    recipe = derived(recipe, data)
+    parts, config = data.parts(), recipe.architecture
+    longest = max(map(len, parts.training), default=0)
+    if longest <= config.horizons[-1]:
+        raise DataInvalid(
+            f"{data.files[0].name} holds {longest} books in a row to learn from, and the "
+            f"horizon of {config.horizons[-1]} needs more; record longer, or give shorter "
+            "horizons."
+        )
+    for sentence in (*data.notes, *data.untrained()):
+        run.say(sentence)
+    network, stopped = fit_network(
+        parts.training,
+        parts.validation,
+        config,
+        recipe.options,
+        run._replace(observe=lambda _: None),
+        {
+            "options": asdict(recipe.options),
+            "network": asdict(config),
+            "books": [one.sha256 for one in data.files],
+        },
+    )
+    header = data.header
+    category, _, symbol = header.instrument.partition(":")
+    card = {
+        "model": dict(model_section(KIND, run.name, run.created_ms)),
+        "architecture": asdict(config),
+        "features": FEATURES,
+        "market": {
+            "symbols": [symbol],
+            "category": category,
+            "interval": f"{header.every_ms} ms",
+            "every_ms": header.every_ms,
+            "price_decimals": header.price_decimals,
+            "quantity_decimals": header.quantity_decimals,
+        },
+        "calibration": {"moves": list(MOVES)},
+        "data": {
+            "recorded_ms": data.recorded_ms,
+            "stretches": len(data.stretches),
+            "files": [
+                {key: one[key] for key in ("name", "sha256", "source", "books")}
+                | {"from": iso(one["from_ms"]), "until": iso(one["until_ms"])}
+                for one in map(asdict, data.files)
+            ],
+        },
+        "training": asdict(recipe.options),
+        "versions": versions_section(),
     }
-    Keys = OrderBookConfig
-    Options = BookFitOptions
-
-    def recipe(self, document: Mapping[str, Any]) -> Recipe:
-        """Read a recipe or a card; raise ``ConfigInvalid`` for a key or a value it cannot have."""
-        is_card = "weights_sha256" in document.get("model", {})
-        chosen = chosen_of(document, BookFitOptions)
-        for section in ("features", "calibration", "split"):
-            if chosen[section] and not is_card:
-                key = next(iter(chosen[section]))
-                raise ConfigInvalid(
-                    f"A network of order books has no {section}.{key}; leave it out."
-                )
-        training = {
-            name: value
-            for name, value in document.get("training", {}).items()
-            if is_card is False or name in {each.name for each in fields(BookFitOptions)}
-        }
-        options = BookFitOptions.read(training)
-        return Recipe(
-            self,
-            OrderBookConfig.read(_in_books(chosen["architecture"])),
-            options,
-            name=str(chosen["model"].get("name", "")),
-            schema_id=SCHEMA,
-            threads=options.threads,
-        )
-
-    def document(self, recipe: Recipe) -> dict[str, Any]:
-        """Return *recipe* as the sections of a file, every key with its value."""
-        return {
-            "model": {"kind": KIND, "name": recipe.name},
-            "architecture": asdict(recipe.architecture),
-            "training": asdict(recipe.options),
-        }
-
-    def read(self, recipe: Recipe, request: DataRequest) -> BookDataset:
-        """Return the recorded order books."""
-        del recipe  # all files are read alike
-        if request.columns:
-            raise ConfigInvalid("Order books have no columns to choose; leave --columns out.")
-        return BookDataset.read(request.paths)
-
-    def derived(self, recipe: Recipe, data: BookDataset) -> Recipe:
-        """Return *recipe* with as many levels as the files hold, unless it chooses fewer."""
-        levels = data.header.levels
-        return replace(recipe, architecture=replace(recipe.architecture, levels=levels))
-
-    def fit(self, data: BookDataset, recipe: Recipe, run: FitRun) -> OrderBookModel:
-        """Fit a network on *data*.
-
-        Raises ``DataInvalid`` where no book of the training part knows a horizon. Nothing that the
-        fit measures is said: below seven days of the exchange's own depth it would mean nothing.
-        """
-        torch.set_num_threads(recipe.options.threads)
-        recipe = self.derived(recipe, data)
-        parts, config = data.parts(), recipe.architecture
-        longest = max(map(len, parts.training), default=0)
-        if longest <= config.horizons[-1]:
-            raise DataInvalid(
-                f"{data.files[0].name} holds {longest} books in a row to learn from, and the "
-                f"horizon of {config.horizons[-1]} needs more; record longer, or give shorter "
-                "horizons."
-            )
-        for sentence in (*data.notes, *data.untrained()):
-            run.say(sentence)
-        network, stopped = fit_network(
-            parts.training,
-            parts.validation,
-            config,
-            recipe.options,
-            run._replace(observe=lambda _: None),
-            {
-                "options": asdict(recipe.options),
-                "network": asdict(config),
-                "books": [one.sha256 for one in data.files],
-            },
-        )
-        header = data.header
-        category, _, symbol = header.instrument.partition(":")
-        card = {
-            "model": dict(model_section(KIND, run.name, run.created_ms)),
-            "architecture": asdict(config),
-            **self.fixed,
-            "market": {
-                "symbols": [symbol],
-                "category": category,
-                "interval": f"{header.every_ms} ms",
-                "every_ms": header.every_ms,
-                "price_decimals": header.price_decimals,
-                "quantity_decimals": header.quantity_decimals,
-            },
-            "calibration": {"moves": list(MOVES)},
-            "data": {
-                "recorded_ms": data.recorded_ms,
-                "stretches": len(data.stretches),
-                "files": [
-                    {key: one[key] for key in ("name", "sha256", "source", "books")}
-                    | {"from": iso(one["from_ms"]), "until": iso(one["until_ms"])}
-                    for one in map(asdict, data.files)
-                ],
-            },
-            "training": asdict(recipe.options),
-            "versions": versions_section(),
-        }
-        return OrderBookModel(card, network.state_dict(), stopped)
-
-    def load(self, card: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> OrderBookModel:
-        """Return the network of a checkpoint; raise ``CheckpointMismatch`` for one that is not."""
-        network_of(card, tensors)
-        return OrderBookModel(card, tensors)
-
-
-def _in_books(section: Mapping[str, Any]) -> dict[str, Any]:
-    """Return ``[architecture]`` with horizons as numbers, where they are text."""
-    text = section.get("horizons")
-    if not isinstance(text, str):
-        return dict(section)
-    try:
-        return {**section, "horizons": [int(part) for part in text.split(",")]}
-    except ValueError:
-        raise ConfigInvalid(
-            f"architecture.horizons is {shown(text)}; write numbers of books by commas, such as "
-            "1,10,60."
-        ) from None
+    return OrderBookModel(card, network.state_dict(), stopped)
 
 
 class OrderBookModel(Fitted[BookDataset]):
@@ -333,14 +254,13 @@ def fit_network(
     torch.manual_seed(options.seed)
     learnt = _Moves(OrderBookNetwork(config), training, validation, options)
     policy = _policy(learnt.network, options)
+    running = Fit(learnt, policy, folder=run and run.folder, about=about)
     if run is None:
-        fit = Fit(learnt, policy)
-        fit.run(lambda _: None)
+        running.run(lambda _: None)
     else:
-        fit = Fit(learnt, policy, folder=run.folder, about=about)
-        run.complete(fit)
-    learnt.network.load_state_dict(fit.best)
-    return learnt.network.eval(), fit.progress.stopped
+        run.complete(running)
+    learnt.network.load_state_dict(running.best)
+    return learnt.network.eval(), running.progress.stopped
 
 
 def _policy(network: OrderBookNetwork, options: BookFitOptions) -> Policy:
@@ -561,4 +481,22 @@ def sentences_of(figures: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-register(OrderBookEstimator())
+def load_model(card: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> OrderBookModel:
+    """Return the network of a checkpoint; raise ``CheckpointMismatch`` for one that is not."""
+    network_of(card, tensors)
+    return OrderBookModel(card, tensors)
+
+
+register(
+    Kind(
+        ORDER_BOOK,
+        OrderBookConfig,
+        BookFitOptions,
+        read,
+        fit,
+        load_model,
+        listed=asdict,
+        shared=(),
+        fixed={"features": FEATURES},
+    )
+)

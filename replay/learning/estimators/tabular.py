@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import cached_property
-from typing import Any, ClassVar, Final, Self
+from typing import Any, Final, Self
 
 import numpy as np
 import torch
@@ -26,14 +26,8 @@ from tracepaper.replay.learning.boosting import (
     import_lightgbm,
 )
 from tracepaper.replay.learning.dataset import Dataset
-from tracepaper.replay.learning.estimator import (
-    CandleEstimator,
-    CandleModel,
-    FitRun,
-    candle_card,
-    register,
-)
 from tracepaper.replay.learning.estimators.networks import EXPLAINED_BARS
+from tracepaper.replay.learning.fitted import CandleModel, FitRun, candle_card, read_candles
 from tracepaper.replay.learning.judge.compare import paired_figures
 from tracepaper.replay.learning.judge.explained import Judgement, answered_rows
 from tracepaper.replay.learning.judge.forecasts import (
@@ -48,7 +42,7 @@ from tracepaper.replay.learning.judge.metrics import figures
 from tracepaper.replay.learning.judge.tails import TAILS, tail_factors
 from tracepaper.replay.learning.judge.user_class import NORMAL, selective_of
 from tracepaper.replay.learning.predict import Fields
-from tracepaper.replay.learning.recipe import Recipe, command
+from tracepaper.replay.learning.recipe import Kind, Recipe, command, register
 from tracepaper.replay.learning.samples import Samples
 from tracepaper.replay.learning.splits import Part
 from tracepaper.replay.learning.statistics import COVERAGE, VARIANCE_FLOOR
@@ -66,8 +60,7 @@ from tracepaper.strategies.forecasters.tabular import (
     trained_rows,
 )
 from tracepaper.strategies.forecasters.trees import joined
-from tracepaper.strategies.gates.gate import GATES, GateInputs
-from tracepaper.strategies.networks import keys
+from tracepaper.strategies.networks.keys import Horizons, listed
 
 WITHOUT_ATTENTION: Final = (
     "It has no attention, so the gates of entropy, shift and regime are not declared."
@@ -78,63 +71,50 @@ WITHOUT_ATTENTION: Final = (
 class RowKeys:
     """``[architecture]`` of a model of one bar's features."""
 
-    horizons: keys.Horizons = (5, 30, 240)
+    horizons: Horizons = (5, 30, 240)
 
 
 RowFit = Callable[[Dataset, Recipe], tuple[dict[str, NDArray[Any]], dict[str, Any]]]
 """Data and recipe → the model's arrays, and what ``[training]`` says of the fit."""
 
 
-class RowEstimator(CandleEstimator):
-    """A kind of model of one bar's features."""
+def row_kind(
+    model: ModelKind,
+    fit: RowFit,
+    load: Callable[[Mapping[str, Any], Mapping[str, Tensor]], VarianceModel],
+    keys: type[Any] = RowKeys,
+    needs: Callable[[str], object] = lambda _: None,
+) -> Kind:
+    """Return a kind of model of one bar's features, fitted in one go; see ``Kind``."""
 
-    Keys: type[Any] = RowKeys
-    Options = BoostingOptions  # a regression chooses nothing
-    walks_only = False
-    chosen_training: ClassVar[Sequence[str]] = ("threads", "explained_bars", "baselines")
-
-    def __init__(
-        self, kind: ModelKind, fit: RowFit, needs: Callable[[str], object] = lambda _: None
-    ) -> None:
-        """Fit models of that kind by *fit*; *needs* raises where an optional package is missing."""
-        self.kind = kind
-        self._fit: RowFit = fit
-        self._needs: Callable[[str], object] = needs
-
-    def recipe(self, document: Mapping[str, Any]) -> Recipe:
-        """Read a recipe or a card, as for any kind; the bars to explain are always named."""
-        found = super().recipe(document)
-        return replace(found, explained_bars=found.explained_bars or EXPLAINED_BARS)
-
-    def check(self, recipe: Recipe, option: str) -> None:
-        """Raise ``ConfigInvalid`` for an optional package that the fit lacks."""
-        del recipe
-        self._needs(option)
-
-    def fit(self, data: Dataset, recipe: Recipe, run: FitRun) -> VarianceModel:
-        """Fit the model, in one go."""
-        run.say(f"Fitting the {self.kind.name}{', from its beginning' if run.resume else ''}.")
-        arrays, said = self._fit(data, recipe)
+    def fitted(data: Dataset, recipe: Recipe, run: FitRun) -> VarianceModel:
+        run.say(f"Fitting the {model.name}{', from its beginning' if run.resume else ''}.")
+        arrays, of_fit = fit(data, recipe)
         training = {
-            **said,
-            **self.training_keys(recipe),
+            **of_fit,
+            **recipe.kind.shared_training(recipe),
             "bars": sum(int(s.weights.any(axis=1).sum()) for s in data.samples(Part.TRAIN)),
             "variance_floor": VARIANCE_FLOOR,
             "command": command(data.sources),
         }
+        architecture = {**listed(recipe.architecture), "horizons": list(data.horizons)}
         card = candle_card(
-            data,
-            recipe,
-            run,
-            architecture={**keys.listed(recipe.architecture), "horizons": list(data.horizons)},
-            training=training,
-            calibration={},
+            data, recipe, run, architecture=architecture, training=training, calibration={}
         )
-        return self.load(card, {name: torch.from_numpy(array) for name, array in arrays.items()})
+        return load(card, {name: torch.from_numpy(array) for name, array in arrays.items()})
 
-    def load(self, card: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> VarianceModel:
-        """Return the model of a checkpoint."""
-        return RowsModel(card, tensors)
+    return Kind(
+        model,
+        keys,
+        BoostingOptions,  # a regression chooses nothing
+        read_candles,
+        fitted,
+        load,
+        shared=("threads", "explained_bars", "baselines"),
+        explained_bars=EXPLAINED_BARS,
+        needs=needs,
+        walks_only=False,
+    )
 
 
 class VarianceModel(CandleModel):
@@ -243,22 +223,11 @@ def row_fields(model: RowModel, rows: NDArray[np.float32]) -> Fields:
 
 def _measures(
     forecaster: Forecaster, part: Sequence[Samples], *, horizon: int, slope: float, bars: int
-) -> dict[str, Array]:
+) -> Mapping[str, Array]:
     """Return each calibrated gate's measure of up to *bars* bars, of the gates that it has."""
-    gates = [g for g in GATES.values() if g.calibrated_as and g.needs <= ROW_MEASURES]
-    found: dict[str, list[float]] = {gate.calibrated_as: [] for gate in gates}
-    seen = GateInputs(
-        horizon_index=forecaster.horizons.index(horizon),
-        slope=slope,
-        round_trip_cost=cards.ROUND_TRIP_COST,
-    )
-    for answered in answered_rows(forecaster, part, horizon=horizon, bars=bars):
-        for seen.forecast in answered.forecasts:
-            for gate in gates:
-                value = gate.measure(seen)
-                assert value is not None, "every forecast of rows has it"
-                found[gate.calibrated_as].append(float(value))
-    return {name: np.array(values) for name, values in found.items()}
+    answered = answered_rows(forecaster, part, horizon=horizon, bars=bars)
+    forecasts = [forecast for each in answered for forecast in each.forecasts if forecast]
+    return cards.measures(forecasts, given=ROW_MEASURES, horizon=horizon, slope=slope)
 
 
 # --- the fits
@@ -323,5 +292,5 @@ def glm_arrays(variance: LabelledRows, returned: LabelledRows) -> dict[str, NDAr
     return arrays
 
 
-register(RowEstimator(ROW_KINDS["tree"], fit_tree, needs=import_lightgbm))
-register(RowEstimator(ROW_KINDS["glm"], fit_glm))
+register(row_kind(ROW_KINDS["tree"], fit_tree, RowsModel, needs=import_lightgbm))
+register(row_kind(ROW_KINDS["glm"], fit_glm, RowsModel))

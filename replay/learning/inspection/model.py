@@ -23,20 +23,14 @@ from tracepaper.replay.archive.candles import Candles, resample
 from tracepaper.replay.archive.columns import instant
 from tracepaper.replay.archive.read import candles_of_frame, is_frame, read_candles
 from tracepaper.replay.learning.dataset import Dataset, joined_to
-from tracepaper.replay.learning.estimator import candle_estimator
 from tracepaper.replay.learning.estimators.tabular import row_fields
+from tracepaper.replay.learning.fitted import candle_model
 from tracepaper.replay.learning.predict import Fields, predict, thinned
 from tracepaper.replay.learning.samples import Samples, first_position, windowed_rows
+from tracepaper.replay.learning.side_inputs import OtherInputs, SideFiles, SideInputs, source_for
 from tracepaper.replay.learning.splits import Part, Segment, segments_of
-from tracepaper.replay.learning.supplied import (
-    FilesBeside,
-    SuppliedBooks,
-    SuppliedOther,
-    source_for,
-)
 from tracepaper.replay.samples import DEMO_CANDLES, MONTH_CANDLES
 from tracepaper.storage import checkpoints
-from tracepaper.storage.covariates import CovariateFile
 from tracepaper.strategies import book_features
 from tracepaper.strategies.covariates import CovariateColumns, FixedCovariates, takes_vectors
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
@@ -121,7 +115,7 @@ class Subject:
 
         Raises ``ConfigInvalid`` where the kind of model shows nothing to examine.
         """
-        model = candle_estimator(card).load(card, tensors)
+        model = candle_model(card, tensors)
         if model.network is None and model.rows is None:
             raise ConfigInvalid(
                 "The model shows no network and no arrays of its own to examine; leave that out."
@@ -317,7 +311,7 @@ class StoredNetwork:
     """``[gradients]`` of its card: the flow while it was fitted; empty of older checkpoints."""
 
     @classmethod
-    def open(cls, name: str, beside: CovariateFile | SuppliedBooks | None = None) -> Self:
+    def open(cls, name: str, beside: SideInputs | None = None) -> Self:
         """Return that of the checkpoint *name*: a bundled one, or a folder.
 
         *beside* are covariates or order books of which rows are made, as those that it was trained
@@ -391,7 +385,7 @@ class StoredNetwork:
         if joined is None:
             return plain
         if isinstance(joined, OtherColumns):  # whose bars are among the candles
-            beside = SuppliedOther(joined.source.symbol).of_bars(plain, own.names)
+            beside = OtherInputs(joined.source.symbol).of_bars(plain, own.names)
             return joined_to(plain, beside.joined(0))
         if joined.source == NO_FILE:
             raise ConfigInvalid(
@@ -501,7 +495,7 @@ def _trained_with(joined: CovariateColumns) -> str:
     return f"trained with the covariates {columns}; give a file of them by --covariates"
 
 
-def _schema(card: Mapping[str, Any], beside: CovariateFile | SuppliedBooks | None) -> FeatureSchema:
+def _schema(card: Mapping[str, Any], beside: SideInputs | None) -> FeatureSchema:
     """Return the features of *card*, with those of what is given *beside* candles."""
     if beside is None and (symbol := other_of(card)):
         nothing = np.empty((0, 0), np.float32)
@@ -547,5 +541,5 @@ def open_checkpoint(
     *covariates* is a file of those that it was trained with, *depth* are files of order books for
     one that reads these. Raises as ``StoredNetwork.open``.
     """
-    beside = FilesBeside(None if covariates is None else Path(covariates), [*map(Path, depth)])
+    beside = SideFiles(None if covariates is None else Path(covariates), [*map(Path, depth)])
     return StoredNetwork.open(name, beside.read())

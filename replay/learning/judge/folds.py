@@ -21,16 +21,6 @@ import numpy as np
 
 from tracepaper.replay.document.values import Table, Value, of_row, table
 from tracepaper.replay.learning.dataset import Dataset
-from tracepaper.replay.learning.estimator import (
-    Each,
-    FitRun,
-    Say,
-    candle_estimator,
-    estimator_of,
-    one_by_one,
-    recipe_of,
-)
-from tracepaper.replay.learning.estimators.ensemble import member_as_card
 from tracepaper.replay.learning.estimators.order_book import (
     BookFitOptions,
     book_forecasts,
@@ -38,13 +28,22 @@ from tracepaper.replay.learning.estimators.order_book import (
     frequencies_of,
 )
 from tracepaper.replay.learning.fit import threads_used, use_threads
+from tracepaper.replay.learning.fitted import (
+    CandleModel,
+    Each,
+    FitRun,
+    Say,
+    candle_kind,
+    one_by_one,
+)
 from tracepaper.replay.learning.judge.books import untouched_ms
 from tracepaper.replay.learning.judge.compare import NOTE, compared_table, forecaster_table
 from tracepaper.replay.learning.judge.forecasts import Forecasts, ModelForecasts, concatenated
 from tracepaper.replay.learning.judge.metrics import COMPARED, LOSSES, Metric, compared_by, views
 from tracepaper.replay.learning.judge.tables import scores_of
 from tracepaper.replay.learning.order_books import DAYS_LEAST, BookDataset
-from tracepaper.replay.learning.recipe_file import ARCHITECTURE, KeyValue, kind_of
+from tracepaper.replay.learning.recipe import kind_of, member_as_card, recipe_of
+from tracepaper.replay.learning.recipe_file import ARCHITECTURE, KeyValue
 from tracepaper.replay.learning.splits import (
     COMBINATORIAL,
     Fold,
@@ -111,10 +110,11 @@ class _FoldFit:
         say(f"Fold {place} of {self.count}.")
         if isinstance(self.data, BookDataset):
             return ModelForecasts(fold_books(self.card, self.data, fold, say))
-        estimator = candle_estimator(self.card)
         own = self.data.folded(fold)
         with tempfile.TemporaryDirectory(prefix="tracepaper-fold-") as folder:
-            fitted = estimator.fit(own, estimator.recipe(self.card), FitRun(Path(folder), say=say))
+            recipe = recipe_of(self.card)
+            fitted = recipe.kind.fit(own, recipe, FitRun(Path(folder), say=say))
+        assert isinstance(fitted, CandleModel)
         model = fitted.for_fold(own)
         return ModelForecasts(model.answers(own, Part.TEST), model.held(own))
 
@@ -175,19 +175,19 @@ def refit(
     network, cannot have.
     """
     kind, numbers = asked(text)
-    if estimator_of(card).walks_only:
+    if kind_of(card).walks_only:
         refuse_many(kind, numbers)
     if isinstance(data, BookDataset):
         book_recipe(card, data)
         folds = read_folds(text, _books_before(card, data), embargo_ms=0)
     else:
-        estimator = candle_estimator(card)
-        data = estimator.arrange(data)
+        of_card = candle_kind(card)
+        data = of_card.arrange(data)
         for sentence in data.notes:
             say(sentence)
         embargo_ms = data.split.embargo_bars * data.interval_ms
         folds = read_folds(text, _before(data), embargo_ms=embargo_ms)
-        if estimator.holds_out_calibration:
+        if of_card.holds_out_calibration:
             folds = [with_calibration(fold) for fold in folds]
     fit = _FoldFit(card, data, len(folds), threads_used())
     found = each(fit, list(enumerate(folds, start=1)), say)
@@ -322,7 +322,7 @@ def ablated(card: Mapping[str, Any], text: str) -> dict[str, Any]:
             "change another key."
         )
     own = member_as_card(card, HALVES[0]) if "parts" in card else card
-    kind = kind_of(own)
+    kind = kind_of(own, is_member=True)
     value = change.typed(kind.sections, f"a recipe of the kind {kind.name}", derived=True)
     before = recipe_of(own).document()[section].get(key)
     other = {**own, section: {**own[section], key: value}}

@@ -16,15 +16,15 @@ from typing import Any, Final
 import numpy as np
 
 from tracepaper.daemon.session.user_model import UserForecaster
+from tracepaper.replay.learning.baselines import unfitted
 from tracepaper.replay.learning.dataset import Dataset
-from tracepaper.replay.learning.estimator import candle_estimator
+from tracepaper.replay.learning.fitted import candle_kind, candle_model
 from tracepaper.replay.learning.judge.explained import Judgement, daily_net
 from tracepaper.replay.learning.judge.forecasts import Forecasts, ModelForecasts
 from tracepaper.replay.learning.judge.user_class import class_forecasts, judge_user_class
 from tracepaper.replay.learning.openings import WHOLE, NamedSpan, SpanOpening, opened, openings_path
 from tracepaper.replay.learning.samples import samples_in
 from tracepaper.replay.learning.splits import Part, iso
-from tracepaper.replay.learning.stored_baselines import unfitted
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.features.rolling import Array
 from tracepaper.strategies.units import DAY_MS, count_of, interval_text
@@ -143,8 +143,7 @@ def judge_checkpoint(
     *bars* are explained, for the gates; by default as many as can be in minutes. A network over
     several assets is judged at the closes that all of *material*'s symbols have.
     """
-    estimator = candle_estimator(card)
-    model, data = estimator.load(card, tensors), estimator.arrange(material)
+    model, data = candle_model(card, tensors), candle_kind(card).arrange(material)
     data, missing = _with_baselines(within(data, span))
     return SpanJudgement(
         span,
@@ -213,9 +212,8 @@ def rival_checkpoint(
 
     Raises ``ConfigInvalid`` where it learnt from that time, or answers none of these bars.
     """
-    estimator = candle_estimator(card)
-    same = estimator.arrange(_same_bars(material, judgement))
-    model = estimator.load(card, tensors)
+    same = candle_kind(card).arrange(_same_bars(material, judgement))
+    model = candle_model(card, tensors)
     return ModelForecasts(model.answers(same, Part.TEST), model.held(same))
 
 

@@ -12,11 +12,7 @@ import pytest
 from numpy.typing import NDArray
 from waiting import deadline_s
 
-from tracepaper.replay.learning.array_cache import (
-    ArrayCache,
-    Shaped,
-    default_folder,
-)
+from tracepaper.replay.learning.array_cache import ArrayCache, Shaped, default_folder
 from tracepaper.strategies.errors import ConfigInvalid
 
 WANTED = {"values": Shaped((40, 3), "<f4"), "sigma": Shaped((40,), "<f8")}

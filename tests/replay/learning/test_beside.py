@@ -17,7 +17,6 @@ from pages import said_in
 from tracepaper.daemon.cli import invoke
 from tracepaper.replay.learning import statistics as figures
 from tracepaper.replay.learning.dataset import Dataset
-from tracepaper.replay.learning.estimator import estimators, recipe_of
 from tracepaper.replay.learning.fit import FitOptions
 from tracepaper.replay.learning.judge.compare import compare
 from tracepaper.replay.learning.judge.forecasts import MODEL, ModelForecasts
@@ -25,7 +24,7 @@ from tracepaper.replay.learning.judge.judge import SpanJudgement, judge_checkpoi
 from tracepaper.replay.learning.judge.metrics import LOSSES
 from tracepaper.replay.learning.judge.tables import tables_across, tables_of
 from tracepaper.replay.learning.openings import FILE_NAME, NamedSpan, read_openings
-from tracepaper.replay.learning.recipe import Recipe
+from tracepaper.replay.learning.recipe import Recipe, kinds, recipe_of
 from tracepaper.replay.learning.splits import Split, iso
 from tracepaper.replay.learning.statistics import DayDifference, difference, holm
 from tracepaper.replay.learning.training import train
@@ -114,7 +113,7 @@ def network(folder: Path, candles: str) -> Path:
     torch.set_num_threads(1)
     options = FitOptions(steps=1, batch=1, length=256, validate_every=1)
     material = Dataset.read([candles], lambda _: SPLIT, HORIZONS)
-    recipe = Recipe(estimators()["flash"], tiny(), options, 30, name="tiny", explained_bars=600)
+    recipe = Recipe(kinds()["flash"], tiny(), options, 30, name="tiny", explained_bars=600)
     train(
         recipe,
         material,

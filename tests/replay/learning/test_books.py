@@ -21,7 +21,6 @@ from typer.testing import CliRunner
 from tracepaper.daemon.cli import invoke
 from tracepaper.replay.explain.order_book import book_map
 from tracepaper.replay.learning.card import experimental
-from tracepaper.replay.learning.estimator import FitRun
 from tracepaper.replay.learning.estimators import order_book
 from tracepaper.replay.learning.estimators.order_book import (
     BookFitOptions,
@@ -33,6 +32,7 @@ from tracepaper.replay.learning.estimators.order_book import (
     sentences_of,
 )
 from tracepaper.replay.learning.fit import Policy
+from tracepaper.replay.learning.fitted import FitRun
 from tracepaper.replay.learning.order_books import UNKNOWN, BookDataset, labels_of
 from tracepaper.storage.checkpoints import CARD_NAME
 from tracepaper.strategies.errors import (

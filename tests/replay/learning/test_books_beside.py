@@ -40,9 +40,9 @@ from tracepaper.replay.backtest.market_data import MarketData
 from tracepaper.replay.checks.parity import ComparedRun, compare_runs
 from tracepaper.replay.checks.verify import verify_run
 from tracepaper.replay.learning.dataset import Dataset
-from tracepaper.replay.learning.estimator import DataRequest, candle_estimator, read_candles_of
+from tracepaper.replay.learning.fitted import DataRequest, candle_model, read_candles_of
+from tracepaper.replay.learning.side_inputs import BookInputs
 from tracepaper.replay.learning.splits import Part, Split
-from tracepaper.replay.learning.supplied import SuppliedBooks
 from tracepaper.storage.checkpoints import load
 from tracepaper.storage.database.reader import Reader
 from tracepaper.strategies.book_features import RunBooks, reading_of
@@ -157,7 +157,7 @@ def by_hand(newest: Books, before: Books | None, levels: int) -> dict[str, float
 
 
 def test_a_row_is_what_a_reader_of_the_rule_would_compute(folder: Path) -> None:
-    supplied = SuppliedBooks.read([folder / "books.depth"])
+    supplied = BookInputs.read([folder / "books.depth"])
     (file,) = supplied.files[SYMBOL]
     closes = START_MS + MINUTE_MS * np.arange(1, 40, dtype=np.int64)
     found = supplied.source.at(SYMBOL, closes)
@@ -173,7 +173,7 @@ def test_a_row_is_what_a_reader_of_the_rule_would_compute(folder: Path) -> None:
 
 def test_training_and_a_run_have_the_same_row_of_each_bar(folder: Path, database: Path) -> None:
     """The file, read by places, against the run's own events in the order in which they came."""
-    supplied = SuppliedBooks.read([folder / "books.depth"])
+    supplied = BookInputs.read([folder / "books.depth"])
     reading = reading_of(load(folder / "out").card)
     assert reading == supplied.reading
     live = RunBooks(supplied.reading)
@@ -192,7 +192,7 @@ def test_training_and_a_run_have_the_same_row_of_each_bar(folder: Path, database
 def test_bars_without_a_book_are_no_samples(folder: Path) -> None:
     first, second, third = (START_MS + MINUTE_MS * end for end in ENDS)
     split = Split(first, second, third, embargo_bars=30)
-    supplied = SuppliedBooks.read([folder / "books.depth"])
+    supplied = BookInputs.read([folder / "books.depth"])
     data = Dataset.read([str(folder / CSV)], lambda _: split, (5, 30), vectors=supplied)
     (segment,) = data.segments
     lacks = segment.lacks
@@ -296,7 +296,7 @@ def test_a_book_after_the_close_moves_no_answer(
 
 def test_a_false_book_gives_no_row_nor_does_what_stood_before_it(folder: Path) -> None:
     """Planted in the last or the last but one book of a bar: its mid is 2 % off, or 0.5 %."""
-    supplied = SuppliedBooks.read([folder / "books.depth"])
+    supplied = BookInputs.read([folder / "books.depth"])
     (file,) = supplied.files[SYMBOL]
     bar, close_ms = bars_of(candles(COUNT))[20], START_MS + 21 * MINUTE_MS
     at = int(np.searchsorted(file.times, close_ms)) - 1  # before the one of the close
@@ -326,7 +326,7 @@ def test_a_changed_book_of_the_record_is_found(database: Path, tmp_path: Path) -
         events = [event for _, _, event, _ in reader.events(run_id)]
     place = max(at for at, event in enumerate(events) if isinstance(event, Depths)) - 20
     place = next(at for at in range(place, 0, -1) if isinstance(events[at], Depths))
-    books = RunBooks(SuppliedBooks.read([database.parent / "books.depth"]).reading)
+    books = RunBooks(BookInputs.read([database.parent / "books.depth"]).reading)
     for event in events[:place] + events[place + 1 :]:
         books.see(event)
     bar = next(event for event in events[place:] if isinstance(event, Bar))
@@ -491,9 +491,9 @@ def test_of_seven_days_it_learns_the_levels_that_tell_and_is_judged(
     followed = {}
     for name in ("with", "without"):
         found = load(tmp_path / name)
-        books = SuppliedBooks.read([tmp_path / "books.depth"]) if name == "with" else None
-        data = read_candles_of(found.card, DataRequest([str(tmp_path / CSV)], covariates=books))
-        said = candle_estimator(found.card).load(found.card, found.tensors).answers(data, Part.TEST)
+        books = BookInputs.read([tmp_path / "books.depth"]) if name == "with" else None
+        data = read_candles_of(found.card, DataRequest([str(tmp_path / CSV)], inputs=books))
+        said = candle_model(found.card, found.tensors).answers(data, Part.TEST)
         (segment,), shortest = data.segments, said.at(said.horizons[0])
         places = np.flatnonzero(np.isin(segment.keys, shortest.keys))
         assert len(places) == len(shortest.keys) > 1_000

@@ -79,11 +79,6 @@ def test_trees_that_cannot_be_stored_are_refused(given: dict[str, Any]) -> None:
         trees_of(made.model_to_string())
 
 
-def test_options_that_cannot_be_scored_are_refused() -> None:
-    with pytest.raises(ConfigInvalid, match="leaves is 65; choose 2 to 64"):
-        BoostingOptions(leaves=65)
-
-
 class Without(MetaPathFinder):
     """Stands for a machine on which LightGBM cannot be imported."""
 

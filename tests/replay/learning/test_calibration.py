@@ -17,9 +17,8 @@ from tracepaper.replay.learning.card import (
     slope,
     temperature,
 )
-from tracepaper.replay.learning.judge.gates import (
-    default_thresholds,
-)
+from tracepaper.replay.learning.estimators.ensemble import network_share
+from tracepaper.replay.learning.judge.gates import default_thresholds
 from tracepaper.replay.report.honesty import FEW_DAYS
 from tracepaper.strategies.api.model import EXPLAINED
 from tracepaper.strategies.errors import DataInvalid
@@ -132,3 +131,32 @@ def test_a_gain_without_an_error_or_of_few_days_beats_nothing(
     bare = sentences(figures, {**gates, "selective": {}}, horizon=30)
     assert not any("entropy gate" in sentence for sentence in bare)
     assert NO_ATTENTION in bare
+
+
+def test_the_share_is_the_minimum_of_qlike_and_its_gain_is_told_by_day() -> None:
+    rng = np.random.default_rng(0)
+    days = np.repeat(np.arange(40), 100)
+    log_variance = rng.normal(size=len(days))
+    value = np.exp(log_variance) * rng.gamma(4.0, 0.25, len(days))
+    one, other = (log_variance + 0.4 * rng.normal(size=len(days)) for _ in range(2))
+    found = network_share(one, other, value, days)
+
+    def qlike(share: float) -> float:
+        score = share * one + (1 - share) * other
+        return float((np.maximum(value, 0.01) * np.exp(-score) + score).mean())
+
+    grid = [qlike(share) for share in np.linspace(0, 1, 201)]
+    assert qlike(found.share) <= min(grid) + 1e-12
+    assert 0.3 < found.share < 0.7  # equal members with errors of their own
+    assert found.gain.value < -4 * (found.gain.error or 0.0) < 0
+    assert found.gain.value == pytest.approx(qlike(found.share) - min(qlike(0), qlike(1)))
+
+
+def test_a_half_that_only_adds_noise_has_no_share() -> None:
+    rng = np.random.default_rng(1)
+    days = np.repeat(np.arange(10), 50)
+    good = rng.normal(size=len(days))
+    value = np.exp(good)
+    bad = good + 3.0
+    assert network_share(good, bad, value, days) == (1.0, (0.0, 0.0))
+    assert network_share(bad, good, value, days) == (0.0, (0.0, 0.0))

@@ -14,9 +14,7 @@ import pytest
 from numpy.typing import NDArray
 
 from tracepaper.replay.archive import Candles
-from tracepaper.replay.learning.baselines import (
-    EWMA_DECAY,
-)
+from tracepaper.replay.learning.baselines import EWMA_DECAY
 from tracepaper.replay.learning.dataset import Dataset
 from tracepaper.replay.learning.judge.correlation import (
     LEARNT,

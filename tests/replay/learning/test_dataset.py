@@ -10,12 +10,9 @@ import pytest
 from learning import DAY_BARS, MINUTE_MS, choose, learnable, split, write_csv
 
 from tracepaper.daemon.cli import invoke
-from tracepaper.replay.learning.array_cache import (
-    ArrayCache,
-)
-from tracepaper.replay.learning.dataset import Dataset, in_bars, intervals_of, reading
-from tracepaper.replay.learning.estimator import recipe_of
-from tracepaper.replay.learning.recipe import read_recipe, with_bars
+from tracepaper.replay.learning.array_cache import ArrayCache
+from tracepaper.replay.learning.dataset import Dataset, in_bars, intervals_of
+from tracepaper.replay.learning.recipe import read_recipe, recipe_of, with_bars
 from tracepaper.replay.learning.samples import targets
 from tracepaper.replay.learning.splits import Part
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
@@ -278,7 +275,7 @@ def test_a_network_is_trained_on_two_intervals_by_one_command(
     assert card["features"]["schema_id"] == "v2-15m"
     assert card["market"]["horizons"] == ["30m", "1h"]
     assert (card["architecture"]["horizons"], card["calibration"]["horizon"]) == ([2, 4], 4)
-    assert reading(card["features"]) == {"intervals": (FIFTEEN, FIVE), "calendar": None}
+    assert intervals_of(card["features"]["intervals"]) == (FIFTEEN, FIVE)
     recipe = recipe_of(read_recipe(out / "card.toml"))
     assert (recipe.schema_id, recipe.intervals) == ("v2-15m", ("15m", "5m"))
     assert list((tmp_path / "kept").iterdir())

@@ -1,212 +1,353 @@
-"""A network and a tree as one checkpoint: shares that are the best, halves kept, both explained."""
+"""A network on the first columns of its tree's features: one command, and the longer context."""
 
 from __future__ import annotations
 
 import json
+from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from learning import DAY_BARS, HORIZONS, choose, learnable, rows_recipe, split, tiny, write_csv
+from learning import DAY_BARS, choose, learnable, write_csv
 
 from tracepaper.daemon import cli
-from tracepaper.replay.learning.boosting import BoostingOptions
-from tracepaper.replay.learning.dataset import Dataset
-from tracepaper.replay.learning.estimator import DataRequest, estimators
-from tracepaper.replay.learning.estimators.ensemble import network_share
-from tracepaper.replay.learning.fit import FitOptions
-from tracepaper.replay.learning.judge.explained import (
-    bars_of,
-)
-from tracepaper.replay.learning.recipe import Recipe
-from tracepaper.replay.learning.training import combine, train
-from tracepaper.storage.checkpoints import Checkpoint, load, save
-from tracepaper.strategies.attention import compiled
+from tracepaper.replay.learning.estimators.ensemble import require_pair
+from tracepaper.replay.learning.judge.explained import bars_of
+from tracepaper.replay.learning.recipe import recipe_of
+from tracepaper.replay.learning.splits import segments_of
+from tracepaper.storage.checkpoints import Checkpoint, load
 from tracepaper.strategies.errors import CheckpointMismatch, ConfigInvalid
-from tracepaper.strategies.forecasters.build import build, choose_backend
+from tracepaper.strategies.features.rows import columns, compute, compute_part, schema, wider
+from tracepaper.strategies.forecasters.build import build, part_of, tensors_of
 from tracepaper.strategies.forecasters.tabular import EnsembleForecaster, halves
+from tracepaper.strategies.types.decisions import Forecast
+from tracepaper.strategies.types.market import Bar
 
-SPLIT = split(3, 3.7, 4.7)
-AT_MS = 1_700_000_000_000
+pytestmark = pytest.mark.long
 
-
-def quiet(_: object) -> None:
-    """Say nothing."""
+NARROW, WIDE = schema("v2-15m"), schema("tree-15m")
+WINDOW, LAYERS = 16, 2
+CHOSEN = (
+    *choose("model.kind=flash", f"window={WINDOW}", f"layers={LAYERS}", "dim=16"),
+    *choose(
+        "heads=2",
+        "training.steps=4",
+        "training.length=128",
+        "training.batch=2",
+        "training.threads=1",
+    ),
+    *choose("features.schema_id=v2-15m", "horizons=30m,2h", "training.explained_bars=500"),
+)
+BOTH = choose("ensemble.kind=tree", "ensemble.schema_id=tree-15m")
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a folder with candles of six days."""
-    made = tmp_path_factory.mktemp("ensemble")
-    write_csv(learnable(6 * DAY_BARS), made)
+    """Return a folder with candles of 22 days and an ensemble of a tiny network and a tree."""
+    torch.set_num_threads(1)
+    made = tmp_path_factory.mktemp("schemas")
+    write_csv(learnable(22 * DAY_BARS), made)
+    train(made, "both", *CHOSEN, *BOTH)
     return made
 
 
 @pytest.fixture(scope="module")
-def candles(folder: Path) -> str:
+def made(folder: Path) -> Checkpoint:
+    return load(folder / "both")
+
+
+@pytest.fixture(scope="module")
+def bars() -> list[Bar]:
+    """Return the candles of 15 minutes."""
+    minutes = learnable(22 * DAY_BARS)
+    [segment] = segments_of(minutes, schema("v2-1m"))
+    whole = bars_of(segment, 0, len(segment))
+    step = 15
+    return [
+        Bar(
+            instrument=part[0].instrument,
+            open_time_ms=part[0].open_time_ms,
+            interval_ms=step * part[0].interval_ms,
+            open=part[0].open,
+            high=max(bar.high for bar in part),
+            low=min(bar.low for bar in part),
+            close=part[-1].close,
+            volume=sum(bar.volume for bar in part),
+            turnover=None,
+            market_ms=part[-1].market_ms,
+            seen_ms=part[-1].seen_ms,
+            source=part[0].source,
+        )
+        for start in range(0, len(whole), step)
+        if len(part := whole[start : start + step]) == step
+    ]
+
+
+def data(folder: Path) -> str:
     return str(next(folder.glob("*.csv.gz")))
 
 
-@pytest.fixture(scope="module")
-def material(candles: str) -> Dataset:
-    return Dataset.read([candles], lambda _: SPLIT, HORIZONS)
+def train(folder: Path, name: str, *words: str) -> Checkpoint:
+    files = ("--data", data(folder), "--out", str(folder / name), "--cache", str(folder / "cache"))
+    assert cli.invoke(["train", *words, *files]) == cli.DONE
+    return load(folder / name)
 
 
-@pytest.fixture(scope="module")
-def made(folder: Path, candles: str, material: Dataset) -> Checkpoint:
-    """Return the ensemble of a tiny network and a tiny tree."""
-    torch.set_num_threads(1)
-    options = FitOptions(steps=4, batch=2, length=512, learning_rate=3e-3, validate_every=2)
-    recipe = Recipe(estimators()["flash"], tiny(), options, 30, name="net", explained_bars=500)
-    train(
-        recipe,
-        material,
-        folder / "net",
-        created_ms=AT_MS,
-        observe=quiet,
-        say=quiet,
-        resume=False,
+def ensemble(found: Checkpoint, mode: str = "step") -> EnsembleForecaster:
+    built = build(found.card, found.tensors, mode=mode)
+    assert isinstance(built, EnsembleForecaster)
+    return built
+
+
+def test_the_wider_schema_holds_the_other_from_its_first_bar_on(bars: list[Bar]) -> None:
+    assert wider(NARROW, WIDE) is WIDE
+    assert wider(WIDE, NARROW) is WIDE
+    assert wider(NARROW, NARROW) is NARROW
+    for stranger in ("v2-5m", "tree-1h"):
+        with pytest.raises(ConfigInvalid, match="no part of"):
+            wider(NARROW, schema(stranger))
+    table = columns(bars[: WIDE.lookback + 40])
+    part, narrow, wide = (
+        compute_part(WIDE, NARROW, table),
+        compute(NARROW, table),
+        compute(WIDE, table),
     )
-    trees = BoostingOptions(rounds=15, patience=5, leaves=7, learning_rate=0.3)
-    train(rows_recipe("tree", 300, trees), material, folder / "tree", created_ms=AT_MS)
-    return both(folder / "net", folder / "tree", candles, folder / "both")
+    own = len(NARROW.names)
+    assert part.first == NARROW.lookback - 1
+    assert part.values[:, :own].tobytes() == narrow.values.tobytes()
+    assert part.sigma.tobytes() == narrow.sigma.tobytes()
+    assert part.values[wide.first :].tobytes() == wide.values[wide.first :].tobytes()
+    assert np.isnan(part.values[part.first : wide.first, own:]).all()
 
 
-def both(network: Path, rows: Path, candles: str, folder: Path) -> Checkpoint:
-    """Combine the checkpoints in two folders."""
-    request = DataRequest([candles])
-    return combine((network, rows), request, folder, created_ms=AT_MS, name="x", bars=500)
-
-
-def test_the_share_is_the_minimum_of_qlike_and_its_gain_is_told_by_day() -> None:
-    rng = np.random.default_rng(0)
-    days = np.repeat(np.arange(40), 100)
-    log_variance = rng.normal(size=len(days))
-    value = np.exp(log_variance) * rng.gamma(4.0, 0.25, len(days))
-    one, other = (log_variance + 0.4 * rng.normal(size=len(days)) for _ in range(2))
-    found = network_share(one, other, value, days)
-
-    def qlike(share: float) -> float:
-        score = share * one + (1 - share) * other
-        return float((np.maximum(value, 0.01) * np.exp(-score) + score).mean())
-
-    grid = [qlike(share) for share in np.linspace(0, 1, 201)]
-    assert qlike(found.share) <= min(grid) + 1e-12
-    assert 0.3 < found.share < 0.7  # equal halves with errors of their own
-    assert found.gain.value < -4 * (found.gain.error or 0.0) < 0
-    assert found.gain.value == pytest.approx(qlike(found.share) - min(qlike(0), qlike(1)))
-
-
-def test_a_half_that_only_adds_noise_has_no_share() -> None:
-    rng = np.random.default_rng(1)
-    days = np.repeat(np.arange(10), 50)
-    good = rng.normal(size=len(days))
-    value = np.exp(good)
-    bad = good + 3.0
-    assert network_share(good, bad, value, days) == (1.0, (0.0, 0.0))
-    assert network_share(bad, good, value, days) == (0.0, (0.0, 0.0))
-
-
-def ensemble_of(checkpoint: Checkpoint, mode: str = "step") -> EnsembleForecaster:
-    found = build(checkpoint.card, checkpoint.tensors, mode=mode)
-    assert isinstance(found, EnsembleForecaster)
-    return found
-
-
-def test_it_mixes_what_both_halves_say_and_keeps_it(
-    made: Checkpoint, folder: Path, material: Dataset
+def test_the_context_is_the_longer_of_both_and_not_their_sum(
+    made: Checkpoint, bars: list[Bar]
 ) -> None:
-    bars = bars_of(material.segments[0], 0, 640)
-    mix = ensemble_of(made)
-    network, tree = (
-        build(found.card, found.tensors) for found in (load(folder / "net"), load(folder / "tree"))
+    found = ensemble(made)
+    field = LAYERS * (WINDOW - 1) + 1
+    assert found.context == max(field + NARROW.lookback - 1, WIDE.lookback) == WIDE.lookback
+    said = [found.step(bar) for bar in bars[: found.context + 3]]
+    assert [one is None for one in said] == [at < found.context - 1 for at in range(len(said))]
+    longer = {**made.card["parts"]["network"]["architecture"], "window": 400}
+    parts = made.card["parts"]
+    wide = {**parts, "network": {**parts["network"], "architecture": longer}}
+    assert ensemble(replace(made, card={**made.card, "parts": wide})).context == (
+        LAYERS * 399 + 1 + NARROW.lookback - 1
     )
-    for bar in bars:
-        mixed, one, other = (each.step(bar) for each in (mix, network, tree))
+
+
+def test_each_half_says_what_it_says_alone(made: Checkpoint, bars: list[Bar]) -> None:
+    both = ensemble(made)
+    network, rows = (
+        build(part_of(made.card, half), tensors_of(made.tensors, half))
+        for half in ("network", "rows")
+    )
+    for bar in bars[: both.context + 20]:
+        mixed, one, other = (each.step(bar) for each in (both, network, rows))
         if mixed is None:
-            assert one is None
+            assert other is None
             continue
         assert one is not None
         assert other is not None
         assert mixed.mean_return == one.mean_return
         assert mixed.explanation == one.explanation
-        assert mixed.model_id == made.id
-        shares = np.array(mix.shares)
-        logs = shares * np.log(one.volatility) + (1 - shares) * np.log(other.volatility)
+        logs = [
+            share * np.log(a) + (1 - share) * np.log(b)
+            for share, a, b in zip(both.shares, one.volatility, other.volatility, strict=True)
+        ]
         assert mixed.volatility == pytest.approx(np.exp(logs), rel=1e-12)
-        said = halves(mixed)
-        assert said[0] == pytest.approx(np.array([one.mean_return, one.volatility]), rel=1e-6)
-        assert said[1] == pytest.approx(np.array([other.mean_return, other.volatility]), rel=1e-6)
-        assert halves(one).shape == (0, 2, 2)
-    scanned = ensemble_of(made, "scan").scan(bars)
-    stepped = mixed
-    last = scanned[-1]
-    assert last is not None
-    assert stepped is not None
-    assert last.volatility == pytest.approx(stepped.volatility, rel=1e-4)
-    assert [one is None for one in scanned] == [at < mix.context - 1 for at in range(640)]
+        wide = [s * v for s, v in zip(both.spread, mixed.volatility, strict=True)]
+        assert mixed.stdev_return == tuple(wide)
+        for stored, alone in zip(halves(mixed), (one, other), strict=True):
+            wanted = np.array([alone.mean_return, alone.volatility])
+            assert stored == pytest.approx(wanted, rel=1e-6)
+        assert halves(one).shape[0] == 0
 
 
-def test_its_card_shows_both_halves_and_is_repeated_by_evaluate(
-    made: Checkpoint, folder: Path, candles: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    words = (
-        "evaluate",
-        str(folder / "both"),
-        "--data",
-        candles,
-        *choose("evaluation.explained_bars=500"),
-        "--json",
+def test_a_restart_from_exactly_the_context_goes_on(made: Checkpoint, bars: list[Bar]) -> None:
+    endless, fresh, again = (ensemble(made) for _ in range(3))
+    start, name = 900, bars[0].instrument
+    for bar in bars[:start]:
+        endless.step(bar)
+    for one in (fresh, again):
+        one.warm(name, bars[start - one.context : start])
+    for bar in bars[start : start + 70]:
+        said, restarted, repeated = (known(one.step(bar)) for one in (endless, fresh, again))
+        assert restarted == repeated  # in every bit
+        assert halves(restarted)[1].tobytes() == halves(said)[1].tobytes()  # the tree: no rounding
+        assert restarted.volatility == pytest.approx(said.volatility, rel=1e-4)
+        assert restarted.mean_return == pytest.approx(said.mean_return, rel=1e-3, abs=1e-7)
+    fresh.warm(name, bars[start - fresh.context + 1 : start])
+    assert known(fresh.step(bars[start]))
+    fresh.warm(name, bars[start - fresh.context + 2 : start])
+    assert fresh.step(bars[start]) is None
+
+
+def known(forecast: Forecast | None) -> Forecast:
+    """Return a forecast that is there."""
+    assert forecast is not None
+    return forecast
+
+
+def test_known_bars_in_parts_agree_with_steps(made: Checkpoint, bars: list[Bar]) -> None:
+    scanning, stepping = ensemble(made, "scan"), ensemble(made)
+    cuts = (0, 100, 300, 481, 700, 1_000)
+    scanned = [one for first, last in pairwise(cuts) for one in scanning.scan(bars[first:last])]
+    for bar, one in zip(bars, scanned, strict=False):
+        other = stepping.step(bar)
+        assert (one is None) == (other is None)
+        if one is not None and other is not None:
+            assert one.volatility == pytest.approx(other.volatility, rel=1e-4)
+            assert one.mean_return == pytest.approx(other.mean_return, rel=1e-3, abs=1e-7)
+
+
+def test_its_card_makes_the_same_weights_again(made: Checkpoint, folder: Path) -> None:
+    again = train(folder, "again", str(folder / "both" / "card.toml"))
+    assert again.card["model"]["weights_sha256"] == made.card["model"]["weights_sha256"]
+    assert again.card["figures"] == made.card["figures"]
+    assert again.card["ensemble"] == made.card["ensemble"]
+    chosen = recipe_of(made.card)
+    read = recipe_of(chosen.document())
+    assert read.document() == chosen.document()
+    assert tuple(member.schema_id for member in chosen.members) == ("v2-15m", "tree-15m")
+
+
+def test_halves_that_are_trained_make_the_same_ensemble(made: Checkpoint, folder: Path) -> None:
+    train(folder, "net", *CHOSEN)
+    tree = choose(
+        "model.kind=tree", "features.schema_id=tree-15m", "horizons=30m,2h", "training.threads=1"
     )
-    assert cli.invoke(words) == cli.DONE
-    told = json.loads(capsys.readouterr().out)
-    assert told["figures"] == json.loads(json.dumps(made.card["figures"]))
-    qlike = told["figures"]["30"]["qlike"]
-    assert {"model", "network_half", "row_half", "tree", "gamma_glm"} <= set(qlike)
-    assert any("share of" in sentence for sentence in told["sentences"])
-    assert all(0 <= share <= 1 for share in made.card["ensemble"]["network_share"].values())
-    fastest = (*compiled.available(), "tiles")[0]
-    assert choose_backend(made.card, "auto", device="cpu") == fastest
+    split = made.card["split"]
+    dates = [
+        *choose(f"split.train_until={split['train_until']}"),
+        *choose(f"split.validation_until={split['validation_until']}"),
+        *choose(f"split.calibration_until={split['calibration_until']}"),
+    ]
+    train(folder, "tree", *tree, *dates)
+    halves = choose(f"ensemble.members={folder / 'net'},{folder / 'tree'}")
+    found = train(
+        folder, "pair", *halves, *choose("training.explained_bars=500", "training.threads=1")
+    )
+    assert found.card["model"]["weights_sha256"] == made.card["model"]["weights_sha256"]
+    for section in ("ensemble", "calibration", "figures", "honesty"):
+        assert found.card[section] == made.card[section]
 
 
-def test_a_run_stores_both_halves_and_explains_both(
-    made: Checkpoint,
-    folder: Path,
-    candles: str,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+def test_what_cannot_be_had_is_one_sentence(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = ["--data", data(folder), "--out", str(folder / "no"), "--cache", str(folder / "cache")]
+
+    def refused(*words: str) -> str:
+        assert cli.invoke(["train", *words, *files]) != cli.DONE
+        return " ".join(capsys.readouterr().err.split())
+
+    assert "not with 'forest'" in refused(*CHOSEN, *choose("ensemble.kind=forest"))
+    assert "tree-5m are not of bars of 15m; choose tree" in refused(
+        *CHOSEN, *choose("ensemble.kind=tree", "ensemble.schema_id=tree-5m")
+    )
+    both = str(folder / "both")
+    assert "are two folders, of a network and of a tree or glm" in refused(
+        *choose(f"ensemble.members={both}")
+    )
+    assert "a network and a tree or a glm" in refused(*choose(f"ensemble.members={both},{both}"))
+    assert "set nothing else" in refused(*choose(f"ensemble.members={both},{both}", "window=8"))
+    assert "set nothing else" in refused(*choose(f"ensemble.members={both},{both}"), "--seed", "3")
+    assert not (folder / "no").exists()
+
+
+def test_a_run_is_derived_again_and_shows_both_halves(
+    made: Checkpoint, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def invoke(*words: str) -> str:
         assert cli.invoke(words) == cli.DONE
         return capsys.readouterr().out
 
-    database = tmp_path / "both.db"
-    config = tmp_path / "both.toml"
-    config.write_text(f'[model]\ncheckpoint = "{folder / "both"}"\n')
-    words = ("replay", "--data", candles, "--config", str(config), "--to", "2023-11-15T10:30")
-    invoke(*words, "--db", str(database))
-    invoke("verify", "last", "--db", str(database))
-    invoke("audit", "verify", "last", "--db", str(database))
-    told = json.loads(invoke("explain", "last:630", "--full", "--json", "--db", str(database)))
-    assert told["full"]["moves"]["gap"] < 1
+    config, database = tmp_path / "both.toml", str(tmp_path / "both.db")
+    config.write_text(
+        f'[model]\ncheckpoint = "{folder / "both"}"\n'
+        '[market]\ninterval = "15m"\n[gate]\nhorizon = 8\n'
+    )
+    words = ("replay", "--data", data(folder), "--config", str(config))
+    invoke(*words, "--to", "2023-11-20T20:00", "--db", database)
+    invoke("verify", "last", "--db", database)
+    told = json.loads(invoke("explain", "last:500", "--full", "--json", "--db", database))
+    assert told["decision"]["model_id"] == made.id
+    assert told["full"]["agreement"]["stored"][0] == pytest.approx(
+        told["full"]["agreement"]["recomputed"][0], abs=1e-7
+    )
     assert told["by_feature"]["gap"] < 1e-8
-    assert made.id == told["decision"]["model_id"]
-    shown = invoke("explain", "last:630", "--full", "--db", str(database))
-    assert "Added by each feature" in shown
-    assert "Bar by bar" in shown
+    assert told["full"]["moves"]["gap"] < 1
+    assert len(told["by_feature"]["features"]) == len(WIDE.names)
+    share = made.card["ensemble"]["network_share"]["8"]
+    assert told["by_feature"]["share"] == pytest.approx(1 - share)
+    full = invoke("explain", "last:500", "--full", "--db", database)
+    assert "Bar by bar" in full
+    assert f"the network has {share:.2f}, and the mean" in " ".join(full.split())
+    shown = invoke("models", str(folder / "both"))
+    assert f"{share:.2f} at 8" in shown
 
 
-def test_halves_that_do_not_belong_together_are_refused(
-    made: Checkpoint, folder: Path, candles: str, tmp_path: Path
+def test_the_checkpoint_is_judged_again_and_examined_with_both_members(
+    made: Checkpoint, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    asked = (
+        "--inspect",
+        "deletion=2",
+        "--inspect",
+        "context=4",
+        "--inspect",
+        "permutation=40",
+        "--inspect",
+        "intervals",
+    )
+    words = (
+        "evaluate",
+        str(folder / "both"),
+        "--data",
+        data(folder),
+        *choose("evaluation.explained_bars=500"),
+    )
+    assert cli.invoke([*words, *asked, *choose("evaluation.threads=1"), "--json"]) == cli.DONE
+    told = json.loads(capsys.readouterr().out)
+    assert told["figures"] == json.loads(json.dumps(made.card["figures"]))
+    assert {"model", "network_half", "row_half", "gamma_glm"} <= set(told["figures"]["8"]["qlike"])
+    assert any("share of" in sentence for sentence in told["sentences"])
+    found = {one["name"]: one for one in told["findings"]}
+    assert "the ensemble's network" in found["explanations"]["title"]
+    seen = {row["feature"] for row in found["permutation"]["rows"]}
+    assert seen & set(WIDE.names[len(NARROW.names) :])  # what the tree alone sees
+    own = next(row for row in found["intervals"]["rows"] if row["interval"] == "own")
+    assert own["coverage"][0] == pytest.approx(told["figures"]["8"]["coverage_90"][0], abs=1e-4)
+
+
+def test_folds_read_each_half_by_its_own_features(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [
+        "evaluate",
+        str(folder / "both"),
+        "--data",
+        data(folder),
+        *choose("evaluation.threads=1"),
+    ]
+    assert cli.invoke([*words, "--folds", "walk:1", "--json"]) == cli.DONE
+    rows = json.loads(capsys.readouterr().out)["tables"]["folds_qlike"]["rows"]
+    known = {row["forecaster"]: row["2"]["value"] for row in rows}
+    assert {"model", "network half", "row half", "tree seasonal"} <= set(known)
+    assert known["model"] != known["network half"] != known["row half"]
+
+
+def test_members_that_do_not_belong_together_are_refused(made: Checkpoint) -> None:
+    network, rows = (part_of(made.card, name) for name in ("network", "rows"))
+    assert require_pair(network, rows) == "tree-15m"
     with pytest.raises(CheckpointMismatch, match="a network and a tree or a glm"):
-        both(folder / "tree", folder / "net", candles, tmp_path)
-    tree = load(folder / "tree")
-    moved = {**tree.card, "split": {**tree.card["split"], "train_until": "2023-11-17T12:00:00Z"}}
-    save(tmp_path / "moved", tree.tensors, moved)
+        require_pair(rows, network)
+    moved = {**rows, "split": {**rows["split"], "train_until": "2023-11-17T12:00:00Z"}}
     with pytest.raises(ConfigInvalid, match=r"differ in \[split\]"):
-        both(folder / "net", tmp_path / "moved", candles, tmp_path)
-    ensemble = {**made.card["ensemble"], "network_share": {"5": 0.5, "30": 1.5}}
+        require_pair(network, moved)
+    shares = {**made.card["ensemble"], "network_share": {"2": 0.5, "8": 1.5}}
     with pytest.raises(ConfigInvalid, match="one share from 0 to 1"):
-        build({**made.card, "ensemble": ensemble}, made.tensors)
+        build({**made.card, "ensemble": shares}, made.tensors)

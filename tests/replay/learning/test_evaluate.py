@@ -17,8 +17,8 @@ from tracepaper.daemon.cli import invoke
 from tracepaper.replay.document.charts import LineLayer, RuleLayer
 from tracepaper.replay.learning import statistics
 from tracepaper.replay.learning.dataset import Dataset
-from tracepaper.replay.learning.estimator import estimators, recipe_of
 from tracepaper.replay.learning.fit import FitOptions
+from tracepaper.replay.learning.fitted import candle_model
 from tracepaper.replay.learning.judge import charts
 from tracepaper.replay.learning.judge.forecasts import MODEL
 from tracepaper.replay.learning.judge.judge import SpanJudgement, judge_checkpoint
@@ -34,7 +34,7 @@ from tracepaper.replay.learning.judge.tables import (
     tables_of,
 )
 from tracepaper.replay.learning.openings import FILE_NAME, NamedSpan, read_openings
-from tracepaper.replay.learning.recipe import Recipe
+from tracepaper.replay.learning.recipe import Recipe, kinds, recipe_of
 from tracepaper.replay.learning.splits import iso
 from tracepaper.replay.learning.training import train
 from tracepaper.storage.checkpoints import Checkpoint, load
@@ -83,7 +83,7 @@ def glm(material: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def network(material: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
     torch.set_num_threads(1)
     options = FitOptions(steps=1, batch=1, length=256, validate_every=1)
-    recipe = Recipe(estimators()["flash"], tiny(), options, 30, name="tiny", explained_bars=600)
+    recipe = Recipe(kinds()["flash"], tiny(), options, 30, name="tiny", explained_bars=600)
     return train(
         recipe,
         material,
@@ -216,11 +216,14 @@ def test_folds_in_processes_are_those_of_this_one(glm: Path, material: Dataset) 
 def test_an_ensemble_is_fitted_anew_with_shares_of_the_fold_alone(
     network: Checkpoint, glm: Path, material: Dataset, tmp_path: Path
 ) -> None:
-    from tracepaper.replay.learning.estimators.ensemble import NAMES, Member, join, network_share
+    from tracepaper.replay.learning.estimators.ensemble import NAMES, join, network_share
     from tracepaper.replay.learning.judge.folds import refit, tables
 
-    halves = (Member(network.card, network.tensors), Member(load(glm).card, load(glm).tensors))
-    joined = join(*halves, material, name="both", created_ms=0).calibrated(material, bars=600)
+    of_rows = load(glm)
+    halves = [candle_model(made.card, made.tensors) for made in (network, of_rows)]
+    joined = join(halves[0], halves[1], material, name="both", created_ms=0).calibrated(
+        material, bars=600
+    )
     made = joined.evaluated(material, bars=600).save(tmp_path / "both", material)
     found = refit(made.card, material, "walk:2", say=quiet)
     assert [bool(fold.calibration) for fold in found.folds] == [True, True]
@@ -320,9 +323,7 @@ def test_one_function_adds_a_figure_to_terminal_document_and_page(
 
 
 def test_candles_without_the_training_are_judged_by_what_is_stored(glm: Path, candles: str) -> None:
-    from tracepaper.replay.learning.stored_baselines import (
-        stored_baselines,
-    )
+    from tracepaper.replay.learning.baselines import stored_baselines
 
     found = load(glm)
     whole = Dataset.read([candles], lambda _: SPLIT, HORIZONS)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from learning import DAY_BARS, FORMS, WINDOW, choose, derived, learnable, recipe, write_csv
+from learning import DAY_BARS, FORMS, WINDOW, choose, learnable, recipe, write_csv
 
 from tracepaper.daemon.cli import invoke
 from tracepaper.daemon.config.loading import load as load_config
@@ -18,8 +18,9 @@ from tracepaper.replay.backtest.market_data import MarketData
 from tracepaper.replay.checks.isolation import FreshProcesses
 from tracepaper.replay.checks.lookahead import MODEL, Limits, lookahead
 from tracepaper.replay.learning.card import experimental
-from tracepaper.replay.learning.estimator import recipe_of
+from tracepaper.replay.learning.estimators.networks import derived
 from tracepaper.replay.learning.judge.folds import ablated
+from tracepaper.replay.learning.recipe import recipe_of
 from tracepaper.storage.checkpoints import load
 from tracepaper.storage.database.reader import Reader
 from tracepaper.strategies.errors import ConfigInvalid

@@ -11,12 +11,7 @@ from hypothesis import strategies as st
 from learning import table
 
 from tracepaper.replay.learning.card import ROUND_TRIP_COST
-from tracepaper.replay.learning.judge.explained import (
-    GATE_COLUMNS,
-    separate,
-    spread_rows,
-    traded,
-)
+from tracepaper.replay.learning.judge.explained import GATE_COLUMNS, separate, spread_rows, traded
 from tracepaper.replay.learning.judge.forecasts import MODEL, Forecasts
 from tracepaper.strategies.units import DAY_MS
 

@@ -11,9 +11,7 @@ import pytest
 from learning import DAY_BARS, MINUTE_MS, START_MS, learnable, write_csv
 
 from tracepaper.replay.archive import Candles, slice_candles
-from tracepaper.replay.learning.candles import (
-    read_files,
-)
+from tracepaper.replay.learning.dataset import read_files
 from tracepaper.replay.learning.recipe import command
 from tracepaper.replay.learning.splits import file_sha256
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid

@@ -16,16 +16,14 @@ from safetensors.numpy import save
 from tracepaper.daemon import cli
 from tracepaper.replay.learning.baselines import (
     BASELINES,
-)
-from tracepaper.replay.learning.dataset import Dataset
-from tracepaper.replay.learning.splits import Part
-from tracepaper.replay.learning.stored_baselines import (
     FILE_NAME,
     NO_TREES,
     fit_baselines,
     save_judged,
     stored_baselines,
 )
+from tracepaper.replay.learning.dataset import Dataset
+from tracepaper.replay.learning.splits import Part
 from tracepaper.replay.learning.training import train
 from tracepaper.storage.checkpoints import Checkpoint, sha256_of
 from tracepaper.strategies.errors import CheckpointMismatch

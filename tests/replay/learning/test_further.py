@@ -32,12 +32,7 @@ from tracepaper.replay.learning.judge.metrics import EWMA, HEAD_LOSSES, MetricVi
 from tracepaper.replay.learning.judge.tails import breach_rows
 from tracepaper.replay.learning.losses import ADDED, added
 from tracepaper.replay.learning.predict import predict
-from tracepaper.replay.learning.samples import (
-    Chunks,
-    SingleWindows,
-    targets,
-    wanted_labels,
-)
+from tracepaper.replay.learning.samples import Windows, targets, wanted_labels
 from tracepaper.replay.learning.splits import Part, Segment
 from tracepaper.strategies.errors import CheckpointMismatch, ConfigInvalid
 from tracepaper.strategies.features.rows import schema
@@ -412,8 +407,8 @@ def test_one_decision_says_as_returns_what_was_judged_in_units(
 
 def test_windows_and_chunks_carry_the_labels_of_every_step(material: Dataset) -> None:
     samples = replace(material, heads=HEADS).samples(Part.TRAIN)
-    chunk = next(Chunks(samples, length=700, batch=2, seed=1).stream())
-    window = next(SingleWindows(samples, window=9, batch=3, seed=1).stream())
+    chunk = next(Windows(samples, length=700, batch=2, seed=1).stream())
+    window = next(Windows(samples, length=9, batch=3, seed=1, last_row=True).stream())
     assert chunk.labels["path"].shape == (2, 700, 1, 4)
     assert window.labels["path"].shape == (3, 1, 1, 4)
     assert chunk.pieces(1)[1].labels["path"].equal(chunk.labels["path"][1:])

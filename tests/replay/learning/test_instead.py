@@ -12,9 +12,9 @@ from learning import DAY_BARS, HORIZONS, choose, learnable, split, write_csv
 
 from tracepaper.daemon.cli import invoke
 from tracepaper.replay.learning.dataset import Dataset
-from tracepaper.replay.learning.estimator import recipe_of
 from tracepaper.replay.learning.judge.folds import Refits, ablated, ablation_tables, refit
 from tracepaper.replay.learning.judge.forecasts import MODEL, ModelForecasts
+from tracepaper.replay.learning.recipe import recipe_of
 from tracepaper.replay.learning.statistics import qlike_of
 from tracepaper.replay.learning.training import train
 from tracepaper.storage.checkpoints import load, locate

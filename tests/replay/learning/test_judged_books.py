@@ -22,7 +22,6 @@ from learning import choose
 from pages import said_in
 
 from tracepaper.daemon.cli import invoke
-from tracepaper.replay.learning.estimator import recipe_of
 from tracepaper.replay.learning.judge.books import judge_books, read_books_of, untouched_ms
 from tracepaper.replay.learning.judge.compare import FEW, verdict_of
 from tracepaper.replay.learning.judge.folds import fold_books
@@ -31,6 +30,7 @@ from tracepaper.replay.learning.judge.metrics import BOOKS, MetricView
 from tracepaper.replay.learning.judge.tables import tables_of
 from tracepaper.replay.learning.openings import FILE_NAME, NamedSpan, read_openings
 from tracepaper.replay.learning.order_books import BookDataset
+from tracepaper.replay.learning.recipe import recipe_of
 from tracepaper.replay.learning.splits import Fold, walk_forward
 from tracepaper.replay.learning.statistics import DayDifference, difference
 from tracepaper.storage.checkpoints import load
@@ -326,10 +326,10 @@ def test_a_network_of_books_is_no_rival_of_a_model_of_bars(
 def test_a_checkpoint_is_checked_by_an_interpreter_that_drops_assertions() -> None:
     """Reading the network is the check, and stands in no ``assert``."""
     script = """
-from tracepaper.replay.learning.estimators.order_book import OrderBookEstimator
+from tracepaper.replay.learning.estimators.order_book import load_model
 from tracepaper.strategies.errors import CheckpointMismatch
 try:
-    OrderBookEstimator().load({"model": {"kind": "tree"}}, {})
+    load_model({"model": {"kind": "tree"}}, {})
 except CheckpointMismatch as error:
     print(error)
 """

@@ -20,7 +20,6 @@ from scipy.stats import spearmanr
 from tracepaper.daemon.cli import invoke
 from tracepaper.replay.archive import Candles
 from tracepaper.replay.learning.dataset import Dataset
-from tracepaper.replay.learning.estimator import FitRun, estimators, recipe_of
 from tracepaper.replay.learning.estimators import cross_sectional
 from tracepaper.replay.learning.estimators.cross_sectional import (
     CrossAssetModel,
@@ -28,6 +27,7 @@ from tracepaper.replay.learning.estimators.cross_sectional import (
     usual_return,
 )
 from tracepaper.replay.learning.fit import FitOptions, Policy, Progress, policy_of
+from tracepaper.replay.learning.fitted import FitRun
 from tracepaper.replay.learning.judge.compare import FEW, compare, verdict_of
 from tracepaper.replay.learning.judge.folds import refit
 from tracepaper.replay.learning.judge.forecasts import MODEL, Forecasts, ModelForecasts
@@ -36,7 +36,7 @@ from tracepaper.replay.learning.judge.metrics import PORTFOLIOS, MetricView, ran
 from tracepaper.replay.learning.judge.tables import tables_of
 from tracepaper.replay.learning.openings import FILE_NAME, NamedSpan, read_openings
 from tracepaper.replay.learning.panel import close_by_close, labelled_closes, predicted
-from tracepaper.replay.learning.recipe import Recipe
+from tracepaper.replay.learning.recipe import Recipe, kinds, recipe_of
 from tracepaper.replay.learning.samples import FLAT_BAND
 from tracepaper.replay.learning.splits import Fold, Part, Segment, iso, walk_forward
 from tracepaper.replay.learning.statistics import VARIANCE_FLOOR, DayDifference, difference
@@ -136,7 +136,7 @@ def models(folder: Path, material: Dataset, aligned: Dataset) -> dict[str, Path]
         train(recipe(kind), aligned, made[kind], created_ms=0)
     config = FlashConfig(dim=8, layers=1, heads=2, window=16, horizons=HORIZONS)
     options = FitOptions(steps=1, batch=1, length=256, validate_every=1)
-    own = Recipe(estimators()["flash"], config, options, 30, name="flash", explained_bars=500)
+    own = Recipe(kinds()["flash"], config, options, 30, name="flash", explained_bars=500)
     train(own, material, made["flash"], created_ms=0, observe=quiet, say=quiet, resume=False)
     return made
 
@@ -436,7 +436,7 @@ def test_no_held_out_bar_moves_a_fold_and_a_fold_that_leaks_is_found(
 
     def weights(of: Dataset, by: Fold) -> torch.Tensor:
         chosen = recipe("portfolio")
-        fitted = chosen.estimator.fit(of.folded(by), chosen, FitRun(tmp_path / "fit"))
+        fitted = chosen.kind.fit(of.folded(by), chosen, FitRun(tmp_path / "fit"))
         return torch.cat([tensor.flatten() for tensor in fitted.tensors.values()])
 
     assert torch.equal(weights(aligned, fold), weights(other, fold))

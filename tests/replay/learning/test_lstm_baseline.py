@@ -15,22 +15,20 @@ import torch
 from learning import DAY_BARS, HORIZONS, choose, learnable, split, tiny, write_csv
 
 from tracepaper.daemon import cli
-from tracepaper.replay.learning import stored_baselines
+from tracepaper.replay.learning import baselines
 from tracepaper.replay.learning.baselines import (
     Asked,
+    FittedBaselines,
     Measure,
+    fit_baselines,
     past_variances,
 )
 from tracepaper.replay.learning.dataset import Dataset
-from tracepaper.replay.learning.estimator import recipe_of
 from tracepaper.replay.learning.estimators.networks import network_forecasts
 from tracepaper.replay.learning.judge.metrics import figures
 from tracepaper.replay.learning.predict import predict
+from tracepaper.replay.learning.recipe import recipe_of
 from tracepaper.replay.learning.splits import Part, iso
-from tracepaper.replay.learning.stored_baselines import (
-    Fitted,
-    fit_baselines,
-)
 from tracepaper.storage.checkpoints import load
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.networks.flash import FlashNetwork
@@ -43,8 +41,8 @@ def _short() -> Iterator[None]:
     """Fit for seconds."""
     torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patched:
-        options = replace(stored_baselines.LSTM_OPTIONS, steps=60, windows=64, validate_every=30)
-        patched.setattr(stored_baselines, "LSTM_OPTIONS", options)
+        options = replace(baselines.LSTM_OPTIONS, steps=60, windows=64, validate_every=30)
+        patched.setattr(baselines, "LSTM_OPTIONS", options)
         yield
 
 
@@ -60,11 +58,11 @@ def material(candles: str) -> Dataset:
 
 
 @pytest.fixture(scope="module")
-def fitted(material: Dataset) -> Fitted:
+def fitted(material: Dataset) -> FittedBaselines:
     return material.fitted
 
 
-def test_it_learns_what_the_last_hour_says(material: Dataset, fitted: Fitted) -> None:
+def test_it_learns_what_the_last_hour_says(material: Dataset, fitted: FittedBaselines) -> None:
     table = network_forecasts(
         FlashNetwork(tiny()), replace(material, stored=fitted), Part.TEST
     ).cooled({})
@@ -76,7 +74,7 @@ def test_it_learns_what_the_last_hour_says(material: Dataset, fitted: Fitted) ->
 
 
 def test_a_fit_repeats_in_every_bit_and_leaves_the_generator_as_it_was(
-    material: Dataset, fitted: Fitted
+    material: Dataset, fitted: FittedBaselines
 ) -> None:
     torch.manual_seed(7)
     before = torch.get_rng_state()
@@ -88,10 +86,12 @@ def test_a_fit_repeats_in_every_bit_and_leaves_the_generator_as_it_was(
         np.testing.assert_array_equal(array, again[name])
 
 
-def test_what_was_said_of_other_rows_is_not_said_again(material: Dataset, fitted: Fitted) -> None:
+def test_what_was_said_of_other_rows_is_not_said_again(
+    material: Dataset, fitted: FittedBaselines
+) -> None:
     segment = material.segments[0]
-    said = stored_baselines.read_lstm(fitted["lstm"])
-    network = stored_baselines.lstm_of(fitted["lstm"])
+    said = baselines.read_lstm(fitted["lstm"])
+    network = baselines.lstm_of(fitted["lstm"])
 
     def asked(rows: np.ndarray, column: int, of: Measure) -> Asked:
         past = past_variances(segment)[:, rows]

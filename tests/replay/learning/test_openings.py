@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 
-from tracepaper.replay.learning.estimator import recipe_of
 from tracepaper.replay.learning.openings import (
     FILE_NAME,
     WHOLE,
@@ -17,6 +16,7 @@ from tracepaper.replay.learning.openings import (
     read_openings,
     read_spans,
 )
+from tracepaper.replay.learning.recipe import recipe_of
 from tracepaper.replay.learning.splits import date_ms
 from tracepaper.storage.checkpoints import DEFAULT_CHECKPOINT, read_card
 from tracepaper.storage.sweeps import REGISTRY_VARIABLE

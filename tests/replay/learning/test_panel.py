@@ -12,8 +12,8 @@ from learning import DAY_BARS, HORIZONS, learnable, split, write_csv
 
 from tracepaper.replay.archive import Candles, slice_candles
 from tracepaper.replay.learning.dataset import Dataset
-from tracepaper.replay.learning.estimator import FitRun, recipe_of
 from tracepaper.replay.learning.estimators.cross_sectional import CrossAssetModel
+from tracepaper.replay.learning.fitted import FitRun
 from tracepaper.replay.learning.judge.forecasts import MODEL
 from tracepaper.replay.learning.judge.metrics import rank_correlations
 from tracepaper.replay.learning.judge.portfolio import (
@@ -23,12 +23,8 @@ from tracepaper.replay.learning.judge.portfolio import (
     portfolio_returns,
     rule_weights,
 )
-from tracepaper.replay.learning.panel import (
-    PanelChunks,
-    close_by_close,
-    labelled_closes,
-    predicted,
-)
+from tracepaper.replay.learning.panel import PanelChunks, close_by_close, labelled_closes, predicted
+from tracepaper.replay.learning.recipe import recipe_of
 from tracepaper.replay.learning.splits import Part
 from tracepaper.strategies.allocation import Rule
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
@@ -151,14 +147,14 @@ def test_what_is_earned_after_a_part_is_not_learnt_from_in_it(material: Dataset)
     last = list(chunks.spread(4))[-1]
     panel, stop = part[0].panel, part[0].samples[0].stop
     start = stop - 600
-    decided = last.decided[-1].numpy() + start
+    decided = last.across["decided"][-1].numpy() + start
     closes = panel.segments[0].close_time_ms
     inside = closes[np.minimum(decided + 30, len(panel) - 1)] <= SPLIT.train_until_ms
     assert not inside.all()  # else nothing is shown
-    known = last.gains[-1].abs().sum(dim=0).numpy() > 0
+    known = last.across["gains"][-1].abs().sum(dim=0).numpy() > 0
     assert np.array_equal(known, inside)
     moved = np.expm1(panel.moves(30)[:, decided[inside]])
-    assert np.allclose(last.gains[-1].numpy()[:, inside], moved, atol=1e-6)
+    assert np.allclose(last.across["gains"][-1].numpy()[:, inside], moved, atol=1e-6)
 
 
 def test_weights_earn_their_gains_less_what_they_trade(material: Dataset) -> None:
@@ -246,7 +242,7 @@ def test_a_head_of_correlations_learns_what_goes_with_them(tmp_path: Path) -> No
             },
         }
     )  # fmt: skip
-    fitted = recipe.estimator.fit(found, recipe, FitRun(tmp_path / "fit"))
+    fitted = recipe.kind.fit(found, recipe, FitRun(tmp_path / "fit"))
     assert isinstance(fitted, CrossAssetModel)
     network = fitted.model.network
     panel, came = found.panels[0], found.panels[0].correlations((5, 30))[..., 1]

@@ -19,18 +19,14 @@ from typer.testing import CliRunner
 from tracepaper.replay.commands.evaluate import evaluate
 from tracepaper.replay.commands.models import check, list_models
 from tracepaper.replay.commands.train import train as train_command
+from tracepaper.replay.learning.baselines import stored_baselines
 from tracepaper.replay.learning.dataset import Dataset
-from tracepaper.replay.learning.estimator import Say, estimators
 from tracepaper.replay.learning.fit import FitOptions, Observe, Progress
-from tracepaper.replay.learning.judge.explained import (
-    bars_of,
-)
+from tracepaper.replay.learning.fitted import Say
+from tracepaper.replay.learning.judge.explained import bars_of
 from tracepaper.replay.learning.openings import read_openings
-from tracepaper.replay.learning.recipe import Recipe
+from tracepaper.replay.learning.recipe import Recipe, kinds
 from tracepaper.replay.learning.splits import Part, iso, split_of
-from tracepaper.replay.learning.stored_baselines import (
-    stored_baselines,
-)
 from tracepaper.replay.learning.training import train
 from tracepaper.storage.checkpoints import Checkpoint, load
 from tracepaper.strategies.errors import CheckpointMismatch, ConfigInvalid
@@ -49,7 +45,7 @@ def quiet(_: object) -> None:
     """Say nothing."""
 
 
-RECIPE = Recipe(estimators()["flash"], tiny(), OPTIONS, 30, name="tiny", explained_bars=2_000)
+RECIPE = Recipe(kinds()["flash"], tiny(), OPTIONS, 30, name="tiny", explained_bars=2_000)
 
 
 def trained(

@@ -1,21 +1,175 @@
-"""A recipe reads back as it was printed, and what it cannot mean is refused by name."""
+"""A recipe reads back as printed, ``--set`` sets it as a file would; what cannot be is refused."""
 
 from __future__ import annotations
 
+import json
 import tomllib
 from pathlib import Path
 from typing import Any
 
 import pytest
-from learning import FORMS, choose, derived
+from learning import FORMS, choose
 
 from tracepaper.daemon.cli import invoke
-from tracepaper.replay.learning.estimator import recipe_of
-from tracepaper.replay.learning.recipe import Recipe, over, read_recipe
+from tracepaper.replay.learning.estimators.networks import derived
+from tracepaper.replay.learning.recipe import (
+    Recipe,
+    kind_of,
+    kinds,
+    over,
+    read_recipe,
+    recipe_of,
+    with_bars,
+)
+from tracepaper.replay.learning.recipe_file import commented, with_settings
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.features.rows import schema
 from tracepaper.strategies.networks.architecture import network_kinds
 from tracepaper.strategies.networks.keys import keys_of
+
+
+def printed(capsys: pytest.CaptureFixture[str], *words: str) -> str:
+    assert invoke(["train", *words]) == 0
+    return capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", sorted(kinds()))
+def test_an_initial_recipe_explains_each_key_and_reads_back_equal(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = printed(capsys, "--init", name)
+    lines = text.splitlines()
+    known = kinds()[name]
+    section: dict[str, Any] = {}
+    for above, line in zip(["", *lines], lines, strict=False):
+        if line.startswith(("[", "# [")):
+            section = dict(known.sections[line.strip("# []")])
+        elif " =" in line:
+            key = section.pop(line.removeprefix("# ").partition(" =")[0])
+            assert above.startswith(f"# {key.text.rstrip('.')}"), line
+        elif not line:
+            assert not [key for key in section.values() if not key.derived]
+    file = tmp_path / "recipe.toml"
+    file.write_text(text)
+    assert printed(capsys, "--init", str(file)) == text
+    assert tomllib.loads(text)["model"]["kind"] == name
+
+
+def test_every_kind_is_listed_with_what_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+    for option in ("--init", "--keys"):
+        lines = printed(capsys, option, "?").splitlines()
+        assert [line.split()[0] for line in lines] == list(kinds())
+        assert all(len(line.split()) > 2 for line in lines)
+
+
+def test_keys_are_listed_with_type_range_default_and_text(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    rows = {row["key"]: row for row in json.loads(printed(capsys, "--keys", "informer", "--json"))}
+    assert rows["architecture.factor"] == {
+        "key": "architecture.factor",
+        "type": "whole number",
+        "range": "1 to 20",
+        "default": 5,
+        "text": "Sampling factor of queries and keys.",
+    }
+    assert rows["architecture.horizons"]["type"] == "list of whole numbers"
+    assert rows["architecture.dropout"]["default"] == 0.1
+    assert rows["split.train_until"]["default"] is None
+    assert "architecture.features" not in rows  # the data tell it
+    assert {"training.steps", "ensemble.kind", "calibration.horizon"} <= set(rows)
+    shown = printed(capsys, "--keys", "informer")
+    assert all(name in shown for name in rows)
+
+
+def test_a_model_of_order_books_has_no_key_that_its_files_cannot_mean() -> None:
+    sections = kinds()["orderbook"].sections
+    assert set(sections) == {"model", "architecture", "training"}
+    assert set(sections["training"]) == {"steps", "windows", "learning_rate", "seed", "threads"}
+
+
+def test_a_long_list_keeps_its_lines() -> None:
+    text = "[architecture]\nquantiles = [\n    0.1,\n    0.2,\n]\n"
+    lines = commented(text, kinds()["lstm"]).splitlines()
+    assert lines[lines.index("quantiles = [") + 1 :][:3] == ["    0.1,", "    0.2,", "]"]
+
+
+@pytest.mark.parametrize(
+    ("text", "section", "value"),
+    [
+        ("layers=2", "architecture", 2),
+        ("architecture.layers=2", "architecture", 2),
+        ("encoding=alibi", "architecture", "alibi"),
+        ('encoding="alibi"', "architecture", "alibi"),
+        ("clock=week,funding", "architecture", ["week", "funding"]),
+        ('clock=["week"]', "architecture", ["week"]),
+        ("clock=", "architecture", []),
+        ("horizons=5, 30", "architecture", [5, 30]),
+        ("horizons=5m,4h", "architecture", "5m,4h"),
+        ('horizons=["5m", 240]', "architecture", "5m,240"),
+        ("quantiles=0.1,0.9", "architecture", [0.1, 0.9]),
+        ("gated=true", "architecture", True),
+        ("mlp_ratio=4", "architecture", 4),
+        ("training.learning_rate=1e-3", "training", 1e-3),
+        ("training.baselines=lstm", "training", ["lstm"]),
+        ("features.intervals=15,5m", "features", ["15", "5m"]),
+        ("features.schema_id=v2", "features", "v2"),
+        ("calibration.horizon=30m", "calibration", "30m"),
+        ("model.name=5", "model", "5"),
+        ('ensemble.members=["a b", "c"]', "ensemble", ["a b", "c"]),
+        ("ensemble.members=a,b", "ensemble", ["a", "b"]),
+    ],
+)
+def test_a_setting_is_read_as_its_key_says(text: str, section: str, value: object) -> None:
+    document = with_settings({}, [text])
+    [found] = document[section].values()
+    assert found == value
+    assert type(found) is type(value)
+
+
+def test_the_three_dates_of_a_split_are_text_and_come_together() -> None:
+    names = ("train_until", "validation_until", "calibration_until")
+    texts = [f"split.{name}=2025-0{month}-01" for month, name in enumerate(names, start=1)]
+    section = with_settings({}, texts)["split"]
+    assert section == dict(zip(names, ("2025-01-01", "2025-02-01", "2025-03-01"), strict=True))
+    assert with_settings({}, ["split.embargo_bars=5"])["split"] == {"embargo_bars": 5}
+    with pytest.raises(ConfigInvalid, match="Set all three of split"):
+        with_settings({}, texts[:2])
+
+
+def test_a_later_setting_wins_and_the_kind_says_which_keys_there_are() -> None:
+    document = with_settings({"architecture": {"dim": 8}}, ["layers=2", "layers=3"])
+    assert document["architecture"] == {"dim": 8, "layers": 3}
+    assert kind_of(document).name == "flash"
+    document = with_settings({}, ["factor=3", "model.kind=informer"])
+    assert document == {"model": {"kind": "informer"}, "architecture": {"factor": 3}}
+    times = with_settings({}, ["horizons=30m,1h", "features.intervals=15m"])
+    assert with_bars(times)["architecture"]["horizons"] == (2, 4)
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("layers", "--set layers sets no key; write one such as encoding=alibi"),
+        ("=3", "--set =3 sets no key"),
+        (".layers=3", "--set .layers=3 sets no key"),
+        ("layrs=3", "kind flash has no architecture.layrs, the nearest is layers"),
+        ("training.step=3", "has no training.step, the nearest is steps"),
+        ("trainning.steps=3", r"has no section \[trainning\], the nearest is training"),
+        ("features=30", "architecture.features follows from the data; leave it out"),
+        ("layers=999", "architecture.layers must be a whole number from 1 to 256."),
+        ("layers=two", "architecture.layers must be a whole number"),
+        ("gated=yes", "architecture.gated must be true or false."),
+        ("quantiles=0.1,x", "architecture.quantiles must be a number"),
+        ("training.explained_bars=3", "explained_bars must be a whole number, at least 500."),
+        ("training.length=63", "training.length must be a whole number, at least 64."),
+        ("model.kind=flush", "no kind of model called 'flush', the nearest is flash"),
+        ("model.kind=?", "no kind of model called '\\?' \\(known are flash, "),
+    ],
+)
+def test_a_setting_that_a_recipe_cannot_have_is_refused(text: str, sentence: str) -> None:
+    with pytest.raises(ConfigInvalid, match=sentence):
+        with_settings({}, [text])
 
 
 @pytest.mark.parametrize("kind", sorted(network_kinds()))
@@ -33,8 +187,7 @@ def test_options_lie_over_the_recipe_and_a_card_is_one(
     file = tmp_path / "recipe.toml"
     file.write_text('[model]\nkind = "informer"\n[architecture]\nfactor = 3\nlayers = 2\n')
     changes = choose("layers=4", "distil=false", "training.seed=9")
-    assert invoke(["train", "--init", str(file), *changes]) == 0
-    said = tomllib.loads(capsys.readouterr().out)
+    said = tomllib.loads(printed(capsys, "--init", str(file), *changes))
     assert said["architecture"]["factor"] == 3
     assert said["architecture"]["layers"] == 4
     assert said["architecture"]["distil"] is False
@@ -48,15 +201,19 @@ def test_options_lie_over_the_recipe_and_a_card_is_one(
 @pytest.mark.parametrize(
     ("document", "sentence"),
     [
-        ({"model": {"kind": "flush"}}, "no network called 'flush'; choose one of: flash, a trans"),
+        ({"model": {"kind": "flush"}}, "no kind of model called 'flush', the nearest is flash"),
         ({"trainning": {}}, r"no section \[trainning\], the nearest is training"),
         ({"training": {"step": 3}}, "training.step is unknown, the nearest is steps"),
         ({"training": {"steps": "3"}}, "training.steps must be a whole number"),
-        ({"training": {"steps": 0}}, "training.steps is 0"),
-        ({"training": {"average": 1.0}}, "training.average is 1.0"),
+        ({"training": {"steps": 0}}, "training.steps must be a whole number, at least 1"),
+        (
+            {"model": {"kind": "tree"}, "training": {"leaves": 65}},
+            "training.leaves must be a whole number from 2 to 64",
+        ),
+        ({"training": {"average": 1.0}}, "training.average must be a number from 0 to below 1"),
         ({"training": {"precision": "half"}}, "choose one of auto, float32, bfloat16"),
-        ({"training": {"learning_rate": 0.0}}, "must be above 0"),
-        ({"training": {"threads": 0}}, "training.threads is 0"),
+        ({"training": {"learning_rate": 0.0}}, "must be a number, above 0"),
+        ({"training": {"threads": 0}}, "training.threads must be a whole number, at least 1"),
         ({"architecture": {"widow": 3}}, "architecture.widow is unknown, the nearest is window"),
         ({"model": {"kind": "lstm"}, "architecture": {"heads": 2}}, "architecture.heads is unkn"),
         ({"architecture": 3}, r"\[architecture\] of the recipe is no table"),
@@ -69,13 +226,17 @@ def test_what_a_recipe_cannot_mean_is_refused(document: dict[str, Any], sentence
 
 
 def test_a_row_model_has_a_recipe_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["train", "--init", "tree", *choose("training.seed=4", "horizons=5,15")]
-    assert invoke(words) == 0
-    said = tomllib.loads(capsys.readouterr().out)
+    words = ["--init", "tree", *choose("training.seed=4", "horizons=5,15")]
+    said = tomllib.loads(printed(capsys, *words))
     made = recipe_of(said)
-    assert (made.kind, made.horizons, made.horizon, made.options.seed) == ("tree", (5, 15), 15, 4)
+    assert (made.kind.name, made.horizons, made.horizon, made.options.seed) == (
+        "tree",
+        (5, 15),
+        15,
+        4,
+    )
     assert tomllib.loads(made.text()) == said
-    assert invoke([*words, *choose("layers=3")]) != 0
+    assert invoke(["train", *words, *choose("layers=3")]) != 0
     assert "kind tree has no architecture.layers" in capsys.readouterr().err
 
 

@@ -21,7 +21,9 @@ from tracepaper.replay.learning.baselines import (
     Answer,
     Arrays,
     Training,
+    answers,
     baseline,
+    fit_baselines,
 )
 from tracepaper.replay.learning.fit import FitOptions, heads_fit, loss_shares
 from tracepaper.replay.learning.judge.explained import Judgement
@@ -32,12 +34,8 @@ from tracepaper.replay.learning.judge.tables import tables_of
 from tracepaper.replay.learning.losses import loss
 from tracepaper.replay.learning.openings import WHOLE
 from tracepaper.replay.learning.predict import judged_rows, predict
-from tracepaper.replay.learning.samples import Chunks, label, samples_of, targets
+from tracepaper.replay.learning.samples import Windows, label, samples_of, targets
 from tracepaper.replay.learning.splits import Part, Segment
-from tracepaper.replay.learning.stored_baselines import (
-    answers,
-    fit_baselines,
-)
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.networks.architecture import Outputs
 from tracepaper.strategies.networks.flash import FlashNetwork
@@ -72,7 +70,7 @@ def test_a_label_and_a_loss_are_one_function_each(tmp_path: Path) -> None:
             samples_of([KNOWN], learning.HORIZONS, SPLIT, part)
             for part in (Part.TRAIN, Part.VALIDATION)
         )
-        batch = next(Chunks(training, length=256, batch=2, seed=0).stream())
+        batch = next(Windows(training, length=256, batch=2, seed=0).stream())
         assert set(batch.labels["crossed"].unique().tolist()) <= {0.0, 0.5, 1.0}
         assert loss_shares(learning.HORIZONS, options)[3].tolist() == pytest.approx(
             loss_shares(learning.HORIZONS, options)[0].tolist()

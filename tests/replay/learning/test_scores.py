@@ -7,7 +7,7 @@ import pytest
 import torch
 from learning import DAY_BARS, HORIZONS, segment, split, tiny
 
-from tracepaper.replay.learning.losses import answer, constants, head_scores
+from tracepaper.replay.learning.losses import constants, head_scores
 from tracepaper.replay.learning.predict import predict
 from tracepaper.replay.learning.samples import samples_of
 from tracepaper.replay.learning.splits import Part
@@ -43,14 +43,13 @@ class Fixed(FlashNetwork):
 
 def test_the_constant_answer_scores_nothing() -> None:
     known = constants(TRAINING, seed=0)
-    _, scores = head_scores(Fixed(answer(known)), VALIDATION, known)
+    _, scores = head_scores(Fixed(known), VALIDATION, known)
     np.testing.assert_allclose(scores, 0.0, atol=1e-3)
 
 
 def test_a_worse_constant_scores_below_zero_on_its_head_alone() -> None:
     known = constants(TRAINING, seed=0)
-    told = answer(known)
-    worse = told._replace(log_variance=told.log_variance + 1.5)
+    worse = known._replace(log_variance=known.log_variance + 1.5)
     _, scores = head_scores(Fixed(worse), VALIDATION, known)
     assert (scores[2] < 0).all()
     np.testing.assert_allclose(scores[:2], 0.0, atol=1e-3)
@@ -60,9 +59,10 @@ def test_the_constants_are_those_of_the_training_labels() -> None:
     known = constants(TRAINING, seed=0)
     used = TRAINING[0].weights[:, 0] > 0
     labels = TRAINING[0].labels
-    np.testing.assert_allclose(known.variance[0], labels["variance"][used, 0].mean(), rtol=1e-4)
+    variance = known.log_variance[0, 0].exp()
+    np.testing.assert_allclose(variance[0], labels["variance"][used, 0].mean(), rtol=1e-4)
     up = (labels["direction"][used, 0] == 2).mean()
-    np.testing.assert_allclose(known.frequency[0, 2], up, atol=1e-3)
+    np.testing.assert_allclose(known.direction_logits[0, 0, 0, 2].exp(), up, atol=1e-3)
 
 
 def test_predictions_do_not_depend_on_where_they_start() -> None:

@@ -5,13 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tracepaper.replay.learning.statistics import (
-    COVERAGES,
-    area,
-    gained,
-    table,
-    top,
-)
+from tracepaper.replay.learning.statistics import COVERAGES, area, gained, table, top
 
 RNG = np.random.default_rng(2)
 ROWS = 20_000

@@ -555,13 +555,3 @@ def test_what_a_checkpoint_of_several_is_no_answer_to_is_refused_in_one_sentence
     assert "at least two symbols" in refused(capsys, *words)
     words = (*training("crossasset", *choose("every=7")), *given(files), "--out", out)
     assert "every is 7; weights are held for one of the horizons" in refused(capsys, *words)
-
-
-def test_a_recipe_of_several_reads_back(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    assert invoke(["train", "--init", "flash", *map(str, training("portfolio")[1:])]) == 0
-    text = capsys.readouterr().out
-    assert 'kind = "portfolio"' in text
-    path = tmp_path / "recipe.toml"
-    path.write_text(text, encoding="utf-8")
-    assert invoke(["train", "--init", str(path)]) == 0
-    assert capsys.readouterr().out == text

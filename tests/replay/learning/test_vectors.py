@@ -22,12 +22,9 @@ from tracepaper.daemon.session.models import load_forecaster
 from tracepaper.daemon.session.run_row import continues
 from tracepaper.replay.archive import slice_candles
 from tracepaper.replay.archive.candles import bars_of
-from tracepaper.replay.learning.candles import (
-    read_files,
-)
-from tracepaper.replay.learning.dataset import Dataset, joined_to
+from tracepaper.replay.learning.dataset import Dataset, joined_to, read_files
+from tracepaper.replay.learning.side_inputs import CovariateInputs
 from tracepaper.replay.learning.splits import Split, iso, segments_of
-from tracepaper.replay.learning.supplied import Supplied
 from tracepaper.storage.checkpoints import load
 from tracepaper.storage.covariates import kept_covariates, read_covariates
 from tracepaper.storage.database.reader import Reader
@@ -123,7 +120,7 @@ def test_the_card_names_columns_scale_and_file(folder: Path) -> None:
 def test_what_is_learnt_begins_with_the_first_bar_that_has_a_vector(folder: Path) -> None:
     first, second, third = (START_MS + MINUTE_MS * end for end in ENDS)
     split = Split(first, second, third, embargo_bars=30)
-    supplied = Supplied(read_covariates(folder / "news.csv"))
+    supplied = CovariateInputs(read_covariates(folder / "news.csv"))
     data = [str(folder / "bybit_linear_AAAUSDT_1m.csv.gz")]
     own = Dataset.read(data, lambda _: split, (5, 30), vectors=supplied).segments[0]
     assert own.first == FIRST  # whose close is the first at or after the first row's time

@@ -10,8 +10,8 @@ import pytest
 from learning import DAY_BARS, MINUTE_MS, START_MS, learnable, write_csv
 
 from tracepaper.replay.learning.dataset import Dataset
+from tracepaper.replay.learning.side_inputs import CovariateInputs
 from tracepaper.replay.learning.splits import Fold, Split
-from tracepaper.replay.learning.supplied import Supplied
 from tracepaper.storage.covariates import read_covariates
 from tracepaper.strategies.covariates import CovariateRows, CovariateScale
 
@@ -40,7 +40,7 @@ def on_fold(candles: str, path: Path, numbers: np.ndarray) -> Dataset:
     pairs = zip(AT.tolist(), numbers.tolist(), strict=True)
     rows = [f"{time},{mood!r},{heat!r}" for time, (mood, heat) in pairs]
     path.write_text("\n".join(["time,mood,heat", *rows]), encoding="utf-8")
-    supplied = Supplied(read_covariates(path), OF_CARD)
+    supplied = CovariateInputs(read_covariates(path), OF_CARD)
     material = Dataset.read([candles], lambda _: SPLIT, (5, 30), vectors=supplied)
     return material.folded(FOLD)
 
@@ -58,7 +58,7 @@ def with_other_rows_later() -> np.ndarray:
 def test_a_fold_is_standardised_by_what_it_learns_from_alone(candles: str, tmp_path: Path) -> None:
     material = on_fold(candles, tmp_path / "v.csv", NUMBERS)
     before = NUMBERS[AT < LEARNT][:, ::-1]  # in the card's order
-    assert isinstance(material.vectors, Supplied)
+    assert isinstance(material.vectors, CovariateInputs)
     assert material.vectors.scale == CovariateScale(
         OF_CARD.columns, tuple(before.mean(axis=0).tolist()), tuple(before.std(axis=0).tolist())
     )

@@ -1,4 +1,4 @@
-"""Single windows: each labelled bar once an epoch, with its own rows, labels and place in time."""
+"""Windows give every labelled bar its turn, with its own rows and labels, and repeat for a seed."""
 
 from __future__ import annotations
 
@@ -6,26 +6,48 @@ from itertools import islice
 
 import numpy as np
 import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from learning import DAY_BARS, HORIZONS, MINUTE_MS, segment, split
 
-from tracepaper.replay.learning.samples import Samples, SingleWindows, samples_of
+from tracepaper.replay.learning.samples import Samples, Windows, samples_of
 from tracepaper.replay.learning.splits import Part
 from tracepaper.strategies.errors import DataInvalid
 
+SEGMENTS = [segment(2 * DAY_BARS), segment(700, seed=1, symbol="BBBUSDT", start=100)]
+SPLIT = split(1, 3, 4)
+TRAINING = samples_of(SEGMENTS, HORIZONS, SPLIT, Part.TRAIN)
 WINDOW = 20
-SEGMENTS = [segment(DAY_BARS), segment(900, seed=1, symbol="BBBUSDT", start=100)]
-TRAINING = samples_of(SEGMENTS, HORIZONS, split(1, 2, 3), Part.TRAIN)
 
 
-def made(batch: int = 64, seed: int = 0) -> SingleWindows:
-    return SingleWindows(TRAINING, window=WINDOW, batch=batch, seed=seed)
+def made(length: int = WINDOW, batch: int = 64, seed: int = 0, *, last_row: bool = True) -> Windows:
+    return Windows(TRAINING, length=length, batch=batch, seed=seed, last_row=last_row)
 
 
 def row_of(samples: Samples, position: int) -> int:
     return position - int(samples.segment.open_time_ms[0]) // MINUTE_MS
 
 
-def test_an_epoch_holds_every_labelled_bar_once() -> None:
+@settings(max_examples=15, deadline=None)
+@given(length=st.integers(64, 900), batch=st.integers(1, 4), number=st.integers(0, 50))
+def test_every_labelled_position_is_a_sample_once_an_epoch(
+    length: int, batch: int, number: int
+) -> None:
+    wanted = sorted(
+        values.tobytes()
+        for known in TRAINING
+        for values, weights in zip(known.segment.values, known.weights, strict=True)
+        if weights.any()
+    )
+    seen: list[bytes] = []
+    for found in made(length, batch, last_row=False).epoch(number):
+        used = found.weights.any(dim=-1)
+        seen += [row.tobytes() for row in found.values[used].numpy()]
+    assert sorted(seen) == wanted
+
+
+def test_a_window_ends_at_every_labelled_bar_once_an_epoch() -> None:
     wanted = sorted(
         int(s.segment.open_time_ms[row]) // MINUTE_MS
         for s in TRAINING
@@ -55,14 +77,38 @@ def test_a_window_holds_its_own_rows_and_labels() -> None:
     assert matches == 1
 
 
-def test_a_stream_goes_on_where_it_was_left() -> None:
-    whole = [batch.positions for batch in islice(made().stream(), 40)]
-    for skipped in (0, 1, 17, 39):
-        rest = next(made().stream(skipped))
-        assert rest.positions.equal(whole[skipped])
-    assert not next(made(seed=1).stream()).positions.equal(whole[0])
+@pytest.mark.parametrize("last_row", [False, True])
+def test_the_stream_goes_on_where_it_was_left_and_another_seed_has_another(last_row: bool) -> None:
+    def stream(skipped: int = 0, seed: int = 3) -> list[torch.Tensor]:
+        windows = made(300, 2, seed, last_row=last_row)
+        return [batch.values for batch in islice(windows.stream(skipped), 30 - skipped)]
+
+    whole = stream()
+    for skipped in (0, 1, 7, 23):
+        assert all(map(torch.equal, whole[skipped:], stream(skipped)))
+    assert not torch.equal(stream(seed=4)[0], whole[0])
+
+
+def test_a_segment_shorter_than_a_chunk_is_padded_without_weight() -> None:
+    samples = samples_of(SEGMENTS[1:], HORIZONS, SPLIT, Part.TRAIN)
+    batch = next(iter(Windows(samples, length=512, batch=1, seed=0).epoch(0)))
+    rows = samples[0].stop - samples[0].start
+    assert rows < 512
+    assert batch.weights[0, rows:].abs().sum() == 0
+    for tensor in (batch.values, batch.labels["returns"], batch.labels["variance"]):
+        assert torch.isfinite(tensor).all()
+
+
+def test_weights_have_a_mean_of_about_one() -> None:
+    known = TRAINING[0]
+    assert np.median(known.weights[known.weights > 0]) == pytest.approx(1.0)
+
+
+def test_a_part_without_a_label_is_refused() -> None:
+    with pytest.raises(DataInvalid, match="test part"):
+        samples_of(SEGMENTS, HORIZONS, SPLIT, Part.TEST)
 
 
 def test_a_window_longer_than_any_segment_is_refused() -> None:
     with pytest.raises(DataInvalid, match="a smaller window"):
-        SingleWindows(TRAINING, window=2_000, batch=1, seed=0)
+        made(2_500)

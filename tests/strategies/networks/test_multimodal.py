@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from tracepaper.replay.learning.estimator import recipe_of
+from tracepaper.replay.learning.recipe import recipe_of
 from tracepaper.strategies.attention.layer import Layer
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.features.rows import schema

@@ -1,4 +1,4 @@
-"""What a user supplies beside candles, to learn from and to judge by: covariates, or order books.
+"""What networks learn from beside the bars: covariates, order books, or another symbol's bars.
 
 The rules are docs/models.md, L63, and docs/orderbook.md, D21 to D24.
 """
@@ -44,19 +44,59 @@ if TYPE_CHECKING:
     from tracepaper.replay.learning.splits import Segment
 
 
-class Supplied(NamedTuple):
+class SideInputs:
+    """What stands beside the bars, and how it is standardised; most need little of this."""
+
+    words: tuple[str, ...] = ()
+    """The options that name the files; none where it is among the candles."""
+    torn: Sequence[str] = ()
+    """What is left out of files whose recorder was killed (D4)."""
+
+    @property
+    def sha256(self) -> str:
+        """The hash of what it was read from."""
+        raise NotImplementedError
+
+    def of_card(self, card: Mapping[str, Any]) -> SideInputs | None:
+        """Return it as *card*'s model reads and scales it; None where that takes none."""
+        raise NotImplementedError
+
+    def of_bars(self, segments: Sequence[Segment], names: tuple[str, ...]) -> Self:
+        """Return it beside the bars of *segments*, whose features are called *names*.
+
+        Raises ``DataInvalid`` where it does not belong there.
+        """
+        del segments, names
+        return self
+
+    def fitted(self, until_ms: int) -> Self:
+        """Return it standardised as the rows before *until_ms* are, and by no later one."""
+        del until_ms
+        return self
+
+    def joined(self, until_ms: int) -> CovariateColumns:
+        """Return it as features; where nothing is fitted yet, that is, before *until_ms*."""
+        raise NotImplementedError
+
+    def untrained(self) -> list[str]:
+        """Return why nothing can be said of what is learnt from it; empty where it can."""
+        return []
+
+    def section(self, scale: CovariateScale) -> dict[str, Any]:
+        """Return the part of a card's ``[features]`` that names it."""
+        del scale
+        return {}
+
+
+@dataclass(frozen=True)
+class CovariateInputs(SideInputs):
     """A user's covariates, and how they are standardised; None before that is fitted."""
 
     file: CovariateFile
     scale: CovariateScale | None = None
 
-    def of_bars(self, segments: Sequence[Segment], names: tuple[str, ...]) -> Supplied:
-        """Return them as they are: a row is of no bar."""
-        del segments, names
-        return self
-
     @property
-    def words(self) -> tuple[str, ...]:
+    def words(self) -> tuple[str, ...]:  # type: ignore[override]
         """The option that names the file."""
         return "--covariates", self.file.path.name
 
@@ -65,28 +105,23 @@ class Supplied(NamedTuple):
         """The hash of the file."""
         return self.file.sha256
 
-    def untrained(self) -> list[str]:
-        """Return nothing: of any number of covariates figures can be had."""
-        return []
-
-    @property
-    def torn(self) -> list[str]:
-        """Nothing: a file of covariates is whole, or refused."""
-        return []
+    def of_card(self, card: Mapping[str, Any]) -> Self | None:
+        """Return them scaled as *card* says; a model that takes none leaves them aside."""
+        return replace(self, scale=vector_scale(card)) if takes_vectors(card) else None
 
     def section(self, scale: CovariateScale) -> dict[str, Any]:
         """Return the part of a card's ``[features]`` that names them."""
         of = {"file": self.file.path.name, "sha256": self.file.sha256}
         return {"vectors": {**of, **scale.section()}}
 
-    def fitted(self, until_ms: int) -> Supplied:
+    def fitted(self, until_ms: int) -> Self:
         """Return them standardised as the rows before *until_ms* are, and by no later one."""
         columns = self.file.columns if self.scale is None else self.scale.columns
         every = list(self.file.chosen(columns).values())
-        return self._replace(scale=CovariateScale.fitted(columns, every, until_ms))
+        return replace(self, scale=CovariateScale.fitted(columns, every, until_ms))
 
     def joined(self, until_ms: int) -> CovariateColumns:
-        """Return them as features; where nothing is fitted yet, that is, before *until_ms*."""
+        """Return them as features."""
         if self.scale is None:
             return self.fitted(until_ms).joined(until_ms)
         return CovariateColumns(self.scale, self.file.standing(self.scale.columns))
@@ -104,19 +139,19 @@ class DepthRows:
         """Read *files* of each symbol, oldest first."""
         self.name: Final = ""
         self._files, self._reading = files, reading
-        self._known: dict[str, dict[int, tuple[int, Floats] | None]] = {}
+        self._kept: dict[str, dict[int, tuple[int, Floats] | None]] = {}
 
     def at(self, symbol: str, closes_ms: Ids) -> JoinedRows:
         """Return the rows of *symbol* at these closes."""
-        known = self._known.setdefault(symbol, {})
-        asked = closes_ms.tolist()
-        if new := sorted(set(asked) - known.keys()):
+        known = self._kept.setdefault(symbol, {})
+        closes = closes_ms.tolist()
+        if new := sorted(set(closes) - known.keys()):
             known.update(dict.fromkeys(new))
             for file in self._files.get(symbol, ()):
                 known.update(self._rows(file, np.array(new, dtype=np.int64)))
-        times = np.zeros(len(asked), dtype=np.int64)
-        values = np.full((len(asked), len(self._reading.columns)), np.nan)
-        for place, close_ms in enumerate(asked):
+        times = np.zeros(len(closes), dtype=np.int64)
+        values = np.full((len(closes), len(self._reading.columns)), np.nan)
+        for place, close_ms in enumerate(closes):
             if (row := known[close_ms]) is not None:
                 times[place], values[place] = row
         return JoinedRows(times, values)
@@ -144,7 +179,7 @@ class DepthRows:
 
 
 @dataclass(frozen=True)
-class SuppliedBooks:
+class BookInputs(SideInputs):
     """Recorded books beside candles, and how their rows are standardised; None before it is fitted.
 
     They are of one depth and pace, and any number of symbols.
@@ -234,13 +269,13 @@ class SuppliedBooks:
         return replace(self, scale=CovariateScale.fitted(columns, every, until_ms, PREFIX))
 
     def joined(self, until_ms: int) -> CovariateColumns:
-        """Return them as features; where nothing is fitted yet, that is, before *until_ms*."""
+        """Return them as features."""
         if self.scale is None:
             return self.fitted(until_ms).joined(until_ms)
         return CovariateColumns(self.scale, self.source)
 
     @property
-    def words(self) -> tuple[str, ...]:
+    def words(self) -> tuple[str, ...]:  # type: ignore[override]
         """The options that name the files."""
         return tuple(word for path in self.paths for word in ("--depth", path.name))
 
@@ -262,7 +297,7 @@ class SuppliedBooks:
         return min(found, default=0)
 
     @property
-    def torn(self) -> list[str]:
+    def torn(self) -> list[str]:  # type: ignore[override]
         """What is left out of files whose recorder was killed (D4)."""
         return [one.torn for own in self.files.values() for one in own if one.torn]
 
@@ -274,10 +309,7 @@ class SuppliedBooks:
     def section(self, scale: CovariateScale) -> dict[str, Any]:
         """Return the part of a card's ``[features]`` that names them."""
         files = [
-            {
-                "name": path.name,
-                "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
-            }
+            {"name": path.name, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
             for path in self.paths
         ]
         return {
@@ -292,7 +324,7 @@ class SuppliedBooks:
 
 
 @dataclass(frozen=True)
-class SuppliedOther:
+class OtherInputs(SideInputs):
     """The bars of another symbol, which are among the candles; None before these are read."""
 
     symbol: str
@@ -325,11 +357,6 @@ class SuppliedOther:
             )
         return replace(self, bars=KnownOtherBars(self.symbol, names, closes, values))
 
-    def fitted(self, until_ms: int) -> Self:
-        """Return them as they are: features have no unit, and are not standardised again."""
-        del until_ms
-        return self
-
     def joined(self, until_ms: int) -> OtherColumns:
         """Return them as features."""
         del until_ms
@@ -337,42 +364,18 @@ class SuppliedOther:
         return OtherColumns.of(self.bars.names, self.bars)
 
     @property
-    def torn(self) -> list[str]:
-        """Nothing: candles are no file beside the candles."""
-        return []
-
-    @property
-    def words(self) -> tuple[str, ...]:
-        """Return no option: they are among the candles."""
-        return ()
-
-    @property
     def sha256(self) -> str:
         """The symbol: its candles are hashed with the others."""
         return self.symbol
 
-    def untrained(self) -> list[str]:
-        """Return nothing: of any number of bars figures can be had."""
-        return []
 
-    def section(self, scale: CovariateScale) -> dict[str, Any]:
-        """Return nothing: ``[architecture]`` names the symbol."""
-        del scale
-        return {}
-
-
-class FilesBeside(NamedTuple):
+class SideFiles(NamedTuple):
     """The files that are given beside candles: of covariates, or of order books."""
 
     covariates: Path | None
     depth: Sequence[Path]
 
-    @property
-    def is_given(self) -> bool:
-        """Whether there is one."""
-        return self.covariates is not None or bool(self.depth)
-
-    def read(self) -> CovariateFile | SuppliedBooks | None:
+    def read(self) -> CovariateInputs | BookInputs | None:
         """Read them; raise ``ConfigInvalid`` where both are given."""
         if self.covariates is not None and self.depth:
             raise ConfigInvalid(
@@ -380,43 +383,26 @@ class FilesBeside(NamedTuple):
                 "them."
             )
         if self.depth:
-            return SuppliedBooks.read(self.depth)
-        return None if self.covariates is None else read_covariates(self.covariates)
+            return BookInputs.read(self.depth)
+        return (
+            None if self.covariates is None else CovariateInputs(read_covariates(self.covariates))
+        )
 
 
-def supplied(
-    given: CovariateFile | SuppliedBooks | None, card: Mapping[str, Any] | None = None
-) -> Supplied | SuppliedBooks | SuppliedOther | None:
-    """Return the data *given* beside candles, scaled as the model of *card* where there is one.
-
-    Covariates of a model that takes none are left aside. Another symbol's bars, which are among the
-    candles, are those that the model asks.
-    """
-    if card is not None and (symbol := other_of(card)):
-        return SuppliedOther(symbol)
-    if isinstance(given, CovariateFile):
-        if card is None:
-            return Supplied(given)
-        return Supplied(given, vector_scale(card)) if takes_vectors(card) else None
-    return given if given is None or card is None else given.of_card(card)
+def inputs_of(card: Mapping[str, Any], given: SideInputs | None) -> SideInputs | None:
+    """Return what the model of *card* reads beside its bars, of what is *given*."""
+    if symbol := other_of(card):
+        return OtherInputs(symbol)
+    return None if given is None else given.of_card(card)
 
 
-def beside_recipe(
-    other_symbol: str, given: CovariateFile | SuppliedBooks | None
-) -> Supplied | SuppliedBooks | SuppliedOther | None:
-    """Return the data to learn from beside candles: another symbol's bars, or those *given*."""
-    return SuppliedOther(other_symbol) if other_symbol else supplied(given)
-
-
-def source_for(
-    card: Mapping[str, Any], given: CovariateFile | SuppliedBooks | None
-) -> CovariateSource | None:
+def source_for(card: Mapping[str, Any], given: SideInputs | None) -> CovariateSource | None:
     """Return the source that the model of *card* is built with, of what is *given*.
 
     Raises ``ConfigInvalid`` or ``DataInvalid`` where the model needs another, or none.
     """
     reading = reading_of(card)
-    if reading is not None and not isinstance(given, SuppliedBooks):
+    if reading is not None and not isinstance(given, BookInputs):
         raise ConfigInvalid(
             f"The model was trained with order books of {reading.words}; give files of them by "
             "--depth, and none by --covariates."
@@ -426,6 +412,6 @@ def source_for(
             f"The model asks {symbol}, whose candles --data gives; leave --covariates and --depth "
             "out."
         )
-    if isinstance(given, CovariateFile):
-        return given.standing(vector_scale(card).columns if takes_vectors(card) else ())
-    return None if given is None else given.of_card(card).source
+    if isinstance(given, CovariateInputs):
+        return given.file.standing(vector_scale(card).columns if takes_vectors(card) else ())
+    return given.of_card(card).source if isinstance(given, BookInputs) else None
