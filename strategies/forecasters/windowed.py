@@ -24,6 +24,7 @@ from tracepaper.strategies.attention.time_buckets import (
     recent_mass,
     shift,
 )
+from tracepaper.strategies.covariates import CovariateSource
 from tracepaper.strategies.errors import ConfigInvalid, InvariantBroken
 from tracepaper.strategies.features.rows import FeatureRows
 from tracepaper.strategies.forecasters.base import (
@@ -147,6 +148,12 @@ class WindowedForecaster(CheckpointForecaster):
         x, positions = self._inputs(self._decided(instrument))
         with torch.inference_mode():
             return self._network.attribution_by_layer(x, positions, half=self.dtype == "bfloat16")
+
+    @property
+    def vectors(self) -> CovariateSource | None:
+        """The covariates that a user supplies; None where the network was trained without."""
+        joined = self.model.schema.covariates
+        return None if joined is None else joined.source
 
     def remember(self, known: InstrumentMemory, bars: Sequence[Bar], taken: FeatureRows) -> None:
         """Begin its window anew."""
