@@ -331,14 +331,15 @@ class Backtest:
         """
         from tracepaper.replay.document.terminal import show
         from tracepaper.replay.explain.decision import read_stored
-        from tracepaper.replay.explain.document import Recomputed, document
+        from tracepaper.replay.explain.document import RecomputedAnswer, document
         from tracepaper.replay.explain.tables import stored_parts
 
         self._require_open()
         stored = read_stored(self.database, self.run_id, self._sequence_of(sequence))
         parts = tuple(stored_parts(stored))
         return Text(
-            text_of(lambda console: show(console, parts)), document(stored, Recomputed(), None)
+            text_of(lambda console: show(console, parts)),
+            document(stored, RecomputedAnswer(), None),
         )
 
     def _sequence_of(self, index: int) -> int:

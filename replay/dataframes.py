@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     import polars as pl
 
     from tracepaper.replay.document.values import Table
-    from tracepaper.storage.database.view_columns import Shown
+    from tracepaper.storage.database.view_columns import ViewColumn
 
 Frame = TypeVar("Frame")
 Library = Literal["polars", "pandas", "numpy"]
@@ -216,7 +216,7 @@ class RunFrames(Generic[Frame]):
         given = {column.name: values for column, values in zip(columns, found, strict=True)}
         return self._build({_renamed(column.name): _column(column, given) for column in columns})
 
-    def _columns_of(self, view: str) -> list[Shown]:
+    def _columns_of(self, view: str) -> list[ViewColumn]:
         columns = next(known.columns for known in VIEWS if known.name == view)
         return [one for one in columns if self._exact or not one.name.endswith("_text")]
 
@@ -288,7 +288,7 @@ def _renamed(name: str) -> str:
     return f"{name.removesuffix('_iso')}_utc" if name.endswith("_iso") else name
 
 
-def kind_of(column: Shown) -> Kind:
+def kind_of(column: ViewColumn) -> Kind:
     """Return the kind of a view's *column*, so that a frame's schema never depends on its rows."""
     if column.name.endswith("_iso"):
         return "moment"
@@ -312,7 +312,7 @@ def _report_columns(table: Table) -> dict[str, tuple[Kind, list[Any]]]:
     return found
 
 
-def _column(column: Shown, given: dict[str, list[Any]]) -> tuple[Kind, list[Any]]:
+def _column(column: ViewColumn, given: dict[str, list[Any]]) -> tuple[Kind, list[Any]]:
     """Return one column; a moment is taken from the milliseconds beside its text."""
     kind, values = kind_of(column), given[column.name]
     if kind == "moment":

@@ -33,7 +33,7 @@ OUTCOME_WORDS: Final = ("action", "refused_by", "reason", "unfilled_reason", "re
 
 
 @dataclass(frozen=True)
-class Noted:
+class NoteColumns:
     """The strategy's notes of one name at bars of one instrument, oldest first."""
 
     open_time_ms: Ints
@@ -177,7 +177,7 @@ class RunColumns:
             | {name: self.of_outcomes(outcome, name) for name in OUTCOME_WORDS}
         )
 
-    def notes(self, instrument: str, span: Span = WHOLE) -> dict[str, Noted]:
+    def notes(self, instrument: str, span: Span = WHOLE) -> dict[str, NoteColumns]:
         """Return the notes at the bars of *instrument* by name, the first noted first."""
         by_name: dict[str, list[tuple[int, float, str]]] = {}
         for at_ms, name, number, text in self.rows.notes(self.place(instrument), span):
@@ -186,7 +186,7 @@ class RunColumns:
         notes = {}
         for name, rows in by_name.items():
             times, numbers, texts = zip(*rows, strict=True)
-            notes[name] = Noted(
+            notes[name] = NoteColumns(
                 np.array(times, np.int64), np.array(numbers, np.float64), np.array(texts, np.str_)
             )
         return notes

@@ -47,7 +47,7 @@ from tracepaper.strategies.types.market import (
     Event,
     ModelChange,
     ParityCheck,
-    Retrained,
+    RetrainingEnd,
     RunEnd,
 )
 
@@ -77,7 +77,7 @@ _NAMED: Final = (
 )
 
 
-class Resumed(Struct, frozen=True):
+class ResumePoint(Struct, frozen=True):
     """Everything a run needs to go on; the engine's own memory is in ``state``."""
 
     run: Run
@@ -98,7 +98,7 @@ class Resumed(Struct, frozen=True):
         return None if self.last is None else self.last.account
 
 
-def read_resumed(connection: sqlite3.Connection, run_id: str) -> Resumed:
+def read_resumed(connection: sqlite3.Connection, run_id: str) -> ResumePoint:
     """Return all that *run_id* needs to go on; raise where its end does not fit its row."""
     reader = Reader(connection)
     stored = reader.stored_run(run_id)
@@ -111,7 +111,7 @@ def read_resumed(connection: sqlite3.Connection, run_id: str) -> Resumed:
             f"Run {run_id} does not end as its row says (step {reached}, {stored.step_count} "
             "counted); run `tracepaper audit verify` and restore a backup."
         )
-    return Resumed(
+    return ResumePoint(
         run=stored.run,
         run_key=stored.run_key,
         gate_sets=reader.gate_sets(stored.run_key),
@@ -164,7 +164,7 @@ def insert_sql(table: str, columns: tuple[str, ...] = ()) -> str:
     return str(statement.compile(dialect=dialect(paramstyle="qmark"), column_keys=list(names)))
 
 
-_AT_ONCE: Final = (Command, ModelChange, Retrained, ParityCheck)
+_AT_ONCE: Final = (Command, ModelChange, RetrainingEnd, ParityCheck)
 """Events that are committed before anything else happens, though they neither decide nor trade."""
 
 
@@ -276,7 +276,7 @@ class SqlAuditLog:
         if self._raw.execute(query, (model.sha256,)).fetchone() == (0,):
             self._models[model.sha256] = tuple(model)
 
-    def resume(self, run_id: str) -> Resumed:
+    def resume(self, run_id: str) -> ResumePoint:
         """Go on with *run_id* where it ended.
 
         Raises ``DataInvalid`` where there is no such run, or its end is not what its row says.

@@ -136,7 +136,7 @@ _INSERT: Final = (
 Values = tuple[int, int, int, int, int, int | None]
 
 
-class Written(NamedTuple):
+class ArchiveWrite(NamedTuple):
     """How many bars a write added, and how many the archive had."""
 
     added: int
@@ -164,7 +164,7 @@ class HistoryWriter:
         """Close the file and give its lock back."""
         self._writer.close()
 
-    def write(self, instrument: Instrument, interval_ms: int, bars: Iterable[Bar]) -> Written:
+    def write(self, instrument: Instrument, interval_ms: int, bars: Iterable[Bar]) -> ArchiveWrite:
         """Add *bars* of *instrument*, all of them or none.
 
         A bar that is there already must be equal. Raises ``DataInvalid`` where one differs or
@@ -192,7 +192,7 @@ class HistoryWriter:
         if problem := self._writer.file.problem(self._raw):
             raise AuditUnwritable(problem)
         self._writer.file.settle()
-        return Written(added, known)
+        return ArchiveWrite(added, known)
 
     def _write_chunk(
         self,

@@ -23,7 +23,7 @@ from tracepaper.daemon.broker.book import (
 )
 from tracepaper.daemon.broker.book_fills import BookMoves, QueueRules
 from tracepaper.daemon.broker.execution import ExecutionCosts, TrueRange
-from tracepaper.daemon.broker.exit_plans import Exits, Expected
+from tracepaper.daemon.broker.exit_plans import Exits, ExpectedReturn
 from tracepaper.daemon.broker.journal import Journal
 from tracepaper.daemon.broker.line import Holding, Line
 from tracepaper.daemon.broker.margin import CrossMargin, IsolatedMargin, MarginPolicy
@@ -59,7 +59,7 @@ class Intent(NamedTuple):
     signal: Signal | None = None  # which names the exit orders of an entry
     is_protected: bool = False  # whether it names any
     refusal: str | None = None  # why an entry has no size
-    expected: Expected | None = None  # by the model, where [exits] follow it
+    expected: ExpectedReturn | None = None  # by the model, where [exits] follow it
     # In hedge mode what each side is asked for, None where a gate holds it; the rest is of both.
     sides: Mapping[PositionSide, Intent | None] = {}
 

@@ -17,7 +17,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from tracepaper.daemon.broker.execution import DayRange
-from tracepaper.daemon.broker.exit_plans import Expected
+from tracepaper.daemon.broker.exit_plans import ExpectedReturn
 from tracepaper.daemon.broker.line import BookState, Holding, Line
 from tracepaper.strategies.api.context import AccountView, Cancel, OrderRequest, Orders, Signal
 from tracepaper.strategies.api.context import account_view as view_of
@@ -117,7 +117,7 @@ class Holdings:
         return sum(most for most, _ in found), all(reduces for _, reduces in found)
 
     def stop_distance(
-        self, signal: Signal, bar: Bar, day_range: DayRange, expected: Expected | None
+        self, signal: Signal, bar: Bar, day_range: DayRange, expected: ExpectedReturn | None
     ) -> int:
         """Return how far from the close of *bar* the nearest stop of *signal* would be."""
         planner = self.lines_of(bar.instrument)[0].protector.planner

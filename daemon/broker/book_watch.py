@@ -22,7 +22,7 @@ from tracepaper.strategies.types.decisions import Order, OrderRole, OrderStatus
 from tracepaper.strategies.types.market import Quote, Side
 
 
-class _Queued(NamedTuple):
+class _QueuedLimit(NamedTuple):
     """A limit that rests in a queue."""
 
     side: Side
@@ -43,7 +43,7 @@ class BookWatch:
         self._lines = [line for line in lines if line.waits]
         self.rests: bool = bool(self._lines)
         """Whether anything rests."""
-        self.queued: dict[tuple[Side, int], list[_Queued]] = {}
+        self.queued: dict[tuple[Side, int], list[_QueuedLimit]] = {}
         """The limits that rest in a queue, by side and price."""
         self.has_strangers = False
         """Whether a limit rests whose place in the queue is not known: another model took it in."""
@@ -56,7 +56,7 @@ class BookWatch:
                 place = queues.places.get(order.order_id)
                 if place is not None and order.price is not None:
                     at = (order.side, order.price)
-                    self.queued.setdefault(at, []).append(_Queued(*at, place, queues.rules))
+                    self.queued.setdefault(at, []).append(_QueuedLimit(*at, place, queues.rules))
                 else:
                     self.has_strangers |= rests_as_limit(order)
                 if order.status is OrderStatus.NEW and order.role is not OrderRole.LIQUIDATION:

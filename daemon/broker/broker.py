@@ -32,7 +32,7 @@ from tracepaper.daemon.broker.journal import FillEntry
 from tracepaper.daemon.broker.line import Line
 from tracepaper.daemon.broker.matching import matters_from
 from tracepaper.daemon.broker.orders import FLATTEN, Moment
-from tracepaper.daemon.broker.router import Routed, Wishes, cross, route, stands
+from tracepaper.daemon.broker.router import RouteResult, Wishes, cross, route, stands
 from tracepaper.strategies.api.context import Orders, Signal
 from tracepaper.strategies.corporate_actions import adjusted_price
 from tracepaper.strategies.errors import ConfigInvalid, StrategyFailed
@@ -73,7 +73,7 @@ ONE_WAY: Final = (
 _LATER: Final = Save.LATER  # a member is slow to look up on its class, and entries do it
 
 
-class Filled(NamedTuple):
+class FilledEvent(NamedTuple):
     """What was done to the orders of the run's account, and what shadow accounts filled."""
 
     fills: tuple[Fill, ...] = ()
@@ -82,7 +82,7 @@ class Filled(NamedTuple):
     entries: Sequence[FillEntry] = ()  # of the run's fills
 
 
-NOTHING_FILLED: Final = Filled()
+NOTHING_FILLED: Final = FilledEvent()
 
 
 class Broker:
@@ -162,7 +162,7 @@ class Broker:
 
     # ------------------------------------------------------------ what the market does
 
-    def take(self) -> Filled:
+    def take(self) -> FilledEvent:
         """Return what was done since the last call; ``NOTHING_FILLED`` where nothing was."""
         if self.shadows:
             beside = self._fills_of_shadows()
@@ -182,7 +182,7 @@ class Broker:
             beside[part.share.owner] = (*beside.get(part.share.owner, ()), part.fill)
         if not journal.orders and not beside:
             return NOTHING_FILLED
-        return Filled(fills, journal.orders, beside, journal.entries)
+        return FilledEvent(fills, journal.orders, beside, journal.entries)
 
     def _fills_of_shadows(self) -> dict[str, tuple[Fill, ...]]:
         beside = {}
@@ -359,13 +359,13 @@ class Broker:
 
     def route(
         self, intent: Intent, wishes: Wishes, bar: Bar, *, sequence: int, at_ms: int
-    ) -> Routed:
+    ) -> RouteResult:
         """Ask the owners of the run's account for their *wishes*, and it for the net *intent*."""
         position = self.own.line(bar.instrument)
         if not self._confirms and stands(position, intent, wishes):  # as at most bars
             if intent.is_entry or any(one.is_entry for one in wishes.intents.values()):
                 self.save = self.save or _LATER
-            return Routed(None, dict.fromkeys(wishes.intents), is_quiet=True)
+            return RouteResult(None, dict.fromkeys(wishes.intents), is_quiet=True)
         ask = partial(self._ask, bar=bar, sequence=sequence, at_ms=self._sent_ms(bar, at_ms))
         return route(position, intent, wishes, ask, sequence=sequence, at_ms=at_ms)
 

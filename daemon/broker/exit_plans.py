@@ -71,7 +71,7 @@ CONFIGURED: Final = "exits."
 """Begins the reason of an order that the configuration asks for, by its key: exits.stop_loss."""
 
 
-class Expected(NamedTuple):
+class ExpectedReturn(NamedTuple):
     """What the model expects of the log return to the gate's horizon."""
 
     mean: float  # times the slope of the model's card
@@ -109,7 +109,7 @@ class ExitDistance(NamedTuple):
             case _:
                 return f"{self.known} {self.text}"
 
-    def share(self, sign: int, direction: int, expected: Expected) -> float:
+    def share(self, sign: int, direction: int, expected: ExpectedReturn) -> float:
         """Return by which share of the entry price it stands away in *direction*.
 
         Of a position of *sign*; the quantile is that of its return, by a normal law. Negative
@@ -237,7 +237,7 @@ class Planner:
         at_ms: int,
         day_range: DayRange,
         *,
-        expected: Expected | None = None,
+        expected: ExpectedReturn | None = None,
         held: HeldPosition | None = None,
     ) -> Plan | str:
         """Return the plan of *signal*, decided at the close *price*; or why there is none.
@@ -275,7 +275,11 @@ class Planner:
         return Plan(sign, **levels, until_ms=signal.until)
 
     def distance(
-        self, signal: Signal, price: int, day_range: DayRange, expected: Expected | None = None
+        self,
+        signal: Signal,
+        price: int,
+        day_range: DayRange,
+        expected: ExpectedReturn | None = None,
     ) -> int:
         """Return how far from *price* the nearest stop of *signal* is, in units of the price.
 
@@ -299,7 +303,7 @@ class Planner:
         sign: int,
         direction: int,
         day_range: DayRange,
-        expected: Expected | None,
+        expected: ExpectedReturn | None,
         held: HeldPosition | None = None,
     ) -> Level | str | None:
         """Return where [exits] puts *name* of a position of *sign*; a *held* one's stays."""

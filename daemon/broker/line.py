@@ -23,10 +23,16 @@ from tracepaper.daemon.broker.book_fills import BookMoves, Queues, QueueState
 from tracepaper.daemon.broker.book_matching import BookPass, LateCancels
 from tracepaper.daemon.broker.execution import DayRange, Executor
 from tracepaper.daemon.broker.exit_orders import ProtectionState, Protector
-from tracepaper.daemon.broker.exit_plans import Expected, HeldPosition, Plan
+from tracepaper.daemon.broker.exit_plans import ExpectedReturn, HeldPosition, Plan
 from tracepaper.daemon.broker.journal import Journal, PartFill
 from tracepaper.daemon.broker.matching import MarginCalls, MarketPass, Tried
-from tracepaper.daemon.broker.orders import UNCHANGED, Moment, OrdersState, RestingOrders, Sent
+from tracepaper.daemon.broker.orders import (
+    UNCHANGED,
+    Moment,
+    OrdersState,
+    RestingOrders,
+    SentOrders,
+)
 from tracepaper.daemon.broker.rules import Bounds, MarginRules
 from tracepaper.strategies.api.context import Orders, Signal
 from tracepaper.strategies.corporate_actions import ShareTerms, adjusted_price, entitlement
@@ -545,7 +551,9 @@ class Line:
 
     # ------------------------------------------------------------ what is asked for
 
-    def submit(self, target: int, reason: str, now: Moment, *, by_command: bool = False) -> Sent:
+    def submit(
+        self, target: int, reason: str, now: Moment, *, by_command: bool = False
+    ) -> SentOrders:
         """Ask for *target*, from what is held; a share is led there by the position's order."""
         self.is_stale = True
         if self.whole is not None:
@@ -586,7 +594,7 @@ class Line:
         bar: Bar,
         at_ms: int,
         day_range: DayRange,
-        expected: Expected | None = None,
+        expected: ExpectedReturn | None = None,
     ) -> Plan | str:
         """Return how the entry that *signal* asks for at the close of *bar* would be protected.
 

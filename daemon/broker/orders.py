@@ -122,7 +122,7 @@ class OrdersState(Struct, frozen=True, array_like=True):
     shortfall: str = ""
 
 
-class Sent(NamedTuple):
+class SentOrders(NamedTuple):
     """What a target came to: orders that changed, and why none could be sent where one should.
 
     A refusal is computed anew each time that the target is repeated: it is no order and no trade.
@@ -132,7 +132,7 @@ class Sent(NamedTuple):
     refusal: str | None
 
 
-UNCHANGED: Final = Sent((), None)
+UNCHANGED: Final = SentOrders((), None)
 
 
 class Moment(NamedTuple):
@@ -405,7 +405,9 @@ class RestingOrders:
 
     # ------------------------------------------------------------ by signal
 
-    def submit(self, target: int, reason: str, now: Moment, *, by_command: bool = False) -> Sent:
+    def submit(
+        self, target: int, reason: str, now: Moment, *, by_command: bool = False
+    ) -> SentOrders:
         """Make position plus resting order reach *target*, where the exchange would take an order.
 
         A reversal is one order. An order for more than the account covers is cut to that. Nothing
@@ -419,12 +421,12 @@ class RestingOrders:
         if resting_leads_there:
             return UNCHANGED
         if self.shortfall and target * held > 0 and not self.is_reached(target, held):
-            return Sent((), self.shortfall)
+            return SentOrders((), self.shortfall)
         changed: tuple[Order, ...] = ()
         if (order := self.order) is not None:
             changed = (self.end(order, "another target"),)
         if self.is_reached(target, held):
-            return Sent(changed, None)
+            return SentOrders(changed, None)
         needed = target - held
         role = OrderRole.COMMAND if by_command else OrderRole.SIGNAL
         placed, filters = self._placed(needed, reason, now, role), self._filters
@@ -440,10 +442,10 @@ class RestingOrders:
         self.shortfall = why or ""
         if takes:
             self.order = after(placed, OrderEvent.ACCEPT)
-            return Sent((*changed, self.order), why)
+            return SentOrders((*changed, self.order), why)
         if by_command:
             changed += (after(placed, OrderEvent.REJECT, reason=why),)
-        return Sent(changed, why)
+        return SentOrders(changed, why)
 
     def is_reached(self, target: int, held: int) -> bool:
         """Return whether *held* is *target*; on spot within one step: a fee is paid in base."""

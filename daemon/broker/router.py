@@ -36,7 +36,7 @@ class Wishes(NamedTuple):
     price: int
 
 
-class Routed(NamedTuple):
+class RouteResult(NamedTuple):
     """What the wishes of several owners came to: why they are not reached, if so."""
 
     refusal: str | None  # of the account
@@ -46,7 +46,7 @@ class Routed(NamedTuple):
 
 def route(
     position: Line, intent: Intent, wishes: Wishes, ask: Ask, *, sequence: int, at_ms: int
-) -> Routed:
+) -> RouteResult:
     """Ask each share of *position* for its wish, and the position for the net *intent* of all."""
     refusals: dict[str, str | None] = {}
     is_breached = intent.target != wishes.target  # of a limit: all of it is closed
@@ -58,7 +58,7 @@ def route(
         elif is_breached:
             share.want(0, intent.reason)
     cross(position, wishes.price, sequence=sequence, at_ms=at_ms)
-    return Routed(ask(position, intent), refusals)
+    return RouteResult(ask(position, intent), refusals)
 
 
 def stands(position: Line, intent: Intent, wishes: Wishes) -> bool:

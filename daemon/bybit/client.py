@@ -37,10 +37,10 @@ from tracepaper.daemon.clock import Clock
 from tracepaper.daemon.config.sections import ExchangeSection
 from tracepaper.daemon.feed.client import (
     Cooldown,
-    Listed,
     MarketDataListener,
     RestartBudget,
     StreamRequest,
+    TradedSymbol,
     is_loopback,
     retry,
 )
@@ -421,7 +421,7 @@ class BybitClient:
         query = {"category": category, "symbol": symbol}
         return await self._get("/v5/market/tickers", query, messages.Tickers, read)
 
-    async def listed(self, category: Category) -> list[Listed]:
+    async def listed(self, category: Category) -> list[TradedSymbol]:
         """Return *category*'s symbols that trade, each with its last day; what is odd is left out.
 
         That is one question about all tickers, and one about a thousand instruments.
@@ -444,7 +444,7 @@ class BybitClient:
             if not cursor:
                 break
 
-        def days(page: messages.TickerPage, _: int) -> list[Listed]:
+        def days(page: messages.TickerPage, _: int) -> list[TradedSymbol]:
             if page.category != category.value:
                 raise _unrelated(f"tickers of {page.category!r}, where {category.value} was asked")
             return read_tickers(page, listings)

@@ -27,7 +27,7 @@ from tracepaper.daemon.bybit.messages import (
     TickerInfo,
     TickerPage,
 )
-from tracepaper.daemon.feed.client import Listed
+from tracepaper.daemon.feed.client import TradedSymbol
 from tracepaper.strategies.errors import ConfigInvalid, FrameImpossible, MessageMalformed
 from tracepaper.strategies.types.market import (
     LEVERAGE_DECIMALS,
@@ -309,9 +309,9 @@ _MOST: Final = Decimal(10**18)
 """Neither a day's turnover, a price nor the ratio of two was ever near; an event holds no more."""
 
 
-def read_tickers(page: TickerPage, listings: Mapping[str, ListingInfo]) -> list[Listed]:
+def read_tickers(page: TickerPage, listings: Mapping[str, ListingInfo]) -> list[TradedSymbol]:
     """Return the symbols of *listings* that have a ticker which can be read, each once."""
-    found: dict[str, Listed] = {}
+    found: dict[str, TradedSymbol] = {}
     for raw in page.rows:
         try:
             ticker = msgspec.json.decode(raw, type=TickerInfo)
@@ -324,7 +324,7 @@ def read_tickers(page: TickerPage, listings: Mapping[str, ListingInfo]) -> list[
     return [*found.values()]
 
 
-def listed_of(ticker: TickerInfo, listing: ListingInfo) -> Listed | None:
+def listed_of(ticker: TickerInfo, listing: ListingInfo) -> TradedSymbol | None:
     """Return a listed symbol with its day; None where a number of its ticker cannot be read."""
     try:
         turnover, high, low, last = map(
@@ -339,7 +339,7 @@ def listed_of(ticker: TickerInfo, listing: ListingInfo) -> Listed | None:
         return None
     if not 1 / _MOST < last < _MOST or (volatility := (high - low) / last) >= _MOST:
         return None
-    return Listed(listing.symbol, listing.quote_coin, turnover, volatility, listed_ms)
+    return TradedSymbol(listing.symbol, listing.quote_coin, turnover, volatility, listed_ms)
 
 
 _STREAM: Final = Source.STREAM

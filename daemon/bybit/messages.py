@@ -306,7 +306,7 @@ def topic_of(frame: bytes) -> str:
         return ""
 
 
-class Refused(NamedTuple):
+class ExchangeError(NamedTuple):
     """An error of the exchange."""
 
     code: int

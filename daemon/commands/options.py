@@ -22,7 +22,7 @@ from tracepaper.strategies.errors import (
 )
 
 if TYPE_CHECKING:
-    from tracepaper.storage.database.chunks import Located
+    from tracepaper.storage.database.chunks import RunLocation
 
 DatabaseOption = Annotated[
     Path | None,
@@ -187,7 +187,7 @@ def rows_counted() -> Iterator[Callable[[str, int], None]]:
     typer.echo("\r\x1b[K" if is_shown else "", err=True, nl=False)
 
 
-def located(run: str, database: Path | None) -> Located:
+def located(run: str, database: Path | None) -> RunLocation:
     """Find the run that *run* names, and warn on stderr where it is plainly damaged."""
     from tracepaper.storage.database.reader import resolve
 

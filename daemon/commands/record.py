@@ -26,10 +26,10 @@ from tracepaper.strategies.units import count_of
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from tracepaper.storage.chain.integrity import Audited
+    from tracepaper.storage.chain.integrity import AuditResult
     from tracepaper.storage.chain.starting_point import Lookback
-    from tracepaper.storage.database.chunks import Located
-    from tracepaper.storage.database.queries import Answered
+    from tracepaper.storage.database.chunks import RunLocation
+    from tracepaper.storage.database.queries import QueryAnswer
 
 audit_app = typer.Typer(help="Check the log's chain, and ask it read-only questions.")
 
@@ -111,7 +111,7 @@ def _verify(
         raise typer.Exit(1)
 
 
-def _document(database: str, audited: Audited) -> dict[str, object]:
+def _document(database: str, audited: AuditResult) -> dict[str, object]:
     report = audited.chain
     return {
         "run_id": report.run_id,
@@ -126,7 +126,7 @@ def _document(database: str, audited: Audited) -> dict[str, object]:
     }
 
 
-def _sentence(audited: Audited) -> str:
+def _sentence(audited: AuditResult) -> str:
     from tracepaper.storage.chain.integrity import ADDED_SINCE, NEVER_FOUND
 
     report = audited.chain
@@ -273,11 +273,11 @@ def export(
         say(f"Kept: {kept} files hold rows that the run has no longer; delete them to end that.")
 
 
-def _located(run: str, db: Path | None, config: Path | None) -> Located:
+def _located(run: str, db: Path | None, config: Path | None) -> RunLocation:
     return located(run, None if "#" in run else database_path(db, config))
 
 
-def _show(question: str, limit: int, located: Located, *, json: bool) -> None:
+def _show(question: str, limit: int, located: RunLocation, *, json: bool) -> None:
     """Ask a prepared question of one run, and print its rows, the newest last."""
     from tracepaper.storage.database.queries import ask
     from tracepaper.storage.database.reader import Reader
@@ -292,7 +292,7 @@ def _show(question: str, limit: int, located: Located, *, json: bool) -> None:
         raise typer.Exit(1)
 
 
-def _print(answered: Answered, *, json: bool) -> None:
+def _print(answered: QueryAnswer, *, json: bool) -> None:
     """Print rows: a table on a terminal, tab-separated lines elsewhere, or JSON."""
     if answered.cut:
         say(f"Shown: {answered.cut}; there are more (--rows N).", err=True)

@@ -24,7 +24,7 @@ ADDRESSES_MOST: Final = 20
 TEMPLATE_MOST: Final = 1_000
 
 
-class Wording(NamedTuple):
+class NoticeTemplate(NamedTuple):
     """The template of a kind, and the fields that it may name."""
 
     template: str
@@ -35,25 +35,25 @@ _FILL: Final = (
     *("symbol", "side", "quantity", "price", "fee", "order", "reason"),
     *("position", "equity"),
 )
-WORDINGS: Final[dict[NoticeKind, Wording]] = {
-    "fills": Wording(
+WORDINGS: Final[dict[NoticeKind, NoticeTemplate]] = {
+    "fills": NoticeTemplate(
         "{symbol} {side} {quantity} at {price} ({reason}); holds {position}, equity {equity}", _FILL
     ),
-    "stops": Wording(
+    "stops": NoticeTemplate(
         "{symbol} {order}: {side} {quantity} at {price}; holds {position}, equity {equity}", _FILL
     ),
-    "limits": Wording(
+    "limits": NoticeTemplate(
         "{limit} breached at equity {equity}: {action}", ("limit", "action", "equity")
     ),
-    "halt": Wording("{command}: {note}", ("command", "note", "giver")),
-    "feed": Wording("feed {state}: {words}", ("state", "words", "symbol")),
-    "late": Wording("decisions {state}: {words}", ("state", "words", "symbol")),
-    "parity": Wording("parity: {result}", ("outcome", "result")),
-    "refusals": Wording(
+    "halt": NoticeTemplate("{command}: {note}", ("command", "note", "giver")),
+    "feed": NoticeTemplate("feed {state}: {words}", ("state", "words", "symbol")),
+    "late": NoticeTemplate("decisions {state}: {words}", ("state", "words", "symbol")),
+    "parity": NoticeTemplate("parity: {result}", ("outcome", "result")),
+    "refusals": NoticeTemplate(
         "{refused} of {decisions} decisions refused since {since}: {gates}",
         ("refused", "decisions", "since", "gates"),
     ),
-    "daily": Wording(
+    "daily": NoticeTemplate(
         "equity {equity}, {change} ({percent}) since {since}; {fills} fills, fees {fees}, "
         "{refused} of {decisions} decisions refused{twins}",
         (

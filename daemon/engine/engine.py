@@ -17,8 +17,8 @@ import msgspec
 from msgspec import Struct
 
 from tracepaper.daemon.broker.account import ENTRIES, Intent, Ownership
-from tracepaper.daemon.broker.broker import NOTHING_FILLED, Broker, Filled, Save
-from tracepaper.daemon.broker.router import Routed, Wishes
+from tracepaper.daemon.broker.broker import NOTHING_FILLED, Broker, FilledEvent, Save
+from tracepaper.daemon.broker.router import RouteResult, Wishes
 from tracepaper.daemon.engine.instrument_state import InstrumentState, checked
 from tracepaper.daemon.engine.member import (
     NEVER,
@@ -85,7 +85,7 @@ from tracepaper.strategies.types.market import (
     ParityCheck,
     Prune,
     Quote,
-    Retrained,
+    RetrainingEnd,
     RunEnd,
     Trade,
     Unit,
@@ -133,7 +133,7 @@ class Quiet(NamedTuple):
     asked: list[Intent | Orders | None]  # a repeated decision asks for the same objects
     intent: Intent  # of the account
     wishes: Wishes
-    routed: Routed
+    routed: RouteResult
     enters: bool
 
 
@@ -386,7 +386,7 @@ class Engine:
                 is_part = state.history.take(event)
                 belief = state.doubt_of(event) if isinstance(event, Depths) else None
                 return self._finish(event, event.instrument, accepted=is_part, belief=belief)
-            case Closed() | RunEnd() | Prune() | CovariatesRead() | Retrained() | ParityCheck():
+            case Closed() | RunEnd() | Prune() | CovariatesRead() | RetrainingEnd() | ParityCheck():
                 pass
             case _:
                 assert_never(event)
@@ -552,7 +552,7 @@ class Engine:
 
     # ------------------------------------------------------------ a bar, from top to bottom
 
-    def _observe(self, bar: Bar, sequence: int, *, is_last: bool = True) -> Filled | None:
+    def _observe(self, bar: Bar, sequence: int, *, is_last: bool = True) -> FilledEvent | None:
         """Let *bar* fill what rests, mark and be observed; None where it is not the newest.
 
         Its step will be number *sequence*.
@@ -583,7 +583,7 @@ class Engine:
             if (declared := states[key].declared) is not None:
                 declared.hand_back(declared.encoded)
 
-    def _take(self) -> Filled:
+    def _take(self) -> FilledEvent:
         """Return what was done since the last call; limits count it."""
         filled = self.broker.take()
         if filled.entries and self.risk.active:
@@ -593,7 +593,7 @@ class Engine:
     def _ask(
         self,
         bars: Sequence[Bar],
-        observed: Sequence[Filled | None],
+        observed: Sequence[FilledEvent | None],
         predictions: Sequence[Prediction],
     ) -> None:
         """Ask the portfolio once for all of *bars* that are to be decided and warm."""
@@ -621,7 +621,7 @@ class Engine:
     def _decide(
         self,
         bar: Bar,
-        filled: Filled | None,
+        filled: FilledEvent | None,
         prediction: Prediction,
         at_ms: int,
         *,
@@ -657,7 +657,7 @@ class Engine:
         return step
 
     def _submit(
-        self, bar: Bar, filled: Filled, decision: Decision, prediction: Prediction, at_ms: int
+        self, bar: Bar, filled: FilledEvent, decision: Decision, prediction: Prediction, at_ms: int
     ) -> BarOutcome:
         """Ask the account for the *decision* on *bar*, and shadow accounts for their own."""
         key, broker, state = bar.instrument, self.broker, self.states[bar.instrument]
@@ -749,7 +749,7 @@ class Engine:
     def _route(
         self,
         bar: Bar,
-        filled: Filled,
+        filled: FilledEvent,
         decision: Decision,
         prediction: Prediction,
         asked: tuple[list[Decision], Wishes],
@@ -775,7 +775,7 @@ class Engine:
                 self._quiet[key] = Quiet(asked_for, intent, wishes, routed, enters)
         else:  # what a command left opposing crosses still
             broker.cross(key, wishes.price, sequence=self.sequence, at_ms=bar.market_ms)
-            routed, done = Routed(None, {}), broker.take()
+            routed, done = RouteResult(None, {}), broker.take()
         twins = []
         for (member, of_member), wished in zip(self._on[key], of_members, strict=True):
             name = member.name
@@ -925,7 +925,7 @@ class Engine:
         self,
         event: Event,
         instrument: str | None,
-        filled: Filled | None = None,
+        filled: FilledEvent | None = None,
         made: BarOutcome = NOT_DECIDED,
         *,
         accepted: bool = True,

@@ -10,7 +10,7 @@ from msgspec.structs import replace
 
 from tracepaper.daemon.broker.account import ENTRIES, OPENS, Intent, is_entry, side_of
 from tracepaper.daemon.broker.book import Holdings
-from tracepaper.daemon.broker.exit_plans import Expected
+from tracepaper.daemon.broker.exit_plans import ExpectedReturn
 from tracepaper.daemon.broker.line import Line
 from tracepaper.daemon.broker.rules import below_step
 from tracepaper.daemon.engine.history import ForecastOutcomes, InstrumentHistory, RegimeTracker
@@ -690,14 +690,14 @@ class InstrumentState:
             bar, target, account, self.history, self.quote, notional, reduces=reduces
         )
 
-    def _expected(self, forecast: Forecast | None) -> Expected | None:
+    def _expected(self, forecast: Forecast | None) -> ExpectedReturn | None:
         """Return the forecast by which [exits] place a level; None where none does."""
         if forecast is None or self._exits is None or not self._exits.measures:
             return None
         at, slope = self.gates.inputs.horizon_index, self.gates.inputs.slope
         columns = (forecast.mean_return, forecast.stdev_return, forecast.volatility)
         mean, stdev, volatility = (column[at] if column else nan for column in columns)
-        return Expected(mean * slope, stdev, volatility)
+        return ExpectedReturn(mean * slope, stdev, volatility)
 
     def _expired(self, bar: Bar, account: Holdings) -> bool:
         """Return whether the standing target has outlived the horizon of its forecast."""

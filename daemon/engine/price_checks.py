@@ -54,7 +54,7 @@ def largest_rate(instrument: Instrument) -> int:
     return RATE_SCALE * 10**LEVERAGE_DECIMALS // greatest
 
 
-class Taken(NamedTuple):
+class PriceVerdict(NamedTuple):
     """What becomes of a price: whether it is believed, why, and what it lets be believed now."""
 
     is_believed: bool
@@ -62,10 +62,10 @@ class Taken(NamedTuple):
     released: tuple[Quote | Mark, ...] = ()
 
 
-PLAIN: Final = Taken(is_believed=True)
+PLAIN: Final = PriceVerdict(is_believed=True)
 
 
-class _Shown(NamedTuple):
+class _SourcePrice(NamedTuple):
     """What a source shows."""
 
     source: str
@@ -207,7 +207,7 @@ class PriceBelief:
 
     # ------------------------------------------------------------ what the engine does
 
-    def take(self, price: Price) -> Taken:
+    def take(self, price: Price) -> PriceVerdict:
         """Take in *price*; return whether it is believed."""
         if (
             self._state.last_bar is self._bar
@@ -283,7 +283,7 @@ class PriceBelief:
         if false_ms:
             record.hide(false_ms[-1])
 
-    def _judge(self, price: Price) -> Taken:
+    def _judge(self, price: Price) -> PriceVerdict:
         """Take in a *price* that may jump, or that comes while another one waits."""
         self._look_at_bars()
         is_believed, words = True, None
@@ -295,7 +295,7 @@ class PriceBelief:
             other = "quote" if isinstance(released[0], Quote) else "mark"
             now = f"the {other} before it is believed on this one"
             words = now if words is None else f"{words}; {now}"
-        return Taken(is_believed, words, released)
+        return PriceVerdict(is_believed, words, released)
 
     def _believes(self, price: Quote | Mark) -> tuple[bool, str | None]:
         """Return whether *price* is believed, and on what; the believed price follows a jump."""
@@ -409,7 +409,7 @@ class PriceBelief:
     def _near(self, one: Price, at_ms: int) -> bool:
         return abs(one.market_ms - at_ms) <= self._agree_ms
 
-    def _others(self, price: Quote | Mark) -> Iterator[_Shown]:
+    def _others(self, price: Quote | Mark) -> Iterator[_SourcePrice]:
         """Yield what the other sources show about the time of *price*, each of another frame."""
         mark, quote, trade = self._mark, self._quote, self._trade
         if mark is not None and self._near(mark, price.market_ms):
@@ -424,7 +424,7 @@ class PriceBelief:
         if trade is not None and self._near(trade, price.market_ms):
             yield from _shown(trade)
 
-    def _agreeing(self, price: Quote | Mark, others: Iterable[_Shown]) -> _Shown | None:
+    def _agreeing(self, price: Quote | Mark, others: Iterable[_SourcePrice]) -> _SourcePrice | None:
         """Return the first of *others* that jumped as *price* did; None where none has.
 
         It may have gone further, by as much again or a quarter of the price: sources lag in a
@@ -452,12 +452,12 @@ class PriceBelief:
             f"{self._price(before)}, beyond {100 * limit / before:.1f} %"
         )
 
-    def _list(self, others: tuple[_Shown, ...]) -> str:
+    def _list(self, others: tuple[_SourcePrice, ...]) -> str:
         if not others:
             return "no other source spoke"
         return f"the {', '.join(map(self._text, others))}"
 
-    def _text(self, shown: _Shown) -> str:
+    def _text(self, shown: _SourcePrice) -> str:
         return f"{shown.source} {self._price(shown.doubled)}"
 
     def _price(self, doubled: int) -> str:
@@ -503,15 +503,15 @@ def _doubled(price: Quote | Mark) -> int:
     return price.bid + price.ask if isinstance(price, Quote) else 2 * price.price
 
 
-def _shown(price: Price) -> tuple[_Shown, ...]:
+def _shown(price: Price) -> tuple[_SourcePrice, ...]:
     """Return what *price* shows; of a ticker its mark first."""
     if isinstance(price, Quote):
-        return (_Shown("quote", price.bid + price.ask),)
+        return (_SourcePrice("quote", price.bid + price.ask),)
     if isinstance(price, Trade):
-        return (_Shown("trade", 2 * price.price),)
+        return (_SourcePrice("trade", 2 * price.price),)
     beside = (("index", price.index), ("last trade", price.last))
-    known = (_Shown(name, 2 * one) for name, one in beside if one is not None)
-    return (_Shown("mark", 2 * price.price), *known)
+    known = (_SourcePrice(name, 2 * one) for name, one in beside if one is not None)
+    return (_SourcePrice("mark", 2 * price.price), *known)
 
 
 def _percent_of_rate(rate: int) -> str:

@@ -214,7 +214,7 @@ class StreamRequest(Struct, frozen=True):
     fill_levels: int = 0
 
 
-class Listed(NamedTuple):
+class TradedSymbol(NamedTuple):
     """A symbol that trades, and its last 24 hours."""
 
     symbol: str
@@ -316,7 +316,7 @@ class MarketDataClient(Protocol):
         """Return the price of the last trade; 0 where the exchange names none."""
         ...
 
-    async def listed(self, category: Category) -> list[Listed]:
+    async def listed(self, category: Category) -> list[TradedSymbol]:
         """Return *category*'s symbols that trade, each with its last 24 hours."""
         ...
 
@@ -456,7 +456,7 @@ class GapCauseNotice(Struct, frozen=True):
     cause: GapCause
 
 
-class Submitted(Struct, frozen=True):
+class SubmittedEvent(Struct, frozen=True):
     """An event from outside or from a background task, delivered as it stands."""
 
     event: Event
@@ -484,7 +484,7 @@ Item = (
     | BackfillPage
     | WarmUpAnswer
     | GapCauseNotice
-    | Submitted
+    | SubmittedEvent
     | CloseTimeout
     | Stop
 )

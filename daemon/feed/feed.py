@@ -26,7 +26,7 @@ from tracepaper.daemon.feed.client import (
     OrderBookSample,
     Stop,
     StreamRequest,
-    Submitted,
+    SubmittedEvent,
     WarmUpAnswer,
     first_cause,
 )
@@ -36,7 +36,7 @@ from tracepaper.daemon.feed.live_book import OVERFLOW
 from tracepaper.daemon.feed.maintenance import FeedMaintenance
 from tracepaper.daemon.feed.sequencer import BarSequencer, Hole
 from tracepaper.daemon.feed.state import BarSequence, CloseFilter, DepthHolder, FeedState
-from tracepaper.daemon.feed.warming import Warming
+from tracepaper.daemon.feed.warming import WarmUpTurns
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.types.market import (
     Bar,
@@ -126,7 +126,7 @@ class LiveFeed:
         )
         self._is_live = False
         self._ends_in_gap = False  # nothing of the book that fills was queued since a gap
-        self._warming = Warming(
+        self._warming = WarmUpTurns(
             client=client,
             clock=clock,
             exchange=exchange,
@@ -203,7 +203,7 @@ class LiveFeed:
 
     async def submit(self, event: Event) -> None:
         """Queue *event*: an operator's command, a timer."""
-        self._queue.put(Submitted(event))
+        self._queue.put(SubmittedEvent(event))
 
     def stop(self) -> None:
         """End the feed after the events that are already in the queue."""
@@ -330,7 +330,12 @@ class LiveFeed:
 
     async def _on_item(  # noqa: C901, PLR0912 - one case an item
         self,
-        item: MarketData | NextFrame | BackfillPage | WarmUpAnswer | GapCauseNotice | Submitted,
+        item: MarketData
+        | NextFrame
+        | BackfillPage
+        | WarmUpAnswer
+        | GapCauseNotice
+        | SubmittedEvent,
     ) -> AsyncIterator[Event]:
         """Yield the events that one item of the queue causes."""
         match item:
@@ -356,7 +361,7 @@ class LiveFeed:
                     yield event
             case GapCauseNotice():
                 self._states[item.instrument].set_gap_cause(item.cause)
-            case Submitted():
+            case SubmittedEvent():
                 yield item.event
             case _:
                 assert_never(item)

@@ -18,7 +18,7 @@ from tracepaper.daemon.feed.client import (
     GapCauseNotice,
     Item,
     MarketDataClient,
-    Submitted,
+    SubmittedEvent,
 )
 from tracepaper.daemon.feed.state import FeedState
 from tracepaper.strategies.errors import ConfigInvalid
@@ -338,7 +338,7 @@ class FeedMaintenance:
             first_ms, last_ms = sorted((expected_ms, server_ms))
             for key in self._states:
                 gap = Gap(key, first_ms, last_ms, GapCause.JUMPED, "clock", server_ms, server_ms)
-                self._queue.put(Submitted(gap))
+                self._queue.put(SubmittedEvent(gap))
                 # The next hole of the instrument has this cause.
                 self._queue.put(GapCauseNotice(key, GapCause.JUMPED))
 
@@ -402,7 +402,7 @@ class FeedMaintenance:
         async def ask(state: FeedState, now_ms: int) -> None:
             try:
                 for settled in await self.settlements(state, now_ms):
-                    self._queue.put(Submitted(settled))
+                    self._queue.put(SubmittedEvent(settled))
             finally:
                 asking.discard(state.instrument.id)
 
@@ -482,4 +482,4 @@ class FeedMaintenance:
                 )
             state.change_filters(changed)
             now_ms = self._clock.market_ms()
-            self._queue.put(Submitted(InstrumentChange(changed, now_ms, now_ms)))
+            self._queue.put(SubmittedEvent(InstrumentChange(changed, now_ms, now_ms)))

@@ -13,7 +13,7 @@ from typing import Final, NamedTuple
 
 from tracepaper.daemon.config.market import UniverseRule
 from tracepaper.daemon.config.values import SYMBOLS_MAX, plain, symbol_name
-from tracepaper.daemon.feed.client import Listed
+from tracepaper.daemon.feed.client import TradedSymbol
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.types.market import Instrument, UniverseChange
 from tracepaper.strategies.units import DAY_MS, MINUTE_MS
@@ -28,7 +28,7 @@ _SHARE: Final = Decimal("0.000001")
 class Choice(NamedTuple):
     """The symbols of a choice, the best first, and the choice as one sentence."""
 
-    chosen: tuple[Listed, ...]
+    chosen: tuple[TradedSymbol, ...]
     reason: str
 
 
@@ -67,7 +67,7 @@ def names_of(file: Path) -> tuple[str, ...]:
 
 def choose(
     rule: UniverseRule,
-    seen: Iterable[Listed],
+    seen: Iterable[TradedSymbol],
     *,
     count: int,
     now_ms: int,
@@ -101,7 +101,7 @@ def choose(
     )
 
 
-def age_days(one: Listed, now_ms: int) -> int:
+def age_days(one: TradedSymbol, now_ms: int) -> int:
     """Return the whole days since *one* was listed; -1 where that is not known."""
     return (now_ms - one.listed_ms) // DAY_MS if 0 < one.listed_ms <= now_ms else UNKNOWN_AGE
 
@@ -109,7 +109,7 @@ def age_days(one: Listed, now_ms: int) -> int:
 def change_of(
     rule: UniverseRule,
     instruments: Sequence[Instrument],
-    listed: Iterable[Listed],
+    listed: Iterable[TradedSymbol],
     *,
     now_ms: int,
     names: Collection[str] | None = None,

@@ -19,7 +19,7 @@ from tracepaper.daemon.feed.client import (
     FeedStart,
     Item,
     MarketDataClient,
-    Submitted,
+    SubmittedEvent,
     WarmUpAnswer,
 )
 from tracepaper.daemon.feed.sequencer import BarSequencer, Hole
@@ -153,7 +153,7 @@ class WarmUpQueue:
         return sum(self._later[key] for key in order[: order.index(instrument) + 1])
 
 
-class Warming:
+class WarmUpTurns:
     """Warms the instruments of a start: the first before it, the others in turn behind it.
 
     An instrument of ``later`` is held by the *sequencer* until all its bars have come, so that its
@@ -258,7 +258,7 @@ class Warming:
             if sequence.next_open_ms == before_ms:
                 await self._taken_in(WarmUpAnswer(key, is_last=True))
         for frame_bar in await self.frames_of(key):
-            self._queue.put(Submitted(frame_bar))
+            self._queue.put(SubmittedEvent(frame_bar))
         self.turns.done(key)
         is_warm.set()
 

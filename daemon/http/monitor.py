@@ -32,7 +32,7 @@ from tracepaper.strategies.types.market import (
     Instrument,
     ModelChange,
     ParityCheck,
-    Retrained,
+    RetrainingEnd,
     RetrainOutcome,
     Unit,
 )
@@ -71,7 +71,7 @@ class RetrainProgress(Protocol):
 
     is_training: bool
     due_ms: int  # market time
-    last: Retrained | None
+    last: RetrainingEnd | None
     outcomes: dict[RetrainOutcome, int]
 
 

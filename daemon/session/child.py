@@ -336,7 +336,7 @@ class Companion:
         return working(self._work(), type(self).__name__, failed)
 
 
-class Scheduled(Companion):
+class ScheduledJob(Companion):
     """Does a job whenever it is due, one after the other."""
 
     def __init__(self) -> None:

@@ -64,7 +64,7 @@ class RunCovariates:
     def __init__(self, columns: Sequence[str]) -> None:
         self.columns = tuple(columns)
         self.closed_ms = -math.inf  # of the newest bar
-        self._rows: dict[str, _Filled] = {}
+        self._rows: dict[str, _CovariateRows] = {}
         self._faults: list[tuple[int, str]] = []  # from which close, and why; "" is of use again
 
     def see(self, event: Event) -> None:
@@ -76,7 +76,7 @@ class RunCovariates:
                 if event.fault != self.fault:
                     self._faults.append((event.from_ms, event.fault))
                 for row in event.rows:
-                    filled = self._rows.setdefault(row.symbol, _Filled(len(self.columns)))
+                    filled = self._rows.setdefault(row.symbol, _CovariateRows(len(self.columns)))
                     filled.add(row, event.from_ms)
             case _:
                 pass
@@ -108,7 +108,7 @@ class RunCovariates:
         return self._rows.keys()
 
 
-class _Filled:
+class _CovariateRows:
     """The rows of one symbol, in arrays that double where they are full."""
 
     def __init__(self, columns: int) -> None:

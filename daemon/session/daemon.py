@@ -57,7 +57,7 @@ from tracepaper.daemon.session.models import load_forecaster, recorded_forecaste
 from tracepaper.daemon.session.parity import OFF, DailyParity
 from tracepaper.daemon.session.recorder import Recorder, check_recording, folder_of
 from tracepaper.daemon.session.resume import (
-    Opened,
+    OpenedRun,
     Opening,
     filters_for,
     last_instruments,
@@ -316,7 +316,7 @@ class Daemon:
                 price = await client.last_price(item)
             refuse_size(self._config, item, price)
 
-    async def _drive(self, opened: Opened, client: MarketDataClient, audit: SqlAuditLog) -> None:
+    async def _drive(self, opened: OpenedRun, client: MarketDataClient, audit: SqlAuditLog) -> None:
         config, engine, run = self._config, opened.engine, opened.run
         forecaster = opened.forecaster
         self._opened(run)
@@ -426,7 +426,7 @@ class Daemon:
                 first.append(await asyncio.to_thread(covariates.first, self._config, now_ms))
         return first
 
-    def _answering(self, opened: Opened, feed: LiveFeed) -> tuple[Predictor, Retrainer | None]:
+    def _answering(self, opened: OpenedRun, feed: LiveFeed) -> tuple[Predictor, Retrainer | None]:
         """Return the predictor, and the retrainer where ``model.retrain`` is set."""
         if (forecaster := opened.forecaster) is None:
             return NoModel(), None
@@ -479,7 +479,9 @@ class Daemon:
             monitor.recording = lambda: asdict(recorder.progress)
             yield recorder
 
-    def _feed(self, opened: Opened, client: MarketDataClient, first: Sequence[Event]) -> LiveFeed:
+    def _feed(
+        self, opened: OpenedRun, client: MarketDataClient, first: Sequence[Event]
+    ) -> LiveFeed:
         config, clock, run, engine = self._config, self._clock, opened.run, opened.engine
         now_ms = clock.market_ms()
         return LiveFeed(
@@ -539,7 +541,7 @@ class Daemon:
         return await waiting
 
 
-def _log_opened(opened: Opened, config: Config, candles_max: int) -> None:
+def _log_opened(opened: OpenedRun, config: Config, candles_max: int) -> None:
     """Log what a run warns of, how it began, and what a new one asks the exchange for."""
     run, engine, forecaster = opened.run, opened.engine, opened.forecaster
     for warning in run.warnings:

@@ -40,7 +40,7 @@ from tracepaper.strategies.types.market import (
     FrameBar,
     Gap,
     ModelChange,
-    Retrained,
+    RetrainingEnd,
     Unit,
 )
 
@@ -224,7 +224,7 @@ class BarHistory:
 
 
 class Aside:
-    """A model that is warmed beside the running one, with the bars known at ``Retrained``.
+    """A model that is warmed beside the running one, with the bars known at ``RetrainingEnd``.
 
     Live, a thread of its own warms it while the running model answers bars; the new one is then
     called as that was, bars in the groups in which they came, so that a replay of the record gets
@@ -307,7 +307,7 @@ class InlinePredictor:
                 known = self._newest([unit])
                 found = [self._call("step", unit)] if known else []
                 return self._answers([unit], known, found, recorded)
-            case Retrained(takes_over=True):
+            case RetrainingEnd(takes_over=True):
                 if (candidate := self._prepared.get(unit.candidate_sha256)) is not None:
                     self.aside = Aside(candidate, self.history.known())
             case ModelChange():
@@ -444,7 +444,7 @@ class WorkerPredictor:
         events = events_of(unit)
         # Here and not in the worker: a late answer must not see what came after its bar.
         self._inline.see(*events)
-        if isinstance(unit, ModelChange | Retrained):
+        if isinstance(unit, ModelChange | RetrainingEnd):
             self._is_started |= isinstance(unit, ModelChange)
             # Warming has no deadline: nothing is decided until it is done.
             return await _answer_of(self._worker.submit(self._inline.answer, unit))

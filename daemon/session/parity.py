@@ -18,7 +18,7 @@ import structlog
 
 from tracepaper.daemon.clock import Clock
 from tracepaper.daemon.config.sections import ParitySection
-from tracepaper.daemon.session.child import ChildFailed, ChildProcess, Scheduled, TimeLimits
+from tracepaper.daemon.session.child import ChildFailed, ChildProcess, ScheduledJob, TimeLimits
 from tracepaper.storage.database.reader import Reader
 from tracepaper.strategies.types.decisions import Run, Step
 from tracepaper.strategies.types.market import Bar, Event, ParityCheck, ParityOutcome
@@ -31,7 +31,7 @@ PROGRAM = (sys.executable, "-m", "tracepaper.daemon.cli", "parity")
 log = structlog.get_logger("parity")
 
 
-class DailyParity(Scheduled):
+class DailyParity(ScheduledJob):
     """Watches the market time of a run's steps, and checks each UTC day once it is over.
 
     A day begins to be checked with the first bar that closes at *section*'s time of the next day or

@@ -37,7 +37,7 @@ from tracepaper.daemon.session.run_row import (
     start_event,
     strategy_sha256,
 )
-from tracepaper.storage.audit import Resumed, SqlAuditLog
+from tracepaper.storage.audit import ResumePoint, SqlAuditLog
 from tracepaper.storage.chain.starting_point import Lookback
 from tracepaper.storage.database.reader import Reader, RunModels
 from tracepaper.storage.database.run_views import actions_of
@@ -84,7 +84,7 @@ class Opening:
 
 
 @dataclass(frozen=True)
-class Opened:
+class OpenedRun:
     """A run that is open in the log, with an engine in the state at its end."""
 
     run: Run
@@ -143,7 +143,7 @@ def last_instruments(database: Path, kind: RunKind) -> dict[str, Instrument]:
     return {} if last is None else {item.symbol: item for item in last.instruments}
 
 
-def open_run(opening: Opening, audit: SqlAuditLog) -> Opened:
+def open_run(opening: Opening, audit: SqlAuditLog) -> OpenedRun:
     """Go on with the newest run of the same kind, or open a new one that takes over its account.
 
     Raises ``ConfigInvalid`` where another exchange's instruments do not fit the run's decimals.
@@ -164,7 +164,7 @@ def _bar_history(opening: Opening) -> BarHistory:
 
 def _go_on(
     opening: Opening, audit: SqlAuditLog, reader: Reader, run: Run, models: RunModels
-) -> Opened:
+) -> OpenedRun:
     instruments = _rescaled(opening, run.instruments)
     engine = _engine(opening, run.instruments, run.period_start_ms)
     if models.next != models.deciding:
@@ -174,7 +174,7 @@ def _go_on(
     history = _bar_history(opening)
     restore_engine(engine, reader, resumed, history)
     recall_events(opening.forecaster, reader, run.run_id, chain(*history.known().values()))
-    return Opened(
+    return OpenedRun(
         run=run,
         engine=engine,
         instruments=instruments,
@@ -190,7 +190,7 @@ def _go_on(
     )
 
 
-def _begin(opening: Opening, audit: SqlAuditLog, reader: Reader, parent: Run | None) -> Opened:
+def _begin(opening: Opening, audit: SqlAuditLog, reader: Reader, parent: Run | None) -> OpenedRun:
     """Open a new run; it takes over account and orders of *parent*, where there is one."""
     instruments = opening.instruments
     state: EngineState | None = None
@@ -217,7 +217,7 @@ def _begin(opening: Opening, audit: SqlAuditLog, reader: Reader, parent: Run | N
         sees_account=engine.sees_account,
     )
     audit.begin(run, engine.gate_sets)
-    return Opened(
+    return OpenedRun(
         run=run,
         engine=engine,
         instruments=instruments,
@@ -308,7 +308,7 @@ def engine_of(
 
 
 def restore_engine(
-    engine: Engine, reader: Reader, resumed: Resumed, history: BarHistory | None
+    engine: Engine, reader: Reader, resumed: ResumePoint, history: BarHistory | None
 ) -> None:
     """Restore *engine* to the end of *resumed*, and *history* to the bars its model needs.
 

@@ -22,7 +22,7 @@ from tracepaper.daemon.clock import Clock
 from tracepaper.daemon.config.loading import Config, render
 from tracepaper.daemon.engine.engine import Engine
 from tracepaper.daemon.session.build import terms_for
-from tracepaper.daemon.session.child import ChildFailed, ChildProcess, Scheduled, TimeLimits
+from tracepaper.daemon.session.child import ChildFailed, ChildProcess, ScheduledJob, TimeLimits
 from tracepaper.daemon.session.loop import Worker, WorkerPredictor
 from tracepaper.daemon.session.models import forecaster_of
 from tracepaper.daemon.session.run_row import start_event
@@ -31,7 +31,7 @@ from tracepaper.storage.database.reader import Reader
 from tracepaper.strategies.api.strategy import Forecaster
 from tracepaper.strategies.errors import CheckpointMismatch, ConfigInvalid, DataInvalid
 from tracepaper.strategies.types.decisions import Run, Step
-from tracepaper.strategies.types.market import Bar, Event, Retrained, RetrainOutcome, RunKind
+from tracepaper.strategies.types.market import Bar, Event, RetrainingEnd, RetrainOutcome, RunKind
 from tracepaper.strategies.units import DAY_MS, time_of, time_of_day_ms
 
 BARS_FILE: Final = "bars.db"
@@ -107,7 +107,7 @@ def verdict(judged: CandidateJudgement, *, test: int, alpha: float) -> tuple[Ret
     )
 
 
-def tests_of(events: Iterable[Retrained]) -> int:
+def tests_of(events: Iterable[RetrainingEnd]) -> int:
     """Count the judgements among *events*, each of which spent its share."""
     return sum(event.level is not None for event in events)
 
@@ -151,7 +151,7 @@ def tidy(folder: Path) -> None:
                 old.unlink()
 
 
-def past_retrainings(database: Path, kind: RunKind, symbols: Sequence[str]) -> list[Retrained]:
+def past_retrainings(database: Path, kind: RunKind, symbols: Sequence[str]) -> list[RetrainingEnd]:
     """Return the retrainings of all runs of *kind* on *symbols*, oldest first."""
     with Reader.open(database) as reader:
         return [event for _, event in reader.retrainings(kind, symbols)]
@@ -200,7 +200,7 @@ class Service(NamedTuple):
     clock: Clock
 
 
-class Retrainer(Scheduled):
+class Retrainer(ScheduledJob):
     """Watches the market time of a run's steps, and retrains its model whenever that is due.
 
     *running* is the model that decides now, and *configured_sha256* is of ``[model] checkpoint``.
@@ -233,7 +233,7 @@ class Retrainer(Scheduled):
         for event in past:
             self.outcomes[event.outcome] += 1
         self._tests = tests_of(past)
-        self.last: Retrained | None = past[-1] if past else None
+        self.last: RetrainingEnd | None = past[-1] if past else None
         self._cut_off_ms = self._read_mark()
         self.due_ms = self._next_due(_first_start_ms(database, run, symbols))
 
@@ -299,7 +299,7 @@ class Retrainer(Scheduled):
             self.running = candidate
             log.info("model changed", model_id=candidate.model_id)
 
-    async def _store(self, event: Retrained) -> None:
+    async def _store(self, event: RetrainingEnd) -> None:
         await self._service.submit(event)
         self.last = event
         self.outcomes[event.outcome] += 1
@@ -308,7 +308,7 @@ class Retrainer(Scheduled):
 
     async def _decide(
         self, judged: CandidateJudgement, began_ms: int
-    ) -> tuple[Retrained, Forecaster | None]:
+    ) -> tuple[RetrainingEnd, Forecaster | None]:
         """Return the event of a judgement, and the model that it promotes.
 
         Engine and predictor know a promoted model from here on.
@@ -365,10 +365,10 @@ class Retrainer(Scheduled):
         judged: CandidateJudgement | None = None,
         *,
         test: int = 0,
-    ) -> Retrained:
+    ) -> RetrainingEnd:
         judged = judged or CandidateJudgement("", self.running.model_sha256)
         now_ms = self._clock.market_ms()
-        return Retrained(
+        return RetrainingEnd(
             outcome=outcome,
             reason=reason,
             configured_sha256=self._configured_sha256,

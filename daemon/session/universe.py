@@ -13,7 +13,7 @@ import structlog
 from tracepaper.daemon.clock import Clock
 from tracepaper.daemon.config.loading import Config, restore
 from tracepaper.daemon.config.market import UniverseRule
-from tracepaper.daemon.feed.client import Listed, MarketDataClient
+from tracepaper.daemon.feed.client import MarketDataClient, TradedSymbol
 from tracepaper.daemon.feed.universe import (
     change_of,
     choose,
@@ -21,7 +21,7 @@ from tracepaper.daemon.feed.universe import (
     next_choice_ms,
     nothing_chosen,
 )
-from tracepaper.daemon.session.child import Scheduled
+from tracepaper.daemon.session.child import ScheduledJob
 from tracepaper.storage.database.reader import Reader
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.types.decisions import Step
@@ -80,7 +80,7 @@ async def new_candidates(config: Config, client: MarketDataClient, now_ms: int) 
     return tuple(one.symbol for one in found.chosen)
 
 
-class Universe(Scheduled):
+class Universe(ScheduledJob):
     """Chooses at the rule's times of day which instruments may open positions.
 
     Each choice is asked of the exchange in the background, and is an event. *last_ms* is the market
@@ -120,7 +120,7 @@ class Universe(Scheduled):
         category = Category(self._config.market.category)
         try:
             names = list_of(self._config)
-            listed: Sequence[Listed] = await self._client.listed(category)
+            listed: Sequence[TradedSymbol] = await self._client.listed(category)
         except ConfigInvalid as error:
             found = nothing_chosen(str(error), self._now_ms())
         else:

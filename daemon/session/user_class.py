@@ -179,7 +179,7 @@ def user_strategy(made_of: type[Strategy], options: dict[str, object]) -> Strate
     Raises ``ConfigInvalid`` where it refuses them or has an impossible declaration, and
     ``StrategyFailed`` where it fails otherwise.
     """
-    return _Guarded(_made(made_of, options))
+    return _GuardedStrategy(_made(made_of, options))
 
 
 def user_portfolio(
@@ -282,7 +282,7 @@ def _called(made_of: type[Own], options: dict[str, object]) -> Own:
 def unguarded(strategy: Strategy) -> Strategy | PortfolioStrategy:
     """Return the user's own object behind *strategy*; a built-in strategy as it is."""
     whole = strategy.portfolio if isinstance(strategy, PortfolioMember) else strategy
-    return whole.guarded if isinstance(whole, (_Guarded, _GuardedPortfolio)) else whole
+    return whole.guarded if isinstance(whole, (_GuardedStrategy, _GuardedPortfolio)) else whole
 
 
 _DECLARED: Final = (
@@ -450,7 +450,7 @@ class _Checks(Generic[Own]):
         raise self._fault(f"noted {short(value)} as {short(name)}", advice)
 
 
-class _Guarded(_Checks[Strategy], Strategy):
+class _GuardedStrategy(_Checks[Strategy], Strategy):
     """Calls the user's strategy and checks each answer before it is used."""
 
     def decide(self, context: BarContext) -> Signal | Orders:

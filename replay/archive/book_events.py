@@ -88,7 +88,7 @@ class EventLine(Struct, frozen=True, omit_defaults=True):
         return round(self.ts * 1000)
 
 
-class _Dated(Struct):
+class _FrameHeader(Struct):
     """What of a frame says when it was sent, and of what."""
 
     topic: str = ""
@@ -99,7 +99,7 @@ _encode: Final = msgspec.json.Encoder().encode
 _DROPPED: Final = re.compile(r"; (?:it|the book|the frame) was dropped")
 _decode_header: Final = msgspec.json.Decoder(EventsHeader).decode
 _decode_line: Final = msgspec.json.Decoder(EventLine).decode
-_decode_date: Final = msgspec.json.Decoder(_Dated).decode
+_decode_date: Final = msgspec.json.Decoder(_FrameHeader).decode
 
 
 class EventsFile(MemberFile):
@@ -155,7 +155,7 @@ class EventsFile(MemberFile):
             try:
                 dated = _decode_date(line.data)
             except (msgspec.MsgspecError, RecursionError):  # `received` refuses it
-                dated = _Dated()
+                dated = _FrameHeader()
             at_ms = max(at_ms, dated.ts)
             yield at_ms, "", dated.topic == self.header.topics[0]
 

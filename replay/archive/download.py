@@ -41,7 +41,7 @@ from tracepaper.strategies.units import interval_phase
 
 
 @dataclass(frozen=True)
-class Fetched:
+class FetchResult:
     """The result of one pass: how many bars were kept, and the spans that the answers lacked."""
 
     bars: int
@@ -56,7 +56,7 @@ async def fetch(
     *,
     keep: Callable[[Sequence[Bar]], None],
     progress: Callable[[int], None] = lambda _candles: None,
-) -> Fetched:
+) -> FetchResult:
     """Ask for every candle of *spans* and hand each page to *keep* as it comes.
 
     *spans* are what the archive lacks, so a fetch that was broken off goes on where it ended.
@@ -72,7 +72,7 @@ async def fetch(
             bars += len(page)
             absent += holes([bar.open_time_ms for bar in page], first, last, interval_ms)
             progress((last - first) // interval_ms + 1)
-    return Fetched(bars, tuple(joined(absent)))
+    return FetchResult(bars, tuple(joined(absent)))
 
 
 def pages(start: int, until: int, interval_ms: int, candles_max: int) -> list[Span]:
@@ -197,7 +197,7 @@ async def fetch_symbols(
     One answer proves nothing: the second request comes at least *certain_s* (network time) after
     the first, as when a daemon repairs a gap.
     """
-    first: list[tuple[Instrument, Fetched]] = []
+    first: list[tuple[Instrument, FetchResult]] = []
     for symbol in request.symbols:
         instrument = await client.instrument(request.category, symbol)
         spans = wanted_spans(
@@ -229,7 +229,7 @@ async def _fetch_shown(
     spans: Sequence[Span],
     *,
     quiet: bool,
-) -> Fetched:
+) -> FetchResult:
     """Fetch *spans* into the archive under a progress bar."""
     columns = (
         TextColumn("{task.description}"),

@@ -276,7 +276,7 @@ class Format:
 
 
 @dataclass(frozen=True)
-class Packing:
+class Compression:
     """One compression: ``unpack`` returns the name and the content of the file inside.
 
     Without ``unpack`` the file is refused by its first bytes, for its user to unpack it.
@@ -385,7 +385,7 @@ def _read_file(path: Path, *, has_lines: bool) -> bytes:
     return raw
 
 
-def _packing_of(path: Path, raw: bytes) -> Packing | None:
+def _packing_of(path: Path, raw: bytes) -> Compression | None:
     """Return how *raw* is compressed; raise where the name of the file says otherwise."""
     suffix = path.suffix.lower()
     for packing in PACKINGS:
@@ -601,10 +601,10 @@ FORMATS: Final[dict[str, Format]] = {
 """Every kind of candle file, by the name that ``--format`` takes."""
 
 PACKINGS: Final = (
-    Packing("gzip", ".gz", b"\x1f\x8b", _gunzip),
-    Packing("zip", ".zip", b"PK\x03\x04", _unzip),
-    Packing("Zstandard", ".zst", b"\x28\xb5\x2f\xfd"),
-    Packing("bzip2", ".bz2", b"BZh"),
-    Packing("xz", ".xz", b"\xfd7zXZ"),
+    Compression("gzip", ".gz", b"\x1f\x8b", _gunzip),
+    Compression("zip", ".zip", b"PK\x03\x04", _unzip),
+    Compression("Zstandard", ".zst", b"\x28\xb5\x2f\xfd"),
+    Compression("bzip2", ".bz2", b"BZh"),
+    Compression("xz", ".xz", b"\xfd7zXZ"),
 )
 """Every compression that is known by its first bytes."""

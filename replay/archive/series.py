@@ -248,7 +248,7 @@ def _chosen(
 
 
 @dataclass(frozen=True)
-class Imported:
+class SeriesImport:
     """What one series gained."""
 
     instrument: str
@@ -263,7 +263,7 @@ class Imported:
 
 
 @dataclass(frozen=True)
-class Held:
+class ArchivedSeries:
     """One series of an archive."""
 
     instrument: str
@@ -274,7 +274,7 @@ class Held:
     gaps: tuple[Span, ...]
 
 
-def import_candles(archive: Path, parts: Sequence[Candles]) -> list[Imported]:
+def import_candles(archive: Path, parts: Sequence[Candles]) -> list[SeriesImport]:
     """Write *parts* into *archive*, which is made where it is missing.
 
     All parts are compared with one another and with the archive before any is written, so a
@@ -305,10 +305,10 @@ def _stored(history: History, archive: Path, part: Candles) -> list[Candles]:
     return []
 
 
-def _written(writer: HistoryWriter, part: Candles) -> Imported:
+def _written(writer: HistoryWriter, part: Candles) -> SeriesImport:
     instrument = archive_instrument(part)
     written = writer.write(instrument, part.interval_ms, bars_of(part.aligned(instrument)))
-    return Imported(
+    return SeriesImport(
         instrument=part.instrument,
         interval_ms=part.interval_ms,
         added=written.added,
@@ -321,11 +321,11 @@ def _written(writer: HistoryWriter, part: Candles) -> Imported:
     )
 
 
-def held(archive: Path) -> list[Held]:
+def held(archive: Path) -> list[ArchivedSeries]:
     """Return every series of *archive*, with its holes."""
     with History.open(archive) as history:
         return [
-            Held(
+            ArchivedSeries(
                 instrument=one.instrument.id,
                 interval_ms=one.interval_ms,
                 bars=one.bars,

@@ -230,7 +230,7 @@ def _plain(numbers: object) -> list:  # type: ignore[type-arg]
     return numbers.tolist()  # type: ignore[attr-defined]
 
 
-class _Followed(BookFollower):
+class _SourceBook(BookFollower):
     """The book of one instrument as a source has it, and the frame that comes next."""
 
     def __init__(self, source: FillSource, instrument: Instrument, response_ms: int) -> None:
@@ -272,7 +272,7 @@ class BookFeed:
         self.sources: Final = tuple(sources)
         self._instruments = {item.id: item for item in instruments}
         self._response_ms = response_ms
-        self._followed: Sequence[_Followed] = ()
+        self._followed: Sequence[_SourceBook] = ()
 
     def between(
         self,
@@ -288,7 +288,7 @@ class BookFeed:
         as many as *known* says of an instrument, and those until *known_ms*.
         """
         followed = self._followed = [
-            _Followed(source, self._instruments[source.instrument_id], self._response_ms)
+            _SourceBook(source, self._instruments[source.instrument_id], self._response_ms)
             for source in self.sources
         ]
         for one in followed:
@@ -301,7 +301,7 @@ class BookFeed:
             yield event
 
     def _until(
-        self, until_ms: int, followed: Sequence[_Followed], watch: Watch
+        self, until_ms: int, followed: Sequence[_SourceBook], watch: Watch
     ) -> Iterator[BookUpdate]:
         """Yield what all frames until *until_ms* cause, in the order of their dates."""
         while due := [one for one in followed if one.is_due(until_ms)]:
@@ -339,7 +339,7 @@ class BookFeed:
         return tuple(said)
 
 
-def _date(followed: _Followed) -> int:
+def _date(followed: _SourceBook) -> int:
     return followed.next.at_ms if followed.next is not None else 0
 
 

@@ -17,7 +17,7 @@ from tracepaper.replay.archive.order_book import DepthSource
 from tracepaper.replay.archive.sessions import SessionsFor
 from tracepaper.replay.backtest.book_feed import FillSource
 from tracepaper.replay.backtest.run_spec import RunSpec
-from tracepaper.replay.backtest.sources import SOURCES, Cutoff, MarketSource, Reading
+from tracepaper.replay.backtest.sources import SOURCES, Cutoff, MarketSource, SourceReader
 from tracepaper.replay.backtest.tracks import BarSpan, Track
 
 
@@ -42,7 +42,7 @@ class MarketData:
         config, origins = load_with_origins(spec.given, spec.sections, caller=spec.caller)
         symbols = config.market.symbols
         is_chosen = ("market", "symbols") in origins and len(symbols) == 1
-        reading = Reading(spec, config.market, sessions_for, symbols[0] if is_chosen else None)
+        reading = SourceReader(spec, config.market, sessions_for, symbols[0] if is_chosen else None)
         candles = tuple(SOURCES["candles"].read(spec.candles, reading))
         reading = reading._replace(candles=candles)
         rest = [one.name for one in fields(cls) if one.name != "candles"]

@@ -41,7 +41,7 @@ from tracepaper.replay.backtest.predictors import ScanPredictor
 from tracepaper.replay.backtest.run import Tally, run_events
 from tracepaper.storage import checkpoints
 from tracepaper.storage.audit import SqlAuditLog
-from tracepaper.storage.chain.starting_point import Beginning, Beginnings, Lookback
+from tracepaper.storage.chain.starting_point import Beginnings, Lookback, StartingPoint
 from tracepaper.storage.database.chunks import StoredRun
 from tracepaper.storage.database.reader import Reader
 from tracepaper.storage.database.run_views import actions_of
@@ -64,7 +64,7 @@ from tracepaper.strategies.types.market import (
     ModelChange,
     ParityCheck,
     Prune,
-    Retrained,
+    RetrainingEnd,
     RunEnd,
     RunKind,
     Unit,
@@ -72,7 +72,7 @@ from tracepaper.strategies.types.market import (
 
 
 @dataclass(frozen=True)
-class Recorded:
+class RecordedRun:
     """A run from its record, ready to be stepped through again.
 
     Without a *beginning* it starts where the run did. With one the engine has the state of the last
@@ -83,7 +83,7 @@ class Recorded:
     config: Config
     engine: Engine
     forecaster: Forecaster | None  # answers the first event
-    beginning: Beginning | None = None
+    beginning: StartingPoint | None = None
     decider: Forecaster | None = None  # answers the first event that is derived after it
     instruments: tuple[Instrument, ...] = ()  # with their filters at the beginning
 
@@ -95,7 +95,7 @@ class Recorded:
 
 def open_recorded(
     reader: Reader, database: Path, run_id: str, *, from_ms: int | None = None
-) -> Recorded:
+) -> RecordedRun:
     """Rebuild the engine of *run_id* as it stood before its first event, or before *from_ms*.
 
     A pruned run begins as early as its bars allow. Raises ``DataInvalid`` where they do not, and
@@ -112,7 +112,7 @@ def open_recorded(
     beginning = _find_beginning(reader, stored, reach_of(engine, context), from_ms)
     if beginning is None:
         _restore_parent(reader, run, engine)
-        return Recorded(run, config, engine, forecaster)
+        return RecordedRun(run, config, engine, forecaster)
     deciding = [
         forecaster if sha256 == run.model_sha256 else _forecaster(config, database, run, sha256)
         for sha256 in (
@@ -126,12 +126,12 @@ def open_recorded(
     instruments = tuple(filters.values())
     engine = engine_of(run, config, deciding[1], instruments)
     restore_at(engine, reader, run, beginning.after)
-    return Recorded(run, config, engine, deciding[0], beginning, deciding[1], instruments)
+    return RecordedRun(run, config, engine, deciding[0], beginning, deciding[1], instruments)
 
 
 def _find_beginning(
     reader: Reader, stored: StoredRun, reach: Lookback, from_ms: int | None
-) -> Beginning | None:
+) -> StartingPoint | None:
     """Return where to begin, None for the run's start; raise where a prune left too little."""
     places = Beginnings(reader.connection, stored.run_key, reach)
     pruned = reader.pruned(stored.run_key)
@@ -172,7 +172,7 @@ def _forecaster(config: Config, database: Path, run: Run, sha256: str = "") -> F
     return forecaster
 
 
-def prober_of(recorded: Recorded, database: Path) -> Forecaster | None:
+def prober_of(recorded: RecordedRun, database: Path) -> Forecaster | None:
     """Return a second forecaster of the same checkpoint, for a run in one batched pass."""
     run = recorded.run
     if recorded.forecaster is None or run.mode != "scan":
@@ -180,7 +180,7 @@ def prober_of(recorded: Recorded, database: Path) -> Forecaster | None:
     return _reload_model(recorded, database)
 
 
-def _reload_model(recorded: Recorded, database: Path, *, into: Path | None = None) -> Forecaster:
+def _reload_model(recorded: RecordedRun, database: Path, *, into: Path | None = None) -> Forecaster:
     """Load the run's model once more, and keep it beside *into* as well."""
     run = recorded.run
     forecaster = forecaster_of_run(run, recorded.config, database, into=into)
@@ -208,7 +208,12 @@ class RecordedPredictor:
     is_silent = False
 
     def __init__(
-        self, recorded: Recorded, prober: Forecaster | None, database: Path, *, probes: bool = True
+        self,
+        recorded: RecordedRun,
+        prober: Forecaster | None,
+        database: Path,
+        *,
+        probes: bool = True,
     ) -> None:
         run, forecaster = recorded.run, recorded.forecaster
         self._run, self._database, self._prober = recorded, database, prober
@@ -271,7 +276,7 @@ class RecordedPredictor:
             if sha256 != current:
                 engine.prepare(sha256, terms)
 
-    def _promote(self, event: Retrained, *, is_derived: bool) -> None:
+    def _promote(self, event: RetrainingEnd, *, is_derived: bool) -> None:
         """Load the model that *event* promoted; in a run-in the engine knows it already.
 
         Raises ``CheckpointMismatch`` where it is gone, or another is kept in its place.
@@ -290,7 +295,7 @@ class RecordedPredictor:
     def _queue_answers(self, rows: Iterable[tuple[int, Event, Prediction]]) -> Iterator[Event]:
         """Yield the events of *rows*, and queue each stored answer for ``predict``."""
         for sequence, event, stored in rows:
-            if isinstance(event, Retrained) and event.takes_over:
+            if isinstance(event, RetrainingEnd) and event.takes_over:
                 self._promote(event, is_derived=sequence >= self._run.first)
             if self._inline is not None or self._is_outside:
                 was_late = isinstance(stored, PredictionTimeout)
@@ -310,7 +315,7 @@ class RecordedPredictor:
 
 
 def run_in(
-    reader: Reader, recorded: Recorded, predictor: RecordedPredictor, events: Iterable[Event]
+    reader: Reader, recorded: RecordedRun, predictor: RecordedPredictor, events: Iterable[Event]
 ) -> Iterator[Event]:
     """Feed engine and model the events before the *beginning*; return the remaining *events*."""
     remaining = iter(events)
@@ -373,7 +378,7 @@ def rerun_recorded(
     return run.run_id
 
 
-def _continue_pruned(reader: Reader, recorded: Recorded, run: Run) -> tuple[Recorded, Run]:
+def _continue_pruned(reader: Reader, recorded: RecordedRun, run: Run) -> tuple[RecordedRun, Run]:
     """Return the new *run* that takes over the account of the pruned one, and its row."""
     beginning = recorded.beginning
     assert beginning is not None
@@ -408,11 +413,11 @@ def _continue_pruned(reader: Reader, recorded: Recorded, run: Run) -> tuple[Reco
     Restart(engine).restore(
         decode_state(state[0]), next_sequence=0, confirmed=confirmed, taken_over=True
     )
-    return Recorded(taken, recorded.config, engine, decider), taken
+    return RecordedRun(taken, recorded.config, engine, decider), taken
 
 
 def _rows_from(
-    reader: Reader, run_id: str, beginning: Beginning, start: ModelChange
+    reader: Reader, run_id: str, beginning: StartingPoint, start: ModelChange
 ) -> Iterator[tuple[int, Event, Prediction]]:
     """Yield the rows of a run that continues at *beginning*: its start, warm-up bars, all later.
 

@@ -28,7 +28,7 @@ from tracepaper.replay.archive.sessions import SessionsFor, reaching
 from tracepaper.replay.backtest.build import Replay, build
 from tracepaper.replay.backtest.market_data import MarketData
 from tracepaper.replay.backtest.predictors import ScanPredictor
-from tracepaper.storage.audit import Resumed, SqlAuditLog
+from tracepaper.storage.audit import ResumePoint, SqlAuditLog
 from tracepaper.storage.database.reader import Reader
 from tracepaper.storage.database.run_views import actions_of
 from tracepaper.strategies.api.strategy import Forecaster
@@ -327,7 +327,7 @@ def _frame_key(bar: FrameBar) -> tuple[str, int, int]:
 
 def _is_new(  # noqa: PLR0911 - one case an event
     event: Event,
-    resumed: Resumed,
+    resumed: ResumePoint,
     frame_bars: Collection[tuple[str, int, int]],
     books_ms: Mapping[str, int],
 ) -> bool:

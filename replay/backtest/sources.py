@@ -46,7 +46,7 @@ from tracepaper.strategies.types.market import Category
 from tracepaper.strategies.units import WEEK_MS
 
 
-class Reading(NamedTuple):
+class SourceReader(NamedTuple):
     """What a run's options and configuration say of how its files are read."""
 
     spec: RunSpec
@@ -68,7 +68,7 @@ class Cutoff(NamedTuple):
 class MarketSource(NamedTuple):
     """One source of data; ``shift``, ``scale`` and ``digest`` are of one item of it."""
 
-    read: Callable[[Sequence[Any], Reading], Sequence[Any]]  # files, or what was read already
+    read: Callable[[Sequence[Any], SourceReader], Sequence[Any]]  # files, or what was read already
     tracks: Callable[[Sequence[Any], BarSpan], list[Track]]
     until: Callable[[Sequence[Any], Cutoff], Sequence[Any]]
     shift: Callable[[Any, int], Any]  # weeks
@@ -79,7 +79,7 @@ class MarketSource(NamedTuple):
 # ---------------------------------------------------------------- candles
 
 
-def _read_candles(given: Sequence[CandleInput], reading: Reading) -> list[Candles]:
+def _read_candles(given: Sequence[CandleInput], reading: SourceReader) -> list[Candles]:
     """Read candles; shares are laid upon the sessions of their calendar."""
     sessions_for, calendar = reading.sessions_for, reading.market.calendar
     if reading.market.asset == STOCK and sessions_for is None and calendar is not None:
@@ -91,7 +91,7 @@ def _read_candles(given: Sequence[CandleInput], reading: Reading) -> list[Candle
     return [counted_by(part, sessions) for part in candles]
 
 
-def _candles(item: CandleInput, reading: Reading, sessions_for: SessionsFor | None) -> Candles:
+def _candles(item: CandleInput, reading: SourceReader, sessions_for: SessionsFor | None) -> Candles:
     spec, is_share = reading.spec, reading.market.asset == STOCK
     if isinstance(item, Candles):
         if spec.columns:
@@ -160,7 +160,9 @@ def _candles_sha256(part: Candles) -> str:
 # ---------------------------------------------------------------- funding, splits and dividends
 
 
-def _read_funding(given: Sequence[Path | FundingRates], reading: Reading) -> list[FundingRates]:
+def _read_funding(
+    given: Sequence[Path | FundingRates], reading: SourceReader
+) -> list[FundingRates]:
     return [
         read_funding(item, symbol=reading.spec.symbol) if isinstance(item, Path) else item
         for item in given
@@ -174,7 +176,7 @@ def _funding_sha256(rates: FundingRates) -> str:
     return digest.hexdigest()
 
 
-def _read_actions(given: Sequence[Path | ActionRow], _reading: Reading) -> list[ActionRow]:
+def _read_actions(given: Sequence[Path | ActionRow], _reading: SourceReader) -> list[ActionRow]:
     rows = [item for item in given if isinstance(item, ActionRow)]
     return [*rows, *read_actions(*(item for item in given if isinstance(item, Path)))]
 
@@ -182,7 +184,7 @@ def _read_actions(given: Sequence[Path | ActionRow], _reading: Reading) -> list[
 # ---------------------------------------------------------------- order books
 
 
-def _read_depth(given: Sequence[Path | DepthSource], reading: Reading) -> list[DepthSource]:
+def _read_depth(given: Sequence[Path | DepthSource], reading: SourceReader) -> list[DepthSource]:
     books = [StoredDepth(item) if isinstance(item, Path) else item for item in given]
     refuse_elsewhere(books, reading.candles, reading.spec.from_ms, reading.spec.until_ms)
     return books

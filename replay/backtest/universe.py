@@ -12,7 +12,7 @@ from typing import Final
 import numpy as np
 
 from tracepaper.daemon.config.market import UniverseRule
-from tracepaper.daemon.feed.client import Listed
+from tracepaper.daemon.feed.client import TradedSymbol
 from tracepaper.daemon.feed.universe import change_of, next_choice_ms
 from tracepaper.replay.archive import Candles
 from tracepaper.strategies.types.market import Instrument, UniverseChange
@@ -58,7 +58,7 @@ def list_warnings(
         )
 
 
-def _listed(candles: Sequence[Candles], at_ms: int) -> Iterator[Listed]:
+def _listed(candles: Sequence[Candles], at_ms: int) -> Iterator[TradedSymbol]:
     """Yield each symbol as its ticker of *at_ms*; one without a candle in that day is left out."""
     for part in candles:
         closes_ms = part.closes_ms
@@ -67,7 +67,7 @@ def _listed(candles: Sequence[Candles], at_ms: int) -> Iterator[Listed]:
             continue
         day = slice(first, last)
         high, low, close = int(part.high[day].max()), int(part.low[day].min()), part.close[last - 1]
-        yield Listed(
+        yield TradedSymbol(
             part.symbol,
             "",
             _turnover(part, day),

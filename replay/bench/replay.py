@@ -108,7 +108,7 @@ def replay_of(
 
 
 @dataclass
-class Recorded:
+class RecordingCost:
     """One replay into a new database: seconds from a bar on, the file's bytes, memory in MB."""
 
     begun: tuple[float, float] = (0.0, 0.0)  # wall and CPU
@@ -129,9 +129,9 @@ class _WatchedLog(SqlAuditLog):
             self.observe(step)
 
 
-def recorded(replay: Replay, *, after: int = 0) -> Recorded:
+def recorded(replay: Replay, *, after: int = 0) -> RecordingCost:
     """Replay into a new database; the seconds begin *after* so many bars."""
-    record = Recorded()
+    record = RecordingCost()
     tally = Tally(progress=lambda _: record.memory_mb.append(resident_mb()))
 
     def begin() -> None:

@@ -64,14 +64,14 @@ class BookLevels(NamedTuple):
         return (self.bids[0][0] + self.asks[0][0]) / 2
 
 
-class _Sent(NamedTuple):
+class _SentOrder(NamedTuple):
     """A market order of the run, and what its fills paid or got, exactly."""
 
     order: TakenOrder
     paid: Fraction
 
 
-class _Priced(NamedTuple):
+class _PricedOrder(NamedTuple):
     """An order beside the book: its cost in basis points, and what the book had no size for."""
 
     order: TakenOrder
@@ -163,7 +163,7 @@ def compare_with_books(reader: Reader, run_id: str, paths: Sequence[Path]) -> Sl
             f"{', '.join(sorted(traded))}: give recordings of those."
         )
     fills, orders, left_out = _market_orders(RunViews(reader.connection, run_id))
-    priced: list[_Priced] = []
+    priced: list[_PricedOrder] = []
     for instrument, held in sorted(orders.items()):
         if instrument not in files:
             name = f"orders of {instrument}, of which no books were given"
@@ -190,7 +190,7 @@ def compare_with_books(reader: Reader, run_id: str, paths: Sequence[Path]) -> Sl
     return found
 
 
-def _market_orders(views: RunViews) -> tuple[int, dict[str, list[_Sent]], Counter[str]]:
+def _market_orders(views: RunViews) -> tuple[int, dict[str, list[_SentOrder]], Counter[str]]:
     """Return the count of all fills, the market orders by instrument, oldest first, and the rest.
 
     An order's price is the mean of its fills by quantity, its time that from which it may fill.
@@ -207,7 +207,7 @@ def _market_orders(views: RunViews) -> tuple[int, dict[str, list[_Sent]], Counte
             apart[name] = _RESTED
         else:
             groups[name].append((Decimal(fill["price_text"]), Decimal(fill["quantity_text"])))
-    orders: dict[str, list[_Sent]] = defaultdict(list)
+    orders: dict[str, list[_SentOrder]] = defaultdict(list)
     for name, parts in groups.items():
         order = sent[name]
         quantity = sum((each for _, each in parts), Decimal(0))
@@ -216,14 +216,14 @@ def _market_orders(views: RunViews) -> tuple[int, dict[str, list[_Sent]], Counte
         at_ms, instrument = order["eligible_ms"], order["instrument"]
         symbol = instrument.partition(":")[2]
         taken = TakenOrder(symbol, Side(order["side"]), price, quantity, at_ms, at_ms)
-        orders[instrument].append(_Sent(taken, paid))
+        orders[instrument].append(_SentOrder(taken, paid))
     for held in orders.values():
         held.sort(key=lambda one: one.order.time_ms)
     return len(fills), orders, Counter(apart.values())
 
 
 def _first_known(
-    files: Sequence[RecordedBooks], orders: Sequence[_Sent]
+    files: Sequence[RecordedBooks], orders: Sequence[_SentOrder]
 ) -> Iterator[BookLevels | str]:
     """Yield the book of each order by the first of *files* that has it, or why none has."""
     times = [one.order.time_ms for one in orders]
@@ -232,19 +232,19 @@ def _first_known(
         yield book or next((one for one in answers if one != _OUTSIDE), _OUTSIDE)
 
 
-def _price(sent: _Sent, book: BookLevels) -> _Priced:
+def _price(sent: _SentOrder, book: BookLevels) -> _PricedOrder:
     order, wanted = sent.order, Fraction(sent.order.quantity)
     paid, unfilled = book.walk(order.side, wanted)
     worse = paid / (wanted - unfilled) - sent.paid / wanted
     if order.side is Side.SELL:
         worse = -worse
-    return _Priced(order, float(worse / book.mid * 10_000), unfilled)
+    return _PricedOrder(order, float(worse / book.mid * 10_000), unfilled)
 
 
 # ---------------------------------------------------------------- shown
 
 
-def _judge(found: SlippageFindings, priced: Sequence[_Priced]) -> None:
+def _judge(found: SlippageFindings, priced: Sequence[_PricedOrder]) -> None:
     """Add the tables of what the books fill whole, and of what they had no size for."""
     whole = [one for one in priced if not one.unfilled]
     thin = [one for one in priced if one.unfilled]
@@ -276,7 +276,7 @@ def _judge(found: SlippageFindings, priced: Sequence[_Priced]) -> None:
     )
 
 
-def _unfilled(thin: Sequence[_Priced]) -> Table:
+def _unfilled(thin: Sequence[_PricedOrder]) -> Table:
     """Return the size that the books lacked, by symbol; in the quote currency at paper's price."""
     rows = []
     for symbol in sorted({one.order.symbol for one in thin}):

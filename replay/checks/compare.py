@@ -222,7 +222,7 @@ _NO_STATE: Final = (None,) * len(_NAMES["states"])
 
 
 @dataclass(frozen=True)
-class Compared:
+class StepComparison:
     """What comparing one step found."""
 
     unequal: tuple[Unequal, ...] = ()  # what nothing excuses
@@ -253,17 +253,17 @@ class RowCheck:
         """Return the step that *rows* hold."""
         return self._decoder.step(rows)
 
-    def compare(self, derived: Step, rows: StoredRows, *, exact: bool) -> Compared:
+    def compare(self, derived: Step, rows: StoredRows, *, exact: bool) -> StepComparison:
         """Compare *derived* with *rows*; within the tolerances unless *exact*."""
         found = list(self._unequal(derived, rows))
         if exact or not found:
-            return Compared(tuple(found))
+            return StepComparison(tuple(found))
         by_table = {table: list(given) for table, given in rows.sparse.items()}
         answers = by_table.get("answers", [])
         kept = [
             one for one in found if not is_rounding(one, answers, member_shape=self.member_shape)
         ]
-        return Compared(tuple(kept), rounded=len(kept) < len(found))
+        return StepComparison(tuple(kept), rounded=len(kept) < len(found))
 
     def _unequal(self, derived: Step, rows: StoredRows) -> Iterator[Unequal]:
         self._encoder.forget()  # so that every row is made, and none is named by another step

@@ -26,8 +26,8 @@ from tracepaper.daemon.session.loop import gathered, steps_of
 from tracepaper.daemon.session.resume import engine_of
 from tracepaper.daemon.session.run_row import code_version
 from tracepaper.replay.backtest.recorded import (
-    Recorded,
     RecordedPredictor,
+    RecordedRun,
     open_recorded,
     prober_of,
     run_in,
@@ -284,7 +284,7 @@ def derive_hashes(
 
 def _opened(
     reader: Reader, database: Path, run_id: str, from_ms: int | None
-) -> tuple[RecordedPredictor, Recorded, Iterator[Event]]:
+) -> tuple[RecordedPredictor, RecordedRun, Iterator[Event]]:
     """Return the run, what answers it, and the events that are to be derived."""
     recorded = open_recorded(reader, database, run_id, from_ms=from_ms)
     predictor = RecordedPredictor(recorded, prober_of(recorded, database), database)
@@ -340,7 +340,7 @@ def _derived(case: Case, *, remade: bool) -> Iterator[Step]:
 
 
 def _restarted(
-    recorded: Recorded,
+    recorded: RecordedRun,
     forecaster: Forecaster | None,
     before: Engine,
     filters: dict[str, Instrument],

@@ -248,7 +248,7 @@ class RecursiveFinding:
 
 
 @dataclass(frozen=True)
-class Standing:
+class StoredPoint:
     """What a run stored by the step before a later start: the engine's state, encoded, and more."""
 
     state: bytes
@@ -262,7 +262,7 @@ class Start:
     """Where a derivation begins: the bars before warm it up, and it goes on with what stood."""
 
     from_ms: int | None = None  # first open time of its period; None: of its bars
-    standing: Standing | None = None  # of the full run there
+    standing: StoredPoint | None = None  # of the full run there
     frame_bars: Sequence[FrameBar] = ()  # all that the full run took in, later ones included
 
 
@@ -284,7 +284,7 @@ def derive_whole(connection: Connection, setting: _Setting, starts: Sequence[int
         while waiting and _open_ms_of(unit) >= waiting[0]:
             engine, state = replay.engine, msgspec.msgpack.encode(replay.engine.state())
             standing.append(
-                Standing(state, engine.sequence, engine.since_decided, tuple(frame_bars))
+                StoredPoint(state, engine.sequence, engine.since_decided, tuple(frame_bars))
             )
             waiting.pop(0)
         together = derive_steps(replay.engine, unit, predictions)
@@ -336,7 +336,7 @@ def _derived_from(replay: Replay, setting: _Setting, start: Start) -> Iterator[l
 
 
 def _resumed(
-    replay: Replay, setting: _Setting, start: Start, standing: Standing
+    replay: Replay, setting: _Setting, start: Start, standing: StoredPoint
 ) -> Iterator[list[DerivedStep]]:
     engine, restart = replay.engine, Restart(replay.engine)
     state = decode_state(standing.state)

@@ -13,7 +13,7 @@ from typing import Final, NamedTuple
 from tracepaper.daemon.config.loading import Config
 from tracepaper.daemon.config.market import UniverseRule
 from tracepaper.daemon.engine.state import decode_state
-from tracepaper.daemon.feed.client import Listed
+from tracepaper.daemon.feed.client import TradedSymbol
 from tracepaper.daemon.feed.universe import change_of, next_choice_ms
 from tracepaper.storage.database.reader import Reader
 from tracepaper.strategies.types.decisions import Run
@@ -28,7 +28,7 @@ Unlike = tuple[str, object, object]
 """The name of a field, what is stored, and what is due."""
 
 
-class _Seen(NamedTuple):
+class _CandidateFigures(NamedTuple):
     """A candidate's figures as its event has them, and whether its limits hold."""
 
     turnover: Decimal
@@ -119,7 +119,7 @@ class ChoiceCheck:
         Which symbols a list named is not in the record.
         """
         seen = {
-            key: _Seen(Decimal(turnover), Decimal(volatility), age)
+            key: _CandidateFigures(Decimal(turnover), Decimal(volatility), age)
             for key, turnover, volatility, age in event.seen
         }
         chosen = event.chosen
@@ -177,13 +177,13 @@ class ChoiceCheck:
             if getattr(event, name) != getattr(due, name):
                 yield name, getattr(event, name), getattr(due, name)
 
-    def _listed(self, item: Instrument, at_ms: int) -> Listed | None:
+    def _listed(self, item: Instrument, at_ms: int) -> TradedSymbol | None:
         """Return *item* as its ticker of *at_ms* would have it; None without a bar in that day."""
         day = [bar for bar in self._days[item.id] if at_ms - DAY_MS < bar.market_ms <= at_ms]
         if not day:
             return None
         high, low = max(bar.high for bar in day), min(bar.low for bar in day)
-        return Listed(
+        return TradedSymbol(
             item.symbol,
             item.quote_coin,
             _turnover(day, item),

@@ -36,8 +36,8 @@ from tracepaper.daemon.session.run_row import (
 )
 from tracepaper.replay.backtest.predictors import Environment
 from tracepaper.replay.backtest.recorded import (
-    Recorded,
     RecordedPredictor,
+    RecordedRun,
     open_recorded,
     prober_of,
     run_in,
@@ -61,7 +61,7 @@ from tracepaper.strategies.types.market import (
     Depths,
     Event,
     ModelChange,
-    Retrained,
+    RetrainingEnd,
     RetrainOutcome,
 )
 
@@ -270,7 +270,7 @@ def _progressing(
             progressed(count, total)
 
 
-def _cut(recorded: Recorded) -> str:
+def _cut(recorded: RecordedRun) -> str:
     """Say why a model that begins amid a run promises no equal bits; else ''."""
     if recorded.beginning is None or recorded.run.mode != "scan":
         return ""
@@ -280,7 +280,7 @@ def _cut(recorded: Recorded) -> str:
 def _judge_state(
     found: Verification,
     reader: Reader,
-    recorded: Recorded,
+    recorded: RecordedRun,
     first_compared: int,
     from_ms: int | None,
 ) -> int:
@@ -318,7 +318,9 @@ def _member_shape(forecaster: Forecaster | None) -> tuple[int, int] | None:
     return getattr(forecaster, "member_shape", None)
 
 
-def _judge_run(found: Verification, reader: Reader, stored: StoredRun, recorded: Recorded) -> None:
+def _judge_run(
+    found: Verification, reader: Reader, stored: StoredRun, recorded: RecordedRun
+) -> None:
     """Check the run's own row against its configuration, its model and its first start."""
     run, config = stored.run, recorded.config
     model, market = recorded.forecaster, config.market
@@ -355,7 +357,7 @@ def _judge_run(found: Verification, reader: Reader, stored: StoredRun, recorded:
 
 def _derived(
     found: Verification,
-    recorded: Recorded,
+    recorded: RecordedRun,
     predictor: RecordedPredictor,
     events: Iterable[Event],
     given: GivenEvents,
@@ -446,7 +448,7 @@ class GivenEvents:
         match event:
             case ModelChange():
                 yield from of_start(event, forecaster)
-            case Retrained():
+            case RetrainingEnd():
                 yield from self._of_retrained(event, forecaster)
             case Depths():
                 try:  # also where no decision looked at them
@@ -471,7 +473,7 @@ class GivenEvents:
             if two.model_sha256 not in (one.model_sha256, *promoted):
                 yield "model_sha256", two.model_sha256, one.model_sha256
 
-    def _of_retrained(self, event: Retrained, running: Forecaster | None) -> Iterator[Unlike]:
+    def _of_retrained(self, event: RetrainingEnd, running: Forecaster | None) -> Iterator[Unlike]:
         """Check the outcome of a retraining against its own figures."""
         if running is not None and event.running_sha256 != running.model_sha256:
             yield "running_sha256", event.running_sha256, running.model_sha256
@@ -506,7 +508,7 @@ def of_start(said: Run | ModelChange, forecaster: Forecaster | None) -> Iterator
             yield name, getattr(said, name), getattr(due, name)
 
 
-def _of_verdict(event: Retrained) -> Iterator[Unlike]:
+def _of_verdict(event: RetrainingEnd) -> Iterator[Unlike]:
     from tracepaper.replay.learning.statistics import DayDifference, chance  # brings torch
 
     if event.difference is not None and event.p is not None:
@@ -522,7 +524,7 @@ def _of_verdict(event: Retrained) -> Iterator[Unlike]:
             yield "outcome", event.outcome.value, taken.value
 
 
-def _of_reason(event: Retrained, alpha: float) -> Iterator[Unlike]:
+def _of_reason(event: RetrainingEnd, alpha: float) -> Iterator[Unlike]:
     """Check the sentence against the figures; one about a failed load may follow it."""
     if event.difference is None or event.p is None:
         return

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from tracepaper.replay.checks.parity import FundingCheck, Parity
     from tracepaper.replay.checks.slippage import SlippageFindings
     from tracepaper.replay.checks.verify import Verification
-    from tracepaper.storage.database.chunks import Located
+    from tracepaper.storage.database.chunks import RunLocation
 
 SHOWN: Final = 10
 """Differences of a kind that are said."""
@@ -222,7 +222,7 @@ def parity(
         raise typer.Exit(1)
 
 
-def _beside_books(place: Located, books: Sequence[Path], json: bool) -> None:  # noqa: FBT001 - an option
+def _beside_books(place: RunLocation, books: Sequence[Path], json: bool) -> None:  # noqa: FBT001 - an option
     """Say what the market orders of a run would have cost at recorded books."""
     from tracepaper.replay.checks.book_costs import compare_with_books
     from tracepaper.storage.database.reader import Reader
@@ -236,7 +236,7 @@ def _beside_books(place: Located, books: Sequence[Path], json: bool) -> None:  #
     )
 
 
-def _replay_day(place: Located, day: str | None, service: bool, json: bool) -> None:  # noqa: FBT001 - options
+def _replay_day(place: RunLocation, day: str | None, service: bool, json: bool) -> None:  # noqa: FBT001 - options
     """Replay one day of a run from its record, and say whether it is the same."""
     from tracepaper.daemon.session.child import frame_of, take_output
     from tracepaper.replay.archive.columns import instant

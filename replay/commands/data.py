@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from tracepaper.replay.archive.book_events import EventsQuality
     from tracepaper.replay.archive.download import Outcome
     from tracepaper.replay.archive.order_book import DepthQuality
-    from tracepaper.replay.archive.series import Imported, Quality
+    from tracepaper.replay.archive.series import Quality, SeriesImport
     from tracepaper.replay.learning.splits import Segment, Split
 
 app = typer.Typer(help="Import, check, list and fetch candles; record order books; copy samples.")
@@ -203,7 +203,7 @@ def _unit(decimals: int | None) -> str:
     return f"0.{'0' * (decimals - 1)}1" if decimals else "1"
 
 
-def _import_lines(one: Imported, archive: Path) -> list[str]:
+def _import_lines(one: SeriesImport, archive: Path) -> list[str]:
     from tracepaper.strategies.units import iso
 
     known = f", {one.known:,} were there already" if one.known else ""

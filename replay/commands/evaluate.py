@@ -229,7 +229,7 @@ def _refuse(options: Mapping[str, object], why: str) -> None:
             raise ConfigInvalid(f"--{option} {why}")
 
 
-class _Judged(NamedTuple):
+class _ModelJudgement(NamedTuple):
     """One model's judgement of every span, and the others beside it by name and id."""
 
     model_id: str
@@ -240,7 +240,7 @@ class _Judged(NamedTuple):
     beside: tuple[tuple[str, str], ...] = ()
 
 
-def _print(judged: _Judged, html: Path | None, *, as_json: bool) -> None:
+def _print(judged: _ModelJudgement, html: Path | None, *, as_json: bool) -> None:
     from tracepaper.daemon.terminal.console import for_tables
     from tracepaper.replay.learning.judge.output import (
         as_document,
@@ -316,7 +316,7 @@ def _of_checkpoint(
     vectors: SideFiles,
     threads: int,
     bars: int | None,
-) -> _Judged:
+) -> _ModelJudgement:
     from tracepaper.replay.learning.fitted import read_candles_of
     from tracepaper.replay.learning.inspection.examination import examined
     from tracepaper.replay.learning.inspection.model import Subject
@@ -332,7 +332,7 @@ def _of_checkpoint(
         books = read_books_of(card, request.paths)
         every = [judge_books(card, found.tensors, books, span) for span in spans]
         every = counted(every, folder, recipe.hash, found.id)
-        return _Judged(found.id, recipe.hash, books.header.every_ms, every)
+        return _ModelJudgement(found.id, recipe.hash, books.header.every_ms, every)
     material = read_candles_of(card, request._replace(inputs=inputs), folder=folder)
     # First, for they refuse what cannot be had before minutes have passed.
     findings: list[Table] = []
@@ -340,10 +340,12 @@ def _of_checkpoint(
         findings += examined(Subject.of(card, found.tensors, material), asked)
     every = [judge_checkpoint(card, found.tensors, material, span, bars=bars) for span in spans]
     every = counted(every, folder, recipe.hash, found.id)
-    return _Judged(found.id, recipe.hash, material.interval_ms, every, findings)
+    return _ModelJudgement(found.id, recipe.hash, material.interval_ms, every, findings)
 
 
-def _of_class(name: str, request: DataRequest, file: Given, spans: Sequence[NamedSpan]) -> _Judged:
+def _of_class(
+    name: str, request: DataRequest, file: Given, spans: Sequence[NamedSpan]
+) -> _ModelJudgement:
     """Judge the user's class *name*, as *file* configures it."""
     from tracepaper.replay.learning.judge.judge import counted, judge_class
 
@@ -351,7 +353,7 @@ def _of_class(name: str, request: DataRequest, file: Given, spans: Sequence[Name
     every = [judge_class(forecaster, material, span, horizon=horizon) for span in spans]
     own = forecaster.model_id
     every = counted(every, None, own, own)
-    return _Judged(own, own, material.interval_ms, every)
+    return _ModelJudgement(own, own, material.interval_ms, every)
 
 
 def _class(
@@ -385,14 +387,14 @@ def _class(
 
 
 def _with_rival(
-    judged: _Judged,
+    judged: _ModelJudgement,
     name: str,
     request: DataRequest,
     file: Given,
     *,
     vectors: SideFiles,
     threads: int,
-) -> _Judged:
+) -> _ModelJudgement:
     """Return *judged* with what the model *name* says of the same bars, which opens each span."""
     from functools import partial
 

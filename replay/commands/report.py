@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from tracepaper.replay.report.attention import InfluenceReport
     from tracepaper.replay.report.heads import HeadReport
     from tracepaper.replay.report.report import Report
-    from tracepaper.storage.database.chunks import Located
+    from tracepaper.storage.database.chunks import RunLocation
 
 
 @reads_record
@@ -132,7 +132,7 @@ def _analysis(report: Report, progress: Callable[[str], None]) -> HeadReport | I
 
 
 def _importance(
-    named: Located, every: str, samples: int, progress: Callable[[str], None]
+    named: RunLocation, every: str, samples: int, progress: Callable[[str], None]
 ) -> RunImportance:
     from tracepaper.replay.explain.importance import read_importance
 

@@ -31,7 +31,7 @@ FIGURES: Final = """
 
 
 @dataclass(frozen=True)
-class Ending:
+class DemoFigures:
     """The figures of a demo's run."""
 
     run_id: str
@@ -51,7 +51,7 @@ class Ending:
 
 
 @dataclass(frozen=True)
-class Played:
+class DemoShow:
     """What the show of the bundled month saw itself."""
 
     outcomes: tuple[str, ...]  # of the incidents that happened, a sentence each
@@ -60,7 +60,7 @@ class Played:
     files: ShowFiles
 
 
-def read(database: Path) -> Ending:
+def read(database: Path) -> DemoFigures:
     """Return the end of the newest run of *database*."""
     with Reader.open(database) as reader:
         run_id = reader.find("last")
@@ -72,10 +72,10 @@ def read(database: Path) -> Ending:
         chain = verify_chain(reader.connection, run_id)
     explained = decision_to_explain(database, run_id)
     days = span_ms / DAY_MS
-    return Ending(run_id, decisions, count, days, trades, cash, equity, explained, chain)
+    return DemoFigures(run_id, decisions, count, days, trades, cash, equity, explained, chain)
 
 
-def sum_up(database: Path, played: Played | None, *, as_json: bool) -> None:
+def sum_up(database: Path, played: DemoShow | None, *, as_json: bool) -> None:
     """Print the end of the newest run of *database*; *played* of a show of the bundled month."""
     ending, terminal = read(database), Terminal(highlight=False)
     if not as_json:
@@ -95,7 +95,7 @@ def sum_up(database: Path, played: Played | None, *, as_json: bool) -> None:
         terminal.print(line, soft_wrap=True, markup=False)
 
 
-def happened(ending: Ending, played: Played | None) -> str:
+def happened(ending: DemoFigures, played: DemoShow | None) -> str:
     """Return how much was decided, through what, and what the account is worth."""
     through = ""
     if played is not None and (count := len(played.outcomes)):
@@ -108,14 +108,14 @@ def happened(ending: Ending, played: Played | None) -> str:
     )
 
 
-def proof(ending: Ending, parity: ParityCheck) -> str:
+def proof(ending: DemoFigures, parity: ParityCheck) -> str:
     """Return what the replay from the record came to, and the chain."""
     chain = ending.chain
     holds = "holds" if chain.holds else f"is broken: {chain.problem}"
     return f"replayed from its record, {parity.reason}; the chain of {chain.steps:,} steps {holds}."
 
 
-def document(ending: Ending, database: Path, played: Played | None) -> dict[str, Any]:
+def document(ending: DemoFigures, database: Path, played: DemoShow | None) -> dict[str, Any]:
     """Return the end of the show as one JSON document."""
     show_alone: dict[str, Any] = {}
     if played is not None:

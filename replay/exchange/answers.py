@@ -1,7 +1,8 @@
 """REST answers as pure functions of venue, query and server time.
 
-An answer is the ``result`` object in the exchange's key order, or a ``Refused`` with the retCode
-that HTTP 200 carries. Names that an endpoint does not know are ignored, as the exchange seems to.
+An answer is the ``result`` object in the exchange's key order, or an ``ExchangeError`` with the
+retCode that HTTP 200 carries. Names that an endpoint does not know are ignored, as the exchange
+seems to.
 
 A route is a function of a venue, a query and server time, declared by ``route`` where it stands.
 """
@@ -14,7 +15,7 @@ from operator import itemgetter
 from typing import Any, Final, NamedTuple
 from urllib.parse import parse_qs, unquote, urlencode
 
-from tracepaper.daemon.bybit.messages import Refused
+from tracepaper.daemon.bybit.messages import ExchangeError
 from tracepaper.replay.exchange.candles import (
     INDEX,
     MARK,
@@ -54,12 +55,12 @@ class Flat(NamedTuple):
     result: list[dict[str, Any]]
 
 
-Answer = dict[str, Any] | Flat | Refused
+Answer = dict[str, Any] | Flat | ExchangeError
 """What a route gives: the ``result``, another body, or a refusal."""
 
 
 class RefusedQuery(Exception):
-    """A query that cannot be answered; its arguments are the code and message of ``Refused``."""
+    """A query that cannot be answered; its arguments are those of ``ExchangeError``."""
 
 
 class Limit(NamedTuple):
@@ -107,8 +108,8 @@ def cursor_fields(query: Query) -> dict[str, str]:
 
 # ------------------------------------------------------------ routes
 
-BAD_SYMBOL: Final = Refused(BAD_PARAMETER, "Not supported symbols")
-BAD_CATEGORY: Final = Refused(BAD_PARAMETER, "params error: Category is invalid")
+BAD_SYMBOL: Final = ExchangeError(BAD_PARAMETER, "Not supported symbols")
+BAD_CATEGORY: Final = ExchangeError(BAD_PARAMETER, "params error: Category is invalid")
 MISSING: Final = {"category": BAD_CATEGORY, "symbol": BAD_SYMBOL}
 """The exchange's own answers where a parameter is missing; for others a plain sentence."""
 
@@ -131,12 +132,12 @@ class Route:
         """Return the answer to *query* at *now_ms*, or its refusal."""
         for name in self.required:
             if not query.get(name, ""):
-                plain = Refused(BAD_PARAMETER, f"params error: {name} is required")
+                plain = ExchangeError(BAD_PARAMETER, f"params error: {name} is required")
                 return MISSING.get(name, plain)
         try:
             return self.function(venue, query, now_ms)
         except RefusedQuery as refusal:
-            return Refused(*refusal.args)
+            return ExchangeError(*refusal.args)
 
 
 def route(
@@ -165,14 +166,14 @@ Result = dict[str, Any]
 
 
 @route("/v5/market/time")
-def server_time(venue: Venue, query: Query, now_ms: int) -> Result | Refused:
+def server_time(venue: Venue, query: Query, now_ms: int) -> Result | ExchangeError:
     """Return the server's time, in seconds and nanoseconds."""
     del venue, query
     return {"timeSecond": str(now_ms // 1000), "timeNano": str(now_ms * 1_000_000)}
 
 
 @route("/v5/system/status")
-def system_status(venue: Venue, query: Query, now_ms: int) -> Result | Refused:
+def system_status(venue: Venue, query: Query, now_ms: int) -> Result | ExchangeError:
     """Return the maintenance of the system: none."""
     del venue, query, now_ms
     return {"list": []}
@@ -187,24 +188,24 @@ def kline(venue: Venue, query: Query, now_ms: int) -> Result:
 
 
 @route("/v5/market/mark-price-kline", ("symbol", "interval"), CANDLE_OPTIONS)
-def mark_price_kline(venue: Venue, query: Query, now_ms: int) -> Result | Refused:
+def mark_price_kline(venue: Venue, query: Query, now_ms: int) -> Result | ExchangeError:
     """Return candles of the mark price: five columns, no volume, no spot."""
     return _measure_kline(venue, query, now_ms, MARK)
 
 
 @route("/v5/market/index-price-kline", ("symbol", "interval"), CANDLE_OPTIONS)
-def index_price_kline(venue: Venue, query: Query, now_ms: int) -> Result | Refused:
+def index_price_kline(venue: Venue, query: Query, now_ms: int) -> Result | ExchangeError:
     """Return candles of the index price, as those of the mark."""
     return _measure_kline(venue, query, now_ms, INDEX)
 
 
 @route("/v5/market/premium-index-price-kline", ("symbol", "interval"), CANDLE_OPTIONS)
-def premium_index_price_kline(venue: Venue, query: Query, now_ms: int) -> Result | Refused:
+def premium_index_price_kline(venue: Venue, query: Query, now_ms: int) -> Result | ExchangeError:
     """Return candles of the premium: linear alone, to six decimals."""
     return _measure_kline(venue, query, now_ms, PREMIUM)
 
 
-def _measure_kline(venue: Venue, query: Query, now_ms: int, measure: str) -> Result | Refused:
+def _measure_kline(venue: Venue, query: Query, now_ms: int, measure: str) -> Result | ExchangeError:
     """Return the candles of *measure*, which spot does not have."""
     category = query.get("category", "linear")
     if category == "spot" or (measure == PREMIUM and category != "linear"):
@@ -254,7 +255,7 @@ def _candles(
     ("category",),
     ("symbol", "status", "baseCoin", "limit", "cursor"),
 )
-def instruments_info(venue: Venue, query: Query, now_ms: int) -> Result | Refused:
+def instruments_info(venue: Venue, query: Query, now_ms: int) -> Result | ExchangeError:
     """Return instruments with their filters: pages of derivatives, one list of spot."""
     del now_ms
     category = query.get("category", "")
@@ -291,7 +292,7 @@ def instruments_page(category: str, served: Iterable[Result], query: Query) -> R
 
 
 @route("/v5/market/tickers", ("category",), ("symbol",))
-def tickers(venue: Venue, query: Query, now_ms: int) -> Result | Refused:
+def tickers(venue: Venue, query: Query, now_ms: int) -> Result | ExchangeError:
     """Return the ticker of one symbol, or all of a category."""
     category = query.get("category", "")
     if category not in CATEGORIES:
@@ -360,7 +361,7 @@ def _trade(market: SimulatedMarket, row: int, place: int) -> Result:
 
 
 @route("/v5/market/funding/history", ("category", "symbol"), TIME_OPTIONS)
-def funding_history(venue: Venue, query: Query, now_ms: int) -> Result | Refused:
+def funding_history(venue: Venue, query: Query, now_ms: int) -> Result | ExchangeError:
     """Return settlements of funding, newest first; ``startTime`` alone is an error."""
     market = market_of(venue, query, required=True)
     interval_ms = funding_interval_ms(market)
@@ -368,7 +369,7 @@ def funding_history(venue: Venue, query: Query, now_ms: int) -> Result | Refused
         return BAD_SYMBOL
     start_ms, end_ms, limit = window_of(query, FUNDING_LIMIT, "startTime", "endTime")
     if start_ms is not None and end_ms is None:
-        return Refused(BAD_PARAMETER, "params error: endTime is required with startTime")
+        return ExchangeError(BAD_PARAMETER, "params error: endTime is required with startTime")
     latest = min(now_ms, now_ms if end_ms is None else end_ms) // interval_ms
     earliest = -(-max(market.start_ms, start_ms or 0) // interval_ms)
     settled = range(latest, max(earliest, latest - limit + 1) - 1, -1)

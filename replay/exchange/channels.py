@@ -12,7 +12,12 @@ from typing import Any, Final, NamedTuple
 import msgspec
 
 from tracepaper.replay.exchange.candles import Candle, bucket_end, bucket_start, mix
-from tracepaper.replay.exchange.fault_kinds import CloseFault, CloseOutcome, Closing, PushFault
+from tracepaper.replay.exchange.fault_kinds import (
+    CloseFault,
+    CloseOutcome,
+    ClosingCandle,
+    PushFault,
+)
 from tracepaper.replay.exchange.faults import Faults
 from tracepaper.replay.exchange.market import SimulatedMarket, Venue
 from tracepaper.strategies.types.market import Category
@@ -57,7 +62,7 @@ class Channel(ABC):
 
 
 @dataclass(frozen=True)
-class Pacing:
+class FramePace:
     """Market milliseconds between frames; above speed 1 the wall clock caps books and tickers.
 
     Candles and trades are never left out: trades that fall together share a frame.
@@ -93,7 +98,7 @@ class TopicRequest:
     venue: Venue
     category: str
     topic: str
-    pacing: Pacing
+    pacing: FramePace
     faults: Faults
 
     @property
@@ -235,7 +240,7 @@ class CandleChannel(Channel):
         if change := self._faults.hit(CloseFault, at_ms, self.topic):
             write = partial(self._element, at_ms=at_ms, confirm=True)
             listing = market.listing
-            closed = change(Closing(element, candle, listing.tick, listing.step, write))
+            closed = change(ClosingCandle(element, candle, listing.tick, listing.step, write))
         opened = self._opened(row, end_ms, at_ms)
         parts = [[*closed.now, *opened]]
         if market.category is Category.SPOT:
@@ -284,7 +289,7 @@ class TradeChannel(Channel):
     The exchange sends no past trades, so nothing is sent at first.
     """
 
-    def __init__(self, topic: str, market: SimulatedMarket, pacing: Pacing) -> None:
+    def __init__(self, topic: str, market: SimulatedMarket, pacing: FramePace) -> None:
         self.topic: Final = topic
         self._market = market
         self._gap_ms = pacing.trade_gap_ms()

@@ -16,7 +16,7 @@ from tracepaper.replay.exchange.fault_kinds import (
     FAULTS,
     CloseFault,
     CloseOutcome,
-    Closing,
+    ClosingCandle,
     FaultKind,
     FrameFault,
     FrameOutcome,
@@ -109,7 +109,7 @@ def _absurd_settlement(rows: list[dict[str, str]], _hit: Hit) -> list[dict[str, 
 
 
 @CloseFault.declare("hollow_close", "one closed candle is sent with a range and a volume of 0")
-def _hollow_close(closing: Closing, _hit: Hit) -> CloseOutcome:
+def _hollow_close(closing: ClosingCandle, _hit: Hit) -> CloseOutcome:
     candle = closing.candle
     hollow = candle._replace(high=candle.high + closing.tick, volume=0, turnover=0)
     return CloseOutcome((closing.write(hollow),))
@@ -118,6 +118,6 @@ def _hollow_close(closing: Closing, _hit: Hit) -> CloseOutcome:
 @CloseFault.declare(
     "absurd_turnover", "one closed candle is sent with 1,000 times its turnover and more"
 )
-def _absurd_turnover(closing: Closing, _hit: Hit) -> CloseOutcome:
+def _absurd_turnover(closing: ClosingCandle, _hit: Hit) -> CloseOutcome:
     whole = int(closing.element["turnover"].partition(".")[0]) + 1
     return CloseOutcome((closing.element | {"turnover": str(FACTOR * whole)},))

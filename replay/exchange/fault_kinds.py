@@ -15,7 +15,7 @@ from typing import Annotated, Any, ClassVar, Final, NamedTuple, Protocol, TypeVa
 import msgspec
 from msgspec import Meta, Struct
 
-from tracepaper.daemon.bybit.messages import Refused
+from tracepaper.daemon.bybit.messages import ExchangeError
 from tracepaper.replay.exchange.candles import Candle, bucket_end
 from tracepaper.strategies.units import DAY_MS, HOUR_MS, WEEK_MS
 
@@ -117,7 +117,7 @@ class FrameOutcome(NamedTuple):
     after_next: tuple[bytes, ...] = ()
 
 
-class Closing(NamedTuple):
+class ClosingCandle(NamedTuple):
     """A candle at its close: as it is written, as integers of its market, and how to write it."""
 
     element: Message
@@ -183,7 +183,7 @@ class RestFault(FaultKind):
 
 
 class AnswerFault(RestFault):
-    """Stands in place of an answer: (hit) -> ``HttpReply`` or ``Refused``."""
+    """Stands in place of an answer: (hit) -> ``HttpReply`` or ``ExchangeError``."""
 
 
 class BodyFault(RestFault):
@@ -274,7 +274,7 @@ def _refuse(_hit: Hit) -> HttpReply:
 
 # ------------------------------------------------------------ REST answers: limits
 
-TOO_MANY_VISITS: Final = Refused(10006, "Too many visits. Exceeded the API Rate Limit.")
+TOO_MANY_VISITS: Final = ExchangeError(10006, "Too many visits. Exceeded the API Rate Limit.")
 FORBIDDEN: Final = HttpReply(
     403,
     """<!DOCTYPE html>
@@ -289,7 +289,7 @@ FORBIDDEN: Final = HttpReply(
 @AnswerFault.declare(
     "retcode_10006", "the next count REST calls are answered with retCode 10006 (count)"
 )
-def _too_many_visits(_hit: Hit) -> Refused:
+def _too_many_visits(_hit: Hit) -> ExchangeError:
     return TOO_MANY_VISITS
 
 
@@ -310,14 +310,14 @@ PAGE_FACTOR: Final = 1_001
 
 
 @CloseFault.declare("missing_close", "one closed candle is never sent; REST has it (topic)")
-def _missing_close(_closing: Closing, _hit: Hit) -> CloseOutcome:
+def _missing_close(_closing: ClosingCandle, _hit: Hit) -> CloseOutcome:
     return CloseOutcome()
 
 
 @CloseFault.declare(
     "revised_close", "one closed candle is sent again with other values, not as in REST"
 )
-def _revised_close(closing: Closing, _hit: Hit) -> CloseOutcome:
+def _revised_close(closing: ClosingCandle, _hit: Hit) -> CloseOutcome:
     """Send it again with another close and more volume, inside its own range."""
     candle, tick = closing.candle, closing.tick
     close = candle.close + tick if candle.close + tick <= candle.high else candle.close - tick
@@ -332,7 +332,7 @@ def _revised_close(closing: Closing, _hit: Hit) -> CloseOutcome:
     "one closed candle is sent ms of market time late (topic, ms)",
     default_ms=8_000,
 )
-def _late_close(closing: Closing, hit: Hit) -> CloseOutcome:
+def _late_close(closing: ClosingCandle, hit: Hit) -> CloseOutcome:
     return CloseOutcome(later=((hit.fault.delay_ms, closing.element),))
 
 
@@ -348,19 +348,19 @@ def _early_confirm(element: Message, _hit: Hit) -> Message:
     "one closed candle is sent with its start off the grid by ms (ms)",
     default_ms=7_000,
 )
-def _off_grid(closing: Closing, hit: Hit) -> CloseOutcome:
+def _off_grid(closing: ClosingCandle, hit: Hit) -> CloseOutcome:
     closed, by_ms = closing.element, hit.fault.delay_ms
     return CloseOutcome((closed | {name: closed[name] + by_ms for name in ("start", "end")},))
 
 
 @CloseFault.declare("double_close", "one closed candle is sent twice in one frame, with two closes")
-def _double_close(closing: Closing, _hit: Hit) -> CloseOutcome:
+def _double_close(closing: ClosingCandle, _hit: Hit) -> CloseOutcome:
     closed = closing.element
     return CloseOutcome((closed | {"close": closed["low"], "open": closed["high"]}, closed))
 
 
 @CloseFault.declare("implausible_close", "one closed candle is sent with 1,000 times its close")
-def _implausible_close(closing: Closing, _hit: Hit) -> CloseOutcome:
+def _implausible_close(closing: ClosingCandle, _hit: Hit) -> CloseOutcome:
     price = times(closing.element["close"], FACTOR)
     return CloseOutcome((closing.element | {"close": price, "high": price},))
 
@@ -498,8 +498,8 @@ def _http_status(hit: Hit) -> HttpReply:
     "the next count REST calls are answered with retCode code (code, count)",
     dealt=lambda number: {"code": RETCODES[number % len(RETCODES)]},
 )
-def _retcode(hit: Hit) -> Refused:
-    return Refused(hit.fault.code or DEFAULT_CODE, "as the fault asks")
+def _retcode(hit: Hit) -> ExchangeError:
+    return ExchangeError(hit.fault.code or DEFAULT_CODE, "as the fault asks")
 
 
 @AnswerFault.declare(

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Final
 import msgspec
 from aiohttp import WSMsgType, web
 
-from tracepaper.daemon.bybit.messages import Refused
+from tracepaper.daemon.bybit.messages import ExchangeError
 from tracepaper.replay.exchange.answers import (
     CATEGORIES,
     Answer,
@@ -59,7 +59,7 @@ class RestHandler:
         """Answer one request."""
         now_ms, faults = self._hub.clock.now_ms(), self._hub.faults
         if replace := faults.hit(AnswerFault, now_ms, request.path):
-            given: HttpReply | Refused = replace()
+            given: HttpReply | ExchangeError = replace()
             if isinstance(given, HttpReply):
                 return await reply(given)
             return _json_response(_envelope(given, now_ms))
@@ -119,7 +119,7 @@ def _envelope(answer: Answer, now_ms: int) -> bytes:
     match answer:
         case Flat(fields, result):
             body = {"retCode": 0, **fields, "result": result}
-        case Refused(code, message):
+        case ExchangeError(code, message):
             body = _body(code, message, {}, now_ms)
         case result:
             body = _body(0, "OK", result, now_ms)
@@ -146,7 +146,7 @@ def recorded_answer(recording: Recording, path: str, query: Query, now_ms: int) 
         try:
             return instruments_page(category, recording.instruments(), query)
         except RefusedQuery as refusal:
-            return Refused(*refusal.args)
+            return ExchangeError(*refusal.args)
     if path == "/v5/market/kline" and symbol in recording.symbols:
         rows = recording.candles(symbol, query.get("interval", ""), now_ms)
         return {"symbol": symbol, "category": category, "list": rows}

@@ -50,7 +50,7 @@ Item = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Listing:
+class ServedInstrument:
     """One instrument as served, and the scales in which its market counts.
 
     ``tick`` is in 10^-price_decimals, ``step`` in 10^-size_decimals; ``size_decimals`` is at
@@ -67,7 +67,7 @@ class Listing:
     funding_minutes: int
 
 
-def list_instrument(candles: Candles) -> Listing:
+def list_instrument(candles: Candles) -> ServedInstrument:
     """Return the listing of *candles*: recorded, else derived; finer data wins over its tick."""
     linear = candles.category is Category.LINEAR
     known = recorded_instruments().get(candles.symbol) if linear else None
@@ -80,7 +80,7 @@ def list_instrument(candles: Candles) -> Listing:
     step, step_decimals = parsed(step_text)
     price_decimals = max(tick_decimals, candles.price_decimals)
     size_decimals = max(step_decimals, candles.volume_decimals)
-    return Listing(
+    return ServedInstrument(
         item=item,
         base_coin=item["baseCoin"],
         price_decimals=price_decimals,

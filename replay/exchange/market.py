@@ -29,7 +29,7 @@ from tracepaper.replay.exchange.candles import (
     typical_turnover,
     walk,
 )
-from tracepaper.replay.exchange.instruments import Listing, list_instrument, padded
+from tracepaper.replay.exchange.instruments import ServedInstrument, list_instrument, padded
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 from tracepaper.strategies.months import MONTH_MS
 from tracepaper.strategies.types.market import Category
@@ -94,7 +94,7 @@ class SimulatedMarket:
         self.symbol: Final = candles.symbol
         self.interval_ms: Final = candles.interval_ms
         self.interval: Final = INTERVAL_NAMES[candles.interval_ms]
-        self.listing: Final[Listing] = list_instrument(candles)
+        self.listing: Final[ServedInstrument] = list_instrument(candles)
         self.seed: Final = key(seed, candles.category.value, candles.symbol)
         self.base: Final = _base_table(candles, self.listing)
         self.turnover_decimals: Final = (
@@ -305,7 +305,7 @@ class SimulatedMarket:
         return unscaled(size, decimals)
 
 
-def _base_table(candles: Candles, listing: Listing) -> CandleTable:
+def _base_table(candles: Candles, listing: ServedInstrument) -> CandleTable:
     """Return the candles in the scales of *listing*; a missing turnover is estimated."""
     scaled = candles.rescaled(
         price_decimals=listing.price_decimals, volume_decimals=listing.size_decimals

@@ -15,7 +15,7 @@ from tracepaper.replay.exchange.channels import (
     Channel,
     Due,
     Frame,
-    Pacing,
+    FramePace,
     TopicRequest,
     encode,
     topic,
@@ -283,7 +283,7 @@ def orderbook(asked: TopicRequest) -> Channel | None:
 class TickerChannel(Channel):
     """One ticker topic: a snapshot and deltas of changed fields, on spot whole snapshots."""
 
-    def __init__(self, topic: str, market: SimulatedMarket, pacing: Pacing) -> None:
+    def __init__(self, topic: str, market: SimulatedMarket, pacing: FramePace) -> None:
         self.topic: Final = topic
         self._market = market
         self._gap_ms = pacing.ticker_gap_ms(market.interval_ms)
@@ -344,7 +344,7 @@ class TickerChannel(Channel):
 class BookChannel(Channel):
     """One book topic: depth 1 is snapshots with repeats, deeper books a snapshot and deltas."""
 
-    def __init__(self, topic: str, market: SimulatedMarket, depth: int, pacing: Pacing) -> None:
+    def __init__(self, topic: str, market: SimulatedMarket, depth: int, pacing: FramePace) -> None:
         self.topic: Final = topic
         self._market = market
         self._depth = depth

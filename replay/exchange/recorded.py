@@ -26,7 +26,7 @@ import msgspec
 import numpy as np
 
 from tracepaper.daemon.bybit.instruments import recorded_instruments
-from tracepaper.daemon.bybit.messages import Refused
+from tracepaper.daemon.bybit.messages import ExchangeError
 from tracepaper.replay.archive import Candles
 from tracepaper.replay.archive.book_events import EventsFile, is_events_file
 from tracepaper.replay.exchange import answers, channels, quotes, reference, statistics
@@ -55,7 +55,7 @@ def answer(venue: Venue, path: str, query: Query, now_ms: int) -> Answer:
     """Answer *query* to *path* at *now_ms*, or refuse either."""
     route = ROUTES.get(path)
     if route is None:
-        return Refused(ROUTE_NOT_FOUND, "Route not found.")
+        return ExchangeError(ROUTE_NOT_FOUND, "Route not found.")
     return route(venue, query, now_ms)
 
 

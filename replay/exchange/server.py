@@ -41,7 +41,7 @@ from aiohttp import web
 
 from tracepaper.daemon.http.server import ConnectionLimits
 from tracepaper.replay.archive import Candles, read_many
-from tracepaper.replay.exchange.channels import Channel, Pacing, TopicRequest, encode
+from tracepaper.replay.exchange.channels import Channel, FramePace, TopicRequest, encode
 from tracepaper.replay.exchange.fault_kinds import Fault
 from tracepaper.replay.exchange.faults import FaultPlan, Faults, TimedFault, fault_from
 from tracepaper.replay.exchange.handlers import Control, RestHandler, StreamHandler
@@ -217,7 +217,7 @@ class EmbeddedExchange:
     def _channel(self, category: str, topic: str) -> Channel | None:
         if self.recording:
             return self.recording.channel(category, topic)
-        pacing = Pacing(self.settings.speed, len(self.venue.markets))
+        pacing = FramePace(self.settings.speed, len(self.venue.markets))
         return find_channel(TopicRequest(self.venue, category, topic, pacing, self.faults))
 
     async def _listen(self, stack: AsyncExitStack) -> None:

@@ -12,7 +12,7 @@ from urllib.parse import quote
 
 import numpy as np
 
-from tracepaper.daemon.bybit.messages import Refused
+from tracepaper.daemon.bybit.messages import ExchangeError
 from tracepaper.replay.exchange.answers import (
     BAD_CATEGORY,
     BAD_PARAMETER,
@@ -138,10 +138,10 @@ def historical_volatility(venue: Venue, query: Query, now_ms: int) -> Answer:
         return BAD_CATEGORY
     period = query.get("period", "") or str(PERIOD_DAYS[0])
     if period not in map(str, PERIOD_DAYS):
-        return Refused(BAD_PARAMETER, "params error: period is invalid")
+        return ExchangeError(BAD_PARAMETER, "params error: period is invalid")
     start_ms, end_ms, _ = window_of(query, Limit(1, 1), "startTime", "endTime")
     if (start_ms is None) is not (end_ms is None):
-        return Refused(BAD_PARAMETER, "params error: give startTime and endTime, or neither")
+        return ExchangeError(BAD_PARAMETER, "params error: give startTime and endTime, or neither")
     latest = min(now_ms, now_ms if end_ms is None else end_ms) // HOUR_MS * HOUR_MS
     earliest = latest if start_ms is None else max(start_ms, latest - VOLATILITY_SPAN_MS)
     coin = query.get("baseCoin", "") or "BTC"

@@ -92,7 +92,7 @@ def of_rows(past: PastOf[Forecaster]) -> PastOf[RowForecaster] | None:
 
 
 @dataclass(frozen=True)
-class Contributed:
+class ModelContributions:
     """What a user's own model says that each feature added, the largest first.
 
     Log returns at the gates' horizon, the base value among them, that sum to ``mean_return``.
@@ -103,7 +103,7 @@ class Contributed:
     features: tuple[tuple[str, float], ...]
 
 
-def contributed(past: PastOf[Forecaster]) -> Contributed | None:
+def contributed(past: PastOf[Forecaster]) -> ModelContributions | None:
     """Ask a user's own model what each feature added; None where it does not say.
 
     Raises ``DataInvalid`` where that is not the stored forecast.
@@ -127,7 +127,7 @@ def contributed(past: PastOf[Forecaster]) -> Contributed | None:
             "value included."
         )
     largest = sorted(added.items(), key=lambda item: -abs(item[1]))
-    return Contributed(horizon, mean, tuple(largest))
+    return ModelContributions(horizon, mean, tuple(largest))
 
 
 _SUM_TOLERANCE: Final = 1e-6
@@ -280,7 +280,7 @@ def explain_by(past: Past, asked: TypedMethod) -> ByMethod:
 
 
 @dataclass(frozen=True)
-class Sided:
+class MemberView:
     """One of the two: what it said, where it looked bar by bar, and what each feature added."""
 
     name: str
@@ -306,15 +306,15 @@ class Sided:
 class SideBySide:
     """What two explanations have in common: shares of the weight, from 0 to 1."""
 
-    first: Sided
-    second: Sided
+    first: MemberView
+    second: MemberView
     common_ages: float  # that both give to the same ages
     common_bars: float  # that both give to the same bars
     rank_correlation: float | None  # Spearman's, of the past ages that both have
     common_by_layer: tuple[float, ...]  # of the mean of a layer's heads, by age, the lowest first
 
 
-def compare(first: Sided, second: Sided) -> SideBySide:
+def compare(first: MemberView, second: MemberView) -> SideBySide:
     """Measure how far *first* and *second* agree."""
     ages = max(len(first.weights), len(second.weights))
     both = min(len(first.weights), len(second.weights))
@@ -342,14 +342,14 @@ def _common(one: Floats, other: Floats) -> float:
     return float(np.minimum(one[:both], other[:both]).sum())
 
 
-def sided(past: Past, name: str) -> Sided:
+def sided(past: Past, name: str) -> MemberView:
     """Return one side: the decision of *past* under the *name* that people are shown."""
     found = attribute(past)
     horizon = past.forecast.horizons[past.horizon_index]
     probe = Probe(past.forecaster, past.bars, horizon=horizon)
     again, added = probe.figures(), probe.contributions().mean_return.sum(axis=0)
     looks = past.forecaster.attribution_by_layer(past.decided.instrument)
-    return Sided(
+    return MemberView(
         name,
         past.forecaster.model_id,
         past.decided.open_time_ms,

@@ -35,10 +35,10 @@ from tracepaper.replay.explain.attribution import (
     ByFeature,
     ByMethod,
     ComparedWith,
-    Contributed,
     Influence,
+    MemberView,
+    ModelContributions,
     SideBySide,
-    Sided,
     TypedMethod,
     as_document,
     by_feature,
@@ -97,7 +97,7 @@ from tracepaper.strategies.forecasters.attribution import DECISIONS
 from tracepaper.strategies.units import iso
 
 
-class Recomputed(NamedTuple):
+class RecomputedAnswer(NamedTuple):
     """What the model said again: where a network looked, what a tree's or a glm's features added.
 
     An ensemble says both, and a decision of which nothing was asked again neither. ``by_method``
@@ -111,7 +111,7 @@ class Recomputed(NamedTuple):
     compared: SideBySide | None = None
     influence: Influence | None = None
     books: BookMap | None = None
-    contributed: Contributed | None = None  # of a user's own model
+    contributed: ModelContributions | None = None  # of a user's own model
 
 
 def explain_decision(
@@ -137,7 +137,7 @@ def explain_decision(
         check_asked(method)
     path, run_id, sequence = locate(decision, database)
     stored = read_stored(path, run_id, sequence)
-    found = Recomputed()
+    found = RecomputedAnswer()
     missing: DataInvalid | CheckpointMismatch | AttentionInvalid | None = None
     try:
         if full or method or other or write_page is not None:
@@ -177,7 +177,9 @@ def _say(sentence: str) -> None:
     Console(stderr=True, soft_wrap=True).print(sentence, highlight=False, markup=False)
 
 
-def document(stored: StoredDecision, found: Recomputed, missing: str | None) -> dict[str, Any]:
+def document(
+    stored: StoredDecision, found: RecomputedAnswer, missing: str | None
+) -> dict[str, Any]:
     """Return everything about one decision as plain values; returns are log returns."""
     flips = asdict(flips_of(stored))
     margins = flips.pop("gates")
@@ -243,39 +245,41 @@ def _recompute(
     full: bool,
     method: TypedMethod | None,
     other: ComparedWith,
-) -> Recomputed:
+) -> RecomputedAnswer:
     asks = None if other else ASKS.get(stored.run["strategy"])
     if asks is DataSource.CLOSES:
-        return Recomputed(influence=influence(path, run_id, sequence, method))
+        return RecomputedAnswer(influence=influence(path, run_id, sequence, method))
     if asks is DataSource.ORDER_BOOKS and not method:
-        return Recomputed(books=decided_map(path, run_id, sequence, stored))
+        return RecomputedAnswer(books=decided_map(path, run_id, sequence, stored))
     # On anything but a terminal the status prints nothing.
     with Console(stderr=True).status("Asking the model again; this takes some seconds."):
         chosen = explain_by(open_past(path, run_id, sequence), method) if method else None
         compared = _compared(path, run_id, sequence, other) if other else None
         if not full:
-            return Recomputed(by_method=chosen, compared=compared)
+            return RecomputedAnswer(by_method=chosen, compared=compared)
         past = open_any(path, run_id, sequence)
         if user_model(past.forecaster) is not None:
-            return Recomputed(by_method=chosen, compared=compared, contributed=contributed(past))
+            return RecomputedAnswer(
+                by_method=chosen, compared=compared, contributed=contributed(past)
+            )
         rows = of_rows(past)
         added = None if rows is None else by_feature(rows, share=share_of_rows(past))
         if rows is not None and rows.forecaster is past.forecaster:
-            return Recomputed(None, added)
+            return RecomputedAnswer(None, added)
         attended = explain_fully(open_past(path, run_id, sequence))
-        return Recomputed(attended, added, chosen, compared)
+        return RecomputedAnswer(attended, added, chosen, compared)
 
 
-def _of_own_model(path: Path, run_id: str, sequence: int) -> Recomputed:
+def _of_own_model(path: Path, run_id: str, sequence: int) -> RecomputedAnswer:
     """Return what a user's own model says of the features; nothing where it cannot be asked."""
     try:
         past = open_any(path, run_id, sequence)
     except TracepaperError:  # it says nothing of them, or was changed: --full gives the reason
-        return Recomputed()
-    return Recomputed(contributed=contributed(past))
+        return RecomputedAnswer()
+    return RecomputedAnswer(contributed=contributed(past))
 
 
-def _parts(stored: StoredDecision, found: Recomputed) -> Iterator[Part]:
+def _parts(stored: StoredDecision, found: RecomputedAnswer) -> Iterator[Part]:
     yield from stored_parts(stored)
     if found.full is not None:
         yield from full_parts(found.full)
@@ -414,7 +418,7 @@ def _by_age(rows: list[Floats], found: SideBySide, *, height: int = 260) -> Char
     lasts = [*(firsts[1:] - 1).tolist(), ages - 1]
     spans = [f"age {first} to {last}" for first, last in zip(firsts.tolist(), lasts, strict=True)]
     ticks = [(float(place), str(firsts[place])) for place in places[:: max(1, len(places) // 10)]]
-    sides: tuple[Sided, Sided] = (found.first, found.second)
+    sides: tuple[MemberView, MemberView] = (found.first, found.second)
     roles: tuple[ChartRole, ChartRole] = ("accent", "muted")
     return ChartPanel(
         [

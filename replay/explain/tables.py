@@ -19,10 +19,10 @@ from tracepaper.replay.document.values import (
 from tracepaper.replay.explain.attribution import (
     ByFeature,
     ByMethod,
-    Contributed,
     Influence,
+    MemberView,
+    ModelContributions,
     SideBySide,
-    Sided,
 )
 from tracepaper.replay.explain.auxiliary_heads import FurtherAhead
 from tracepaper.replay.explain.decision import (
@@ -288,7 +288,7 @@ def feature_parts(found: ByFeature) -> Iterator[Part]:
 CONTRIBUTIONS_SHOWN: Final = 8
 
 
-def contributed_parts(found: Contributed) -> Iterator[Part]:
+def contributed_parts(found: ModelContributions) -> Iterator[Part]:
     """Yield the largest contributions of a user's own model, and what all of them sum to."""
     yield table_of(
         "contributions",
@@ -373,16 +373,18 @@ def compared_parts(found: SideBySide) -> Iterator[Part]:
     both = [name for name in first.features if name in second.features]
     both.sort(key=lambda name: -max(abs(first.features[name]), abs(second.features[name])))
     figures = (
-        Figure[Sided]("name", "", "text", lambda side: side.name),
-        Figure[Sided]("model", "model", "text", lambda side: side.model_id),
-        Figure[Sided]("decided_bar", "decided bar", "text", lambda side: iso(side.open_time_ms)),
-        Figure[Sided]("horizon", "over, bars", "count", lambda side: side.horizon),
-        Figure[Sided](
+        Figure[MemberView]("name", "", "text", lambda side: side.name),
+        Figure[MemberView]("model", "model", "text", lambda side: side.model_id),
+        Figure[MemberView](
+            "decided_bar", "decided bar", "text", lambda side: iso(side.open_time_ms)
+        ),
+        Figure[MemberView]("horizon", "over, bars", "count", lambda side: side.horizon),
+        Figure[MemberView](
             "expected", "expected, bp", "exact",
             lambda side: f"{BASIS_POINTS * side.mean_return:+.2f}",
         ),
-        Figure[Sided]("lean", "up less down", "exact", lambda side: f"{side.lean:+.3f}"),
-        Figure[Sided](
+        Figure[MemberView]("lean", "up less down", "exact", lambda side: f"{side.lean:+.3f}"),
+        Figure[MemberView](
             "own_share", "decided bar's share", "exact", lambda side: f"{side.weights[-1]:.1%}"
         ),
         *(_added_by(name) for name in both[:COMPARED_SHOWN]),
@@ -404,7 +406,7 @@ def in_common(found: SideBySide) -> str:
     )
 
 
-def _added_by(feature: str) -> Figure[Sided]:
+def _added_by(feature: str) -> Figure[MemberView]:
     return Figure(feature, f"{feature} added, bp", "points", lambda side: side.features[feature])
 
 

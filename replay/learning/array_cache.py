@@ -29,7 +29,7 @@ Fill = Callable[[Arrays], None]
 _VERSION: Final = b"1"
 
 
-class Shaped(NamedTuple):
+class ArraySpec(NamedTuple):
     """What an array must be."""
 
     shape: tuple[int, ...]
@@ -55,7 +55,7 @@ class ArrayCache:
     def __init__(self, folder: Path | None) -> None:
         self.folder = folder
 
-    def get(self, key: str, wanted: Mapping[str, Shaped], fill: Fill) -> Arrays:
+    def get(self, key: str, wanted: Mapping[str, ArraySpec], fill: Fill) -> Arrays:
         """Return the arrays of *key*; where they are not kept, *fill* makes them.
 
         What is written into them stays with the caller (torch takes no array that refuses it).
@@ -75,7 +75,7 @@ class ArrayCache:
             raise ConfigInvalid(f"{place} cannot be read back; delete it, or give another --cache.")
         return found
 
-    def _write(self, place: Path, wanted: Mapping[str, Shaped], fill: Fill) -> None:
+    def _write(self, place: Path, wanted: Mapping[str, ArraySpec], fill: Fill) -> None:
         """Fill a folder of another name, and give it *place*'s when it is whole."""
         try:
             place.parent.mkdir(parents=True, exist_ok=True)
@@ -95,7 +95,7 @@ class ArrayCache:
             shutil.rmtree(made, ignore_errors=True)
 
 
-def _reserved(path: Path, wanted: Shaped) -> Any:  # noqa: ANN401 - a memmap, which has no type
+def _reserved(path: Path, wanted: ArraySpec) -> Any:  # noqa: ANN401 - a memmap, which has no type
     """Return a new array on disk whose blocks are there: a full disk is an error here, not later.
 
     Writing to a mapping that finds no room kills the process.
@@ -106,7 +106,7 @@ def _reserved(path: Path, wanted: Shaped) -> Any:  # noqa: ANN401 - a memmap, wh
     return array
 
 
-def _rename(made: Path, place: Path, wanted: Mapping[str, Shaped]) -> None:
+def _rename(made: Path, place: Path, wanted: Mapping[str, ArraySpec]) -> None:
     """Give *made* the name of *place*, unless another has put there what is *wanted*."""
     try:
         made.rename(place)
@@ -118,7 +118,7 @@ def _rename(made: Path, place: Path, wanted: Mapping[str, Shaped]) -> None:
         shutil.rmtree(place / "not_as_wanted", ignore_errors=True)
 
 
-def _mapped(place: Path, wanted: Mapping[str, Shaped]) -> Arrays | None:
+def _mapped(place: Path, wanted: Mapping[str, ArraySpec]) -> Arrays | None:
     """Return the arrays in *place*, mapped; None where one is not there, or is not as wanted."""
     found: Arrays = {}
     for name, one in wanted.items():

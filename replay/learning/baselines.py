@@ -274,7 +274,7 @@ Measure = Literal["mean", "variance"]
 """What a baseline forecasts: of the scaled return."""
 
 
-class Asked(NamedTuple):
+class BaselineQuestion(NamedTuple):
     """Some bars of one segment that are to be forecast at one horizon."""
 
     segment: Segment
@@ -290,7 +290,7 @@ class Asked(NamedTuple):
         return self.segment.values[self.rows]
 
 
-Answer = Callable[[Asked], Array]
+Answer = Callable[[BaselineQuestion], Array]
 """What a fitted baseline says of each row: [row]."""
 Read = Callable[[Arrays], Answer]
 """What was fitted → what answers by it."""
@@ -429,7 +429,7 @@ def _fit_glm(training: Training) -> Arrays:
 
 @baseline("gamma_glm", of="variance", fit=_fit_glm)
 def _gamma_glm(fitted: Arrays) -> Answer:
-    def answer(asked: Asked) -> Array:
+    def answer(asked: BaselineQuestion) -> Array:
         of = asked.column
         shifted = asked.values - fitted["centre"][of]
         found: Array = np.exp(shifted @ fitted["weights"][of] + fitted["base"][of])
@@ -455,7 +455,9 @@ def _boosted(
     return joined(parts).arrays()
 
 
-def _tree_answer(fitted: Arrays, rows_of: Callable[[Asked], NDArray[np.floating[Any]]]) -> Answer:
+def _tree_answer(
+    fitted: Arrays, rows_of: Callable[[BaselineQuestion], NDArray[np.floating[Any]]]
+) -> Answer:
     trees = Trees.read(fitted, features=_COLUMNS_MOST)
     scorers = [Scorer(trees.ensemble(at)) for at in range(len(trees.trees))]
     return lambda asked: np.exp(scorers[asked.column].scores(rows_of(asked))[:, 0])
@@ -490,7 +492,7 @@ def _fit_tree_seasonal(training: Training) -> Arrays:
 
 @baseline("tree_seasonal", of="variance", fit=_fit_tree_seasonal, needs_lightgbm=True)
 def _tree_seasonal(fitted: Arrays) -> Answer:
-    def rows_of(asked: Asked) -> Array:
+    def rows_of(asked: BaselineQuestion) -> Array:
         seasonal = seasonal_variances(asked.segment, asked.horizon)[:, asked.rows]
         return _wide(asked.values, asked.past, seasonal)
 
@@ -660,7 +662,7 @@ class _KeptLstm:
         self._network = network
         self._known: dict[int, tuple[Segment, NDArray[np.int64], dict[str, Array]]] = {}
 
-    def __call__(self, asked: Asked) -> Array:
+    def __call__(self, asked: BaselineQuestion) -> Array:
         segment, rows, said = self._known.get(id(asked.segment), (None, asked.rows, {}))
         if segment is not asked.segment or not np.array_equal(rows, asked.rows):
             found = predict(self._network, asked.segment, asked.rows)

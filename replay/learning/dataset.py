@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from tracepaper.replay.archive import Candles, merge_candles, read_candles, slice_candles
 from tracepaper.replay.archive.candles import resample
 from tracepaper.replay.archive.sessions import common_sessions, counted_by, sessions_named
-from tracepaper.replay.learning.array_cache import ArrayCache, Shaped, code_key
+from tracepaper.replay.learning.array_cache import ArrayCache, ArraySpec, code_key
 from tracepaper.replay.learning.baselines import (
     Answer,
     FittedBaselines,
@@ -347,7 +347,7 @@ class Dataset:
             return targets(segment, horizons, self.heads)
         shape = (len(segment), len(horizons))
         wanted = {
-            name: Shaped(
+            name: ArraySpec(
                 (*shape, each.width) if each.width else shape,
                 "<i8" if each.missing == NO_LABEL else "<f4",
             )

@@ -108,7 +108,7 @@ class DataRequest(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Fitted(ABC, Generic[AnyData]):
+class FittedModel(ABC, Generic[AnyData]):
     """What was fitted; each step returns it with more of its card: calibrated, then evaluated."""
 
     card: Mapping[str, Any]  # complete once it is evaluated
@@ -128,7 +128,7 @@ class Fitted(ABC, Generic[AnyData]):
         """Write the checkpoint into *folder*; return it."""
 
 
-class CandleModel(Fitted[Dataset]):
+class CandleModel(FittedModel[Dataset]):
     """What fitted models of candles share: evaluation by ``judge``, and the stored baselines."""
 
     @property

@@ -137,7 +137,7 @@ def opened(path: Path, new: SpanOpening) -> tuple[int, str]:
     return len(recipes), said
 
 
-def opened_by_training(folder: Path, card: Mapping[str, Any], data: Untouched) -> str:
+def opened_by_training(folder: Path, card: Mapping[str, Any], data: HoldoutData) -> str:
     """Count the untouched part of *data*, on which a training judged what lies in *folder*.
 
     Returns a sentence where it could not be kept; else an empty text. What was not judged opens
@@ -152,7 +152,7 @@ def opened_by_training(folder: Path, card: Mapping[str, Any], data: Untouched) -
     return opened(openings_path(folder), new)[1]
 
 
-class Untouched(Protocol):
+class HoldoutData(Protocol):
     """Data whose last part no training saw."""
 
     def untouched(self) -> tuple[tuple[str, ...], int, int] | None:

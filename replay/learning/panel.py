@@ -135,7 +135,7 @@ def _ahead(values: Array, bars: int) -> Array:
     return found
 
 
-class Labelled(NamedTuple):
+class LabelledPanel(NamedTuple):
     """One panel's samples of a part, one a symbol, and its relative returns."""
 
     panel: Panel
@@ -196,7 +196,7 @@ def close_by_close(data: Dataset, split: Callable[[Sequence[Segment]], Split]) -
     )
 
 
-def labelled_closes(data: Dataset, part: Part) -> list[Labelled]:
+def labelled_closes(data: Dataset, part: Part) -> list[LabelledPanel]:
     """Return the panels' samples of *part*; raise ``DataInvalid`` where it, or a horizon, has none.
 
     Where *data* are some bars ``only``, the labels of the others stay.
@@ -206,7 +206,7 @@ def labelled_closes(data: Dataset, part: Part) -> list[Labelled]:
     for panel in panels:
         samples = samples_in(panel.segments, data.horizons, data.parts, part)
         if len(samples) == len(panel.segments):
-            found.append(Labelled(panel, tuple(samples), panel.relative(data.horizons)))
+            found.append(LabelledPanel(panel, tuple(samples), panel.relative(data.horizons)))
     if not found:
         raise DataInvalid(f"The {part.value} part holds no labelled close; move the dates.")
     data.require_every_horizon(part, [one.samples[0] for one in found])
@@ -359,7 +359,7 @@ class PanelChunks:
     """
 
     def __init__(
-        self, part: Sequence[Labelled], network: CrossAssetNetwork, *, length: int, batch: int
+        self, part: Sequence[LabelledPanel], network: CrossAssetNetwork, *, length: int, batch: int
     ) -> None:
         config = network.config
         self._config = config
@@ -404,7 +404,7 @@ class PanelChunks:
             )
             yield self._joined([self._chunk(chosen, int(start)) for start in starts])
 
-    def _chunk(self, chosen: Labelled, start: int) -> PanelBatch:
+    def _chunk(self, chosen: LabelledPanel, start: int) -> PanelBatch:
         """Return one chunk of *chosen*, as a batch of one."""
         config, panel, samples = self._config, chosen.panel, chosen.samples
         window, stop = config.window, start + self._length

@@ -46,7 +46,7 @@ from tracepaper.strategies.units import time_of
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from tracepaper.replay.learning.fitted import DataRequest, FitRun, Fitted
+    from tracepaper.replay.learning.fitted import DataRequest, FitRun, FittedModel
 
 
 Document = Mapping[str, Any]
@@ -164,9 +164,9 @@ class Kind:
     """The dataclass of ``[training]``."""
     read: Callable[[Recipe, DataRequest], Any]
     """Recipe and files → the data that it is fitted to."""
-    fit: Callable[[Any, Recipe, FitRun], Fitted[Any]]
+    fit: Callable[[Any, Recipe, FitRun], FittedModel[Any]]
     """Data and recipe → what was fitted, not yet calibrated."""
-    load: Callable[[Document, Mapping[str, Tensor]], Fitted[Any]]
+    load: Callable[[Document, Mapping[str, Tensor]], FittedModel[Any]]
     """Card and tensors → what a checkpoint holds; raises ``CheckpointMismatch``."""
     architecture: Callable[[ModelKind, Chosen], Any] | None = None
     """What is chosen → the ``Keys``; None where they follow from their section alone."""

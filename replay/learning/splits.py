@@ -32,7 +32,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tracepaper.replay.archive import Candles, slice_candles
-from tracepaper.replay.learning.array_cache import ArrayCache, Shaped, code_key
+from tracepaper.replay.learning.array_cache import ArrayCache, ArraySpec, code_key
 from tracepaper.strategies.errors import CheckpointMismatch, ConfigInvalid, shown
 from tracepaper.strategies.features import rolling, rows, v2
 from tracepaper.strategies.features.rolling import Array
@@ -158,8 +158,8 @@ def _features(
     candles: Candles, columns: Columns, schema: FeatureSchema, cache: ArrayCache
 ) -> dict[str, NDArray[Any]]:
     wanted = {
-        "values": Shaped((len(columns), len(schema.names)), "<f4"),
-        "sigma": Shaped((len(columns),), "<f8"),
+        "values": ArraySpec((len(columns), len(schema.names)), "<f4"),
+        "sigma": ArraySpec((len(columns),), "<f8"),
     }
 
     def fill(arrays: dict[str, NDArray[Any]]) -> None:

@@ -299,7 +299,7 @@ def verdict(found: DayDifference, *, is_less_better: bool = True) -> str:
 _SEED: Final = 20_170_817  # of ties
 
 
-class Ranked(NamedTuple):
+class RankedBars(NamedTuple):
     """Bars of one horizon: what each costs if it is answered, how sure it was, and its day."""
 
     risk: Array
@@ -319,7 +319,7 @@ class RiskCurve(NamedTuple):
     bars: int
 
 
-def risk_curve(parts: Sequence[Ranked]) -> RiskCurve | None:
+def risk_curve(parts: Sequence[RankedBars]) -> RiskCurve | None:
     """Return the curve pooled over *parts*, each ranked by itself; None where no bar is ranked.
 
     The surest bars are those of the whole part, ties in drawn order. Blocks are drawn for all parts
@@ -352,12 +352,12 @@ def risk_curve(parts: Sequence[Ranked]) -> RiskCurve | None:
     )
 
 
-def _known(part: Ranked) -> Ranked:
+def _known(part: RankedBars) -> RankedBars:
     finite = np.isfinite(part.measure) & np.isfinite(part.risk)
-    return Ranked(part.risk[finite], part.measure[finite], part.days[finite])
+    return RankedBars(part.risk[finite], part.measure[finite], part.days[finite])
 
 
-def _bucketed(part: Ranked, block: NDArray[np.int64], blocks: int) -> Array:
+def _bucketed(part: RankedBars, block: NDArray[np.int64], blocks: int) -> Array:
     """Return [block, 2 × coverage]: risk, then bars, that each step of coverage adds."""
     count = len(part.risk)
     drawn = np.random.default_rng(_SEED).random(count)

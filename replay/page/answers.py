@@ -46,7 +46,7 @@ class RunRow(Struct, frozen=True):
     is_served: bool = False  # the run of the daemon that answers
 
 
-class Refused(Struct, frozen=True):
+class UnreadableDatabase(Struct, frozen=True):
     """A database that could not be read, and why."""
 
     database: str
@@ -68,7 +68,7 @@ class Runs(Struct, frozen=True):
     """All runs of all databases, the newest first, and all sweeps."""
 
     runs: list[RunRow]
-    refused: list[Refused] = field(default_factory=list)
+    refused: list[UnreadableDatabase] = field(default_factory=list)
     sweeps: list[SweepRow] = field(default_factory=list)
     fleet: str | None = None  # host and database of the fleet whose runs may be opened
 
@@ -103,7 +103,7 @@ class AccountFigures(Struct, frozen=True):
     mean_exposure: Number = None
 
 
-class Holding(Struct, frozen=True):
+class InstrumentPosition(Struct, frozen=True):
     """The position in one instrument after the newest step."""
 
     instrument: str
@@ -186,7 +186,7 @@ class Run(Struct, frozen=True):
     instruments: list[Instrument]
     gates: list[GateInfo]
     accounts: list[AccountFigures]  # the run's own first
-    holdings: list[Holding]
+    holdings: list[InstrumentPosition]
     last_refusal: LastRefusal | None
     last_fill: LastFill | None
     parity: ParityState | None  # None where nobody asked
@@ -255,7 +255,7 @@ class Equity(Struct, frozen=True):
     net_exposure: list[float] | None  # in hedge mode: long side less short side ÷ equity
 
 
-class Noted(Struct, frozen=True):
+class NotedNumbers(Struct, frozen=True):
     """Numbers that the strategy noted, by name, a value for each candle."""
 
     instrument: str
@@ -350,7 +350,7 @@ class Bucket(Struct, frozen=True):
     weight: float
 
 
-class Looked(Struct, frozen=True):
+class AttendedBlocks(Struct, frozen=True):
     """Where the model looked, the newest block first."""
 
     method: str
@@ -400,7 +400,7 @@ class Decision(Struct, frozen=True):
     forecast: Forecast | None
     regime: str
     confidence: Number
-    looked: Looked | None
+    looked: AttendedBlocks | None
     no_attribution: str | None  # why there is none
     notes: dict[str, Any]
     orders: list[OrderPath]
@@ -410,7 +410,7 @@ class Decision(Struct, frozen=True):
     following: int | None
 
 
-class Derived(Struct, frozen=True):
+class DerivedDecision(Struct, frozen=True):
     """A decision derived again from the record, now."""
 
     sequence: int
@@ -431,7 +431,7 @@ class FeatureShare(Struct, frozen=True):
 
 
 class HeadShare(Struct, frozen=True):
-    """Where one head looked from the decided bar, by block as in ``Looked.buckets``."""
+    """Where one head looked from the decided bar, by block as in ``AttendedBlocks.buckets``."""
 
     layer: int
     head: int
@@ -439,7 +439,7 @@ class HeadShare(Struct, frozen=True):
     weights: list[float]
 
 
-class Asked(Struct, frozen=True):
+class ModelAnswer(Struct, frozen=True):
     """What the model said when it was asked again about one decision."""
 
     features: list[FeatureShare]  # the largest first
@@ -454,13 +454,13 @@ class Progress(Struct, frozen=True, tag="progress", tag_field="type"):
     doing: str
 
 
-class Failed(Struct, frozen=True, tag="failed", tag_field="type"):
+class FailedTask(Struct, frozen=True, tag="failed", tag_field="type"):
     """The last line of one that failed."""
 
     error: str
 
 
-class Done(Struct, frozen=True, tag="done", tag_field="type"):
+class FinishedTask(Struct, frozen=True, tag="done", tag_field="type"):
     """The last line of one that succeeded."""
 
     result: Any
@@ -555,7 +555,7 @@ class FeedAge(Struct, frozen=True):
     quote_s: Number
 
 
-class Happening(Struct, frozen=True):
+class RunEvent(Struct, frozen=True):
     """A start, a gap, a command, a daily replay, a retraining, or another event worth a line."""
 
     sequence: int
@@ -586,7 +586,7 @@ class Health(Struct, frozen=True):
     missing_bars: int  # of gaps that were never repaired
     steps: int
     head_digest: str
-    happenings: list[Happening]  # the newest first
+    happenings: list[RunEvent]  # the newest first
     damage: Damage | None
 
 

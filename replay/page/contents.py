@@ -73,7 +73,7 @@ def contents_of(
     interface refuses with.
     """
     progress("reading the run")
-    asked = _Asked(database, run_id)
+    asked = _RouteClient(database, run_id)
     run = asked.of_run()
     listed = asked("/runs")
     listed["runs"] = [row for row in listed["runs"] if row["run_id"] == run_id]
@@ -100,7 +100,7 @@ def contents_of(
     return FileContents(asked.answers, blocks)
 
 
-class _Asked:
+class _RouteClient:
     """Asks the routes of the interface in this process, and keeps what they answer."""
 
     def __init__(self, database: Path, run_id: str) -> None:
@@ -151,7 +151,7 @@ def _finite(value: Any) -> Any:  # noqa: ANN401 - any value of JSON
 # ---------------------------------------------------------------- columns and rows
 
 
-def _columns(asked: _Asked, run: Answer) -> list[Answer]:
+def _columns(asked: _RouteClient, run: Answer) -> list[Answer]:
     """Hold the columns of every instrument; return each one's decisions.
 
     A run of more bars than a file takes is held in longer cells, and its newest bars one by one.
@@ -192,7 +192,7 @@ def _to_digits(column: list[float | None], digits: int) -> list[float | None]:
     return numbers_of(values)
 
 
-def _hold_view(asked: _Asked, view: str) -> None:
+def _hold_view(asked: _RouteClient, view: str) -> None:
     """Hold the newest rows of *view*, without what no place shows."""
     path = f"/runs/{asked.run_id}/views/{view}"
     found: Answer | None = None
@@ -217,7 +217,9 @@ def _hold_view(asked: _Asked, view: str) -> None:
 # ---------------------------------------------------------------- decisions
 
 
-def _blocks(asked: _Asked, sequences: list[int], progress: Progress) -> Iterator[DecisionBlock]:
+def _blocks(
+    asked: _RouteClient, sequences: list[int], progress: Progress
+) -> Iterator[DecisionBlock]:
     for start in range(0, len(sequences), BLOCK):
         progress(f"reading decision {start:,} of {len(sequences):,}")
         block = sequences[start : start + BLOCK]
@@ -226,7 +228,7 @@ def _blocks(asked: _Asked, sequences: list[int], progress: Progress) -> Iterator
         yield DecisionBlock(block[0], block[-1], text)
 
 
-def _chosen(asked: _Asked, run: Answer, series: list[Answer]) -> list[int]:
+def _chosen(asked: _RouteClient, run: Answer, series: list[Answer]) -> list[int]:
     """Choose the decisions that are held whole."""
     picked = {run["first_sequence"], run["warm_sequence"], run["last_sequence"]}
     for newest in (run["last_refusal"], run["last_fill"]):
@@ -262,7 +264,7 @@ def _of_instrument(series: Answer, share: int) -> set[int]:
     }
 
 
-def _rows(asked: _Asked, view: str) -> list[Answer]:
+def _rows(asked: _RouteClient, view: str) -> list[Answer]:
     held = asked.answers[f"{PREFIX}/runs/{asked.run_id}/views/{view}"]
     names = [column["name"] for column in held["columns"]]
     return [dict(zip(names, row, strict=True)) for row in held["rows"]]

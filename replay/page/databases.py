@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 RUNS_KEPT: Final = 8
 
 
-class Refusing(TracepaperError):
+class HttpRefusal(TracepaperError):
     """A request that is answered with an HTTP *status* and one sentence."""
 
     def __init__(self, status: int, sentence: str) -> None:
@@ -52,7 +52,7 @@ class ShownRun(NamedTuple):
         return self.rollups.columns.views
 
 
-class _Opened(NamedTuple):
+class _OpenDatabase(NamedTuple):
     identity: tuple[int, int]  # of the file: another one may take its place
     reader: Reader
 
@@ -92,7 +92,7 @@ class Databases:
         self.fleet = fleet
         self.served = served
         self._builds = builds
-        self._opened: dict[Path, _Opened] = {}
+        self._opened: dict[Path, _OpenDatabase] = {}
         self._rollups: OrderedDict[tuple[Path, str], Rollups] = OrderedDict()
 
     @property
@@ -127,11 +127,11 @@ class Databases:
             reader = Reader.open(path)
         except DataInvalid as error:  # an answer names no folder of this machine
             raise DataInvalid(str(error).replace(str(path), path.name)) from None
-        self._opened[path] = _Opened(identity, reader)
+        self._opened[path] = _OpenDatabase(identity, reader)
         return reader
 
     def find(self, run_id: str) -> ShownRun:
-        """Return the run *run_id*; raise ``Refusing`` where no database has it."""
+        """Return the run *run_id*; raise ``HttpRefusal`` where no database has it."""
         unread: Exception | None = None
         for path in self.paths:
             try:
@@ -145,8 +145,8 @@ class Databases:
         if unread is not None and len(self.paths) == 1:
             raise unread
         if self.fleet is not None:
-            raise Refusing(404, "This run is not open here: open it from Fleet.")
-        raise Refusing(404, "There is no such run; /api/v1/runs lists all.")
+            raise HttpRefusal(404, "This run is not open here: open it from Fleet.")
+        raise HttpRefusal(404, "There is no such run; /api/v1/runs lists all.")
 
     def listed(self, path: Path, run_id: str) -> ShownRun:
         """Return the run of one database for a list, which takes no other run's place here."""
@@ -157,12 +157,12 @@ class Databases:
         return None if self.fleet is None else path.stat().st_mtime_ns // 1_000_000
 
     def sweep(self, sweep_id: str) -> StoredSweep:
-        """Return the sweep *sweep_id*; raise ``Refusing`` where no file has it."""
+        """Return the sweep *sweep_id*; raise ``HttpRefusal`` where no file has it."""
         for path in self.sweeps:
             with contextlib.suppress(DataInvalid):
                 if (found := read_sweep(path)).sweep_id == sweep_id:
                     return found
-        raise Refusing(404, "There is no such sweep; /api/v1/runs lists all.")
+        raise HttpRefusal(404, "There is no such sweep; /api/v1/runs lists all.")
 
     def _shown(
         self, path: Path, run_id: str, reader: Reader, *, is_listed: bool = False

@@ -21,7 +21,7 @@ from tracepaper.replay.explain.decision import (
     stored_decision,
 )
 from tracepaper.replay.page import answers
-from tracepaper.replay.page.databases import Refusing, ShownRun, as_number
+from tracepaper.replay.page.databases import HttpRefusal, ShownRun, as_number
 from tracepaper.replay.page.runs import trimmed
 from tracepaper.storage.database.run_rows import WHOLE
 from tracepaper.storage.database.run_views import Row
@@ -53,7 +53,7 @@ _TEXT_MAX: Final = 400
 
 
 def decision(shown: ShownRun, sequence: int) -> answers.Decision:
-    """Return one decision as it is stored; raise ``Refusing`` where the run has none there."""
+    """Return one decision as it is stored; raise ``HttpRefusal`` where the run has none there."""
     stored = _stored(shown, sequence)
     row, columns = stored.decision, shown.columns
     instrument = row["instrument"]
@@ -124,13 +124,13 @@ def decision(shown: ShownRun, sequence: int) -> answers.Decision:
 def _stored(shown: ShownRun, sequence: int) -> StoredDecision:
     first, last = shown.columns.span
     if 0 <= sequence < first:
-        raise Refusing(410, f"Decision {sequence} was pruned; the oldest step left is {first}.")
+        raise HttpRefusal(410, f"Decision {sequence} was pruned; the oldest step left is {first}.")
     if not 0 <= sequence <= last:
-        raise Refusing(404, f"The run has no decision {sequence}; its last step is {last}.")
+        raise HttpRefusal(404, f"The run has no decision {sequence}; its last step is {last}.")
     try:
         return stored_decision(shown.reader, shown.run_id, sequence)
     except DataInvalid as error:
-        raise Refusing(404, str(error)) from None
+        raise HttpRefusal(404, str(error)) from None
 
 
 class ShownPosition(NamedTuple):
@@ -410,7 +410,7 @@ def _forecast(shown: ShownRun, stored: StoredDecision, close: float) -> answers.
     )
 
 
-def _looked(stored: StoredDecision, close_ms: int) -> answers.Looked | None:
+def _looked(stored: StoredDecision, close_ms: int) -> answers.AttendedBlocks | None:
     if not stored.buckets:
         return None
     config = json.loads(stored.run["config"])
@@ -421,7 +421,7 @@ def _looked(stored: StoredDecision, close_ms: int) -> answers.Looked | None:
             start = bucket["from_open_time_ms"]
             within = None if start is None else close_ms - start
             break
-    return answers.Looked(
+    return answers.AttendedBlocks(
         method=config["model"]["explanation"]["method"],
         buckets=[
             answers.Bucket(one["from_open_time_ms"], one["until_open_time_ms"], one["weight"])

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from tracepaper.replay.checks.verify import Verification, verify_run
 from tracepaper.replay.page import answers
-from tracepaper.replay.page.databases import Databases, Refusing, ShownRun
+from tracepaper.replay.page.databases import Databases, HttpRefusal, ShownRun
 from tracepaper.storage.record.columns import SEQUENCE_LIMIT
 from tracepaper.strategies.errors import TracepaperError
 
@@ -33,7 +33,7 @@ def load_libraries(shelf: Databases) -> None:
         import tracepaper.strategies.forecasters.build  # noqa: F401
 
 
-def verify_decision(shown: ShownRun, sequence: int, report: Report) -> answers.Derived:
+def verify_decision(shown: ShownRun, sequence: int, report: Report) -> answers.DerivedDecision:
     """Derive one decision again from the record, and compare every stored value of its step."""
     row = _decision_row(shown, sequence)
     began = time.perf_counter()
@@ -57,7 +57,7 @@ def verify_decision(shown: ShownRun, sequence: int, report: Report) -> answers.D
     seconds = time.perf_counter() - began
     same = found.holds
     first = found.differences[0] if found.differences else None
-    return answers.Derived(
+    return answers.DerivedDecision(
         sequence=sequence,
         same=same,
         seconds=seconds,
@@ -76,10 +76,10 @@ def _tolerance(found: Verification) -> str:
 
 def _decision_row(shown: ShownRun, sequence: int) -> dict[str, Any]:
     if not 0 <= sequence < SEQUENCE_LIMIT:
-        raise Refusing(404, f"The run has no decision {sequence}.")
+        raise HttpRefusal(404, f"The run has no decision {sequence}.")
     rows = shown.views.rows("v_decisions", sequence=sequence)
     if not rows:
-        raise Refusing(404, f"The run has no decision {sequence}.")
+        raise HttpRefusal(404, f"The run has no decision {sequence}.")
     return rows[0]
 
 
@@ -125,7 +125,7 @@ def model_of(shown: ShownRun) -> answers.Document:
     return answers.Document(**as_document(model_document(shown)))
 
 
-def ask(shown: ShownRun, sequence: int, report: Report) -> answers.Asked:
+def ask(shown: ShownRun, sequence: int, report: Report) -> answers.ModelAnswer:
     """Ask the run's model again about one decision, as ``explain --full`` does."""
     from tracepaper.replay.explain.attribution import (
         by_feature,
@@ -139,7 +139,7 @@ def ask(shown: ShownRun, sequence: int, report: Report) -> answers.Asked:
 
     _decision_row(shown, sequence)
     if not shown.views.run()["model_id"]:
-        raise Refusing(409, "This run asks no model, so there is nothing to ask.")
+        raise HttpRefusal(409, "This run asks no model, so there is nothing to ask.")
     report(0.05, "loading the model and the bars before the decision")
     past = open_any(shown.database, shown.run_id, sequence)
     features: list[answers.FeatureShare] = []
@@ -165,7 +165,7 @@ def ask(shown: ShownRun, sequence: int, report: Report) -> answers.Asked:
         report(0.85, "where each head looked")
         heads = _heads(shown, attended, sequence)
     features.sort(key=lambda one: -abs(one.added_bp))
-    return answers.Asked(features=features, heads=heads, heaviest=heaviest)
+    return answers.ModelAnswer(features=features, heads=heads, heaviest=heaviest)
 
 
 def _feature(name: str, added: float) -> answers.FeatureShare:

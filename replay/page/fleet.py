@@ -16,7 +16,7 @@ from typing import Final
 from msgspec import Struct
 
 from tracepaper.daemon.clock import SystemClock
-from tracepaper.replay.page.databases import Databases, FleetSource, Refusing
+from tracepaper.replay.page.databases import Databases, FleetSource, HttpRefusal
 from tracepaper.storage.fleet.overview import FleetRun, overview
 from tracepaper.storage.record.columns import TABLES
 from tracepaper.strategies.errors import TracepaperError
@@ -62,7 +62,7 @@ def pull_run(
 ) -> PulledRun:
     """Pull one run into a new file of the page's folder, where it replaces an older one.
 
-    Raises ``Refusing`` with one sentence where it cannot be pulled; then an older file stays.
+    Raises ``HttpRefusal`` with one sentence where it cannot be pulled; then an older file stays.
     """
     from tracepaper.storage.fleet.pull import pull  # it loads SQLAlchemy: not for a page
 
@@ -72,7 +72,7 @@ def pull_run(
         _remove(fleet, every=lambda other: not list(other.glob("*.db")))  # pulls given up
         place = Path(tempfile.mkdtemp(prefix="run-", dir=fleet.folder))
     except OSError as error:
-        raise Refusing(
+        raise HttpRefusal(
             409, f"The page's temporary folder cannot be written ({error.strerror}); start it anew."
         ) from None
     target = place / f"{name}.db"
@@ -93,7 +93,7 @@ def pull_run(
             progress=progress,
         )
     except TracepaperError as error:
-        raise Refusing(409, str(error).replace(f"{place}/", "")) from None
+        raise HttpRefusal(409, str(error).replace(f"{place}/", "")) from None
     _remove(fleet, every=lambda other: other != place and (other / target.name).exists())
     kept = {path.parent for path in shelf.paths[:KEPT]}
     _remove(fleet, every=lambda other: other not in kept)
@@ -102,7 +102,7 @@ def pull_run(
 
 def _source(shelf: Databases) -> FleetSource:
     if shelf.fleet is None:
-        raise Refusing(404, "This page shows no fleet; `tracepaper ui --fleet URL` shows one.")
+        raise HttpRefusal(404, "This page shows no fleet; `tracepaper ui --fleet URL` shows one.")
     return shelf.fleet
 
 

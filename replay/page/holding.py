@@ -12,7 +12,7 @@ from tracepaper.daemon.config.loading import restore
 from tracepaper.daemon.engine.state import BUY_AND_HOLD
 from tracepaper.daemon.session.build import costs_for
 from tracepaper.replay.page.rollups import ACCOUNTS, OWN, TIME, RollupMissing, joined
-from tracepaper.replay.report.benchmarks import BOUGHT, Bought, bought
+from tracepaper.replay.report.benchmarks import BOUGHT, HeldUnit, bought
 from tracepaper.replay.report.record import Bars
 from tracepaper.replay.run_columns import dividend_rate, funding_in_bars
 from tracepaper.storage.database.run_views import action_of
@@ -66,7 +66,7 @@ class _Units:
         first = columns.rows.decided_at(columns.span, newest=False)
         cash = float(json.loads(run["config"])["account"]["cash"])
         self.start = cash if first is None else columns.equity_before(first)
-        self.bought: dict[str, Bought] = {}
+        self.bought: dict[str, HeldUnit] = {}
         self.newest: dict[str, tuple[float, float]] = {}  # open time and close of the last bar
         self._terms = costs_for(restore(run["config"]))
         self._opens = np.empty(0)  # of the decided bars, where fees are by the share
@@ -147,7 +147,7 @@ class _Units:
         needed[:] = sorted(set(needed))
         return len(needed) > count
 
-    def _bought(self, shown: ShownRun, name: str) -> Bought:
+    def _bought(self, shown: ShownRun, name: str) -> HeldUnit:
         columns = shown.columns
         parts = [columns.bars(name, (at, at)) for at in self._needed[name]]
         opens_ms, opened, close = (

@@ -13,7 +13,7 @@ from tracepaper.replay.page.routes import MEANINGS, PREFIX, ROUTES, ReadRoute
 from tracepaper.storage.fleet import overview
 
 STREAMED: Final = (news.StreamHello, news.StreamStep)
-_LINES: Final = (answers.Progress, answers.Done, answers.Failed)
+_LINES: Final = (answers.Progress, answers.FinishedTask, answers.FailedTask)
 _MODULES: Final = tuple(f"{one.__name__}." for one in (answers, overview))
 _REFERENCE: Final = "#/components/schemas/{name}"
 

@@ -30,8 +30,8 @@ from tracepaper.replay.document.values import (
 )
 from tracepaper.replay.learning import statistics
 from tracepaper.replay.learning.card import card_facts, experimental
-from tracepaper.replay.learning.statistics import RISK_COVERAGES, Ranked, RiskCurve
-from tracepaper.replay.page.databases import Refusing, ShownRun
+from tracepaper.replay.learning.statistics import RISK_COVERAGES, RankedBars, RiskCurve
+from tracepaper.replay.page.databases import HttpRefusal, ShownRun
 from tracepaper.replay.report.honesty import card_sentences
 from tracepaper.replay.report.metrics import BLOCK_DAYS, is_credible
 from tracepaper.storage.checkpoints import kept_folder, read_card
@@ -68,11 +68,11 @@ class RunForecasts:
 def model_document(shown: ShownRun) -> TitledParts:
     """Return the card of the run's model and how its forecasts came true.
 
-    Raises ``Refusing`` for a run without a model.
+    Raises ``HttpRefusal`` for a run without a model.
     """
     model_id = shown.views.run()["model_id"]
     if not model_id:
-        raise Refusing(409, "This run asks no model.")
+        raise HttpRefusal(409, "This run asks no model.")
     folder = kept_folder(shown.database, str(model_id))
     card = read_card(folder) if folder.is_dir() else {}
     name = card.get("model", {}).get("name", "")
@@ -246,7 +246,7 @@ def _selective(found: RunForecasts) -> Iterator[Part]:
     curves = {
         name: curve
         for name, risk in ranked.items()
-        if (curve := statistics.risk_curve([Ranked(risk, found.confidence, found.days)]))
+        if (curve := statistics.risk_curve([RankedBars(risk, found.confidence, found.days)]))
         is not None
     }
     if not curves:

@@ -10,7 +10,7 @@ import msgspec
 from msgspec import Struct, field
 
 from tracepaper.replay.page import answers, holding
-from tracepaper.replay.page.databases import Databases, Refusing, ShownRun
+from tracepaper.replay.page.databases import Databases, HttpRefusal, ShownRun
 from tracepaper.replay.page.marks import fill_mark
 from tracepaper.replay.page.records import told
 from tracepaper.replay.page.rollups import OWN, TIME, words_of
@@ -39,8 +39,8 @@ class StreamStep(Struct, frozen=True, tag="step", tag_field="type"):
     decision: dict[str, Any] | None = None  # the row of ``Series`` for it, by column
     fills: list[answers.FillMark] = field(default_factory=list)
     equity: dict[str, float] = field(default_factory=dict)
-    holdings: list[answers.Holding] = field(default_factory=list)
-    happening: answers.Happening | None = None
+    holdings: list[answers.InstrumentPosition] = field(default_factory=list)
+    happening: answers.RunEvent | None = None
 
 
 class StreamHello(Struct, frozen=True, tag="hello", tag_field="type"):
@@ -80,7 +80,7 @@ def _newest(shelf: Databases) -> str:
         except TracepaperError:
             continue
     if not found:
-        raise Refusing(404, "No database holds a run yet; `tracepaper demo` makes one.")
+        raise HttpRefusal(404, "No database holds a run yet; `tracepaper demo` makes one.")
     return max(found)[1]
 
 
@@ -111,7 +111,7 @@ def _steps(shown: ShownRun, first: int, last: int) -> list[StreamStep]:
         sequence, kind = event["sequence"], event["kind"]
         content = json.loads(event["content"])
         if kind == HALTED:  # of the step that was just told
-            told_of = answers.Happening(
+            told_of = answers.RunEvent(
                 sequence, kind, event["market_ms"], None, told(kind, content)
             )
             found[-1] = msgspec.structs.replace(found[-1], happening=told_of)
@@ -131,7 +131,7 @@ def _steps(shown: ShownRun, first: int, last: int) -> list[StreamStep]:
                 holdings=held if sequence == last else [],
                 happening=None
                 if kind in _QUIET
-                else answers.Happening(
+                else answers.RunEvent(
                     sequence, kind, event["market_ms"], event["instrument"], told(kind, content)
                 ),
             )

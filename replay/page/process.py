@@ -274,7 +274,7 @@ def _listen(lines: queue.Queue[bytes]) -> None:
 
 def respond(shelf: Databases, request: dict[str, Any], out: BinaryIO) -> None:
     """Write the frames of one answer, or its refusal, to *out*."""
-    from tracepaper.replay.page.databases import Refusing
+    from tracepaper.replay.page.databases import HttpRefusal
     from tracepaper.replay.page.rollups import RollupMissing
 
     def report(share: float, doing: str) -> None:
@@ -286,7 +286,7 @@ def respond(shelf: Databases, request: dict[str, Any], out: BinaryIO) -> None:
         _write(out, ANSWER, msgspec.json.encode(_answer(shelf, request, report)))
     except RollupMissing:
         _write(out, LATER, b"")
-    except Refusing as error:
+    except HttpRefusal as error:
         _refuse(out, error.status, str(error))
     except ConfigInvalid as error:
         _refuse(out, 400, str(error))

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from tracepaper.replay.checks.identity import counts
 from tracepaper.replay.page import answers
-from tracepaper.replay.page.databases import Refusing, ShownRun
+from tracepaper.replay.page.databases import HttpRefusal, ShownRun
 from tracepaper.replay.page.runs import halt, newest_parity
 from tracepaper.replay.report.states import command_of
 from tracepaper.storage.database.lock import holder_of
@@ -45,16 +45,16 @@ def rows(  # noqa: PLR0913 - each is a parameter of the address
     limit: int,
     after: str | None,
 ) -> answers.Rows:
-    """Return rows of one view of the run; raise ``Refusing`` for a column that it has not."""
+    """Return rows of one view of the run; raise ``HttpRefusal`` for a column that it has not."""
     name = view if view.startswith("v_") else f"v_{view}"
     if name not in SHOWN_VIEWS:
-        raise Refusing(404, f"There is no view {view[:40]!r}; /api/v1/openapi.json lists them.")
+        raise HttpRefusal(404, f"There is no view {view[:40]!r}; /api/v1/openapi.json lists them.")
     columns = {column.name: column for column in SHOWN_VIEWS[name].columns}
     where = ["run_id = ?"]
     values: list[str | float] = [shown.run_id]
     for column, wanted in filters.items():
         if column not in columns:
-            raise Refusing(
+            raise HttpRefusal(
                 400, f"{name} has no column {column[:40]!r}; it has {', '.join(columns)}."
             )
         if wanted == "":
@@ -67,10 +67,10 @@ def rows(  # noqa: PLR0913 - each is a parameter of the address
         if bound is None:
             continue
         if time is None:
-            raise Refusing(400, f"{name} has no time; filter it by sequence.")
+            raise HttpRefusal(400, f"{name} has no time; filter it by sequence.")
         where.append(f"{time} {sign} {int(bound)}")
     if sort is not None and sort not in columns:
-        raise Refusing(400, f"{name} has no column {sort[:40]!r} to sort by.")
+        raise HttpRefusal(400, f"{name} has no column {sort[:40]!r} to sort by.")
     condition = " AND ".join(where)
     order = [one for one in (sort, *_ORDER) if one is not None and one in columns]
     way = " DESC" if descending else ""
@@ -101,9 +101,9 @@ def _typed(column: str, kind: str, text: str) -> str | float:
     try:
         number = int(text) if kind == "INTEGER" else float(text)
     except ValueError:
-        raise Refusing(400, f"{column} is a number, and {text[:40]!r} is none.") from None
+        raise HttpRefusal(400, f"{column} is a number, and {text[:40]!r} is none.") from None
     if isinstance(number, int) and not -(2**63) <= number < 2**63:
-        raise Refusing(400, f"{column} takes whole numbers of 64 bits, not {text[:40]}.")
+        raise HttpRefusal(400, f"{column} takes whole numbers of 64 bits, not {text[:40]}.")
     return number
 
 
@@ -111,7 +111,7 @@ def _offset(after: str | None) -> int:
     if after is None:
         return 0
     if not after.isdecimal() or len(after) > 12:
-        raise Refusing(400, "Give as after what stood in next of the rows before.")
+        raise HttpRefusal(400, "Give as after what stood in next of the rows before.")
     return int(after)
 
 
@@ -234,11 +234,11 @@ _TOLD: Final = (
 )
 
 
-def happenings(shown: ShownRun) -> list[answers.Happening]:
+def happenings(shown: ShownRun) -> list[answers.RunEvent]:
     """Return the newest events that are worth a line, the newest first."""
     columns, names = shown.columns, list(shown.columns.instruments)
     found = [
-        answers.Happening(
+        answers.RunEvent(
             event.sequence, event.kind, event.market_ms,
             None if event.instrument is None else names[event.instrument],
             told(event.kind, json.loads(event.content)),
@@ -246,7 +246,7 @@ def happenings(shown: ShownRun) -> list[answers.Happening]:
         for event in columns.rows.newest_events(_TOLD, columns.span, HAPPENINGS_MAX)
     ]  # fmt: skip
     found += [
-        answers.Happening(
+        answers.RunEvent(
             halt.sequence, HALTED, halt.market_ms, None, told(HALTED, {"limit": halt.limit})
         )
         for halt in columns.rows.halts((0, columns.span[1]))

@@ -82,7 +82,7 @@ class RollupMissing(Exception):
 
 
 @dataclass
-class _Kept:
+class _CellBlock:
     """Cells of one instrument, or of the accounts, of all bars that opened before ``until_ms``."""
 
     block: Block
@@ -110,7 +110,7 @@ class Rollups:
         self.columns = columns
         self._rows = columns.rows
         self._database, self._builds = database, builds
-        self._kept: dict[str, _Kept] = {}
+        self._kept: dict[str, _CellBlock] = {}
         self._loaded: tuple[int, int] | None = None  # which file of roll-ups
         self._saved: dict[str, int] = {}
         self._totals = Totals()
@@ -244,7 +244,7 @@ class Rollups:
 
     def _known(self, instrument: str, grain_ms: int) -> Block:
         """Return the whole run in cells of *grain_ms*: what is kept, and the newest bars."""
-        kept = self._kept.get(instrument) or _Kept({TIME: np.empty(0)})
+        kept = self._kept.get(instrument) or _CellBlock({TIME: np.empty(0)})
         missing = self.span[1] - max(kept.after, self.span[0] - 1)
         if missing > DIRECT_BARS and not self._builds:
             raise RollupMissing
@@ -488,7 +488,7 @@ class Rollups:
                     }
                     if TIME not in block or len({one.size for one in block.values()}) != 1:
                         return
-                    self._kept[name] = _Kept(block, until_ms, mark["after"])
+                    self._kept[name] = _CellBlock(block, until_ms, mark["after"])
                     self._saved[name] = mark["after"]
         except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile, EOFError):
             return

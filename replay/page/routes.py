@@ -14,7 +14,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from tracepaper.replay.page import answers, decisions, fleet, marks, records, runs
-from tracepaper.replay.page.databases import Databases, Refusing, ShownRun
+from tracepaper.replay.page.databases import Databases, HttpRefusal, ShownRun
 
 PREFIX: Final = "/api/v1"
 POINTS: Final = 2_000
@@ -127,7 +127,7 @@ class ReadRoute:
 
 def _sequence(text: str) -> int:
     if not text.isdecimal() or len(text) > 12:
-        raise Refusing(404, "A decision is named by its sequence, a whole number.")
+        raise HttpRefusal(404, "A decision is named by its sequence, a whole number.")
     return int(text)
 
 
@@ -135,7 +135,7 @@ def _instrument(shelf: Databases, run: str, asked: InstrumentParameters) -> tupl
     shown = shelf.find(run)
     name = asked.instrument
     if not shown.columns.instruments:
-        raise Refusing(409, "The record of this run has lost its instruments; restore a backup.")
+        raise HttpRefusal(409, "The record of this run has lost its instruments; restore a backup.")
     name = next(iter(shown.columns.instruments)) if name is None else _known(shown, name)
     return shown, name, asked.from_ms, asked.until_ms, asked.points
 
@@ -143,7 +143,7 @@ def _instrument(shelf: Databases, run: str, asked: InstrumentParameters) -> tupl
 def _known(shown: ShownRun, instrument: str) -> str:
     known = shown.columns.instruments
     if instrument not in known:
-        raise Refusing(400, f"The run has no such instrument, only {', '.join(known)}.")
+        raise HttpRefusal(400, f"The run has no such instrument, only {', '.join(known)}.")
     return instrument
 
 
@@ -229,7 +229,7 @@ def _pull(shelf: Databases, asked: PullParameters, report: Report) -> Struct:
 def _sweep(shelf: Databases, _asked: NoParameters, _report: Report, sweep: str) -> Struct:
     document = shelf.sweep(sweep).document
     if document is None:
-        raise Refusing(
+        raise HttpRefusal(
             409, "This sweep is not whole; the same command goes on, and its page comes with it."
         )
     return answers.Document(**document)
@@ -282,7 +282,7 @@ ROUTES: Final = (
           "in which nothing was decided is left out.",
           InstrumentParameters, answers.Series, _series),
     ReadRoute(f"{_R}/noted", "Numbers that the strategy noted, in the cells of the candles.",
-          InstrumentParameters, answers.Noted, _noted),
+          InstrumentParameters, answers.NotedNumbers, _noted),
     ReadRoute(f"{_R}/equity", "Equity of every account and of buy and hold, at the end of "
           "each cell.",
           RangeParameters, answers.Equity, _equity),
@@ -290,9 +290,9 @@ ROUTES: Final = (
           MarkParameters, answers.Marks, _marks),
     ReadRoute(_D, "One decision, whole.", NoParameters, answers.Decision, _decision),
     ReadRoute(f"{_D}/verify", "Derives one decision again from the record, now; lines of JSON.",
-          NoParameters, answers.Derived, _verify_decision, is_heavy=True, streams=True),
+          NoParameters, answers.DerivedDecision, _verify_decision, is_heavy=True, streams=True),
     ReadRoute(f"{_D}/ask", "Asks the run's model again about one decision; lines of JSON.",
-          NoParameters, answers.Asked, _ask, is_heavy=True, streams=True),
+          NoParameters, answers.ModelAnswer, _ask, is_heavy=True, streams=True),
     ReadRoute(f"{_R}/verify", "Derives the whole run again from its record; lines of JSON.",
           NoParameters, answers.ParityState, _verify, is_heavy=True, streams=True),
     ReadRoute(f"{_R}/report", "The report of the run: tables, charts and texts.",
@@ -332,11 +332,11 @@ class Call:
 
 
 def match(path: str, query: Mapping[str, str]) -> Call:
-    """Find the route of *path* (without the prefix) and check *query*; raise ``Refusing``."""
+    """Find the route of *path* (without the prefix) and check *query*; raise ``HttpRefusal``."""
     for route in ROUTES:
         if found := route.pattern.fullmatch(path):
             return Call(route, *_checked(route, found.groupdict(), query))
-    raise Refusing(404, f"There is no such address; {PREFIX}/openapi.json lists all.")
+    raise HttpRefusal(404, f"There is no such address; {PREFIX}/openapi.json lists all.")
 
 
 def _checked(
@@ -346,14 +346,14 @@ def _checked(
     others = {name: value for name, value in query.items() if name not in known}
     if others and not route.is_open:
         listed = ", ".join(known) or "no parameter"
-        raise Refusing(
+        raise HttpRefusal(
             400, f"There is no parameter {next(iter(others))[:40]!r}; it takes {listed}."
         )
     if clash := others.keys() & {"run", "view", "shelf", "asked", "report", "_asked", "_report"}:
-        raise Refusing(400, f"{min(clash)} is no column.")
+        raise HttpRefusal(400, f"{min(clash)} is no column.")
     given = {name: value for name, value in query.items() if name in known}
     try:
         parameters = msgspec.convert(given, route.parameters, strict=False)
     except msgspec.ValidationError as error:
-        raise Refusing(400, f"A parameter is wrong: {error}.") from None
+        raise HttpRefusal(400, f"A parameter is wrong: {error}.") from None
     return parameters, {**names, **others}

@@ -32,32 +32,34 @@ from tracepaper.strategies.units import DAY_MS
 def runs(shelf: Databases, *, counted: bool = False) -> answers.Runs:
     """List every run of every database, the newest first; *counted* waits for every count."""
     found: list[answers.RunRow] = []
-    refused: list[answers.Refused] = []
+    refused: list[answers.UnreadableDatabase] = []
     shown_in: dict[str, str] = {}
     for path in shelf.paths:
         try:
             ids = shelf.reader(path).run_ids()
         except (TracepaperError, sqlite3.Error) as error:
-            refused.append(answers.Refused(path.name, _sentence(error)))
+            refused.append(answers.UnreadableDatabase(path.name, _sentence(error)))
             continue
         for run_id in ids:
             if run_id in shown_in:
                 twice = f"Run {run_id} is shown from {shown_in[run_id]}; name this file alone."
-                refused.append(answers.Refused(path.name, twice))
+                refused.append(answers.UnreadableDatabase(path.name, twice))
                 continue
             try:
                 shown = _ready(shelf.listed(path, run_id), counted=counted)
                 found.append(run_row(shown, shelf.served))
                 shown_in[run_id] = path.name
             except (TracepaperError, sqlite3.Error, ValueError, TypeError, LookupError) as error:
-                refused.append(answers.Refused(path.name, f"Run {run_id}: {_sentence(error)}"))
+                refused.append(
+                    answers.UnreadableDatabase(path.name, f"Run {run_id}: {_sentence(error)}")
+                )
     found.sort(key=lambda row: row.started_ms, reverse=True)
     sweeps: list[answers.SweepRow] = []
     for path in shelf.sweeps:
         try:
             sweeps.append(_sweep_row(path))
         except DataInvalid as error:
-            refused.append(answers.Refused(path.name, str(error)))
+            refused.append(answers.UnreadableDatabase(path.name, str(error)))
     fleet = None if shelf.fleet is None else shelf.fleet.server
     return answers.Runs(found, refused, sweeps, fleet)
 
@@ -194,7 +196,7 @@ def _noted_names(shown: ShownRun) -> list[answers.NoteSeries]:
     ]
 
 
-def holdings(shown: ShownRun) -> list[answers.Holding]:
+def holdings(shown: ShownRun) -> list[answers.InstrumentPosition]:
     """Return the newest position of every instrument; in hedge mode both sides of it."""
     nothing: Row = {"sequence": 0, "side": "FLAT", "quantity": 0.0, "quantity_text": "0"}
     found = []
@@ -202,7 +204,7 @@ def holdings(shown: ShownRun) -> list[answers.Holding]:
         rows = shown.views.rows("v_positions", newest=2, instrument=name) or [nothing]
         last = max(row["sequence"] for row in rows)
         found += [
-            answers.Holding(
+            answers.InstrumentPosition(
                 instrument=name,
                 side=row["side"] if row["quantity"] else "FLAT",
                 quantity_text=trimmed(row["quantity_text"]).lstrip("-"),
@@ -423,10 +425,10 @@ def series(
 
 def noted(
     shown: ShownRun, instrument: str, from_ms: int | None, until_ms: int | None, points: int
-) -> answers.Noted:
+) -> answers.NotedNumbers:
     """Return what the strategy noted, a value for each candle."""
     cell_ms, block = shown.rollups.cells(instrument, from_ms, until_ms, points)
-    return answers.Noted(
+    return answers.NotedNumbers(
         instrument=instrument,
         interval_ms=cell_ms,
         open_time_ms=_whole(block[TIME]),

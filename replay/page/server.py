@@ -22,7 +22,7 @@ from aiohttp.typedefs import Handler
 
 from tracepaper.daemon.http.server import ConnectionLimits, listening, refuse_foreigners
 from tracepaper.replay.page import process
-from tracepaper.replay.page.answers import Done, Error, Failed
+from tracepaper.replay.page.answers import Error, FailedTask, FinishedTask
 from tracepaper.replay.page.process import ReaderProcess, ReplyFrame
 
 if TYPE_CHECKING:
@@ -320,9 +320,9 @@ def _line(frame: ReplyFrame) -> bytes:
     if frame.kind == process.PROGRESS:
         return frame.body + b"\n"
     if frame.kind == process.ANSWER:
-        return msgspec.json.encode(Done(msgspec.Raw(frame.body))) + b"\n"
+        return msgspec.json.encode(FinishedTask(msgspec.Raw(frame.body))) + b"\n"
     error = msgspec.json.decode(frame.body, type=Error).error
-    return msgspec.json.encode(Failed(error)) + b"\n"
+    return msgspec.json.encode(FailedTask(error)) + b"\n"
 
 
 _LIVE: Final = (

@@ -19,7 +19,7 @@ from tracepaper.daemon.config.values import ASKS
 from tracepaper.replay.document.values import Cells, Estimate, Figure, Table, Value, of_row, table
 from tracepaper.replay.report.record import Bars, RunRecord
 from tracepaper.replay.report.trades import ClosedTrade
-from tracepaper.replay.run_columns import Floats, Ints, Noted
+from tracepaper.replay.run_columns import Floats, Ints, NoteColumns
 from tracepaper.storage.database.reader import Reader
 from tracepaper.strategies.api.model import DataSource
 from tracepaper.strategies.api.strategy import SHARE_OF
@@ -324,7 +324,7 @@ def read_influence(record: RunRecord, trades: Sequence[ClosedTrade] = ()) -> Inf
     )
 
 
-def _noted(notes: Mapping[str, Noted]) -> dict[str, Noted]:
+def _noted(notes: Mapping[str, NoteColumns]) -> dict[str, NoteColumns]:
     """Return the shares that decisions of one symbol noted, by the symbol whose they are."""
     return {
         name.removeprefix(SHARE_OF): noted
@@ -333,7 +333,7 @@ def _noted(notes: Mapping[str, Noted]) -> dict[str, Noted]:
     }
 
 
-def _times(noted: Mapping[str, Noted]) -> Ints:
+def _times(noted: Mapping[str, NoteColumns]) -> Ints:
     if not noted:
         return np.empty(0, dtype=np.int64)
     return np.unique(np.concatenate([of.open_time_ms for of in noted.values()]))
@@ -348,7 +348,7 @@ def _of_others(matrix: Floats) -> Floats:
 
 
 def _groups(
-    record: RunRecord, trades: Sequence[ClosedTrade], every: Mapping[str, Mapping[str, Noted]]
+    record: RunRecord, trades: Sequence[ClosedTrade], every: Mapping[str, Mapping[str, NoteColumns]]
 ) -> tuple[InfluenceGroup, ...]:
     """Return the shares at the entries of trades that earned and of those that lost."""
     looks: dict[bool, list[tuple[Floats, float]]] = {True: [], False: []}
@@ -381,7 +381,9 @@ def _error(rows: Floats) -> Floats:
     return found
 
 
-def _shares_at(noted: Mapping[str, Noted], symbols: Sequence[str], open_time_ms: int) -> Floats:
+def _shares_at(
+    noted: Mapping[str, NoteColumns], symbols: Sequence[str], open_time_ms: int
+) -> Floats:
     """Return the shares that one decision noted: [symbol], 0 where it noted none."""
     found = np.zeros(len(symbols))
     for of, shares in noted.items():

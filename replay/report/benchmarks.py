@@ -130,7 +130,7 @@ def mean_exposure(record: RunRecord) -> float:
 
 
 @dataclass(frozen=True)
-class Bought:
+class HeldUnit:
     """One unit of an instrument that was bought and is held; prices in quote currency."""
 
     price: float  # with the cost of trading
@@ -147,13 +147,13 @@ class Bought:
         return np.where(opens_ms >= self.opened_ms, (closes - paid) / self.price - 1.0, 0.0)
 
 
-def bought(bars: Bars, at: int, cost_rate: float) -> Bought:
+def bought(bars: Bars, at: int, cost_rate: float) -> HeldUnit:
     """Return a unit bought at the open of the bar *at*.
 
     Of the other *bars* it needs those within which funding was settled, each with the one before.
     """
     due = at + 1 + np.flatnonzero(bars.funding[at + 1 :])
-    return Bought(
+    return HeldUnit(
         price=float(bars.open[at]) * (1.0 + cost_rate),
         opened_ms=int(bars.open_time_ms[at]),
         settled_ms=bars.open_time_ms[due],

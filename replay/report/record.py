@@ -24,7 +24,7 @@ from tracepaper.replay.run_columns import (
     BarTimes,
     Floats,
     Ints,
-    Noted,
+    NoteColumns,
     RunColumns,
     Texts,
     dividend_rate,
@@ -142,7 +142,7 @@ class RunRecord:
     twins: tuple[AccountRecord, ...]
     gaps: tuple[Row, ...]
     settlements: Settlements
-    notes: dict[str, dict[str, Noted]]  # by instrument and name
+    notes: dict[str, dict[str, NoteColumns]]  # by instrument and name
     margins: tuple[Row, ...]  # of ``v_positions``: what is held on margin at the end
     actions: tuple[tuple[int, CorporateAction], ...] = ()  # splits and dividends, by sequence
     states: tuple[LastingState, ...] = ()  # what lets the run look idle at its end

@@ -44,7 +44,7 @@ from tracepaper.storage.checkpoints import ID_DIGITS, FittedSpan, kept_folder, r
 from tracepaper.storage.database.reader import Reader
 from tracepaper.storage.database.run_views import Row, RunViews
 from tracepaper.strategies.types.decisions import BLOCK_BARS, Action
-from tracepaper.strategies.types.market import Retrained, RetrainOutcome
+from tracepaper.strategies.types.market import RetrainingEnd, RetrainOutcome
 from tracepaper.strategies.units import duration
 
 EXPLAINED_MAX: Final = 60
@@ -558,7 +558,7 @@ def _sentences(record: RunRecord, card: Card) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _retrained_sentences(events: Sequence[Retrained]) -> Iterator[str]:
+def _retrained_sentences(events: Sequence[RetrainingEnd]) -> Iterator[str]:
     """Say whether the model was replaced, and whose the decisions are."""
     if not events:
         return

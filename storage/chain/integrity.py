@@ -75,7 +75,7 @@ NEVER_FOUND: Final = (
 ADDED_SINCE: Final = "Steps or runs added after the head that was kept are not found even so."
 
 
-class Audited(Struct, frozen=True):
+class AuditResult(Struct, frozen=True):
     """The result of ``audit verify``: of the file, and of the chain of one run."""
 
     chain: ChainReport
@@ -88,7 +88,7 @@ class Audited(Struct, frozen=True):
         return self.problem is None and self.chain.steps > 0
 
 
-def audit(connection: sqlite3.Connection, run_id: str, *, head: bytes | None = None) -> Audited:
+def audit(connection: sqlite3.Connection, run_id: str, *, head: bytes | None = None) -> AuditResult:
     """Check the file and the chain of *run_id*; see ``verify_chain`` for *head*."""
     (audited,) = audit_runs(connection, [run_id], head=head)
     return audited
@@ -96,7 +96,7 @@ def audit(connection: sqlite3.Connection, run_id: str, *, head: bytes | None = N
 
 def audit_runs(
     connection: sqlite3.Connection, run_ids: Iterable[str], *, head: bytes | None = None
-) -> list[Audited]:
+) -> list[AuditResult]:
     """Check the file, once, and the chain of every run of *run_ids*.
 
     A page that SQLite cannot read is a problem like any other, and no exception.
@@ -121,7 +121,7 @@ def audit_runs(
                     first_problem = check_trades(connection, run_id)
             except _UNREADABLE as error:
                 first_problem = _damaged(str(error))
-        audits.append(Audited(chain, first_problem, warnings))
+        audits.append(AuditResult(chain, first_problem, warnings))
     return audits
 
 

@@ -97,7 +97,7 @@ class _Start(NamedTuple):
     is_promotion: bool  # which warmed it in another process, with a context of bars
 
 
-class Beginning(Struct, frozen=True):
+class StartingPoint(Struct, frozen=True):
     """Where a derivation begins."""
 
     after: int  # the last step that is taken from the record: the next one is derived
@@ -121,7 +121,7 @@ class Beginnings:
 
     # ------------------------------------------------------------ of a whole run
 
-    def before(self, sequence: int) -> Beginning | None:
+    def before(self, sequence: int) -> StartingPoint | None:
         """Return the last beginning after which step *sequence* or an earlier one is derived.
 
         None where the bars before it are fewer than its decision looks back on.
@@ -145,7 +145,7 @@ class Beginnings:
 
     # ------------------------------------------------------------ of a run that was pruned
 
-    def first(self, until_sequence: int) -> Beginning | None:
+    def first(self, until_sequence: int) -> StartingPoint | None:
         """Return the first place behind step *until_sequence*, the last that was pruned.
 
         None where too few bars are left.
@@ -284,7 +284,7 @@ class Beginnings:
                     continue
             yield _Start(int(at), dict(start.warm_from), is_promotion=False)
 
-    def _fed(self, step: int, *, since: int | None = None) -> Beginning | None:
+    def _fed(self, step: int, *, since: int | None = None) -> StartingPoint | None:
         """Return the beginning after *step*; None where an event it needs was pruned (*since*)."""
         first = self._first if since is None else since
         fed = [self._back(first, step, key, count) for key, count in self._bars.items()]
@@ -314,7 +314,7 @@ class Beginnings:
             if pending < first:
                 return None
             fed_from = pending
-        return Beginning(sequence_of(step), sequence_of(fed_from), is_started)
+        return StartingPoint(sequence_of(step), sequence_of(fed_from), is_started)
 
     def _model_fed(self, first: int, step: int) -> tuple[list[int | None], bool]:
         """Return the first steps that the model needs, and whether it is asked from there on.

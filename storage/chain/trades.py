@@ -190,7 +190,7 @@ class _Account(Struct, frozen=True):
     cash: Decimal = Decimal(0)
 
 
-class _Configured(Struct, frozen=True):
+class _RunTerms(Struct, frozen=True):
     execution: _Execution = _Execution()
     account: _Account = _Account()
     strategies: dict[str, Any] = {}
@@ -206,7 +206,7 @@ class _Configured(Struct, frozen=True):
         return {name: self.cash * Decimal(of["share"]) for name, of in shares.items()}
 
 
-class _Filled(NamedTuple):
+class _StoredFill(NamedTuple):
     """A fill as it is stored."""
 
     step: int
@@ -221,7 +221,7 @@ class _Filled(NamedTuple):
     order_id: str
 
 
-class _Acted(NamedTuple):
+class _StoredAction(NamedTuple):
     """A split or a dividend as it is stored."""
 
     step: int
@@ -248,7 +248,7 @@ class _Position(Struct):
         """The columns of ``holdings`` that follow from fills."""
         return self.quantity, self.entry_notional, self.realized_pnl, self.fees_paid
 
-    def book(self, fill: _Filled) -> list[Entry]:
+    def book(self, fill: _StoredFill) -> list[Entry]:
         """Take in *fill*; return its movements of cash (docs/money.md, M5 to M8)."""
         buys = fill.side == Side.BUY.value
         moved: list[tuple[LedgerKind, int]]
@@ -266,7 +266,7 @@ class _Position(Struct):
             if amount
         ]
 
-    def act(self, acted: _Acted) -> list[Entry]:
+    def act(self, acted: _StoredAction) -> list[Entry]:
         """Take in a split or a dividend; return its movement of cash (docs/stocks.md, K18)."""
         action = acted.action
         made = entitlement(action, self.quantity, self.entry_notional, acted.terms)
@@ -276,7 +276,7 @@ class _Position(Struct):
         kind = LedgerKind.CASH_IN_LIEU if action.is_split else LedgerKind.DIVIDEND
         return [(kind.value, acted.instrument, made.paid, None, None)] if made.paid else []
 
-    def _linear(self, fill: _Filled, sign: int) -> list[tuple[LedgerKind, int]]:
+    def _linear(self, fill: _StoredFill, sign: int) -> list[tuple[LedgerKind, int]]:
         opened, notional, realized = fill.quantity, fill.notional, 0
         if self.quantity * sign < 0:
             closed = min(fill.quantity, abs(self.quantity))
@@ -288,14 +288,14 @@ class _Position(Struct):
         self.realized_pnl += realized
         return [(LedgerKind.REALIZED, realized)]
 
-    def _paid(self, fill: _Filled) -> list[tuple[LedgerKind, int]]:
+    def _paid(self, fill: _StoredFill) -> list[tuple[LedgerKind, int]]:
         fee = divide_half_even(fill.notional * fill.fee_base, fill.quantity)
         self.quantity += fill.quantity - fill.fee_base
         self.entry_notional += fill.notional - fee
         self.fees_paid += fee
         return [(LedgerKind.BOUGHT, -fill.notional)]
 
-    def _sold(self, fill: _Filled) -> list[tuple[LedgerKind, int]]:
+    def _sold(self, fill: _StoredFill) -> list[tuple[LedgerKind, int]]:
         if self.quantity > 0:
             self.realized_pnl += self._close(fill.quantity, fill.notional)
         return [(LedgerKind.SOLD, fill.notional)]
@@ -319,7 +319,7 @@ def check_terms(connection: sqlite3.Connection, run_id: str) -> ChainProblem | N
     for query, statement, table in _CONTRADICTIONS:
         for (step,) in connection.execute(query, span):
             return _contradicts(step, statement, table)
-    configured = msgspec.json.decode(text, type=_Configured)
+    configured = msgspec.json.decode(text, type=_RunTerms)
     if configured.strategies:
         for query, statement in _PARTS:
             for (step,) in connection.execute(query, span):
@@ -448,7 +448,7 @@ def _has_shares(kinds: Sequence[tuple[int, str]]) -> bool:
 
 def _actions(
     connection: sqlite3.Connection, run_key: int, span: tuple[int, int]
-) -> Iterator[_Acted]:
+) -> Iterator[_StoredAction]:
     """Yield the splits and dividends of a run of shares, in order."""
     for step, place, content, market_ms, price, quantity, least in connection.execute(
         _ACTED, (run_key, *span)
@@ -457,23 +457,23 @@ def _actions(
         fields |= msgspec.json.decode(content)
         action = msgspec.convert(fields, CorporateAction)
         terms = ShareTerms(least, 10**quantity, Notional.of_decimals(price, quantity))
-        yield _Acted(step, place, action, terms)
+        yield _StoredAction(step, place, action, terms)
 
 
 def _check_positions(
     connection: sqlite3.Connection,
     span: tuple[int, int],
     is_cash: dict[int, bool],
-    acted: list[_Acted],
+    acted: list[_StoredAction],
     due: list[tuple[int, Entry]],
     *,
     is_taken: bool,
 ) -> Iterator[ChainProblem]:
     """Check every position against the fills before it; *due* takes their movements of cash."""
-    fills = [_Filled(*row) for row in connection.execute(_FILLS, span)]
-    of_twins = [_Filled(*row) for row in connection.execute(_TWIN_FILLS, span)]
+    fills = [_StoredFill(*row) for row in connection.execute(_FILLS, span)]
+    of_twins = [_StoredFill(*row) for row in connection.execute(_TWIN_FILLS, span)]
     of_twins = [fill for fill in of_twins if fill.twin not in _SIDE_NAMES]  # are the own ones
-    waiting: dict[tuple[str | None, int], list[_Filled]] = {}
+    waiting: dict[tuple[str | None, int], list[_StoredFill]] = {}
     for fill in reversed((*fills, *of_twins)):  # the oldest is taken from the end
         waiting.setdefault((fill.twin, fill.instrument), []).append(fill)
     positions: dict[tuple[str | None, int], _Position] = {}
@@ -482,7 +482,7 @@ def _check_positions(
     for step, twin, place, *held in _booked_alone(connection.execute(_HOLDINGS, span)):
         book = twin, place
         behind = waiting.get(book, [])
-        new: list[_Filled | _Acted] = []
+        new: list[_StoredFill | _StoredAction] = []
         while behind and behind[-1].step <= step:
             new.append(behind.pop())
         known = [one for one in acted if one.instrument == place and one.step <= step]
@@ -494,7 +494,7 @@ def _check_positions(
         position = positions.setdefault(book, _Position(is_cash[place]))
         for one in new:
             booked[id(one), twin] = (
-                position.book(one) if isinstance(one, _Filled) else position.act(one)
+                position.book(one) if isinstance(one, _StoredFill) else position.act(one)
             )
         if position.held != tuple(held):
             yield _disagree(step, "positions", "fills", *_tables(twin))
@@ -554,7 +554,7 @@ def _check_balances(
     What strategies are given anew (``strategies.reset``) follows from prices that a prune drops.
     """
     ((text,),) = connection.execute("SELECT config FROM runs WHERE run_key = ?", (run_key,))
-    configured = msgspec.json.decode(text, type=_Configured)
+    configured = msgspec.json.decode(text, type=_RunTerms)
     if configured.strategies.get("reset", "never") != "never":
         return
     begun = {} if is_taken else configured.begun()

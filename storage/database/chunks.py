@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
 from tracepaper.storage.record.columns import SEQUENCE_LIMIT, TABLES, stored_columns
-from tracepaper.storage.record.decode import Interned, StoredRows
+from tracepaper.storage.record.decode import InternedRows, StoredRows
 from tracepaper.storage.record.hashing import NOTHING, ChainHead
 from tracepaper.storage.record.rows import SPARSE_TABLES, At, sequence_of, step_key
 from tracepaper.strategies.errors import DataInvalid
@@ -192,7 +192,7 @@ def gate_set_of(rows: Sequence[StoredRow]) -> GateSet:
     return GateSet(gates, tuple(row[_GATE.threshold] for row in rows))
 
 
-def interned(connection: sqlite3.Connection, run_key: int) -> Interned:
+def interned(connection: sqlite3.Connection, run_key: int) -> InternedRows:
     """Return the look-ups of the rows that steps share; the latest answers are remembered."""
 
     @lru_cache(maxsize=CACHED_ROWS)
@@ -210,7 +210,7 @@ def interned(connection: sqlite3.Connection, run_key: int) -> Interned:
         rows = connection.execute(_GATE_SET, (run_key, key)).fetchall()
         return gate_set_of(_require(rows, "gate_sets", key))
 
-    return Interned(outcome, holding, gate_set)
+    return InternedRows(outcome, holding, gate_set)
 
 
 def _require(row: _Rows | None, table: str, key: int) -> _Rows:
@@ -221,7 +221,7 @@ def _require(row: _Rows | None, table: str, key: int) -> _Rows:
     return row
 
 
-class Located(NamedTuple):
+class RunLocation(NamedTuple):
     """A run and its database; ``damage`` names what its rows plainly lack, empty if nothing."""
 
     path: Path
@@ -240,7 +240,7 @@ class StoredRun(NamedTuple):
     head_digest: bytes
 
 
-class Pruned(NamedTuple):
+class PrunePoint(NamedTuple):
     """The last step whose rows were dropped, and what the chain needs to continue from there."""
 
     until_sequence: int

@@ -67,7 +67,7 @@ _ENDING: Final = re.compile(r"^.*(?=_[a-z]+$)")
 """All of a column's name but the ending: a column ``text`` has none."""
 
 
-class Exported(NamedTuple):
+class ExportResult(NamedTuple):
     """What an export wrote."""
 
     rows: dict[str, int]  # by view
@@ -91,7 +91,7 @@ def export(
     form: str,
     views: Sequence[View] = VIEWS,
     progress: Callable[[str, int], None] = lambda _view, _rows: None,
-) -> Exported:
+) -> ExportResult:
     """Write *views* of the run into *folder*, as docs/storage.md says of ``parquet`` and ``csv``.
 
     All files show one moment of the run. *progress* hears how many rows of a view are written.
@@ -129,7 +129,7 @@ def export(
     finally:
         if reader.connection.in_transaction:  # SQLite ends it where a disk is full
             reader.connection.execute("ROLLBACK")
-    return Exported(counts, files)
+    return ExportResult(counts, files)
 
 
 def _rows(

@@ -31,7 +31,7 @@ OPEN_S: Final = 120.0
 TOO_LONG: Final = "The question took too long and was given up; ask for less, or longer."
 
 
-class Answered(NamedTuple):
+class QueryAnswer(NamedTuple):
     """The answer to a question; ``cut`` says why it is incomplete, where it is."""
 
     columns: tuple[str, ...]
@@ -48,9 +48,9 @@ class Answered(NamedTuple):
             for row in self.rows
         ]
 
-    def oldest_first(self) -> Answered:
+    def oldest_first(self) -> QueryAnswer:
         """Return the rows in the opposite order."""
-        return Answered(self.columns, self.rows[::-1])
+        return QueryAnswer(self.columns, self.rows[::-1])
 
 
 class _Question(Struct):
@@ -76,7 +76,7 @@ _ERRORS: Final[dict[str, type[Exception]]] = {
 _READY: Final = b"+"
 
 
-def ask_aside(path: Path, sql: str, *, rows_most: int, seconds: float) -> Answered:
+def ask_aside(path: Path, sql: str, *, rows_most: int, seconds: float) -> QueryAnswer:
     """Run *sql* over the database *path* in a process of its own, and return its answer.
 
     Raises what ``ask`` does; ``DataInvalid`` too where the process was ended at its limit
@@ -116,7 +116,7 @@ def ask_aside(path: Path, sql: str, *, rows_most: int, seconds: float) -> Answer
         ) from None
     if reply.error:
         raise _ERRORS.get(reply.error, sqlite3.DatabaseError)(reply.sentence)
-    return Answered(reply.columns, reply.rows, reply.cut)
+    return QueryAnswer(reply.columns, reply.rows, reply.cut)
 
 
 def main() -> None:
@@ -196,7 +196,7 @@ def ask(
     *,
     rows_most: int = ROWS_MOST,
     expired: Callable[[], bool] = lambda: False,
-) -> Answered:
+) -> QueryAnswer:
     """Run *sql*, one SELECT, and return its answer; raise ``ConfigInvalid`` for anything else.
 
     The answer is cut after *rows_most* rows or ``BYTES_MOST`` bytes, and then says so. Raises
@@ -222,7 +222,7 @@ def ask(
         connection.set_progress_handler(None, 0)
     if cursor.description is None:
         raise ConfigInvalid("The question is empty; `SELECT * FROM v_runs` is a good start.")
-    return Answered(tuple(column[0] for column in cursor.description), rows, cut)
+    return QueryAnswer(tuple(column[0] for column in cursor.description), rows, cut)
 
 
 class _Watch:

@@ -13,8 +13,8 @@ from tracepaper.storage.database.chunks import (
     INSTRUMENT_ROWS,
     PRUNE_ROW,
     RUN_ROW,
-    Located,
-    Pruned,
+    PrunePoint,
+    RunLocation,
     StoredRun,
     chunks,
     confirmed_since,
@@ -52,7 +52,7 @@ from tracepaper.strategies.types.market import (
     Gap,
     InstrumentChange,
     ModelChange,
-    Retrained,
+    RetrainingEnd,
     RetrainOutcome,
 )
 
@@ -112,7 +112,7 @@ _BALANCE: Final = (
 _OPEN: Final = (OrderStatus.NEW, OrderStatus.ACCEPTED, OrderStatus.PARTIALLY_FILLED)
 
 
-def resolve(path: Path | None, spec: str) -> Located:
+def resolve(path: Path | None, spec: str) -> RunLocation:
     """Find the run that *spec* names: an id, a unique prefix, ``last``, or ``FILE#`` and one.
 
     *path* is the database where *spec* names none. Raises ``DataInvalid`` where no run, or more
@@ -124,7 +124,7 @@ def resolve(path: Path | None, spec: str) -> Located:
         raise DataInvalid(f"{spec} names no database; write FILE#RUN or give --db.")
     with Reader.open(database) as reader:
         run_id = reader.find(wanted or "last")
-        return Located(database, run_id, reader.damage(run_id))
+        return RunLocation(database, run_id, reader.damage(run_id))
 
 
 class Reader(ReadOnly):
@@ -217,10 +217,10 @@ class Reader(ReadOnly):
         """Return the run as it was opened."""
         return self.stored_run(run_id).run
 
-    def pruned(self, run_key: int) -> Pruned | None:
+    def pruned(self, run_key: int) -> PrunePoint | None:
         """Return up to where the run was pruned, if it was."""
         row = self._connection.execute(PRUNE_ROW, (run_key,)).fetchone()
-        return None if row is None else Pruned(*row[1:])
+        return None if row is None else PrunePoint(*row[1:])
 
     def commit_digest(self, run_key: int, sequence: int) -> bytes:
         """Return the digest of the commit that holds step *sequence*; empty where there is none."""
@@ -437,18 +437,20 @@ class Reader(ReadOnly):
         every = self.retrained(run_id)
         return [one.candidate_sha256 for one in every if one.takes_over]
 
-    def retrainings(self, kind: RunKind, symbols: Collection[str]) -> list[tuple[str, Retrained]]:
+    def retrainings(
+        self, kind: RunKind, symbols: Collection[str]
+    ) -> list[tuple[str, RetrainingEnd]]:
         """Return (run, event) of each retraining in runs of *kind* on those *symbols*, in order."""
-        found: list[tuple[str, Retrained]] = []
+        found: list[tuple[str, RetrainingEnd]] = []
         for run_id in self.run_ids():
             run = self.run(run_id)
             if run.kind is kind and {item.symbol for item in run.instruments} == set(symbols):
                 found += [(run_id, event) for event in self.retrained(run_id)]
         return found
 
-    def retrained(self, run_id: str) -> list[Retrained]:
+    def retrained(self, run_id: str) -> list[RetrainingEnd]:
         """Return the retrainings of one run, oldest first."""
-        return self.of_type(run_id, Retrained)
+        return self.of_type(run_id, RetrainingEnd)
 
     def depths(self, run_id: str, instrument: str, *, until: int, books: int) -> list[Depths]:
         """Return the order books before step *until*, oldest first, back to the last start.

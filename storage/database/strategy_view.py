@@ -8,8 +8,8 @@ from tracepaper.storage.database.chunks import select
 from tracepaper.storage.database.view_columns import (
     INSTRUMENT,
     MEASURE,
-    Shown,
     View,
+    ViewColumn,
     exact,
     moment,
     of_step,
@@ -51,30 +51,32 @@ V_STRATEGY_DECISIONS: Final = View(
         *of_step("s"),
         INSTRUMENT,
         *moment("open_time_ms", "s.open_time_ms", "the bar that was decided"),
-        Shown("strategy", "h.twin", "its name in [strategies]"),
-        Shown("action", _kept("action"), "`LONG`, `SHORT`, `FLAT` or `HOLD`"),
-        Shown(
+        ViewColumn("strategy", "h.twin", "its name in [strategies]"),
+        ViewColumn("action", _kept("action"), "`LONG`, `SHORT`, `FLAT` or `HOLD`"),
+        ViewColumn(
             "allowed",
             f"{_kept('refused_by')} IS NULL",
             "1 if every gate of its own passed",
             "INTEGER",
             is_flag=True,
         ),
-        Shown("refused_by", _kept("refused_by"), "the first that failed; null if none"),
+        ViewColumn("refused_by", _kept("refused_by"), "the first that failed; null if none"),
         *exact("target_quantity", _kept("target"), QUANTITY, "its part wanted, signed"),
-        Shown("reason", _kept("reason"), "the strategy's reason"),
-        Shown(
+        ViewColumn("reason", _kept("reason"), "the strategy's reason"),
+        ViewColumn(
             "unfilled_reason",
             _kept("unfilled_reason"),
             "why its target is neither reached nor ordered; null where it is",
         ),
-        Shown(
+        ViewColumn(
             "regime",
             f"coalesce({_kept('regime')}, 'UNKNOWN')",
             "`MOMENTUM`, `MEAN_REVERSION`, `MIXED` or `UNKNOWN`",
         ),
-        Shown("gates", _GATES, "JSON: of each gate its measure, its threshold, and 1 if it passed"),
-        Shown("note", _kept("note"), "JSON of the numbers and texts that it noted; else null"),
+        ViewColumn(
+            "gates", _GATES, "JSON: of each gate its measure, its threshold, and 1 if it passed"
+        ),
+        ViewColumn("note", _kept("note"), "JSON of the numbers and texts that it noted; else null"),
         *exact("quantity", "h.quantity", QUANTITY, "its part of the position, signed"),
         *exact("realized_pnl", "h.account_realized_pnl", MONEY, "its profit of what was closed"),
         *exact("unrealized_pnl", _MARKED, MONEY, "its profit of what is open, at the mark"),

@@ -73,7 +73,7 @@ def iso(number: str) -> str:
 # ---------------------------------------------------------------- columns of views
 
 
-class Shown(NamedTuple):
+class ViewColumn(NamedTuple):
     """A column of a view: its name, its expression, and what it means."""
 
     name: str
@@ -107,7 +107,7 @@ class View(NamedTuple):
 
     name: str
     row: str  # what one row is
-    columns: tuple[Shown, ...]
+    columns: tuple[ViewColumn, ...]
     source: str  # FROM and what follows
     others: str = ""  # a second SELECT of the same columns, with its UNION ALL
 
@@ -118,26 +118,26 @@ class View(NamedTuple):
         return f"CREATE VIEW {self.name} AS SELECT\n  {listed}\n{self.source}{self.others}"
 
 
-def exact(name: str, sql: str, decimals: str, doc: str) -> tuple[Shown, Shown]:
+def exact(name: str, sql: str, decimals: str, doc: str) -> tuple[ViewColumn, ViewColumn]:
     """Return the two columns of a number: *name* as REAL and *name*_text exactly."""
     return (
-        Shown(name, real(sql, decimals), doc, "REAL"),
-        Shown(f"{name}_text", text(sql, decimals), f"`{name}`, exactly"),
+        ViewColumn(name, real(sql, decimals), doc, "REAL"),
+        ViewColumn(f"{name}_text", text(sql, decimals), f"`{name}`, exactly"),
     )
 
 
-def moment(name: str, sql: str, doc: str) -> tuple[Shown, Shown]:
+def moment(name: str, sql: str, doc: str) -> tuple[ViewColumn, ViewColumn]:
     """Return the two columns of a time: *name* in UTC ms, and as ISO text."""
     stem = name.removesuffix("_ms")
     return (
-        Shown(name, sql, f"{doc}, UTC ms", "INTEGER"),
-        Shown(f"{stem}_iso", iso(sql), f"`{name}` as ISO 8601 text"),
+        ViewColumn(name, sql, f"{doc}, UTC ms", "INTEGER"),
+        ViewColumn(f"{stem}_iso", iso(sql), f"`{name}` as ISO 8601 text"),
     )
 
 
-def digest(name: str, sql: str, doc: str) -> Shown:
+def digest(name: str, sql: str, doc: str) -> ViewColumn:
     """Return a hash as lower-case hexadecimal text; it may be null."""
-    return Shown(name, f"CASE WHEN {sql} IS NOT NULL THEN lower(hex({sql})) END", doc)
+    return ViewColumn(name, f"CASE WHEN {sql} IS NOT NULL THEN lower(hex({sql})) END", doc)
 
 
 def source_name(code: str) -> str:
@@ -151,15 +151,15 @@ def shared_row(place: str) -> str:
     return f"(s.step & ~{SEQUENCE_LIMIT - 1}) | {place}"
 
 
-def of_step(table: str) -> tuple[Shown, Shown]:
+def of_step(table: str) -> tuple[ViewColumn, ViewColumn]:
     """Return the columns that name a step of *table*'s row."""
     return (
-        Shown("run_id", "r.run_id", "the run"),
-        Shown("sequence", f"{table}.sequence", "place in the run, from 0", "INTEGER"),
+        ViewColumn("run_id", "r.run_id", "the run"),
+        ViewColumn("sequence", f"{table}.sequence", "place in the run, from 0", "INTEGER"),
     )
 
 
-def caused(alias: str, table: str) -> Shown:
+def caused(alias: str, table: str) -> ViewColumn:
     """Return the decision that caused the order of *table*'s row *alias*.
 
     An order's id begins with the sequence of its birth, and its run has a row of it there, unless
@@ -168,7 +168,7 @@ def caused(alias: str, table: str) -> Shown:
     quote or a book placed was born at that fill, which a prune keeps too.
     """
     born = f"(({alias}.step & ~{SEQUENCE_LIMIT - 1}) | {alias}.birth)"
-    return Shown(
+    return ViewColumn(
         "decision_sequence",
         f"(SELECT c.birth FROM {table} c WHERE c.step = {alias}.step "
         f"AND c.ordinal = {alias}.ordinal AND {born} <= {alias}.step "
@@ -183,17 +183,17 @@ def caused(alias: str, table: str) -> Shown:
     )
 
 
-INSTRUMENT: Final = Shown("instrument", "i.instrument_id", "`category:SYMBOL`")
+INSTRUMENT: Final = ViewColumn("instrument", "i.instrument_id", "`category:SYMBOL`")
 MARKET_MS: Final = "coalesce(s.open_time_ms + r.interval_ms + s.market_delay_ms, e.market_ms)"
 
 
-def shown(alias: str, table: str, *names: str) -> tuple[Shown, ...]:
+def shown(alias: str, table: str, *names: str) -> tuple[ViewColumn, ...]:
     """Return how the columns *names* of *table* read, by their scales and with their texts."""
     columns = {column.name: column for column in TABLES[table]}
     return tuple(part for name in names for part in _shown(alias, columns[name]))
 
 
-def _shown(alias: str, column: Column) -> tuple[Shown, ...]:
+def _shown(alias: str, column: Column) -> tuple[ViewColumn, ...]:
     sql = column.sql.format(t=alias) or f"{alias}.{column.name}"
     name = column.shown or column.name
     if column.scale == TIME:
@@ -201,13 +201,15 @@ def _shown(alias: str, column: Column) -> tuple[Shown, ...]:
     if column.scale == HASH:
         return (digest(name, sql, column.doc),)
     if column.scale == FLAG:
-        return (Shown(name, sql, column.doc, column.kind, is_flag=True),)
+        return (ViewColumn(name, sql, column.doc, column.kind, is_flag=True),)
     if column.scale:
         return exact(name, sql, column.scale, column.doc)
-    return (Shown(name, sql, column.doc, column.kind),)
+    return (ViewColumn(name, sql, column.doc, column.kind),)
 
 
-def complete(listed: Iterable[Shown], *tables: tuple[str, Iterable[Column]]) -> tuple[Shown, ...]:
+def complete(
+    listed: Iterable[ViewColumn], *tables: tuple[str, Iterable[Column]]
+) -> tuple[ViewColumn, ...]:
     """Return *listed*, then the other documented columns of *tables* (by alias).
 
     So a view shows a new column of its tables without another line.
@@ -236,7 +238,7 @@ A_SIDE_EACH: Final = (
     "WHERE (b.twin IS NOT NULL OR coalesce(t.book, 1) = 1) AND h.quantity IS NOT NULL"
 )
 MARKED_SIDE: Final = "CASE WHEN b.twin IS NULL THEN m.unrealized_pnl ELSE t.unrealized_pnl END"
-SIDE_HELD: Final = Shown(
+SIDE_HELD: Final = ViewColumn(
     "side",
     "coalesce(h.twin, CASE WHEN h.quantity > 0 THEN 'LONG' WHEN h.quantity < 0 THEN 'SHORT' "
     "ELSE 'FLAT' END)",
@@ -374,12 +376,14 @@ V_TRADES: Final = View(
     "a closed round trip of the run's account; what was taken over from another run is none",
     (
         *of_step("f"),
-        Shown(
+        ViewColumn(
             "ordinal", "f.ordinal", "place among the fills of the step that closed it", "INTEGER"
         ),
         INSTRUMENT,
-        Shown("side", f"CASE {_SIDE} WHEN 1 THEN 'LONG' ELSE 'SHORT' END", "`LONG` or `SHORT`"),
-        Shown(
+        ViewColumn(
+            "side", f"CASE {_SIDE} WHEN 1 THEN 'LONG' ELSE 'SHORT' END", "`LONG` or `SHORT`"
+        ),
+        ViewColumn(
             "quantity",
             real(_MOST_HELD, QUANTITY),
             "the most that it held, not negative",
@@ -387,42 +391,50 @@ V_TRADES: Final = View(
         ),
         *moment("opened_ms", "e.filled_ms", "market time of the fill that opened it"),
         *moment("closed_ms", "f.filled_ms", "market time of the fill that closed it"),
-        Shown("entry_price", _mean_price(_SIDE), "mean price of the fills that entered", "REAL"),
-        Shown("exit_price", _mean_price(f"-({_SIDE})"), "mean price of those that left", "REAL"),
-        Shown(
+        ViewColumn(
+            "entry_price", _mean_price(_SIDE), "mean price of the fills that entered", "REAL"
+        ),
+        ViewColumn(
+            "exit_price", _mean_price(f"-({_SIDE})"), "mean price of those that left", "REAL"
+        ),
+        ViewColumn(
             "gross",
             _GROSS,
             "profit at the reference prices of its fills, before costs and funding; a fee that was "
             "paid in base is in it",
             "REAL",
         ),
-        Shown(
+        ViewColumn(
             "costs",
             _COSTS,
             "fees, and what its fills were worse than their reference prices",
             "REAL",
         ),
-        Shown("fees", _FEES, "the fees among them", "REAL"),
-        Shown("funding", _FUNDING, "funding while it was held, positive where paid", "REAL"),
-        Shown("dividends", _DIVIDENDS, "dividends and cash in lieu while it was held", "REAL"),
-        Shown(
+        ViewColumn("fees", _FEES, "the fees among them", "REAL"),
+        ViewColumn("funding", _FUNDING, "funding while it was held, positive where paid", "REAL"),
+        ViewColumn("dividends", _DIVIDENDS, "dividends and cash in lieu while it was held", "REAL"),
+        ViewColumn(
             "net",
             f"{_GROSS} - {_COSTS} - {_FUNDING} + {_DIVIDENDS}",
             "gross and dividends less costs and funding",
             "REAL",
         ),
-        Shown(
+        ViewColumn(
             "bars_held",
             _BARS,
             "closes at which it was held; null where a prune took some of them",
             "INTEGER",
         ),
-        Shown("entry_reason", "e.reason", "why it was opened"),
-        Shown("exit_reason", "f.reason", "why it was closed"),
-        Shown("entry_sequence", "e.birth", "where the order that opened it was born", "INTEGER"),
-        Shown("exit_sequence", "f.birth", "where the order that closed it was born", "INTEGER"),
+        ViewColumn("entry_reason", "e.reason", "why it was opened"),
+        ViewColumn("exit_reason", "f.reason", "why it was closed"),
+        ViewColumn(
+            "entry_sequence", "e.birth", "where the order that opened it was born", "INTEGER"
+        ),
+        ViewColumn(
+            "exit_sequence", "f.birth", "where the order that closed it was born", "INTEGER"
+        ),
         *(
-            Shown(name, f"d.{name}", f"{doc}; null without a model's forecast", kind)
+            ViewColumn(name, f"d.{name}", f"{doc}; null without a model's forecast", kind)
             for name, doc, kind in (
                 ("mean_return", "log return that the decision to open it expected", "REAL"),
                 ("stdev_return", "its standard deviation", "REAL"),

@@ -16,8 +16,8 @@ from tracepaper.storage.database.view_columns import (
     OF_SIDES,
     SIDE_HELD,
     V_TRADES,
-    Shown,
     View,
+    ViewColumn,
     caused,
     complete,
     digest,
@@ -80,13 +80,13 @@ V_RUNS: Final = View(
                 "wall time of the end; null where it went on or was killed",
             ),
             *shown("r", "runs", "parent_run_id", "period_start_ms"),
-            Shown(
+            ViewColumn(
                 "instruments",
                 "(SELECT group_concat(instrument_id) FROM (SELECT i.instrument_id "
                 "FROM instruments i WHERE i.run_key = r.run_key ORDER BY i.instrument))",
                 "ids, separated by commas",
             ),
-            Shown(
+            ViewColumn(
                 "interval",
                 f"CASE r.interval_ms WHEN {DAY_MS} THEN 'D' WHEN {WEEK_MS} THEN 'W' "
                 f"WHEN {MONTH_MS} THEN 'M' "
@@ -113,14 +113,14 @@ V_BARS: Final = View(
             INSTRUMENT,
             *moment("open_time_ms", "s.open_time_ms", "first millisecond of the bar"),
             *shown("s", "steps", "open", "high", "low", "close", "volume", "turnover"),
-            Shown("source", source_name("s.source"), any_of(Source)),
+            ViewColumn("source", source_name("s.source"), any_of(Source)),
             *moment("market_ms", _MARKET_AT, "market time at which it was final"),
             *moment(
                 "seen_ms",
                 f"{_MARKET_AT} + s.seen_delay_ms",
                 "market time at which the engine saw it",
             ),
-            Shown(
+            ViewColumn(
                 "accepted",
                 "s.ignored IS NULL",
                 "0 for a revision, which changed nothing",
@@ -139,9 +139,9 @@ V_COMMITS: Final = View(
     "v_commits",
     "a transaction that added steps to the run, with its link of the chain",
     (
-        Shown("run_id", "r.run_id", "the run"),
-        Shown("sequence", "c.first_sequence", "its first step", "INTEGER"),
-        Shown("last_sequence", "c.last_sequence", "its last step", "INTEGER"),
+        ViewColumn("run_id", "r.run_id", "the run"),
+        ViewColumn("sequence", "c.first_sequence", "its first step", "INTEGER"),
+        ViewColumn("last_sequence", "c.last_sequence", "its last step", "INTEGER"),
         *moment(
             "market_ms",
             f"coalesce((SELECT {_MARKET_AT} FROM steps s WHERE s.step = {_LAST_OF_COMMIT}), "
@@ -161,12 +161,12 @@ V_GAPS: Final = View(
         INSTRUMENT,
         *moment("from_ms", "json_extract(e.content, '$.from_ms')", "first missing open time"),
         *moment("until_ms", "json_extract(e.content, '$.until_ms')", "first open time after it"),
-        Shown(
+        ViewColumn(
             "cause",
             "json_extract(e.content, '$.cause')",
             any_of(GapCause),
         ),
-        Shown(
+        ViewColumn(
             "repaired_by",
             "json_extract(e.content, '$.repaired_by')",
             "`rest` where the bars follow; empty where they never will; `clock` where market time "
@@ -183,15 +183,15 @@ V_COMMANDS: Final = View(
     "an operator's command, and who gave it",
     (
         *of_step("e"),
-        Shown("kind", "json_extract(e.content, '$.kind')", any_of(CommandKind)),
-        Shown("note", "json_extract(e.content, '$.note')", "the operator's reason"),
-        Shown("origin", "json_extract(e.content, '$.origin')", any_of(CommandOrigin)),
-        Shown(
+        ViewColumn("kind", "json_extract(e.content, '$.kind')", any_of(CommandKind)),
+        ViewColumn("note", "json_extract(e.content, '$.note')", "the operator's reason"),
+        ViewColumn("origin", "json_extract(e.content, '$.origin')", any_of(CommandOrigin)),
+        ViewColumn(
             "token",
             "json_extract(e.content, '$.token')",
             "label of the token that was sent; `database` for that of the file beside it",
         ),
-        Shown(
+        ViewColumn(
             "user",
             "json_extract(e.content, '$.user')",
             "the system's user of the process that sent it; empty where that is not known",
@@ -249,12 +249,12 @@ V_EVENTS: Final = View(
     f"an event that the engine consumed; beside it, of kind `{HALTED}`, a limit that it breached",
     (
         *of_step("e"),
-        Shown(
+        ViewColumn(
             "kind",
             "e.kind",
             any_of((*EVENT_TYPES, HALTED)),
         ),
-        Shown("instrument", "i.instrument_id", "`category:SYMBOL`; null where it has none"),
+        ViewColumn("instrument", "i.instrument_id", "`category:SYMBOL`; null where it has none"),
         *shown("e", "events", "market_ms", "seen_ms", "content", "belief"),
     ),
     # What a prune has kept has no step any more; all else is found by its step.
@@ -309,11 +309,13 @@ V_GATES: Final = View(
     "one gate's verdict on a decision",
     (
         *of_step("s"),
-        Shown("ordinal", "g.ordinal", "place of the gate; the first that fails refuses", "INTEGER"),
+        ViewColumn(
+            "ordinal", "g.ordinal", "place of the gate; the first that fails refuses", "INTEGER"
+        ),
         *shown("g", "gate_sets", "gate"),
-        Shown("measure", MEASURE, "null where it could not be computed", "REAL"),
+        ViewColumn("measure", MEASURE, "null where it could not be computed", "REAL"),
         *shown("g", "gate_sets", "threshold"),
-        Shown("passed", "o.passed >> g.ordinal & 1", "1 or 0", "INTEGER", is_flag=True),
+        ViewColumn("passed", "o.passed >> g.ordinal & 1", "1 or 0", "INTEGER", is_flag=True),
     ),
     "FROM runs r JOIN steps s ON s.run_key = r.run_key AND s.outcome IS NOT NULL "
     f"JOIN outcomes o ON o.step = {shared_row('s.outcome')} "
@@ -340,14 +342,14 @@ V_EXPLANATIONS: Final = View(
     "where a decision looked: one bucket of 64 bars of absolute time",
     (
         *of_step("s"),
-        Shown(
+        ViewColumn(
             "bucket",
             f"CASE WHEN {_IS_BUCKET} THEN CAST(n.key AS TEXT) ELSE 'older' END",
             "0 is the newest; `older` is everything before the oldest",
         ),
         *moment("from_open_time_ms", _FROM_MS, "its first open time; null for `older`"),
         *moment("until_open_time_ms", _UNTIL_MS, "the first open time after it"),
-        Shown(
+        ViewColumn(
             "weight",
             f"CASE WHEN {_IS_BUCKET} THEN {_WEIGHT} ELSE a.older_mass END",
             "share of the rollout; a decision's weights sum to 1 within `l1_error`",
@@ -366,14 +368,14 @@ V_NOTES: Final = View(
         *of_step("s"),
         INSTRUMENT,
         *moment("open_time_ms", "s.open_time_ms", "the bar that was decided"),
-        Shown("name", "CAST(n.key AS TEXT)", "the strategy's name for it"),
-        Shown(
+        ViewColumn("name", "CAST(n.key AS TEXT)", "the strategy's name for it"),
+        ViewColumn(
             "number",
             "CASE WHEN n.type IN ('real', 'integer') THEN n.value END",
             "null where it is a text, or was not finite",
             "REAL",
         ),
-        Shown("text", "CASE n.type WHEN 'text' THEN n.value END", "null where it is a number"),
+        ViewColumn("text", "CASE n.type WHEN 'text' THEN n.value END", "null where it is a number"),
     ),
     "FROM runs r JOIN steps s ON s.run_key = r.run_key AND EXISTS (SELECT 1 FROM answers) "
     "AND s.open_time_ms IS NOT NULL JOIN answers a ON a.step = s.step AND a.note IS NOT NULL "
@@ -419,7 +421,7 @@ _ACCOUNT_SUMS: Final = (
 
 def _holding_columns(
     sums: tuple[tuple[str, str, str], ...], whose: str, equity: str, account: str = "h"
-) -> tuple[Shown, ...]:
+) -> tuple[ViewColumn, ...]:
     """Return the columns of a position and its account after a step; *sums* are *whose*.
 
     *equity* is where it is stored, if it does not follow from the rest. *account* names the row of
@@ -427,10 +429,12 @@ def _holding_columns(
     """
     listed = (
         *moment("market_ms", MARKET_MS, "market time of the step's event"),
-        Shown("instrument", "i.instrument_id", "the event's; null where it has none"),
+        ViewColumn("instrument", "i.instrument_id", "the event's; null where it has none"),
         *shown("h", "holdings", "quantity"),
-        Shown("average_price", _AVERAGE_REAL, "entry notional by quantity; null when flat", "REAL"),
-        Shown(
+        ViewColumn(
+            "average_price", _AVERAGE_REAL, "entry notional by quantity; null when flat", "REAL"
+        ),
+        ViewColumn(
             "average_price_text", _AVERAGE_TEXT, "exactly; null where it is no decimal of a price"
         ),
         *shown("h", "holdings", "entry_notional"),
@@ -494,9 +498,9 @@ V_TWIN_EQUITY: Final = View(
 )
 
 
-def _fill_columns(table: str) -> tuple[Shown, ...]:
+def _fill_columns(table: str) -> tuple[ViewColumn, ...]:
     return (
-        Shown("ordinal", "f.ordinal", "place among the fills of the step", "INTEGER"),
+        ViewColumn("ordinal", "f.ordinal", "place among the fills of the step", "INTEGER"),
         *shown("f", table, "order_id"),
         INSTRUMENT,
         *shown("f", table, "side", "quantity", "price", "reference_price", "notional", "fee"),
@@ -513,7 +517,7 @@ V_FILLS: Final = View(
         (
             *of_step("f"),
             *_fill_columns("fills"),
-            Shown("status", "o.status", "of its order after the step"),
+            ViewColumn("status", "o.status", "of its order after the step"),
             caused("f", "fills"),
         ),
         ("f", TABLES["fills"]),
@@ -554,19 +558,19 @@ V_ORDERS: Final = View(
             *shown("o", "orders", "order_id"),
             INSTRUMENT,
             *shown("o", "orders", "side", "quantity", "filled"),
-            Shown(
+            ViewColumn(
                 "price",
                 f"{_MEAN_PRICE} / CAST('1e' || {PRICE} AS REAL)",
                 "mean price of its fills; null where it has none",
                 "REAL",
             ),
-            Shown(
+            ViewColumn(
                 "price_text",
                 text(_ONE_PRICE, PRICE),
                 "exactly; null where its fills have several prices",
             ),
             *exact("fee", _of_fills("sum(f.fee)"), MONEY, "fees of its fills in quote currency"),
-            Shown("liquidity", _of_fills("max(f.liquidity)"), "of its fills"),
+            ViewColumn("liquidity", _of_fills("max(f.liquidity)"), "of its fills"),
             *shown("o", "orders", "reason", "status", "created_ms", "eligible_ms"),
             caused("o", "orders"),
         ),
@@ -582,9 +586,11 @@ V_LEDGER: Final = View(
     complete(
         (
             *of_step("l"),
-            Shown("ordinal", "l.ordinal", "place among the movements of the step", "INTEGER"),
+            ViewColumn("ordinal", "l.ordinal", "place among the movements of the step", "INTEGER"),
             *shown("l", "ledger", "market_ms"),
-            Shown("instrument", "i.instrument_id", "`category:SYMBOL`; null where it has none"),
+            ViewColumn(
+                "instrument", "i.instrument_id", "`category:SYMBOL`; null where it has none"
+            ),
             *shown("l", "ledger", "kind", "amount", "balance", "order_id"),
         ),
         ("l", TABLES["ledger"]),
@@ -597,12 +603,12 @@ V_CHECKS: Final = View(
     "v_checks",
     "what a comparison of the run with its replay found; no part of the chain",
     (
-        Shown("run_id", "r.run_id", "the run"),
-        Shown("sequence", "c.sequence", "its last step when the check began", "INTEGER"),
+        ViewColumn("run_id", "r.run_id", "the run"),
+        ViewColumn("sequence", "c.sequence", "its last step when the check began", "INTEGER"),
         *moment("checked_ms", "c.checked_ms", "wall time at which the check ended"),
-        Shown("kind", "c.kind", "the command: `verify` or `parity`"),
+        ViewColumn("kind", "c.kind", "the command: `verify` or `parity`"),
         *shown("c", "checks", "result", "compared", "identical", "content", "head"),
-        Shown(
+        ViewColumn(
             "is_current",
             "c.head = r.head_digest",
             "1 while no step came after",

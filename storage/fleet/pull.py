@@ -36,7 +36,7 @@ _FOUND: Final = (
 _ONLY: Final = "SELECT only_run_id FROM databases WHERE database_id = %s"
 
 
-class Pulled(Struct, frozen=True):
+class PullResult(Struct, frozen=True):
     """What a pull brought."""
 
     database_id: str
@@ -45,7 +45,7 @@ class Pulled(Struct, frozen=True):
     absent: str = ""  # the run opened before the one that was pulled alone
 
 
-class _Known(Struct, frozen=True):
+class _ServerRun(Struct, frozen=True):
     """A run that the server holds."""
 
     database_id: str
@@ -64,7 +64,7 @@ def pull(
     database: str = "",
     needed_by: str = "--from",
     progress: Callable[[str, int], object] = lambda _table, _rows: None,
-) -> Pulled:
+) -> PullResult:
     """Write the one *database* of the server at *url*, or its *run* alone, into the new *target*.
 
     *run* and *database* are ids or unique prefixes. Raises ``DataInvalid`` where *target* exists,
@@ -78,7 +78,7 @@ def pull(
         check_schema(url, server)
         with speaking(url, "give the record"):
             server.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
-            runs = [_Known(*row) for row in server.execute(_FOUND)]
+            runs = [_ServerRun(*row) for row in server.execute(_FOUND)]
             chosen = _chosen(url, runs, run, database)
             try:
                 pulled = _fill(server, partial, chosen, progress, alone=bool(run))
@@ -91,7 +91,7 @@ def pull(
     return pulled
 
 
-def _chosen(url: str, runs: list[_Known], run: str, database: str) -> list[_Known]:
+def _chosen(url: str, runs: list[_ServerRun], run: str, database: str) -> list[_ServerRun]:
     """Return the run that is meant, or all runs of the database that is."""
     if not runs:
         raise DataInvalid(
@@ -121,11 +121,11 @@ def _chosen(url: str, runs: list[_Known], run: str, database: str) -> list[_Know
 def _fill(
     server: Connection[Any],
     partial: Path,
-    runs: list[_Known],
+    runs: list[_ServerRun],
     progress: Callable[[str, int], object],
     *,
     alone: bool,
-) -> Pulled:
+) -> PullResult:
     """Make the file, and write into it the rows of *runs*; of one *alone* no other's."""
     partial.unlink(missing_ok=True)
     database_id = runs[0].database_id
@@ -152,10 +152,10 @@ def _fill(
         raw.execute("COMMIT")
     finally:
         writer.close()
-    return Pulled(database_id, tuple(one.run_id for one in runs), counts, absent)
+    return PullResult(database_id, tuple(one.run_id for one in runs), counts, absent)
 
 
-def _condition(table: str, only: _Known | None) -> tuple[str | None, tuple[int, ...]]:
+def _condition(table: str, only: _ServerRun | None) -> tuple[str | None, tuple[int, ...]]:
     """Return the condition for the rows of *table* that belong to the run *only*, or to all."""
     if only is None:
         return "", ()

@@ -90,7 +90,7 @@ RIGHTS: Final = {
 NEW_ID: Final = "give the file an id of its own with `tracepaper db ship --new-id`"
 
 
-class Shipped(Struct, frozen=True):
+class ShipResult(Struct, frozen=True):
     """What one pass over a file shipped."""
 
     steps: int = 0
@@ -274,7 +274,7 @@ class Shipper:
             return 0
         return sum(max(0, count - self._known.get(run_key, 0)) for run_key, count in runs)
 
-    def ship(self, progress: Callable[[int], object] = lambda _steps: None) -> Shipped:
+    def ship(self, progress: Callable[[int], object] = lambda _steps: None) -> ShipResult:
         """Ship every committed step and change; call *progress* with the steps of each group.
 
         Raises ``DataInvalid`` where a link does not hold, ``ServerLost`` where the server breaks
@@ -294,7 +294,7 @@ class Shipper:
         except BaseException:
             self.close()  # what is known of the runs may be ahead of the server
             raise
-        return Shipped(steps, grown, tuple(self._holes))
+        return ShipResult(steps, grown, tuple(self._holes))
 
     def _register(self, server: Connection[Any], file: sqlite3.Connection) -> None:
         """Write the file's own row and the cards of its models, where they are not there."""

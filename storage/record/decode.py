@@ -116,7 +116,7 @@ class StoredRows(NamedTuple):
         return None if row is None else row[STATE.state]
 
 
-class Interned(NamedTuple):
+class InternedRows(NamedTuple):
     """Look-ups of the rows that steps share, by the sequence (and book) that names them."""
 
     outcome: Callable[[int], Sequence[Any]]
@@ -145,7 +145,7 @@ def _damaged(step: object, error: Exception) -> DataInvalid:
 class StepDecoder:
     """Turns the rows of one run back into steps."""
 
-    def __init__(self, run: Run, interned: Interned) -> None:
+    def __init__(self, run: Run, interned: InternedRows) -> None:
         self._instruments = [instrument.id for instrument in run.instruments]
         self._interval_ms = run.interval_ms
         self._model_id = run.model_id

@@ -129,7 +129,7 @@ class Outcomes:
         self._stored.clear()
 
 
-class Held(Struct, frozen=True, gc=False):
+class HoldingRow(Struct, frozen=True, gc=False):
     """The row of what a book holds of an instrument."""
 
     sequence: int
@@ -142,7 +142,7 @@ class HeldRows:
     """Interns the holdings of a book between two fills: position and cash, but not their marks."""
 
     def __init__(self) -> None:
-        self._last: dict[tuple[int, int | None], Held] = {}  # of each book and instrument
+        self._last: dict[tuple[int, int | None], HoldingRow] = {}  # of each book and instrument
 
     def forget(self) -> None:
         """Forget what every book holds."""
@@ -178,5 +178,5 @@ class HeldRows:
             rows["holdings"].append(
                 (key, place[0], twin, place[1], *of_position, *parts[1], margin)
             )
-        self._last[place] = Held(sequence, position, account, parts)
+        self._last[place] = HoldingRow(sequence, position, account, parts)
         return sequence

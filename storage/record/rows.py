@@ -44,7 +44,7 @@ from tracepaper.strategies.types.market import (
     ParityCheck,
     Prune,
     Quote,
-    Retrained,
+    RetrainingEnd,
     RiskTier,
     RunEnd,
     RunKind,
@@ -118,7 +118,7 @@ EVENT_TYPES: Final[Mapping[str, type[Event]]] = {
     "end": RunEnd,
     "prune": Prune,
     "covariates": CovariatesRead,
-    "retrained": Retrained,
+    "retrained": RetrainingEnd,
     "parity": ParityCheck,
     "universe": UniverseChange,
 }

@@ -37,7 +37,7 @@ _ADVICE: Final = "declare a msgspec Struct of numbers, texts, lists and dictiona
 _NO_ORDER: Final = (inspect.SetType, inspect.FrozenSetType)
 
 
-class Declaring(Protocol):
+class StatefulStrategy(Protocol):
     """An object that may declare a state: a strategy of one instrument, or of all."""
 
     State: type[Struct] | None
@@ -47,7 +47,7 @@ class Declaring(Protocol):
 class DeclaredState:
     """The declared state of one strategy object: whether it has changed, and its encoding."""
 
-    def __init__(self, strategy: Declaring, declared: type[Struct]) -> None:
+    def __init__(self, strategy: StatefulStrategy, declared: type[Struct]) -> None:
         self._strategy = strategy
         self._type = declared
         self._decoder = msgspec.msgpack.Decoder(declared)
@@ -55,7 +55,7 @@ class DeclaredState:
         self.encoded = self._encoding()
 
     @classmethod
-    def of(cls, strategy: Declaring) -> DeclaredState | None:
+    def of(cls, strategy: StatefulStrategy) -> DeclaredState | None:
         """Watch the state of *strategy*; None where it declares none."""
         return None if strategy.State is None else cls(strategy, strategy.State)
 
@@ -207,7 +207,7 @@ CORE_GATES: Final = frozenset(name for name in MODEL_GATES if not GATES[name].of
 class FreshState:
     """Gives an object the ``State`` that its class declares, as that begins, when it is read."""
 
-    def __get__(self, made: Declaring | None, of: type[Declaring]) -> object:
+    def __get__(self, made: StatefulStrategy | None, of: type[StatefulStrategy]) -> object:
         """Return the state of *made*, whose class is *of*: a new one, which it then has."""
         if made is None:
             return self

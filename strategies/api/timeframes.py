@@ -34,7 +34,7 @@ _CLOSES: Final = 2
 _VOLUME: Final = 7
 
 
-class Framed(Protocol):
+class FrameNeeds(Protocol):
     """What a strategy declares of higher timeframes."""
 
     frames: tuple[str, ...]
@@ -42,7 +42,7 @@ class Framed(Protocol):
     warmup: int
 
 
-def frame_bars(strategy: Framed) -> dict[str, int]:
+def frame_bars(strategy: FrameNeeds) -> dict[str, int]:
     """Return how many closed bars of each declared timeframe are kept; by default ``warmup``."""
     return {name: strategy.frames_warmup.get(name, strategy.warmup) for name in strategy.frames}
 

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 HALF: Final = (torch.float16, torch.bfloat16)
 CHUNK_ENTRIES: Final = {"cpu": 1 << 19, "cuda": 1 << 24}
-"""Scores that ``Chunked`` holds at once: what a core's caches hold, or 128 MiB of float64."""
+"""Scores that ``ChunkedBackend`` holds at once: a core's caches, or 128 MiB of float64."""
 
 
 class Kernel(Protocol):
@@ -139,7 +139,7 @@ class CudaEfficient:
         return grads[0], grads[1], grads[2]
 
 
-class Chunked:
+class ChunkedBackend:
     """The plain formulas over some queries at a time, in linear memory: any type, anywhere.
 
     What float64 runs by on CUDA, where no flash kernel takes it. With *seen* [batch or 1, query]
@@ -342,7 +342,7 @@ register(
     Backend(
         "chunked",
         runs_on=lambda _: True,
-        kernel=lambda *_: Chunked(),
+        kernel=lambda *_: ChunkedBackend(),
         is_automatic=True,
         is_aligned=False,
         takes_float64_on_cuda=True,

@@ -162,7 +162,7 @@ def _factors(layer: Operand) -> tuple[float, float]:
     return layer.scale, layer.softcap or 0.0
 
 
-class Scanned(NamedTuple):
+class WindowRows(NamedTuple):
     """What new rows of streams got from their windows."""
 
     output: Tensor  # [pair, time, dim]
@@ -188,7 +188,7 @@ def scan_rows(
     window: int,
     scale: float,
     name: str,
-) -> Scanned:
+) -> WindowRows:
     """Write *new* rows of streams into their *rings* from *end* on, and attend with them there.
 
     *query* is [pair, time, dim]; *counts* are the bars that each stream has before these.
@@ -197,7 +197,7 @@ def scan_rows(
     keys, _, rollout = rings
     streams, width = len(counts), rollout.shape[2]
     given = [x if x.stride(2) == 1 else x.contiguous() for x in (query, *new)]
-    made = Scanned(
+    made = WindowRows(
         query.new_empty(pairs, time, dim),
         query.new_empty(pairs, time, 4),
         query.new_empty(streams, time, width),

@@ -27,7 +27,7 @@ from torch.nn.functional import pad
 from tracepaper.strategies.attention.backends import (
     BACKENDS,
     HALF,
-    Chunked,
+    ChunkedBackend,
     Kernel,
     kernel_for,
 )
@@ -391,7 +391,7 @@ def cross_attend(
     largest = check_products(query, key, factor, value=value)[2]
     shown = _checked_seen(seen, query, key)
     causal = False
-    made = Attention(*square_attention(query, key, value, Chunked(shown), causal, factor))
+    made = Attention(*square_attention(query, key, value, ChunkedBackend(shown), causal, factor))
     return refuse_overflow(made, largest, key.shape[2])
 
 

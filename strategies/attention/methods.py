@@ -372,7 +372,7 @@ def _finished(weights: Tensor) -> AttendedTokens:
     return AttendedTokens({"bars": weights / total[..., None]}, (1.0 - total).clamp_min(0.0))
 
 
-class _Rolled(NamedTuple):
+class _BucketRing(NamedTuple):
     """Every row's rollout in a ring of buckets: bucket b is in column ``b % ring``."""
 
     values: Tensor  # [batch, time, ring]
@@ -381,7 +381,7 @@ class _Rolled(NamedTuple):
 
 def _rolled(
     layers: Sequence[Layer], method: Rollout, *, bucket_bars: int, first: int, backend: str
-) -> _Rolled:
+) -> _BucketRing:
     """Carry every row up through the layers; the oldest bucket holds *first* bars."""
     if not layers:
         raise AttentionInvalid("There is nothing to roll out; give at least one layer.")
@@ -420,7 +420,7 @@ def _rolled(
         else:
             fuse = Fuse(method.fusion, shares[number], method.discard_ratio, rho)
             values = layer.advance_all(known, fuse)
-    return _Rolled(values, bucket)
+    return _BucketRing(values, bucket)
 
 
 def _reach(mask: Mask, depth: int, time: int) -> int | None:

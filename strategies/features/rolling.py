@@ -87,7 +87,7 @@ def windows(rows: Array, combine: np.ufunc, wanted: Iterable[int]) -> dict[int, 
     return found
 
 
-class Wanted:
+class WindowPlan:
     """Which *windows* are read at each step: those of a power of two as they are, others in parts.
 
     ``lags`` and ``levels`` say where a ring holds the n-th parts of the others that have one.
@@ -181,7 +181,7 @@ class Windows:
         self._counts[streams] = counts + 1
         return levels
 
-    def read(self, streams: Ids, wanted: Wanted, levels: Array) -> dict[Window, Array]:
+    def read(self, streams: Ids, wanted: WindowPlan, levels: Array) -> dict[Window, Array]:
         """Return the *wanted* windows, [quantity, stream] each, of the *levels* of a last step."""
         found = {window: levels[place] for window, place in wanted.whole.items()}
         if not wanted.others:

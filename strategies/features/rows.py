@@ -21,8 +21,8 @@ from tracepaper.strategies.features.rolling import (
     Array,
     FeatureParts,
     Ids,
-    Wanted,
     Window,
+    WindowPlan,
     Windows,
     lagged,
 )
@@ -379,14 +379,14 @@ class FeatureStreams:
 
 
 def _ring(
-    quantities: int, wanted: Wanted, combine: np.ufunc, streams: int, *, rows: int = 1
+    quantities: int, wanted: WindowPlan, combine: np.ufunc, streams: int, *, rows: int = 1
 ) -> Windows:
     """Return the ring that holds what *wanted* windows are read from."""
     most = max(wanted.rows, rows)
     return Windows(quantities, combine, wanted.longest, streams=streams, rows=most)
 
 
-def _step(ring: Windows, at: Ids, wanted: Wanted, rows: Array) -> dict[Window, Array]:
+def _step(ring: Windows, at: Ids, wanted: WindowPlan, rows: Array) -> dict[Window, Array]:
     """Take *rows* into *ring*, where anything is wanted of it; return that."""
     return ring.read(at, wanted, ring.step(at, rows)) if wanted.windows else {}
 

@@ -36,8 +36,8 @@ from tracepaper.strategies.features.rolling import (
     Array,
     FeatureParts,
     Reach,
-    Wanted,
     Window,
+    WindowPlan,
 )
 from tracepaper.strategies.units import DAY_MS, MINUTE_MS, UNITS_MS
 
@@ -105,7 +105,7 @@ def standardised(inputs: Array, sums: Array, size: int) -> Array:
     return (inputs[:3] - mean) / spread
 
 
-class Known(NamedTuple):
+class FeatureBasis(NamedTuple):
     """What features are computed from: everything known at each bar's close, as [time] rows."""
 
     reach: Reach
@@ -156,7 +156,7 @@ class Kind(NamedTuple):
     """What windows a column is a function of, and how far they may look back."""
 
     reach: Callable[[Reach], int]  # in bars
-    field: str  # of ``Known``: where the function finds them
+    field: str  # of ``FeatureBasis``: where the function finds them
 
 
 NEAR: Final = Kind(lambda reach: reach.long, "sums")
@@ -208,7 +208,7 @@ def column(
 ) -> Decorated:
     """Add the decorated function once for each of *texts*: a time such as ``4h``, or bars.
 
-    It is given ``Known`` and its window, or ``Known`` alone where there are no *texts*.
+    It is given a ``FeatureBasis`` and its window, or the basis alone where there are no *texts*.
     """
 
     def register(compute: Callable[..., Array]) -> Callable[..., Array]:
@@ -253,63 +253,63 @@ TIMES: Final = ("30m", "1h", "4h", "1d", "5d", "20d")
 
 
 @column("interval")
-def interval(of: Known) -> Array:
+def interval(of: FeatureBasis) -> Array:
     """Return the log of the interval ÷ a quarter of an hour, in powers of sixteen."""
     level = np.log2(of.reach.interval_ms / (15 * MINUTE_MS)) / 4.0
     return np.full_like(of.sigma, level)
 
 
 @column("sigma_level")
-def sigma_level(of: Known) -> Array:
+def sigma_level(of: FeatureBasis) -> Array:
     """Return log(σ ÷ (0.001 √minutes)): a level that no window has taken out."""
     usual = _USUAL * float(np.sqrt(of.reach.interval_ms / MINUTE_MS))
     return np.log(of.sigma / usual)
 
 
 @column("return", 1, 2, 3, 6, 12, 24, *TIMES, kind=MOVE)
-def moved(of: Known, window: Window) -> Array:
+def moved(of: FeatureBasis, window: Window) -> Array:
     """Return the log return over the window ÷ (σ √window)."""
     return of.moves[window.size]
 
 
 @column("realised", 3, 6, 12, 24, *TIMES, least=2, gain=2.0)
-def realised(of: Known, window: Window) -> Array:
+def realised(of: FeatureBasis, window: Window) -> Array:
     """Return the log of realised volatility ÷ σ."""
     return of.volatility[window][SQUARE]
 
 
 @column("parkinson", 3, 12, "1h", "4h", "1d", gain=2.0)
-def parkinson(of: Known, window: Window) -> Array:
+def parkinson(of: FeatureBasis, window: Window) -> Array:
     """Return the log of Parkinson's volatility ÷ σ."""
     return of.volatility[window][RANGE_SQUARE]
 
 
 @column("garman_klass", 6, "4h", "1d", least=2, gain=2.0)
-def garman_klass(of: Known, window: Window) -> Array:
+def garman_klass(of: FeatureBasis, window: Window) -> Array:
     """Return the log of Garman and Klass's volatility ÷ σ."""
     return of.volatility[window][GARMAN_KLASS]
 
 
-def _share(of: Known, window: Window, row: int) -> Array:
+def _share(of: FeatureBasis, window: Window, row: int) -> Array:
     """Return the sum of *row* ÷ realised variance."""
     return of.sums[window][row] / np.maximum(of.sums[window][SQUARE], TINY)
 
 
 @column("jumps", 12, "4h", "1d", least=4, gain=2.0)
-def jumps(of: Known, window: Window) -> Array:
+def jumps(of: FeatureBasis, window: Window) -> Array:
     """Return the share of realised variance that bipower variation leaves to jumps."""
     return (of.sums[window][SQUARE] > 0.0) - _share(of, window, BIPOWER)
 
 
 @column("semivariance", 12, "4h", "1d", least=4, gain=2.0)
-def semivariance(of: Known, window: Window) -> Array:
+def semivariance(of: FeatureBasis, window: Window) -> Array:
     """Return rising less falling squared returns ÷ all of them."""
     rising = _share(of, window, RISING_SQUARE)
     return 2.0 * rising - (of.sums[window][SQUARE] > 0.0)
 
 
 @column("quarticity", 24)
-def quarticity(of: Known, window: Window) -> Array:
+def quarticity(of: FeatureBasis, window: Window) -> Array:
     """Return the log of n Σr⁴ ÷ (3 (Σr²)²): how far few bars make the variance; 0 is a bell."""
     square = np.maximum(of.sums[window][SQUARE], window.size * SIGMA_FLOOR * SIGMA_FLOOR)
     ratio = of.sums[window][QUARTIC] * float(window.size) / (3.0 * square * square)
@@ -317,25 +317,25 @@ def quarticity(of: Known, window: Window) -> Array:
 
 
 @column("range_z")
-def range_z(of: Known) -> Array:
+def range_z(of: FeatureBasis) -> Array:
     """Return the z-score of log(1 + true range ÷ σ)."""
     return of.z_scores[0]
 
 
 @column("sigma_z")
-def sigma_z(of: Known) -> Array:
+def sigma_z(of: FeatureBasis) -> Array:
     """Return the z-score of log σ."""
     return of.z_scores[1]
 
 
 @column("volume_z")
-def volume_z(of: Known) -> Array:
+def volume_z(of: FeatureBasis) -> Array:
     """Return the z-score of log(1 + volume ÷ its mean over the long window)."""
     return of.z_scores[2]
 
 
 @column("volume", 3, 12, "1h", "4h", least=2, gain=2.0)
-def volume(of: Known, window: Window) -> Array:
+def volume(of: FeatureBasis, window: Window) -> Array:
     """Return log(1 + mean volume ÷ that of the long window) - log 2."""
     long = Window(of.reach.long)
     usual = np.maximum(of.sums[long][VOLUME] / float(long.size), TINY)
@@ -344,27 +344,27 @@ def volume(of: Known, window: Window) -> Array:
 
 
 @column("flow", 6, 24, "4h", least=4, gain=2.0)
-def flow(of: Known, window: Window) -> Array:
+def flow(of: FeatureBasis, window: Window) -> Array:
     """Return the volume of rising less of falling bars ÷ all volume."""
     known = of.sums[window]
     return known[SIGNED_VOLUME] / np.maximum(known[VOLUME], TINY)
 
 
 @column("efficiency", 12, gain=2.0)
-def efficiency(of: Known, window: Window) -> Array:
+def efficiency(of: FeatureBasis, window: Window) -> Array:
     """Return net ÷ total absolute log return: Cutler's index of relative strength, -1 to 1."""
     net = of.moves[window.size] * of.sigma * float(np.sqrt(window.size))
     return net / np.maximum(of.sums[window][ABSOLUTE], TINY)
 
 
 @column("autocorrelation", 24, "1d", least=12, gain=4.0)
-def autocorrelation(of: Known, window: Window) -> Array:
+def autocorrelation(of: FeatureBasis, window: Window) -> Array:
     """Return Σ r(t) r(t-1) ÷ Σ r²."""
     return _share(of, window, PRODUCT)
 
 
 @column("bollinger", 24)
-def bollinger(of: Known, window: Window) -> Array:
+def bollinger(of: FeatureBasis, window: Window) -> Array:
     """Return (close - mean) ÷ (2 standard deviations of the close)."""
     close, size = of.close, float(window.size)
     mean = of.sums[window][CLOSE] / size / close
@@ -374,44 +374,44 @@ def bollinger(of: Known, window: Window) -> Array:
 
 
 @column("distance", 12, "4h", "1d", "5d", least=2, gain=2.0)
-def distance(of: Known, window: Window) -> Array:
+def distance(of: FeatureBasis, window: Window) -> Array:
     """Return log(close ÷ mean close) ÷ (σ √window)."""
     return of.distance(window) / (of.sigma * float(np.sqrt(window.size)))
 
 
 @column("channel", gain=2.0)
-def channel(of: Known) -> Array:
+def channel(of: FeatureBasis) -> Array:
     """Return the close's place between lowest low (-1) and highest high (1) of the long window."""
     height = of.extremes[0] + of.extremes[1]
     return (2.0 * (of.close + of.extremes[1]) - height) / np.maximum(height, TINY)
 
 
 @seasonal("yesterday", "1h", "4h", days=1, to=COLUMNS, kind=NEAR)
-def yesterday(of: Known, window: Window) -> Array:
+def yesterday(of: FeatureBasis, window: Window) -> Array:
     """Return the log of the volatility that followed this hour yesterday ÷ σ."""
     return of.volatility[window][SQUARE]
 
 
 @column("hour_sin")
-def hour_sin(of: Known) -> Array:
+def hour_sin(of: FeatureBasis) -> Array:
     """Return the sine of the minute of the UTC day."""
     return HOUR[0][of.open_time_ms % DAY_MS // MINUTE_MS]
 
 
 @column("hour_cos")
-def hour_cos(of: Known) -> Array:
+def hour_cos(of: FeatureBasis) -> Array:
     """Return the cosine of the minute of the UTC day."""
     return HOUR[1][of.open_time_ms % DAY_MS // MINUTE_MS]
 
 
 @column("weekday_sin")
-def weekday_sin(of: Known) -> Array:
+def weekday_sin(of: FeatureBasis) -> Array:
     """Return the sine of the day of the week (UTC; the epoch was a Thursday)."""
     return WEEKDAY[0][of.open_time_ms // DAY_MS % 7]
 
 
 @column("weekday_cos")
-def weekday_cos(of: Known) -> Array:
+def weekday_cos(of: FeatureBasis) -> Array:
     """Return the cosine of the day of the week."""
     return WEEKDAY[1][of.open_time_ms // DAY_MS % 7]
 
@@ -420,12 +420,12 @@ CYCLES: Final = ("15m", "1h", "3h", "4h", "6h", "8h", "12h")
 """Parts of the day at whose turns markets move; together they follow how a day goes."""
 
 
-def _turn(text: str, function: np.ufunc) -> Callable[[Known], Array]:
+def _turn(text: str, function: np.ufunc) -> Callable[[FeatureBasis], Array]:
     """Return the column of *function* of how far the cycle *text* has gone at a bar's start."""
     minutes = span_of(text).size * UNITS_MS[text[-1]] // MINUTE_MS
     table: Array = function(np.arange(minutes) * (2.0 * np.pi / minutes))
 
-    def turned(of: Known) -> Array:
+    def turned(of: FeatureBasis) -> Array:
         """Return sine or cosine of a part of the UTC day; zeros for less than two bars of it."""
         if minutes * MINUTE_MS < 2 * of.reach.interval_ms:
             return np.zeros_like(of.sigma)
@@ -440,14 +440,14 @@ for _text in CYCLES:
 
 
 @column("har", "1h", "4h", "1d", "5d", "20d", "60d", kind=FAR, to=FURTHER)
-def har(of: Known, window: Window) -> Array:
+def har(of: FeatureBasis, window: Window) -> Array:
     """Return the log of realised volatility ÷ σ, over longer times than ``realised``."""
     return of.far[window]
 
 
 @seasonal("seasonal_1d", "1h", "4h", days=1, to=FURTHER, kind=FAR)
 @seasonal("seasonal_5d", "1h", "4h", days=5, to=FURTHER, kind=FAR)
-def same_hour(of: Known, *windows: Window) -> Array:
+def same_hour(of: FeatureBasis, *windows: Window) -> Array:
     """Return the mean log of the volatility that followed this hour on earlier days ÷ σ."""
     total = of.far[windows[0]]
     for window in windows[1:]:
@@ -479,10 +479,10 @@ class FeatureRecipe:
             needed.setdefault(each.kind, set()).update(found)
         self.close_lags = tuple(sorted(window.size for window in needed[MOVE]))
         self._roots = np.sqrt(np.array(self.close_lags, dtype=np.float64))[:, None]
-        self.sums = Wanted(sorted(needed[NEAR]))
-        self.far = Wanted(sorted(needed.get(FAR, ())))
-        self.channel = Wanted([Window(reach.long)])
-        self.z_scores = Wanted([Window(reach.long)])
+        self.sums = WindowPlan(sorted(needed[NEAR]))
+        self.far = WindowPlan(sorted(needed.get(FAR, ())))
+        self.channel = WindowPlan([Window(reach.long)])
+        self.z_scores = WindowPlan([Window(reach.long)])
         # σ looks back on a window of returns, its z-score on as many of σ.
         self.lookback = max(2 * reach.long, self.far.rows + 1)
 
@@ -515,11 +515,11 @@ class FeatureRecipe:
         rows *= self._gains
         return np.clip(rows, -CLIP, CLIP).astype(np.float32)
 
-    def _known(self, made: FeatureParts) -> Known:
+    def _known(self, made: FeatureParts) -> FeatureBasis:
         long = Window(self.reach.long)
         moves = np.log(made.sums[BAR][CLOSE] / np.asarray(made.past_closes))
         moves /= made.sigma * self._roots
-        return Known(
+        return FeatureBasis(
             reach=self.reach,
             moves=dict(zip(self.close_lags, moves, strict=True)),
             sums=made.sums,

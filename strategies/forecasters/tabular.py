@@ -66,7 +66,7 @@ _HORIZON_MAX: Final = 1_000_000
 Arrays = Mapping[str, NDArray[Any]]
 
 
-class Added(NamedTuple):
+class RowContributions(NamedTuple):
     """What each feature of a row adds to its mean and to the logarithm of its variance.
 
     ``mean`` and ``log_variance`` are [horizon, feature]; with the bases [horizon] they sum to what
@@ -86,7 +86,7 @@ class RowModel(Protocol):
         """Return mean and logarithm of the variance, [row, horizon] each, of many rows."""
         ...
 
-    def added(self, row: NDArray[np.floating]) -> Added:
+    def added(self, row: NDArray[np.floating]) -> RowContributions:
         """Return what each feature of one [feature] *row* adds."""
         ...
 
@@ -110,13 +110,15 @@ class TreeModel:
         found = self._scorer.scores(rows)
         return found[:, self._horizons :], found[:, : self._horizons]
 
-    def added(self, row: NDArray[np.floating]) -> Added:
+    def added(self, row: NDArray[np.floating]) -> RowContributions:
         """Return the exact Shapley values of the row: see ``contributions``."""
         from tracepaper.strategies.forecasters.trees import contributions
 
         by_feature, base = contributions(self.trees, row[None])
         split = self._horizons
-        return Added(by_feature[0, split:], base[split:], by_feature[0, :split], base[:split])
+        return RowContributions(
+            by_feature[0, split:], base[split:], by_feature[0, :split], base[:split]
+        )
 
 
 class GlmModel:
@@ -151,10 +153,10 @@ class GlmModel:
             self._linear(rows, self._log_variance) + self._log_variance_base,
         )
 
-    def added(self, row: NDArray[np.floating]) -> Added:
+    def added(self, row: NDArray[np.floating]) -> RowContributions:
         """Return weight times distance from the mean of the training rows, exact by definition."""
         shifted: Floats = row.astype(np.float64) - self._centre
-        return Added(
+        return RowContributions(
             self._mean * shifted,
             self._mean_base,
             self._log_variance * shifted,
@@ -193,7 +195,7 @@ class RowAdded(NamedTuple):
 
     row: NDArray[np.float32]
     sigma: float
-    added: Added
+    added: RowContributions
 
 
 class RowForecaster(CheckpointForecaster):

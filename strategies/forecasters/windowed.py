@@ -57,7 +57,7 @@ CONTENT_FREE: Final = 0.0
 """No network of whole windows has a bias towards near bars: without content attention is even."""
 
 
-class _Seen(NamedTuple):
+class _NetworkAnswer(NamedTuple):
     """What the network said of one bar, and where it looked."""
 
     outputs: Outputs  # [1, 1, ...]
@@ -67,14 +67,14 @@ class _Seen(NamedTuple):
     l1_error: float
 
 
-class _Answered(NamedTuple):
+class _FullWindow(NamedTuple):
     """A bar whose window is full."""
 
     place: int  # among the bars of the call
     instrument: str
     sigma: float
     rows: Rows  # [window, feature]
-    seen: _Seen | None  # None without attention: its rows are answered with others
+    seen: _NetworkAnswer | None  # None without attention: its rows are answered with others
 
 
 class WindowedForecaster(CheckpointForecaster):
@@ -200,7 +200,7 @@ class WindowedForecaster(CheckpointForecaster):
                 answers[one.place] = forecast
         return answers
 
-    def _taken(self, bars: Sequence[Bar], taken: FeatureRows, places: range) -> list[_Answered]:
+    def _taken(self, bars: Sequence[Bar], taken: FeatureRows, places: range) -> list[_FullWindow]:
         """Take in the bars at *places*, in order; return those whose window is full."""
         ready = []
         first = len(bars) - len(taken.values)
@@ -212,7 +212,7 @@ class WindowedForecaster(CheckpointForecaster):
                 if window.is_full:
                     seen = self._see(window) if self.attends else None
                     rows = self._rows(window)
-                    ready.append(_Answered(place, bar.instrument, sigma, rows, seen))
+                    ready.append(_FullWindow(place, bar.instrument, sigma, rows, seen))
         return ready
 
     def _of(self, instrument: str) -> FeatureWindow:
@@ -265,10 +265,10 @@ class WindowedForecaster(CheckpointForecaster):
         positions = torch.arange(window, device=self._place)
         self._network.explain(rows, positions, self.way)
 
-    def _see(self, window: FeatureWindow) -> _Seen:
+    def _see(self, window: FeatureWindow) -> _NetworkAnswer:
         look = self._look(window)
         positions = window.rows.view()[:, -1].astype(np.int64)
-        return _Seen(
+        return _NetworkAnswer(
             look.outputs,
             buckets_of(look.rollout.weights[0, 0].double().numpy(), positions),
             int(positions[-1]),
@@ -276,7 +276,9 @@ class WindowedForecaster(CheckpointForecaster):
             float(look.rollout.l1_error[0, 0]),
         )
 
-    def _explained(self, known: InstrumentMemory, seen: Sequence[_Seen]) -> list[Explanation]:
+    def _explained(
+        self, known: InstrumentMemory, seen: Sequence[_NetworkAnswer]
+    ) -> list[Explanation]:
         """Return the explanations of bars that followed each other; the last one's row is kept."""
         rows = np.array([one.row for one in seen])
         by_age = cells_by_age(rows, np.array([one.position for one in seen]))

@@ -33,7 +33,7 @@ from tracepaper.strategies.networks.flash import (
     WITHOUT_SCORES,
     AttentionConfig,
     Block,
-    Projected,
+    BlockProjection,
     Transformer,
 )
 from tracepaper.strategies.networks.keys import one_of
@@ -66,7 +66,7 @@ class AttentionMechanism(nn.Module):
         """Return the weights [batch, head, time, time]."""
 
 
-class Fading(AttentionMechanism):
+class FadingAttention(AttentionMechanism):
     """An example: sigmoids of scaled dot products that fade with age, at a rate a head learns."""
 
     def __init__(self, heads: int, head_dim: int) -> None:
@@ -182,7 +182,9 @@ class CustomNetwork(Transformer):
         finally:
             self._is_held = False
 
-    def attend(self, depth: int, block: Block, projected: Projected, trace: Trace | None) -> Tensor:
+    def attend(
+        self, depth: int, block: Block, projected: BlockProjection, trace: Trace | None
+    ) -> Tensor:
         """Return A·V by the weights that the class gives."""
         del block
         query, key, value = projected

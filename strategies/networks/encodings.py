@@ -278,7 +278,7 @@ class Sinusoidal(Encoding):
         return sinusoidal_table(positions, self.sizes.dim, self.sizes.window)
 
 
-class _Placed(Encoding):
+class _LearnedPlaces(Encoding):
     """One with a learned code for each place in the window."""
 
     def __init__(self, sizes: Sizes) -> None:
@@ -288,7 +288,7 @@ class _Placed(Encoding):
 
 
 @encoding("learned")
-class Learned(_Placed):
+class LearnedCode(_LearnedPlaces):
     """A learned code for each place in the window, added to the input."""
 
     def code(self, positions: Tensor) -> Tensor:
@@ -297,7 +297,7 @@ class Learned(_Placed):
 
 
 @encoding("mixture")
-class Mixture(_Placed, Rope):
+class Mixture(_LearnedPlaces, Rope):
     """A learned mixture of the sinusoidal and the learned code, beside rotated queries and keys.
 
     ``shares`` weighs each; they begin alike, and training moves them.
@@ -319,7 +319,7 @@ class Mixture(_Placed, Rope):
 
 
 @encoding("context")
-class Contextual(_Placed, Rope):
+class Contextual(_LearnedPlaces, Rope):
     """A learned code that each bar takes as much of as its own features ask for.
 
     ``state + code · σ(W·state)``, beside rotated queries and keys: the same place in the window

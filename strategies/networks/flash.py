@@ -140,7 +140,7 @@ class BlockOptions(NamedTuple):
         return cls(**{key: getattr(config, key) for key in cls._fields if hasattr(config, key)})
 
 
-class Projected(NamedTuple):
+class BlockProjection(NamedTuple):
     """Queries, keys and values of one block, ready for attention."""
 
     query: Tensor  # [batch, head, time, dim]
@@ -206,7 +206,7 @@ class Block(nn.Module):
                 nn.init.zeros_(gate.weight)
                 nn.init.zeros_(gate.bias)
 
-    def project(self, x: Tensor, phases: Phases) -> Projected:
+    def project(self, x: Tensor, phases: Phases) -> BlockProjection:
         """Return this layer's queries, keys and values of *x* [batch, time, dim]."""
         given = self.attention_norm(x) if self.pre else x
         mixed: Tensor = self.project_in(given)
@@ -221,7 +221,7 @@ class Block(nn.Module):
         if self.key_gate is not None and phases.volatility is not None:
             key = key * _factors(self.key_gate(phases.volatility[..., None]))
         # [batch, time, head, dim] -> [batch, head, time, dim]
-        return Projected(query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2))
+        return BlockProjection(query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2))
 
     def finish(self, x: Tensor, attended: Tensor) -> Tensor:
         """Return the layer's output for input *x* and *attended* [batch, head, time, dim]."""
@@ -255,7 +255,7 @@ def each_block(blocks: nn.ModuleList) -> Iterator[Block]:
 
 def attend_by_block(
     block: Block,
-    projected: Projected,
+    projected: BlockProjection,
     mask: Mask,
     trace: Trace | None,
     *,
@@ -330,10 +330,12 @@ class Transformer(Network):
         self, depth: int, block: Block, state: Tensor, phases: Phases, trace: Trace | None
     ) -> Tensor:
         """Return the *state* above *block*."""
-        projected = Projected(*self.encoding.widen(*block.project(state, phases), phases.age))
+        projected = BlockProjection(*self.encoding.widen(*block.project(state, phases), phases.age))
         return block.finish(state, self.attend(depth, block, projected, trace))
 
-    def attend(self, depth: int, block: Block, projected: Projected, trace: Trace | None) -> Tensor:
+    def attend(
+        self, depth: int, block: Block, projected: BlockProjection, trace: Trace | None
+    ) -> Tensor:
         """Return A·V [batch, head, time, dim], and *trace* the read."""
         del depth
         dims = self.embed.out_features // block.heads

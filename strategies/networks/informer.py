@@ -87,7 +87,7 @@ class InformerConfig(AttentionConfig):
         return tuple(lengths)
 
 
-class Distilling(nn.Module):
+class DistillingLayer(nn.Module):
     """Convolution of three taps, norm, ELU and max-pooling: half as many positions."""
 
     def __init__(self, dim: int) -> None:
@@ -164,7 +164,7 @@ class InformerNetwork(Network):
         self.clock = clock_code(config.dim, config.interval_minutes, config.clock)
         self.blocks = nn.ModuleList(SparseBlock(config) for _ in range(config.layers))
         halvings = config.layers - 1 if config.distil else 0
-        self.distillings = nn.ModuleList(Distilling(config.dim) for _ in range(halvings))
+        self.distillings = nn.ModuleList(DistillingLayer(config.dim) for _ in range(halvings))
         # Of the last layer all rows are read by a decoder, and the decided bar's alone without.
         ranked = config.lengths if config.decoder_layers else config.lengths[:-1]
         for depth, time in enumerate(ranked):

@@ -29,7 +29,7 @@ from tracepaper.strategies.networks.flash import (
     WITHOUT_SCORES,
     AttentionConfig,
     Block,
-    Projected,
+    BlockProjection,
     Transformer,
 )
 from tracepaper.strategies.networks.keys import one_of
@@ -80,7 +80,9 @@ class LinearNetwork(Transformer):
                 drawn = draw_directions(*sizes, seed=config.seed + depth)
                 self.register_buffer(_DIRECTIONS.format(depth=depth), drawn, persistent=False)
 
-    def attend(self, depth: int, block: Block, projected: Projected, trace: Trace | None) -> Tensor:
+    def attend(
+        self, depth: int, block: Block, projected: BlockProjection, trace: Trace | None
+    ) -> Tensor:
         """Return A·V by the features of queries and keys."""
         del block
         query, key, value = projected

@@ -211,7 +211,7 @@ def _unknown(name: object) -> str:
     return f"modalities names {shown(name)}{nearest(str(name), MODALITIES)}; name what there is"
 
 
-class Fused(NamedTuple):
+class FusedState(NamedTuple):
     """One state a bar, and how much each modality has in it."""
 
     state: Tensor  # [batch, time, dim]
@@ -260,13 +260,13 @@ class ModalityFusion(nn.Module):
         self.query = nn.Parameter(torch.empty(self.heads, dim // self.heads))
         nn.init.normal_(self.query)
 
-    def forward(self, x: Tensor) -> Fused:
+    def forward(self, x: Tensor) -> FusedState:
         """Return the states of rows *x* [batch, time, features]."""
         states: list[Tensor] = []
-        inside: Fused | None = None  # of the order book
+        inside: FusedState | None = None  # of the order book
         for at, (name, encoder) in enumerate(zip(self.names, self.encoders, strict=True)):
             if self.levels and name == _BOOK:
-                book: Fused = encoder(x)
+                book: FusedState = encoder(x)
                 states.append(book.state)
                 inside = book
             else:
@@ -283,7 +283,7 @@ class ModalityFusion(nn.Module):
             # A head has the same columns of both, so that its shares multiply.
             own = shares[..., self.names.index(_BOOK), :]
             levels = (own[..., None, :] * inside.by_head).mean(dim=-1)
-        return Fused(mixed.flatten(-2), shares.mean(dim=-1), shares, levels)
+        return FusedState(mixed.flatten(-2), shares.mean(dim=-1), shares, levels)
 
 
 class TradingNetwork(Network):
@@ -324,7 +324,7 @@ class TradingNetwork(Network):
 
     def run(self, x: Tensor, positions: Tensor, trace: Trace | None) -> Tensor:
         """Return the states of the rows; the parts are the modalities of each, the oldest first."""
-        fused: Fused = self.fusion(x)
+        fused: FusedState = self.fusion(x)
         if trace is not None:
             trace.to_bars = lambda weights: (
                 weights["bars"],
@@ -336,7 +336,7 @@ class TradingNetwork(Network):
         """Return the heads' outputs of every row."""
         return self.trunk.heads(self.trunk.norm(state))
 
-    def shared(self, weights: Tensor, fused: Fused) -> tuple[AttendedPart, ...]:
+    def shared(self, weights: Tensor, fused: FusedState) -> tuple[AttendedPart, ...]:
         """Return the *weights* of the newest bars [bar] parted by the shares in *fused*.
 
         A bar's state is the sum of its modalities' by these shares and of nothing else, so that a

@@ -106,7 +106,7 @@ class LayerState(NamedTuple):
     lengths: TailRing | None  # [stream, head, time], where the norms of values explain
 
 
-class Seen(NamedTuple):
+class LayerBuffers(NamedTuple):
     """One layer's buffers over some adjacent streams; a pair is one head of one stream."""
 
     keys: Tensor  # [pair, time, dim]
@@ -154,7 +154,7 @@ class StreamState:
         self.positions: list[WrapRing] = []
         self.counts: list[int] = []  # bars taken in since the last clear
         self.attended_pairs = 0  # pairs of query and visible key, over all layers and streams, ever
-        self._seen: dict[tuple[int, int], list[Seen]] = {}
+        self._seen: dict[tuple[int, int], list[LayerBuffers]] = {}
         self.extend(streams)
 
     def extend(self, streams: int) -> None:
@@ -206,12 +206,12 @@ class StreamState:
                 first = at
         return runs
 
-    def seen(self, streams: slice) -> list[Seen]:
+    def seen(self, streams: slice) -> list[LayerBuffers]:
         """Return each layer's buffers over adjacent *streams*, as views."""
         found = self._seen.get((streams.start, streams.stop))
         if found is None:
             found = [
-                Seen(
+                LayerBuffers(
                     layer.keys.rows[streams].flatten(0, 1),
                     layer.values.rows[streams].flatten(0, 1),
                     layer.rollout.rows[streams],
@@ -246,7 +246,7 @@ class _Tile(NamedTuple):
     rollout: Tensor  # [stream, tile, width]: mean_h A_h R, or as ``StreamFusion`` fuses
 
 
-class Attended(NamedTuple):
+class StreamReads(NamedTuple):
     """What every layer attended with, for figures and history."""
 
     queries: Tensor  # [layer, pair, time, dim]
@@ -377,7 +377,7 @@ class StreamingNetwork:
         rows: Tensor,
         places: Tensor,
         rollout: Tensor,
-    ) -> tuple[Tensor, Tensor, Attended]:
+    ) -> tuple[Tensor, Tensor, StreamReads]:
         """Run every layer; return the last state [1, stream * time, dim], rollout and traces."""
         streams = len(rows)
         for run in runs:
@@ -416,7 +416,7 @@ class StreamingNetwork:
             queries.append(query)
             keys.append(key)
             figures.append(tile.figures)
-        attended = Attended(
+        attended = StreamReads(
             torch.stack(queries),
             torch.stack(keys),
             torch.stack(figures),
@@ -425,7 +425,7 @@ class StreamingNetwork:
         return hidden, rollout, attended
 
     def _figures(
-        self, attended: Attended, rollout: Tensor, visible: Tensor
+        self, attended: StreamReads, rollout: Tensor, visible: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Check every row's mass; return confidences [stream, bars, layer, head] and history.
 
@@ -449,7 +449,9 @@ class StreamingNetwork:
             history = torch.cat((history, attended.lengths[:, :, :, :bars, None]), dim=-1)
         return confidence, history.permute(1, 3, 0, 2, 4)
 
-    def _scan(self, run: StreamSpan, past: Seen, new: native.StreamRows, query: Tensor) -> _Tile:
+    def _scan(
+        self, run: StreamSpan, past: LayerBuffers, new: native.StreamRows, query: Tensor
+    ) -> _Tile:
         """Keep the *new* rows of a run and attend with *query* [pair, time, dim], all compiled."""
         scanned = native.scan_rows(
             query,
@@ -467,7 +469,7 @@ class StreamingNetwork:
         self,
         state: StreamState,
         run: StreamSpan,
-        past: Seen,
+        past: LayerBuffers,
         query: Tensor,
         depth: int,
         *,
@@ -487,7 +489,7 @@ class StreamingNetwork:
     def _tile(
         self,
         run: StreamSpan,
-        past: Seen,
+        past: LayerBuffers,
         places: Tensor,
         query: Tensor,
         start: int,

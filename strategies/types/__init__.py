@@ -204,7 +204,7 @@ from tracepaper.strategies.types.market import (
     Quote as Quote,
 )
 from tracepaper.strategies.types.market import (
-    Retrained as Retrained,
+    RetrainingEnd as RetrainingEnd,
 )
 from tracepaper.strategies.types.market import (
     RetrainOutcome as RetrainOutcome,

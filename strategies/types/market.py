@@ -266,7 +266,7 @@ class ModelChange(Struct, frozen=True, gc=False):
     A replay of the recorded run warms its own model at the same place with the same bars.
     ``warm_from`` has the first bar of each instrument, as (instrument, open_time_ms). Where it is
     empty and the model is another one, this is a promotion: that model was warmed beside the
-    running one since the ``Retrained`` event.
+    running one since the ``RetrainingEnd`` event.
     """
 
     model_id: str
@@ -294,7 +294,7 @@ class RetrainOutcome(StrEnum):
     FAILED = "failed"  # the training, or what a promotion needs, broke off
 
 
-class Retrained(Struct, frozen=True, gc=False):
+class RetrainingEnd(Struct, frozen=True, gc=False):
     """A model was trained in service and judged beside the running one, or could not be.
 
     The slice is that of the bars on which both were judged. Where none was, its times and ``test``
@@ -545,7 +545,7 @@ Event = (
     | RunEnd
     | Prune
     | CovariatesRead
-    | Retrained
+    | RetrainingEnd
     | ParityCheck
     | UniverseChange
 )

@@ -16,11 +16,11 @@ from waiting import deadline
 from tracepaper.daemon.feed.client import (
     Cooldown,
     FeedStart,
-    Listed,
     MarketData,
     MarketDataListener,
     OrderBookSample,
     StreamRequest,
+    TradedSymbol,
 )
 from tracepaper.daemon.feed.feed import LiveFeed
 from tracepaper.strategies.errors import ConfigInvalid
@@ -124,7 +124,7 @@ class MemoryMarket:
     def stream_url(self, category: Category) -> str:
         return f"memory:{category.value}"
 
-    async def listed(self, category: Category) -> list[Listed]:
+    async def listed(self, category: Category) -> list[TradedSymbol]:
         del category
         return []
 

@@ -16,7 +16,7 @@ from fakes import FixedForecaster, ScriptedFeed
 from tracepaper.daemon.config.loading import Config, load
 from tracepaper.daemon.session.build import resolved
 from tracepaper.daemon.session.loop import InlinePredictor, drive
-from tracepaper.daemon.session.resume import Opened, Opening, open_run
+from tracepaper.daemon.session.resume import OpenedRun, Opening, open_run
 from tracepaper.storage.audit import SqlAuditLog
 from tracepaper.storage.chain.verify import verify_chain
 from tracepaper.storage.database.reader import Reader
@@ -87,7 +87,7 @@ def model() -> FixedForecaster:
     return FixedForecaster(says, context=4, calibration=Calibration(quantiles, {30: 0.9}, 0.0))
 
 
-def events(opened: Opened) -> Iterator[Event]:
+def events(opened: OpenedRun) -> Iterator[Event]:
     """Yield what a daemon's feed hands on: each bar with its quote, and everything rare once."""
     yield InstrumentChange(instrument(), START_MS, START_MS)
     for number, bar in enumerate(bars(BARS, seed=11)):

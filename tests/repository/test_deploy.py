@@ -30,7 +30,7 @@ from tracepaper.strategies.types.decisions import Position
 from tracepaper.strategies.types.market import (
     ParityCheck,
     ParityOutcome,
-    Retrained,
+    RetrainingEnd,
     RetrainOutcome,
 )
 
@@ -258,7 +258,7 @@ class Retrains:
 
     def __init__(self) -> None:
         self.is_training, self.due_ms = False, START_MS
-        self.last: Retrained | None = None
+        self.last: RetrainingEnd | None = None
         self.outcomes = {RetrainOutcome.PROMOTED: 1}
 
 

@@ -23,7 +23,7 @@ action_turn, action_keys, action_quit_or_leave, action_command  # keys of Textua
 representation, interpretable_model  # captum asks for them
 
 # Read and derived from by classes of users' own, and classes for them to copy from.
-BoostedTree, Fading, Trend, Grid, RsiReversion, LightGBM
+BoostedTree, FadingAttention, Trend, Grid, RsiReversion, LightGBM
 
 # Keys of [exits], read by their names.
 minimal_roi

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from tracepaper.storage.candles import History, HistoryWriter, Written, finest_of
+from tracepaper.storage.candles import ArchiveWrite, History, HistoryWriter, finest_of
 from tracepaper.storage.database.writer import open_writer
 from tracepaper.strategies.errors import AuditUnwritable, ConfigInvalid, DataInvalid
 from tracepaper.strategies.types.market import Bar, Source
@@ -35,7 +35,7 @@ def test_what_was_written_is_read_in_order(tmp_path: Path) -> None:
     bars = builders.bars(500)
     path = tmp_path / "archive.db"
     with HistoryWriter(path) as writer:
-        assert writer.write(BTC, MINUTE, reversed(bars)) == Written(500, 0)
+        assert writer.write(BTC, MINUTE, reversed(bars)) == ArchiveWrite(500, 0)
     assert read(path) == archived(bars)
     middle = {"from_ms": bars[100].open_time_ms, "until_ms": bars[110].open_time_ms}
     assert read(path, **middle) == archived(bars[100:110])
@@ -46,8 +46,8 @@ def test_an_overlap_that_agrees_is_known_and_not_doubled(tmp_path: Path) -> None
     path = tmp_path / "archive.db"
     with HistoryWriter(path) as writer:
         writer.write(BTC, MINUTE, bars[:200])
-        assert writer.write(BTC, MINUTE, bars[100:]) == Written(100, 100)
-        assert writer.write(BTC, MINUTE, [bars[0], bars[0]]) == Written(0, 2)
+        assert writer.write(BTC, MINUTE, bars[100:]) == ArchiveWrite(100, 100)
+        assert writer.write(BTC, MINUTE, [bars[0], bars[0]]) == ArchiveWrite(0, 2)
     assert read(path) == archived(bars)
 
 
@@ -79,8 +79,8 @@ def test_a_missing_turnover_is_taken_from_the_source_that_has_it(tmp_path: Path)
     path = tmp_path / "archive.db"
     with HistoryWriter(path) as writer:
         writer.write(BTC, MINUTE, bars)
-        assert writer.write(BTC, MINUTE, known) == Written(0, 3)
-        assert writer.write(BTC, MINUTE, bars) == Written(0, 3)
+        assert writer.write(BTC, MINUTE, known) == ArchiveWrite(0, 3)
+        assert writer.write(BTC, MINUTE, bars) == ArchiveWrite(0, 3)
     assert read(path) == archived(known)
 
 

@@ -36,7 +36,7 @@ from tracepaper.daemon.broker.orders import NEXT, PROTECTIVE
 from tracepaper.daemon.config.loading import load
 from tracepaper.daemon.engine.engine import Engine
 from tracepaper.daemon.session.build import build_engine, resolved
-from tracepaper.daemon.session.resume import Opened, Opening, open_run
+from tracepaper.daemon.session.resume import OpenedRun, Opening, open_run
 from tracepaper.replay.checks.verify import verify_run
 from tracepaper.storage.audit import SqlAuditLog
 from tracepaper.storage.chain.integrity import audit
@@ -178,7 +178,7 @@ class Lives:
             wall_ms=1,
             is_served=True,
         )
-        self.opened: Opened = open_run(opening, self.log)
+        self.opened: OpenedRun = open_run(opening, self.log)
         self.engine: Engine = self.opened.engine
 
     def started(self, at_ms: int) -> list[Event]:

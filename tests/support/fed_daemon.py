@@ -10,7 +10,7 @@ from builders import START_MS, instrument
 
 from tracepaper.daemon.config.loading import Config
 from tracepaper.daemon.session.loop import InlinePredictor
-from tracepaper.daemon.session.resume import Opened, Opening, open_run
+from tracepaper.daemon.session.resume import OpenedRun, Opening, open_run
 from tracepaper.storage.audit import SqlAuditLog
 from tracepaper.strategies.api.strategy import Forecaster
 from tracepaper.strategies.errors import ConfigInvalid
@@ -46,7 +46,7 @@ class Process:
             wall_ms=1,
         )
         try:
-            self.opened: Opened = open_run(opening, self.audit)
+            self.opened: OpenedRun = open_run(opening, self.audit)
         except ConfigInvalid:
             self.audit.close()
             raise

@@ -44,7 +44,10 @@ FORMS: dict[str, dict[str, Any]] = {
     },
     "linear": {"kind": "linear", "layers": 2},
     "performer": {"kind": "linear", "mask": "full", "feature_map": "random"},
-    "custom": {"kind": "custom", "mechanism": "tracepaper.strategies.networks.custom:Fading"},
+    "custom": {
+        "kind": "custom",
+        "mechanism": "tracepaper.strategies.networks.custom:FadingAttention",
+    },
     "multiscale": {"kind": "multiscale", "frames": [1, 3, 12], "tokens": [6, 4, 2]},
     "cross": {"kind": "cross", "bars": 9, "frame": 4, "tokens": 5},
     "trading": {

@@ -97,7 +97,9 @@ KINDS: Final[dict[str, dict[str, Any]]] = {
     "flash": {"heads": 2, "window": 9, "encoding": "alibi", "stochastic_depth": 0.1},
     "linear": {"heads": 2, "window": 20},
     "custom": {
-        "heads": 2, "window": 20, "mechanism": "tracepaper.strategies.networks.custom:Fading",
+        "heads": 2,
+        "window": 20,
+        "mechanism": "tracepaper.strategies.networks.custom:FadingAttention",
     },
     "lstm": {"window": 20},
     "informer": {"heads": 2, "window": 41, "factor": 2, "clock": ["week"]},

@@ -30,7 +30,7 @@ from tracepaper.storage.chain.verify import verify_chain
 from tracepaper.storage.database.reader import Reader
 from tracepaper.strategies.gates.gate import GATES
 from tracepaper.strategies.types.decisions import Step
-from tracepaper.strategies.types.market import Retrained, RunKind
+from tracepaper.strategies.types.market import RetrainingEnd, RunKind
 
 CONFIG = replace(models.SMALL, layers=1, window=16)
 CONTEXT = 16 + 480 - 1
@@ -108,7 +108,7 @@ class Planted:
         for before in range(1, CONTEXT + 2):
             server.add_candle(START_MS - before * MINUTE, price(before))
 
-    def events(self) -> list[Retrained]:
+    def events(self) -> list[RetrainingEnd]:
         with Reader.open(self.database) as reader:
             return [event for _, event in reader.retrainings(RunKind.LIVE, self.symbols)]
 

@@ -63,7 +63,7 @@ from tracepaper.strategies.types.market import (
     ParityCheck,
     ParityOutcome,
     Quote,
-    Retrained,
+    RetrainingEnd,
     RetrainOutcome,
     RunKind,
     Side,
@@ -365,9 +365,9 @@ def other_events() -> list[Event]:
     ]
 
 
-def retrained(**changed: Any) -> Retrained:
+def retrained(**changed: Any) -> RetrainingEnd:
     """Return the event of a retraining that was judged, and refused."""
-    known = Retrained(
+    known = RetrainingEnd(
         outcome=RetrainOutcome.REFUSED,
         reason="it's no better",
         configured_sha256="01" * 32,

@@ -80,7 +80,7 @@ from tracepaper.replay.learning.judge.tails import TAILS
 from tracepaper.replay.learning.losses import averaged, elementwise, titles
 from tracepaper.replay.learning.panel import (
     Ids,
-    Labelled,
+    LabelledPanel,
     PanelBatch,
     PanelChunks,
     PanelFields,
@@ -268,7 +268,7 @@ class CrossAssetModel(CandleModel):
         seen = found.explained(data, Part.CALIBRATION, bars)
         return found.with_card(calibration=gates_section(seen, section))
 
-    def _answered(self, data: Dataset, part: Part) -> list[tuple[Labelled, PanelFields]]:
+    def _answered(self, data: Dataset, part: Part) -> list[tuple[LabelledPanel, PanelFields]]:
         """Return the answers at every labelled close of *part* with a whole field before it.
 
         Where *data* are some bars only, at their closes alone.
@@ -374,7 +374,7 @@ class CrossAssetModel(CandleModel):
         return dict(self.card["calibration"].get(TAILS, {}))
 
 
-def _table(answered: Sequence[tuple[Labelled, PanelFields]], data: Dataset) -> Forecasts:
+def _table(answered: Sequence[tuple[LabelledPanel, PanelFields]], data: Dataset) -> Forecasts:
     """Return the forecasts of every asset beside the baselines', asset after asset."""
     answers = [
         SegmentFields(samples, fields.rows, of_asset)
@@ -385,7 +385,7 @@ def _table(answered: Sequence[tuple[Labelled, PanelFields]], data: Dataset) -> F
 
 
 def _as_run(
-    forecaster: TogetherForecaster, one: Labelled, rows: Ids
+    forecaster: TogetherForecaster, one: LabelledPanel, rows: Ids
 ) -> list[Sequence[Forecast | None]]:
     """Return what a run would say at *rows* of each symbol, all closes up to them taken in."""
     start, stop = int(rows[0]) - forecaster.context + 1, int(rows[-1]) + 1
@@ -400,7 +400,7 @@ def _as_run(
 def _weights_of(model: TogetherModel) -> WeightsAt:
     """Return what weighs as the strategy of *model* does."""
 
-    def found(one: Labelled, rows: Ids) -> Array:
+    def found(one: LabelledPanel, rows: Ids) -> Array:
         heads = predicted(model.network, one.panel, rows).heads
         allocation = heads.get("allocation")
         return model.weights(
@@ -414,7 +414,7 @@ def _weights_of(model: TogetherModel) -> WeightsAt:
 # --- the fit
 
 
-def usual_return(training: Sequence[Labelled], every: int) -> float:
+def usual_return(training: Sequence[LabelledPanel], every: int) -> float:
     """Return the standard deviation of equal weights' returns over *every* bars in *training*.
 
     Of returns that end within the part.
@@ -429,7 +429,7 @@ def usual_return(training: Sequence[Labelled], every: int) -> float:
     return float(np.concatenate(found).std())
 
 
-def usual_error(training: Sequence[Labelled], horizons: Sequence[int]) -> Tensor:
+def usual_error(training: Sequence[LabelledPanel], horizons: Sequence[int]) -> Tensor:
     """Return how far correlations lie from their mean in *training*, squared: [horizon], or 1."""
     found = np.ones(len(horizons))
     parts = [one.panel.correlations(horizons)[:, one.rows] for one in training]
@@ -447,8 +447,8 @@ class CrossSection(Objective[PanelBatch]):
     def __init__(
         self,
         network: CrossAssetNetwork,
-        training: Sequence[Labelled],
-        validation: Sequence[Labelled],
+        training: Sequence[LabelledPanel],
+        validation: Sequence[LabelledPanel],
         options: FitOptions,
     ) -> None:
         config = network.config

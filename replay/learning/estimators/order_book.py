@@ -26,7 +26,7 @@ from tracepaper.replay.document.values import plus_minus
 from tracepaper.replay.learning import statistics
 from tracepaper.replay.learning.card import NOTICE, model_section, versions_section
 from tracepaper.replay.learning.fit import Fit, Objective, Policy, Progress
-from tracepaper.replay.learning.fitted import DataRequest, FitRun, Fitted
+from tracepaper.replay.learning.fitted import DataRequest, FitRun, FittedModel
 from tracepaper.replay.learning.judge.forecasts import MODEL, Forecasts, concatenated
 from tracepaper.replay.learning.judge.metrics import BOOK_DAYS, BOOKS, views
 from tracepaper.replay.learning.order_books import UNKNOWN, BookDataset, labels_of
@@ -145,7 +145,7 @@ def fit(data: BookDataset, recipe: Recipe, run: FitRun) -> OrderBookModel:
     return OrderBookModel(card, network.state_dict(), stopped)
 
 
-class OrderBookModel(Fitted[BookDataset]):
+class OrderBookModel(FittedModel[BookDataset]):
     """A fitted network over order books."""
 
     @property

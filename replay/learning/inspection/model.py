@@ -217,7 +217,7 @@ class Subject:
         return found
 
 
-class Said(NamedTuple):
+class NetworkForecast(NamedTuple):
     """What a network says of the last bar of each window: [window, horizon]."""
 
     mean: NDArray[np.float32]
@@ -229,7 +229,7 @@ class Said(NamedTuple):
         return np.stack(both).astype(np.float64)
 
 
-def ask(network: Network, windows: Rows, positions: Tensor) -> Said:
+def ask(network: Network, windows: Rows, positions: Tensor) -> NetworkForecast:
     """Ask *network* about *windows* [window, bar, feature], all at int64 *positions* [bar].
 
     Its features are the first of those.
@@ -245,7 +245,7 @@ def ask(network: Network, windows: Rows, positions: Tensor) -> Said:
             parts.append(
                 [part[:, -1].float().cpu().numpy() for part in (said.mean, said.log_variance)]
             )
-    return Said(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+    return NetworkForecast(*(np.concatenate(column) for column in zip(*parts, strict=True)))
 
 
 def answer_of(

@@ -30,8 +30,8 @@ from tracepaper.replay.learning.inspection.model import (
     TARGETS,
     DecidedBar,
     Ids,
+    NetworkForecast,
     Rows,
-    Said,
     Subject,
     answer_of,
     ask,
@@ -64,7 +64,7 @@ def bars_seen(network: Network) -> dict[int, int]:
     return found
 
 
-def seeing(subject: Subject, network: Network, decision: DecidedBar, bars: int) -> Said:
+def seeing(subject: Subject, network: Network, decision: DecidedBar, bars: int) -> NetworkForecast:
     """Return what is said of *decision* when *network* sees the last *bars* rows alone.
 
     An ensemble's row model sees its own row whatever they are.
@@ -78,7 +78,9 @@ def seeing(subject: Subject, network: Network, decision: DecidedBar, bars: int) 
     return said._replace(log_variance=mixed.astype(np.float32))
 
 
-def _network_seeing(subject: Subject, network: Network, decision: DecidedBar, bars: int) -> Said:
+def _network_seeing(
+    subject: Subject, network: Network, decision: DecidedBar, bars: int
+) -> NetworkForecast:
     known = decision.rows(bars)
     if network.takes_any_length:
         return ask(network, known[None], decision.positions(bars))

@@ -34,7 +34,7 @@ from tracepaper.replay.learning.judge.heads import plain_verdict
 from tracepaper.replay.learning.judge.metrics import CORRELATION, PAIRS, MetricView, estimate
 from tracepaper.replay.learning.panel import (
     LEAST_BARS,
-    Labelled,
+    LabelledPanel,
     close_by_close,
     labelled_closes,
 )
@@ -205,7 +205,7 @@ def correlation_sentences(table: Forecasts, *, horizon: int) -> list[str]:
     ]
 
 
-def _panels(material: Dataset, part: Part) -> list[Labelled]:
+def _panels(material: Dataset, part: Part) -> list[LabelledPanel]:
     """Return the closes of *part* that all symbols have; empty of fewer than two symbols."""
     if len({segment.candles.symbol for segment in material.segments}) < 2:
         return []
@@ -216,7 +216,7 @@ def _panels(material: Dataset, part: Part) -> list[Labelled]:
         return []
 
 
-def _rows(panels: Sequence[Labelled], column: int, horizon: int) -> _Rows | None:
+def _rows(panels: Sequence[LabelledPanel], column: int, horizon: int) -> _Rows | None:
     """Return the correlations of one horizon; None where it is short, or no bar has any."""
     if horizon < LEAST_BARS or not panels:
         return None
@@ -229,7 +229,9 @@ def _rows(panels: Sequence[Labelled], column: int, horizon: int) -> _Rows | None
     return _Rows(pairs, opened, ewma, came)
 
 
-def _of_panel(of: Labelled, column: int, horizon: int) -> tuple[NDArray[np.int64], Array, Array]:
+def _of_panel(
+    of: LabelledPanel, column: int, horizon: int
+) -> tuple[NDArray[np.int64], Array, Array]:
     """Return times [row], EWMA's correlations and the realised [row, pair] of the labelled bars."""
     segments = sorted(of.panel.segments, key=lambda segment: segment.candles.symbol)
     logs = np.log(np.stack([segment.close for segment in segments]))

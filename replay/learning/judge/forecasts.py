@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import softmax
 
-from tracepaper.replay.learning.baselines import BASELINES, Answer, Asked, past_variances
+from tracepaper.replay.learning.baselines import BASELINES, Answer, BaselineQuestion, past_variances
 from tracepaper.replay.learning.predict import Fields
 from tracepaper.replay.learning.samples import Samples, drawdown, path, runup
 from tracepaper.replay.learning.splits import SYMBOL_BITS, SYMBOL_MASK
@@ -280,7 +280,7 @@ def _of_segment(
         mean = "mean" if name in SIZED else "score"
         values[name] = {
             {"mean": mean, "variance": "variance"}[of]: answer(
-                Asked(segment, rows, past[:, rows], horizon, column, of)
+                BaselineQuestion(segment, rows, past[:, rows], horizon, column, of)
             )[used]
             for of in ("mean", "variance")
             if BASELINES[name].gives(of)

@@ -20,7 +20,7 @@ from tracepaper.replay.learning.card import ROUND_TRIP_COST
 from tracepaper.replay.learning.judge.compare import compare
 from tracepaper.replay.learning.judge.forecasts import MODEL, Forecasts, named_asset
 from tracepaper.replay.learning.judge.metrics import PORTFOLIOS, MetricView, estimate
-from tracepaper.replay.learning.panel import Ids, Labelled, predicted
+from tracepaper.replay.learning.panel import Ids, LabelledPanel, predicted
 from tracepaper.replay.learning.statistics import DailyEstimate
 from tracepaper.replay.report.honesty import FEW_DAYS, compared_sentences, few_days
 from tracepaper.replay.report.metrics import is_credible
@@ -59,21 +59,21 @@ COVARIANCE_BARS: Final = 240
 """Bars from which the rules' covariance is estimated."""
 RULES: Final = (Rule.EQUAL, Rule.INVERSE, Rule.MINIMUM)
 
-WeightsAt = Callable[[Labelled, Ids], Array]
+WeightsAt = Callable[[LabelledPanel, Ids], Array]
 """The weights [asset, decision] at some rows of a panel."""
 
 
 class PanelDecisions(NamedTuple):
     """The decisions of one panel: each asset's return until the next one, and the day."""
 
-    labelled: Labelled
+    labelled: LabelledPanel
     rows: Ids
     gains: Array  # [asset, decision]
     days: NDArray[np.int64]
 
 
 def portfolio_decisions(
-    part: Sequence[Labelled], *, every: int, field: int
+    part: Sequence[LabelledPanel], *, every: int, field: int
 ) -> list[PanelDecisions]:
     """Return the decisions of *part*, each with *field* bars before it and a known outcome."""
     decisions = []
@@ -131,7 +131,7 @@ def _held(decisions: PanelDecisions, weights: Array) -> dict[str, Array]:
 def rule_weights(rule: Rule) -> WeightsAt:
     """Weigh by *rule* over the covariance of the last ``COVARIANCE_BARS``."""
 
-    def risks(labelled: Labelled, rows: Ids) -> list[Array]:
+    def risks(labelled: LabelledPanel, rows: Ids) -> list[Array]:
         closes = np.stack([segment.close for segment in labelled.panel.segments])
         moves = np.diff(np.log(closes), axis=1)
         return [covariance(moves[:, row - COVARIANCE_BARS : row].T) for row in rows.tolist()]
@@ -145,7 +145,7 @@ def forecast_weights(network: CrossAssetNetwork, at: int, *, is_correlated: bool
     Without *is_correlated* by its volatilities alone, as if no two symbols moved together.
     """
 
-    def risks(labelled: Labelled, rows: Ids) -> list[Array]:
+    def risks(labelled: LabelledPanel, rows: Ids) -> list[Array]:
         fields, segments = predicted(network, labelled.panel, rows), labelled.panel.segments
         usual = np.stack([one.sigma[rows] for one in segments])
         deviations = usual * np.sqrt(np.stack([one["variance"][:, at] for one in fields.each]))
@@ -162,13 +162,13 @@ def forecast_weights(network: CrossAssetNetwork, at: int, *, is_correlated: bool
     return _daily(Rule.MINIMUM, risks)
 
 
-def _daily(rule: Rule, risks: Callable[[Labelled, Ids], Sequence[Array]]) -> WeightsAt:
+def _daily(rule: Rule, risks: Callable[[LabelledPanel, Ids], Sequence[Array]]) -> WeightsAt:
     """Weigh by *rule* at the first decision of each day, which favours its costs.
 
     *risks* are the covariances at some rows of a panel.
     """
 
-    def weights_at(labelled: Labelled, rows: Ids) -> Array:
+    def weights_at(labelled: LabelledPanel, rows: Ids) -> Array:
         days = labelled.panel.segments[0].open_time_ms[rows] // DAY_MS
         _, begins, place = np.unique(days, return_index=True, return_inverse=True)
         daily = [allocate(rule, risk) for risk in risks(labelled, rows[begins])]

@@ -55,7 +55,7 @@ from tracepaper.replay.learning.judge.tails import (
 from tracepaper.replay.learning.splits import iso
 from tracepaper.replay.learning.statistics import (
     DayDifference,
-    Ranked,
+    RankedBars,
     RiskCurve,
     corrected,
     risk_curve,
@@ -336,7 +336,7 @@ def curves_of(judgement: SpanJudgement) -> dict[tuple[str, str], RiskCurve]:
     for risk, metric in RISKS.items():
         for name, measure in MEASURES.items():
             parts = [
-                Ranked(metric.terms(view), measure.terms(view), rows.day)
+                RankedBars(metric.terms(view), measure.terms(view), rows.day)
                 for _, rows in judgement.forecasts.by_horizon()
                 if views(metric, rows, (MODEL,))
                 for view in views(measure, rows, (MODEL,)).values()

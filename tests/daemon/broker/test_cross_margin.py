@@ -13,7 +13,7 @@ from msgspec.structs import replace
 from own_cross import OwnCross, Resting, Taken, Tier
 
 from tracepaper.daemon.broker.account import Intent
-from tracepaper.daemon.broker.broker import Broker, Filled
+from tracepaper.daemon.broker.broker import Broker, FilledEvent
 from tracepaper.daemon.broker.cross_margin import CrossLine, is_called, loss_of
 from tracepaper.daemon.broker.margin import CALLED
 from tracepaper.daemon.broker.rules import NO_MARGIN, MarginRules
@@ -102,23 +102,23 @@ class Desk:
         self.index = 0
         self.last: dict[str, Bar] = {}
 
-    def bar(self, key: str, close: int, **shape: Any) -> Filled:
+    def bar(self, key: str, close: int, **shape: Any) -> FilledEvent:
         self.index += 1
         self.last[key] = bar(close, index=self.index, instrument_id=key, **shape)
         return self.on_bar(self.last[key])
 
-    def on_bar(self, one: Bar, **terms: Any) -> Filled:
+    def on_bar(self, one: Bar, **terms: Any) -> FilledEvent:
         self.sequence += 1
         self.broker.on_bar(one, self.sequence, **terms)
         return self.broker.take()
 
-    def mark(self, key: str, price: int) -> Filled:
+    def mark(self, key: str, price: int) -> FilledEvent:
         self.sequence += 1
         at = START_MS + self.index * 60_000
         self.broker.on_mark(Mark(key, price, at, at), self.sequence)
         return self.broker.take()
 
-    def pay(self, key: str, rate: int) -> Filled:
+    def pay(self, key: str, rate: int) -> FilledEvent:
         self.sequence += 1
         at = START_MS + self.index * 60_000
         self.broker.on_funding(Funding(key, rate, at, at), self.sequence)
@@ -158,7 +158,7 @@ class Desk:
         return self.broker.own.balance().equity
 
 
-def taken(filled: Filled) -> list[tuple[str, Side, int, int]]:
+def taken(filled: FilledEvent) -> list[tuple[str, Side, int, int]]:
     """Return the fills of the exchange's engine."""
     return [
         (one.instrument, one.side, one.quantity, one.price)
@@ -424,14 +424,14 @@ class Twice:
             assert before is not None
             self.own.marks[fill.instrument] = before
 
-    def expect(self, filled: Filled, done: list[Fill]) -> list[Fill]:
+    def expect(self, filled: FilledEvent, done: list[Fill]) -> list[Fill]:
         """Hold the fills after those *done* to the liquidation that is due, if one is."""
         if not self.own.is_called():
             return done
         self.liquidations += 1
         return self.held_to(self.own.liquidate(), filled, done)
 
-    def ruined(self, key: str, price: int, filled: Filled, done: list[Fill]) -> list[Fill]:
+    def ruined(self, key: str, price: int, filled: FilledEvent, done: list[Fill]) -> list[Fill]:
         """Hold them to the takeover in place of a close at *price* that the balance cannot bear."""
         held = self.own.of(key).quantity
         closing = [one for one in self.own.orders.values() if one.symbol == key]
@@ -444,7 +444,7 @@ class Twice:
         return done
 
     def held_to(
-        self, due: tuple[set[str], list[Taken]], filled: Filled, done: list[Fill]
+        self, due: tuple[set[str], list[Taken]], filled: FilledEvent, done: list[Fill]
     ) -> list[Fill]:
         canceled, made = due
         ended = {

@@ -32,7 +32,7 @@ from programs import ROOT
 import tracepaper
 from tracepaper.daemon.broker.execution import DayRange
 from tracepaper.daemon.broker.exit_orders import ProtectionState
-from tracepaper.daemon.broker.exit_plans import Exits, Expected, HeldPosition, Plan, Planner
+from tracepaper.daemon.broker.exit_plans import Exits, ExpectedReturn, HeldPosition, Plan, Planner
 from tracepaper.daemon.config.loading import load, restore
 from tracepaper.daemon.engine.engine import Engine
 from tracepaper.daemon.engine.state import Restart, decode_state
@@ -160,7 +160,7 @@ def test_a_start_knows_the_day_of_bars_in_whose_ranges_exits_count() -> None:
 
 def test_a_level_of_the_other_side_s_plan_is_no_reason_to_keep_it() -> None:
     exits = Exits.of(load(None, {"exits": {"stop_loss": "q0.1"}}).exits.model_dump(), FORECASTER)
-    planner, expected = Planner(instrument(), exits), Expected(0.001, 0.01, 0.01)
+    planner, expected = Planner(instrument(), exits), ExpectedReturn(0.001, 0.01, 0.01)
     day = DayRange(MINUTE)
 
     def plan(side: Signal, held: HeldPosition | None) -> Plan:
@@ -186,9 +186,9 @@ def test_a_level_by_a_forecast_of_any_finite_number_is_a_price_or_a_sentence(
     planner, day = Planner(instrument(), exits), DayRange(MINUTE)
     signal = long() if side > 0 else short()
     for expected in (
-        Expected(size, 1e-320, abs(size)),
-        Expected(0.0, abs(size), 5e-324),
-        Expected(-size, abs(size), abs(size)),
+        ExpectedReturn(size, 1e-320, abs(size)),
+        ExpectedReturn(0.0, abs(size), 5e-324),
+        ExpectedReturn(-size, abs(size), abs(size)),
     ):
         made = planner.plan(signal, 10_000, 10_000, 0, day, expected=expected)
         if isinstance(made, str):

@@ -14,7 +14,7 @@ from tracepaper.daemon.broker.orders import (
     Moment,
     OrderEvent,
     RestingOrders,
-    Sent,
+    SentOrders,
     advance,
 )
 from tracepaper.daemon.broker.rules import NOTIONAL_MOST
@@ -31,7 +31,7 @@ def opened(**filters: Any) -> RestingOrders:
 
 def sent(
     broker: RestingOrders, target: int, held: int = 0, *, price: int = 10_000, **more: Any
-) -> Sent:
+) -> SentOrders:
     now = Moment(7, 1_000, 0, price, held)
     return broker.submit(target, "why", now, **more)
 
@@ -97,8 +97,8 @@ def test_what_the_filters_refuse_is_no_order_and_is_refused_again(
     filters: dict[str, int], target: int, reason: str
 ) -> None:
     broker = opened(**filters)
-    assert sent(broker, target) == Sent((), reason)
-    assert sent(broker, target) == Sent((), reason)
+    assert sent(broker, target) == SentOrders((), reason)
+    assert sent(broker, target) == SentOrders((), reason)
     broker.change(instrument())
     (order,) = submit(broker, target)
     assert (order.status, order.quantity) == (OrderStatus.ACCEPTED, target)
@@ -181,7 +181,7 @@ def test_a_spot_buy_is_grossed_up_so_that_the_fee_in_base_leaves_the_target() ->
 def test_on_spot_a_target_within_one_step_is_reached() -> None:
     broker = opened(category=Category.SPOT, quantity_step=5)
     for held in (995, 1_005):
-        assert sent(broker, 1_000, held=held) == Sent((), None)
+        assert sent(broker, 1_000, held=held) == SentOrders((), None)
     (bought,) = submit(broker, 1_000, held=994)
     (_, sold) = submit(broker, 999, held=1_006)
     assert (bought.side, bought.quantity) == (Side.BUY, 10)
@@ -201,7 +201,7 @@ def test_state_survives_a_restart() -> None:
 def test_an_order_that_money_could_not_hold_is_refused_and_a_close_never_is() -> None:
     broker = opened()
     huge = 10**11
-    assert sent(broker, huge, price=10**8) == Sent((), "notional above 23058430092")
+    assert sent(broker, huge, price=10**8) == SentOrders((), "notional above 23058430092")
     (close,) = submit(broker, 0, held=huge, price=10**8)
     assert close.status is OrderStatus.ACCEPTED
 
@@ -210,11 +210,11 @@ def test_a_spot_buy_beyond_the_cash_is_cut_and_a_sale_is_not() -> None:
     item = instrument(category=Category.SPOT)
     broker = RestingOrders(item, ExecutionCosts(taker_fee=0), latency=Latency(0))
 
-    def submitted(target: int, *, held: int, cash: int) -> Sent:
+    def submitted(target: int, *, held: int, cash: int) -> SentOrders:
         now = Moment(1, 0, 0, 10_000, held, cash * 10**8)
         return broker.submit(target, "why", now)
 
-    assert submitted(1_000, held=0, cash=0) == Sent((), "cash does not cover it")
+    assert submitted(1_000, held=0, cash=0) == SentOrders((), "cash does not cover it")
     (cut,), why = submitted(1_000, held=0, cash=99)
     assert (cut.quantity, broker.target, why) == (990, 1_000, "cash does not cover it")
     submitted(0, held=0, cash=0)

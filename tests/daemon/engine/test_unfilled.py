@@ -13,7 +13,7 @@ from campaign_engine import Refuted, examined
 
 from tracepaper import backtest
 from tracepaper.daemon.broker.line import Line
-from tracepaper.daemon.broker.orders import UNCHANGED, RestingOrders, Sent
+from tracepaper.daemon.broker.orders import UNCHANGED, RestingOrders, SentOrders
 from tracepaper.daemon.broker.rules import Filters
 from tracepaper.daemon.config.loading import load
 from tracepaper.daemon.engine.engine import Engine
@@ -47,10 +47,10 @@ def test_no_bar_of_ten_thousand_examples_is_without_its_reason() -> None:
 # ---------------------------------------------------------------- the examiner says no
 
 
-def _done_once_refused(honest: Callable[..., Sent]) -> Callable[..., Sent]:
+def _done_once_refused(honest: Callable[..., SentOrders]) -> Callable[..., SentOrders]:
     """Return the broker's submit as it once was: a target that was refused is not tried again."""
 
-    def submit(self: RestingOrders, target: int, *given: Any, **named: Any) -> Sent:
+    def submit(self: RestingOrders, target: int, *given: Any, **named: Any) -> SentOrders:
         if getattr(self, "gave_up", None) == target:
             return UNCHANGED
         sent = honest(self, target, *given, **named)

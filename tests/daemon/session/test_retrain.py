@@ -38,7 +38,7 @@ from tracepaper.storage.chain.verify import verify_chain
 from tracepaper.storage.database.reader import Reader
 from tracepaper.strategies.errors import CheckpointMismatch, ConfigInvalid
 from tracepaper.strategies.types.decisions import Step
-from tracepaper.strategies.types.market import ModelChange, Retrained, RetrainOutcome, RunKind
+from tracepaper.strategies.types.market import ModelChange, RetrainingEnd, RetrainOutcome, RunKind
 
 
 @pytest.fixture
@@ -86,7 +86,7 @@ async def test_a_promotion_that_was_cut_off_is_taken_up_by_the_next_start(
     def watch(step: Step) -> bool:
         """End the daemon once the promotion is stored, before the model is changed."""
         seen.append(step)
-        return not isinstance(step.event, Retrained)
+        return not isinstance(step.event, RetrainingEnd)
 
     async with ScriptedServer() as server:
         planted.known_to(server)
@@ -164,7 +164,7 @@ async def test_what_is_not_better_or_breaks_off_is_an_event_and_changes_nothing(
             for number, (plant, _, _) in enumerate(cases):
                 plant()
                 await decide(running, number * 11, 11)
-                await until_has(running, Retrained, number + 1)
+                await until_has(running, RetrainingEnd, number + 1)
                 if not (planted.folder / "candidate").exists():  # it was moved: refused
                     made(planted.folder / "candidate", 2)
     planted.check()
@@ -195,7 +195,7 @@ async def test_it_ends_with_its_daemon_and_at_its_limit_and_the_next_start_says_
         planted.judges()
         async with daemon(server, planted.database, **planted.sections) as running:
             await decide(running, 13, 1)
-            await until_has(running, Retrained)
+            await until_has(running, RetrainingEnd)
             await decide(running, 14, 7)
             await until_has(running, ModelChange, 2)
     planted.check()

@@ -28,7 +28,7 @@ from tracepaper.replay.exchange.server import EmbeddedExchange, ExchangeSettings
 from tracepaper.storage import checkpoints
 from tracepaper.storage.database.reader import Reader
 from tracepaper.strategies.api.strategy import Forecaster
-from tracepaper.strategies.types.market import ModelChange, Retrained
+from tracepaper.strategies.types.market import ModelChange, RetrainingEnd
 
 SYMBOLS = ("AAAUSDT", "BBBUSDT")
 
@@ -60,16 +60,16 @@ async def test_a_full_disk_is_said_leaves_nothing_and_a_later_training_is_promot
         planted.known_to(server)
         async with daemon(server, planted.database, **planted.sections) as running:
             await decide(running, 0, 11)
-            await until_has(running, Retrained)
+            await until_has(running, RetrainingEnd)
             (work / retraining.CONFIG_FILE).unlink()
             planted.answers(fills)
             await decide(running, 11, 10)
-            await until_has(running, Retrained, 2)
+            await until_has(running, RetrainingEnd, 2)
             left = {path.name for path in work.iterdir()}
             planted.judges()
             with full_disk(monkeypatch, kept):
                 await decide(running, 21, 10)
-                await until_has(running, Retrained, 3)
+                await until_has(running, RetrainingEnd, 3)
             beside = [path.name for path in kept.parent.iterdir()]
             await decide(running, 31, 10)
             await until_has(running, ModelChange, 2)
@@ -169,7 +169,7 @@ async def test_no_decision_waits_for_any_stage_of_a_retraining(
             go_on.touch()
             await running.until(loading.reached.is_set)
             await decide(running, 15, 2)
-            assert not has(running.steps, Retrained)
+            assert not has(running.steps, RetrainingEnd)
             loading.open()
             await running.until(warming.reached.is_set)
             await decide(running, 17, 2)

@@ -22,7 +22,7 @@ from storage_cases import undecided
 from tracepaper.daemon.config.loading import load
 from tracepaper.daemon.config.market import UniverseRule
 from tracepaper.daemon.config.values import SYMBOLS_MAX
-from tracepaper.daemon.feed.client import Listed
+from tracepaper.daemon.feed.client import TradedSymbol
 from tracepaper.daemon.feed.universe import (
     LIST_BYTES_MAX,
     age_days,
@@ -49,11 +49,15 @@ CROSSES = {"name": "sma_cross", "fast": 3, "slow": 7, "long_only": False, "twins
 NAMES = ("AAAUSDT", "BBBUSDT", "CCCUSDT")
 
 
-def listed(symbol: str, turnover: int = 100, volatility: str = "0.05", days: int = 10) -> Listed:
-    return Listed(symbol, "USDT", Decimal(turnover), Decimal(volatility), (100 - days) * DAY)
+def listed(
+    symbol: str, turnover: int = 100, volatility: str = "0.05", days: int = 10
+) -> TradedSymbol:
+    return TradedSymbol(symbol, "USDT", Decimal(turnover), Decimal(volatility), (100 - days) * DAY)
 
 
-def chosen(seen: list[Listed], names: tuple[str, ...] | None = None, **rule: Any) -> list[str]:
+def chosen(
+    seen: list[TradedSymbol], names: tuple[str, ...] | None = None, **rule: Any
+) -> list[str]:
     found = choose(UniverseRule(**rule), seen, count=rule["top"], now_ms=100 * DAY, names=names)
     return [one.symbol for one in found.chosen]
 
@@ -83,7 +87,7 @@ def test_each_limit_leaves_out_what_is_beyond_it() -> None:
     assert chosen(seen, top=9, min_volatility="0.2", max_volatility="0.2") == ["D"]
     assert chosen(seen, top=9, min_volatility="0.05", max_volatility="0.05") == ["A", "C", "B"]
     assert [age_days(listed("A", days=days), 100 * DAY) for days in (0, 1, -1)] == [0, 1, -1]
-    unknown = [Listed("A", "USDT", Decimal(1), Decimal("0.1"), 0)]
+    unknown = [TradedSymbol("A", "USDT", Decimal(1), Decimal("0.1"), 0)]
     assert chosen(unknown, top=9, min_age_days=1) == []
     assert chosen(unknown, top=9) == ["A"]
 
@@ -323,7 +327,7 @@ def told(steps: list[Any]) -> list[UniverseChange]:
 class Lists:
     """An exchange that lists one symbol."""
 
-    async def listed(self, _: Category) -> list[Listed]:
+    async def listed(self, _: Category) -> list[TradedSymbol]:
         return [listed("AAAUSDT")]
 
 
@@ -345,7 +349,7 @@ async def test_a_choice_by_a_clock_that_is_behind_is_not_due_once_more(tmp_path:
 class Markets:
     """An exchange with symbols of two quote currencies."""
 
-    async def listed(self, _: Category) -> list[Listed]:
+    async def listed(self, _: Category) -> list[TradedSymbol]:
         one = listed("AAAUSDC", turnover=900)
         return [one._replace(quote="USDC"), listed("BBBUSDT", turnover=5), listed("CCCUSDT")]
 

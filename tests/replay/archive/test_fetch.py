@@ -16,8 +16,8 @@ from tracepaper.daemon.bybit.client import BybitClient
 from tracepaper.replay.archive import read_candles
 from tracepaper.replay.archive.candles import Span
 from tracepaper.replay.archive.download import (
-    Fetched,
     FetchRequest,
+    FetchResult,
     fetch,
     fetch_symbols,
     holes,
@@ -131,7 +131,7 @@ async def test_a_fetch_that_broke_off_goes_on_where_it_ended() -> None:
             progress=settled.append,
         )
     hole = (FIRST_MS + 700 * MINUTE, FIRST_MS + 720 * MINUTE)
-    assert fetched == Fetched(bars=1_500, absent=(hole,))
+    assert fetched == FetchResult(bars=1_500, absent=(hole,))
     assert settled == [20, 1_000, 500]
     assert sorted(shelf.bars) == [FIRST_MS + i * MINUTE for i in kept if i < 2_500]
     scale = 10 ** (instrument.price_decimals - served.price_decimals)

@@ -19,7 +19,7 @@ from native_objects import built, loops_of
 
 from tracepaper.daemon.cli import invoke
 from tracepaper.replay.backtest.predictors import RETURNS
-from tracepaper.replay.checks.compare import TOLERANCES, Compared, RowCheck, is_rounding
+from tracepaper.replay.checks.compare import TOLERANCES, RowCheck, StepComparison, is_rounding
 from tracepaper.replay.checks.parity import ComparedRun, compare_runs
 from tracepaper.replay.checks.verify import Verification, verify_run
 from tracepaper.storage.database.reader import Reader
@@ -134,7 +134,9 @@ def test_the_last_bit_of_one_float_is_found_here_and_excused_elsewhere(
     ).holds
 
 
-def compared(run: Path, change: Callable[[str, list[object]], None], *, exact: bool) -> Compared:
+def compared(
+    run: Path, change: Callable[[str, list[object]], None], *, exact: bool
+) -> StepComparison:
     """Compare a stored step with itself after *change* was done to its rows."""
     with Reader.open(run) as reader:
         run_id = reader.find("last")

@@ -27,7 +27,7 @@ from tracepaper.replay.backtest.build import build
 from tracepaper.replay.backtest.feed import ArchiveFeed
 from tracepaper.replay.backtest.market_data import MarketData
 from tracepaper.replay.backtest.universe import choices
-from tracepaper.replay.checks.universe import _Seen as Seen
+from tracepaper.replay.checks.universe import _CandidateFigures as Seen
 from tracepaper.replay.checks.verify import verify_run
 from tracepaper.storage.database.reader import Reader
 from tracepaper.storage.record.columns import SOURCE_CODES

@@ -10,7 +10,7 @@ from exchange_client import FIRST_MS, MINUTE, Client, candles, serving, walk_row
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tracepaper.daemon.bybit.messages import Refused
+from tracepaper.daemon.bybit.messages import ExchangeError
 from tracepaper.replay.exchange.answers import kline
 from tracepaper.replay.exchange.market import SimulatedMarket, Venue
 
@@ -74,7 +74,7 @@ def test_any_window_holds_what_a_plain_filter_holds(
         query["end"] = str(FIRST_MS + end)
     answer = kline(VENUE, query, FIRST_MS + now)
     if start is not None and end is not None and end < start:
-        assert isinstance(answer, Refused)
+        assert isinstance(answer, ExchangeError)
         return
     assert isinstance(answer, dict)
     newest_ms = now if end is None else min(now, end)

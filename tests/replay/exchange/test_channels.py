@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from exchange_client import FIRST_MS, MINUTE, Message, candles, serving, walk_rows
 
-from tracepaper.replay.exchange.channels import Pacing
+from tracepaper.replay.exchange.channels import FramePace
 from tracepaper.strategies.types.market import EXCHANGE_CATEGORIES, Category
 
 ROWS = walk_rows(60, seed=3)
@@ -144,8 +144,8 @@ async def test_a_coarse_candle_without_its_last_minutes_is_not_closed_by_the_dat
 def test_more_than_ten_symbols_share_the_frames_of_a_wall_second(
     symbols: int, least_ms: int
 ) -> None:
-    pacing = Pacing(100.0, symbols)
+    pacing = FramePace(100.0, symbols)
     assert pacing.book_gap_ms(MINUTE) == least_ms
     assert pacing.ticker_gap_ms(MINUTE) == 2 * least_ms
     assert pacing.book_gap_ms(4 * 1_000) == 800, "a candle has five all the same"
-    assert Pacing(1.0, symbols).book_gap_ms(MINUTE) == 100
+    assert FramePace(1.0, symbols).book_gap_ms(MINUTE) == 100

@@ -14,7 +14,7 @@ from exchange_client import FIRST_MS, MINUTE, candles, serving, walk_rows
 from generated import surface_page
 
 from tracepaper.daemon.bybit.instruments import recorded_instruments
-from tracepaper.daemon.bybit.messages import Refused
+from tracepaper.daemon.bybit.messages import ExchangeError
 from tracepaper.replay.commands.replay import exchange as exchange_command
 from tracepaper.replay.exchange.answers import Flat, Route
 from tracepaper.replay.exchange.channels import Topic
@@ -118,7 +118,7 @@ IDS = [f"{path}-{query.get('category', '')}" for path, query, *_ in DOCUMENTED]
 def result_of(path: str, query: dict[str, str], now_ms: int = NOW) -> Any:
     """Return what *path* answers; a refusal fails."""
     found = answer(VENUE, f"/v5/market/{path}", query, now_ms)
-    assert not isinstance(found, Refused), found
+    assert not isinstance(found, ExchangeError), found
     return found.result if isinstance(found, Flat) else found
 
 
@@ -153,7 +153,7 @@ def test_a_category_that_nobody_serves_is_an_empty_list_or_a_refusal(route: Any)
     for category in ("inverse", "option", "nonsense", "spot"):
         query = {"category": category, "baseCoin": "ETH"}
         found = answer(empty, route.path, query, NOW)
-        if isinstance(found, Refused):
+        if isinstance(found, ExchangeError):
             assert found.code == 10001
         else:
             rows = found.result if isinstance(found, Flat) else found.get("list", [])
@@ -329,7 +329,7 @@ async def test_the_volatility_body_has_its_category_beside_a_list() -> None:
 )
 def test_what_no_route_can_mean_is_refused(path: str, query: dict[str, str]) -> None:
     found = answer(VENUE, f"/v5/market/{path}", query, NOW)
-    assert isinstance(found, Refused)
+    assert isinstance(found, ExchangeError)
     assert found.code == 10001
 
 

@@ -13,7 +13,7 @@ from explained_runs import LAST
 from pages import document_in, layers_of, said_in
 
 from tracepaper.daemon.cli import invoke
-from tracepaper.replay.explain.attribution import Sided, by_model, compare, sided
+from tracepaper.replay.explain.attribution import MemberView, by_model, compare, sided
 from tracepaper.replay.explain.document import (
     age_chart,
     attribution_chart,
@@ -34,11 +34,11 @@ def past(database: Path, sequence: int = LAST) -> Past:
     return open_past(database, explained_runs.run_id(database), sequence)
 
 
-def side(weights: list[float], newest: int, layers: list[list[float]]) -> Sided:
+def side(weights: list[float], newest: int, layers: list[list[float]]) -> MemberView:
     """Return a side of one-minute bars whose decided bar opens at minute *newest*."""
     times = tuple(60_000 * (newest - age) for age in reversed(range(len(weights))))
     heads = tuple(np.array([layer]) for layer in layers)
-    return Sided("a", "b", times[-1], 5, 0.0, 0.0, times, tuple(weights), {}, heads)
+    return MemberView("a", "b", times[-1], 5, 0.0, 0.0, times, tuple(weights), {}, heads)
 
 
 def test_what_two_have_in_common_is_counted_by_age_by_bar_and_by_layer() -> None:

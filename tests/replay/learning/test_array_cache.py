@@ -12,10 +12,10 @@ import pytest
 from numpy.typing import NDArray
 from waiting import deadline_s
 
-from tracepaper.replay.learning.array_cache import ArrayCache, Shaped, default_folder
+from tracepaper.replay.learning.array_cache import ArrayCache, ArraySpec, default_folder
 from tracepaper.strategies.errors import ConfigInvalid
 
-WANTED = {"values": Shaped((40, 3), "<f4"), "sigma": Shaped((40,), "<f8")}
+WANTED = {"values": ArraySpec((40, 3), "<f4"), "sigma": ArraySpec((40,), "<f8")}
 
 
 class Filler:

@@ -17,7 +17,7 @@ from learning import DAY_BARS, HORIZONS, choose, learnable, split, tiny, write_c
 from tracepaper.daemon import cli
 from tracepaper.replay.learning import baselines
 from tracepaper.replay.learning.baselines import (
-    Asked,
+    BaselineQuestion,
     FittedBaselines,
     Measure,
     fit_baselines,
@@ -93,9 +93,9 @@ def test_what_was_said_of_other_rows_is_not_said_again(
     said = baselines.read_lstm(fitted["lstm"])
     network = baselines.lstm_of(fitted["lstm"])
 
-    def asked(rows: np.ndarray, column: int, of: Measure) -> Asked:
+    def asked(rows: np.ndarray, column: int, of: Measure) -> BaselineQuestion:
         past = past_variances(segment)[:, rows]
-        return Asked(segment, rows, past, HORIZONS[column], column, of)
+        return BaselineQuestion(segment, rows, past, HORIZONS[column], column, of)
 
     for rows in (np.arange(2_000, 2_100), np.arange(2_050, 2_150)):
         wanted = predict(network, segment, rows)

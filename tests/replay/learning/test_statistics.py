@@ -13,7 +13,7 @@ from tracepaper.replay.learning.statistics import (
     RISK_COVERAGES,
     DailyEstimate,
     DayDifference,
-    Ranked,
+    RankedBars,
     compared,
     corrected,
     difference,
@@ -101,11 +101,11 @@ def test_of_many_useless_candidates_one_seldom_looks_good() -> None:
 # --- selective prediction
 
 
-def ranked(rng: np.random.Generator, *, knows: float) -> Ranked:
+def ranked(rng: np.random.Generator, *, knows: float) -> RankedBars:
     """Return bars whose risk is by day and by bar, and a measure that knows some of it."""
     sure = rng.random(ROWS)
     chance = np.clip(0.5 - knows * (sure - 0.5) + 0.08 * rng.normal(size=DAY_COUNT)[DAYS], 0, 1)
-    return Ranked((rng.random(ROWS) < chance).astype(float), sure, DAYS)
+    return RankedBars((rng.random(ROWS) < chance).astype(float), sure, DAYS)
 
 
 def test_a_measure_that_knows_is_found_and_a_useless_one_is_not() -> None:
@@ -142,7 +142,7 @@ def test_the_curve_is_its_definition() -> None:
 def test_a_measure_that_says_one_thing_of_all_bars_chooses_by_chance() -> None:
     # The first days are the riskiest: ties in order of time would look like knowledge.
     risk = (DAYS < 10).astype(float)
-    found = risk_curve([Ranked(risk, np.zeros(ROWS), DAYS)])
+    found = risk_curve([RankedBars(risk, np.zeros(ROWS), DAYS)])
     assert found is not None
     assert abs(found.area.value) < 0.02
 
@@ -150,7 +150,7 @@ def test_a_measure_that_says_one_thing_of_all_bars_chooses_by_chance() -> None:
 def test_bars_that_were_not_measured_are_left_out() -> None:
     part = ranked(np.random.default_rng(6), knows=0.3)
     half = part._replace(measure=np.where(np.arange(ROWS) % 2, part.measure, np.nan))
-    every_second = Ranked(part.risk[1::2], part.measure[1::2], part.days[1::2])
+    every_second = RankedBars(part.risk[1::2], part.measure[1::2], part.days[1::2])
     one, two = risk_curve([half]), risk_curve([every_second])
     assert one is not None
     assert two is not None

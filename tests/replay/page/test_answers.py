@@ -25,7 +25,7 @@ from tracepaper.replay.page import (
     rollups,
     runs,
 )
-from tracepaper.replay.page.databases import Databases, Refusing, ShownRun
+from tracepaper.replay.page.databases import Databases, HttpRefusal, ShownRun
 from tracepaper.replay.page.routes import match
 from tracepaper.replay.report.document import report_document
 from tracepaper.replay.report.report import build_report
@@ -155,7 +155,7 @@ def test_a_symbol_has_its_own_marks(pair_database: Path) -> None:
         assert own == [one for one in every if one.instrument == name] != every
     asked = {"instrument": "linear:NONE"}
     call = match(f"/runs/{shown.run_id}/marks", asked)
-    with pytest.raises(Refusing, match="no such instrument"):
+    with pytest.raises(HttpRefusal, match="no such instrument"):
         call.respond(Databases([pair_database]), lambda *_: None)
 
 
@@ -214,7 +214,7 @@ def test_rows_are_filtered_sorted_and_paged(shown: ShownRun) -> None:
     last = records.rows(shown, "fills", {}, **asked, limit=whole.total, after=None)
     assert (len(last.rows), last.next) == (whole.total, None)  # a page that is just full
     for view, filters in (("nope", {}), ("fills", {"x": "1"}), ("fills", {"price": "much"})):
-        with pytest.raises(Refusing):
+        with pytest.raises(HttpRefusal):
             records.rows(shown, view, filters, **asked, limit=10, after=None)
 
 
@@ -315,7 +315,7 @@ def test_a_rollup_is_what_the_bars_say_and_is_made_anew_where_it_is_damaged(
 def test_a_run_that_is_nowhere_is_refused(cross_database: Path) -> None:
     shelf = Databases([cross_database])
     for wanted in ("", "last", "../../etc/passwd", str(cross_database), "x' OR 1=1"):
-        with pytest.raises(Refusing):
+        with pytest.raises(HttpRefusal):
             shelf.find(wanted)
 
 

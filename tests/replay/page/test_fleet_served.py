@@ -27,7 +27,7 @@ from waiting import until
 
 from tracepaper.daemon.cli import invoke
 from tracepaper.replay.page import fleet as fleet_of_page
-from tracepaper.replay.page.databases import Databases, FleetSource, Refusing
+from tracepaper.replay.page.databases import Databases, FleetSource, HttpRefusal
 from tracepaper.replay.page.fleet import pull_run
 from tracepaper.replay.page.server import serving
 from tracepaper.storage.fleet.follow import ship_once
@@ -199,13 +199,13 @@ def test_a_folder_that_cannot_be_written_is_said_without_its_place(
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (400_000, before[1]))
     try:
-        with pytest.raises(Refusing, match=r"^r-1\.db cannot be written .*free disk space"):
+        with pytest.raises(HttpRefusal, match=r"^r-1\.db cannot be written .*free disk space"):
             pull_run(shelf, database_id(path), "r-1", told)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert shelf.paths == ()
     shutil.rmtree(source.folder)
-    with pytest.raises(Refusing, match=r"temporary folder cannot be written \(No such file"):
+    with pytest.raises(HttpRefusal, match=r"temporary folder cannot be written \(No such file"):
         pull_run(shelf, database_id(path), "r-1", told)
 
 

@@ -18,7 +18,7 @@ import tracepaper
 from tracepaper.replay.document.charts import Chart
 from tracepaper.replay.document.values import Table
 from tracepaper.replay.page import model, records, routes, runs
-from tracepaper.replay.page.databases import Databases, Refusing, ShownRun
+from tracepaper.replay.page.databases import Databases, HttpRefusal, ShownRun
 from tracepaper.storage.sweeps import SweepFile, is_sweep, read_sweep
 
 HEADER = {"strategy": "sma_cross", "objective": "sharpe"}
@@ -48,7 +48,7 @@ def test_a_sweep_is_listed_and_is_the_document_of_its_command(swept: Path) -> No
     assert "How much of it is luck" in texts
     (table,) = [part for part in shown["parts"] if part["kind"] == "table"]
     assert len(table["rows"]) == 2
-    with pytest.raises(Refusing, match="no such sweep"):
+    with pytest.raises(HttpRefusal, match="no such sweep"):
         shelf.sweep("0" * 16)
 
 
@@ -79,7 +79,7 @@ def test_a_sweep_that_is_not_whole_says_how_to_go_on(tmp_path: Path) -> None:
     shelf = Databases([path])
     (row,) = runs.runs(shelf).sweeps
     assert (row.cells, row.is_whole) == (1, False)
-    with pytest.raises(Refusing, match="the same command goes on"):
+    with pytest.raises(HttpRefusal, match="the same command goes on"):
         routes.match(f"/sweeps/{row.sweep_id}", {}).respond(shelf, lambda *_: None)
 
 

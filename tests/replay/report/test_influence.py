@@ -29,7 +29,7 @@ from tracepaper.replay.report.attention import (
 from tracepaper.replay.report.attention_charts import influence_chart, influence_quarters_chart
 from tracepaper.replay.report.report import Report, build_report
 from tracepaper.replay.report.trades import ClosedTrade
-from tracepaper.replay.run_columns import Noted
+from tracepaper.replay.run_columns import NoteColumns
 from tracepaper.storage.checkpoints import save
 from tracepaper.strategies.features.rows import schema
 from tracepaper.strategies.networks.cross_asset import CrossAssetConfig, CrossAssetNetwork
@@ -196,14 +196,14 @@ def test_spread_quarters_and_the_rest_are_by_the_definition(report: Report) -> N
     names = [f"S{number:02}USDT" for number in range(100)]
     times = np.arange(40) * 300_000 + 60_000
     whole = rng.dirichlet(np.full(100, 0.05), size=(len(times), 100))  # [time, row, column]
-    notes: dict[str, dict[str, Noted]] = {}
+    notes: dict[str, dict[str, NoteColumns]] = {}
     for row, name in enumerate(names):
         largest = np.argsort(-whole[:, row], axis=1)[:, :8]
         noted = np.zeros((len(times), 100), dtype=bool)
         np.put_along_axis(noted, largest, True, axis=1)
         whole[:, row][~noted] = 0.0
         notes[f"linear:{name}"] = {
-            f"from_{names[at]}": Noted(
+            f"from_{names[at]}": NoteColumns(
                 times[noted[:, at]], whole[noted[:, at], row, at], np.array([], dtype=np.str_)
             )
             for at in np.flatnonzero(noted.any(axis=0)).tolist()

@@ -15,7 +15,7 @@ from msgspec.structs import replace
 from storage_cases import prune
 
 from tracepaper.storage.audit import SqlAuditLog
-from tracepaper.storage.chain.integrity import Audited, audit
+from tracepaper.storage.chain.integrity import AuditResult, audit
 from tracepaper.storage.chain.verify import ChainReport
 from tracepaper.storage.database.reader import Reader
 from tracepaper.storage.record.columns import stored_columns
@@ -48,7 +48,7 @@ def done(path: Path, *statements: str) -> None:
         raw.commit()
 
 
-def audited(path: Path, run_id: str = "last", head: bytes | None = None) -> Audited:
+def audited(path: Path, run_id: str = "last", head: bytes | None = None) -> AuditResult:
     with Reader.open(path) as reader:
         return audit(reader.connection, reader.find(run_id), head=head)
 
@@ -60,8 +60,8 @@ def said(path: Path, run_id: str = "last", head: bytes | None = None) -> str:
 
 
 def test_a_run_without_a_step_is_not_called_whole() -> None:
-    assert not Audited(ChainReport("first", 0, b"", None, None, None), None).holds
-    assert Audited(ChainReport("first", 1, b"", None, None, None), None).holds
+    assert not AuditResult(ChainReport("first", 0, b"", None, None, None), None).holds
+    assert AuditResult(ChainReport("first", 1, b"", None, None, None), None).holds
 
 
 # ---------------------------------------------------------------- the schema

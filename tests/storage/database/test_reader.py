@@ -10,7 +10,7 @@ import storage_cases as cases
 from storage_cases import prune
 
 from tracepaper.storage.audit import SqlAuditLog
-from tracepaper.storage.database.chunks import Located
+from tracepaper.storage.database.chunks import RunLocation
 from tracepaper.storage.database.queries import ask
 from tracepaper.storage.database.reader import Reader, resolve
 from tracepaper.storage.record.columns import SCHEMA
@@ -36,9 +36,9 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     [("abc-1", "abc-1"), ("abc", "abc-1"), ("abd", "abd"), ("abd-", "abd-2"), ("last", "abd")],
 )
 def test_a_run_is_found_by_what_names_it(path: Path, spec: str, run_id: str) -> None:
-    assert resolve(path, spec) == Located(path, run_id)
-    assert resolve(None, f"{path}#{spec}") == Located(path, run_id)
-    assert resolve(Path("elsewhere.db"), f"{path}#{spec}") == Located(path, run_id)
+    assert resolve(path, spec) == RunLocation(path, run_id)
+    assert resolve(None, f"{path}#{spec}") == RunLocation(path, run_id)
+    assert resolve(Path("elsewhere.db"), f"{path}#{spec}") == RunLocation(path, run_id)
 
 
 @pytest.mark.parametrize(

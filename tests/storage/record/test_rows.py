@@ -16,7 +16,7 @@ from tracepaper.storage.audit import SqlAuditLog
 from tracepaper.storage.database.chunks import gate_set_of
 from tracepaper.storage.database.reader import Reader
 from tracepaper.storage.record.columns import SCHEMA, SEQUENCE_LIMIT, Row, stored_columns
-from tracepaper.storage.record.decode import Interned, StepDecoder, StoredRows
+from tracepaper.storage.record.decode import InternedRows, StepDecoder, StoredRows
 from tracepaper.storage.record.encode import StepEncoder
 from tracepaper.storage.record.hashing import ChainHead, pack, sealed
 from tracepaper.storage.record.rows import (
@@ -37,7 +37,7 @@ def through_rows(steps: list[Step]) -> list[Step]:
     sets: dict[int, list[Row]] = {}
     decoder = StepDecoder(
         cases.run(),
-        Interned(
+        InternedRows(
             outcomes.__getitem__,
             lambda sequence, book: holdings[sequence, book],
             lambda key: _gate_set(sets[key]),

@@ -265,7 +265,7 @@ class Rings(NamedTuple):
     counts: tuple[int, ...]
     window: int
 
-    def scanned(self, name: str) -> compiled.Scanned:
+    def scanned(self, name: str) -> compiled.WindowRows:
         query, keys, values, rollout, end, counts, window = self
         stop = end + query.shape[1]
         new = compiled.StreamRows(*(x[:, end:stop] for x in (keys, values, rollout)))
@@ -278,7 +278,7 @@ class Rings(NamedTuple):
         assert all(map(torch.equal, rings, (keys, values, rollout)))
         return scanned
 
-    def dense(self) -> compiled.Scanned:
+    def dense(self) -> compiled.WindowRows:
         """Return the same in float64, from whole matrices."""
         pairs, time, _ = self.query.shape
         heads = pairs // len(self.counts)
@@ -299,7 +299,7 @@ class Rings(NamedTuple):
             dim=-1,
         )
         mean = shares.unflatten(0, (-1, heads)).mean(1)
-        return compiled.Scanned(
+        return compiled.WindowRows(
             shares @ self.values.double(), figures, mean @ self.rollout.double()
         )
 

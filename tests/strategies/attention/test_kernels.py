@@ -21,7 +21,7 @@ from waiting import deadline_s
 
 from tracepaper.strategies.attention import backends, kernels
 from tracepaper.strategies.attention.backends import (
-    Chunked,
+    ChunkedBackend,
     CudaEfficient,
     Kernel,
     kernel_for,
@@ -252,7 +252,7 @@ def test_auto_takes_the_flash_kernel_of_the_device() -> None:
         ("sdpa", torch.float32, CudaEfficient),
         ("sdpa", torch.float16, CudaFlash),
         ("sdpa", torch.bfloat16, CudaFlash),
-        ("chunked", torch.float64, Chunked),
+        ("chunked", torch.float64, ChunkedBackend),
     ],
 )
 def test_a_device_has_a_kernel_for_every_type(
@@ -305,7 +305,7 @@ def test_zeros_beside_the_head_dim_change_nothing(mask: Mask) -> None:
     torch.testing.assert_close(found.logsumexp, wanted.logsumexp)
 
 
-class WindowedKernel(Chunked):
+class WindowedKernel(ChunkedBackend):
     """A kernel that knows windows itself, as the device's flash kernel does."""
 
     asked: ClassVar[list[int]] = []
@@ -314,7 +314,9 @@ class WindowedKernel(Chunked):
         self, query: Tensor, key: Tensor, value: Tensor, *, window: int, scale: float
     ) -> Pass:
         self.asked.append(window)
-        return Pass(*window_forward(Chunked(), query, key, value, window=window, scale=scale))
+        return Pass(
+            *window_forward(ChunkedBackend(), query, key, value, window=window, scale=scale)
+        )
 
     def window_backward(
         self,
@@ -327,7 +329,7 @@ class WindowedKernel(Chunked):
     ) -> tuple[Tensor, Tensor, Tensor]:
         self.asked.append(-window)
         return window_backward(
-            Chunked(), gradient, inputs, (result[0], result[1]), window=window, scale=scale
+            ChunkedBackend(), gradient, inputs, (result[0], result[1]), window=window, scale=scale
         )
 
 
@@ -335,7 +337,7 @@ def test_a_kernel_with_windows_of_its_own_is_asked_for_them() -> None:
     made = torch.randn(3, 1, 2, 30, 8, generator=torch.Generator().manual_seed(1))
     grads = []
     WindowedKernel.asked.clear()
-    for kernel in (WindowedKernel(), Chunked()):
+    for kernel in (WindowedKernel(), ChunkedBackend()):
         leaves = [x.clone().requires_grad_() for x in made]
         output, _ = window_attention(*leaves, kernel, 7, 0.3)
         grads.append(torch.autograd.grad(output.sum(), leaves))

@@ -28,8 +28,8 @@ from tracepaper.strategies.features.v2 import (
     CYCLES,
     FAMILIES,
     SIGMA_FLOOR,
+    FeatureBasis,
     FeatureColumn,
-    Known,
     column,
 )
 from tracepaper.strategies.types.market import Bar
@@ -358,7 +358,7 @@ def test_a_feature_that_is_added_is_found_in_names_width_and_rows(
     added: list[FeatureColumn] = []
 
     @column("sigmas_from", 32, gain=0.5, to=added)
-    def from_mean(of: Known, window: Window) -> Array:
+    def from_mean(of: FeatureBasis, window: Window) -> Array:
         return (np.exp(of.distance(window)) - 1.0) / of.sigma
 
     monkeypatch.setitem(FAMILIES, "wider", [*COLUMNS, *added])

@@ -25,7 +25,7 @@ from tracepaper.strategies.networks.cross_asset import (
     weights_of,
 )
 from tracepaper.strategies.networks.encodings import Phases
-from tracepaper.strategies.networks.flash import Block, BlockOptions, Projected
+from tracepaper.strategies.networks.flash import Block, BlockOptions, BlockProjection
 
 SYMBOLS = ("AUSDT", "BUSDT", "CUSDT", "DUSDT")
 FEATURES, TIME = 5, 11
@@ -191,7 +191,7 @@ def test_no_bar_of_another_asset_is_seen_before_it_closed() -> None:
 class Early(Block):
     """Lets every asset see the second one a bar ahead."""
 
-    def project(self, x: Tensor, phases: Phases) -> Projected:
+    def project(self, x: Tensor, phases: Phases) -> BlockProjection:
         ahead = x.clone()  # [bar, asset, dim]
         ahead[:-1, 1] = x[1:, 1]
         return super().project(ahead, phases)

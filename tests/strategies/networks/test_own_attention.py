@@ -31,7 +31,7 @@ from tracepaper.strategies.networks.flash import FlashConfig, FlashNetwork
 
 assert user_class.imported("own_attention:Softmax", key="mechanism")
 
-FADING = "tracepaper.strategies.networks.custom:Fading"
+FADING = "tracepaper.strategies.networks.custom:FadingAttention"
 SIZES: Mapping[str, Any] = {
     "features": 5, "dim": 16, "layers": 2, "heads": 2, "window": 24, "horizons": (5, 30),
 }  # fmt: skip

@@ -23,7 +23,7 @@ from tracepaper.daemon.config.loading import load
 from tracepaper.daemon.session.diagnostics import diagnose
 from tracepaper.strategies.api.model import KINDS, ModelKind, register
 from tracepaper.strategies.attention import backends, kernels
-from tracepaper.strategies.attention.backends import Backend, Chunked
+from tracepaper.strategies.attention.backends import Backend, ChunkedBackend
 from tracepaper.strategies.attention.masks import Mask
 from tracepaper.strategies.attention.reads import MatrixRead
 from tracepaper.strategies.errors import AttentionInvalid, ConfigInvalid
@@ -48,7 +48,9 @@ def tensors(time: int = 40) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def test_a_backend_is_one_entry(capsys: pytest.CaptureFixture[str]) -> None:
-    made = Backend("fast", runs_on=lambda _: True, kernel=lambda *_: Chunked(), is_aligned=False)
+    made = Backend(
+        "fast", runs_on=lambda _: True, kernel=lambda *_: ChunkedBackend(), is_aligned=False
+    )
     full = replace(models.SMALL, mask="full")
     with registered(backends.BACKENDS, lambda: backends.register(made)):
         assert "fast" in kernels.available("cpu")
