@@ -165,6 +165,7 @@ async def test_a_stream_that_waits_beyond_the_bound_is_asked_for_again(
         await run.expect(lambda: len(opens(run, ETHER)) == BEFORE + 8)
         assert not run.gaps()  # its turn ends when REST has no more
         await close(run, 8, "BTCUSDT", "ETHUSDT")
+        run.move_to(START_MS + 9 * MINUTE + 30_000)  # a frame that a reconnection lost is overdue
         await run.expect(lambda: len(opens(run, ETHER)) == BEFORE + 9)
         assert opens(run, ETHER) == list(range(-BEFORE, 9))
 
