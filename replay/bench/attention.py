@@ -36,7 +36,12 @@ from tracepaper.strategies.attention.propagation import relevance, relevance_rul
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.networks.architecture import Network, network_kinds
 from tracepaper.strategies.networks.flash import FlashConfig, FlashNetwork
-from tracepaper.strategies.networks.stream import CHUNK_BARS, StreamingNetwork, StreamState
+from tracepaper.strategies.networks.stream import (
+    CHUNK_BARS,
+    StreamingNetwork,
+    StreamState,
+    stream_backends,
+)
 
 SIZES: Final = (1_024, 2_048, 4_096, 8_192, 16_384)
 DENSE_MAX: Final = 4_096
@@ -407,7 +412,8 @@ def live_row(config: FlashConfig | None = None) -> Row:
     with torch.random.fork_rng():
         torch.manual_seed(SEED)
         network = FlashNetwork(config or FlashConfig()).eval()
-    scan = Scan(StreamingNetwork(network))
+    fastest = stream_backends(network.config, "cpu")[0]
+    scan = Scan(StreamingNetwork(network, backend=fastest))
     generator = torch.Generator().manual_seed(SEED)
     rows = torch.randn(1, BATCH_BARS, network.config.features, generator=generator).clamp(-5, 5)
     steps = []
