@@ -7,7 +7,7 @@ the product. The tests of the groups are collected once and run once as they are
 functions each test runs and how long it takes. Then each mutation is made in a fork of that
 process, and no file changes: the tests that run its definition are run until one fails, near ones
 first; one that does not end has failed. A mutation that was drawn meets only the nearest. What a
-test runs in another program is not mutated, and tests marked ``slow`` are left out. A survivor
+test runs in another program is not mutated, and tests marked ``long`` are left out. A survivor
 that the table does not know fails the command: their number cannot grow. Survivors of drawn
 mutations are printed.
 
@@ -587,7 +587,7 @@ def judge(table: Mapping[str, Group], budget: Budget, root: Path) -> int:
             "-p",
             "no:terminal",
             "-m",
-            "not slow",
+            "not long",
         ]
         sys.path.insert(
             0, str(root)

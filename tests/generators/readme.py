@@ -41,7 +41,10 @@ COMMAND_WITHIN_S: Final = 900.0  # of a training, beside other work
 
 SHORTENED: Final = (
     (re.compile(r"tracepaper demo$"), "tracepaper demo --days 1 --seconds 5"),
-    (re.compile(r"-m pytest.*"), "-m pytest -q -p no:cacheprovider tests/strategies/gates/test_gates.py"),
+    (
+        re.compile(r"-m pytest.*"),
+        "-m pytest -q -p no:cacheprovider tests/strategies/gates/test_gates.py",
+    ),
 )
 """What makes a Makefile's recipe short enough for a test."""
 
