@@ -11,6 +11,7 @@ import itertools
 import sqlite3
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
+from operator import itemgetter
 from typing import TYPE_CHECKING, Final, Self, TypeVar
 
 from msgspec import Struct
@@ -162,6 +163,23 @@ def insert_sql(table: str, columns: tuple[str, ...] = ()) -> str:
     names = columns or stored_columns(table)
     statement = insert(target)
     return str(statement.compile(dialect=dialect(paramstyle="qmark"), column_keys=list(names)))
+
+
+_OPENED_AT: Final = stored_columns("steps").index("open_time_ms")
+
+
+def _step_shape(row: Row) -> int:
+    """Return what tells rows of ``steps`` apart: their length, below 0 of a step without a bar."""
+    return len(row) if row[_OPENED_AT] is not None else -len(row)
+
+
+def _insert_of(table: str, rows: Sequence[Row]) -> tuple[str, Callable[[Row], Row] | None]:
+    """Return the insert of *rows* of one length, and what picks its values; None of all of them."""
+    present = [column.count(None) < len(rows) for column in zip(*rows, strict=True)]
+    sql = insert_sql(table, tuple(itertools.compress(stored_columns(table), present)))
+    return sql, None if all(present) else itemgetter(
+        *itertools.compress(range(len(present)), present)
+    )
 
 
 _AT_ONCE: Final = (Command, ModelChange, RetrainingEnd, ParityCheck)
@@ -495,22 +513,21 @@ class SqlAuditLog:
 
     def _write_rows(self, commit: Commit) -> None:
         for table, rows in commit.rows.items():
-            if table == "steps":
-                # In their order, so that every page is filled before the next one is begun.
-                names = stored_columns(table)
-                for length, part in itertools.groupby(rows, len):
-                    self._insert(table, list(part), names[:length])
-            elif rows:
-                # Binding a null costs as much as a number, and some tables are mostly null.
-                values = list(zip(*rows, strict=True))
-                present = [column.count(None) < len(rows) for column in values]
-                columns = tuple(itertools.compress(stored_columns(table), present))
-                filled = list(zip(*itertools.compress(values, present), strict=True))
-                self._insert(table, filled, columns)
+            # Binding a null costs as much as four numbers, so what is null in all rows of a shape
+            # is left out. They stay in order: every page is filled before the next one is begun.
+            shape = _step_shape if table == "steps" else len
+            parts = [list(part) for _, part in itertools.groupby(rows, shape)]
+            shapes: dict[int, list[Row]] = {}
+            for part in parts:
+                shapes.setdefault(shape(part[0]), []).extend(part)
+            inserts = {key: _insert_of(table, alike) for key, alike in shapes.items()}
+            for part in parts:
+                sql, chosen = inserts[shape(part[0])]
+                self._raw.executemany(sql, part if chosen is None else map(chosen, part))
 
-    def _insert(self, table: str, rows: Sequence[Row], columns: tuple[str, ...] = ()) -> None:
+    def _insert(self, table: str, rows: Sequence[Row]) -> None:
         if rows:
-            self._raw.executemany(insert_sql(table, columns), rows)
+            self._raw.executemany(insert_sql(table), rows)
 
     def _begin_write(self) -> None:
         """Take the write lock; wait while another process (a shell, say) holds it.

@@ -437,7 +437,7 @@ class Engine:
             return None
         repeats: dict[str, Repeat] = {}
         for key, state in self.states.items():
-            repeat = state.begin_stretch(book.lines[key], most[key])
+            repeat = state.begin_stretch(book.lines[key])
             if repeat is None:
                 return None
             repeats[key] = repeat
@@ -457,24 +457,39 @@ class Engine:
     def _take_repeats(
         self, units: UnitQueue, room: int, repeats: Mapping[str, Repeat], most: Mapping[str, int]
     ) -> tuple[list[Bar | Close], list[float]]:
-        """Take the units whose bars follow at once and repeat *repeats*; return how plausible."""
+        """Take the units whose bars follow at once and repeat *repeats*; return how plausible.
+
+        What a strategy answers to the unit that ends it waits for that unit's step, an error too.
+        """
         states, interval_ms = self.states, self._interval_ms
         # Where the last bars of instruments differ, no close follows all of them at once.
         opened = {bar.open_time_ms for key in states if (bar := states[key].history.last_bar)}
         due_ms = max(opened) + interval_ms if len(opened) == 1 else -1
+        ahead = {key: states[key].look_ahead(repeats[key], most[key]) for key in states}
         taken, plausible = list[Bar | Close](), list[float]()
         unit = units.peek()
         while bars := self._following(unit, room, due_ms):
             assert isinstance(unit, Bar | Close)
-            if (measured := self._look_ahead(bars, repeats, most)) is None:
-                return taken, plausible
+            bar, failure, measured = bars[0], None, list[float]()
+            try:
+                for bar in bars:
+                    measured += (ahead[bar.instrument].observe(bar),)
+                for bar in bars:
+                    if not ahead[bar.instrument].repeats(bar):
+                        measured = []
+            except Exception as error:  # noqa: BLE001 - whatever a strategy raises
+                failure, measured = error, list[float]()
+            if not measured:
+                for each in bars:
+                    state = states[each.instrument]
+                    if state.history.last_bar is each:
+                        state.keep_answer(each, failure if each is bar else None)
+                break
             taken.append(unit)
             plausible += measured
-            room -= len(bars) + isinstance(unit, Close)
+            room -= len(bars) + (type(unit) is Close)
             due_ms += interval_ms
             unit = units.advance()
-        for state in states.values():
-            state.ahead = None
         return taken, plausible
 
     def _following(self, unit: Unit | None, room: int, due_ms: int) -> Sequence[Bar]:
@@ -502,29 +517,6 @@ class Engine:
                 return ()
         return bars
 
-    def _look_ahead(
-        self, bars: Sequence[Bar], repeats: Mapping[str, Repeat], most: Mapping[str, int]
-    ) -> list[float] | None:
-        """Show *bars*, and ask about each; return how plausible, None where one does not repeat.
-
-        An error waits for the step.
-        """
-        states, bar = self.states, bars[0]
-        is_repeat = True
-        try:
-            for bar in bars:
-                states[bar.instrument].look_ahead(bar)
-            for bar in bars:
-                key = bar.instrument
-                if not states[key].repeats_at(bar, repeats[key], most[key]):
-                    is_repeat = False
-        except Exception as error:  # noqa: BLE001 - whatever a strategy raises
-            states[bar.instrument].fail_at(bar, error)
-            return None
-        if not is_repeat:
-            return None
-        return [states[bar.instrument].history.plausible for bar in bars]
-
     def _valued(
         self,
         first: int,
@@ -533,14 +525,16 @@ class Engine:
         repeats: Mapping[str, Repeat],
     ) -> QuietStretch:
         """Return the stretch of the units *taken*; accounts and strategies go on after it."""
-        broker, bars = self.broker, list[Bar]()
-        account, lines = broker.own.balance(), broker.own.books[0].lines
+        broker, account = self.broker, self.broker.own.balance()
+        lines, bars, closes = broker.own.books[0].lines, list[Bar](), 0
         for unit in taken:
             if isinstance(unit, Bar):
                 bars.append(unit)
             else:
                 bars += unit.bars
-        profits = [lines[bar.instrument].profit_at(bar.close) for bar in bars]
+                closes += 1
+        profit = {key: lines[key].profit_at for key in repeats}
+        profits = [profit[bar.instrument](bar.close) for bar in bars]
         count = len(repeats)
         totals = profits
         if count > 1:
@@ -548,7 +542,8 @@ class Engine:
         for key, repeat in repeats.items():
             broker.follow([bar for bar in bars if bar.instrument == key])
             self.states[key].end_stretch(repeat)
-        return QuietStretch(first, taken, plausible, profits, totals, repeats, account)
+        after = first + len(bars) + closes
+        return QuietStretch(first, after, taken, plausible, profits, totals, repeats, account)
 
     # ------------------------------------------------------------ a bar, from top to bottom
 

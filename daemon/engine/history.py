@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Iterator
-from typing import Final
+from collections.abc import Callable, Iterator
+from typing import Final, NamedTuple
 
 from msgspec.structs import replace
 
@@ -52,6 +52,14 @@ OUTCOMES_KEPT: Final = 64
 
 OutcomeKey = tuple[Action, str, int, Regime, int | None, float | None]
 """Action, reason, gates passed, regime, cell and factor: what outcomes are told apart by."""
+
+
+class FollowingBars(NamedTuple):
+    """What a bar without a hole before it is shown to; None where nothing looks."""
+
+    judge: Callable[[Bar, int], float] | None  # of the bar and the tick, how plausible it is
+    record: Callable[[Bar], None] | None
+    tick: int
 
 
 class InstrumentHistory:
@@ -191,14 +199,14 @@ class InstrumentHistory:
             self.bars += 1
             self.knows_bars = self.bars >= self._strategy_needs
 
-    def follow(self, bar: Bar) -> None:
-        """Take in the bar after the last one, as ``observe`` does where bars alone decide."""
+    def follow_at_once(self) -> FollowingBars:
+        """Return what takes in bars that follow the last one at once, where bars alone decide."""
         self.missing_bars = 0
-        if self.plausibility is not None:
-            self.plausible = self.plausibility.add(bar, self._tick)
-        if self._writes_record:
-            self.record.append(bar)
-        self.last_bar = bar
+        return FollowingBars(
+            None if self.plausibility is None else self.plausibility.add,
+            self.record.append if self._writes_record else None,
+            self._tick,
+        )
 
     def observe_part(self, bar: Bar, whole: InstrumentHistory) -> None:
         """Take in *bar* as far as it is not that of the *whole*, which was shown it first."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 from math import nan
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from msgspec.structs import replace
 
@@ -59,6 +59,8 @@ from tracepaper.strategies.types.market import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from tracepaper.daemon.engine.member import Member
 
 HORIZON: Final = "horizon"
@@ -66,6 +68,15 @@ NO_SIDE: Final = (
     "The strategy ordered without a position_side, which the account needs in hedge mode; give "
     "buy() and sell() position_side=PositionSide.LONG or SHORT."
 )
+
+
+class LookAhead(NamedTuple):
+    """What takes in a bar before its step: it observes, then asks, once a bar each."""
+
+    observe: Callable[[Bar], float]  # returns how plausible the bar is
+    repeats: Callable[[Bar], bool]  # whether its step will repeat the one before
+
+
 _COLD: Final = Signal(Action.HOLD, "fewer bars than the warm-up")
 
 
@@ -80,8 +91,6 @@ class InstrumentState:
     __slots__ = (
         "_answer",
         "_cash",
-        "_closes_least",
-        "_closes_most",
         "_context",
         "_exits",
         "_flat_on_refusal",
@@ -89,7 +98,6 @@ class InstrumentState:
         "_instrument_context",
         "_looks_at_bar_alone",
         "_never_short",
-        "_newest_answer",
         "_repeats",
         "_sees_account",
         "_sizer",
@@ -150,8 +158,6 @@ class InstrumentState:
         # Of a stretch: the bar that was observed before its step, the answer to it, or the error.
         self.ahead: Bar | None = None
         self._answer: Signal | Orders | Exception | None = None
-        self._newest_answer: Signal | Orders | None = None  # the last one that repeats the signal
-        self._closes_least = self._closes_most = 0  # closes at which the size is known to stay
         self._instrument_context = InstrumentContext.of(instrument, self.history.record)
         self._sees_account = strategy.sees_account
         # Where ``_look`` would look at nothing but the bar and the last verdict.
@@ -482,8 +488,8 @@ class InstrumentState:
         signal = self.signal
         return isinstance(signal, Signal) and signal.note is not None
 
-    def begin_stretch(self, line: Line, closes_most: int) -> Repeat | None:
-        """Return what bars would repeat that follow at once and close at *closes_most* at most.
+    def begin_stretch(self, line: Line) -> Repeat | None:
+        """Return what bars would repeat that follow at once.
 
         None where the newest decision cannot repeat: not all bars are known, one is looked at
         already, it was refused or left open, or its entry is protected.
@@ -508,65 +514,80 @@ class InstrumentState:
         measures, passed = self.gates.judge_next(self.history)
         if passed != last.outcome.passed:
             return None
-        self._answer, self._newest_answer = signal, None
-        is_sized = self._sizer.follows_signal or not is_entry(signal.action)
-        self._closes_least, self._closes_most = (0, closes_most) if is_sized else (1, 0)
         decision = Decision(last.outcome, last.target_quantity, measures)
         return Repeat(decision, self.gates.evaluator.plausible_at, line.position)
 
-    def look_ahead(self, bar: Bar) -> None:
-        """Observe *bar*, which follows the last one at once, before its step."""
-        history = self.history
-        history.follow(bar)
-        if self._sizes_by_bars:
-            self._sizer.observe(bar)
-        self.strategy.observe(bar)
-        history.day_range.push(bar)
-        self.ahead = bar
+    def look_ahead(self, repeat: Repeat, closes_most: int) -> LookAhead:  # noqa: C901 - the path of every bar, without calls
+        """Return how to observe bars that follow at once, and to ask about each, before its step.
 
-    def repeats_at(self, bar: Bar, repeat: Repeat, closes_most: int) -> bool:
-        """Ask about *bar*, which was observed, once; return whether its step repeats *repeat*.
-
-        The sizer is asked only where the close is outside the interval of prices at which it has
-        kept what is held.
+        The second says whether the step repeats *repeat*; it does not above *closes_most*. The
+        sizer is asked only where the close is outside the interval of prices at which it has kept
+        what is held.
         """
-        context = BarContext(
-            bar, None, self.regimes.regime, repeat.decision.outcome, None, self._instrument_context
-        )
-        answer = self.strategy.decide(context)
-        if answer is not self._newest_answer:
-            allowed = self._as_allowed(answer)
-            if allowed != self.signal:
-                self._answer = allowed
-                return False
-            self._newest_answer = answer
-        if self.history.plausible > self.gates.evaluator.plausible_most:
-            return False
-        close = bar.close
-        if self._closes_least <= close <= self._closes_most:
-            return True
-        signal = self.signal
+        history, strategy, sizer = self.history, self.strategy, self._sizer
+        signal, standing = self.signal, repeat.decision.target_quantity or 0
         assert isinstance(signal, Signal)
-        standing = repeat.decision.target_quantity or 0
-        if close > closes_most or (
-            is_entry(signal.action)
-            and self._sizer.target(signal, bar, None, standing=standing) != standing
-        ):
-            return False
-        if self._sizer.falls_with_price(signal):
-            if self._closes_least > self._closes_most:
-                self._closes_least = self._closes_most = close
-            self._closes_least = min(self._closes_least, close)
-            self._closes_most = max(self._closes_most, close)
-        return True
+        self._answer, newest = signal, None
+        judge, record, tick = history.follow_at_once()
+        measured = history.plausible
+        sees_bars = type(strategy).observe is not Strategy.observe
+        push, decide, sizes_by_bars = history.day_range.push, strategy.decide, self._sizes_by_bars
+        is_sized = sizer.follows_signal or not is_entry(signal.action)
+        least, most = (0, closes_most) if is_sized else (1, 0)
+        grows = sizer.falls_with_price(signal)
+        shared, outcome = self._instrument_context, repeat.decision.outcome
+        regime, plausible_most = self.regimes.regime, self.gates.evaluator.plausible_most
+
+        def observe(bar: Bar) -> float:
+            nonlocal measured
+            if judge is not None:
+                history.plausible = measured = judge(bar, tick)
+            if record is not None:
+                record(bar)
+            history.last_bar = bar
+            if sizes_by_bars:
+                sizer.observe(bar)
+            if sees_bars:
+                strategy.observe(bar)
+            push(bar)
+            return measured
+
+        def repeats(bar: Bar) -> bool:
+            nonlocal newest, least, most
+            answer = decide(BarContext(bar, None, regime, outcome, None, shared))
+            if answer is not newest:
+                allowed = self._as_allowed(answer)
+                if allowed != signal:
+                    self._answer = allowed
+                    return False
+                newest = answer
+            if history.plausible > plausible_most:
+                return False
+            close = bar.close
+            if least <= close <= most:
+                return True
+            if close > closes_most or (
+                is_entry(signal.action)
+                and sizer.target(signal, bar, None, standing=standing) != standing
+            ):
+                return False
+            if grows:
+                least, most = (
+                    (close, close) if least > most else (min(least, close), max(most, close))
+                )
+            return True
+
+        return LookAhead(observe, repeats)
 
     def end_stretch(self, repeat: Repeat) -> None:
         """Go on after bars that repeated *repeat*, as after their steps."""
         self._standing = repeat.decision.target_quantity
 
-    def fail_at(self, bar: Bar, error: Exception) -> None:
-        """Keep the *error* of looking ahead at *bar*, which its step raises."""
-        self.ahead, self._answer = bar, error
+    def keep_answer(self, bar: Bar, error: Exception | None = None) -> None:
+        """Keep the answer to *bar*, which was looked ahead at, or its *error*, for its step."""
+        self.ahead = bar
+        if error is not None:
+            self._answer = error
 
     # ------------------------------------------------------------ the steps of that line
 

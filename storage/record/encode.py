@@ -46,6 +46,7 @@ from tracepaper.strategies.types.market import (
     Bar,
     BookUpdate,
     Close,
+    Closed,
     Depths,
     Instrument,
     InstrumentChange,
@@ -207,11 +208,17 @@ class StepEncoder:
             raise InvariantBroken(f"A run holds {SEQUENCE_LIMIT} steps; open a new run.")
         repeated: dict[str, _RepeatedBar | None] = {}
         rows, first_step, interval_ms = self._rows["steps"], self._first_step, self._interval_ms
+        closed: Row | None = None  # the row of a close but for its key and its account's profit
         sequence, number = stretch.first, 0
         for place, unit in enumerate(stretch.units):
             bars: Sequence[Bar] = (unit,) if isinstance(unit, Bar) else unit.bars
             if isinstance(unit, Close):
-                self.add(stretch.closed_at(sequence, place, unit))
+                if closed is None:
+                    self.add(stretch.closed_at(sequence, place, unit))
+                    closed = None if self._has_more(sequence) else rows[-1][1:-1]
+                else:
+                    profit = stretch.account_unrealized[place - 1]
+                    self._add_closed(unit.closed, first_step + sequence, (*closed, profit))
                 sequence += 1
             of_account = stretch.account_unrealized[place]
             for bar in bars:
@@ -246,12 +253,9 @@ class StepEncoder:
         assert decision is not None
         assert isinstance(event, Bar)
         key, rows = self._first_step + step.sequence, self._rows
-        plan, outcome = self.outcomes.store(decision.outcome, key, rows)
-        has_answer = any(
-            rows[table] and rows[table][-1][0] == key for table in ("answers", "states")
-        )
-        if has_answer:
+        if self._has_more(step.sequence):
             return None
+        plan, outcome = self.outcomes.store(decision.outcome, key, rows)
         at = self._place(event.instrument)
         holding = self._holdings.hold(key, (0, at), None, position, account, rows)
         measures = plan.pick_step((*all_finite(decision.measures), None))
@@ -259,6 +263,16 @@ class StepEncoder:
         if not is_judged:
             return holding, at, (*known, *measures), None
         return holding, at, (*known, *measures[:_PLAUSIBLE]), measures[_PLAUSIBLE + 1 :]
+
+    def _add_closed(self, event: Closed, key: int, values: Row) -> None:
+        """Add the rows of *event*, of which that of the step has *values* beside its *key*."""
+        self._rows["steps"].append((key, *values))
+        self._rows["events"].append(self._event_row(event, key, None)[0])
+
+    def _has_more(self, sequence: int) -> bool:
+        """Return whether step *sequence*, which was added last, has rows that each like it has."""
+        key, rows = self._first_step + sequence, self._rows
+        return any(rows[table] and rows[table][-1][0] == key for table in ("answers", "states"))
 
     # ------------------------------------------------------------ events
 

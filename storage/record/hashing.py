@@ -58,7 +58,9 @@ def all_finite(numbers: Sequence[float | None]) -> tuple[float | None, ...]:
 
 def trimmed(row: Row) -> Row:
     """Return *row* without the nulls at its end."""
-    end = len(row)
+    if row[-1] is not None:  # as most are
+        return row
+    end = len(row) - 1
     while row[end - 1] is None:
         end -= 1
     return row[:end]
@@ -108,7 +110,7 @@ def kept_after(kept: bytes, rows: Mapping[str, Sequence[Row]]) -> bytes:
 def sealed(before: ChainHead, first: int, last: int, rows: Mapping[str, Sequence[Row]]) -> Commit:
     """Return the commit of *rows*, which are those of the steps *first* to *last*."""
     parts = [
-        (table, len(rows[table]), sha256(pack([trimmed(row) for row in rows[table]])).digest())
+        (table, len(rows[table]), sha256(pack(list(map(trimmed, rows[table])))).digest())
         for table in CHAINED_TABLES
         if rows.get(table)
     ]

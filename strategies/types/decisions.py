@@ -552,18 +552,13 @@ class QuietStretch(Struct, frozen=True, gc=False):
     """
 
     first: int  # sequence of the first step
+    next_sequence: int  # of the step after the last
     units: Sequence[Bar | Close]
     plausible: Sequence[float]
     unrealized: Sequence[int]  # of the position in the bar's instrument, in money
     account_unrealized: Sequence[int]  # of the account after the unit, in money
     repeats: Mapping[str, Repeat]  # by instrument
     account: Account  # before the first step
-
-    @property
-    def next_sequence(self) -> int:
-        """The sequence of the step after the last."""
-        closes = sum(isinstance(unit, Close) for unit in self.units)
-        return self.first + len(self.plausible) + closes
 
     @property
     def last(self) -> tuple[Event, Account]:
