@@ -9,7 +9,7 @@ The rules are docs/time.md, T2, and docs/decisions.md, G13 to G18.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from operator import is_
 from typing import Any, Final, NamedTuple, assert_never
 
@@ -38,6 +38,7 @@ from tracepaper.daemon.engine.state import (
     SharesState,
 )
 from tracepaper.daemon.engine.units import UnitQueue
+from tracepaper.strategies.api.columns import ColumnRecord
 from tracepaper.strategies.api.context import Orders, Signal
 from tracepaper.strategies.api.sizing import Sizer
 from tracepaper.strategies.api.strategy import (
@@ -242,6 +243,7 @@ class Engine:
         self._on = {
             key: [(member, member.states[key]) for member in self.members] for key in self.states
         }
+        self._columns = self._declared_columns()
         self._quiet: dict[str, Quiet] = {}
         self._places = {gate_set: place for place, gate_set in enumerate(self.gate_sets)}
         self._by_quotes = settings.broker.execution is FillModel.QUOTE
@@ -338,6 +340,33 @@ class Engine:
     def frames_of(self, instrument: str) -> tuple[tuple[int, int, Row | None], ...]:
         """Return of each frame its length, how many bars are wanted, and the newest handed on."""
         return self.states[instrument].history.newest_frames
+
+    def _declared_columns(self) -> dict[str, list[ColumnRecord]]:
+        """Return what strategies on each instrument declare."""
+        declared: dict[str, list[ColumnRecord]] = {}
+        for key, state in self.states.items():
+            for each in (state, *(of_member for _, of_member in self._on[key])):
+                if (columns := each.history.record.columns) is not None:
+                    declared.setdefault(key, []).append(columns)
+        return declared
+
+    def foresee(self, events: Iterable[Event]) -> None:
+        """Show declared columns the bars among *events*, which come: a block takes one call."""
+        for event in events:
+            if type(event) is Bar:
+                for columns in self._columns.get(event.instrument, ()):
+                    columns.foresee(event)
+
+    @property
+    def has_columns(self) -> bool:
+        """Whether a strategy declares columns."""
+        return bool(self._columns)
+
+    def columns_of(self, instrument: str) -> tuple[tuple[str, Any], ...]:
+        """Return the names and the newest values of what strategies on *instrument* declare."""
+        return tuple(
+            value for columns in self._columns.get(instrument, ()) for value in columns.newest()
+        )
 
     def books_of(self, instrument: str) -> int:
         """Return how many of the newest order books of *instrument* its strategy looks at."""

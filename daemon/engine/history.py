@@ -11,6 +11,7 @@ from msgspec.structs import replace
 
 from tracepaper.daemon.broker.execution import RANGE_BARS, DayRange
 from tracepaper.daemon.engine.state import EngineSettings, ModelTerms
+from tracepaper.strategies.api.columns import ColumnRecord
 from tracepaper.strategies.api.context import BarRecord
 from tracepaper.strategies.api.sizing import Sizer
 from tracepaper.strategies.api.strategy import Strategy, remembered
@@ -113,8 +114,10 @@ class InstrumentHistory:
         # As many as strategy and sizer look back on.
         self._strategy_needs, self._needed = strategy.warmup, max(strategy.warmup, sizer.bars)
         self.bars, self.knows_bars = 0, False
-        self.record = BarRecord(instrument, strategy.warmup)
-        self._writes_record = strategy.reads_history
+        declared = strategy.columns
+        columns = None if declared is None else ColumnRecord(instrument, strategy.warmup, declared)
+        self.record = BarRecord(instrument, strategy.warmup, columns)
+        self._writes_record = strategy.reads_history or columns is not None
         self.books = OrderBookHistory(strategy.books) if strategy.books else None
         self.frames = self._new_frames()
         self._splits = SplitWatch() if instrument.category is Category.STOCK else None

@@ -30,7 +30,9 @@ from tracepaper.daemon.session.user_code import (
     declared_files,
     short,
 )
+from tracepaper.strategies.api.columns import Column, checked_columns
 from tracepaper.strategies.api.context import (
+    BarArrays,
     BarContext,
     Cancel,
     Distance,
@@ -246,7 +248,7 @@ def _check_decide(made_of: OwnClass) -> None:
     """Refuse a class without a ``decide`` that can be called with a bar's context."""
     if inspect.isabstract(made_of):
         raise ConfigInvalid(f"{made_of.__name__} has no decide; give it def decide(self, context).")
-    refuse_coroutines(made_of, "decide", "observe", "adjust")
+    refuse_coroutines(made_of, "decide", "observe", "adjust", "columns")
     try:
         signature = inspect.signature(made_of.decide)
     except ValueError:  # compiled code has none
@@ -452,6 +454,18 @@ class _Checks(Generic[Own]):
 
 class _GuardedStrategy(_Checks[Strategy], Strategy):
     """Calls the user's strategy and checks each answer before it is used."""
+
+    def __init__(self, strategy: Strategy) -> None:
+        super().__init__(strategy)
+        if (compute := strategy.columns) is not None:
+            computing = ForeignCode(self._name, "in columns", may_exit=False)
+
+            def columns(history: BarArrays) -> Mapping[str, Column]:
+                with computing:
+                    given = compute(history)
+                return checked_columns(self._name, given, len(history))
+
+            self.columns = columns
 
     def decide(self, context: BarContext) -> Signal | Orders:
         with self._deciding:

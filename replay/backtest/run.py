@@ -5,9 +5,9 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import Final
 
@@ -27,7 +27,7 @@ from tracepaper.daemon.session.run_row import continues, sessions_of, start_even
 from tracepaper.replay.archive.sessions import SessionsFor, reaching
 from tracepaper.replay.backtest.build import Replay, build
 from tracepaper.replay.backtest.market_data import MarketData
-from tracepaper.replay.backtest.predictors import ScanPredictor
+from tracepaper.replay.backtest.predictors import CHUNK_EVENTS, ScanPredictor
 from tracepaper.storage.audit import ResumePoint, SqlAuditLog
 from tracepaper.storage.database.reader import Reader
 from tracepaper.storage.database.run_views import actions_of
@@ -184,7 +184,23 @@ class _NoForecasts:
 
 
 def predictor_over(replay: Replay) -> ReplayPredictor:
-    """Return the predictor of *replay*: none, one pass over known bars, or a step for each bar."""
+    """Return the predictor of *replay*; columns that a strategy declares see its bars ahead."""
+    way = _predictor_over(replay)
+    if not replay.engine.has_columns:
+        return way
+    return replace(way, ahead=lambda events: _foreseen(way.ahead(events), replay.engine))
+
+
+def _foreseen(events: Iterable[Event], engine: Engine) -> Iterator[Event]:
+    """Yield *events*, of which *engine* is shown many before the first of them comes."""
+    remaining = iter(events)
+    while chunk := [*islice(remaining, CHUNK_EVENTS)]:
+        engine.foresee(chunk)
+        yield from chunk
+
+
+def _predictor_over(replay: Replay) -> ReplayPredictor:
+    """Return none, one pass over known bars, or a step for each bar."""
     forecaster, start_ms = replay.forecaster, replay.run.period_start_ms
     if forecaster is None:
         return ReplayPredictor(_NoForecasts(), lambda events: events, None)

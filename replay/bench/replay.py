@@ -6,13 +6,14 @@ import statistics
 import tempfile
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+import numpy.typing as npt
 
 from tracepaper.daemon.config.loading import load
 from tracepaper.replay.archive import Candles, read_candles, slice_candles
@@ -24,7 +25,7 @@ from tracepaper.replay.backtest.run import Tally, run_replay
 from tracepaper.replay.bench.machine import machine_line, resident_mb
 from tracepaper.replay.samples import DEMO_CANDLES
 from tracepaper.storage.audit import SqlAuditLog
-from tracepaper.strategies.api.context import BarContext, Percent, Signal
+from tracepaper.strategies.api.context import BarArrays, BarContext, Percent, Signal
 from tracepaper.strategies.api.strategy import Strategy
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.indicators import rsi
@@ -41,16 +42,20 @@ Tell = Callable[[str], None]
 
 
 class Reversion(Strategy):
-    """What a user writes: an indicator of ``context.history``, a stop, and a note at every bar."""
+    """What a user writes: a column of an indicator, a stop, and a note at every bar."""
 
     warmup = 100
 
     def __init__(self, _options: dict[str, Any]) -> None:
         """Take no options."""
 
+    def columns(self, history: BarArrays) -> Mapping[str, npt.NDArray[np.float64]]:
+        """Return the indicator."""
+        return {"rsi": rsi(history.close, 14, window=100)}
+
     def decide(self, context: BarContext) -> Signal:
         """Buy what has fallen, and sell it when it has risen."""
-        strength = float(rsi(context.history.close, 14, window=100)[-1])
+        strength = float(context.columns["rsi"][-1])
         note = {"rsi": strength}
         if strength < 30:
             return Signal(Action.LONG, "it has fallen", stop=Percent(2.0), note=note)

@@ -34,7 +34,7 @@ from tracepaper.replay.backtest.recorded import (
 )
 from tracepaper.replay.checks.compare import Difference, RowCheck
 from tracepaper.replay.checks.external_inputs import ExternalInput, listen
-from tracepaper.replay.checks.isolation import FreshProcesses, accesses, packed
+from tracepaper.replay.checks.isolation import FreshProcesses, accesses
 from tracepaper.replay.checks.perturbations import HASH_SEEDS
 from tracepaper.storage.chain.verify import verify_chain
 from tracepaper.storage.database.chunks import StoredRun
@@ -238,7 +238,7 @@ def _by_process(case: Case, steps: Iterator[Step]) -> tuple[str, Sequence[Extern
     """
     (_, _, file) = case.reader.connection.execute("PRAGMA database_list").fetchone()
     given = Path(file), case.database, case.stored.run.run_id, case.from_ms
-    ours = [sha256(packed(step)).digest() for step in steps]
+    ours = [sha256(msgspec.msgpack.encode(step)).digest() for step in steps]
     opened: Sequence[ExternalInput] = ()
     # Clocks last: under a seed by which nothing moved, they alone are another.
     for seed, jumps in (*((seed, False) for seed in HASH_SEEDS), (HASH_SEEDS[0], True)):
@@ -275,7 +275,7 @@ def derive_hashes(
         predictor, recorded, known = _opened(reader, database, run_id, from_ms)
         events = islice(known, count)
         hashes = [
-            sha256(packed(step)).digest()
+            sha256(msgspec.msgpack.encode(step)).digest()
             for unit in gathered(events)
             for step in steps_of(recorded.engine, unit, predictor.predict(unit))
         ]

@@ -377,7 +377,7 @@ def step_blindly(connection: Connection, setup: Setup) -> None:
             connection.send(last)
         else:
             last = machine.derive(*asked)
-            connection.send([packed(one.step) for one in last])
+            connection.send([packed(one) for one in last])
     connection.send(accesses(setup.config))
 
 
@@ -430,21 +430,22 @@ def derive_steps(
         signal: Signal | Orders | None = None
         frames: tuple[tuple[int, int, Row | None], ...] = ()
         parts: tuple[Signal | Orders | None, ...] = ()
+        columns: tuple[tuple[str, Any], ...] = ()
         if isinstance(step.event, Bar) and step.decision is not None:
             signal = engine.signal_of(step.event.instrument)
-            frames = engine.frames_of(step.event.instrument)
             key = step.event.instrument
+            frames, columns = engine.frames_of(key), engine.columns_of(key)
             parts = tuple(
                 None if one.is_empty and not one.failed else one.states[key].signal
                 for one in engine.members
             )
-        derived_steps.append(DerivedStep(step, prediction, signal, frames, parts))
+        derived_steps.append(DerivedStep(step, prediction, signal, frames, parts, columns))
     return derived_steps
 
 
-def packed(step: Step) -> bytes:
-    """Return *step* as bytes, equal where two steps are."""
-    return msgspec.msgpack.encode(step)
+def packed(one: DerivedStep) -> bytes:
+    """Return a step with its columns as bytes, equal where two are."""
+    return msgspec.msgpack.encode((one.step, one.columns))
 
 
 def accesses(config: Config) -> Accesses:
@@ -479,7 +480,7 @@ def accesses(config: Config) -> Accesses:
 def _stepped(connection: Connection, machine: Machine, given: Iterable[EngineInput]) -> None:
     """Step through *given*; show the step that is asked for until None is."""
     taken = [taken for one in given for taken in machine.derive(*one)]
-    connection.send([packed(one.step) for one in taken])
+    connection.send([packed(one) for one in taken])
     while (asked := connection.recv()) is not None:
         connection.send(taken[asked])
 

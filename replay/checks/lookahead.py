@@ -315,7 +315,7 @@ class _Check:
     def _compare(self, child: Child, steps: Sequence[bytes], because: str) -> None:
         for place, (mine, other) in enumerate(zip(self._whole.steps, steps, strict=True)):
             self._found.compared += 1
-            if packed(mine.step) != other:
+            if packed(mine) != other:
                 self._moved(mine, child.ask(place), because)
                 return
         child.send(None)
@@ -379,7 +379,7 @@ class _Check:
                 steps = child.receive()
                 for place, (together, alone) in enumerate(zip(mine, steps, strict=True)):
                     self._found.compared += 1
-                    if packed(together.step) == alone:
+                    if packed(together) == alone:
                         continue
                     other = child.ask(place)
                     if not same_judgement(together, other):
@@ -558,4 +558,4 @@ def _spread(candles: Sequence[Candles], limits: Limits, warmup: int) -> list[Fut
 def _first_unequal(derived: Sequence[DerivedStep], steps: Sequence[bytes]) -> int | None:
     """Return the index of the first of *derived* whose packed step differs; None without one."""
     pairs = enumerate(zip(derived, steps, strict=True))
-    return next((index for index, (own, other) in pairs if packed(own.step) != other), None)
+    return next((index for index, (own, other) in pairs if packed(own) != other), None)

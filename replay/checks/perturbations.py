@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from functools import wraps
 from importlib.util import source_from_cache
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from msgspec import structs
@@ -205,6 +205,8 @@ class DerivedStep:
     """Of each higher timeframe its length, how many bars are wanted, and the newest handed on."""
     parts: tuple[Signal | Orders | None, ...] = ()
     """What each of several strategies on one account signalled; None without equity."""
+    columns: tuple[tuple[str, Any], ...] = ()
+    """The newest value of each declared column."""
 
     @property
     def by_strategy(self) -> tuple[DerivedStep, ...]:

@@ -571,7 +571,12 @@ def _shown(signal: Signal | Orders) -> str:
 
 
 def difference_of(one: DerivedStep, two: DerivedStep) -> Difference:
-    """Return the first field in which two steps differ, the signal before all others."""
+    """Return the first field in which two steps differ: columns, then the signal, then others."""
+    event = one.step.event
+    for (name, first), (_, second) in zip(one.columns, two.columns, strict=False):
+        if isinstance(event, Bar) and repr(first) != repr(second):
+            at = event.instrument, event.open_time_ms
+            return Difference(*at, f"column {name!r}", str(first), str(second))
     every = zip(one.by_strategy, two.by_strategy, strict=True)
     one, two = next((pair for pair in every if not same_judgement(*pair)), (one, two))
     event, a, b = one.step.event, one.signal, two.signal

@@ -46,6 +46,7 @@ from tracepaper.strategies.types.market import Bar, Instrument, Side
 from tracepaper.strategies.units import MONEY_SCALE
 
 if TYPE_CHECKING:
+    from tracepaper.strategies.api.columns import ColumnRecord
     from tracepaper.strategies.order_book import Books
 
 
@@ -165,6 +166,7 @@ class InstrumentContext(Struct, frozen=True, gc=False):
     price_unit: int
     volume_unit: int
     histories: Mapping[Bar, BarArrays]
+    columns: Mapping[tuple[Bar, str], Any] | None = None
 
     @classmethod
     def of(cls, instrument: Instrument, record: BarRecord) -> InstrumentContext:
@@ -172,9 +174,11 @@ class InstrumentContext(Struct, frozen=True, gc=False):
         # A proxy of a mapping has no attribute that leads to it: of the record a strategy reaches
         # the history up to the bar that it is given, and nothing that could be written.
         histories: Mapping[Bar, BarArrays] = MappingProxyType(record)  # type: ignore[arg-type]
-        return cls(
-            instrument, 10**instrument.price_decimals, 10**instrument.volume_decimals, histories
-        )
+        price, volume = 10**instrument.price_decimals, 10**instrument.volume_decimals
+        columns: Mapping[tuple[Bar, str], Any] | None = None
+        if record.columns is not None:
+            columns = MappingProxyType(record.columns)  # type: ignore[arg-type]
+        return cls(instrument, price, volume, histories, columns)
 
 
 class BarContext(Struct, frozen=True, gc=False):
@@ -275,6 +279,15 @@ class BarContext(Struct, frozen=True, gc=False):
         return self._shared.histories[self.exact]
 
     @property
+    def columns(self) -> Columns:
+        """The last ``warmup`` rows of what the class's ``columns`` gives, by name."""
+        if self._shared.columns is None:
+            raise StrategyFailed(
+                "context.columns was read, and the class declares none; define columns(history)."
+            )
+        return Columns(self._shared.columns, self.exact)
+
+    @property
     def depth(self) -> Books | None:
         """The newest order books at the bar's close, as many as ``books`` says at most.
 
@@ -308,17 +321,27 @@ class BarRecord:
 
     __iter__ = copy = get = items = keys = values = None  # a proxy would hand them, and this, on
 
-    def __init__(self, instrument: Instrument, length: int) -> None:
+    def __init__(
+        self, instrument: Instrument, length: int, columns: ColumnRecord | None = None
+    ) -> None:
         self._instrument = instrument
         self._length = length
         self._waiting: deque[Bar] = deque(maxlen=length)
         self._columns: BarColumns | None = None
-        self.append = self._waiting.append
+        self.columns = columns  # those that the class declares
+        self.append = self._waiting.append if columns is None else self._append_twice
+
+    def _append_twice(self, bar: Bar) -> None:
+        self._waiting.append(bar)
+        if self.columns is not None:
+            self.columns.append(bar)
 
     def clear(self) -> None:
         """Forget every bar."""
         self._waiting.clear()
         self._columns = None
+        if self.columns is not None:
+            self.columns.clear()
 
     def __getitem__(self, bar: Bar) -> BarArrays:
         """Return the history up to *bar*, which has to be the newest."""
@@ -409,6 +432,20 @@ class BarArrays:
         if (column := self._time) is None:
             column = self._time = self._columns[self._bar, 5]
         return column
+
+
+class Columns:
+    """The rows of each declared column up to the bar that is decided, by the column's name."""
+
+    __slots__ = ("_bar", "_record")
+
+    def __init__(self, record: Mapping[tuple[Bar, str], Any], bar: Bar) -> None:
+        self._record, self._bar = record, bar
+
+    def __getitem__(self, name: str) -> npt.NDArray[Any]:
+        """Return the last ``warmup`` rows of column *name*, read-only, this bar's at the end."""
+        rows: npt.NDArray[Any] = self._record[self._bar, name]
+        return rows
 
 
 class BarColumns:

@@ -17,11 +17,8 @@ from typing import Any, Final, Protocol
 import msgspec
 from msgspec import Struct, inspect
 
-from tracepaper.strategies.api.context import (
-    BarContext,
-    Orders,
-    Signal,
-)
+from tracepaper.strategies.api.columns import BLOCK_BARS, Compute
+from tracepaper.strategies.api.context import BarContext, Orders, Signal
 from tracepaper.strategies.api.files import DeclaredFiles, declare_files
 from tracepaper.strategies.corporate_actions import adjusted_price
 from tracepaper.strategies.errors import ConfigInvalid, StrategyFailed
@@ -240,6 +237,11 @@ class Strategy(ABC):
     twins: tuple[str, ...] = ()  # shadow accounts: "ungated" skips the judgement gates
     files: Any = DeclaredFiles()  # names of what it reads; each object has the paths by name
     state: Any = FreshState()  # an instance of State
+    columns: Compute | None = None
+    """Method of a history that returns arrays by name, a row a bar, for ``context.columns``.
+
+    Row i may depend on rows up to i alone, and on ``warmup`` rows before its block.
+    """
 
     def __init_subclass__(cls, **given: Any) -> None:  # noqa: ANN401 - whatever a base takes
         super().__init_subclass__(**given)
@@ -410,9 +412,8 @@ def declared_gates(
 
 def remembered(strategy: Strategy) -> int:
     """Return how many of the last bars decide: the strategy's own, or the yardstick of a gate."""
-    if plausible.name in strategy.gates:
-        return max(strategy.warmup, YARDSTICK_MEMORY)
-    return strategy.warmup
+    own = strategy.warmup + (BLOCK_BARS if strategy.columns is not None else 0)
+    return max(own, YARDSTICK_MEMORY) if plausible.name in strategy.gates else own
 
 
 NOT_NAMED: Final = Signal(Action.HOLD, "not named by the portfolio")

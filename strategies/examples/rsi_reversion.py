@@ -7,9 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import numpy as np
+import numpy.typing as npt
 from msgspec import Struct
 
-from tracepaper.strategies.api.context import BarContext, Percent, Signal
+from tracepaper.strategies.api.context import BarArrays, BarContext, Percent, Signal
 from tracepaper.strategies.api.strategy import Strategy
 from tracepaper.strategies.indicators import rsi
 from tracepaper.strategies.types.decisions import Action
@@ -41,9 +43,13 @@ class RsiReversion(Strategy):
         self._losses, self._pause = int(options.get("losses", 3)), int(options.get("pause", 60))
         self.warmup = 4 * self._bars
 
+    def columns(self, history: BarArrays) -> Mapping[str, npt.NDArray[np.float64]]:
+        """Return the RSI of every bar."""
+        return {"rsi": rsi(history.close, self._bars, window=self.warmup)}
+
     def decide(self, context: BarContext) -> Signal:
         """Say what to hold, with the RSI as a note."""
-        strength = float(rsi(context.history.close, self._bars, window=self.warmup)[-1])
+        strength = float(context.columns["rsi"][-1])
         note = {"rsi": strength, "streak": self.state.streak}
         self._count(context, strength)
         if self.state.pause:

@@ -24,13 +24,15 @@ def source(
     init: str = "pass",
     observe: str = "pass",
     decide: str = "return by(True)",
+    columns: str = "",
 ) -> str:
     """Return a module with a class ``Mine``; *head* stands in it, its methods have these bodies."""
     return (
         f"{top}\n{HEAD}\n\nclass Mine(Strategy):\n    {head}\n"
         f"    def __init__(self, options):\n{_body(init)}\n"
         f"    def observe(self, bar):\n{_body(observe)}\n"
-        f"    def decide(self, now):\n        bar = now.exact\n{_body(decide)}\n"
+        + (f"    def columns(self, history):\n{_body(columns)}\n" if columns else "")
+        + f"    def decide(self, now):\n        bar = now.exact\n{_body(decide)}\n"
     )
 
 

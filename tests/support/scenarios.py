@@ -439,7 +439,7 @@ SCENARIOS: dict[str, Scenario] = {
             "UPDATE orders SET reduce_only = 0 WHERE reduce_only = 1",
         ),
     ),
-    "declared state": Scenario(
+    "declared state and columns": Scenario(
         sections=_sections(
             {
                 "name": "tracepaper.strategies.examples.rsi_reversion:RsiReversion",
@@ -450,7 +450,7 @@ SCENARIOS: dict[str, Scenario] = {
             sizing={"mode": "fixed", "quantity": "0.1"},
             risk={"max_daily_trades": 4},
         ),
-        candles=_walk(),
+        candles=_walk(240),  # with columns, of which a start looks back on a block
         shows=_counts("v_fills WHERE reason LIKE 'stop%'", "v_notes WHERE name = 'streak'"),
         kills=(0.25, 0.5, 0.75, 0.95),
         forged=(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,6 +25,7 @@ from tracepaper.storage.audit import SqlAuditLog
 from tracepaper.strategies.api.context import BarContext, Orders, Percent, Signal, buy
 from tracepaper.strategies.api.strategy import Strategy
 from tracepaper.strategies.errors import TracepaperError
+from tracepaper.strategies.indicators import ema
 from tracepaper.strategies.types.decisions import Action
 from tracepaper.strategies.types.market import (
     Bar,
@@ -58,6 +59,8 @@ class Drawn(Strategy):
         self.seed, self.restless = options["seed"], options["restless"]
         self.kind, self.fails_at = options["kind"], options["fails_at"]
         self.reads_history = self.kind == "history"
+        if self.kind == "columns":
+            self.columns = lambda history: {"mean": ema(history.close, 3)}
         self.warmup = options["warmup"]
         self._count = 0
         self._signal: Signal | Orders = STANDING[-1]
@@ -76,6 +79,9 @@ class Drawn(Strategy):
         if self.kind == "history":
             rises = context.history.close[-1] > context.history.close[0]
             return Signal(Action.LONG if rises else Action.FLAT, "by its history")
+        if self.kind == "columns":
+            rises = context.close > context.columns["mean"][-1]
+            return STANDING[0] if rises else STANDING[2]
         rng = random.Random(f"{self.seed} {bar.open_time_ms} {bar.close}")
         if rng.random() < self.restless:
             drawn: list[Signal | Orders] = [*STANDING]
@@ -155,8 +161,8 @@ def drawn_settings(rng: random.Random, symbols: list[str], category: Category) -
         options = {
             "seed": rng.randint(0, 99),
             "restless": rng.choice((0.02, 0.1, 0.4)),
-            "kind": rng.choice(("same", "same", "equal", "noted", "all", "history")),
-            "warmup": rng.choice((1, 5, 12)),
+            "kind": rng.choice(("same", "same", "equal", "noted", "all", "history", "columns")),
+            "warmup": rng.choice((3, 5, 12)),
             "fails_at": rng.choice((0, 0, 0, 0, 50, -50)),
         }
         given["strategy"] = {"name": f"{__name__}:Drawn", "options": options}
@@ -247,8 +253,10 @@ class Compared:
         log = SqlAuditLog.open(path, group_steps=self._group)
         try:
             log.begin(msgspec.structs.replace(replay.run, run_id="0"), engine.gate_sets)
-            events = drawn_events(random.Random(self._seed), replay)
-            run_events(events, predictor_over(replay).predictor, engine, log, tally)
+            events: Iterable[Event] = drawn_events(random.Random(self._seed), replay)
+            way = predictor_over(replay)
+            events = events if is_stepped else way.ahead(events)
+            run_events(events, way.predictor, engine, log, tally)
         except TracepaperError as failure:
             error = str(failure)
         finally:

@@ -124,6 +124,12 @@ FAIR: dict[str, dict[str, str]] = {
         "init": "self.warmup = 9",
         "decide": "return by(now.close > now.history.close.mean())",
     },
+    "declared columns, one of which is smoothed endlessly": {
+        "top": "from tracepaper.strategies.indicators import ema, highest",
+        "init": "self.warmup = 9",
+        "columns": "return {'mean': ema(history.close, 4), 'high': highest(history.high, 9)}",
+        "decide": "of = now.columns\nreturn by(2 * now.close > of['mean'][-1] + of['high'][-2])",
+    },
     "a kept view of history and its base": {
         "top": "import numpy as np",
         "init": "self.warmup, self.kept = 9, None",
@@ -398,6 +404,19 @@ LEAKS: dict[str, tuple[str, dict[str, str]]] = {
         },
     ),
 }
+
+
+def test_a_declared_column_that_looks_ahead_is_named_though_no_decision_moves(
+    check: Checks,
+) -> None:
+    found = check(
+        top="import numpy as np",
+        columns="later = np.append(history.close[1:], history.close[-1])\n"
+        "return {'now': history.close, 'later': later}",
+        decide="return by(now.columns['now'][-1] > 0)",
+    )
+    assert (found.verdict, found.because) == ("moved", FUTURE)
+    assert found.differences[0].field == "column 'later'"
 
 
 @pytest.mark.parametrize("name", LEAKS)

@@ -1,0 +1,141 @@
+"""Columns that a strategy declares: computed for many bars at once, handed on up to the newest.
+
+The rule is docs/strategies.md, U2.
+
+``columns`` is called with a block of bars and those before it that it looks back on. Blocks lie on
+a grid of market time, so an array begins at the same bar live, after a restart and in a replay; a
+replay hands on the bars that are still to come, and then a block takes one call. Where row i
+follows from rows up to i alone, all of them get equal bits.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from tracepaper.strategies.api.context import BarArrays
+from tracepaper.strategies.errors import StrategyFailed
+from tracepaper.strategies.months import place_of
+from tracepaper.strategies.types.market import Bar, Instrument
+
+BLOCK_BARS: Final = 128
+"""Bars of a block: a start looks back on as many more than ``warmup``."""
+
+Column = npt.NDArray[Any]
+Compute = Callable[[BarArrays], Mapping[str, Column]]
+_FIELDS: Final = ("open", "high", "low", "close", "volume", "closed_ms")
+_LATE: Final = "context.columns was read after its bar; read it in the decide that is given it."
+
+
+class ColumnRecord:
+    """The declared columns of one instrument; maps (bar, name) to the rows up to that newest bar.
+
+    The last *lookback* rows are handed out, as read-only copies.
+    """
+
+    __iter__ = copy = get = items = keys = values = None  # a proxy would hand them, and this, on
+
+    def __init__(self, instrument: Instrument, lookback: int, compute: Compute) -> None:
+        self._scales = instrument.price_decimals, instrument.volume_decimals
+        self._lookback, self._compute = lookback, compute
+        self._past: deque[Bar] = deque(maxlen=lookback + BLOCK_BARS)
+        self._coming: deque[Bar] = deque()
+        self._bars: Sequence[Bar] = ()  # of the block that is computed, with those before it
+        self._at = -1  # the place of the newest bar among them
+        self._values: Mapping[str, Column] = {}
+        self.foresee = self._coming.append
+        """Take a bar that will come, if nothing else does."""
+
+    def clear(self) -> None:
+        """Forget every bar, but for those that are to come."""
+        self._past.clear()
+        self._bars, self._at = (), -1
+
+    def append(self, bar: Bar) -> None:
+        """Take in the newest bar."""
+        self._past.append(bar)
+        coming = self._coming
+        while coming and coming[0].open_time_ms <= bar.open_time_ms:
+            coming.popleft()
+        self._at += 1
+        if self._at >= len(self._bars) or self._bars[self._at] is not bar:
+            self._bars, self._at = (), -1
+
+    def __getitem__(self, key: tuple[Bar, str]) -> Column:
+        """Return the last rows of a column, at the bar that has to be the newest."""
+        bar, name = key
+        if not self._past or bar is not self._past[-1]:
+            raise StrategyFailed(_LATE)
+        if not self._bars:
+            self._fill()
+        if (column := self._values.get(name)) is None:
+            known = ", ".join(map(repr, self._values)) or "none"
+            raise StrategyFailed(
+                f"context.columns[{name!r}] was read, and columns() gives {known}."
+            )
+        rows = column[max(self._at + 1 - self._lookback, 0) : self._at + 1]
+        return np.frombuffer(rows.tobytes(), column.dtype)
+
+    def newest(self) -> tuple[tuple[str, Any], ...]:
+        """Return the name and the newest value of each column; nothing of too few bars."""
+        if len(self._past) < self._lookback:
+            return ()
+        if not self._bars:
+            self._fill()
+        return tuple((name, column[self._at].item()) for name, column in self._values.items())
+
+    def _fill(self) -> None:
+        """Compute the block of the newest bar, as far as its bars are known."""
+        block = self._block_of(self._past[-1])
+        past = list(self._past)
+        begun = next(
+            (at for at, bar in enumerate(reversed(past)) if self._block_of(bar) != block), len(past)
+        )
+        bars = past[-(begun + self._lookback) :]
+        self._at = len(bars) - 1
+        bars += [bar for bar in self._coming if self._block_of(bar) == block]
+        values = self._compute(BarArrays(_Shelf(bars, *self._scales), bars[-1]))
+        self._bars, self._values = bars, values
+
+    @staticmethod
+    def _block_of(bar: Bar) -> int:
+        return place_of(bar.open_time_ms, bar.interval_ms) // BLOCK_BARS
+
+
+class _Shelf(dict[tuple[Bar, int], Column]):
+    """The columns of *bars*, each made when it is first read."""
+
+    def __init__(self, bars: Sequence[Bar], price_decimals: int, volume_decimals: int) -> None:
+        super().__init__()
+        price, volume = 10.0**price_decimals, 10.0**volume_decimals
+        self._bars, self._units = bars, (price, price, price, price, volume, None)
+
+    def __missing__(self, key: tuple[Bar, int]) -> Column:
+        unit, field = self._units[key[1]], _FIELDS[key[1]]
+        column: Column = np.array([getattr(bar, field) for bar in self._bars])
+        if unit is not None:
+            column = column / unit
+        column.flags.writeable = False
+        self[key] = column
+        return column
+
+
+def checked_columns(name: str, given: object, rows: int) -> dict[str, Column]:
+    """Return the columns that *name*'s class *given*, an array of so many *rows* each."""
+    advice = "return a dictionary of arrays, a row each of history"
+    if not isinstance(given, Mapping):
+        raise StrategyFailed(f"{name}.columns returned {type(given).__name__}; {advice}.")
+    columns: dict[str, Column] = {}
+    for key, values in given.items():
+        column = np.asarray(values)
+        if type(key) is not str or column.shape != (rows,) or column.dtype.kind not in "biuf":
+            raise StrategyFailed(
+                f"{name}.columns gave {key!r:.40} of {column.dtype} and the shape {column.shape}, "
+                f"and history has {rows} rows; {advice}."
+            )
+        columns[key] = column
+    return columns

@@ -1,0 +1,104 @@
+"""Declared columns: bits that no block, no start and no later bar changes."""
+
+import random
+
+import numpy as np
+import pytest
+from builders import bar, instrument
+
+from tracepaper.strategies.api.columns import (
+    BLOCK_BARS,
+    Column,
+    ColumnRecord,
+    checked_columns,
+)
+from tracepaper.strategies.api.context import BarArrays
+from tracepaper.strategies.errors import StrategyFailed
+from tracepaper.strategies.indicators import ema
+from tracepaper.strategies.types.market import Bar
+
+LOOKBACK = 20
+ITEM = instrument()
+
+
+def of_history(history: BarArrays) -> dict[str, Column]:
+    return {"mean": ema(history.close, 7), "traded": np.cumsum(history.volume), "at": history.time}
+
+
+def walked(count: int) -> list[Bar]:
+    """Bars with holes, over several blocks; the first ones of a run."""
+    rng, bars, place = random.Random(5), list[Bar](), 0
+    for _ in range(count):
+        place += rng.choice((1, 1, 1, 1, 2, 40))
+        close, volume = 100_000 + rng.randint(-900, 900), rng.randint(1, 10**6)
+        bars.append(bar(close, index=place, volume=volume))
+    return bars
+
+
+BARS = walked(400)
+
+
+def shown(record: ColumnRecord, bars: list[Bar]) -> dict[int, list[bytes]]:
+    """Return what each bar with enough before it is handed, by its time."""
+    handed = {}
+    for place, each in enumerate(bars, start=1):
+        record.append(each)
+        if place >= LOOKBACK:
+            columns = [record[each, name] for name in ("mean", "traded", "at")]
+            assert {len(column) for column in columns} == {LOOKBACK}
+            assert columns[2][-1] == each.closed_ms
+            handed[each.open_time_ms] = [column.tobytes() for column in columns]
+    return handed
+
+
+def record(calls: list[int] | None = None) -> ColumnRecord:
+    def counted(history: BarArrays) -> dict[str, Column]:
+        if calls is not None:
+            calls.append(len(history))
+        return of_history(history)
+
+    return ColumnRecord(ITEM, LOOKBACK, counted)
+
+
+def test_bars_that_are_known_ahead_and_a_later_start_give_equal_bits() -> None:
+    live_calls: list[int] = []
+    live = shown(record(live_calls), BARS)
+    calls: list[int] = []
+    ahead = record(calls)
+    for each in BARS:
+        ahead.foresee(each)
+    assert shown(ahead, BARS) == live
+    assert len(calls) < len(BARS) / 10 < len(live_calls)
+    started = 130
+    again = shown(record(), BARS[started:])
+    settled = BARS[started + LOOKBACK + BLOCK_BARS].open_time_ms
+    assert {at: again[at] for at in again if at >= settled} == {
+        at: live[at] for at in live if at >= settled
+    }
+
+
+def test_a_foreseen_bar_that_does_not_come_is_in_no_value() -> None:
+    without = [each for place, each in enumerate(BARS) if place != 50]
+    ahead = record()
+    for each in BARS:
+        ahead.foresee(each)
+    assert shown(ahead, without) == shown(record(), without)
+
+
+def test_what_is_no_column_is_refused_and_what_is_late_as_well() -> None:
+    for given in (
+        [1],
+        {"a": np.zeros(3)},
+        {"a": np.zeros((4, 1))},
+        {"a": ["b"] * 4},
+        {1: np.zeros(4)},
+    ):
+        with pytest.raises(StrategyFailed, match=r"Mine\.columns"):
+            checked_columns("Mine", given, 4)
+    held = record()
+    shown(held, BARS[:30])
+    for key in ((BARS[28], "mean"), (BARS[29], "unknown")):
+        with pytest.raises(StrategyFailed, match="was read"):
+            held[key]
+    with pytest.raises(ValueError, match="read-only"):
+        held[BARS[29], "mean"][0] = 0.0
