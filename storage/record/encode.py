@@ -209,6 +209,7 @@ class StepEncoder:
         repeated: dict[str, _RepeatedBar | None] = {}
         rows, first_step, interval_ms = self._rows["steps"], self._first_step, self._interval_ms
         closed: Row | None = None  # the row of a close but for its key and its account's profit
+        plausible, profits, source, code = stretch.plausible, stretch.unrealized, None, 0
         sequence, number = stretch.first, 0
         for place, unit in enumerate(stretch.units):
             bars: Sequence[Bar] = (unit,) if isinstance(unit, Bar) else unit.bars
@@ -225,18 +226,16 @@ class StepEncoder:
                 key = bar.instrument
                 if (repeat := repeated.get(key)) is not None:
                     holding, at, before, after = repeat
-                    unrealized, market_ms = stretch.unrealized[number], bar.market_ms
-                    judged = () if after is None else (stretch.plausible[number], *after)
+                    unrealized, market_ms = profits[number], bar.market_ms
+                    if bar.source is not source:  # an enum is slow to look up
+                        source, code = bar.source, SOURCE_CODES[bar.source]
+                    judged = () if after is None else (plausible[number], *after)
                     row = (
                         first_step + sequence, holding, at, *_OF_BAR(bar),
                         market_ms - bar.open_time_ms - interval_ms, bar.seen_ms - market_ms,
-                        SOURCE_CODES[bar.source], unrealized, *before, *judged, bar.turnover,
+                        code, unrealized, *before, *judged, bar.turnover,
                     )  # fmt: skip
-                    if of_account != unrealized:
-                        row = (*row, of_account)
-                    elif bar.turnover is None:
-                        row = trimmed(row)
-                    rows.append(row)
+                    rows.append(trimmed(row if of_account == unrealized else (*row, of_account)))
                 else:
                     account = stretch.account_at(of_account)
                     step = stretch.step_at(sequence, bar, number, account)

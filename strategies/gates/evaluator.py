@@ -273,26 +273,31 @@ class Plausibility:
 
     def add(self, bar: Bar, tick: int) -> float:
         """Take in *bar* and return abs(close - last close) in yardsticks; 0 without a yardstick."""
-        ordered, ranges = self._sorted, self._ranges
+        ordered, ranges, last = self._sorted, self._ranges, self._last
         # A bar without a range leaves the window by its age too: a quiet week keeps no old scale.
         if len(ranges) == YARDSTICK_BARS and (oldest := ranges.popleft()):
             del ordered[bisect_left(ordered, oldest)]
-        close, high, low, last = bar.close, bar.high, bar.low, self._last
-        self._last = close
+        self._last = close = bar.close
+        high, low = bar.high, bar.low
         spread = high - low  # its true range: from the last close on, where that is outside
-        if last is not None and not low <= last <= high:
-            spread = last - low if last > high else high - last
+        if last is not None:
+            if last > high:
+                spread = last - low
+            elif last < low:
+                spread = high - last
         ranges.append(spread)
         if spread:
             insort(ordered, spread)
-        if len(ranges) < YARDSTICK_LEAST or last is None:
+        if last is None or len(ranges) < YARDSTICK_LEAST:
             return 0.0
         count = len(ordered)
         doubled = ordered[count >> 1] + ordered[(count - 1) >> 1] if count else 0
         self.doubled_median = doubled
         if count < YARDSTICK_LEAST:
             return 0.0
-        return 2 * abs(close - last) / max(doubled, 2 * tick)
+        least = 2 * tick
+        usual = doubled if doubled > least else least  # noqa: FURB136 - without a call, at every bar
+        return 2 * abs(close - last) / usual
 
     def range_bp(self) -> float | None:
         """Return the yardstick in basis points of the newest close; None where there is none."""
