@@ -303,6 +303,7 @@ class _Checks(Generic[Own]):
         self._deciding = ForeignCode(self._name, "in decide", may_exit=False)
         inherited = (Strategy.observe, PortfolioStrategy.observe)
         self._observes = type(guarded).observe not in inherited
+        self._usual: Signal | None = None  # the newest answer, as it was and was passed on
         for name in _DECLARED:
             setattr(self, name, getattr(guarded, name))
         self.gates, self.twins = frozenset(guarded.gates), tuple(guarded.twins)
@@ -329,13 +330,17 @@ class _Checks(Generic[Own]):
         return StrategyFailed(f"{self._name} {what}; {advice}.")
 
     def _checked(self, answer: object) -> Signal | Orders:
+        if (usual := self._usual) is not None and answer is usual:
+            return usual  # a signal without a note never changes
         if type(answer) is Orders:
             return self._checked_orders(answer)
         action = answer.action if type(answer) is Signal else None
         if type(answer) is not Signal or not isinstance(action, Action) or action is Action.ORDERS:
             what = f"answered {short(answer)} in decide"
             raise self._fault(what, "return a Signal with an Action, or Orders")
-        return self._checked_signal(answer)
+        checked = self._checked_signal(answer)
+        self._usual = checked if checked is answer and answer.note is None else None
+        return checked
 
     def _checked_orders(self, orders: Orders) -> Orders:
         """Return *orders* if they have the right types; the broker checks their values."""

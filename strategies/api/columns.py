@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from itertools import takewhile
 from typing import Any, Final
 
 import numpy as np
@@ -77,7 +78,8 @@ class ColumnRecord:
             raise StrategyFailed(
                 f"context.columns[{name!r}] was read, and columns() gives {known}."
             )
-        rows = column[max(self._at + 1 - self._lookback, 0) : self._at + 1]
+        end = self._at + 1
+        rows = column[end - self._lookback if end > self._lookback else 0 : end]
         return np.frombuffer(rows.tobytes(), column.dtype)
 
     def newest(self) -> tuple[tuple[str, Any], ...]:
@@ -90,20 +92,21 @@ class ColumnRecord:
 
     def _fill(self) -> None:
         """Compute the block of the newest bar, as far as its bars are known."""
-        block = self._block_of(self._past[-1])
-        past = list(self._past)
-        begun = next(
-            (at for at, bar in enumerate(reversed(past)) if self._block_of(bar) != block), len(past)
-        )
-        bars = past[-(begun + self._lookback) :]
+        block = _block_of(self._past[-1])
+
+        def is_of_block(bar: Bar) -> bool:
+            return _block_of(bar) == block
+
+        begun = sum(1 for _ in takewhile(is_of_block, reversed(self._past)))
+        bars = [*self._past][-(begun + self._lookback) :]
         self._at = len(bars) - 1
-        bars += [bar for bar in self._coming if self._block_of(bar) == block]
+        bars += takewhile(is_of_block, self._coming)
         values = self._compute(BarArrays(_Shelf(bars, *self._scales), bars[-1]))
         self._bars, self._values = bars, values
 
-    @staticmethod
-    def _block_of(bar: Bar) -> int:
-        return place_of(bar.open_time_ms, bar.interval_ms) // BLOCK_BARS
+
+def _block_of(bar: Bar) -> int:
+    return place_of(bar.open_time_ms, bar.interval_ms) // BLOCK_BARS
 
 
 class _Shelf(dict[tuple[Bar, int], Column]):
