@@ -218,12 +218,6 @@ def test_rows_are_filtered_sorted_and_paged(shown: ShownRun) -> None:
             records.rows(shown, view, filters, **asked, limit=10, after=None)
 
 
-def test_a_run_compared_with_itself_is_identical(shown: ShownRun) -> None:
-    found = records.compare(shown, shown)
-    assert found.common == found.identical > 0
-    assert found.differing == []
-
-
 def test_the_report_is_the_document_that_the_command_writes(shown: ShownRun) -> None:
     answer = derivations.report_of(shown)
     document = report_document(build_report(shown.database, shown.run_id))
@@ -310,13 +304,6 @@ def test_a_rollup_is_what_the_bars_say_and_is_made_anew_where_it_is_damaged(
         with pytest.raises(rollups.RollupMissing):
             shown_of(database, builds=False).rollups.cells(name, None, None, 60)
     assert same(shown_of(database).rollups.cells(name, None, None, 60))
-
-
-def test_a_run_that_is_nowhere_is_refused(cross_database: Path) -> None:
-    shelf = Databases([cross_database])
-    for wanted in ("", "last", "../../etc/passwd", str(cross_database), "x' OR 1=1"):
-        with pytest.raises(HttpRefusal):
-            shelf.find(wanted)
 
 
 def test_a_copy_of_a_database_is_named_and_its_run_listed_once(
