@@ -140,17 +140,6 @@ fills = st.lists(
 )
 
 
-def test_a_trade_runs_from_flat_to_flat() -> None:
-    (trip,) = round_trips([2, 1, -3], [200, 110, 360], [1, 1, 2])
-    assert (trip.entries, trip.exits, trip.quantity) == (((0, 2), (1, 1)), ((2, 3),), 3)
-    assert (trip.profit, trip.fees) == (360 - 310 - 4, 4)
-
-
-def test_a_short_trade_earns_when_it_is_bought_back_cheaper() -> None:
-    (trip,) = round_trips([-2, 2], [200, 150], [1, 1])
-    assert (trip.quantity, trip.profit) == (-2, 48)
-
-
 def test_a_fill_that_turns_the_position_is_shared_by_quantity() -> None:
     first, second = round_trips([1, -3, 2], [100, 330, 210], [1, 3, 2])
     assert (first.entries, first.exits, first.quantity) == (((0, 1),), ((1, 1),), 1)
