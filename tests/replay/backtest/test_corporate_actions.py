@@ -273,17 +273,6 @@ def test_a_fraction_of_a_share_is_paid_out() -> None:
         assert run.verify().holds
 
 
-def test_the_average_of_a_strategy_sees_no_jump() -> None:
-    candles()
-    actions(SPLIT)
-    assert replayed("--actions", "actions.csv") == 0
-    candles(before=1.0)
-    Path("shares.toml").write_text(SHARES.format(70))
-    assert replayed(database="adjusted.db") == 0
-    query = "SELECT open_time_ms, action FROM v_decisions WHERE allowed ORDER BY sequence"
-    assert asked("run.db", query) == asked("adjusted.db", query)
-
-
 BAD: Sequence[tuple[Sequence[str], str]] = (
     (("WXYZ,2014-12-03,split,7",), "line 2: names WXYZ, and the run trades ACME"),
     (("ACME,2014-13-03,split,7",), "line 2: the date is '2014-13-03'; write the ex-date as"),

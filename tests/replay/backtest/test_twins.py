@@ -110,16 +110,3 @@ def test_the_report_and_the_shadow_accounts_know_it(
     own, *_ = json.loads(capsys.readouterr().out)["accounts"]
     assert own["end"] >= 0
     assert own["liquidation_price"] is None
-
-
-def test_on_spot_it_is_refused_in_one_sentence(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    config = tmp_path / "a.toml"
-    config.write_text('[market]\ncategory = "spot"\n[account]\nmargin = "cross"\n')
-    assert invoke(["config", "check", "--config", str(config)]) != 0
-    said = capsys.readouterr().err
-    assert "margin is for linear positions" in said
-    config.write_text('[account]\nmargin = "crossed"\n')
-    assert invoke(["config", "check", "--config", str(config)]) != 0
-    assert "write one of none, isolated, cross." in capsys.readouterr().err
