@@ -9,13 +9,12 @@ import subprocess
 import sys
 from contextlib import closing
 from pathlib import Path
-from typing import Any
 
 import pytest
 import storage_cases as cases
+from report_cases import document, typed
 from waiting import deadline_s
 
-from tracepaper.daemon.cli import invoke
 from tracepaper.storage.database.queries import ask
 from tracepaper.storage.database.reader import Reader
 from tracepaper.storage.database.schema import metadata
@@ -28,18 +27,6 @@ def path(tmp_path: Path) -> Path:
     cases.write_run(tmp_path / "a.db", cases.rich_steps(), of=cases.run("rich"))
     cases.write_run(tmp_path / "a.db", STEPS, of=cases.run("plain"))
     return tmp_path / "a.db"
-
-
-def typed(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, str, str]:
-    code = invoke([str(word) for word in words])
-    captured = capsys.readouterr()
-    return code, captured.out, captured.err
-
-
-def document(capsys: pytest.CaptureFixture[str], *words: object) -> Any:
-    code, out, err = typed(capsys, *words, "--json")
-    assert (code, err) == (0, "")
-    return json.loads(out)
 
 
 def test_verify_says_that_the_chain_holds(path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,17 +14,11 @@ import pytest
 import storage_cases as cases
 from fleet_cases import assert_same, grown
 from postgres_server import Cluster
+from report_cases import typed
 from waiting import deadline_s, until
 
-from tracepaper.daemon.cli import invoke
 from tracepaper.storage.fleet.server import shown as shown_address
 from tracepaper.storage.fleet.ship import database_id
-
-
-def typed(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, str, str]:
-    code = invoke([str(word) for word in words])
-    captured = capsys.readouterr()
-    return code, captured.out, captured.err
 
 
 @pytest.fixture
