@@ -1,4 +1,4 @@
-"""The market of real candles: every bar's trades, causality, and figures of the day."""
+"""The market of candles: a bar while it runs, causality, and figures of the day."""
 
 from __future__ import annotations
 
