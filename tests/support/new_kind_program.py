@@ -167,7 +167,6 @@ def main(folder: Path) -> None:
     named = ("--db", str(folder / "run.db"))
     judged_on = ("evaluate", checkpoint, *data)
     for name, words in {
-        "help": ("train", "--help"),
         "kinds": ("train", "--init", "?"),
         "keys": ("train", "--keys", "seasonal", "--json"),
         "wide": ("train", "--init", "seasonal", "--set", "window=501"),
@@ -187,8 +186,6 @@ def main(folder: Path) -> None:
         "explain": ("explain", "last", *named),
         "full": ("explain", "last", "--full", *named),
         "gates": ("audit", "sql", "SELECT DISTINCT gate FROM v_gates", *named),
-        "models": ("models", "list", checkpoint),
-        "listed": ("models", "list", "--json"),
         "check": ("models", "check", checkpoint),
     }.items():
         path = folder / f"{name}.txt"
