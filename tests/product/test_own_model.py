@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import sqlite3
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, Final
@@ -21,6 +20,7 @@ from exchange_client import walk_rows
 from own_strategies import importable
 from programs import ROOT, environment, run
 from readme import blocks
+from records import rows
 from waiting import deadline_s
 
 from tracepaper.daemon.cli import invoke
@@ -41,11 +41,6 @@ pytestmark = pytest.mark.slow
 SAMPLE: Final = str(ROOT / "replay/samples/binance_um_BTCUSDT_1m_2025-05-26.csv.gz")
 EXAMPLES: Final = ROOT / "strategies" / "examples"
 TREE: Final = (EXAMPLES / "boosted_tree.toml").read_text("utf-8") + '[gate]\nedge = "0.2"\n'
-
-
-def rows(database: Path, query: str) -> list[Any]:
-    with closing(sqlite3.connect(f"{database.as_uri()}?mode=ro", uri=True)) as db:
-        return db.execute(query).fetchall()
 
 
 def verified(database: Path) -> Verification:
