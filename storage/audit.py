@@ -43,12 +43,17 @@ from tracepaper.strategies.types.decisions import (
 )
 from tracepaper.strategies.types.market import (
     Bar,
+    BookUpdate,
     Command,
+    Depths,
     Event,
+    Mark,
     ModelChange,
     ParityCheck,
+    Quote,
     RetrainingEnd,
     RunEnd,
+    Trade,
 )
 
 if TYPE_CHECKING:
@@ -166,6 +171,10 @@ def insert_sql(table: str, columns: tuple[str, ...] = ()) -> str:
 
 _AT_ONCE: Final = (Command, ModelChange, RetrainingEnd, ParityCheck)
 """Events that are committed before anything else happens, though they neither decide nor trade."""
+_PRICES: Final = (Quote, Mark, Trade, Depths, BookUpdate)
+"""Events of which one that moves nothing may wait for the bar that it comes with."""
+COMMIT_WITHIN_MS: Final = 1_000
+"""Market time after which what waits is committed with the next step, whatever that is."""
 
 
 class SqlAuditLog:
@@ -349,9 +358,9 @@ class SqlAuditLog:
     async def append(self, *steps: Step) -> None:
         """Store *steps* and commit them at once before returning, or raise ``AuditUnwritable``.
 
-        A warm-up bar, which decides nothing, is committed with the next step that does; and
-        what comes before the start event, with that event. A command is committed at once,
-        whatever came before, for the operator is told that it holds.
+        What moves nothing may wait: a warm-up bar for the next step that decides, a price for the
+        bar after it, and what comes before the start event for that event. So a closed bar is one
+        commit, and a kill loses only steps on which nothing acted.
         """
         if self._thread is None:
             self._thread = ThreadPoolExecutor(1, thread_name_prefix="audit")
@@ -359,11 +368,22 @@ class SqlAuditLog:
 
     def _append_live(self, *steps: Step) -> None:
         self.append_now(*steps)
-        for step in steps:
-            kind = type(step.event)
-            if not _is_quiet(step) or kind in _AT_ONCE or (kind is not Bar and self.is_open):
-                self.flush()
-                return
+        if not all(map(self._may_wait, steps)):
+            self.flush()
+
+    def _may_wait(self, step: Step) -> bool:
+        """Return whether nobody acts on *step* before the next one is stored."""
+        event = step.event
+        if not _is_quiet(step) or isinstance(event, _AT_ONCE):
+            return False
+        if isinstance(event, Bar) or not self.is_open:
+            return True
+        is_moved = step.ledger or step.halted or any(twin.fills for twin in step.twins)
+        if is_moved or not isinstance(event, _PRICES) or not self._taken:
+            return False
+        first = self._taken[0]
+        assert not isinstance(first, QuietStretch)
+        return event.seen_ms - first[0].event.seen_ms < COMMIT_WITHIN_MS
 
     def append_now(self, *steps: Step) -> None:
         """Buffer *steps* and commit when a group is full: all of them or none are stored.

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 import storage_cases as cases
-from builders import START_MS, altered
+from builders import START_MS, altered, quote
 from msgspec.structs import replace
 
-from tracepaper.storage.audit import SqlAuditLog
+from tracepaper.storage.audit import COMMIT_WITHIN_MS, SqlAuditLog
 from tracepaper.storage.chain.verify import verify_chain
 from tracepaper.storage.checkpoints import _SECTIONS, CARD_NAME, dump, kept_folder
 from tracepaper.storage.database.reader import Reader
@@ -118,6 +118,31 @@ async def test_whatever_is_no_bar_is_committed_at_once_in_a_run_that_is_open(
     for sequence, event in enumerate(events, start=1):
         await log.append(cases.undecided(sequence, event))
         assert len(stored(path)) == sequence + 1
+    log.close()
+
+
+async def test_the_prices_before_a_bar_are_committed_with_it(tmp_path: Path) -> None:
+    path = tmp_path / "a.db"
+    log = SqlAuditLog.open(path)
+    log.begin(cases.run())
+    await log.append(cases.undecided(0, CHANGE))
+    sequence = 1
+    for step in cases.plain_steps(6):
+        bar = step.event
+        assert isinstance(bar, Bar)
+        for late_ms in (-COMMIT_WITHIN_MS, 0, 1):  # the second waits: its first is stored by then
+            at_ms = bar.seen_ms + late_ms - 5
+            event = quote(bar.close, bar.close + 1, at_ms=at_ms)
+            await log.append(cases.undecided(sequence, event))
+            sequence += 1
+        await log.append(replace(step, sequence=sequence))
+        sequence += 1
+    with Reader.open(path) as reader:
+        commits = reader.connection.execute("SELECT last_sequence FROM commits").fetchall()
+    # Of each close: the price that waited for a second, with the next; the bar, with the last.
+    assert [last for (last,) in commits] == [
+        0, *(last for bar in range(4, sequence, 4) for last in (bar - 2, bar))
+    ]  # fmt: skip
     log.close()
 
 
