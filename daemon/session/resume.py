@@ -384,7 +384,7 @@ def recall_events(model: object, reader: Reader, run_id: str, known: Iterable[Ba
         return
     first = min(bar.open_time_ms for bar in bars)
     last = max(bar.open_time_ms for bar in bars)
-    after = reader.step_opened(reader.stored_run(run_id).run_key, first) - 1
+    after = (reader.step_opened(reader.stored_run(run_id).run_key, first) or 0) - 1
     recall_lookback(model, reader, run_id, after)
     for _, _, event, _ in reader.events(run_id, after):
         if isinstance(event, Bar) and event.open_time_ms > last:

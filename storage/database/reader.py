@@ -103,7 +103,8 @@ _FOUND: Final = (
     "FROM steps WHERE step BETWEEN :first AND :last"
 )
 _COMMIT_OF: Final = (
-    "SELECT digest FROM commits WHERE run_key = ? AND first_sequence <= ? AND last_sequence >= ? "
+    "SELECT first_sequence, last_sequence FROM commits "
+    "WHERE run_key = ? AND first_sequence <= ? AND last_sequence >= ? "
     "ORDER BY first_sequence DESC LIMIT 1"
 )
 _BALANCE: Final = (
@@ -222,10 +223,11 @@ class Reader(ReadOnly):
         row = self._connection.execute(PRUNE_ROW, (run_key,)).fetchone()
         return None if row is None else PrunePoint(*row[1:])
 
-    def commit_digest(self, run_key: int, sequence: int) -> bytes:
-        """Return the digest of the commit that holds step *sequence*; empty where there is none."""
+    def commit_of(self, run_key: int, sequence: int) -> tuple[int, int] | None:
+        """Return the first and the last step of the commit that holds step *sequence*."""
+        row: tuple[int, int] | None
         row = self._connection.execute(_COMMIT_OF, (run_key, sequence, sequence)).fetchone()
-        return b"" if row is None else row[0]
+        return row
 
     def gate_sets(self, run_key: int) -> tuple[GateSet, ...]:
         """Return the gate sets of the run, in the order of their keys."""
@@ -362,14 +364,14 @@ class Reader(ReadOnly):
             return int(count), 0 if pruned is None else pruned.until_sequence + 1
         return int(count), sequence_of(last) + 1
 
-    def step_opened(self, run_key: int, open_time_ms: int) -> int:
-        """Return the sequence of the first step whose bar opened then or later."""
+    def step_opened(self, run_key: int, open_time_ms: int) -> int | None:
+        """Return the sequence of the first step whose bar opened then or later, if there is one."""
         query = (
             "SELECT min(step) FROM steps WHERE step BETWEEN ? AND ? AND open_time_ms >= ? "
             "AND ignored IS NULL"
         )
         (step,) = self._connection.execute(query, (*run_span(run_key), open_time_ms)).fetchone()
-        return 0 if step is None else sequence_of(step)
+        return None if step is None else sequence_of(step)
 
     def steps_before(self, run_key: int, open_time_ms: int) -> int:
         """Count the steps up to the last bar that opened before *open_time_ms*."""

@@ -124,6 +124,25 @@ def short_days(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(maintenance, "DAY_MS", 240_000)
 
 
+def test_one_commit_is_derived_alone_from_the_state_before_it(tmp_path: Path) -> None:
+    path = tmp_path / "run.db"
+    market = {"symbols": ["BTCUSDT"], "interval": "60"}
+    config = load(None, {**KINDS["crossing"], "market": market})
+    copied(recorded(config, data_of("crossing"), started_at_ms=1, group_steps=50), path)
+    with Reader.open(path) as reader:
+        run_id = reader.find("last")
+        bounds = reader.commit_of(1, 160)
+        assert bounds is not None
+        found = verify_run(reader, path, run_id, commit=160)
+        assert (found.holds, found.steps, found.from_step) == (True, 50, bounds[0])
+        assert bounds[0] <= 160 <= bounds[1]
+        forge(path, f"UPDATE steps SET target_quantity = 3 WHERE sequence = {bounds[1]}")
+        assert verify_run(reader, path, run_id, commit=160).differing == 1
+        assert verify_run(reader, path, run_id, commit=bounds[1] + 1).holds
+        with pytest.raises(DataInvalid, match="no commit with step 4000"):
+            verify_run(reader, path, run_id, commit=4_000)
+
+
 @pytest.mark.usefixtures("short_days")
 def test_a_model_in_one_pass_is_asked_anew_from_a_context_before(tmp_path: Path) -> None:
     path = explained_runs.replayed(tmp_path, bars=3 * explained_runs.CONTEXT)
