@@ -18,7 +18,7 @@ from sqlalchemy import insert
 from sqlalchemy.dialects.sqlite import dialect
 
 from tracepaper.storage.checkpoints import kept_identity
-from tracepaper.storage.database.chunks import StoredRun, chain_head, latest_state, run_span
+from tracepaper.storage.database.chunks import WITHIN, StoredRun, chain_head, latest_state, run_span
 from tracepaper.storage.database.reader import Reader
 from tracepaper.storage.database.schema import metadata
 from tracepaper.storage.database.writer import Writer, advice, is_busy, open_writer
@@ -29,7 +29,6 @@ from tracepaper.storage.record.rows import (
     Previous,
     instrument_row,
     run_row,
-    sequence_of,
 )
 from tracepaper.strategies.errors import AuditUnwritable, DataInvalid, InvariantBroken
 from tracepaper.strategies.types.decisions import (
@@ -66,19 +65,18 @@ if TYPE_CHECKING:
 
 # ---------------------------------------------------------------- where a run goes on
 
-_LAST: Final = "SELECT max(step) FROM steps WHERE step BETWEEN ? AND ?"
+_LAST: Final = f"SELECT max(sequence) FROM steps WHERE {WITHIN}"
 _OPENED: Final = (
     "SELECT instrument, max(open_time_ms) FROM steps "
-    "WHERE step BETWEEN ? AND ? AND open_time_ms IS NOT NULL GROUP BY 1"
+    f"WHERE {WITHIN} AND open_time_ms IS NOT NULL GROUP BY 1"
 )
 _FUNDED: Final = (
-    "SELECT instrument, max(market_ms) FROM events "
-    "WHERE step BETWEEN ? AND ? AND kind = 'funding' GROUP BY 1"
+    f"SELECT instrument, max(market_ms) FROM events WHERE {WITHIN} AND kind = 'funding' GROUP BY 1"
 )
 _NAMED: Final = (
-    "SELECT instrument, max(step) FROM (SELECT step, instrument FROM steps UNION ALL "
-    "SELECT step, instrument FROM events) "
-    "WHERE step BETWEEN ? AND ? AND instrument IS NOT NULL GROUP BY 1"
+    "SELECT instrument, max(sequence) FROM (SELECT run_key, sequence, instrument FROM steps "
+    "UNION ALL SELECT run_key, sequence, instrument FROM events) "
+    f"WHERE {WITHIN} AND instrument IS NOT NULL GROUP BY 1"
 )
 
 
@@ -110,7 +108,7 @@ def read_resumed(connection: sqlite3.Connection, run_id: str) -> ResumePoint:
     found = chain_head(connection, stored.run_key)
     sequence, head = (-1, ChainHead(stored.opened_digest)) if found is None else found
     (last,) = connection.execute(_LAST, run_span(stored.run_key)).fetchone()
-    reached = sequence if last is None else sequence_of(last)
+    reached = sequence if last is None else last
     if (reached, sequence + 1, head.digest) != (sequence, stored.step_count, stored.head_digest):
         raise DataInvalid(
             f"Run {run_id} does not end as its row says (step {reached}, {stored.step_count} "
@@ -139,8 +137,8 @@ def _latest(connection: sqlite3.Connection, stored: StoredRun, query: str) -> di
 
 def _positions(reader: Reader, stored: StoredRun) -> dict[str, Position]:
     positions: dict[str, Position] = {}
-    for instrument, step in _latest(reader.connection, stored, _NAMED).items():
-        position = reader.step(stored.run.run_id, sequence_of(step)).position
+    for instrument, sequence in _latest(reader.connection, stored, _NAMED).items():
+        position = reader.step(stored.run.run_id, sequence).position
         if position is not None:
             positions[instrument] = position
     return positions

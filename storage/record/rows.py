@@ -14,8 +14,6 @@ from msgspec import Struct
 
 from tracepaper.storage.record.columns import (
     OPENED_UNTIL,
-    SEQUENCE_BITS,
-    SEQUENCE_LIMIT,
     TABLES,
     Row,
     Value,
@@ -127,16 +125,6 @@ HALTED: Final = "halted"
 EVENT_KINDS: Final[Mapping[type[Struct], str]] = {
     type_: kind for kind, type_ in EVENT_TYPES.items()
 }
-
-
-def step_key(run_key: int, sequence: int) -> int:
-    """Return the key of step *sequence* of run *run_key* in every table."""
-    return (run_key << SEQUENCE_BITS) | sequence
-
-
-def sequence_of(step: int) -> int:
-    """Return the sequence that the key *step* names."""
-    return step & (SEQUENCE_LIMIT - 1)
 
 
 class At:

@@ -336,7 +336,7 @@ def test_resume_refuses_a_run_whose_tail_was_cut(tmp_path: Path) -> None:
     path = tmp_path / "a.db"
     cases.write_run(path, cases.plain_steps(9))
     connection = sqlite3.connect(path)
-    connection.execute("DELETE FROM steps WHERE step & 255 = 8")
+    connection.execute("DELETE FROM steps WHERE sequence & 255 = 8")
     connection.commit()
     connection.close()
     log = SqlAuditLog.open(path)

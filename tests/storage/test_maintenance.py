@@ -20,7 +20,7 @@ from tracepaper.storage.chain.verify import ChainReport, verify_chain
 from tracepaper.storage.database.reader import Reader
 from tracepaper.storage.maintenance import Pruning, backup
 from tracepaper.storage.record.columns import stored_columns
-from tracepaper.storage.record.rows import DROPPED_TABLES, step_key
+from tracepaper.storage.record.rows import DROPPED_TABLES
 from tracepaper.strategies.errors import AuditUnwritable, ConfigInvalid, DataInvalid
 from tracepaper.strategies.types.decisions import Action, GateSet, Position, Step, TwinStep
 
@@ -214,15 +214,15 @@ def test_nothing_is_pruned_that_is_young_enough(path: Path) -> None:
 @pytest.mark.parametrize(
     "statement",
     [
-        "UPDATE fills SET fee = fee + 1 WHERE step & 4095 = 11",
-        "DELETE FROM orders WHERE step & 4095 = 11",
-        "UPDATE holdings SET cash = cash + 1 WHERE step & 4095 = 11",
+        "UPDATE fills SET fee = fee + 1 WHERE sequence = 11",
+        "DELETE FROM orders WHERE sequence = 11",
+        "UPDATE holdings SET cash = cash + 1 WHERE sequence = 11",
         "UPDATE outcomes SET reason = 'x'",
         "UPDATE prunes SET digest = zeroblob(32)",
         "UPDATE prunes SET until_sequence = 498",
         "DELETE FROM prunes",
-        "UPDATE steps SET close = close + 1 WHERE step & 4095 = 700",
-        "DELETE FROM steps WHERE step & 4095 = 500",
+        "UPDATE steps SET close = close + 1 WHERE sequence = 700",
+        "DELETE FROM steps WHERE sequence = 500",
     ],
 )
 def test_what_is_done_to_a_pruned_run_is_found(path: Path, statement: str) -> None:
@@ -251,12 +251,12 @@ def test_a_row_added_where_a_prune_dropped_all_is_found(
     pruned: Path, tmp_path: Path, table: str
 ) -> None:
     path = Path(shutil.copy(pruned, tmp_path / "a.db"))
-    names = ", ".join(name for name in stored_columns(table) if name != "step")
+    names = ", ".join(name for name in stored_columns(table) if name not in ("run_key", "sequence"))
     with closing(sqlite3.connect(path)) as raw:
         raw.execute("PRAGMA foreign_keys = OFF")
         added = raw.execute(
-            f"INSERT INTO {table} (step, {names}) SELECT {step_key(1, 7)}, {names} FROM {table} "
-            f"WHERE step = {step_key(1, len(STEPS) - 1)}"
+            f"INSERT INTO {table} (run_key, sequence, {names}) SELECT 1, 7, {names} FROM {table} "
+            f"WHERE sequence = {len(STEPS) - 1}"
         )
         assert added.rowcount == 1
         raw.commit()
@@ -288,7 +288,7 @@ def test_a_gate_set_that_only_pruned_steps_used_is_held_to_what_they_stored(
 
 def test_a_broken_chain_is_not_pruned(path: Path) -> None:
     connection = sqlite3.connect(path)
-    connection.execute("UPDATE steps SET close = close + 1 WHERE step & 4095 = 7")
+    connection.execute("UPDATE steps SET close = close + 1 WHERE sequence = 7")
     connection.commit()
     connection.close()
     with pytest.raises(DataInvalid, match="Steps 7 to 7"):

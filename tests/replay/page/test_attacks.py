@@ -489,9 +489,9 @@ def every_answer(database: Path, run: str) -> dict[str, str]:
 @pytest.mark.parametrize(
     "changes",
     [
-        ("UPDATE steps SET close = -close WHERE step & 268435455 = 1400",),
-        ("UPDATE steps SET open_time_ms = 9007199254740991 WHERE step & 268435455 = 1400",),
-        ("UPDATE steps SET open_time_ms = -9007199254740991 WHERE step & 268435455 = 3",),
+        ("UPDATE steps SET close = -close WHERE sequence = 1400",),
+        ("UPDATE steps SET open_time_ms = 9007199254740991 WHERE sequence = 1400",),
+        ("UPDATE steps SET open_time_ms = -9007199254740991 WHERE sequence = 3",),
         ("UPDATE events SET market_ms = 9007199254740991", "UPDATE events SET content = '{'"),
         ("UPDATE runs SET config = 'no JSON'", "UPDATE runs SET warnings = '{'"),
         ("DELETE FROM instruments",),
@@ -660,7 +660,7 @@ async def test_every_address_answers_of_fifty_symbols(
     ("forged", "verdict"),
     [
         ((), "Sound."),
-        (("UPDATE steps SET close = close + 1 WHERE step & 268435455 = 1400",), "Not sound."),
+        (("UPDATE steps SET close = close + 1 WHERE sequence = 1400",), "Not sound."),
     ],
 )
 def test_only_a_run_that_was_derived_again_is_called_sound(

@@ -191,8 +191,8 @@ def test_blobs_are_documents_in_hexadecimal(path: Path) -> None:
         "UPDATE runs SET step_count = step_count + 1",
         "UPDATE runs SET step_count = 0",
         "UPDATE runs SET head_digest = zeroblob(32)",
-        "DELETE FROM steps WHERE step & 268435455 = 20",
-        "DELETE FROM steps WHERE step = (SELECT max(step) FROM steps)",
+        "DELETE FROM steps WHERE sequence = 20",
+        "DELETE FROM steps WHERE sequence = (SELECT max(sequence) FROM steps)",
         "DELETE FROM steps",
     ],
 )
