@@ -34,8 +34,6 @@ from tracepaper.strategies.errors import AuditUnwritable, DataInvalid, Invariant
 from tracepaper.strategies.types.decisions import (
     Account,
     GateSet,
-    Order,
-    Position,
     QuietStretch,
     Run,
     Step,
@@ -73,11 +71,6 @@ _OPENED: Final = (
 _FUNDED: Final = (
     f"SELECT instrument, max(market_ms) FROM events WHERE {WITHIN} AND kind = 'funding' GROUP BY 1"
 )
-_NAMED: Final = (
-    "SELECT instrument, max(sequence) FROM (SELECT run_key, sequence, instrument FROM steps "
-    "UNION ALL SELECT run_key, sequence, instrument FROM events) "
-    f"WHERE {WITHIN} AND instrument IS NOT NULL GROUP BY 1"
-)
 
 
 class ResumePoint(Struct, frozen=True):
@@ -92,13 +85,6 @@ class ResumePoint(Struct, frozen=True):
     last_open_ms: dict[str, int]  # per instrument: of its newest bar
     last_funding_ms: dict[str, int]  # per instrument: of its newest settlement
     last: Step | None  # None before the first, and where all were pruned
-    positions: dict[str, Position]  # per instrument: after the last step that named it
-    open_orders: tuple[Order, ...]
-
-    @property
-    def account(self) -> Account | None:
-        """The account after the last step."""
-        return None if self.last is None else self.last.account
 
 
 def read_resumed(connection: sqlite3.Connection, run_id: str) -> ResumePoint:
@@ -114,18 +100,17 @@ def read_resumed(connection: sqlite3.Connection, run_id: str) -> ResumePoint:
             f"Run {run_id} does not end as its row says (step {reached}, {stored.step_count} "
             "counted); run `tracepaper audit verify` and restore a backup."
         )
+    state = latest_state(connection, stored.run_key)
     return ResumePoint(
         run=stored.run,
         run_key=stored.run_key,
         gate_sets=reader.gate_sets(stored.run_key),
         next_sequence=sequence + 1,
         head=head,
-        state=latest_state(connection, stored.run_key),
+        state=None if state is None else state[0],
         last_open_ms=_latest(connection, stored, _OPENED),
         last_funding_ms=_latest(connection, stored, _FUNDED),
         last=None if last is None else reader.step(run_id, sequence),
-        positions=_positions(reader, stored),
-        open_orders=reader.open_orders(run_id),
     )
 
 
@@ -133,15 +118,6 @@ def _latest(connection: sqlite3.Connection, stored: StoredRun, query: str) -> di
     """Return the result of *query* by the instrument's id."""
     rows = connection.execute(query, run_span(stored.run_key))
     return {stored.run.instruments[place].id: value for place, value in rows}
-
-
-def _positions(reader: Reader, stored: StoredRun) -> dict[str, Position]:
-    positions: dict[str, Position] = {}
-    for instrument, sequence in _latest(reader.connection, stored, _NAMED).items():
-        position = reader.step(stored.run.run_id, sequence).position
-        if position is not None:
-            positions[instrument] = position
-    return positions
 
 
 GROUP_STEPS: Final = 1000

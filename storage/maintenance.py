@@ -23,7 +23,7 @@ from tracepaper.storage.covariates import kept_covariates, write_whole
 from tracepaper.storage.database.chunks import WITHIN, chain_head, latest_state, run_span
 from tracepaper.storage.database.connection import open_reader
 from tracepaper.storage.database.writer import advice, open_writer
-from tracepaper.storage.record.rows import DROPPED_TABLES, KEPT_EVENTS
+from tracepaper.storage.record.rows import DROPPED_ROWS
 from tracepaper.strategies.errors import AuditUnwritable, DataInvalid
 from tracepaper.strategies.types.market import Prune
 from tracepaper.strategies.units import DAY_MS
@@ -47,7 +47,6 @@ _NEWEST_CLOSE: Final = (
 KEPT_BESIDE: Final = (kept_checkpoints, kept_covariates)
 """The folders beside a database without which its runs cannot be derived."""
 
-_LISTED: Final = ", ".join(f"'{kind}'" for kind in KEPT_EVENTS)
 _PRUNED: Final = "SELECT until_sequence FROM prunes WHERE run_key = ?"
 
 
@@ -188,7 +187,8 @@ def _prune_run(
         raise DataInvalid(f"Run {run_id} is not pruned: {report.problem.sentence}")
     log.resume(run_id)
     span = run_span(run_key, until)
-    state = latest_state(raw, run_key, until)
+    stored = latest_state(raw, run_key, until)
+    state = None if stored is None else stored[0]
     (market_ms,) = raw.execute(_NEWEST_CLOSE, (run_key,)).fetchone()
     event = Prune(
         until,
@@ -201,13 +201,8 @@ def _prune_run(
     )
 
     def drop() -> None:
-        for table in DROPPED_TABLES:
-            if table == "steps":
-                raw.execute(
-                    f"DELETE FROM events WHERE {WITHIN} AND kind NOT IN ({_LISTED})",
-                    span,
-                )
-            raw.execute(f"DELETE FROM {table} WHERE {WITHIN}", span)
+        for table, dropped in DROPPED_ROWS:
+            raw.execute(f"DELETE FROM {table} WHERE {WITHIN} AND {dropped}", span)
         raw.execute(
             "DELETE FROM commits WHERE run_key = ? AND last_sequence <= ?", (run_key, until)
         )

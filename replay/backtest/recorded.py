@@ -61,6 +61,7 @@ from tracepaper.strategies.types.market import (
     Event,
     FrameBar,
     Instrument,
+    InstrumentChange,
     ModelChange,
     ParityCheck,
     Prune,
@@ -121,8 +122,8 @@ def open_recorded(
         )
     ]
     filters = {item.id: item for item in run.instruments}
-    changes = reader.instrument_changes(run_id, until=beginning.after)
-    filters |= {item.id: item for item in changes}
+    changes = reader.of_type(run_id, InstrumentChange, until=beginning.after)
+    filters |= {item.instrument.id: item.instrument for item in changes}
     instruments = tuple(filters.values())
     engine = engine_of(run, config, deciding[1], instruments)
     restore_at(engine, reader, run, beginning.after)

@@ -204,7 +204,7 @@ def verify_run(  # noqa: PLR0913 - the options of verify
     check = RowCheck(reader, stored, member_shape=_member_shape(recorded.forecaster))
     here = Environment.recorded(start_event(recorded.forecaster, warm_from=(), market_ms=0))
     begun = recorded.beginning
-    start = None if begun is None else reader.start_before(run_id, begun.after)
+    start = None if begun is None else reader.newest_of(run_id, ModelChange, until=begun.after)
     elsewhere = _cut(recorded) or Environment.recorded(start or recorded.run).differs(here)
     _judge_run(found, reader, stored, recorded)
     if begun is not None or begin is not None:
@@ -357,7 +357,7 @@ def _judge_run(
         due |= {"calendar_version": None, "calendar_sha256": None}
     for name, _, value in of_start(run, model):
         due[name] = value
-    if starts := reader.starts(run.run_id):
+    if starts := reader.of_type(run.run_id, ModelChange):
         due = {name: getattr(starts[0], name) for name in _OF_A_START} | due
     due["strategy_sha256"] = strategy_sha256(config)
     wrong = [(name, getattr(run, name), value) for name, value in due.items()]
@@ -483,9 +483,9 @@ class GivenEvents:
         A run that is derived from its start is checked by ``of``, event by event.
         """
         promoted = self._reader.promoted(self._run.run_id)
-        for event in self._reader.retrained(self._run.run_id):
+        for event in self._reader.of_type(self._run.run_id, RetrainingEnd):
             yield from self._of_retrained(event, None)
-        for one, two in pairwise(self._reader.starts(self._run.run_id)):
+        for one, two in pairwise(self._reader.of_type(self._run.run_id, ModelChange)):
             if two.model_sha256 not in (one.model_sha256, *promoted):
                 yield "model_sha256", two.model_sha256, one.model_sha256
 
@@ -506,7 +506,7 @@ class GivenEvents:
             yield "test", event.test, len(earlier) + 1
             return
         alpha = float(self._config.retrain.alpha)
-        starts = self._reader.starts(self._run.run_id)
+        starts = self._reader.of_type(self._run.run_id, ModelChange)
         if sum(one.market_ms < event.market_ms for one in starts) > 1 and event.alpha is not None:
             alpha = event.alpha  # a start may have brought another: it decides no bar
         level = level_of(alpha, event.test)

@@ -36,8 +36,7 @@ from tracepaper.storage.record.hashing import (
 )
 from tracepaper.storage.record.rows import (
     CHAINED_TABLES,
-    DROPPED_TABLES,
-    KEPT_EVENTS,
+    DROPPED_ROWS,
     KEPT_TABLES,
     OPENED_AT,
     At,
@@ -97,7 +96,6 @@ _HOLED_SET: Final = (
     "SELECT gate_set FROM gate_sets WHERE run_key = ? GROUP BY gate_set "
     "HAVING max(ordinal) <> count(*) - 1 LIMIT 1"
 )
-_LISTED: Final = ", ".join(f"'{kind}'" for kind in KEPT_EVENTS)
 
 
 def verify_chain(
@@ -348,11 +346,7 @@ def _check_kept(
     """Check that a prune left the rows that it keeps, and no others."""
     until = pruned[CUT.until_sequence]
     span = run_span(run_key, until)
-    dropped = [
-        *((table, "TRUE") for table in DROPPED_TABLES),
-        ("events", f"kind NOT IN ({_LISTED})"),
-    ]
-    for table, where in dropped:
+    for table, where in DROPPED_ROWS:
         query = f"SELECT min(sequence) FROM {table} WHERE {WITHIN} AND {where}"
         (at,) = connection.execute(query, span).fetchone()
         if at is not None:

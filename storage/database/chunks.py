@@ -79,6 +79,13 @@ _NEWEST_COMMIT: Final = (
     "SELECT last_sequence, digest, kept FROM commits WHERE run_key = ? AND last_sequence <= ? "
     "ORDER BY first_sequence DESC LIMIT 1"
 )
+_NEWEST_STATE: Final = (
+    f"SELECT state, sequence FROM states WHERE {WITHIN} AND state IS NOT NULL "
+    "ORDER BY sequence DESC LIMIT 1"
+)
+_PRUNED_STATE: Final = (
+    "SELECT state, until_sequence FROM prunes WHERE run_key = ? AND state IS NOT NULL"
+)
 _NEWEST_PRUNE: Final = (
     "SELECT until_sequence, digest, kept_sha256 FROM prunes "
     "WHERE run_key = ? AND until_sequence <= ?"
@@ -128,18 +135,14 @@ def end_of_close(connection: sqlite3.Connection, run_key: int, sequence: int, mo
 
 def latest_state(
     connection: sqlite3.Connection, run_key: int, until: int | None = None
-) -> bytes | None:
-    """Return the newest state of the engine that a step of the run (up to *until*) stored."""
-    row = connection.execute(
-        f"SELECT state FROM states WHERE {WITHIN} AND state IS NOT NULL "
-        "ORDER BY sequence DESC LIMIT 1",
-        run_span(run_key, until),
-    ).fetchone()
-    if row is None:
-        row = connection.execute(
-            "SELECT state FROM prunes WHERE run_key = ?", (run_key,)
-        ).fetchone()
-    return None if row is None else row[0]
+) -> tuple[bytes, int] | None:
+    """Return the newest state of the engine (up to step *until*), and the step that stored it.
+
+    A state that a prune kept counts as stored by the last step that was pruned.
+    """
+    row: tuple[bytes, int] | None
+    row = connection.execute(_NEWEST_STATE, run_span(run_key, until)).fetchone()
+    return row or connection.execute(_PRUNED_STATE, (run_key,)).fetchone()
 
 
 def chain_head(
@@ -157,7 +160,7 @@ def chain_head(
         return None
     last, digest, kept = found
     state = latest_state(connection, run_key, last)
-    return last, ChainHead(digest, kept, NOTHING if state is None else sha256(state).digest())
+    return last, ChainHead(digest, kept, NOTHING if state is None else sha256(state[0]).digest())
 
 
 def read_chunk(connection: sqlite3.Connection, span: Span) -> Chunk:

@@ -23,6 +23,7 @@ from tracepaper.storage.database.chunks import (
     gate_set_of,
     gate_set_rows,
     interned,
+    latest_state,
     run_span,
     select,
 )
@@ -49,7 +50,6 @@ from tracepaper.strategies.types.market import (
     Depths,
     FrameBar,
     Gap,
-    InstrumentChange,
     ModelChange,
     RetrainingEnd,
     RetrainOutcome,
@@ -59,7 +59,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
 
     from tracepaper.strategies.types.decisions import Fill, Order, Prediction, Run
-    from tracepaper.strategies.types.market import Bar, Event, Instrument, RunKind
+    from tracepaper.strategies.types.market import Bar, Event, RunKind
 
 
 _Kind = TypeVar("_Kind", bound="Event")
@@ -433,7 +433,7 @@ class Reader(ReadOnly):
 
     def promoted(self, run_id: str) -> list[str]:
         """Return the hashes of the models that were promoted in *run_id*, oldest first."""
-        every = self.retrained(run_id)
+        every = self.of_type(run_id, RetrainingEnd)
         return [one.candidate_sha256 for one in every if one.takes_over]
 
     def retrainings(
@@ -444,12 +444,8 @@ class Reader(ReadOnly):
         for run_id in self.run_ids():
             run = self.run(run_id)
             if run.kind is kind and {item.symbol for item in run.instruments} == set(symbols):
-                found += [(run_id, event) for event in self.retrained(run_id)]
+                found += [(run_id, event) for event in self.of_type(run_id, RetrainingEnd)]
         return found
-
-    def retrained(self, run_id: str) -> list[RetrainingEnd]:
-        """Return the retrainings of one run, oldest first."""
-        return self.of_type(run_id, RetrainingEnd)
 
     def depths(self, run_id: str, instrument: str, *, until: int, books: int) -> list[Depths]:
         """Return the order books before step *until*, oldest first, back to the last start.
@@ -465,20 +461,6 @@ class Reader(ReadOnly):
                 depths.append(event)
                 books -= event.count
         return depths[::-1]
-
-    def starts(self, run_id: str) -> list[ModelChange]:
-        """Return the starts of one run and its changes of model, oldest first."""
-        return self.of_type(run_id, ModelChange)
-
-    def start_before(self, run_id: str, sequence: int) -> ModelChange | None:
-        """Return the newest start, or change of model, up to step *sequence*."""
-        starts = self.of_type(run_id, ModelChange, until=sequence)
-        return starts[-1] if starts else None
-
-    def instrument_changes(self, run_id: str, *, until: int) -> list[Instrument]:
-        """Return the filters that changed up to step *until*, oldest first."""
-        changes = self.of_type(run_id, InstrumentChange, until=until)
-        return [change.instrument for change in changes]
 
     def gaps_since_start(self, run_id: str, *, until: int) -> list[Gap]:
         """Return the gaps between the newest start before step *until* and that, oldest first."""
@@ -528,40 +510,32 @@ class Reader(ReadOnly):
         pruned = self.pruned(run_key)
         if pruned is not None and pruned.state is not None:
             return pruned.state, pruned.until_sequence
-        row = self._state(run_key, "ASC")
-        return None if row is None else (bytes(row[1]), row[0])
-
-    def last_state(self, run_id: str) -> bytes | None:
-        """Return the newest state of the engine that the run stored."""
-        stored = self.state_at(run_id)
-        return None if stored is None else stored[0]
+        query = (
+            "SELECT state, sequence FROM states WHERE run_key = ? AND state IS NOT NULL "
+            "ORDER BY sequence LIMIT 1"
+        )
+        row: tuple[bytes, int] | None = self._connection.execute(query, (run_key,)).fetchone()
+        return row
 
     def state_at(self, run_id: str, *, until: int | None = None) -> tuple[bytes, int] | None:
         """Return the newest state of the engine up to step *until*, and the step that stored it.
 
         A state that a prune kept counts as stored by the last step that was pruned.
         """
-        run_key = self.stored_run(run_id).run_key
-        if (row := self._state(run_key, "DESC", until)) is not None:
-            return bytes(row[1]), row[0]
-        pruned = self.pruned(run_key)
-        if pruned is None or pruned.state is None:
-            return None
-        return pruned.state, pruned.until_sequence
+        return latest_state(self._connection, self.stored_run(run_id).run_key, until)
 
     def steps_since_state(self, run_id: str, *, until: int | None = None) -> Iterator[Step]:
         """Yield the steps from the one that stored the newest state on, up to step *until*."""
-        row = self._state(self.stored_run(run_id).run_key, "DESC", until)
-        after = -1 if row is None else row[0] - 1
-        return self.steps(run_id, after=after, until=until)
+        stored = self.state_at(run_id, until=until)
+        return self.steps(run_id, after=-1 if stored is None else stored[1] - 1, until=until)
 
     def confirmations(self, run_id: str, *, until: int | None = None) -> list[Confirmation]:
         """Return the last confirmation of each position since the newest state was stored."""
-        stored = self.stored_run(run_id)
-        row = self._state(stored.run_key, "DESC", until)
-        run_key, first, last = run_span(stored.run_key, until)
-        span = (run_key, first if row is None else row[0] + 1, last)
-        since = confirmed_since(self._connection, span)
+        stored, state = self.stored_run(run_id), self.state_at(run_id, until=until)
+        run_key, _, last = run_span(stored.run_key, until)
+        since = confirmed_since(
+            self._connection, (run_key, 0 if state is None else state[1] + 1, last)
+        )
         instruments = stored.run.instruments
         return [Confirmation(twin, instruments[place].id, time) for twin, place, time in since]
 
@@ -582,17 +556,6 @@ class Reader(ReadOnly):
             own = tuple(fill for fill in fills if fill.instrument == item.id)
             since[item.id] = SinceDecided(outcome, own, parts)
         return since
-
-    def _state(
-        self, run_key: int, order: str, until: int | None = None
-    ) -> tuple[int, bytes] | None:
-        query = (
-            f"SELECT sequence, state FROM states WHERE {WITHIN} AND state IS NOT NULL "
-            f"ORDER BY sequence {order} LIMIT 1"
-        )
-        row: tuple[int, bytes] | None
-        row = self._connection.execute(query, run_span(run_key, until)).fetchone()
-        return row
 
     def fills(self, run_id: str, *, after: int = -1, until: int | None = None) -> Iterator[Fill]:
         """Yield the fills of the run's own account after step *after* until *until*, in order."""

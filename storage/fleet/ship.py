@@ -30,8 +30,8 @@ from tracepaper.storage.fleet.tables import DATABASE, columns_of, metadata
 from tracepaper.storage.record.hashing import ChainHead
 from tracepaper.storage.record.rows import (
     CHAINED_TABLES,
+    DROPPED_ROWS,
     DROPPED_TABLES,
-    KEPT_EVENTS,
     OPENED_AT,
     At,
 )
@@ -443,14 +443,10 @@ class Shipper:
         """Drop on the server what a prune dropped in the file, and write the prune's own row."""
         span = (self.database_id, state.run_key, pruned[CUT.until_sequence])
         within = f"{DATABASE} = %s AND run_key = %s AND sequence <= %s"
-        kept = ", ".join(f"'{kind}'" for kind in KEPT_EVENTS)
-        server.execute(f"DELETE FROM events WHERE {within} AND kind NOT IN ({kept})", span)
-        for table in DROPPED_TABLES:
-            server.execute(f"DELETE FROM {table} WHERE {within}", span)
-        server.execute(
-            f"DELETE FROM commits WHERE {DATABASE} = %s AND run_key = %s AND last_sequence <= %s",
-            span,
-        )
+        for table, dropped in DROPPED_ROWS:
+            server.execute(f"DELETE FROM {table} WHERE {within} AND {dropped}", span)
+        within = f"{DATABASE} = %s AND run_key = %s AND last_sequence <= %s"
+        server.execute(f"DELETE FROM commits WHERE {within}", span)
         server.execute(
             f"DELETE FROM prunes WHERE {DATABASE} = %s AND run_key = %s",
             (self.database_id, state.run_key),

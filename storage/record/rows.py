@@ -97,6 +97,11 @@ INDEXED_KINDS: Final = f"kind IN ({', '.join(repr(kind) for kind in INDEXED_EVEN
 """The condition of their index."""
 KEPT_EVENTS: Final = (*INDEXED_EVENTS, "retrained", "parity", "corporate_action", "universe")
 """Kinds of events that a prune keeps."""
+DROPPED_ROWS: Final = (
+    *((table, "TRUE") for table in DROPPED_TABLES),
+    ("events", f"kind NOT IN ({', '.join(repr(kind) for kind in KEPT_EVENTS)})"),
+)
+"""Of each table the condition for the rows that a prune drops."""
 
 EVENT_TYPES: Final[Mapping[str, type[Event]]] = {
     "bar": Bar,

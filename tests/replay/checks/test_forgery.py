@@ -138,10 +138,10 @@ def test_a_parent_may_have_another_name_and_cannot_be_denied(plain: Path, tmp_pa
     path = Path(shutil.copy(plain, tmp_path / "two.db"))
     with Reader.open(path) as reader:
         parent = reader.find("last")
-        recorded, state = open_recorded(reader, path, parent), reader.last_state(parent)
+        recorded, state = open_recorded(reader, path, parent), reader.state_at(parent)
         events = [event for _, _, event, _ in reader.events(parent)]
     assert state is not None
-    Restart(recorded.engine).restore(decode_state(state), next_sequence=0, taken_over=True)
+    Restart(recorded.engine).restore(decode_state(state[0]), next_sequence=0, taken_over=True)
     log = SqlAuditLog.open(path)
     child = replace(recorded.run, run_id="child", parent_run_id=parent)
     log.begin(child, recorded.engine.gate_sets)
