@@ -10,19 +10,15 @@ import asyncio
 import itertools
 import sqlite3
 from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache
 from typing import TYPE_CHECKING, Final, Self, TypeVar
 
 from msgspec import Struct
-from sqlalchemy import insert
-from sqlalchemy.dialects.sqlite import dialect
 
 from tracepaper.storage.checkpoints import kept_identity
 from tracepaper.storage.database.chunks import WITHIN, StoredRun, chain_head, latest_state, run_span
 from tracepaper.storage.database.reader import Reader
-from tracepaper.storage.database.schema import metadata
 from tracepaper.storage.database.writer import Writer, advice, is_busy, open_writer
-from tracepaper.storage.record.columns import stored_columns
+from tracepaper.storage.record.columns import insert_sql, stored_columns
 from tracepaper.storage.record.encode import StepEncoder
 from tracepaper.storage.record.hashing import ChainHead, Commit, opened_digest
 from tracepaper.storage.record.rows import (
@@ -134,15 +130,6 @@ _UPDATE_HEAD: Final = "UPDATE runs SET step_count = ?, head_digest = ? WHERE run
 Result = TypeVar("Result")
 
 
-@lru_cache(maxsize=256)
-def insert_sql(table: str, columns: tuple[str, ...] = ()) -> str:
-    """Return the compiled insert into *table* of *columns*, or of all of them."""
-    target = metadata.tables[table]
-    names = columns or stored_columns(table)
-    statement = insert(target)
-    return str(statement.compile(dialect=dialect(paramstyle="qmark"), column_keys=list(names)))
-
-
 _AT_ONCE: Final = (Command, ModelChange, RetrainingEnd, ParityCheck)
 """Events that are committed before anything else happens, though they neither decide nor trade."""
 _PRICES: Final = (Quote, Mark, Trade, Depths, BookUpdate)
@@ -158,10 +145,7 @@ class SqlAuditLog:
         self, writer: Writer, group_steps: int | None = None, *, path: Path | None = None
     ) -> None:
         self._writer = writer
-        self._connection = writer.connection
-        raw = writer.connection.connection.driver_connection
-        assert isinstance(raw, sqlite3.Connection)
-        self._raw = raw  # for transactions, which cost less without a layer in between
+        self._raw = writer.raw
         self._group_steps = GROUP_STEPS if group_steps is None else group_steps
         self._thread: ThreadPoolExecutor | None = None
         self._encoder: StepEncoder | None = None
@@ -218,14 +202,14 @@ class SqlAuditLog:
         """
         if self.is_open:
             self.flush()
-        row = self._connection.exec_driver_sql(
+        row = self._raw.execute(
             "SELECT coalesce(max(run_key), 0), coalesce(max(run_id = ?), 0) FROM runs",
             (run.run_id,),
-        ).one()
+        ).fetchone()
         newest_key, is_taken = int(row[0]), bool(row[1])
         if is_taken:
             raise DataInvalid(f"Run {run.run_id} is in the database already; choose another id.")
-        before = self._connection.exec_driver_sql(_PREVIOUS, (newest_key,)).one_or_none()
+        before = self._raw.execute(_PREVIOUS, (newest_key,)).fetchone()
         run_key = newest_key + 1
         encoder = StepEncoder(run, run_key, gate_sets)
         previous = Previous() if before is None else Previous(*before)

@@ -145,8 +145,7 @@ def prune(
         raise DataInvalid("A prune must keep at least 1 day.")
     writer = open_writer(path)
     try:
-        raw = writer.connection.connection.driver_connection
-        assert isinstance(raw, sqlite3.Connection)
+        raw = writer.raw
         runs = raw.execute("SELECT run_key, run_id FROM runs ORDER BY run_key").fetchall()
         log = SqlAuditLog(writer)
         done = []

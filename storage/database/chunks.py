@@ -92,17 +92,6 @@ _NEWEST_PRUNE: Final = (
 )
 
 
-class Chunk(NamedTuple):
-    """All rows of a range of steps, found by step."""
-
-    steps: list[StoredRow]
-    sparse: dict[int, dict[str, list[StoredRow]]]
-
-    def rows(self, row: StoredRow) -> StoredRows:
-        """Return the rows that belong to the ``steps`` row *row*."""
-        return StoredRows(row, self.sparse.get(row[_SEQUENCE], {}))
-
-
 def run_span(run_key: int, until: int | None = None) -> Span:
     """Return the steps of the run, up to *until* where that is given."""
     return run_key, 0, SEQUENCE_LIMIT - 1 if until is None else until
@@ -163,21 +152,19 @@ def chain_head(
     return last, ChainHead(digest, kept, NOTHING if state is None else sha256(state[0]).digest())
 
 
-def read_chunk(connection: sqlite3.Connection, span: Span) -> Chunk:
-    """Return the rows of the steps of *span*."""
-    # Rows up to *last* never change while a run grows, so the selects need not be one snapshot.
-    sparse: dict[int, dict[str, list[StoredRow]]] = {}
-    for table, query in _SPARSE:
-        for row in connection.execute(query, span):
-            sparse.setdefault(row[_SEQUENCE], {}).setdefault(table, []).append(row)
-    return Chunk(connection.execute(_STEPS, span).fetchall(), sparse)
-
-
-def chunks(connection: sqlite3.Connection, run_key: int, first: int, last: int) -> Iterator[Chunk]:
-    """Yield the chunks of run *run_key* from sequence *first* to *last*, both included."""
+def step_rows(
+    connection: sqlite3.Connection, run_key: int, first: int, last: int
+) -> Iterator[StoredRows]:
+    """Yield the rows of each step of run *run_key* from sequence *first* to *last*, in chunks."""
     for start in range(first, last + 1, CHUNK_STEPS):
-        end = min(start + CHUNK_STEPS - 1, last)
-        yield read_chunk(connection, (run_key, start, end))
+        span = (run_key, start, min(start + CHUNK_STEPS - 1, last))
+        # Rows up to the last never change while a run grows, so these need not be one snapshot.
+        sparse: dict[int, dict[str, list[StoredRow]]] = {}
+        for table, query in _SPARSE:
+            for row in connection.execute(query, span):
+                sparse.setdefault(row[_SEQUENCE], {}).setdefault(table, []).append(row)
+        for row in connection.execute(_STEPS, span).fetchall():
+            yield StoredRows(row, sparse.get(row[_SEQUENCE], {}))
 
 
 def gate_set_rows(connection: sqlite3.Connection, run_key: int) -> dict[int, list[StoredRow]]:

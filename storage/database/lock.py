@@ -63,6 +63,7 @@ class FileWatch:
         self._frame_bytes = 0
         self._log: dict[Path, int] = {}  # descriptors of -wal and -shm
         self._index_bytes = 0
+        self._frames = 0
         self._held.add(self._identity)
 
     @classmethod
@@ -119,6 +120,7 @@ class FileWatch:
         """Remember the sizes of the files after a commit."""
         self._size = os.fstat(self._descriptor).st_size
         if self._log:
+            self._frames, _ = self._counted()
             _, index = self._log.values()
             self._index_bytes = max(self._index_bytes, os.fstat(index).st_size)
 
@@ -153,7 +155,7 @@ class FileWatch:
                 f"{self._path}-wal or -shm was deleted or replaced while it was written; {remedy}"
             )
         frames, moved = self._counted()
-        if frames > moved and self._lacks(frames):
+        if frames > moved and (self._lacks(frames) or self._has_hole(min(frames, self._frames))):
             if sys.version_info >= (3, 12):
                 # The close must not copy pieces of a broken log into the database.
                 connection.setconfig(sqlite3.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE)
@@ -182,6 +184,15 @@ class FileWatch:
         """Return whether the -wal is shorter than that many frames."""
         wal, _ = self._log.values()
         return frames > 0 and os.fstat(wal).st_size < _WAL_HEADER + frames * self._frame_bytes
+
+    def _has_hole(self, frame: int) -> bool:
+        """Return whether a *frame* of the -wal is gone though later ones were written.
+
+        A hole reads as zeros, and a frame begins with its page's number, which is never 0.
+        """
+        wal, _ = self._log.values()
+        place = _WAL_HEADER + (frame - 1) * self._frame_bytes
+        return frame > 0 and not any(os.pread(wal, 4, place))
 
     def _restore_index(self) -> bool:
         """Give the index its length back where it was cut; return whether it was.

@@ -17,7 +17,6 @@ from tracepaper.storage.database.chunks import (
     PrunePoint,
     RunLocation,
     StoredRun,
-    chunks,
     confirmed_since,
     end_of_close,
     gate_set_of,
@@ -26,6 +25,7 @@ from tracepaper.storage.database.chunks import (
     latest_state,
     run_span,
     select,
+    step_rows,
 )
 from tracepaper.storage.database.connection import ReadOnly
 from tracepaper.storage.database.strategy_view import since_parts
@@ -252,24 +252,19 @@ class Reader(ReadOnly):
         run_key = self.stored_run(run_id).run_key
         last = self._last_sequence(run_key)
         end = last if until is None else min(until, last)
-        for chunk in chunks(self._connection, run_key, after + 1, end):
-            for row in chunk.steps:
-                yield chunk.rows(row)
+        return step_rows(self._connection, run_key, after + 1, end)
 
     def events(self, run_id: str, after: int = -1) -> Iterator[tuple[int, bool, Event, Prediction]]:
         """Yield (sequence, accepted, event, prediction) in order, as the engine received them.
 
         A forecast that was refused for its numbers was stored without them: here they are NaN.
         """
-        stored, decoder = self._decoding(run_id)
-        last = self._last_sequence(stored.run_key)
-        for chunk in chunks(self._connection, stored.run_key, after + 1, last):
-            for row in chunk.steps:
-                rows = chunk.rows(row)
-                answer, event_row = rows.row("answers"), rows.row("events")
-                prediction = None if answer is None else decoder.given(answer)
-                event = decoder.bar(row) if event_row is None else decoder.event(event_row)
-                yield row[STEP.sequence], row[STEP.ignored] is None, event, prediction
+        _, decoder = self._decoding(run_id)
+        for rows in self.rows(run_id, after=after):
+            row, answer, event_row = rows.core, rows.row("answers"), rows.row("events")
+            prediction = None if answer is None else decoder.given(answer)
+            event = decoder.bar(row) if event_row is None else decoder.event(event_row)
+            yield row[STEP.sequence], row[STEP.ignored] is None, event, prediction
 
     def explanations(self, run_id: str) -> Iterator[list[tuple[int, bytes, float, bytes]]]:
         """Yield (sequence, buckets, older mass, entropy) of every explained answer, in order.
@@ -278,7 +273,7 @@ class Reader(ReadOnly):
         than the figures themselves.
         """
         cursor = self._connection.execute(
-            f"SELECT sequence, buckets, older_mass, entropy FROM answers "
+            "SELECT sequence, buckets, older_mass, entropy FROM answers "
             f"WHERE {WITHIN} AND length(buckets) > 0 ORDER BY sequence",
             run_span(self.stored_run(run_id).run_key),
         )

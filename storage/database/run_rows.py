@@ -32,7 +32,7 @@ BATCH_ROWS: Final = 512
 _IS_BAR: Final = "open_time_ms IS NOT NULL AND ignored IS NULL"
 _BAR: Final = ("sequence", "open_time_ms", "open", "high", "low", "close", "volume", "outcome")
 _BARS: Final = (
-    f"SELECT sequence, open_time_ms, open, high, low, close, volume, coalesce(outcome, -1), "
+    "SELECT sequence, open_time_ms, open, high, low, close, volume, coalesce(outcome, -1), "
     f"holding FROM steps WHERE {WITHIN} AND instrument = ? AND {_IS_BAR} ORDER BY sequence"
 )
 _ACCOUNT: Final = ("sequence", "open_time_ms", "instrument", "close", "quantity", "equity")
@@ -54,11 +54,11 @@ _SHADOWS: Final = _AFTER.format(
 _OWN_STORED: Final = f"SELECT sequence, equity FROM states WHERE {WITHIN} AND equity IS NOT NULL"
 _BOOK_BITS: Final = 64 - SEQUENCE_LIMIT.bit_length()
 _HOLDINGS: Final = (
-    f"SELECT sequence, book, coalesce(quantity, 0), cash, coalesce(twin, '') FROM holdings "
+    "SELECT sequence, book, coalesce(quantity, 0), cash, coalesce(twin, '') FROM holdings "
     f"WHERE {WITHIN} ORDER BY sequence, book"
 )
 _OUTCOMES: Final = (
-    f"SELECT sequence, action, allowed, refused_by, reason, unfilled_reason, regime, gate_set, "
+    "SELECT sequence, action, allowed, refused_by, reason, unfilled_reason, regime, gate_set, "
     f"passed FROM outcomes WHERE {WITHIN} ORDER BY sequence"
 )
 _STEP_COLUMNS: Final = frozenset(column.name for column in TABLES["steps"])
@@ -212,7 +212,8 @@ class RunRows:
             listed = ", ".join(f"{alias}.{name}" for name in chosen)
             cursor = self._connection.execute(
                 f"SELECT {alias}.sequence, {listed} FROM {source} "
-                f"WHERE {alias}.{WITHIN} AND s.instrument = ?",
+                f"WHERE {alias}.run_key = ? AND {alias}.sequence BETWEEN ? AND ? "
+                "AND s.instrument = ?",
                 (self._run_key, int(at[0]), int(at[-1]), place),
             )
             while rows := cursor.fetchmany(BATCH_ROWS):
@@ -349,7 +350,7 @@ class RunRows:
     def newest_events(self, kinds: Sequence[str], span: Span, most: int) -> list[StoredEvent]:
         """Return the *most* newest events of *kinds*, the newest first."""
         query = (
-            f"SELECT sequence, kind, instrument, market_ms, content FROM events "
+            "SELECT sequence, kind, instrument, market_ms, content FROM events "
             f"WHERE {WITHIN} AND kind IN ({', '.join('?' * len(kinds))}) "
             "ORDER BY sequence DESC LIMIT ?"
         )

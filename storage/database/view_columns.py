@@ -315,9 +315,9 @@ _ENTERS: Final = "CASE x.side WHEN 'BUY' THEN 1 ELSE -1 END"
 # A fill that adds is counted as far as something is held after it, one that closes as far as
 # something was held before: of a fill that turns, each trade has its own part.
 _PART: Final = (
-    f"CASE WHEN x.sequence = e.sequence AND x.ordinal = e.ordinal "
+    "CASE WHEN x.sequence = e.sequence AND x.ordinal = e.ordinal "
     f"THEN min(1.0, abs({_after('x')}) * 1.0 / abs({_signed('x')})) "
-    f"WHEN x.sequence = f.sequence AND x.ordinal = f.ordinal "
+    "WHEN x.sequence = f.sequence AND x.ordinal = f.ordinal "
     f"THEN min(1.0, abs({_before('x')}) * 1.0 / abs({_signed('x')})) ELSE 1.0 END"
 )
 

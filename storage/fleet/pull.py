@@ -16,7 +16,7 @@ from tracepaper.storage.database.writer import open_writer
 from tracepaper.storage.fleet.server import check_schema, connect, shown, speaking
 from tracepaper.storage.fleet.tables import DATABASE
 from tracepaper.storage.maintenance import whole_file
-from tracepaper.storage.record.columns import TABLES, stored_columns
+from tracepaper.storage.record.columns import TABLES, insert_sql, stored_columns
 from tracepaper.strategies.errors import DataInvalid
 
 if TYPE_CHECKING:
@@ -131,8 +131,7 @@ def _fill(
     counts: dict[str, int] = {}
     writer = open_writer(partial)
     try:
-        raw = writer.connection.connection.driver_connection
-        assert isinstance(raw, sqlite3.Connection)
+        raw = writer.raw
         raw.execute("PRAGMA synchronous = OFF")  # the whole file is written to disk at its end
         raw.execute("BEGIN IMMEDIATE")
         raw.execute("DELETE FROM databases")
@@ -189,7 +188,7 @@ def _copy(
         if server.execute(found.encode(), values).fetchone() is not None:
             raise sqlite3.IntegrityError(f"a NaN in {table}")
     query = f"SELECT {', '.join(names)} {source} ORDER BY {keys}"
-    write = f"INSERT INTO {table} ({', '.join(names)}) VALUES ({', '.join('?' * len(names))})"
+    write = insert_sql(table)
     count = 0
     with server.cursor(f"pull_{table}", binary=True) as cursor:
         cursor.itersize = BATCH_ROWS

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from enum import StrEnum
+from functools import cache
 from typing import Any, Final
 
 from msgspec import Struct, json
@@ -605,6 +606,13 @@ TABLES: Final[dict[str, tuple[Column, ...]]] = {
 def stored_columns(table: str) -> tuple[str, ...]:
     """Return the names of the columns of *table* that hold something, in their order."""
     return tuple(column.name for column in TABLES[table])
+
+
+@cache
+def insert_sql(table: str, columns: tuple[str, ...] = ()) -> str:
+    """Return the insert into *table* of *columns*, or of all of them."""
+    names = columns or stored_columns(table)
+    return f"INSERT INTO {table} ({', '.join(names)}) VALUES ({', '.join('?' * len(names))})"
 
 
 def place(table: str, name: str) -> int:

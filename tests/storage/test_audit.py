@@ -212,16 +212,6 @@ def test_a_taken_run_id_is_refused(tmp_path: Path) -> None:
     log.close()
 
 
-def test_several_runs_share_a_database(tmp_path: Path) -> None:
-    path = tmp_path / "a.db"
-    for name, count in (("one", 30), ("two", 40), ("three", 50)):
-        cases.write_run(path, cases.plain_steps(count), of=cases.run(name))
-    with Reader.open(path) as reader:
-        for name, count in (("one", 30), ("two", 40), ("three", 50)):
-            assert len(list(reader.steps(name))) == count
-            assert verify_chain(reader.connection, name).holds
-
-
 # ---------------------------------------------------------------- a start that fails
 
 
@@ -457,25 +447,6 @@ def test_of_steps_that_belong_together_none_is_stored_where_one_cannot_be(tmp_pa
     again.close()
     assert stored(path) == steps
     assert holds(path)
-
-
-@pytest.mark.parametrize("way", ["deleted", "moved", "replaced"])
-def test_a_file_that_is_taken_away_ends_the_log(tmp_path: Path, way: str) -> None:
-    path = tmp_path / "a.db"
-    steps = cases.plain_steps(4)
-    log = SqlAuditLog.open(path, group_steps=1)
-    log.begin(cases.run())
-    log.append_now(steps[0])
-    if way == "deleted":
-        path.unlink()
-    else:
-        path.rename(tmp_path / "b.db")
-    if way == "replaced":
-        path.write_bytes(b"")
-    for _ in range(2):
-        with pytest.raises(AuditUnwritable, match=r"a\.db was deleted, moved or replaced"):
-            log.append_now(steps[1])
-    log.close()
 
 
 def test_a_number_that_only_sqlite_refuses_is_rolled_back(tmp_path: Path) -> None:

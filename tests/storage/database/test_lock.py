@@ -80,6 +80,13 @@ def empty(path: Path) -> None:
     os.truncate(path, 0)
 
 
+def refill(path: Path) -> None:
+    """Cut the file and write it further back, as a writer does that does not look."""
+    size = path.stat().st_size
+    os.truncate(path, size // 2)
+    os.truncate(path, size)
+
+
 DAMAGES: dict[str, tuple[str, Callable[[Path], object], str]] = {
     "file deleted": ("", Path.unlink, "deleted, moved or replaced"),
     "file moved": ("", lambda file: file.rename(beside(file, ".old")), "deleted, moved"),
@@ -92,6 +99,7 @@ DAMAGES: dict[str, tuple[str, Callable[[Path], object], str]] = {
     "log replaced by half of it": ("-wal", replace_by_shorter, "saved into .*: start again"),
     "log emptied": ("-wal", empty, "was cut"),
     "log halved": ("-wal", halve, "was cut"),
+    "log halved and grown again": ("-wal", refill, "was cut"),
     "index deleted": ("-shm", Path.unlink, "saved into .*: start again"),
     "index replaced": ("-shm", replace_by_copy, "saved into .*: start again"),
     "index emptied": ("-shm", empty, "saved into .*: start again"),
@@ -101,7 +109,7 @@ MAPPED = {"index emptied", "index halved"}
 """Within a commit these end SQLite by a signal: it has the pages mapped."""
 
 
-BEYOND_USE = {"log emptied", "log halved"}
+BEYOND_USE = {"log emptied", "log halved", "log halved and grown again"}
 """Where checkpoints come often, these cut what the database holds already."""
 
 
