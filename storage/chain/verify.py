@@ -16,11 +16,13 @@ from msgspec import Struct
 from tracepaper.storage.database.chunks import (
     CHUNK_STEPS,
     INSTRUMENT_ROWS,
-    PRUNE_ROW,
     RUN_ROW,
     WITHIN,
+    PrunePoint,
     StoredRow,
+    chain_head,
     gate_set_rows,
+    prune_point,
     run_span,
     select,
 )
@@ -39,7 +41,6 @@ from tracepaper.storage.record.rows import (
     DROPPED_ROWS,
     KEPT_TABLES,
     OPENED_AT,
-    At,
     Previous,
     instrument_row,
     run_of,
@@ -79,7 +80,6 @@ class ChainReport(Struct, frozen=True):
         return self.problem is None
 
 
-CUT: Final = At("prunes")
 _RANGES: Final = {table: select(table, WITHIN) for table in CHAINED_TABLES}
 _SEQUENCE: Final = {table: itemgetter(at) for table, at in SEQUENCE_AT.items()}
 _OPENS_AT: Final = place("steps", "open_time_ms")
@@ -112,12 +112,9 @@ def verify_chain(
         if row is None:
             raise DataInvalid(f"There is no run {run_id} in the database.")
         opened, step_count, head_digest = row[OPENED_AT:]
-        pruned = connection.execute(PRUNE_ROW, (row[0],)).fetchone()
-        until: int | None = None
-        walk = Walk(connection, row[0], ChainHead(opened), 0)
-        if pruned is not None:
-            until = int(pruned[CUT.until_sequence])
-            walk = Walk(connection, row[0], head_of_prune(pruned), until + 1)
+        pruned = prune_point(connection, row[0])
+        until = None if pruned is None else pruned.until_sequence
+        walk = Walk.begin(connection, row[0], opened)
         begun, head_at = walk.due, None
         problem = _check_opening(connection, row) or check_prune(connection, row[0], pruned)
         if problem is None:
@@ -132,13 +129,6 @@ def verify_chain(
         return ChainReport(run_id, held, walk.head.digest, until, head_at, problem)
     finally:
         connection.rollback()
-
-
-def head_of_prune(pruned: StoredRow) -> ChainHead:
-    """Return where the chain goes on behind a prune, from its row."""
-    state = pruned[CUT.state]
-    kept_state = NOTHING if state is None else sha256(state).digest()
-    return ChainHead(pruned[CUT.digest], pruned[CUT.kept_sha256], kept_state)
 
 
 class StoredCommit(NamedTuple):
@@ -163,6 +153,20 @@ class Walk:
         self.head = head
         self.due = due
         self.problem: ChainProblem | None = None
+
+    @classmethod
+    def begin(
+        cls, connection: sqlite3.Connection, run_key: int, opened: bytes, first: int = 0
+    ) -> Walk:
+        """Return the walk from step *first* on, or from behind a prune that is later.
+
+        *opened* is the chain's first link.
+        """
+        pruned = prune_point(connection, run_key)
+        if pruned is not None and pruned.until_sequence >= first:
+            return cls(connection, run_key, pruned.head, pruned.until_sequence + 1)
+        found = chain_head(connection, run_key, first - 1)
+        return cls(connection, run_key, ChainHead(opened) if found is None else found[1], first)
 
     def commits(self, before: int = SEQUENCE_LIMIT) -> Iterator[Commit]:
         """Yield the commits that begin before step *before*, until one does not hold.
@@ -312,7 +316,7 @@ def _check_values(opened: StoredRow, instruments: list[StoredRow]) -> ChainProbl
 
 
 def check_prune(
-    connection: sqlite3.Connection, run_key: int, pruned: StoredRow | None
+    connection: sqlite3.Connection, run_key: int, pruned: PrunePoint | None
 ) -> ChainProblem | None:
     """Check the rows that a prune left, and its row against its event."""
     event = connection.execute(_PRUNED, run_span(run_key)).fetchone()
@@ -341,10 +345,10 @@ def check_prune(
 
 
 def _check_kept(
-    connection: sqlite3.Connection, run_key: int, pruned: StoredRow
+    connection: sqlite3.Connection, run_key: int, pruned: PrunePoint
 ) -> ChainProblem | None:
     """Check that a prune left the rows that it keeps, and no others."""
-    until = pruned[CUT.until_sequence]
+    until = pruned.until_sequence
     span = run_span(run_key, until)
     for table, where in DROPPED_ROWS:
         query = f"SELECT min(sequence) FROM {table} WHERE {WITHIN} AND {where}"
@@ -352,7 +356,7 @@ def _check_kept(
         if at is not None:
             sentence = f"A row was added to {table} at {at}, whose rows were pruned."
             return ChainProblem(at, (table,), "extra", sentence)
-    if kept_until(connection, run_key, until) == pruned[CUT.kept_sha256]:
+    if kept_until(connection, run_key, until) == pruned.kept_sha256:
         return None
     sentence = f"A row up to step {until}, kept when the run was pruned, was changed: it is in "
     sentence += f"one of {', '.join(KEPT_TABLES)}."

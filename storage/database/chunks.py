@@ -74,7 +74,7 @@ _GATE_SET: Final = select("gate_sets", "run_key = ? AND gate_set = ?")
 
 RUN_ROW: Final = select("runs", "run_id = ?")
 INSTRUMENT_ROWS: Final = select("instruments", "run_key = ?")
-PRUNE_ROW: Final = select("prunes", "run_key = ?")
+_PRUNE: Final = select("prunes", "run_key = ?")
 _NEWEST_COMMIT: Final = (
     "SELECT last_sequence, digest, kept FROM commits WHERE run_key = ? AND last_sequence <= ? "
     "ORDER BY first_sequence DESC LIMIT 1"
@@ -235,10 +235,23 @@ class StoredRun(NamedTuple):
 
 
 class PrunePoint(NamedTuple):
-    """The last step whose rows were dropped, and what the chain needs to continue from there."""
+    """A row of ``prunes``: the last step whose rows were dropped, and where the chain goes on."""
 
+    run_key: int
     until_sequence: int
     pruned_at_ms: int
     digest: bytes
     kept_sha256: bytes
     state: bytes | None
+
+    @property
+    def head(self) -> ChainHead:
+        """Where the chain goes on behind it."""
+        state = NOTHING if self.state is None else sha256(self.state).digest()
+        return ChainHead(self.digest, self.kept_sha256, state)
+
+
+def prune_point(connection: sqlite3.Connection, run_key: int) -> PrunePoint | None:
+    """Return up to where the run was pruned, if it was."""
+    row = connection.execute(_PRUNE, (run_key,)).fetchone()
+    return None if row is None else PrunePoint(*row)

@@ -11,7 +11,6 @@ from msgspec import Struct
 from tracepaper.storage.database.chunks import (
     CHUNK_STEPS,
     INSTRUMENT_ROWS,
-    PRUNE_ROW,
     RUN_ROW,
     WITHIN,
     PrunePoint,
@@ -23,6 +22,7 @@ from tracepaper.storage.database.chunks import (
     gate_set_rows,
     interned,
     latest_state,
+    prune_point,
     run_span,
     select,
     step_rows,
@@ -217,8 +217,7 @@ class Reader(ReadOnly):
 
     def pruned(self, run_key: int) -> PrunePoint | None:
         """Return up to where the run was pruned, if it was."""
-        row = self._connection.execute(PRUNE_ROW, (run_key,)).fetchone()
-        return None if row is None else PrunePoint(*row[1:])
+        return prune_point(self._connection, run_key)
 
     def commit_of(self, run_key: int, sequence: int) -> tuple[int, int] | None:
         """Return the first and the last step of the commit that holds step *sequence*."""

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from msgspec import Struct
 
-from tracepaper.storage.chain.verify import CUT, Walk, check_prune, head_of_prune
-from tracepaper.storage.database.chunks import PRUNE_ROW, WITHIN, StoredRow, chain_head, select
+from tracepaper.storage.chain.verify import Walk, check_prune
+from tracepaper.storage.database.chunks import WITHIN, PrunePoint, StoredRow, prune_point, select
 from tracepaper.storage.database.connection import open_reader
 from tracepaper.storage.database.writer import open_writer
 from tracepaper.storage.fleet.server import (
@@ -27,7 +27,6 @@ from tracepaper.storage.fleet.server import (
     speaking,
 )
 from tracepaper.storage.fleet.tables import DATABASE, columns_of, metadata
-from tracepaper.storage.record.hashing import ChainHead
 from tracepaper.storage.record.rows import (
     CHAINED_TABLES,
     DROPPED_ROWS,
@@ -236,10 +235,10 @@ class Shipper:
                     f"{state.next - 1} of it"
                 )
             own = file.execute(_HEAD, (run_key, state.next - 1)).fetchone()
-            pruned = file.execute(PRUNE_ROW, (run_key,)).fetchone()
-            if own is None and pruned is not None and pruned[CUT.until_sequence] == state.next - 1:
-                own = (pruned[CUT.digest],)
-            is_pruned = pruned is not None and pruned[CUT.until_sequence] >= state.next
+            pruned = prune_point(file, run_key)
+            if own is None and pruned is not None and pruned.until_sequence == state.next - 1:
+                own = (pruned.digest,)
+            is_pruned = pruned is not None and pruned.until_sequence >= state.next
             if own != (state.digest,) and not (own is None and is_pruned):
                 raise self._diverges(
                     f"step {state.next - 1} of run {run_id} has another digest than that which"
@@ -343,18 +342,18 @@ class Shipper:
 
     def _ship_group(
         self, server: Connection[Any], file: sqlite3.Connection, state: _RunState
-    ) -> tuple[int, StoredRow | None]:
+    ) -> tuple[int, PrunePoint | None]:
         """Copy the next steps of a run; return their number, and the prune that is to follow."""
         key = state.run_key
         with _snapshot(file):
             row = file.execute(_RUN, (key,)).fetchone()
-            pruned = file.execute(PRUNE_ROW, (key,)).fetchone()
-            if pruned is not None and pruned[CUT.until_sequence] == state.pruned_until:
+            pruned = prune_point(file, key)
+            if pruned is not None and pruned.until_sequence == state.pruned_until:
                 pruned = None
             first, count = state.next, row[_RUN_AT.step_count]
             if first >= count:
                 return 0, pruned
-            if pruned is not None and (until := pruned[CUT.until_sequence]) >= first:
+            if pruned is not None and (until := pruned.until_sequence) >= first:
                 # Its steps are gone: what the prune kept of them is shipped with what follows.
                 if (problem := check_prune(file, key, pruned)) is not None:
                     raise self._broken(row, problem.sentence)
@@ -362,7 +361,7 @@ class Shipper:
                 state.walk = None
             walk = state.walk
             if walk is None or walk.due != first:
-                walk = state.walk = _walk_from(file, row, first)
+                walk = state.walk = Walk.begin(file, key, row[OPENED_AT], first)
             begun = walk.due
             if (problem := walk.walk_to(begun + self._group_steps)) is not None:
                 raise self._broken(row, problem.sentence)
@@ -439,9 +438,9 @@ class Shipper:
             "shipped: the fleet has what the prune kept of them."
         )
 
-    def _drop(self, server: Connection[Any], state: _RunState, pruned: StoredRow) -> None:
+    def _drop(self, server: Connection[Any], state: _RunState, pruned: PrunePoint) -> None:
         """Drop on the server what a prune dropped in the file, and write the prune's own row."""
-        span = (self.database_id, state.run_key, pruned[CUT.until_sequence])
+        span = (self.database_id, state.run_key, pruned.until_sequence)
         within = f"{DATABASE} = %s AND run_key = %s AND sequence <= %s"
         for table, dropped in DROPPED_ROWS:
             server.execute(f"DELETE FROM {table} WHERE {within} AND {dropped}", span)
@@ -452,7 +451,7 @@ class Shipper:
             (self.database_id, state.run_key),
         )
         server.execute(_insert("prunes"), (self.database_id, *pruned))
-        state.pruned_until, state.walk = pruned[CUT.until_sequence], None
+        state.pruned_until, state.walk = pruned.until_sequence, None
 
     # ------------------------------------------------------------ imported candles
 
@@ -492,16 +491,6 @@ class Shipper:
                         (self.database_id, series, digest),
                     )
         return replaced
-
-
-def _walk_from(file: sqlite3.Connection, run: StoredRow, first: int) -> Walk:
-    """Return the walk along the links of *run* behind step *first* - 1, or behind its prune."""
-    key = run[_RUN_AT.run_key]
-    pruned = file.execute(PRUNE_ROW, (key,)).fetchone()
-    if pruned is not None and pruned[CUT.until_sequence] >= first:
-        return Walk(file, key, head_of_prune(pruned), pruned[CUT.until_sequence] + 1)
-    found = chain_head(file, key, first - 1)
-    return Walk(file, key, ChainHead(run[OPENED_AT]) if found is None else found[1], first)
 
 
 def _rows_of(file: sqlite3.Connection, table: str, run_key: int) -> list[StoredRow]:

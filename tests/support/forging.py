@@ -9,16 +9,15 @@ from collections.abc import Iterator
 from contextlib import closing
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
 
 from tracepaper.daemon.session.models import forecaster_of
 from tracepaper.replay.backtest.recorded import RecordedPredictor, open_recorded
 from tracepaper.replay.checks.compare import RowCheck
 from tracepaper.replay.checks.verify import Verification, verify_run
 from tracepaper.storage.chain.integrity import audit
-from tracepaper.storage.chain.verify import head_of_prune, kept_until
+from tracepaper.storage.chain.verify import kept_until
 from tracepaper.storage.checkpoints import kept_folder
-from tracepaper.storage.database.chunks import WITHIN, select
+from tracepaper.storage.database.chunks import WITHIN, PrunePoint, prune_point, select
 from tracepaper.storage.database.reader import Reader
 from tracepaper.storage.database.schema import metadata
 from tracepaper.storage.record.columns import stored_columns
@@ -99,10 +98,10 @@ def _rechain_run(raw: sqlite3.Connection, run_key: int, was: dict[bytes, bytes])
 def _rechain_commits(
     raw: sqlite3.Connection, run_key: int, head: ChainHead, was: dict[bytes, bytes]
 ) -> bytes:
-    pruned = raw.execute(select("prunes", "run_key = ?"), (run_key,)).fetchone()
+    pruned = prune_point(raw, run_key)
     if pruned is not None:
-        kept = kept_until(raw, run_key, pruned[1])
-        head = head_of_prune(pruned)._replace(kept=kept)
+        kept = kept_until(raw, run_key, pruned.until_sequence)
+        head = pruned.head._replace(kept=kept)
         _retell_prune(raw, run_key, pruned, kept)
     for key, first, last, digest, *_ in raw.execute(
         select("commits", "run_key = ?"), (run_key,)
@@ -122,7 +121,7 @@ def _rechain_commits(
     return head.digest
 
 
-def _retell_prune(raw: sqlite3.Connection, run_key: int, pruned: Any, kept: bytes) -> None:
+def _retell_prune(raw: sqlite3.Connection, run_key: int, pruned: PrunePoint, kept: bytes) -> None:
     """Make the newest event of a prune say what the row in ``prunes`` says, and its hashes."""
     raw.execute("UPDATE prunes SET kept_sha256 = ? WHERE run_key = ?", (kept, run_key))
     query = (
@@ -131,9 +130,9 @@ def _retell_prune(raw: sqlite3.Connection, run_key: int, pruned: Any, kept: byte
     )
     text, sequence = raw.execute(query, (run_key,)).fetchone()
     said = json.loads(text)
-    said["kept_sha256"], said["digest"] = kept.hex(), pruned[3].hex()
-    if pruned[5] is not None:
-        said["state_sha256"] = sha256(pruned[5]).hexdigest()
+    said["kept_sha256"], said["digest"] = kept.hex(), pruned.digest.hex()
+    if pruned.state is not None:
+        said["state_sha256"] = sha256(pruned.state).hexdigest()
     text = json.dumps(said, separators=(",", ":"))
     at = (text, run_key, sequence)
     raw.execute("UPDATE events SET content = ? WHERE run_key = ? AND sequence = ?", at)
