@@ -152,19 +152,6 @@ def test_a_pruned_chain_holds_from_where_it_was_cut(path: Path) -> None:
     assert path.stat().st_size < size * 0.9
 
 
-def test_trades_survive_a_prune(path: Path) -> None:
-    def trades() -> list[tuple[object, ...]]:
-        with Reader.open(path) as reader:
-            return (
-                reader.connection.execute("SELECT * FROM v_fills ORDER BY sequence").fetchall()
-                + reader.connection.execute("SELECT * FROM v_orders ORDER BY order_id").fetchall()
-            )
-
-    before = trades()
-    prune(path, keep_days=1, pruned_at_ms=5)
-    assert trades() == before
-
-
 def test_a_pruned_run_resumes_as_before(path: Path) -> None:
     log = SqlAuditLog.open(path)
     before = log.resume("r-1")
