@@ -32,6 +32,7 @@ from tracepaper.storage.record.columns import ANSWER_GATES, TABLES, measure_name
 from tracepaper.storage.record.decode import (
     ANSWER,
     HOLDING,
+    OUTCOME,
     STATE,
     STEP,
     TWIN_STEP,
@@ -40,7 +41,6 @@ from tracepaper.storage.record.decode import (
     heads_of,
 )
 from tracepaper.storage.record.encode import StepEncoder
-from tracepaper.storage.record.rows import sequence_of
 from tracepaper.strategies.errors import DataInvalid
 from tracepaper.strategies.gates.gate import GATES
 from tracepaper.strategies.types.decisions import Decision, Explanation, Forecast, Step
@@ -272,13 +272,13 @@ class RowCheck:
         if sparse["gate_sets"]:
             yield "gate_sets", "no such set", f"a set of {len(sparse['gate_sets'])} gates"
         core = rows.core
-        sequence = sequence_of(core[STEP.step])
+        sequence = core[STEP.sequence]
         (row,) = sparse["steps"]
         whole = (*row, *(None,) * (len(core) - len(row)))
         yield from _row("steps", core, whole, {STEP.outcome, STEP.holding})
         stored, derived_states = rows.row("states"), sparse["states"]
         derived_state = derived_states[0] if derived_states else _NO_STATE
-        yield from _row("states", stored or _NO_STATE, derived_state, {STATE.step})
+        yield from _row("states", stored or _NO_STATE, derived_state, {STATE.sequence})
         for table in _WHOLE_TABLES:
             yield from _rows(table, rows.sparse.get(table, ()), sparse.get(table, ()))
         yield from self._outcome(sequence, core[STEP.outcome], rows, sparse.get("outcomes", ()))
@@ -297,10 +297,10 @@ class RowCheck:
         elif named is not None:
             read = partial(self._interned.outcome, named)
             row = self._named("outcomes", named, sequence, read)
-            yield from _row("outcomes", row, derived[0], {0})
+            yield from _row("outcomes", row, derived[0], {OUTCOME.sequence})
         for row in rows.sparse.get("outcomes", ()):
             if named != sequence:
-                yield "outcomes.step", row[0], None
+                yield "outcomes.sequence", row[OUTCOME.sequence], None
 
     def _holdings(
         self, sequence: int, rows: StoredRows, derived: Mapping[str, Sequence[Sequence[Any]]]
@@ -318,10 +318,10 @@ class RowCheck:
             at = named[book]
             read = partial(self._interned.holding, at, book)
             row = self._named("holdings", at, sequence, read)
-            yield from _row("holdings", row, made, {0})
+            yield from _row("holdings", row, made, {HOLDING.sequence})
         for row in rows.sparse.get("holdings", ()):
             if named.get(row[HOLDING.book]) != sequence:
-                yield "holdings.step", row[0], None
+                yield "holdings.sequence", row[HOLDING.sequence], None
 
     def _named(
         self, table: str, named: int, sequence: int, read: Callable[[], Sequence[Any]]

@@ -39,7 +39,13 @@ from tracepaper.strategies.errors import DataInvalid, TracepaperError
 from tracepaper.strategies.gates.gate import GATES
 from tracepaper.strategies.sessions import Calendar, closes_of
 from tracepaper.strategies.types.decisions import Decision, Forecast, Run, Step
-from tracepaper.strategies.types.market import Bar, Instrument, ParityCheck, ParityOutcome
+from tracepaper.strategies.types.market import (
+    Bar,
+    Instrument,
+    ModelChange,
+    ParityCheck,
+    ParityOutcome,
+)
 from tracepaper.strategies.units import DAY_MS, day_text, minute_text, unscaled, visible
 
 DIFFERENCES_KEPT: Final = 20
@@ -230,7 +236,7 @@ def _scanned_alike(run: Run, first: ComparedRun, second: ComparedRun) -> bool:
     if run.mode != "scan":
         return True
     one, two = (
-        [start.market_ms for start in source.reader.starts(source.run_id)]
+        [start.market_ms for start in source.reader.of_type(source.run_id, ModelChange)]
         for source in (first, second)
     )
     return one == two

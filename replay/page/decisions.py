@@ -114,7 +114,7 @@ def decision(shown: ShownRun, sequence: int) -> answers.Decision:
             "decision_sha256": decision_sha256(
                 shown.reader.step(shown.run_id, sequence), item
             ).hex(),
-            "digest": shown.reader.commit_digest(columns.run_key, sequence).hex(),
+            "digest": columns.rows.digest(sequence) or "",
         },
         previous=beside[True],
         following=beside[False],

@@ -19,7 +19,7 @@ from tracepaper.replay.report.states import command_of
 from tracepaper.storage.database.lock import holder_of
 from tracepaper.storage.database.views import VIEWS
 from tracepaper.storage.record.rows import HALTED
-from tracepaper.strategies.types.market import GapCause
+from tracepaper.strategies.types.market import GapCause, ModelChange
 from tracepaper.strategies.units import DAY_MS
 
 SHOWN_VIEWS: Final = {view.name: view for view in VIEWS if view.name != "v_runs"}
@@ -194,7 +194,7 @@ def health(shown: ShownRun, served: str = "") -> answers.Health:
                         *(np.array(gap[key]) for key in ("from_ms", "until_ms"))
                     )
                 )
-    starts = shown.reader.starts(shown.run_id)
+    starts = shown.reader.of_type(shown.run_id, ModelChange)
     halted_by = None if (held := halt(shown)) is None else held.by
     damage = shown.reader.damage(shown.run_id)
     ended = row["ended_at"] is not None

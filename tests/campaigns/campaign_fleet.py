@@ -80,7 +80,7 @@ def shippers(database: Path) -> list[int]:
 
 def last_step(daemon: Daemon) -> int:
     with reading(daemon.database) as db:
-        return int(db.execute("SELECT max(step) FROM steps").fetchone()[0])
+        return int(db.execute("SELECT max(sequence) FROM steps").fetchone()[0])
 
 
 class Killer:

@@ -283,7 +283,7 @@ def test_tampering_is_still_found_in_a_run_whose_strategy_keeps_state(counts: Pa
     with sqlite3.connect(path) as raw:
         raw.execute(
             "UPDATE steps SET high = high + 1 "
-            "WHERE step = (SELECT min(step) FROM steps WHERE open > 0)"
+            "WHERE sequence = (SELECT min(sequence) FROM steps WHERE open > 0)"
         )
     with Reader.open(path) as reader:
         found = verify_run(reader, path, reader.find("last"))
@@ -298,7 +298,7 @@ def test_an_account_that_its_ledger_does_not_add_up_to_is_refused(tmp_path: Path
     first.stop()
     with sqlite3.connect(path) as raw:
         changed = raw.execute(
-            "UPDATE fills SET fee = fee + 1 WHERE step = (SELECT max(step) FROM fills)"
+            "UPDATE fills SET fee = fee + 1 WHERE sequence = (SELECT max(sequence) FROM fills)"
         )
         assert changed.rowcount == 1
     with pytest.raises(InvariantBroken, match="add up"):

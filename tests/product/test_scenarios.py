@@ -88,7 +88,7 @@ def shown(
 
 def state(path: Path) -> list[Any]:
     """Return what the newest stored state declares and owns."""
-    query = "SELECT state FROM states WHERE state IS NOT NULL ORDER BY step DESC LIMIT 1"
+    query = "SELECT state FROM states WHERE state IS NOT NULL ORDER BY sequence DESC LIMIT 1"
     found = decode_state(rows(path, query)[0][0])
     books = found.account.books
     return [

@@ -56,7 +56,7 @@ def test_verify_names_what_was_changed_and_exits_with_1(
     path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     connection = sqlite3.connect(path)
-    connection.execute("UPDATE steps SET close = close + 1 WHERE step & 4095 = 33")
+    connection.execute("UPDATE steps SET close = close + 1 WHERE sequence = 33")
     connection.commit()
     connection.close()
     code, out, err = typed(capsys, "audit", "verify", "plain", "--db", path)
@@ -258,7 +258,7 @@ def test_every_run_is_checked_at_once(path: Path, capsys: pytest.CaptureFixture[
     with closing(sqlite3.connect(path)) as raw:
         raw.execute(
             "UPDATE steps SET close = close + 1 "
-            "WHERE step = (SELECT min(step) FROM steps WHERE open > 0)"
+            "WHERE sequence = (SELECT min(sequence) FROM steps WHERE open > 0)"
         )
         raw.commit()
     assert typed(capsys, "audit", "verify", "--db", path)[0] == 0  # the newest is whole

@@ -94,7 +94,7 @@ def test_what_was_changed_on_the_server_is_found(
     path: Path, postgres: Cluster, fleet_url: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     typed(capsys, "db", "ship", "--to", fleet_url, "--db", path, "--once")
-    postgres.sql(fleet_url, "UPDATE steps SET close = close + 1 WHERE step & 268435455 = 33")
+    postgres.sql(fleet_url, "UPDATE steps SET close = close + 1 WHERE sequence = 33")
     code, out, _ = typed(capsys, "audit", "verify", "--from", fleet_url)
     assert code == 1
     assert "Steps 0 to 63" in out

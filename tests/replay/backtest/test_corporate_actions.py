@@ -181,7 +181,9 @@ def test_the_position_the_ledger_and_the_warnings_over_a_split() -> None:
     assert invoke(["audit", "verify", "last", "--db", "run.db"]) == 0
     assert invoke(["verify", "last", "--db", "run.db"]) == 0
     ((balance,),) = asked("run.db", "SELECT sum(amount) FROM ledger")
-    ((cash,),) = asked("run.db", "SELECT balance FROM ledger ORDER BY step DESC, ordinal DESC")[:1]
+    ((cash,),) = asked("run.db", "SELECT balance FROM ledger ORDER BY sequence DESC, ordinal DESC")[
+        :1
+    ]
     assert balance == cash
 
 

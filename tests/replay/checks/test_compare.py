@@ -26,7 +26,7 @@ from tracepaper.storage.database.schema import metadata
 from tracepaper.storage.record.columns import HEAD_COLUMNS
 from tracepaper.strategies.attention import compiled
 
-AT = "step = (SELECT max(step) - 3 FROM answers)"
+AT = "sequence = (SELECT max(sequence) - 3 FROM answers)"
 
 
 @pytest.fixture(scope="module")
@@ -201,7 +201,7 @@ def test_what_differs_only_in_time_is_counted_by_its_gate_in_json(
         ((outcome,),) = raw.execute("SELECT max(outcome) FROM steps").fetchall()
         raw.execute(
             "UPDATE outcomes SET action = 'HOLD', reason = 'refused by late', allowed = 0, "
-            f"refused_by = 'late', passed = passed & ~4 WHERE step & ((1 << 28) - 1) = {outcome}"
+            f"refused_by = 'late', passed = passed & ~4 WHERE sequence = {outcome}"
         )
         raw.commit()
     assert invoke(["parity", f"{run}#last", f"{late}#last", "--json"]) == 0

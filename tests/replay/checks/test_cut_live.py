@@ -147,14 +147,14 @@ def test_what_a_prune_keeps_of_a_daemon_is_derived_and_fed_again(
     assert verified(again).holds
 
 
-FIRST = "(SELECT min(step) FROM steps WHERE open > 0)"
-LAST = "(SELECT max(step) FROM steps WHERE outcome IS NOT NULL)"
+FIRST = "(SELECT min(sequence) FROM steps WHERE open > 0)"
+LAST = "(SELECT max(sequence) FROM steps WHERE outcome IS NOT NULL)"
 FORGED = {
     "promoted": {
-        "a bar of the context": f"UPDATE steps SET low = low - 1 WHERE step = {FIRST} + 200",
-        "what the model said": f"UPDATE answers SET mean_return = 0.01 WHERE step = {LAST}",
-        "who said it": f"UPDATE answers SET model_id = NULL WHERE step = {LAST}",
-        "what the model looked at": f"UPDATE answers SET recent_mass = 0.5 WHERE step = {LAST}",
+        "a bar of the context": f"UPDATE steps SET low = low - 1 WHERE sequence = {FIRST} + 200",
+        "what the model said": f"UPDATE answers SET mean_return = 0.01 WHERE sequence = {LAST}",
+        "who said it": f"UPDATE answers SET model_id = NULL WHERE sequence = {LAST}",
+        "what the model looked at": f"UPDATE answers SET recent_mass = 0.5 WHERE sequence = {LAST}",
         "another promoted model": (
             "UPDATE events SET content = substr(content, 1, instr(content, 'didate_sha256') + 15) "
             "|| substr('123456789abcdef0', instr('0123456789abcdef', "
@@ -172,14 +172,14 @@ FORGED = {
         "a quote that filled": (
             "UPDATE events SET content = json_set(content, '$.ask', "
             "json_extract(content, '$.ask') + 7, '$.bid', json_extract(content, '$.bid') + 7) "
-            "WHERE step = (SELECT max(step) FROM fills)"
+            "WHERE sequence = (SELECT max(sequence) FROM fills)"
         ),
         "a fill's price": (
-            "UPDATE fills SET price = price + 1 WHERE step = (SELECT min(step) FROM fills)"
+            "UPDATE fills SET price = price + 1 WHERE sequence = (SELECT min(sequence) FROM fills)"
         ),
         "a fill's reference": (
             "UPDATE fills SET reference_price = reference_price + 1 "
-            "WHERE step = (SELECT max(step) FROM fills)"
+            "WHERE sequence = (SELECT max(sequence) FROM fills)"
         ),
         "all losing fills before the cut": (
             "DELETE FROM fills WHERE order_id IN "

@@ -465,9 +465,9 @@ def every_answer(database: Path, run: str) -> dict[str, str]:
 @pytest.mark.parametrize(
     "changes",
     [
-        ("UPDATE steps SET close = -close WHERE step & 268435455 = 1400",),
-        ("UPDATE steps SET open_time_ms = 9007199254740991 WHERE step & 268435455 = 1400",),
-        ("UPDATE steps SET open_time_ms = -9007199254740991 WHERE step & 268435455 = 3",),
+        ("UPDATE steps SET close = -close WHERE sequence = 1400",),
+        ("UPDATE steps SET open_time_ms = 9007199254740991 WHERE sequence = 1400",),
+        ("UPDATE steps SET open_time_ms = -9007199254740991 WHERE sequence = 3",),
         ("UPDATE events SET market_ms = 9007199254740991", "UPDATE events SET content = '{'"),
         ("UPDATE runs SET config = 'no JSON'", "UPDATE runs SET warnings = '{'"),
         ("DELETE FROM instruments",),
@@ -584,7 +584,7 @@ def test_markup_in_a_record_is_text_in_every_place(tmp_path: Path, cross_databas
     ("forged", "verdict"),
     [
         ((), "Sound."),
-        (("UPDATE steps SET close = close + 1 WHERE step & 268435455 = 1400",), "Not sound."),
+        (("UPDATE steps SET close = close + 1 WHERE sequence = 1400",), "Not sound."),
     ],
 )
 def test_only_a_run_that_was_derived_again_is_called_sound(
