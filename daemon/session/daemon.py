@@ -160,7 +160,7 @@ class Daemon:
         audit = SqlAuditLog.open(self._database)
         audit.report_waits(self._declare_blocked)
         try:
-            await self._supervisor.run({"daemon": lambda: self._serve(audit)}, essential="daemon")
+            await self._supervisor.run(lambda: self._serve(audit))
         finally:
             audit.close()
 
