@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import numpy as np
+from msgspec import structs
 from rich.console import Console
 
 from tracepaper.daemon.commands.options import print_json
@@ -28,6 +29,7 @@ from tracepaper.replay.document.charts import (
     rounded,
     time_axis,
 )
+from tracepaper.replay.document.pictures import write_picture
 from tracepaper.replay.document.terminal import show
 from tracepaper.replay.document.values import Form, Paragraph, Part, TitledParts, Value, table_of
 from tracepaper.replay.explain.attribution import (
@@ -61,7 +63,7 @@ from tracepaper.replay.explain.decision import (
     verdict_of,
 )
 from tracepaper.replay.explain.order_book import BookMap
-from tracepaper.replay.explain.picture import draw, map_document, map_parts
+from tracepaper.replay.explain.picture import blocks_chart, map_document, map_parts
 from tracepaper.replay.explain.recompute import (
     Floats,
     Full,
@@ -161,7 +163,8 @@ def explain_decision(
     if missing is not None:
         raise missing
     if png is not None:
-        draw(path, stored, found.full, png)
+        chart = blocks_chart(path, stored) if found.full is None else looked_chart(found.full)
+        write_picture(structs.replace(chart, title=_decision_title(stored)), png)
         _say(f"The picture is {png}.")
     if write_page is not None:
         if found.full is None:
@@ -474,8 +477,12 @@ def decision_document(
         kinds, looks, flow, *_ = heads.tables()
         alone = replace(kinds, title="")
         parts += [alone, looks, *head_charts(heads, flow.title)]
-    title = f"{decision['instrument']} at {iso(decision['open_time_ms'])}"
-    return TitledParts(title, tuple(parts))
+    return TitledParts(_decision_title(stored), tuple(parts))
+
+
+def _decision_title(stored: StoredDecision) -> str:
+    decision = stored.decision
+    return f"{decision['instrument']} at {iso(decision['open_time_ms'])}"
 
 
 def _beside(found: SideBySide) -> Iterator[Part]:
