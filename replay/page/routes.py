@@ -302,7 +302,7 @@ ROUTES: Final = (
     ReadRoute(f"{_R}/views/{{view}}", "Rows of a documented view; any of its columns filters.",
           RowParameters, answers.Rows, _rows, is_open=True),
     ReadRoute(f"{_R}/refusals", "Refusals by day, and what each gate saved or cost.",
-          NoParameters, answers.Refusals, _refusals, is_heavy=True),
+          NoParameters, answers.Document, _refusals, is_heavy=True),
     ReadRoute(f"{_R}/health", "Whether the run is sound.", NoParameters, answers.Health, _health),
     ReadRoute("/runs/{left}/compare/{right}", "Two runs beside each other.",
           NoParameters, answers.Comparison, _compare, is_heavy=True),

@@ -29,7 +29,15 @@ from tracepaper.replay.document.charts import (
 )
 from tracepaper.replay.document.values import written
 from tracepaper.replay.report import record as records
-from tracepaper.replay.report.benchmarks import BETTER, COST, SAVED, WORSE, exposures, sides
+from tracepaper.replay.report.benchmarks import (
+    BETTER,
+    COST,
+    SAVED,
+    WORSE,
+    Refusal,
+    exposures,
+    sides,
+)
 from tracepaper.replay.report.report import BUY_AND_HOLD, Report
 from tracepaper.replay.report.trades import ClosedTrade
 from tracepaper.replay.run_columns import Floats, Ints, NoteColumns
@@ -155,12 +163,12 @@ def exposure_share(report: Report) -> Floats:
     return largest
 
 
-def refusal_chart(report: Report) -> Chart | None:
+def refusal_chart(refused: Sequence[Refusal]) -> Chart | None:
     """Draw how much better the signals were that a gate let pass, beside a random gate.
 
     None where no gate refused enough signals to be judged.
     """
-    rows = [row for row in report.refusals if row.error_bp is not None]
+    rows = [row for row in refused if row.error_bp is not None]
     if not rows:
         return None
     roles: dict[str, ChartRole] = {SAVED: "gain", WORSE: "loss", COST: "loss", BETTER: "gain"}
@@ -373,8 +381,15 @@ def _refused(report: Report, instrument: str, bars: records.Bars) -> ChartPanel 
         for name in gates
     ]
     middles = (0.5 * (edges[1:] + edges[:-1])).round().astype(np.int64).tolist()
+    return counts_panel("signals refused", middles, gates, counts)
+
+
+def counts_panel(
+    name: str, times_ms: Sequence[int], gates: Sequence[str], counts: Sequence[Sequence[int]]
+) -> ChartPanel:
+    """Draw *counts* [gate][time], the darker, the more."""
     most = float(max(map(max, counts)))
-    cells = HeatLayer("signals refused", middles, range(len(gates)), 0.0, most, counts, digits=0)
+    cells = HeatLayer(name, times_ms, range(len(gates)), 0.0, most, counts, digits=0)
     height = 30 + 24 * len(gates)
     return ChartPanel([cells], time_axis(), named(gates, is_reversed=True), height)
 

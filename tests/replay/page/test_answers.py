@@ -275,9 +275,11 @@ def test_the_model_says_again_what_each_feature_added_and_where_each_head_looked
 
 
 def test_refusals_by_day_are_all_refusals(shown: ShownRun) -> None:
-    found = records.refusals(shown)
-    counted = sum(sum(day.counts.values()) for day in found.days)
+    _, days, _, refused = records.refusals(shown).parts
+    counted = sum(map(sum, days["panels"][0]["layers"][0]["rows"]))
     assert counted == shown.views.count("v_decisions", allowed=0)
+    document = derivations.report_of(shown)
+    assert refused in document.parts
 
 
 def test_a_rollup_is_what_the_bars_say_and_is_made_anew_where_it_is_damaged(
