@@ -61,11 +61,14 @@ class Figure(Generic[T]):
     wide: bool = False
 
 
-def of_row(
-    key: str, title: str, form: Form, column: str = "", *, wide: bool = False
-) -> Figure[Any]:
-    """Return the figure that a row holds in *column*, by default in that called *key*, or None."""
-    return Figure(key, title, form, lambda row: row.get(column or key), wide)
+def of_view(key: str, title: str, form: Form, column: str = "") -> Figure[Any]:
+    """Return the figure that a view's row holds in *column*, by default in that called *key*."""
+    return Figure(key, title, form, lambda row: row[column or key])
+
+
+def of_row(key: str, title: str, form: Form, *, wide: bool = False) -> Figure[Any]:
+    """Return the figure that a row holds under *key*; None where the row lacks it."""
+    return Figure(key, title, form, lambda row: row.get(key), wide)
 
 
 def of_field(

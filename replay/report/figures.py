@@ -19,6 +19,7 @@ from tracepaper.replay.document.values import (
     Table,
     of_field,
     of_row,
+    of_view,
     table,
 )
 from tracepaper.replay.report import metrics
@@ -249,10 +250,10 @@ REWEIGHTINGS: Final = (
 )
 
 GAPS: Final = (
-    of_row("instrument", "instrument", "text"),
-    of_row("from_ms", "from", "minute"),
-    of_row("until_ms", "until", "minute"),
-    of_row("cause", "cause", "text"),
+    of_view("instrument", "instrument", "text"),
+    of_view("from_ms", "from", "minute"),
+    of_view("until_ms", "until", "minute"),
+    of_view("cause", "cause", "text"),
     Figure[Row]("repaired_by", "repaired by", "text", lambda of: of["repaired_by"] or "nothing"),
 )
 

@@ -16,7 +16,7 @@ from tracepaper.daemon.broker.book_fills import (
     moves_in,
 )
 from tracepaper.daemon.engine.state import decode_state
-from tracepaper.replay.document.values import Figure, Table, of_row, table
+from tracepaper.replay.document.values import Figure, Table, of_view, table
 from tracepaper.storage.database.reader import Reader
 from tracepaper.storage.database.run_rows import WHOLE, RunRows
 from tracepaper.storage.database.run_views import Row, RunViews
@@ -58,11 +58,11 @@ def _filled_part(row: Row) -> str:
 
 
 _ORDER_FIGURES: Final = (
-    of_row("side", "side", "text"),
-    of_row("kind", "kind", "text"),
-    of_row("price", "price", "exact", "limit_price_text"),
-    of_row("trigger", "stop", "exact", "trigger_price_text"),
-    of_row("quantity", "quantity", "exact", "quantity_text"),
+    of_view("side", "side", "text"),
+    of_view("kind", "kind", "text"),
+    of_view("price", "price", "exact", "limit_price_text"),
+    of_view("trigger", "stop", "exact", "trigger_price_text"),
+    of_view("quantity", "quantity", "exact", "quantity_text"),
     Figure[Row]("became", "what became of it", "text", outcome),
     Figure[Row]("order_id", "order", "text", lambda row: row["order_id"], wide=True),
     Figure[Row]("tag", "tag", "text", lambda row: row["tag"], wide=True),
@@ -71,8 +71,8 @@ _ORDER_FIGURES: Final = (
     Figure[Row]("fee", "fee", "money", lambda row: row["fee"], wide=True),
 )
 _TIME_FIGURES: Final = (
-    of_row("decision", "decision", "count", "decision_sequence"),
-    of_row("created_ms", "sent", "minute"),
+    of_view("decision", "decision", "count", "decision_sequence"),
+    of_view("created_ms", "sent", "minute"),
 )
 
 

@@ -17,7 +17,7 @@ from rich.console import Console
 
 from tracepaper.daemon.engine.state import RESERVE, account_title, reserve_of
 from tracepaper.replay.document.terminal import head, show
-from tracepaper.replay.document.values import Figure, Paragraph, Part, Table, of_row, table
+from tracepaper.replay.document.values import Figure, Paragraph, Part, Table, of_view, table
 from tracepaper.replay.report.figures import tables
 from tracepaper.replay.report.report import Report
 from tracepaper.replay.report.states import LastingState, lasting_states
@@ -296,28 +296,28 @@ def _accounts(views: RunViews) -> Iterator[Row]:
 # ---------------------------------------------------------------- for a terminal
 
 ACCOUNTS: Final = (
-    of_row("account", "account", "text"),
-    of_row("equity", "equity", "money"),
-    of_row("realized_pnl", "realized", "gain"),
-    of_row("unrealized_pnl", "unrealized", "gain"),
-    of_row("fees_paid", "fees", "money"),
-    of_row("funding_paid", "funding", "money"),
-    of_row("fills", "fills", "count"),
+    of_view("account", "account", "text"),
+    of_view("equity", "equity", "money"),
+    of_view("realized_pnl", "realized", "gain"),
+    of_view("unrealized_pnl", "unrealized", "gain"),
+    of_view("fees_paid", "fees", "money"),
+    of_view("funding_paid", "funding", "money"),
+    of_view("fills", "fills", "count"),
 )
 FILLS: Final = (
-    of_row("filled_ms", "time", "second"),
-    of_row("instrument", "instrument", "text"),
-    of_row("side", "side", "text"),
-    of_row("quantity", "quantity", "exact", "quantity_text"),
-    of_row("price", "price", "exact", "price_text"),
-    of_row("fee", "fee", "money"),
-    of_row("reason", "why", "text"),
+    of_view("filled_ms", "time", "second"),
+    of_view("instrument", "instrument", "text"),
+    of_view("side", "side", "text"),
+    of_view("quantity", "quantity", "exact", "quantity_text"),
+    of_view("price", "price", "exact", "price_text"),
+    of_view("fee", "fee", "money"),
+    of_view("reason", "why", "text"),
 )
 OF_SIDES: Final = (
     FILLS[0],
     Figure[Row]("instrument", "symbol", "text", lambda of: of["instrument"].partition(":")[2]),
     FILLS[2],
-    of_row("position_side", "of", "text"),
+    of_view("position_side", "of", "text"),
     *FILLS[3:],
 )
 """In hedge mode, where each fill is of one side; all symbols are of one category there."""

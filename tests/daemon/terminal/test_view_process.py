@@ -28,7 +28,7 @@ from waiting import until
 
 from tracepaper.daemon.clock import SystemClock
 from tracepaper.daemon.terminal.console import configure
-from tracepaper.daemon.terminal.live_view import LEAVE, Screen, terminal_of_row
+from tracepaper.daemon.terminal.live_view import LEAVE, Screen, terminal_of_view
 from tracepaper.strategies.types.decisions import Step
 from tracepaper.strategies.types.market import Instrument
 
@@ -220,10 +220,10 @@ def test_the_terminal_is_that_of_stderr_or_else_of_stdout(
         for on, off in (("stderr", "stdout"), ("stdout", "stderr")):
             monkeypatch.setattr(sys, on, stream)
             monkeypatch.setattr(sys, off, io.StringIO())
-            assert terminal_of_row() == terminal.path
+            assert terminal_of_view() == terminal.path
         for dumb in ("dumb", "unknown", ""):
             monkeypatch.setenv("TERM", dumb)
-            assert terminal_of_row() is None
+            assert terminal_of_view() is None
 
 
 # The whole, as a shell starts it: a session of its own, whose terminal this is.

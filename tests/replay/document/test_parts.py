@@ -28,7 +28,7 @@ from tracepaper.replay.document.values import (
     Table,
     Value,
     as_parts,
-    of_row,
+    of_view,
     table,
     table_of,
     tone,
@@ -135,7 +135,7 @@ def test_rounding_keeps_significant_digits_and_turns_nan_into_null() -> None:
 
 def test_a_misspelt_column_of_a_view_is_an_error() -> None:
     with pytest.raises(KeyError):
-        table("of_row", "", (of_row("pricee", "price", "money"),), [{"price": 1.0}])
+        table("of_view", "", (of_view("pricee", "price", "money"),), [{"price": 1.0}])
 
 
 @pytest.mark.parametrize(
