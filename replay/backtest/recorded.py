@@ -28,7 +28,7 @@ from tracepaper.daemon.session.loop import (
     events_of,
     gathered,
 )
-from tracepaper.daemon.session.models import forecaster_of_run, recorded_forecaster
+from tracepaper.daemon.session.models import forecaster_of_run
 from tracepaper.daemon.session.resume import (
     engine_of,
     reach_of,
@@ -153,17 +153,11 @@ def _find_beginning(
 
 def _forecaster(config: Config, database: Path, run: Run, sha256: str = "") -> Forecaster:
     """Return the model of *run*, or the one that was promoted in it with the hash *sha256*."""
-    model_id = sha256[: checkpoints.ID_DIGITS] or run.model_id
-    if sha256:
-        forecaster = recorded_forecaster(
-            config, database, model_id, mode=run.mode, backend=run.backend
-        )
-    else:
-        forecaster = forecaster_of_run(run, config, database)
+    forecaster = forecaster_of_run(run, config, database, sha256=sha256)
     if (own := user_model(forecaster)) is not None:
         refuse_other_model(own, run.model_sha256, run.run_id)
     elif forecaster.model_sha256 != (sha256 or run.model_sha256):
-        kept = checkpoints.find_kept(database, model_id)
+        kept = checkpoints.find_kept(database, sha256[: checkpoints.ID_DIGITS] or run.model_id)
         raise DataInvalid(f"{kept} is not the checkpoint that run {run.run_id} used; restore it.")
     return forecaster
 

@@ -13,6 +13,7 @@ from typing import Any, Final
 
 import msgspec
 import numpy as np
+from msgspec import Struct
 
 from tracepaper.replay.backtest.predictors import (
     EXPLANATION_FIELDS,
@@ -64,18 +65,23 @@ class Difference:
         )
 
 
-def step_differences(first: Step, second: Step) -> Iterator[tuple[str, str, str]]:
-    """Yield (field, first, second) for every field in which two steps differ, exactly."""
-    for name in Step.__struct_fields__:
+def differences_of(
+    first: Struct, second: Struct, prefix: str = ""
+) -> Iterator[tuple[str, str, str]]:
+    """Yield (field, first, second) for every field in which two steps or forecasts differ."""
+    for name in first.__struct_fields__:
         one, two = getattr(first, name), getattr(second, name)
-        if one == two:
-            continue
-        if name == "decision" and isinstance(one, Decision) and isinstance(two, Decision):
-            yield from decision_differences(one, two)
-        elif name == "prediction" and isinstance(one, Forecast) and isinstance(two, Forecast):
-            yield from forecast_differences(one, two)
-        else:
-            yield name, shown(one), shown(two)
+        match one, two:
+            case _ if one == two:
+                pass
+            case Decision(), Decision():
+                yield from decision_differences(one, two)
+            case Forecast(), Forecast():
+                yield from differences_of(one, two)
+            case Explanation(), Explanation():
+                yield from differences_of(one, two, f"{name}.")
+            case _:
+                yield f"{prefix}{name}", shown(one), shown(two)
 
 
 def decision_differences(first: Decision, second: Decision) -> Iterator[tuple[str, str, str]]:
@@ -100,21 +106,6 @@ def decision_differences(first: Decision, second: Decision) -> Iterator[tuple[st
         one, two = first.measures[place], second.measures[place]
         if one != two:
             yield f"gate {gate}", shown(one), shown(two)
-
-
-def forecast_differences(first: Forecast, second: Forecast) -> Iterator[tuple[str, str, str]]:
-    """Yield every field in which two forecasts differ, their explanations included."""
-    for name in Forecast.__struct_fields__:
-        one, two = getattr(first, name), getattr(second, name)
-        if one == two:
-            continue
-        if isinstance(one, Explanation) and isinstance(two, Explanation):
-            for part in Explanation.__struct_fields__:
-                a, b = getattr(one, part), getattr(two, part)
-                if a != b:
-                    yield f"explanation.{part}", shown(a), shown(b)
-        else:
-            yield name, shown(one), shown(two)
 
 
 def shown(value: object) -> str:

@@ -29,7 +29,7 @@ from tracepaper.daemon.session.parity import unchecked
 from tracepaper.daemon.session.run_row import sessions_of
 from tracepaper.replay.archive.series import FundingRates
 from tracepaper.replay.backtest.predictors import Environment, measures_agree, predictions_agree
-from tracepaper.replay.checks.compare import Difference, decision_differences, forecast_differences
+from tracepaper.replay.checks.compare import Difference, decision_differences, differences_of
 from tracepaper.replay.checks.identity import decision_identity, scale_factor
 from tracepaper.replay.checks.verify import Verification, verify_run
 from tracepaper.storage.checks import CheckedRun, StoredCheck, store_check
@@ -358,7 +358,7 @@ def _fields(
     """Return the fields in which two decisions differ, the bar's own first."""
     found = _bar_fields(one, two, first, second)
     if isinstance(one.prediction, Forecast) and isinstance(two.prediction, Forecast):
-        found += list(forecast_differences(one.prediction, two.prediction))
+        found += list(differences_of(one.prediction, two.prediction))
     if one.decision is not None and two.decision is not None:
         a, b = one.decision, two.decision
         for name, mine, theirs in decision_differences(a, b):

@@ -42,7 +42,7 @@ from tracepaper.replay.backtest.recorded import (
     prober_of,
     run_in,
 )
-from tracepaper.replay.checks.compare import Difference, RowCheck, shown, step_differences
+from tracepaper.replay.checks.compare import Difference, RowCheck, differences_of, shown
 from tracepaper.replay.checks.diagnosis import Case, Cause, diagnose
 from tracepaper.replay.checks.universe import ChoiceCheck
 from tracepaper.storage.database.chunks import StoredRun
@@ -428,7 +428,7 @@ def _judge(
     instrument = event.instrument if isinstance(event, Bar) else ""
     opened = event.open_time_ms if isinstance(event, Bar) else event.market_ms
     # Among numbers that were rounded otherwise only the columns say which one is not.
-    fields = [] if compared.rounded else list(step_differences(stored, derived))
+    fields = [] if compared.rounded else list(differences_of(stored, derived))
     fields = fields or [(name, shown(one), shown(two)) for name, one, two in compared.unequal]
     for name, one, two in fields:
         found.differences.append(

@@ -26,10 +26,11 @@ from tracepaper.daemon.http.monitor import Monitor
 from tracepaper.daemon.session.build import margin_rules, resolved
 from tracepaper.daemon.session.notices import Notices
 from tracepaper.replay.checks.verify import verify_run
+from tracepaper.replay.document.values import Table
 from tracepaper.replay.exchange.server import EmbeddedExchange, ExchangeSettings
 from tracepaper.replay.page.databases import Databases
 from tracepaper.replay.page.runs import holdings
-from tracepaper.replay.report.terminal import summarise, summary_tables
+from tracepaper.replay.report.terminal import summary_document
 from tracepaper.storage.chain.trades import check_terms, check_trades
 from tracepaper.storage.chain.verify import verify_chain
 from tracepaper.storage.database.connection import open_reader
@@ -127,8 +128,8 @@ def test_a_record_holds_and_its_views_show_both_sides(tmp_path: Path) -> None:
         assert orders == [("LONG",), ("SHORT",)]
     (fills,) = (
         each
-        for each in summary_tables(summarise(path, process.opened.run.run_id))
-        if each.key == "fills"
+        for each in summary_document(path, process.opened.run.run_id).parts
+        if isinstance(each, Table) and each.key == "fills"
     )
     assert [figure.title for figure in fills.figures][1:3] == ["side", "of"]
     newest = [fill.position_side for step in process.steps for fill in step.fills]

@@ -49,7 +49,7 @@ def test_the_stored_part_names_the_verdict_and_what_would_flip_it(
     assert explain(database, LAST) == 0
     text, _ = said(capsys)
     assert "HOLD (refused by edge)" in text
-    assert "Only edge refused, short by" in text
+    assert "It would have passed, had edge been" in text
     assert "round-trip costs" in text
     assert "where attention flowed; not why the price will move" in text
     assert "Deletion test" not in text

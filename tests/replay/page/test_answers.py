@@ -17,6 +17,7 @@ from page_cases import shown_of
 from report_cases import BTC, SAMPLE, STRICT, cross, replayed
 
 from tracepaper.replay.document.values import as_parts
+from tracepaper.replay.explain.decision import margin_text
 from tracepaper.replay.page import (
     decisions,
     derivations,
@@ -183,7 +184,7 @@ def test_a_cold_decision_says_how_many_bars_it_lacks(shown: ShownRun) -> None:
     [(0.00094, ".00094"), (0.0153, ".015"), (0.5, ".50"), (1.234, "1.23"), (-0.00094, ".00094")],
 )
 def test_margins_have_no_leading_zero(margin: float, said: str) -> None:
-    assert decisions.margin_text("shifted", margin) == said
+    assert margin_text("shifted", margin) == said
 
 
 def test_a_bar_is_found_by_when_it_opened_among_those_of_other_symbols(pair_database: Path) -> None:
@@ -269,9 +270,11 @@ def test_the_model_says_again_what_each_feature_added_and_where_each_head_looked
 
 
 def test_refusals_by_day_are_all_refusals(shown: ShownRun) -> None:
-    found = records.refusals(shown)
-    counted = sum(sum(day.counts.values()) for day in found.days)
+    _, days, _, refused = records.refusals(shown).parts
+    counted = sum(map(sum, days["panels"][0]["layers"][0]["rows"]))
     assert counted == shown.views.count("v_decisions", allowed=0)
+    document = derivations.report_of(shown)
+    assert refused in document.parts
 
 
 def test_a_rollup_is_what_the_bars_say_and_is_made_anew_where_it_is_damaged(
