@@ -11,13 +11,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, NamedTuple, Protocol, Self
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tracepaper.strategies.errors import CheckpointMismatch
 from tracepaper.strategies.types.market import Event
+
+if TYPE_CHECKING:
+    from tracepaper.strategies.api.strategy import Forecaster
 
 Floats = NDArray[np.float64]
 Ids = NDArray[np.int64]
@@ -100,9 +103,9 @@ class RunSource(CovariateSource, Protocol):
         ...
 
 
-def run_source(model: object) -> RunSource | None:
-    """Return the rows that *model*, a forecaster, reads from the run's events, if any."""
-    source: Any = getattr(model, VECTORS, None)
+def run_source(model: Forecaster | None) -> RunSource | None:
+    """Return the rows that *model* reads from the run's events, if any."""
+    source: Any = None if model is None else model.vectors
     return source if hasattr(source, "see") else None
 
 

@@ -106,6 +106,7 @@ class FixedForecaster:
     scanned_at_once = 8_192
     measures = MEASURES
     is_outside = False
+    vectors = None
     horizons: tuple[int, ...] = (30,)
 
     def __init__(
