@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from tracepaper.strategies.covariates import (
     CovariateScale,
     Floats,
+    HasVectors,
     Ids,
     JoinedRows,
     section_beside,
@@ -27,9 +28,6 @@ from tracepaper.strategies.covariates import (
 from tracepaper.strategies.errors import CheckpointMismatch
 from tracepaper.strategies.order_book import LEVELS_MAX, SIDES, Books, OrderBookHistory
 from tracepaper.strategies.types.market import Bar, Depths, Event, ModelChange
-
-if TYPE_CHECKING:
-    from tracepaper.strategies.api.strategy import Forecaster
 
 PREFIX: Final = "book_"
 """What the names of these features begin with."""
@@ -235,7 +233,7 @@ def _hide_false(history: OrderBookHistory, bar: Bar, before: Bar) -> None:
         history.hide(false_ms[-1])
 
 
-def books_read_by(model: Forecaster | None) -> RunBooks | None:
+def books_read_by(model: HasVectors | None) -> RunBooks | None:
     """Return the books that *model* reads as features; None where it reads none."""
     source = None if model is None else model.vectors
     return source if isinstance(source, RunBooks) else None

@@ -11,16 +11,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, Self
+from typing import Any, Final, NamedTuple, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tracepaper.strategies.errors import CheckpointMismatch
 from tracepaper.strategies.types.market import Event
-
-if TYPE_CHECKING:
-    from tracepaper.strategies.api.strategy import Forecaster
 
 Floats = NDArray[np.float64]
 Ids = NDArray[np.int64]
@@ -103,7 +100,16 @@ class RunSource(CovariateSource, Protocol):
         ...
 
 
-def run_source(model: Forecaster | None) -> RunSource | None:
+class HasVectors(Protocol):
+    """A forecaster, by what it reads beside bars."""
+
+    @property
+    def vectors(self) -> CovariateSource | None:
+        """The rows; None where it reads none."""
+        ...
+
+
+def run_source(model: HasVectors | None) -> RunSource | None:
     """Return the rows that *model* reads from the run's events, if any."""
     source: Any = None if model is None else model.vectors
     return source if hasattr(source, "see") else None

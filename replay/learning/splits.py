@@ -351,6 +351,11 @@ def iso(ms: int) -> str:
     return datetime.fromtimestamp(ms / 1000, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
+def date_of(ms: int) -> str:
+    """Return UTC milliseconds as a date, with the time where it is no midnight."""
+    return iso(ms).removesuffix("T00:00:00Z")
+
+
 Span = tuple[int, int]
 """From, inclusive, and until, exclusive: UTC milliseconds."""
 FIRST_SHARE: Final = 0.5

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gzip
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -142,6 +142,11 @@ def write_csv(candles: Candles, folder: Path) -> Path:
         rows.append(f"{row[0]},{prices},{row[5] / 1000:.3f}")
     path.write_bytes(gzip.compress("\n".join(rows).encode(), mtime=0))
     return path
+
+
+def by_forecaster(rows: Iterable[Mapping[str, Any]], horizon: int) -> dict[str, Any]:
+    """Return the rows of a table of forecasters at one horizon by their names."""
+    return {row["forecaster"]: row for row in rows if row["horizon"] == horizon}
 
 
 def choose(*settings: str) -> tuple[str, ...]:

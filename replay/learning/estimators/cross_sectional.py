@@ -41,8 +41,8 @@ from tracepaper.replay.learning.fitted import (
     candle_card,
     fit_facts,
     read_candles,
+    read_candles_of,
 )
-from tracepaper.replay.learning.judge.compare import paired_figures
 from tracepaper.replay.learning.judge.correlation import (
     correlation_figures,
     correlation_sentences,
@@ -51,13 +51,6 @@ from tracepaper.replay.learning.judge.correlation import (
     with_head,
 )
 from tracepaper.replay.learning.judge.correlation import correlations_of as correlations_of_part
-from tracepaper.replay.learning.judge.explained import (
-    AnsweredRows,
-    Judgement,
-    bars_of,
-    rows_of,
-    spread_rows,
-)
 from tracepaper.replay.learning.judge.forecasts import (
     MODEL,
     Forecasts,
@@ -65,8 +58,16 @@ from tracepaper.replay.learning.judge.forecasts import (
     concatenated,
     forecasts_of,
 )
-from tracepaper.replay.learning.judge.gates import gates_section, judged_gates
-from tracepaper.replay.learning.judge.metrics import figures
+from tracepaper.replay.learning.judge.gates import (
+    AnsweredRows,
+    Judgement,
+    bars_of,
+    gates_section,
+    judged_gates,
+    rows_of,
+    spread_rows,
+)
+from tracepaper.replay.learning.judge.metrics import figures, paired_figures
 from tracepaper.replay.learning.judge.portfolio import (
     WeightsAt,
     portfolio_decisions,
@@ -535,6 +536,7 @@ for _kind in KINDS.values():
             CrossAssetConfig,
             FitOptions,
             read,
+            read_candles_of,
             fit,
             load,
             read_config,

@@ -21,17 +21,16 @@ from tracepaper.replay.learning.fitted import (
     candle_card,
     fit_facts,
     read_candles,
+    read_candles_of,
 )
-from tracepaper.replay.learning.judge.compare import paired_figures
 from tracepaper.replay.learning.judge.correlation import (
     correlation_figures,
     correlation_sentences,
     correlations_of,
     learn_correlations,
 )
-from tracepaper.replay.learning.judge.explained import Judgement, explain
 from tracepaper.replay.learning.judge.forecasts import Forecasts, SegmentFields, forecasts_of
-from tracepaper.replay.learning.judge.gates import gates_section, judged_gates
+from tracepaper.replay.learning.judge.gates import Judgement, explain, gates_section, judged_gates
 from tracepaper.replay.learning.judge.heads import (
     head_figures,
     head_sentences,
@@ -39,7 +38,7 @@ from tracepaper.replay.learning.judge.heads import (
     levelled,
     levels_of,
 )
-from tracepaper.replay.learning.judge.metrics import figures
+from tracepaper.replay.learning.judge.metrics import figures, paired_figures
 from tracepaper.replay.learning.judge.tails import TAILS, tail_factors
 from tracepaper.replay.learning.losses import titles
 from tracepaper.replay.learning.predict import judged_rows, no_context, predict
@@ -257,6 +256,7 @@ for _kind in network_kinds().values():
             type(_kind.read({})),
             FitOptions,
             read_candles,
+            read_candles_of,
             fit,
             NetworkModel,
             read_config,

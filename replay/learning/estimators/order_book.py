@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from itertools import count, islice
 from pathlib import Path
 from typing import Annotated, Any, Final, Self
@@ -21,6 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from tracepaper.replay.archive.columns import instant
 from tracepaper.replay.archive.order_book import DepthHeader
 from tracepaper.replay.document.values import plus_minus
 from tracepaper.replay.learning import statistics
@@ -28,9 +30,16 @@ from tracepaper.replay.learning.card import NOTICE, model_section, versions_sect
 from tracepaper.replay.learning.fit import Fit, Objective, Policy, Progress
 from tracepaper.replay.learning.fitted import DataRequest, FitRun, FittedModel
 from tracepaper.replay.learning.judge.forecasts import MODEL, Forecasts, concatenated
+from tracepaper.replay.learning.judge.gates import Judgement
 from tracepaper.replay.learning.judge.metrics import BOOK_DAYS, BOOKS, views
-from tracepaper.replay.learning.order_books import UNKNOWN, BookDataset, labels_of
+from tracepaper.replay.learning.order_books import (
+    JUDGED_SOURCE,
+    UNKNOWN,
+    BookDataset,
+    labels_of,
+)
 from tracepaper.replay.learning.recipe import Kind, Recipe, register
+from tracepaper.replay.learning.splits import Part
 from tracepaper.replay.report.metrics import is_credible
 from tracepaper.storage.checkpoints import Checkpoint, load, read_card, save
 from tracepaper.strategies.api.model import DataSource
@@ -79,43 +88,42 @@ def read(_: Recipe, request: DataRequest) -> BookDataset:
     return BookDataset.read(request.paths)
 
 
-def derived(recipe: Recipe, data: BookDataset) -> Recipe:
-    """Return *recipe* with as many levels as the files hold, unless it chooses fewer."""
-    levels = data.header.levels
-    return replace(recipe, architecture=replace(recipe.architecture, levels=levels))
-
-
 def fit(data: BookDataset, recipe: Recipe, run: FitRun) -> OrderBookModel:
     """Fit a network on *data*.
 
-    Raises ``DataInvalid`` where no book of the training part knows a horizon. Nothing that the
-    fit measures is said: below seven days of the exchange's own depth it would mean nothing.
+    It has as many levels as the files hold. Raises ``DataInvalid`` where no book of the training
+    part knows a horizon. Nothing that the fit measures is said: below seven days of the exchange's
+    own depth it would mean nothing.
     """
-    torch.set_num_threads(recipe.options.threads)
-    recipe = derived(recipe, data)
-    parts, config = data.parts(), recipe.architecture
-    longest = max(map(len, parts.training), default=0)
+    header, config, options = data.header, recipe.architecture, recipe.options
+    if data.fold is None:
+        torch.set_num_threads(options.threads)
+        config = replace(config, levels=header.levels)
+        for sentence in (*data.torn, *data.untrained()):
+            run.say(sentence)
+    elif config.levels > header.levels:
+        raise ConfigInvalid(
+            f"architecture.levels is {config.levels}, and the files hold {header.levels}; give as "
+            "many at most."
+        )
+    training, validation = (
+        [books.shallower(config.levels) for books in data.books(part)]
+        for part in (Part.TRAIN, Part.VALIDATION)
+    )
+    longest = max(map(len, training), default=0)
     if longest <= config.horizons[-1]:
         raise DataInvalid(
             f"{data.files[0].name} holds {longest} books in a row to learn from, and the "
-            f"horizon of {config.horizons[-1]} needs more; record longer, or give shorter "
-            "horizons."
+            f"horizon of {config.horizons[-1]} needs more; record longer, ask for fewer folds, or "
+            "give shorter horizons."
         )
-    for sentence in (*data.notes, *data.untrained()):
-        run.say(sentence)
-    network, stopped = fit_network(
-        parts.training,
-        parts.validation,
-        config,
-        recipe.options,
-        run._replace(observe=lambda _: None),
-        {
-            "options": asdict(recipe.options),
-            "network": asdict(config),
-            "books": [one.sha256 for one in data.files],
-        },
-    )
-    header = data.header
+    about = {
+        "options": asdict(options),
+        "network": asdict(config),
+        "books": [one.sha256 for one in data.files],
+    }
+    run = run._replace(observe=lambda _: None)
+    network, stopped = fit_network(training, validation, config, options, run, about)
     category, _, symbol = header.instrument.partition(":")
     card = {
         "model": dict(model_section(KIND, run.name, run.created_ms)),
@@ -139,19 +147,63 @@ def fit(data: BookDataset, recipe: Recipe, run: FitRun) -> OrderBookModel:
                 for one in map(asdict, data.files)
             ],
         },
-        "training": asdict(recipe.options),
+        "training": asdict(options),
         "versions": versions_section(),
     }
     return OrderBookModel(card, network.state_dict(), stopped)
 
 
-class OrderBookModel(FittedModel[BookDataset]):
+def read_of(card: Mapping[str, Any], request: DataRequest, **_: Any) -> BookDataset:  # noqa: ANN401 - a path has none
+    """Read books for the model of *card*: what the exchange itself sent of its instrument and pace.
+
+    What it has seen is all from before the card's untouched time.
+    """
+    data = BookDataset.read(request.paths)
+    check_fits(data.header, card, Path(request.paths[0]))
+    if any(file.source != JUDGED_SOURCE for file in data.files):
+        raise DataInvalid(
+            "Only books that `tracepaper data record` took from the exchange are judged; give "
+            "files of them alone."
+        )
+    return data.seen_until(instant(card["split"]["untouched_from"]))
+
+
+class OrderBookModel(FittedModel):
     """A fitted network over order books."""
 
-    @property
+    @cached_property
     def network(self) -> OrderBookNetwork:
         """The network with its weights."""
         return network_of(self.card, self.tensors)
+
+    def for_fold(self, data: BookDataset) -> Self:
+        """Return it with the frequencies of the moves that it was fitted to, for comparison."""
+        horizons = self.card["architecture"]["horizons"]
+        return self.with_card(frequencies=frequencies_of(data.books(Part.TRAIN), horizons))
+
+    def answers(self, data: BookDataset, part: Part) -> Forecasts:
+        """Return its forecasts of *part*, beside frequencies and the last move.
+
+        Raises ``ConfigInvalid`` where no move is known to one of its horizons.
+        """
+        config = self.network.config
+        stretches = [books.shallower(config.levels) for books in data.books(part)]
+        found = book_forecasts(self.network, stretches, self.card["frequencies"])
+        found = found.where(found.open_ms >= data.judged_from_ms)
+        for horizon in config.horizons:
+            if horizon not in found.horizons:
+                raise ConfigInvalid(
+                    f"The judged books hold none whose move to {horizon} books is known; give "
+                    "files of that time, a longer span, or fewer folds."
+                )
+        return found
+
+    def judge(self, data: BookDataset, *, bars: int | None = None) -> Judgement:
+        """Return its forecasts of the untouched books, and their figures."""
+        del bars
+        table = self.answers(data, Part.TEST)
+        figures = {str(at): figures_of(rows) for at, rows in table.by_horizon()}
+        return Judgement(table, figures, sentences_of(figures))
 
     def calibrated(self, data: BookDataset, *, bars: int | None = None) -> Self:
         """Return it as it is: its probabilities are not scaled."""
@@ -161,20 +213,15 @@ class OrderBookModel(FittedModel[BookDataset]):
     def evaluated(self, data: BookDataset, *, bars: int | None = None) -> Self:
         """Return it with its figures on untouched books, or with why there are none."""
         del bars
-        sections: dict[str, Any] = {}
-        untrained = data.untrained()
-        model = {**self.card["model"], "trained": not untrained}
-        sentences = list(untrained)
-        if not untrained:
-            parts, network = data.parts(), self.network
-            frequencies = frequencies_of(parts.training, network.config.horizons)
-            figures = figures_on(network, parts.untouched, frequencies)
-            sections["split"] = {"untouched_from": iso(int(parts.untouched[0].seen_ms[0]))}
-            sections |= {"frequencies": frequencies, "figures": figures}
-            sentences = sentences_of(figures)
+        found, sentences = self, data.untrained()
+        trained = not sentences
+        if trained:
+            found = self.with_card(split={"untouched_from": iso(data.untouched_ms)}).for_fold(data)
+            judged = found.judge(data)
+            found, sentences = found.with_card(figures=judged.figures), judged.sentences
         sentences += [self.stopped] if self.stopped else []
-        honesty = {"sentences": sentences}
-        return replace(self, card={**self.card, "model": model, **sections, "honesty": honesty})
+        model = {**self.card["model"], "trained": trained}
+        return found.with_card(model=model, honesty={"sentences": sentences})
 
     def save(self, folder: Path, data: BookDataset) -> Checkpoint:
         """Write the checkpoint into *folder*; return it."""
@@ -369,16 +416,6 @@ def frequencies_of(training: Sequence[Books], horizons: Sequence[int]) -> dict[s
     return found
 
 
-def figures_on(
-    network: OrderBookNetwork,
-    untouched: Sequence[Books],
-    frequencies: Mapping[str, Sequence[float]],
-) -> dict[str, Any]:
-    """Return the figures of *network* on *untouched* stretches, by horizon."""
-    every = book_forecasts(network, untouched, frequencies)
-    return {str(horizon): figures_of(rows) for horizon, rows in every.by_horizon()}
-
-
 def book_forecasts(
     network: OrderBookNetwork,
     stretches: Sequence[Books],
@@ -493,6 +530,7 @@ register(
         OrderBookConfig,
         BookFitOptions,
         read,
+        read_of,
         fit,
         load_model,
         listed=asdict,

@@ -23,7 +23,6 @@ from scipy.signal import lfilter
 from tracepaper.replay.learning.baselines import EWMA_DECAY
 from tracepaper.replay.learning.card import rounded
 from tracepaper.replay.learning.dataset import Dataset
-from tracepaper.replay.learning.judge.compare import compare
 from tracepaper.replay.learning.judge.forecasts import (
     MODEL,
     Forecasts,
@@ -31,7 +30,13 @@ from tracepaper.replay.learning.judge.forecasts import (
     named_asset,
 )
 from tracepaper.replay.learning.judge.heads import plain_verdict
-from tracepaper.replay.learning.judge.metrics import CORRELATION, PAIRS, MetricView, estimate
+from tracepaper.replay.learning.judge.metrics import (
+    CORRELATION,
+    PAIRS,
+    MetricView,
+    compare,
+    estimate,
+)
 from tracepaper.replay.learning.panel import (
     LEAST_BARS,
     LabelledPanel,

@@ -19,9 +19,15 @@ from numpy.typing import NDArray
 from tracepaper.replay.document.values import Cells, Table, of_row, table
 from tracepaper.replay.learning import statistics
 from tracepaper.replay.learning.card import rounded
-from tracepaper.replay.learning.judge.compare import NOTE, compare, forecaster_table
 from tracepaper.replay.learning.judge.forecasts import Forecasts, concatenated
-from tracepaper.replay.learning.judge.metrics import AVERAGE_ODDS, EWMA, HEAD_LOSSES
+from tracepaper.replay.learning.judge.metrics import (
+    AVERAGE_ODDS,
+    EWMA,
+    HEAD_LOSSES,
+    NOTE,
+    compare,
+    forecaster_table,
+)
 from tracepaper.replay.learning.judge.tails import BREACHES, breach_rows, losses
 from tracepaper.replay.learning.statistics import DailyEstimate
 from tracepaper.replay.report.honesty import FEW_DAYS

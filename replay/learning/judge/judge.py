@@ -11,28 +11,26 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, TypeVar
 
 import numpy as np
 
 from tracepaper.daemon.session.user_model import UserForecaster
-from tracepaper.replay.learning.baselines import unfitted
 from tracepaper.replay.learning.dataset import Dataset
-from tracepaper.replay.learning.fitted import candle_kind, candle_model
-from tracepaper.replay.learning.judge.explained import Judgement, daily_net
 from tracepaper.replay.learning.judge.forecasts import Forecasts, ModelForecasts
+from tracepaper.replay.learning.judge.gates import Judgement, daily_net
 from tracepaper.replay.learning.judge.user_class import class_forecasts, judge_user_class
 from tracepaper.replay.learning.openings import WHOLE, NamedSpan, SpanOpening, opened, openings_path
-from tracepaper.replay.learning.samples import samples_in
+from tracepaper.replay.learning.order_books import BookDataset
+from tracepaper.replay.learning.recipe import kind_of
 from tracepaper.replay.learning.splits import Part, iso
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.features.rolling import Array
 from tracepaper.strategies.units import DAY_MS, count_of, interval_text
 
-NO_BASELINES: Final = (
-    "The checkpoint keeps no baselines, and the candles hold no bar of its training, so it stands "
-    "beside what needs no fitting alone; give candles from before {until}, or train it again."
-)
+JudgedData = Dataset | BookDataset
+"""What a model is judged on."""
+AnyData = TypeVar("AnyData", Dataset, BookDataset)
 
 
 @dataclass(frozen=True)
@@ -133,7 +131,7 @@ def counted(
 def judge_checkpoint(
     card: Mapping[str, Any],
     tensors: Mapping[str, Any],
-    material: Dataset,
+    material: JudgedData,
     span: NamedSpan = WHOLE,
     *,
     bars: int | None = None,
@@ -143,8 +141,9 @@ def judge_checkpoint(
     *bars* are explained, for the gates; by default as many as can be in minutes. A network over
     several assets is judged at the closes that all of *material*'s symbols have.
     """
-    model, data = candle_model(card, tensors), candle_kind(card).arrange(material)
-    data, missing = _with_baselines(within(data, span))
+    kind = kind_of(card)
+    model = kind.load(card, tensors)
+    data, missing = kind.arrange(material).spanned(span).with_known_baselines()
     return SpanJudgement(
         span,
         data.symbols(Part.TEST),
@@ -159,44 +158,9 @@ def judge_class(
     forecaster: UserForecaster, material: Dataset, span: NamedSpan = WHOLE, *, horizon: int
 ) -> SpanJudgement:
     """Return the judgement of a user's class on *span* of the time after it was trained."""
-    material, missing = _with_baselines(within(material, span))
+    material, missing = material.spanned(span).with_known_baselines()
     judged = judge_user_class(forecaster, material, horizon=horizon)
     return SpanJudgement(span, material.symbols(Part.TEST), judged, {}, missing=missing)
-
-
-def within(material: Dataset, span: NamedSpan) -> Dataset:
-    """Return *material* whose test part is *span*.
-
-    Raises ``ConfigInvalid`` where the span is not after all that the model saw, or has no bar.
-    """
-    split = material.split
-    until = NamedSpan("", None, split.calibration_until_ms).until
-    if span.from_ms is not None and span.from_ms < split.calibration_until_ms:
-        raise ConfigInvalid(
-            f"The span {span.text} begins before {until}, until when the model had seen all; judge "
-            "it on later time."
-        )
-    spanned = replace(
-        split,
-        test_from_ms=split.test_from_ms if span.from_ms is None else span.from_ms,
-        test_until_ms=split.test_until_ms if span.until_ms is None else span.until_ms,
-    )
-    if not samples_in(material.segments, material.horizons, spanned, Part.TEST):
-        raise ConfigInvalid(
-            f"The candles hold no bar of the span {span.text} whose outcome is known; give candles "
-            "of that time."
-        )
-    return replace(material, split=spanned)
-
-
-def _with_baselines(material: Dataset) -> tuple[Dataset, tuple[str, ...]]:
-    """Return *material* with its baselines, and a sentence where only unfitted ones remain."""
-    if material.stored is not None or samples_in(
-        material.segments, material.horizons, material.split, Part.TRAIN
-    ):
-        return material, ()
-    until = NamedSpan("", None, material.split.train_until_ms).until
-    return replace(material, stored=unfitted()), (NO_BASELINES.format(until=until),)
 
 
 # --- other models
@@ -205,26 +169,32 @@ def _with_baselines(material: Dataset) -> tuple[Dataset, tuple[str, ...]]:
 def rival_checkpoint(
     card: Mapping[str, Any],
     tensors: Mapping[str, Any],
-    material: Dataset,
+    material: JudgedData,
     judgement: SpanJudgement,
 ) -> ModelForecasts:
-    """Return a checkpoint's forecasts of the bars of *judgement*, of the same interval.
+    """Return a checkpoint's forecasts of the rows of *judgement*, of the same interval.
 
-    Raises ``ConfigInvalid`` where it learnt from that time, or answers none of these bars.
+    Raises ``ConfigInvalid`` where it learnt from that time, or answers none of these rows.
     """
-    same = candle_kind(card).arrange(_same_bars(material, judgement))
-    model = candle_model(card, tensors)
-    return ModelForecasts(model.answers(same, Part.TEST), model.held(same))
+    kind = kind_of(card)
+    same = _same_rows(kind.arrange(material), judgement, card["architecture"]["horizons"])
+    model = kind.load(card, tensors)
+    found = ModelForecasts(model.answers(same, Part.TEST), model.held(same))
+    if not (judgement.forecasts.places(found.forecasts) >= 0).any():
+        unit = judgement.forecasts.unit
+        raise ConfigInvalid(f"it answers none of the {unit} that the judged model answers")
+    return found
 
 
 def rival_class(
     forecaster: UserForecaster, material: Dataset, judgement: SpanJudgement
 ) -> ModelForecasts:
     """Return the forecasts of a user's class for the bars of *judgement*; raises likewise."""
-    return ModelForecasts(class_forecasts(forecaster, _same_bars(material, judgement)))
+    same = _same_rows(material, judgement, material.horizons)
+    return ModelForecasts(class_forecasts(forecaster, same))
 
 
-def require_interval(name: str, material: Dataset, interval_ms: int) -> None:
+def require_interval(name: str, material: JudgedData, interval_ms: int) -> None:
     """Raise ``ConfigInvalid`` where *material* is of another interval than the judged model's."""
     if material.interval_ms != interval_ms:
         raise ConfigInvalid(
@@ -233,14 +203,14 @@ def require_interval(name: str, material: Dataset, interval_ms: int) -> None:
         )
 
 
-def _same_bars(data: Dataset, judgement: SpanJudgement) -> Dataset:
-    """Return *data* of the judged bars alone, with the baselines that need no fitting."""
-    horizons = judgement.forecasts.horizons
-    if not set(data.horizons) & set(horizons):
-        theirs, ours = (", ".join(map(str, every)) for every in (data.horizons, horizons))
+def _same_rows(data: AnyData, judgement: SpanJudgement, horizons: Sequence[int]) -> AnyData:
+    """Return *data* of the judged rows alone, with the baselines that need no fitting."""
+    rows = judgement.forecasts
+    if not set(horizons) & set(rows.horizons):
+        theirs, ours = (", ".join(map(str, every)) for every in (horizons, rows.horizons))
         raise ConfigInvalid(
-            f"it forecasts {theirs} bars ahead, and the judged model {ours}; name models of a "
-            "common horizon"
+            f"it forecasts {theirs} {rows.unit} ahead, and the judged model {ours}; name models of "
+            "a common horizon"
         )
-    keys = np.unique(judgement.forecasts.keys)
-    return replace(within(data, judgement.span), stored=unfitted(), only=keys)
+    found: AnyData = data.spanned(judgement.span).compared(np.unique(rows.keys))
+    return found

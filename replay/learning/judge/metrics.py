@@ -20,19 +20,24 @@ from numpy.typing import NDArray
 from scipy.special import stdtrit
 from scipy.stats import rankdata
 
+from tracepaper.replay.document.values import Cells, Table, Value, of_row, table
 from tracepaper.replay.learning import statistics
-from tracepaper.replay.learning.judge.forecasts import MODEL, Forecasts
+from tracepaper.replay.learning.judge.forecasts import MODEL, Forecasts, words
 from tracepaper.replay.learning.judge.tails import student_tails
 from tracepaper.replay.learning.losses import ADDED
 from tracepaper.replay.learning.statistics import (
     COVERAGE,
     VARIANCE_FLOOR,
     DailyEstimate,
+    DayDifference,
+    corrected,
+    difference,
     figure,
     inside,
     mean,
+    verdict,
 )
-from tracepaper.replay.report.honesty import FEW_DAYS
+from tracepaper.replay.report.honesty import FEW_DAYS, LEVEL, PAIRED
 from tracepaper.replay.report.metrics import BLOCK_DAYS
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.features.rolling import Array
@@ -52,6 +57,10 @@ class MetricView:
     def __getitem__(self, field: str) -> NDArray[Any]:
         """Return a field [row, ..]."""
         return self.rows.value(field, self.name)
+
+    def where(self, known: NDArray[np.bool_]) -> MetricView:
+        """Return it on the *known* rows."""
+        return self if known.all() else MetricView(self.rows.where(known), self.name)
 
     @property
     def labels(self) -> Mapping[str, NDArray[Any]]:
@@ -631,3 +640,135 @@ def crps_at(levels: Sequence[float]) -> Metric:
         return mean
 
     return each[0]._replace(name="crps_at", title=f"at {len(levels)} levels", terms=terms)
+
+
+# --- forecasters on the rows that both answer, by day
+
+
+def compare(
+    rows: Forecasts,
+    metric: Metric,
+    model: str = MODEL,
+    others: tuple[str, ...] | None = None,
+    leave: tuple[str, ...] = (),
+) -> dict[str, DayDifference]:
+    """Return the *metric* of *model* less that of each other, by name, Holm over the others.
+
+    Of each pair on the rows that both answer. Without *others* they are the baselines and the
+    references; *leave* are names that are none. One that does not give what it needs is left out.
+    """
+    every = views(metric, rows, None if others is None else (model, *others))
+    if model not in every or metric.less_is_better is None:
+        return {}
+    found = {}
+    for name, view in every.items():
+        if name in (model, *leave):
+            continue
+        pair = _shared(metric, every[model], view)
+        if pair is not None:
+            found[name] = difference(*pair)
+    return corrected(found)
+
+
+def _shared(
+    metric: Metric, first: MetricView, second: MetricView
+) -> tuple[Array, Array, NDArray[Any]] | None:
+    """Return both terms and the days, of the rows that both answer; None where there is none."""
+    known = answered(metric, first) & answered(metric, second)
+    if not known.any():
+        return None
+    first, second = (of.where(known) for of in (first, second))
+    one, other = metric.terms(first), metric.terms(second)
+    counts = np.isfinite(one) & np.isfinite(other)
+    return (one[counts], other[counts], first.rows.day[counts]) if counts.any() else None
+
+
+def answered(metric: Metric, view: MetricView) -> NDArray[np.bool_]:
+    """Return the rows at which the fields that *metric* needs are known."""
+    known = np.ones(len(view.rows), dtype=np.bool_)
+    for field in metric.needs:
+        values = view[field]
+        known &= np.isfinite(values.reshape(len(values), -1)).all(axis=1)
+    return known
+
+
+def paired_figures(table: Forecasts, leave: tuple[str, ...] = ()) -> dict[str, Any]:
+    """Compare the model with every other forecaster, by horizon and loss, as a card keeps it.
+
+    *leave* are names that are no others. Each entry is [difference, error, p], p by Holm over the
+    others; less is better.
+    """
+    return {
+        PAIRED: {
+            str(horizon): {
+                name: {other: less.rounded() for other, less in found.items()}
+                for name in ("sign", "qlike")
+                if (found := compare(rows, LOSSES[name], leave=leave))
+            }
+            for horizon, rows in table.by_horizon()
+        }
+    }
+
+
+# --- tables
+
+FEW: Final = "too few days"
+NOTE: Final = (
+    f"Errors by day; p by Student's t over days, Holm over the others, credible below {LEVEL}. "
+    f"Fewer than {FEW_DAYS} days of weights, or {BOOK_DAYS} of books, say nothing."
+)
+
+
+def verdict_of(metric: Metric, found: DayDifference) -> str:
+    """Return the verdict of a difference of *metric*; none of too few days."""
+    if found.days < metric.least_days:
+        return FEW
+    return verdict(found, is_less_better=metric.less_is_better is not False)
+
+
+def forecaster_table(
+    key: str,
+    title: str,
+    forecasts: Forecasts,
+    metrics: Metric | Mapping[str, Metric],
+    *,
+    of: str = "",
+    model: str = MODEL,
+    others: tuple[str, ...] | None = None,
+    notes: Sequence[str] = (NOTE,),
+) -> Table:
+    """Return a row a horizon and forecaster: its metric, what *model* has less it, p, the verdict.
+
+    *others* are those of ``compare``; each is measured on the rows that it answers. Of several
+    *metrics* their names stand in the column *of*.
+    """
+    rows: list[Cells] = []
+    names = None if others is None else (model, *others)
+    each = {"": metrics} if isinstance(metrics, Metric) else metrics
+    for label, metric in each.items():
+        for horizon, at in forecasts.by_horizon():
+            against, every = compare(at, metric, model, others), views(metric, at, names)
+            for name in sorted(every, key=model.__ne__):
+                view = every[name]
+                row: dict[str, Value] = {
+                    of: label,
+                    "forecaster": name if name in at.compared else words(name),
+                    "horizon": horizon,
+                    "value": estimate(metric, view.where(answered(metric, view))),
+                }
+                if name in against:
+                    less = against[name]
+                    said = verdict_of(metric, less)
+                    row |= {"less": less.pair, "p": less.p, "verdict": said, "days": less.days}
+                rows.append(row)
+    columns = [
+        *([of_row(of, of, "text")] if of else []),
+        of_row("forecaster", "forecaster", "text"),
+        of_row("horizon", forecasts.unit, "count"),
+        of_row("value", "value", "measure"),
+        of_row("less", f"{words(model)} less it", "measure"),
+        of_row("p", "p", "measure"),
+        of_row("verdict", f"{words(model)} is", "text"),
+        of_row("days", "days", "count", wide=True),
+    ]
+    return table(key, title, columns, rows, notes=notes if rows else ())

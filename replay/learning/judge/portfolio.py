@@ -17,9 +17,8 @@ from numpy.typing import NDArray
 
 from tracepaper.replay.document.values import plus_minus
 from tracepaper.replay.learning.card import ROUND_TRIP_COST
-from tracepaper.replay.learning.judge.compare import compare
 from tracepaper.replay.learning.judge.forecasts import MODEL, Forecasts, named_asset
-from tracepaper.replay.learning.judge.metrics import PORTFOLIOS, MetricView, estimate
+from tracepaper.replay.learning.judge.metrics import PORTFOLIOS, MetricView, compare, estimate
 from tracepaper.replay.learning.panel import Ids, LabelledPanel, predicted
 from tracepaper.replay.learning.statistics import DailyEstimate
 from tracepaper.replay.report.honesty import FEW_DAYS, compared_sentences, few_days

@@ -11,19 +11,25 @@ from itertools import groupby
 from typing import Any, Final, NamedTuple
 
 import numpy as np
+from rich.console import Console
 
-from tracepaper.replay.document.charts import ChartPanel
-from tracepaper.replay.document.values import Cells, Figure, Table, Value, of_row, table
+from tracepaper.replay.document import terminal
+from tracepaper.replay.document.charts import Chart, ChartPanel
+from tracepaper.replay.document.values import (
+    Cells,
+    Figure,
+    Paragraph,
+    Part,
+    Table,
+    TitledParts,
+    Value,
+    documents,
+    of_row,
+    table,
+)
 from tracepaper.replay.learning import statistics as figures
 from tracepaper.replay.learning.judge import charts
 from tracepaper.replay.learning.judge.charts import has_law, hits
-from tracepaper.replay.learning.judge.compare import (
-    NOTE,
-    compare,
-    compared_table,
-    forecaster_table,
-    verdict_of,
-)
 from tracepaper.replay.learning.judge.correlation import LEARNT
 from tracepaper.replay.learning.judge.forecasts import MODEL, Forecasts, words
 from tracepaper.replay.learning.judge.heads import head_tables
@@ -35,15 +41,19 @@ from tracepaper.replay.learning.judge.metrics import (
     LOSSES,
     MEASURES,
     METRICS,
+    NOTE,
     PAIRS,
     PORTFOLIOS,
     QUANTILES,
     RANKS,
     RELATIVE,
     RISKS,
+    compare,
     compared_by,
     crps_at,
+    forecaster_table,
     pinball,
+    verdict_of,
     views,
 )
 from tracepaper.replay.learning.judge.tails import (
@@ -182,7 +192,7 @@ def _paired(judgement: SpanJudgement) -> Iterable[Table]:
     """Return the model less each baseline on the same bars, a table a loss."""
     for key, metric in LOSSES.items():
         title = f"{metric.title}: the model less each baseline"
-        yield compared_table(f"paired_{key}", title, judgement.forecasts, metric, first="baseline")
+        yield forecaster_table(f"paired_{key}", title, judgement.forecasts, metric)
 
 
 @shown("beside")
@@ -192,7 +202,7 @@ def _beside(judgement: SpanJudgement) -> Iterable[Table]:
         if rows is not None and rows.compared:
             for key, metric in compared_by(rows).items():
                 title = f"{metric.title}: the model less each other model"
-                yield compared_table(f"beside_{key}", title, rows, metric, rows.compared)
+                yield forecaster_table(f"beside_{key}", title, rows, metric, others=rows.compared)
 
 
 # --- how well it knows how far it may be off
@@ -450,18 +460,19 @@ def _beside_on_every(every: Sequence[SpanJudgement]) -> Iterable[Table]:
         for horizon in first.horizons
     }
     rows: list[Cells] = []
-    for name in first.compared:
-        row: dict[str, Value] = {"model": name}
-        for (key, horizon), spans in found.items():
+    for (key, horizon), spans in found.items():
+        for name in first.compared:
             if all(name in differences for differences in spans):
                 verdicts = {verdict_of(metrics[key], of[name]) for of in spans}
-                row[f"{key}_{horizon}"] = verdicts.pop() if len(verdicts) == 1 else "mixed"
-        rows += [row] if len(row) > 1 else []
+                said = verdicts.pop() if len(verdicts) == 1 else "mixed"
+                title = metrics[key].title
+                rows.append({"model": name, "metric": title, "horizon": horizon, "verdict": said})
     columns = [
-        of_row(f"{key}_{horizon}", f"{metrics[key].title}, {horizon} {first.unit}", "text")
-        for key, horizon in found
+        of_row("model", "model", "text"),
+        of_row("metric", "metric", "text"),
+        of_row("horizon", first.unit, "count"),
+        of_row("verdict", f"{words(MODEL)} is", "text"),
     ]
-    columns = [of_row("model", "model", "text"), *columns]
     yield table("beside_spans", "The model against each other model on every span", columns, rows)
 
 
@@ -560,3 +571,60 @@ def _spans(every: Sequence[SpanJudgement]) -> Iterable[Table]:
     ]
     note = "Opened by: how many recipes were judged on the span."
     yield table("spans", "What was judged", columns, every, notes=[note])
+
+
+# --- a judgement for a terminal, as JSON, and as a document of the page
+
+
+def show(console: Console, every: Sequence[SpanJudgement], findings: Sequence[Table]) -> None:
+    """Print the tables and caveats of each span, those of all together, and the *findings*."""
+    parts: list[Part] = []
+    for one in every:
+        sentences = [Paragraph(f"• {sentence}") for sentence in one.sentences]
+        parts += [Paragraph(one.heading, "heading"), *tables_of(one), *sentences]
+    terminal.show(console, [*parts, *tables_across(every), *findings])
+
+
+def as_document(model_id: str, recipe: str, every: Sequence[SpanJudgement]) -> dict[str, Any]:
+    """Return the judgement as plain values; estimates are ``{"value", "error"}``.
+
+    ``figures`` and ``sentences`` are the first span's; every table is a list of rows by its key.
+    """
+    return {
+        "id": model_id,
+        "recipe": recipe,
+        "figures": every[0].judged.figures,
+        "sentences": every[0].sentences,
+        "spans": [
+            {
+                "name": one.span.name,
+                "from_ms": one.from_ms,
+                "until_ms": one.until_ms,
+                "days": one.days,
+                "symbols": list(one.symbols),
+                "openings": one.openings,
+                "figures": one.figures,
+                "sentences": one.sentences,
+                "tables": documents(tables_of(one)),
+            }
+            for one in every
+        ],
+        "tables": documents(tables_across(every)),
+    }
+
+
+def judgement_document(model_id: str, every: Sequence[SpanJudgement]) -> TitledParts:
+    """Return the judgement of all spans as a document."""
+    parts: list[Part] = [Paragraph("All spans", "heading"), *tables_across(every)]
+    for one in every:
+        parts.append(Paragraph(one.heading, "heading"))
+        parts += [Paragraph(sentence, "item") for sentence in one.sentences]
+        parts += _parts(one)
+    return TitledParts(f"Judgement of {model_id}", tuple(parts))
+
+
+def _parts(one: SpanJudgement) -> Iterator[Part]:
+    for known in SHOWN.values():
+        yield from (table for table in known.tables(one) if table.rows or table.notes)
+        if known.chart is not None and (panel := known.chart(one)) is not None:
+            yield Chart("", known.caption, [panel])

@@ -9,15 +9,12 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
-from numpy.typing import NDArray
 
 from tracepaper.daemon.session.user_model import UserForecaster
 from tracepaper.replay.archive.series import archive_instrument
 from tracepaper.replay.learning import statistics
 from tracepaper.replay.learning.card import NO_ATTENTION
 from tracepaper.replay.learning.dataset import Dataset
-from tracepaper.replay.learning.judge.compare import paired_figures
-from tracepaper.replay.learning.judge.explained import Judgement, bars_of
 from tracepaper.replay.learning.judge.forecasts import (
     OF_MODEL,
     Forecasts,
@@ -25,11 +22,12 @@ from tracepaper.replay.learning.judge.forecasts import (
     SegmentFields,
     forecasts_of,
 )
-from tracepaper.replay.learning.judge.metrics import figures
-from tracepaper.replay.learning.predict import Fields
+from tracepaper.replay.learning.judge.gates import Judgement, bars_of
+from tracepaper.replay.learning.judge.metrics import figures, paired_figures
 from tracepaper.replay.learning.samples import Samples
 from tracepaper.replay.learning.splits import Part, Segment, Split, date_ms, iso
 from tracepaper.replay.report.honesty import compared_sentences, few_days
+from tracepaper.strategies.api.strategy import Forecaster
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.features.rolling import Array
 from tracepaper.strategies.types.decisions import Forecast
@@ -38,6 +36,8 @@ SHARE_UNJUDGED: Final = 0.8
 """Of the bars of a model that does not say until when it was trained: the rest is judged."""
 NORMAL: Final = 1e6
 """Degrees of freedom at which a Student-t is a normal distribution."""
+SCANNED_BARS: Final = 4_096
+"""Forecasts held at a time."""
 _MEASURES: Final = frozenset({"mean_return", "stdev_return", "volatility", "probabilities"})
 """What a class may give."""
 
@@ -61,12 +61,7 @@ def class_forecasts(forecaster: UserForecaster, material: Dataset) -> Forecasts:
 
     Raises ``ConfigInvalid`` where no bar of that part was forecast.
     """
-    answers = []
-    for samples in material.samples(Part.TEST):
-        rows, forecasts = _answers(forecaster, samples)
-        if len(rows):
-            fields = fields_of(samples, rows, forecasts, forecaster.measures)
-            answers.append(SegmentFields(samples, rows, fields))
+    answers = answers_of(forecaster, material, forecaster.measures)
     if not answers:
         raise ConfigInvalid(
             f"The model forecast no bar after {iso(material.split.train_until_ms)}; give candles "
@@ -85,57 +80,66 @@ def judge_user_class(forecaster: UserForecaster, material: Dataset, *, horizon: 
     return Judgement(table, found, sentences)
 
 
-def _answers(
-    forecaster: UserForecaster, samples: Samples
-) -> tuple[NDArray[np.int64], list[Forecast]]:
-    """Return the labelled rows of *samples* that were forecast with finite numbers."""
-    segment = samples.segment
-    labelled = np.flatnonzero(samples.weights.any(axis=1))
-    labelled = labelled[labelled >= forecaster.context - 1]
-    if not len(labelled):
-        return labelled, []
-    start, stop = int(labelled[0]) - forecaster.context + 1, int(labelled[-1]) + 1
-    forecaster.scale([archive_instrument(segment.candles)])
-    forecaster.warm(segment.candles.instrument, [])
-    bars = bars_of(segment, start, stop)
-    said = forecaster.scan(bars) if forecaster.causal else [forecaster.step(bar) for bar in bars]
-    known = [(row, one) for row in labelled.tolist() if (one := said[row - start]) is not None]
-    names: list[str] = [
-        name
-        for name in ("mean_return", "stdev_return", "volatility")
-        if name in forecaster.measures
-    ]
-    if "probabilities" in forecaster.measures:
-        names += ["p_down", "p_flat", "p_up"]
-    usable = [
-        (row, one)
-        for row, one in known
-        if all((column := getattr(one, name)) and np.isfinite(column).all() for name in names)
-    ]
-    return np.array([row for row, _ in usable], dtype=np.int64), [one for _, one in usable]
+def answers_of(
+    forecaster: Forecaster, material: Dataset, measures: Collection[str]
+) -> list[SegmentFields]:
+    """Return the *measures* that any forecaster gives of the labelled bars of the test part.
+
+    In units of σ √h, of those bars alone at which all are finite, and volatilities above 0. It is
+    asked in stretches, so that few forecasts with their explanations are held at a time.
+    """
+    found = []
+    for samples in material.samples(Part.TEST):
+        segment = samples.segment
+        labelled = np.flatnonzero(samples.weights.any(axis=1))
+        labelled = labelled[labelled >= forecaster.context - 1]
+        if not len(labelled):
+            continue
+        if isinstance(forecaster, UserForecaster):
+            forecaster.scale([archive_instrument(segment.candles)])
+        forecaster.warm(segment.candles.instrument, [])
+        begin, end = int(labelled[0]) - forecaster.context + 1, int(labelled[-1]) + 1
+        for start in range(begin, end, SCANNED_BARS):
+            stop = min(start + SCANNED_BARS, end)
+            bars = bars_of(segment, start, stop)
+            said = forecaster.scan(bars) if forecaster.causal else map(forecaster.step, bars)
+            answers = dict(enumerate(said, start))
+            rows = labelled[(labelled >= start) & (labelled < stop)]
+            rows = rows[[answers[row] is not None for row in rows.tolist()]]
+            if len(rows):
+                every: Any = [answers[row] for row in rows.tolist()]
+                found.append(_finite(samples, rows, every, measures))
+    return [answers for answers in found if len(answers.rows)]
 
 
-def fields_of(
+def _finite(
     samples: Samples, rows: Ints, forecasts: Sequence[Forecast], measures: Collection[str]
-) -> Fields:
-    """Return the forecasts as fields, in units of σ √h; those of *measures* alone."""
+) -> SegmentFields:
+    """Return the *measures* of the forecasts at *rows* where all of them are finite."""
+    at = [forecasts[0].horizons.index(horizon) for horizon in samples.horizons]
     root = samples.segment.sigma[rows][:, None] * np.sqrt(samples.horizons)
 
     def column(name: str) -> Array:
-        return np.array([getattr(one, name) for one in forecasts], dtype=np.float64)
+        nothing = (np.nan,) * len(forecasts[0].horizons)
+        every = [getattr(one, name) or nothing for one in forecasts]
+        return np.array(every, dtype=np.float64)[:, at]
 
-    fields: dict[str, Array] = {}
+    fields: dict[str, Any] = {}
     if "mean_return" in measures:
         fields["mean"] = column("mean_return") / root
     if "stdev_return" in measures:
         fields["scale"] = column("stdev_return") / root
         fields["dof"] = np.full(root.shape, NORMAL)
     if "volatility" in measures:
-        fields["variance"] = (column("volatility") / root) ** 2
+        volatility = column("volatility")
+        fields["variance"] = (np.where(volatility > 0, volatility, np.nan) / root) ** 2
     if "probabilities" in measures:
         shares = np.stack([column(name) for name in ("p_down", "p_flat", "p_up")], axis=-1)
         fields["logits"] = np.log(np.maximum(shares, 1e-9))
-    return {name: of.astype(np.float32) for name, of in fields.items()}
+    known = np.logical_and.reduce(
+        [np.isfinite(of.reshape(len(rows), -1)).all(axis=1) for of in fields.values()]
+    )
+    return SegmentFields(samples, rows[known], {name: of[known] for name, of in fields.items()})
 
 
 def selective_of(rows: Forecasts) -> dict[str, Any]:

@@ -25,7 +25,8 @@ from tracepaper.replay.learning.estimators import order_book
 from tracepaper.replay.learning.estimators.order_book import (
     BookFitOptions,
     answers,
-    figures_on,
+    book_forecasts,
+    figures_of,
     fit_network,
     frequencies_of,
     load_books,
@@ -34,6 +35,7 @@ from tracepaper.replay.learning.estimators.order_book import (
 from tracepaper.replay.learning.fit import Policy
 from tracepaper.replay.learning.fitted import FitRun
 from tracepaper.replay.learning.order_books import UNKNOWN, BookDataset, labels_of
+from tracepaper.replay.learning.splits import Part
 from tracepaper.storage.checkpoints import CARD_NAME
 from tracepaper.strategies.errors import (
     CheckpointMismatch,
@@ -220,6 +222,13 @@ def test_what_seven_days_of_the_exchange_show_is_judged(tmp_path: Path) -> None:
         )
 
 
+def figures_on(
+    network: OrderBookNetwork, untouched: list[Books], frequencies: dict[str, list[float]]
+) -> dict[str, Any]:
+    rows = book_forecasts(network, untouched, frequencies)
+    return {str(horizon): figures_of(of) for horizon, of in rows.by_horizon()}
+
+
 def test_a_planted_move_is_better_than_its_frequency_once_there_are_days() -> None:
     planted = books_of(long("exchange", days=18)[0], 2)
     config = OrderBookConfig(levels=2, window=24, dim=8, layers=1, heads=2, horizons=(1,))
@@ -268,12 +277,12 @@ def test_labels_are_exact_and_end_with_the_stretch() -> None:
 def test_no_part_or_label_reaches_over_a_gap_or_into_the_next(recorded: Path) -> None:
     material = BookDataset.read([recorded])
     assert [len(one) for one in material.stretches] == [90, 60]
-    parts = material.parts()
+    parts = [material.books(part) for part in (Part.TRAIN, Part.VALIDATION, Part.TEST)]
     lengths = [[len(books) for books in part] for part in parts]
     assert lengths == [[90, 15], [15], [30]]
     times = [np.concatenate([books.seen_ms for books in part]) for part in parts]
     assert times[0].max() < times[1].min() <= times[1].max() < times[2].min()
-    for books in parts.training:
+    for books in parts[0]:
         assert (labels_of(books, (3,))[-3:] == UNKNOWN).all()
 
 
@@ -292,12 +301,10 @@ def test_each_answer_knows_half_a_window_where_it_can() -> None:
 
 
 def test_the_same_seed_gives_the_same_network(recorded: Path) -> None:
-    parts = BookDataset.read([recorded]).parts()
+    data = BookDataset.read([recorded])
+    parts = data.books(Part.TRAIN), data.books(Part.VALIDATION)
     config = OrderBookConfig(levels=5, window=8, dim=8, layers=1, heads=2, horizons=(1,))
-    made = [
-        fit_network(parts.training, parts.validation, config, BookFitOptions(3, 1, seed=seed))[0]
-        for seed in (1, 1, 2)
-    ]
+    made = [fit_network(*parts, config, BookFitOptions(3, 1, seed=seed))[0] for seed in (1, 1, 2)]
     weights = [one.embed.weight for one in made]
     assert torch.equal(weights[0], weights[1])
     assert not torch.equal(weights[0], weights[2])
@@ -310,7 +317,8 @@ class CutOffError(Exception):
 def test_a_fit_that_was_cut_off_ends_as_if_it_had_not_been(
     recorded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    parts = BookDataset.read([recorded]).parts()
+    data = BookDataset.read([recorded])
+    parts = data.books(Part.TRAIN), data.books(Part.VALIDATION)
     config = OrderBookConfig(levels=5, window=8, dim=8, layers=1, heads=2, horizons=(1,))
     options = BookFitOptions(40, 2)
     made = order_book._policy  # noqa: SLF001 - the step at which it is cut off
@@ -326,7 +334,7 @@ def test_a_fit_that_was_cut_off_ends_as_if_it_had_not_been(
         return own._replace(rate=rate)
 
     def fitted(run: FitRun) -> OrderBookNetwork:
-        return fit_network(parts.training, parts.validation, config, options, run, {"a": "b"})[0]
+        return fit_network(*parts, config, options, run, {"a": "b"})[0]
 
     whole = fitted(FitRun(tmp_path / "whole"))
     monkeypatch.setattr(order_book, "_policy", cut_off)

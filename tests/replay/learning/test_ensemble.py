@@ -14,7 +14,7 @@ from learning import DAY_BARS, choose, learnable, write_csv
 
 from tracepaper.daemon import cli
 from tracepaper.replay.learning.estimators.ensemble import require_pair
-from tracepaper.replay.learning.judge.explained import bars_of
+from tracepaper.replay.learning.judge.gates import bars_of
 from tracepaper.replay.learning.recipe import recipe_of
 from tracepaper.replay.learning.splits import segments_of
 from tracepaper.storage.checkpoints import Checkpoint, load

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from learning import DAY_BARS, HORIZONS, START_MS, learnable, split, tiny, write_csv
+from learning import DAY_BARS, HORIZONS, START_MS, by_forecaster, learnable, split, tiny, write_csv
 from pages import document_in, said_in
 
 from tracepaper.daemon.cli import invoke
@@ -23,10 +23,10 @@ from tracepaper.replay.learning.judge import charts
 from tracepaper.replay.learning.judge.forecasts import MODEL
 from tracepaper.replay.learning.judge.judge import SpanJudgement, judge_checkpoint
 from tracepaper.replay.learning.judge.metrics import MEASURES, RISKS, metric
-from tracepaper.replay.learning.judge.output import as_document
 from tracepaper.replay.learning.judge.tables import (
     ACROSS,
     SHOWN,
+    as_document,
     confidence_areas,
     curves_of,
     shown,
@@ -115,15 +115,15 @@ def test_spans_are_judged_each_by_itself_and_counted(
         assert (span["from_ms"], span["until_ms"]) == wanted[1:]
         assert span["openings"] == 1
         rows = span["tables"]["paired_qlike"]["rows"]
-        assert {row["baseline"] for row in rows} >= {"har", "ewma", "log linear"}
-        assert set(rows[0]) == {"baseline", "days"} | {
-            f"{horizon}{of}" for horizon in HORIZONS for of in ("", "_p", "_verdict")
-        }
-        assert set(rows[0]["5"]) == {"value", "error"}
+        assert {row["forecaster"] for row in rows} >= {"har", "ewma", "log linear"}
+        assert [row["horizon"] for row in rows if row["forecaster"] == "har"] == list(HORIZONS)
+        assert set(rows[1]["less"]) == {"value", "error"}
         known = {r["forecaster"]: r["5"]["value"] for r in span["tables"]["qlike"]["rows"]}
-        for row in rows:
-            less = known["model"] - known[row["baseline"]]
-            assert row["5"]["value"] == pytest.approx(less, abs=2e-5)
+        for name, row in by_forecaster(rows, 5).items():
+            assert row["value"]["value"] == pytest.approx(known[name], abs=2e-5)
+            if name != "model":
+                less = known["model"] - known[name]
+                assert row["less"]["value"] == pytest.approx(less, abs=2e-5)
         nine = next(r for r in span["tables"]["intervals"]["rows"] if r["interval"] == "90 %")
         assert list(nine["5"].values()) == pytest.approx(
             span["figures"]["5"]["coverage_90"], abs=1e-5
@@ -177,11 +177,13 @@ def test_folds_fit_anew_open_no_span_and_say_what_choice_is_luck(
     words = ["evaluate", str(glm), "--data", candles, "--html", str(tmp_path / "folds.html")]
     assert invoke([*words, "--folds", "combinatorial:4/2", "--json"]) == 0
     tables = json.loads(capsys.readouterr().out)["tables"]
-    own = {row["forecaster"]: row for row in tables["folds_qlike"]["rows"]}
+    own = by_forecaster(tables["folds_qlike"]["rows"], 5)
     assert set(own) >= {"model", "har", "gamma glm"}
     # A glm is the gamma regression that is a baseline: fitted on the same bars, the same.
-    assert own["model"]["5"]["value"] == pytest.approx(own["gamma glm"]["5"]["value"], rel=1e-3)
-    assert own["gamma glm"]["5_verdict"] == "level"
+    assert own["model"]["value"]["value"] == pytest.approx(
+        own["gamma glm"]["value"]["value"], rel=1e-3
+    )
+    assert own["gamma glm"]["verdict"] == "level"
     luck = tables["overfitting_qlike"]["rows"]
     assert [row["paths"] for row in luck] == [3, 3]
     assert all(0.0 <= row["mean"] <= row["most"] <= 1.0 for row in luck)

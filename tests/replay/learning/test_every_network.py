@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from learning import DAY_BARS, FORMS, WINDOW, choose, learnable, recipe, write_csv
+from learning import DAY_BARS, FORMS, WINDOW, by_forecaster, choose, learnable, recipe, write_csv
 
 from tracepaper.daemon.cli import invoke
 from tracepaper.daemon.config.loading import load as load_config
@@ -252,10 +252,10 @@ def test_correlations_of_several_symbols_are_judged_beside_ewma(
         *choose("evaluation.explained_bars=500", "evaluation.threads=1"),
     )
     (span,) = answered(capsys, *judging, "--json")["spans"]
-    rows = span["tables"]["correlation"]["rows"]
+    rows = list(by_forecaster(span["tables"]["correlation"]["rows"], 5).values())
     assert [row["forecaster"] for row in rows] == ["learnt", "EWMA", "mean of the training part"]
-    assert rows[0]["5_less"] is None
-    assert rows[1]["5"]["value"] == pytest.approx(
+    assert rows[0]["less"] is None
+    assert rows[1]["value"]["value"] == pytest.approx(
         card["figures"]["correlation"]["5"]["ewma"][0], abs=1e-5
     )
     assert any(line.startswith("Correlations to ") for line in span["sentences"])

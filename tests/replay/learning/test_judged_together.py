@@ -13,7 +13,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from learning import DAY_BARS, HORIZONS, START_MS, choose, learnable, split, table, write_csv
+from learning import (
+    DAY_BARS,
+    HORIZONS,
+    START_MS,
+    by_forecaster,
+    choose,
+    learnable,
+    split,
+    table,
+    write_csv,
+)
 from pages import said_in
 from scipy.stats import spearmanr
 
@@ -28,11 +38,17 @@ from tracepaper.replay.learning.estimators.cross_sectional import (
 )
 from tracepaper.replay.learning.fit import FitOptions, Policy, Progress, policy_of
 from tracepaper.replay.learning.fitted import FitRun
-from tracepaper.replay.learning.judge.compare import FEW, compare, verdict_of
 from tracepaper.replay.learning.judge.folds import refit
 from tracepaper.replay.learning.judge.forecasts import MODEL, Forecasts, ModelForecasts
 from tracepaper.replay.learning.judge.judge import SpanJudgement, judge_checkpoint
-from tracepaper.replay.learning.judge.metrics import PORTFOLIOS, MetricView, ranks
+from tracepaper.replay.learning.judge.metrics import (
+    FEW,
+    PORTFOLIOS,
+    MetricView,
+    compare,
+    ranks,
+    verdict_of,
+)
 from tracepaper.replay.learning.judge.tables import tables_of
 from tracepaper.replay.learning.openings import FILE_NAME, NamedSpan, read_openings
 from tracepaper.replay.learning.panel import close_by_close, labelled_closes, predicted
@@ -177,19 +193,19 @@ def test_spans_are_judged_apart_and_stand_beside_models_of_any_kind(
     for span in found["spans"]:
         tables = span["tables"]
         for key in ("beside_qlike", "beside_sign", "beside_across"):
-            assert [row["model"] for row in tables[key]["rows"]] == others
+            assert list(by_forecaster(tables[key]["rows"], 30)) == ["model", *others]
         # What has no weights of its own is not held to them.
-        [row] = tables["beside_weights"]["rows"]
-        assert (row["model"], row["days"], row["1440_verdict"]) == (others[0], 1, FEW)
+        [_, row] = tables["beside_weights"]["rows"]
+        assert (row["forecaster"], row["days"], row["verdict"]) == (others[0], 1, FEW)
         names = [{r["forecaster"] for r in tables[key]["rows"]} for key in ("weights", "across")]
         assert {"model", "equal", "inverse"} <= names[0]
         assert {"model", "persistence"} <= names[1]
         weights.append(tables["weights"]["rows"][0])
         assert span["figures"]["weights"]["days"] == 1
-    assert weights[0]["1440"]["value"] != weights[1]["1440"]["value"]
+    assert weights[0]["value"] != weights[1]["value"]
     assert "Rank correlation across the assets" in said_in(page)
     whole = found["tables"]["beside_spans"]["rows"]
-    assert [row["model"] for row in whole] == others
+    assert [row["model"] for row in whole[:2]] == others
 
 
 def test_a_single_instruments_model_stands_beside_one_of_several(
@@ -284,7 +300,7 @@ def test_a_span_holds_what_its_own_days_made(judged: SpanJudgement) -> None:
     tables = {made.key: made for made in tables_of(judged)}
     [row, *_] = tables["weights"].documents()
     assert (row["figure"], row["forecaster"]) == ("Net of fees, bp a day", "model")
-    assert row["1440"]["value"] == pytest.approx(1e4 * float(held.value("net").sum()))
+    assert row["value"]["value"] == pytest.approx(1e4 * float(held.value("net").sum()))
 
 
 # --- folds
@@ -298,11 +314,11 @@ def test_a_recipe_and_a_change_of_it_are_fitted_anew_on_folds(
     more = [word for change in changes for word in ("--ablate", change)]
     tables = answered(capsys, *words, *more)["tables"]
     for key in ("instead_qlike", "instead_sign", "instead_across", "instead_weights"):
-        rows = tables[key]["rows"]
-        assert [row["change"] for row in rows] == changes
+        horizon = 1440 if key == "instead_weights" else 30
+        [_, *rows] = by_forecaster(tables[key]["rows"], horizon).values()
+        assert [row["forecaster"] for row in rows] == changes
         assert {row["days"] for row in rows} == {1}
-    assert tables["instead_weights"]["rows"][0]["1440"]["value"] != 0.0
-    assert tables["instead_across"]["rows"][1]["30"]["value"] != 0.0
+        assert rows[key == "instead_across"]["less"]["value"] != 0.0
     names = [row["forecaster"] for row in tables["folds_weights"]["rows"]]
     assert names[:3] == ["model", "equal", "inverse"]
     assert tables["folds_across"]["rows"][0]["forecaster"] == "model"

@@ -142,7 +142,7 @@ def test_a_command_fits_it_and_any_candles_are_judged_beside_it(
         for key in ("qlike", "sign_accuracy", "ic"):
             rows = {row["forecaster"] for row in tables[key]["rows"]}
             assert ("lstm" in rows) is beside, key
-        assert ("lstm" in {row["baseline"] for row in tables["paired_qlike"]["rows"]}) is beside
+        assert ("lstm" in {row["forecaster"] for row in tables["paired_qlike"]["rows"]}) is beside
 
 
 def test_a_card_asks_for_it_again(capsys: pytest.CaptureFixture[str]) -> None:

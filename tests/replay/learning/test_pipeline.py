@@ -23,7 +23,7 @@ from tracepaper.replay.learning.baselines import stored_baselines
 from tracepaper.replay.learning.dataset import Dataset
 from tracepaper.replay.learning.fit import FitOptions, Observe, Progress
 from tracepaper.replay.learning.fitted import Say
-from tracepaper.replay.learning.judge.explained import bars_of
+from tracepaper.replay.learning.judge.gates import bars_of
 from tracepaper.replay.learning.openings import read_openings
 from tracepaper.replay.learning.recipe import Recipe, kinds
 from tracepaper.replay.learning.splits import Part, iso, split_of

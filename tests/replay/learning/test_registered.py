@@ -26,8 +26,8 @@ from tracepaper.replay.learning.baselines import (
     fit_baselines,
 )
 from tracepaper.replay.learning.fit import FitOptions, heads_fit, loss_shares
-from tracepaper.replay.learning.judge.explained import Judgement
 from tracepaper.replay.learning.judge.forecasts import SegmentFields, forecasts_of
+from tracepaper.replay.learning.judge.gates import Judgement
 from tracepaper.replay.learning.judge.judge import SpanJudgement
 from tracepaper.replay.learning.judge.metrics import figures
 from tracepaper.replay.learning.judge.tables import tables_of

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from scipy import integrate, stats
 
 from tracepaper.replay.learning import statistics
-from tracepaper.replay.learning.judge.explained import Judgement
 from tracepaper.replay.learning.judge.forecasts import MODEL, Forecasts
+from tracepaper.replay.learning.judge.gates import Judgement
 from tracepaper.replay.learning.judge.judge import SpanJudgement
 from tracepaper.replay.learning.judge.tables import density_tables
 from tracepaper.replay.learning.judge.tails import (
@@ -201,18 +201,18 @@ def test_a_law_that_is_right_beats_a_normal_one_in_basis_points_and_a_wrong_one_
     kinds = {"exact": ("model", "EWMA"), "at 3 levels": ("model", "its own Student t", "EWMA")}
     assert set(crps) == {(of, name) for of, names in kinds.items() for name in names}
     own = statistics.crps_of(mean, scale, dof, value)
-    assert crps["exact", "model"]["1"]["value"] == pytest.approx(20 * own.mean(), rel=1e-6)
-    assert crps["exact", "EWMA"]["1_verdict"] == "better"
-    assert crps["at 3 levels", "EWMA"]["1_verdict"] == "better"
+    assert crps["exact", "model"]["value"]["value"] == pytest.approx(20 * own.mean(), rel=1e-6)
+    assert crps["exact", "EWMA"]["verdict"] == "better"
+    assert crps["at 3 levels", "EWMA"]["verdict"] == "better"
     # The head says what the law says, so both lose alike.
-    assert crps["at 3 levels", "its own Student t"]["1_less"]["value"] == pytest.approx(0, abs=1e-9)
+    assert crps["at 3 levels", "its own Student t"]["less"]["value"] == pytest.approx(0, abs=1e-9)
     lowest = found["pinball"][0]
     assert (lowest["quantile"], lowest["forecaster"]) == ("0.05", "model")
     pinball = np.maximum(0.05 * (value - heads[:, 0]), -0.95 * (value - heads[:, 0]))
-    assert lowest["1"]["value"] == pytest.approx(20 * pinball.mean(), rel=1e-6)
+    assert lowest["value"]["value"] == pytest.approx(20 * pinball.mean(), rel=1e-6)
     assert len(found["pinball"]) == 9
     shifted = replace(right.holding(MODEL, quantiles=heads + 3.0), levels=levels)
-    assert {row["1_verdict"] for row in densities(shifted)["crps"][3:]} == {"worse"}
+    assert {row["verdict"] for row in densities(shifted)["crps"][3:]} == {"worse"}
     plain = densities(right)
     assert len(plain["crps"]) == 2
     assert list(dict.fromkeys(row["quantile"] for row in plain["pinball"])) == [
