@@ -40,7 +40,6 @@ from tracepaper.replay.learning.samples import (
     Labels,
     Samples,
     samples_in,
-    samples_of,
     targets,
     wanted_labels,
 )
@@ -388,7 +387,11 @@ class Dataset:
 
     def labelled(self, part: Part) -> list[Samples]:
         """Return the samples of one part as ``samples`` does, whatever a horizon lacks."""
-        found = samples_of(self.segments, self.horizons, self.parts, part, self._labels)
+        found = samples_in(self.segments, self.horizons, self.parts, part, self._labels)
+        if not found:
+            raise DataInvalid(
+                f"The {part.value} part holds no labelled bar; move the split's dates."
+            )
         if part is Part.TRAIN:
             for segment in self.others:
                 horizons = self.horizons_at(segment.interval_ms)

@@ -14,6 +14,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import count, islice
 from pathlib import Path
 from typing import Annotated, Any, Final, Generic, NamedTuple, TypeVar
 
@@ -198,6 +199,50 @@ class Objective(ABC, Generic[AnyBatch]):
 
     def restore(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
         """Take up what ``state`` returned."""
+
+
+class MeanLoss(Objective[AnyBatch]):
+    """One loss of whole batches that are drawn by a seed; its score is the mean one, below 0."""
+
+    def __init__(self, network: nn.Module, *, seed: int, accumulate: int) -> None:
+        self.network = network
+        self._seed, self._accumulate = seed, accumulate
+
+    @abstractmethod
+    def drawn(self, generator: np.random.Generator) -> AnyBatch:
+        """Return the next batch that *generator* draws."""
+
+    @abstractmethod
+    def judged(self) -> Iterator[AnyBatch]:
+        """Yield the batches of the validation part."""
+
+    @abstractmethod
+    def loss(self, network: Any, batch: AnyBatch) -> Tensor:  # noqa: ANN401 - of the kind
+        """Return the loss of *network* on *batch*."""
+
+    @abstractmethod
+    def bars(self, batch: AnyBatch) -> int:
+        """Return how many labelled bars, or books, *batch* has."""
+
+    def batches(self, done: int) -> Iterator[AnyBatch]:
+        """Yield the batches after *done* others."""
+        generator = np.random.default_rng(self._seed)
+        return islice((self.drawn(generator) for _ in count()), done, None)
+
+    def gradient(self, batch: AnyBatch) -> tuple[float, int]:
+        """Add the gradient of *batch*; return its loss, and its bars."""
+        loss = self.loss(self.network, batch)
+        torch.autograd.backward(loss / self._accumulate)
+        return float(loss.detach()), self.bars(batch)
+
+    def validate(self, network: nn.Module, progress: Progress) -> float:
+        """Return the mean loss over the validation part, below 0."""
+        network.eval()
+        with torch.inference_mode():
+            found = [float(self.loss(network, batch)) for batch in self.judged()]
+        score = -sum(found) / len(found) if found else 0.0
+        progress.scores = [[score]]
+        return score
 
 
 class Policy(NamedTuple):

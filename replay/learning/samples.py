@@ -230,23 +230,6 @@ class Samples:
     stop: int
 
 
-def samples_of(
-    segments: Sequence[Segment],
-    horizons: Sequence[int],
-    split: Parts,
-    part: Part,
-    labels: Callable[[Segment, Sequence[int]], Labels] = targets,
-) -> list[Samples]:
-    """Return the labelled samples of *part*, weighted by uniqueness to a mean of one.
-
-    Raises ``DataInvalid`` where there is none.
-    """
-    samples = samples_in(segments, horizons, split, part, labels)
-    if not samples:
-        raise DataInvalid(f"The {part.value} part holds no labelled bar; move the split's dates.")
-    return samples
-
-
 def samples_in(
     segments: Sequence[Segment],
     horizons: Sequence[int],

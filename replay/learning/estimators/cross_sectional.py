@@ -14,12 +14,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import cached_property
-from itertools import chain, combinations, count, islice
+from itertools import chain, combinations
 from typing import Any, Final
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from tracepaper.replay.learning import card as cards
 from tracepaper.replay.learning.dataset import Dataset
@@ -27,8 +27,7 @@ from tracepaper.replay.learning.estimators.networks import calibrated, scales_of
 from tracepaper.replay.learning.fit import (
     Fit,
     FitOptions,
-    Objective,
-    Progress,
+    MeanLoss,
     device_called,
     device_of,
     loss_shares,
@@ -442,8 +441,8 @@ def usual_error(training: Sequence[LabelledPanel], horizons: Sequence[int]) -> T
     return torch.from_numpy(found).float()
 
 
-class CrossSection(Objective[PanelBatch]):
-    """What a network over several assets learns; its score is the mean validation loss, below 0."""
+class CrossSection(MeanLoss[PanelBatch]):
+    """What a network over several assets learns."""
 
     def __init__(
         self,
@@ -452,14 +451,13 @@ class CrossSection(Objective[PanelBatch]):
         validation: Sequence[LabelledPanel],
         options: FitOptions,
     ) -> None:
+        super().__init__(network, seed=options.seed, accumulate=options.accumulate)
         config = network.config
-        self.network: CrossAssetNetwork = network
-        self._options = options
         self._device = device_of(network)
         self._assets = torch.arange(len(config.symbols), device=self._device)
-        self._chunks = PanelChunks(training, network, length=options.length, batch=options.batch)
-        self._validation = PanelChunks(
-            validation, network, length=options.length, batch=options.batch
+        self._chunks, self._validation = (
+            PanelChunks(part, network, length=options.length, batch=options.batch)
+            for part in (training, validation)
         )
         shares = torch.from_numpy(loss_shares(config.horizons, options)).float()
         self._shares = shares.to(self._device)
@@ -471,29 +469,19 @@ class CrossSection(Objective[PanelBatch]):
         usual = usual_error(training, config.horizons) if config.factors else torch.ones(1)
         self._usual = usual.to(self._device)
 
-    def batches(self, done: int) -> Iterator[PanelBatch]:
-        """Yield the batches after *done* others."""
-        generator = np.random.default_rng(self._options.seed)
-        return islice((self._chunks.drawn(generator) for _ in count()), done, None)
+    def drawn(self, generator: np.random.Generator) -> PanelBatch:
+        """Return the next batch that *generator* draws."""
+        return self._chunks.drawn(generator)
 
-    def gradient(self, batch: PanelBatch) -> tuple[float, int]:
-        """Add the gradient of *batch*; return its loss, and the bars of all assets."""
-        loss = self._loss(self.network, batch)
-        torch.autograd.backward(loss / self._options.accumulate)
-        bars = int((batch.weights > 0).any(-1).sum()) * len(self._assets)
-        return float(loss.detach()), bars
+    def judged(self) -> Iterator[PanelBatch]:
+        """Yield chunks spread evenly over the validation part."""
+        return self._validation.spread(_VALIDATED)
 
-    def validate(self, network: nn.Module, progress: Progress) -> float:
-        """Return the mean loss over the validation part, below 0."""
-        assert isinstance(network, CrossAssetNetwork)
-        network.eval()
-        with torch.inference_mode():
-            found = [float(self._loss(network, b)) for b in self._validation.spread(_VALIDATED)]
-        score = -sum(found) / len(found)
-        progress.scores = [[score]]
-        return score
+    def bars(self, batch: PanelBatch) -> int:
+        """Return the bars of all assets."""
+        return int((batch.weights > 0).any(-1).sum()) * len(self._assets)
 
-    def _loss(self, network: CrossAssetNetwork, batch: PanelBatch) -> Tensor:
+    def loss(self, network: CrossAssetNetwork, batch: PanelBatch) -> Tensor:
         """Return the sum of all losses of *batch*, each by its share."""
         batch = batch.to(self._device)
         outputs = answered(network, self._assets, batch)

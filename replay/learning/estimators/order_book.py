@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
-from itertools import count, islice
 from pathlib import Path
 from typing import Annotated, Any, Final, Self
 
@@ -19,7 +18,7 @@ import numpy as np
 import torch
 from msgspec import Meta
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from tracepaper.replay.archive.columns import instant
@@ -27,7 +26,7 @@ from tracepaper.replay.archive.order_book import DepthHeader
 from tracepaper.replay.document.values import plus_minus
 from tracepaper.replay.learning import statistics
 from tracepaper.replay.learning.card import NOTICE, model_section, versions_section
-from tracepaper.replay.learning.fit import Fit, Objective, Policy, Progress
+from tracepaper.replay.learning.fit import Fit, MeanLoss, Policy
 from tracepaper.replay.learning.fitted import DataRequest, FitRun, FittedModel
 from tracepaper.replay.learning.judge.forecasts import MODEL, Forecasts, concatenated
 from tracepaper.replay.learning.judge.gates import Judgement
@@ -299,15 +298,16 @@ def fit_network(
     and *about* says what it is fitted to.
     """
     torch.manual_seed(options.seed)
-    learnt = _Moves(OrderBookNetwork(config), training, validation, options)
-    policy = _policy(learnt.network, options)
+    network = OrderBookNetwork(config)
+    learnt = _Moves(network, training, validation, options)
+    policy = _policy(network, options)
     running = Fit(learnt, policy, folder=run and run.folder, about=about)
     if run is None:
         running.run(lambda _: None)
     else:
         run.complete(running)
-    learnt.network.load_state_dict(running.best)
-    return learnt.network.eval(), running.progress.stopped
+    network.load_state_dict(running.best)
+    return network.eval(), running.progress.stopped
 
 
 def _policy(network: OrderBookNetwork, options: BookFitOptions) -> Policy:
@@ -330,11 +330,8 @@ def _policy(network: OrderBookNetwork, options: BookFitOptions) -> Policy:
     )
 
 
-class _Moves(Objective[Books]):
-    """What a network of order books learns: the next moves of the mid, at every book of a window.
-
-    Its score is the mean validation loss, below 0.
-    """
+class _Moves(MeanLoss[Books]):
+    """What a network of order books learns: the next moves of the mid, at every book."""
 
     def __init__(
         self,
@@ -343,62 +340,43 @@ class _Moves(Objective[Books]):
         validation: list[Books],
         options: BookFitOptions,
     ) -> None:
-        least = network.config.horizons[0]
-        self.network: OrderBookNetwork = network
-        self._options = options
+        super().__init__(network, seed=options.seed, accumulate=options.windows)
+        self._config, least = network.config, network.config.horizons[0]
         self._known = [books for books in training if len(books) > least]
         self._looks = [books for books in validation if len(books) > least]
 
-    def batches(self, done: int) -> Iterator[Books]:
-        """Yield the windows after *done* others."""
-        rng, config = np.random.default_rng(self._options.seed), self.network.config
-        return islice((_window(self._known, config, rng) for _ in count()), done, None)
+    def drawn(self, generator: np.random.Generator) -> Books:
+        """Return a window of some stretch that is drawn by its length."""
+        config = self._config
+        lengths = np.array([len(books) for books in self._known])
+        books = self._known[generator.choice(len(lengths), p=lengths / lengths.sum())]
+        # Its labels are those of the stretch, so a window may end where the stretch does.
+        span = min(len(books), config.window + config.horizons[-1])
+        start = int(generator.integers(0, len(books) - span + 1))
+        return books.part(start, start + span)
 
-    def gradient(self, batch: Books) -> tuple[float, int]:
-        """Add the gradient of a window; return its loss, and its books."""
-        loss = _loss(self.network, batch)
-        (loss / self._options.windows).backward()
-        return float(loss.detach()), min(len(batch), self.network.config.window)
+    def judged(self) -> Iterator[Books]:
+        """Yield windows spread evenly over the stretches."""
+        config = self._config
+        windows = [
+            books.part(start, start + config.window + config.horizons[-1])
+            for books in self._looks
+            for start in range(0, len(books) - config.horizons[0], config.window)
+        ]
+        yield from windows[:: max(1, len(windows) // VALIDATED_WINDOWS)]
 
-    def validate(self, network: nn.Module, progress: Progress) -> float:
-        """Return the mean validation loss, below 0."""
-        assert isinstance(network, OrderBookNetwork)
-        score = -_validated(network, self._looks, network.config)
-        progress.scores = [[score]]
-        return score
+    def bars(self, batch: Books) -> int:
+        """Return the books of a window."""
+        return min(len(batch), self._config.window)
 
-
-def _window(stretches: list[Books], config: OrderBookConfig, rng: np.random.Generator) -> Books:
-    """Return a window of some stretch that is drawn by its length."""
-    lengths = np.array([len(books) for books in stretches])
-    books = stretches[rng.choice(len(stretches), p=lengths / lengths.sum())]
-    # Its labels are those of the stretch, so a window may end where the stretch does.
-    span = min(len(books), config.window + config.horizons[-1])
-    start = int(rng.integers(0, len(books) - span + 1))
-    return books.part(start, start + span)
-
-
-def _loss(network: OrderBookNetwork, books: Books) -> torch.Tensor:
-    """Return the mean cross-entropy over the books of a window and the horizons that they know."""
-    config = network.config
-    labels = labels_of(books, config.horizons)[: config.window]
-    tokens = tokens_of(books.part(0, config.window))
-    logits = network(torch.from_numpy(tokens)[None])[0]
-    wanted = torch.from_numpy(labels).flatten()
-    return cross_entropy(logits.flatten(0, 1), wanted, ignore_index=UNKNOWN)
-
-
-@torch.no_grad()
-def _validated(network: OrderBookNetwork, stretches: list[Books], config: OrderBookConfig) -> float:
-    """Return the mean loss over windows spread evenly over *stretches*; 0 where there are none."""
-    windows = [
-        books.part(start, start + config.window + config.horizons[-1])
-        for books in stretches
-        for start in range(0, len(books) - config.horizons[0], config.window)
-    ]
-    chosen = windows[:: max(1, len(windows) // VALIDATED_WINDOWS)]
-    losses = [float(_loss(network, window)) for window in chosen]
-    return sum(losses) / len(losses) if losses else 0.0
+    def loss(self, network: OrderBookNetwork, batch: Books) -> Tensor:
+        """Return the mean cross-entropy over its books and the horizons that they know."""
+        config = self._config
+        labels = labels_of(batch, config.horizons)[: config.window]
+        tokens = tokens_of(batch.part(0, config.window))
+        logits = network(torch.from_numpy(tokens)[None])[0]
+        wanted = torch.from_numpy(labels).flatten()
+        return cross_entropy(logits.flatten(0, 1), wanted, ignore_index=UNKNOWN)
 
 
 # --- what it is worth

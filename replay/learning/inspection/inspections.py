@@ -32,7 +32,7 @@ from bisect import bisect_left, insort
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from itertools import pairwise
+from itertools import groupby, pairwise
 from typing import Any, Final, NamedTuple, Protocol
 
 import numpy as np
@@ -54,13 +54,20 @@ from tracepaper.replay.learning.inspection.model import (
     looked,
 )
 from tracepaper.replay.learning.judge.forecasts import Forecasts, SegmentFields, forecasts_of
-from tracepaper.replay.learning.predict import Fields, joined, predict
+from tracepaper.replay.learning.judge.metrics import (
+    COMPARED,
+    LOSSES,
+    METRICS,
+    NOTE,
+    MetricView,
+    forecaster_table,
+)
+from tracepaper.replay.learning.predict import Fields, predict
 from tracepaper.replay.learning.samples import Samples
 from tracepaper.replay.learning.splits import Part, Segment
 from tracepaper.replay.learning.statistics import (
     COVERAGE,
     estimate,
-    qlike_of,
 )
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.extras import missing_sentence
@@ -114,18 +121,21 @@ def _network_seeing(
 def context_ablation(subject: Subject, count: int) -> list[Table]:
     """Return QLIKE and sign over *count* decisions by the share of the window that is seen."""
     network = subject.need_network("--inspect context")
-    decisions, seen = subject.decisions(count), bars_seen(network)
-    said: dict[int, tuple[Array, Array]] = {}  # of a part: mean and variance [decision, horizon]
-    for part, bars in seen.items():
-        each = [seeing(subject, network, decision, bars) for decision in decisions]
-        means = np.concatenate([one.mean for one in each]).astype(np.float64)
-        variances = np.exp(np.concatenate([one.log_variance for one in each]).astype(np.float64))
-        said[part] = means, variances
-    rows = [
-        row
-        for column in range(len(subject.material.horizons))
-        for row in _of_horizon(subject, decisions, seen, said, column)
+    decisions = subject.decisions(count)
+    asked = [
+        (own[0].samples, np.array([one.row for one in own]))
+        for _, group in groupby(decisions, key=lambda one: id(one.samples))
+        if (own := list(group))
     ]
+    found: Forecasts | None = None
+    for part, bars in bars_seen(network).items():
+        each = (
+            [seeing(subject, network, DecidedBar(samples, row), bars) for row in rows.tolist()]
+            for samples, rows in asked
+        )
+        rows = forecasts_at(subject, asked, [_joined_answers(of) for of in each])
+        found = rows if found is None else found.join(rows, f"1/{part}: {bars} bars")
+    assert found is not None
     how = (
         "its stream restarted so many bars before the decision"
         if network.takes_any_length
@@ -134,56 +144,33 @@ def context_ablation(subject: Subject, count: int) -> list[Table]:
     beside = ""
     if subject.mix is not None:
         beside = " The variance is the ensemble's, whose row model sees its row as it is."
-    days = len(np.unique(days_of(decisions)))
+    note = f"A part of the window is seen alone: {how}.{beside} The model sees it all."
     return [
-        table_of_rows(
+        forecaster_table(
             "ablation",
-            f"Context ablation, {len(decisions)} decisions of {days} days",
-            f"The network sees the last part of its window alone: {how}.{beside} Differences are"
-            " from the whole window on the same decisions; a QLIKE above it and a sign below it are"
-            " losses.",
-            rows,
+            f"Context ablation, {len(decisions)} decisions of {len(np.unique(found.day))} days",
+            found,
+            {LOSSES[key].title: LOSSES[key] for key in COMPARED},
+            of="figure",
+            others=found.compared,
+            notes=[note, NOTE],
         )
     ]
 
 
-def _of_horizon(
-    subject: Subject,
-    decisions: Sequence[DecidedBar],
-    seen: dict[int, int],
-    said: dict[int, tuple[Array, Array]],
-    column: int,
-) -> list[dict[str, Value]]:
-    """Return a row for each part of the window, of the decisions labelled at one horizon."""
-    weights = np.array([one.samples.weights[one.row, column] for one in decisions])
-    known = np.flatnonzero(weights > 0)
-    if not len(known):
-        return []
-    chosen = [decisions[at] for at in known.tolist()]
-    days = days_of(chosen)
-    labels = {
-        name: np.array([one.samples.labels[name][one.row, column] for one in chosen], np.float64)
-        for name in ("variance", "returns")
-    }
-    losses = {p: qlike_of(v[known, column], labels["variance"]) for p, (_, v) in said.items()}
-    moved = labels["returns"] != 0
-    hits = {
-        p: (np.sign(m[known, column]) == np.sign(labels["returns"]))[moved].astype(np.float64)
-        for p, (m, _) in said.items()
-    }
-    time = subject.material.times[column]
-    return [
-        {
-            "horizon": time,
-            "window": "whole" if part == 1 else f"1/{part}",
-            "bars": bars,
-            "QLIKE": estimate(losses[part], days),
-            "QLIKE - whole": estimate(losses[part] - losses[1], days),
-            "sign": estimate(hits[part], days[moved]),
-            "sign - whole": estimate(hits[part] - hits[1], days[moved]),
-        }
-        for part, bars in seen.items()
-    ]
+def _joined_answers(answers: Sequence[NetworkForecast]) -> Fields:
+    """Return what is said of several decisions as fields [decision, horizon]."""
+    mean, logs = (np.concatenate(of) for of in zip(*answers, strict=True))
+    return {"mean": mean, "variance": np.exp(logs)}
+
+
+def forecasts_at(
+    subject: Subject, asked: Sequence[tuple[Samples, Ids]], fields: Sequence[Fields] = ()
+) -> Forecasts:
+    """Return the labelled rows of *asked* with the subject's answers, or with *fields*."""
+    fields = fields or [subject.predict(samples.segment, rows) for samples, rows in asked]
+    answers = [SegmentFields(*pair, of) for pair, of in zip(asked, fields, strict=True)]
+    return forecasts_of(answers, {}, subject.material.horizons)
 
 
 SHARES: Final = (1 / 64, 1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2)
@@ -368,11 +355,10 @@ def permutation(segment: Segment, generator: np.random.Generator) -> Ids:
 def feature_permutation(subject: Subject, at_most: int) -> list[Table]:
     """Return what each column and each family is worth, on up to *at_most* bars of the test."""
     asked = subject.labelled(Part.TEST, at_most)
-    whole = joined([subject.predict(samples.segment, rows) for samples, rows in asked])
+    whole = forecasts_at(subject, asked)
     names = subject.material.schema.names
     single = {name: [column] for column, name in enumerate(names)}
     several = {f"all of {name}": of for name, of in families(names).items()}
-    judge = _Judge(subject, asked, whole)
     rows: list[dict[str, Value]] = []
     alike: list[str] = []
     for name, columns in {**single, **several}.items():
@@ -385,17 +371,22 @@ def feature_permutation(subject: Subject, at_most: int) -> list[Table]:
             alike.append(name)
             continue
         drawn = [
-            joined([subject.predict(new, own) for (_, own), new in zip(asked, one, strict=True)])
-            for one in zip(*changed, strict=True)
+            forecasts_at(
+                subject,
+                asked,
+                [subject.predict(new, own) for (_, own), new in zip(asked, each, strict=True)],
+            )
+            for each in zip(*changed, strict=True)
         ]
-        rows.append({"feature": name, **judge.row(drawn)})
+        rows.append({"feature": name, **_losses_added(subject, whole, drawn)})
     main = f"QLIKE {subject.material.times[subject.column]}"
     rows.sort(key=lambda row: -_value(row[main]))
     left = f" Left out, for they do not vary within a day: {', '.join(alike)}." if alike else ""
     return [
         table_of_rows(
             "permutation",
-            f"Permutation of features, {judge.bars:,} bars of {judge.days} days",
+            f"Permutation of features, {sum(len(own) for _, own in asked):,} bars of "
+            f"{len(np.unique(whole.day))} days",
             f"Blocks of a 24th of a day change places within it, {PERMUTATIONS} draws; how much "
             f"QLIKE rises and the share of right signs falls: above 0 the feature is used.{left}",
             rows,
@@ -422,41 +413,19 @@ def _changed(
         yield found
 
 
-class _Judge:
-    """The labels of some bars and what was said of them unchanged."""
-
-    def __init__(
-        self, subject: Subject, asked: Sequence[tuple[Samples, Ids]], whole: Fields
-    ) -> None:
-        self._times = subject.material.times
-        self._weights = np.concatenate([s.weights[rows] for s, rows in asked])
-        self._labels = {
-            name: np.concatenate([s.labels[name][rows] for s, rows in asked]).astype(np.float64)
-            for name in ("variance", "returns")
-        }
-        self._days = np.concatenate([s.segment.open_time_ms[rows] // DAY_MS for s, rows in asked])
-        self._whole = whole
-        self.bars, self.days = len(self._days), len(np.unique(self._days))
-
-    def row(self, drawn: Sequence[Fields]) -> dict[str, Value]:
-        """Return the losses that *drawn* add, at each horizon."""
-        found: dict[str, Value] = {}
-        for column, time in enumerate(self._times):
-            known = self._weights[:, column] > 0
-            days = self._days[known]
-            value = self._labels["returns"][known, column]
-            added = [self._qlike(one, column) - self._qlike(self._whole, column) for one in drawn]
-            found[f"QLIKE {time}"] = estimate(np.mean(added, axis=0), days)
-            hit = np.sign(self._whole["mean"][known, column]) == np.sign(value)
-            kept = [np.sign(one["mean"][known, column]) == np.sign(value) for one in drawn]
-            lost = hit - np.mean(kept, axis=0)
-            found[f"sign {time}"] = estimate(lost[value != 0], days[value != 0])
-        return found
-
-    def _qlike(self, fields: Fields, column: int) -> Array:
-        known = self._weights[:, column] > 0
-        forecast = fields["variance"][known, column].astype(np.float64)
-        return qlike_of(forecast, self._labels["variance"][known, column])
+def _losses_added(
+    subject: Subject, whole: Forecasts, drawn: Sequence[Forecasts]
+) -> dict[str, Value]:
+    """Return how much QLIKE rises and the share of right signs falls, at each horizon."""
+    found: dict[str, Value] = {}
+    for (horizon, rows), time in zip(whole.by_horizon(), subject.material.times, strict=True):
+        for title, name, sign in (("QLIKE", "qlike", 1.0), ("sign", "sign_accuracy", -1.0)):
+            terms = METRICS[name].terms
+            changed = np.mean([terms(MetricView(one.at(horizon))) for one in drawn], axis=0)
+            added = sign * (changed - terms(MetricView(rows)))
+            counts = np.isfinite(added)
+            found[f"{title} {time}"] = estimate(added[counts], rows.day[counts])
+    return found
 
 
 # --- others' attributions
@@ -773,7 +742,10 @@ def fixed_width(scores: Array, coverage: float = COVERAGE) -> float:
 def intervals(subject: Subject) -> list[Table]:
     """Return the coverage and width of every interval on the test part, in all and by day."""
     test = subject.labelled(Part.TEST)
-    before, bars = _rows(subject, subject.labelled(Part.CALIBRATION)), _rows(subject, test)
+    before, bars = (
+        forecasts_at(subject, asked).at(subject.horizon)
+        for asked in (subject.labelled(Part.CALIBRATION), test)
+    )
     past_scores, all_scores = _scores(before), _scores(bars)
     names = {"own": t.ppf(0.5 + COVERAGE / 2, bars.value("dof"))}
     fixed, adaptive = np.empty_like(all_scores), np.empty_like(all_scores)
@@ -802,15 +774,6 @@ def intervals(subject: Subject) -> list[Table]:
     ]
 
 
-def _rows(
-    subject: Subject, asked: Sequence[tuple[Samples, Ids]], fields: Sequence[Fields] = ()
-) -> Forecasts:
-    """Return the labelled rows of *asked* at the gates' horizon; *fields* in place of its own."""
-    fields = fields or [subject.predict(samples.segment, rows) for samples, rows in asked]
-    answers = [SegmentFields(*pair, of) for pair, of in zip(asked, fields, strict=True)]
-    return forecasts_of(answers, {}, subject.material.horizons).at(subject.horizon)
-
-
 def _scores(rows: Forecasts) -> Array:
     """Return |return - mean| ÷ scale of each row."""
     off: Array = np.abs(rows.labels["returns"] - rows.value("mean")) / rows.value("scale")
@@ -830,7 +793,7 @@ def _dropout(
     means, variances = [], []
     for _ in range(PASSES):
         fields = [predict(network, s.segment, rows, dropout=True) for s, rows in asked]
-        passed = _rows(subject, asked, fields)
+        passed = forecasts_at(subject, asked, fields).at(subject.horizon)
         dof = passed.value("dof")
         means.append(passed.value("mean"))
         variances.append(passed.value("scale") ** 2 * dof / (dof - 2.0))

@@ -12,7 +12,7 @@ The rule is docs/models.md, L62.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import combinations, combinations_with_replacement
+from itertools import combinations
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -41,6 +41,7 @@ from tracepaper.replay.learning.panel import (
     LEAST_BARS,
     LabelledPanel,
     close_by_close,
+    correlated,
     labelled_closes,
 )
 from tracepaper.replay.learning.splits import Part
@@ -229,40 +230,23 @@ def _rows(panels: Sequence[LabelledPanel], column: int, horizon: int) -> _Rows |
     opened, ewma, came = (np.concatenate(of) for of in zip(*parts, strict=True))
     if not len(opened):
         return None
-    symbols = sorted(panels[0].panel.symbols)
-    pairs = tuple(f"{one} {other}" for one, other in combinations(symbols, 2))
-    return _Rows(pairs, opened, ewma, came)
+    pairs = [" ".join(sorted(pair)) for pair in combinations(panels[0].panel.symbols, 2)]
+    order = np.argsort(pairs)  # as a card lists them
+    return _Rows(tuple(sorted(pairs)), opened, ewma[:, order], came[:, order])
 
 
 def _of_panel(
     of: LabelledPanel, column: int, horizon: int
 ) -> tuple[NDArray[np.int64], Array, Array]:
     """Return times [row], EWMA's correlations and the realised [row, pair] of the labelled bars."""
-    segments = sorted(of.panel.segments, key=lambda segment: segment.candles.symbol)
-    logs = np.log(np.stack([segment.close for segment in segments]))
-    moves = np.diff(logs, axis=1, prepend=logs[:, :1])
+    panel = of.panel
     labelled = np.logical_and.reduce([each.weights[:, column] > 0 for each in of.samples])
     rows = np.flatnonzero(labelled)
-    ahead: dict[tuple[int, int], Array] = {}
-    smooth: dict[tuple[int, int], Array] = {}
-    for one, other in combinations_with_replacement(range(len(segments)), 2):
-        product = moves[one] * moves[other]
-        total = np.concatenate([[0.0], np.cumsum(product)])
-        ahead[one, other] = total[rows + horizon + 1] - total[rows + 1]
-        # From zero at the start of the panel: ratios of it count.
-        smooth[one, other] = lfilter([1.0 - EWMA_DECAY], [1.0, -EWMA_DECAY], product)[rows]
-    pairs = list(combinations(range(len(segments)), 2))
-    came, ewma = (
-        np.stack([_correlation(sums, pair) for pair in pairs], axis=1) for sums in (ahead, smooth)
-    )
+    # From zero at the start of the panel: ratios of it count.
+    smooth = {
+        pair: lfilter([1.0 - EWMA_DECAY], [1.0, -EWMA_DECAY], product)[rows]
+        for pair, product in panel.products().items()
+    }
+    came, ewma = panel.correlations((horizon,))[:, rows, 0].T, correlated(smooth).T
     usable = np.isfinite(came).all(axis=1) & np.isfinite(ewma).all(axis=1)
-    return segments[0].open_time_ms[rows][usable], ewma[usable], came[usable]
-
-
-def _correlation(of: Mapping[tuple[int, int], Array], pair: tuple[int, int]) -> Array:
-    """Return the correlation of *pair* by sums of products; NaN where nothing has moved."""
-    one, other = pair
-    spread = of[one, one] * of[other, other]
-    with np.errstate(divide="ignore", invalid="ignore"):
-        found: Array = np.where(spread > 0, of[pair] / np.sqrt(spread), np.nan)
-    return np.clip(found, -1.0, 1.0)
+    return panel.segments[0].open_time_ms[rows][usable], ewma[usable], came[usable]

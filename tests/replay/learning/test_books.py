@@ -33,7 +33,6 @@ from tracepaper.replay.learning.estimators.order_book import (
     sentences_of,
 )
 from tracepaper.replay.learning.fit import Policy
-from tracepaper.replay.learning.fitted import FitRun
 from tracepaper.replay.learning.order_books import UNKNOWN, BookDataset, labels_of
 from tracepaper.replay.learning.splits import Part
 from tracepaper.storage.checkpoints import CARD_NAME
@@ -308,44 +307,6 @@ def test_the_same_seed_gives_the_same_network(recorded: Path) -> None:
     weights = [one.embed.weight for one in made]
     assert torch.equal(weights[0], weights[1])
     assert not torch.equal(weights[0], weights[2])
-
-
-class CutOffError(Exception):
-    pass
-
-
-def test_a_fit_that_was_cut_off_ends_as_if_it_had_not_been(
-    recorded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    data = BookDataset.read([recorded])
-    parts = data.books(Part.TRAIN), data.books(Part.VALIDATION)
-    config = OrderBookConfig(levels=5, window=8, dim=8, layers=1, heads=2, horizons=(1,))
-    options = BookFitOptions(40, 2)
-    made = order_book._policy  # noqa: SLF001 - the step at which it is cut off
-
-    def cut_off(network: OrderBookNetwork, options: BookFitOptions) -> Policy:
-        own = made(network, options)
-
-        def rate(step: int) -> float:
-            if step == 5:
-                raise CutOffError
-            return own.rate(step)
-
-        return own._replace(rate=rate)
-
-    def fitted(run: FitRun) -> OrderBookNetwork:
-        return fit_network(*parts, config, options, run, {"a": "b"})[0]
-
-    whole = fitted(FitRun(tmp_path / "whole"))
-    monkeypatch.setattr(order_book, "_policy", cut_off)
-    with pytest.raises(CutOffError):
-        fitted(FitRun(tmp_path / "cut"))
-    monkeypatch.setattr(order_book, "_policy", made)
-    said: list[str] = []
-    rest = fitted(FitRun(tmp_path / "cut", say=said.append, resume=True))
-    assert said == ["Taking up the fit at step 4."]
-    for name, tensor in whole.state_dict().items():
-        assert torch.equal(rest.state_dict()[name], tensor)
 
 
 def spoilt(at: int) -> Callable[..., Policy]:

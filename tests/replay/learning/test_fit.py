@@ -26,7 +26,7 @@ from tracepaper.replay.learning.fit import (
     learning_rate,
 )
 from tracepaper.replay.learning.losses import head_scores
-from tracepaper.replay.learning.samples import Samples, samples_of
+from tracepaper.replay.learning.samples import Samples, samples_in
 from tracepaper.replay.learning.splits import Part
 from tracepaper.strategies.errors import CheckpointMismatch, ConfigInvalid, InvariantBroken
 from tracepaper.strategies.networks.architecture import Network, kind_of
@@ -36,8 +36,8 @@ from tracepaper.strategies.networks.informer import InformerNetwork
 
 SPLIT = split(3, 4, 5)
 SEGMENTS = [segment(4 * DAY_BARS)]
-TRAINING = samples_of(SEGMENTS, HORIZONS, SPLIT, Part.TRAIN)
-VALIDATION = samples_of(SEGMENTS, HORIZONS, SPLIT, Part.VALIDATION)
+TRAINING = samples_in(SEGMENTS, HORIZONS, SPLIT, Part.TRAIN)
+VALIDATION = samples_in(SEGMENTS, HORIZONS, SPLIT, Part.VALIDATION)
 QUICK = FitOptions(
     steps=8,
     batch=2,
