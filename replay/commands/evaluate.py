@@ -355,7 +355,7 @@ def _class(
     from tracepaper.daemon.config.loading import load
     from tracepaper.daemon.session.user_model import load_model
     from tracepaper.replay.learning.dataset import Dataset
-    from tracepaper.replay.learning.judge.user_class import split_at
+    from tracepaper.replay.learning.judge.judge import split_at
     from tracepaper.strategies.features.rows import interval_of
     from tracepaper.strategies.units import interval_text
 

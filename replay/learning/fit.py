@@ -9,10 +9,13 @@ The rules are docs/models.md, L28.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from itertools import count, islice
 from pathlib import Path
@@ -21,10 +24,11 @@ from typing import Annotated, Any, Final, Generic, NamedTuple, TypeVar
 import numpy as np
 import torch
 from msgspec import Meta
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from tracepaper.replay.learning.fit_state import STATE_NAME, of, read, under, write
 from tracepaper.replay.learning.losses import (
     LOSSES,
     TaskWeights,
@@ -404,13 +408,13 @@ class Fit:
             "waits": self._waited,
             **values,
         }
-        write(self._path, tensors, facts)
+        write_state(self._path, tensors, facts)
 
     def resume(self) -> bool:
         """Take up the state in the folder, if there is one; raise where it is of another fit."""
         if self._path is None or not self._path.exists():
             return False
-        tensors, facts = read(self._path)
+        tensors, facts = read_state(self._path)
         # What is compared went through JSON, in which tuples are lists.
         wanted = json.loads(json.dumps(self._about))
         for name in sorted({*wanted, *facts["about"]}):
@@ -420,18 +424,18 @@ class Fit:
                 )
         self.progress = Progress(**facts["progress"])
         self._waited = facts.get("waits", 0)  # states once lacked it
-        self.best = of("best", tensors)
-        self.network.load_state_dict(of("network", tensors))
+        self.best = stripped("best", tensors)
+        self.network.load_state_dict(stripped("network", tensors))
         if self._policy.averaged is not None:
-            self._policy.averaged.load_state_dict(of("averaged", tensors))
+            self._policy.averaged.load_state_dict(stripped("averaged", tensors))
         moments: dict[int, dict[str, Tensor]] = {}
-        for name, tensor in of("optimiser", tensors).items():
+        for name, tensor in stripped("optimiser", tensors).items():
             at, _, kind = name.partition("/")
             moments.setdefault(int(at), {})[kind] = tensor
         groups = self._optimiser.state_dict()["param_groups"]
         self._optimiser.load_state_dict({"state": moments, "param_groups": groups})
-        self._objective.restore(of("weights", tensors), facts)
-        self._random = of("random", tensors)
+        self._objective.restore(stripped("weights", tensors), facts)
+        self._random = stripped("random", tensors)
         return True
 
 
@@ -621,3 +625,72 @@ def device_called(name: str) -> torch.device:
     if name not in ("cpu", "cuda"):
         raise ConfigInvalid(f"training.device is {name!r}; choose cpu or cuda.")
     return torch.device(name)
+
+
+# --- the kept state of a fit: one file of tensors and facts, whole or not there
+#
+# A safetensors file, whose metadata hold the facts as JSON beside a hash of both, is written beside
+# its place, synced and renamed: a process that is killed at any moment leaves the state before or
+# the state after. Nothing in it can run when it is read.
+
+
+STATE_NAME: Final = "training.safetensors"
+_FACTS: Final = "facts"
+_HASH: Final = "sha256"
+
+
+def write_state(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
+    """Write *tensors* and the JSON of *facts* to *path*, in place of what was there.
+
+    Raises ``OSError`` that names *path* where the disk is full; what was there is left.
+    """
+    whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    text = json.dumps(facts, sort_keys=True)
+    content = save(whole, metadata={_FACTS: text, _HASH: _hashed(whole, text)})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    try:
+        with part.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    except OSError as error:
+        with suppress(OSError):
+            part.unlink()
+        raise OSError(error.errno, error.strerror, str(path)) from None
+
+
+def read_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Return the tensors and facts in *path*; raise ``CheckpointMismatch`` unless it is whole."""
+    try:
+        with safe_open(path, "pt") as file:
+            about = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+    except (SafetensorError, OSError):
+        about, tensors = {}, {}
+    text = about.get(_FACTS, "")
+    if not text or about.get(_HASH) != _hashed(tensors, text):
+        raise CheckpointMismatch(f"{path} is not the state of a fit; delete it and start again.")
+    facts: dict[str, Any] = json.loads(text)
+    return tensors, facts
+
+
+def under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return *tensors* with ``prefix/`` before their names."""
+    return {f"{prefix}/{name}": tensor for name, tensor in tensors.items()}
+
+
+def stripped(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors whose names begin with ``prefix/``, without it."""
+    start = f"{prefix}/"
+    return {name.removeprefix(start): t for name, t in tensors.items() if name.startswith(start)}
+
+
+def _hashed(tensors: Mapping[str, Tensor], text: str) -> str:
+    digest = hashlib.sha256(text.encode())
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        digest.update(tensor.numpy().tobytes())
+    return digest.hexdigest()

@@ -19,7 +19,7 @@ from tracepaper.replay.learning.array_cache import ArrayCache
 from tracepaper.replay.learning.baselines import save_judged, stored_baselines
 from tracepaper.replay.learning.dataset import Dataset, intervals_of
 from tracepaper.replay.learning.fit import Fit, Observe
-from tracepaper.replay.learning.judge.tails import TAILS, tail_factors
+from tracepaper.replay.learning.judge.metrics import TAILS, tail_factors
 from tracepaper.replay.learning.recipe import Kind, Recipe, kind_of, recipe_of
 from tracepaper.replay.learning.side_inputs import OtherInputs, SideInputs, inputs_of
 from tracepaper.replay.learning.splits import IN_MEMORY, Part, split_by, split_of

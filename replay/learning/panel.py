@@ -22,12 +22,14 @@ from torch import Tensor
 
 from tracepaper.replay.archive import slice_candles
 from tracepaper.replay.learning.dataset import Dataset
-from tracepaper.replay.learning.predict import Fields, fields_of, joined
 from tracepaper.replay.learning.samples import (
     LABELS,
     RETURN_LIMIT,
+    Fields,
     Samples,
+    fields_of,
     first_position,
+    joined,
     samples_in,
 )
 from tracepaper.replay.learning.splits import Part, Segment, Split

@@ -37,8 +37,8 @@ from tracepaper.replay.learning.baselines import unfitted
 from tracepaper.replay.learning.dataset import Dataset, read_files
 from tracepaper.replay.learning.fitted import DataRequest
 from tracepaper.replay.learning.judge.forecasts import Forecasts, forecasts_of
+from tracepaper.replay.learning.judge.judge import answers_of
 from tracepaper.replay.learning.judge.metrics import LOSSES, compare
-from tracepaper.replay.learning.judge.user_class import answers_of
 from tracepaper.replay.learning.openings import SpanOpening, opened, openings_path
 from tracepaper.replay.learning.recipe import as_recipe, over, read_recipe, recipe_of
 from tracepaper.replay.learning.splits import iso, split_of

@@ -34,11 +34,16 @@ from tracepaper.replay.learning.fitted import (
 from tracepaper.replay.learning.inspection.model import Mix
 from tracepaper.replay.learning.judge.forecasts import MODEL, OF_MODEL, Forecasts
 from tracepaper.replay.learning.judge.gates import Judgement, gates_section, judged_gates
-from tracepaper.replay.learning.judge.metrics import MetricView, figures, paired_figures
-from tracepaper.replay.learning.judge.tails import TAILS, tail_factors
-from tracepaper.replay.learning.judge.user_class import NORMAL
-from tracepaper.replay.learning.predict import judged_rows
+from tracepaper.replay.learning.judge.judge import NORMAL
+from tracepaper.replay.learning.judge.metrics import (
+    TAILS,
+    MetricView,
+    figures,
+    paired_figures,
+    tail_factors,
+)
 from tracepaper.replay.learning.recipe import Kind, Recipe, register
+from tracepaper.replay.learning.samples import judged_rows
 from tracepaper.replay.learning.splits import Part, iso
 from tracepaper.replay.learning.statistics import VARIANCE_FLOOR, DailyEstimate
 from tracepaper.replay.report.honesty import FEW_DAYS

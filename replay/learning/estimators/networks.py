@@ -23,27 +23,29 @@ from tracepaper.replay.learning.fitted import (
     read_candles,
     read_candles_of,
 )
-from tracepaper.replay.learning.judge.correlation import (
-    correlation_figures,
-    correlation_sentences,
-    correlations_of,
-    learn_correlations,
-)
 from tracepaper.replay.learning.judge.forecasts import Forecasts, SegmentFields, forecasts_of
 from tracepaper.replay.learning.judge.gates import Judgement, explain, gates_section, judged_gates
 from tracepaper.replay.learning.judge.heads import (
+    correlation_figures,
+    correlation_sentences,
+    correlations_of,
     head_figures,
     head_sentences,
     heads_of,
+    learn_correlations,
     levelled,
     levels_of,
 )
-from tracepaper.replay.learning.judge.metrics import figures, paired_figures
-from tracepaper.replay.learning.judge.tails import TAILS, tail_factors
+from tracepaper.replay.learning.judge.metrics import TAILS, figures, paired_figures, tail_factors
 from tracepaper.replay.learning.losses import titles
-from tracepaper.replay.learning.predict import judged_rows, no_context, predict
 from tracepaper.replay.learning.recipe import DROPOUT, Chosen, Kind, Recipe, command, register
-from tracepaper.replay.learning.samples import FLAT_BAND, windowed_rows
+from tracepaper.replay.learning.samples import (
+    FLAT_BAND,
+    judged_rows,
+    no_context,
+    predict,
+    windowed_rows,
+)
 from tracepaper.replay.learning.splits import Part
 from tracepaper.replay.learning.statistics import VARIANCE_FLOOR
 from tracepaper.strategies.api.model import ModelKind

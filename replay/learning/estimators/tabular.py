@@ -42,12 +42,10 @@ from tracepaper.replay.learning.judge.forecasts import (
     forecasts_of,
 )
 from tracepaper.replay.learning.judge.gates import Judgement, answered_rows, coverage
-from tracepaper.replay.learning.judge.metrics import figures, paired_figures
-from tracepaper.replay.learning.judge.tails import TAILS, tail_factors
-from tracepaper.replay.learning.judge.user_class import NORMAL, selective_of
-from tracepaper.replay.learning.predict import Fields
+from tracepaper.replay.learning.judge.judge import NORMAL, selective_of
+from tracepaper.replay.learning.judge.metrics import TAILS, figures, paired_figures, tail_factors
 from tracepaper.replay.learning.recipe import Kind, Recipe, command, register
-from tracepaper.replay.learning.samples import Samples
+from tracepaper.replay.learning.samples import Fields, Samples
 from tracepaper.replay.learning.splits import Part
 from tracepaper.replay.learning.statistics import COVERAGE, VARIANCE_FLOOR
 from tracepaper.replay.report.honesty import compared_sentences, few_days

@@ -62,8 +62,7 @@ from tracepaper.replay.learning.judge.metrics import (
     MetricView,
     forecaster_table,
 )
-from tracepaper.replay.learning.predict import Fields, predict
-from tracepaper.replay.learning.samples import Samples
+from tracepaper.replay.learning.samples import Fields, Samples, predict
 from tracepaper.replay.learning.splits import Part, Segment
 from tracepaper.replay.learning.statistics import (
     COVERAGE,

@@ -17,8 +17,7 @@ from numpy.typing import NDArray
 from scipy.special import softmax
 
 from tracepaper.replay.learning.baselines import BASELINES, Answer, BaselineQuestion, past_variances
-from tracepaper.replay.learning.predict import Fields
-from tracepaper.replay.learning.samples import Samples, drawdown, path, runup
+from tracepaper.replay.learning.samples import Fields, Samples, drawdown, path, runup
 from tracepaper.replay.learning.splits import SYMBOL_BITS, SYMBOL_MASK
 from tracepaper.replay.report.honesty import COMMONER
 from tracepaper.strategies.errors import InvariantBroken

@@ -19,7 +19,6 @@ from tracepaper.replay.learning import statistics
 from tracepaper.replay.learning.dataset import Dataset
 from tracepaper.replay.learning.fit import FitOptions
 from tracepaper.replay.learning.fitted import candle_model
-from tracepaper.replay.learning.judge import charts
 from tracepaper.replay.learning.judge.forecasts import MODEL
 from tracepaper.replay.learning.judge.judge import SpanJudgement, judge_checkpoint
 from tracepaper.replay.learning.judge.metrics import MEASURES, RISKS, metric
@@ -27,8 +26,13 @@ from tracepaper.replay.learning.judge.tables import (
     ACROSS,
     SHOWN,
     as_document,
+    bins_of,
     confidence_areas,
+    coverage_by_week,
     curves_of,
+    qlike_by_day,
+    reliability,
+    risk_coverage,
     shown,
     tables_across,
     tables_of,
@@ -340,7 +344,7 @@ def test_candles_without_the_training_are_judged_by_what_is_stored(glm: Path, ca
 def test_the_charts_of_a_judgement_show_what_it_measured(judgements: list[SpanJudgement]) -> None:
     one = judgements[0]
     curves = curves_of(one)
-    panel = charts.risk_coverage(curves)
+    panel = risk_coverage(curves)
     assert panel is not None
     assert panel.x.is_reversed
     lines = [layer for layer in panel.layers if isinstance(layer, LineLayer)]
@@ -350,7 +354,7 @@ def test_the_charts_of_a_judgement_show_what_it_measured(judgements: list[SpanJu
         assert line.y == pytest.approx(curve.excess, rel=1e-5)
     assert len({(line.role, line.dash) for line in lines}) == len(lines)
 
-    weekly = charts.coverage_by_week(one)
+    weekly = coverage_by_week(one)
     assert weekly is not None
     claim, *by_horizon = weekly.layers
     assert isinstance(claim, RuleLayer)
@@ -366,7 +370,7 @@ def test_the_charts_of_a_judgement_show_what_it_measured(judgements: list[SpanJu
 
     horizon = HORIZONS[len(HORIZONS) // 2]
     middle = one.forecasts.at(horizon)
-    summed = charts.qlike_by_day(one)
+    summed = qlike_by_day(one)
     assert summed is not None
     assert f"at {horizon} bars" in summed.y.title
     [har] = (layer for layer in summed.layers if getattr(layer, "name", "") == "har")
@@ -378,10 +382,10 @@ def test_the_charts_of_a_judgement_show_what_it_measured(judgements: list[SpanJu
     daily = [float((own - other)[middle.day == day].mean()) for day in np.unique(middle.day)]
     assert har.y == pytest.approx(np.cumsum(daily), rel=1e-4)
 
-    said = charts.reliability(one)
+    said = reliability(one)
     assert said is not None
     reliable = said.layers[1]
     assert isinstance(reliable, LineLayer)
-    bins = charts.bins_of(one)
+    bins = bins_of(one)
     assert reliable.x == [each.said for each in bins]
     assert reliable.y == [each.came for each in bins]

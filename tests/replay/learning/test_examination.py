@@ -27,8 +27,7 @@ from tracepaper.replay.learning.inspection.inspections import (
     methods,
 )
 from tracepaper.replay.learning.inspection.model import Mix, Subject
-from tracepaper.replay.learning.predict import predict
-from tracepaper.replay.learning.samples import targets
+from tracepaper.replay.learning.samples import predict, targets
 from tracepaper.replay.learning.splits import Part, Segment
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.features.rows import schema

@@ -12,17 +12,17 @@ from learning import DAY_BARS, HORIZONS, learnable, split, write_csv
 
 from tracepaper.replay.archive import Candles, slice_candles
 from tracepaper.replay.learning.dataset import Dataset
-from tracepaper.replay.learning.estimators.cross_sectional import CrossAssetModel
-from tracepaper.replay.learning.fitted import FitRun
-from tracepaper.replay.learning.judge.forecasts import MODEL
-from tracepaper.replay.learning.judge.metrics import rank_correlations
-from tracepaper.replay.learning.judge.portfolio import (
+from tracepaper.replay.learning.estimators.cross_sectional import (
     COVARIANCE_BARS,
     FEE,
+    CrossAssetModel,
     portfolio_decisions,
     portfolio_returns,
     rule_weights,
 )
+from tracepaper.replay.learning.fitted import FitRun
+from tracepaper.replay.learning.judge.forecasts import MODEL
+from tracepaper.replay.learning.judge.metrics import rank_correlations
 from tracepaper.replay.learning.panel import PanelChunks, close_by_close, labelled_closes, predicted
 from tracepaper.replay.learning.recipe import recipe_of
 from tracepaper.replay.learning.splits import Part

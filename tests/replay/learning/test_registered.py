@@ -33,8 +33,14 @@ from tracepaper.replay.learning.judge.metrics import figures
 from tracepaper.replay.learning.judge.tables import tables_of
 from tracepaper.replay.learning.losses import loss
 from tracepaper.replay.learning.openings import WHOLE
-from tracepaper.replay.learning.predict import judged_rows, predict
-from tracepaper.replay.learning.samples import Windows, label, samples_in, targets
+from tracepaper.replay.learning.samples import (
+    Windows,
+    judged_rows,
+    label,
+    predict,
+    samples_in,
+    targets,
+)
 from tracepaper.replay.learning.splits import Part, Segment
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.networks.architecture import Outputs

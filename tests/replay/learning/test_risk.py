@@ -16,8 +16,7 @@ from tracepaper.replay.learning import statistics
 from tracepaper.replay.learning.judge.forecasts import MODEL, Forecasts
 from tracepaper.replay.learning.judge.gates import Judgement
 from tracepaper.replay.learning.judge.judge import SpanJudgement
-from tracepaper.replay.learning.judge.tables import density_tables
-from tracepaper.replay.learning.judge.tails import (
+from tracepaper.replay.learning.judge.metrics import (
     SIDES,
     breach_rows,
     christoffersen,
@@ -28,6 +27,7 @@ from tracepaper.replay.learning.judge.tails import (
     value_at_risk,
     without_overlap,
 )
+from tracepaper.replay.learning.judge.tables import density_tables
 from tracepaper.replay.learning.openings import WHOLE
 from tracepaper.strategies.types.decisions import SHARES
 

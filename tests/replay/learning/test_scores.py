@@ -8,8 +8,7 @@ import torch
 from learning import DAY_BARS, HORIZONS, segment, split, tiny
 
 from tracepaper.replay.learning.losses import constants, head_scores
-from tracepaper.replay.learning.predict import predict
-from tracepaper.replay.learning.samples import samples_in
+from tracepaper.replay.learning.samples import predict, samples_in
 from tracepaper.replay.learning.splits import Part
 from tracepaper.strategies.networks.architecture import Outputs, kind_of
 from tracepaper.strategies.networks.flash import FlashNetwork
