@@ -17,7 +17,7 @@ The rules are docs/models.md, L14, L45, L54 and L56.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 
@@ -927,4 +927,5 @@ def forecaster_table(
         of_row("verdict", f"{words(model)} is", "text"),
         of_row("days", "days", "count", wide=True),
     ]
-    return table(key, title, columns, rows, notes=notes if rows else ())
+    made = table(key, title, columns, rows, notes=notes if rows else ())
+    return replace(made, whole=True)
