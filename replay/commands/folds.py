@@ -66,6 +66,8 @@ def folds_of(
         raise ConfigInvalid(untrained[0])
     if recipe.members:
         material = with_narrow(material, card, request)
+    for other in cards.values():
+        recipe.kind.suits(recipe_of(other), material)
     say = Console(stderr=True).print
     own_folds = refit(card, material, text, say=say, each=each)
     made = tables(own_folds)

@@ -188,6 +188,8 @@ class Kind:
     """Sections that no recipe chooses and its hash covers."""
     needs: Callable[[str], object] = lambda _: None
     """Raises ``ConfigInvalid``, with what asked for it, where an optional package is missing."""
+    suits: Callable[[Recipe, Any], object] = lambda _recipe, _data: None
+    """Raises ``ConfigInvalid`` where its data cannot give what a recipe chooses."""
     arrange: Callable[[Any], Any] = lambda data: data
     """Its data → the same as the model is asked about them: bar by bar, or close by close."""
     walks_only: bool = True

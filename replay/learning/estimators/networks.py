@@ -24,7 +24,13 @@ from tracepaper.replay.learning.fitted import (
     read_candles_of,
 )
 from tracepaper.replay.learning.judge.forecasts import Forecasts, SegmentFields, forecasts_of
-from tracepaper.replay.learning.judge.gates import Judgement, explain, gates_section, judged_gates
+from tracepaper.replay.learning.judge.gates import (
+    Judgement,
+    answered_rows,
+    gates_section,
+    judged_gates,
+    rows_of,
+)
 from tracepaper.replay.learning.judge.heads import (
     correlation_figures,
     correlation_sentences,
@@ -242,13 +248,10 @@ def explained_rows(model: CandleModel, data: Dataset, part: Part, bars: int | No
         network = model.network
         streams = isinstance(network, FlashNetwork) and network.answers_every_row
         bars = EXPLAINED_BARS if streams else EXPLAINED_WINDOWS
-    return explain(
-        build(model.card, model.tensors, threads=torch.get_num_threads(), vectors=source),
-        data.samples(part),
-        horizon=model.horizon,
-        slope=model.card["calibration"]["slope"][str(model.horizon)],
-        bars=bars,
-    )
+    forecaster = build(model.card, model.tensors, threads=torch.get_num_threads(), vectors=source)
+    horizon, slopes = model.horizon, model.card["calibration"]["slope"]
+    found = answered_rows(forecaster, data.samples(part), horizon=horizon, bars=bars)
+    return rows_of(forecaster, found, horizon=horizon, slope=slopes[str(horizon)])
 
 
 for _kind in network_kinds().values():

@@ -87,6 +87,15 @@ def read(_: Recipe, request: DataRequest) -> BookDataset:
     return BookDataset.read(request.paths)
 
 
+def suits(recipe: Recipe, data: BookDataset) -> None:
+    """Raise ``ConfigInvalid`` where books are too shallow to be fitted anew by *recipe*."""
+    levels, held = recipe.architecture.levels, data.header.levels
+    if data.parts is not None and levels > held:
+        raise ConfigInvalid(
+            f"architecture.levels is {levels}, and the files hold {held}; give as many at most."
+        )
+
+
 def fit(data: BookDataset, recipe: Recipe, run: FitRun) -> OrderBookModel:
     """Fit a network on *data*.
 
@@ -100,11 +109,7 @@ def fit(data: BookDataset, recipe: Recipe, run: FitRun) -> OrderBookModel:
         config = replace(config, levels=header.levels)
         for sentence in (*data.torn, *data.untrained()):
             run.say(sentence)
-    elif config.levels > header.levels:
-        raise ConfigInvalid(
-            f"architecture.levels is {config.levels}, and the files hold {header.levels}; give as "
-            "many at most."
-        )
+    suits(recipe, data)
     training, validation = (
         [books.shallower(config.levels) for books in data.books(part)]
         for part in (Part.TRAIN, Part.VALIDATION)
@@ -512,6 +517,7 @@ register(
         fit,
         load_model,
         listed=asdict,
+        suits=suits,
         shared=(),
         fixed={"features": FEATURES},
     )

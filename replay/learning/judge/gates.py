@@ -145,22 +145,6 @@ def bars_of(segment: Segment, start: int, stop: int) -> list[Bar]:
     ]
 
 
-def explain(
-    forecaster: Forecaster,
-    part: Sequence[Samples],
-    *,
-    horizon: int,
-    slope: float,
-    bars: int,
-) -> Forecasts:
-    """Forecast and explain the ``answered_rows`` of *part*.
-
-    Raises ``DataInvalid`` where no segment is long enough.
-    """
-    found = answered_rows(forecaster, part, horizon=horizon, bars=bars)
-    return rows_of(forecaster, found, horizon=horizon, slope=slope)
-
-
 def answered_rows(
     forecaster: Forecaster, part: Sequence[Samples], *, horizon: int, bars: int
 ) -> list[AnsweredRows]:

@@ -906,11 +906,13 @@ def forecaster_table(
             against, every = compare(at, metric, model, others), views(metric, at, names)
             for name in sorted(every, key=model.__ne__):
                 view = every[name]
+                if not (known := answered(metric, view)).any():
+                    continue
                 row: dict[str, Value] = {
                     of: label,
                     "forecaster": name if name in at.compared else words(name),
                     "horizon": horizon,
-                    "value": estimate(metric, view.where(answered(metric, view))),
+                    "value": estimate(metric, view.where(known)),
                 }
                 if name in against:
                     less = against[name]

@@ -17,6 +17,7 @@ from learning import (
     by_forecaster,
     choose,
     learnable,
+    quiet,
     split,
     tiny,
     write_csv,
@@ -66,10 +67,6 @@ class Mine(Model):
         variance = sum(steps) / len(steps) or 1e-12
         return {"volatility": [(variance * bars) ** 0.5 for bars in self.horizons]}
 """
-
-
-def quiet(_: object) -> None:
-    """Say nothing."""
 
 
 def glm(

@@ -10,7 +10,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from learning import DAY_BARS, HORIZONS, START_MS, by_forecaster, learnable, split, tiny, write_csv
+from learning import (
+    DAY_BARS,
+    HORIZONS,
+    START_MS,
+    by_forecaster,
+    learnable,
+    quiet,
+    split,
+    tiny,
+    write_csv,
+)
 from pages import document_in, said_in
 
 from tracepaper.daemon.cli import invoke
@@ -53,10 +63,6 @@ SPANS = [
 AS_TEXT = ",".join(
     f"{s.name}={iso(s.from_ms or 0)[:10]}:{iso(s.until_ms or 0)[:10]}" for s in SPANS
 )
-
-
-def quiet(_: object) -> None:
-    """Say nothing."""
 
 
 @pytest.fixture(scope="module")

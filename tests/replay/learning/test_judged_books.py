@@ -308,7 +308,7 @@ def test_what_cannot_be_asked_of_books_is_refused_in_one_sentence(
             (good, *walk_1, "--ablate", "training.stepz=9"),
             "has no training.stepz, the nearest is steps",
         ),
-        ((good, *walk_1, "--ablate", "dim=7"), "give a multiple of twice"),
+        ((good, *walk_1, "--ablate", "dim=7"), "give each an equal, even share"),
         ((good, "--compare", good), "is a model that is judged already"),
         ((good, "--compare", untrained), "--compare " + untrained + ": untrained: books from"),
         ((good, "--compare", "flash-15m"), "which no model of bars does"),

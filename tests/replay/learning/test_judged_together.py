@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import replace
@@ -17,9 +16,11 @@ from learning import (
     DAY_BARS,
     HORIZONS,
     START_MS,
+    answered,
     by_forecaster,
     choose,
     learnable,
+    quiet,
     split,
     table,
     write_csv,
@@ -69,6 +70,7 @@ pytestmark = pytest.mark.long
 SYMBOLS = ("AAAUSDT", "BBBUSDT", "CCCUSDT")
 DAYS = 6
 DAY_MS = DAY_BARS * 60_000
+ONE_THREAD = choose("evaluation.threads=1")
 SPLIT = split(2, 2.75, 3.25)
 SPANS = [
     NamedSpan(name, START_MS + first * DAY_MS, START_MS + (first + 1) * DAY_MS)
@@ -77,10 +79,6 @@ SPANS = [
 AS_TEXT = ",".join(
     f"{s.name}={iso(s.from_ms or 0)[:10]}:{iso(s.until_ms or 0)[:10]}" for s in SPANS
 )
-
-
-def quiet(_: object) -> None:
-    """Say nothing."""
 
 
 def candles(*, changed_from: int | None = None) -> list[Candles]:
@@ -163,13 +161,6 @@ def judged(models: dict[str, Path], material: Dataset) -> SpanJudgement:
     return judge_checkpoint(found.card, found.tensors, material, SPANS[0])
 
 
-def answered(capsys: pytest.CaptureFixture[str], *words: object) -> Any:
-    code = invoke([str(word) for word in (*words, *choose("evaluation.threads=1"), "--json")])
-    said = capsys.readouterr()
-    assert code == 0, said.err
-    return json.loads(said.out)
-
-
 def given(paths: Sequence[str]) -> list[str]:
     return [word for path in paths for word in ("--data", path)]
 
@@ -183,7 +174,7 @@ def test_spans_are_judged_apart_and_stand_beside_models_of_any_kind(
     page = tmp_path / "page.html"
     words = ["evaluate", models["portfolio"], *given(paths), "--holdout", AS_TEXT, "--html", page]
     others = [str(models[kind]) for kind in ("crossasset", "flash")]
-    found = answered(capsys, *words, "--compare", others[0], "--compare", others[1])
+    found = answered(capsys, *words, *ONE_THREAD, "--compare", others[0], "--compare", others[1])
     assert [(one["name"], one["days"]) for one in found["spans"]] == [("A", 1), ("B", 1)]
     assert [one["symbols"] for one in found["spans"]] == [list(SYMBOLS)] * 2
     assert {one["openings"] for one in found["spans"]} == {1}
@@ -218,7 +209,7 @@ def test_a_single_instruments_model_stands_beside_one_of_several(
     for one, other in (pair, pair[::-1]):
         words = ["evaluate", one, *given(paths), *dates, "--compare", other]
         more = [*choose("evaluation.explained_bars=500")] if one == models["flash"] else []
-        tables = answered(capsys, *words, *more)["spans"][0]["tables"]
+        tables = answered(capsys, *words, *ONE_THREAD, *more)["spans"][0]["tables"]
         values.append(
             [
                 tables[f"beside_{loss}"]["rows"][0][str(horizon)]["value"]
@@ -312,7 +303,7 @@ def test_a_recipe_and_a_change_of_it_are_fitted_anew_on_folds(
     words = ["evaluate", models["portfolio"], *given(paths), "--folds", "walk:1"]
     changes = ["every=30", "layers=2"]
     more = [word for change in changes for word in ("--ablate", change)]
-    tables = answered(capsys, *words, *more)["tables"]
+    tables = answered(capsys, *words, *ONE_THREAD, *more)["tables"]
     for key in ("instead_qlike", "instead_sign", "instead_across", "instead_weights"):
         horizon = 1440 if key == "instead_weights" else 30
         [_, *rows] = by_forecaster(tables[key]["rows"], horizon).values()

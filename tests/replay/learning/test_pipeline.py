@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 import typer
-from learning import DAY_BARS, HORIZONS, choose, learnable, split, tiny, write_csv
+from learning import DAY_BARS, HORIZONS, choose, learnable, quiet, split, tiny, write_csv
 from typer.testing import CliRunner
 
 from tracepaper.replay.commands.evaluate import evaluate
@@ -39,10 +39,6 @@ SPLIT = split(4, 5, 6.5)
 OPTIONS = FitOptions(
     steps=6, batch=2, length=512, learning_rate=3e-3, validate_every=3, average=0.5
 )
-
-
-def quiet(_: object) -> None:
-    """Say nothing."""
 
 
 RECIPE = Recipe(kinds()["flash"], tiny(), OPTIONS, 30, name="tiny", explained_bars=2_000)
