@@ -44,7 +44,6 @@ from tracepaper.strategies.errors import (
 )
 from tracepaper.strategies.networks.order_book import OrderBookConfig, OrderBookNetwork
 from tracepaper.strategies.order_book import Books, books_of
-from tracepaper.strategies.units import DAY_MS
 
 TINY = choose(
     "window=8",
@@ -245,18 +244,6 @@ def test_a_planted_move_is_better_than_its_frequency_once_there_are_days() -> No
     )
     assert figures["1"]["is_better"] is False
     assert "beside persistence" in experimental({"figures": figures})
-
-
-def test_a_null_is_a_null() -> None:
-    torch.manual_seed(0)
-    network = OrderBookNetwork(OrderBookConfig(levels=5, window=16, dim=8, heads=2, horizons=(2,)))
-    stretches = [
-        books_of(list(walk(200, seed=seed, first_ms=FIRST_MS + seed * DAY_MS)), 5)
-        for seed in range(4)
-    ]
-    figures = figures_on(network.eval(), stretches, frequencies_of(stretches, (2,)))
-    assert figures["2"]["is_better"] is False
-    assert sentences_of(figures)[-1].startswith("experimental: it has beaten nothing")
 
 
 # ---------------------------------------------------------------- labels, parts, windows

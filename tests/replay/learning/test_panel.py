@@ -196,21 +196,6 @@ def test_a_rank_correlation_is_by_close() -> None:
     assert rank_correlations(expected, realised).tolist() == [1.0, -1.0, 0.0]
 
 
-def test_a_realised_correlation_is_of_the_bars_after_it(material: Dataset) -> None:
-    panel = material.panels[0]
-    found = panel.correlations((2, 30))
-    assert found.shape == (3, len(panel), 2)
-    assert np.isnan(found[..., 0]).all()  # two returns have none to speak of
-    row = panel.first + 100
-    moves = [np.diff(np.log(s.close[row : row + 31])) for s in panel.segments]
-    for place, (one, other) in enumerate(((0, 1), (0, 2), (1, 2))):
-        a, b = moves[one], moves[other]
-        expected = (a * b).sum() / np.sqrt((a * a).sum() * (b * b).sum())
-        assert found[place, row, 1] == pytest.approx(expected, abs=1e-5)
-    assert np.isnan(found[:, -30:, 1]).all()
-    assert np.isfinite(found[:, panel.first : -30, 1]).all()
-
-
 def led_by_volatility(bars: int) -> list[Candles]:
     """Return three symbols that move as one while they move much, and each by itself else."""
     rng = np.random.default_rng(5)

@@ -167,21 +167,6 @@ def test_the_closed_form_of_the_crps_is_its_integral(dof: float, value: float) -
     assert found == pytest.approx(below + above, rel=1e-5)
 
 
-def test_twice_the_mean_pinball_loss_of_many_levels_is_the_crps() -> None:
-    levels = (np.arange(4_000) + 0.5) / 4_000
-    law = stats.t(4.0, loc=0.3, scale=0.8)
-    for value in (-4.0, 0.3, 2.5):
-        every = [
-            statistics.pinball_of(np.array([value]), np.array([law.ppf(at)]), at)[0]
-            for at in levels.tolist()
-        ]
-        (whole,) = statistics.crps_of(*(np.array([x]) for x in (0.3, 0.8, 4.0, value)))
-        assert 2 * np.mean(every) == pytest.approx(whole, rel=2e-3)
-    assert statistics.pinball_of(np.array([1.0, -1.0]), np.zeros(2), 0.9).tolist() == pytest.approx(
-        [0.9, 0.1]
-    )
-
-
 def densities(one: Forecasts) -> dict[str, list[dict[str, Any]]]:
     made = density_tables(SpanJudgement(WHOLE, (), Judgement(one, {}, []), {}))
     return {each.key: each.documents() for each in made}
