@@ -371,7 +371,9 @@ def recall_bars(engine: Engine, reader: Reader, run: Run, history: BarHistory | 
             history.push(bar)
 
 
-def recall_events(model: object, reader: Reader, run_id: str, known: Iterable[Bar]) -> None:
+def recall_events(
+    model: Forecaster | None, reader: Reader, run_id: str, known: Iterable[Bar]
+) -> None:
     """Show *model* again what of the events of *run_id* it knew at the bars *known*.
 
     A model that reads nothing of the run beside its own bars is left as it is.
@@ -394,7 +396,7 @@ def recall_events(model: object, reader: Reader, run_id: str, known: Iterable[Ba
         source.see(event)
 
 
-def recall_lookback(model: object, reader: Reader, run_id: str, until: int) -> None:
+def recall_lookback(model: Forecaster | None, reader: Reader, run_id: str, until: int) -> None:
     """Show *model* what its next row depends on up to step *until*.
 
     That is bars of another symbol, or its covariates; a model without them is left as it is.

@@ -41,7 +41,7 @@ class SeasonalForecaster:
     """Expects as large a move as the closes before made, times one number; and no direction."""
 
     device, dtype, backend = "cpu", "float64", "seasonal"
-    causal, is_outside, scanned_at_once = True, False, 1_024
+    causal, is_outside, vectors, scanned_at_once = True, False, None, 1_024
     measures = frozenset({"mean_return", "stdev_return", "volatility"})
 
     def __init__(
