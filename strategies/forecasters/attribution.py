@@ -33,13 +33,13 @@ from tracepaper.strategies.attention.heads import (
     rows_by_age,
     ties_of,
 )
+from tracepaper.strategies.attention.methods import Rollout
 from tracepaper.strategies.errors import DataInvalid
 from tracepaper.strategies.features import rows as features
 from tracepaper.strategies.forecasters.streaming import StreamingForecaster
 from tracepaper.strategies.forecasters.tabular import network_half
 from tracepaper.strategies.forecasters.windowed import WindowedForecaster
 from tracepaper.strategies.networks.architecture import BarWeights, LayerAttribution
-from tracepaper.strategies.networks.attribution import AttributionMethod
 from tracepaper.strategies.types.market import Bar
 
 Floats = NDArray[np.float64]
@@ -160,12 +160,12 @@ class Probe:
         )
         return dict(zip(self.names, found.tolist(), strict=True))
 
-    def looked(self, way: AttributionMethod) -> BarWeights:
-        """Return where the decided bar looked, by *way*: weights [1, 1, bars], the newest ones.
+    def looked(self, method: Rollout) -> BarWeights:
+        """Return where the decided bar looked, by *method*: weights [1, 1, bars], the newest ones.
 
         Raises ``AttentionInvalid`` where the network cannot be asked so.
         """
-        found = self._network.explain(self._rows[None], self._positions, way).rollout
+        found = self._network.explain(self._rows[None], self._positions, method).rollout
         return BarWeights(found.weights.cpu(), found.l1_error.cpu())
 
     def _mean(self, rows: Tensor) -> Tensor:

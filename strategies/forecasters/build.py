@@ -26,6 +26,7 @@ from tracepaper.strategies.attention.memory import (
     require_memory,
     rollout_bytes,
 )
+from tracepaper.strategies.attention.methods import PLAIN, Rollout
 from tracepaper.strategies.book_features import RunBooks, reading_of, scale_of
 from tracepaper.strategies.covariates import (
     CovariateColumns,
@@ -47,18 +48,9 @@ from tracepaper.strategies.forecasters.streaming import StreamingForecaster
 from tracepaper.strategies.forecasters.windowed import WindowedForecaster
 from tracepaper.strategies.gates.gate import is_known
 from tracepaper.strategies.networks.architecture import Network, kind_of
-from tracepaper.strategies.networks.attribution import (
-    STORED,
-    AttributionMethod,
-    refuse_way,
-)
 from tracepaper.strategies.networks.flash import TILES
 from tracepaper.strategies.networks.keys import NetworkConfig
-from tracepaper.strategies.networks.stream import (
-    by_compiled_loops,
-    stream_backends,
-    stream_bytes,
-)
+from tracepaper.strategies.networks.stream import stream_backends, stream_bytes
 from tracepaper.strategies.other_symbol import RunOtherBars, asked, other_of
 from tracepaper.strategies.types.calibration import (
     Calibration,
@@ -110,7 +102,7 @@ class RunOptions:
     backend: str = "auto"
     instruments: int = 1
     free_bytes: int | None = None
-    way: AttributionMethod = STORED
+    method: Rollout = PLAIN
     vectors: CovariateSource | None = None
     symbols: tuple[str, ...] = ()
     horizon: int | None = None
@@ -155,7 +147,7 @@ def build(  # noqa: PLR0913
     backend: str = "auto",
     instruments: int = 1,
     free_bytes: int | None = None,
-    way: AttributionMethod = STORED,
+    method: Rollout = PLAIN,
     vectors: CovariateSource | None = None,
     symbols: Sequence[str] = (),
     horizon: int | None = None,
@@ -164,7 +156,7 @@ def build(  # noqa: PLR0913
 ) -> Forecaster:
     """Return the forecaster of a checkpoint, probed once with bounded random features.
 
-    *way* is how each bar's decision is explained, where it is not by the rollout that is usual;
+    *method* is how each bar's decision is explained, where it is not by the rollout that is usual;
     *vectors* are those that a user supplies to a network that was trained with some; without them
     one that learnt from order books is shown a run's. *symbols* and *horizon* are what a model of
     all symbols of a close is asked of. With *dropout_passes* answers hold the spread of their means
@@ -187,7 +179,7 @@ def build(  # noqa: PLR0913
             "The checkpoint was trained without covariates; leave them out, or train with some."
         )
     options = RunOptions(
-        device, threads, mode, backend, instruments, free_bytes, way, vectors,
+        device, threads, mode, backend, instruments, free_bytes, method, vectors,
         tuple(symbols), horizon, dropout_passes, say,
     )  # fmt: skip
     kind = known_kind(card)
@@ -212,10 +204,10 @@ def network_forecaster(
     attends_by = choose_backend(card, options.backend, device=options.device)
     torch.set_num_threads(options.threads)
     kind, config = architecture(card)
-    way, mode, threads = options.way, options.mode, options.threads
+    method, mode, threads = options.method, options.mode, options.threads
     streams = kind.backend(config) == TILES
     if options.free_bytes is not None:
-        by_norm = way.method == "norm"
+        by_norm = method.fusion == "norm"
         require_memory(
             _stream_need(config, options.instruments, by_norm=by_norm)
             if streams
@@ -235,16 +227,16 @@ def network_forecaster(
             mode=mode,
             threads=threads,
             instruments=options.instruments,
-            backend=_streams_by(attends_by, options.backend, way),
-            way=way,
+            backend=_streams_by(attends_by, options.backend, method),
+            method=method,
         )
     else:
         if not network.has_attention:
-            refuse_way(way, kind.name)
+            refuse_method(method, kind.name)
         takes_kernel = network.attend_by(attends_by)
         dtype = "bfloat16" if takes_kernel and kernels.is_half(attends_by) else "float32"
         found = WindowedForecaster(
-            model, threads=threads, backend=attends_by, dtype=dtype, way=way, mode=mode
+            model, threads=threads, backend=attends_by, dtype=dtype, method=method, mode=mode
         )
     if options.dropout_passes and network.dropping():
         found.dropout = DropoutPasses(model, options.dropout_passes)
@@ -252,9 +244,17 @@ def network_forecaster(
     return found
 
 
-def _streams_by(chosen: str, wanted: str, way: AttributionMethod) -> str:
+def refuse_method(method: Rollout, kind: str) -> None:
+    """Raise ``ConfigInvalid`` where a *method* is asked for of a model without attention."""
+    if method != PLAIN:
+        raise ConfigInvalid(
+            f"A model of the kind {kind} has no attention to explain; take [model] explanation out."
+        )
+
+
+def _streams_by(chosen: str, wanted: str, method: Rollout) -> str:
     """Return what a stream attends by: *chosen*, or tiles where no compiled loop explains so."""
-    if chosen == TILES or by_compiled_loops(way):
+    if chosen == TILES or method.is_plain:
         return chosen
     if wanted != "auto":
         raise ConfigInvalid(

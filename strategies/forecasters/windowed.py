@@ -17,7 +17,7 @@ from torch import Tensor
 
 from tracepaper.strategies.api.model import EXPLAINED
 from tracepaper.strategies.api.strategy import SCANNED_AT_ONCE
-from tracepaper.strategies.attention.methods import TIME_MAX
+from tracepaper.strategies.attention.methods import PLAIN, TIME_MAX, Rollout
 from tracepaper.strategies.attention.time_buckets import (
     bucket_count,
     cells_by_age,
@@ -47,7 +47,6 @@ from tracepaper.strategies.networks.architecture import (
     Outputs,
     together,
 )
-from tracepaper.strategies.networks.attribution import STORED, AttributionMethod
 from tracepaper.strategies.types.decisions import BLOCK_BARS, Explanation, Forecast
 from tracepaper.strategies.types.market import Bar
 
@@ -81,7 +80,7 @@ class WindowedForecaster(CheckpointForecaster):
     """A network over whole windows behind the ``Forecaster`` protocol, for many instruments."""
 
     streams: ClassVar[bool] = False
-    """Whether it keeps queries, keys and values from bar to bar, explained by its own way."""
+    """Whether it keeps queries, keys and values from bar to bar, explained by its own method."""
 
     def __init__(
         self,
@@ -90,13 +89,13 @@ class WindowedForecaster(CheckpointForecaster):
         threads: int,
         backend: str,
         dtype: str = "float32",
-        way: AttributionMethod = STORED,
+        method: Rollout = PLAIN,
         mode: str = "step",
     ) -> None:
         """Answer by *model* where its weights are; *dtype* bfloat16 multiplies in half numbers.
 
-        *way* is how each bar is explained. Raises ``ConfigInvalid`` or ``AttentionInvalid`` for a
-        way that this network cannot be asked by.
+        *method* is how each bar is explained. Raises ``ConfigInvalid`` or ``AttentionInvalid`` for
+        one that this network cannot be asked by.
         """
         network, config = model.network, model.network.config
         self.attends = network.has_attention
@@ -112,7 +111,7 @@ class WindowedForecaster(CheckpointForecaster):
             backend=backend,
         )
         self.model = model
-        self.way = way
+        self.method = method
         self.receptive_field = config.window
         self._place = network.device
         self.device = str(self._place)
@@ -120,8 +119,8 @@ class WindowedForecaster(CheckpointForecaster):
         self.scanned_at_once = WINDOWS_AT_ONCE if self.attends else SCANNED_AT_ONCE
         self._network = network.eval()
         self._windows: dict[str, FeatureWindow] = {}
-        if way != STORED:
-            self._require_way()
+        if method != PLAIN:
+            self._require_method()
 
     def explain(self, instrument: str) -> Attribution:
         """Return where the last decision looked, bar by bar.
@@ -245,17 +244,17 @@ class WindowedForecaster(CheckpointForecaster):
 
     def _look(self, window: FeatureWindow) -> ExplainedOutputs:
         x, positions = self._inputs(window)
-        seen = self._network.explain(x, positions, self.way, half=self.dtype == "bfloat16")
+        seen = self._network.explain(x, positions, self.method, half=self.dtype == "bfloat16")
         return seen._replace(
             outputs=seen.outputs.map(lambda part: part.detach().cpu()),
             rollout=seen.rollout._replace(weights=seen.rollout.weights.cpu()),
             confidence=seen.confidence.float().cpu(),
         )
 
-    def _require_way(self) -> None:
+    def _require_method(self) -> None:
         """Ask once, of rows that say nothing: what cannot be had is said at the start."""
         window = self.receptive_field
-        if self.way.method == "flow" and window > TIME_MAX:
+        if self.method.name == "flow" and window > TIME_MAX:
             raise ConfigInvalid(
                 f"Attention flow is stored of windows of up to {TIME_MAX} bars, and this model's "
                 f"is {window}; choose another method, and ask `explain --method flow` for one "
@@ -263,7 +262,7 @@ class WindowedForecaster(CheckpointForecaster):
             )
         rows = torch.zeros(1, window, len(self.model.schema.names), device=self._place)
         positions = torch.arange(window, device=self._place)
-        self._network.explain(rows, positions, self.way)
+        self._network.explain(rows, positions, self.method)
 
     def _see(self, window: FeatureWindow) -> _NetworkAnswer:
         look = self._look(window)

@@ -13,7 +13,6 @@ from torch import Tensor
 from tracepaper.strategies.attention.methods import Rollout
 from tracepaper.strategies.errors import AttentionInvalid, ConfigInvalid
 from tracepaper.strategies.networks.architecture import ExplainedOutputs, Network
-from tracepaper.strategies.networks.attribution import AttributionMethod
 from tracepaper.strategies.networks.cross_asset import CrossAssetConfig
 from tracepaper.strategies.networks.keys import listed
 from tracepaper.strategies.networks.order_book import OrderBookConfig
@@ -78,23 +77,25 @@ def assert_parts(seen: ExplainedOutputs) -> None:
 
 
 WAYS: Final = {
-    "norm": AttributionMethod("norm"),
-    "gradient": AttributionMethod("gradient"),
-    "max": AttributionMethod(options=Rollout(fusion="max", discard_ratio=0.2)),
-    "flow": AttributionMethod("flow"),
+    "norm": Rollout(fusion="norm"),
+    "gradient": Rollout(fusion="gradient"),
+    "max": Rollout(fusion="max", discard_ratio=0.2),
+    "flow": Rollout(fusion="flow"),
 }
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("method", WAYS)
 @pytest.mark.parametrize("kind", ATTENDING)
-def test_another_method_sums_to_one_or_is_refused(kind: str, way: str) -> None:
+def test_another_method_sums_to_one_or_is_refused(kind: str, method: str) -> None:
     made = network(kind)
     plain = {"linear": ("norm", "gradient", "max"), "custom": ("norm", "gradient")}
-    if way in plain.get(kind, ()) or (way == "flow" and kind in {"informer", "decoder", "cross"}):
+    if method in plain.get(kind, ()) or (
+        method == "flow" and kind in {"informer", "decoder", "cross"}
+    ):
         with pytest.raises(AttentionInvalid):
-            made.explain(*window(made), WAYS[way])
+            made.explain(*window(made), WAYS[method])
         return
-    usual, other = (made.explain(*window(made), one) for one in (AttributionMethod(), WAYS[way]))
+    usual, other = (made.explain(*window(made), one) for one in (Rollout(), WAYS[method]))
     assert float(other.rollout.weights.sum()) == pytest.approx(1.0, abs=1e-6)
     assert float((other.rollout.weights - usual.rollout.weights).abs().max()) > 1e-4
     assert_parts(other)

@@ -1,4 +1,4 @@
-"""A stream that explains by another way than the usual: against whole float64 matrices."""
+"""A stream that explains by another method than the usual: against whole float64 matrices."""
 
 from __future__ import annotations
 
@@ -19,7 +19,6 @@ from tracepaper.strategies.attention.time_buckets import bucket_count
 from tracepaper.strategies.errors import AttentionInvalid, ConfigInvalid
 from tracepaper.strategies.forecasters.build import build
 from tracepaper.strategies.forecasters.streaming import StreamingForecaster
-from tracepaper.strategies.networks.attribution import AttributionMethod
 from tracepaper.strategies.networks.flash import FlashNetwork
 from tracepaper.strategies.networks.stream import (
     CHUNK_BARS,
@@ -35,14 +34,14 @@ START = 29_000_017  # a position in the middle of a block
 HEADS = ((1.0, 0.0), (0.25, 0.75), (0.5, 0.5))
 NAME = "linear:BTCUSDT"
 WAYS = {
-    "as usual": AttributionMethod(),
-    "residual": AttributionMethod("rollout", Rollout(residual_weight=0.2)),
-    "max": AttributionMethod("rollout", Rollout(fusion="max", residual_weight=0.3)),
-    "min": AttributionMethod("rollout", Rollout(fusion="min")),
-    "heads": AttributionMethod("rollout", Rollout(head_weights=HEADS, start_layer=1)),
-    "upper layers": AttributionMethod("rollout", Rollout(fusion="max", start_layer=2)),
-    "norm": AttributionMethod("norm"),
-    "norm above": AttributionMethod("norm", Rollout(residual_weight=0.1, start_layer=1)),
+    "as usual": Rollout(),
+    "residual": Rollout(residual_weight=0.2),
+    "max": Rollout(fusion="max", residual_weight=0.3),
+    "min": Rollout(fusion="min"),
+    "heads": Rollout(head_weights=HEADS, start_layer=1),
+    "upper layers": Rollout(fusion="max", start_layer=2),
+    "norm": Rollout(fusion="norm"),
+    "norm above": Rollout(fusion="norm", residual_weight=0.1, start_layer=1),
 }
 
 
@@ -50,30 +49,28 @@ def rows(time: int, *, seed: int = 1) -> Tensor:
     return torch.randn(time, 78, generator=torch.Generator().manual_seed(seed))
 
 
-def bucketed(
-    net: FlashNetwork, x: Tensor, positions: NDArray[np.int64], way: AttributionMethod
-) -> Tensor:
+def bucketed(net: FlashNetwork, x: Tensor, positions: NDArray[np.int64], method: Rollout) -> Tensor:
     """Return every bar's rollout in 64-bar blocks, of whole float64 matrices."""
     net = net.double()
     with torch.no_grad():
         traces = net.trace(x[None].double(), torch.from_numpy(positions)).attending
-    time, rho = len(x), way.options.residual_weight
+    time, rho = len(x), method.residual_weight
     eye = torch.eye(time, dtype=torch.float64)
     rollout = eye
     for depth, (layer, block) in enumerate(zip(traces, net.layers(), strict=True)):
-        if depth < way.options.start_layer:
+        if depth < method.start_layer:
             continue
         assert isinstance(layer, Layer)
         assert layer.value is not None
         matrix = reference.layer_matrix(layer)[0]  # [1, head, N, N]
-        if way.method == "norm":
+        if method.name == "norm":
             value = layer.value[..., : net.config.head_dim]
             fused = (matrix * value_norms(value, block.project_out.weight)[:, :, None]).mean(1)[0]
             fused = fused / fused.sum(-1, keepdim=True)
         else:
-            given = way.options.head_weights
+            given = method.head_weights
             share = torch.tensor([0.5, 0.5] if given is None else HEADS[depth]).double()
-            fused = reference.fuse(matrix, way.options.fusion, share)[0]
+            fused = reference.fuse(matrix, method.fusion, share)[0]
         mixed = rho * eye + (1.0 - rho) * fused
         rollout = (mixed / mixed.sum(-1, keepdim=True)) @ rollout
     buckets = bucket_count(net.config.receptive_field)
@@ -84,14 +81,14 @@ def bucketed(
 
 def feed(
     net: FlashNetwork,
-    way: AttributionMethod,
+    method: Rollout,
     x: Tensor,
     positions: NDArray[np.int64],
     portions: list[int],
 ) -> NDArray[np.float32]:
     """Take in all rows by the given portions, again and again; a portion of 0 is a single step."""
-    stream = StreamingNetwork(net, way)
-    state = StreamState(net, by_norm=way.method == "norm")
+    stream = StreamingNetwork(net, method)
+    state = StreamState(net, by_norm=method.name == "norm")
     told: list[Advance] = []
     done = turn = 0
     while done < len(x):
@@ -103,31 +100,31 @@ def feed(
     return np.concatenate([part.rollout[0] for part in told])
 
 
-@pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
+@pytest.mark.parametrize("method", WAYS.values(), ids=WAYS)
 @pytest.mark.parametrize("encoding", ["rope", "alibi"])
-def test_every_bar_in_a_stream_equals_the_matrices(way: AttributionMethod, encoding: str) -> None:
+def test_every_bar_in_a_stream_equals_the_matrices(method: Rollout, encoding: str) -> None:
     net = models.network(replace(models.SMALL, encoding=encoding, window=30))
     x, positions = rows(260), np.arange(START, START + 260)
-    found = feed(net, way, x, positions, [0, 1, 37, 0, 150])
-    wanted = bucketed(net, x, positions, way)
+    found = feed(net, method, x, positions, [0, 1, 37, 0, 150])
+    wanted = bucketed(net, x, positions, method)
     np.testing.assert_allclose(found, wanted.numpy(), rtol=0, atol=2e-6)
 
 
 def test_streams_beside_each_other_are_explained_as_each_alone() -> None:
-    net, way = models.network(replace(models.SMALL, window=30)), WAYS["norm"]
+    net, method = models.network(replace(models.SMALL, window=30)), WAYS["norm"]
     positions = np.arange(START, START + 100)
     x = torch.stack([rows(100, seed=seed) for seed in range(3)])
     state = StreamState(net, 3, by_norm=True)
-    stream = StreamingNetwork(net, way)
+    stream = StreamingNetwork(net, method)
     for at in range(100):
         part = np.tile(positions[at : at + 1], (3, 1))
         last = stream.advance(state, x[:, at : at + 1], part, streams=range(3)).rollout
-    alone = [feed(net, way, one, positions, [CHUNK_BARS])[-1] for one in x]
+    alone = [feed(net, method, one, positions, [CHUNK_BARS])[-1] for one in x]
     np.testing.assert_allclose(last[:, 0], np.stack(alone), rtol=0, atol=1e-6)
 
 
-def made_forecaster(way: AttributionMethod) -> StreamingForecaster:
-    made = build(models.card(), models.network().state_dict(), way=way, backend="tiles")
+def made_forecaster(method: Rollout) -> StreamingForecaster:
+    made = build(models.card(), models.network().state_dict(), method=method, backend="tiles")
     assert isinstance(made, StreamingForecaster)
     return made
 
@@ -146,7 +143,7 @@ def test_the_attribution_of_a_decision_sums_to_what_is_stored(named: str) -> Non
     sums = np.bincount(blocks[-1] - blocks, weights=found.weights)
     kept = np.frombuffer(answer.explanation.buckets, "<f4")[: len(sums)]
     np.testing.assert_allclose(sums, kept, rtol=0, atol=1e-6)
-    usual = made_forecaster(AttributionMethod())
+    usual = made_forecaster(Rollout())
     usual.warm(NAME, bars[:-1])
     other = usual.step(bars[-1])
     assert other is not None
@@ -157,41 +154,36 @@ def test_the_attribution_of_a_decision_sums_to_what_is_stored(named: str) -> Non
 
 
 @pytest.mark.parametrize(
-    ("way", "error", "sentence"),
+    ("method", "error", "sentence"),
     [
         (
-            AttributionMethod("gradient"),
+            Rollout(fusion="gradient"),
             ConfigInvalid,
             "cannot store where every bar looked by gradient",
         ),
-        (AttributionMethod("flow"), ConfigInvalid, "ask `explain --method flow` for one decision"),
+        (Rollout(fusion="flow"), ConfigInvalid, "ask `explain --method flow` for one decision"),
         (
-            AttributionMethod("rollout", Rollout(discard_ratio=0.1)),
+            Rollout(discard_ratio=0.1),
             ConfigInvalid,
             "set discard to 0",
         ),
         (
-            AttributionMethod("rollout", Rollout(start_layer=3)),
+            Rollout(start_layer=3),
             AttentionInvalid,
             "choose 0 to 2",
         ),
         (
-            AttributionMethod("norm", Rollout(fusion="max")),
-            AttentionInvalid,
-            "norm takes no fusion",
-        ),
-        (
-            AttributionMethod("rollout", Rollout(head_weights=(1.0,))),
+            Rollout(head_weights=(1.0,)),
             AttentionInvalid,
             "Give 2 head weights",
         ),
     ],
 )
 def test_what_no_stream_can_store_is_refused(
-    way: AttributionMethod, error: type[Exception], sentence: str
+    method: Rollout, error: type[Exception], sentence: str
 ) -> None:
     with pytest.raises(error, match=sentence):
-        made_forecaster(way)
+        made_forecaster(method)
 
 
 def test_the_norms_that_are_kept_are_counted() -> None:
