@@ -307,6 +307,7 @@ def looked_chart(full: Full) -> Chart:
     found, moves = full.attribution, full.moves
     times = list(found.open_time_ms[:-1])
     moved = [BASIS_POINTS * added for added in moves.by_bar[:-1]]
+    relevant = [BASIS_POINTS * added for added in moves.relevance[:-1]]
     shares = [100 * weight for weight in found.weights[:-1]]
     looked = LineLayer("attention", times, rounded(shares), width=1.0, is_filled=True)
     roles: list[ChartRole] = ["gain" if each > 0 else "loss" for each in moved]
@@ -329,12 +330,19 @@ def looked_chart(full: Full) -> Chart:
             ChartAxis("added, bp", unit=" bp", digits=4, has_zero=True),
             130,
         ),
+        ChartPanel(
+            [LineLayer("relevance", times, rounded(relevant, 4), width=1.0)],
+            time_axis(),
+            ChartAxis("relevance, bp", unit=" bp", digits=4, has_zero=True),
+            130,
+        ),
     ]
     caption = (
-        f"Each past bar's share of the rollout, and what it added to the mean. The decided bar "
-        f"itself, not drawn, holds {found.weights[-1]:.1%} and added "
-        f"{BASIS_POINTS * moves.by_bar[-1]:+.2f} bp. Where attention flowed is not why. Times are "
-        "UTC."
+        f"Each past bar's share of the rollout, and what it added to the mean, by integrated "
+        f"gradients and by relevance. The decided bar itself, not drawn, holds "
+        f"{found.weights[-1]:.1%} and added {BASIS_POINTS * moves.by_bar[-1]:+.2f} and "
+        f"{BASIS_POINTS * moves.relevance[-1]:+.2f} bp. Where attention flowed is not why. Times "
+        "are UTC."
     )
     return Chart("", caption, panels, is_aligned=True)
 
@@ -459,6 +467,7 @@ def decision_document(
     )
     parts: list[Part] = [
         *(Paragraph(state.sentence, "warning") for state in stored.states),
+        Paragraph(full.deletion.sentence, "lead"),
         Paragraph(lead, "lead"),
         Paragraph("Where it looked", "heading"),
         looked_chart(full),

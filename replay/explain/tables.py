@@ -215,6 +215,7 @@ def bucket_table(stored: StoredDecision) -> Table:
 def full_parts(full: Full) -> Iterator[Part]:
     """Yield all that was recomputed: attribution, contributions, deletion test."""
     agreed, moves = full.agreement, full.moves
+    yield Paragraph(full.deletion.sentence, "strong")
     stored, again = agreed.stored, agreed.recomputed
     yield Paragraph(
         f"Recomputed from the stored bars, {agreed.horizon} bars ahead: mean "
@@ -233,9 +234,10 @@ def full_parts(full: Full) -> Iterator[Part]:
         "moved_by_bar",
         f"What moved the mean, by bar (the {BARS_SHOWN} largest)",
         {"bar": "text", "age": "exact", "adds bp": "points", "most by": "text",
-         "rollout weight": "measure"},
+         "relevance bp": "points", "rollout weight": "measure"},
         [
-            (iso(move.open_time_ms), str(move.age), move.added, move.feature, move.weight)
+            (iso(move.open_time_ms), str(move.age), move.added, move.feature, move.relevance,
+             move.weight)
             for move in moves.bars[:BARS_SHOWN]
         ],
     )  # fmt: skip
@@ -506,35 +508,36 @@ def _moved_by_feature(moves: Moves) -> Table:
 
 
 def _deletion_parts(found: Deletion) -> Iterator[Part]:
-    (heaviest,), (newest,) = found.of("heaviest"), found.of("newest")
-    (decided,), (past,) = found.of("decided"), found.of("past")
     chance = found.of("random")
-    mean = sum(trial.mean_return for trial in chance) / len(chance)
-    lean = sum(trial.lean for trial in chance) / len(chance)
-    trials = (
-        (heaviest, "heaviest by rollout"),
-        (Trial("random", None, found.bars, mean, lean), f"random (mean of {len(chance)} seeds)"),
-        (newest, "newest"),
-        (decided, "the decided bar alone"),
-        (past, "all but the decided bar"),
-    )
+    columns = [(each.mean_return, each.lean, each.left or 0.0) for each in chance]
+    means = [sum(column) / len(chance) for column in zip(*columns, strict=True)]
+    named = {
+        "rollout": "heaviest by rollout",
+        "relevance": "largest by relevance",
+        "random": f"random (mean of {len(chance)} seeds)",
+        "newest": "newest",
+        "decided": "the decided bar alone",
+        "past": "all but the decided bar",
+    }
+    trials = {order: found.of(order)[0] for order in named}
+    trials["random"] = Trial("random", None, found.bars, *means)
     yield table_of(
         "deletion",
-        "Deletion test: rows made neutral, and how far the forecast then moves",
-        {"bars": "count", "which": "text", "mean, bp": "exact", "up less down": "measure"},
+        "Rows made neutral, and how far the forecast then moves (deletion); these past rows alone, "
+        "and how far it still is (insertion)",
+        {"bars": "count", "which": "text", "mean, bp": "exact", "up less down": "measure",
+         "insertion, bp": "exact"},
         [
-            (trial.bars, name, f"{trial.mean_return * BASIS_POINTS:.3f}", trial.lean)
-            for trial, name in trials
+            (
+                trials[order].bars,
+                name,
+                f"{trials[order].mean_return * BASIS_POINTS:.3f}",
+                trials[order].lean,
+                "" if (left := trials[order].left) is None else f"{left * BASIS_POINTS:.3f}",
+            )
+            for order, name in named.items()
         ],
-    )
-    means = [trial.mean_return * BASIS_POINTS for trial in chance]
-    below = sum(trial.mean_return < heaviest.mean_return for trial in chance)
-    further = "further" if heaviest.mean_return > newest.mean_return else "no further"
-    yield Paragraph(
-        f"Random draws of seeds {chance[0].seed} to {chance[-1].seed} moved the mean by "
-        f"{min(means):.3f} to {max(means):.3f} bp. The heaviest bars moved it further than {below} "
-        f"of these {len(chance)}, and {further} than the newest."
-    )
+    )  # fmt: skip
 
 
 def _points(log_return: float) -> str:

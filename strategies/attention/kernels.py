@@ -38,6 +38,7 @@ from tracepaper.strategies.attention.checks import (
     check_tensors,
     exact,
     is_finite,
+    ruled,
 )
 from tracepaper.strategies.attention.flash import ALIGNED, Pass
 from tracepaper.strategies.attention.masks import Mask, MaskKind
@@ -359,6 +360,7 @@ def attend(
     tensors, masks and backends that do not fit together, and where numbers overflow.
     """
     check_inputs(query, key, value, mask)
+    query, key, value = ruled(query, key, value)
     factor = 1.0 / math.sqrt(query.shape[-1]) if scale is None else scale
     largest = check_products(query, key, factor, value=value)[2] if checked else 0.0
     made = _attend(query, key, value, mask, factor=factor, backend=backend)
@@ -385,6 +387,7 @@ def cross_attend(
     if seen is None:
         return attend(query, key, value, Mask.full(), scale=scale, backend=backend)
     check_inputs(query, key, value, Mask.full())
+    query, key, value = ruled(query, key, value)
     factor = 1.0 / math.sqrt(query.shape[-1]) if scale is None else scale
     if torch.compiler.is_compiling():
         return _written_out(query, key, value, seen.view(-1, query.shape[2]), factor)

@@ -34,6 +34,7 @@ from tracepaper.strategies.attention.heads import (
     ties_of,
 )
 from tracepaper.strategies.attention.methods import Rollout
+from tracepaper.strategies.attention.propagation import relevance, relevance_rules
 from tracepaper.strategies.errors import DataInvalid
 from tracepaper.strategies.features import rows as features
 from tracepaper.strategies.forecasters.streaming import StreamingForecaster
@@ -74,6 +75,7 @@ class Contributions:
     """How much each number of each row adds to the mean return (integrated gradients)."""
 
     mean_return: Floats  # [bar, feature], log return; oldest bar first
+    relevance: Floats  # [bar], the same by one backward pass under the rules of relevance
     forecast: float  # the mean return of the rows as they are
     neutral: float  # the mean return of neutral rows: where the path starts
 
@@ -146,7 +148,20 @@ class Probe:
         """Return the integrated gradients of the mean return over the path from neutral rows."""
         moved = integrated_gradients(self._mean, self._rows, nodes=nodes)
         neutral = self.without(range(len(self.rows))).mean_return
-        return Contributions(moved.cpu().numpy(), self.figures().mean_return, neutral)
+        return Contributions(
+            moved.cpu().numpy(), self.relevance().sum(axis=1), self.figures().mean_return, neutral
+        )
+
+    def relevance(self) -> Floats:
+        """Return what each number of each row adds to the mean return by relevance.
+
+        [bar, feature], log return, in one backward pass; less what biases add it is the forecast.
+        """
+        rows = self._rows.detach().requires_grad_()
+        with relevance_rules(self._network):
+            found = relevance(self._mean(rows), rows)
+        added: Floats = found.double().cpu().numpy()
+        return added
 
     def shares(self, rollout: Floats) -> dict[str, float]:
         """Return each feature's share of |row × gradient| of the mean return; they sum to 1.

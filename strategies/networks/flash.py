@@ -156,29 +156,38 @@ class FeedForward(nn.Module):
         hidden = max(1, round(config.dim * config.mlp_ratio))
         self.gated = config.mlp == "gated"
         self.rise = nn.Linear(config.dim, 2 * hidden if self.gated else hidden)
+        self.activation = nn.SiLU() if self.gated else FewRowsGelu()
         self.fall = nn.Linear(hidden, config.dim)
+
+    @property
+    def gated_rise(self) -> nn.Module | None:
+        """What gives both factors of a gated product."""
+        return self.rise if self.gated else None
 
     def forward(self, x: Tensor) -> Tensor:
         """Map [batch, time, dim] to the same."""
         x = self.rise(x)
         if self.gated:
             gate, x = x.chunk(2, dim=-1)
-            x = functional.silu(gate) * x
+            x = self.activation(gate) * x
         else:
-            x = _gelu(x)
+            x = self.activation(x)
         return self.fall(x)
 
 
-def _gelu(x: Tensor) -> Tensor:
-    """Return the GELU of *x*.
+class FewRowsGelu(nn.GELU):
+    """The GELU.
 
     PyTorch hands a contiguous tensor to oneDNN, whose set-up costs several times what a few rows
     do, so these are shown twice by a stride of 0. The error of its own is half of oneDNN's.
     """
-    rows = x.shape[:-1].numel()
-    if x.requires_grad or len(x) > 1 or rows > _FEW_ROWS or x.device.type != "cpu":
-        return functional.gelu(x)
-    return functional.gelu(x.expand(2, *x.shape[1:]))[:1]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the GELU of *x*."""
+        rows = x.shape[:-1].numel()
+        if x.requires_grad or len(x) > 1 or rows > _FEW_ROWS or x.device.type != "cpu":
+            return functional.gelu(x)
+        return functional.gelu(x.expand(2, *x.shape[1:]))[:1]
 
 
 class Block(nn.Module):

@@ -11,9 +11,11 @@ import torch
 from torch import Tensor
 
 from tracepaper.strategies.attention.methods import Rollout
+from tracepaper.strategies.attention.propagation import relevance, relevance_rules
 from tracepaper.strategies.errors import AttentionInvalid, ConfigInvalid
 from tracepaper.strategies.networks.architecture import ExplainedOutputs, Network
 from tracepaper.strategies.networks.cross_asset import CrossAssetConfig
+from tracepaper.strategies.networks.flash import FlashConfig, FlashNetwork
 from tracepaper.strategies.networks.keys import listed
 from tracepaper.strategies.networks.order_book import OrderBookConfig
 
@@ -64,6 +66,33 @@ def test_what_its_layers_carry_down_and_its_parts_are_the_rollout(kind: str) -> 
         carried = layer.carry(carried)
     torch.testing.assert_close(carried.to(wanted), wanted, rtol=0, atol=1e-6)
     assert_parts(seen)
+
+
+@pytest.mark.parametrize("kind", [*ATTENDING, "gated"])
+def test_relevances_of_the_rows_sum_to_the_forecast_where_nothing_is_biased(kind: str) -> None:
+    made = network(kind) if kind != "gated" else gated()
+    x, positions = window(made)
+    with torch.no_grad():
+        for name, tensor in [*made.named_parameters(), *made.named_buffers()]:
+            # What stands there whatever the rows are: biases, places and the columns of clocks.
+            if name.endswith(("bias", "place", "code")) or "clock" in name:
+                tensor.zero_()
+        if kind == "multiscale":
+            dict(made.named_parameters())["embed.weight"][:, 2 * x.shape[2] :] = 0.0
+    x.requires_grad_()
+    forecast = made(x, positions).mean[0, -1, 0].detach()
+    with relevance_rules(made):
+        answer = made(x, positions).mean[0, -1, 0]
+        found = relevance(answer, x)
+    torch.testing.assert_close(answer.detach(), forecast)
+    torch.testing.assert_close(found.sum(), forecast, rtol=1e-5, atol=0)
+    assert float(found.abs().sum()) > float(forecast.abs())  # of either sign
+
+
+def gated() -> Network:
+    config = FlashConfig(features=5, dim=8, layers=2, heads=2, window=12, mlp="gated", gated=True)
+    torch.manual_seed(4)
+    return FlashNetwork(config).double().eval()
 
 
 def assert_parts(seen: ExplainedOutputs) -> None:
