@@ -302,7 +302,7 @@ def _built(
     mode: str,
     covariates: CovariateSource | None,
 ) -> Forecaster:
-    from tracepaper.strategies.forecasters.build import build, known_kind
+    from tracepaper.strategies.forecasters.build import RunOptions, build, known_kind
 
     refuse_other_strategy(config, checkpoint.card)
     asked, own = config.features.own_schema, checkpoint.card["features"].get("schema_id")
@@ -324,18 +324,20 @@ def _built(
     return build(
         checkpoint.card,
         checkpoint.tensors,
-        device=_device(config),
-        threads=config.model.threads,
-        mode=mode,
-        backend=config.model.backend,
-        instruments=len(config.market.symbols),
-        free_bytes=free_bytes(),
-        method=_method(config),
-        vectors=covariates,
-        symbols=config.market.symbols,
-        horizon=config.gate.horizon,
-        dropout_passes=config.model.dropout_passes,
-        say=_say_once(),
+        RunOptions(
+            device=_device(config),
+            threads=config.model.threads,
+            mode=mode,
+            backend=config.model.backend,
+            instruments=len(config.market.symbols),
+            free_bytes=free_bytes(),
+            method=_method(config),
+            vectors=covariates,
+            symbols=config.market.symbols,
+            horizon=config.gate.horizon,
+            dropout_passes=config.model.dropout_passes,
+            say=_say_once(),
+        ),
     )
 
 

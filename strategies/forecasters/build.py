@@ -94,7 +94,7 @@ def _processor() -> str:
 
 @dataclass(frozen=True, slots=True)
 class RunOptions:
-    """How a checkpoint is run, whatever its kind; ``build`` says what each means."""
+    """How a checkpoint is run, whatever its kind."""
 
     device: str = "cpu"
     threads: int = 1
@@ -103,11 +103,17 @@ class RunOptions:
     instruments: int = 1
     free_bytes: int | None = None
     method: Rollout = PLAIN
+    """How each bar's decision is explained."""
     vectors: CovariateSource | None = None
+    """What a user supplies to a network that was trained with some; without it one that learnt from
+    order books, or of another symbol, is shown a run's."""
     symbols: tuple[str, ...] = ()
+    """What a model of all symbols of a close is asked of, by its ``horizon``."""
     horizon: int | None = None
     dropout_passes: int = 0
+    """So many passes with dropout give the spread of their means."""
     say: Callable[[str], object] | None = None
+    """Told why a bar that a user's code in the network fails on is answered by NaN."""
 
     def __post_init__(self) -> None:
         """Raise ``ConfigInvalid`` for an unknown mode and for no threads."""
@@ -119,6 +125,9 @@ class RunOptions:
             raise ConfigInvalid(
                 "model.dropout_passes is 1, and one pass has no spread; give 2 or more, or 0."
             )
+
+
+USUAL: Final = RunOptions()
 
 
 def model_kinds() -> Mapping[str, ModelKind]:
@@ -137,39 +146,19 @@ def known_kind(card: Mapping[str, Any]) -> ModelKind | None:
     return model_kinds().get(str(section_of(card, "model").get("kind")))
 
 
-def build(  # noqa: PLR0913
-    card: Mapping[str, Any],
-    tensors: Mapping[str, Tensor],
-    *,
-    device: str = "cpu",
-    threads: int = 1,
-    mode: str = "step",
-    backend: str = "auto",
-    instruments: int = 1,
-    free_bytes: int | None = None,
-    method: Rollout = PLAIN,
-    vectors: CovariateSource | None = None,
-    symbols: Sequence[str] = (),
-    horizon: int | None = None,
-    dropout_passes: int = 0,
-    say: Callable[[str], object] | None = None,
+def build(
+    card: Mapping[str, Any], tensors: Mapping[str, Tensor], options: RunOptions = USUAL
 ) -> Forecaster:
     """Return the forecaster of a checkpoint, probed once with bounded random features.
 
-    *method* is how each bar's decision is explained, where it is not by the rollout that is usual;
-    *vectors* are those that a user supplies to a network that was trained with some; without them
-    one that learnt from order books is shown a run's. *symbols* and *horizon* are what a model of
-    all symbols of a close is asked of. With *dropout_passes* answers hold the spread of their means
-    over so many passes with dropout. A bar that a user's code in the network fails on is answered
-    by NaN, and *say* is told why.
-
-    Sets PyTorch's thread count, which is part of what a run records; *backend* is chosen once,
-    see ``choose_backend``. Where *free_bytes* are known, a window that could not fit for that many
-    *instruments* is refused before anything is allocated, with ``AttentionInvalid``. Raises
+    Sets PyTorch's thread count, which is part of what a run records; ``backend`` is chosen once,
+    see ``choose_backend``. Where ``free_bytes`` are known, a window that could not fit for so many
+    ``instruments`` is refused before anything is allocated, with ``AttentionInvalid``. Raises
     ``ConfigInvalid`` for an unknown mode, device, kind or feature schema, and
     ``CheckpointMismatch`` for tensors that are not the ones the card's architecture asks for or
     that give values that are not finite.
     """
+    vectors = options.vectors
     if (reading := reading_of(card)) is not None:
         vectors = vectors or RunBooks(reading)
     elif symbol := other_of(card):
@@ -178,14 +167,11 @@ def build(  # noqa: PLR0913
         raise ConfigInvalid(
             "The checkpoint was trained without covariates; leave them out, or train with some."
         )
-    options = RunOptions(
-        device, threads, mode, backend, instruments, free_bytes, method, vectors,
-        tuple(symbols), horizon, dropout_passes, say,
-    )  # fmt: skip
+    options = replace(options, vectors=vectors)
     kind = known_kind(card)
     own = None if kind is None else kind.build
     found: Forecaster = (own or network_forecaster)(card, tensors, options)
-    if dropout_passes and DROPOUT_SPREAD not in found.measures:
+    if options.dropout_passes and DROPOUT_SPREAD not in found.measures:
         raise ConfigInvalid(
             "model.dropout_passes is for a network that was trained with dropout, or an ensemble "
             "with one, and this checkpoint has none; set it to 0."

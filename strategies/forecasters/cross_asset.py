@@ -243,9 +243,9 @@ class TogetherForecaster(CheckpointForecaster):
         """
         if why := self._bars.lacking():
             raise InvariantBroken(f"There is no close to look at: {why}.")
-        held = [self._windows[symbol].rows.view() for symbol in self.symbols]
-        x = torch.from_numpy(np.stack([rows[:, :-1] for rows in held]).astype(np.float32))[None]
-        positions = held[0][:, -1].astype(np.int64)
+        held = [self._windows[symbol] for symbol in self.symbols]
+        x = torch.from_numpy(np.stack([window.rows for window in held]))[None]
+        positions = held[0].positions
         with torch.inference_mode():
             look = self.model.network.explain(x, self._places, torch.from_numpy(positions), method)
         return LastClose(look, look.weights.double().sum(dim=1).numpy(), positions)

@@ -71,9 +71,8 @@ class DropoutPasses:
     def _spread(self, window: FeatureWindow, seed: int) -> Array:
         """Return the sample standard deviation over passes of each horizon's mean: [horizon]."""
         network = self._model.network
-        known = window.rows.view()
-        rows = torch.from_numpy(known[:, :-1].astype(np.float32)).to(network.device)
-        positions = torch.from_numpy(known[:, -1].astype(np.int64)).to(network.device)
+        rows = torch.from_numpy(window.rows).to(network.device)
+        positions = torch.from_numpy(window.positions).to(network.device)
         dropping = network.dropping()
         cuda = [network.device] if network.device.type == "cuda" else []
         try:

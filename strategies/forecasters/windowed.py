@@ -28,6 +28,7 @@ from tracepaper.strategies.covariates import CovariateSource
 from tracepaper.strategies.errors import ConfigInvalid, InvariantBroken
 from tracepaper.strategies.features.rows import FeatureRows
 from tracepaper.strategies.forecasters.base import (
+    NO_ROWS,
     Attribution,
     CheckpointForecaster,
     FeatureMemory,
@@ -72,7 +73,7 @@ class _FullWindow(NamedTuple):
     place: int  # among the bars of the call
     instrument: str
     sigma: float
-    rows: Rows  # [window, feature]
+    rows: Rows  # [window, feature]; none where it attends
     seen: _NetworkAnswer | None  # None without attention: its rows are answered with others
 
 
@@ -210,7 +211,7 @@ class WindowedForecaster(CheckpointForecaster):
             for sigma in window.take([bar], row_at(taken, place - first)):
                 if window.is_full:
                     seen = self._see(window) if self.attends else None
-                    rows = self._rows(window)
+                    rows = NO_ROWS.values if self.attends else window.rows
                     ready.append(_FullWindow(place, bar.instrument, sigma, rows, seen))
         return ready
 
@@ -232,15 +233,10 @@ class WindowedForecaster(CheckpointForecaster):
             raise self._undecided(instrument)
         return window
 
-    def _rows(self, window: FeatureWindow) -> Rows:
-        rows: Rows = window.rows.view()[:, :-1].astype(np.float32)
-        return rows
-
     def _inputs(self, window: FeatureWindow) -> tuple[Tensor, Tensor]:
         """Return the rows [1, window, features] and their positions [window]."""
-        x = torch.from_numpy(self._rows(window))[None].to(self._place)
-        positions = window.rows.view()[:, -1].astype(np.int64)
-        return x, torch.from_numpy(positions).to(self._place)
+        x = torch.from_numpy(window.rows)[None].to(self._place)
+        return x, torch.from_numpy(window.positions).to(self._place)
 
     def _look(self, window: FeatureWindow) -> ExplainedOutputs:
         x, positions = self._inputs(window)
@@ -266,7 +262,7 @@ class WindowedForecaster(CheckpointForecaster):
 
     def _see(self, window: FeatureWindow) -> _NetworkAnswer:
         look = self._look(window)
-        positions = window.rows.view()[:, -1].astype(np.int64)
+        positions = window.positions
         return _NetworkAnswer(
             look.outputs,
             buckets_of(look.rollout.weights[0, 0].double().numpy(), positions),

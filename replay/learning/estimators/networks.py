@@ -49,7 +49,7 @@ from tracepaper.replay.learning.splits import Part
 from tracepaper.replay.learning.statistics import VARIANCE_FLOOR
 from tracepaper.strategies.api.model import ModelKind
 from tracepaper.strategies.features.rows import FeatureSchema
-from tracepaper.strategies.forecasters.build import build, restore
+from tracepaper.strategies.forecasters.build import RunOptions, build, restore
 from tracepaper.strategies.networks.architecture import Network, network_kinds
 from tracepaper.strategies.networks.flash import FlashNetwork
 from tracepaper.strategies.networks.keys import listed
@@ -242,7 +242,9 @@ def explained_rows(model: CandleModel, data: Dataset, part: Part, bars: int | No
         streams = isinstance(network, FlashNetwork) and network.answers_every_row
         bars = EXPLAINED_BARS if streams else EXPLAINED_WINDOWS
     return explain(
-        build(model.card, model.tensors, threads=torch.get_num_threads(), vectors=source),
+        build(
+            model.card, model.tensors, RunOptions(threads=torch.get_num_threads(), vectors=source)
+        ),
         data.samples(part),
         horizon=model.horizon,
         slope=model.card["calibration"]["slope"][str(model.horizon)],

@@ -17,7 +17,7 @@ from tracepaper.strategies.attention.layer import Layer, value_norms
 from tracepaper.strategies.attention.methods import Rollout
 from tracepaper.strategies.attention.time_buckets import bucket_count
 from tracepaper.strategies.errors import AttentionInvalid, ConfigInvalid
-from tracepaper.strategies.forecasters.build import build
+from tracepaper.strategies.forecasters.build import RunOptions, build
 from tracepaper.strategies.forecasters.streaming import StreamingForecaster
 from tracepaper.strategies.networks.flash import FlashNetwork
 from tracepaper.strategies.networks.stream import (
@@ -124,7 +124,9 @@ def test_streams_beside_each_other_are_explained_as_each_alone() -> None:
 
 
 def made_forecaster(method: Rollout) -> StreamingForecaster:
-    made = build(models.card(), models.network().state_dict(), method=method, backend="tiles")
+    made = build(
+        models.card(), models.network().state_dict(), RunOptions(method=method, backend="tiles")
+    )
     assert isinstance(made, StreamingForecaster)
     return made
 
