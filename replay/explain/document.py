@@ -212,7 +212,7 @@ def document(
         "flips": flips,
         "buckets": stored.buckets,
         "no_attribution": stored.no_attribution,
-        "full": None if found.full is None else asdict(found.full),
+        "full": None if found.full is None else _full(found.full),
         "by_feature": None if found.by_feature is None else asdict(found.by_feature),
         "by_method": None if found.by_method is None else asdict(found.by_method),
         "compared": None if found.compared is None else as_document(found.compared),
@@ -221,6 +221,11 @@ def document(
         "contributions": None if found.contributed is None else asdict(found.contributed),
         "full_missing": missing,
     }
+
+
+def _full(full: Full) -> dict[str, Any]:
+    further = {table.key: table.documents() for table in full.further}
+    return asdict(replace(full, further=())) | {"further": further}
 
 
 def _compared(path: Path, run_id: str, sequence: int, against: ComparedWith) -> SideBySide:

@@ -21,7 +21,8 @@ from tracepaper.daemon.session.covariates import kept_covariates_of, recorded_co
 from tracepaper.daemon.session.models import forecaster_of
 from tracepaper.daemon.session.resume import recall_events
 from tracepaper.daemon.session.user_model import load_model, refuse_other_model
-from tracepaper.replay.explain.auxiliary_heads import FurtherAhead, further_ahead
+from tracepaper.replay.document.values import Table
+from tracepaper.replay.explain.auxiliary_heads import auxiliary_tables
 from tracepaper.storage import checkpoints
 from tracepaper.storage.database.reader import Reader
 from tracepaper.strategies.api.model import Model
@@ -441,7 +442,7 @@ class Full:
     attribution: FullAttribution
     moves: Moves
     deletion: Deletion
-    further: tuple[FurtherAhead, ...] = ()
+    further: tuple[Table, ...] = ()  # of the auxiliary heads
     multiplications: Multiplications | None = None  # of a network that attends sparsely
 
 
@@ -473,7 +474,7 @@ def explain_fully(past: Past, *, begins: Callable[[str], object] = lambda _doing
     )
 
 
-def _further(past: Past, sigma: float) -> tuple[FurtherAhead, ...]:
+def _further(past: Past, sigma: float) -> tuple[Table, ...]:
     """Return the auxiliary heads' forecasts as stored, or as the network says them now.
 
     *sigma* is the volatility of a bar.
@@ -486,7 +487,7 @@ def _further(past: Past, sigma: float) -> tuple[FurtherAhead, ...]:
         levels = asked.model.levels
         made = head_forecasts(outputs, np.array([sigma]), forecast.horizons, levels)
         forecast = msgspec.structs.replace(forecast, heads=None if made is None else made[0])
-    return further_ahead(forecast)
+    return auxiliary_tables(forecast)
 
 
 def moves_of(

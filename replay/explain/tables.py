@@ -24,7 +24,6 @@ from tracepaper.replay.explain.attribution import (
     ModelContributions,
     SideBySide,
 )
-from tracepaper.replay.explain.auxiliary_heads import FurtherAhead
 from tracepaper.replay.explain.decision import (
     Flips,
     StoredDecision,
@@ -253,10 +252,7 @@ def full_parts(full: Full) -> Iterator[Part]:
             f"attention in the same layers (sampled keys and attending queries), and "
             f"{made.computed / made.dense:.1%} where it takes the sampled ones from all products."
         )
-    if full.further:
-        for table in (_tails, _extremes, _regimes, _paths):
-            if (said := table(full.further)).rows:
-                yield said
+    yield from full.further
 
 
 def feature_parts(found: ByFeature) -> Iterator[Part]:
@@ -424,60 +420,6 @@ def method_parts(found: ByMethod) -> Iterator[Part]:
     yield Paragraph(
         f"Beside the explanation that was stored, over the same bars: {alike}, and "
         f"{found.common:.0%} of the weight on the same bars."
-    )
-
-
-def _tails(found: tuple[FurtherAhead, ...]) -> Table:
-    return table_of(
-        "tails",
-        "The loss that a share of returns exceeds, and the mean of those, in bp",
-        {"bars ahead": "count", "position": "text", "share": "share", "value at risk": "bp",
-         "expected shortfall": "bp"},
-        [
-            (one.horizon, tail.position, tail.share, tail.value_at_risk, tail.expected_shortfall)
-            for one in found
-            for tail in one.tails
-        ],
-    )  # fmt: skip
-
-
-def _extremes(found: tuple[FurtherAhead, ...]) -> Table:
-    return table_of(
-        "extremes",
-        "The largest fall and rise from one close to a later one, in bp, by quantile",
-        {"bars ahead": "count", "extreme": "text", "quantile": "share", "return": "bp"},
-        [
-            (one.horizon, name, quantile.level, quantile.drawdown)
-            for one in found
-            for name, quantiles in (("drawdown", one.drawdown), ("run-up", one.runup))
-            for quantile in quantiles
-        ],
-    )
-
-
-def _regimes(found: tuple[FurtherAhead, ...]) -> Table:
-    return table_of(
-        "regimes",
-        "The odds of each regime, and the volatility to the horizon in it, in bp",
-        {"bars ahead": "count", "regime": "count", "odds": "share", "volatility": "bp"},
-        [
-            (one.horizon, number, regime.probability, regime.volatility)
-            for one in found
-            for number, regime in enumerate(one.regimes, 1)
-        ],
-    )
-
-
-def _paths(found: tuple[FurtherAhead, ...]) -> Table:
-    return table_of(
-        "paths",
-        "The path that it says, in bp: 5, 50 and 95 % of the return",
-        {"bars ahead": "count", "after bars": "count", "5 %": "bp", "50 %": "bp", "95 %": "bp"},
-        [
-            (one.horizon, step.bars, step.low, step.middle, step.high)
-            for one in found
-            for step in one.path
-        ],
     )
 
 
