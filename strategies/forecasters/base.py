@@ -8,7 +8,7 @@ together; to an instrument it makes no difference which others are in a group.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -247,6 +247,11 @@ class FeatureWindow:
             self._rows[number - self._pushed - 1][own:] = values
         still = np.array(numbers)[~is_known].tolist()
         self._lacking = {number: self._lacking[number] for number in still}
+
+
+def feature_windows(window: int, schema: FeatureSchema) -> defaultdict[str, FeatureWindow]:
+    """Return the windows of any instruments, each made when it is first asked for."""
+    return defaultdict(lambda: FeatureWindow(window, schema))
 
 
 class CheckpointForecaster(ABC):

@@ -38,6 +38,7 @@ from tracepaper.strategies.forecasters.base import (
     InstrumentMemory,
     Rows,
     bars_needed,
+    feature_windows,
     row_at,
 )
 from tracepaper.strategies.forecasters.outputs import TrainedModel, explained_rows, forecasts
@@ -119,7 +120,7 @@ class WindowedForecaster(CheckpointForecaster):
         self.dtype = dtype
         self.scanned_at_once = WINDOWS_AT_ONCE if self.attends else SCANNED_AT_ONCE
         self._network = network.eval()
-        self._windows: dict[str, FeatureWindow] = {}
+        self._windows = feature_windows(config.window, model.schema)
         if method != PLAIN:
             self._require_method()
 
@@ -158,7 +159,7 @@ class WindowedForecaster(CheckpointForecaster):
     def remember(self, known: InstrumentMemory, bars: Sequence[Bar], taken: FeatureRows) -> None:
         """Begin its window anew."""
         self._windows.pop(known.instrument, None)
-        window = self._of(known.instrument)
+        window = self._windows[known.instrument]
         for _ in window.take(bars, taken):
             pass
         if self.attends and window.is_full:
@@ -207,19 +208,13 @@ class WindowedForecaster(CheckpointForecaster):
         for place in places:
             if place < first:
                 continue
-            bar, window = bars[place], self._of(bars[place].instrument)
+            bar, window = bars[place], self._windows[bars[place].instrument]
             for sigma in window.take([bar], row_at(taken, place - first)):
                 if window.is_full:
                     seen = self._see(window) if self.attends else None
                     rows = NO_ROWS.values if self.attends else window.rows
                     ready.append(_FullWindow(place, bar.instrument, sigma, rows, seen))
         return ready
-
-    def _of(self, instrument: str) -> FeatureWindow:
-        if (window := self._windows.get(instrument)) is None:
-            window = FeatureWindow(self.receptive_field, self.model.schema)
-            self._windows[instrument] = window
-        return window
 
     def _decided(self, instrument: str) -> FeatureWindow:
         """Return the window of *instrument*; raise ``InvariantBroken`` before it is full."""

@@ -100,7 +100,7 @@ def registered_names() -> dict[str, Iterable[str]]:
         ],
         "Diagnostics": [*BASELINES, *Rule],
         "Plots": charts(),
-        "Calls": [*attention.__all__, *layer.BACKENDS],
+        "Calls": [*dir(attention), *layer.BACKENDS],
     }
 
 
