@@ -108,18 +108,23 @@ def test_the_deletion_test_compares_equally_many_bars(full: Full) -> None:
 
 
 @pytest.mark.parametrize(
-    ("weights", "relevance", "beat"),
+    ("weights", "relevance", "alone", "beat"),
     [
-        ((0.1, 0.5, 0.1, 0.2, 0.1), (0.0, -8.0, 0.0, 4.0, 1.0), ("rollout", "relevance")),
-        ((0.1, 0.5, 0.1, 0.2, 0.1), (0.0, 0.0, 8.0, 4.0, 1.0), ("rollout",)),
-        ((0.1, 0.1, 0.1, 0.6, 0.1), (0.0, 0.0, 0.0, 4.0, 1.0), ()),
+        ((0.1, 0.5, 0.1, 0.2, 0.1), (0.0, -8.0, 0.0, 4.0, 1.0), 0.0, ("rollout", "relevance")),
+        ((0.1, 0.5, 0.1, 0.2, 0.1), (0.0, 0.0, 8.0, 4.0, 1.0), 0.0, ("rollout",)),
+        ((0.1, 0.1, 0.1, 0.6, 0.1), (0.0, 0.0, 0.0, 4.0, 1.0), 0.0, ()),
+        ((0.1, 0.5, 0.1, 0.2, 0.1), (0.0, -8.0, 0.0, 4.0, 1.0), -20.0, ()),  # by deletion alone
     ],
 )
 def test_an_order_that_knows_what_decides_beats_recency_and_it_is_said_first(
-    weights: tuple[float, ...], relevance: tuple[float, ...], beat: tuple[str, ...], full: Full
+    weights: tuple[float, ...],
+    relevance: tuple[float, ...],
+    alone: float,
+    beat: tuple[str, ...],
+    full: Full,
 ) -> None:
     class Additive(Probe):
-        """Says the sum of its rows, so that what each bar adds is known."""
+        """Says the sum of its rows, and *alone* where the second is there without the first."""
 
         def __init__(self) -> None:
             self.added = np.array([0.0, 8.0, 0.0, 4.0, 1.0])
@@ -127,19 +132,19 @@ def test_an_order_that_knows_what_decides_beats_recency_and_it_is_said_first(
         def without(self, bars: object) -> Figures:
             assert isinstance(bars, list | range)
             left = float(np.delete(self.added, list(bars)).sum())
+            left += alone if 0 in bars and 1 not in bars else 0.0
             return Figures(left, -left)
 
     attribution = FullAttribution(tuple(range(5)), (1.0,) * 5, weights, 0.0, 0.0)
     found = delete(Additive(), Figures(13.0, -13.0), attribution, np.array(relevance))
     assert found.bars == 1
-    moved = 8.0 if "rollout" in beat else 4.0
+    moved = 8.0 if max(weights) == weights[1] else 4.0
     assert [(trial.mean_return, trial.left) for trial in found.of("rollout")] == [
-        (moved, 12.0 - moved)
+        (moved, 12.0 - moved - alone)
     ]
     assert [(trial.lean, trial.left) for trial in found.of("newest")] == [(4.0, 8.0)]
     assert [trial.mean_return for trial in found.of("decided")] == [1.0]
     assert [trial.mean_return for trial in found.of("past")] == [12.0]
-    assert all(trial.mean_return in {0.0, 4.0, 8.0} for trial in found.of("random"))
     assert found.beat_recency == beat
     first = next(full_parts(replace(full, deletion=found)))
     assert isinstance(first, Paragraph)
