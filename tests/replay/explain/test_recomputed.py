@@ -16,6 +16,7 @@ from report_cases import SAMPLE, replayed, typed
 
 from tracepaper.replay.document.values import Paragraph
 from tracepaper.replay.explain.decision import read_stored
+from tracepaper.replay.explain.document import decision_document
 from tracepaper.replay.explain.recompute import (
     SEEDS,
     Full,
@@ -26,7 +27,7 @@ from tracepaper.replay.explain.recompute import (
     moves_of,
     open_past,
 )
-from tracepaper.replay.explain.tables import full_parts, stored_parts
+from tracepaper.replay.explain.tables import stored_parts
 from tracepaper.storage.checkpoints import save
 from tracepaper.storage.database.reader import Reader
 from tracepaper.strategies.attention.time_buckets import uniform_rollout
@@ -121,6 +122,7 @@ def test_an_order_that_knows_what_decides_beats_recency_and_it_is_said_first(
     relevance: tuple[float, ...],
     alone: float,
     beat: tuple[str, ...],
+    database: Path,
     full: Full,
 ) -> None:
     class Additive(Probe):
@@ -146,7 +148,8 @@ def test_an_order_that_knows_what_decides_beats_recency_and_it_is_said_first(
     assert [trial.mean_return for trial in found.of("decided")] == [1.0]
     assert [trial.mean_return for trial in found.of("past")] == [12.0]
     assert found.beat_recency == beat
-    first = next(full_parts(replace(full, deletion=found)))
+    stored = read_stored(database, explained_runs.run_id(database), LAST)
+    first = decision_document(stored, replace(full, deletion=found), None, None).parts[0]
     assert isinstance(first, Paragraph)
     assert (" and ".join(beat) or "neither rollout nor relevance") in first.text
 
