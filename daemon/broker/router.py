@@ -44,9 +44,7 @@ class RouteResult(NamedTuple):
     is_quiet: bool = False  # every share stood where it was to stand
 
 
-def route(
-    position: Line, intent: Intent, wishes: Wishes, ask: Ask, *, sequence: int, at_ms: int
-) -> RouteResult:
+def route(position: Line, intent: Intent, wishes: Wishes, ask: Ask, at_ms: int) -> RouteResult:
     """Ask each share of *position* for its wish, and the position for the net *intent* of all."""
     refusals: dict[str, str | None] = {}
     is_breached = intent.target != wishes.target  # of a limit: all of it is closed
@@ -57,7 +55,7 @@ def route(
             refusals[share.owner] = ask(share, wanted)
         elif is_breached:
             share.want(0, intent.reason)
-    cross(position, wishes.price, sequence=sequence, at_ms=at_ms)
+    cross(position, wishes.price, at_ms)
     return RouteResult(ask(position, intent), refusals)
 
 
@@ -75,7 +73,7 @@ def stands(position: Line, intent: Intent, wishes: Wishes) -> bool:
     return position.held == intent.target == position.orders.target
 
 
-def cross(position: Line, price: int, *, sequence: int, at_ms: int) -> None:
+def cross(position: Line, price: int, at_ms: int) -> None:
     """Let shares of *position* that oppose each other cross at *price*, without fee."""
     wanted = [share.orders.target - share.held for share in position.shares]
     for share, signed in zip(position.shares, crossed(wanted), strict=True):
@@ -84,7 +82,7 @@ def cross(position: Line, price: int, *, sequence: int, at_ms: int) -> None:
         orders = share.orders
         side, quantity = (Side.BUY, signed) if signed > 0 else (Side.SELL, -signed)
         order = Order(
-            orders.next_id(sequence), share.key, side, quantity, quantity,
+            orders.next_id(), share.key, side, quantity, quantity,
             OrderStatus.FILLED, orders.reason, at_ms, at_ms,
         )  # fmt: skip
         fill = Fill(
@@ -92,4 +90,6 @@ def cross(position: Line, price: int, *, sequence: int, at_ms: int) -> None:
             share.notional(price, quantity), 0, 0, Liquidity.MAKER, FillModel.CROSSED,
             orders.reason, at_ms,
         )  # fmt: skip
-        share.take_part(fill, order, sequence)
+        share.take_part(fill)
+        orders.resize(share.held)
+        share.protector.after([order], price, at_ms)

@@ -179,7 +179,7 @@ def test_all_kinds_of_liquidation_are_shared() -> None:
             setattr(total, name, getattr(total, name) + count)
         assert all(step.account.equity >= 0 for step in steps)
         orders = [one for step in steps for one in step.orders if one.role is OrderRole.LIQUIDATION]
-        assert all(not one.tag for one in orders)
+        assert all(not one.owner for one in orders)
     assert all(vars(total).values()), vars(total)
 
 
@@ -220,7 +220,7 @@ def test_only_the_liquidated_side_is_taken_and_what_is_left_is_closed_by_the_nex
     net = broker.own.held(KEY)
     assert short < 0 < net < long
     at_ms = START_MS + 4 * MINUTE
-    broker.on_mark(Mark(KEY, 40_000, at_ms, at_ms), 99)
+    broker.on_mark(Mark(KEY, 40_000, at_ms, at_ms))
     filled = broker.take()
     check_account(engine.broker.own)
     assert broker.own.held(KEY) == 0
@@ -243,7 +243,7 @@ def test_a_close_that_would_cost_more_than_there_is_takes_the_account_over() -> 
     assert all(part.held(KEY) > 0 for part in broker.own.owners.values())
     stop = broker.own.owners["a"].lines[KEY].orders.protective(OrderRole.STOP)
     assert stop is not None
-    broker.on_quote(quote(40_000, 40_020, at_ms=at_ms + 1, instrument_id=KEY), 50)
+    broker.on_quote(quote(40_000, 40_020, at_ms=at_ms + 1, instrument_id=KEY))
     filled = broker.take()
     check_account(engine.broker.own)
     assert broker.own.held(KEY) == 0
@@ -259,7 +259,7 @@ def test_a_settlement_calls_the_account() -> None:
         engine.step(one, None)
     assert engine.broker.own.held(KEY) > 0
     at_ms = START_MS + 2 * MINUTE
-    engine.broker.on_funding(Funding(KEY, 11 * 10**8, at_ms, at_ms), 9)
+    engine.broker.on_funding(Funding(KEY, 11 * 10**8, at_ms, at_ms))
     filled = engine.broker.take()
     check_account(engine.broker.own)
     assert {fill.model for fill in filled.fills} == {FillModel.LIQUIDATION}

@@ -210,10 +210,10 @@ def test_a_protective_order_belongs_to_its_strategy_and_trades_its_part() -> Non
         for order in step.orders
         if order.role in roles and order.status is OrderStatus.FILLED
     ]
-    assert {order.tag for _, order in filled} == {"a", "b", "c"}
+    assert {order.owner for _, order in filled} == {"a", "b", "c"}
     for step, order in filled:
         (name,) = {name for name, fill in fills_of(step) if fill.order_id == order.order_id}
-        assert name == order.tag
+        assert name == order.owner
     ids = [order.order_id for step in steps for order in step.orders if order.role in roles]
     assert len({one.partition("-")[2] for one in ids}) >= 3  # of each strategy its own
 
@@ -332,7 +332,7 @@ def test_a_stop_that_comes_before_its_entry_is_whole_leaves_what_others_wait_for
     step = engine.step(none_to_buy, None)
     check_account(engine.broker.own)
     stops = [one for one in step.orders if one.role is OrderRole.STOP]
-    assert {(one.tag, one.status) for one in stops} == {("a", OrderStatus.FILLED)}
+    assert {(one.owner, one.status) for one in stops} == {("a", OrderStatus.FILLED)}
     assert (a.held(ITEM.id), a.target(ITEM.id)) == (0, 0)
     (rest,) = (one for one in step.orders if one.role is OrderRole.SIGNAL)
     assert rest.quantity - rest.filled == b.target(ITEM.id) - b.held(ITEM.id) > 0
