@@ -642,11 +642,6 @@ def _check(
             "Order books fill no orders of an account in hedge mode; set account.position_mode "
             'to "one_way", or leave --events out and execution.model at next_open.'
         )
-    if is_shared and by_book:
-        raise ConfigInvalid(
-            "Order books fill no orders of several strategies; trade by [strategy], or leave "
-            "--events out and execution.model at next_open."
-        )
     assert not (is_hedged and settings.is_cross)
 
 

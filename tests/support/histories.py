@@ -15,6 +15,7 @@ from builders import MINUTE, bar, instrument, quote
 from msgspec.structs import replace
 
 from tracepaper.daemon.broker.book import Holdings
+from tracepaper.daemon.broker.book_fills import BookLevel, BookMoves, Move, packed_moves
 from tracepaper.daemon.config.loading import load
 from tracepaper.daemon.engine.engine import Engine
 from tracepaper.daemon.engine.state import Restart
@@ -33,6 +34,7 @@ from tracepaper.strategies.api.strategy import Strategy
 from tracepaper.strategies.types.decisions import Action, FillModel, PositionSide, Step
 from tracepaper.strategies.types.market import (
     Bar,
+    BookUpdate,
     Category,
     Closed,
     Command,
@@ -48,6 +50,7 @@ from tracepaper.strategies.types.market import (
     Quote,
     RiskTier,
     Side,
+    UniverseChange,
 )
 from tracepaper.strategies.units import MONEY_SCALE
 
@@ -135,16 +138,23 @@ class Case(NamedTuple):
         return self.model is FillModel.QUOTE
 
 
-def drawn_case(rng: random.Random, *, is_focused: bool) -> Case:
-    """Draw a configuration; one that *is_focused* is of cross margin, and its quotes jump."""
-    shape = rng.choice(("one", "several") if is_focused else ("one", "one", "hedge", "several"))
+KINDS = ("", "", "universe", "book", "focused")
+"""What histories are about: anything, a universe of one symbol, fills by books, or cross margin."""
+
+
+def drawn_case(rng: random.Random, kind: str) -> Case:
+    """Draw a configuration of a *kind*; one that is focused is of cross margin by quotes."""
+    is_focused, by_book = kind == "focused", kind == "book"
+    shapes = {"": ("one", "one", "hedge", "several"), "universe": ("several",)}
+    shape = rng.choice(shapes.get(kind, ("one", "several")))
     category = "linear"
     if not is_focused and shape != "hedge" and rng.random() < 0.15:
-        category = "stock" if shape == "one" and rng.random() < 0.4 else "spot"
+        is_stock = shape == "one" and rng.random() < 0.4 and not by_book
+        category = "stock" if is_stock else "spot"
     margins = ["none", "isolated", "isolated"] + (["cross", "cross"] if shape != "hedge" else [])
     margin = "none" if category != "linear" else "cross" if is_focused else rng.choice(margins)
     by_quotes = is_focused or rng.random() < 0.4
-    symbols = ["BTCUSDT", "ETHUSDT"][: rng.randint(1, 2)]
+    symbols = ["BTCUSDT", "ETHUSDT"][: 2 if kind == "universe" else rng.randint(1, 2)]
     lists = shape != "several" and rng.random() < 0.6
 
     def options(seed: int, **named: Any) -> dict[str, Any]:
@@ -188,6 +198,8 @@ def drawn_case(rng: random.Random, *, is_focused: bool) -> Case:
         }
         if shape == "one" and (count := rng.randint(0, 2)):
             given["strategy"]["twins"] = ["ungated", "buy_and_hold"][:count]
+    if kind == "universe":
+        given["market"]["universe"] = {"top": 1, "on_leave": rng.choice(("reduce", "close"))}
     if rng.random() < 0.4:
         given["exits"] = rng.choice(
             (
@@ -204,6 +216,7 @@ def drawn_case(rng: random.Random, *, is_focused: bool) -> Case:
         for symbol in symbols
     ]
     model = FillModel.QUOTE if by_quotes else FillModel.NEXT_OPEN
+    model = FillModel.BOOK if by_book else model
     return Case(f"{shape} {margin} {category} {model}", given, items, model, category)
 
 
@@ -233,6 +246,8 @@ def drawn_events(rng: random.Random, case: Case, *, is_focused: bool) -> list[An
                     Gap(key, one.open_time_ms, until_ms, GapCause.DOWN, "rest", until_ms, until_ms)
                 )
             events += _quotes(rng, case, one, is_missed=is_missed, is_focused=is_focused)
+            if case.model is FillModel.BOOK:
+                events += _books(rng, one)
             if case.category == "linear" and rng.random() < 0.3:
                 at_ms, off = until_ms - 500, rng.randint(-4_000, 4_000) * is_wild
                 events.append(Mark(key, (opened + close) // 2 + off, at_ms, at_ms))
@@ -264,8 +279,35 @@ def _quotes(
         yield replace(seen, instrument=one.instrument)
 
 
+def _books(rng: random.Random, one: Bar) -> Iterator[BookUpdate]:
+    """Draw the books of a bar, each with what changed and was traded before it."""
+    for ms in (1_000, 20_000, 40_000, 59_000):
+        at_ms = one.open_time_ms + ms
+        frame = at_ms // 1_000
+        middle = one.open + (one.close - one.open) * ms // MINUTE + rng.randint(-200, 200)
+        bids, asks = (
+            tuple(
+                BookLevel(middle + sign * (5 + 40 * place), rng.choice((200, 2_000, 9_000)), frame)
+                for place in range(4)
+            )
+            for sign in (-1, 1)
+        )
+        moves = [
+            Move(
+                at_ms - 900 + 100 * place, rng.choice(list(Side)),
+                middle + rng.randint(-300, 300), rng.choice((0, 300, 3_000)), rng.random() < 0.5,
+            )
+            for place in range(rng.randint(0, 5))
+        ]  # fmt: skip
+        cause = "down" if rng.random() < 0.03 else ""
+        packed = packed_moves(BookMoves(tuple(moves), bids, asks))
+        yield BookUpdate(one.instrument, cause, frame, False, packed, at_ms, at_ms)
+
+
 def _changes(rng: random.Random, case: Case, at_ms: int) -> Iterator[Any]:
-    """Draw other filters now and then, and commands."""
+    """Draw other filters now and then, choices of a universe, and commands."""
+    if "universe" in case.given["market"] and rng.random() < 0.1:
+        yield UniverseChange((rng.choice(case.items).id,), "drawn", (), at_ms, at_ms)
     if rng.random() < 0.02 and case.category != "stock":
         item = replace(
             rng.choice(case.items),
@@ -304,17 +346,18 @@ def _by_close(events: Sequence[Any]) -> Iterator[Any]:
 class History:
     """A history of one seed, whose accounts are checked after every event."""
 
-    def __init__(self, seed: int, *, is_focused: bool = False, most: int | None = None) -> None:
-        """Play the history of *seed*, or its first events, *most* of them."""
+    def __init__(self, seed: int, kind: str = "", *, most: int | None = None) -> None:
+        """Play the history of *seed* and a *kind*, or its first events, *most* of them."""
         self._rng = random.Random(seed)
-        self.case = drawn_case(self._rng, is_focused=is_focused)
+        self.case = drawn_case(self._rng, kind)
         self.counted: Counter[str] = Counter()
         self._items = {item.id: item for item in self.case.items}
         self._bars = list[Bar]()
         self._held: dict[tuple[str, str], int] = Counter()  # by fills, of each account
         self.engine = self._opened()
         self._cash = self.engine.broker.own.cash
-        for event in drawn_events(self._rng, self.case, is_focused=is_focused)[:most]:
+        events = drawn_events(self._rng, self.case, is_focused=kind == "focused")
+        for event in events[:most]:
             self._take(event)
 
     def _opened(self) -> Engine:
@@ -325,7 +368,9 @@ class History:
         )  # fmt: skip
 
     def _take(self, event: Any) -> None:
-        engine = self.engine
+        engine, rests = self.engine, True
+        if isinstance(event, BookUpdate):
+            rests = engine.broker.watch(event.instrument).rests
         if isinstance(event, Close):
             bars = event.bars
             closed = Closed(bars[0].open_time_ms, 2, (), bars[0].closed_ms, bars[0].closed_ms)
@@ -338,6 +383,7 @@ class History:
         elif isinstance(event, InstrumentChange):
             self._items[event.instrument.id] = event.instrument
         for step in steps:
+            assert rests or not step.orders  # a feed leaves out the books of which nothing rests
             self._add(step)
         for account in (engine.broker.own, *engine.broker.shadows.values()):
             check_account(account, self._cash)
@@ -347,6 +393,8 @@ class History:
 
     def _add(self, step: Step) -> None:
         """Add the fills of *step* to what is held."""
+        times = [fill.filled_ms for fill in step.fills]
+        assert times == sorted(times)
         every = [("", fill) for fill in step.fills]
         every += [(twin.twin, fill) for twin in step.twins for fill in twin.fills]
         for name, fill in every:

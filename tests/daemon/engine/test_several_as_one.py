@@ -195,8 +195,3 @@ def test_on_spot_a_fee_s_rounding_is_bought_and_no_more_is_sold_than_is_held() -
     assert 301 in held
     assert max(held) > 600
     assert [part.held(key) for part in engine.broker.own.owners.values()] == [0, 0]
-
-
-def test_books_fill_no_orders_of_several_strategies() -> None:
-    with pytest.raises(ConfigInvalid, match="fill no orders of several strategies"):
-        several(FillModel.BOOK, {"says": {}}, {"says": {}}, of=SCRIPTED)
