@@ -31,7 +31,7 @@ from tracepaper.strategies.api.context import (
     sell,
 )
 from tracepaper.strategies.api.strategy import Strategy
-from tracepaper.strategies.types.decisions import Action, FillModel, PositionSide, Step
+from tracepaper.strategies.types.decisions import Action, Fill, FillModel, PositionSide, Step
 from tracepaper.strategies.types.market import (
     Bar,
     BookUpdate,
@@ -241,13 +241,12 @@ def drawn_events(rng: random.Random, case: Case, *, is_focused: bool) -> list[An
                 volume=5_000 + rng.randint(0, 99_999),
             )  # fmt: skip
             until_ms = one.open_time_ms + MINUTE
+            events += _books(rng, case, one)
             if is_missed:
                 events.append(
                     Gap(key, one.open_time_ms, until_ms, GapCause.DOWN, "rest", until_ms, until_ms)
                 )
             events += _quotes(rng, case, one, is_missed=is_missed, is_focused=is_focused)
-            if case.model is FillModel.BOOK:
-                events += _books(rng, one)
             if case.category == "linear" and rng.random() < 0.3:
                 at_ms, off = until_ms - 500, rng.randint(-4_000, 4_000) * is_wild
                 events.append(Mark(key, (opened + close) // 2 + off, at_ms, at_ms))
@@ -279,8 +278,10 @@ def _quotes(
         yield replace(seen, instrument=one.instrument)
 
 
-def _books(rng: random.Random, one: Bar) -> Iterator[BookUpdate]:
-    """Draw the books of a bar, each with what changed and was traded before it."""
+def _books(rng: random.Random, case: Case, one: Bar) -> Iterator[BookUpdate]:
+    """Draw the books of a bar where they fill, each with what changed and was traded before it."""
+    if case.model is not FillModel.BOOK:
+        return
     for ms in (1_000, 20_000, 40_000, 59_000):
         at_ms = one.open_time_ms + ms
         frame = at_ms // 1_000
@@ -343,6 +344,11 @@ def _by_close(events: Sequence[Any]) -> Iterator[Any]:
             bars.clear()
 
 
+def _is_part(fill: Fill, of: Fill) -> bool:
+    """Return whether *fill* is *of* that one or a part of it, and no crossing."""
+    return fill.order_id == of.order_id and fill.model is of.model
+
+
 class History:
     """A history of one seed, whose accounts are checked after every event."""
 
@@ -356,6 +362,8 @@ class History:
         self._held: dict[tuple[str, str], int] = Counter()  # by fills, of each account
         self.engine = self._opened()
         self._cash = self.engine.broker.own.cash
+        # Of each account what its fills and settlements left of the first cash, and its funding.
+        self._money = {name: (of.subtotal().cash, 0) for name, of in self._accounts()}
         events = drawn_events(self._rng, self.case, is_focused=kind == "focused")
         for event in events[:most]:
             self._take(event)
@@ -393,13 +401,19 @@ class History:
 
     def _add(self, step: Step) -> None:
         """Add the fills of *step* to what is held."""
-        times = [fill.filled_ms for fill in step.fills]
-        assert times == sorted(times)
+        for side in (*SIDES, None):  # the fills of a position are in order of time
+            times = [fill.filled_ms for fill in step.fills if fill.position_side is side]
+            assert times == sorted(times)
         every = [("", fill) for fill in step.fills]
-        every += [(twin.twin, fill) for twin in step.twins for fill in twin.fills]
-        for name, fill in every:
-            signed = fill.quantity - fill.fee_base if fill.side is Side.BUY else -fill.quantity
-            self._held[name, fill.instrument] += signed
+        parts = [(twin.twin, fill) for twin in step.twins for fill in twin.fills]
+        for fill in step.fills if self.engine.members else ():
+            self._check_shared(fill, step.fills, [one for one in parts if _is_part(one[1], fill)])
+        for name, fill in every + parts:
+            bought, (cash, funding) = fill.side is Side.BUY, self._money[name]
+            sign = 1 if bought else -1
+            self._held[name, fill.instrument] += sign * fill.quantity - fill.fee_base
+            paid = fill.price * fill.quantity * self._unit(fill.instrument)
+            self._money[name] = cash - sign * paid - fill.fee, funding
             self.counted[fill.model] += 1
         self.counted["fills"] += len(step.fills)
         self.counted["steps"] += 1
@@ -408,15 +422,52 @@ class History:
                 key = step.event.instrument
                 self._held[name, key] = account.held(key)
 
+    def _unit(self, key: str) -> int:
+        item = self._items[key]
+        return 10 ** (8 - item.price_decimals - item.quantity_decimals)
+
+    def _check_shared(
+        self, fill: Fill, fills: Sequence[Fill], parts: list[tuple[str, Fill]]
+    ) -> None:
+        """Assert that *parts* are those of *fill*; a liquidation is shared by what is held."""
+        whole = [one for one in fills if _is_part(one, fill)]
+        for name in ("quantity", "notional", "fee", "fee_base"):
+            shared = sum(getattr(one, name) for _, one in parts)
+            assert shared == sum(getattr(one, name) for one in whole)
+        assert {(one.price, one.side) for _, one in parts} == {
+            (one.price, one.side) for one in whole
+        }
+        if fill.model is not FillModel.LIQUIDATION or len(whole) > 1:
+            return
+        sign = -1 if fill.side is Side.BUY else 1
+        held = {
+            name: max(sign * self._held[name, fill.instrument], 0)
+            for name in self.engine.broker.own.owners
+        }
+        got = {name: one.quantity for name, one in parts}
+        most = sum(held.values())
+        for name, weight in held.items():
+            assert abs(got.get(name, 0) * most - fill.quantity * weight) < most
+
     def _accounts(self) -> Iterator[tuple[str, Holdings]]:
         broker = self.engine.broker
         yield "", broker.own
         yield from broker.beside.items()
 
     def _check_held(self) -> None:
+        """Assert that each account is what its fills and settlements made of it."""
+        moves_cash = self.case.given.get("strategies", {}).get("reset", "never") != "never"
         for name, account in self._accounts():
+            balance, worth = account.subtotal(), 0
             for key in self._items:
+                line = account.lines_of(key)[0]
                 assert account.held(key) == self._held[name, key], (name, key)
+                worth += self._held[name, key] * line.mark * self._unit(key)
+            cash, funding = self._money[name]
+            cash += funding - balance.funding_paid
+            self._money[name] = cash, balance.funding_paid
+            if self.case.category != "stock" and not moves_cash:
+                assert balance.equity == cash + worth, name
 
     def _restart(self) -> None:
         """Make the engine anew from what it carries, and feed it its bars again."""

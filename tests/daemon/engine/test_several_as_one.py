@@ -14,7 +14,6 @@ from several_strategies import SCRIPTED, TURNING, configured, fills_of
 from tracepaper.daemon.config.loading import Config, load
 from tracepaper.daemon.engine.engine import Engine
 from tracepaper.daemon.session.build import build_engine, resolved
-from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.types.decisions import Fill, FillModel, Step
 from tracepaper.strategies.types.market import (
     Category,
