@@ -9,7 +9,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from tracepaper.replay.exchange.candles import INDEX, MARK, mix, mix_array
+from tracepaper.replay.exchange.candles import mix, mix_array
 from tracepaper.replay.exchange.channels import (
     GRID_MS,
     Channel,
@@ -176,8 +176,8 @@ def linear_ticker(market: SimulatedMarket, row: int, time_ms: int) -> dict[str, 
         "highPrice24h": price(max(day.high, now.high)),
         "lowPrice24h": price(min(day.low, now.low)),
         "prevPrice1h": price(day.price_hour_ago),
-        "markPrice": price(market.marks.price(MARK, row, last.price)),
-        "indexPrice": price(market.marks.price(INDEX, row, last.price)),
+        "markPrice": price(market.marks.mark(row, last.price)),
+        "indexPrice": price(market.marks.index(row, last.price)),
         "openInterest": market.size_text(interest),
         "openInterestValue": value(interest * last.price, sizes + scale),
         "turnover24h": padded(turnover, FIGURE_DECIMALS),
@@ -212,7 +212,7 @@ def spot_ticker(market: SimulatedMarket, row: int, time_ms: int) -> dict[str, st
         "volume24h": unscaled(day.volume + now.volume, market.listing.size_decimals),
         "turnover24h": unscaled(day.turnover + now.turnover, market.turnover_decimals),
         "price24hPcnt": change(last.price, day.price_day_ago, SPOT_CHANGE_DECIMALS),
-        "usdIndexPrice": price(market.marks.price(INDEX, row, last.price)),
+        "usdIndexPrice": price(market.marks.index(row, last.price)),
     }
 
 

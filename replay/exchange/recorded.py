@@ -29,7 +29,7 @@ from tracepaper.daemon.bybit.instruments import recorded_instruments
 from tracepaper.daemon.bybit.messages import ExchangeError
 from tracepaper.replay.archive import Candles
 from tracepaper.replay.archive.book_events import EventsFile, is_events_file
-from tracepaper.replay.exchange import answers, channels, quotes, reference, statistics
+from tracepaper.replay.exchange import answers, channels, quotes, reference
 from tracepaper.replay.exchange.answers import CATEGORIES, Answer, Query, Route
 from tracepaper.replay.exchange.channels import Channel, Due, Frame, Topic, TopicRequest
 from tracepaper.replay.exchange.false_prices import FAULTS
@@ -40,7 +40,7 @@ from tracepaper.strategies.types.market import EXCHANGE_CATEGORIES, Category
 from tracepaper.strategies.units import MINUTE_MS
 
 ROUTE_NOT_FOUND: Final = 10017
-MODULES: Final = (answers, channels, quotes, reference, statistics)
+MODULES: Final = (answers, channels, quotes, reference)
 ROUTES: Final = {
     one.path: one for module in MODULES for one in vars(module).values() if isinstance(one, Route)
 }

@@ -47,7 +47,7 @@ def test_ccxt_reads_markets_candles_tiers_and_histories(play: Play, category: st
     assert seen["late_ms"] < 5_000
     if category == "linear":
         assert seen["tiers"] == 5
-        assert min(seen["mark"], seen["index"], seen["premium"], seen["interest"]) > 0
+        assert seen["mark"] > 0
 
 
 @pytest.mark.parametrize("category", CATEGORIES)

@@ -18,17 +18,12 @@ ROUTES: dict[str, dict[str, Any]] = {
     "get_orderbook": one,
     "get_tickers": one,
     "get_public_trade_history": one,
-    "get_historical_volatility": {"category": "option"},
 }
 if category == "linear":
     ROUTES |= {
         "get_mark_price_kline": one | {"interval": "1"},
-        "get_index_price_kline": one | {"interval": "1"},
-        "get_premium_index_price_kline": one | {"interval": "1"},
         "get_funding_rate_history": one,
-        "get_open_interest": one | {"intervalTime": "5min"},
         "get_risk_limit": one,
-        "get_long_short_ratio": one | {"period": "5min"},
     }
 session = HTTP()
 session.endpoint = rest_url
