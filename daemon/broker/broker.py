@@ -32,7 +32,7 @@ from tracepaper.daemon.broker.journal import FillEntry
 from tracepaper.daemon.broker.line import Line
 from tracepaper.daemon.broker.matching import matters_from
 from tracepaper.daemon.broker.orders import FLATTEN, Moment
-from tracepaper.daemon.broker.router import RouteResult, Wishes, cross, route, stands
+from tracepaper.daemon.broker.router import RouteResult, Wishes, cross, route
 from tracepaper.strategies.api.context import Orders, Signal
 from tracepaper.strategies.corporate_actions import adjusted_price
 from tracepaper.strategies.errors import ConfigInvalid, StrategyFailed
@@ -359,12 +359,9 @@ class Broker:
 
     def route(self, intent: Intent, wishes: Wishes, bar: Bar, at_ms: int) -> RouteResult:
         """Ask the owners of the run's account for their *wishes*, and it for the net *intent*."""
-        position = self.own.line(bar.instrument)
-        if not self._confirms and stands(position, intent, wishes):  # as at most bars
-            if intent.is_entry or any(one.is_entry for one in wishes.intents.values()):
-                self.save = self.save or _LATER
-            return RouteResult(None, dict.fromkeys(wishes.intents), is_quiet=True)
-        return route(position, intent, wishes, partial(self._ask, bar=bar, at_ms=at_ms), at_ms)
+        ask = partial(self._ask, bar=bar, at_ms=at_ms)
+        routed = route(self.own.line(bar.instrument), intent, wishes, ask, at_ms)
+        return routed._replace(is_quiet=False) if self._confirms else routed
 
     def _ask(self, line: Line, intent: Intent | Orders, bar: Bar, at_ms: int) -> str | None:
         """Ask *line* for what was decided at *bar*'s close; return why it cannot be reached."""

@@ -489,8 +489,10 @@ class Line:
 
     def want(self, target: int, reason: str) -> None:
         """Have *target* wanted, for that *reason*; nothing is ordered."""
-        self.orders.target, self.orders.reason = target, reason
-        self.orders.is_stale = self.journal.has_changes = True
+        orders = self.orders
+        if (orders.target, orders.reason) != (target, reason):
+            orders.target, orders.reason = target, reason
+            orders.is_stale = self.journal.has_changes = True
 
     def send(self, orders: Orders, bar: Bar, at_ms: int) -> None:
         """Ask for the list of *orders*, which were decided at the close of *bar*."""

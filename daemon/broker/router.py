@@ -41,7 +41,7 @@ class RouteResult(NamedTuple):
 
     refusal: str | None  # of the account
     refusals: Mapping[str, str | None]  # of each owner that was asked
-    is_quiet: bool = False  # every share stood where it was to stand
+    is_quiet: bool = False  # nothing was done, nor will be while the same is asked for
 
 
 def route(position: Line, intent: Intent, wishes: Wishes, ask: Ask, at_ms: int) -> RouteResult:
@@ -56,21 +56,15 @@ def route(position: Line, intent: Intent, wishes: Wishes, ask: Ask, at_ms: int) 
         elif is_breached:
             share.want(0, intent.reason)
     cross(position, wishes.price, at_ms)
-    return RouteResult(ask(position, intent), refusals)
-
-
-def stands(position: Line, intent: Intent, wishes: Wishes) -> bool:
-    """Return whether every share stands where it is to stand, and no protection changes."""
-    if intent.target != wishes.target or position.orders.rests:
-        return False
-    for share in position.shares:
-        if (wish := wishes.intents.get(share.owner)) is None:
-            continue
-        if not wish.target == share.orders.target == share.held:
-            return False
-        if wish.is_protected or wish.refusal is not None or share.orders.is_guarded:
-            return False
-    return position.held == intent.target == position.orders.target
+    refusal = ask(position, intent)
+    is_quiet = not (
+        refusal
+        or position.orders.rests
+        or position.journal.has_changes
+        or any(refusals.values())
+        or any(wish.is_protected for wish in wishes.intents.values())
+    )
+    return RouteResult(refusal, refusals, is_quiet)
 
 
 def cross(position: Line, price: int, at_ms: int) -> None:
