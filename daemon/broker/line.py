@@ -128,7 +128,7 @@ class Line:
     """One instrument in one book."""
 
     __slots__ = (
-        "binds", "book", "calls", "executor", "holding", "is_cash", "is_plain", "item", "journal",
+        "binds", "book", "calls", "executor", "holding", "is_cash", "item", "journal",
         "key", "margin", "mark", "notional", "orders", "owner", "parts", "position", "protector",
         "queues", "shares", "terms", "tried", "whole",
     )  # fmt: skip
@@ -178,7 +178,6 @@ class Line:
             self.margin = account.policy.rules(item) or self.margin
             self.binds = self.margin if account.policy.is_isolated else None
             self.calls = account.policy.calls(self)
-        self.is_plain = self.whole is None and self.margin is None
         self.orders.change(item, self.margin)
         self.protector.change(item)
         costs = self.book.settings.costs_for(self.key)
@@ -394,10 +393,6 @@ class Line:
         if not self.waits or self._is_passed_by(bar):
             return None
         orders, market = self.orders, MarketPass(self)
-        if self.is_plain and not self.shares and not orders.others and not orders.is_guarded:
-            # An order by signal alone: the rest of this would find nothing to do.
-            market.match_open(bar, is_missed=is_missed)
-            return None
         newer = [
             (one.orders, one.orders.rewind())
             for one in self.parts
