@@ -437,8 +437,8 @@ class History:
         assert {(one.price, one.side) for _, one in parts} == {
             (one.price, one.side) for one in whole
         }
-        if fill.model is not FillModel.LIQUIDATION or len(whole) > 1:
-            return
+        if fill.model is not FillModel.LIQUIDATION or len(fills) > 1:
+            return  # what another fill of the step has left is not known here
         sign = -1 if fill.side is Side.BUY else 1
         held = {
             name: max(sign * self._held[name, fill.instrument], 0)
