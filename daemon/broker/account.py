@@ -28,7 +28,7 @@ from tracepaper.daemon.broker.journal import Journal
 from tracepaper.daemon.broker.line import Holding, Line
 from tracepaper.daemon.broker.margin import CrossMargin, IsolatedMargin, MarginPolicy
 from tracepaper.daemon.broker.matching import worse_path
-from tracepaper.daemon.broker.orders import FILL_WITHIN_MS, Latency, OrderIds
+from tracepaper.daemon.broker.orders import FILL_WITHIN_MS, Latency
 from tracepaper.strategies.api.context import Signal
 from tracepaper.strategies.errors import ConfigInvalid, InvariantBroken
 from tracepaper.strategies.types.decisions import (
@@ -140,9 +140,7 @@ class PaperAccount(Holdings):
         self.fills = {key: [] for key in reports_fills}
         self.ranges = ranges or {}
         self.marked = {} if marked is None else marked
-        self.ids = OrderIds()
-        self.journal = Journal()  # what was done since :meth:`take`
-        self.sequence = 0  # of the step whose event meets the account
+        self.journal = Journal()  # what was done since it was taken
         self.is_filled_by_books = settings.execution is FillModel.BOOK
         self.policy = MarginPolicy(self)
         if settings.leverage is not None:
@@ -213,47 +211,38 @@ class PaperAccount(Holdings):
 
     # ------------------------------------------------------------ what the market does
 
-    def take(self) -> Journal:
-        """Return what was done since the last call."""
-        journal, self.journal = self.journal, Journal()
-        return journal
-
-    def match_bar(self, bar: Bar, sequence: int, *, is_missed: bool = False) -> None:
+    def match_bar(self, bar: Bar, *, is_missed: bool = False) -> None:
         """Let *bar* meet every position, on the one path that leaves all of them with less.
 
         It *is_missed* where quotes fill orders and those of the bar did not come.
         """
-        self.sequence = sequence
         opened = [
             (line, one)
             for line in self.lines_of(bar.instrument)
-            if (one := line.open_bar(bar, sequence, is_missed=is_missed)) is not None
+            if (one := line.open_bar(bar, is_missed=is_missed)) is not None
         ]
         if opened:
             path = worse_path(*(one.tried for _, one in opened))
             for line, one in opened:
-                line.follow(bar, one, path, sequence)
+                line.follow(bar, one, path)
 
-    def match_quote(self, quote: Quote, sequence: int) -> None:
+    def match_quote(self, quote: Quote) -> None:
         """Let *quote*, whose sizes all positions share, meet each of them in turn."""
-        self.sequence = sequence
         for line in self.lines_of(quote.instrument):
             first = len(self.journal.entries)
-            line.match_quote(quote, sequence)
+            line.match_quote(quote)
             if len(self.books) > 1:
                 quote = _left_of(quote, self.journal.fills[first:])
 
-    def match_book(self, update: BookUpdate, moved: BookMoves, sequence: int) -> None:
+    def match_book(self, update: BookUpdate, moved: BookMoves) -> None:
         """Let *update* of an order book, which holds *moved*, meet every position."""
-        self.sequence = sequence
         for line in self.lines_of(update.instrument):
-            line.match_book(update, moved, sequence)
+            line.match_book(update, moved)
 
-    def match_mark(self, instrument: str, mark: int, sequence: int, at_ms: int) -> None:
+    def match_mark(self, instrument: str, mark: int, at_ms: int) -> None:
         """Liquidate what of *instrument* is at its liquidation price at *mark*, or the account."""
-        self.sequence = sequence
         for line in self.lines_of(instrument):
-            self.policy.match_mark(line, mark, sequence, at_ms)
+            self.policy.match_mark(line, mark, at_ms)
 
     def pay_funding(self, instrument: str, rate: int) -> None:
         """Settle funding of every position, and share it: the side that receives comes first."""
@@ -265,10 +254,10 @@ class PaperAccount(Holdings):
                 for share, part in zip(line.shares, funding_parts(paid, due), strict=True):
                     share.post_funding(part)
 
-    def set_liquidation_prices(self, instrument: str, sequence: int, at_ms: int) -> None:
+    def set_liquidation_prices(self, instrument: str, at_ms: int) -> None:
         """Put the exchange's own orders where positions are liquidated."""
         for line in self.lines_of(instrument):
-            line.set_liquidation_price(sequence, at_ms)
+            line.set_liquidation_price(at_ms)
 
     # ------------------------------------------------------------ several owners
 
@@ -313,15 +302,15 @@ class PaperAccount(Holdings):
             self.entries = [opened] if taken_over else []
         if self.sides:
             self._restore_sides(state, parts)
-            return
-        refuse_switch(*(one for name, one in parts.items() if name in SIDES))
-        self.books[0].restore(state)
+        else:
+            refuse_switch(*(one for name, one in parts.items() if name in SIDES))
+            self.books[0].restore(state)
         if self.owners and taken_over and parts.keys() != self.owners.keys():
             self._hand_out(state)
-            return
-        for name, owner in self.owners.items():
-            if name in parts:
-                owner.restore(parts[name])
+        else:
+            for name in self.owners.keys() & parts.keys():
+                self.owners[name].restore(parts[name])
+        self.journal.take()  # none of it is done by a step
 
     def _restore_sides(self, state: AccountState, parts: Mapping[str, AccountState]) -> None:
         if not parts.keys() >= {*SIDES}:  # of a run in one-way mode the cash alone

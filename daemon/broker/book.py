@@ -220,9 +220,6 @@ class Book(Holdings):
             for item in instruments
         }
         self._encoded = dict.fromkeys(self.lines, msgspec.Raw())
-        if whole is not None:
-            for key, line in self.lines.items():
-                whole.lines[key].shares.append(line)
 
     def move(
         self, kind: LedgerKind, amount: int, instrument: str, order_id: str | None = None
@@ -312,9 +309,9 @@ class Book(Holdings):
     def encoded_state(self) -> EncodedAccount:
         """Return what decodes as :meth:`state`, made anew only where it has changed."""
         for key, line in self.lines.items():
-            if line.is_stale:
+            if line.orders.is_stale:
                 self._encoded[key] = msgspec.Raw(msgspec.msgpack.encode(line.state()))
-                line.is_stale = False
+                line.orders.is_stale = False
         return self.cash, self._encoded
 
     def restore(self, state: AccountState) -> None:

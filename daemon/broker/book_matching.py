@@ -32,13 +32,12 @@ from tracepaper.daemon.broker.matching import (
     matters_from,
     touched,
 )
-from tracepaper.daemon.broker.orders import Moment, OrderEvent, RestingOrders, after
-from tracepaper.strategies.api.context import Cancel, OrderRequest
+from tracepaper.daemon.broker.orders import OrderEvent
 from tracepaper.strategies.types.decisions import FillModel, Order, OrderRole, OrderStatus
 from tracepaper.strategies.types.market import BookUpdate, Quote, Side
 
 if TYPE_CHECKING:
-    from tracepaper.daemon.broker.matching import Funds
+    from tracepaper.daemon.broker.line import Line
 
 NO_QUEUE: Final = (
     "a resting limit needs recorded events (--events), and these sampled books serve orders that "
@@ -46,60 +45,11 @@ NO_QUEUE: Final = (
 )
 
 
-class LateCancels(RestingOrders):
-    """Resting orders whose cancellation by a strategy arrives at the exchange later."""
-
-    leaving: frozenset[str] = frozenset()  # ids of orders whose cancellation is on its way
-    _sent: Moment | None = None
-
-    def send(
-        self, requests: Iterable[OrderRequest | Cancel], reason: str, now: Moment
-    ) -> tuple[Order, ...]:
-        """Do what a list asks for; what it cancels goes on resting for the latency."""
-        self._sent = now
-        try:
-            return super().send(requests, reason, now)
-        finally:
-            self._sent = None
-
-    def withdraw(self, tag: str, reason: str, *, opening_only: bool = False) -> tuple[Order, ...]:
-        """Cancel by list: at once by the operator's command, else after the latency."""
-        now = self._sent
-        if now is None or not self._latency.fixed_ms:
-            return super().withdraw(tag, reason, opening_only=opening_only)
-        changed = []
-        for order in self._listed():
-            if not tag or order.tag == tag:
-                arrives_ms = now.at_ms + self._latency.fixed_ms
-                until_ms = min(arrives_ms, order.until_ms or arrives_ms)
-                self.leaving |= {order.order_id}
-                changed.append(
-                    self.note(after(order, OrderEvent.REPLACE, until_ms=until_ms, reason=reason))
-                )
-        return tuple(changed)
-
-    def note(self, order: Order) -> Order:
-        """Take *order* as it now stands, resting or ended, and return it."""
-        noted = super().note(order)
-        if self.leaving:
-            self.leaving &= {one.order_id for one in self.orders}
-        return noted
-
-    def end(self, order: Order, reason: str, event: OrderEvent = OrderEvent.CANCEL) -> Order:
-        """Return *order* as it ends by *event*, for that *reason* or that of its cancellation."""
-        if event is OrderEvent.EXPIRE and order.order_id in self.leaving:
-            reason = order.reason
-        return super().end(order, reason, event)
-
-    def _listed(self) -> list[Order]:
-        return [one for one in super()._listed() if one.order_id not in self.leaving]
-
-
 class BookPass(MarketPass):
     """The resting orders, while one update of the book passes them."""
 
-    def __init__(self, funds: Funds, queues: Queues) -> None:
-        super().__init__(funds)
+    def __init__(self, line: Line, queues: Queues) -> None:
+        super().__init__(line)
         self._is_quote = True  # what it moves or triggers, it moves at once
         self._queues = queues
 

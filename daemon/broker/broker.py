@@ -9,7 +9,7 @@ The rules are docs/money.md, M6 to M21, and docs/decisions.md, G18.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from enum import IntEnum
 from functools import partial
 from typing import Final, NamedTuple
@@ -32,7 +32,7 @@ from tracepaper.daemon.broker.journal import FillEntry
 from tracepaper.daemon.broker.line import Line
 from tracepaper.daemon.broker.matching import matters_from
 from tracepaper.daemon.broker.orders import FLATTEN, Moment
-from tracepaper.daemon.broker.router import RouteResult, Wishes, cross, route, stands
+from tracepaper.daemon.broker.router import RouteResult, Wishes, cross, route
 from tracepaper.strategies.api.context import Orders, Signal
 from tracepaper.strategies.corporate_actions import adjusted_price
 from tracepaper.strategies.errors import ConfigInvalid, StrategyFailed
@@ -43,6 +43,7 @@ from tracepaper.strategies.types.decisions import (
     FillModel,
     Order,
     Position,
+    PositionSide,
 )
 from tracepaper.strategies.types.market import (
     BY_REST,
@@ -153,6 +154,11 @@ class Broker:
         self._missed_until_ms: dict[str, int] = {}  # bars before that time came without quotes
         self.save = Save.NO
 
+    def begin(self, sequence: int) -> None:
+        """Let what follows belong to step *sequence*."""
+        for account in self._accounts:
+            account.journal.sequence = sequence
+
     def positions(self, instrument: str) -> dict[str | None, Position]:
         """Return the position of every account in *instrument*, the run's without a name."""
         positions: dict[str | None, Position] = {None: self.own.position(instrument)}
@@ -172,14 +178,14 @@ class Broker:
             beside = {}
         journal = self.own.journal
         if journal.has_changes:
-            self.own.take()
+            journal = journal.take()
             self.save = Save.NOW
         fills = tuple(journal.fills)
         for fill in fills if self.own.sides else ():
             assert fill.position_side is not None
             beside[fill.position_side] = (*beside.get(fill.position_side, ()), fill)
-        for part in journal.parts:
-            beside[part.share.owner] = (*beside.get(part.share.owner, ()), part.fill)
+        for owner, fill in journal.parts:
+            beside[owner] = (*beside.get(owner, ()), fill)
         if not journal.orders and not beside:
             return NOTHING_FILLED
         return FilledEvent(fills, journal.orders, beside, journal.entries)
@@ -189,12 +195,12 @@ class Broker:
         for name, account in self.shadows.items():
             if account.journal.has_changes:
                 self.save = Save.NOW
-                if fills := tuple(account.take().fills):
+                if fills := tuple(account.journal.take().fills):
                     beside[name] = fills
         return beside
 
-    def on_bar(self, bar: Bar, sequence: int, *, is_last: bool = True) -> None:
-        """Fill what rests by *bar*, which step *sequence* will hold, and value what is held.
+    def on_bar(self, bar: Bar, *, is_last: bool = True) -> None:
+        """Fill what rests by *bar*, and value what is held.
 
         What rests was decided by an earlier bar; what this one decides waits for the next. A bar
         values by its close what no mark price has valued since the bar before. It liquidates what
@@ -203,7 +209,7 @@ class Broker:
         """
         key = bar.instrument
         if self._by_quotes or self._by_book:
-            self._on_bar_of_quotes(bar, sequence)
+            self._on_bar_of_quotes(bar)
         else:
             for line in self._lines[key]:
                 resting = line.orders
@@ -214,7 +220,7 @@ class Broker:
                     or self.is_cross
                 ):
                     for account in self._accounts:
-                        account.match_bar(bar, sequence)
+                        account.match_bar(bar)
                     break
         mark = self._marked.pop(key, None)
         if mark is None:
@@ -223,11 +229,11 @@ class Broker:
             for line in self._lines[key]:
                 line.mark_to(mark)
         if self._is_on_margin and (is_last or not self.is_cross):
-            self._liquidate(key, mark, bar.close_time_ms, sequence)
+            self._liquidate(key, mark, bar.close_time_ms)
         if self._ranges:
             self._ranges[key].push(bar)
 
-    def _on_bar_of_quotes(self, bar: Bar, sequence: int) -> None:
+    def _on_bar_of_quotes(self, bar: Bar) -> None:
         """Let what rests meet *bar* where its quotes were missed; else end whose time is over."""
         key = bar.instrument
         self.expire(key, bar.market_ms)
@@ -235,41 +241,41 @@ class Broker:
             for line in self._lines[key]:
                 if line.orders.unmoved:  # no bar before it is missed any more
                     line.orders.unmoved = ()
-                    line.is_stale = True
+                    line.orders.is_stale = True
                     self.save = Save.NOW
             return
         for account in self._accounts:
-            account.match_bar(bar, sequence, is_missed=True)
+            account.match_bar(bar, is_missed=True)
             account.journal.mark_down()
 
-    def on_quote(self, quote: Quote, sequence: int) -> None:
+    def on_quote(self, quote: Quote) -> None:
         """Fill what rests by *quote*, where quotes fill orders."""
         if self._by_quotes:
             for account in self._accounts:
-                account.match_quote(quote, sequence)
+                account.match_quote(quote)
 
-    def on_book(self, update: BookUpdate, sequence: int) -> None:
+    def on_book(self, update: BookUpdate) -> None:
         """Fill what rests by *update* of an order book, where books fill orders."""
         if self._by_book:
             self.save = Save.NOW  # places in queues
             moved = moves_in(update)
             for account in self._accounts:
-                account.match_book(update, moved, sequence)
+                account.match_book(update, moved)
 
-    def on_mark(self, mark: Mark, sequence: int) -> None:
+    def on_mark(self, mark: Mark) -> None:
         """Value what is held by *mark*, and liquidate what it has reached."""
         self.mark(mark)
-        self._liquidate(mark.instrument, mark.price, mark.market_ms, sequence)
+        self._liquidate(mark.instrument, mark.price, mark.market_ms)
 
-    def on_funding(self, funding: Funding, sequence: int) -> None:
+    def on_funding(self, funding: Funding) -> None:
         """Settle *funding*, and liquidate who is called by it."""
         key = funding.instrument
         self.save = Save.NOW
         for account in self._accounts:
             account.pay_funding(key, funding.rate)
-            account.set_liquidation_prices(key, sequence, funding.market_ms)
+            account.set_liquidation_prices(key, funding.market_ms)
         if self.is_cross:
-            self._liquidate(key, self._lines[key][0].mark, funding.market_ms, sequence)
+            self._liquidate(key, self._lines[key][0].mark, funding.market_ms)
 
     def on_action(self, action: CorporateAction) -> None:
         """Book a split or a dividend in every account."""
@@ -295,33 +301,28 @@ class Broker:
     def on_signal(self, instrument: str, signal: Signal) -> None:
         """Let whoever waits for another signal on *instrument* learn the newest one.
 
-        An account of several owners has no signal: each learns its own by :meth:`hear`.
+        An account of several owners has no signal: the share of each learns its own.
         """
         if self.own.owners:
             return
         if signal.position_side is not None and not self.own.sides:
             raise StrategyFailed(ONE_WAY)
         for line in self._lines[instrument]:
-            if line.orders.is_guarded and line.hear(signal.action):
-                self.save = Save.NOW
-
-    def hear(self, owner: str, instrument: str, signal: Signal) -> None:
-        """Let the share of *owner* learn its strategy's newest *signal*."""
-        if self.own.owners[owner].lines[instrument].hear(signal.action):
-            self.save = Save.NOW
+            if line.orders.is_guarded:
+                line.protector.on_signal(signal.action)
 
     def expire(self, instrument: str, market_ms: int) -> None:
         """Cancel what no quote filled in time, where quotes fill orders."""
         if self._by_quotes or self._by_book:
             for line in self._lines[instrument]:
-                line.expire(market_ms)
+                line.orders.expire(market_ms)
 
     def change(self, instrument: Instrument) -> None:
         """Use the exchange's new filters for orders and prices from now on."""
         for line in self._lines[instrument.id]:
             line.change(instrument)
 
-    def _liquidate(self, instrument: str, mark: int, at_ms: int, sequence: int) -> None:
+    def _liquidate(self, instrument: str, mark: int, at_ms: int) -> None:
         """Liquidate in every account what *mark* has reached the liquidation price of."""
         if not self._is_on_margin:
             return
@@ -332,18 +333,12 @@ class Broker:
             else:
                 return  # as at most marks
         for account in self._accounts:
-            account.match_mark(instrument, mark, sequence, at_ms)
+            account.match_mark(instrument, mark, at_ms)
 
     # ------------------------------------------------------------ what is asked for
 
     def submit(
-        self,
-        intent: Intent | Orders,
-        bar: Bar,
-        *,
-        sequence: int,
-        at_ms: int,
-        shadow: str | None = None,
+        self, intent: Intent | Orders, bar: Bar, at_ms: int, *, shadow: str | None = None
     ) -> str | None:
         """Ask the run's account, or a *shadow* account, for what was decided at *bar*'s close.
 
@@ -351,56 +346,32 @@ class Broker:
         orders, REJECTED.
         """
         account = self.own if shadow is None else self.shadows[shadow]
-        ask = partial(self._ask, bar=bar, sequence=sequence, at_ms=self._sent_ms(bar, at_ms))
-        if account.sides:
-            return self._ask_sides(account, intent, ask, bar.instrument)
-        _refuse_sides(intent)
-        return ask(account.line(bar.instrument), intent)
-
-    def route(
-        self, intent: Intent, wishes: Wishes, bar: Bar, *, sequence: int, at_ms: int
-    ) -> RouteResult:
-        """Ask the owners of the run's account for their *wishes*, and it for the net *intent*."""
-        position = self.own.line(bar.instrument)
-        if not self._confirms and stands(position, intent, wishes):  # as at most bars
-            if intent.is_entry or any(one.is_entry for one in wishes.intents.values()):
-                self.save = self.save or _LATER
-            return RouteResult(None, dict.fromkeys(wishes.intents), is_quiet=True)
-        ask = partial(self._ask, bar=bar, sequence=sequence, at_ms=self._sent_ms(bar, at_ms))
-        return route(position, intent, wishes, ask, sequence=sequence, at_ms=at_ms)
-
-    @staticmethod
-    def _ask_sides(
-        account: PaperAccount,
-        intent: Intent | Orders,
-        ask: Callable[[Line, Intent | Orders], str | None],
-        instrument: str,
-    ) -> str | None:
-        """Ask each side of *account* for its part of *intent*."""
+        if not account.sides:
+            _refuse_sides(intent)
         refusals = []
-        for side, book in account.sides.items():
-            asked: Intent | Orders | None = intent
-            if isinstance(intent, Orders):
-                asked = replace(intent, requests=requests_of(intent, side))
-            elif intent.sides:
-                asked = intent.sides[side]
-            if asked is not None and (refusal := ask(book.lines[instrument], asked)) is not None:
-                refusals.append(f"{side}: {refusal}")
+        for book in account.books:
+            asked = _part_of(intent, book.side)
+            if asked is None:
+                continue
+            if refusal := self._ask(book.lines[bar.instrument], asked, bar, at_ms):
+                refusals.append(refusal if book.side is None else f"{book.side}: {refusal}")
         return "; ".join(refusals) or None
 
-    def _ask(
-        self, line: Line, intent: Intent | Orders, bar: Bar, *, sequence: int, at_ms: int
-    ) -> str | None:
-        """Ask *line* for what was decided at *bar*'s close; return why it cannot be reached."""
-        if isinstance(intent, Intent):
-            return self._ask_target(line, intent, bar, sequence=sequence, at_ms=at_ms)
-        line.send(intent, bar, sequence=sequence, at_ms=at_ms)
-        return None
+    def route(self, intent: Intent, wishes: Wishes, bar: Bar, at_ms: int) -> RouteResult:
+        """Ask the owners of the run's account for their *wishes*, and it for the net *intent*."""
+        ask = partial(self._ask, bar=bar, at_ms=at_ms)
+        routed = route(self.own.line(bar.instrument), intent, wishes, ask, at_ms)
+        return routed._replace(is_quiet=False) if self._confirms else routed
 
-    def _ask_target(
-        self, line: Line, intent: Intent, bar: Bar, *, sequence: int, at_ms: int
-    ) -> str | None:
-        """Ask *line* for a target, and for the protection of an entry."""
+    def _ask(self, line: Line, intent: Intent | Orders, bar: Bar, at_ms: int) -> str | None:
+        """Ask *line* for what was decided at *bar*'s close; return why it cannot be reached."""
+        if self._by_book:
+            # The latency counts from the close, as it does for bars of a file, and no order
+            # arrives before the frame that closed the bar.
+            at_ms = max(bar.closed_ms, at_ms - self.settings.latency.fixed_ms)
+        if isinstance(intent, Orders):
+            line.send(intent, bar, at_ms)
+            return None
         action, target, reason = intent.action, intent.target, intent.reason
         orders = line.orders
         before = orders.target
@@ -420,28 +391,14 @@ class Broker:
         else:
             if target == before and action is Action.HOLD:
                 reason = orders.reason  # a target that HOLD leaves standing keeps its own
-            now = Moment(sequence, at_ms, bar.open_time_ms, bar.close, line.held)
-            unsent = line.submit(target, reason, now).refusal
-            if before != target:
-                self.save = Save.NOW
+            now = Moment(at_ms, bar.open_time_ms, bar.close, line.held)
+            unsent = line.submit(target, reason, now)
         is_refused = unsent and orders.order is None and not line.held
         if plan is not None and target and not is_refused:
-            line.protect(plan, bar, sequence=sequence, at_ms=at_ms)
-            self.save = Save.NOW
+            line.protector.follow(plan, bar.close, at_ms)
         elif orders.is_guarded and action is Action.FLAT and target == 0:
-            line.leave(f"the signal is {action.value}")
-            self.save = Save.NOW
+            line.protector.leave(f"the signal is {action.value}")
         return refusal or unsent
-
-    def _sent_ms(self, bar: Bar, at_ms: int) -> int:
-        """Return when is sent what is decided at *bar*'s close, by *at_ms*.
-
-        Where books fill orders the latency counts from the close, as it does for bars of a file,
-        and no order arrives before the frame that closed the bar.
-        """
-        if not self._by_book:
-            return at_ms
-        return max(bar.closed_ms, at_ms - self.settings.latency.fixed_ms)
 
     def _enter(
         self, line: Line, intent: Intent, bar: Bar, at_ms: int
@@ -475,9 +432,9 @@ class Broker:
         line = self.own.owners[owner].lines[bar.instrument]
         return self._planned(line, intent, bar, at_ms)[1]
 
-    def cross(self, instrument: str, price: int, *, sequence: int, at_ms: int) -> None:
+    def cross(self, instrument: str, price: int, at_ms: int) -> None:
         """Let opposing shares of the run's account cross at *price*."""
-        cross(self.own.line(instrument), price, sequence=sequence, at_ms=at_ms)
+        cross(self.own.line(instrument), price, at_ms)
 
     def share_out(self) -> None:
         """Give each owner its share of the account's equity anew."""
@@ -488,9 +445,9 @@ class Broker:
         """Cancel the run's orders by list: all of them, or those that could open a position."""
         for book in self.own.books:
             for line in book.lines.values():
-                line.withdraw(reason, opening_only=opening_only)
+                line.orders.withdraw("", reason, opening_only=opening_only)
 
-    def flatten(self, closes: Mapping[str, int], *, sequence: int, at_ms: int) -> None:
+    def flatten(self, closes: Mapping[str, int], at_ms: int) -> None:
         """Close what the run holds, by the operator's command.
 
         *closes* are the newest ones of the instruments that have any. Opposing shares cross at the
@@ -498,15 +455,11 @@ class Broker:
         """
         if closes:
             self.save = Save.NOW
-        for owner in self.own.owners.values():
-            for key in closes:
-                owner.lines[key].leave(FLATTEN)
-                owner.lines[key].want(0, FLATTEN)
-        for book in self.own.books:
+        for book in (*self.own.owners.values(), *self.own.books):
             for key, close in closes.items():
                 line = book.lines[key]
-                line.leave(FLATTEN)
-                now = Moment(sequence, at_ms, 0, close, line.held)
+                line.protector.leave(FLATTEN)
+                now = Moment(at_ms, 0, close, line.held)
                 line.submit(0, FLATTEN, now, by_command=True)
 
     # ------------------------------------------------------------ what the feed asks
@@ -686,12 +639,16 @@ def _check(
             "Order books fill no orders of an account in hedge mode; set account.position_mode "
             'to "one_way", or leave --events out and execution.model at next_open.'
         )
-    if is_shared and by_book:
-        raise ConfigInvalid(
-            "Order books fill no orders of several strategies; trade by [strategy], or leave "
-            "--events out and execution.model at next_open."
-        )
     assert not (is_hedged and settings.is_cross)
+
+
+def _part_of(intent: Intent | Orders, side: PositionSide | None) -> Intent | Orders | None:
+    """Return what *intent* asks of the position of *side*; None where a gate holds that."""
+    if side is None:
+        return intent
+    if isinstance(intent, Orders):
+        return replace(intent, requests=requests_of(intent, side))
+    return intent.sides[side] if intent.sides else intent
 
 
 def _refuse_sides(asked: Intent | Orders) -> None:

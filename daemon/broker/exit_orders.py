@@ -17,24 +17,20 @@ The rules are docs/protection.md, E11 to E22.
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from msgspec import Struct
 from msgspec.structs import replace
 
-from tracepaper.daemon.broker.exit_plans import (
-    Exits,
-    Level,
-    Plan,
-    Planner,
-    nearest,
-)
-from tracepaper.daemon.broker.orders import PROTECTIVE, OrderEvent, RestingOrders, after, kind_of
-from tracepaper.daemon.broker.rules import Bounds
+from tracepaper.daemon.broker.exit_plans import Exits, Level, Plan, Planner, nearest
+from tracepaper.daemon.broker.orders import PROTECTIVE, OrderEvent, after, kind_of
 from tracepaper.strategies.api.context import Signal
 from tracepaper.strategies.errors import InvariantBroken
 from tracepaper.strategies.types.decisions import Action, Order, OrderKind, OrderRole, OrderStatus
 from tracepaper.strategies.types.market import Instrument, Quote, Side
+
+if TYPE_CHECKING:
+    from tracepaper.daemon.broker.line import Line
 
 
 class ProtectionState(Struct, frozen=True, array_like=True):
@@ -57,15 +53,13 @@ NOTHING_FOLLOWS: Final = Plan(0)
 
 
 class Protector:
-    """The protection of one instrument in one account."""
+    """The protection of what a line holds."""
 
-    def __init__(
-        self, resting: RestingOrders, instrument: Instrument, exits: Exits | None = None
-    ) -> None:
+    def __init__(self, line: Line, exits: Exits | None = None) -> None:
         """Protect what signals enter; *exits* are those of the configuration, if it names any."""
-        self._resting = resting
+        self._line, self._resting = line, line.orders
         self.exits = exits
-        self.planner = Planner(instrument, exits)
+        self.planner: Planner
         self._state = ProtectionState()
 
     def change(self, instrument: Instrument) -> None:
@@ -82,6 +76,7 @@ class Protector:
         self._state = state
         self._resting.trail = state.trail
         self._resting.is_guarded = state.plan is not None or state.closed != 0
+        self._resting.is_stale = self._resting.journal.has_changes = True
 
     @property
     def is_active(self) -> bool:
@@ -98,17 +93,20 @@ class Protector:
     def _is_timed(self) -> bool:
         return self.exits is not None and bool(self.exits.roi or self.exits.time_limit_ms)
 
-    def matters_from(self, quote: Quote, entry: int, opened_ms: int) -> int | None:
-        """Return the market time from which *quote* closes or moves what is due by then.
+    def _protects(self, plan: Plan) -> bool:
+        """Return whether what is held is of the side of *plan*, and more than dust."""
+        held = self._line.held
+        return held * plan.sign > 0 and self._resting.closable(held) > 0
 
-        The position was opened at *opened_ms* (0 where there is none) for the price *entry*.
-        """
+    def matters_from(self, quote: Quote) -> int | None:
+        """Return the market time from which *quote* closes or moves what is due by then."""
         plan = self._state.plan
         if plan is None:
             return None
         due = [] if plan.until_ms is None else [plan.until_ms]
+        opened_ms = self._line.holding.opened_ms
         if self.exits is not None and opened_ms:
-            age_ms = self.exits.next_age_ms(plan, entry)
+            age_ms = self.exits.next_age_ms(plan, self._line.entry_price)
             due += [] if age_ms is None else [opened_ms + age_ms]
         first = min(due, default=None)
         return None if first is None or quote.market_ms < first else first
@@ -137,27 +135,26 @@ class Protector:
     def place_protection(
         self,
         role: OrderRole,
-        held: int,
-        *,
-        sequence: int,
         at_ms: int,
         reason: str,
+        *,
         trigger: int | None = None,
         price: int | None = None,
         market: int | None = None,
-    ) -> tuple[Order, ...]:
-        """Protect the position *held* (signed, not zero) by one order of *role*.
+    ) -> None:
+        """Protect what is held by one order of *role*.
 
         With *trigger* alone it is a stop, with *price* alone a limit, with neither a market order;
         both are in the instrument's integers and must be whole ticks. It is at the exchange
         already: no latency counts, and a limit that the *market* has not reached rests at once.
-        One whose new price it has reached is sent anew, and takes. Returns what is new or changed.
+        One whose new price it has reached is sent anew, and takes.
         """
-        quantity = self._resting.closable(held)
+        resting, held = self._resting, self._line.held
+        quantity = resting.closable(held)
         if not quantity or role not in PROTECTIVE:
             raise InvariantBroken(f"{role} cannot protect a position of {held}")
         kind = kind_of(price, trigger)
-        armed = self._resting.protective(role)
+        armed = resting.protective(role)
         side = Side.SELL if held > 0 else Side.BUY
         rests = kind is OrderKind.LIMIT and _is_ahead(side, price, market)
         if armed is not None and (armed.side, armed.kind) == (side, kind):
@@ -165,7 +162,7 @@ class Protector:
             if armed.triggered:
                 trigger, price, reason = armed.trigger, armed.price, armed.reason
             if (armed.quantity, armed.trigger, armed.price) == (whole, trigger, price):
-                return ()
+                return
             if rests or price == armed.price:
                 amended = after(
                     armed,
@@ -177,67 +174,62 @@ class Protector:
                 )
                 if rests and amended.status is OrderStatus.NEW:
                     amended = after(amended, OrderEvent.ACCEPT)
-                return (self._resting.note(amended),)
-        replaced = () if armed is None else (self._resting.end(armed, "replaced"),)
-        order = self._resting.exit_order(
-            sequence, held, role=role, reason=reason, at_ms=at_ms, quantity=quantity,
-            price=price, trigger=trigger,
+                resting.note(amended)
+                return
+        if armed is not None:
+            resting.end(armed, "replaced")
+        order = resting.exit_order(
+            held, role=role, reason=reason, at_ms=at_ms, quantity=quantity, price=price,
+            trigger=trigger,
         )  # fmt: skip
-        if rests:
-            order = after(order, OrderEvent.ACCEPT)
-        self._resting.others += (order,)
-        return (*replaced, order)
+        resting.add(after(order, OrderEvent.ACCEPT) if rests else order)
 
-    def set_liquidation_price(
-        self, bounds: Bounds | None, held: int, *, sequence: int, at_ms: int
-    ) -> tuple[Order, ...]:
-        """Let the exchange's own order stand where the position *held* is liquidated.
+    def set_liquidation_price(self, at_ms: int) -> None:
+        """Let the exchange's own order stand where the position is liquidated.
 
         It is touched as a stop is, and then closes the position at the bankruptcy price, whatever
-        the market is. None where nothing is held. Returns the order where it is new or amended.
+        the market is.
         """
-        armed = self._resting.liquidation
-        quantity = self._resting.closable(held)
+        resting, held = self._resting, self._line.held
+        bounds = self._line.holding.bounds(self._line.binds)
+        armed = resting.liquidation
+        quantity = resting.closable(held)
         if bounds is None or not quantity:
-            return () if armed is None else (self._resting.end(armed, "nothing is held"),)
-        side = Side.SELL if held > 0 else Side.BUY
-        if armed is not None and armed.side is side:
-            amended = self._resting.amend_liquidation(bounds, held)
-            return () if amended is None else (amended,)
-        ended = () if armed is None else (self._resting.end(armed, "the position has turned"),)
-        order = self._resting.exit_order(
-            sequence, held, role=OrderRole.LIQUIDATION, reason=bounds.reason, at_ms=at_ms,
+            if armed is not None:
+                resting.end(armed, "nothing is held")
+            return
+        if armed is not None and armed.side is (Side.SELL if held > 0 else Side.BUY):
+            resting.amend_liquidation(bounds, held)
+            return
+        if armed is not None:
+            resting.end(armed, "the position has turned")
+        order = resting.exit_order(
+            held, role=OrderRole.LIQUIDATION, reason=bounds.reason, at_ms=at_ms,
             quantity=quantity, price=bounds.bankruptcy, trigger=bounds.liquidation,
         )  # fmt: skip
-        order = after(order, OrderEvent.ACCEPT)
-        self._resting.others += (order,)
-        return (*ended, order)
+        resting.add(after(order, OrderEvent.ACCEPT))
 
-    def cancel_protection(
-        self, reason: str, roles: Collection[OrderRole] = PROTECTIVE
-    ) -> tuple[Order, ...]:
+    def cancel_protection(self, reason: str, roles: Collection[OrderRole] = PROTECTIVE) -> None:
         """Cancel the protective orders of *roles* for that *reason*."""
-        return tuple(
-            self._resting.end(one, reason) for one in self._resting.others if one.role in roles
-        )
+        for order in self._resting.others:
+            if order.role in roles:
+                self._resting.end(order, reason)
 
     # ------------------------------------------------------------ arming
 
-    def follow(
-        self, plan: Plan, held: int, entry: int, price: int, *, sequence: int, at_ms: int
-    ) -> tuple[Order, ...]:
-        """Protect by *plan* what is *held* since *entry* or will be; it replaces the plan before.
+    def follow(self, plan: Plan, price: int, at_ms: int) -> None:
+        """Protect by *plan* what is held or will be; it replaces the plan before.
 
         What the plan does not name is taken away, but a trailing stop follows on. A plan of the
         other side waits until what is held is closed. *price* is the newest close.
         """
-        before = self._state.plan
+        before, held = self._state.plan, self._line.held
         if before is not None and before.sign != plan.sign and before.sign * held > 0:
             self.state = replace(self._state, following=plan)
-            return ()
+            return
         is_nearer = True
         if before is not None and before.sign == plan.sign:
-            is_nearer = self._is_nearer(plan.trailing, before.trailing, entry)
+            is_nearer = self._is_nearer(plan.trailing, before.trailing)
             if not is_nearer:
                 plan = replace(plan, trailing=before.trailing)
         self.state = replace(
@@ -247,13 +239,9 @@ class Protector:
             closed_by=None,
             following=None,
         )
-        if held * plan.sign <= 0:
-            return ()
-        return self._place(
-            plan, held, entry, price, sequence=sequence, at_ms=at_ms, is_nearer=is_nearer
-        )
+        self._place(plan, price, at_ms, is_nearer=is_nearer)
 
-    def _is_nearer(self, named: Level | None, before: Level | None, entry: int) -> bool:
+    def _is_nearer(self, named: Level | None, before: Level | None) -> bool:
         """Return whether the trailing stop *named* by a repeated signal replaces the one *before*.
 
         It does where it follows at less; one that is not armed yet is replaced by any.
@@ -261,31 +249,21 @@ class Protector:
         if named is None or before is None:
             return named is not None
         is_armed = self._resting.protective(OrderRole.TRAILING) is not None
-        return not is_armed or self._whole(named.distance(entry)) < self._state.trail
+        return not is_armed or self._whole(named.distance(self._line.entry_price)) < (
+            self._state.trail
+        )
 
-    def after(
-        self,
-        filled: Sequence[Order],
-        held: int,
-        entry: int,
-        market: int,
-        *,
-        sequence: int,
-        at_ms: int,
-    ) -> tuple[Order, ...]:
-        """Return the orders that change because those of *filled* were, which left *held*.
-
-        *market* is the price that the newest of them met.
-        """
+    def after(self, filled: Sequence[Order], market: int, at_ms: int) -> None:
+        """Arm or end what those of *filled* were for; *market* is the price that the newest met."""
         state = self._state
         plan = state.plan
         if plan is None:
-            return ()
+            return
         closing = next((order for order in filled if order.role in PROTECTIVE), None)
         if closing is not None and state.following is None:
             self.state = replace(state, closed=plan.sign, closed_by=closing.role)
         is_by_signal = any(order.role is OrderRole.SIGNAL for order in filled)
-        is_held = held * plan.sign > 0 and self._resting.closable(held) > 0
+        is_held = self._protects(plan)
         if not is_held and (state.following is not None or not is_by_signal):
             # Nothing to cancel: the fill that closed the position ended what was to close it.
             plan = state.following
@@ -294,154 +272,94 @@ class Protector:
             ):
                 plan = None
             self.state = replace(self._state, plan=plan, trail=0, following=None)
-            if plan is None:
-                return ()
         elif not is_by_signal:
-            return ()
-        if held * plan.sign <= 0:
-            return ()
-        return self._place(plan, held, entry, market, sequence=sequence, at_ms=at_ms)
+            return
+        if plan is not None:
+            self._place(plan, market, at_ms)
 
-    def leave(self, held: int, reason: str) -> tuple[Order, ...]:
-        """Protect what is *held* until it is closed, and nothing after that.
+    def leave(self, reason: str) -> None:
+        """Protect what is held until it is closed, and nothing after that.
 
-        Returns the orders that this cancels, for that *reason*: all where nothing is held.
-        """
-        plan = self._state.plan
-        if plan is None or plan.sign * held <= 0 or not self._resting.closable(held):
-            return self.release(reason)
-        if self._state.following != NOTHING_FOLLOWS:
-            self.state = replace(self._state, following=NOTHING_FOLLOWS)
-        return ()
-
-    def release(self, reason: str) -> tuple[Order, ...]:
-        """Protect nothing any more; return the orders that this cancels."""
-        if self._state.plan is None:
-            return ()
-        self.state = replace(self._state, plan=None, trail=0, following=None)
-        return self.cancel_protection(reason)
-
-    def act_if_due(
-        self,
-        market_ms: int,
-        held: int,
-        entry: int,
-        opened_ms: int,
-        market: int,
-        *,
-        sequence: int,
-    ) -> tuple[Order, ...]:
-        """Return the orders that change because of the time, now that the market is at *market*.
-
-        What is *held* since *opened_ms* at the price *entry* is closed where its time is over, and
-        has the target by minimal_roi of its age.
+        Where nothing is, all orders are canceled for that *reason*.
         """
         plan = self._state.plan
         if plan is None:
-            return ()
+            return
+        if not self._protects(plan):
+            self.state = replace(self._state, plan=None, trail=0, following=None)
+            self.cancel_protection(reason)
+        elif self._state.following != NOTHING_FOLLOWS:
+            self.state = replace(self._state, following=NOTHING_FOLLOWS)
+
+    def act_if_due(self, market_ms: int, bid: int, ask: int) -> None:
+        """Act where the time is over, now that the market is at *bid* and *ask*.
+
+        What is held is closed where its time is over, and has the target by minimal_roi of its age.
+        """
+        plan, line = self._state.plan, self._line
+        if plan is None:
+            return
         is_over = plan.until_ms is not None and market_ms >= plan.until_ms
-        if held * plan.sign <= 0 or not self._resting.closable(held):
-            if is_over and not self._resting.is_awaited(
-                held
-            ):  # it was never entered, and is not wanted
-                self._resting.target = held
+        if not self._protects(plan):
+            if is_over and not self._resting.is_awaited(line.held):
+                self._resting.target = line.held  # it was never entered, and is not wanted
                 self.state = replace(self._state, plan=None, following=None)
-            return ()
+            return
         reason, target = ("until" if is_over else ""), plan.target
         if self.exits is not None:
-            age_ms = market_ms - opened_ms
+            age_ms = market_ms - line.holding.opened_ms
             if not is_over and 0 < self.exits.time_limit_ms <= age_ms:
                 reason = self.exits.limit_words
-            target = nearest((target, self.exits.roi_at(age_ms)), entry, plan.sign)
+            target = nearest((target, self.exits.roi_at(age_ms)), line.entry_price, plan.sign)
         if reason:
-            return self._close(held, reason, sequence=sequence, at_ms=market_ms)
-        if target is plan.target:
-            return ()
-        plan = replace(plan, target=target)
-        self.state = replace(self._state, plan=plan)
-        return self._place_target(plan, held, entry, market, sequence=sequence, at_ms=market_ms)
+            self.place_protection(OrderRole.UNTIL, market_ms, reason)
+        elif target is not plan.target:
+            plan = replace(plan, target=target)
+            self.state = replace(self._state, plan=plan)
+            self._place_target(plan, bid if line.held > 0 else ask, market_ms)
 
-    def _close(self, held: int, reason: str, *, sequence: int, at_ms: int) -> tuple[Order, ...]:
-        """Arm the order that closes what is *held* because its time is over."""
-        return self.place_protection(
-            OrderRole.UNTIL, held, sequence=sequence, at_ms=at_ms, reason=reason
-        )
+    def _place_target(self, plan: Plan, market: int, at_ms: int) -> None:
+        if (level := plan.target) is not None:
+            price = self._whole(level.at(self._line.entry_price, plan.sign))
+            self.place_protection(OrderRole.TARGET, at_ms, level.words, price=price, market=market)
 
-    def _place_target(
-        self, plan: Plan, held: int, entry: int, market: int, *, sequence: int, at_ms: int
-    ) -> tuple[Order, ...]:
-        if plan.target is None:
-            return ()
-        return self.place_protection(
-            OrderRole.TARGET,
-            held,
-            sequence=sequence,
-            at_ms=at_ms,
-            reason=plan.target.words,
-            price=self._whole(plan.target.at(entry, plan.sign)),
-            market=market,
-        )
-
-    def _place(
-        self,
-        plan: Plan,
-        held: int,
-        entry: int,
-        market: int,
-        *,
-        sequence: int,
-        at_ms: int,
-        is_nearer: bool | None = None,
-    ) -> tuple[Order, ...]:
-        """Arm all of *plan* for what is *held* since *entry*, now that the market is at *market*.
+    def _place(self, plan: Plan, market: int, at_ms: int, *, is_nearer: bool | None = None) -> None:
+        """Arm all of *plan* for what is held of its side, now that the market is at *market*.
 
         A trailing stop that is armed goes on; one that *is_nearer* follows the market from here,
         and one that is armed with its entry (None) begins at that.
         """
-        if not self._resting.closable(held):
-            return ()
-        changed: tuple[Order, ...] = ()
+        if not self._protects(plan):
+            return
+        entry = self._line.entry_price
         unwanted = []
         closing = self._resting.protective(OrderRole.UNTIL)
         is_over = plan.until_ms is not None and at_ms >= plan.until_ms
         limit = None if self.exits is None else self.exits.limit_words
         if closing is not None and (is_over or closing.reason == limit):
-            changed += self._close(held, closing.reason, sequence=sequence, at_ms=at_ms)
+            self.place_protection(OrderRole.UNTIL, at_ms, closing.reason)
         elif not is_over:
             unwanted.append(OrderRole.UNTIL)
         if plan.stop is None:
             unwanted.append(OrderRole.STOP)
         else:
-            changed += self.place_protection(
-                OrderRole.STOP,
-                held,
-                sequence=sequence,
-                at_ms=at_ms,
-                reason=plan.stop.words,
-                trigger=self._whole(plan.stop.at(entry, -plan.sign)),
-            )
+            trigger = self._whole(plan.stop.at(entry, -plan.sign))
+            self.place_protection(OrderRole.STOP, at_ms, plan.stop.words, trigger=trigger)
         if plan.target is None:
             unwanted.append(OrderRole.TARGET)
-        changed += self._place_target(plan, held, entry, market, sequence=sequence, at_ms=at_ms)
+        self._place_target(plan, market, at_ms)
         if plan.trailing is not None:
             armed = self._resting.protective(OrderRole.TRAILING)
-            trigger = None if armed is None else armed.trigger
-            if trigger is None or is_nearer:
+            stands = None if armed is None else armed.trigger
+            if stands is None or is_nearer:
                 distance = self._whole(plan.trailing.distance(entry))
-                self._set_trail(distance)
+                if self._state.trail != distance:
+                    self.state = replace(self._state, trail=distance)
                 basis = entry if is_nearer is None else market
-                trigger = self._tightest(plan.sign, self._whole(basis - plan.sign * distance))
-            changed += self.place_protection(
-                OrderRole.TRAILING,
-                held,
-                sequence=sequence,
-                at_ms=at_ms,
-                reason=plan.trailing.words,
-                trigger=trigger,
-            )
+                stands = self._tightest(plan.sign, self._whole(basis - plan.sign * distance))
+            self.place_protection(OrderRole.TRAILING, at_ms, plan.trailing.words, trigger=stands)
         if unwanted:
-            changed += self.cancel_protection("the signal no longer asks for it", unwanted)
-        return changed
+            self.cancel_protection("the signal no longer asks for it", unwanted)
 
     def _tightest(self, sign: int, trigger: int) -> int:
         """Return *trigger*, or where the trailing stop stands already if that is tighter."""
@@ -452,10 +370,6 @@ class Protector:
 
     def _whole(self, price: int) -> int:
         return self.planner.whole(price)
-
-    def _set_trail(self, distance: int) -> None:
-        if self._state.trail != distance:
-            self.state = replace(self._state, trail=distance)
 
 
 def _is_ahead(side: Side, price: int | None, market: int | None) -> bool:

@@ -14,25 +14,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from copy import copy
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Self
 
 from msgspec import Struct
 
 from tracepaper.daemon.broker import matching, splits
 from tracepaper.daemon.broker.book_fills import BookMoves, Queues, QueueState
-from tracepaper.daemon.broker.book_matching import BookPass, LateCancels
+from tracepaper.daemon.broker.book_matching import BookPass
 from tracepaper.daemon.broker.execution import DayRange, Executor
 from tracepaper.daemon.broker.exit_orders import ProtectionState, Protector
 from tracepaper.daemon.broker.exit_plans import ExpectedReturn, HeldPosition, Plan
-from tracepaper.daemon.broker.journal import Journal, PartFill
-from tracepaper.daemon.broker.matching import MarginCalls, MarketPass, Tried
-from tracepaper.daemon.broker.orders import (
-    UNCHANGED,
-    Moment,
-    OrdersState,
-    RestingOrders,
-    SentOrders,
-)
+from tracepaper.daemon.broker.matching import MarketPass, Tried
+from tracepaper.daemon.broker.orders import Moment, OrdersState, RestingOrders
 from tracepaper.daemon.broker.rules import Bounds, MarginRules
 from tracepaper.strategies.api.context import Orders, Signal
 from tracepaper.strategies.corporate_actions import ShareTerms, adjusted_price, entitlement
@@ -58,6 +51,7 @@ from tracepaper.strategies.units import MONEY_LIMIT, RATE_SCALE, divide_half_eve
 
 if TYPE_CHECKING:
     from tracepaper.daemon.broker.book import Book
+    from tracepaper.daemon.broker.margin import MarginCalls
 
 
 class Holding(Struct, gc=False, array_like=True):
@@ -122,7 +116,7 @@ class BarOpening(NamedTuple):
     """What the open of a bar left a line to do, before it follows one of the bar's paths."""
 
     tried: Tried | None = None  # None where nothing that rests is met by either path
-    newer: Sequence[tuple[Line, dict[str, Order]]] = ()  # what quotes after it moved
+    newer: Sequence[tuple[RestingOrders, dict[str, Order]]] = ()  # what quotes after it moved
 
 
 def signed_quantity(fill: Fill) -> int:
@@ -134,10 +128,12 @@ class Line:
     """One instrument in one book."""
 
     __slots__ = (
-        "binds", "book", "calls", "executor", "holding", "is_cash", "is_plain", "is_stale", "item",
-        "key", "margin", "mark", "notional", "orders", "owner", "position", "protector", "queues",
-        "shares", "terms", "whole",
+        "binds", "book", "calls", "executor", "holding", "is_cash", "item", "journal",
+        "key", "margin", "mark", "notional", "orders", "owner", "parts", "position", "protector",
+        "queues", "shares", "terms", "tried", "whole",
     )  # fmt: skip
+    orders: RestingOrders
+    executor: Executor
 
     def __init__(self, book: Book, item: Instrument, whole: Line | None = None) -> None:
         """Open the line of *item* in *book*; of a share, *whole* is the position's."""
@@ -145,6 +141,11 @@ class Line:
         self.book, self.key, self.owner = book, item.id, book.owner
         self.whole = whole
         self.shares: list[Line] = []
+        self.parts: tuple[Line, ...] = (self,)
+        """What meets the market together: the position, and its shares."""
+        if whole is not None:
+            whole.shares.append(self)
+            whole.parts = (whole, *whole.shares)
         self.is_cash = item.category.is_cash
         self.terms = ShareTerms.of(item)
         self.notional = self.terms.notional
@@ -153,20 +154,20 @@ class Line:
         self.position = Position()  # the holding, valued at the mark
         self.margin: MarginRules | None = None  # what orders of a position are judged by
         self.binds: MarginRules | None = None  # what an isolated position binds and is called by
-        by_book = settings.queue if account.is_filled_by_books else None
-        self.queues = None if by_book is None else Queues(by_book)
-        self.orders: RestingOrders = (RestingOrders if by_book is None else LateCancels)(
+        by_book, latency = account.is_filled_by_books, settings.latency
+        self.queues = Queues(settings.queue) if by_book and whole is None else None
+        self.journal = account.journal
+        self.orders = RestingOrders(
             item,
             settings.costs_for(self.key),
-            latency=settings.latency,
+            latency=latency,
             fill_within_ms=settings.fill_within_ms,
-            ids=account.ids,
-            side=book.side,
-            owner=book.owner,
+            cancel_ms=latency.fixed_ms if by_book else 0,
+            book=book,
             net=None if whole is None else whole.orders,
         )
-        self.protector = Protector(self.orders, item, settings.exits)
-        self.is_stale = True  # what it carries has changed since it was encoded
+        self.protector = Protector(self, settings.exits)
+        self.tried: Trial | None = None  # while fills are tried on it
         self.calls: MarginCalls | None = None
         self.change(item)
 
@@ -177,16 +178,10 @@ class Line:
             self.margin = account.policy.rules(item) or self.margin
             self.binds = self.margin if account.policy.is_isolated else None
             self.calls = account.policy.calls(self)
-        self.is_plain = self.whole is None and self.margin is None
         self.orders.change(item, self.margin)
         self.protector.change(item)
         costs = self.book.settings.costs_for(self.key)
         self.executor = Executor(item, costs, account.ranges.get(self.key))
-
-    @property
-    def journal(self) -> Journal:
-        """The journal of its account."""
-        return self.book.account.journal
 
     # ------------------------------------------------------------ what it holds, and its worth
 
@@ -194,11 +189,6 @@ class Line:
     def held(self) -> int:
         """The quantity, signed."""
         return self.holding.quantity
-
-    @property
-    def cash(self) -> int:
-        """The cash of its book."""
-        return self.book.cash
 
     @property
     def entry_price(self) -> int:
@@ -245,7 +235,7 @@ class Line:
 
     def _post_holding(self) -> None:
         """Add to the sums of the book how what is held has changed, and value it."""
-        self.is_stale = True
+        self.orders.is_stale = True
         holding, before, book = self.holding, self.position, self.book
         self._revalue()
         book.realized += holding.realized_pnl - before.realized_pnl
@@ -256,17 +246,6 @@ class Line:
             book.paid_entries += holding.entry_notional - before.entry_notional
 
     # ------------------------------------------------------------ what moves money
-
-    def apply_fill(self, fill: Fill) -> Bounds | None:
-        """Post *fill* here and, of a share, in its position too.
-
-        Returns where the position is then liquidated, None where it cannot be.
-        """
-        position = self if self.whole is None else self.whole
-        position.post(fill)
-        if position is not self:
-            self.post(fill)
-        return position.holding.bounds(position.binds)
 
     def post(self, fill: Fill) -> None:
         """Post *fill* in this line alone: on what is held, the cash and the fees."""
@@ -353,39 +332,20 @@ class Line:
             self.mark = adjusted_price(action, action.close)
         self._post_holding()
         if action.is_split:
-            changed = splits.adjust_orders(
-                self.orders, self.protector, self.item, action, before, self.held
-            )
-            self.journal.note(*changed)
-
-    # ------------------------------------------------------------ margin, as a pass asks for it
-
-    def trial(self) -> TrialLine:
-        """Return a copy of cash and position, and of the shares, to try fills on."""
-        return TrialLine(self)
+            splits.adjust_orders(self, action, before)
 
     def refusal(self, fill: Fill) -> str | None:
         """Return why the account cannot bear *fill*, or None: what only closes is always borne."""
-        return self.book.account.policy.refusal(self, fill)
+        return None if self.tried is not None else self.book.account.policy.refusal(self, fill)
 
-    def reduction(self, mark: int) -> tuple[int, int] | None:
-        """Return by how much *mark* reduces what it calls, and to which tier; None by all."""
-        return self.holding.reduction(self.binds, mark)
+    def trial(self) -> Trial:
+        """Return a trial of fills."""
+        return Trial(self)
 
-    def set_liquidation_price(self, sequence: int, at_ms: int) -> None:
+    def set_liquidation_price(self, at_ms: int) -> None:
         """Put the exchange's own order where it liquidates."""
-        if self.binds is None:
-            return
-        changed = self.protector.set_liquidation_price(
-            self.holding.bounds(self.binds), self.held, sequence=sequence, at_ms=at_ms
-        )
-        self.note(changed)
-
-    def note(self, changed: tuple[Order, ...]) -> None:
-        """Note the orders that *changed*."""
-        if changed:
-            self.is_stale = True
-            self.journal.note(*changed)
+        if self.binds is not None:
+            self.protector.set_liquidation_price(at_ms)
 
     # ------------------------------------------------------------ what the market does
 
@@ -401,192 +361,144 @@ class Line:
                 return True
         return False
 
-    def match_quote(self, quote: Quote, sequence: int) -> None:
+    def match_quote(self, quote: Quote) -> None:
         """Let what rests meet *quote*."""
         if not self.waits:
             return
-        self.expire(quote.market_ms)
-        self._end_due(quote.market_ms, (quote.bid, quote.ask), sequence)
+        self.orders.expire(quote.market_ms)
+        self._end_due(quote.market_ms, quote.bid, quote.ask)
         market, first = MarketPass(self), self.journal.begin()
         market.match_quote(quote)
-        self._end_pass(first, sequence, quote.market_ms)
+        self._end_pass(first, quote.market_ms)
 
-    def match_book(self, update: BookUpdate, moved: BookMoves, sequence: int) -> None:
+    def match_book(self, update: BookUpdate, moved: BookMoves) -> None:
         """Let what rests meet *update* of an order book, which holds *moved*."""
         assert self.queues is not None
-        self.is_stale = True  # places in queues
+        self.orders.is_stale = True  # places in queues
         at_ms = update.market_ms
-        self.expire(at_ms)
-        self._end_due(at_ms, (moved.bids[0].price, moved.asks[0].price), sequence)
+        self.orders.expire(at_ms)
+        self._end_due(at_ms, moved.bids[0].price, moved.asks[0].price)
         market, first = BookPass(self, self.queues), self.journal.begin()
         market.match(update, moved)
-        self._end_pass(first, sequence, at_ms)
+        self._end_pass(first, at_ms)
 
-    def open_bar(self, bar: Bar, sequence: int, *, is_missed: bool) -> BarOpening | None:
+    def open_bar(self, bar: Bar, *, is_missed: bool) -> BarOpening | None:
         """Let market orders meet the open of *bar*, and try both of its paths.
 
         A bar *is_missed* where quotes fill orders and those of the bar did not come. An order whose
-        time ends inside a bar meets none of it. What the fill of an entry arms in step *sequence*
-        may be met inside the same bar, and what it opens on margin be liquidated. None where the
-        rest of the bar does nothing.
+        time ends inside a bar meets none of it. What the fill of an entry arms may be met inside
+        the same bar, and what it opens on margin be liquidated. None where the rest of the bar does
+        nothing.
         """
         if not self.waits or self._is_passed_by(bar):
             return None
         orders, market = self.orders, MarketPass(self)
-        if self.is_plain and not self.shares and not orders.others and not orders.is_guarded:
-            # An order by signal alone: the rest of this would find nothing to do.
-            self.is_stale = True
-            market.match_open(bar, is_missed=is_missed)
-            return None
         newer = [
-            (one, one.orders.rewind()) for one in self._lines if is_missed and one.orders.unmoved
+            (one.orders, one.orders.rewind())
+            for one in self.parts
+            if is_missed and one.orders.unmoved
         ]
-        self.expire(bar.close_time_ms - 1, unfilled=False)
-        self._end_due(bar.open_time_ms, (bar.open, bar.open), sequence)
+        orders.expire(bar.close_time_ms - 1, unfilled=False)
+        self._end_due(bar.open_time_ms, bar.open, bar.open)
         first = self.journal.begin()
         market.match_open(bar, is_missed=is_missed)
-        self._end_pass(first, sequence, bar.open_time_ms)
+        self._end_pass(first, bar.open_time_ms)
         tried = matching.try_paths(self, bar)
         return None if tried is None and not newer else BarOpening(tried, newer)
 
-    def follow(self, bar: Bar, opened: BarOpening, path: int, sequence: int) -> None:
+    def follow(self, bar: Bar, opened: BarOpening, path: int) -> None:
         """Let what rests meet that *path* of *bar* after its open."""
-        journal = self.journal
         if opened.tried is not None:
-            market, first = MarketPass(self), journal.begin()
+            market, first = MarketPass(self), self.journal.begin()
             market.walk(bar, path)
-            self._end_pass(first, sequence, bar.close_time_ms)
-        for line, moved in opened.newer:
-            resumed = line.orders.resume(moved, bar.open_time_ms)
-            journal.note(*(order for order in resumed if order in journal))
-            line.is_stale = True
-
-    @property
-    def _lines(self) -> tuple[Line, ...]:
-        return (self, *self.shares)
+            self._end_pass(first, bar.close_time_ms)
+        for orders, moved in opened.newer:
+            orders.resume(moved, bar.open_time_ms)
 
     def _is_passed_by(self, bar: Bar) -> bool:
         """Return whether *bar* leaves all that rests as it is, and calls no account."""
-        for line in self._lines:
+        for line in self.parts:
             if line.protector.is_timed or not matching.passes(line.orders, bar):
                 return False
         return self.calls is None or not self.calls.is_called_within(bar)
 
-    def expire(self, market_ms: int, *, unfilled: bool = True) -> None:
-        """Cancel the orders whose time is over: see :meth:`RestingOrders.expire`."""
-        self.note(self.orders.expire(market_ms, unfilled=unfilled))
-
-    def _end_due(self, market_ms: int, market: tuple[int, int], sequence: int) -> None:
-        """Let act what a position's time or age is reached of; *market* is its bid and its ask."""
-        for line in self._lines:
-            protector = line.protector
-            if not protector.is_timed:
-                continue
-            before, held = protector.state, line.held
-            orders = protector.act_if_due(
-                market_ms,
-                held,
-                line.entry_price,
-                line.holding.opened_ms,
-                market[0] if held > 0 else market[1],
-                sequence=sequence,
-            )
-            self.note(orders)
-            if orders or protector.state is not before:
-                self.journal.has_changes = line.is_stale = True
+    def _end_due(self, market_ms: int, bid: int, ask: int) -> None:
+        """Let act what a position's time or age is reached of, the market at *bid* and *ask*."""
+        for line in self.parts:
+            if line.protector.is_timed:
+                line.protector.act_if_due(market_ms, bid, ask)
         if self.shares:
             self.agree()
 
-    def _end_pass(self, first: tuple[int, int], sequence: int, at_ms: int) -> None:
+    def _end_pass(self, first: tuple[int, int], at_ms: int) -> None:
         """Let protection and margin follow the fills of a pass, which begin at *first*."""
-        for line in self._lines:
-            line.is_stale = True
-        self.protect_fills(first, sequence)
+        self.protect_fills(first)
         if self.binds is not None and len(self.journal.entries) > first[0]:
-            self.set_liquidation_price(sequence, at_ms)
+            self.set_liquidation_price(at_ms)
 
-    def protect_fills(self, first: tuple[int, int], sequence: int) -> None:
+    def protect_fills(self, first: tuple[int, int]) -> None:
         """Let what the fills of a pass arm or end follow them; they begin at *first*."""
         journal, (entry, part) = self.journal, first
-        entries = journal.entries[entry:]
-        if not entries:
-            return
         if not self.shares:
-            orders = {one.order.order_id: one.order for one in entries}
-            self.note(self.arm([one.fill for one in entries], list(orders.values()), sequence))
+            self.arm([one.fill for one in journal.entries[entry:]])
         for share in self.shares:
-            parts = [one for one in journal.parts[part:] if one.share.owner == share.owner]
-            if parts:
-                orders = {one.order.order_id: one.order for one in parts}
-                fills = [one.fill for one in parts]
-                share.note(share.arm(fills, list(orders.values()), sequence))
+            share.arm([fill for owner, fill in journal.parts[part:] if owner == share.owner])
 
-    def arm(
-        self, fills: Sequence[Fill], filled: Sequence[Order], sequence: int
-    ) -> tuple[Order, ...]:
-        """Return the orders that change because *fills* of the orders *filled* arm or end them."""
+    def arm(self, fills: Sequence[Fill]) -> None:
+        """Let protection follow *fills*."""
+        if not fills or not self.protector.is_active:
+            return
         # Whoever takes meets the market; a limit that had rested was met on its way.
         taken = (fill.reference_price for fill in fills if fill.liquidity is Liquidity.TAKER)
-        return self.protector.after(
-            filled,
-            self.held,
-            self.entry_price,
-            next(taken, fills[-1].reference_price),
-            sequence=sequence,
-            at_ms=fills[-1].filled_ms,
-        )
+        market = next(taken, fills[-1].reference_price)
+        filled = [self.journal.order_of(fill) for fill in fills]
+        self.protector.after(filled, market, fills[-1].filled_ms)
 
-    def take_part(self, part: Fill, order: Order, sequence: int) -> None:
-        """Post *part*, which filled *order* at once; protection follows."""
+    def take_part(self, part: Fill) -> None:
+        """Post *part*, which the fill of an order or a crossing moves in this share."""
         self.post(part)
-        self.journal.parts.append(PartFill(self, part, order))
+        self.journal.parts.append((self.owner, part))
         self.journal.has_changes = True
-        self.note(tuple(self.orders.resize(self.held)))
-        self.note(self.arm([part], [order], sequence))
 
     def agree(self) -> None:
         """Want what the shares want together."""
         self.orders.target = sum(share.orders.target for share in self.shares)
-        self.is_stale = True
+        self.orders.is_stale = True
 
     # ------------------------------------------------------------ what is asked for
 
     def submit(
         self, target: int, reason: str, now: Moment, *, by_command: bool = False
-    ) -> SentOrders:
-        """Ask for *target*, from what is held; a share is led there by the position's order."""
-        self.is_stale = True
+    ) -> str | None:
+        """Ask for *target*, from what is held; return why the exchange takes no order for it.
+
+        A share is led there by the position's order.
+        """
+        self.orders.is_stale = True
         if self.whole is not None:
             if target != self.orders.target:
                 self.want(target, reason)
-            return UNCHANGED
+            return None
         cash = self.book.account.spendable(self, is_reversal=target * now.held < 0)
-        sent = self.orders.submit(target, reason, now._replace(cash=cash), by_command=by_command)
-        self.note(sent.orders)
-        return sent
+        return self.orders.submit(target, reason, now._replace(cash=cash), by_command=by_command)
 
     def want(self, target: int, reason: str) -> None:
         """Have *target* wanted, for that *reason*; nothing is ordered."""
-        self.orders.target, self.orders.reason = target, reason
-        self.is_stale = True
+        orders = self.orders
+        if (orders.target, orders.reason) != (target, reason):
+            orders.target, orders.reason = target, reason
+            orders.is_stale = self.journal.has_changes = True
 
-    def send(self, orders: Orders, bar: Bar, *, sequence: int, at_ms: int) -> tuple[Order, ...]:
+    def send(self, orders: Orders, bar: Bar, at_ms: int) -> None:
         """Ask for the list of *orders*, which were decided at the close of *bar*."""
-        self.is_stale = True
         cash = self.book.account.spendable(self, is_reversal=False)
-        now = Moment(sequence, at_ms, bar.open_time_ms, bar.close, self.held, cash)
-        sent = self.orders.send(orders.requests, orders.reason, now)
-        self.note(sent)
-        return sent
-
-    def withdraw(self, reason: str, *, opening_only: bool = False) -> None:
-        """Cancel what rests by list: all of it, or what could open a position."""
-        self.note(self.orders.withdraw("", reason, opening_only=opening_only))
+        now = Moment(at_ms, bar.open_time_ms, bar.close, self.held, cash)
+        self.orders.send(orders.requests, orders.reason, now)
 
     def confirm(self, open_time_ms: int) -> None:
         """Let the position stand for another horizon from the bar at *open_time_ms* on."""
         self.orders.confirmed_ms = open_time_ms
-        self.is_stale = True
+        self.orders.is_stale = True
 
     def plan(
         self,
@@ -612,14 +524,6 @@ class Line:
             signal, bar.close, entry, at_ms, day_range, expected=expected, held=held
         )
 
-    def protect(self, plan: Plan, bar: Bar, *, sequence: int, at_ms: int) -> None:
-        """Protect by *plan* what is held, or will be; see ``Protector``."""
-        self.is_stale = True
-        changed = self.protector.follow(
-            plan, self.held, self.entry_price, bar.close, sequence=sequence, at_ms=at_ms
-        )
-        self.note(changed)
-
     def is_protected_by(self, plan: Plan) -> bool:
         """Return whether [exits] gave this very *plan* before; nothing changes then.
 
@@ -630,30 +534,18 @@ class Line:
             (state.plan, state.closed, state.following) == (plan, 0, None)
         )
 
-    def leave(self, reason: str) -> None:
-        """Protect the position until what is held of it is closed: see ``Protector``."""
-        if self.protector.is_active:
-            self.is_stale = True
-            self.note(self.protector.leave(self.held, reason))
-
-    def hear(self, action: Action) -> bool:
-        """Learn the strategy's newest signal; return whether that ends a wait for another one."""
-        changed = self.orders.is_guarded and self.protector.on_signal(action)
-        self.is_stale |= changed
-        return changed
-
     def due_from(self, quote: Quote) -> int | None:
         """Return the market time from which *quote* closes or moves what is due by then."""
         if not self.protector.is_timed:  # as at most quotes
             return None
-        return self.protector.matters_from(quote, self.entry_price, self.holding.opened_ms)
+        return self.protector.matters_from(quote)
 
     # ------------------------------------------------------------ what survives a restart
 
     def state(self) -> BookState:
         """Return the state that must survive a restart."""
         queues = None
-        if self.queues is not None and isinstance(self.orders, LateCancels):
+        if self.queues is not None:
             queues = self.queues.state(sorted(self.orders.leaving))
         return BookState(self.holding, self.orders.state(), self.protector.state, queues)
 
@@ -662,8 +554,7 @@ class Line:
         self.hold(state.holding)
         self.orders.restore(state.orders)
         self.protector.state = state.protection
-        if state.queues is not None and isinstance(self.orders, LateCancels):
-            assert self.queues is not None
+        if state.queues is not None and self.queues is not None:
             self.queues.restore(state.queues)
             self.orders.leaving = frozenset(state.queues.leaving)
 
@@ -678,57 +569,44 @@ class Line:
         self._post_holding()
 
 
-class TrialLine:
-    """What fills of one instrument would do to a line; it bears every one."""
+class Trial:
+    """What fills of one instrument would do to its account: in the end all of it is taken back.
 
-    position = Position()  # of which nobody asks
+    It bears every one of them.
+    """
 
-    def __init__(self, line: Line, whole: TrialLine | None = None) -> None:
-        self.cash = line.cash
-        self.holding = copy(line.holding)
-        self.line, self.owner, self.orders = line, line.owner, line.orders
-        self.executor, self.is_cash = line.executor, line.is_cash
-        self.journal = Journal()  # which nobody reads
+    def __init__(self, line: Line) -> None:
+        self._line, self._account = line, line.book.account
         self.is_over = False  # the account was called: no path leaves less
-        self._whole = whole
-        self.shares = [TrialLine(share, self) for share in line.shares]
-        self.calls = None if whole is not None else line.book.account.policy.calls(self)
 
-    @property
-    def held(self) -> int:
-        """The quantity, signed."""
-        return self.holding.quantity
+    def __enter__(self) -> Self:
+        """Begin it: nobody is told of what follows."""
+        account, parts = self._account, self._line.parts
+        self._journal = account.journal.take()
+        self._owners = [(of, vars(of).copy()) for of in (account, *(one.book for one in parts))]
+        self._lines = [(one, one.holding, one.position, one.orders.state()) for one in parts]
+        self._stale = [one.orders.is_stale for one in parts]
+        account.entries = None
+        for one in parts:
+            one.holding, one.book.fills = copy(one.holding), {}
+        self._line.tried = self
+        return self
 
-    def apply_fill(self, fill: Fill) -> Bounds | None:
-        """Book *fill*; return where the position is then liquidated, None where it cannot be."""
-        position = self if self._whole is None else self._whole
-        position.post(fill)
-        if position is not self:
-            self.post(fill)
-        return position.holding.bounds(position.line.binds)
+    def __exit__(self, *_: object) -> None:
+        """Take everything back."""
+        self._line.tried = None
+        for of, kept in self._owners:
+            vars(of).update(kept)
+        for (line, holding, position, orders), stale in zip(self._lines, self._stale, strict=True):
+            line.holding, line.position = holding, position
+            line.orders.restore(orders)
+            line.orders.is_stale = stale
+        self._account.journal.swap(self._journal)
 
-    def post(self, fill: Fill) -> None:
-        """Book *fill* here alone."""
-        holding = self.holding
-        if not self.is_cash:
-            realized = holding.trade(signed_quantity(fill), fill.notional, self.line.binds)
-            self.cash += realized - fill.fee
-        elif fill.side is Side.BUY:
-            holding.quantity += fill.quantity - fill.fee_base
-            self.cash -= fill.notional + fill.fee
-        else:
-            holding.quantity -= fill.quantity
-            self.cash += fill.notional - fill.fee
-
-    def reduction(self, mark: int) -> tuple[int, int] | None:
-        """Return by how much *mark* reduces what it calls, and to which tier; None by all."""
-        return self.holding.reduction(self.line.binds, mark)
-
-    def refusal(self, fill: Fill) -> None:
-        """Bear *fill*."""
-
-    def equity(self, value: int) -> int:
-        """Return the equity with the position at *value*, signed; the least once it was called."""
+    def equity(self, price: int) -> int:
+        """Return the equity with the instrument at *price*; the least once it was called."""
+        line = self._line
         if self.is_over:
             return -MONEY_LIMIT
-        return self.cash + value - (0 if self.is_cash else self.holding.entry_notional)
+        entry = 0 if line.is_cash else line.holding.entry_notional
+        return line.book.cash + line.notional(price, line.held) - entry

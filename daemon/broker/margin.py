@@ -9,8 +9,7 @@ The rules are docs/money.md, M22 to M60.
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from copy import copy
 from typing import TYPE_CHECKING, Final
 
@@ -22,13 +21,8 @@ from tracepaper.daemon.broker.cross_margin import (
     reductions,
     takeover_order,
 )
-from tracepaper.daemon.broker.line import (
-    Holding,
-    Line,
-    TrialLine,
-    signed_quantity,
-)
-from tracepaper.daemon.broker.matching import MarginCalls, MarketPass, touched
+from tracepaper.daemon.broker.line import Holding, Line, signed_quantity
+from tracepaper.daemon.broker.matching import MarketPass, touched
 from tracepaper.daemon.broker.orders import OrderEvent, RestingOrders, after
 from tracepaper.daemon.broker.rules import MarginRules
 from tracepaper.strategies.types.decisions import Fill, Order, OrderRole
@@ -65,11 +59,11 @@ class MarginPolicy:
         """Return why the account cannot bear *fill*, or None: what only closes is always borne."""
         return None
 
-    def calls(self, line: Line | TrialLine) -> MarginCalls | None:  # noqa: ARG002
+    def calls(self, line: Line) -> MarginCalls | None:  # noqa: ARG002
         """Return when prices of the position *line* call the account; None but on cross margin."""
         return None
 
-    def match_mark(self, line: Line, mark: int, sequence: int, at_ms: int) -> None:
+    def match_mark(self, line: Line, mark: int, at_ms: int) -> None:
         """Liquidate what the *mark* price of the position *line* takes away."""
 
     def is_reached(self, instrument: str, prices: Mapping[str, int]) -> bool:  # noqa: ARG002
@@ -125,15 +119,15 @@ class IsolatedMargin(MarginPolicy):
             else None
         )
 
-    def match_mark(self, line: Line, mark: int, sequence: int, at_ms: int) -> None:
+    def match_mark(self, line: Line, mark: int, at_ms: int) -> None:
         """Liquidate the position of *line* where *mark* has reached that price."""
         if not line.held:
             return
         if line.orders.liquidation is None:  # taken over
-            line.set_liquidation_price(sequence, at_ms)
+            line.set_liquidation_price(at_ms)
         market, first = MarketPass(line), line.journal.begin()
         market.match_mark(mark, at_ms)
-        line.protect_fills(first, sequence)
+        line.protect_fills(first)
 
     def is_reached(self, instrument: str, prices: Mapping[str, int]) -> bool:
         """Return whether the price of *instrument* reaches the liquidation price of a position."""
@@ -232,13 +226,13 @@ class CrossMargin(MarginPolicy):
         needed += sum(one.initial for key, one in values.items() if key != line.key)
         return None if needed <= balance else NOT_COVERED
 
-    def calls(self, line: Line | TrialLine) -> MarginCalls:
-        """Return when a path of prices of *line* calls the account; a trial then is over."""
-        return _LineCalls(self, line) if isinstance(line, Line) else _TrialCalls(self, line)
+    def calls(self, line: Line) -> MarginCalls:
+        """Return when a path of prices of *line* calls the account."""
+        return MarginCalls(self, line)
 
     # ------------------------------------------------------------ liquidation
 
-    def match_mark(self, line: Line, mark: int, sequence: int, at_ms: int) -> None:  # noqa: ARG002
+    def match_mark(self, line: Line, mark: int, at_ms: int) -> None:
         """Liquidate the account where it is called with *line* at *mark*."""
         if self.is_called_at({line.key: mark}):
             self.liquidate(line, mark, at_ms)
@@ -251,8 +245,8 @@ class CrossMargin(MarginPolicy):
         before, positions = line.mark, self._positions
         line.mark_to(price)
         for one in positions.values():
-            one.is_stale = True
-            line.journal.note(*_cancelled(one.orders, one.held))
+            one.orders.is_stale = True
+            _cancel(one.orders, one.held)
         if is_ruin or self.is_called_at():
             values = self.values()
             assert values is not None
@@ -283,7 +277,6 @@ class CrossMargin(MarginPolicy):
     ) -> Order:
         """Return the exchange's own order: at the market, or at the bankruptcy *price*."""
         return line.orders.exit_order(
-            self._account.sequence,
             line.held,
             role=OrderRole.LIQUIDATION,
             reason=f"{CALLED}: {what}",
@@ -306,26 +299,28 @@ class CrossMargin(MarginPolicy):
 
     def _close(self, line: Line, order: Order) -> None:
         """Fill the exchange's own *order*; exit orders follow."""
-        order, market, first = (
-            after(order, OrderEvent.ACCEPT),
-            MarketPass(line),
-            line.journal.begin(),
-        )
+        order = after(order, OrderEvent.ACCEPT)
+        market, first = MarketPass(line), line.journal.begin()
         line.orders.others += (order,)
         fills = line.executor.reduced if order.price is None else line.executor.liquidated
         market.book(fills(order, line.mark, order.created_ms))
-        line.protect_fills(first, self._account.sequence)
+        line.protect_fills(first)
 
 
-class _Calls(ABC):
-    """Implements ``MarginCalls``: when a path of prices of one instrument calls the account."""
+class MarginCalls:
+    """When a path of prices of one position calls an account on cross margin, and what follows.
+
+    While fills are tried, a call ends the trial: no path leaves less.
+    """
 
     def __init__(self, policy: CrossMargin, line: Line) -> None:
         self._policy, self._line = policy, line
 
-    @abstractmethod
     def _is_at(self, price: int) -> bool:
         """Return whether the account is called with the instrument at *price*."""
+        if self._line.tried is not None and self._line.tried.is_over:
+            return False
+        return self._policy.is_called_at({self._line.key: price})
 
     def is_called_within(self, bar: Bar) -> bool:
         """Return whether the account is called at one end of *bar*."""
@@ -352,49 +347,22 @@ class _Calls(ABC):
                 near = middle
         return end if far * tick >= abs(end - start) else start + far * way
 
-
-class _LineCalls(_Calls):
-    """When prices of a position's line call the account."""
-
-    def _is_at(self, price: int) -> bool:
-        return self._policy.is_called_at({self._line.key: price})
-
     def liquidate(self, price: int, at_ms: int) -> None:
         """Liquidate with the instrument at *price*."""
-        self._policy.liquidate(self._line, price, at_ms)
+        if self._line.tried is not None:
+            self._line.tried.is_over = True
+        else:
+            self._policy.liquidate(self._line, price, at_ms)
 
     def ruins(self, fill: Fill, at_ms: int) -> bool:
         """Liquidate in place of *fill* where it is a close that costs more than there is."""
+        if self._line.tried is not None:
+            return False
         found = self._policy.after_fill(self._line, fill)
         if found is None or found[0] >= 0:
             return False
         self._policy.liquidate(self._line, fill.reference_price, at_ms, is_ruin=True)
         return True
-
-
-class _TrialCalls(_Calls):
-    """When prices of a trial's line would call the account."""
-
-    def __init__(self, policy: CrossMargin, trial: TrialLine) -> None:
-        super().__init__(policy, trial.line)
-        self._trial = trial
-
-    def _is_at(self, price: int) -> bool:
-        trial, key = self._trial, self._line.key
-        if trial.is_over:
-            return False
-        values = self._policy.values({key: price}, (key, trial.holding))
-        return values is not None and is_called(trial.cash, values)
-
-    def liquidate(self, price: int, at_ms: int) -> None:
-        """End the trial: a path that calls the account leaves less than any other."""
-        del price, at_ms
-        self._trial.is_over = True
-
-    def ruins(self, fill: Fill, at_ms: int) -> bool:
-        """Bear *fill*."""
-        del fill, at_ms
-        return False
 
 
 def _exposure(resting: RestingOrders, held: int) -> int:
@@ -417,12 +385,12 @@ def _exposure(resting: RestingOrders, held: int) -> int:
     return max(most, least, key=abs)
 
 
-def _cancelled(resting: RestingOrders, held: int) -> Iterator[Order]:
+def _cancel(resting: RestingOrders, held: int) -> None:
     """Cancel all that may do more than reduce the position *held*."""
     for order in resting.orders:
         only_closes = order is resting.order and 0 <= _left(held, order) * held <= held * held
         if not order.reduce_only and not (held and only_closes):
-            yield resting.end(order, CALLED)
+            resting.end(order, CALLED)
 
 
 def _left(held: int, order: Order) -> int:

@@ -17,15 +17,14 @@ The rules are docs/money.md, M11 to M14, and docs/orders.md, B2 to B4.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from itertools import pairwise
 from operator import attrgetter
-from typing import TYPE_CHECKING, Final, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Final
 
 from msgspec.structs import replace
 
 from tracepaper.daemon.broker.apportion import apportion
-from tracepaper.daemon.broker.journal import FillEntry, PartFill
+from tracepaper.daemon.broker.journal import FillEntry
 from tracepaper.daemon.broker.orders import OrderEvent, RestingOrders, after, urgency
 from tracepaper.daemon.broker.rules import NO_CASH
 from tracepaper.strategies.errors import InvariantBroken
@@ -40,33 +39,10 @@ from tracepaper.strategies.types.decisions import (
 from tracepaper.strategies.types.market import Bar, Quote, Side
 
 if TYPE_CHECKING:
-    from tracepaper.daemon.broker.line import Line, TrialLine
-
-    Funds: TypeAlias = Line | TrialLine
-    """What a fill moves: a line of a book, or a copy of one to try fills on."""
+    from tracepaper.daemon.broker.line import Line
 
 WOULD_TAKE: Final = "post-only, and it would have taken"
 LIQUIDATED_FIRST: Final = "the position was liquidated first"
-
-
-class MarginCalls(Protocol):
-    """When prices of one instrument call an account on cross margin, and what follows."""
-
-    def at(self, start: int, end: int) -> int | None:
-        """Return the first price on the way from *start* to *end* that calls it, if one does."""
-        ...
-
-    def is_called_within(self, bar: Bar) -> bool:
-        """Return whether the account is called at one end of *bar*."""
-        ...
-
-    def liquidate(self, price: int, at_ms: int) -> None:
-        """Liquidate it with the instrument at *price*."""
-        ...
-
-    def ruins(self, fill: Fill, at_ms: int) -> bool:
-        """Liquidate in place of *fill* where it is a close that costs more than there is."""
-        ...
 
 
 _DECIDED: Final = frozenset({OrderRole.SIGNAL, OrderRole.LIST})
@@ -76,31 +52,30 @@ _DECIDED: Final = frozenset({OrderRole.SIGNAL, OrderRole.LIST})
 class MarketPass:
     """The resting orders of a position and of its shares, while one event passes them."""
 
-    def __init__(self, funds: Funds) -> None:
-        """Let events pass the position *funds*: a line of a book, or a trial of one."""
-        self.journal = funds.journal
-        self._funds = funds
-        self._resting = funds.orders
-        self._executor = funds.executor
-        self._is_cash = funds.is_cash
+    def __init__(self, line: Line) -> None:
+        """Let events pass the position of *line*."""
+        self.journal = line.journal
+        self._line = line
+        self._resting = line.orders
+        self._executor = line.executor
         self._younger: set[str] = set()  # than the bar that passes: ids of orders
         self._is_quote = False  # what passes
 
     @property
     def _orders(self) -> tuple[Order, ...]:
         """Every order that rests, in the order in which they meet the market."""
-        if not self._funds.shares:
+        if not self._line.shares:
             return self._resting.orders
         first = () if self._resting.order is None else (self._resting.order,)
-        others = (one for line in lines_of(self._funds) for one in line.orders.others)
+        others = (one for line in self._line.parts for one in line.orders.others)
         return tuple(sorted((*first, *others), key=urgency))
 
-    def _line_of(self, order_id: str) -> Funds:
+    def _line_of(self, order_id: str) -> Line:
         """Return the share in which the order with that id rests, else the position."""
-        for share in self._funds.shares:
+        for share in self._line.shares:
             if any(one.order_id == order_id for one in share.orders.others):
                 return share
-        return self._funds
+        return self._line
 
     def _find(self, order_id: str) -> Order | None:
         """Return the resting order with that id, if there is one."""
@@ -170,14 +145,14 @@ class MarketPass:
 
     def _called(self, start: int, end: int, at_ms: int) -> int | None:
         """Liquidate an account on cross margin where the way to *end* calls it; return where."""
-        if (calls := self._funds.calls) is None or (at := calls.at(start, end)) is None:
+        if (calls := self._line.calls) is None or (at := calls.at(start, end)) is None:
             return None
         calls.liquidate(at, at_ms)
         return at
 
     def _liquidate(self, order: Order, mark: int, at_ms: int) -> None:
         """Reduce the position at *mark* to a lower risk tier, or let all of it be taken over."""
-        if (reduction := self._funds.reduction(mark)) is not None:
+        if (reduction := self._line.holding.reduction(self._line.binds, mark)) is not None:
             quantity, tier = reduction
             reduced = replace(order, reason=f"{order.reason}: reduced to risk tier {tier}")
             whole = self._executor.reduced(reduced, mark, at_ms)
@@ -279,7 +254,7 @@ class MarketPass:
 
     def _trail(self, bid: int, ask: int) -> None:
         """Let a trailing stop follow the market, which stands at *bid* and *ask*; never back."""
-        for line in lines_of(self._funds):
+        for line in self._line.parts:
             if line.orders.trail:
                 self._trail_by(line.orders, bid, ask)
 
@@ -297,7 +272,7 @@ class MarketPass:
         """Return *order* as one that has reached the exchange."""
         if order.status is not OrderStatus.NEW:
             return order
-        return self._noted(after(order, OrderEvent.ACCEPT))
+        return self._note(after(order, OrderEvent.ACCEPT))
 
     def _triggered(self, order: Order) -> Order:
         return self._moved(order, after(order, OrderEvent.TRIGGER, triggered=True))
@@ -305,16 +280,14 @@ class MarketPass:
     def _moved(self, order: Order, moved: Order) -> Order:
         """Take *order* as it was *moved* or triggered; a quote may be newer than bars to come."""
         if not self._is_quote:
-            return self._noted(moved)
-        self.journal.note(self._line_of(order.order_id).orders.move(order, moved))
-        return moved
+            return self._note(moved)
+        return self._line_of(order.order_id).orders.move(order, moved)
 
-    def _noted(self, order: Order) -> Order:
-        self.journal.note(self._line_of(order.order_id).orders.note(order))
-        return order
+    def _note(self, order: Order) -> Order:
+        return self._line_of(order.order_id).orders.note(order)
 
     def _end(self, order: Order, reason: str, event: OrderEvent = OrderEvent.CANCEL) -> None:
-        self.journal.note(self._line_of(order.order_id).orders.end(order, reason, event))
+        self._line_of(order.order_id).orders.end(order, reason, event)
 
     def _apply_fill(self, order: Order, fill: Fill) -> bool:
         """Book *fill* of *order*; return False where the account could not bear it."""
@@ -328,7 +301,7 @@ class MarketPass:
                 self._end_short(order, refusal)
                 return False
             fill = affordable
-        calls = self._funds.calls
+        calls = self._line.calls
         if calls is not None and calls.ruins(fill, fill.filled_ms):
             if (left := self._find(order.order_id)) is not None:
                 self._end(left, LIQUIDATED_FIRST)
@@ -340,33 +313,31 @@ class MarketPass:
 
     def book(self, fill: Fill) -> Order:
         """Book *fill* of an order that rests, in position and shares; return the order after it."""
-        funds, line = self._funds, self._line_of(fill.order_id)
-        before = funds.position
-        bounds = line.apply_fill(fill)
-        changed = line.orders.apply_fill(fill, line.held)
-        order = changed[0]
-        if line is not funds:
-            self.journal.parts.append(PartFill(line, fill, order))
-            self._resting.target = sum(one.orders.target for one in funds.shares)
-            changed += (*self._resting.resize(funds.held), *self._resting.serve(funds.held))
-        elif funds.shares:
-            changed += self._apportioned(fill, order)
-        self.journal.entries.append(FillEntry(fill, order, before, funds.position))
-        self.journal.note(*changed)
-        if bounds is not None:
+        position, line = self._line, self._line_of(fill.order_id)
+        before = position.position
+        position.post(fill)
+        if line is not position:
+            line.take_part(fill)
+        order = line.orders.apply_fill(fill, line.held)
+        if line is not position:
+            position.agree()
+            self._resting.resize(position.held)
+            self._resting.serve(position.held)
+        elif position.shares:
+            self._apportion(fill, order)
+        self.journal.entries.append(FillEntry(fill, order, before, position.position))
+        if (bounds := position.holding.bounds(position.binds)) is not None:
             # What is left of the event meets the position as it is now.
-            amended = self._resting.amend_liquidation(bounds, funds.held)
-            self.journal.note(*(() if amended is None else (amended,)))
+            self._resting.amend_liquidation(bounds, position.held)
         return order
 
-    def _apportioned(self, fill: Fill, order: Order) -> tuple[Order, ...]:
+    def _apportion(self, fill: Fill, order: Order) -> None:
         """Give each share its part of *fill* of the position's own *order*.
 
         It goes by what each still wants in that direction, else by what each holds on the other
         side. Where the order only reduces, by liquidation say, nobody wants more than is left.
-        Returns the protection that this changes.
         """
-        shares: Sequence[Funds] = self._funds.shares
+        shares = self._line.shares
         sign = 1 if fill.side is Side.BUY else -1
         weights = [max(sign * (one.orders.target - one.held), 0) for one in shares]
         if order.reduce_only or not any(weights):
@@ -377,25 +348,23 @@ class MarketPass:
             raise InvariantBroken(f"a fill of {fill.instrument} that no strategy asked for")
         quantities = apportion(fill.quantity, weights)
         fees, of_base = apportion(fill.fee, quantities), apportion(fill.fee_base, quantities)
-        changed: tuple[Order, ...] = ()
         for share, quantity, fee, fee_base in zip(shares, quantities, fees, of_base, strict=True):
             if quantity:
                 notional = self._executor.notional(fill.price, quantity)
                 part = replace(
                     fill, quantity=quantity, notional=notional, fee=fee, fee_base=fee_base
                 )
-                share.post(part)
-                changed += tuple(share.orders.resize(share.held))
-                self.journal.parts.append(PartFill(share, part, order))
+                share.take_part(part)
+                share.orders.resize(share.held)
             if order.reduce_only:
-                share.orders.target, share.orders.reason = share.held, "liquidated"
-        return changed
+                share.want(share.held, "liquidated")
 
     def _refusal(self, fill: Fill) -> str | None:
         """Return why the account cannot bear *fill*, or None."""
-        if self._is_cash and fill.side is Side.BUY and _cost(fill) > self._funds.cash:
+        line = self._line
+        if line.is_cash and fill.side is Side.BUY and fill.notional + fill.fee > line.book.cash:
             return NO_CASH
-        return self._funds.refusal(fill)
+        return line.refusal(fill)
 
     def _end_short(self, order: Order, refusal: str) -> None:
         """End *order*, which the account cannot bear; nothing asks again for what is missing."""
@@ -434,11 +403,6 @@ class MarketPass:
 
 
 # ---------------------------------------------------------------- an order and a price
-
-
-def _cost(fill: Fill) -> int:
-    """Return the cash that *fill*, a buy that is paid in full, takes."""
-    return fill.notional + fill.fee
 
 
 def _is_limit(order: Order) -> bool:
@@ -513,11 +477,6 @@ def _price_met(order: Order, start: int, end: int) -> int | None:
 # ---------------------------------------------------------------- one event
 
 
-def lines_of(funds: Funds) -> tuple[Funds, ...]:
-    """Return what meets the market together: a position, and its shares."""
-    return (funds, *funds.shares)
-
-
 _PATHS: Final = (
     attrgetter("open", "high", "low", "close"),
     attrgetter("open", "low", "high", "close"),
@@ -529,19 +488,15 @@ Tried = tuple[int, int]
 
 def try_paths(line: Line, bar: Bar) -> Tried | None:
     """Return what each path of *bar* would leave; None where none meets anything that rests."""
-    lines = lines_of(line)
     if not any(
-        _may_meet(order, bar, one.orders.trail) for one in lines for order in one.orders.others
+        _may_meet(order, bar, one.orders.trail) for one in line.parts for order in one.orders.others
     ) and (line.calls is None or not line.calls.is_called_within(bar)):
         return None
-    resting = [(one.orders, one.orders.state()) for one in lines]
     left = []
     for path in (0, 1):
-        trial = line.trial()
-        MarketPass(trial).walk(bar, path)
-        left.append(trial.equity(line.notional(bar.close, trial.held)))
-        for orders, state in resting:
-            orders.restore(state)
+        with line.trial() as trial:
+            MarketPass(line).walk(bar, path)
+            left.append(trial.equity(bar.close))
     return left[0], left[1]
 
 

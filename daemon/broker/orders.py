@@ -9,16 +9,17 @@ The rules are docs/money.md, M6 to M9, and docs/orders.md, B1 and B2.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from enum import StrEnum
 from hashlib import sha256
 from math import log
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from msgspec import Struct
 from msgspec.structs import replace
 
 from tracepaper.daemon.broker.execution import ExecutionCosts
+from tracepaper.daemon.broker.journal import Journal
 from tracepaper.daemon.broker.rules import Bounds, Filters, MarginRules
 from tracepaper.strategies.api.context import Cancel, OrderRequest
 from tracepaper.strategies.errors import InvariantBroken
@@ -28,10 +29,12 @@ from tracepaper.strategies.types.decisions import (
     OrderKind,
     OrderRole,
     OrderStatus,
-    PositionSide,
 )
 from tracepaper.strategies.types.market import Category, CommandKind, Instrument, Side
 from tracepaper.strategies.units import MONEY_LIMIT, RATE_SCALE
+
+if TYPE_CHECKING:
+    from tracepaper.daemon.broker.book import Book
 
 FILL_WITHIN_MS: Final = 10_000
 FLATTEN: Final = CommandKind.FLATTEN.value
@@ -122,23 +125,9 @@ class OrdersState(Struct, frozen=True, array_like=True):
     shortfall: str = ""
 
 
-class SentOrders(NamedTuple):
-    """What a target came to: orders that changed, and why none could be sent where one should.
-
-    A refusal is computed anew each time that the target is repeated: it is no order and no trade.
-    """
-
-    orders: tuple[Order, ...]
-    refusal: str | None
-
-
-UNCHANGED: Final = SentOrders((), None)
-
-
 class Moment(NamedTuple):
     """When something is decided, and what is known of the account then."""
 
-    sequence: int  # of the step
     at_ms: int  # market time
     opened_ms: int  # open time of the bar that decided
     price: int  # the newest close, for what depends on the notional
@@ -146,31 +135,11 @@ class Moment(NamedTuple):
     cash: int = MONEY_LIMIT  # what a spot buy can be paid from
 
 
-class OrderIds:
-    """Names the orders of one account: by the number of their step, and a count within it.
-
-    Counts are kept by step, since the steps of a close interleave: every bar of it fills orders
-    before the first of them is decided.
-    """
-
-    def __init__(self) -> None:
-        self._counts: dict[int, int] = {}
-
-    def next(self, sequence: int) -> str:
-        """Return the id of the next order that step *sequence* bears."""
-        count = self._counts.get(sequence, 0)
-        if not count and len(self._counts) >= _STEPS_COUNTED:
-            del self._counts[next(iter(self._counts))]
-        self._counts[sequence] = count + 1
-        return f"{sequence}-{count}"
-
-
-_STEPS_COUNTED: Final = 4_096
-"""More steps than a close has bars: one for each symbol of a venue."""
-
-
 class RestingOrders:
-    """The resting orders of one instrument in one book: of a position, or of an owner's share."""
+    """The resting orders of one instrument in one book: of a position, or of an owner's share.
+
+    Every order that changes is noted in the journal of the account.
+    """
 
     def __init__(
         self,
@@ -179,23 +148,27 @@ class RestingOrders:
         *,
         latency: Latency,
         fill_within_ms: int = FILL_WITHIN_MS,
-        ids: OrderIds | None = None,
-        side: PositionSide | None = None,
-        owner: str = "",
+        cancel_ms: int = 0,
+        book: Book | None = None,
         net: RestingOrders | None = None,
     ) -> None:
-        """Hold orders of one *side* in hedge mode, or of one *owner* of a shared account.
+        """Hold the orders of *book*.
 
-        *ids* are the account's. *net* are the orders of the position that an owner has a share of.
+        A strategy's cancellation by list takes *cancel_ms* on its way: until then the order can be
+        filled. *net* are the orders of the position that an owner has a share of.
         """
         self._filters = Filters(instrument, costs)
         self._spot = instrument.category is Category.SPOT
         self._is_cash = instrument.category.is_cash
         self._costs = costs
         self._latency = latency
-        self._fill_within_ms = fill_within_ms
-        self._ids = ids or OrderIds()
-        self._side, self._owner, self._net = side, owner, net
+        self._fill_within_ms, self._cancel_ms = fill_within_ms, cancel_ms
+        self.leaving: frozenset[str] = frozenset()  # ids of orders with a cancellation on its way
+        self.journal = Journal() if book is None else book.account.journal
+        self.is_stale = True  # what the line carries has changed since it was encoded
+        self._side = None if book is None else book.side
+        self._owner = "" if book is None else book.owner
+        self._net = net
         self.order: Order | None = None
         self.others: tuple[Order, ...] = ()
         # Those that quotes moved or triggered, as they stood at the newest bar that was not missed.
@@ -258,11 +231,11 @@ class RestingOrders:
         self.confirmed_ms, self.order, self.others = state.confirmed_ms, state.order, state.others
         self.unmoved, self.shortfall = state.unmoved, state.shortfall
 
-    def next_id(self, sequence: int) -> str:
-        """Return the id of the next order that step *sequence* bears here."""
-        last, count = self._born
+    def next_id(self) -> str:
+        """Return the id of the next order that the step bears here."""
+        (last, count), sequence = self._born, self.journal.sequence
         self._born = sequence, count + 1 if last == sequence else 1
-        return self._ids.next(sequence)
+        return self.journal.next_id()
 
     def find(self, order_id: str) -> Order | None:
         """Return the resting order with that id, if there is one."""
@@ -274,6 +247,19 @@ class RestingOrders:
 
     def note(self, order: Order) -> Order:
         """Take *order* as it now stands, resting or ended, and return it."""
+        self._keep(order)
+        return self._recorded(order)
+
+    def add(self, order: Order) -> None:
+        """Let the new *order* rest."""
+        self.others += (self._recorded(order),)
+
+    def _recorded(self, order: Order) -> Order:
+        self.is_stale = True
+        self.journal.note(order)
+        return order
+
+    def _keep(self, order: Order) -> None:
         ended = order.status in _ENDED
         if self.order is not None and order.order_id == self.order.order_id:
             self.order = None if ended else order
@@ -282,7 +268,8 @@ class RestingOrders:
             self.others = tuple(one for one in kept if one.status not in _ENDED)
         if self.unmoved:
             self.unmoved = tuple(one for one in self.unmoved if one.order_id != order.order_id)
-        return order
+        if self.leaving:
+            self.leaving &= {one.order_id for one in self.others}
 
     def move(self, order: Order, moved: Order) -> Order:
         """Take *order* as a quote *moved* or triggered it; what it was is kept: :meth:`rewind`."""
@@ -302,46 +289,45 @@ class RestingOrders:
         self.unmoved = ()
         return newer
 
-    def resume(self, newer: Mapping[str, Order], opened_ms: int) -> tuple[Order, ...]:
-        """Undo :meth:`rewind` after the bar that opened at *opened_ms*; return what still rests.
+    def resume(self, newer: Mapping[str, Order], opened_ms: int) -> None:
+        """Undo :meth:`rewind` after the bar that opened at *opened_ms*.
 
         A trailing stop stands where the bar or the quotes have moved it, whichever is tighter.
         """
-        resumed = []
         for order in self.others:
             if (later := newer.get(order.order_id)) is None:
                 continue
             later = replace(later, quantity=order.quantity, trigger=_tighter(order, later))
-            self.note(later)
-            resumed.append(later)
+            (self.note if order in self.journal else self._keep)(later)
             if order.created_ms <= opened_ms:  # else the bar told nothing of it
                 self.unmoved += (order,)
-        return tuple(resumed)
+        self.is_stale = True
 
     def end(self, order: Order, reason: str, event: OrderEvent = OrderEvent.CANCEL) -> Order:
-        """Return *order* as it ends by *event*, for that *reason*."""
+        """Return *order* as it ends by *event*, for that *reason* or that of its cancellation."""
+        if event is OrderEvent.EXPIRE and order.order_id in self.leaving:
+            reason = order.reason
         return self.note(after(order, event, reason=reason))
 
-    def apply_fill(self, fill: Fill, held: int) -> tuple[Order, ...]:
-        """Book *fill*, which left *held*; return every order that it changed, the filled first."""
+    def apply_fill(self, fill: Fill, held: int) -> Order:
+        """Book *fill*, which left *held*, with what it changes; return the order after it."""
         order = self.find(fill.order_id)
         if order is None:
             raise InvariantBroken(f"a fill of {fill.order_id}, which does not rest")
         filled = order.filled + fill.quantity
         event = OrderEvent.FILL_REST if filled == order.quantity else OrderEvent.FILL_PART
         of_signal = order is self.order
-        changed = [self.note(after(order, event, filled=filled))]
+        done = self.note(after(order, event, filled=filled))
         if not of_signal and order.reduce_only:
-            changed += self._closed_first(order, held)
+            self._close_first(order, held)
         elif not of_signal:
             bought = fill.side is Side.BUY
             self.target += fill.quantity - fill.fee_base if bought else -fill.quantity
-        if self.others:
-            changed += self.resize(held)
-        return tuple(changed)
+        self.resize(held)
+        return done
 
-    def _closed_first(self, order: Order, held: int) -> tuple[Order, ...]:
-        """Return what becomes of the order by signal, now that *order* has reduced to *held*.
+    def _close_first(self, order: Order, held: int) -> None:
+        """Shrink or end the order by signal, now that *order* has reduced to *held*.
 
         It was for another position. But where protection came before an order that turns the
         position around, what is left of that goes on.
@@ -351,49 +337,44 @@ class RestingOrders:
         needed = self._filters.whole(abs(self.target - held)) if turns else 0
         if not needed:
             self.target = held
-        return self._shrunk(needed)
+        self._shrink(needed)
 
-    def serve(self, held: int) -> tuple[Order, ...]:
-        """Return the order by signal where less is left of it, now that all shares hold *held*."""
-        if self.order is None:
-            return ()
-        sign = 1 if self.order.side is Side.BUY else -1
-        return self._shrunk(self._quantity_of(sign * max(sign * (self.target - held), 0)))
+    def serve(self, held: int) -> None:
+        """Shrink the order by signal to what is left of it, now that all shares hold *held*."""
+        if self.order is not None:
+            sign = 1 if self.order.side is Side.BUY else -1
+            self._shrink(self._quantity_of(sign * max(sign * (self.target - held), 0)))
 
-    def _shrunk(self, needed: int) -> tuple[Order, ...]:
-        """Return the order by signal where that changes because no more than *needed* is left."""
+    def _shrink(self, needed: int) -> None:
+        """Shrink the order by signal to what is *needed*, or end it."""
         if (rest := self.order) is None or needed >= rest.quantity - rest.filled:
-            return ()
-        if not needed:
-            return (self.end(rest, "another order closed the position first"),)
-        return (self.note(after(rest, OrderEvent.REPLACE, quantity=rest.filled + needed)),)
+            return
+        if needed:
+            self.note(after(rest, OrderEvent.REPLACE, quantity=rest.filled + needed))
+        else:
+            self.end(rest, "another order closed the position first")
 
-    def resize(self, held: int) -> Iterator[Order]:
+    def resize(self, held: int) -> None:
         """Shrink what may only close to *held*, and cancel what it leaves nothing to close."""
         for order in self.others:
             if not order.reduce_only:
                 continue
             most = self._closing(order.side, held)
             if most == 0:
-                yield self.end(order, "the position that it was to close is gone")
+                self.end(order, "the position that it was to close is gone")
             elif order.quantity - order.filled > most:
-                yield self.note(after(order, OrderEvent.REPLACE, quantity=order.filled + most))
+                self.note(after(order, OrderEvent.REPLACE, quantity=order.filled + most))
 
     def _closing(self, side: Side, held: int) -> int:
         """Return how much of *held* an order of that *side* can close, in whole steps."""
         closes = held < 0 if side is Side.BUY else held > 0
         return self._filters.whole(abs(held)) if closes else 0
 
-    def expire(self, market_ms: int, *, unfilled: bool = True) -> tuple[Order, ...]:
-        """Return as CANCELED whose time is over and, where *unfilled*, what no quote filled."""
-        if self.order is None and not self.others:
-            return ()
-        return tuple(self._expired(market_ms, unfilled=unfilled))
-
-    def _expired(self, market_ms: int, *, unfilled: bool) -> Iterator[Order]:
+    def expire(self, market_ms: int, *, unfilled: bool = True) -> None:
+        """Cancel the orders whose time is over and, where *unfilled*, what no quote filled."""
         for order in self.orders:
             if order.until_ms is not None and market_ms >= order.until_ms:
-                yield self.end(order, "its time is over", OrderEvent.EXPIRE)
+                self.end(order, "its time is over", OrderEvent.EXPIRE)
             elif (
                 unfilled
                 and order.kind is OrderKind.MARKET
@@ -401,16 +382,17 @@ class RestingOrders:
                 and market_ms - order.eligible_ms > self._fill_within_ms
             ):
                 within = f"no quote filled it within {self._fill_within_ms:,} ms"
-                yield self.end(order, within, OrderEvent.EXPIRE)
+                self.end(order, within, OrderEvent.EXPIRE)
 
     # ------------------------------------------------------------ by signal
 
     def submit(
         self, target: int, reason: str, now: Moment, *, by_command: bool = False
-    ) -> SentOrders:
-        """Make position plus resting order reach *target*, where the exchange would take an order.
+    ) -> str | None:
+        """Make position plus resting order reach *target*; return why the exchange takes no order.
 
-        A reversal is one order. An order for more than the account covers is cut to that. Nothing
+        The reason is computed anew each time that the target is repeated: it is no order. A
+        reversal is one order. An order for more than the account covers is cut to that. Nothing
         asks again for what was cut, or it would be a hidden limit order. What is refused
         *by_command* has no decision to say so: its order is kept, REJECTED.
         """
@@ -418,15 +400,15 @@ class RestingOrders:
         resting_leads_there = self.order is not None and target == self.target
         if target != self.target:
             self.target, self.reason, self.shortfall = target, reason, ""
+            self.journal.has_changes = True
         if resting_leads_there:
-            return UNCHANGED
+            return None
         if self.shortfall and target * held > 0 and not self.is_reached(target, held):
-            return SentOrders((), self.shortfall)
-        changed: tuple[Order, ...] = ()
+            return self.shortfall
         if (order := self.order) is not None:
-            changed = (self.end(order, "another target"),)
+            self.end(order, "another target")
         if self.is_reached(target, held):
-            return SentOrders(changed, None)
+            return None
         needed = target - held
         role = OrderRole.COMMAND if by_command else OrderRole.SIGNAL
         placed, filters = self._placed(needed, reason, now, role), self._filters
@@ -441,11 +423,10 @@ class RestingOrders:
                 takes = filters.refusal(placed, price, reduces=closes) is None
         self.shortfall = why or ""
         if takes:
-            self.order = after(placed, OrderEvent.ACCEPT)
-            return SentOrders((*changed, self.order), why)
-        if by_command:
-            changed += (after(placed, OrderEvent.REJECT, reason=why),)
-        return SentOrders(changed, why)
+            self.order = self._recorded(after(placed, OrderEvent.ACCEPT))
+        elif by_command:
+            self._recorded(after(placed, OrderEvent.REJECT, reason=why))
+        return why
 
     def is_reached(self, target: int, held: int) -> bool:
         """Return whether *held* is *target*; on spot within one step: a fee is paid in base."""
@@ -481,7 +462,7 @@ class RestingOrders:
     def _placed(self, needed: int, reason: str, now: Moment, role: OrderRole) -> Order:
         """Return the new order for *needed* (signed), before the exchange has seen it."""
         return Order(
-            self.next_id(now.sequence),
+            self.next_id(),
             self._filters.instrument.id,
             _side(needed),
             self._quantity_of(needed),
@@ -500,48 +481,56 @@ class RestingOrders:
 
     # ------------------------------------------------------------ by list
 
-    def send(
-        self, requests: Iterable[OrderRequest | Cancel], reason: str, now: Moment
-    ) -> tuple[Order, ...]:
-        """Do what a list asks for, in its order; return the orders that it changed, once each.
+    def send(self, requests: Iterable[OrderRequest | Cancel], reason: str, now: Moment) -> None:
+        """Do what a list asks for, in its order.
 
-        What the exchange would refuse is kept, REJECTED, with the reason; a refused replacement
+        What the exchange would refuse is noted, REJECTED, with the reason; a refused replacement
         leaves what rests.
         """
-        changed: dict[str, Order] = {}
+        self.is_stale = True
         for request in requests:
             if isinstance(request, Cancel):
-                ended = self.withdraw(request.tag, "canceled by the strategy")
+                self.withdraw(request.tag, "canceled by the strategy", sent_ms=now.at_ms)
             else:
-                ended = self._ask(request, reason, now)
-            changed.update({order.order_id: order for order in ended})
-        return tuple(changed.values())
+                self._ask(request, reason, now)
 
-    def withdraw(self, tag: str, reason: str, *, opening_only: bool = False) -> tuple[Order, ...]:
-        """Cancel the orders by list with that *tag*, all of them where it is empty."""
-        return tuple(
-            self.end(order, reason)
-            for order in self.others
-            if order.role is OrderRole.LIST
-            and (not tag or order.tag == tag)
-            and not (opening_only and order.reduce_only)
-        )
+    def withdraw(
+        self, tag: str, reason: str, *, opening_only: bool = False, sent_ms: int = 0
+    ) -> None:
+        """Cancel the orders by list with that *tag*, all of them where it is empty.
 
-    def _ask(self, request: OrderRequest, reason: str, now: Moment) -> tuple[Order, ...]:
+        What a strategy *sent_ms* goes on resting for the latency of a cancellation.
+        """
+        for order in self._listed() if sent_ms and self._cancel_ms else self.others:
+            if order.role is not OrderRole.LIST or (tag and order.tag != tag):
+                continue
+            if sent_ms and self._cancel_ms:
+                arrives_ms = sent_ms + self._cancel_ms
+                until_ms = min(arrives_ms, order.until_ms or arrives_ms)
+                self.leaving |= {order.order_id}
+                self.note(after(order, OrderEvent.REPLACE, until_ms=until_ms, reason=reason))
+            elif not (opening_only and order.reduce_only):
+                self.end(order, reason)
+
+    def _ask(self, request: OrderRequest, reason: str, now: Moment) -> None:
         order, refusal = self._requested(request, reason, now)
         if refusal is not None:
-            return (after(order, OrderEvent.REJECT, reason=refusal),)
-        replaced: tuple[Order, ...] = ()
+            self._recorded(after(order, OrderEvent.REJECT, reason=refusal))
+            return
         if request.tag:
             same = [one for one in self._listed() if one.tag == request.tag]
             if any(_terms_of(one) == _terms_of(order) for one in same):
-                return ()
-            replaced = self.withdraw(request.tag, "replaced")
-        self.others += (order,)
-        return (*replaced, order)
+                return
+            self.withdraw(request.tag, "replaced", sent_ms=now.at_ms)
+        self.add(order)
 
     def _listed(self) -> list[Order]:
-        return [one for one in self.others if one.role is OrderRole.LIST]
+        """Return the orders by list of which none is on its way out."""
+        return [
+            one
+            for one in self.others
+            if one.role is OrderRole.LIST and one.order_id not in self.leaving
+        ]
 
     def _requested(
         self, request: OrderRequest, reason: str, now: Moment
@@ -552,7 +541,7 @@ class RestingOrders:
         reduce_only = request.reduce_only or (self._is_cash and request.side is Side.SELL)
         closing = self._closing(request.side, now.held)
         order = Order(
-            self.next_id(now.sequence),
+            self.next_id(),
             self._filters.instrument.id,
             request.side,
             min(terms.quantity, closing) if reduce_only and closing else terms.quantity,
@@ -647,7 +636,6 @@ class RestingOrders:
 
     def exit_order(
         self,
-        sequence: int,
         held: int,
         *,
         role: OrderRole,
@@ -658,24 +646,24 @@ class RestingOrders:
         trigger: int | None = None,
     ) -> Order:
         """Return a new order that closes *quantity* of *held*, before the exchange has seen it."""
-        tag = self._owner if role in PROTECTIVE else ""
         return Order(
-            self.next_id(sequence), self._filters.instrument.id,
+            self.next_id(), self._filters.instrument.id,
             Side.SELL if held > 0 else Side.BUY, quantity, 0, OrderStatus.NEW, reason, at_ms, at_ms,
-            kind_of(price, trigger), role, price, trigger, reduce_only=True, tag=tag,
-            position_side=self._side,
+            kind_of(price, trigger), role, price, trigger, reduce_only=True,
+            position_side=self._side, owner=self._owner,
         )  # fmt: skip
 
-    def amend_liquidation(self, bounds: Bounds, held: int) -> Order | None:
-        """Move the exchange's own order with the position *held*; return it where it changed."""
+    def amend_liquidation(self, bounds: Bounds, held: int) -> None:
+        """Move the exchange's own order with the position *held*."""
         armed, side = self.liquidation, Side.SELL if held > 0 else Side.BUY
         if armed is None or armed.side is not side or not (quantity := self.closable(held)):
-            return None
+            return
         amended = replace(
             armed, quantity=armed.filled + quantity, trigger=bounds.liquidation,
             price=bounds.bankruptcy, reason=bounds.reason, triggered=False,
         )  # fmt: skip
-        return None if amended == armed else self.note(after(amended, OrderEvent.REPLACE))
+        if amended != armed:
+            self.note(after(amended, OrderEvent.REPLACE))
 
     def protective(self, role: OrderRole) -> Order | None:
         """Return the protective order of *role*, if there is one."""

@@ -41,12 +41,10 @@ class RouteResult(NamedTuple):
 
     refusal: str | None  # of the account
     refusals: Mapping[str, str | None]  # of each owner that was asked
-    is_quiet: bool = False  # every share stood where it was to stand
+    is_quiet: bool = False  # nothing was done, nor will be while the same is asked for
 
 
-def route(
-    position: Line, intent: Intent, wishes: Wishes, ask: Ask, *, sequence: int, at_ms: int
-) -> RouteResult:
+def route(position: Line, intent: Intent, wishes: Wishes, ask: Ask, at_ms: int) -> RouteResult:
     """Ask each share of *position* for its wish, and the position for the net *intent* of all."""
     refusals: dict[str, str | None] = {}
     is_breached = intent.target != wishes.target  # of a limit: all of it is closed
@@ -57,25 +55,19 @@ def route(
             refusals[share.owner] = ask(share, wanted)
         elif is_breached:
             share.want(0, intent.reason)
-    cross(position, wishes.price, sequence=sequence, at_ms=at_ms)
-    return RouteResult(ask(position, intent), refusals)
+    cross(position, wishes.price, at_ms)
+    refusal = ask(position, intent)
+    is_quiet = not (
+        refusal
+        or position.orders.rests
+        or position.journal.has_changes
+        or any(refusals.values())
+        or any(wish.is_protected for wish in wishes.intents.values())
+    )
+    return RouteResult(refusal, refusals, is_quiet)
 
 
-def stands(position: Line, intent: Intent, wishes: Wishes) -> bool:
-    """Return whether every share stands where it is to stand, and no protection changes."""
-    if intent.target != wishes.target or position.orders.rests:
-        return False
-    for share in position.shares:
-        if (wish := wishes.intents.get(share.owner)) is None:
-            continue
-        if not wish.target == share.orders.target == share.held:
-            return False
-        if wish.is_protected or wish.refusal is not None or share.orders.is_guarded:
-            return False
-    return position.held == intent.target == position.orders.target
-
-
-def cross(position: Line, price: int, *, sequence: int, at_ms: int) -> None:
+def cross(position: Line, price: int, at_ms: int) -> None:
     """Let shares of *position* that oppose each other cross at *price*, without fee."""
     wanted = [share.orders.target - share.held for share in position.shares]
     for share, signed in zip(position.shares, crossed(wanted), strict=True):
@@ -84,7 +76,7 @@ def cross(position: Line, price: int, *, sequence: int, at_ms: int) -> None:
         orders = share.orders
         side, quantity = (Side.BUY, signed) if signed > 0 else (Side.SELL, -signed)
         order = Order(
-            orders.next_id(sequence), share.key, side, quantity, quantity,
+            orders.next_id(), share.key, side, quantity, quantity,
             OrderStatus.FILLED, orders.reason, at_ms, at_ms,
         )  # fmt: skip
         fill = Fill(
@@ -92,4 +84,6 @@ def cross(position: Line, price: int, *, sequence: int, at_ms: int) -> None:
             share.notional(price, quantity), 0, 0, Liquidity.MAKER, FillModel.CROSSED,
             orders.reason, at_ms,
         )  # fmt: skip
-        share.take_part(fill, order, sequence)
+        share.take_part(fill)
+        orders.resize(share.held)
+        share.protector.after([order], price, at_ms)

@@ -5,51 +5,47 @@ The rules are docs/stocks.md, K19 and K20.
 
 from __future__ import annotations
 
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from msgspec.structs import replace
 
-from tracepaper.daemon.broker.exit_orders import ProtectionState, Protector
+from tracepaper.daemon.broker.exit_orders import ProtectionState
 from tracepaper.daemon.broker.exit_plans import Level, Plan
-from tracepaper.daemon.broker.orders import OrderEvent, RestingOrders, after
+from tracepaper.daemon.broker.orders import OrderEvent, after
 from tracepaper.strategies.corporate_actions import adjusted_price, whole_steps
-from tracepaper.strategies.types.decisions import Order, OrderRole
-from tracepaper.strategies.types.market import CorporateAction, Instrument
+from tracepaper.strategies.types.decisions import OrderRole
+from tracepaper.strategies.types.market import CorporateAction
 from tracepaper.strategies.units import divide_half_even
+
+if TYPE_CHECKING:
+    from tracepaper.daemon.broker.line import Line
 
 SPLIT: Final = "split"
 """The reason of an order that a split cancels."""
 
 
-def adjust_orders(
-    resting: RestingOrders,
-    protector: Protector,
-    instrument: Instrument,
-    action: CorporateAction,
-    before: int,
-    held: int,
-) -> tuple[Order, ...]:
-    """Adjust what rests to a split that made *held* of *before*; return the orders that it changes.
+def adjust_orders(line: Line, action: CorporateAction, before: int) -> None:
+    """Adjust what rests in *line* to a split of *before*, which left what is held.
 
     The order by signal leads to the adjusted target. Exit orders keep their place at the adjusted
     prices. Orders by list are canceled.
     """
+    resting, protector, instrument, held = line.orders, line.protector, line.item, line.held
     if resting.target == before:
         resting.target = held
     else:
         resting.target = whole_steps(action, resting.target, instrument.quantity_step)
-    changed: list[Order] = []
     if (order := resting.order) is not None:
         needed = abs(resting.target - held)
         if needed:
             quantity = order.filled + needed
-            changed.append(resting.note(after(order, OrderEvent.REPLACE, quantity=quantity)))
+            resting.note(after(order, OrderEvent.REPLACE, quantity=quantity))
         else:
-            changed.append(resting.end(order, SPLIT))
+            resting.end(order, SPLIT)
     closable = resting.closable(held)
     for order in resting.others:
         if order.role is OrderRole.LIST or not closable:
-            changed.append(resting.end(order, SPLIT))
+            resting.end(order, SPLIT)
             continue
         amended = after(
             order,
@@ -58,9 +54,8 @@ def adjust_orders(
             price=_price(action, order.price, instrument.tick_size),
             trigger=_price(action, order.trigger, instrument.tick_size),
         )
-        changed.append(resting.note(amended))
+        resting.note(amended)
     protector.state = _protection(protector.state, action, instrument.tick_size)
-    return tuple(changed)
 
 
 def _protection(state: ProtectionState, action: CorporateAction, tick: int) -> ProtectionState:

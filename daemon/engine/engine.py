@@ -378,11 +378,16 @@ class Engine:
 
     # ------------------------------------------------------------ one step
 
+    def begin(self, sequence: int) -> None:
+        """Let the next step be number *sequence*."""
+        self.sequence = sequence
+        self.broker.begin(sequence)
+
     def step(self, event: Event, prediction: Prediction) -> Step:  # noqa: C901, PLR0911, PLR0912 - one case an event
         """Return all that *event* caused, given what the model predicted at it."""
         match event:
             case Bar():
-                filled = self._observe(event, self.sequence)
+                filled = self._observe(event)
                 if self._portfolio is not None:
                     self._ask([event], [filled], [prediction])
                 return self._decide(event, filled, prediction, event.market_ms)
@@ -434,9 +439,11 @@ class Engine:
         first = self.sequence
         observed = []
         for place, bar in enumerate(bars):
-            observed.append(self._observe(bar, first + place, is_last=place == len(bars) - 1))
+            self.broker.begin(first + place)
+            observed.append(self._observe(bar, is_last=place == len(bars) - 1))
             if self.broker.is_cross:  # a later bar may take the position away: in its own step
                 self._observed[bar.instrument] = self.broker.positions(bar.instrument)
+        self.broker.begin(first)
         if self._portfolio is not None:
             self._ask(bars, observed, predictions)
         for bar, filled, prediction in zip(bars, observed, predictions, strict=True):
@@ -478,7 +485,7 @@ class Engine:
         if not taken:
             return None
         stretch = self._valued(first, taken, plausible, repeats)
-        self.sequence = stretch.next_sequence
+        self.begin(stretch.next_sequence)
         if confirms:
             self.save = self.save or _LATER
         return stretch
@@ -576,11 +583,8 @@ class Engine:
 
     # ------------------------------------------------------------ a bar, from top to bottom
 
-    def _observe(self, bar: Bar, sequence: int, *, is_last: bool = True) -> FilledEvent | None:
-        """Let *bar* fill what rests, mark and be observed; None where it is not the newest.
-
-        Its step will be number *sequence*.
-        """
+    def _observe(self, bar: Bar, *, is_last: bool = True) -> FilledEvent | None:
+        """Let *bar* fill what rests, mark and be observed; None where it is not the newest."""
         state = self.states[bar.instrument]
         before = state.history.last_bar
         is_ahead = bar is state.ahead
@@ -590,7 +594,7 @@ class Engine:
             self.recall(bar)
             self.broker.warm_up(bar)
             return NOTHING_FILLED
-        self.broker.on_bar(bar, sequence, is_last=is_last)
+        self.broker.on_bar(bar, is_last=is_last)
         filled = self._take()
         state.observe(bar)
         for member in self.members:
@@ -688,24 +692,20 @@ class Engine:
         if isinstance(state.signal, Signal):
             broker.on_signal(key, state.signal)
         if (intent := state.intent) is not None:
-            refusal = broker.submit(intent, bar, sequence=self.sequence, at_ms=at_ms)
+            refusal = broker.submit(intent, bar, at_ms)
             decision = state.unfilled(decision, refusal)
         confirmed: Sequence[str] = ()
         if broker.shadows:
-            confirmed = self.shadows.follow(
-                broker, state, bar, prediction, decision, sequence=self.sequence, at_ms=at_ms
-            )
+            confirmed = self.shadows.follow(broker, state, bar, prediction, decision, at_ms)
         elif self.is_hedged:
             confirmed = [
                 side.value
                 for side, book in broker.own.sides.items()
                 if book.confirmed_ms(key) == bar.open_time_ms
             ]
-        orders: tuple[Order, ...] = ()
-        if intent is not None or broker.shadows:
-            orders = broker.take().orders
-            if orders and self.risk.active:
-                self.risk.count_orders(orders, at_ms)
+        orders = broker.take().orders
+        if orders and self.risk.active:
+            self.risk.count_orders(orders, at_ms)
         twins: tuple[TwinStep, ...] = ()
         if broker.beside:
             observed = self._observed.get(key)
@@ -753,7 +753,7 @@ class Engine:
             name = member.name
             signal, intent = of_member.signal, of_member.intent
             if isinstance(signal, Signal):
-                broker.hear(name, key, signal)
+                member.book.lines[key].protector.on_signal(signal.action)
             target = before = member.book.target(key)
             if isinstance(intent, Intent):
                 intents[name] = intent
@@ -788,7 +788,7 @@ class Engine:
             if quiet.enters:
                 self.save = self.save or _LATER
         elif isinstance(intent, Intent):
-            routed = broker.route(intent, wishes, bar, sequence=self.sequence, at_ms=at_ms)
+            routed = broker.route(intent, wishes, bar, at_ms)
             decision, done = state.unfilled(decision, routed.refusal), broker.take()
             if done.orders and self.risk.active:
                 self.risk.count_orders(done.orders, at_ms)
@@ -798,7 +798,7 @@ class Engine:
                 asked_for = [of_member.intent for _, of_member in self._on[key]]
                 self._quiet[key] = Quiet(asked_for, intent, wishes, routed, enters)
         else:  # what a command left opposing crosses still
-            broker.cross(key, wishes.price, sequence=self.sequence, at_ms=bar.market_ms)
+            broker.cross(key, wishes.price, bar.market_ms)
             routed, done = RouteResult(None, {}), broker.take()
         twins = []
         for (member, of_member), wished in zip(self._on[key], of_members, strict=True):
@@ -856,12 +856,12 @@ class Engine:
     def _act(self, price: Price | BookUpdate) -> None:
         """Fill by a quote or a book, or mark and liquidate by a mark; a trade is evidence alone."""
         if type(price) is BookUpdate:
-            self.broker.on_book(price, self.sequence)
+            self.broker.on_book(price)
         elif type(price) is Quote:
             self.states[price.instrument].quote = price
-            self.broker.on_quote(price, self.sequence)
+            self.broker.on_quote(price)
         elif type(price) is Mark:
-            self.broker.on_mark(price, self.sequence)
+            self.broker.on_mark(price)
 
     def _settle(self, funding: Funding) -> Step:
         """Book a settlement once: one that is not newer than the last is recorded, no more.
@@ -875,7 +875,7 @@ class Engine:
         if not is_believed:
             return self._finish(funding, key, accepted=False, belief=words)
         self.prices.settled[key] = funding.market_ms
-        self.broker.on_funding(funding, self.sequence)
+        self.broker.on_funding(funding)
         return self._finish(funding, key, belief=words)
 
     # ------------------------------------------------------------ commands and changes
@@ -897,7 +897,7 @@ class Engine:
         if halted:
             self.broker.cancel(command.kind.value, opening_only=not flattens)
         if flattens:
-            self.broker.flatten(self._closes(), sequence=self.sequence, at_ms=command.market_ms)
+            self.broker.flatten(self._closes(), command.market_ms)
         return self._finish(command, None)
 
     def _closes(self) -> dict[str, int]:
@@ -984,7 +984,7 @@ class Engine:
             if self.save is _NOW and saves:
                 state = self._encoded_state()
                 self.save = _NO
-        self.sequence = sequence + 1
+        self.begin(sequence + 1)
         halted, self.risk.halted = self.risk.halted, None
         return Step(
             sequence, event, accepted, made.decision, made.prediction,

@@ -304,7 +304,10 @@ class InstrumentState:
         )
         # A target that was refused by the filters or for want of cash is asked for again at each
         # bar that no gate holds, HOLD included: HOLD leaves the last target standing.
-        self.intent = intent if refused is None or action is not Action.HOLD else None
+        if refused is not None and action is Action.HOLD:
+            self.intent = None
+        elif intent != self.intent:  # else it is the same object: see ``Quiet``
+            self.intent = intent
         decision = self.outcomes.newest = Decision(
             outcome, intent.target, measures, _kept(signal.note)
         )

@@ -259,8 +259,6 @@ class Shadows:
         bar: Bar,
         prediction: Prediction,
         decision: Decision,
-        *,
-        sequence: int,
         at_ms: int,
     ) -> list[str]:
         """Let the accounts act at a *decision*; return which of them confirmed their position.
@@ -298,7 +296,7 @@ class Shadows:
                 asked = state.follow(own, bar, forecast, account, refused)
             if asked is None:
                 continue
-            broker.submit(asked, bar, sequence=sequence, at_ms=at_ms, shadow=name)
+            broker.submit(asked, bar, at_ms, shadow=name)
             horizon = state.strategy.horizon
             if isinstance(asked, Intent) and asked.is_entry and horizon is not None:
                 confirmed.append(name)
@@ -451,7 +449,7 @@ class Restart:
         for key, known in since.items():
             engine.states[key].outcomes.restored = known.verdict
         engine.save = Save.NOW if taken_over else Save.NO
-        engine.sequence = next_sequence
+        engine.begin(next_sequence)
         if engine.members:
             self._restore_members(state, since)
 

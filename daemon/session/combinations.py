@@ -71,12 +71,6 @@ LIVE + MONTHS
 LIVE + SHARES
     market.asset = "stock" has no exchange here; trade its candle files by `tracepaper replay --data
     FILE`, or leave the key out.
-LIVE + BOOK_FILLS + SEVERAL
-    execution.model 'book' fills no orders of several strategies; trade by [strategy], or set
-    execution.model = "quote".
-LIVE + BOOK_FILLS + CROSS
-    execution.model 'book' fills no orders of an account on cross margin; set account.margin to
-    isolated or none, or set execution.model = "quote".
 LIVE + UNIVERSE + BOOK_FILLS
     execution.model 'book' fills no orders of a universe; take out [market.universe], or set
     execution.model = "quote".
@@ -89,8 +83,6 @@ BOOK_FILLS + HEDGE
 SHARES + SEVERAL
     [strategies] share no account of shares, whose splits and dividends have no parts; trade them by
     [strategy].
-UNIVERSE + SEVERAL
-    [strategies] have no universe yet; take out [market.universe], or trade by [strategy].
 SEVERAL + RETRAIN
     [model] retrain changes the model of one strategy, and [strategies] names several; take it out.
 SPOT + MARGIN

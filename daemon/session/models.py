@@ -41,9 +41,9 @@ from tracepaper.strategies.types.calibration import FittedConfidence
 from tracepaper.strategies.types.decisions import Run
 
 if TYPE_CHECKING:
+    from tracepaper.strategies.attention.methods import Rollout
     from tracepaper.strategies.covariates import CovariateSource
     from tracepaper.strategies.forecasters.order_book import OrderBookStrategy
-    from tracepaper.strategies.networks.attribution import AttributionMethod
 
 
 log = structlog.get_logger("model")
@@ -281,7 +281,7 @@ def _built(
     mode: str,
     covariates: CovariateSource | None,
 ) -> Forecaster:
-    from tracepaper.strategies.forecasters.build import build, known_kind
+    from tracepaper.strategies.forecasters.build import RunOptions, build, known_kind
 
     refuse_other_strategy(config, checkpoint.card)
     asked, own = config.features.own_schema, checkpoint.card["features"].get("schema_id")
@@ -303,18 +303,20 @@ def _built(
     return build(
         checkpoint.card,
         checkpoint.tensors,
-        device=_device(config),
-        threads=config.model.threads,
-        mode=mode,
-        backend=config.model.backend,
-        instruments=len(config.market.symbols),
-        free_bytes=free_bytes(),
-        way=_way(config),
-        vectors=covariates,
-        symbols=config.market.symbols,
-        horizon=config.gate.horizon,
-        dropout_passes=config.model.dropout_passes,
-        say=_say_once(),
+        RunOptions(
+            device=_device(config),
+            threads=config.model.threads,
+            mode=mode,
+            backend=config.model.backend,
+            instruments=len(config.market.symbols),
+            free_bytes=free_bytes(),
+            method=_method(config),
+            vectors=covariates,
+            symbols=config.market.symbols,
+            horizon=config.gate.horizon,
+            dropout_passes=config.model.dropout_passes,
+            say=_say_once(),
+        ),
     )
 
 
@@ -362,21 +364,17 @@ def _require_other(config: Config, card: Mapping[str, Any]) -> None:
         )
 
 
-def _way(config: Config) -> AttributionMethod:
+def _method(config: Config) -> Rollout:
     """Return how each bar's decision is explained; raise where head weights cannot be read."""
-    from tracepaper.strategies.attention.methods import Rollout
-    from tracepaper.strategies.networks.attribution import AttributionMethod, head_weights
+    from tracepaper.strategies.attention.methods import Rollout, fusion_of, head_weights
 
     chosen = config.model.explanation
-    return AttributionMethod(
-        chosen.method,
-        Rollout(
-            fusion=chosen.fusion,
-            head_weights=head_weights(chosen.head_weights) if chosen.head_weights else None,
-            discard_ratio=float(chosen.discard),
-            residual_weight=float(chosen.residual),
-            start_layer=chosen.start_layer,
-        ),
+    return Rollout(
+        float(chosen.residual),
+        fusion_of(chosen.method, chosen.fusion),
+        head_weights(chosen.head_weights) if chosen.head_weights else None,
+        float(chosen.discard),
+        chosen.start_layer,
         config.gate.horizon if chosen.method == "gradient" else None,
     )
 

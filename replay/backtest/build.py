@@ -376,11 +376,6 @@ def fitted_on(card: Mapping[str, Any], candles: Sequence[Candles], from_ms: int)
 def _fill_sources(config: Config, data: MarketData) -> Sequence[FillSource]:
     """Return the books that fill orders; none where bars do."""
     by_book = config.execution.model == "book"
-    if config.account.margin not in {"none", "isolated"} and (data.events or by_book):
-        raise ConfigInvalid(
-            "Order books fill no orders of an account on cross margin; set account.margin to "
-            "isolated or none, or leave --events out and execution.model at next_open."
-        )
     if by_book:
         if not data.events and not data.depth:
             raise ConfigInvalid(

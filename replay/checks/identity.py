@@ -156,6 +156,7 @@ def _born(step: Step, price: int, quantity: int) -> tuple[object, ...]:
                 order.kind, order.role, order.side, str(order.quantity * quantity),
                 *(None if at is None else str(at * price) for at in (order.price, order.trigger)),
                 order.post_only, order.reduce_only, order.until_ms, order.tag, order.position_side,
+                order.owner,
             )
             for order in step.orders
             if order.order_id.startswith(born)

@@ -291,7 +291,7 @@ def _loaded(name: str, threads: int, inputs: SideInputs | None) -> tuple[Path, C
     from tracepaper.replay.learning.side_inputs import source_for
     from tracepaper.storage.checkpoints import load, locate
     from tracepaper.strategies.api.model import DataSource
-    from tracepaper.strategies.forecasters.build import build
+    from tracepaper.strategies.forecasters.build import RunOptions, build
 
     use_threads(threads)
     folder = locate(name)
@@ -303,7 +303,7 @@ def _loaded(name: str, threads: int, inputs: SideInputs | None) -> tuple[Path, C
         kind.load(found.card, found.tensors)
         return folder, found
     source = source_for(found.card, inputs)
-    build(found.card, found.tensors, threads=threads, vectors=source)
+    build(found.card, found.tensors, RunOptions(threads=threads, vectors=source))
     return folder, found
 
 

@@ -32,7 +32,7 @@ from tracepaper.replay.explain.recompute import (
 from tracepaper.storage import checkpoints
 from tracepaper.storage.database.reader import Reader
 from tracepaper.strategies.api.strategy import Forecaster
-from tracepaper.strategies.attention.methods import PLAIN
+from tracepaper.strategies.attention.methods import PLAIN, Rollout, fusion_of, head_weights
 from tracepaper.strategies.builtin import SymbolAnswer
 from tracepaper.strategies.errors import AttentionInvalid, ConfigInvalid, DataInvalid
 from tracepaper.strategies.forecasters.attribution import Probe, attending
@@ -43,7 +43,6 @@ from tracepaper.strategies.forecasters.tabular import (
     network_shares,
     row_half,
 )
-from tracepaper.strategies.networks.attribution import AttributionMethod, head_weights
 from tracepaper.strategies.types.market import Bar
 
 
@@ -210,31 +209,30 @@ ALONE: Final = ComparedWith()
 """Compared with nothing."""
 
 
-def way_of(asked: TypedMethod, stored: AttributionMethod) -> AttributionMethod:
+def method_of(asked: TypedMethod, stored: Rollout = PLAIN) -> Rollout:
     """Return the method with its options; what was not given is as *stored* has it.
 
     The options of another method than that which was stored begin with their defaults. Raises
-    ``DataInvalid`` for weights that are none.
+    ``AttentionInvalid`` for what is no method or no option of it, ``DataInvalid`` for weights that
+    are none.
     """
-    method = asked.method or stored.method
+    name = asked.method or stored.name
+    base = stored if name == stored.name else PLAIN
+    fusion = asked.fusion or (base.fusion if name == "rollout" else None)
     given = {
-        "fusion": asked.fusion,
         "residual_weight": asked.residual,
         "start_layer": asked.start_layer,
         "discard_ratio": asked.discard,
         "head_weights": None if asked.head_weights is None else head_weights(asked.head_weights),
     }
     options: dict[str, Any] = {name: one for name, one in given.items() if one is not None}
-    base = stored.options if method == stored.method else PLAIN
-    return AttributionMethod(method, dataclasses.replace(base, **options))
+    return dataclasses.replace(base, fusion=fusion_of(name, fusion), **options)
 
 
 def check_asked(asked: TypedMethod) -> None:
     """Raise ``ConfigInvalid`` for what is no method, no option, or no option of that method."""
     try:
-        way = way_of(asked, AttributionMethod())
-        if asked.method is not None:
-            way.check()
+        method_of(asked)
     except (AttentionInvalid, DataInvalid) as error:
         raise ConfigInvalid(str(error)) from None
 
@@ -257,16 +255,15 @@ class ByMethod:
 def explain_by(past: Past, asked: TypedMethod) -> ByMethod:
     """Attribute the decision by the method *asked*; raise ``AttentionInvalid`` if it cannot be."""
     horizon = past.forecast.horizons[past.horizon_index]
-    way = dataclasses.replace(way_of(asked, past.forecaster.way), horizon=horizon)
-    way.check()
-    found = Probe(past.forecaster, past.bars, horizon=horizon).looked(way)
+    method = dataclasses.replace(method_of(asked, past.forecaster.method), horizon=horizon)
+    found = Probe(past.forecaster, past.bars, horizon=horizon).looked(method)
     usual = attribute(past)
     weights = found.weights[0, 0].double().numpy()
     same = np.array(usual.weights[-len(weights) :])
     bars = past.bars[-len(weights) :]
     return ByMethod(
-        way.method,
-        {name: value for name, value in asdict(way.options).items() if name != "horizon"},
+        method.name,
+        {name: value for name, value in asdict(method).items() if name != "horizon"},
         FullAttribution(
             tuple(bar.open_time_ms for bar in bars),
             tuple(bar.close / 10**past.price_decimals for bar in bars),
@@ -487,13 +484,13 @@ def influence(
     if why := forecaster.lacking:
         raise DataInvalid(f"Run {run_id} lacks what decision {sequence} looked back on: {why}.")
     symbol, symbols = event.instrument.partition(":")[2], forecaster.symbols
-    way = AttributionMethod() if asked is None else way_of(asked, AttributionMethod())
-    if way.method != "rollout":
+    method = PLAIN if asked is None else method_of(asked)
+    if method.name != "rollout":
         raise AttentionInvalid(
-            f"A network over several symbols is explained by its rollout, not by {way.method}; "
+            f"A network over several symbols is explained by its rollout, not by {method.name}; "
             "leave --method out, or choose rollout."
         )
-    close = forecaster.last_close(way.rollout)
+    close = forecaster.last_close(method)
     look = close.look
     at = symbols.index(symbol)
     matrix = look.influence.double().numpy()
@@ -515,6 +512,6 @@ def influence(
             for place in order.tolist()
         ),
         float(np.abs(matrix[at] - SymbolAnswer.of(said).shares).max()),
-        way.options.residual_weight,
-        way.options.start_layer,
+        method.residual_weight,
+        method.start_layer,
     )

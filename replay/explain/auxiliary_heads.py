@@ -10,13 +10,13 @@ The rule is docs/orderbook.md, D18.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from itertools import product, starmap
+from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 
 from tracepaper.daemon.config.loading import Config, restore
 from tracepaper.daemon.session.models import checkpoint_folder, checkpoint_sha256, make_orderbook
+from tracepaper.replay.document.values import Table, table_of
 from tracepaper.replay.explain.decision import StoredDecision
 from tracepaper.replay.explain.order_book import BookMap
 from tracepaper.replay.report.honesty import card_sentences
@@ -35,88 +35,65 @@ from tracepaper.strategies.types.decisions import (
 from tracepaper.strategies.types.market import Bar
 
 
-@dataclass(frozen=True)
-class TailAhead:
-    """The loss that a share of returns exceeds, and the mean of those: log returns."""
+def auxiliary_tables(forecast: Forecast) -> tuple[Table, ...]:
+    """Return what the auxiliary heads forecast, a row a horizon and number; no empty table.
 
-    position: str  # long or short
-    share: float
-    value_at_risk: float
-    expected_shortfall: float
-
-
-@dataclass(frozen=True)
-class DrawdownAhead:
-    """A quantile of the largest fall, or rise, from one close to a later one, as a log return."""
-
-    level: float
-    drawdown: float
-
-
-@dataclass(frozen=True)
-class RegimeAhead:
-    """With what odds the variance comes from a regime, and the volatility to the horizon in it."""
-
-    probability: float
-    volatility: float
-
-
-@dataclass(frozen=True)
-class PathStepAhead:
-    """The 5, 50 and 95 % quantiles of the log return after so many bars."""
-
-    bars: int
-    low: float
-    middle: float
-    high: float
-
-
-@dataclass(frozen=True)
-class FurtherAhead:
-    """All of it to one horizon, in bars; empty where the network has no such head."""
-
-    horizon: int
-    tails: tuple[TailAhead, ...]
-    drawdown: tuple[DrawdownAhead, ...]
-    regimes: tuple[RegimeAhead, ...]
-    path: tuple[PathStepAhead, ...]
-    quantiles: tuple[float, ...] = ()  # of the log return, at the levels of the card
-    allocation: float | None = None  # the position that the network itself would hold
-    runup: tuple[DrawdownAhead, ...] = ()
-
-
-def further_ahead(forecast: Forecast) -> tuple[FurtherAhead, ...]:
-    """Return the auxiliary heads' forecasts of one decision by horizon; none where it has none."""
+    Returns, volatilities and losses are log returns. Drawdown and run-up are of the largest fall
+    and rise from one close to a later one.
+    """
     if forecast.heads is None:
         return ()
-    return tuple(
-        FurtherAhead(
-            horizon,
-            tuple(_tails(forecast.head("tails", at))),
-            tuple(map(DrawdownAhead, DRAWDOWN_LEVELS, forecast.head("drawdown", at))),
-            tuple(starmap(RegimeAhead, _rows(forecast.head("regimes", at), 2))),
-            tuple(
-                PathStepAhead(bars, *quantiles)
-                for bars, quantiles in zip(
-                    path_steps(horizon), _rows(forecast.head("path", at), 3), strict=False
-                )
-            ),
-            forecast.head("quantiles", at),
-            forecast.allocation(at),
-            tuple(map(DrawdownAhead, DRAWDOWN_LEVELS, forecast.head("runup", at))),
-        )
-        for at, horizon in enumerate(forecast.horizons)
-    )
+    ahead = list(enumerate(forecast.horizons))
 
+    def numbers(head: str, width: int) -> Iterator[tuple[int, int, tuple[float, ...]]]:
+        """Yield horizon, place and each *width* numbers of a head."""
+        for at, horizon in ahead:
+            flat = iter(forecast.head(head, at))
+            for place, row in enumerate(zip(*[flat] * width, strict=True)):
+                yield horizon, place, row
 
-def _rows(flat: Sequence[float], width: int) -> Iterator[tuple[float, ...]]:
-    """Yield *flat* numbers by rows of *width*."""
-    return zip(*[iter(flat)] * width, strict=True)
-
-
-def _tails(flat: Sequence[float]) -> Iterator[TailAhead]:
-    for (position, share), pair in zip(product(TAILS, SHARES), _rows(flat, 2), strict=False):
-        yield TailAhead(position, share, *pair)
+    losses = list(product(TAILS, SHARES))
+    steps = {horizon: path_steps(horizon) for horizon in forecast.horizons}
+    extremes = (("drawdown", "drawdown"), ("run-up", "runup"))
+    tables = (
+        table_of(
+            "tails",
+            "The loss that a share of returns exceeds, and the mean of those, in bp",
+            {"bars ahead": "count", "position": "text", "share": "share", "value at risk": "bp",
+             "expected shortfall": "bp"},
+            [(horizon, *losses[place], *pair) for horizon, place, pair in numbers("tails", 2)],
+        ),
+        table_of(
+            "extremes",
+            "The largest fall and rise from one close to a later one, in bp, by quantile",
+            {"bars ahead": "count", "extreme": "text", "quantile": "share", "return": "bp"},
+            [
+                (horizon, name, DRAWDOWN_LEVELS[place], *value)
+                for name, head in extremes
+                for horizon, place, value in numbers(head, 1)
+            ],
+        ),
+        table_of(
+            "regimes",
+            "The odds of each regime, and the volatility to the horizon in it, in bp",
+            {"bars ahead": "count", "regime": "count", "odds": "share", "volatility": "bp"},
+            [(horizon, place + 1, *pair) for horizon, place, pair in numbers("regimes", 2)],
+        ),
+        table_of(
+            "paths",
+            "The path that it says, in bp: 5, 50 and 95 % of the return",
+            {"bars ahead": "count", "after bars": "count", "5 %": "bp", "50 %": "bp",
+             "95 %": "bp"},
+            [(horizon, steps[horizon][place], *of) for horizon, place, of in numbers("path", 3)],
+        ),
+        table_of(
+            "quantiles",
+            "The return that it says, in bp, by the quantiles of the card",
+            {"bars ahead": "count", "number": "count", "return": "bp"},
+            [(horizon, place + 1, *of) for horizon, place, of in numbers("quantiles", 1)],
+        ),
+    )  # fmt: skip
+    return tuple(table for table in tables if table.rows)
 
 
 def decided_map(database: Path, run_id: str, sequence: int, stored: StoredDecision) -> BookMap:

@@ -213,7 +213,7 @@ def document(
         "flips": flips,
         "buckets": stored.buckets,
         "no_attribution": stored.no_attribution,
-        "full": None if found.full is None else asdict(found.full),
+        "full": None if found.full is None else _full(found.full),
         "by_feature": None if found.by_feature is None else asdict(found.by_feature),
         "by_method": None if found.by_method is None else asdict(found.by_method),
         "compared": None if found.compared is None else as_document(found.compared),
@@ -222,6 +222,11 @@ def document(
         "contributions": None if found.contributed is None else asdict(found.contributed),
         "full_missing": missing,
     }
+
+
+def _full(full: Full) -> dict[str, Any]:
+    further = {table.key: table.documents() for table in full.further}
+    return asdict(replace(full, further=())) | {"further": further}
 
 
 def _compared(path: Path, run_id: str, sequence: int, against: ComparedWith) -> SideBySide:
@@ -281,6 +286,8 @@ def _of_own_model(path: Path, run_id: str, sequence: int) -> RecomputedAnswer:
 
 
 def _parts(stored: StoredDecision, found: RecomputedAnswer) -> Iterator[Part]:
+    if found.full is not None:
+        yield Paragraph(found.full.deletion.sentence, "strong")
     yield from stored_parts(stored)
     if found.full is not None:
         yield from full_parts(found.full)
@@ -308,6 +315,7 @@ def looked_chart(full: Full) -> Chart:
     found, moves = full.attribution, full.moves
     times = list(found.open_time_ms[:-1])
     moved = [BASIS_POINTS * added for added in moves.by_bar[:-1]]
+    relevant = [BASIS_POINTS * added for added in moves.relevance[:-1]]
     shares = [100 * weight for weight in found.weights[:-1]]
     looked = LineLayer("attention", times, rounded(shares), width=1.0, is_filled=True)
     roles: list[ChartRole] = ["gain" if each > 0 else "loss" for each in moved]
@@ -330,12 +338,19 @@ def looked_chart(full: Full) -> Chart:
             ChartAxis("added, bp", unit=" bp", digits=4, has_zero=True),
             130,
         ),
+        ChartPanel(
+            [LineLayer("relevance", times, rounded(relevant, 4), width=1.0)],
+            time_axis(),
+            ChartAxis("relevance, bp", unit=" bp", digits=4, has_zero=True),
+            130,
+        ),
     ]
     caption = (
-        f"Each past bar's share of the rollout, and what it added to the mean. The decided bar "
-        f"itself, not drawn, holds {found.weights[-1]:.1%} and added "
-        f"{BASIS_POINTS * moves.by_bar[-1]:+.2f} bp. Where attention flowed is not why. Times are "
-        "UTC."
+        f"Each past bar's share of the rollout, and what it added to the mean, by integrated "
+        f"gradients and by relevance. The decided bar itself, not drawn, holds "
+        f"{found.weights[-1]:.1%} and added {BASIS_POINTS * moves.by_bar[-1]:+.2f} and "
+        f"{BASIS_POINTS * moves.relevance[-1]:+.2f} bp. Where attention flowed is not why. Times "
+        "are UTC."
     )
     return Chart("", caption, panels, is_aligned=True)
 
@@ -454,6 +469,7 @@ def decision_document(
     It is what ``explain --full`` prints, with charts.
     """
     parts: list[Part] = [
+        Paragraph(full.deletion.sentence, "lead"),
         Paragraph("The decision", "heading"),
         *stored_parts(stored),
         Paragraph("Where it looked", "heading"),

@@ -1,7 +1,7 @@
 """One decision recomputed by the run's own model.
 
 First where it looked, bar by bar; then what moved its forecast: contributions of features and
-bars, and a deletion test.
+bars, their relevance, and a test that takes and gives the bars that matter most.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from tracepaper.daemon.session.covariates import kept_covariates_of, recorded_co
 from tracepaper.daemon.session.models import forecaster_of
 from tracepaper.daemon.session.resume import recall_events
 from tracepaper.daemon.session.user_model import load_model, refuse_other_model
-from tracepaper.replay.explain.auxiliary_heads import FurtherAhead, further_ahead
+from tracepaper.replay.document.values import Table
+from tracepaper.replay.explain.auxiliary_heads import auxiliary_tables
 from tracepaper.storage import checkpoints
 from tracepaper.storage.database.reader import Reader
 from tracepaper.strategies.api.model import Model
@@ -331,8 +332,8 @@ def _difference(stored: Explanation | None, found: Attribution, decided: Bar) ->
 
 DELETED_SHARE: Final = 0.05
 """Share of the past bars whose rows the deletion test makes neutral."""
-SEEDS: Final = tuple(range(8))
-"""Seeds of the random bars that the deletion test is held against."""
+SEEDS: Final = tuple(range(4))
+"""Seeds of the random bars that the other orders are held against."""
 
 Floats = NDArray[np.float64]
 
@@ -364,6 +365,7 @@ class BarMove:
     open_time_ms: int
     age: int  # bars before the decided one
     added: float
+    relevance: float
     weight: float
     feature: str  # the one that adds most, up or down
 
@@ -384,33 +386,52 @@ class Moves:
     features: tuple[FeatureMove, ...]  # largest sum over all bars first
     bars: tuple[BarMove, ...]  # largest first, the decided bar among them
     by_bar: tuple[float, ...]  # oldest first, beside ``FullAttribution.weights``
+    relevance: tuple[float, ...]  # the same by relevance
 
 
 @dataclass(frozen=True)
 class Trial:
-    """How far the forecast moved when the rows of some bars became neutral (absolute values)."""
+    """How far the forecast moved when the rows of some bars became neutral (absolute values).
 
-    order: str  # heaviest, newest or random; decided: that bar alone; past: all but it
+    ``left`` is how far the mean still is when, of the past bars, these alone are there.
+    """
+
+    order: str  # rollout, relevance, newest or random; decided: that bar alone; past: all but it
     seed: int | None
     bars: int
     mean_return: float
     lean: float
+    left: float | None = None  # None of decided and past
+
+
+RECENCY: Final = "newest"
 
 
 @dataclass(frozen=True)
 class Deletion:
-    """The deletion test of this very decision: as many past bars by rollout, by age, by chance.
+    """Deletion and insertion of past bars: as many by rollout, by relevance, by age, by chance.
 
-    The decided bar itself stays in all three: both other orders would begin with it, and it
-    outweighs all the rest.
+    The decided bar itself stays in all of them: the others would begin with it, and it outweighs
+    all the rest. ``beat_recency`` names the orders whose bars moved the mean further than the
+    newest when they were taken, and left less when they alone were given.
     """
 
     bars: int
     trials: tuple[Trial, ...]
+    beat_recency: tuple[str, ...]
 
     def of(self, order: str) -> tuple[Trial, ...]:
         """Return the trials of one order; random has one a seed."""
         return tuple(trial for trial in self.trials if trial.order == order)
+
+    @property
+    def sentence(self) -> str:
+        """Whether rollout or relevance knows more of this decision than the age of a bar."""
+        which = " and ".join(self.beat_recency) or "neither rollout nor relevance"
+        return (
+            f"By deletion and by insertion, {which} found past bars that matter more to this "
+            "forecast than the newest."
+        )
 
 
 @dataclass(frozen=True)
@@ -421,7 +442,7 @@ class Full:
     attribution: FullAttribution
     moves: Moves
     deletion: Deletion
-    further: tuple[FurtherAhead, ...] = ()
+    further: tuple[Table, ...] = ()  # of the auxiliary heads
     multiplications: Multiplications | None = None  # of a network that attends sparsely
 
 
@@ -447,13 +468,13 @@ def explain_fully(past: Past, *, begins: Callable[[str], object] = lambda _doing
         Agreement(horizon, stored, again),
         attribution,
         moves_of(contributions, probe.rows[-1].tolist(), probe.names, attribution),
-        delete(probe, again, attribution),
+        delete(probe, again, attribution, contributions.relevance),
         _further(past, probe.scale / horizon**0.5),
         past.forecaster.model.network.multiplications(),
     )
 
 
-def _further(past: Past, sigma: float) -> tuple[FurtherAhead, ...]:
+def _further(past: Past, sigma: float) -> tuple[Table, ...]:
     """Return the auxiliary heads' forecasts as stored, or as the network says them now.
 
     *sigma* is the volatility of a bar.
@@ -466,7 +487,7 @@ def _further(past: Past, sigma: float) -> tuple[FurtherAhead, ...]:
         levels = asked.model.levels
         made = head_forecasts(outputs, np.array([sigma]), forecast.horizons, levels)
         forecast = msgspec.structs.replace(forecast, heads=None if made is None else made[0])
-    return further_ahead(forecast)
+    return auxiliary_tables(forecast)
 
 
 def moves_of(
@@ -501,12 +522,14 @@ def moves_of(
                 attribution.open_time_ms[place],
                 newest - place,
                 float(by_bar[place]),
+                float(found.relevance[place]),
                 attribution.weights[place],
                 names[int(np.abs(table[place]).argmax())],
             )
             for place in largest
         ),
         tuple(by_bar.tolist()),
+        tuple(found.relevance.tolist()),
     )
 
 
@@ -520,35 +543,50 @@ def rank_correlation(one: Floats, other: Floats) -> float | None:
     return float(correlation)
 
 
-def delete(probe: Probe, whole: Figures, attribution: FullAttribution) -> Deletion:
-    """Make as many bars neutral by rollout, by age and by chance; return how far forecasts move.
+def delete(
+    probe: Probe, whole: Figures, attribution: FullAttribution, relevance: Floats
+) -> Deletion:
+    """Take and give as many bars by rollout, relevance, age and chance; return how forecasts move.
 
-    *whole* is the forecast of the window without any neutral bar.
+    *whole* is the forecast of the window without any neutral bar, *relevance* that of each bar.
     """
     past = len(attribution.weights) - 1
     count = max(1, round(DELETED_SHARE * past))
 
-    def trial(order: str, bars: Sequence[int], seed: int | None = None) -> Trial:
-        left = probe.without(bars)
+    def trial(
+        order: str, bars: Sequence[int], seed: int | None = None, *, inserted: bool = True
+    ) -> Trial:
+        moved, left = probe.without(bars), None
+        if inserted:
+            given = probe.without(sorted(set(range(past)).difference(bars)))
+            left = abs(given.mean_return - whole.mean_return)
         return Trial(
             order,
             seed,
             len(bars),
-            abs(left.mean_return - whole.mean_return),
-            abs(left.lean - whole.lean),
+            abs(moved.mean_return - whole.mean_return),
+            abs(moved.lean - whole.lean),
+            left,
         )
 
+    largest = np.argsort(-np.abs(relevance[:past]), kind="stable")[:count].tolist()
+    ranked = (
+        trial("rollout", attribution.heaviest(count)),
+        trial("relevance", largest),
+        trial(RECENCY, range(past - count, past)),
+    )
+    *found, newest = ranked
+    beat = tuple(
+        each.order
+        for each in found
+        if each.mean_return > newest.mean_return and (each.left or 0.0) < (newest.left or 0.0)
+    )
     chance = [
         trial("random", np.random.default_rng(seed).permutation(past)[:count].tolist(), seed)
         for seed in SEEDS
     ]
-    return Deletion(
-        count,
-        (
-            trial("heaviest", attribution.heaviest(count)),
-            trial("newest", range(past - count, past)),
-            *chance,
-            trial("decided", [past]),
-            trial("past", range(past)),
-        ),
+    alone = (
+        trial("decided", [past], inserted=False),
+        trial("past", range(past), inserted=False),
     )
+    return Deletion(count, (*ranked, *chance, *alone), beat)

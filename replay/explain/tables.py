@@ -25,7 +25,6 @@ from tracepaper.replay.explain.attribution import (
     ModelContributions,
     SideBySide,
 )
-from tracepaper.replay.explain.auxiliary_heads import FurtherAhead
 from tracepaper.replay.explain.decision import (
     Flips,
     StoredDecision,
@@ -234,9 +233,10 @@ def full_parts(full: Full) -> Iterator[Part]:
         "moved_by_bar",
         f"What moved the mean, by bar (the {BARS_SHOWN} largest)",
         {"bar": "text", "age": "exact", "adds bp": "points", "most by": "text",
-         "rollout weight": "measure"},
+         "relevance bp": "points", "rollout weight": "measure"},
         [
-            (iso(move.open_time_ms), str(move.age), move.added, move.feature, move.weight)
+            (iso(move.open_time_ms), str(move.age), move.added, move.feature, move.relevance,
+             move.weight)
             for move in moves.bars[:BARS_SHOWN]
         ],
     )  # fmt: skip
@@ -252,10 +252,7 @@ def full_parts(full: Full) -> Iterator[Part]:
             f"attention in the same layers (sampled keys and attending queries), and "
             f"{made.computed / made.dense:.1%} where it takes the sampled ones from all products."
         )
-    if full.further:
-        for table in (_tails, _extremes, _regimes, _paths):
-            if (said := table(full.further)).rows:
-                yield said
+    yield from full.further
 
 
 def feature_parts(found: ByFeature) -> Iterator[Part]:
@@ -426,60 +423,6 @@ def method_parts(found: ByMethod) -> Iterator[Part]:
     )
 
 
-def _tails(found: tuple[FurtherAhead, ...]) -> Table:
-    return table_of(
-        "tails",
-        "The loss that a share of returns exceeds, and the mean of those, in bp",
-        {"bars ahead": "count", "position": "text", "share": "share", "value at risk": "bp",
-         "expected shortfall": "bp"},
-        [
-            (one.horizon, tail.position, tail.share, tail.value_at_risk, tail.expected_shortfall)
-            for one in found
-            for tail in one.tails
-        ],
-    )  # fmt: skip
-
-
-def _extremes(found: tuple[FurtherAhead, ...]) -> Table:
-    return table_of(
-        "extremes",
-        "The largest fall and rise from one close to a later one, in bp, by quantile",
-        {"bars ahead": "count", "extreme": "text", "quantile": "share", "return": "bp"},
-        [
-            (one.horizon, name, quantile.level, quantile.drawdown)
-            for one in found
-            for name, quantiles in (("drawdown", one.drawdown), ("run-up", one.runup))
-            for quantile in quantiles
-        ],
-    )
-
-
-def _regimes(found: tuple[FurtherAhead, ...]) -> Table:
-    return table_of(
-        "regimes",
-        "The odds of each regime, and the volatility to the horizon in it, in bp",
-        {"bars ahead": "count", "regime": "count", "odds": "share", "volatility": "bp"},
-        [
-            (one.horizon, number, regime.probability, regime.volatility)
-            for one in found
-            for number, regime in enumerate(one.regimes, 1)
-        ],
-    )
-
-
-def _paths(found: tuple[FurtherAhead, ...]) -> Table:
-    return table_of(
-        "paths",
-        "The path that it says, in bp: 5, 50 and 95 % of the return",
-        {"bars ahead": "count", "after bars": "count", "5 %": "bp", "50 %": "bp", "95 %": "bp"},
-        [
-            (one.horizon, step.bars, step.low, step.middle, step.high)
-            for one in found
-            for step in one.path
-        ],
-    )
-
-
 def _bp(value: float) -> str:
     return f"{BASIS_POINTS * value:,.1f}"
 
@@ -507,35 +450,36 @@ def _moved_by_feature(moves: Moves) -> Table:
 
 
 def _deletion_parts(found: Deletion) -> Iterator[Part]:
-    (heaviest,), (newest,) = found.of("heaviest"), found.of("newest")
-    (decided,), (past,) = found.of("decided"), found.of("past")
     chance = found.of("random")
-    mean = sum(trial.mean_return for trial in chance) / len(chance)
-    lean = sum(trial.lean for trial in chance) / len(chance)
-    trials = (
-        (heaviest, "heaviest by rollout"),
-        (Trial("random", None, found.bars, mean, lean), f"random (mean of {len(chance)} seeds)"),
-        (newest, "newest"),
-        (decided, "the decided bar alone"),
-        (past, "all but the decided bar"),
-    )
+    columns = [(each.mean_return, each.lean, each.left or 0.0) for each in chance]
+    means = [sum(column) / len(chance) for column in zip(*columns, strict=True)]
+    named = {
+        "rollout": "heaviest by rollout",
+        "relevance": "largest by relevance",
+        "random": f"random (mean of {len(chance)} seeds)",
+        "newest": "newest",
+        "decided": "the decided bar alone",
+        "past": "all but the decided bar",
+    }
+    trials = {order: found.of(order)[0] for order in named}
+    trials["random"] = Trial("random", None, found.bars, *means)
     yield table_of(
         "deletion",
-        "Deletion test: rows made neutral, and how far the forecast then moves",
-        {"bars": "count", "which": "text", "mean, bp": "exact", "up less down": "measure"},
+        "Rows made neutral, and how far the forecast then moves (deletion); these past rows alone, "
+        "and how far it still is (insertion)",
+        {"bars": "count", "which": "text", "mean, bp": "exact", "up less down": "measure",
+         "insertion, bp": "exact"},
         [
-            (trial.bars, name, f"{trial.mean_return * BASIS_POINTS:.3f}", trial.lean)
-            for trial, name in trials
+            (
+                trials[order].bars,
+                name,
+                f"{trials[order].mean_return * BASIS_POINTS:.3f}",
+                trials[order].lean,
+                "" if (left := trials[order].left) is None else f"{left * BASIS_POINTS:.3f}",
+            )
+            for order, name in named.items()
         ],
-    )
-    means = [trial.mean_return * BASIS_POINTS for trial in chance]
-    below = sum(trial.mean_return < heaviest.mean_return for trial in chance)
-    further = "further" if heaviest.mean_return > newest.mean_return else "no further"
-    yield Paragraph(
-        f"Random draws of seeds {chance[0].seed} to {chance[-1].seed} moved the mean by "
-        f"{min(means):.3f} to {max(means):.3f} bp. The heaviest bars moved it further than {below} "
-        f"of these {len(chance)}, and {further} than the newest."
-    )
+    )  # fmt: skip
 
 
 def _points(log_return: float) -> str:

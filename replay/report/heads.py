@@ -25,6 +25,7 @@ from tracepaper.replay.run_columns import Floats
 from tracepaper.storage import checkpoints
 from tracepaper.storage.database.reader import Reader
 from tracepaper.strategies.attention.heads import LEGEND, HeadFigures, HeadReading, Tie, Ties
+from tracepaper.strategies.attention.methods import PLAIN
 from tracepaper.strategies.errors import DataInvalid
 from tracepaper.strategies.forecasters.attribution import (
     DECISIONS,
@@ -35,7 +36,6 @@ from tracepaper.strategies.forecasters.attribution import (
     look_into,
 )
 from tracepaper.strategies.forecasters.cross_asset import over_symbols
-from tracepaper.strategies.networks.attribution import AttributionMethod
 from tracepaper.strategies.types.decisions import Forecast
 from tracepaper.strategies.types.market import Bar
 
@@ -76,8 +76,6 @@ FLOW_NOTE: Final = (
     "Half of what a bar holds stays with it, half passes to the bars that its layer attends to: at "
     "the end, the decision's rollout."
 )
-
-STORED: Final = AttributionMethod()
 
 
 @dataclass(frozen=True)
@@ -216,10 +214,10 @@ def heads_of(
 
 def _note(forecaster: Attending) -> str:
     """Say where a run stores another attribution than the flow here."""
-    if forecaster.streams or forecaster.way == STORED:
+    if forecaster.streams or forecaster.method == PLAIN:
         return ""
     return (
-        f"The run stores where it looked by {forecaster.way.method} with options of its own; the "
+        f"The run stores where it looked by {forecaster.method.name} with options of its own; the "
         "flow and the map here are the usual rollout's."
     )
 

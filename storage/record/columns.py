@@ -429,6 +429,16 @@ _POSITION_SIDE: Final = _text(
     "position_side", "`LONG` or `SHORT` in hedge mode; else null", PositionSide, null=True
 )
 
+_OWNER: Final = Column(
+    name="owner",
+    kind=TEXT,
+    doc="the strategy whose share it protects, of several on one account; else empty",
+    null=True,
+    read=lambda order: order.owner or None,
+    shown="strategy",
+    sql="coalesce({t}.owner, '')",
+)
+
 _ORDERS = (
     *_STEP,
     _key("ordinal"),
@@ -582,7 +592,7 @@ TABLES: Final[dict[str, tuple[Column, ...]]] = {
     "answers": _ANSWERS,
     "outcomes": _OUTCOMES,
     "holdings": _HOLDINGS,
-    "orders": (*_ORDERS, _POSITION_SIDE),
+    "orders": (*_ORDERS, _POSITION_SIDE, _OWNER),
     "fills": (*_STEP, _key("ordinal"), *_FILLED),
     "twin_steps": _TWIN_STEPS,
     "twin_fills": (

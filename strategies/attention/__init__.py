@@ -65,40 +65,14 @@ _HOMES = {
     "value_norms": "layer",
 }
 
-__all__ = [
-    "AttendedTokens",
-    "Attention",
-    "GridRead",
-    "Layer",
-    "LinearRead",
-    "MapRead",
-    "Mask",
-    "MatrixRead",
-    "Read",
-    "Rollout",
-    "SparseRead",
-    "Stream",
-    "attend",
-    "capture",
-    "closed_keys",
-    "confidence",
-    "cross_attend",
-    "entropy",
-    "flow",
-    "relevance",
-    "relevance_rules",
-    "rollout",
-    "rollout_buckets",
-    "rollout_by_age",
-    "trained_entropy",
-    "value_norms",
-]
+
+__all__ = list(_HOMES)
 
 
 def __getattr__(name: str) -> object:
     """Import the module of a public *name*; raise ``AttributeError`` for any other."""
     if name not in _HOMES:
-        raise AttributeError(f"{__name__} has no {name!r}; choose one of {', '.join(__all__)}.")
+        raise AttributeError(f"{__name__} has no {name!r}; choose one of {', '.join(_HOMES)}.")
     from importlib import import_module
 
     return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

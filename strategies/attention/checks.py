@@ -52,6 +52,16 @@ def explanation(call: Callable[_P, _R]) -> Callable[_P, _R]:
     return exact(torch.no_grad()(call))
 
 
+Attended = tuple["Tensor", "Tensor", "Tensor"]
+RULES: Final[list[Callable[[Tensor, Tensor, Tensor], Attended]]] = []
+"""What ``relevance_rules`` does to query, key and value, while it is on."""
+
+
+def ruled(query: Tensor, key: Tensor, value: Tensor) -> Attended:
+    """Return the tensors of one attention, with the shares of relevance that each hands on."""
+    return RULES[-1](query, key, value) if RULES else (query, key, value)
+
+
 def check_mask(mask: object) -> None:
     """Raise ``AttentionInvalid`` for what is no mask."""
     if not isinstance(mask, Mask):

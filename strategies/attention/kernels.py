@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import wraps
+from functools import partial, wraps
 from typing import Any, Final, NamedTuple, NoReturn, TypeAlias
 
 import torch
@@ -38,6 +38,7 @@ from tracepaper.strategies.attention.checks import (
     check_tensors,
     exact,
     is_finite,
+    ruled,
 )
 from tracepaper.strategies.attention.flash import ALIGNED, Pass
 from tracepaper.strategies.attention.masks import Mask, MaskKind
@@ -225,66 +226,26 @@ def once_differentiable(
     return once
 
 
-class _WindowAttention(torch.autograd.Function):
-    """``window_forward`` with its gradient; the logsumexp carries none."""
+class _KernelAttention(torch.autograd.Function):
+    """One kernel's attention with its gradient; the logsumexp carries none."""
 
     @staticmethod
     def forward(
         ctx: Any, query: Tensor, key: Tensor, value: Tensor, *options: Any
     ) -> tuple[Tensor, Tensor]:
-        """Attend; *options* are the kernel, the window and the scale."""
-        kernel, window, scale = options
-        own = getattr(kernel, "window_forward", None)
-        if own is not None:
-            output, logsumexp = own(query, key, value, window=window, scale=scale)
+        """Attend; *options* are the kernel, the mask and the scale."""
+        kernel, mask, scale = options
+        if mask.kind is MaskKind.WINDOW:
+            attend_so = getattr(kernel, "window_forward", partial(window_forward, kernel))
+            found = attend_so(query, key, value, window=mask.window_bars, scale=scale)
         else:
-            output, logsumexp = window_forward(
-                kernel, query, key, value, window=window, scale=scale
-            )
-        return _kept(ctx, (query, key, value), (output, logsumexp), options)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
-        """Return the gradients of query, key and value; the logsumexp's own is left out."""
-        gradient, _ = grad_outputs
-        query, key, value, output, logsumexp = ctx.saved_tensors
-        kernel, window, scale = ctx.options
-        inputs = (query, key, value)
-        own = getattr(kernel, "window_backward", None)
-        if own is not None:
-            result = Pass(output, logsumexp)
-            return (*own(gradient, inputs, result, window=window, scale=scale), None, None, None)
-        grads = window_backward(
-            kernel, gradient, inputs, (output, logsumexp), window=window, scale=scale
-        )
-        return (*grads, None, None, None)
-
-
-def _kept(
-    ctx: Any,
-    inputs: tuple[Tensor, Tensor, Tensor],
-    found: tuple[Tensor, Tensor],
-    options: tuple[Any, ...],
-) -> tuple[Tensor, Tensor]:
-    """Keep in *ctx* what a backward pass needs; return *found*, output and logsumexp."""
-    ctx.save_for_backward(*inputs, *found)
-    ctx.mark_non_differentiable(found[1])
-    ctx.options = options
-    return found
-
-
-class _SquareAttention(torch.autograd.Function):
-    """One square pass with its gradient; the logsumexp carries none."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, query: Tensor, key: Tensor, value: Tensor, *options: Any
-    ) -> tuple[Tensor, Tensor]:
-        """Attend; *options* are the kernel, causality and the scale."""
-        kernel, causal, scale = options
-        result = kernel.forward(query, key, value, causal=causal, scale=scale)
-        return _kept(ctx, (query, key, value), (result.output, result.logsumexp), options)
+            causal = mask.kind is MaskKind.CAUSAL
+            found = kernel.forward(query, key, value, causal=causal, scale=scale)
+        output, logsumexp = found
+        ctx.save_for_backward(query, key, value, output, logsumexp)
+        ctx.mark_non_differentiable(logsumexp)
+        ctx.options = options
+        return output, logsumexp
 
     @staticmethod
     @once_differentiable
@@ -292,18 +253,18 @@ class _SquareAttention(torch.autograd.Function):
         """Return the gradients of query, key and value; the logsumexp's own is left out."""
         gradient, _ = grad_outputs
         *inputs, output, logsumexp = ctx.saved_tensors
-        kernel, causal, scale = ctx.options
-        grads = kernel.backward(
-            gradient, tuple(inputs), Pass(output, logsumexp), causal=causal, scale=scale
-        )
+        kernel, mask, scale = ctx.options
+        given = (gradient, tuple(inputs), Pass(output, logsumexp))
+        if mask.kind is MaskKind.WINDOW:
+            slopes = getattr(kernel, "window_backward", partial(window_backward, kernel))
+            grads = slopes(*given, window=mask.window_bars, scale=scale)
+        else:
+            grads = kernel.backward(*given, causal=mask.kind is MaskKind.CAUSAL, scale=scale)
         return (*grads, None, None, None)
 
 
-window_attention: Final[Callable[..., tuple[Tensor, Tensor]]] = _WindowAttention.apply
-"""Differentiable ``(query, key, value, kernel, window, scale) -> output, logsumexp``."""
-
-square_attention: Final[Callable[..., tuple[Tensor, Tensor]]] = _SquareAttention.apply
-"""Differentiable ``(query, key, value, kernel, causal, scale) -> output, logsumexp``."""
+kernel_attention: Final[Callable[..., tuple[Tensor, Tensor]]] = _KernelAttention.apply
+"""Differentiable ``(query, key, value, kernel, mask, scale) -> output, logsumexp``."""
 
 _RANK: Final = 4
 
@@ -359,6 +320,7 @@ def attend(
     tensors, masks and backends that do not fit together, and where numbers overflow.
     """
     check_inputs(query, key, value, mask)
+    query, key, value = ruled(query, key, value)
     factor = 1.0 / math.sqrt(query.shape[-1]) if scale is None else scale
     largest = check_products(query, key, factor, value=value)[2] if checked else 0.0
     made = _attend(query, key, value, mask, factor=factor, backend=backend)
@@ -385,13 +347,14 @@ def cross_attend(
     if seen is None:
         return attend(query, key, value, Mask.full(), scale=scale, backend=backend)
     check_inputs(query, key, value, Mask.full())
+    query, key, value = ruled(query, key, value)
     factor = 1.0 / math.sqrt(query.shape[-1]) if scale is None else scale
     if torch.compiler.is_compiling():
         return _written_out(query, key, value, seen.view(-1, query.shape[2]), factor)
     largest = check_products(query, key, factor, value=value)[2]
     shown = _checked_seen(seen, query, key)
-    causal = False
-    made = Attention(*square_attention(query, key, value, ChunkedBackend(shown), causal, factor))
+    kernel = ChunkedBackend(shown)
+    made = Attention(*kernel_attention(query, key, value, kernel, Mask.full(), factor))
     return refuse_overflow(made, largest, key.shape[2])
 
 
@@ -462,10 +425,7 @@ def _run(
     if (whole := BACKENDS[name].whole) is not None:
         return Attention(*whole(query, key, value, mask, factor))
     kernel = kernel_for(name, query.device, query.dtype, query.shape[-1])
-    if mask.kind is MaskKind.WINDOW:
-        return Attention(*window_attention(query, key, value, kernel, mask.window_bars, factor))
-    causal = mask.kind is MaskKind.CAUSAL
-    return Attention(*square_attention(query, key, value, kernel, causal, factor))
+    return Attention(*kernel_attention(query, key, value, kernel, mask, factor))
 
 
 def _simplify(mask: Mask, time: int) -> Mask:

@@ -25,6 +25,7 @@ from tracepaper.strategies.attention.checks import (
     check_tensors,
     exact,
     explanation,
+    ruled,
     working_type,
 )
 from tracepaper.strategies.attention.masks import CAUSAL, Mask, MaskKind
@@ -111,6 +112,7 @@ def attend_linearly(query: Tensor, key: Tensor, value: Tensor, mask: Mask) -> Li
         raise AttentionInvalid(
             f"Values {list(value.shape)} do not fit keys {list(key.shape)}; give one a key."
         )
+    query, key, value = ruled(query, key, value)
     kind, wide_type = value.dtype, working_type(value)
     query, key, value = (x.to(wide_type) for x in (query, key, value))
     if mask.kind is MaskKind.FULL:

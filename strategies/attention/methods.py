@@ -21,7 +21,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, get_args
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast, get_args
 
 import torch
 
@@ -39,9 +39,9 @@ from tracepaper.strategies.attention.checks import (
 from tracepaper.strategies.attention.kernels import attend
 from tracepaper.strategies.attention.layer import Layer
 from tracepaper.strategies.attention.masks import Mask, MaskKind
-from tracepaper.strategies.attention.reads import NORMALISED, Fuse, Fusion, Read
+from tracepaper.strategies.attention.reads import Fuse, Fusion, Read
 from tracepaper.strategies.attention.tiles import check_mass, fuse_mean, mass_tolerance
-from tracepaper.strategies.errors import AttentionInvalid
+from tracepaper.strategies.errors import AttentionInvalid, DataInvalid
 from tracepaper.strategies.types.decisions import BLOCK_BARS
 
 if TYPE_CHECKING:
@@ -49,6 +49,8 @@ if TYPE_CHECKING:
 
 HeadWeights = Sequence[Sequence[float]] | Sequence[float]
 FUSIONS: Final = get_args(Fusion)
+METHODS: Final = ("rollout", *FUSIONS[3:])
+"""What people choose from: the rollout, by the heads' mean, max or min, and the other fusions."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,8 +60,9 @@ class Rollout:
     residual_weight: float = 0.5
     """ρ, the share of the residual stream."""
     fusion: Fusion = "mean"
+    """``flow`` is ``flow``'s, which joins layers otherwise."""
     head_weights: HeadWeights | Tensor | None = None
-    """Of the mean: one list, or one a layer; None weighs the heads equally."""
+    """Of mean and flow: one list, or one a layer; None weighs the heads equally."""
     discard_ratio: float = 0.0
     """The share of each layer's visible fused entries that is dropped, smallest first."""
     start_layer: int = 0
@@ -75,12 +78,19 @@ class Rollout:
             )
         check_share(self.residual_weight, "residual_weight")
         check_share(self.discard_ratio, "discard_ratio", below_one=True)
-        if self.fusion != "mean" and self.head_weights is not None:
+        if self.fusion not in {"mean", "flow"} and self.head_weights is not None:
             raise AttentionInvalid(f"Head weights weigh a mean, not a {self.fusion}; drop them.")
-        if self.fusion in NORMALISED and self.discard_ratio:
+        if self.name != "rollout" and self.discard_ratio:
             raise AttentionInvalid(
                 f"Discarding ranks entries of the heads, not by {self.fusion}; set it to 0."
             )
+        if self.fusion == "flow" and self.start_layer:
+            raise AttentionInvalid("A flow goes through all layers; leave the start layer out.")
+
+    @property
+    def name(self) -> str:
+        """The method among ``METHODS``."""
+        return self.fusion if self.fusion in METHODS else "rollout"
 
     @property
     def is_plain(self) -> bool:
@@ -89,6 +99,40 @@ class Rollout:
 
 
 PLAIN: Final = Rollout()
+"""What is stored with a decision unless another is asked for."""
+
+
+def fusion_of(method: str, fusion: str | None = None) -> Fusion:
+    """Return the fusion that a *method* of ``METHODS`` is, with the heads' *fusion* of a rollout.
+
+    Raises ``AttentionInvalid`` for no method, and for a fusion beside another one.
+    """
+    if method not in METHODS:
+        raise AttentionInvalid(
+            f"There is no method {method!r}; choose one of {', '.join(METHODS)}."
+        )
+    if method == "rollout":
+        return cast("Fusion", fusion or PLAIN.fusion)
+    if fusion not in (None, PLAIN.fusion):
+        raise AttentionInvalid(f"The method {method} takes no fusion; leave it out.")
+    return cast("Fusion", method)
+
+
+def head_weights(text: str) -> tuple[float, ...] | tuple[tuple[float, ...], ...]:
+    """Return the weights that *text* gives: a number a head, or such a list for each layer.
+
+    Numbers stand between commas, lists between slashes. Raises ``DataInvalid`` where it is none.
+    """
+    try:
+        layers = tuple(tuple(float(one) for one in layer.split(",")) for layer in text.split("/"))
+    except ValueError:
+        raise DataInvalid(
+            f"The head weights are {text[:40]!r}; give one number a head, as 1,0,0,0, or such a "
+            "list for each layer with / between them."
+        ) from None
+    if len({len(layer) for layer in layers}) > 1:
+        raise DataInvalid("Head weights must give each layer as many numbers as it has heads.")
+    return layers[0] if len(layers) == 1 else layers
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,6 +177,8 @@ def rollout(
     reads = list(reads)
     if not reads:
         raise AttentionInvalid("There is nothing to roll out; give at least one layer.")
+    if method.fusion == "flow":
+        raise AttentionInvalid("A flow is no rollout; call flow.")
     steps = _steps(reads)
     numbers = [number for step in steps for number, read in step if read.residual]
     if numbers or method.start_layer:

@@ -35,6 +35,7 @@ from tracepaper.strategies.attention.checks import (
     check_tensors,
     exact,
     explanation,
+    ruled,
     working_type,
 )
 from tracepaper.strategies.attention.layer import value_norms
@@ -148,6 +149,7 @@ def attend_sparsely(
             f"The key samples are for {samples.shape[0]} bars, the sequence holds {time}; draw "
             "them with sample_keys for this length."
         )
+    query, key, value = ruled(query, key, value)
     spread = _spread(query, key, samples, score)
     for row in check_rows(always, time) if len(always) else ():
         spread[:, :, row] = torch.inf
@@ -175,6 +177,7 @@ def attend_rows(query: Tensor, key: Tensor, value: Tensor, rows: Sequence[int]) 
     that are not there.
     """
     rows = check_rows(rows, query.shape[2])
+    query, key, value = ruled(query, key, value)
     active = torch.tensor(rows, device=query.device).expand(*query.shape[:2], -1)
     kind = working_type(query)
     chosen = query[:, :, rows].to(kind) * query.shape[3] ** -0.5

@@ -21,6 +21,7 @@ from torch.nn import functional
 from torch.utils.hooks import RemovableHandle
 
 from tracepaper.strategies.attention.capturing import EAGER, homes_of_formulas
+from tracepaper.strategies.attention.checks import RULES, Attended
 from tracepaper.strategies.errors import AttentionInvalid
 
 _HOMES: Final = ("torch.nn.modules.activation", "transformers.activations")
@@ -34,20 +35,21 @@ def relevance_rules(
     model: nn.Module,
     *,
     weights: Literal["constant", "shared"] = "constant",
-    gated: Sequence[tuple[str, str]] = (("gate_proj", "up_proj"),),
+    gated: Sequence[tuple[str, ...]] = (("gate_proj", "up_proj"), ("gated_rise",)),
 ) -> Iterator[None]:
     """Let gradients of *model* inside the block be relevances; its outputs stay what they are.
 
     With *weights* constant, attention hands on by its values alone, and relevances sum to the
     output; shared, queries and keys take a quarter each, which does not conserve at the softmax.
-    *gated* are the names of the two projections of a gated product, in the module that has both.
+    *gated* are the names of the two projections of a gated product, in the module that has both,
+    or of the single one that gives both factors.
     Raises ``AttentionInvalid`` for other weights.
     """
     if weights not in ("constant", "shared"):
         raise AttentionInvalid(f"weights is {weights!r}; choose constant or shared.")
     attend = functional.scaled_dot_product_attention
 
-    def shares(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def shares(query: Tensor, key: Tensor, value: Tensor) -> Attended:
         if weights == "constant":
             return query.detach(), key.detach(), value
         return _scaled(query, 0.25), _scaled(key, 0.25), _scaled(value, 0.5)
@@ -66,6 +68,8 @@ def relevance_rules(
         for home in homes_of_formulas(model):
             stack.callback(setattr, home, EAGER, getattr(home, EAGER))
             setattr(home, EAGER, by_rules(getattr(home, EAGER)))
+        RULES.append(shares)
+        stack.callback(RULES.pop)
         was_fast = torch.backends.mha.get_fastpath_enabled()
         stack.callback(torch.backends.mha.set_fastpath_enabled, was_fast)
         stack.callback(setattr, functional, "scaled_dot_product_attention", attend)
@@ -74,11 +78,12 @@ def relevance_rules(
         yield
 
 
-def _hooked(model: nn.Module, gated: Sequence[tuple[str, str]]) -> Iterator[RemovableHandle]:
+def _hooked(model: nn.Module, gated: Sequence[tuple[str, ...]]) -> Iterator[RemovableHandle]:
     """Give norms, activations and gated products their rules."""
     for module in model.modules():
         kind = type(module)
-        is_activation = kind.__module__ in _HOMES and not isinstance(module, _NO_ACTIVATIONS)
+        homes = {base.__module__ for base in kind.__mro__}
+        is_activation = not homes.isdisjoint(_HOMES) and not isinstance(module, _NO_ACTIVATIONS)
         if kind.__name__.endswith("Norm") or is_activation:
             yield module.register_forward_hook(_identity)
         for pair in gated:

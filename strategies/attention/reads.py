@@ -34,7 +34,8 @@ from tracepaper.strategies.errors import AttentionInvalid
 if TYPE_CHECKING:
     from torch import Tensor
 
-Fusion = Literal["mean", "max", "min", "norm", "gradient"]
+Fusion = Literal["mean", "max", "min", "norm", "gradient", "flow"]
+"""How heads become one; a flow takes their mean."""
 NORMALISED: Final = ("norm", "gradient")
 """Fusions whose rows are made to sum to 1 before the residual is mixed in; of others after."""
 

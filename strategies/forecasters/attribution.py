@@ -33,13 +33,14 @@ from tracepaper.strategies.attention.heads import (
     rows_by_age,
     ties_of,
 )
+from tracepaper.strategies.attention.methods import Rollout
+from tracepaper.strategies.attention.propagation import relevance, relevance_rules
 from tracepaper.strategies.errors import DataInvalid
 from tracepaper.strategies.features import rows as features
 from tracepaper.strategies.forecasters.streaming import StreamingForecaster
 from tracepaper.strategies.forecasters.tabular import network_half
 from tracepaper.strategies.forecasters.windowed import WindowedForecaster
 from tracepaper.strategies.networks.architecture import BarWeights, LayerAttribution
-from tracepaper.strategies.networks.attribution import AttributionMethod
 from tracepaper.strategies.types.market import Bar
 
 Floats = NDArray[np.float64]
@@ -74,6 +75,7 @@ class Contributions:
     """How much each number of each row adds to the mean return (integrated gradients)."""
 
     mean_return: Floats  # [bar, feature], log return; oldest bar first
+    relevance: Floats  # [bar], the same by one backward pass under the rules of relevance
     forecast: float  # the mean return of the rows as they are
     neutral: float  # the mean return of neutral rows: where the path starts
 
@@ -146,7 +148,20 @@ class Probe:
         """Return the integrated gradients of the mean return over the path from neutral rows."""
         moved = integrated_gradients(self._mean, self._rows, nodes=nodes)
         neutral = self.without(range(len(self.rows))).mean_return
-        return Contributions(moved.cpu().numpy(), self.figures().mean_return, neutral)
+        return Contributions(
+            moved.cpu().numpy(), self.relevance().sum(axis=1), self.figures().mean_return, neutral
+        )
+
+    def relevance(self) -> Floats:
+        """Return what each number of each row adds to the mean return by relevance.
+
+        [bar, feature], log return, in one backward pass; less what biases add it is the forecast.
+        """
+        rows = self._rows.detach().requires_grad_()
+        with relevance_rules(self._network):
+            found = relevance(self._mean(rows), rows)
+        added: Floats = found.double().cpu().numpy()
+        return added
 
     def shares(self, rollout: Floats) -> dict[str, float]:
         """Return each feature's share of |row × gradient| of the mean return; they sum to 1.
@@ -160,12 +175,12 @@ class Probe:
         )
         return dict(zip(self.names, found.tolist(), strict=True))
 
-    def looked(self, way: AttributionMethod) -> BarWeights:
-        """Return where the decided bar looked, by *way*: weights [1, 1, bars], the newest ones.
+    def looked(self, method: Rollout) -> BarWeights:
+        """Return where the decided bar looked, by *method*: weights [1, 1, bars], the newest ones.
 
         Raises ``AttentionInvalid`` where the network cannot be asked so.
         """
-        found = self._network.explain(self._rows[None], self._positions, way).rollout
+        found = self._network.explain(self._rows[None], self._positions, method).rollout
         return BarWeights(found.weights.cpu(), found.l1_error.cpu())
 
     def _mean(self, rows: Tensor) -> Tensor:

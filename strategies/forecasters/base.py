@@ -8,7 +8,7 @@ together; to an instrument it makes no difference which others are in a group.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tracepaper.strategies.api.strategy import SCANNED_AT_ONCE
-from tracepaper.strategies.errors import ConfigInvalid, InvariantBroken
+from tracepaper.strategies.errors import InvariantBroken
 from tracepaper.strategies.features import rows as features
 from tracepaper.strategies.features.rows import FeatureRows, FeatureSchema, FeatureStreams
 from tracepaper.strategies.networks.architecture import AttendedPart, Outputs
@@ -179,54 +179,13 @@ class FeatureMemory:
         return taken
 
 
-class Ring:
-    """The newest *capacity* rows of *width* floats.
-
-    Each row is written twice, *capacity* rows apart, so that the newest rows are one contiguous
-    view at any moment: no copy when reading, two small ones when writing.
-    """
-
-    def __init__(self, *, capacity: int, width: int) -> None:
-        if capacity < 1 or width < 1:
-            raise ConfigInvalid(f"A ring of {capacity} rows of {width} holds nothing; enlarge it.")
-        self._rows: Floats = np.zeros((2 * capacity, width))
-        self._capacity = capacity
-        self._written = 0
-
-    @property
-    def capacity(self) -> int:
-        """How many rows it can hold."""
-        return self._capacity
-
-    def __len__(self) -> int:
-        """Return how many rows it holds."""
-        return min(self._written, self._capacity)
-
-    def push(self, row: Floats) -> None:
-        """Append *row* of shape [width]; the oldest row leaves once the ring is full."""
-        slot = self._written % self._capacity
-        self._rows[slot] = row
-        self._rows[slot + self._capacity] = row
-        self._written += 1
-
-    def amend(self, age: int, cut: slice, values: Rows) -> None:
-        """Put *values* into the columns *cut* of the row pushed *age* rows before the newest."""
-        slot = (self._written - 1 - age) % self._capacity
-        self._rows[slot, cut] = self._rows[slot + self._capacity, cut] = values
-
-    def view(self) -> Floats:
-        """Return the rows held, oldest first, as a read-only view of shape [len, width]."""
-        end = (self._written - 1) % self._capacity + 1 + self._capacity if self._written else 0
-        rows = self._rows[end - len(self) : end]
-        rows.flags.writeable = False
-        return rows
-
-
 class FeatureWindow:
-    """One instrument's newest feature rows, each with its position in its last column."""
+    """One instrument's newest feature rows, each with when its bar opened and its position."""
 
     def __init__(self, window: int, schema: FeatureSchema) -> None:
-        self.rows = Ring(capacity=window, width=len(schema.names) + 1)
+        self._window = window
+        self._rows: deque[Rows] = deque(maxlen=window)
+        self._positions: deque[int] = deque(maxlen=window)
         self.opened: deque[int] = deque(maxlen=window)  # when the rows' bars opened
         self._schema = schema
         joined = schema.covariates
@@ -237,7 +196,17 @@ class FeatureWindow:
     @property
     def is_full(self) -> bool:
         """Whether as many rows are known as the network takes."""
-        return len(self.rows) == self.rows.capacity
+        return len(self._rows) == self._window
+
+    @property
+    def rows(self) -> Rows:
+        """The rows known, oldest first: [row, feature]."""
+        return np.array(self._rows)
+
+    @property
+    def positions(self) -> Ids:
+        """The absolute numbers of their bars: [row]."""
+        return np.array(self._positions, dtype=np.int64)
 
     def take(self, bars: Sequence[Bar], taken: FeatureRows) -> Iterator[float]:
         """Append the rows *taken* of *bars* one by one; yield σ of each, NaN where it is unusable.
@@ -256,10 +225,8 @@ class FeatureWindow:
         ):
             if not is_whole:
                 continue
-            known = np.empty(own + 1)
-            known[:-1] = np.nan_to_num(row, nan=0.0, posinf=0.0, neginf=0.0)
-            known[-1] = bar.open_time_ms // bar.interval_ms
-            self.rows.push(known)
+            self._rows.append(np.nan_to_num(row, nan=0.0, posinf=0.0, neginf=0.0))
+            self._positions.append(bar.open_time_ms // bar.interval_ms)
             self.opened.append(bar.open_time_ms)
             if self._other is not None:
                 self._amend(bar, self._other)
@@ -271,16 +238,21 @@ class FeatureWindow:
         self._pushed += 1
         self._lacking[self._pushed] = close_ms
         own = len(self._schema.recipe.names)
-        numbers = [one for one in self._lacking if self._pushed - one < self.rows.capacity]
+        numbers = [one for one in self._lacking if self._pushed - one < self._window]
         closes = np.array([self._lacking[one] for one in numbers])
         rows = other.known(symbol, closes, close_ms)
         is_known = np.isfinite(rows).all(axis=1)
         for number, values in zip(
             np.array(numbers)[is_known].tolist(), rows[is_known], strict=True
         ):
-            self.rows.amend(self._pushed - number, slice(own, -1), values)
+            self._rows[number - self._pushed - 1][own:] = values
         still = np.array(numbers)[~is_known].tolist()
         self._lacking = {number: self._lacking[number] for number in still}
+
+
+def feature_windows(window: int, schema: FeatureSchema) -> defaultdict[str, FeatureWindow]:
+    """Return the windows of any instruments, each made when it is first asked for."""
+    return defaultdict(lambda: FeatureWindow(window, schema))
 
 
 class CheckpointForecaster(ABC):

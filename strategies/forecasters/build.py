@@ -26,6 +26,7 @@ from tracepaper.strategies.attention.memory import (
     require_memory,
     rollout_bytes,
 )
+from tracepaper.strategies.attention.methods import PLAIN, Rollout
 from tracepaper.strategies.book_features import RunBooks, reading_of, scale_of
 from tracepaper.strategies.covariates import (
     CovariateColumns,
@@ -47,18 +48,9 @@ from tracepaper.strategies.forecasters.streaming import StreamingForecaster
 from tracepaper.strategies.forecasters.windowed import WindowedForecaster
 from tracepaper.strategies.gates.gate import is_known
 from tracepaper.strategies.networks.architecture import Network, kind_of
-from tracepaper.strategies.networks.attribution import (
-    STORED,
-    AttributionMethod,
-    refuse_way,
-)
 from tracepaper.strategies.networks.flash import TILES
 from tracepaper.strategies.networks.keys import NetworkConfig
-from tracepaper.strategies.networks.stream import (
-    by_compiled_loops,
-    stream_backends,
-    stream_bytes,
-)
+from tracepaper.strategies.networks.stream import stream_backends, stream_bytes
 from tracepaper.strategies.other_symbol import RunOtherBars, asked, other_of
 from tracepaper.strategies.types.calibration import (
     Calibration,
@@ -102,7 +94,7 @@ def _processor() -> str:
 
 @dataclass(frozen=True, slots=True)
 class RunOptions:
-    """How a checkpoint is run, whatever its kind; ``build`` says what each means."""
+    """How a checkpoint is run, whatever its kind."""
 
     device: str = "cpu"
     threads: int = 1
@@ -110,12 +102,18 @@ class RunOptions:
     backend: str = "auto"
     instruments: int = 1
     free_bytes: int | None = None
-    way: AttributionMethod = STORED
+    method: Rollout = PLAIN
+    """How each bar's decision is explained."""
     vectors: CovariateSource | None = None
+    """What a user supplies to a network that was trained with some; without it one that learnt from
+    order books, or of another symbol, is shown a run's."""
     symbols: tuple[str, ...] = ()
+    """What a model of all symbols of a close is asked of, by its ``horizon``."""
     horizon: int | None = None
     dropout_passes: int = 0
+    """So many passes with dropout give the spread of their means."""
     say: Callable[[str], object] | None = None
+    """Told why a bar that a user's code in the network fails on is answered by NaN."""
 
     def __post_init__(self) -> None:
         """Raise ``ConfigInvalid`` for an unknown mode and for no threads."""
@@ -127,6 +125,9 @@ class RunOptions:
             raise ConfigInvalid(
                 "model.dropout_passes is 1, and one pass has no spread; give 2 or more, or 0."
             )
+
+
+USUAL: Final = RunOptions()
 
 
 def model_kinds() -> Mapping[str, ModelKind]:
@@ -145,39 +146,19 @@ def known_kind(card: Mapping[str, Any]) -> ModelKind | None:
     return model_kinds().get(str(section_of(card, "model").get("kind")))
 
 
-def build(  # noqa: PLR0913
-    card: Mapping[str, Any],
-    tensors: Mapping[str, Tensor],
-    *,
-    device: str = "cpu",
-    threads: int = 1,
-    mode: str = "step",
-    backend: str = "auto",
-    instruments: int = 1,
-    free_bytes: int | None = None,
-    way: AttributionMethod = STORED,
-    vectors: CovariateSource | None = None,
-    symbols: Sequence[str] = (),
-    horizon: int | None = None,
-    dropout_passes: int = 0,
-    say: Callable[[str], object] | None = None,
+def build(
+    card: Mapping[str, Any], tensors: Mapping[str, Tensor], options: RunOptions = USUAL
 ) -> Forecaster:
     """Return the forecaster of a checkpoint, probed once with bounded random features.
 
-    *way* is how each bar's decision is explained, where it is not by the rollout that is usual;
-    *vectors* are those that a user supplies to a network that was trained with some; without them
-    one that learnt from order books is shown a run's. *symbols* and *horizon* are what a model of
-    all symbols of a close is asked of. With *dropout_passes* answers hold the spread of their means
-    over so many passes with dropout. A bar that a user's code in the network fails on is answered
-    by NaN, and *say* is told why.
-
-    Sets PyTorch's thread count, which is part of what a run records; *backend* is chosen once,
-    see ``choose_backend``. Where *free_bytes* are known, a window that could not fit for that many
-    *instruments* is refused before anything is allocated, with ``AttentionInvalid``. Raises
+    Sets PyTorch's thread count, which is part of what a run records; ``backend`` is chosen once,
+    see ``choose_backend``. Where ``free_bytes`` are known, a window that could not fit for so many
+    ``instruments`` is refused before anything is allocated, with ``AttentionInvalid``. Raises
     ``ConfigInvalid`` for an unknown mode, device, kind or feature schema, and
     ``CheckpointMismatch`` for tensors that are not the ones the card's architecture asks for or
     that give values that are not finite.
     """
+    vectors = options.vectors
     if (reading := reading_of(card)) is not None:
         vectors = vectors or RunBooks(reading)
     elif symbol := other_of(card):
@@ -186,14 +167,11 @@ def build(  # noqa: PLR0913
         raise ConfigInvalid(
             "The checkpoint was trained without covariates; leave them out, or train with some."
         )
-    options = RunOptions(
-        device, threads, mode, backend, instruments, free_bytes, way, vectors,
-        tuple(symbols), horizon, dropout_passes, say,
-    )  # fmt: skip
+    options = replace(options, vectors=vectors)
     kind = known_kind(card)
     own = None if kind is None else kind.build
     found: Forecaster = (own or network_forecaster)(card, tensors, options)
-    if dropout_passes and DROPOUT_SPREAD not in found.measures:
+    if options.dropout_passes and DROPOUT_SPREAD not in found.measures:
         raise ConfigInvalid(
             "model.dropout_passes is for a network that was trained with dropout, or an ensemble "
             "with one, and this checkpoint has none; set it to 0."
@@ -212,10 +190,10 @@ def network_forecaster(
     attends_by = choose_backend(card, options.backend, device=options.device)
     torch.set_num_threads(options.threads)
     kind, config = architecture(card)
-    way, mode, threads = options.way, options.mode, options.threads
+    method, mode, threads = options.method, options.mode, options.threads
     streams = kind.backend(config) == TILES
     if options.free_bytes is not None:
-        by_norm = way.method == "norm"
+        by_norm = method.fusion == "norm"
         require_memory(
             _stream_need(config, options.instruments, by_norm=by_norm)
             if streams
@@ -235,16 +213,16 @@ def network_forecaster(
             mode=mode,
             threads=threads,
             instruments=options.instruments,
-            backend=_streams_by(attends_by, options.backend, way),
-            way=way,
+            backend=_streams_by(attends_by, options.backend, method),
+            method=method,
         )
     else:
         if not network.has_attention:
-            refuse_way(way, kind.name)
+            refuse_method(method, kind.name)
         takes_kernel = network.attend_by(attends_by)
         dtype = "bfloat16" if takes_kernel and kernels.is_half(attends_by) else "float32"
         found = WindowedForecaster(
-            model, threads=threads, backend=attends_by, dtype=dtype, way=way, mode=mode
+            model, threads=threads, backend=attends_by, dtype=dtype, method=method, mode=mode
         )
     if options.dropout_passes and network.dropping():
         found.dropout = DropoutPasses(model, options.dropout_passes)
@@ -252,9 +230,17 @@ def network_forecaster(
     return found
 
 
-def _streams_by(chosen: str, wanted: str, way: AttributionMethod) -> str:
+def refuse_method(method: Rollout, kind: str) -> None:
+    """Raise ``ConfigInvalid`` where a *method* is asked for of a model without attention."""
+    if method != PLAIN:
+        raise ConfigInvalid(
+            f"A model of the kind {kind} has no attention to explain; take [model] explanation out."
+        )
+
+
+def _streams_by(chosen: str, wanted: str, method: Rollout) -> str:
     """Return what a stream attends by: *chosen*, or tiles where no compiled loop explains so."""
-    if chosen == TILES or by_compiled_loops(way):
+    if chosen == TILES or method.is_plain:
         return chosen
     if wanted != "auto":
         raise ConfigInvalid(

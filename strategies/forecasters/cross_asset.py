@@ -38,8 +38,8 @@ from tracepaper.strategies.features.rows import FeatureRows, FeatureSchema
 from tracepaper.strategies.forecasters.base import (
     CheckpointForecaster,
     FeatureMemory,
-    FeatureWindow,
     InstrumentMemory,
+    feature_windows,
     row_at,
 )
 from tracepaper.strategies.forecasters.build import (
@@ -186,23 +186,20 @@ class TogetherForecaster(CheckpointForecaster):
         self.symbols = tuple(symbols)
         self.every = model.config.every
         self._places = model.config.places(self.symbols)
-        self._windows = {symbol: self._window() for symbol in self.symbols}
+        self._windows = feature_windows(model.config.receptive_field, model.schema)
         self._bars = CommonBars(self.symbols, self.context)
         self._before: tuple[int, Array | None] = -1, None  # a close, and where each looked at it
         torch.set_num_threads(threads)
 
-    def _window(self) -> FeatureWindow:
-        return FeatureWindow(self.model.config.receptive_field, self.model.schema)
-
     def remember(self, known: InstrumentMemory, bars: Sequence[Bar], taken: FeatureRows) -> None:
         """Begin the window of one symbol anew."""
         symbol = known.instrument.partition(":")[2]
-        window = self._windows[symbol] = self._window()
+        self._windows.pop(symbol, None)
         self._bars.forget(symbol)
         self._before = -1, None
         for bar in bars:
             self._bars.take(bar)
-        for _ in window.take(bars, taken):
+        for _ in self._windows[symbol].take(bars, taken):
             pass
 
     def answer(
@@ -243,9 +240,9 @@ class TogetherForecaster(CheckpointForecaster):
         """
         if why := self._bars.lacking():
             raise InvariantBroken(f"There is no close to look at: {why}.")
-        held = [self._windows[symbol].rows.view() for symbol in self.symbols]
-        x = torch.from_numpy(np.stack([rows[:, :-1] for rows in held]).astype(np.float32))[None]
-        positions = held[0][:, -1].astype(np.int64)
+        held = [self._windows[symbol] for symbol in self.symbols]
+        x = torch.from_numpy(np.stack([window.rows for window in held]))[None]
+        positions = held[0].positions
         with torch.inference_mode():
             look = self.model.network.explain(x, self._places, torch.from_numpy(positions), method)
         return LastClose(look, look.weights.double().sum(dim=1).numpy(), positions)

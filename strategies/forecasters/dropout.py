@@ -17,7 +17,7 @@ from msgspec.structs import replace
 
 from tracepaper.strategies.features.rolling import Array
 from tracepaper.strategies.features.rows import FeatureRows
-from tracepaper.strategies.forecasters.base import FeatureWindow, row_at
+from tracepaper.strategies.forecasters.base import FeatureWindow, feature_windows, row_at
 from tracepaper.strategies.forecasters.outputs import TrainedModel
 from tracepaper.strategies.types.decisions import Forecast, HeadForecasts
 from tracepaper.strategies.types.market import Bar
@@ -33,12 +33,12 @@ class DropoutPasses:
         """Ask *model*, whose network has modules that drop, *passes* times at each bar."""
         self._model = model
         self._passes = passes
-        self._windows: dict[str, FeatureWindow] = {}
+        self._windows = feature_windows(model.network.config.receptive_field, model.schema)
 
     def warm(self, instrument: str, bars: Sequence[Bar], taken: FeatureRows) -> None:
         """Forget *instrument*, then take in *bars* (oldest first) with their rows *taken*."""
         self._windows.pop(instrument, None)
-        for _ in self._of(instrument).take(bars, taken):
+        for _ in self._windows[instrument].take(bars, taken):
             pass
 
     def completed(
@@ -48,7 +48,7 @@ class DropoutPasses:
         found = list(answers)
         first = len(bars) - len(taken.values)
         for at, (bar, answer) in enumerate(zip(bars[first:], answers[first:], strict=True)):
-            window = self._of(bar.instrument)
+            window = self._windows[bar.instrument]
             for sigma in window.take([bar], row_at(taken, at)):
                 if answer is not None and window.is_full:
                     # A standard deviation in log returns: outputs are in units of σ √horizon.
@@ -61,19 +61,11 @@ class DropoutPasses:
                     found[first + at] = replace(answer, heads=heads)
         return found
 
-    def _of(self, instrument: str) -> FeatureWindow:
-        if (window := self._windows.get(instrument)) is None:
-            model = self._model
-            window = FeatureWindow(model.network.config.receptive_field, model.schema)
-            self._windows[instrument] = window
-        return window
-
     def _spread(self, window: FeatureWindow, seed: int) -> Array:
         """Return the sample standard deviation over passes of each horizon's mean: [horizon]."""
         network = self._model.network
-        known = window.rows.view()
-        rows = torch.from_numpy(known[:, :-1].astype(np.float32)).to(network.device)
-        positions = torch.from_numpy(known[:, -1].astype(np.int64)).to(network.device)
+        rows = torch.from_numpy(window.rows).to(network.device)
+        positions = torch.from_numpy(window.positions).to(network.device)
         dropping = network.dropping()
         cuda = [network.device] if network.device.type == "cuda" else []
         try:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tracepaper.strategies.attention.layer import Layer
 from tracepaper.strategies.attention.masks import Mask
-from tracepaper.strategies.attention.methods import rollout
+from tracepaper.strategies.attention.methods import PLAIN, Rollout, rollout
 from tracepaper.strategies.attention.time_buckets import cells_by_age
 from tracepaper.strategies.features.rows import FeatureRows
 from tracepaper.strategies.forecasters.base import (
@@ -28,7 +28,6 @@ from tracepaper.strategies.forecasters.base import (
 from tracepaper.strategies.forecasters.outputs import TrainedModel, explanations, forecasts
 from tracepaper.strategies.gates.gate import MEASURES
 from tracepaper.strategies.networks.architecture import LayerAttribution, Trace
-from tracepaper.strategies.networks.attribution import STORED, AttributionMethod
 from tracepaper.strategies.networks.flash import TILES, FlashNetwork
 from tracepaper.strategies.networks.stream import (
     CHUNK_BARS,
@@ -50,7 +49,7 @@ class StreamingForecaster(CheckpointForecaster):
     """
 
     streams: ClassVar[bool] = True
-    """Whether it keeps queries, keys and values from bar to bar, explained by its own way."""
+    """Whether it keeps queries, keys and values from bar to bar, explained by its own method."""
     warms_by_all = True
 
     def __init__(
@@ -61,11 +60,11 @@ class StreamingForecaster(CheckpointForecaster):
         threads: int,
         instruments: int = 1,
         backend: str = TILES,
-        way: AttributionMethod = STORED,
+        method: Rollout = PLAIN,
     ) -> None:
         """Answer by *model* where its weights are; *instruments* is how many are expected.
 
-        *backend* is one of ``stream_backends``; *way* is how every bar is explained. Raises
+        *backend* is one of ``stream_backends``; *method* is how every bar is explained. Raises
         ``ConfigInvalid`` for one that no stream takes.
         """
         network = model.network
@@ -84,8 +83,8 @@ class StreamingForecaster(CheckpointForecaster):
         self.model = model
         self.receptive_field = config.receptive_field
         self.device = str(network.device)
-        self.way = way
-        self.network = StreamingNetwork(network, way, backend=backend)
+        self.method = method
+        self.network = StreamingNetwork(network, method, backend=backend)
         self._expected = instruments
         self._state = StreamState(network, streams=0, by_norm=self.network.fusion.by_norm)
 
@@ -148,7 +147,7 @@ class StreamingForecaster(CheckpointForecaster):
         found = rollout(
             layers,
             [len(positions) - 1],
-            self.way.rollout,
+            self.method,
             backend="auto" if self.device != "cpu" else self.backend,
         )
         weights = found.weights["bars"][0, 0].tolist()
@@ -178,7 +177,7 @@ class StreamingForecaster(CheckpointForecaster):
         trace = Trace()
         for layer in self._layers(instrument)[1]:
             trace.attend(layer)
-        return trace.by_layer(self.way.rollout)
+        return trace.by_layer(self.method)
 
     def _decided(self, instrument: str) -> None:
         """Raise ``InvariantBroken`` before the first decision of *instrument*."""

@@ -29,6 +29,7 @@ from torch import Tensor
 
 from tracepaper.strategies.api.model import ModelKind, register
 from tracepaper.strategies.api.strategy import Forecaster
+from tracepaper.strategies.attention.methods import PLAIN
 from tracepaper.strategies.errors import CheckpointMismatch, ConfigInvalid
 from tracepaper.strategies.features import rows as features
 from tracepaper.strategies.features.rows import FeatureRows, FeatureSchema
@@ -50,11 +51,11 @@ from tracepaper.strategies.forecasters.build import (
     network_forecaster,
     part_of,
     per_horizon,
+    refuse_method,
     section_of,
     tensors_of,
 )
 from tracepaper.strategies.forecasters.trees import Floats, Scorer, Trees
-from tracepaper.strategies.networks.attribution import STORED, refuse_way
 from tracepaper.strategies.types.calibration import Calibration
 from tracepaper.strategies.types.decisions import Forecast
 from tracepaper.strategies.types.market import Bar
@@ -464,7 +465,7 @@ def _of_rows(
     torch.set_num_threads(options.threads)
     kind = known_kind(card)
     assert kind is not None
-    refuse_way(options.way, kind.name)
+    refuse_method(options.method, kind.name)
     return RowForecaster(
         trained_rows(card, tensors, kind), mode=options.mode, threads=options.threads
     )
@@ -484,7 +485,7 @@ def _of_members(
     cards[0]["features"] = {**section_of(cards[0], "features"), COMPUTED: wide.schema_id}
     of_network, of_rows = (tensors_of(tensors, half) for half in HALVES)
     network = network_forecaster(cards[0], of_network, replace(options, vectors=None))
-    rows = _of_rows(cards[1], of_rows, replace(options, backend="auto", way=STORED))
+    rows = _of_rows(cards[1], of_rows, replace(options, backend="auto", method=PLAIN))
     section = section_of(card, "calibration")
     return EnsembleForecaster(
         network,

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from tracepaper.strategies.api.model import EXPLAINED
 from tracepaper.strategies.api.strategy import SCANNED_AT_ONCE
-from tracepaper.strategies.attention.methods import TIME_MAX
+from tracepaper.strategies.attention.methods import PLAIN, TIME_MAX, Rollout
 from tracepaper.strategies.attention.time_buckets import (
     bucket_count,
     cells_by_age,
@@ -28,6 +28,7 @@ from tracepaper.strategies.covariates import CovariateSource
 from tracepaper.strategies.errors import ConfigInvalid, InvariantBroken
 from tracepaper.strategies.features.rows import FeatureRows
 from tracepaper.strategies.forecasters.base import (
+    NO_ROWS,
     Attribution,
     CheckpointForecaster,
     FeatureMemory,
@@ -37,6 +38,7 @@ from tracepaper.strategies.forecasters.base import (
     InstrumentMemory,
     Rows,
     bars_needed,
+    feature_windows,
     row_at,
 )
 from tracepaper.strategies.forecasters.outputs import TrainedModel, explained_rows, forecasts
@@ -47,7 +49,6 @@ from tracepaper.strategies.networks.architecture import (
     Outputs,
     together,
 )
-from tracepaper.strategies.networks.attribution import STORED, AttributionMethod
 from tracepaper.strategies.types.decisions import BLOCK_BARS, Explanation, Forecast
 from tracepaper.strategies.types.market import Bar
 
@@ -73,7 +74,7 @@ class _FullWindow(NamedTuple):
     place: int  # among the bars of the call
     instrument: str
     sigma: float
-    rows: Rows  # [window, feature]
+    rows: Rows  # [window, feature]; none where it attends
     seen: _NetworkAnswer | None  # None without attention: its rows are answered with others
 
 
@@ -81,7 +82,7 @@ class WindowedForecaster(CheckpointForecaster):
     """A network over whole windows behind the ``Forecaster`` protocol, for many instruments."""
 
     streams: ClassVar[bool] = False
-    """Whether it keeps queries, keys and values from bar to bar, explained by its own way."""
+    """Whether it keeps queries, keys and values from bar to bar, explained by its own method."""
 
     def __init__(
         self,
@@ -90,13 +91,13 @@ class WindowedForecaster(CheckpointForecaster):
         threads: int,
         backend: str,
         dtype: str = "float32",
-        way: AttributionMethod = STORED,
+        method: Rollout = PLAIN,
         mode: str = "step",
     ) -> None:
         """Answer by *model* where its weights are; *dtype* bfloat16 multiplies in half numbers.
 
-        *way* is how each bar is explained. Raises ``ConfigInvalid`` or ``AttentionInvalid`` for a
-        way that this network cannot be asked by.
+        *method* is how each bar is explained. Raises ``ConfigInvalid`` or ``AttentionInvalid`` for
+        one that this network cannot be asked by.
         """
         network, config = model.network, model.network.config
         self.attends = network.has_attention
@@ -112,16 +113,16 @@ class WindowedForecaster(CheckpointForecaster):
             backend=backend,
         )
         self.model = model
-        self.way = way
+        self.method = method
         self.receptive_field = config.window
         self._place = network.device
         self.device = str(self._place)
         self.dtype = dtype
         self.scanned_at_once = WINDOWS_AT_ONCE if self.attends else SCANNED_AT_ONCE
         self._network = network.eval()
-        self._windows: dict[str, FeatureWindow] = {}
-        if way != STORED:
-            self._require_way()
+        self._windows = feature_windows(config.window, model.schema)
+        if method != PLAIN:
+            self._require_method()
 
     def explain(self, instrument: str) -> Attribution:
         """Return where the last decision looked, bar by bar.
@@ -158,7 +159,7 @@ class WindowedForecaster(CheckpointForecaster):
     def remember(self, known: InstrumentMemory, bars: Sequence[Bar], taken: FeatureRows) -> None:
         """Begin its window anew."""
         self._windows.pop(known.instrument, None)
-        window = self._of(known.instrument)
+        window = self._windows[known.instrument]
         for _ in window.take(bars, taken):
             pass
         if self.attends and window.is_full:
@@ -207,19 +208,13 @@ class WindowedForecaster(CheckpointForecaster):
         for place in places:
             if place < first:
                 continue
-            bar, window = bars[place], self._of(bars[place].instrument)
+            bar, window = bars[place], self._windows[bars[place].instrument]
             for sigma in window.take([bar], row_at(taken, place - first)):
                 if window.is_full:
                     seen = self._see(window) if self.attends else None
-                    rows = self._rows(window)
+                    rows = NO_ROWS.values if self.attends else window.rows
                     ready.append(_FullWindow(place, bar.instrument, sigma, rows, seen))
         return ready
-
-    def _of(self, instrument: str) -> FeatureWindow:
-        if (window := self._windows.get(instrument)) is None:
-            window = FeatureWindow(self.receptive_field, self.model.schema)
-            self._windows[instrument] = window
-        return window
 
     def _decided(self, instrument: str) -> FeatureWindow:
         """Return the window of *instrument*; raise ``InvariantBroken`` before it is full."""
@@ -233,29 +228,24 @@ class WindowedForecaster(CheckpointForecaster):
             raise self._undecided(instrument)
         return window
 
-    def _rows(self, window: FeatureWindow) -> Rows:
-        rows: Rows = window.rows.view()[:, :-1].astype(np.float32)
-        return rows
-
     def _inputs(self, window: FeatureWindow) -> tuple[Tensor, Tensor]:
         """Return the rows [1, window, features] and their positions [window]."""
-        x = torch.from_numpy(self._rows(window))[None].to(self._place)
-        positions = window.rows.view()[:, -1].astype(np.int64)
-        return x, torch.from_numpy(positions).to(self._place)
+        x = torch.from_numpy(window.rows)[None].to(self._place)
+        return x, torch.from_numpy(window.positions).to(self._place)
 
     def _look(self, window: FeatureWindow) -> ExplainedOutputs:
         x, positions = self._inputs(window)
-        seen = self._network.explain(x, positions, self.way, half=self.dtype == "bfloat16")
+        seen = self._network.explain(x, positions, self.method, half=self.dtype == "bfloat16")
         return seen._replace(
             outputs=seen.outputs.map(lambda part: part.detach().cpu()),
             rollout=seen.rollout._replace(weights=seen.rollout.weights.cpu()),
             confidence=seen.confidence.float().cpu(),
         )
 
-    def _require_way(self) -> None:
+    def _require_method(self) -> None:
         """Ask once, of rows that say nothing: what cannot be had is said at the start."""
         window = self.receptive_field
-        if self.way.method == "flow" and window > TIME_MAX:
+        if self.method.name == "flow" and window > TIME_MAX:
             raise ConfigInvalid(
                 f"Attention flow is stored of windows of up to {TIME_MAX} bars, and this model's "
                 f"is {window}; choose another method, and ask `explain --method flow` for one "
@@ -263,11 +253,11 @@ class WindowedForecaster(CheckpointForecaster):
             )
         rows = torch.zeros(1, window, len(self.model.schema.names), device=self._place)
         positions = torch.arange(window, device=self._place)
-        self._network.explain(rows, positions, self.way)
+        self._network.explain(rows, positions, self.method)
 
     def _see(self, window: FeatureWindow) -> _NetworkAnswer:
         look = self._look(window)
-        positions = window.rows.view()[:, -1].astype(np.int64)
+        positions = window.positions
         return _NetworkAnswer(
             look.outputs,
             buckets_of(look.rollout.weights[0, 0].double().numpy(), positions),

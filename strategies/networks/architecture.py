@@ -45,7 +45,6 @@ from tracepaper.strategies.errors import (
     InvariantBroken,
     shown,
 )
-from tracepaper.strategies.networks.attribution import STORED, AttributionMethod
 from tracepaper.strategies.networks.keys import NetworkConfig
 from tracepaper.strategies.types.decisions import DRAWDOWN_LEVELS, PATH_LEVELS, PATH_STEPS
 
@@ -585,28 +584,27 @@ class Network(nn.Module):
         return trace
 
     def explain(
-        self, x: Tensor, positions: Tensor, way: AttributionMethod = STORED, *, half: bool = False
+        self, x: Tensor, positions: Tensor, method: Rollout = PLAIN, *, half: bool = False
     ) -> ExplainedOutputs:
-        """Forecast one window *x* [1, window, features] and explain its last bar by *way*.
+        """Forecast one window *x* [1, window, features] and explain its last bar by *method*.
 
         *positions* int64 [window] are absolute bar numbers; *half* multiplies in bfloat16. No
         attention matrix is stored. Of a flow the bars are the newest ``TIME_MAX``, where the
         network looks back only. Raises ``InvariantBroken`` of a network without attention, and
         ``AttentionInvalid`` for what cannot be had.
         """
-        way.check()
         with torch.no_grad(), self._halved(x, half):
             seen = self.trace(x, positions)
-        by_gradient = way.rollout.fusion == "gradient"
-        reads = self._with_gradients(x, positions, way.rollout) if by_gradient else seen.reads
-        if way.method == "flow":
+        by_gradient = method.fusion == "gradient"
+        reads = self._with_gradients(x, positions, method) if by_gradient else seen.reads
+        if method.fusion == "flow":
             time = reads[0].shape[2]
             newest = min(TIME_MAX, time)
-            found = flow(reads, [newest - 1], way.rollout, newest=newest)
+            found = flow(reads, [newest - 1], method, newest=newest)
             older = time - newest
             held = {name: pad(own, (older, 0)) for name, own in found.weights.items()}
         else:
-            found = rollout(reads, seen.start(x), way.rollout, backend=explained_by(x.device))
+            found = rollout(reads, seen.start(x), method, backend=explained_by(x.device))
             held, older = dict(found.weights), 0
         by_bar, parts = seen.on_bars({name: own[0] for name, own in held.items()})
         sure = [read.confidence(at)[0].mean(dim=-1) for read, at in seen.decided]

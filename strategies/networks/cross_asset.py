@@ -21,27 +21,21 @@ from msgspec import Meta
 from torch import Tensor, nn
 from torch.nn import functional
 
-from tracepaper.strategies.attention.kernels import attend
-from tracepaper.strategies.attention.layer import Layer
 from tracepaper.strategies.attention.masks import Mask
 from tracepaper.strategies.attention.methods import PLAIN, Rollout, rollout
-from tracepaper.strategies.attention.reads import GridRead
 from tracepaper.strategies.errors import AttentionInvalid, ConfigInvalid
 from tracepaper.strategies.networks import keys
 from tracepaper.strategies.networks.architecture import Heads, Outputs, Trace
 from tracepaper.strategies.networks.encodings import ENCODINGS, Phases, Sizes
 from tracepaper.strategies.networks.flash import Block, BlockOptions, each_block
+from tracepaper.strategies.networks.grid import GridAxis, along, attend_by_axis
 from tracepaper.strategies.networks.keys import Rule, one_of
 
 SYMBOLS_MAX: Final = 1_000
 FACTORISED: Final = "factorised"
 JOINT: Final = "joint"
-_TOKENS_AT_ONCE: Final = 32_768
-"""Tokens that a block deals with together where no gradient is taken; bounds memory."""
 _ROWS_AT_ONCE: Final = 16
 """Decided assets whose weights over the tokens are carried together; bounds memory."""
-_NOWHERE: Final = Phases(None, None, None)
-"""Assets stand in no order."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -259,18 +253,9 @@ class CrossAssetNetwork(nn.Module):
         phases = self.encoding.phases(positions)
         if self.config.attention == JOINT:
             return self._joint(state, phases, trace)
-        causal = Mask.window(self.config.window)
-        blocks = zip(each_block(self.over_time), each_block(self.over_assets), strict=True)
-        for over_time, over_assets in blocks:
-            state, read = _along(over_time, state, phases, causal, trace)
-            if trace is not None and read is not None:
-                trace.attend(GridRead(read, (len(assets), len(positions)), 1))
-            # [batch, time, asset, dim]: each bar is a line, and assets stand in no order.
-            lines, read = _along(over_assets, state.transpose(1, 2), _NOWHERE, Mask.full(), trace)
-            if trace is not None and read is not None:
-                trace.attend(GridRead(read, (len(assets), len(positions)), 0), is_layer=False)
-            state = lines.transpose(1, 2)
-        return state
+        axes = (GridAxis(1, Mask.window(self.config.window), phases), GridAxis(0, Mask.full()))
+        layers = zip(each_block(self.over_time), each_block(self.over_assets), strict=True)
+        return attend_by_axis(layers, state, axes, trace)
 
     def _joint(self, state: Tensor, phases: Phases, trace: Trace | None) -> Tensor:
         """Let all tokens see all others: a window that ends now holds nothing that comes later."""
@@ -287,7 +272,7 @@ class CrossAssetNetwork(nn.Module):
         repeated = Phases(cosine, sine, None)
         rows = state.flatten(1, 2)[:, None]  # [batch, 1, asset * time, dim]
         for block in each_block(self.over_time):
-            rows, layer = _along(block, rows, repeated, Mask.full(), trace)
+            rows, layer = along(block, rows, repeated, Mask.full(), trace)
             if trace is not None and layer is not None:
                 trace.attend(layer)
         return rows[:, 0].unflatten(1, (assets, time))[:, :, -1:]
@@ -299,33 +284,6 @@ def _from_nothing(dim: int, width: int) -> nn.Linear:
     nn.init.normal_(made.weight, std=0.01)
     nn.init.zeros_(made.bias)
     return made
-
-
-def _along(
-    block: Block, state: Tensor, phases: Phases, mask: Mask, trace: Trace | None
-) -> tuple[Tensor, Layer | None]:
-    """Pass the lines of *state* [batch, line, row, dim] through *block*; return its layer as well.
-
-    The layer, whose batch are the lines, is None without *trace*. Without gradients some lines are
-    dealt with at a time, so that little beside is kept.
-    """
-    lines = state.flatten(0, 1)
-    count = len(lines)
-    if not torch.is_grad_enabled():
-        count = max(_TOKENS_AT_ONCE // lines.shape[1], 1)
-    found, noted = [], []
-    for part in lines.split(count):
-        query, key, value = block.project(part, phases)
-        mixed, logsumexp = attend(query, key, value, mask, checked=False)
-        found.append(block.finish(part, mixed))
-        if trace is not None:
-            noted.append((query, key, value, logsumexp))
-    made = (found[0] if len(found) == 1 else torch.cat(found)).unflatten(0, state.shape[:2])
-    if trace is None:
-        return made, None
-    query, key, value, logsumexp = (torch.cat(parts) for parts in zip(*noted, strict=True))
-    weight = block.project_out.weight
-    return made, Layer(query, key, value, logsumexp, mask, output_weight=weight)
 
 
 # ---------------------------------------------------------------- what it is trained by

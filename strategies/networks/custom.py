@@ -18,6 +18,7 @@ from msgspec import Meta
 from torch import Tensor, nn
 
 from tracepaper.strategies.api.model import OWN_CLASSES, FoundClass, ModelKind, register
+from tracepaper.strategies.attention.checks import ruled
 from tracepaper.strategies.attention.masks import Mask
 from tracepaper.strategies.attention.reads import MatrixRead
 from tracepaper.strategies.errors import (
@@ -187,7 +188,7 @@ class CustomNetwork(Transformer):
     ) -> Tensor:
         """Return A·V by the weights that the class gives."""
         del block
-        query, key, value = projected
+        query, key, value = ruled(*projected)
         time = key.shape[2]
         if self._is_held:
             shares = torch.ones(time, time, dtype=query.dtype, device=query.device).tril()

@@ -129,7 +129,7 @@ class BlockOptions(NamedTuple):
     mlp_ratio: float
     dropout: float = 0.0
     norm: str = "pre"
-    mlp: str = "gelu"
+    mlp: str = "gelu"  # empty: a block that attends alone
     gated: bool = False
     volatility_gate: str = ""
     stochastic_depth: float = 0.0
@@ -156,29 +156,38 @@ class FeedForward(nn.Module):
         hidden = max(1, round(config.dim * config.mlp_ratio))
         self.gated = config.mlp == "gated"
         self.rise = nn.Linear(config.dim, 2 * hidden if self.gated else hidden)
+        self.activation = nn.SiLU() if self.gated else FewRowsGelu()
         self.fall = nn.Linear(hidden, config.dim)
+
+    @property
+    def gated_rise(self) -> nn.Module | None:
+        """What gives both factors of a gated product."""
+        return self.rise if self.gated else None
 
     def forward(self, x: Tensor) -> Tensor:
         """Map [batch, time, dim] to the same."""
         x = self.rise(x)
         if self.gated:
             gate, x = x.chunk(2, dim=-1)
-            x = functional.silu(gate) * x
+            x = self.activation(gate) * x
         else:
-            x = _gelu(x)
+            x = self.activation(x)
         return self.fall(x)
 
 
-def _gelu(x: Tensor) -> Tensor:
-    """Return the GELU of *x*.
+class FewRowsGelu(nn.GELU):
+    """The GELU.
 
     PyTorch hands a contiguous tensor to oneDNN, whose set-up costs several times what a few rows
     do, so these are shown twice by a stride of 0. The error of its own is half of oneDNN's.
     """
-    rows = x.shape[:-1].numel()
-    if x.requires_grad or len(x) > 1 or rows > _FEW_ROWS or x.device.type != "cpu":
-        return functional.gelu(x)
-    return functional.gelu(x.expand(2, *x.shape[1:]))[:1]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the GELU of *x*."""
+        rows = x.shape[:-1].numel()
+        if x.requires_grad or len(x) > 1 or rows > _FEW_ROWS or x.device.type != "cpu":
+            return functional.gelu(x)
+        return functional.gelu(x.expand(2, *x.shape[1:]))[:1]
 
 
 class Block(nn.Module):
@@ -193,13 +202,13 @@ class Block(nn.Module):
         self.gate = nn.Linear(config.dim, config.heads) if config.gated else None
         self.key_gate = nn.Linear(1, config.heads) if config.volatility_gate else None
         self.project_out = nn.Linear(config.dim, config.dim)
-        self.mlp_norm = nn.LayerNorm(config.dim)
-        self.mlp = FeedForward(config)
+        self.mlp_norm = nn.LayerNorm(config.dim) if config.mlp else None
+        self.mlp = FeedForward(config) if config.mlp else None
         self.dropout = nn.Dropout(config.dropout)
         # Deeper layers are dropped more often (Huang et al., 2016).
         self.drop_rate = config.stochastic_depth * (depth + 1) / config.layers
         # Keep the residual stream's variance independent of depth (Radford et al., 2019).
-        for layer in (self.project_out, self.mlp.fall):
+        for layer in (self.project_out, *([] if self.mlp is None else [self.mlp.fall])):
             nn.init.normal_(layer.weight, std=layer.in_features**-0.5 / (2 * config.layers) ** 0.5)
         for gate in (self.gate, self.key_gate):
             if gate is not None:  # every temperature begins at 1
@@ -228,6 +237,8 @@ class Block(nn.Module):
         joined = attended.transpose(1, 2).flatten(2)  # [batch, time, head * dim]
         branch = self._drop(self.project_out(joined))
         x = x + branch if self.pre else self.attention_norm(x + branch)
+        if self.mlp is None or self.mlp_norm is None:
+            return x
         branch = self._drop(self.mlp(self.mlp_norm(x) if self.pre else x))
         return x + branch if self.pre else self.mlp_norm(x + branch)
 

@@ -94,6 +94,7 @@ class DistillingLayer(nn.Module):
         super().__init__()
         self.convolution = nn.Conv1d(dim, dim, TAPS)  # holds the weights, as it starts them
         self.norm = nn.LayerNorm(dim)
+        self.activation = nn.ELU()
 
     def forward(self, x: Tensor, trace: Trace | None = None) -> Tensor:
         """Map [batch, time, dim] to [batch, (time + 1) // 2, dim]; add its maps to *trace*."""
@@ -101,7 +102,7 @@ class DistillingLayer(nn.Module):
         bias = self.convolution.bias
         assert bias is not None
         mixed, products = convolve(x, self.convolution.weight, bias)
-        active = functional.elu(self.norm(mixed)).transpose(1, 2)  # [batch, dim, time]
+        active = self.activation(self.norm(mixed)).transpose(1, 2)  # [batch, dim, time]
         pooled, chosen = functional.max_pool1d_with_indices(
             active, [TAPS], stride=[STRIDE], padding=[1], return_indices=True
         )
@@ -124,6 +125,7 @@ class SparseBlock(nn.Module):
         self.project_out = nn.Linear(config.dim, config.dim)
         self.mlp_norm = nn.LayerNorm(config.dim)
         self.rise = nn.Linear(config.dim, hidden)
+        self.activation = nn.GELU()
         self.fall = nn.Linear(hidden, config.dim)
         self.dropout = nn.Dropout(config.dropout)
 
@@ -147,7 +149,7 @@ class SparseBlock(nn.Module):
             trace.attend(SparseRead(found.rows, value=value, output_weight=weight), found.output)
         joined = found.output.transpose(1, 2).flatten(2)  # [batch, time, head * dim]
         x = x + self.dropout(self.project_out(joined))
-        hidden = functional.gelu(self.rise(self.mlp_norm(x)))
+        hidden = self.activation(self.rise(self.mlp_norm(x)))
         return x + self.dropout(self.fall(hidden))
 
 

@@ -120,13 +120,14 @@ class NormedFeedForward(nn.Module):
     def __init__(self, sizes: LayerSizes) -> None:
         super().__init__()
         self.rise = nn.Linear(sizes.dim, sizes.hidden)
+        self.activation = nn.GELU()
         self.fall = nn.Linear(sizes.hidden, sizes.dim)
         self.norm = nn.LayerNorm(sizes.dim)
         self.dropout = nn.Dropout(sizes.dropout)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map [batch, time, dim] to the same."""
-        hidden = self.dropout(functional.gelu(self.rise(x)))
+        hidden = self.dropout(self.activation(self.rise(x)))
         return self.norm(x + self.dropout(self.fall(hidden)))
 
 

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from tracepaper.strategies import book_features
 from tracepaper.strategies.api.model import ModelKind, register
+from tracepaper.strategies.attention.checks import ruled
 from tracepaper.strategies.attention.masks import Mask
 from tracepaper.strategies.errors import ConfigInvalid, shown
 from tracepaper.strategies.networks import keys
@@ -272,7 +273,8 @@ class ModalityFusion(nn.Module):
             else:
                 states.append(encoder(x.index_select(-1, self.get_buffer(f"places_{at}"))))
         encoded = torch.stack(states, dim=-2)  # [batch, time, modality, dim]
-        key = self.key(self.norm(encoded)).unflatten(-1, (self.heads, -1))
+        _, given, encoded = ruled(encoded, encoded, encoded)
+        key = self.key(self.norm(given)).unflatten(-1, (self.heads, -1))
         scores = (key * self.query).sum(-1) * self.query.shape[-1] ** -0.5
         wide = torch.promote_types(scores.dtype, torch.float32)
         shares = scores.to(wide).softmax(dim=-2)  # [batch, time, modality, head]

@@ -25,6 +25,7 @@ from torch.nn.functional import pad
 from tracepaper.strategies.attention import compiled as native
 from tracepaper.strategies.attention.kernels import attend
 from tracepaper.strategies.attention.masks import Mask
+from tracepaper.strategies.attention.methods import PLAIN, Rollout
 from tracepaper.strategies.attention.streaming import TailRing, TailRings, WrapRing
 from tracepaper.strategies.attention.time_buckets import (
     OLDER,
@@ -35,7 +36,6 @@ from tracepaper.strategies.attention.time_buckets import (
 )
 from tracepaper.strategies.errors import ConfigInvalid, InvariantBroken
 from tracepaper.strategies.networks.architecture import Outputs
-from tracepaper.strategies.networks.attribution import STORED, AttributionMethod
 from tracepaper.strategies.networks.encodings import ENCODINGS
 from tracepaper.strategies.networks.flash import TILES, FlashConfig, FlashNetwork
 from tracepaper.strategies.networks.stream_fusion import StreamFusion
@@ -61,11 +61,6 @@ def stream_backends(config: FlashConfig, device: str) -> tuple[str, ...]:
     """Return the backends of a stream of *config* on *device*, the fastest first."""
     compiled = device == "cpu" and not ENCODINGS[config.encoding].has_bias
     return (*(native.available() if compiled else ()), TILES)
-
-
-def by_compiled_loops(way: AttributionMethod) -> bool:
-    """Return whether compiled loops explain by *way*: by the plain mean of the heads."""
-    return way.rollout.is_plain
 
 
 def stream_bytes(config: FlashConfig, *, instruments: int = 1, by_norm: bool = False) -> int:
@@ -259,11 +254,11 @@ class StreamingNetwork:
     """A flash network with a causal window, ready to be fed bar by bar or in chunks.
 
     It attends by *backend*: tiles of torch, or compiled loops of ``stream_backends``. Every bar is
-    explained by *way*, which has to be one ``by_compiled_loops`` where these attend.
+    explained by *method*, which has to be plain where these attend.
     """
 
     def __init__(
-        self, network: FlashNetwork, way: AttributionMethod = STORED, *, backend: str = TILES
+        self, network: FlashNetwork, method: Rollout = PLAIN, *, backend: str = TILES
     ) -> None:
         """Raise ``ConfigInvalid`` for a network that cannot stream, or be explained so."""
         if network.config.mask != "window":
@@ -274,7 +269,7 @@ class StreamingNetwork:
         self.config = network.config
         self.backend = backend
         self.fusion = StreamFusion(
-            way, layers=self.config.layers, heads=self.config.heads, device=network.device
+            method, layers=self.config.layers, heads=self.config.heads, device=network.device
         )
         self._scale = self.config.head_dim**-0.5
         # Relative to a tile, key 0 is the oldest that its first query sees. So of the first keys

@@ -16,8 +16,8 @@ import torch
 
 from tracepaper.strategies.attention.checks import check_shares, check_start
 from tracepaper.strategies.attention.layer import value_norms
+from tracepaper.strategies.attention.methods import Rollout
 from tracepaper.strategies.errors import ConfigInvalid
-from tracepaper.strategies.networks.attribution import AttributionMethod
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -29,34 +29,31 @@ STREAMED: Final = ("rollout", "norm")
 
 
 class StreamFusion:
-    """One way of explaining, ready for the tiles of a stream.
+    """One method, ready for the tiles of a stream.
 
     What a tile gives is the fused product with the rollout below it, [stream, bar, width], and in
     one more column the fused mass of each row where rows do not sum to 1 of themselves.
     """
 
-    def __init__(
-        self, way: AttributionMethod, *, layers: int, heads: int, device: torch.device
-    ) -> None:
-        """Raise ``ConfigInvalid`` for a way that no stream takes, else as the rollout does."""
-        way.check()
-        if way.method not in STREAMED:
+    def __init__(self, method: Rollout, *, layers: int, heads: int, device: torch.device) -> None:
+        """Raise ``ConfigInvalid`` for a method that no stream takes, else as the rollout does."""
+        if method.name not in STREAMED:
             raise ConfigInvalid(
-                f"A stream cannot store where every bar looked by {way.method}; choose "
-                f"{' or '.join(STREAMED)}, and ask `explain --method {way.method}` for one "
+                f"A stream cannot store where every bar looked by {method.name}; choose "
+                f"{' or '.join(STREAMED)}, and ask `explain --method {method.name}` for one "
                 "decision."
             )
-        if way.options.discard_ratio:
+        if method.discard_ratio:
             raise ConfigInvalid(
                 "Discarding ranks the entries of a whole matrix, which a stream never has; set "
                 "discard to 0, and ask `explain --discard` for one decision."
             )
-        self.residual = way.options.residual_weight
-        self.start_layer = check_start(way.options.start_layer, layers)
-        self.by_norm = way.method == "norm"
-        self._kind = "norm" if self.by_norm else way.options.fusion
+        self.residual = method.residual_weight
+        self.start_layer = check_start(method.start_layer, layers)
+        self.by_norm = method.fusion == "norm"
+        self._kind = method.fusion
         self._heads = heads
-        given = way.options.head_weights
+        given = method.head_weights
         like = torch.empty(0, device=device)
         shares = check_shares(given, (layers, heads), like=like)
         self._shares = None if given is None else shares  # [layer, head]
@@ -74,7 +71,7 @@ class StreamFusion:
         """Return the fused product of one tile of layer *depth* with the rollout *below* it.
 
         *shares* are [stream, head, bar, key], *below* [stream, key, width], *lengths*
-        [stream, head, key] of a way by norms.
+        [stream, head, key] of a method by norms.
         """
         if depth < self.start_layer:
             return below.new_zeros(len(below), shares.shape[2], 0)
@@ -88,7 +85,7 @@ class StreamFusion:
         elif self._kind == "min":
             fused = shares.amin(1)
         else:
-            assert lengths is not None, "kept wherever the way is by norms"
+            assert lengths is not None, "kept wherever the method is by norms"
             fused = torch.einsum("shbk,shk->sbk", shares, lengths)
         return torch.cat((fused @ below, fused.sum(-1, keepdim=True)), dim=-1)
 

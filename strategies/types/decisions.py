@@ -380,7 +380,9 @@ class Order(Struct, frozen=True, gc=False, omit_defaults=True):
     until_ms: int | None = None  # good till that market time; None: until it is canceled
     tag: str = ""
     triggered: bool = False  # its trigger was touched
-    position_side: PositionSide | None = None  # in hedge mode, the position that it is of
+    # The book that it is of: a position's side in hedge mode, the share of one of several owners.
+    position_side: PositionSide | None = None
+    owner: str = ""
 
 
 class Fill(Struct, frozen=True, gc=False, omit_defaults=True):

@@ -2,8 +2,9 @@
 
     make campaign ONLY=accounts
 
-A history is one seed: an account, its strategies, and what the market does. Of each five one is of
-cross margin, where quotes jump by so much that closes would ruin the account.
+A history is one seed: an account, its strategies, and what the market does. Of each five one has a
+universe, one is filled by order books, and one is of cross margin, where quotes jump by so much
+that closes would ruin the account.
 """
 
 from __future__ import annotations
@@ -11,9 +12,7 @@ from __future__ import annotations
 import argparse
 from collections import Counter
 
-from histories import History
-
-FOCUSED_EACH = 5
+from histories import KINDS, History
 
 
 def main() -> None:
@@ -25,7 +24,7 @@ def main() -> None:
     reached: Counter[str] = Counter()
     for seed in range(given.from_seed, given.from_seed + given.histories):
         try:
-            history = History(seed, is_focused=seed % FOCUSED_EACH == FOCUSED_EACH - 1)
+            history = History(seed, KINDS[seed % len(KINDS)])
         except Exception as error:
             error.add_note(f"seed {seed}")
             raise

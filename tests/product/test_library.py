@@ -26,11 +26,10 @@ from tracepaper.strategies.allocation import Rule
 from tracepaper.strategies.attention import backends, layer
 from tracepaper.strategies.attention.layer import Layer
 from tracepaper.strategies.attention.masks import MaskKind
-from tracepaper.strategies.attention.methods import AttendedTokens, Rollout
+from tracepaper.strategies.attention.methods import METHODS, AttendedTokens, Rollout
 from tracepaper.strategies.forecasters.cross_asset import KINDS
 from tracepaper.strategies.forecasters.tabular import ROW_KINDS
 from tracepaper.strategies.networks.architecture import HEADS, network_kinds
-from tracepaper.strategies.networks.attribution import METHODS
 from tracepaper.strategies.networks.cross_asset import CrossAssetConfig
 from tracepaper.strategies.networks.encodings import CLOCKS, ENCODINGS
 from tracepaper.strategies.order_book import KIND
@@ -94,7 +93,7 @@ def registered_names() -> dict[str, Iterable[str]]:
         ],
         "Diagnostics": [*BASELINES, *Rule],
         "Plots": charts(),
-        "Calls": [*attention.__all__, *layer.BACKENDS],
+        "Calls": [*dir(attention), *layer.BACKENDS],
     }
 
 

@@ -83,7 +83,7 @@ def essence(steps: list[Step]) -> list[Any]:
     return [
         (
             step.decision, step.strategies,
-            [(o.side, o.quantity, o.filled, o.status, o.reason, o.tag) for o in step.orders],
+            [(o.side, o.quantity, o.filled, o.status, o.reason, o.owner) for o in step.orders],
             [(f.side, f.quantity, f.price, f.fee, f.filled_ms) for f in step.fills],
             step.account,
             [(t.position, t.account) for t in step.twins],

@@ -68,4 +68,5 @@ is_focused
 collapse, symbol_influence
 context_of, specialisation
 training_bytes, bucket_bytes, ring_bytes
+gated_rise  # by its name in relevance_rules
 active_confidence, dense_rows, from_dense, layer_matrix

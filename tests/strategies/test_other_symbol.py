@@ -132,9 +132,9 @@ def test_a_window_taken_at_once_is_that_of_bars_taken_one_by_one(
     assert np.array_equal(found, sigmas[-len(own) + SCHEMA.lookback - 1 :], equal_nan=True)
     last = own[-(19 + SCHEMA.lookback) :]
     assert len(list(warmed.take(last, FeatureMemory(wide).of("warmed").take_all(last)))) == 20
-    assert np.array_equal(scan.rows.view(), step.rows.view())
-    assert np.array_equal(warmed.rows.view(), step.rows.view())
-    row = scan.rows.view()[530 - COUNT]
+    assert np.array_equal(scan.rows, step.rows)
+    assert np.array_equal(warmed.rows, step.rows)
+    row = scan.rows[530 - COUNT]
     assert bool((row[len(SCHEMA.names) : -1] == 0).all()) == (530 in lacks and not late)
     assert np.isnan(sigmas[-20:]).sum() == refused
 

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import random
-from decimal import Decimal
 from typing import Any
 
 from builders import START_MS, bars, quote
-from own_ledger import OwnLedger
 
 from tracepaper.daemon.config.loading import Config, load
 from tracepaper.strategies.api.context import (
@@ -23,13 +21,9 @@ from tracepaper.strategies.api.context import (
 from tracepaper.strategies.api.strategy import Strategy
 from tracepaper.strategies.types.decisions import (
     Action,
-    FillModel,
-    OrderRole,
-    OrderStatus,
     PositionSide,
-    Step,
 )
-from tracepaper.strategies.types.market import Bar, Event, Funding, Instrument, Mark, Side
+from tracepaper.strategies.types.market import Event, Funding, Mark, Side
 
 MINUTE = 60_000
 LONG, SHORT = PositionSide.LONG, PositionSide.SHORT
@@ -180,88 +174,3 @@ def walk(seed: int, count: int = 120, *, quotes: bool = False, shocks: bool = Fa
             far = bar.close * (87 if at % 50 == 24 else 113) // 100
             made.append(Mark(bar.instrument, far, at_ms + 5, at_ms + 5))
     return made
-
-
-class OwnSides:
-    """Independent code: what both sides have, by their fills and the settlements alone."""
-
-    def __init__(self, item: Instrument, cash: str, leverage: str | None) -> None:
-        self.price, self.size = (
-            Decimal(10) ** item.price_decimals,
-            Decimal(10) ** item.quantity_decimals,
-        )
-        self.own = OwnLedger(
-            Decimal(cash), leverage=None if leverage is None else Decimal(leverage)
-        )
-        self.mark = Decimal(0)
-        self._marked = False
-
-    def take(self, step: Step) -> None:
-        """Book the fills of *step*, and settle; then the equity is the step's, to the last unit."""
-        event = step.event
-        if isinstance(event, Mark):
-            self.mark, self._marked = event.price / self.price, True
-        if isinstance(event, Funding):
-            # The side that receives is paid first.
-            order = (SHORT, LONG) if event.rate > 0 else (LONG, SHORT)
-            for side in order:
-                self.own.funding(side, self.mark, Decimal(event.rate).scaleb(-10))
-        for fill in step.fills:
-            assert fill.position_side is not None
-            signed = (fill.quantity if fill.side is Side.BUY else -fill.quantity) / self.size
-            self.own.linear(
-                fill.position_side,
-                Decimal(signed),
-                fill.price / self.price,
-                Decimal(fill.fee).scaleb(-8),
-                taken=fill.model is FillModel.LIQUIDATION,
-            )
-        if isinstance(event, Bar):
-            if not self._marked:
-                self.mark = event.close / self.price
-            self._marked = False
-        if step.position is None:
-            return
-        unit = Decimal(10) ** 8
-        assert step.account.cash == self.own.cash * unit
-        assert step.account.equity == self.own.equity({LONG: self.mark, SHORT: self.mark}) * unit
-        assert [one.twin for one in step.twins] == ["LONG", "SHORT"]
-        for one in step.twins:
-            held = self.own.of(one.twin)
-            assert one.position.quantity == held.quantity * self.size
-            assert one.position.entry_notional == held.entry * unit
-            assert one.position.margin == held.margin * unit
-
-
-def check_laws(steps: list[Step]) -> None:
-    """Assert what holds of any run in hedge mode, of its steps alone."""
-    held = {LONG: 0, SHORT: 0}
-    for step in steps:
-        for one in step.twins:
-            quantity = one.position.quantity
-            assert quantity >= 0 if one.twin == LONG else quantity <= 0
-        for order in step.orders:
-            assert order.position_side is not None
-            closes = (order.side is Side.SELL) == (order.position_side is LONG)
-            rests = order.status not in {OrderStatus.CANCELED, OrderStatus.REJECTED}
-            if closes and rests:  # as far as it is not filled, it closes no more than there is
-                filled = sum(f.quantity for f in step.fills if f.order_id == order.order_id)
-                before = abs(held[order.position_side])
-                assert order.quantity - order.filled + filled <= before + sum(
-                    f.quantity
-                    for f in step.fills
-                    if f.position_side is order.position_side and f.order_id != order.order_id
-                )
-                assert order.reduce_only or order.role in {OrderRole.SIGNAL, OrderRole.COMMAND}
-        for fill in step.fills:
-            assert fill.position_side is not None
-            held[fill.position_side] += fill.quantity if fill.side is Side.BUY else -fill.quantity
-        for one in step.twins:
-            assert one.position.quantity == held[PositionSide(one.twin)]
-        if step.position is not None:
-            both = [one.position for one in step.twins]
-            for name in step.position.__struct_fields__:
-                assert getattr(step.position, name) == sum(getattr(one, name) for one in both)
-            sums = [one.account for one in step.twins]
-            for name in step.account.__struct_fields__:
-                assert getattr(step.account, name) == sum(getattr(one, name) for one in sums)

@@ -15,6 +15,7 @@ from builders import MINUTE, bar, instrument, quote
 from msgspec.structs import replace
 
 from tracepaper.daemon.broker.book import Holdings
+from tracepaper.daemon.broker.book_fills import BookLevel, BookMoves, Move, packed_moves
 from tracepaper.daemon.config.loading import load
 from tracepaper.daemon.engine.engine import Engine
 from tracepaper.daemon.engine.state import Restart
@@ -30,9 +31,10 @@ from tracepaper.strategies.api.context import (
     sell,
 )
 from tracepaper.strategies.api.strategy import Strategy
-from tracepaper.strategies.types.decisions import Action, FillModel, PositionSide, Step
+from tracepaper.strategies.types.decisions import Action, Fill, FillModel, PositionSide, Step
 from tracepaper.strategies.types.market import (
     Bar,
+    BookUpdate,
     Category,
     Closed,
     Command,
@@ -48,6 +50,7 @@ from tracepaper.strategies.types.market import (
     Quote,
     RiskTier,
     Side,
+    UniverseChange,
 )
 from tracepaper.strategies.units import MONEY_SCALE
 
@@ -135,16 +138,23 @@ class Case(NamedTuple):
         return self.model is FillModel.QUOTE
 
 
-def drawn_case(rng: random.Random, *, is_focused: bool) -> Case:
-    """Draw a configuration; one that *is_focused* is of cross margin, and its quotes jump."""
-    shape = rng.choice(("one", "several") if is_focused else ("one", "one", "hedge", "several"))
+KINDS = ("", "", "universe", "book", "focused")
+"""What histories are about: anything, a universe of one symbol, fills by books, or cross margin."""
+
+
+def drawn_case(rng: random.Random, kind: str) -> Case:
+    """Draw a configuration of a *kind*; one that is focused is of cross margin by quotes."""
+    is_focused, by_book = kind == "focused", kind == "book"
+    shapes = {"": ("one", "one", "hedge", "several"), "universe": ("several",)}
+    shape = rng.choice(shapes.get(kind, ("one", "several")))
     category = "linear"
     if not is_focused and shape != "hedge" and rng.random() < 0.15:
-        category = "stock" if shape == "one" and rng.random() < 0.4 else "spot"
+        is_stock = shape == "one" and rng.random() < 0.4 and not by_book
+        category = "stock" if is_stock else "spot"
     margins = ["none", "isolated", "isolated"] + (["cross", "cross"] if shape != "hedge" else [])
     margin = "none" if category != "linear" else "cross" if is_focused else rng.choice(margins)
     by_quotes = is_focused or rng.random() < 0.4
-    symbols = ["BTCUSDT", "ETHUSDT"][: rng.randint(1, 2)]
+    symbols = ["BTCUSDT", "ETHUSDT"][: 2 if kind == "universe" else rng.randint(1, 2)]
     lists = shape != "several" and rng.random() < 0.6
 
     def options(seed: int, **named: Any) -> dict[str, Any]:
@@ -188,6 +198,8 @@ def drawn_case(rng: random.Random, *, is_focused: bool) -> Case:
         }
         if shape == "one" and (count := rng.randint(0, 2)):
             given["strategy"]["twins"] = ["ungated", "buy_and_hold"][:count]
+    if kind == "universe":
+        given["market"]["universe"] = {"top": 1, "on_leave": rng.choice(("reduce", "close"))}
     if rng.random() < 0.4:
         given["exits"] = rng.choice(
             (
@@ -204,6 +216,7 @@ def drawn_case(rng: random.Random, *, is_focused: bool) -> Case:
         for symbol in symbols
     ]
     model = FillModel.QUOTE if by_quotes else FillModel.NEXT_OPEN
+    model = FillModel.BOOK if by_book else model
     return Case(f"{shape} {margin} {category} {model}", given, items, model, category)
 
 
@@ -228,6 +241,7 @@ def drawn_events(rng: random.Random, case: Case, *, is_focused: bool) -> list[An
                 volume=5_000 + rng.randint(0, 99_999),
             )  # fmt: skip
             until_ms = one.open_time_ms + MINUTE
+            events += _books(rng, case, one)
             if is_missed:
                 events.append(
                     Gap(key, one.open_time_ms, until_ms, GapCause.DOWN, "rest", until_ms, until_ms)
@@ -264,8 +278,37 @@ def _quotes(
         yield replace(seen, instrument=one.instrument)
 
 
+def _books(rng: random.Random, case: Case, one: Bar) -> Iterator[BookUpdate]:
+    """Draw the books of a bar where they fill, each with what changed and was traded before it."""
+    if case.model is not FillModel.BOOK:
+        return
+    for ms in (1_000, 20_000, 40_000, 59_000):
+        at_ms = one.open_time_ms + ms
+        frame = at_ms // 1_000
+        middle = one.open + (one.close - one.open) * ms // MINUTE + rng.randint(-200, 200)
+        bids, asks = (
+            tuple(
+                BookLevel(middle + sign * (5 + 40 * place), rng.choice((200, 2_000, 9_000)), frame)
+                for place in range(4)
+            )
+            for sign in (-1, 1)
+        )
+        moves = [
+            Move(
+                at_ms - 900 + 100 * place, rng.choice(list(Side)),
+                middle + rng.randint(-300, 300), rng.choice((0, 300, 3_000)), rng.random() < 0.5,
+            )
+            for place in range(rng.randint(0, 5))
+        ]  # fmt: skip
+        cause = "down" if rng.random() < 0.03 else ""
+        packed = packed_moves(BookMoves(tuple(moves), bids, asks))
+        yield BookUpdate(one.instrument, cause, frame, False, packed, at_ms, at_ms)
+
+
 def _changes(rng: random.Random, case: Case, at_ms: int) -> Iterator[Any]:
-    """Draw other filters now and then, and commands."""
+    """Draw other filters now and then, choices of a universe, and commands."""
+    if "universe" in case.given["market"] and rng.random() < 0.1:
+        yield UniverseChange((rng.choice(case.items).id,), "drawn", (), at_ms, at_ms)
     if rng.random() < 0.02 and case.category != "stock":
         item = replace(
             rng.choice(case.items),
@@ -301,20 +344,28 @@ def _by_close(events: Sequence[Any]) -> Iterator[Any]:
             bars.clear()
 
 
+def _is_part(fill: Fill, of: Fill) -> bool:
+    """Return whether *fill* is *of* that one or a part of it, and no crossing."""
+    return fill.order_id == of.order_id and fill.model is of.model
+
+
 class History:
     """A history of one seed, whose accounts are checked after every event."""
 
-    def __init__(self, seed: int, *, is_focused: bool = False, most: int | None = None) -> None:
-        """Play the history of *seed*, or its first events, *most* of them."""
+    def __init__(self, seed: int, kind: str = "", *, most: int | None = None) -> None:
+        """Play the history of *seed* and a *kind*, or its first events, *most* of them."""
         self._rng = random.Random(seed)
-        self.case = drawn_case(self._rng, is_focused=is_focused)
+        self.case = drawn_case(self._rng, kind)
         self.counted: Counter[str] = Counter()
         self._items = {item.id: item for item in self.case.items}
         self._bars = list[Bar]()
         self._held: dict[tuple[str, str], int] = Counter()  # by fills, of each account
         self.engine = self._opened()
         self._cash = self.engine.broker.own.cash
-        for event in drawn_events(self._rng, self.case, is_focused=is_focused)[:most]:
+        # Of each account what its fills and settlements left of the first cash, and its funding.
+        self._money = {name: (of.subtotal().cash, 0) for name, of in self._accounts()}
+        events = drawn_events(self._rng, self.case, is_focused=kind == "focused")
+        for event in events[:most]:
             self._take(event)
 
     def _opened(self) -> Engine:
@@ -325,7 +376,9 @@ class History:
         )  # fmt: skip
 
     def _take(self, event: Any) -> None:
-        engine = self.engine
+        engine, rests = self.engine, True
+        if isinstance(event, BookUpdate):
+            rests = engine.broker.watch(event.instrument).rests
         if isinstance(event, Close):
             bars = event.bars
             closed = Closed(bars[0].open_time_ms, 2, (), bars[0].closed_ms, bars[0].closed_ms)
@@ -338,6 +391,7 @@ class History:
         elif isinstance(event, InstrumentChange):
             self._items[event.instrument.id] = event.instrument
         for step in steps:
+            assert rests or not step.orders  # a feed leaves out the books of which nothing rests
             self._add(step)
         for account in (engine.broker.own, *engine.broker.shadows.values()):
             check_account(account, self._cash)
@@ -347,11 +401,19 @@ class History:
 
     def _add(self, step: Step) -> None:
         """Add the fills of *step* to what is held."""
+        for side in (*SIDES, None):  # the fills of a position are in order of time
+            times = [fill.filled_ms for fill in step.fills if fill.position_side is side]
+            assert times == sorted(times)
         every = [("", fill) for fill in step.fills]
-        every += [(twin.twin, fill) for twin in step.twins for fill in twin.fills]
-        for name, fill in every:
-            signed = fill.quantity - fill.fee_base if fill.side is Side.BUY else -fill.quantity
-            self._held[name, fill.instrument] += signed
+        parts = [(twin.twin, fill) for twin in step.twins for fill in twin.fills]
+        for fill in step.fills if self.engine.members else ():
+            self._check_shared(fill, step.fills, [one for one in parts if _is_part(one[1], fill)])
+        for name, fill in every + parts:
+            bought, (cash, funding) = fill.side is Side.BUY, self._money[name]
+            sign = 1 if bought else -1
+            self._held[name, fill.instrument] += sign * fill.quantity - fill.fee_base
+            paid = fill.price * fill.quantity * self._unit(fill.instrument)
+            self._money[name] = cash - sign * paid - fill.fee, funding
             self.counted[fill.model] += 1
         self.counted["fills"] += len(step.fills)
         self.counted["steps"] += 1
@@ -360,15 +422,52 @@ class History:
                 key = step.event.instrument
                 self._held[name, key] = account.held(key)
 
+    def _unit(self, key: str) -> int:
+        item = self._items[key]
+        return 10 ** (8 - item.price_decimals - item.quantity_decimals)
+
+    def _check_shared(
+        self, fill: Fill, fills: Sequence[Fill], parts: list[tuple[str, Fill]]
+    ) -> None:
+        """Assert that *parts* are those of *fill*; a liquidation is shared by what is held."""
+        whole = [one for one in fills if _is_part(one, fill)]
+        for name in ("quantity", "notional", "fee", "fee_base"):
+            shared = sum(getattr(one, name) for _, one in parts)
+            assert shared == sum(getattr(one, name) for one in whole)
+        assert {(one.price, one.side) for _, one in parts} == {
+            (one.price, one.side) for one in whole
+        }
+        if fill.model is not FillModel.LIQUIDATION or len(fills) > 1:
+            return  # what another fill of the step has left is not known here
+        sign = -1 if fill.side is Side.BUY else 1
+        held = {
+            name: max(sign * self._held[name, fill.instrument], 0)
+            for name in self.engine.broker.own.owners
+        }
+        got = {name: one.quantity for name, one in parts}
+        most = sum(held.values())
+        for name, weight in held.items():
+            assert abs(got.get(name, 0) * most - fill.quantity * weight) < most
+
     def _accounts(self) -> Iterator[tuple[str, Holdings]]:
         broker = self.engine.broker
         yield "", broker.own
         yield from broker.beside.items()
 
     def _check_held(self) -> None:
+        """Assert that each account is what its fills and settlements made of it."""
+        moves_cash = self.case.given.get("strategies", {}).get("reset", "never") != "never"
         for name, account in self._accounts():
+            balance, worth = account.subtotal(), 0
             for key in self._items:
+                line = account.lines_of(key)[0]
                 assert account.held(key) == self._held[name, key], (name, key)
+                worth += self._held[name, key] * line.mark * self._unit(key)
+            cash, funding = self._money[name]
+            cash += funding - balance.funding_paid
+            self._money[name] = cash, balance.funding_paid
+            if self.case.category != "stock" and not moves_cash:
+                assert balance.equity == cash + worth, name
 
     def _restart(self) -> None:
         """Make the engine anew from what it carries, and feed it its bars again."""

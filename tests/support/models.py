@@ -12,7 +12,7 @@ import torch
 import tracepaper.daemon.session.user_class  # noqa: F401 - it says how a class is found
 from tracepaper.storage.checkpoints import save
 from tracepaper.strategies.features.rows import schema
-from tracepaper.strategies.forecasters.build import build
+from tracepaper.strategies.forecasters.build import RunOptions, build
 from tracepaper.strategies.forecasters.streaming import StreamingForecaster
 from tracepaper.strategies.networks.architecture import Network, network_kinds
 from tracepaper.strategies.networks.cross_asset import CrossAssetConfig, CrossAssetNetwork
@@ -80,7 +80,9 @@ def forecaster(
     config: FlashConfig = SMALL, *, seed: int = 1, path: str = "step", **calibration: Any
 ) -> StreamingForecaster:
     """Return the streaming forecaster of such a checkpoint, on the CPU."""
-    made = build(card(config, **calibration), network(config, seed=seed).state_dict(), mode=path)
+    made = build(
+        card(config, **calibration), network(config, seed=seed).state_dict(), RunOptions(mode=path)
+    )
     assert isinstance(made, StreamingForecaster)
     return made
 

@@ -136,19 +136,17 @@ class Played:
         for sequence, event in enumerate(
             books.between(map(_bar_closing, closes), self.broker.watch)
         ):
+            self.broker.begin(sequence)
             if isinstance(event, BookUpdate):
                 self.updates.append(event)
-                self.broker.on_book(event, sequence)
+                self.broker.on_book(event)
                 self._note()
                 continue
             assert isinstance(event, Bar)
-            self.broker.on_bar(event, sequence)
+            self.broker.on_bar(event)
             self._note()
             if requests := sent.get(event.market_ms):
-                self.broker.submit(
-                    Orders(tuple(requests), "asked"), event, sequence=sequence,
-                    at_ms=event.market_ms,
-                )  # fmt: skip
+                self.broker.submit(Orders(tuple(requests), "asked"), event, event.market_ms)
                 self._note()
 
     def _note(self) -> None:

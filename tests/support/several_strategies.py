@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from fractions import Fraction
 from typing import Any
 
 from tracepaper.daemon.config.loading import Config, load
 from tracepaper.strategies.api.context import BarContext, Percent, Signal
 from tracepaper.strategies.api.strategy import Strategy
 from tracepaper.strategies.types.decisions import Action, Fill, FillModel, Step
-from tracepaper.strategies.types.market import Bar, Funding, Instrument, Side
+from tracepaper.strategies.types.market import Bar
 
 
 class Drawn(Strategy):
@@ -143,39 +142,6 @@ def configured(
         "strategies": {**strategies, "reset": reset},
     }
     return load(None, given)
-
-
-class OwnParts:
-    """Independent code: what each strategy has, by its fills and the settlements alone."""
-
-    def __init__(self, item: Instrument, cash: dict[str, int]) -> None:
-        self.unit = Fraction(10 ** (8 - item.price_decimals - item.quantity_decimals))
-        self.cash = {name: Fraction(money) for name, money in cash.items()}
-        self.held = dict.fromkeys(cash, 0)
-
-    def fill(self, name: str, fill: Fill) -> None:
-        """Pay for *fill*; a short receives."""
-        signed = fill.quantity if fill.side is Side.BUY else -fill.quantity
-        self.cash[name] -= signed * fill.price * self.unit + fill.fee
-        self.held[name] += signed
-
-    def settle(self, funding: Funding, mark: int, paid: int) -> None:
-        """Take *paid* of all of them, by their positions; whole units go to most of a unit."""
-        exact = {
-            name: Fraction(held * mark * funding.rate * self.unit, 10**10)
-            for name, held in self.held.items()
-        }
-        parts = {name: one.__floor__() for name, one in exact.items()}
-        order = sorted(parts, key=lambda name: parts[name] - exact[name])
-        for name in order[: paid - sum(parts.values())]:
-            parts[name] += 1
-        assert sum(parts.values()) == paid
-        for name, part in parts.items():
-            self.cash[name] -= part
-
-    def equity(self, name: str, mark: int) -> Fraction:
-        """Return cash and what is held, at *mark*."""
-        return self.cash[name] + self.held[name] * mark * self.unit
 
 
 def fills_of(step: Step) -> list[tuple[str, Fill]]:

@@ -56,7 +56,7 @@ from tracepaper.replay.learning.splits import Part
 from tracepaper.replay.learning.statistics import VARIANCE_FLOOR
 from tracepaper.strategies.api.model import ModelKind
 from tracepaper.strategies.features.rows import FeatureSchema
-from tracepaper.strategies.forecasters.build import build, restore
+from tracepaper.strategies.forecasters.build import RunOptions, build, restore
 from tracepaper.strategies.networks.architecture import Network, network_kinds
 from tracepaper.strategies.networks.flash import FlashNetwork
 from tracepaper.strategies.networks.keys import listed
@@ -248,7 +248,8 @@ def explained_rows(model: CandleModel, data: Dataset, part: Part, bars: int | No
         network = model.network
         streams = isinstance(network, FlashNetwork) and network.answers_every_row
         bars = EXPLAINED_BARS if streams else EXPLAINED_WINDOWS
-    forecaster = build(model.card, model.tensors, threads=torch.get_num_threads(), vectors=source)
+    options = RunOptions(threads=torch.get_num_threads(), vectors=source)
+    forecaster = build(model.card, model.tensors, options)
     horizon, slopes = model.horizon, model.card["calibration"]["slope"]
     found = answered_rows(forecaster, data.samples(part), horizon=horizon, bars=bars)
     return rows_of(forecaster, found, horizon=horizon, slope=slopes[str(horizon)])

@@ -68,6 +68,7 @@ from tracepaper.replay.learning.statistics import (
     COVERAGE,
     estimate,
 )
+from tracepaper.strategies.attention.propagation import relevance, relevance_rules
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.extras import missing_sentence
 from tracepaper.strategies.features.rolling import Array
@@ -224,6 +225,11 @@ def orders(
         )
         scores = added.sum(dim=1).abs().cpu().numpy()
         found.append(BarOrder("integrated gradients", ranked(scores[:-1]), (at,)))
+        if network.has_attention:
+            given = window.clone().requires_grad_()
+            with relevance_rules(network):
+                scores = relevance(answer(given[None])[0], given).sum(dim=1).abs().cpu().numpy()
+            found.append(BarOrder("relevance", ranked(scores[:-1]), (at,)))
     return found
 
 
@@ -287,12 +293,28 @@ def _areas(
         "explanations",
         f"Deletion and insertion of bars{subject.of_network}, {len(decisions)} decisions of "
         f"{count} days",
-        "A neutral row is the mean of each feature over the training part. Areas are means over"
+        f"{_against_recency(areas, days)} A neutral row is the mean of each feature over the"
+        " training part. Areas are means over"
         f" 1/64 to 1/2 of the past bars; the decided bar stays, and is a row of its own. Random is"
         f" the mean of {DRAWS} draws. An order that finds"
         " what matters has more deletion than random, and less insertion.",
         rows,
     )
+
+
+def _against_recency(areas: Mapping[tuple[str, int], Array], days: Ids) -> str:
+    """Say which orders find what matters better than the age of a bar: by two standard errors."""
+    better = []
+    for (name, target), area in areas.items():
+        if name in {RANDOM, "recency", DECIDED}:
+            continue
+        value, error = estimate(area[:, 0] - areas["recency", target][:, 0], days)
+        left, other = estimate(area[:, 1] - areas["recency", target][:, 1], days)
+        if error is not None and other is not None and value > 2 * error and left < -2 * other:
+            better.append(f"{name} (of the {TARGETS[target]})")
+    if not better:
+        return "No order beats recency by both deletion and insertion."
+    return f"Better than recency by deletion and insertion: {', '.join(sorted(better))}."
 
 
 def _points(measured: dict[tuple[str, int], Array], decisions: Sequence[DecidedBar]) -> Table:

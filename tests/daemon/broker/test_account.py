@@ -126,7 +126,7 @@ def test_the_account_is_the_sum_of_its_positions_however_it_came_to_them(
 def test_a_restored_account_encodes_what_it_took_over() -> None:
     item = instrument()
     first, second = (PaperAccount([item], SETTINGS) for _ in range(2))
-    first.line(item.id).submit(5, "why", Moment(1, 0, 0, 10_000, 0))
+    first.line(item.id).submit(5, "why", Moment(0, 0, 10_000, 0))
     for one in (first, second):
         encoded = msgpack.encode(one.encoded_state())
         assert msgpack.decode(encoded, type=AccountState) == one.state()
@@ -227,9 +227,9 @@ def test_an_account_in_rupiah_buys_bitcoins_and_pays_rates_of_ten_decimals() -> 
     terms = ExecutionCosts(taker_fee=5_500_001)
     paper = PaperAccount([item], BrokerSettings(FillModel.NEXT_OPEN, terms, cash, Latency(0)))
     line = paper.line(item.id)
-    line.submit(10_000, "why", Moment(1, 0, 0, price, 0))
-    paper.match_bar(bar(open_=price, instrument_id=item.id), 1)
-    (bought,) = paper.take().fills
+    line.submit(10_000, "why", Moment(0, 0, price, 0))
+    paper.match_bar(bar(open_=price, instrument_id=item.id))
+    (bought,) = paper.journal.take().fills
     assert Decimal(bought.notional).scaleb(-8) == 17_000_000_000
     assert Decimal(bought.fee).scaleb(-8) == Decimal("9350001.7")
     line.mark_to(1_800_000_000)

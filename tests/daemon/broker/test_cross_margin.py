@@ -109,36 +109,37 @@ class Desk:
 
     def on_bar(self, one: Bar, **terms: Any) -> FilledEvent:
         self.sequence += 1
-        self.broker.on_bar(one, self.sequence, **terms)
+        self.broker.begin(self.sequence)
+        self.broker.on_bar(one, **terms)
         return self.broker.take()
 
     def mark(self, key: str, price: int) -> FilledEvent:
         self.sequence += 1
+        self.broker.begin(self.sequence)
         at = START_MS + self.index * 60_000
-        self.broker.on_mark(Mark(key, price, at, at), self.sequence)
+        self.broker.on_mark(Mark(key, price, at, at))
         return self.broker.take()
 
     def pay(self, key: str, rate: int) -> FilledEvent:
         self.sequence += 1
+        self.broker.begin(self.sequence)
         at = START_MS + self.index * 60_000
-        self.broker.on_funding(Funding(key, rate, at, at), self.sequence)
+        self.broker.on_funding(Funding(key, rate, at, at))
         return self.broker.take()
 
     def target(self, key: str, target: int) -> tuple[tuple[Order, ...], str | None]:
         self.sequence += 1
+        self.broker.begin(self.sequence)
         action = Action.LONG if target > 0 else Action.SHORT if target else Action.FLAT
         last = self.last[key]
-        refusal = self.broker.submit(
-            Intent(action, target, "asked"), last, sequence=self.sequence, at_ms=last.market_ms
-        )
+        refusal = self.broker.submit(Intent(action, target, "asked"), last, last.market_ms)
         return self.broker.take().orders, refusal
 
     def send(self, key: str, *requests: Any) -> tuple[Order, ...]:
         self.sequence += 1
+        self.broker.begin(self.sequence)
         last = self.last[key]
-        self.broker.submit(
-            Orders(requests, "listed"), last, sequence=self.sequence, at_ms=last.market_ms
-        )
+        self.broker.submit(Orders(requests, "listed"), last, last.market_ms)
         return self.broker.take().orders
 
     def enter(self, key: str, target: int, price: int = 100_000) -> None:
@@ -279,7 +280,7 @@ def test_bars_of_one_close_value_everything_before_the_account_is_asked() -> Non
         desk.bar(key, 100_000)
         desk.target(key, target)
         at = desk.last[key].close_time_ms + 500
-        desk.broker.on_quote(quote(100_000, 100_000, at_ms=at, instrument_id=key), 50 + desk.index)
+        desk.broker.on_quote(quote(100_000, 100_000, at_ms=at, instrument_id=key))
         assert desk.held(key) == target
     both = [bar(60_000, index=90, instrument_id=key) for key in (BTC, ETH)]
     assert not taken(desk.on_bar(both[0], is_last=False))
@@ -350,11 +351,11 @@ def test_a_close_at_a_price_that_costs_more_than_there_is_is_a_liquidation() -> 
     desk.bar(BTC, 100_000)
     desk.target(BTC, 2_000)
     later = desk.last[BTC].close_time_ms + 500
-    desk.broker.on_quote(quote(99_990, 100_000, at_ms=later, instrument_id=BTC), 50)
+    desk.broker.on_quote(quote(99_990, 100_000, at_ms=later, instrument_id=BTC))
     assert desk.held(BTC) == 2_000
     desk.target(BTC, 0)
     desk.broker.take()
-    desk.broker.on_quote(quote(60_000, 60_010, at_ms=later + 900, instrument_id=BTC), 60)
+    desk.broker.on_quote(quote(60_000, 60_010, at_ms=later + 900, instrument_id=BTC))
     filled = desk.broker.take()
     assert [one[:3] for one in taken(filled)] == [(BTC, Side.SELL, 2_000)]
     assert {one.status for one in filled.orders} == {OrderStatus.FILLED, OrderStatus.CANCELED}

@@ -176,7 +176,7 @@ def restarted(story: Story, steps: list[Step]) -> Engine:
     if stored is not None:
         Restart(engine).restore(decode_state(stored), next_sequence=len(steps))
     else:
-        engine.sequence = len(steps)
+        engine.begin(len(steps))
     for step in steps:
         if isinstance(step.event, Bar):
             Restart(engine).recall(step.event)
@@ -267,8 +267,9 @@ def _at_entry(honest: Any) -> Any:
 
 
 def _at_once(honest: Any) -> Any:
-    def leave(self: Protector, _held: int, reason: str) -> Any:
-        return self.release(reason)
+    def leave(self: Protector, reason: str) -> None:
+        self.state = replace(self.state, plan=None, trail=0, following=None)
+        self.cancel_protection(reason)
 
     del honest
     return leave
@@ -294,7 +295,7 @@ PLANTED: list[tuple[Any, str, Callable[[Any], Any], FillModel]] = [
     (Protector, "_is_nearer", _always, FillModel.NEXT_OPEN),
     (Protector, "_place", _at_entry, FillModel.NEXT_OPEN),
     (Protector, "leave", _at_once, FillModel.NEXT_OPEN),
-    (RestingOrders, "_closed_first", _canceled, FillModel.QUOTE),
+    (RestingOrders, "_close_first", _canceled, FillModel.QUOTE),
     (Executor, "made", _at_the_open, FillModel.QUOTE),
 ]
 

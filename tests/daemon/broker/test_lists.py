@@ -37,7 +37,6 @@ class Desk:
         self.item: Instrument = instrument(**of_instrument)
         settings = BrokerSettings(FillModel.NEXT_OPEN, costs, cash * 10**8, Latency(100))
         self.account = PaperAccount([self.item], settings)
-        self.sequence = 0
 
     @property
     def line(self) -> Line:
@@ -49,40 +48,47 @@ class Desk:
 
     def aim(self, target: int, at_ms: int) -> tuple[Order, ...]:
         """Ask for *target* as a signal does."""
-        now = Moment(0, at_ms, 0, CLOSE, self.held)
-        return self.line.submit(target, "why", now).orders
+        now = Moment(at_ms, 0, CLOSE, self.held)
+        self.line.submit(target, "why", now)
+        return self.account.journal.take().orders
 
     @property
     def resting(self) -> tuple[Order, ...]:
         return self.line.orders.orders
 
     def send(self, *requests: OrderRequest | Cancel, close: int = CLOSE) -> tuple[Order, ...]:
-        self.sequence += 1
+        self.account.journal.take()
+        self.account.journal.sequence += 1
         seen = bar(close, instrument_id=self.item.id)
         orders = Orders(requests, "listed")
-        return self.line.send(orders, seen, sequence=self.sequence, at_ms=seen.close_time_ms)
+        self.line.send(orders, seen, seen.close_time_ms)
+        return self.account.journal.take().orders
 
     def arm(self, role: OrderRole, **given: Any) -> Any:
-        held = self.account.held(self.item.id)
-        return self.line.protector.place_protection(role, held, **given)
+        self.line.protector.place_protection(role, START_MS, "why", **given)
+        return self.account.journal.take().orders
+
+    def disarm(self, reason: str, *roles: Any) -> Any:
+        self.line.protector.cancel_protection(reason, *roles)
+        return self.account.journal.take().orders
 
     def quote(self, bid: int, ask: int, *, size: int = 10_000, after_ms: int = 100) -> Any:
         at_ms = START_MS + 60_000 + after_ms
         seen = quote(bid, ask, size=size, at_ms=at_ms, instrument_id=self.item.id)
-        self.account.take()
-        self.account.match_quote(seen, 2)
-        return self.account.take()
+        self.account.journal.take()
+        self.account.match_quote(seen)
+        return self.account.journal.take()
 
     def bar(self, open_: int, high: int, low: int, close: int) -> Any:
-        self.account.take()
-        self.account.match_bar(self.next_bar(open_, high, low, close), 2)
-        return self.account.take()
+        self.account.journal.take()
+        self.account.match_bar(self.next_bar(open_, high, low, close))
+        return self.account.journal.take()
 
     def next_bar(self, open_: int, high: int, low: int, close: int) -> Bar:
-        self.sequence += 1
+        self.account.journal.sequence += 1
         return bar(
             close, open_=open_, high=high, low=low,
-            index=self.sequence, instrument_id=self.item.id,
+            index=self.account.journal.sequence, instrument_id=self.item.id,
         )  # fmt: skip
 
 
@@ -296,9 +302,9 @@ def test_a_stop_limit_that_a_quote_triggered_takes_no_price_of_a_missed_bar_befo
         # The bar of those quotes comes late: it opened at 100, before they did.
         late = desk.next_bar(10_000, 10_570, 10_000, 10_560)
         late = replace(late, open_time_ms=START_MS + 60_000)
-        desk.account.take()
-        desk.account.match_bar(late, 2, is_missed=is_missed)
-        met = desk.account.take()
+        desk.account.journal.take()
+        desk.account.match_bar(late, is_missed=is_missed)
+        met = desk.account.journal.take()
         assert [fill.price for fill in met.fills] == prices
 
 
@@ -382,9 +388,9 @@ def test_a_gap_fills_what_had_rested_at_its_own_price_and_a_stop_at_the_open() -
     desk.send(buy(1, limit=99, tag="low"), buy(1, stop=101, tag="high"))
     desk.bar(10_000, 10_010, 9_990, 10_000)  # both have arrived, and rest
     opened = desk.next_bar(9_800, 9_850, 9_750, 9_800)
-    desk.account.take()
-    desk.account.match_bar(opened, 2)
-    (through,) = desk.account.take().fills
+    desk.account.journal.take()
+    desk.account.match_bar(opened)
+    (through,) = desk.account.journal.take().fills
     assert (through.price, through.liquidity) == (9_900, Liquidity.MAKER)
     assert (through.reference_price, through.filled_ms) == (9_900, opened.open_time_ms)
     (stopped,) = desk.bar(10_200, 10_250, 10_150, 10_200).fills
@@ -532,7 +538,7 @@ def test_a_reversal_that_was_filled_in_part_goes_on_with_what_a_stop_leaves_of_i
     broker = desk.line.orders
     desk.send(buy(1))
     desk.quote(9_990, 10_000)
-    desk.arm(OrderRole.STOP, trigger=9_900, sequence=5, at_ms=START_MS, reason="stop 1 %")
+    desk.arm(OrderRole.STOP, trigger=9_900)
     desk.aim(-1_000, START_MS + 60_000)
     desk.quote(9_950, 9_960, size=400)
     assert (desk.held, broker.others[0].quantity) == (600, 600)
@@ -559,14 +565,13 @@ def test_a_protective_order_is_armed_once_amended_in_place_and_cancels_what_it_m
     broker = desk.line.orders
     desk.aim(2_000, START_MS + 60_000)
     desk.quote(9_990, 10_000, size=1_000)
-    stop: dict[str, Any] = {"sequence": 5, "at_ms": START_MS, "reason": "stop 1 %"}
-    (armed,) = desk.arm(OrderRole.STOP, trigger=9_900, **stop)
+    (armed,) = desk.arm(OrderRole.STOP, trigger=9_900)
     assert (armed.kind, armed.side, armed.quantity) == (OrderKind.STOP, Side.SELL, 1_000)
-    assert desk.arm(OrderRole.STOP, trigger=9_900, **stop) == ()
-    (amended,) = desk.arm(OrderRole.STOP, trigger=9_950, **stop)
+    assert desk.arm(OrderRole.STOP, trigger=9_900) == ()
+    (amended,) = desk.arm(OrderRole.STOP, trigger=9_950)
     assert (amended.order_id, amended.trigger) == (armed.order_id, 9_950)
-    (target,) = desk.arm(OrderRole.TARGET, price=10_500, **stop)
-    assert target.order_id == "5-1"
+    (target,) = desk.arm(OrderRole.TARGET, price=10_500)
+    assert target.order_id == "0-2"
     met = desk.quote(9_940, 9_960)
     # The stop meets the quote before the rest of the entry does, which is then for nothing.
     assert [(one.role, one.status) for one in met.orders] == [
@@ -584,9 +589,7 @@ def test_a_target_rests_at_once_where_the_market_has_not_reached_it(
     desk = Desk()
     desk.send(buy(1))
     desk.quote(9_990, 10_000)
-    (target,) = desk.arm(
-        OrderRole.TARGET, price=10_000, market=market, sequence=5, at_ms=START_MS, reason="why"
-    )
+    (target,) = desk.arm(OrderRole.TARGET, price=10_000, market=market)
     assert target.status is OrderStatus[status]
 
 
@@ -596,7 +599,7 @@ def test_a_trailing_stop_follows_at_whole_ticks_and_no_nearer_than_asked() -> No
         desk.send(buy(1) if signed > 0 else sell(1))
         desk.quote(9_990, 10_000)
         first = 9_900 if signed > 0 else 10_100
-        desk.arm(OrderRole.TRAILING, trigger=first, sequence=5, at_ms=START_MS, reason="why")
+        desk.arm(OrderRole.TRAILING, trigger=first)
         desk.line.orders.trail = 100
         desk.quote(bid, ask)  # of a tick that the exchange no longer has
         assert [order.trigger for order in desk.resting] == [trigger]
@@ -606,14 +609,11 @@ def test_disarming_cancels_the_named_roles() -> None:
     desk = Desk()
     desk.send(sell(1))
     desk.quote(9_990, 10_000)
-    given: dict[str, Any] = {"sequence": 5, "at_ms": START_MS, "reason": "why"}
-    desk.arm(OrderRole.TRAILING, trigger=10_100, **given)
-    desk.arm(OrderRole.UNTIL, **given)
-    assert reasons(desk.line.protector.cancel_protection("over", [OrderRole.UNTIL])) == [
-        (OrderStatus.CANCELED, "over")
-    ]
+    desk.arm(OrderRole.TRAILING, trigger=10_100)
+    desk.arm(OrderRole.UNTIL)
+    assert reasons(desk.disarm("over", [OrderRole.UNTIL])) == [(OrderStatus.CANCELED, "over")]
     assert [order.role for order in desk.resting] == [OrderRole.TRAILING]
-    assert len(desk.line.protector.cancel_protection("all over")) == 1
+    assert len(desk.disarm("all over")) == 1
 
 
 def test_state_with_resting_orders_survives_a_restart() -> None:

@@ -277,38 +277,38 @@ def taken_over(*items: Instrument, cash: int = 1_000) -> PaperAccount:
 
 def test_a_mark_price_liquidates_a_position_that_was_taken_over() -> None:
     account = taken_over(item())
-    account.match_mark(KEY, 90_501, 7, START_MS)
-    assert account.take().fills == []
+    account.match_mark(KEY, 90_501, START_MS)
+    assert account.journal.take().fills == []
     account = taken_over(item())
-    account.match_mark(KEY, 90_400, 7, START_MS)
-    (fill,) = account.take().fills
+    account.match_mark(KEY, 90_400, START_MS)
+    (fill,) = account.journal.take().fills
     assert (fill.price, account.held(KEY)) == (90_000, 0)
 
 
 def test_an_order_that_closes_at_the_bankruptcy_price_is_filled_there() -> None:
     account = taken_over(item())
-    account.set_liquidation_prices(KEY, 7, START_MS)
-    now = Moment(8, START_MS, 0, 95_000, account.held(KEY))
+    account.set_liquidation_prices(KEY, START_MS)
+    now = Moment(START_MS, 0, 95_000, account.held(KEY))
     account.line(KEY).submit(0, "out", now)
-    account.take()
-    account.match_quote(quote(90_000, 90_010, at_ms=START_MS + 1), 9)
-    (fill,) = account.take().fills
+    account.journal.take()
+    account.match_quote(quote(90_000, 90_010, at_ms=START_MS + 1))
+    (fill,) = account.journal.take().fills
     assert (fill.price, fill.model, account.held(KEY)) == (90_000, FillModel.QUOTE, 0)
 
 
 def test_a_reversal_may_use_the_margin_that_it_frees() -> None:
     account = taken_over(item(), cash=105)
     account.line(KEY).mark_to(100_000)
-    now = Moment(8, START_MS, 0, 100_000, account.held(KEY))
-    assert account.line(KEY).submit(2_000, "go", now).refusal is not None
-    assert account.line(KEY).submit(-1_000, "go", now).refusal is None
+    now = Moment(START_MS, 0, 100_000, account.held(KEY))
+    assert account.line(KEY).submit(2_000, "go", now) is not None
+    assert account.line(KEY).submit(-1_000, "go", now) is None
 
 
 def test_a_reversal_needs_margin_for_the_whole_of_its_new_side() -> None:
     account = taken_over(item(), cash=105)
     account.line(KEY).mark_to(100_000)
-    now = Moment(8, START_MS, 0, 100_000, account.held(KEY))
-    assert account.line(KEY).submit(-2_000, "go", now).refusal is not None
+    now = Moment(START_MS, 0, 100_000, account.held(KEY))
+    assert account.line(KEY).submit(-2_000, "go", now) is not None
 
 
 def test_a_target_that_is_not_reached_counts_to_the_gross_of_the_others() -> None:
@@ -316,7 +316,7 @@ def test_a_target_that_is_not_reached_counts_to_the_gross_of_the_others() -> Non
     account = taken_over(first, second)
     account.line(second.id).mark_to(100_000)
     assert account.gross_of_others(first.id) == 1_000 * MONEY_SCALE
-    now = Moment(8, START_MS, 0, 100_000, account.held(second.id))
+    now = Moment(START_MS, 0, 100_000, account.held(second.id))
     account.line(second.id).submit(2_000, "more", now)
     assert account.gross_of_others(first.id) == 2_000 * MONEY_SCALE
 
@@ -325,8 +325,8 @@ def test_the_exchanges_own_orders_of_one_step_have_ids_of_their_own() -> None:
     items = item(), replace(instrument("ETHUSDT"), tick_size=1)
     account = taken_over(*items)
     for one in items:
-        account.set_liquidation_prices(one.id, 7, START_MS)
-    orders = account.take().orders
+        account.set_liquidation_prices(one.id, START_MS)
+    orders = account.journal.take().orders
     assert len({order.order_id for order in orders}) == len(items)
 
 

@@ -14,7 +14,6 @@ from tracepaper.daemon.broker.orders import (
     Moment,
     OrderEvent,
     RestingOrders,
-    SentOrders,
     advance,
 )
 from tracepaper.daemon.broker.rules import NOTIONAL_MOST
@@ -31,15 +30,21 @@ def opened(**filters: Any) -> RestingOrders:
 
 def sent(
     broker: RestingOrders, target: int, held: int = 0, *, price: int = 10_000, **more: Any
-) -> SentOrders:
-    now = Moment(7, 1_000, 0, price, held)
-    return broker.submit(target, "why", now, **more)
+) -> tuple[tuple[Order, ...], str | None]:
+    broker.journal.take()
+    refusal = broker.submit(target, "why", Moment(1_000, 0, price, held), **more)
+    return broker.journal.take().orders, refusal
+
+
+def expired(broker: RestingOrders, at_ms: int) -> tuple[Order, ...]:
+    broker.expire(at_ms)
+    return broker.journal.take().orders
 
 
 def submit(
     broker: RestingOrders, target: int, held: int = 0, *, price: int = 10_000
 ) -> tuple[Order, ...]:
-    return sent(broker, target, held, price=price).orders
+    return sent(broker, target, held, price=price)[0]
 
 
 @pytest.mark.parametrize("pair", list(itertools.product(OrderStatus, OrderEvent)))
@@ -97,8 +102,8 @@ def test_what_the_filters_refuse_is_no_order_and_is_refused_again(
     filters: dict[str, int], target: int, reason: str
 ) -> None:
     broker = opened(**filters)
-    assert sent(broker, target) == SentOrders((), reason)
-    assert sent(broker, target) == SentOrders((), reason)
+    assert sent(broker, target) == ((), reason)
+    assert sent(broker, target) == ((), reason)
     broker.change(instrument())
     (order,) = submit(broker, target)
     assert (order.status, order.quantity) == (OrderStatus.ACCEPTED, target)
@@ -120,7 +125,7 @@ def test_an_order_at_a_limit_is_taken(filters: dict[str, int], target: int, pric
 
 def test_a_command_that_is_refused_leaves_its_order_rejected() -> None:
     broker = opened(min_quantity=10)
-    (order,) = sent(broker, 0, held=5, by_command=True).orders
+    (order,) = sent(broker, 0, held=5, by_command=True)[0]
     assert (order.status, order.reason) == (OrderStatus.REJECTED, "quantity below 0.01")
     assert broker.order is None
 
@@ -130,27 +135,28 @@ def test_only_whole_steps_are_sent_and_the_rest_is_said() -> None:
     (order,) = submit(broker, 0, held=25)
     assert (order.side, order.quantity) == (Side.SELL, 20)
     broker.order = None
-    assert sent(broker, 0, held=5).refusal == "what is missing is less than the step 0.01"
+    assert sent(broker, 0, held=5)[1] == "what is missing is less than the step 0.01"
 
 
 def test_an_order_that_no_quote_filled_in_time_is_canceled_with_that_reason() -> None:
     broker = RestingOrders(instrument(), TERMS, latency=Latency(100), fill_within_ms=2_000)
     submit(broker, 1_000)
-    assert broker.expire(1_000 + 100 + 2_000) == ()
-    (canceled,) = broker.expire(1_000 + 100 + 2_001)
+    assert expired(broker, 1_000 + 100 + 2_000) == ()
+    (canceled,) = expired(broker, 1_000 + 100 + 2_001)
     assert (canceled.status, canceled.reason) == (
         OrderStatus.CANCELED,
         "no quote filled it within 2,000 ms",
     )
-    assert broker.expire(10**9) == ()
+    assert expired(broker, 10**9) == ()
     (again,) = submit(broker, 1_000)
     assert again.status is OrderStatus.ACCEPTED
 
 
 def test_an_order_of_the_operator_waits_as_long_as_it_takes() -> None:
     broker = opened()
-    broker.submit(0, FLATTEN, Moment(7, 0, 0, 1, 500), by_command=True)
-    assert broker.expire(10**9) == ()
+    broker.submit(0, FLATTEN, Moment(0, 0, 1, 500), by_command=True)
+    broker.journal.take()
+    assert expired(broker, 10**9) == ()
     assert broker.order is not None
 
 
@@ -163,7 +169,7 @@ def test_a_fill_of_an_order_that_does_not_rest_is_a_bug() -> None:
     broker = opened()
     (order,) = submit(broker, 1_000)
     fill = Executor(instrument(), TERMS).at_open(order, bar())
-    (filled,) = broker.apply_fill(fill, 1_000)
+    filled = broker.apply_fill(fill, 1_000)
     assert filled.status is OrderStatus.FILLED
     with pytest.raises(InvariantBroken, match="does not rest"):
         broker.apply_fill(fill, 2_000)
@@ -181,12 +187,12 @@ def test_a_spot_buy_is_grossed_up_so_that_the_fee_in_base_leaves_the_target() ->
 def test_on_spot_a_target_within_one_step_is_reached() -> None:
     broker = opened(category=Category.SPOT, quantity_step=5)
     for held in (995, 1_005):
-        assert sent(broker, 1_000, held=held) == SentOrders((), None)
+        assert sent(broker, 1_000, held=held) == ((), None)
     (bought,) = submit(broker, 1_000, held=994)
     (_, sold) = submit(broker, 999, held=1_006)
     assert (bought.side, bought.quantity) == (Side.BUY, 10)
     assert (sold.side, sold.quantity) == (Side.SELL, 5)
-    assert sent(opened(), 1_000, held=999).orders  # linear positions are exact
+    assert sent(opened(), 1_000, held=999)[0]  # linear positions are exact
 
 
 def test_state_survives_a_restart() -> None:
@@ -201,7 +207,7 @@ def test_state_survives_a_restart() -> None:
 def test_an_order_that_money_could_not_hold_is_refused_and_a_close_never_is() -> None:
     broker = opened()
     huge = 10**11
-    assert sent(broker, huge, price=10**8) == SentOrders((), "notional above 23058430092")
+    assert sent(broker, huge, price=10**8) == ((), "notional above 23058430092")
     (close,) = submit(broker, 0, held=huge, price=10**8)
     assert close.status is OrderStatus.ACCEPTED
 
@@ -210,17 +216,17 @@ def test_a_spot_buy_beyond_the_cash_is_cut_and_a_sale_is_not() -> None:
     item = instrument(category=Category.SPOT)
     broker = RestingOrders(item, ExecutionCosts(taker_fee=0), latency=Latency(0))
 
-    def submitted(target: int, *, held: int, cash: int) -> SentOrders:
-        now = Moment(1, 0, 0, 10_000, held, cash * 10**8)
-        return broker.submit(target, "why", now)
+    def submitted(target: int, *, held: int, cash: int) -> tuple[tuple[Order, ...], str | None]:
+        refusal = broker.submit(target, "why", Moment(0, 0, 10_000, held, cash * 10**8))
+        return broker.journal.take().orders, refusal
 
-    assert submitted(1_000, held=0, cash=0) == SentOrders((), "cash does not cover it")
+    assert submitted(1_000, held=0, cash=0) == ((), "cash does not cover it")
     (cut,), why = submitted(1_000, held=0, cash=99)
     assert (cut.quantity, broker.target, why) == (990, 1_000, "cash does not cover it")
     submitted(0, held=0, cash=0)
-    (bought,) = submitted(1_000, held=0, cash=100).orders
-    (canceled,) = submitted(0, held=0, cash=0).orders
-    (sold,) = submitted(0, held=900, cash=0).orders
+    (bought,) = submitted(1_000, held=0, cash=100)[0]
+    (canceled,) = submitted(0, held=0, cash=0)[0]
+    (sold,) = submitted(0, held=900, cash=0)[0]
     assert [o.status for o in (bought, canceled, sold)] == [
         OrderStatus.ACCEPTED,
         OrderStatus.CANCELED,

@@ -3,7 +3,7 @@
 import math
 import random
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -49,7 +49,6 @@ class Machine:
         )
         self.account = self._opened()
         self.at_ms = START_MS
-        self.sequence = 0
         self.index = 0
         self.close = 10_000
         self.cash, self.held = CASH, 0
@@ -97,24 +96,24 @@ class Machine:
         )
 
     def send(self) -> None:
-        self.sequence += 1
+        self.account.journal.sequence += 1
         requests = [self._request() for _ in range(self.rng.randint(1, 4))]
         seen = bar(self.close, index=self.index, instrument_id=self.item.id)
         given = Orders(tuple(requests), "listed")
-        line = self.account.line(self.item.id)
-        self._learn(line.send(given, seen, sequence=self.sequence, at_ms=self.at_ms), ())
+        self.account.line(self.item.id).send(given, seen, self.at_ms)
+        self._learn(self.account.journal.take().orders, ())
 
     def signal(self) -> None:
-        self.sequence += 1
+        self.account.journal.sequence += 1
         wanted = self.rng.randint(-1_000, 1_000)
         if self.category is Category.SPOT:
             wanted = max(wanted, 0)
-        now = Moment(self.sequence, self.at_ms, 0, self.close, self.account.held(self.item.id))
-        sent = self.account.line(self.item.id).submit(wanted - wanted % 2, "signal", now)
-        self._learn(sent.orders, ())
+        now = Moment(self.at_ms, 0, self.close, self.account.held(self.item.id))
+        self.account.line(self.item.id).submit(wanted - wanted % 2, "signal", now)
+        self._learn(self.account.journal.take().orders, ())
 
     def arm(self) -> None:
-        self.sequence += 1
+        self.account.journal.sequence += 1
         if abs(self.held) < 2:
             return
         role, away = self.rng.choice(sorted(PROTECTIVE)), self.rng.randint(1, 10)
@@ -125,17 +124,15 @@ class Machine:
             given = {"price": better}
         elif role is OrderRole.UNTIL:
             given = {}
-        armed = self._exits().place_protection(
-            role, self.held, sequence=self.sequence, at_ms=self.at_ms, reason="armed", **given
-        )
-        self._learn(armed, ())
+        self._exits.place_protection(role, self.at_ms, "armed", **given)
+        self._learn(self.account.journal.take().orders, ())
 
     def disarm(self) -> None:
-        self._learn(self._exits().cancel_protection("over"), ())
+        self._exits.cancel_protection("over")
+        self._learn(self.account.journal.take().orders, ())
 
+    @property
     def _exits(self) -> Protector:
-        """Return the exit orders, of which the account does not hear when a test places them."""
-        self.account.confirm(self.item.id, 0)  # so it encodes its state anew
         return self.account.line(self.item.id).protector
 
     def kill(self) -> None:
@@ -143,13 +140,15 @@ class Machine:
         stored = msgpack.encode(self.account.encoded_state())
         carried = msgpack.decode(stored, type=AccountState)
         assert carried == self.account.state()
+        sequence = self.account.journal.sequence
         self.account = self._opened()
+        self.account.journal.sequence = sequence
         self.account.restore(carried, {})
 
     # ------------------------------------------------------------ what the market does
 
     def quote(self) -> None:
-        self.sequence += 1
+        self.account.journal.sequence += 1
         self.at_ms += self.rng.choice((0, 50, 300, 5_000, 11_000))
         at_bid = max(self.close - self.close % 10 + 10 * self.rng.randint(-8, 8), 100)
         at_ask = at_bid + 10 * self.rng.choice((0, 1, 1, 1, 3))
@@ -159,9 +158,9 @@ class Machine:
             seen.instrument, at_bid, 2 * sizes[0], at_ask, 2 * sizes[1], self.at_ms, self.at_ms
         )
         self.close = at_bid
-        self.account.take()
-        self.account.match_quote(seen, 1)
-        met = self.account.take()
+        self.account.journal.take()
+        self.account.match_quote(seen)
+        met = self.account.journal.take()
         left = {Side.BUY: seen.ask_size, Side.SELL: seen.bid_size}
         for fill in met.fills:
             far = seen.ask if fill.side is Side.BUY else seen.bid
@@ -181,7 +180,7 @@ class Machine:
             assert worse * (fill.price - far) >= 0, "better than the quote"
 
     def bar(self) -> None:
-        self.sequence += 1
+        self.account.journal.sequence += 1
         self.index += 1
         prices = [max(self.close // 10 + self.rng.randint(-9, 9), 10) for _ in range(4)]
         first, *_, last = (10 * price for price in prices)
@@ -193,9 +192,9 @@ class Machine:
             index=self.index,
             instrument_id=self.item.id,
         )
-        self.account.take()
-        self.account.match_bar(seen, 1)
-        met = self.account.take()
+        self.account.journal.take()
+        self.account.match_bar(seen)
+        met = self.account.journal.take()
         for fill in met.fills:
             self._in_bar(fill, seen)
         self.close, self.at_ms = seen.close, seen.close_time_ms
@@ -326,7 +325,7 @@ class Recorded(Machine):
         self.steps: list[tuple[int, tuple[Order, ...]]] = []
 
     def _learn(self, changed: tuple[Order, ...], fills: Any) -> None:
-        self.steps.append((self.sequence, changed))
+        self.steps.append((self.account.journal.sequence, changed))
         super()._learn(changed, fills)
 
 
@@ -383,8 +382,8 @@ def test_a_bar_that_is_let_pass_wrongly_is_found(
 # ---------------------------------------------------------------- the machine says no
 
 
-def _looks_at_nothing(_self: RestingOrders, _held: int) -> Iterator[Order]:
-    return iter(())
+def _looks_at_nothing(_self: RestingOrders, _held: int) -> None:
+    pass
 
 
 def _maker_at_its_price(order: Order, far: int) -> bool:

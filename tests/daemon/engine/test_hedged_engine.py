@@ -12,13 +12,8 @@ from hedged_cases import (
     LONG,
     SCRIPTED,
     SHORT,
-    OwnSides,
-    check_laws,
     configured,
-    walk,
 )
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from tracepaper.daemon.config.loading import Config
@@ -44,58 +39,13 @@ def built(config: Config, execution: FillModel = FillModel.NEXT_OPEN) -> Engine:
     return build_engine(config, [ITEM], execution=execution, period_start_ms=0, forecaster=None)
 
 
-def run(engine: Engine, events: list[Event], leverage: str | None = "10") -> list[Step]:
-    """Step through *events*; at every step the own ledger agrees."""
-    own, steps = OwnSides(ITEM, "100000", leverage), []
+def run(engine: Engine, events: list[Event]) -> list[Step]:
+    """Step through *events*, at each of which the account keeps its laws."""
+    steps = []
     for event in events:
-        step = engine.step(event, None)
-        own.take(step)
+        steps.append(engine.step(event, None))
         check_account(engine.broker.own)
-        steps.append(step)
-    check_laws(steps)
     return steps
-
-
-@settings(max_examples=12, deadline=None)
-@given(
-    seed=st.integers(0, 10_000),
-    quotes=st.booleans(),
-    margin=st.booleans(),
-    notional=st.sampled_from(["9000", "40000", "700000"]),
-)
-def test_both_sides_are_those_of_an_account_kept_by_itself(
-    seed: int, quotes: bool, margin: bool, notional: str
-) -> None:
-    account = {} if margin else {"margin": "none"}
-    config = configured(
-        {"seed": seed},
-        account=account,
-        sizing={"mode": "notional", "notional": notional},
-        execution={"fill_within_ms": 60_000},
-    )
-    execution = FillModel.QUOTE if quotes else FillModel.NEXT_OPEN
-    events = walk(seed, 60, quotes=quotes, shocks=True)
-    run(built(config, execution), events, "10" if margin else None)
-
-
-def test_both_sides_are_held_liquidated_and_paid_in_some_run() -> None:
-    """What the drawn runs reach, so that their laws say something."""
-    seen: set[str] = set()
-    for seed in range(4):
-        steps = run(built(configured({"seed": seed})), walk(seed, 120, shocks=True))
-        for step in steps:
-            sides = [one.position for one in step.twins]
-            if len(sides) == 2 and all(one.quantity for one in sides):
-                seen.add("both")
-            for order in step.orders:
-                if order.status is OrderStatus.FILLED:
-                    seen.add(f"{order.role} {order.position_side}")
-            if isinstance(step.event, Funding) and all(one.quantity for one in sides):
-                seen.add("funding")
-    assert seen >= {
-        "both", "funding", "LIQUIDATION LONG", "LIQUIDATION SHORT", "STOP LONG", "STOP SHORT",
-        "LIST LONG", "LIST SHORT", "SIGNAL LONG", "SIGNAL SHORT",
-    }  # fmt: skip
 
 
 def scripted(says: dict[str, Any], **options: Any) -> Engine:
@@ -203,11 +153,11 @@ def test_what_a_side_could_not_order_is_not_asked_for_at_a_bar_that_a_limit_refu
     )
     made = list(bars(9))
     received = Funding(KEY, -5 * 10**8, made[4].close_time_ms, made[4].close_time_ms)
-    own, steps = OwnSides(ITEM, "5100", "10"), []
+    steps: list[Step] = []
     events: list[Event] = [*made[:5], received, *made[5:]]
     for event in events:
         steps.append(engine.step(event, None))
-        own.take(steps[-1])
+        check_account(engine.broker.own)
     del steps[5]
     cannot, refused = steps[3].decision, steps[5].decision
     assert cannot is not None
@@ -335,10 +285,10 @@ def test_the_side_that_receives_funding_is_settled_first() -> None:
     engine = scripted({"1": ["LONG"], "2": ["SHORT"]}, account=account)
     made = list(bars(6))
     events: list[Event] = [*made, Funding(KEY, 5 * 10**8, made[5].close_time_ms, 0)]
-    own, steps = OwnSides(ITEM, "8900", "10"), []
+    steps: list[Step] = []
     for event in events:
         steps.append(engine.step(event, None))
-        own.take(steps[-1])
+        check_account(engine.broker.own)
     before, after = steps[-2].twins, steps[-1].twins
     assert [one.position.margin for one in before] == [one.position.margin for one in after]
     assert after[0].position.funding_paid > 0 > after[1].position.funding_paid
@@ -346,10 +296,10 @@ def test_the_side_that_receives_funding_is_settled_first() -> None:
 
 def test_the_margin_of_one_side_leaves_less_for_the_other() -> None:
     engine = scripted({"1": ["LONG"], "3": ["SHORT"]}, account={"cash": "6000"})
-    own, steps = OwnSides(ITEM, "6000", "10"), []
+    steps: list[Step] = []
     for one in bars(6):
         steps.append(engine.step(one, None))
-        own.take(steps[-1])
+        check_account(engine.broker.own)
     refused = steps[3].decision
     assert refused is not None
     assert refused.unfilled_reason == "SHORT: the available balance does not cover its margin"

@@ -54,10 +54,6 @@ def _at_once(_honest: Callable[..., int]) -> Callable[..., int]:
     return lambda *_named: 0
 
 
-def _free(_honest: Callable[..., int]) -> Callable[..., int]:
-    return lambda _fill: 0
-
-
 def _nothing(_honest: Callable[..., Any]) -> Callable[..., tuple[()]]:
     return lambda *_given, **_named: ()
 
@@ -72,7 +68,7 @@ PLANTED: list[tuple[World, Any, str, Callable[..., Any]]] = [
     (TWO_BY_QUOTES, RestingOrders, "restore", _forgets),
     (MARGIN_BY_QUOTES, Latency, "of", _at_once),
     (MARGIN_BY_QUOTES, RestingOrders, "resize", _nothing),
-    (SPOT_BY_BARS, matching, "_cost", _free),
+    (SPOT_BY_BARS, matching.MarketPass, "_refusal", _never),
     (SPOT_BY_BARS, Filters, "refusal", _never),
     (TWO_BY_QUOTES, PaperAccount, "match_mark", _never),
     (TWO_BY_QUOTES, Engine, "forget_passing", _never),

@@ -14,7 +14,6 @@ from several_strategies import SCRIPTED, TURNING, configured, fills_of
 from tracepaper.daemon.config.loading import Config, load
 from tracepaper.daemon.engine.engine import Engine
 from tracepaper.daemon.session.build import build_engine, resolved
-from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.types.decisions import Fill, FillModel, Step
 from tracepaper.strategies.types.market import (
     Category,
@@ -195,8 +194,3 @@ def test_on_spot_a_fee_s_rounding_is_bought_and_no_more_is_sold_than_is_held() -
     assert 301 in held
     assert max(held) > 600
     assert [part.held(key) for part in engine.broker.own.owners.values()] == [0, 0]
-
-
-def test_books_fill_no_orders_of_several_strategies() -> None:
-    with pytest.raises(ConfigInvalid, match="fill no orders of several strategies"):
-        several(FillModel.BOOK, {"says": {}}, {"says": {}}, of=SCRIPTED)

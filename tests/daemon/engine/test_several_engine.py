@@ -8,14 +8,11 @@ import pytest
 from account_laws import check_account
 from builders import START_MS, bars, explanation, forecast, instrument, quote
 from fakes import FixedForecaster
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from msgspec.structs import replace
 from several_strategies import (
     DRAWN,
     SCRIPTED,
     TOLD,
-    OwnParts,
     configured,
     crossed_in,
     fills_of,
@@ -78,30 +75,12 @@ def walk(seed: int, count: int = 120, *, quotes: bool = False) -> list[Event]:
     return made
 
 
-def run(engine: Engine, events: list[Event], cash: list[int]) -> list[Step]:
-    """Step through *events*; at every step the parts are the account, and an own ledger agrees."""
-    names = list(engine.broker.own.owners)
-    own = OwnParts(ITEM, dict(zip(names, cash, strict=True)))
+def run(engine: Engine, events: list[Event]) -> list[Step]:
+    """Step through *events*, at each of which the account keeps its laws."""
     steps = []
-    paid = mark = 0
-    is_marked = False
     for event in events:
-        step = engine.step(event, None)
-        steps.append(step)
+        steps.append(engine.step(event, None))
         check_account(engine.broker.own)
-        for name, fill in fills_of(step):
-            own.fill(name, fill)
-        if isinstance(event, Funding):
-            own.settle(event, mark, step.account.funding_paid - paid)
-            paid = step.account.funding_paid
-        elif isinstance(event, Mark):
-            mark, is_marked = event.price, True
-        elif isinstance(event, Bar):
-            mark, is_marked = mark if is_marked else event.close, False
-        for name, part in engine.broker.own.owners.items():
-            assert own.held[name] == part.held(ITEM.id)
-            if mark:
-                assert own.equity(name, mark) == part.balance().equity
     return steps
 
 
@@ -132,53 +111,8 @@ def test_a_measure_that_moves_is_that_of_each_bar_though_its_verdict_stays() -> 
     assert all(said[-20:])
 
 
-@settings(max_examples=8, deadline=None)
-@given(seed=st.integers(0, 10_000), quotes=st.booleans(), margin=st.booleans())
-def test_the_parts_are_the_account_at_every_step(seed: int, quotes: bool, margin: bool) -> None:
-    execution = FillModel.QUOTE if quotes else FillModel.NEXT_OPEN
-    account = {"cash": "100000", **({"margin": "isolated", "leverage": "5"} if margin else {})}
-    config = configured(account=account, execution={"fill_within_ms": MINUTE})
-    engine = built(config, execution)
-    events = walk(seed, quotes=quotes)
-    steps = run(engine, events, [50_000 * 10**8, 30_000 * 10**8, 10_000 * 10**8])
-    assert engine.broker.own.reserve == 10_000 * 10**8
-    if margin:
-        assert all(step.account.cash >= (step.position or _NONE).margin for step in steps)
-    _check_net(steps)
-
-
-class _Nothing:
-    margin = 0
-
-
-_NONE: Any = _Nothing()
-
-
-def _check_net(steps: list[Step]) -> None:
-    """Assert that the account's decision is the net of the strategies', and its fills their sum."""
-    assert any(crossed_in(step) for step in steps)
-    for step in steps:
-        if step.decision is not None and step.decision.refused_by is None and not step.fills:
-            targets = [one.target_quantity or 0 for one in step.strategies]
-            refused = [
-                one.outcome.refused_by or one.outcome.unfilled_reason for one in step.strategies
-            ]
-            if not any(refused):
-                assert step.decision.target_quantity == sum(targets)
-        for fill in step.fills:
-            parts = [
-                one for _, one in fills_of(step)
-                if one.order_id == fill.order_id and one.model is not FillModel.CROSSED
-            ]  # fmt: skip
-            assert sum(part.quantity for part in parts) == fill.quantity
-            assert sum(part.fee for part in parts) == fill.fee
-            assert sum(part.notional for part in parts) == fill.notional
-            assert {part.price for part in parts} == {fill.price}
-            assert {part.side for part in parts} == {fill.side}
-
-
 def test_opposing_parts_cross_at_the_close_without_fee() -> None:
-    steps = run(built(configured()), walk(5), [50_000 * 10**8, 30_000 * 10**8, 10_000 * 10**8])
+    steps = run(built(configured()), walk(5))
     crossings = [(step, crossed_in(step)) for step in steps if crossed_in(step)]
     assert len(crossings) > 3
     for step, parts in crossings:
@@ -202,7 +136,7 @@ def test_where_quotes_fill_they_cross_at_the_mid() -> None:
 
 def test_a_protective_order_belongs_to_its_strategy_and_trades_its_part() -> None:
     engine = built(configured())
-    steps = run(engine, walk(7, 200), [50_000 * 10**8, 30_000 * 10**8, 10_000 * 10**8])
+    steps = run(engine, walk(7, 200))
     roles = {OrderRole.STOP, OrderRole.TARGET}
     filled = [
         (step, order)
@@ -210,10 +144,10 @@ def test_a_protective_order_belongs_to_its_strategy_and_trades_its_part() -> Non
         for order in step.orders
         if order.role in roles and order.status is OrderStatus.FILLED
     ]
-    assert {order.tag for _, order in filled} == {"a", "b", "c"}
+    assert {order.owner for _, order in filled} == {"a", "b", "c"}
     for step, order in filled:
         (name,) = {name for name, fill in fills_of(step) if fill.order_id == order.order_id}
-        assert name == order.tag
+        assert name == order.owner
     ids = [order.order_id for step in steps for order in step.orders if order.role in roles]
     assert len({one.partition("-")[2] for one in ids}) >= 3  # of each strategy its own
 
@@ -222,7 +156,7 @@ def test_a_strategy_that_fails_is_set_aside_and_closed_and_the_rest_goes_on() ->
     fails_at = (START_MS // MINUTE + 40) % 1_000
     config = configured(options=({"seed": 1}, {"seed": 2, "fails_at": fails_at}, {"seed": 3}))
     engine = built(config)
-    steps = run(engine, walk(5), [50_000 * 10**8, 30_000 * 10**8, 10_000 * 10**8])
+    steps = run(engine, walk(5))
     told = [{one.strategy: one for one in step.strategies} for step in steps if step.strategies]
     failed = [one["b"] for one in told[40:]]
     assert all(one.outcome.reason.startswith("set aside: Drawn failed in decide") for one in failed)
@@ -332,7 +266,7 @@ def test_a_stop_that_comes_before_its_entry_is_whole_leaves_what_others_wait_for
     step = engine.step(none_to_buy, None)
     check_account(engine.broker.own)
     stops = [one for one in step.orders if one.role is OrderRole.STOP]
-    assert {(one.tag, one.status) for one in stops} == {("a", OrderStatus.FILLED)}
+    assert {(one.owner, one.status) for one in stops} == {("a", OrderStatus.FILLED)}
     assert (a.held(ITEM.id), a.target(ITEM.id)) == (0, 0)
     (rest,) = (one for one in step.orders if one.role is OrderRole.SIGNAL)
     assert rest.quantity - rest.filled == b.target(ITEM.id) - b.held(ITEM.id) > 0

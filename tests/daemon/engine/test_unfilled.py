@@ -13,7 +13,7 @@ from campaign_engine import Refuted, examined
 
 from tracepaper import backtest
 from tracepaper.daemon.broker.line import Line
-from tracepaper.daemon.broker.orders import UNCHANGED, RestingOrders, SentOrders
+from tracepaper.daemon.broker.orders import RestingOrders
 from tracepaper.daemon.broker.rules import Filters
 from tracepaper.daemon.config.loading import load
 from tracepaper.daemon.engine.engine import Engine
@@ -47,15 +47,15 @@ def test_no_bar_of_ten_thousand_examples_is_without_its_reason() -> None:
 # ---------------------------------------------------------------- the examiner says no
 
 
-def _done_once_refused(honest: Callable[..., SentOrders]) -> Callable[..., SentOrders]:
+def _done_once_refused(honest: Callable[..., str | None]) -> Callable[..., str | None]:
     """Return the broker's submit as it once was: a target that was refused is not tried again."""
 
-    def submit(self: RestingOrders, target: int, *given: Any, **named: Any) -> SentOrders:
+    def submit(self: RestingOrders, target: int, *given: Any, **named: Any) -> str | None:
         if getattr(self, "gave_up", None) == target:
-            return UNCHANGED
-        sent = honest(self, target, *given, **named)
-        self.gave_up = target if sent.refusal else None  # type: ignore[attr-defined]
-        return sent
+            return None
+        refusal = honest(self, target, *given, **named)
+        self.gave_up = target if refusal else None  # type: ignore[attr-defined]
+        return refusal
 
     return submit
 

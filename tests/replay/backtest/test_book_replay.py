@@ -15,6 +15,7 @@ from queue_cases import Say, book, gap, played, send, shows, trade
 from recordings import run_into
 from records import check_record, rows
 from seeded_events import MINUTE_MS, SeededMarket, seeded_market
+from several_strategies import configured as several
 
 from tracepaper.daemon.config.loading import Config, load
 from tracepaper.replay.archive import read_candles
@@ -100,6 +101,23 @@ def test_the_queue_model_and_the_latencies_decide_what_is_filled(
         found[name] = rows(path, FILLS)
         check_record(path)
     assert len({str(fills) for fills in found.values()}) == len(found)
+
+
+def test_a_book_fills_several_strategies_on_cross_margin(
+    tmp_path: Path, market: SeededMarket
+) -> None:
+    config = several(
+        ("a", "b"),
+        ("0.5", "0.5"),
+        account={"cash": "100000", "margin": "cross", "leverage": "10"},
+        execution={"model": "book"},
+        market={"symbols": ["BTCUSDT"], "interval": "1"},
+    )
+    path = tmp_path / "run.db"
+    replayed(path, market, config)
+    check_record(path)
+    assert {model for *_, model in rows(path, FILLS)} == {"book"}
+    assert {name for (name,) in rows(path, "SELECT twin FROM v_twin_fills")} == {"a", "b"}
 
 
 # ---------------------------------------------------------------- holes

@@ -16,6 +16,7 @@ from report_cases import SAMPLE, replayed, typed
 
 from tracepaper.replay.document.values import Paragraph
 from tracepaper.replay.explain.decision import read_stored
+from tracepaper.replay.explain.document import decision_document
 from tracepaper.replay.explain.recompute import (
     SEEDS,
     Full,
@@ -99,16 +100,33 @@ def test_the_bars_that_moved_it_most_come_first(full: Full) -> None:
 
 def test_the_deletion_test_compares_equally_many_bars(full: Full) -> None:
     found = full.deletion
-    compared = [*found.of("heaviest"), *found.of("newest"), *found.of("random")]
+    orders = ("rollout", "relevance", "newest", "random")
+    compared = [trial for order in orders for trial in found.of(order)]
     assert {trial.bars for trial in compared} == {found.bars}
     assert [trial.seed for trial in found.of("random")] == list(SEEDS)
     assert found.of("past")[0].bars == len(full.attribution.weights) - 1
     assert len({trial.mean_return for trial in found.of("random")}) > 1
 
 
-def test_deleting_the_bars_that_decide_moves_the_forecast_most() -> None:
+@pytest.mark.parametrize(
+    ("weights", "relevance", "alone", "beat"),
+    [
+        ((0.1, 0.5, 0.1, 0.2, 0.1), (0.0, -8.0, 0.0, 4.0, 1.0), 0.0, ("rollout", "relevance")),
+        ((0.1, 0.5, 0.1, 0.2, 0.1), (0.0, 0.0, 8.0, 4.0, 1.0), 0.0, ("rollout",)),
+        ((0.1, 0.1, 0.1, 0.6, 0.1), (0.0, 0.0, 0.0, 4.0, 1.0), 0.0, ()),
+        ((0.1, 0.5, 0.1, 0.2, 0.1), (0.0, -8.0, 0.0, 4.0, 1.0), -20.0, ()),  # by deletion alone
+    ],
+)
+def test_an_order_that_knows_what_decides_beats_recency_and_it_is_said_first(
+    weights: tuple[float, ...],
+    relevance: tuple[float, ...],
+    alone: float,
+    beat: tuple[str, ...],
+    database: Path,
+    full: Full,
+) -> None:
     class Additive(Probe):
-        """Says the sum of its rows, so that what each bar adds is known."""
+        """Says the sum of its rows, and *alone* where the second is there without the first."""
 
         def __init__(self) -> None:
             self.added = np.array([0.0, 8.0, 0.0, 4.0, 1.0])
@@ -116,23 +134,35 @@ def test_deleting_the_bars_that_decide_moves_the_forecast_most() -> None:
         def without(self, bars: object) -> Figures:
             assert isinstance(bars, list | range)
             left = float(np.delete(self.added, list(bars)).sum())
+            left += alone if 0 in bars and 1 not in bars else 0.0
             return Figures(left, -left)
 
-    weights = (0.1, 0.5, 0.1, 0.2, 0.1)
     attribution = FullAttribution(tuple(range(5)), (1.0,) * 5, weights, 0.0, 0.0)
-    found = delete(Additive(), Figures(13.0, -13.0), attribution)
+    found = delete(Additive(), Figures(13.0, -13.0), attribution, np.array(relevance))
     assert found.bars == 1
-    assert [trial.mean_return for trial in found.of("heaviest")] == [8.0]
-    assert [trial.lean for trial in found.of("newest")] == [4.0]
+    moved = 8.0 if max(weights) == weights[1] else 4.0
+    assert [(trial.mean_return, trial.left) for trial in found.of("rollout")] == [
+        (moved, 12.0 - moved - alone)
+    ]
+    assert [(trial.lean, trial.left) for trial in found.of("newest")] == [(4.0, 8.0)]
     assert [trial.mean_return for trial in found.of("decided")] == [1.0]
     assert [trial.mean_return for trial in found.of("past")] == [12.0]
-    assert all(trial.mean_return in {0.0, 4.0, 8.0} for trial in found.of("random"))
+    assert found.beat_recency == beat
+    stored = read_stored(database, explained_runs.run_id(database), LAST)
+    first = decision_document(stored, replace(full, deletion=found), None, None).parts[0]
+    assert isinstance(first, Paragraph)
+    assert (" and ".join(beat) or "neither rollout nor relevance") in first.text
 
 
 def test_moves_are_sums_of_the_table() -> None:
     table = np.array([[1.0, -2.0], [0.5, 0.25], [4.0, -1.0]])
     attribution = FullAttribution((0, 60_000, 120_000), (1.0,) * 3, (0.2, 0.3, 0.5), 0.0, 0.0)
-    found = moves_of(Contributions(table, 3.0, 0.25), [0.1, -0.2], ("a", "b"), attribution)
+    found = moves_of(
+        Contributions(table, np.array([-2.0, 1.0, 3.0]), 3.0, 0.25),
+        [0.1, -0.2],
+        ("a", "b"),
+        attribution,
+    )
     assert found.by_bar == (-1.0, 0.75, 3.0)
     assert [(m.feature, m.value, m.decided_bar, m.all_bars) for m in found.features] == [
         ("a", 0.1, 4.0, 5.5),
@@ -140,6 +170,7 @@ def test_moves_are_sums_of_the_table() -> None:
     ]
     assert [(m.age, m.feature) for m in found.bars] == [(0, "a"), (2, "b"), (1, "a")]
     assert found.gap == 0.0
+    assert [m.relevance for m in found.bars] == [3.0, -2.0, 1.0]
     assert found.rank_correlation == pytest.approx(-1.0)
 
 
@@ -147,7 +178,9 @@ def test_moves_are_sums_of_the_table() -> None:
 def test_bars_that_are_all_alike_have_no_rank_correlation(bars: int) -> None:
     attribution = FullAttribution(tuple(range(bars)), (1.0,) * bars, (1 / bars,) * bars, 0.0, 0.0)
     table = np.arange(bars * 2, dtype=np.float64).reshape(bars, 2)
-    found = moves_of(Contributions(table, 1.0, 0.0), [0.0, 0.0], ("a", "b"), attribution)
+    found = moves_of(
+        Contributions(table, table[:, 0], 1.0, 0.0), [0.0, 0.0], ("a", "b"), attribution
+    )
     assert found.rank_correlation is None
     assert len(found.bars) == bars
 

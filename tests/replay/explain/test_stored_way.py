@@ -17,7 +17,6 @@ from tracepaper.replay.explain.recompute import Past, attribute, open_past
 from tracepaper.storage.database.reader import Reader
 from tracepaper.strategies.attention.methods import Rollout
 from tracepaper.strategies.errors import DataInvalid
-from tracepaper.strategies.networks.attribution import AttributionMethod
 from tracepaper.strategies.networks.flash import FlashConfig
 
 NORM = '[model.explanation]\nmethod = "norm"\nresidual = "0.25"\n'
@@ -50,7 +49,7 @@ def test_its_row_warns_of_quantiles_that_were_fitted_to_another(database: Path) 
 
 def test_its_decisions_are_opened_bar_by_bar_as_they_were_stored(database: Path) -> None:
     opened = past(database)
-    assert opened.forecaster.way == AttributionMethod("norm", Rollout(residual_weight=0.25))
+    assert opened.forecaster.method == Rollout(fusion="norm", residual_weight=0.25)
     difference = attribute(opened).largest_bucket_difference
     assert difference is not None
     assert difference < 1e-6
@@ -104,8 +103,8 @@ def test_a_model_over_whole_windows_stores_gradients(tmp_path: Path) -> None:
     assert found.holds
     assert found.decisions > 0
     opened = open_past(database, run_id, 570)
-    assert opened.forecaster.way.method == "gradient"
-    assert opened.forecaster.way.horizon == 30
+    assert opened.forecaster.method.name == "gradient"
+    assert opened.forecaster.method.horizon == 30
     difference = attribute(opened).largest_bucket_difference
     assert difference is not None
     assert difference < 1e-6

@@ -20,7 +20,7 @@ from tracepaper.replay.learning.splits import segments_of
 from tracepaper.storage.checkpoints import Checkpoint, load
 from tracepaper.strategies.errors import CheckpointMismatch, ConfigInvalid
 from tracepaper.strategies.features.rows import columns, compute, compute_part, schema, wider
-from tracepaper.strategies.forecasters.build import build, part_of, tensors_of
+from tracepaper.strategies.forecasters.build import RunOptions, build, part_of, tensors_of
 from tracepaper.strategies.forecasters.tabular import EnsembleForecaster, halves
 from tracepaper.strategies.types.decisions import Forecast
 from tracepaper.strategies.types.market import Bar
@@ -96,7 +96,7 @@ def train(folder: Path, name: str, *words: str) -> Checkpoint:
 
 
 def ensemble(found: Checkpoint, mode: str = "step") -> EnsembleForecaster:
-    built = build(found.card, found.tensors, mode=mode)
+    built = build(found.card, found.tensors, RunOptions(mode=mode))
     assert isinstance(built, EnsembleForecaster)
     return built
 

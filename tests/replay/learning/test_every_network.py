@@ -144,11 +144,14 @@ def test_a_decision_says_which_modality_and_which_bars_of_it(
     answered(capsys, "replay", path, "-c", config, "--db", database)
     asked = ("explain", f"last:{BARS}", "--db", database, "--full")
     full = answered(capsys, *asked)["full"]
-    for one in full["further"]:
-        assert len(one["tails"]) == 4
-        assert sum(regime["probability"] for regime in one["regimes"]) == pytest.approx(1.0)
-        assert one["path"][-1]["bars"] == one["horizon"]
-    assert [one["horizon"] for one in full["further"]] == [5, 30]
+    for horizon in (5, 30):
+        own = {
+            key: [row for row in rows if row["bars ahead"] == horizon]
+            for key, rows in full["further"].items()
+        }
+        assert len(own["tails"]) == 4
+        assert sum(row["odds"] for row in own["regimes"]) == pytest.approx(1.0)
+        assert own["paths"][-1]["after bars"] == horizon
     found = full["attribution"]
     assert found["frames"] == []
     shares = {each["modality"]: each["weight"] for each in found["modalities"]}

@@ -29,6 +29,7 @@ from tracepaper.replay.learning.inspection.inspections import (
 from tracepaper.replay.learning.inspection.model import Mix, Subject
 from tracepaper.replay.learning.samples import predict, targets
 from tracepaper.replay.learning.splits import Part, Segment
+from tracepaper.strategies.attention.methods import PLAIN, Rollout
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.features.rows import schema
 from tracepaper.strategies.forecasters.tabular import ROW_KINDS, GlmModel, TrainedRows
@@ -38,7 +39,6 @@ from tracepaper.strategies.networks.architecture import (
     Network,
     Outputs,
 )
-from tracepaper.strategies.networks.attribution import STORED, AttributionMethod
 from tracepaper.strategies.networks.flash import FlashConfig, FlashNetwork
 
 WINDOW = 32
@@ -79,9 +79,9 @@ class Planted(Network):
         return Outputs(every, torch.zeros_like(every), dof, logits, every, None, None)
 
     def explain(
-        self, x: Tensor, positions: Tensor, way: AttributionMethod = STORED, *, half: bool = False
+        self, x: Tensor, positions: Tensor, method: Rollout = PLAIN, *, half: bool = False
     ) -> ExplainedOutputs:
-        del way, half
+        del method, half
         weights = torch.zeros(1, 1, x.shape[1])
         weights[0, 0, [x.shape[1] - 1 - age for age in self.looked]] = 1 / len(self.looked)
         rollout = BarWeights(weights, torch.zeros(1, 1))

@@ -14,7 +14,7 @@ from msgspec import structs
 from scipy import stats
 from torch import Tensor
 
-from tracepaper.replay.explain.auxiliary_heads import further_ahead
+from tracepaper.replay.explain.auxiliary_heads import auxiliary_tables
 from tracepaper.replay.learning import losses
 from tracepaper.replay.learning.dataset import Dataset
 from tracepaper.replay.learning.estimators.networks import network_forecasts
@@ -386,27 +386,22 @@ def test_one_decision_says_as_returns_what_was_judged_in_units(
     assert every is not None
     (heads,) = every
     forecast = Forecast((5,), (0.0,), (1.0,), (0.3,), (0.4,), (0.3,), (1.0,), "m", heads=heads)
-    (one,) = further_ahead(forecast)
+    rows = {table.key: np.array(table.rows)[:, 1:] for table in auxiliary_tables(forecast)}
     said = {head: judged.value(head)[place].astype(float) for head in HEADS}
     unit = sigma * 5**0.5
-    found = [(tail.value_at_risk, tail.expected_shortfall) for tail in one.tails]
+    found = rows["tails"][:, 2:].astype(float)
     np.testing.assert_allclose(found, unit * said["tails"].reshape(4, 2), rtol=1e-4)
-    assert [(tail.position, tail.share) for tail in one.tails[:2]] == [
-        ("long", 0.01),
-        ("long", 0.05),
-    ]
-    falls = [level.drawdown for level in one.drawdown]
+    assert rows["tails"][:2, :2].tolist() == [["long", "0.01"], ["long", "0.05"]]
+    falls = rows["extremes"][: len(said["drawdown"]), 2].astype(float)
     np.testing.assert_allclose(falls, unit * said["drawdown"], rtol=1e-4)
-    for step, bars in enumerate((2, 3, 4, 5)):
-        wanted = sigma * bars**0.5 * said["path"][step]
-        given = one.path[step]
-        assert given.bars == bars
-        np.testing.assert_allclose((given.low, given.middle, given.high), wanted, atol=1e-8)
-    odds = [regime.probability for regime in one.regimes]
+    bars = np.array([2, 3, 4, 5])
+    assert rows["paths"][:, 0].tolist() == bars.tolist()
+    wanted = sigma * np.sqrt(bars)[:, None] * said["path"]
+    np.testing.assert_allclose(rows["paths"][:, 1:], wanted, atol=1e-8)
+    _, odds, spread = rows["regimes"].T
     np.testing.assert_allclose(odds, np.exp(said["regimes"][0]), rtol=1e-4)
-    spread = [regime.volatility for regime in one.regimes]
     np.testing.assert_allclose(spread, unit * np.exp(0.5 * said["regimes"][1]), rtol=1e-4)
-    assert further_ahead(structs.replace(forecast, heads=None)) == ()
+    assert auxiliary_tables(structs.replace(forecast, heads=None)) == ()
 
 
 def test_windows_and_chunks_carry_the_labels_of_every_step(material: Dataset) -> None:

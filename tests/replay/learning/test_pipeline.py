@@ -29,7 +29,7 @@ from tracepaper.replay.learning.splits import iso, split_of
 from tracepaper.replay.learning.training import train
 from tracepaper.storage.checkpoints import Checkpoint, load
 from tracepaper.strategies.errors import CheckpointMismatch, ConfigInvalid
-from tracepaper.strategies.forecasters.build import build
+from tracepaper.strategies.forecasters.build import RunOptions, build
 from tracepaper.strategies.gates.evaluator import threshold_of
 from tracepaper.strategies.gates.gate import GATES
 
@@ -140,7 +140,7 @@ def test_the_figures_stand_beside_every_baseline(made: Checkpoint) -> None:
 def test_a_forecaster_is_built_from_it_and_judged_by_its_quantiles(
     made: Checkpoint, paths: list[str]
 ) -> None:
-    forecaster = build(made.card, made.tensors, threads=1)
+    forecaster = build(made.card, made.tensors, RunOptions(threads=1))
     material = Dataset.read(paths[:1], lambda _: SPLIT, HORIZONS)
     known = material.segments[0]
     bars = bars_of(known, 0, forecaster.context + 200)
@@ -370,7 +370,7 @@ def test_the_bundled_checkpoints_are_listed_and_whole() -> None:
     contexts = {}
     for place, known in ((Path(one["folder"]), one["card"]) for one in listed):
         found = load(place)
-        contexts[place.name] = build(found.card, found.tensors, threads=1).context
+        contexts[place.name] = build(found.card, found.tensors, RunOptions(threads=1)).context
         assert sum(one.stat().st_size for one in place.iterdir()) < 4_000_000
         assert stored_baselines(place, known) is not None
     assert contexts == {"flash-15m": 700, "flash-1m": 7_201, "informer-1m": 991, "trading-15m": 384}

@@ -21,7 +21,7 @@ from tracepaper.replay.learning.splits import Part
 from tracepaper.replay.learning.training import train, train_seeds
 from tracepaper.storage.checkpoints import Checkpoint, load, save
 from tracepaper.strategies.errors import CheckpointMismatch, ConfigInvalid, InvariantBroken
-from tracepaper.strategies.forecasters.build import build, choose_backend
+from tracepaper.strategies.forecasters.build import RunOptions, build, choose_backend
 from tracepaper.strategies.forecasters.tabular import ROW_MEASURES, RowForecaster
 from tracepaper.strategies.types.decisions import Forecast
 
@@ -71,7 +71,7 @@ def checkpoint(made: dict[str, Checkpoint], request: pytest.FixtureRequest) -> C
 
 
 def forecaster_of(checkpoint: Checkpoint, **chosen: str) -> RowForecaster:
-    found = build(checkpoint.card, checkpoint.tensors, **chosen)  # type: ignore[arg-type]
+    found = build(checkpoint.card, checkpoint.tensors, RunOptions(**chosen))  # type: ignore[arg-type]
     assert isinstance(found, RowForecaster)
     return found
 

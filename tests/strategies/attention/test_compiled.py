@@ -25,8 +25,7 @@ from tracepaper.strategies.attention.layer import Layer
 from tracepaper.strategies.attention.masks import Mask
 from tracepaper.strategies.attention.methods import Rollout
 from tracepaper.strategies.errors import AttentionInvalid, ConfigInvalid
-from tracepaper.strategies.forecasters.build import build, choose_backend
-from tracepaper.strategies.networks.attribution import AttributionMethod
+from tracepaper.strategies.forecasters.build import RunOptions, build, choose_backend
 from tracepaper.strategies.networks.encodings import ENCODINGS
 from tracepaper.strategies.networks.flash import TILES
 from tracepaper.strategies.networks.stream import (
@@ -372,17 +371,20 @@ def test_a_stream_with_a_bias_is_left_to_tiles(name: str) -> None:
     assert stream_backends(replace(models.SMALL, encoding="alibi"), "cpu") == ("tiles",)
     assert stream_backends(models.SMALL, "cuda") == ("tiles",)
     assert stream_backends(models.SMALL, "cpu") == (*compiled.available(), "tiles")
-    assert build(models.card(), models.network().state_dict(), backend=name).backend == name
+    assert (
+        build(models.card(), models.network().state_dict(), RunOptions(backend=name)).backend
+        == name
+    )
 
 
 def test_a_stream_is_explained_by_loops_only_where_they_take_the_heads_mean(name: str) -> None:
     card, tensors = models.card(), models.network().state_dict()
-    usual = AttributionMethod("rollout", Rollout(residual_weight=0.2, start_layer=1))
-    other = AttributionMethod("rollout", Rollout(fusion="max"))
-    assert build(card, tensors, way=other).backend == TILES
+    usual = Rollout(residual_weight=0.2, start_layer=1)
+    other = Rollout(fusion="max")
+    assert build(card, tensors, RunOptions(method=other)).backend == TILES
     with pytest.raises(ConfigInvalid, match=f"{name} explains by the plain mean of the heads"):
-        build(card, tensors, backend=name, way=other)
-    assert build(card, tensors, backend=name, way=usual).backend == name
+        build(card, tensors, RunOptions(backend=name, method=other))
+    assert build(card, tensors, RunOptions(backend=name, method=usual)).backend == name
     x = torch.randn(1, 200, 78, generator=torch.Generator().manual_seed(3))
     positions = np.arange(29_000_017, 29_000_217)[None]
     found = []

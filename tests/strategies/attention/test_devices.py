@@ -15,7 +15,7 @@ from tracepaper.strategies.attention import kernels
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.features import rows
 from tracepaper.strategies.forecasters.attribution import Probe
-from tracepaper.strategies.forecasters.build import build, require_device
+from tracepaper.strategies.forecasters.build import RunOptions, build, require_device
 from tracepaper.strategies.forecasters.outputs import TrainedModel
 from tracepaper.strategies.forecasters.windowed import WindowedForecaster
 from tracepaper.strategies.networks.flash import FlashConfig, FlashNetwork
@@ -137,8 +137,8 @@ def test_a_network_over_whole_windows_takes_the_flash_package_in_half_numbers(
     config = FlashConfig(dim=16, layers=1, heads=2, window=50, mask="full")
     card, tensors = models.card(config), models.network(config).state_dict()
     monkeypatch.setattr(kernels, "available", lambda _: ("flash_attn", "sdpa", "chunked"))
-    assert build(card, tensors, backend="flash_attn").dtype == "bfloat16"
-    assert build(card, tensors, backend="sdpa").dtype == "float32"
+    assert build(card, tensors, RunOptions(backend="flash_attn")).dtype == "bfloat16"
+    assert build(card, tensors, RunOptions(backend="sdpa")).dtype == "float32"
     stream = models.card()
     with pytest.raises(ConfigInvalid, match="attends by tiles"):
-        build(stream, models.network().state_dict(), backend="flash_attn")
+        build(stream, models.network().state_dict(), RunOptions(backend="flash_attn"))

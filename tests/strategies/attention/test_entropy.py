@@ -32,18 +32,6 @@ def test_entropy_equals_the_stored_matrices(made: Case) -> None:
     torch.testing.assert_close(first.entropy(rows), wanted[..., rows], rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("mask", [Mask.full(), Mask(), Mask.window(64)])
-@pytest.mark.parametrize("size", [1.0, 3.0])
-def test_float32_entropy_stays_within_its_error(mask: Mask, size: float) -> None:
-    made = case(mask, time=500, dim=16, size=size, dtype=torch.float32)
-    limit = made.entropy_rounding(0)
-    wanted = reference.entropy(made.matrices[0])
-    every = Layer(made.queries[0], made.keys[0], None, made.sums[0], mask).entropy()
-    assert float((every - wanted).abs().max()) < limit
-    some = Layer(made.queries[0], made.keys[0], None, made.sums[0], mask).entropy([0, 499])
-    assert float((some - wanted[..., [0, 499]]).abs().max()) < limit
-
-
 @pytest.mark.parametrize("mask", [Mask(), Mask.window(9), Mask.full()], ids=str)
 def test_the_gradient_of_entropy_is_that_of_the_stored_matrix(mask: Mask) -> None:
     made = case(mask, time=37, layers=1)
@@ -67,16 +55,6 @@ def test_peaked_rows_have_full_confidence_at_huge_scores() -> None:
     entropy = Layer(made.queries[0], made.keys[0], None, made.sums[0], made.mask).entropy()
     sure = row_confidence(entropy, torch.arange(1, 65))
     assert float(sure[..., 1:].min()) > 0.999
-
-
-@pytest.mark.parametrize(
-    ("mask", "counts"),
-    [(Mask.full(), [4] * 4), (Mask(), [1, 2, 3, 4]), (Mask.window(2), [1, 2, 2, 2])],
-)
-def test_visible_counts_follow_the_mask(mask: Mask, counts: list[int]) -> None:
-    layer = case(mask, time=4).layers[0]
-    assert layer.visible().tolist() == [counts]
-    assert layer.visible([3, 0]).tolist() == [[counts[3], counts[0]]]
 
 
 def test_uniform_attention_has_no_confidence_and_one_key_neither() -> None:

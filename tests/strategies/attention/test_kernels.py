@@ -31,8 +31,8 @@ from tracepaper.strategies.attention.kernels import (
     attend,
     available,
     choose,
+    kernel_attention,
     resolve,
-    window_attention,
     window_backward,
     window_forward,
 )
@@ -339,7 +339,7 @@ def test_a_kernel_with_windows_of_its_own_is_asked_for_them() -> None:
     WindowedKernel.asked.clear()
     for kernel in (WindowedKernel(), ChunkedBackend()):
         leaves = [x.clone().requires_grad_() for x in made]
-        output, _ = window_attention(*leaves, kernel, 7, 0.3)
+        output, _ = kernel_attention(*leaves, kernel, Mask.window(7), 0.3)
         grads.append(torch.autograd.grad(output.sum(), leaves))
     assert WindowedKernel.asked == [7, -7]
     for one, two in zip(*grads, strict=True):

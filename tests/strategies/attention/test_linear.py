@@ -22,7 +22,6 @@ from tracepaper.strategies.attention.linear import (
 from tracepaper.strategies.attention.masks import Mask
 from tracepaper.strategies.attention.methods import Rollout, rollout
 from tracepaper.strategies.errors import AttentionInvalid
-from tracepaper.strategies.networks.attribution import AttributionMethod
 from tracepaper.strategies.networks.linear import LinearConfig, LinearNetwork
 
 MASKS = {"full": Mask.full(), "causal": Mask()}
@@ -170,10 +169,10 @@ def test_a_network_explains_what_its_layers_attended_with(mask: str, feature_map
     whole = reference.rollout(matrices, MASKS[mask])
     assert torch.allclose(seen.rollout.weights.double(), whole[:, 39:], atol=1e-5)
     assert seen.confidence.shape == (2, 2)
-    above = AttributionMethod(options=Rollout(start_layer=1, residual_weight=0.1))
+    above = Rollout(start_layer=1, residual_weight=0.1)
     whole = reference.rollout(matrices[1:], MASKS[mask], residual_weight=0.1)
     found = network.explain(x, positions, above).rollout.weights.double()
     assert torch.allclose(found, whole[:, 39:], atol=1e-5)
-    for way in (AttributionMethod(options=Rollout(fusion="max")),):
+    for method in (Rollout(fusion="max"),):
         with pytest.raises(AttentionInvalid, match="rollout over the heads' mean"):
-            network.explain(x, positions, way)
+            network.explain(x, positions, method)

@@ -26,14 +26,6 @@ def layer_of(mask: Mask, *, size: float = 1.0, dtype: torch.dtype = torch.float3
     return case(mask, time=70, layers=1, size=size, dtype=dtype).layers[0]
 
 
-@pytest.mark.parametrize("mask", MASKS)
-def test_the_logsumexp_over_tiles_equals_the_stored_matrices(mask: Mask) -> None:
-    layer = layer_of(mask, dtype=torch.float64)
-    wanted = reference.logsumexp(layer.query, layer.key, mask)
-    found = layer.natural_logsumexp(torch.float64)
-    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-13)
-
-
 def test_no_score_exceeds_the_largest_that_norms_allow() -> None:
     layer = layer_of(Mask.full(), size=3.0)
     scores = layer.query @ layer.key.transpose(2, 3) * layer.factor

@@ -11,7 +11,6 @@ import torch
 from attention_cases import Case, case, cases, layers_of, rolled
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from rounding import gamma
 from waiting import deadline_s
 
 from tracepaper.strategies.attention import reference, tiles
@@ -31,15 +30,6 @@ torch.set_num_threads(1)
 def ends(made: Case) -> list[int]:
     time = made.queries[0].shape[2]
     return sorted({0, time // 2, time - 1})
-
-
-@settings(max_examples=60, deadline=None)
-@given(cases())
-def test_rows_equal_the_stored_matrices(made: Case) -> None:
-    wanted = reference.rollout(made.matrices, made.mask)[:, ends(made)]
-    result = rolled(made.layers, ends(made))
-    made.hold(result.weights, wanted)
-    assert float(result.l1_error.max()) < made.rounding()
 
 
 @settings(max_examples=40, deadline=None)
@@ -66,6 +56,8 @@ def test_fusions_and_discarding_equal_the_stored_matrices(
         Rollout(fusion=fusion, discard_ratio=ratio, residual_weight=residual),
     )
     made.hold(result.weights, wanted[:, ends(made)], ratio=ratio)
+    if fusion == "mean" and not ratio:
+        assert float(result.l1_error.max()) < made.rounding()
 
 
 @pytest.mark.parametrize("mask", MASKS)
@@ -120,14 +112,6 @@ def test_discarding_drops_the_same_in_every_type(mask: Mask, fusion: Fusion, dim
         assert float((single - exact).abs().max()) < 3 / (2 * FADE)
 
 
-def test_many_rows_share_one_pass_and_equal_single_rows() -> None:
-    made = case(Mask.window(50), time=300, batch=2, dtype=torch.float64)
-    rows = list(range(40, 300, 13))
-    together = rolled(made.layers, rows).weights
-    alone = torch.cat([rolled(made.layers, [row]).weights for row in rows], dim=1)
-    torch.testing.assert_close(together, alone, rtol=2 * made.rounding(), atol=0)
-
-
 @pytest.mark.parametrize("start_layer", [0, 1, 2])
 def test_start_layer_leaves_out_the_layers_below(start_layer: int) -> None:
     made = case(Mask())
@@ -143,17 +127,6 @@ def test_head_weights_weigh_each_layers_heads() -> None:
     result = rolled(made.layers, [7, 8], Rollout(head_weights=weights))
     wanted = reference.rollout(made.matrices, made.mask, shares=shares)[:, [7, 8]]
     made.hold(result.weights, wanted)
-
-
-@pytest.mark.parametrize("mask", MASKS)
-def test_inputs_a_thousand_times_larger_are_explained_in_float64(mask: Mask) -> None:
-    made = case(mask, time=90, size=1_000.0, dtype=torch.float32)
-    wanted = reference.rollout(made.matrices, mask)[:, [0, 89]]
-    # Only the rows that are carried are float32 again: they round once, and as they are normalised.
-    exact = made._replace(sums=[sums.double() for sums in made.sums])
-    rounding = 2 * exact.rounding() + gamma(2 * 90, torch.float32)
-    found = rolled(made.layers, [0, 89]).weights.double()
-    torch.testing.assert_close(found, wanted, rtol=rounding, atol=torch.finfo(torch.float32).tiny)
 
 
 def test_half_inputs_are_explained_in_float32() -> None:
@@ -190,12 +163,6 @@ def test_the_mass_is_checked_by_head_even_where_head_weights_hide_it() -> None:
     made.sums[0][:, 1] += 0.1
     with pytest.raises(AttentionInvalid, match="Head 1 did not keep"):
         rolled(made.layers, [39], Rollout(head_weights=[1.0, 0.0]))
-
-
-def test_a_key_of_another_forward_is_refused() -> None:
-    made, other = case(Mask(), seed=1), case(Mask(), seed=2)
-    with pytest.raises(AttentionInvalid, match="did not keep its attention mass"):
-        rolled(layers_of(made.queries, other.keys, made.sums, made.mask), [39])
 
 
 def test_a_wrong_logsumexp_of_huge_scores_is_refused() -> None:

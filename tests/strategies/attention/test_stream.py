@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import builders
 import models
 import numpy as np
 import pytest
@@ -13,9 +14,13 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tracepaper.strategies.attention.layer import Layer
+from tracepaper.strategies.attention import reference
+from tracepaper.strategies.attention.layer import Layer, value_norms
+from tracepaper.strategies.attention.methods import PLAIN, Rollout
 from tracepaper.strategies.attention.time_buckets import bucket_count
-from tracepaper.strategies.errors import ConfigInvalid, InvariantBroken
+from tracepaper.strategies.errors import AttentionInvalid, ConfigInvalid, InvariantBroken
+from tracepaper.strategies.forecasters.build import RunOptions, build
+from tracepaper.strategies.forecasters.streaming import StreamingForecaster
 from tracepaper.strategies.networks.flash import FlashNetwork
 from tracepaper.strategies.networks.stream import (
     CHUNK_BARS,
@@ -26,6 +31,18 @@ from tracepaper.strategies.networks.stream import (
 )
 
 START = 29_000_017  # a position in the middle of a block
+HEADS = ((1.0, 0.0), (0.25, 0.75), (0.5, 0.5))
+WAYS = {
+    "residual": Rollout(residual_weight=0.2),
+    "max": Rollout(fusion="max", residual_weight=0.3),
+    "min": Rollout(fusion="min"),
+    "heads": Rollout(head_weights=HEADS, start_layer=1),
+    "upper layers": Rollout(fusion="max", start_layer=2),
+    "norm": Rollout(fusion="norm"),
+    "norm above": Rollout(fusion="norm", residual_weight=0.1, start_layer=1),
+}
+
+
 ENCODINGS = ["rope", "alibi", "sinusoidal", "learned", "none"]
 
 
@@ -39,10 +56,11 @@ def feed(
     positions: NDArray[np.int64],
     portions: list[int],
     state: StreamState | None = None,
+    method: Rollout = PLAIN,
 ) -> tuple[Tensor, Tensor, NDArray[np.float32], StreamState]:
     """Take in all rows by the given portions, again and again; a portion of 0 is a single step."""
-    stream = StreamingNetwork(net)
-    state = StreamState(net) if state is None else state
+    stream = StreamingNetwork(net, method)
+    state = StreamState(net, by_norm=method.fusion == "norm") if state is None else state
     told: list[Advance] = []
     done = turn = 0
     while done < len(x):
@@ -60,34 +78,40 @@ def feed(
 
 
 def dense(
-    net: FlashNetwork, x: Tensor, positions: NDArray[np.int64]
+    net: FlashNetwork, x: Tensor, positions: NDArray[np.int64], method: Rollout = PLAIN
 ) -> tuple[Tensor, Tensor, NDArray[np.float64]]:
     """Return outputs, confidences and bucketed rollout rows from whole float64 matrices."""
     with torch.no_grad():
         seen = net.trace(x[None], torch.from_numpy(positions))
-    outputs, traces = seen.outputs, seen.attending
-    time, window = len(x), net.config.window
-    age = torch.arange(time)[:, None] - torch.arange(time)
-    hidden = (age < 0) | (age >= window)
-    rollout = torch.eye(time, dtype=torch.float64)
+    time, rho = len(x), method.residual_weight
+    eye = rollout = torch.eye(time, dtype=torch.float64)
+    visible = torch.arange(1, time + 1).clamp(max=net.config.window)
     confidences = []
-    for layer in traces:
+    for depth, (layer, block) in enumerate(zip(seen.attending, net.layers(), strict=True)):
         assert isinstance(layer, Layer)
-        query, key = layer.query[0].double(), layer.key[0].double()
-        shares = (query @ key.mT * query.shape[-1] ** -0.5).masked_fill(hidden, -torch.inf)
-        shares = shares.softmax(-1)
-        rollout = 0.5 * rollout + 0.5 * shares.mean(0) @ rollout
-        visible = torch.arange(1, time + 1).clamp(max=window)
-        confidence = 1.0 - torch.special.entr(shares).sum(-1) / visible.double().log()
+        assert layer.value is not None
+        matrix = reference.layer_matrix(layer)[0]  # [1, head, N, N]
+        confidence = 1.0 - torch.special.entr(matrix[0]).sum(-1) / visible.double().log()
         confidence[:, 0] = 0.0
         confidences.append(confidence)
+        if depth < method.start_layer:
+            continue
+        if method.fusion == "norm":
+            value = layer.value[..., : net.config.head_dim]
+            lengths = value_norms(value, block.project_out.weight).double()
+            fused = (matrix * lengths[:, :, None]).mean(1)[0]
+            fused = fused / fused.sum(-1, keepdim=True)
+        else:
+            share = torch.tensor([0.5, 0.5] if method.head_weights is None else HEADS[depth])
+            fused = reference.fuse(matrix, method.fusion, share.double())[0]
+        mixed = rho * eye + (1.0 - rho) * fused
+        rollout = (mixed / mixed.sum(-1, keepdim=True)) @ rollout
     buckets = bucket_count(net.config.receptive_field)
-    blocks = positions // 64
-    back = np.minimum(blocks[:, None] - blocks[None, :], buckets)
-    bucketed = np.zeros((time, buckets + 1))
-    for bucket in range(buckets + 1):
-        bucketed[:, bucket] = np.where(back == bucket, rollout.numpy(), 0.0).sum(1)
-    return outputs.mean[0], torch.stack(confidences).permute(2, 0, 1), bucketed
+    back = np.minimum(positions[:, None] // 64 - positions // 64, buckets)
+    columns = torch.zeros(time, buckets + 1, dtype=torch.float64)
+    columns.scatter_add_(1, torch.from_numpy(back).clamp_min(0), rollout.detach())
+    confidence = torch.stack(confidences).permute(2, 0, 1)
+    return seen.outputs.mean[0], confidence.detach(), columns.numpy()
 
 
 @pytest.mark.parametrize("encoding", ENCODINGS)
@@ -281,3 +305,105 @@ def test_chunks_of_several_streams_equal_each_alone(encoding: str, portions: lis
             np.testing.assert_allclose(told.rollout[i], alone[i][2][at], rtol=0, atol=1e-6)
         done, turn = part.stop, turn + 1
     assert state.counts == [600, 640, 0, 900]
+
+
+# ---------------------------------------------------------------- by another method
+
+NAME = "linear:BTCUSDT"
+
+
+@pytest.mark.parametrize("method", WAYS.values(), ids=WAYS)
+@pytest.mark.parametrize("encoding", ["rope", "alibi"])
+def test_every_bar_in_a_stream_equals_the_matrices(method: Rollout, encoding: str) -> None:
+    net = models.network(replace(models.SMALL, encoding=encoding, window=30))
+    x, positions = rows(260), np.arange(START, START + 260)
+    _, _, found, _ = feed(net, x, positions, [0, 1, 37, 0, 150], method=method)
+    _, _, wanted = dense(net, x, positions, method)
+    np.testing.assert_allclose(found, wanted, rtol=0, atol=2e-6)
+
+
+def test_streams_beside_each_other_are_explained_as_each_alone() -> None:
+    net, method = models.network(replace(models.SMALL, window=30)), WAYS["norm"]
+    positions = np.arange(START, START + 100)
+    x = torch.stack([rows(100, seed=seed) for seed in range(3)])
+    state = StreamState(net, 3, by_norm=True)
+    stream = StreamingNetwork(net, method)
+    for at in range(100):
+        part = np.tile(positions[at : at + 1], (3, 1))
+        last = stream.advance(state, x[:, at : at + 1], part, streams=range(3)).rollout
+    alone = [feed(net, one, positions, [CHUNK_BARS], method=method)[2][-1] for one in x]
+    np.testing.assert_allclose(last[:, 0], np.stack(alone), rtol=0, atol=1e-6)
+
+
+def made_forecaster(method: Rollout) -> StreamingForecaster:
+    made = build(
+        models.card(), models.network().state_dict(), RunOptions(method=method, backend="tiles")
+    )
+    assert isinstance(made, StreamingForecaster)
+    return made
+
+
+@pytest.mark.parametrize("named", ["max", "heads", "norm above"])
+def test_the_attribution_of_a_decision_sums_to_what_is_stored(named: str) -> None:
+    made = made_forecaster(WAYS[named])
+    bars = builders.bars(made.context + 30, seed=5)
+    made.warm(NAME, bars[:-1])
+    answer = made.step(bars[-1])
+    assert answer is not None
+    assert answer.explanation is not None
+    found = made.explain(NAME)
+    assert sum(found.weights) == pytest.approx(1.0, abs=1e-6)
+    blocks = np.array(found.open_time_ms) // (60_000 * 64)
+    sums = np.bincount(blocks[-1] - blocks, weights=found.weights)
+    kept = np.frombuffer(answer.explanation.buckets, "<f4")[: len(sums)]
+    np.testing.assert_allclose(sums, kept, rtol=0, atol=1e-6)
+    usual = made_forecaster(Rollout())
+    usual.warm(NAME, bars[:-1])
+    other = usual.step(bars[-1])
+    assert other is not None
+    assert other.explanation is not None
+    assert other.mean_return == answer.mean_return  # explained otherwise, and no other forecast
+    assert other.explanation.entropy == answer.explanation.entropy
+    assert other.explanation.buckets != answer.explanation.buckets
+
+
+@pytest.mark.parametrize(
+    ("method", "error", "sentence"),
+    [
+        (
+            Rollout(fusion="gradient"),
+            ConfigInvalid,
+            "cannot store where every bar looked by gradient",
+        ),
+        (Rollout(fusion="flow"), ConfigInvalid, "ask `explain --method flow` for one decision"),
+        (
+            Rollout(discard_ratio=0.1),
+            ConfigInvalid,
+            "set discard to 0",
+        ),
+        (
+            Rollout(start_layer=3),
+            AttentionInvalid,
+            "choose 0 to 2",
+        ),
+        (
+            Rollout(head_weights=(1.0,)),
+            AttentionInvalid,
+            "Give 2 head weights",
+        ),
+    ],
+)
+def test_what_no_stream_can_store_is_refused(
+    method: Rollout, error: type[Exception], sentence: str
+) -> None:
+    with pytest.raises(error, match=sentence):
+        made_forecaster(method)
+
+
+def test_the_norms_that_are_kept_are_counted() -> None:
+    usual, more = stream_bytes(models.SMALL), stream_bytes(models.SMALL, by_norm=True)
+    state = StreamState(models.network(), by_norm=True)
+    norms = [layer.lengths for layer in state.layers]
+    kept = sum(ring.rows.nbytes for ring in norms if ring is not None)
+    kept += state.history[0].rows[..., -1].nelement() * 4
+    assert more - usual == kept

@@ -14,7 +14,7 @@ import torch
 
 from tracepaper.strategies.attention.backends import kernel_for
 from tracepaper.strategies.errors import AttentionInvalid, CheckpointMismatch, ConfigInvalid
-from tracepaper.strategies.forecasters.build import build, computing, restore
+from tracepaper.strategies.forecasters.build import RunOptions, build, computing, restore
 from tracepaper.strategies.forecasters.windowed import WindowedForecaster
 from tracepaper.strategies.networks.informer import InformerConfig, InformerNetwork
 from tracepaper.strategies.networks.stream import stream_backends, stream_bytes
@@ -37,7 +37,7 @@ def test_identity_and_calibration_come_from_the_card() -> None:
         content_free=0.25,
         temperature={"5": 1.0, "30": 2.0, "240": 3.0},
     )
-    made = build(card, models.network().state_dict(), mode="scan")
+    made = build(card, models.network().state_dict(), RunOptions(mode="scan"))
     assert (made.model_id, made.model_sha256) == ("0123456789ab", "01" * 32)
     assert made.mode == "scan"
     assert made.calibration is not None
@@ -53,7 +53,7 @@ def test_a_card_without_quantiles_has_no_calibration() -> None:
 def test_the_thread_count_is_set() -> None:
     before = torch.get_num_threads()
     try:
-        build(models.card(), models.network().state_dict(), threads=2)
+        build(models.card(), models.network().state_dict(), RunOptions(threads=2))
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)
@@ -69,7 +69,7 @@ def test_the_thread_count_is_set() -> None:
 )
 def test_options_that_cannot_be_are_refused(options: dict[str, Any], sentence: str) -> None:
     with pytest.raises(ConfigInvalid, match=sentence):
-        build(models.card(), models.network().state_dict(), **options)
+        build(models.card(), models.network().state_dict(), RunOptions(**options))
 
 
 def test_a_network_of_order_books_is_no_model_of_bars() -> None:
@@ -89,7 +89,7 @@ def test_another_kind_of_model_is_refused() -> None:
 @pytest.mark.parametrize(("asked", "made_with"), [("scan", "scan"), ("batched", "step")])
 def test_a_network_that_sees_its_whole_window_scans_or_steps(asked: str, made_with: str) -> None:
     config = replace(models.SMALL, mask="full")
-    made = build(models.card(config), models.network(config).state_dict(), mode=asked)
+    made = build(models.card(config), models.network(config).state_dict(), RunOptions(mode=asked))
     assert isinstance(made, WindowedForecaster)
     assert made.mode == made_with
     assert made.model_id == "0123456789ab"
@@ -173,7 +173,9 @@ def test_a_backend_asked_for_by_name_is_the_one_that_attends(
     config = replace(models.SMALL, mask="full")
     answers = []
     for backend in ("sdpa", "chunked"):
-        made = build(models.card(config), models.network(config).state_dict(), backend=backend)
+        made = build(
+            models.card(config), models.network(config).state_dict(), RunOptions(backend=backend)
+        )
         used: list[str] = []
 
         def noted(name: str, *rest: Any, used: list[str] = used) -> Any:
@@ -193,9 +195,9 @@ def test_a_backend_asked_for_by_name_is_the_one_that_attends(
 @pytest.mark.parametrize("backend", ["sdpa", "flash_attn", "sage"])
 def test_a_stream_and_an_informer_refuse_a_backend_that_they_do_not_use(backend: str) -> None:
     with pytest.raises(ConfigInvalid, match=rf"'{backend}'.*set it to auto or tiles"):
-        build(models.card(), models.network().state_dict(), backend=backend)
+        build(models.card(), models.network().state_dict(), RunOptions(backend=backend))
     with pytest.raises(ConfigInvalid, match=rf"'{backend}'.*set it to auto or probsparse"):
-        build(*informer(), backend=backend)
+        build(*informer(), RunOptions(backend=backend))
 
 
 @pytest.mark.parametrize(
@@ -205,7 +207,7 @@ def test_a_stream_and_an_informer_refuse_a_backend_that_they_do_not_use(backend:
 def test_a_kernel_that_this_machine_lacks_is_refused(backend: str, sentence: str) -> None:
     config = replace(models.SMALL, mask="full")
     with pytest.raises(AttentionInvalid, match=sentence):
-        build(models.card(config), models.network(config).state_dict(), backend=backend)
+        build(models.card(config), models.network(config).state_dict(), RunOptions(backend=backend))
 
 
 def test_a_window_that_cannot_fit_is_refused_with_the_one_that_would() -> None:
@@ -213,25 +215,25 @@ def test_a_window_that_cannot_fit_is_refused_with_the_one_that_would() -> None:
     tensors = models.network(small).state_dict()
     huge = models.card(replace(small, window=65_536))
     need = stream_bytes(replace(small, window=65_536), instruments=3)
-    assert build(huge, tensors, instruments=3, free_bytes=need).context > 65_536
+    assert build(huge, tensors, RunOptions(instruments=3, free_bytes=need)).context > 65_536
     with pytest.raises(AttentionInvalid, match="A window of 65536 bars needs") as refused:
-        build(huge, tensors, instruments=3, free_bytes=need // 3)
+        build(huge, tensors, RunOptions(instruments=3, free_bytes=need // 3))
     named = re.search(r"use at most (\d+) bars", str(refused.value))
     assert named is not None
     fitting = models.card(replace(small, window=int(named[1])))
     longer = models.card(replace(small, window=int(named[1]) + 64))
-    build(fitting, tensors, instruments=3, free_bytes=need // 3)
+    build(fitting, tensors, RunOptions(instruments=3, free_bytes=need // 3))
     with pytest.raises(AttentionInvalid, match="use at most"):
-        build(longer, tensors, instruments=3, free_bytes=need // 3)
+        build(longer, tensors, RunOptions(instruments=3, free_bytes=need // 3))
 
 
 def test_a_window_seen_as_a_whole_is_refused_as_well() -> None:
     config = replace(models.SMALL, mask="full", window=65_536)
     with pytest.raises(AttentionInvalid, match=r"A window of 65536 bars needs .* use at most"):
-        build(models.card(config), {}, free_bytes=30 << 20)
+        build(models.card(config), {}, RunOptions(free_bytes=30 << 20))
     card, tensors = informer()
     with pytest.raises(AttentionInvalid, match="use a smaller network"):
-        build(card, tensors, free_bytes=1_000)
+        build(card, tensors, RunOptions(free_bytes=1_000))
 
 
 @pytest.mark.skipif(not Path("/proc/cpuinfo").exists(), reason="this system says otherwise")

@@ -15,7 +15,7 @@ from msgspec import structs
 from tracepaper.strategies.api.strategy import Forecaster
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.features import rows
-from tracepaper.strategies.forecasters.build import build
+from tracepaper.strategies.forecasters.build import RunOptions, build
 from tracepaper.strategies.networks.architecture import Network
 from tracepaper.strategies.networks.flash import FlashConfig
 from tracepaper.strategies.networks.informer import InformerConfig
@@ -34,7 +34,7 @@ NETWORKS: dict[str, AnyConfig] = {
 
 def forecaster(name: str, passes: int = PASSES, mode: str = "step") -> Forecaster:
     config = NETWORKS[name]
-    return build(card(config), weights(config), mode=mode, dropout_passes=passes)
+    return build(card(config), weights(config), RunOptions(mode=mode, dropout_passes=passes))
 
 
 def without(one: Forecast | None) -> Forecast | None:
@@ -111,7 +111,7 @@ def test_two_instruments_of_one_group_are_asked_each_by_itself() -> None:
 
 def test_a_checkpoint_without_dropout_is_refused() -> None:
     with pytest.raises(ConfigInvalid, match="dropout_passes is for a network that was trained"):
-        build(card(SMALL), weights(SMALL), dropout_passes=2)
+        build(card(SMALL), weights(SMALL), RunOptions(dropout_passes=2))
     with pytest.raises(ConfigInvalid, match="one pass has no spread"):
         forecaster("flash", 1)
     assert "dropout_spread" not in build(card(SMALL), weights(SMALL)).measures

@@ -21,7 +21,6 @@ from tracepaper.strategies.forecasters.attribution import (
 )
 from tracepaper.strategies.forecasters.streaming import StreamingForecaster
 from tracepaper.strategies.networks.architecture import LayerAttribution
-from tracepaper.strategies.networks.attribution import AttributionMethod
 from tracepaper.strategies.networks.informer import InformerConfig, InformerNetwork
 
 torch.set_num_threads(1)
@@ -117,19 +116,19 @@ def test_a_pooled_position_is_carried_by_the_taps_of_its_own_pass() -> None:
 
 
 WAYS = (
-    AttributionMethod(),
-    AttributionMethod("norm", Rollout(residual_weight=0.25)),
-    AttributionMethod("rollout", Rollout(fusion="max", start_layer=1)),
-    AttributionMethod("rollout", Rollout(head_weights=(0.75, 0.25))),
+    Rollout(),
+    Rollout(fusion="norm", residual_weight=0.25),
+    Rollout(fusion="max", start_layer=1),
+    Rollout(head_weights=(0.75, 0.25)),
 )
 
 
-@pytest.mark.parametrize("way", WAYS, ids=str)
+@pytest.mark.parametrize("method", WAYS, ids=str)
 def test_the_flow_of_a_stream_ends_in_what_it_stores_by_whichever_method(
-    way: AttributionMethod,
+    method: Rollout,
 ) -> None:
     usual = models.forecaster()
-    made = StreamingForecaster(usual.model, mode="step", threads=1, way=way)
+    made = StreamingForecaster(usual.model, mode="step", threads=1, method=method)
     bars = builders.bars(made.context + 3, seed=5)
     made.warm("linear:BTCUSDT", bars)
     _, rollout = flow_down(made.attribution_by_layer("linear:BTCUSDT"), EDGES)
@@ -137,7 +136,7 @@ def test_the_flow_of_a_stream_ends_in_what_it_stores_by_whichever_method(
     assert rollout == pytest.approx(told, abs=1e-5)
     usual.warm("linear:BTCUSDT", bars)
     other = np.array(usual.explain("linear:BTCUSDT").weights)
-    assert (np.abs(rollout - other).max() > 1e-3) == (way != AttributionMethod())
+    assert (np.abs(rollout - other).max() > 1e-3) == (method != Rollout())
 
 
 def test_each_row_of_a_streams_map_is_the_rollout_of_that_bars_own_decision() -> None:

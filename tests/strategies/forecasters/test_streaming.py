@@ -7,7 +7,6 @@ from dataclasses import replace
 
 import builders
 import models
-import msgspec
 import numpy as np
 import pytest
 import torch
@@ -39,39 +38,9 @@ def table(answers: Sequence[Forecast | None]) -> NDArray[np.float64]:
     return np.array(rows)
 
 
-def assert_close(found: Sequence[Forecast | None], wanted: Sequence[Forecast | None]) -> None:
-    one, other = table(found), table(wanted)
-    scale = np.maximum(np.abs(other).max(0), 1e-6)
-    assert (np.abs(one - other) / scale).max() <= 1e-4
-
-
 @pytest.fixture(scope="module")
 def scanned() -> list[Forecast | None]:
     return models.forecaster().scan(BARS)
-
-
-def test_scan_goes_on_where_warm_step_or_scan_ended(scanned: list[Forecast | None]) -> None:
-    mixed = models.forecaster()
-    mixed.warm(NAME, BARS[:1_000])
-    found = mixed.scan(BARS[1_000:1_003])
-    found += [mixed.step(bar) for bar in BARS[1_003:1_010]]
-    found += mixed.scan(BARS[1_010:1_600])
-    found += [mixed.step(BARS[1_600])]
-    assert_close(found, scanned[1_000:1_601])
-
-
-@pytest.mark.parametrize("cut", [700, 1_000, 1_001, 1_511, 1_512, 1_513])
-def test_a_cut_future_changes_no_bit(scanned: list[Forecast | None], cut: int) -> None:
-    assert models.forecaster().scan(BARS[:cut]) == scanned[:cut]
-
-
-@pytest.mark.parametrize("cut", [900, 1_300])
-def test_a_corrupted_future_changes_no_bit(scanned: list[Forecast | None], cut: int) -> None:
-    broken = [
-        msgspec.structs.replace(bar, high=bar.high * 1_000, close=bar.low * 7, volume=10**17)
-        for bar in BARS[cut:]
-    ]
-    assert models.forecaster().scan([*BARS[:cut], *broken])[:cut] == scanned[:cut]
 
 
 def test_a_live_step_attends_one_window_a_layer() -> None:

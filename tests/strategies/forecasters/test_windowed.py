@@ -11,13 +11,12 @@ from attention_cases import Case
 
 from tracepaper.strategies.attention import reference
 from tracepaper.strategies.attention.layer import Layer
-from tracepaper.strategies.attention.methods import Rollout
+from tracepaper.strategies.attention.methods import PLAIN, Rollout
 from tracepaper.strategies.errors import AttentionInvalid, ConfigInvalid
 from tracepaper.strategies.features import rows
 from tracepaper.strategies.forecasters.attribution import Probe
 from tracepaper.strategies.forecasters.outputs import TrainedModel
 from tracepaper.strategies.forecasters.windowed import WindowedForecaster
-from tracepaper.strategies.networks.attribution import STORED, AttributionMethod
 from tracepaper.strategies.networks.flash import FlashConfig, FlashNetwork
 from tracepaper.strategies.networks.informer import InformerConfig, InformerNetwork
 from tracepaper.strategies.types.decisions import Forecast
@@ -39,9 +38,9 @@ def network(kind: str) -> InformerNetwork | FlashNetwork:
     return FlashNetwork(FlashConfig(dim=16, layers=2, heads=2, window=WINDOW, mask="full"))
 
 
-def forecaster(kind: str, way: AttributionMethod = STORED) -> WindowedForecaster:
+def forecaster(kind: str, method: Rollout = PLAIN) -> WindowedForecaster:
     model = TrainedModel(network(kind), SCHEMA, "m", "0" * 64, (1.0, 1.0, 1.0), 0.0, None)
-    return WindowedForecaster(model, threads=1, backend="sdpa", way=way)
+    return WindowedForecaster(model, threads=1, backend="sdpa", method=method)
 
 
 def answered(made: WindowedForecaster, bars: list[Bar]) -> list[Forecast]:
@@ -69,18 +68,16 @@ def test_the_full_forms_row_equals_the_stored_matrices() -> None:
 
 
 WAYS = {
-    "norm": AttributionMethod("norm"),
-    "gradient": AttributionMethod("gradient", horizon=240),
-    "discard": AttributionMethod("rollout", Rollout(fusion="max", discard_ratio=0.4)),
+    "norm": Rollout(fusion="norm"),
+    "gradient": Rollout(fusion="gradient", horizon=240),
+    "discard": Rollout(fusion="max", discard_ratio=0.4),
 }
 
 
-@pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
+@pytest.mark.parametrize("method", WAYS.values(), ids=WAYS)
 @pytest.mark.parametrize("kind", KINDS)
-def test_another_explanation_is_stored_beside_the_same_forecast(
-    kind: str, way: AttributionMethod
-) -> None:
-    usual, other = forecaster(kind), forecaster(kind, way)
+def test_another_explanation_is_stored_beside_the_same_forecast(kind: str, method: Rollout) -> None:
+    usual, other = forecaster(kind), forecaster(kind, method)
     for made in (usual, other):
         made.warm(NAME, BARS[:CONTEXT])
     bars = BARS[: CONTEXT + 2]
@@ -91,7 +88,7 @@ def test_another_explanation_is_stored_beside_the_same_forecast(
     same = ("confidence", "entropy", "content_free")
     assert all(getattr(one.explanation, n) == getattr(two.explanation, n) for n in same)
     assert msgspec.structs.replace(two, explanation=one.explanation) == one
-    seen = Probe(other, bars, horizon=5).looked(way).weights[0, 0].double().numpy()
+    seen = Probe(other, bars, horizon=5).looked(method).weights[0, 0].double().numpy()
     positions = np.array([bar.open_time_ms for bar in bars[-WINDOW:]]) // (60_000 * 64)
     sums = np.bincount(positions[-1] - positions, weights=seen)
     kept = np.frombuffer(two.explanation.buckets, "<f4")[: len(sums)]
@@ -100,22 +97,21 @@ def test_another_explanation_is_stored_beside_the_same_forecast(
 
 
 @pytest.mark.parametrize(
-    ("kind", "way", "sentence"),
+    ("kind", "method", "sentence"),
     [
-        ("informer", AttributionMethod("flow"), "choose rollout"),
-        ("full", AttributionMethod("norm", Rollout(start_layer=2)), "choose 0 to 1"),
-        ("full", AttributionMethod("lime"), "There is no method 'lime'"),
+        ("informer", Rollout(fusion="flow"), "choose rollout"),
+        ("full", Rollout(fusion="norm", start_layer=2), "choose 0 to 1"),
     ],
 )
 def test_a_way_that_cannot_be_is_refused_at_the_start(
-    kind: str, way: AttributionMethod, sentence: str
+    kind: str, method: Rollout, sentence: str
 ) -> None:
     with pytest.raises(AttentionInvalid, match=sentence):
-        forecaster(kind, way)
+        forecaster(kind, method)
 
 
 def test_flow_is_stored_of_short_windows_alone() -> None:
     config = FlashConfig(dim=16, layers=2, heads=2, window=300, mask="causal")
     model = TrainedModel(FlashNetwork(config), SCHEMA, "m", "0" * 64, (1.0, 1.0, 1.0), 0.0, None)
     with pytest.raises(ConfigInvalid, match="windows of up to 256 bars, and this model's is 300"):
-        WindowedForecaster(model, threads=1, backend="sdpa", way=AttributionMethod("flow"))
+        WindowedForecaster(model, threads=1, backend="sdpa", method=Rollout(fusion="flow"))

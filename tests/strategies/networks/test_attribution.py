@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -22,7 +23,6 @@ from tracepaper.strategies.attention.probsparse import (
 )
 from tracepaper.strategies.errors import AttentionInvalid, InvariantBroken
 from tracepaper.strategies.networks.architecture import Network
-from tracepaper.strategies.networks.attribution import AttributionMethod
 from tracepaper.strategies.networks.flash import FlashConfig, FlashNetwork
 from tracepaper.strategies.networks.informer import InformerConfig, InformerNetwork
 from tracepaper.strategies.networks.lstm import LstmConfig, LstmNetwork
@@ -72,8 +72,8 @@ def window() -> Tensor:
     return torch.randn(1, TIME, 5, generator=generator, dtype=torch.float64)
 
 
-def looked(made: Network, way: AttributionMethod) -> Tensor:
-    method = replace(way, horizon=HORIZON)
+def looked(made: Network, method: Rollout) -> Tensor:
+    method = replace(method, horizon=HORIZON)
     found = made.explain(window(), torch.arange(TIME), method).rollout
     assert float(found.l1_error.max()) < 1e-5
     return found.weights[0, 0].double()
@@ -158,7 +158,7 @@ def test_rollout_with_any_option_equals_stored_matrices(kind: str, named: str) -
         )[0]
         for matrix, share, slack in zip(matrices, shares, slacks(made), strict=True)
     ]
-    found = looked(made, AttributionMethod("rollout", options))
+    found = looked(made, options)
     torch.testing.assert_close(found, walked(parts, fused, options), rtol=0, atol=1e-12)
 
 
@@ -175,7 +175,7 @@ def test_norm_equals_stored_matrices(kind: str, options: Rollout) -> None:
         assert isinstance(weight, Tensor)
         lengths = value_norms(value, weight)
         fused.append(normalised((matrix * lengths[:, :, None]).mean(dim=1)[0]))
-    found = looked(made, AttributionMethod("norm", options))
+    found = looked(made, replace(options, fusion="norm"))
     torch.testing.assert_close(found, walked(parts, fused, options), rtol=0, atol=1e-12)
 
 
@@ -222,15 +222,15 @@ def test_gradient_is_that_of_the_answer_by_every_entry_of_the_matrix() -> None:
     row = (slope * matrix).clamp_min(0.0).mean(dim=1)[0, -1].detach()
     wanted = 0.5 * row / row.sum()
     wanted[-1] += 0.5
-    found = looked(made, AttributionMethod("gradient"))
+    found = looked(made, Rollout(fusion="gradient"))
     torch.testing.assert_close(found, wanted, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_gradient_follows_the_horizon_and_sums_to_one(kind: str) -> None:
     made = network(kind)
-    one = made.explain(window(), torch.arange(TIME), AttributionMethod("gradient")).rollout
-    found = looked(made, AttributionMethod("gradient"))
+    one = made.explain(window(), torch.arange(TIME), Rollout(fusion="gradient")).rollout
+    found = looked(made, Rollout(fusion="gradient"))
     assert float(found.sum()) == pytest.approx(1.0, abs=1e-6)
     assert bool((found >= 0).all())
     assert float((one.weights[0, 0] - found).abs().max()) > 1e-4
@@ -250,42 +250,36 @@ def test_the_flow_of_a_network_is_the_last_rows_flow() -> None:
     made = network("window")
     reads = made.trace(window(), torch.arange(TIME)).reads
     wanted = flow(reads, [TIME - 1], Rollout(residual_weight=0.4)).weights["bars"][0, 0]
-    found = looked(made, AttributionMethod("flow", Rollout(residual_weight=0.4)))
+    found = looked(made, Rollout(fusion="flow", residual_weight=0.4))
     torch.testing.assert_close(found, wanted, rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("kind", ["window", "distilling"])
+def test_layers_and_heads_that_are_not_there_are_refused(kind: str) -> None:
+    with pytest.raises(AttentionInvalid, match="leaves nothing to explain; choose 0 to 1"):
+        looked(network(kind), Rollout(start_layer=2))
+    with pytest.raises(AttentionInvalid, match="Give 2 head weights"):
+        looked(network(kind), Rollout(head_weights=(1.0, 1.0, 1.0)))
+
+
 @pytest.mark.parametrize(
-    ("way", "sentence"),
+    ("options", "sentence"),
     [
-        (
-            AttributionMethod("lime"),
-            "There is no method 'lime'; choose one of rollout, norm, gradient, flow.",
-        ),
-        (
-            AttributionMethod("norm", Rollout(fusion="max")),
-            "norm takes no fusion; leave it out, or choose",
-        ),
-        (AttributionMethod("flow", Rollout(start_layer=1)), "flow takes no start layer"),
-        (
-            AttributionMethod("rollout", Rollout(start_layer=2)),
-            "leaves nothing to explain; choose 0 to 1",
-        ),
-        (
-            AttributionMethod("rollout", Rollout(head_weights=(1.0, 1.0, 1.0))),
-            "Give 2 head weights",
-        ),
+        ({"fusion": "lime"}, "There is no head fusion 'lime'; choose one of mean, max, min, norm"),
+        ({"fusion": "flow", "start_layer": 1}, "A flow goes through all layers"),
+        ({"fusion": "norm", "discard_ratio": 0.1}, "not by norm; set it to 0"),
+        ({"fusion": "norm", "head_weights": (1.0, 0.0)}, "Head weights weigh a mean, not a norm"),
     ],
 )
-@pytest.mark.parametrize("kind", ["window", "distilling"])
-def test_what_cannot_be_asked_is_said_in_one_sentence(
-    kind: str, way: AttributionMethod, sentence: str
+def test_options_that_do_not_go_together_are_refused(
+    options: dict[str, Any], sentence: str
 ) -> None:
     with pytest.raises(AttentionInvalid, match=sentence):
-        looked(network(kind), way)
+        Rollout(**options)
 
 
 def test_networks_and_methods_that_do_not_go_together_are_refused() -> None:
     with pytest.raises(AttentionInvalid, match="choose rollout"):
-        looked(network("distilling"), AttributionMethod("flow"))
+        looked(network("distilling"), Rollout(fusion="flow"))
     with pytest.raises(InvariantBroken, match="has no attention"):
-        looked(LstmNetwork(LstmConfig(features=5)), AttributionMethod())
+        looked(LstmNetwork(LstmConfig(features=5)), Rollout())

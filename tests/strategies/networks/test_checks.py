@@ -53,7 +53,7 @@ def test_a_network_without_a_fault_has_none(kind: str) -> None:
 def test_the_layer_that_overflows_is_named() -> None:
     made = network("flash")
     with torch.no_grad():
-        block(made).mlp.rise.weight.fill_(3e38)
+        made.get_parameter("blocks.1.mlp.rise.weight").fill_(3e38)
     found = examined(made)
     assert len(found.faults) == 1
     assert "Over the rows: Layer blocks.1.mlp.rise (Linear) produced" in found.faults[0]
@@ -100,7 +100,7 @@ def test_parts_that_no_gradient_reaches_are_named() -> None:
     with torch.no_grad():
         for layer in (0, 1):
             block(made, layer).project_out.weight.zero_()
-            block(made, layer).mlp.fall.weight.zero_()
+            made.get_parameter(f"blocks.{layer}.mlp.fall.weight").zero_()
         block(made, 0).project_out.bias.zero_()
     assert isinstance(made, FlashNetwork)
     with torch.no_grad():

@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tracepaper.strategies.attention.methods import Rollout
-from tracepaper.strategies.networks.attribution import AttributionMethod
 from tracepaper.strategies.networks.checks import check_network
 from tracepaper.strategies.networks.cross_timeframe import CrossConfig, CrossNetwork
 
@@ -316,8 +315,8 @@ def test_residual_and_start_layer_are_those_of_the_stored_matrices() -> None:
     dense = Dense(made)
     dense(x[0].numpy(), positions.tolist())
     for share, lowest in ((0.5, 0), (0.2, 0), (0.7, 1)):
-        way = AttributionMethod(options=Rollout(residual_weight=share, start_layer=lowest))
-        found = made.explain(x, positions, way)
+        method = Rollout(residual_weight=share, start_layer=lowest)
+        found = made.explain(x, positions, method)
         wanted = dense.rollout(share, lowest=lowest)
         np.testing.assert_allclose([part.share for part in found.parts], wanted, atol=1e-10)
         np.testing.assert_allclose(found.rollout.weights[0, 0], dense.by_bar(wanted), atol=1e-10)
@@ -340,7 +339,7 @@ def test_the_gradient_weighs_entries_of_all_three_blocks() -> None:
             name,
             np.where(total > 0, fused / np.where(total, total, 1), own)[None],
         )
-    found = made.explain(x, positions, AttributionMethod("gradient", horizon=7))
+    found = made.explain(x, positions, Rollout(fusion="gradient", horizon=7))
     wanted = dense.rollout(0.5)
     np.testing.assert_allclose([part.share for part in found.parts], wanted, atol=1e-10)
     assert float(found.rollout.weights.sum()) == pytest.approx(1.0, abs=1e-12)

@@ -12,7 +12,6 @@ import torch
 from dense import DenseLayers, Matrix
 
 from tracepaper.strategies.attention.methods import Rollout
-from tracepaper.strategies.networks.attribution import AttributionMethod
 from tracepaper.strategies.networks.informer import InformerConfig, InformerNetwork
 
 torch.set_num_threads(1)
@@ -215,8 +214,8 @@ def test_residual_and_start_layer_are_those_of_the_stored_matrices() -> None:
     dense(x[0].numpy())
     for share, lowest in ((0.2, 0), (0.7, 2)):
         options = Rollout(residual_weight=share, start_layer=lowest)
-        way = AttributionMethod(options=options)
-        found = made.explain(x, torch.arange(SMALL.window), way).rollout
+        method = options
+        found = made.explain(x, torch.arange(SMALL.window), method).rollout
         wanted = dense.rollout(share, lowest=lowest)
         np.testing.assert_allclose(found.weights[0, 0], wanted, rtol=0, atol=1e-10)
 

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from tracepaper.strategies.attention.methods import Rollout
+from tracepaper.strategies.attention.propagation import relevance, relevance_rules
 from tracepaper.strategies.errors import AttentionInvalid, ConfigInvalid
 from tracepaper.strategies.networks.architecture import ExplainedOutputs, Network
-from tracepaper.strategies.networks.attribution import AttributionMethod
 from tracepaper.strategies.networks.cross_asset import CrossAssetConfig
+from tracepaper.strategies.networks.flash import FlashConfig, FlashNetwork
 from tracepaper.strategies.networks.keys import listed
 from tracepaper.strategies.networks.order_book import OrderBookConfig
 
@@ -67,6 +68,33 @@ def test_what_its_layers_carry_down_and_its_parts_are_the_rollout(kind: str) -> 
     assert_parts(seen)
 
 
+@pytest.mark.parametrize("kind", [*ATTENDING, "gated"])
+def test_relevances_of_the_rows_sum_to_the_forecast_where_nothing_is_biased(kind: str) -> None:
+    made = network(kind) if kind != "gated" else gated()
+    x, positions = window(made)
+    with torch.no_grad():
+        for name, tensor in [*made.named_parameters(), *made.named_buffers()]:
+            # What stands there whatever the rows are: biases, places and the columns of clocks.
+            if name.endswith(("bias", "place", "code")) or "clock" in name:
+                tensor.zero_()
+        if kind == "multiscale":
+            dict(made.named_parameters())["embed.weight"][:, 2 * x.shape[2] :] = 0.0
+    x.requires_grad_()
+    forecast = made(x, positions).mean[0, -1, 0].detach()
+    with relevance_rules(made):
+        answer = made(x, positions).mean[0, -1, 0]
+        found = relevance(answer, x)
+    torch.testing.assert_close(answer.detach(), forecast)
+    torch.testing.assert_close(found.sum(), forecast, rtol=1e-5, atol=0)
+    assert float(found.abs().sum()) > float(forecast.abs())  # of either sign
+
+
+def gated() -> Network:
+    config = FlashConfig(features=5, dim=8, layers=2, heads=2, window=12, mlp="gated", gated=True)
+    torch.manual_seed(4)
+    return FlashNetwork(config).double().eval()
+
+
 def assert_parts(seen: ExplainedOutputs) -> None:
     """Check that the parts, each spread over its rows, are the weights."""
     weights = seen.rollout.weights[0, 0]
@@ -78,23 +106,25 @@ def assert_parts(seen: ExplainedOutputs) -> None:
 
 
 WAYS: Final = {
-    "norm": AttributionMethod("norm"),
-    "gradient": AttributionMethod("gradient"),
-    "max": AttributionMethod(options=Rollout(fusion="max", discard_ratio=0.2)),
-    "flow": AttributionMethod("flow"),
+    "norm": Rollout(fusion="norm"),
+    "gradient": Rollout(fusion="gradient"),
+    "max": Rollout(fusion="max", discard_ratio=0.2),
+    "flow": Rollout(fusion="flow"),
 }
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("method", WAYS)
 @pytest.mark.parametrize("kind", ATTENDING)
-def test_another_method_sums_to_one_or_is_refused(kind: str, way: str) -> None:
+def test_another_method_sums_to_one_or_is_refused(kind: str, method: str) -> None:
     made = network(kind)
     plain = {"linear": ("norm", "gradient", "max"), "custom": ("norm", "gradient")}
-    if way in plain.get(kind, ()) or (way == "flow" and kind in {"informer", "decoder", "cross"}):
+    if method in plain.get(kind, ()) or (
+        method == "flow" and kind in {"informer", "decoder", "cross"}
+    ):
         with pytest.raises(AttentionInvalid):
-            made.explain(*window(made), WAYS[way])
+            made.explain(*window(made), WAYS[method])
         return
-    usual, other = (made.explain(*window(made), one) for one in (AttributionMethod(), WAYS[way]))
+    usual, other = (made.explain(*window(made), one) for one in (Rollout(), WAYS[method]))
     assert float(other.rollout.weights.sum()) == pytest.approx(1.0, abs=1e-6)
     assert float((other.rollout.weights - usual.rollout.weights).abs().max()) > 1e-4
     assert_parts(other)

@@ -11,9 +11,9 @@ from depth_cases import depth, walk
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from tracepaper.strategies.attention.reads import Read
 from tracepaper.strategies.errors import AttentionInvalid
-from tracepaper.strategies.networks import order_book
+from tracepaper.strategies.networks import grid
+from tracepaper.strategies.networks.flash import each_block
 from tracepaper.strategies.networks.order_book import OrderBookConfig, OrderBookNetwork
 from tracepaper.strategies.order_book import (
     COLUMNS,
@@ -86,20 +86,19 @@ def dense(made: OrderBookNetwork, given: Tensor) -> tuple[Dense, Dense]:
     x = x.reshape(total, -1)
     book, token = np.divmod(np.arange(total), count)
     rollout = np.eye(total)
-    for layer in made.layers:
-        assert isinstance(layer, order_book.BookLayer)
-        for attention in (layer.levels, layer.time):
-            if attention.over_time:
+    for levels, time in zip(each_block(made.over_levels), each_block(made.over_time), strict=True):
+        for attention in (levels, time):
+            if over_time := attention is time:
                 visible = (token[:, None] == token) & (book[:, None] >= book)
             else:
                 visible = book[:, None] == book
-            mixed = linear(normed(x, attention.norm), attention.project_in)
+            mixed = linear(normed(x, attention.attention_norm), attention.project_in)
             parts = mixed.reshape(total, 3, config.heads, -1)
             read = np.zeros((total, config.heads, parts.shape[-1]))
             mean = np.zeros((total, total))
             for head in range(config.heads):
                 query, key, value = (parts[:, part, head] for part in range(3))
-                if attention.over_time:
+                if over_time:
                     query = np.array([turned(row, at) for row, at in zip(query, book, strict=True)])
                     key = np.array([turned(row, at) for row, at in zip(key, book, strict=True)])
                 scores = query @ key.T / math.sqrt(query.shape[-1])
@@ -110,9 +109,11 @@ def dense(made: OrderBookNetwork, given: Tensor) -> tuple[Dense, Dense]:
                 mean += matrix / config.heads
             x = x + linear(read.reshape(total, -1), attention.project_out)
             rollout = (0.5 * np.eye(total) + 0.5 * mean) @ rollout
-        hidden = linear(normed(x, layer.mlp_norm), layer.rise)
+        assert time.mlp is not None
+        assert time.mlp_norm is not None
+        hidden = linear(normed(x, time.mlp_norm), time.mlp.rise)
         gelu = np.vectorize(lambda v: 0.5 * v * (1 + math.erf(v / math.sqrt(2))))
-        x = x + linear(gelu(hidden), layer.fall)
+        x = x + linear(gelu(hidden), time.mlp.fall)
     newest = np.where(book == books - 1, 1.0 / count, 0.0)
     pooled = normed(x, made.norm).reshape(books, count, -1).mean(axis=1)
     logits = linear(pooled, made.direction).reshape(books, len(config.horizons), 3)
@@ -125,7 +126,7 @@ def dense(made: OrderBookNetwork, given: Tensor) -> tuple[Dense, Dense]:
 def test_answer_and_map_are_those_of_dense_matrices(
     monkeypatch: pytest.MonkeyPatch, at_once: int
 ) -> None:
-    monkeypatch.setattr(order_book, "_TOKENS_AT_ONCE", at_once)
+    monkeypatch.setattr(grid, "_TOKENS_AT_ONCE", at_once)
     made, given = network(), tokens()
     shares, weights = dense(made, given)
     seen = made.explain(given)
@@ -136,21 +137,6 @@ def test_answer_and_map_are_those_of_dense_matrices(
     assert float(seen.weights.max()) > 3 / given[..., 0].numel()  # it is no even map
     in_one_pass = made(given[None])[0].softmax(dim=-1)
     assert np.abs(plain(in_one_pass) - shares).max() < 1e-13
-
-
-def test_the_oracle_says_no_to_a_map_of_other_matrices(monkeypatch: pytest.MonkeyPatch) -> None:
-    made, given = network(), tokens()
-    _, weights = dense(made, given)
-
-    layer = order_book.BookRead._layer  # noqa: SLF001 - the matrices of one attention
-
-    def even(read: order_book.BookRead, x: Tensor, part: slice) -> Read:
-        return layer(read, x, part).content_free()
-
-    monkeypatch.setattr(order_book.BookRead, "_layer", even)
-    seen = made.explain(given)
-    assert abs(float(seen.weights.sum()) - 1) < 1e-13
-    assert np.abs(plain(seen.weights) - weights).max() > 1e-3
 
 
 def test_no_answer_depends_on_a_later_book() -> None:

@@ -27,7 +27,7 @@ from tracepaper.strategies.attention.backends import Backend, ChunkedBackend
 from tracepaper.strategies.attention.masks import Mask
 from tracepaper.strategies.attention.reads import MatrixRead
 from tracepaper.strategies.errors import AttentionInvalid, ConfigInvalid
-from tracepaper.strategies.forecasters.build import build, choose_backend
+from tracepaper.strategies.forecasters.build import RunOptions, build, choose_backend
 from tracepaper.strategies.networks import architecture, encodings, keys
 from tracepaper.strategies.networks import architecture as heads
 from tracepaper.strategies.networks.architecture import (
@@ -62,7 +62,7 @@ def test_a_backend_is_one_entry(capsys: pytest.CaptureFixture[str]) -> None:
         with pytest.raises(AttentionInvalid, match="already"):
             backends.register(made)
         weights = models.network(full).state_dict()
-        assert build(models.card(full), weights, backend="fast").backend == "fast"
+        assert build(models.card(full), weights, RunOptions(backend="fast")).backend == "fast"
         assert load(None, {"model": {"backend": "fast"}}).model.backend == "fast"
         assert any(
             "fast" in finding.detail for finding in diagnose(load(None, {}), Path("none.db"))

@@ -1,0 +1,79 @@
+"""Attention along the axes of a grid of tokens, one axis after the other.
+
+Neither ever is [token x token]: 2 levels x books or assets x bars squared never stand together. The
+factorised form is that of Arnab et al., 2021 (ViViT, model 3).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Final, NamedTuple
+
+import torch
+from torch import Tensor
+
+from tracepaper.strategies.attention.kernels import attend
+from tracepaper.strategies.attention.layer import Layer, value_norms
+from tracepaper.strategies.attention.masks import Mask
+from tracepaper.strategies.attention.reads import GridRead
+from tracepaper.strategies.networks.architecture import Trace
+from tracepaper.strategies.networks.encodings import Phases
+from tracepaper.strategies.networks.flash import Block
+
+_TOKENS_AT_ONCE: Final = 32_768
+"""Tokens that a block deals with together where no gradient is taken; bounds memory."""
+UNORDERED: Final = Phases(None, None, None)
+"""Of an axis whose tokens stand in no order."""
+
+
+class GridAxis(NamedTuple):
+    """How the tokens of a grid attend along one of its axes."""
+
+    axis: int  # 0 or 1
+    mask: Mask
+    phases: Phases = UNORDERED
+
+
+def attend_by_axis(
+    layers: Iterable[Sequence[Block]], state: Tensor, axes: Sequence[GridAxis], trace: Trace | None
+) -> Tensor:
+    """Return *state* [batch, first, second, dim] above *layers*, of which each has a block an axis.
+
+    The *trace* of one window gets a read of each block.
+    """
+    for layer in layers:
+        for number, (block, (axis, mask, phases)) in enumerate(zip(layer, axes, strict=True)):
+            lines = state if axis else state.transpose(1, 2)
+            lines, read = along(block, lines, phases, mask, trace)
+            state = lines if axis else lines.transpose(1, 2)
+            if trace is not None and read is not None:
+                first, second = state.shape[1:3]
+                trace.attend(GridRead(read, (first, second), axis), is_layer=number == 0)
+    return state
+
+
+def along(
+    block: Block, state: Tensor, phases: Phases, mask: Mask, trace: Trace | None
+) -> tuple[Tensor, Layer | None]:
+    """Pass the lines of *state* [batch, line, row, dim] through *block*; return its layer as well.
+
+    The layer, whose batch are the lines, is None without *trace*. Without gradients some lines are
+    dealt with at a time, so that little beside is kept.
+    """
+    lines = state.flatten(0, 1)
+    count = len(lines)
+    if not torch.is_grad_enabled():
+        count = max(_TOKENS_AT_ONCE // lines.shape[1], 1)
+    weight = block.project_out.weight
+    found, noted = [], []
+    for part in lines.split(count):
+        query, key, value = block.project(part, phases)
+        mixed, logsumexp = attend(query, key, value, mask, checked=False)
+        found.append(block.finish(part, mixed))
+        if trace is not None:
+            noted.append((query, key, logsumexp, value_norms(value, weight)))  # of values enough
+    made = (found[0] if len(found) == 1 else torch.cat(found)).unflatten(0, state.shape[:2])
+    if trace is None:
+        return made, None
+    query, key, logsumexp, norms = (torch.cat(parts) for parts in zip(*noted, strict=True))
+    return made, Layer(query, key, None, logsumexp, mask, norms=norms)
