@@ -383,7 +383,7 @@ async def test_candidates_are_those_of_the_quote_currency() -> None:
 def test_another_rule_takes_candidates_anew(tmp_path: Path) -> None:
     path = tmp_path / "run.db"
     data = [walk(seed, name, 20) for seed, name in enumerate(NAMES)]
-    rule: dict[str, Any] = {"top": 1, "candidates": 3, "at": ["00:05"]}
+    rule: dict[str, Any] = {"top": 1, "candidates": 3, "at": ["00:05", "00:15"]}
     until_ms = int(data[0].open_time_ms[9])
     replayed(path, data, rule, until_ms=until_ms)
     assert {one.market_ms <= until_ms for one in choices(path)} == {True}
