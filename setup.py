@@ -51,10 +51,18 @@ class Wheel(bdist_wheel):
     """A wheel of any Python 3: for this platform if it holds objects, for all if it does not."""
 
     def get_tag(self) -> tuple[str, str, str]:
-        """Return the tag: no object depends on a version of Python."""
+        """Return the tag: no object depends on a version of Python.
+
+        An index takes no wheel for ``linux``, but one for ``manylinux`` of the C library that the
+        objects were linked with (PEP 600).
+        """
         _, _, platform_tag = super().get_tag()
-        is_compiled = any(Path(self.bdist_dir).rglob("native.*.so"))
-        return "py3", "none", platform_tag if is_compiled else "any"
+        if not any(Path(self.bdist_dir).rglob("native.*.so")):
+            return "py3", "none", "any"
+        library, version = platform.libc_ver()
+        if library == "glibc":
+            platform_tag = f"manylinux_{version.replace('.', '_')}_{platform.machine()}"
+        return "py3", "none", platform_tag
 
 
 # The name keeps this file out of the wheel: a build front end runs it under another.

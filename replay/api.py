@@ -277,9 +277,10 @@ class Backtest:
         the newest *last* bars with its trades, as by ``--chart FILE --last N``. Raises
         ``ConfigInvalid`` where either cannot be written, ``DataInvalid`` without two bars to draw.
         """
+        from tracepaper.replay.document.pictures import write_picture
         from tracepaper.replay.report.report import build_report
         from tracepaper.replay.report.terminal import as_document, show_report
-        from tracepaper.replay.report.trade_pictures import check, draw
+        from tracepaper.replay.report.trade_pictures import check, picture_chart
 
         self._require_open()
         if chart is not None:
@@ -292,7 +293,7 @@ class Backtest:
             document = report_document(built)
             write_page(run_page(self.database, self.run_id, document=document), Path(html))
         if chart is not None:
-            draw(built, Path(chart), last=last)
+            write_picture(picture_chart(built, last=last), Path(chart))
         return Text(text_of(lambda console: show_report(console, built)), as_document(built))
 
     def plot(self, *, last: int = BARS_DRAWN) -> Picture:
@@ -301,14 +302,17 @@ class Backtest:
         A notebook shows the picture; ``figure`` is matplotlib's, and ``save(path)`` writes it.
         Raises ``ConfigInvalid`` without matplotlib, ``DataInvalid`` without two bars to draw.
         """
+        from tracepaper.replay.document.pictures import figure_of
         from tracepaper.replay.report.report import build_report
-        from tracepaper.replay.report.trade_pictures import check_bars, figure_of
+        from tracepaper.replay.report.trade_pictures import check_bars, picture_chart
 
         self._require_open()
         check_bars(last)
         require("matplotlib", "plot")
         built = build_report(self.database, self.run_id)
-        return Picture(figure_of(built, last=last), f"<picture of run {self.run_id}>")
+        return Picture(
+            figure_of(picture_chart(built, last=last)), f"<picture of run {self.run_id}>"
+        )
 
     def show(self, *, full: bool = False) -> RunPage:
         """Show the run's page: the page of ``tracepaper ui`` with the run inside, in a notebook.

@@ -10,45 +10,43 @@ import asyncio
 import itertools
 import sqlite3
 from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache
 from typing import TYPE_CHECKING, Final, Self, TypeVar
 
 from msgspec import Struct
-from sqlalchemy import insert
-from sqlalchemy.dialects.sqlite import dialect
 
 from tracepaper.storage.checkpoints import kept_identity
-from tracepaper.storage.database.chunks import StoredRun, chain_head, latest_state, run_span
+from tracepaper.storage.database.chunks import WITHIN, StoredRun, chain_head, latest_state, run_span
 from tracepaper.storage.database.reader import Reader
-from tracepaper.storage.database.schema import metadata
 from tracepaper.storage.database.writer import Writer, advice, is_busy, open_writer
-from tracepaper.storage.record.columns import stored_columns
+from tracepaper.storage.record.columns import insert_sql, stored_columns
 from tracepaper.storage.record.encode import StepEncoder
 from tracepaper.storage.record.hashing import ChainHead, Commit, opened_digest
 from tracepaper.storage.record.rows import (
     Previous,
     instrument_row,
     run_row,
-    sequence_of,
 )
 from tracepaper.strategies.errors import AuditUnwritable, DataInvalid, InvariantBroken
 from tracepaper.strategies.types.decisions import (
     Account,
     GateSet,
-    Order,
-    Position,
     QuietStretch,
     Run,
     Step,
 )
 from tracepaper.strategies.types.market import (
     Bar,
+    BookUpdate,
     Command,
+    Depths,
     Event,
+    Mark,
     ModelChange,
     ParityCheck,
+    Quote,
     RetrainingEnd,
     RunEnd,
+    Trade,
 )
 
 if TYPE_CHECKING:
@@ -61,19 +59,13 @@ if TYPE_CHECKING:
 
 # ---------------------------------------------------------------- where a run goes on
 
-_LAST: Final = "SELECT max(step) FROM steps WHERE step BETWEEN ? AND ?"
+_LAST: Final = f"SELECT max(sequence) FROM steps WHERE {WITHIN}"
 _OPENED: Final = (
     "SELECT instrument, max(open_time_ms) FROM steps "
-    "WHERE step BETWEEN ? AND ? AND open_time_ms IS NOT NULL GROUP BY 1"
+    f"WHERE {WITHIN} AND open_time_ms IS NOT NULL GROUP BY 1"
 )
 _FUNDED: Final = (
-    "SELECT instrument, max(market_ms) FROM events "
-    "WHERE step BETWEEN ? AND ? AND kind = 'funding' GROUP BY 1"
-)
-_NAMED: Final = (
-    "SELECT instrument, max(step) FROM (SELECT step, instrument FROM steps UNION ALL "
-    "SELECT step, instrument FROM events) "
-    "WHERE step BETWEEN ? AND ? AND instrument IS NOT NULL GROUP BY 1"
+    f"SELECT instrument, max(market_ms) FROM events WHERE {WITHIN} AND kind = 'funding' GROUP BY 1"
 )
 
 
@@ -89,13 +81,6 @@ class ResumePoint(Struct, frozen=True):
     last_open_ms: dict[str, int]  # per instrument: of its newest bar
     last_funding_ms: dict[str, int]  # per instrument: of its newest settlement
     last: Step | None  # None before the first, and where all were pruned
-    positions: dict[str, Position]  # per instrument: after the last step that named it
-    open_orders: tuple[Order, ...]
-
-    @property
-    def account(self) -> Account | None:
-        """The account after the last step."""
-        return None if self.last is None else self.last.account
 
 
 def read_resumed(connection: sqlite3.Connection, run_id: str) -> ResumePoint:
@@ -105,24 +90,23 @@ def read_resumed(connection: sqlite3.Connection, run_id: str) -> ResumePoint:
     found = chain_head(connection, stored.run_key)
     sequence, head = (-1, ChainHead(stored.opened_digest)) if found is None else found
     (last,) = connection.execute(_LAST, run_span(stored.run_key)).fetchone()
-    reached = sequence if last is None else sequence_of(last)
+    reached = sequence if last is None else last
     if (reached, sequence + 1, head.digest) != (sequence, stored.step_count, stored.head_digest):
         raise DataInvalid(
             f"Run {run_id} does not end as its row says (step {reached}, {stored.step_count} "
             "counted); run `tracepaper audit verify` and restore a backup."
         )
+    state = latest_state(connection, stored.run_key)
     return ResumePoint(
         run=stored.run,
         run_key=stored.run_key,
         gate_sets=reader.gate_sets(stored.run_key),
         next_sequence=sequence + 1,
         head=head,
-        state=latest_state(connection, stored.run_key),
+        state=None if state is None else state[0],
         last_open_ms=_latest(connection, stored, _OPENED),
         last_funding_ms=_latest(connection, stored, _FUNDED),
         last=None if last is None else reader.step(run_id, sequence),
-        positions=_positions(reader, stored),
-        open_orders=reader.open_orders(run_id),
     )
 
 
@@ -130,15 +114,6 @@ def _latest(connection: sqlite3.Connection, stored: StoredRun, query: str) -> di
     """Return the result of *query* by the instrument's id."""
     rows = connection.execute(query, run_span(stored.run_key))
     return {stored.run.instruments[place].id: value for place, value in rows}
-
-
-def _positions(reader: Reader, stored: StoredRun) -> dict[str, Position]:
-    positions: dict[str, Position] = {}
-    for instrument, step in _latest(reader.connection, stored, _NAMED).items():
-        position = reader.step(stored.run.run_id, sequence_of(step)).position
-        if position is not None:
-            positions[instrument] = position
-    return positions
 
 
 GROUP_STEPS: Final = 1000
@@ -155,17 +130,12 @@ _UPDATE_HEAD: Final = "UPDATE runs SET step_count = ?, head_digest = ? WHERE run
 Result = TypeVar("Result")
 
 
-@lru_cache(maxsize=256)
-def insert_sql(table: str, columns: tuple[str, ...] = ()) -> str:
-    """Return the compiled insert into *table* of *columns*, or of all of them."""
-    target = metadata.tables[table]
-    names = columns or stored_columns(table)
-    statement = insert(target)
-    return str(statement.compile(dialect=dialect(paramstyle="qmark"), column_keys=list(names)))
-
-
 _AT_ONCE: Final = (Command, ModelChange, RetrainingEnd, ParityCheck)
 """Events that are committed before anything else happens, though they neither decide nor trade."""
+_PRICES: Final = (Quote, Mark, Trade, Depths, BookUpdate)
+"""Events of which one that moves nothing may wait for the bar that it comes with."""
+COMMIT_WITHIN_MS: Final = 1_000
+"""Market time after which what waits is committed with the next step, whatever that is."""
 
 
 class SqlAuditLog:
@@ -175,10 +145,7 @@ class SqlAuditLog:
         self, writer: Writer, group_steps: int | None = None, *, path: Path | None = None
     ) -> None:
         self._writer = writer
-        self._connection = writer.connection
-        raw = writer.connection.connection.driver_connection
-        assert isinstance(raw, sqlite3.Connection)
-        self._raw = raw  # for transactions, which cost less without a layer in between
+        self._raw = writer.raw
         self._group_steps = GROUP_STEPS if group_steps is None else group_steps
         self._thread: ThreadPoolExecutor | None = None
         self._encoder: StepEncoder | None = None
@@ -235,14 +202,14 @@ class SqlAuditLog:
         """
         if self.is_open:
             self.flush()
-        row = self._connection.exec_driver_sql(
+        row = self._raw.execute(
             "SELECT coalesce(max(run_key), 0), coalesce(max(run_id = ?), 0) FROM runs",
             (run.run_id,),
-        ).one()
+        ).fetchone()
         newest_key, is_taken = int(row[0]), bool(row[1])
         if is_taken:
             raise DataInvalid(f"Run {run.run_id} is in the database already; choose another id.")
-        before = self._connection.exec_driver_sql(_PREVIOUS, (newest_key,)).one_or_none()
+        before = self._raw.execute(_PREVIOUS, (newest_key,)).fetchone()
         run_key = newest_key + 1
         encoder = StepEncoder(run, run_key, gate_sets)
         previous = Previous() if before is None else Previous(*before)
@@ -349,9 +316,9 @@ class SqlAuditLog:
     async def append(self, *steps: Step) -> None:
         """Store *steps* and commit them at once before returning, or raise ``AuditUnwritable``.
 
-        A warm-up bar, which decides nothing, is committed with the next step that does; and
-        what comes before the start event, with that event. A command is committed at once,
-        whatever came before, for the operator is told that it holds.
+        What moves nothing may wait: a warm-up bar for the next step that decides, a price for the
+        bar after it, and what comes before the start event for that event. So a closed bar is one
+        commit, and a kill loses only steps on which nothing acted.
         """
         if self._thread is None:
             self._thread = ThreadPoolExecutor(1, thread_name_prefix="audit")
@@ -359,11 +326,22 @@ class SqlAuditLog:
 
     def _append_live(self, *steps: Step) -> None:
         self.append_now(*steps)
-        for step in steps:
-            kind = type(step.event)
-            if not _is_quiet(step) or kind in _AT_ONCE or (kind is not Bar and self.is_open):
-                self.flush()
-                return
+        if not all(map(self._may_wait, steps)):
+            self.flush()
+
+    def _may_wait(self, step: Step) -> bool:
+        """Return whether nobody acts on *step* before the next one is stored."""
+        event = step.event
+        if not _is_quiet(step) or isinstance(event, _AT_ONCE):
+            return False
+        if isinstance(event, Bar) or not self.is_open:
+            return True
+        is_moved = step.ledger or step.halted or any(twin.fills for twin in step.twins)
+        if is_moved or not isinstance(event, _PRICES) or not self._taken:
+            return False
+        first = self._taken[0]
+        assert not isinstance(first, QuietStretch)
+        return event.seen_ms - first[0].event.seen_ms < COMMIT_WITHIN_MS
 
     def append_now(self, *steps: Step) -> None:
         """Buffer *steps* and commit when a group is full: all of them or none are stored.

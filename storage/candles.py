@@ -150,9 +150,7 @@ class HistoryWriter:
         """Open or make the archive *path*; it raises what ``open_writer`` does."""
         self._path = path
         self._writer = open_writer(path)
-        raw = self._writer.connection.connection.driver_connection
-        assert isinstance(raw, sqlite3.Connection)
-        self._raw = raw
+        self._raw = self._writer.raw
 
     def __enter__(self) -> Self:
         return self

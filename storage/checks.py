@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 import msgspec
 
-from tracepaper.storage.record.columns import stored_columns
+from tracepaper.storage.record.columns import insert_sql, stored_columns
 from tracepaper.strategies.errors import TracepaperError
 from tracepaper.strategies.types.market import ParityCheck
 
@@ -44,7 +44,6 @@ class StoredCheck(NamedTuple):
     result: ParityCheck
 
 
-_INSERT: Final = f"INSERT OR REPLACE INTO checks VALUES ({', '.join('?' * 9)})"
 _NEWEST: Final = (
     "SELECT kind, checked_ms, content FROM checks WHERE run_key = ? AND head = ? "
     "ORDER BY checked_ms DESC LIMIT 1"
@@ -78,7 +77,8 @@ def store_check(database: Path, checked: CheckedRun, check: StoredCheck) -> str:
         return str(error)
     try:
         values = tuple(row[name] for name in stored_columns("checks"))
-        writer.connection.exec_driver_sql(_INSERT, values)
+        insert = insert_sql("checks").replace("INSERT", "INSERT OR REPLACE")
+        writer.connection.exec_driver_sql(insert, values)
     except DBAPIError as error:
         return f"{database} cannot be written ({error.orig}); {advice(error)}."
     finally:

@@ -20,10 +20,10 @@ from tracepaper.storage.chain.starting_point import Beginnings, Lookback
 from tracepaper.storage.chain.verify import verify_chain
 from tracepaper.storage.checkpoints import kept_checkpoints
 from tracepaper.storage.covariates import kept_covariates, write_whole
-from tracepaper.storage.database.chunks import chain_head, latest_state, run_span
+from tracepaper.storage.database.chunks import WITHIN, chain_head, latest_state, run_span
 from tracepaper.storage.database.connection import open_reader
 from tracepaper.storage.database.writer import advice, open_writer
-from tracepaper.storage.record.rows import DROPPED_TABLES, KEPT_EVENTS, sequence_of
+from tracepaper.storage.record.rows import DROPPED_ROWS
 from tracepaper.strategies.errors import AuditUnwritable, DataInvalid
 from tracepaper.strategies.types.market import Prune
 from tracepaper.strategies.units import DAY_MS
@@ -33,26 +33,20 @@ if TYPE_CHECKING:
 
 
 _OPENED: Final = (
-    "SELECT min(open_time_ms), max(open_time_ms) FROM steps "
-    "WHERE step BETWEEN ? AND ? AND ignored IS NULL"
+    f"SELECT min(open_time_ms), max(open_time_ms) FROM steps WHERE {WITHIN} AND ignored IS NULL"
 )
-_FIRST_BAR: Final = (
-    "SELECT min(step) FROM steps WHERE step BETWEEN ? AND ? AND open_time_ms IS NOT NULL"
-)
+_FIRST_BAR: Final = f"SELECT min(sequence) FROM steps WHERE {WITHIN} AND open_time_ms IS NOT NULL"
 _INTERVAL: Final = "SELECT interval_ms FROM runs WHERE run_key = ?"
 _WARM: Final = "SELECT max(threshold) FROM gate_sets WHERE run_key = ? AND gate = 'warm'"
 _KEYS: Final = "SELECT instrument_id FROM instruments WHERE run_key = ? ORDER BY instrument"
-_ASKED: Final = (
-    "SELECT EXISTS (SELECT 1 FROM answers WHERE step BETWEEN ? AND ? AND horizon IS NOT NULL)"
-)
+_ASKED: Final = f"SELECT EXISTS (SELECT 1 FROM answers WHERE {WITHIN} AND horizon IS NOT NULL)"
 _NEWEST_CLOSE: Final = (
     "SELECT max(s.open_time_ms) + r.interval_ms FROM steps s, runs r "
-    "WHERE s.step BETWEEN ? AND ? AND r.run_key = ?"
+    "WHERE s.run_key = ? AND r.run_key = s.run_key"
 )
 KEPT_BESIDE: Final = (kept_checkpoints, kept_covariates)
 """The folders beside a database without which its runs cannot be derived."""
 
-_LISTED: Final = ", ".join(f"'{kind}'" for kind in KEPT_EVENTS)
 _PRUNED: Final = "SELECT until_sequence FROM prunes WHERE run_key = ?"
 
 
@@ -151,8 +145,7 @@ def prune(
         raise DataInvalid("A prune must keep at least 1 day.")
     writer = open_writer(path)
     try:
-        raw = writer.connection.connection.driver_connection
-        assert isinstance(raw, sqlite3.Connection)
+        raw = writer.raw
         runs = raw.execute("SELECT run_key, run_id FROM runs ORDER BY run_key").fetchall()
         log = SqlAuditLog(writer)
         done = []
@@ -193,8 +186,9 @@ def _prune_run(
         raise DataInvalid(f"Run {run_id} is not pruned: {report.problem.sentence}")
     log.resume(run_id)
     span = run_span(run_key, until)
-    state = latest_state(raw, run_key, until)
-    (market_ms,) = raw.execute(_NEWEST_CLOSE, (*run_span(run_key), run_key)).fetchone()
+    stored = latest_state(raw, run_key, until)
+    state = None if stored is None else stored[0]
+    (market_ms,) = raw.execute(_NEWEST_CLOSE, (run_key,)).fetchone()
     event = Prune(
         until,
         pruned_at_ms,
@@ -206,13 +200,8 @@ def _prune_run(
     )
 
     def drop() -> None:
-        for table in DROPPED_TABLES:
-            if table == "steps":
-                raw.execute(
-                    f"DELETE FROM events WHERE step BETWEEN ? AND ? AND kind NOT IN ({_LISTED})",
-                    span,
-                )
-            raw.execute(f"DELETE FROM {table} WHERE step BETWEEN ? AND ?", span)
+        for table, dropped in DROPPED_ROWS:
+            raw.execute(f"DELETE FROM {table} WHERE {WITHIN} AND {dropped}", span)
         raw.execute(
             "DELETE FROM commits WHERE run_key = ? AND last_sequence <= ?", (run_key, until)
         )
@@ -237,7 +226,7 @@ def _prunable_until(
     until = beginnings.droppable(first_kept)
     # Where no bar would go, nothing goes.
     (first_bar,) = raw.execute(_FIRST_BAR, span).fetchone()
-    return until if until >= sequence_of(first_bar) else -1
+    return until if until >= first_bar else -1
 
 
 def recorded_reach(raw: sqlite3.Connection, run_key: int) -> Lookback:

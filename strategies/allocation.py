@@ -151,15 +151,15 @@ def expected_gain(
 
 def _long_run(influence: Array) -> float:
     """Return the variance of the sum of *influence* [bar], neighbours' covariances included."""
-    found = (influence**2).sum()
+    variance = (influence**2).sum()
     lags = int(4.0 * (len(influence) / 100.0) ** (2.0 / 9.0))
     for lag in range(1, min(lags, len(influence) - 1) + 1):
-        found += 2.0 * (1.0 - lag / (lags + 1.0)) * (influence[lag:] * influence[:-lag]).sum()
-    return max(float(found), 0.0)
+        variance += 2.0 * (1.0 - lag / (lags + 1.0)) * (influence[lag:] * influence[:-lag]).sum()
+    return max(float(variance), 0.0)
 
 
-def repaired(said: Array, *, shrink: float = 0.0) -> Array:
-    """Make a correlation matrix [asset, asset] of what was *said* of each pair, row by row.
+def repaired(correlations: Array, *, shrink: float = 0.0) -> Array:
+    """Make a correlation matrix [asset, asset] of the *correlations* of each pair, row by row.
 
     Of two entries of a pair the mean is taken, within [-1, 1], and the diagonal is 1. Off it all is
     multiplied by one less *shrink*. Where the result has negative eigenvalues these become 0, and
@@ -167,11 +167,15 @@ def repaired(said: Array, *, shrink: float = 0.0) -> Array:
     methodology to create a valid correlation matrix, 1999 (spectral decomposition). Raises
     ``DataInvalid`` for what is not square or not finite, and for a share outside [0, 1].
     """
-    if said.ndim != 2 or len(set(said.shape)) != 1 or not np.isfinite(said).all():
+    if (
+        correlations.ndim != 2
+        or len(set(correlations.shape)) != 1
+        or not np.isfinite(correlations).all()
+    ):
         raise DataInvalid("Correlations must be finite, a row and a column for each asset.")
     if not 0.0 <= shrink <= 1.0:
         raise DataInvalid(f"Correlations cannot be shrunk by {shrink:g}; give a share of 0 to 1.")
-    matrix = (1.0 - shrink) * np.clip(0.5 * (said + said.T), -1.0, 1.0)
+    matrix = (1.0 - shrink) * np.clip(0.5 * (correlations + correlations.T), -1.0, 1.0)
     np.fill_diagonal(matrix, 1.0)
     values, vectors = np.linalg.eigh(matrix)
     if values[0] >= 0.0:
@@ -214,20 +218,20 @@ def allocate(
     check_prices(bound=bound, aversion=aversion, cost=cost)
     match rule:
         case Rule.EQUAL:
-            found = np.full(assets, 1.0 / assets)
+            weights = np.full(assets, 1.0 / assets)
         case Rule.INVERSE:
             variance = np.diag(risk)
             moved = variance > 0.0  # an asset that never moved holds nothing
-            found = np.zeros(assets)
-            found[moved] = variance[moved] ** -0.5
-            found /= max(found.sum(), np.finfo(np.float64).tiny)
+            weights = np.zeros(assets)
+            weights[moved] = variance[moved] ** -0.5
+            weights /= max(weights.sum(), np.finfo(np.float64).tiny)
         case Rule.MINIMUM:
-            found = _solved(risk, None, held, bound, aversion=1.0, cost=cost)
+            weights = _solved(risk, None, held, bound, aversion=1.0, cost=cost)
         case Rule.MEAN_VARIANCE:
             if expected is None or len(expected) != assets or not np.isfinite(expected).all():
                 raise DataInvalid("The rule mean_variance needs a finite return for each asset.")
-            found = _solved(risk, expected, held, bound, aversion=aversion, cost=cost)
-    return rounded(np.minimum(found, bound))
+            weights = _solved(risk, expected, held, bound, aversion=aversion, cost=cost)
+    return rounded(np.minimum(weights, bound))
 
 
 def check_prices(*, bound: float, aversion: float, cost: float) -> None:

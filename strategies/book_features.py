@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from tracepaper.strategies.covariates import (
     CovariateScale,
     Floats,
+    HasVectors,
     Ids,
     JoinedRows,
     section_beside,
@@ -232,7 +233,7 @@ def _hide_false(history: OrderBookHistory, bar: Bar, before: Bar) -> None:
         history.hide(false_ms[-1])
 
 
-def books_read_by(model: object) -> RunBooks | None:
-    """Return the books that *model*, a forecaster, reads as features; None where it reads none."""
-    source = getattr(model, "vectors", None)
+def books_read_by(model: HasVectors | None) -> RunBooks | None:
+    """Return the books that *model* reads as features; None where it reads none."""
+    source = None if model is None else model.vectors
     return source if isinstance(source, RunBooks) else None

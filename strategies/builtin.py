@@ -199,14 +199,14 @@ class TrendStrategy(Strategy):
 
     def decide(self, context: BarContext) -> Signal:
         """Return the trend of the closed hours, sized; HOLD where none has closed just now."""
-        known: Closes = context.timeframe(self.frames[0]) if self.frames else context.history
-        times = known.time
+        table: Closes = context.timeframe(self.frames[0]) if self.frames else context.history
+        times = table.time
         if times.size < LEAST_CLOSES or times[-1] != context.time:
             return _NO_HOUR_CLOSED
         if self.needs_forecast and context.forecast is None:
             return _NO_FORECAST
         # Sums of integers are exact in any order.
-        closes = (known.close * 10**context.instrument.price_decimals).round().astype("int64")
+        closes = (table.close * 10**context.instrument.price_decimals).round().astype("int64")
         realised = self._of_closes.of_close(closes, times)
         forecast = None
         if self._of_forecast is not None and context.forecast is not None:
@@ -352,11 +352,11 @@ class CommonBars:
 
     def lacking(self) -> str:
         """Return which symbol lacks bars, in a sentence; empty where none does."""
-        for symbol, known in self._known.items():
-            if known < self.count:
-                return f"{symbol} has {known:,} of the {self.count:,} bars that are looked back on"
-        for symbol, known in self._in_a_row.items():
-            if known < self.count:
+        for symbol, bars in self._known.items():
+            if bars < self.count:
+                return f"{symbol} has {bars:,} of the {self.count:,} bars that are looked back on"
+        for symbol, bars in self._in_a_row.items():
+            if bars < self.count:
                 return f"{symbol} lacks one of the last {self.count:,} bars"
         return CAME_LATE if len(set(self.newest_ms.values())) > 1 else ""
 
@@ -385,13 +385,13 @@ class CrossAssetStrategy(PortfolioStrategy):
         has_correlations: bool = False,
     ) -> None:
         self._rule = _rule(options.get("rule", BY_NETWORK), has_correlations=has_correlations)
-        known = OPTIONS if self._rule is None else (*OPTIONS, *OF_RULES)
-        if unknown := sorted(set(options) - set(known)):
+        names = OPTIONS if self._rule is None else (*OPTIONS, *OF_RULES)
+        if unknown := sorted(set(options) - set(names)):
             raise ConfigInvalid(
                 f"strategy.options.{unknown[0]} is of a rule by correlations; choose one by rule, "
                 "or leave it out."
                 if unknown[0] in OF_RULES
-                else f"strategy.options.{unknown[0]} is unknown; use {', '.join(known)}."
+                else f"strategy.options.{unknown[0]} is unknown; use {', '.join(names)}."
             )
         shares = {"shrink": SHRINK, "bound": 1.0, "aversion": 5.0, "cost": 0.0006}
         self._of_rule = {name: _number(name, options, shares[name]) for name in OF_RULES}
@@ -424,11 +424,16 @@ class CrossAssetStrategy(PortfolioStrategy):
         if (bar.open_time_ms // bar.interval_ms + 1) % self._every:
             return dict.fromkeys(contexts, _BETWEEN)
         forecasts = {symbol: context.forecast for symbol, context in contexts.items()}
-        known = {symbol: one for symbol, one in forecasts.items() if one is not None}
+        answered = {
+            symbol: forecast for symbol, forecast in forecasts.items() if forecast is not None
+        }
         if self._rule is None:
-            signals = {symbol: self._signal(SymbolAnswer.of(one)) for symbol, one in known.items()}
-        elif len(known) == len(self.symbols):
-            signals = self._weighed(self._rule, known, contexts)
+            signals = {
+                symbol: self._signal(SymbolAnswer.of(forecast))
+                for symbol, forecast in answered.items()
+            }
+        elif len(answered) == len(self.symbols):
+            signals = self._weighed(self._rule, answered, contexts)
         else:  # the others' weights would be those of another portfolio
             signals = {}
         return {symbol: signals.get(symbol, _UNANSWERED) for symbol in contexts}
@@ -441,13 +446,15 @@ class CrossAssetStrategy(PortfolioStrategy):
         Nothing is weighed where a number of it is not finite: that symbol's gate says so.
         """
         ordered = [forecasts[symbol] for symbol in self.symbols]
-        deviations = np.array([one.volatility[self._index] for one in ordered])
-        expected = np.array([SymbolAnswer.of(one).relative[self._index] for one in ordered])
-        said = np.array([one.head("correlations", self._index) for one in ordered])
-        if not np.isfinite((deviations, expected)).all() or not np.isfinite(said).all():
+        deviations = np.array([forecast.volatility[self._index] for forecast in ordered])
+        expected = np.array(
+            [SymbolAnswer.of(forecast).relative[self._index] for forecast in ordered]
+        )
+        matrix = np.array([forecast.head("correlations", self._index) for forecast in ordered])
+        if not np.isfinite((deviations, expected)).all() or not np.isfinite(matrix).all():
             return {}
         chosen = self._of_rule
-        found, alone = (
+        weights, alone = (
             allocate(
                 rule,
                 covariance_of(deviations, correlations, shrink=chosen["shrink"]),
@@ -457,16 +464,18 @@ class CrossAssetStrategy(PortfolioStrategy):
                 aversion=chosen["aversion"],
                 cost=chosen["cost"],
             ).tolist()
-            for correlations in (said, np.eye(len(said)))
+            for correlations in (matrix, np.eye(len(matrix)))
         )
         signals = {}
         for at, symbol in enumerate(self.symbols):
-            order = np.argsort(-np.abs(said[at]), kind="stable").tolist()
+            order = np.argsort(-np.abs(matrix[at]), kind="stable").tolist()
             others = [other for other in order if other != at][:SHARES_NOTED]
-            own = {f"{MOVES_WITH}{self.symbols[other]}": float(said[at, other]) for other in others}
-            answer = SymbolAnswer.of(ordered[at])._replace(weight=found[at])
+            note = {
+                f"{MOVES_WITH}{self.symbols[other]}": float(matrix[at, other]) for other in others
+            }
+            answer = SymbolAnswer.of(ordered[at])._replace(weight=weights[at])
             signals[symbol] = replace(
-                self._signal(answer, own | {"volatility": float(deviations[at])}),
+                self._signal(answer, note | {"volatility": float(deviations[at])}),
                 uncorrelated=alone[at],
             )
         return signals

@@ -100,9 +100,18 @@ class RunSource(CovariateSource, Protocol):
         ...
 
 
-def run_source(model: object) -> RunSource | None:
-    """Return the rows that *model*, a forecaster, reads from the run's events, if any."""
-    source: Any = getattr(model, VECTORS, None)
+class HasVectors(Protocol):
+    """A forecaster, by what it reads beside bars."""
+
+    @property
+    def vectors(self) -> CovariateSource | None:
+        """The rows; None where it reads none."""
+        ...
+
+
+def run_source(model: HasVectors | None) -> RunSource | None:
+    """Return the rows that *model* reads from the run's events, if any."""
+    source: Any = None if model is None else model.vectors
     return source if hasattr(source, "see") else None
 
 

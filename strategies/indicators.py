@@ -117,14 +117,14 @@ def rma(values: Floats, period: int = 14, *, window: int | None = None) -> Float
 
 def dema(values: Floats, period: int = 30, *, window: int | None = None) -> Floats:
     """Return ``ema`` twice less the ``ema`` of it; with *window* of 2 x window - 1 rows."""
-    one, two = _repeated(values, period, 2, window)
-    return padded(2 * one - two, values.size)
+    once, twice = _repeated(values, period, 2, window)
+    return padded(2 * once - twice, values.size)
 
 
 def tema(values: Floats, period: int = 30, *, window: int | None = None) -> Floats:
     """Return 3 x ``ema`` - 3 x the ``ema`` of it + that of this; of 3 x window - 2 rows."""
-    one, two, three = _repeated(values, period, 3, window)
-    return padded(3 * one - 3 * two + three, values.size)
+    once, twice, thrice = _repeated(values, period, 3, window)
+    return padded(3 * once - 3 * twice + thrice, values.size)
 
 
 def trix(values: Floats, period: int = 30, *, window: int | None = None) -> Floats:
@@ -182,17 +182,17 @@ def vwma(values: Floats, volume: Floats, period: int = 20) -> Floats:
 # ---------------------------------------------------------------- crossings
 
 
-def crossover(one: Floats, other: Floats | float) -> Flags:
-    """Return where *one* is above *other* and was not in the row before; False at a NaN."""
-    known = np.broadcast_to(other, one.shape)
-    crossed = np.zeros(one.shape, np.bool_)
-    crossed[1:] = (one[1:] > known[1:]) & (one[:-1] <= known[:-1])
+def crossover(values: Floats, other: Floats | float) -> Flags:
+    """Return where *values* are above *other* and were not in the row before; False at a NaN."""
+    level = np.broadcast_to(other, values.shape)
+    crossed = np.zeros(values.shape, np.bool_)
+    crossed[1:] = (values[1:] > level[1:]) & (values[:-1] <= level[:-1])
     return crossed
 
 
-def crossunder(one: Floats, other: Floats | float) -> Flags:
-    """Return where *one* is below *other* and was not in the row before; False at a NaN."""
-    return crossover(-one, -np.asarray(other))
+def crossunder(values: Floats, other: Floats | float) -> Flags:
+    """Return where *values* are below *other* and were not in the row before; False at a NaN."""
+    return crossover(-values, -np.asarray(other))
 
 
 # ---------------------------------------------------------------- spread
@@ -210,10 +210,10 @@ def zscore(values: Floats, period: int = 30) -> Floats:
     """
     means = rolling_means(values, period)
     off = values[values.size - means.size :] - means
-    known = windows(values, period)
-    varies = np.maximum.reduce(known, axis=1) > np.minimum.reduce(known, axis=1)
-    found = ratio(off, np.where(varies, rolling_deviations(values, period), 0.0), np.nan)
-    return padded(found, values.size)
+    parts = windows(values, period)
+    varies = np.maximum.reduce(parts, axis=1) > np.minimum.reduce(parts, axis=1)
+    scores = ratio(off, np.where(varies, rolling_deviations(values, period), 0.0), np.nan)
+    return padded(scores, values.size)
 
 
 def bbands(
@@ -317,8 +317,8 @@ def supertrend(
         def of_window(*part: Floats) -> tuple[Floats, Floats]:
             return supertrend(part[0], part[1], part[2], period, multiple)
 
-        found = _in_windows(of_window, (high, low, close), window)
-        return found[0], found[1]
+        columns = _in_windows(of_window, (high, low, close), window)
+        return columns[0], columns[1]
     far, middle = multiple * atr(high, low, close, period), (high + low) / 2
     lines, sides = np.full(close.size, np.nan), np.full(close.size, np.nan)
     upper, lower, side = inf, -inf, -1.0
@@ -378,8 +378,8 @@ def heikin_ashi(
 ) -> tuple[Floats, Floats, Floats, Floats]:
     """Return averaged candles: open, high, low and close (not in TA-Lib)."""
     if window is not None:
-        found = _in_windows(heikin_ashi, (open_, high, low, close), window)
-        return found[0], found[1], found[2], found[3]
+        columns = _in_windows(heikin_ashi, (open_, high, low, close), window)
+        return columns[0], columns[1], columns[2], columns[3]
     mean = (open_ + high + low + close) / 4
     first = (open_[:1] + close[:1]) / 2
     rest = (
@@ -440,9 +440,9 @@ def stochrsi(
 
     With *window* it depends on the last window + fastk + fastd - 2 rows.
     """
-    known = rsi(values, period, window=window)[(window or period + 1) - 1 :]
+    strength = rsi(values, period, window=window)[(window or period + 1) - 1 :]
     # A strength that stands still moves by its rounding alone.
-    return _slowed(_places(known, known, known, fastk, 1e-9), fastd, values.size)
+    return _slowed(_places(strength, strength, strength, fastk, 1e-9), fastd, values.size)
 
 
 def willr(high: Floats, low: Floats, close: Floats, period: int = 14) -> Floats:
@@ -589,7 +589,7 @@ def _in_windows(
 ) -> list[Floats]:
     """Return the last values of *function* over each window of rows."""
     parts = zip(*(windows(column, window) for column in columns), strict=True)
-    found = [[float(values[-1]) for values in function(*part)] for part in parts]
+    last = [[float(values[-1]) for values in function(*part)] for part in parts]
     count = len(function(*(column[:0] for column in columns)))
-    rows = np.array(found).reshape(-1, count).T
+    rows = np.array(last).reshape(-1, count).T
     return [padded(row, columns[0].size) for row in rows]

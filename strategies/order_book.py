@@ -88,11 +88,11 @@ class OrderBookHistory:
                 break
         if not parts:
             return None
-        found = joined(parts[::-1])
-        first = int((found.seen_ms <= self._false_ms).sum())
+        recent = joined(parts[::-1])
+        first = int((recent.seen_ms <= self._false_ms).sum())
         if first == held:
             return None
-        return found.part(max(held - self.length, first), held)
+        return recent.part(max(held - self.length, first), held)
 
 
 SIDES: Final = ("bid", "ask")

@@ -44,12 +44,12 @@ def other_of(card: Mapping[str, Any]) -> str:
     Raises ``CheckpointMismatch`` where the card names no text.
     """
     section = card.get("architecture")
-    found = section.get(OTHER, "") if isinstance(section, Mapping) else ""
-    if not isinstance(found, str):
+    symbol = section.get(OTHER, "") if isinstance(section, Mapping) else ""
+    if not isinstance(symbol, str):
         raise CheckpointMismatch(
             f"The card's architecture.{OTHER} must name a symbol; use the card that was written."
         )
-    return found
+    return symbol
 
 
 class OtherSource(CovariateSource, Protocol):
@@ -117,12 +117,12 @@ class KnownOtherBars:
 
     def at(self, symbol: str, closes_ms: Ids) -> JoinedRows:
         """Return the row of each close; NaN where there is none, and for the symbol itself."""
-        found = np.full((len(closes_ms), self.values.shape[1]), np.nan)
+        rows = np.full((len(closes_ms), self.values.shape[1]), np.nan)
         if symbol != self.symbol and len(self.closes_ms):
             places = np.searchsorted(self.closes_ms, closes_ms).clip(max=len(self.closes_ms) - 1)
             has = self.closes_ms[places] == closes_ms
-            found[has] = self.values[places[has]]
-        return _joined(closes_ms, found)
+            rows[has] = self.values[places[has]]
+        return _joined(closes_ms, rows)
 
     def known(self, symbol: str, closes_ms: Ids, by_ms: int) -> JoinedRows:
         """Return the same: a candle is known at its close."""
@@ -162,8 +162,10 @@ class RunOtherBars:
 
     def at(self, symbol: str, closes_ms: Ids) -> JoinedRows:
         """Return the row of each close that had come when *symbol*'s own bar came."""
-        came = self._came.get(symbol, {})
-        return self._until(closes_ms, [came.get(close_ms, -1) for close_ms in closes_ms.tolist()])
+        numbers = self._came.get(symbol, {})
+        return self._until(
+            closes_ms, [numbers.get(close_ms, -1) for close_ms in closes_ms.tolist()]
+        )
 
     def known(self, symbol: str, closes_ms: Ids, by_ms: int) -> JoinedRows:
         """Return the row of each close that had come when *symbol*'s bar of *by_ms* came."""
@@ -172,12 +174,12 @@ class RunOtherBars:
 
     def _until(self, closes_ms: Ids, numbers: list[int]) -> JoinedRows:
         """Return the row of each close that came at its one of *numbers* or before; else NaN."""
-        found = np.full((len(closes_ms), self._columns), np.nan)
+        rows = np.full((len(closes_ms), self._columns), np.nan)
         for place, (close_ms, number) in enumerate(zip(closes_ms.tolist(), numbers, strict=True)):
             row = self._rows.get(close_ms)
             if row is not None and row[0] <= number:
-                found[place] = row[1]
-        return _joined(closes_ms, found)
+                rows[place] = row[1]
+        return _joined(closes_ms, rows)
 
     def _take(self, bar: Bar) -> None:
         if self._due:

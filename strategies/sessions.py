@@ -190,8 +190,8 @@ class Calendar:
 
         A session ends where the next begins: its close belongs to it, the next one's open does not.
         """
-        known = self.sessions
-        return known.days[max(bisect_right(known.opens, at_ms // MINUTE_MS) - 1, 0)]
+        sessions = self.sessions
+        return sessions.days[max(bisect_right(sessions.opens, at_ms // MINUTE_MS) - 1, 0)]
 
     def days_at(self, closes_ms: Times) -> Times:
         """Return the exchange's day in which the bar lies that closes at each of *closes_ms*."""
@@ -292,14 +292,14 @@ _NAMED: Final = re.compile(r"(\S+): a split of (\d+) for (\d+) on (\d{4}-\d\d-\d
 
 def named_splits(sentences: Iterable[str]) -> dict[str, list[SuspectedSplit]]:
     """Read the splits that *sentences* name, by symbol; each from midnight UTC of its day on."""
-    found: dict[str, list[SuspectedSplit]] = {}
+    splits: dict[str, list[SuspectedSplit]] = {}
     for sentence in sentences:
         if named := _NAMED.match(sentence):
             symbol, new, old, day = named.groups()
             midnight = datetime.fromisoformat(day).replace(tzinfo=UTC)
             split = SuspectedSplit(int(midnight.timestamp() * 1000), int(new), int(old))
-            found.setdefault(symbol, []).append(split)
-    return found
+            splits.setdefault(symbol, []).append(split)
+    return splits
 
 
 class SplitWatch:
@@ -324,9 +324,9 @@ class SplitWatch:
         if is_first:
             return None
         turnover = prices[1] * volume
-        found = self._found(open_time_ms, before, prices, turnover)
+        split = self._found(open_time_ms, before, prices, turnover)
         self._usual.append(turnover)
-        return found
+        return split
 
     def _found(
         self, open_time_ms: int, before: tuple[int, int], prices: tuple[int, int], turnover: int

@@ -61,9 +61,9 @@ def ratio(above: Floats, below: Floats, otherwise: float) -> Floats:
     nothing = np.abs(below) < NOTHING
     if not np.count_nonzero(nothing):
         return above / below
-    found = np.full(above.shape, otherwise)
-    np.divide(above, below, out=found, where=~nothing)
-    return found
+    quotient = np.full(above.shape, otherwise)
+    np.divide(above, below, out=quotient, where=~nothing)
+    return quotient
 
 
 def true_ranges(high: Floats, low: Floats, close: Floats) -> Floats:

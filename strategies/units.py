@@ -63,8 +63,8 @@ _TIME: Final = re.compile(r"(?P<count>\d{1,5}) ?(?P<unit>min|m|h|d|w)", re.IGNOR
 
 def time_of(text: str) -> int | None:
     """Return the milliseconds of a time such as ``30m``, ``4h`` or ``1d``; None for no time."""
-    found = _TIME.fullmatch(text.strip())
-    return None if found is None else int(found["count"]) * UNITS_MS[found["unit"].lower()]
+    parts = _TIME.fullmatch(text.strip())
+    return None if parts is None else int(parts["count"]) * UNITS_MS[parts["unit"].lower()]
 
 
 def time_of_day_ms(text: str) -> int:
@@ -283,6 +283,6 @@ def visible(text: str) -> str:
     return _CONTROL.sub(_written_out, text)
 
 
-def _written_out(found: re.Match[str]) -> str:
-    code = ord(found[0])
+def _written_out(character: re.Match[str]) -> str:
+    code = ord(character[0])
     return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"  # a byte

@@ -145,17 +145,17 @@ def frame_of(read: BestQuotes | Trades, frame: bytes, instrument: Instrument) ->
     """
     prices, sizes = instrument.price_decimals, instrument.quantity_decimals
     if isinstance(read, BestQuotes):
-        said = decode_book(frame)
+        update = decode_book(frame)
         bids, asks = (
             [(exact(price, prices), exact(size, sizes)) for price, size in side]
-            for side in (said.data.b, said.data.a)
+            for side in (update.data.b, update.data.a)
         )
         best = None if read.quote is None else (read.quote.bid, read.quote.ask)
-        is_snapshot = said.type == "snapshot" or said.data.u == 1
+        is_snapshot = update.type == "snapshot" or update.data.u == 1
         return ReadFrame(read.server_ms, "", (bids, asks), is_snapshot, best)
     trades = [
-        (_TAKERS[one.side], exact(one.p, prices), exact(one.v, sizes))
-        for one in decode_trades(frame).data
-        if not (one.is_block or one.is_rpi)
+        (_TAKERS[trade.side], exact(trade.p, prices), exact(trade.v, sizes))
+        for trade in decode_trades(frame).data
+        if not (trade.is_block or trade.is_rpi)
     ]
     return ReadFrame(read.server_ms, trades=trades)

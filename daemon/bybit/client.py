@@ -436,11 +436,13 @@ class BybitClient:
                 query["cursor"] = cursor
 
             def read(raw: msgspec.Raw, _: int) -> tuple[list[messages.ListingInfo], str]:
-                found, page = read_listings(bytes(raw))
-                return found, page.next_page_cursor
+                listed, page = read_listings(bytes(raw))
+                return listed, page.next_page_cursor
 
-            found, cursor = await self._get("/v5/market/instruments-info", query, msgspec.Raw, read)
-            listings |= {one.symbol: one for one in found}
+            listed, cursor = await self._get(
+                "/v5/market/instruments-info", query, msgspec.Raw, read
+            )
+            listings |= {listing.symbol: listing for listing in listed}
             if not cursor:
                 break
 

@@ -297,11 +297,11 @@ def read_listings(result: bytes) -> tuple[list[ListingInfo], InstrumentsPage]:
     listings = []
     for raw in page.rows:
         try:
-            one = msgspec.json.decode(raw, type=ListingInfo)
+            listing = msgspec.json.decode(raw, type=ListingInfo)
         except msgspec.DecodeError:
             continue
-        if one.status == "Trading" and one.contract_type in {"", "LinearPerpetual"}:
-            listings.append(one)
+        if listing.status == "Trading" and listing.contract_type in {"", "LinearPerpetual"}:
+            listings.append(listing)
     return listings, page
 
 
@@ -311,17 +311,17 @@ _MOST: Final = Decimal(10**18)
 
 def read_tickers(page: TickerPage, listings: Mapping[str, ListingInfo]) -> list[TradedSymbol]:
     """Return the symbols of *listings* that have a ticker which can be read, each once."""
-    found: dict[str, TradedSymbol] = {}
+    symbols: dict[str, TradedSymbol] = {}
     for raw in page.rows:
         try:
             ticker = msgspec.json.decode(raw, type=TickerInfo)
         except msgspec.DecodeError:
             continue
         listing = listings.get(ticker.symbol)
-        one = None if listing is None else listed_of(ticker, listing)
-        if one is not None:
-            found[one.symbol] = one
-    return [*found.values()]
+        symbol = None if listing is None else listed_of(ticker, listing)
+        if symbol is not None:
+            symbols[symbol.symbol] = symbol
+    return [*symbols.values()]
 
 
 def listed_of(ticker: TickerInfo, listing: ListingInfo) -> TradedSymbol | None:

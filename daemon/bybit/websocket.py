@@ -391,8 +391,8 @@ def topics_of(item: Instrument, request: StreamRequest) -> list[str]:
     name = interval_name(request.interval_ms)
     wanted = topics(item.category, item.symbol, interval=name, trades=request.trades)
     if request.depth:
-        asked = DepthRequest(item.category, item.symbol, request.depth, request.depth_every_ms)
-        wanted.append(asked.topic)
+        depth = DepthRequest(item.category, item.symbol, request.depth, request.depth_every_ms)
+        wanted.append(depth.topic)
     if request.fill_levels:
         wanted += fill_topics(_fills(item, request))
     return list(dict.fromkeys(wanted))
@@ -535,10 +535,12 @@ class CategoryStream:
         """Read one frame and give its data to the listener; None where it was refused."""
         topic = topic_of(frame) if self._samplers or self._readers else ""
         taken: Received | None = None
-        if found := [one for by in (self._samplers, self._readers) if (one := by.get(topic))]:
-            for one in found:
-                taken = one.receive(frame) or taken
-                if stale := one.pop_stale_topics():
+        if readers := [
+            reader for by in (self._samplers, self._readers) if (reader := by.get(topic))
+        ]:
+            for reader in readers:
+                taken = reader.receive(frame) or taken
+                if stale := reader.pop_stale_topics():
                     self._stream.resubscribe(stale)
             is_trade = topic.startswith(TRADES)
             if not topic.startswith(BEST) and not (is_trade and self._takes_trades):

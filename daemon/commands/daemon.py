@@ -370,11 +370,10 @@ def check(
     from tracepaper.daemon.config.loading import load, with_settings
     from tracepaper.daemon.config.several import strategy_name
     from tracepaper.daemon.http.entrance import tokens_of
-    from tracepaper.daemon.session.run_row import preflight, refuse_class_that_exits
+    from tracepaper.daemon.session.run_row import preflight
 
     loaded = load(with_settings(_one_of(file, config), settings))
     tokens_of(loaded.http)
-    refuse_class_that_exits(loaded)
     preflight(loaded, loaded.storage.path)
     if json:
         print_json({"valid": True, "config_sha256": loaded.sha256()})

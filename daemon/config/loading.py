@@ -186,9 +186,9 @@ def with_settings(file: Path | None, texts: Sequence[str] | None) -> Given:
         name, equals, value = text.partition("=")
         section, _, key = name.strip().partition(".")
         if not (equals and key):
-            said = "…" if secret_in(text) else text
+            shown = "…" if secret_in(text) else text
             raise ConfigInvalid(
-                f"{SET} {said} sets no key; write section.key=value, such as market.interval=15."
+                f"{SET} {shown} sets no key; write section.key=value, such as market.interval=15."
             )
         if key in settings.setdefault(section, {}):
             raise ConfigInvalid(f"{SET} gives {section}.{key} twice; give it once.")
@@ -296,7 +296,7 @@ def _with_model_defaults(config: Config, origins: Origins) -> Config:
 
 def own_classes(config: Config) -> tuple[str, ...]:
     """Return the names of the user's own classes and functions that *config* names."""
-    several = [one.name for one in config.strategies.named.values()]
+    several = [strategy.name for strategy in config.strategies.named.values()]
     chosen = several or [config.strategy.name]
     named = (*chosen, config.model.own_class, config.features.own_schema or "")
     return tuple(name for name in named if ":" in name)
@@ -518,8 +518,8 @@ def _toml(value: object) -> str:
     """Write one value; JSON and TOML agree on all but tables."""
     match value:
         case dict():
-            known = {name: item for name, item in value.items() if item is not None}
-            pairs = (f"{json.dumps(name)} = {_toml(item)}" for name, item in known.items())
+            present = {name: item for name, item in value.items() if item is not None}
+            pairs = (f"{json.dumps(name)} = {_toml(item)}" for name, item in present.items())
             return "{" + ", ".join(pairs) + "}"
         case list():
             return "[" + ", ".join(map(_toml, value)) + "]"

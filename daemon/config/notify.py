@@ -99,8 +99,8 @@ class NotifySection(Section):
         if len(value) > ADDRESSES_MOST or len(set(value)) < len(value):
             raise ValueError(f"name each address once, and {ADDRESSES_MOST} at most")
         for text in value:
-            if found := secret_in_address(text):
-                raise ValueError(f'it has {found}; write "env:NAME" or "credential:NAME"')
+            if secret := secret_in_address(text):
+                raise ValueError(f'it has {secret}; write "env:NAME" or "credential:NAME"')
         return value
 
     @field_validator("kinds")

@@ -105,9 +105,9 @@ def read_secret(reference: str, environment: Mapping[str, str]) -> str:
 
     Raises ``ConfigInvalid``, with no part of the text, where there is none.
     """
-    found = REFERENCE.fullmatch(reference)
-    assert found is not None, "the configuration has checked it"
-    if (name := found["variable"]) is not None:
+    parts = REFERENCE.fullmatch(reference)
+    assert parts is not None, "the configuration has checked it"
+    if (name := parts["variable"]) is not None:
         if text := environment.get(name, "").strip():
             return text
         raise ConfigInvalid(f"{reference} names an environment variable that is not set; set it.")
@@ -115,16 +115,16 @@ def read_secret(reference: str, environment: Mapping[str, str]) -> str:
     if not folder:
         raise ConfigInvalid(
             f"{reference} is a file of ${CREDENTIALS}, which is not set; hand it over by systemd's "
-            f"LoadCredential={found['file']}:PATH, or set the variable to the file's folder."
+            f"LoadCredential={parts['file']}:PATH, or set the variable to the file's folder."
         )
-    path = Path(folder) / found["file"]
+    path = Path(folder) / parts["file"]
     try:
         with path.open("rb") as file:
             text = file.read(_BYTES_MOST).decode().strip()
     except OSError as error:
         raise ConfigInvalid(
             f"{reference}: {path} cannot be read ({error.strerror}); hand it over by systemd's "
-            f"LoadCredential={found['file']}:PATH."
+            f"LoadCredential={parts['file']}:PATH."
         ) from None
     except UnicodeDecodeError:
         raise ConfigInvalid(f"{reference}: {path} is not UTF-8 text; write it anew.") from None
@@ -137,8 +137,8 @@ def secret_in(text: str) -> str:
     """Return in words what secret *text* seems to carry; empty where it carries none."""
     if _USER.search(text):
         return "an address with a user"
-    for found in _SCHEME.finditer(text):
-        if found[1].lower() not in _TRANSPORTS | _PLAIN:
+    for scheme in _SCHEME.finditer(text):
+        if scheme[1].lower() not in _TRANSPORTS | _PLAIN:
             return "an address of a messaging service"
     if _TOKENS.search(text):
         return "a token"
@@ -150,20 +150,20 @@ def secret_in(text: str) -> str:
 
 def secret_in_address(text: str) -> str:
     """Return why *text*, an address for notices, may carry a secret; empty where it cannot."""
-    found = secret_in(text)
-    if found or is_reference(text):
-        return found
+    fault = secret_in(text)
+    if fault or is_reference(text):
+        return fault
     try:
         parts = urlsplit(text)
     except ValueError:
         return "a text that is no address"
     if parts.scheme not in _PLAIN:
-        found = f"a text that is no address of {', '.join(sorted(_PLAIN))}"
+        fault = f"a text that is no address of {', '.join(sorted(_PLAIN))}"
     elif not {name for name, _ in _query(text)} <= _PLAIN_QUERY:
-        found = "an address with a further query"
+        fault = "an address with a further query"
     elif any(_TOKEN_LIKE.fullmatch(unquote(part)) for part in parts.path.split("/")):
-        found = "an address whose path looks like a token"
-    return found
+        fault = "an address whose path looks like a token"
+    return fault
 
 
 def faults_of_secrets(tables: object) -> Iterator[tuple[str, str, str]]:
@@ -175,17 +175,17 @@ def faults_of_secrets(tables: object) -> Iterator[tuple[str, str, str]]:
     for section, table in tables.items() if isinstance(tables, Mapping) else ():
         for key, value in table.items() if isinstance(table, Mapping) else ():
             if (section, key) == ("notify", "addresses"):
-                found = next(filter(None, map(secret_in_address, _texts(_listed(value)))), "")
+                secret = next(filter(None, map(secret_in_address, _texts(_listed(value)))), "")
             elif (section, key) == TOKENS:
-                found = ""  # no run stores them
+                secret = ""  # no run stores them
             elif (section, key) == SHIP_TO:
-                found = _fault_of_server(value)
+                secret = _fault_of_server(value)
             else:
-                found = _secret_of(str(key), value)
-            if found:
+                secret = _secret_of(str(key), value)
+            if secret:
                 of = ("strategy", "options") if section == "strategies" else (section, key)
                 advice = _ADVICE.get(of, "take it out")
-                fault = f"has {found}, and a run stores its configuration; {advice}"
+                fault = f"has {secret}, and a run stores its configuration; {advice}"
                 yield str(section), str(key), fault
 
 
@@ -215,15 +215,15 @@ def _secret_of(name: str, value: object) -> str:
     """Name the kind of secret in the *value* of a key called *name*, or in a table there."""
     match value:
         case str():
-            if found := secret_in(value):
-                return found
+            if secret := secret_in(value):
+                return secret
             if isinstance(table := _from_json(value), dict):
                 return _secret_of(name, table)
             return f"a text called {name!r}" if _is_secret(name, value) else ""
         case Mapping():
             pairs = [(str(key), item) for key, item in value.items()]
-            found = next(filter(None, (secret_in(key) for key, _ in pairs)), "")
-            return found or next(filter(None, (_secret_of(*pair) for pair in pairs)), "")
+            secret = next(filter(None, (secret_in(key) for key, _ in pairs)), "")
+            return secret or next(filter(None, (_secret_of(*pair) for pair in pairs)), "")
         case list() | tuple():
             return next(filter(None, (_secret_of(name, item) for item in value)), "")
         case _:

@@ -127,7 +127,7 @@ class StrategiesSection(Section):
     @model_validator(mode="after")
     def _shares(self) -> StrategiesSection:
         named = self.named
-        total = sum((one.share for one in named.values()), Decimal(0))
+        total = sum((strategy.share for strategy in named.values()), Decimal(0))
         if total > 1:
             raise ValueError(
                 f"the shares of [strategies] add up to {total}; let them be at most 1 together"
@@ -165,16 +165,16 @@ def account_of(config: Config) -> Config:
 
 
 def _member(config: Config, name: str) -> Config:
-    one = config.strategies.named[name]
-    keys = {key: getattr(one, key) for key in StrategySection.model_fields}
+    strategy = config.strategies.named[name]
+    keys = {key: getattr(strategy, key) for key in StrategySection.model_fields}
     changed: dict[str, object] = {
         "strategy": StrategySection.model_construct(**keys),
         "strategies": StrategiesSection(),
         "risk": type(config.risk)(),
     }
-    own: Mapping[str, Mapping[str, Any]]
-    own = {"gate": one.gate, "sizing": one.sizing, "exits": one.exits}
-    for table, given in own.items():
+    tables: Mapping[str, Mapping[str, Any]]
+    tables = {"gate": strategy.gate, "sizing": strategy.sizing, "exits": strategy.exits}
+    for table, given in tables.items():
         if given:
             section = getattr(config, table)
             written = section.model_dump(include=section.model_fields_set)
@@ -185,12 +185,12 @@ def _member(config: Config, name: str) -> Config:
 def with_members(config: Config, changed: Mapping[str, Config]) -> Config:
     """Return *config* with the [strategy] of each member as it was *changed*."""
     named = {
-        name: one.model_copy(
+        name: strategy.model_copy(
             update={
                 key: getattr(changed[name].strategy, key) for key in StrategySection.model_fields
             }
         )
-        for name, one in config.strategies.named.items()
+        for name, strategy in config.strategies.named.items()
     }
     section = config.strategies.model_copy()
     section.__pydantic_extra__.update(named)
@@ -199,7 +199,7 @@ def with_members(config: Config, changed: Mapping[str, Config]) -> Config:
 
 def each_changed(config: Config, change: Callable[[Config], Config]) -> Config:
     """Return *config* with the [strategy] of each of several as *change* makes it."""
-    changed = {name: change(own) for name, own in members_of(config).items()}
+    changed = {name: change(member) for name, member in members_of(config).items()}
     return with_members(config, changed) if changed else config
 
 
@@ -212,5 +212,6 @@ def strategy_name(config: Config) -> str:
 def shares_of(config: Config) -> dict[str, int]:
     """Return the share of each strategy as an integer of 10⁻¹⁰."""
     return {
-        name: int(one.share.scaleb(RATE_DECIMALS)) for name, one in config.strategies.named.items()
+        name: int(strategy.share.scaleb(RATE_DECIMALS))
+        for name, strategy in config.strategies.named.items()
     }

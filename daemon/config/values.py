@@ -198,11 +198,11 @@ def _duration(value: object) -> object:
 
 def _exit_distance(value: object) -> object:
     """Read how far from the entry price a position is closed, in one of four units."""
-    found = _EXIT_DISTANCE.fullmatch(value.strip()) if isinstance(value, str) else None
-    if found is None or not Decimal(found["number"]):
+    parts = _EXIT_DISTANCE.fullmatch(value.strip()) if isinstance(value, str) else None
+    if parts is None or not Decimal(parts["number"]):
         raise ValueError('write "2%" of the entry price, "2 atr", "2 volatility" or "q0.05"')
-    number, unit = plain(Decimal(found["number"])), found["unit"] or ""
-    if found["q"]:
+    number, unit = plain(Decimal(parts["number"])), parts["unit"] or ""
+    if parts["q"]:
         return _threshold(f"q{number}")
     return f"{number}%" if unit == "%" else f"{number} {unit}"
 

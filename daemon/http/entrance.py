@@ -216,8 +216,8 @@ class Entrance:
 
     def _has_cookie(self, request: web.Request) -> bool:
         given = request.cookies.get(_cookie_name(request), "").encode(errors="replace")
-        found = [hmac.compare_digest(given, one.encode()) for one in self._cookies.values()]
-        return any(found)
+        matches = [hmac.compare_digest(given, cookie.encode()) for cookie in self._cookies.values()]
+        return any(matches)
 
     def _may_guess(self) -> bool:
         now_s = asyncio.get_running_loop().time()

@@ -263,7 +263,9 @@ class Monitor:
                 reasons.append(f"{instrument} has no bar yet")
             elif age_s > fresh_s:
                 reasons.append(f"the newest bar of {instrument} closed {int(age_s)} s ago")
-            elif (made := self.bars[instrument].decision) is None or made.refused_by == warm.name:
+            elif (
+                decision := self.bars[instrument].decision
+            ) is None or decision.refused_by == warm.name:
                 at_ms = self.warm_at(instrument)
                 until = "" if at_ms is None else f" until {minute_text(at_ms)}"
                 reasons.append(f"{instrument} is warming up{until}")
@@ -349,11 +351,11 @@ class Monitor:
         document = account_document(last.account)
         if self._margin:
             held = [(self._margin.get(key), step.position) for key, step in self.bars.items()]
-            known = [(rules, position) for rules, position in held if rules and position]
-            used = sum(rules.used_by(position) for rules, position in known)
+            positions = [(rules, position) for rules, position in held if rules and position]
+            used = sum(rules.used_by(position) for rules, position in positions)
             document["margin_used"] = unscaled(used, MONEY_DECIMALS)
             if any(rules.is_cross for rules in self._margin.values()):
-                needed = sum(rules.needed_by(position) for rules, position in known)
+                needed = sum(rules.needed_by(position) for rules, position in positions)
                 equity = last.account.equity
                 document["maintenance_ratio"] = needed / equity if equity > 0 else None
         return document

@@ -294,7 +294,8 @@ def reader_of(
 
     Of a new run's past it reads twice the bars that the model looks back on.
     """
-    source, written = covariates_of(forecaster), config.model.covariates
+    source = None if forecaster is None else forecaster.vectors
+    written = config.model.covariates
     if forecaster is None or written is None or not isinstance(source, RunCovariates):
         return None
     return CovariateReader(
@@ -304,12 +305,6 @@ def reader_of(
         since_ms=period_start_ms - 2 * forecaster.context * config.market.interval_ms,
         deadline_ms=config.model.deadline_ms,
     )
-
-
-def covariates_of(forecaster: Forecaster | None) -> CovariateSource | None:
-    """Return the covariates of *forecaster*; None where it has none."""
-    source: CovariateSource | None = getattr(forecaster, VECTORS, None)
-    return source
 
 
 def recorded_covariates(
@@ -342,7 +337,7 @@ def kept_covariates_of(libraries: str) -> str:
 
 def covariates_kept_as(forecaster: Forecaster | None) -> str:
     """Return what the forecaster's covariates are kept as; empty where it has none."""
-    source = covariates_of(forecaster)
+    source = None if forecaster is None else forecaster.vectors
     return "" if source is None else source.name
 
 

@@ -53,7 +53,7 @@ from tracepaper.daemon.session.combinations import refuse_combination, traits_of
 from tracepaper.daemon.session.covariates import CovariateReader, reader_of
 from tracepaper.daemon.session.loop import NoModel, Worker, WorkerPredictor, drive, nothing_new
 from tracepaper.daemon.session.messenger import Messenger, check_notify
-from tracepaper.daemon.session.models import load_forecaster, recorded_forecaster, warnings_for
+from tracepaper.daemon.session.models import forecaster_of, load_forecaster, warnings_for
 from tracepaper.daemon.session.parity import OFF, DailyParity
 from tracepaper.daemon.session.recorder import Recorder, check_recording, folder_of
 from tracepaper.daemon.session.resume import (
@@ -160,7 +160,7 @@ class Daemon:
         audit = SqlAuditLog.open(self._database)
         audit.report_waits(self._declare_blocked)
         try:
-            await self._supervisor.run({"daemon": lambda: self._serve(audit)}, essential="daemon")
+            await self._supervisor.run(lambda: self._serve(audit))
         finally:
             audit.close()
 
@@ -275,8 +275,8 @@ class Daemon:
         )
         if not sha256:
             return configured
-        model_id = sha256[: checkpoints.ID_DIGITS]
-        return recorded_forecaster(config, self._database, model_id, mode=configured.mode)
+        kept = checkpoints.find_kept(self._database, sha256[: checkpoints.ID_DIGITS])
+        return forecaster_of(kept, config, mode=configured.mode)
 
     async def _listed(
         self, client: MarketDataClient, category: Category, *, is_served: bool

@@ -213,45 +213,24 @@ def load_forecaster(
     return _built(checkpoint, config, mode, source)
 
 
-def recorded_forecaster(
-    config: Config,
-    database: Path,
-    model_id: str,
-    *,
-    mode: str,
-    backend: str = "",
-    into: Path | None = None,
-    covariates: str = "",
+def forecaster_of_run(
+    run: Run, config: Config, database: Path, *, sha256: str = "", into: Path | None = None
 ) -> Forecaster:
-    """Return the model that a run of *database* used, to be asked again; keep it beside *into*.
+    """Return the model of *run*, or the one that was promoted in it with the hash *sha256*.
 
-    *covariates* is what the run says that its own are kept as. A checkpoint is the one that was
-    kept; a user's class is made as it is now, so its hash may be another. A stream attends by
-    *backend*, as the run says that it did, where that is here.
-    Raises ``CheckpointMismatch`` where the checkpoint is gone.
+    It is kept beside *into*, where that is given. A checkpoint is the one that was kept beside
+    *database*; a user's class is made as it is now, so its hash may be another. A stream attends by
+    the run's backend where that is here. Raises ``CheckpointMismatch`` where the checkpoint is
+    gone.
     """
     if config.model.own_class:
-        return load_forecaster(config, beside=into, mode=mode)
-    kept = checkpoints.find_kept(database, model_id)
+        return load_forecaster(config, beside=into, mode=run.mode)
+    kept = checkpoints.find_kept(database, sha256[: checkpoints.ID_DIGITS] or run.model_id)
     if into is not None:
         checkpoints.keep(kept, into)
-    source = recorded_covariates(database, covariates, checkpoints.read_card(kept), into=into)
-    return forecaster_of(kept, _attending_by(backend, config), mode=mode, covariates=source)
-
-
-def forecaster_of_run(
-    run: Run, config: Config, database: Path, *, into: Path | None = None
-) -> Forecaster:
-    """Return the model that *run* was opened with: see ``recorded_forecaster``."""
-    return recorded_forecaster(
-        config,
-        database,
-        run.model_id,
-        mode=run.mode,
-        backend=run.backend,
-        into=into,
-        covariates=kept_covariates_of(run.libraries),
-    )
+    card, kept_as = checkpoints.read_card(kept), kept_covariates_of(run.libraries)
+    source = recorded_covariates(database, kept_as, card, into=into)
+    return forecaster_of(kept, _attending_by(run.backend, config), mode=run.mode, covariates=source)
 
 
 def _attending_by(backend: str, config: Config) -> Config:

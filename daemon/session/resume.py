@@ -198,7 +198,7 @@ def _begin(opening: Opening, audit: SqlAuditLog, reader: Reader, parent: Run | N
     if parent is not None:
         if {item.id for item in instruments} == {item.id for item in parent.instruments}:
             instruments = _rescaled(opening, parent.instruments)
-            state = _taken_over(reader.last_state(parent.run_id), parent, opening.config)
+            state = _taken_over(reader.state_at(parent.run_id), parent, opening.config)
             confirmed = reader.confirmations(parent.run_id)
         else:
             parent = None  # other instruments: another account
@@ -227,14 +227,16 @@ def _begin(opening: Opening, audit: SqlAuditLog, reader: Reader, parent: Run | N
     )
 
 
-def _taken_over(stored: bytes | None, parent: Run, config: Config) -> EngineState | None:
+def _taken_over(
+    stored: tuple[bytes, int] | None, parent: Run, config: Config
+) -> EngineState | None:
     """Return the state that a new run begins with, without the state of another strategy.
 
     Its universe is chosen anew.
     """
     if stored is None:
         return None
-    state = msgspec.structs.replace(decode_state(stored), chosen=None)
+    state = msgspec.structs.replace(decode_state(stored[0]), chosen=None)
     if (parent.strategy, parent.strategy_sha256) != (
         strategy_name(config),
         strategy_sha256(config),
@@ -369,7 +371,9 @@ def recall_bars(engine: Engine, reader: Reader, run: Run, history: BarHistory | 
             history.push(bar)
 
 
-def recall_events(model: object, reader: Reader, run_id: str, known: Iterable[Bar]) -> None:
+def recall_events(
+    model: Forecaster | None, reader: Reader, run_id: str, known: Iterable[Bar]
+) -> None:
     """Show *model* again what of the events of *run_id* it knew at the bars *known*.
 
     A model that reads nothing of the run beside its own bars is left as it is.
@@ -384,7 +388,7 @@ def recall_events(model: object, reader: Reader, run_id: str, known: Iterable[Ba
         return
     first = min(bar.open_time_ms for bar in bars)
     last = max(bar.open_time_ms for bar in bars)
-    after = reader.step_opened(reader.stored_run(run_id).run_key, first) - 1
+    after = (reader.step_opened(reader.stored_run(run_id).run_key, first) or 0) - 1
     recall_lookback(model, reader, run_id, after)
     for _, _, event, _ in reader.events(run_id, after):
         if isinstance(event, Bar) and event.open_time_ms > last:
@@ -392,7 +396,7 @@ def recall_events(model: object, reader: Reader, run_id: str, known: Iterable[Ba
         source.see(event)
 
 
-def recall_lookback(model: object, reader: Reader, run_id: str, until: int) -> None:
+def recall_lookback(model: Forecaster | None, reader: Reader, run_id: str, until: int) -> None:
     """Show *model* what its next row depends on up to step *until*.
 
     That is bars of another symbol, or its covariates; a model without them is left as it is.

@@ -6,11 +6,8 @@ import hashlib
 import importlib.metadata
 import json
 import os
-import pickle
 import platform
 import secrets
-import subprocess
-import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from decimal import Decimal
@@ -235,21 +232,6 @@ def code_version() -> str:
 ABSURD: Final = 100
 """A size beyond so many times the largest recorded order is a mistake, whatever changed since."""
 
-_CAME_BACK: Final = 77
-"""The exit code of a process in which the user's code returned or raised, but did not exit."""
-_MAKE: Final = f"""
-import os, pickle, sys
-try:
-    sys.path[:], config, name = pickle.load(sys.stdin.buffer)
-    from tracepaper.daemon.session import user_class, user_model
-    if name == config.strategy.name:
-        user_class.make_own(name, config.strategy.options, config.market.symbols)
-    else:
-        user_model.load_model(config)
-finally:
-    os._exit({_CAME_BACK})
-"""
-
 
 def preflight(config: Config, database: Path) -> None:
     """Build everything that ``run`` builds, without the exchange's data.
@@ -275,31 +257,6 @@ def usage_errors() -> Iterator[None]:
         if isinstance(error.__cause__, OSError):
             raise
         raise ConfigInvalid(str(error)) from error
-
-
-def refuse_class_that_exits(config: Config) -> None:
-    """Raise where a class of the user's ends the process that imports and makes it.
-
-    A check would end with it, silently and as if it held; so another process does it first.
-    """
-    for own in members_of(config).values():
-        refuse_class_that_exits(own)
-    first = () if config.strategies.named else (config.strategy.name,)
-    for name in (*first, config.model.own_class):
-        if ":" not in name:
-            continue
-        done = subprocess.run(  # noqa: S603 - our own interpreter and our own words
-            [sys.executable, "-B", "-c", _MAKE],
-            input=pickle.dumps((sys.path, config, name)),
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            check=False,
-        )
-        if done.returncode != _CAME_BACK:
-            raise ConfigInvalid(
-                f"{name} ends the process that imports or makes it; let it raise instead, and put "
-                'what it runs under if __name__ == "__main__".'
-            )
 
 
 def refuse_retraining(config: Config) -> None:

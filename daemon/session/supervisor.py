@@ -1,4 +1,4 @@
-"""Runs services under signals and systemd's watchdog until an orderly stop.
+"""Runs a service under signals and systemd's watchdog until an orderly stop.
 
 The rules are docs/operations.md, O3 and O4.
 """
@@ -13,13 +13,14 @@ import sys
 import threading
 import traceback
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Final
 
 import structlog
 
 from tracepaper.daemon.clock import Clock
-from tracepaper.strategies.errors import TracepaperError
+from tracepaper.daemon.session.child import working
 
 MICROSECONDS: Final = 1_000_000
 STOP_WITHIN_S: Final = 18.0
@@ -69,7 +70,7 @@ class Notifier:
 
 
 class Supervisor:
-    """Runs services side by side until one that is essential ends, one fails, or a signal comes.
+    """Runs a service until it ends, fails or a signal comes.
 
     *pulse* returns something that changes as long as work is done (frames read, steps stored);
     systemd's watchdog is fed only when it changed or when a wait was declared.
@@ -94,11 +95,11 @@ class Supervisor:
         self._is_ready = False
         self._has_begun_to_stop = threading.Event()
         self._has_ended = threading.Event()
-        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._task: asyncio.Task[Any] | None = None
         self._failure: BaseException | None = None
 
     def stop(self) -> None:
-        """Begin an orderly stop: services are cancelled, their ``finally`` blocks run.
+        """Begin an orderly stop: the service is cancelled, its ``finally`` blocks run.
 
         Nothing here can fail, for want of threads or descriptors say: a second signal would find
         the stop begun and do nothing.
@@ -106,8 +107,8 @@ class Supervisor:
         if self.stopping.is_set():
             return
         self.stopping.set()
-        for task in self._tasks.values():
-            task.cancel()
+        if self._task is not None:
+            self._task.cancel()
         self._has_begun_to_stop.set()
         self._notifier.send("STOPPING=1")
 
@@ -120,7 +121,7 @@ class Supervisor:
     def keep_failure(
         self, _kind: type[BaseException] | None, error: BaseException | None, _trace: object
     ) -> None:
-        """Keep the *error* that ends a service, so that a stop while it unwinds does not hide it.
+        """Keep the *error* that ends the service, so that a stop while it unwinds does not hide it.
 
         The exit callback of a context stack.
         """
@@ -132,47 +133,37 @@ class Supervisor:
         log.debug("waiting", what=name, wait_s=round(seconds, 3))
         self._waiting_until_s = max(self._waiting_until_s, self._clock.network_s() + seconds)
 
-    async def run(self, services: Mapping[str, Service], *, essential: str) -> None:
-        """Run *services* until *essential* returns or a signal comes; return in good order.
-
-        Raises the first ``TracepaperError`` of a service, after the others have been cancelled.
-        """
+    async def run(self, service: Service) -> None:
+        """Run *service* in this task until it returns or a signal comes; return in good order."""
         if self.stopping.is_set():
             return
         # A thread, since a loop that hangs could not run a timer of its own; started now, since at
         # the stop the machine may have none left.
         threading.Thread(target=self._limit_stop, name="deadline", daemon=True).start()
-        loop = asyncio.get_running_loop()
+        loop, self._task = asyncio.get_running_loop(), asyncio.current_task()
+        assert self._task is not None
         for number in SIGNALS:
             loop.add_signal_handler(number, self.stop)
+        interval_s = self._notifier.watchdog_s
         try:
-            async with asyncio.TaskGroup() as group:
-                for name, service in services.items():
-                    self._tasks[name] = group.create_task(self._serve(service), name=name)
-                self._tasks[essential].add_done_callback(lambda _: self.stop())
-                if self._notifier.watchdog_s:
-                    watchdog = self._feed_watchdog(self._notifier.watchdog_s)
-                    self._tasks["watchdog"] = group.create_task(watchdog, name="watchdog")
-        except BaseExceptionGroup as group_error:
-            expected, bugs = group_error.split(TracepaperError)
-            if expected is None or bugs is not None:
+            async with (
+                working(self._feed_watchdog(interval_s), "watchdog", self.stop)
+                if interval_s
+                else nullcontext()
+            ):
+                await service()
+        except asyncio.CancelledError:
+            if not self.stopping.is_set():
                 raise
-            raise _first(expected) from None
+            self._task.uncancel()
+            if self._failure is not None:
+                raise self._failure from None
         finally:
+            self._task = None
+            self.stop()
             for number in SIGNALS:
                 loop.remove_signal_handler(number)
             self._has_ended.set()
-            self._has_begun_to_stop.set()  # so that the thread ends as well
-
-    async def _serve(self, service: Service) -> None:
-        try:
-            await service()
-        except asyncio.CancelledError:
-            # By ``stop``: an orderly end. By the group, which failed: let it through.
-            if not self.stopping.is_set():
-                raise
-            if self._failure is not None:
-                raise self._failure from None
 
     async def _feed_watchdog(self, interval_s: float) -> None:
         """Feed systemd's watchdog, but only while there is progress."""
@@ -189,13 +180,13 @@ class Supervisor:
     def _limit_stop(self) -> None:
         """End the process where a stop takes too long: every acknowledged step is on the disk."""
         self._has_begun_to_stop.wait()
+        task = self._task
         if self._has_ended.wait(self._stop_within_s):
             return
-        hanging = {name: _waits_in(task) for name, task in self._tasks.items() if not task.done()}
         main = sys._current_frames().get(threading.main_thread().ident or 0)  # noqa: SLF001 - the only way
         log.error(
             "stop took too long",
-            hanging=hanging,
+            hanging=[] if task is None else _waits_in(task),
             running=[
                 f"{frame.name}:{frame.lineno}" for frame in traceback.extract_stack(main)[-PHASES:]
             ],
@@ -204,7 +195,7 @@ class Supervisor:
         self._end_process(1)
 
 
-def _waits_in(task: asyncio.Task[None]) -> list[str]:
+def _waits_in(task: asyncio.Task[Any]) -> list[str]:
     """Return the innermost functions in which *task* waits, outermost first, with their lines."""
     places: list[str] = []
     waiting: Any = task.get_coro()
@@ -217,9 +208,3 @@ def _waits_in(task: asyncio.Task[None]) -> list[str]:
         else:
             break
     return places[-PHASES:]
-
-
-def _first(group: BaseExceptionGroup[TracepaperError]) -> TracepaperError:
-    """Return the first error of a group, however deep it lies."""
-    first = group.exceptions[0]
-    return _first(first) if isinstance(first, BaseExceptionGroup) else first

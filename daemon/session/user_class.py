@@ -134,7 +134,7 @@ def imported(name: str, *, key: str) -> object:
     if (folder := str(Path.cwd())) not in sys.path:
         sys.path.append(folder)
     try:
-        with ForeignCode(name, "when it was imported"):
+        with ForeignCode(name, "when it was imported", may_exit=False):
             named: object = getattr(importlib.import_module(module_name), class_name)
     except StrategyFailed as error:
         if isinstance(error.__cause__, SyntaxError):
@@ -148,12 +148,6 @@ def imported(name: str, *, key: str) -> object:
         raise ConfigInvalid(
             f"{key} '{name}' cannot be imported ({error.__cause__}); put its file "
             "beside the configuration, or its folder on PYTHONPATH."
-        ) from error
-    except SystemExit as error:
-        # Otherwise a check would end silently, as if it held.
-        raise StrategyFailed(
-            f"{module_name} exits while it is imported; put what it runs under "
-            'if __name__ == "__main__".'
         ) from error
     return named
 
@@ -214,7 +208,7 @@ def made_or_refused(name: str, make: Callable[[], _Made], options: str, form: st
     Its constructor should take them in a *form*. Raises ``StrategyFailed`` where it fails else.
     """
     try:
-        with ForeignCode(name, "when it was made"):
+        with ForeignCode(name, "when it was made", may_exit=False):
             return make()
     except StrategyFailed as error:
         if not isinstance(error.__cause__, (TypeError, ValueError, KeyError)):

@@ -366,6 +366,7 @@ class UserForecaster:
     device = "cpu"
     dtype = "float64"
     backend = CLASS
+    vectors = None
 
     def __init__(
         self,

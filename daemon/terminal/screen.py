@@ -139,7 +139,9 @@ class ScreenState:
             name := getattr(step.event, "instrument", None), str
         ):
             self.positions[name] = step.position  # quotes fill, and marks move it, between bars
-            self.sides[name] = {one.twin: one.position for one in step.twins if one.twin in SIDES}
+            self.sides[name] = {
+                shadow.twin: shadow.position for shadow in step.twins if shadow.twin in SIDES
+            }
             self.changed[name] = None
         if step.fills:
             self.fills += len(step.fills)
@@ -175,9 +177,9 @@ class ScreenState:
 
     def changes(self) -> list[Change]:
         """Return all that changed since the last call, each part of one instrument at most."""
-        told = [field.name for field in fields(self)]
-        first, last = told.index("run" if self.is_opened else "account"), told.index("bars")
-        totals = {name: getattr(self, name) for name in told[first:last]}
+        names = [field.name for field in fields(self)]
+        first, last = names.index("run" if self.is_opened else "account"), names.index("bars")
+        totals = {name: getattr(self, name) for name in names[first:last]}
         copied = {"equity": self.equity.copy(), "twins": self.twins.copy()}
         parts: list[Change] = [{**totals, **copied}]
         for name in self.changed:
@@ -235,9 +237,9 @@ def screen(state: ScreenState, width: int, height: int, chosen: str = "") -> lis
         sections.append(_section(fills, least=1, rank=4, is_parted=True))
     else:
         sections.append(_section([Text(" waiting for the first closed bar", "dim")]))
-    told = [Text.assemble(" ", Text.from_ansi(line)) for line in state.log]
-    many = len(told)
-    sections.append(_Section(lambda most: told[-most:], min(many, 1), many, 5, is_parted=True))
+    log = [Text.assemble(" ", Text.from_ansi(line)) for line in state.log]
+    many = len(log)
+    sections.append(_Section(lambda most: log[-most:], min(many, 1), many, 5, is_parted=True))
     lines = [_harmless(line) for line in _fitted(sections, height)]
     for line in lines:
         line.truncate(width, overflow="ellipsis")
@@ -260,7 +262,7 @@ def _section(
 
 def _fitted(sections: Sequence[_Section], height: int) -> list[Text]:
     """Draw the sections in their order, with as many lines as *height* has for each."""
-    gaps = [height >= ROOMY_LINES and one.is_parted and one.most > 0 for one in sections]
+    gaps = [height >= ROOMY_LINES and part.is_parted and part.most > 0 for part in sections]
     left, given = height - sum(gaps), [0] * len(sections)
     ranked = sorted(range(len(sections)), key=lambda place: sections[place].rank)
     for of_all in (False, True):
@@ -332,7 +334,9 @@ def _money(state: ScreenState) -> Text:
         cells.append(Text.assemble((f" {RESERVE} ", "dim"), f"{reserve / MONEY_SCALE:,.2f} "))
     if state.margin:
         held = state.positions.items()
-        used = sum(state.margin[name].used_by(one) for name, one in held if name in state.margin)
+        used = sum(
+            state.margin[name].used_by(position) for name, position in held if name in state.margin
+        )
         cells.append(Text(f"margin used {used / MONEY_SCALE:,.2f}", "dim"))
     costs = (state.account.fees_paid + state.account.funding_paid) / MONEY_SCALE
     cells.append(Text(f"fees and funding {costs:,.2f}", "dim"))
@@ -380,7 +384,7 @@ def _of_instrument(state: ScreenState, name: str, width: int) -> list[_Section]:
                 facts.append(_row("margin", _margin(used, instrument)))
         facts.append(_row("decision", _decision(step.decision)))
         gates.append(_gates(step.decision))
-    said = [_row(title, line) for title, line in _prediction(step, state.horizon)]
+    forecast = [_row(title, line) for title, line in _prediction(step, state.horizon)]
     cells, closes = width - LABEL_CELLS - 1, state.closes[name]
     equity = [_row("equity", (sparkline(sampled(state.equity, cells)), "cyan"))]
 
@@ -399,7 +403,7 @@ def _of_instrument(state: ScreenState, name: str, width: int) -> list[_Section]:
     return [
         _section(facts, is_parted=True),
         *gates,
-        _section(said, least=2, rank=2),
+        _section(forecast, least=2, rank=2),
         _section(equity if state.equity else [], rank=6, is_parted=True),
         _Section(chart, 1, CHART_LINES[-1], rank=7),
     ]

@@ -69,9 +69,13 @@ class EventsHeader(Struct, frozen=True, kw_only=True):
 
     def holds(self) -> tuple[object, ...]:
         """List what may not change within a file; an exchange changes other filters."""
-        one = self.instrument
-        decimals = (one.price_decimals, one.quantity_decimals, one.volume_decimals)
-        return one.id, decimals, self.topics, self.source
+        instrument = self.instrument
+        decimals = (
+            instrument.price_decimals,
+            instrument.quantity_decimals,
+            instrument.volume_decimals,
+        )
+        return instrument.id, decimals, self.topics, self.source
 
 
 class EventLine(Struct, frozen=True, omit_defaults=True):
@@ -192,9 +196,9 @@ class EventsFile(MemberFile):
         read = reader.read(line.data.encode())
         if reader.cause or not isinstance(read, BestQuotes | Trades):
             # What a daemon or a recorder does about it is not said of a file.
-            said, _, _ = _DROPPED.sub("\n", reader.said).partition("\n")
+            fault, _, _ = _DROPPED.sub("\n", reader.said).partition("\n")
             raise self._refused(
-                line, f"{said.rstrip('.')}." if said else "it is of no topic of the file."
+                line, f"{fault.rstrip('.')}." if fault else "it is of no topic of the file."
             )
         return read
 
@@ -212,7 +216,7 @@ class EventsFile(MemberFile):
         ``NOT_RECORDED``, the cause of a gap, ``silent``, or ``empty`` where a side has no level.
         Raises ``DataInvalid`` for a frame of the book that a recorder would have refused.
         """
-        topic, waiting, found = self.header.topics[0], deque(times), list[Depth | str]()
+        topic, waiting, answers = self.header.topics[0], deque(times), list[Depth | str]()
         heard_ms, cause, line = 0, NOT_RECORDED, None
 
         def answer(until_ms: int) -> bool:
@@ -222,7 +226,7 @@ class EventsFile(MemberFile):
                 at_ms = waiting.popleft()
                 silent = "silent" if at_ms - heard_ms > SILENT_MS else ""
                 book = None if cause or silent else reader.depth(at_ms)
-                found.append(book or cause or silent or "empty")
+                answers.append(book or cause or silent or "empty")
             heard_ms = until_ms
             return True
 
@@ -240,13 +244,13 @@ class EventsFile(MemberFile):
             elif topic in line.data:
                 self._read(reader, line)
                 cause = ""
-            yield from found
-            found.clear()
+            yield from answers
+            answers.clear()
             if not waiting:
                 return
         if not cause:
             answer(heard_ms + 1)
-        yield from found
+        yield from answers
         yield from (NOT_RECORDED for _ in waiting)
 
 
@@ -282,23 +286,23 @@ class EventsWriter(BlockWriter):
 
     def _resume(self) -> None:
         """Find where the file ends, and cut off what is no whole block."""
-        found = EventsFile(self.path, newest=NEWEST_BYTES)
-        if found.header.holds() != self._header.holds():
+        stored = EventsFile(self.path, newest=NEWEST_BYTES)
+        if stored.header.holds() != self._header.holds():
             raise ConfigInvalid(
-                f"{self.path} holds {found.header.words()}, not {self._header.words()} with the "
+                f"{self.path} holds {stored.header.words()}, not {self._header.words()} with the "
                 "same decimals; give another --out."
             )
-        if found.header.ahead_ms < self._header.ahead_ms:
+        if stored.header.ahead_ms < self._header.ahead_ms:
             raise ConfigInvalid(
-                f"{self.path} holds frames dated at most {found.header.ahead_ms:,} ms after their "
+                f"{self.path} holds frames dated at most {stored.header.ahead_ms:,} ms after their "
                 f"receipt, and exchange.ahead_ms is {self._header.ahead_ms:,}; lower it or "
                 "give another --out."
             )
-        for line in found.lines():
+        for line in stored.lines():
             self.last_ms, self._is_resumed = line.ts * 1000, True
-        if found.torn is not None:
-            self.says = found.torn_sentence()
-            self._file.cut(found.torn)
+        if stored.torn is not None:
+            self.says = stored.torn_sentence()
+            self._file.cut(stored.torn)
 
     def add(self, received_ms: float, frame: bytes = b"", cause: str = "") -> None:
         """Take the next *frame*, or the *cause* of a gap, at *received_ms*.

@@ -288,12 +288,12 @@ def _compact_moments(column: Column) -> npt.NDArray[np.bytes_] | None:
     if not all(map(COMPACT_MOMENT.fullmatch, _ends(column))):
         return None  # a long column of numbers is not read twice
     cells = column.astype(np.bytes_)
-    found = [COMPACT_MOMENT.fullmatch(cell.strip()) for cell in cells.tolist()]
-    if not all(found):
+    matches = [COMPACT_MOMENT.fullmatch(cell.strip()) for cell in cells.tolist()]
+    if not all(matches):
         return None
     texts = [
         b"%s-%s-%sT%s:%s:%s" % (*part.groups()[:4], part[5] or b"00", part[6] or b"00")
-        for part in found
+        for part in matches
         if part is not None
     ]
     return np.array(texts, dtype=np.bytes_)
@@ -384,9 +384,9 @@ def _year_first(
 ) -> npt.NDArray[np.bytes_]:
     """Return *cells* with the dates that *date* finds written as 2025-01-31."""
 
-    def iso_date(found: re.Match[bytes]) -> bytes:
-        number, month = found[day + 1], found[2 - day]
-        return b"-".join((found[3], month.zfill(2), number.zfill(2)))
+    def iso_date(parts: re.Match[bytes]) -> bytes:
+        number, month = parts[day + 1], parts[2 - day]
+        return b"-".join((parts[3], month.zfill(2), number.zfill(2)))
 
     return np.array([date.sub(iso_date, cell.strip(), count=1) for cell in cells.tolist()])
 

@@ -64,7 +64,7 @@ class PlacedActions(NamedTuple):
     @property
     def splits(self) -> list[CorporateAction]:
         """The splits among them."""
-        return [one for events in self.events.values() for one in events if one.is_split]
+        return [event for events in self.events.values() for event in events if event.is_split]
 
 
 def read_actions(*paths: Path) -> tuple[ActionRow, ...]:
@@ -72,15 +72,15 @@ def read_actions(*paths: Path) -> tuple[ActionRow, ...]:
 
     Raises ``DataInvalid`` with file and line where a row says nothing that can be applied.
     """
-    known: dict[tuple[str, date, CorporateActionKind], ActionRow] = {}
+    rows: dict[tuple[str, date, CorporateActionKind], ActionRow] = {}
     for row in chain.from_iterable(map(_rows, paths)):
-        if (key := (row.symbol, row.ex_date, row.kind)) in known:
+        if (key := (row.symbol, row.ex_date, row.kind)) in rows:
             raise DataInvalid(
                 f"{row.place}: {row.symbol} has a {row.kind} on {row.ex_date} already "
-                f"({known[key].place}); remove one."
+                f"({rows[key].place}); remove one."
             )
-        known[key] = row
-    return tuple(known.values())
+        rows[key] = row
+    return tuple(rows.values())
 
 
 def _rows(path: Path) -> Iterator[ActionRow]:
@@ -122,13 +122,13 @@ def _row(place: str, header: Sequence[str], cells: Sequence[str]) -> ActionRow:
 
 
 def _ratio(place: str, text: str) -> Fraction:
-    found = _RATIO.fullmatch(text)
-    old = Decimal(found.group(2) or 1) if found else Decimal(0)
-    if found is None or not old:
+    parts = _RATIO.fullmatch(text)
+    old = Decimal(parts.group(2) or 1) if parts else Decimal(0)
+    if parts is None or not old:
         raise DataInvalid(
             f"{place}: the ratio is {text!r}; write new shares for old ones, as 7, 7:1 or 3:2."
         )
-    ratio = Fraction(Decimal(found.group(1))) / Fraction(old)
+    ratio = Fraction(Decimal(parts.group(1))) / Fraction(old)
     if ratio <= 0 or ratio == 1 or max(ratio.as_integer_ratio()) > 10**9:
         raise DataInvalid(
             f"{place}: a split of {text} is none; write a ratio above 0 that is not 1."
@@ -175,8 +175,8 @@ def place_actions(rows: Sequence[ActionRow], candles: Mapping[str, Candles]) -> 
             notes.append(f"{row.symbol}: the {row.words} is applied on {day}, its next bar")
         event = _event(row, part, at)
         events.setdefault(part.instrument, []).append(event)
-    for made in events.values():
-        _refuse_contradiction(made, rows, candles)
+    for actions in events.values():
+        _refuse_contradiction(actions, rows, candles)
     return PlacedActions(events, tuple(notes))
 
 

@@ -83,39 +83,39 @@ def pages(start: int, until: int, interval_ms: int, candles_max: int) -> list[Sp
 
 def holes(times: Sequence[int], first: int, last: int, interval_ms: int) -> list[Span]:
     """Return the spans of [*first*, *last*] that the rising *times* leave out."""
-    found: list[Span] = []
+    spans: list[Span] = []
     expected = first
     for time in (*times, last + interval_ms):
         if time > expected:
-            found.append((expected, time))
+            spans.append((expected, time))
         expected = time + interval_ms
-    return found
+    return spans
 
 
 def joined(spans: Sequence[Span]) -> list[Span]:
     """Return rising *spans*, those that touch merged into one."""
-    found: list[Span] = []
+    merged: list[Span] = []
     for start, until in spans:
-        if found and found[-1][1] == start:
-            found[-1] = (found[-1][0], until)
+        if merged and merged[-1][1] == start:
+            merged[-1] = (merged[-1][0], until)
         else:
-            found.append((start, until))
-    return found
+            merged.append((start, until))
+    return merged
 
 
 def lacking(stored: Sequence[Span], wanted: Span) -> list[Span]:
     """Return the parts of *wanted* that the rising, separate *stored* spans do not cover."""
     start, until = wanted
-    found: list[Span] = []
+    spans: list[Span] = []
     for first, after in stored:
         if first > start:
-            found.append((start, min(first, until)))
+            spans.append((start, min(first, until)))
         start = max(start, after)
         if start >= until:
             break
     if start < until:
-        found.append((start, until))
-    return [(a, b) for a, b in found if a < b]
+        spans.append((start, until))
+    return [(a, b) for a, b in spans if a < b]
 
 
 def whole_span(from_ms: int, until_ms: int, interval_ms: int, *, phase_ms: int = 0) -> Span:
@@ -274,8 +274,8 @@ def wanted_spans(
     stored: list[Span] = []
     if archive.is_file():
         with History.open(archive) as history:
-            known = {(series.instrument.id, series.interval_ms) for series in history.series()}
-            if (instrument.id, interval_ms) in known:
+            series_ids = {(series.instrument.id, series.interval_ms) for series in history.series()}
+            if (instrument.id, interval_ms) in series_ids:
                 stored = history.spans(instrument.id, interval_ms)
     if from_ms is None:
         if not stored:
@@ -396,7 +396,7 @@ async def record_live(
     ``FeedLost`` where it cannot be asked at the start; later losses are marked as gaps and tried
     again without end. *warns* is told where the exchange's time stands still.
     """
-    jitter = random.Random(min(one.every_ms for one in requests.values()))  # noqa: S311 (waits)
+    jitter = random.Random(min(wanted.every_ms for wanted in requests.values()))  # noqa: S311 (waits)
     budget = RestartBudget(limit=FAILURES_MAX, window_s=FAILURES_WINDOW_S)
     items: dict[Path, Instrument] = {}
     async with BybitClient(exchange, clock=clock, rng=jitter, budget=budget) as client:
@@ -423,7 +423,7 @@ async def record_live(
 
     cooldown = Cooldown(clock=clock)
     with ExitStack() as stack:
-        made = [
+        recordings = [
             stack.enter_context(
                 _recording(
                     requests[out],
@@ -440,17 +440,17 @@ async def record_live(
         ]
         streams = [
             _stream_of(
-                [recorder for recorder, _ in made[first : first + SYMBOLS_PER_CONNECTION]],
+                [recorder for recorder, _ in recordings[first : first + SYMBOLS_PER_CONNECTION]],
                 next(iter(requests.values())).category,
                 exchange,
                 clock=clock,
                 rng=jitter,
                 cooldown=cooldown,
             )
-            for first in range(0, len(made), SYMBOLS_PER_CONNECTION)
+            for first in range(0, len(recordings), SYMBOLS_PER_CONNECTION)
         ]
         await _until_done(streams, done)
-    return " ".join(writer.says for _, writer in made if writer.says)
+    return " ".join(writer.says for _, writer in recordings if writer.says)
 
 
 async def _stands_still(client: BybitClient) -> bool:
@@ -506,9 +506,9 @@ async def _until_done(streams: Sequence[PublicStream], done: asyncio.Future[None
     listening = [asyncio.ensure_future(stream.run()) for stream in streams]
     try:
         ended, _ = await asyncio.wait((*listening, done), return_when=asyncio.FIRST_COMPLETED)
-        for one in ended - {done}:
-            await one
+        for task in ended - {done}:
+            await task
     finally:
-        for one in listening:
-            one.cancel()
+        for task in listening:
+            task.cancel()
         await asyncio.gather(*listening, return_exceptions=True)

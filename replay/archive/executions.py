@@ -118,14 +118,16 @@ def read_executions(path: Path) -> Executions:
         rows = _read(path)
     except csv.Error as error:
         raise DataInvalid(f"{path} is no CSV ({error}); export your fills again.") from None
-    found = Executions(str(path), len(rows.cells), [])
-    chosen = _distinct(rows, [row for row in range(found.rows) if _counts(rows, row, found)], found)
-    times = _times(rows, "time", chosen, found)
-    created = _times(rows, "created", chosen, found) if "created" in rows.columns else {}
+    executions = Executions(str(path), len(rows.cells), [])
+    chosen = _distinct(
+        rows, [row for row in range(executions.rows) if _counts(rows, row, executions)], executions
+    )
+    times = _times(rows, "time", chosen, executions)
+    created = _times(rows, "created", chosen, executions) if "created" in rows.columns else {}
     for row in chosen:
         if created.get(row, 0) > times[row]:
             raise rows.refuse(row, "created", "is after the fill")
-        found.taken.append(
+        executions.taken.append(
             Execution(
                 _symbol(rows, row),
                 _side(rows, row),
@@ -136,8 +138,8 @@ def read_executions(path: Path) -> Executions:
                 rows.cell(row, "order"),
             )
         )
-    found.in_minutes = bool(times) and not any(at % MINUTE_MS for at in times.values())
-    return found
+    executions.in_minutes = bool(times) and not any(at % MINUTE_MS for at in times.values())
+    return executions
 
 
 def _read(path: Path) -> _Rows:
@@ -159,7 +161,7 @@ def _read(path: Path) -> _Rows:
         delimiter = max(",;\t", key=line.count)
         header = next(csv.reader([line], delimiter=delimiter), [])
         columns = _meanings(header)
-        lacking = [said for meaning, said in REQUIRED.items() if meaning not in columns]
+        lacking = [words for meaning, words in REQUIRED.items() if meaning not in columns]
         if not lacking:
             _refuse_twice(path, header, columns)
             return _rows(path, lines[start + 1 :], header, columns, delimiter, start + 2)
@@ -215,28 +217,28 @@ def _refuse_twice(path: Path, header: Sequence[str], columns: Mapping[str, int])
             )
 
 
-def _counts(rows: _Rows, row: int, found: Executions) -> bool:
+def _counts(rows: _Rows, row: int, executions: Executions) -> bool:
     """Say whether the row is a fill that took liquidity by an order that was no stop."""
     kind = rows.cell(row, "type")
     if kind and kind.lower() != "trade":
-        found.left_out[f"of type {kind}"] += 1
+        executions.left_out[f"of type {kind}"] += 1
         return False
     if rows.cell(row, "stop").lower() not in _NO_STOP:
-        found.left_out["of stops, which paper fills along a bar"] += 1
+        executions.left_out["of stops, which paper fills along a bar"] += 1
         return False
     maker = rows.cell(row, "maker").lower()
     if maker and maker not in _TRUE + _FALSE:
         raise rows.refuse(row, "maker", f"is neither true nor false but {maker[:40]!r}")
     if maker in _TRUE:
-        found.left_out["of makers"] += 1
+        executions.left_out["of makers"] += 1
         return False
     if not maker and rows.cell(row, "order type").lower() not in ("", "market"):
-        found.left_out["of limits that may have been makers"] += 1
+        executions.left_out["of limits that may have been makers"] += 1
         return False
     return True
 
 
-def _distinct(rows: _Rows, chosen: Sequence[int], found: Executions) -> list[int]:
+def _distinct(rows: _Rows, chosen: Sequence[int], executions: Executions) -> list[int]:
     """Return the rows with each execution id once; refuse two fills under one."""
     first: dict[str, int] = {}
     kept = []
@@ -251,9 +253,9 @@ def _distinct(rows: _Rows, chosen: Sequence[int], found: Executions) -> list[int
                 f"{rows.path}: line {rows.lines[row]} contradicts line {rows.lines[before]}, which "
                 f"has the same execution id {name[:40]}; remove one of them."
             )
-        found.left_out["repeated, the same execution id"] += 1
+        executions.left_out["repeated, the same execution id"] += 1
     if "maker" not in rows.columns and "order type" not in rows.columns:
-        found.notes.append("no column says which fills were makers, so all count as takers")
+        executions.notes.append("no column says which fills were makers, so all count as takers")
     return kept
 
 
@@ -290,7 +292,9 @@ def _number(rows: _Rows, row: int, meaning: str) -> Decimal:
     return number
 
 
-def _times(rows: _Rows, meaning: str, chosen: Sequence[int], found: Executions) -> dict[int, int]:
+def _times(
+    rows: _Rows, meaning: str, chosen: Sequence[int], executions: Executions
+) -> dict[int, int]:
     """Return the UTC ms of each chosen row; a header such as ``Time(UTC+8)`` names the zone."""
     if not chosen:
         return {}
@@ -302,5 +306,5 @@ def _times(rows: _Rows, meaning: str, chosen: Sequence[int], found: Executions) 
     zone = _ZONE.search(rows.header[rows.columns[meaning]])
     hours, minutes = (int(part or 0) for part in zone.groups()) if zone else (0, 0)
     shift = hours * HOUR_MS + (-minutes if hours < 0 else minutes) * MINUTE_MS
-    found.notes += [] if zone else [f"{meaning}: {note}" for note in notes if "zone" in note]
+    executions.notes += [] if zone else [f"{meaning}: {note}" for note in notes if "zone" in note]
     return dict(zip(chosen, (times - shift).tolist(), strict=True))

@@ -94,10 +94,10 @@ def category_of(path: Path) -> Category:
     """
     stem = path.name.split(".", 1)[0]
     words = {word.lower() for word in re.split(r"[-_ ]", stem)}
-    for known in (words, {parent.name.lower() for parent in list(path.parents)[:6]}):
-        if "spot" in known:
+    for names in (words, {parent.name.lower() for parent in list(path.parents)[:6]}):
+        if "spot" in names:
             return Category.SPOT
-        if known & LINEAR_WORDS:
+        if names & LINEAR_WORDS:
             return Category.LINEAR
     pair = PAIR.search(stem)
     if pair and "_" in pair[0] and pair["settle"] is None and pair["quote"] != "PERP":
@@ -112,8 +112,8 @@ def interval_of(name: str, likely_ms: int | None = None) -> int | None:
     """
     if MONTHLY.search(name):
         return MONTH_MS
-    found = [int(part[1]) * UNITS_MS[part[2].lower()] for part in INTERVAL.finditer(name)]
-    return likely_ms if likely_ms in found else next(iter(found), None)
+    lengths = [int(part[1]) * UNITS_MS[part[2].lower()] for part in INTERVAL.finditer(name)]
+    return likely_ms if likely_ms in lengths else next(iter(lengths), None)
 
 
 def coins_of(symbol: str) -> tuple[str, str]:
@@ -224,20 +224,20 @@ def meanings(names: Sequence[str], *, symbol: str | None) -> dict[str, str]:
     With *symbol*, ``Volume BTC`` and ``Volume USDT`` are told apart by its coins.
     """
     normal = {normalise(name): name for name in reversed(names)}
-    found = {
-        meaning: normal[known]
+    columns = {
+        meaning: normal[candidate]
         for meaning, candidates in MEANINGS.items()
-        for known in reversed(candidates)
-        if known in normal
+        for candidate in reversed(candidates)
+        if candidate in normal
     }
     for name, original in normal.items():
         coin = name.removeprefix("volume_").upper()
-        if symbol and name.startswith("volume_") and original not in found.values():
+        if symbol and name.startswith("volume_") and original not in columns.values():
             if symbol.startswith(coin):
-                found.setdefault("volume", original)
+                columns.setdefault("volume", original)
             elif symbol.endswith(coin):
-                found.setdefault("turnover", original)
-    return found
+                columns.setdefault("turnover", original)
+    return columns
 
 
 HEADER_LINES: Final = 3
@@ -341,7 +341,11 @@ def distinct(path: Path, names: Sequence[str], plain: Sequence[str] = ()) -> lis
         if not normal:
             result.append(f"column_{place}")
             continue
-        same = [other for other, known in zip(names, plain, strict=True) if known == normal]
+        same = [
+            other
+            for other, other_normal in zip(names, plain, strict=True)
+            if other_normal == normal
+        ]
         exact = [other for other in same if other.strip() == normal]
         if len(same) == 1 or (len(exact) == 1 and name.strip() == normal):
             result.append(normal)
@@ -403,7 +407,7 @@ def refuse_unclear(table: RawTable, columns: Sequence[str] = ()) -> RawTable:
         normal, mark, written = column.partition(SAME)
         if not mark or written in chosen.values():
             continue
-        field = next((known for known, names in MEANINGS.items() if normal in names), "")
+        field = next((meaning for meaning, names in MEANINGS.items() if normal in names), "")
         if not field:
             raise DataInvalid(f"{table.path} has two columns {normal}: remove one of them.")
         if field not in chosen:
@@ -448,13 +452,13 @@ def _named(table: RawTable, field: str, name: str) -> str:
             f"{field}={name} out, or add a first line such as {','.join(OHLCV)}."
         )
     by_name = {column.rpartition(SAME)[2]: column for column in table.columns}
-    found = by_name.get(name) or by_name.get(normalise(name))
-    if found is None:
+    meant = by_name.get(name) or by_name.get(normalise(name))
+    if meant is None:
         raise DataInvalid(
             f"{table.path} has no column {name} (found {', '.join(by_name)}): correct --columns "
             f"{field}={name}."
         )
-    return found
+    return meant
 
 
 # ---------------------------------------------------------------- symbols
@@ -464,13 +468,13 @@ def own_symbols(table: RawTable) -> tuple[str, ...]:
     """Return the symbols that the content of *table* names, in the order of the alphabet."""
     if table.symbol:
         return (table.symbol,)
-    found = {name.partition("@")[2] for name in table.columns if "@" in name}
+    symbols = {name.partition("@")[2] for name in table.columns if "@" in name}
     for name in SYMBOL_COLUMNS:
         cells = table.columns.get(name)
-        if not found and cells is not None and cells.dtype.kind == "S":
+        if not symbols and cells is not None and cells.dtype.kind == "S":
             texts = np.unique(cells).tolist()
-            found = {symbol_text(bytes(text).decode("utf-8", "replace")) for text in texts}
-    return tuple(sorted(found - {""}))
+            symbols = {symbol_text(bytes(text).decode("utf-8", "replace")) for text in texts}
+    return tuple(sorted(symbols - {""}))
 
 
 class SymbolUnknown(ConfigInvalid):
@@ -489,25 +493,25 @@ def symbol_of_table(
     held = own_symbols(table)
     if len(held) > 1:
         return named or given or by_name, ()
-    own = by_name or (held[0] if held else None)
+    symbol = by_name or (held[0] if held else None)
     if named:
-        if own and named != own:
-            return named, (f"what is {own}'s is named {named}, as SYMBOL=PATH says",)
+        if symbol and named != symbol:
+            return named, (f"what is {symbol}'s is named {named}, as SYMBOL=PATH says",)
         return named, ()
     if by_name and held and by_name != held[0]:
         raise ConfigInvalid(
             f"{table.path} says {by_name} by its name and {held[0]} by its content: write "
             f"SYMBOL={table.path} to say which it is."
         )
-    if given and own and given != own:
+    if given and symbol and given != symbol:
         where = "by its name" if by_name else "by its content"
         raise ConfigInvalid(
-            f"--symbol is {given}, and {table.path} holds {own} {where}: leave --symbol out, or "
+            f"--symbol is {given}, and {table.path} holds {symbol} {where}: leave --symbol out, or "
             f"write {given}={table.path} to call it so."
         )
-    if not (own or given):
+    if not (symbol or given):
         raise SymbolUnknown(f"{table.path} does not name its symbol: write SYMBOL={table.path}.")
-    return own or given, ()
+    return symbol or given, ()
 
 
 def of_one_symbol(table: RawTable, symbol: str | None) -> RawTable:
@@ -650,11 +654,11 @@ def _thousands(table: RawTable) -> RawTable | None:
         texts |= {name: np.char.replace(cells, b",", b"") for name, cells in grouped.items()}
         columns |= {name: texts[name] for name in grouped}
     for name in sorted(texts.keys() & {*MEANINGS["volume"], *MEANINGS["turnover"]}):
-        found = [SHORTENED.fullmatch(cell.strip()) for cell in texts[name].tolist()]
-        if any(found):
+        matches = [SHORTENED.fullmatch(cell.strip()) for cell in texts[name].tolist()]
+        if any(matches):
             cells = [
                 cell if part is None else part[1] + b"e%d" % SHORT_POWERS[part[2].upper()]
-                for part, cell in zip(found, texts[name].tolist(), strict=True)
+                for part, cell in zip(matches, texts[name].tolist(), strict=True)
             ]
             columns[name] = np.array(cells, dtype=np.bytes_)
             notes.append(f"{name} is shortened by K, M or B, and so rounded")

@@ -112,8 +112,8 @@ class MemberFile:
         """
         content, end = self._content, start
         while end < len(content):
-            found = self._member(end)
-            if found is None:
+            member = self._member(end)
+            if member is None:
                 if (later := content.find(self._mark, end + 1)) >= 0:
                     begin, later = end + self._left_out, later + self._left_out
                     raise DataInvalid(
@@ -122,8 +122,8 @@ class MemberFile:
                     )
                 self.torn = TornTail(end + self._left_out, len(content) - end)
                 return
-            yield found
-            end = found[1]
+            yield member
+            end = member[1]
 
     def _member(self, start: int) -> tuple[bytes, int] | None:
         """Return content and end of the member at byte *start*; None where it is torn."""

@@ -200,17 +200,17 @@ class DepthWriter(BlockWriter):
 
     def _resume(self) -> None:
         """Find where the file ends, and cut off what is no whole block."""
-        found = DepthFile(self.path)
-        if found.header != self._header:
+        stored = DepthFile(self.path)
+        if stored.header != self._header:
             raise ConfigInvalid(
-                f"{self.path} holds {found.header.words()} from {found.header.source}, not "
+                f"{self.path} holds {stored.header.words()} from {stored.header.source}, not "
                 f"{self._header.words()} from {self._header.source}; give another --out."
             )
-        for block in found.blocks():
+        for block in stored.blocks():
             self.last_ms = int(block.books.seen_ms[-1])
-        if found.torn is not None:
-            self.says = found.torn_sentence()
-            self._file.cut(found.torn)
+        if stored.torn is not None:
+            self.says = stored.torn_sentence()
+            self._file.cut(stored.torn)
 
     def add(self, depth: Depth, cause: str) -> None:
         """Take the next book; *cause* says why it does not go on from the one before.

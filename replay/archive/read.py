@@ -113,13 +113,13 @@ def read_candles(
         return held if sessions_for is None else in_sessions(held, sessions_for)
     table = read_table(file, format_name=format_name, columns=columns)
     reject_contracts(file, is_named=named is not None)
-    found_symbol, said = symbol_of_table(table, named, given)
+    found_symbol, notes = symbol_of_table(table, named, given)
     market = category_of(file) if category is None else Category(category)
     return _candles(
         plain_table(table, found_symbol, columns),
         found_symbol,
         market,
-        [*said],
+        [*notes],
         strict=strict,
         sessions_for=sessions_for,
         is_named=named is not None,
@@ -138,9 +138,9 @@ def candles_of_table(
 
     The symbol is what its content names, else *symbol*.
     """
-    found, said = symbol_of_table(table, None, symbol_name(symbol) if symbol else None)
-    table = plain_table(table, found, columns)
-    return _candles(table, found, category, [*said], sessions_for=sessions_for)
+    found_symbol, notes = symbol_of_table(table, None, symbol_name(symbol) if symbol else None)
+    table = plain_table(table, found_symbol, columns)
+    return _candles(table, found_symbol, category, [*notes], sessions_for=sessions_for)
 
 
 def _candles(
@@ -159,15 +159,15 @@ def _candles(
     symbol = symbol or ""
     if are_trades(table):
         return to_candles(table, symbol, category)
-    found = _found(table, symbol)
-    table = _without_blank(table, found, notes)
-    times = _times(table, found, notes)
+    fields = _fields(table, symbol)
+    table = _without_blank(table, fields, notes)
+    times = _times(table, fields, notes)
     if sessions_for is None and ZONELESS in notes:
         reject_zone(table)
-    prices = _ordered(table, found, _prices(table, found), notes)
-    volume = _volume(table, found["volume"], notes)
+    prices = _ordered(table, fields, _prices(table, fields), notes)
+    volume = _volume(table, fields["volume"], notes)
     turnover = None
-    paid = found.get("turnover")
+    paid = fields.get("turnover")
     if paid is not None and not _is_empty(table.columns[paid]):
         turnover = _volume(table, paid, notes, "turnover")
         if table.bare and _counts_trades(turnover, volume, prices):
@@ -236,23 +236,23 @@ def read_many(
     return merge_candles(parts)
 
 
-def _found(table: RawTable, symbol: str) -> dict[str, str]:
+def _fields(table: RawTable, symbol: str) -> dict[str, str]:
     """Return meaning → column, or refuse the file by the columns that it lacks."""
-    found = meanings(list(table.columns), symbol=symbol)
-    missing = [name for name in REQUIRED if name not in found]
+    fields = meanings(list(table.columns), symbol=symbol)
+    missing = [name for name in REQUIRED if name not in fields]
     if missing:
         raise DataInvalid(
             f"{table.path} has no column {', '.join(missing)} (found "
             f"{', '.join(table.columns)}): name its columns, such as by --columns "
             f"{missing[0]}=NAME, or give a file of candles."
         )
-    return found
+    return fields
 
 
-def _times(table: RawTable, found: dict[str, str], notes: list[str]) -> IntArray:
+def _times(table: RawTable, fields: dict[str, str], notes: list[str]) -> IntArray:
     """Return open times in ms."""
-    column = table.columns[found[TIME]]
-    zone = found[TIME] if found[TIME] in (*ZONED, "local_time") else ""
+    column = table.columns[fields[TIME]]
+    zone = fields[TIME] if fields[TIME] in (*ZONED, "local_time") else ""
     if zone and not OFFSET.search(bytes(np.atleast_1d(column)[0])):
         raise DataInvalid(
             f"{table.path} has its times in {zone.rpartition('_')[2].upper()}, which says no "
@@ -261,10 +261,10 @@ def _times(table: RawTable, found: dict[str, str], notes: list[str]) -> IntArray
             else f"{table.path} has local times without an offset: export it in UTC (GMT)."
         )
     try:
-        times, said = epoch_ms(column)
+        times, doubts = epoch_ms(column)
     except CellInvalidError as error:
         raise table.refuse(error, "the open time") from None
-    notes += said
+    notes += doubts
     return times
 
 
@@ -287,12 +287,12 @@ ZONE_COLUMNS: Final = ("timezone", "time_zone", "tz", "exchange_timezone")
 UTC_NAMES: Final = frozenset({"", "UTC", "GMT", "Z", "ETC/UTC", "ETC/GMT", "ZULU", "UTC+0"})
 
 
-def _prices(table: RawTable, found: dict[str, str]) -> dict[str, Decimals]:
+def _prices(table: RawTable, fields: dict[str, str]) -> dict[str, Decimals]:
     """Return the four price columns at one scale, the fewest decimals that hold all."""
     prices = {}
     for name in PRICES:
         try:
-            prices[name] = parse(table.columns[found[name]])
+            prices[name] = parse(table.columns[fields[name]])
         except CellInvalidError as error:
             raise table.refuse(error, name) from None
     places = max(column.places for column in prices.values())
@@ -310,9 +310,9 @@ def _is_empty(column: Column) -> bool:
     return column.dtype.kind == "S" and bool((column == b"").all())
 
 
-def _without_blank(table: RawTable, found: dict[str, str], notes: list[str]) -> RawTable:
+def _without_blank(table: RawTable, fields: dict[str, str], notes: list[str]) -> RawTable:
     """Return *table* without the rows that have no price: minutes without a trade."""
-    blank = np.logical_and.reduce([_is_blank(table.columns[found[name]]) for name in PRICES])
+    blank = np.logical_and.reduce([_is_blank(table.columns[fields[name]]) for name in PRICES])
     if not blank.any() or blank.all():
         return table
     notes.append(f"{count_of(int(blank.sum()), 'row')} without a price left out, as holes")
@@ -333,7 +333,7 @@ BLANK_CELLS: Final = np.array([b"", b"nan", b"null", b"none", b"na", b"n/a", b"-
 
 
 def _ordered(
-    table: RawTable, found: dict[str, str], prices: dict[str, Decimals], notes: list[str]
+    table: RawTable, fields: dict[str, str], prices: dict[str, Decimals], notes: list[str]
 ) -> dict[str, Decimals]:
     """Return *prices* by what they hold, where rows without names have them in another order.
 
@@ -344,7 +344,7 @@ def _ordered(
         return prices
     if not table.bare:
         choice = [
-            f"--columns {held}={shlex.quote(found[name])}"
+            f"--columns {held}={shlex.quote(fields[name])}"
             for held, name in zip(order, PRICES, strict=True)
             if held != name
         ]
@@ -608,11 +608,11 @@ def _named(frame: Any) -> dict[Any, Any]:  # noqa: ANN401 - of any library
         raise DataInvalid(
             f"{NAME} has columns of several levels: give one symbol's, frame[symbol]."
         )
-    found = {name: frame[name] for name in names}
+    columns = {name: frame[name] for name in names}
     index = getattr(frame, "index", None)
     if index is not None and getattr(getattr(index, "dtype", None), "kind", "") == "M":
-        found = {"time": index, **found}
-    return found
+        columns = {"time": index, **columns}
+    return columns
 
 
 def _column(name: str, values: Any) -> Column:  # noqa: ANN401 - of any library

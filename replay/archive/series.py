@@ -111,18 +111,18 @@ def suspected_splits(candles: Candles) -> list[SuspectedSplit]:
     watch = SplitWatch()
     columns = (days, times, candles.open, candles.close, candles.volume)
     bars = zip(*(column[rows].tolist() for column in columns), strict=True)
-    seen = (watch.add(day, at, (open_, close), volume) for day, at, open_, close, volume in bars)
-    return [split for split in seen if split is not None]
+    splits = (watch.add(day, at, (open_, close), volume) for day, at, open_, close, volume in bars)
+    return [split for split in splits if split is not None]
 
 
-def split_sentences(candles: Candles, known: Collection[CorporateAction] = ()) -> tuple[str, ...]:
+def split_sentences(candles: Candles, applied: Collection[CorporateAction] = ()) -> tuple[str, ...]:
     """Return a sentence about each split that is suspected in *candles*; none unless of a share.
 
-    The *known* ones are applied, and so are none of them.
+    Those that are *applied* are none of them.
     """
     if candles.category is not Category.STOCK:
         return ()
-    times = {one.market_ms for one in known if one.instrument == candles.instrument}
+    times = {action.market_ms for action in applied if action.instrument == candles.instrument}
     return tuple(
         split.sentence(candles.symbol)
         for split in suspected_splits(candles)
@@ -228,15 +228,16 @@ def _chosen(
     symbol: str | None,
     category: Category | str | None,
 ) -> Series:
-    found = [
-        one
-        for one in held
-        if symbol in (None, one.instrument.symbol) and category in (None, one.instrument.category)
+    matching = [
+        series
+        for series in held
+        if symbol in (None, series.instrument.symbol)
+        and category in (None, series.instrument.category)
     ]
-    if len(found) == 1:
-        return found[0]
-    if found:
-        names = [f"{one.instrument.id} of {one.interval_ms // 1000} s" for one in found]
+    if len(matching) == 1:
+        return matching[0]
+    if matching:
+        names = [f"{series.instrument.id} of {series.interval_ms // 1000} s" for series in matching]
         raise ConfigInvalid(
             f"{path} holds {', '.join(names[:LISTED_MAX])}: choose one with SYMBOL={path} or "
             "--category, and keep other intervals in another file."
@@ -326,14 +327,14 @@ def held(archive: Path) -> list[ArchivedSeries]:
     with History.open(archive) as history:
         return [
             ArchivedSeries(
-                instrument=one.instrument.id,
-                interval_ms=one.interval_ms,
-                bars=one.bars,
-                first_ms=one.first_open_ms,
-                last_ms=one.last_open_ms,
-                gaps=tuple(history.gaps(one.instrument.id, one.interval_ms)),
+                instrument=series.instrument.id,
+                interval_ms=series.interval_ms,
+                bars=series.bars,
+                first_ms=series.first_open_ms,
+                last_ms=series.last_open_ms,
+                gaps=tuple(history.gaps(series.instrument.id, series.interval_ms)),
             )
-            for one in history.series()
+            for series in history.series()
         ]
 
 
@@ -415,8 +416,8 @@ def read_funding(path: str | Path, *, symbol: str | None = None) -> FundingRates
     """
     named, file = split_argument(path)
     table = read_table(file)
-    found, _ = symbol_of_table(table, named, symbol_name(symbol) if symbol else None)
-    table = of_one_symbol(table, found)
+    found_symbol, _ = symbol_of_table(table, named, symbol_name(symbol) if symbol else None)
+    table = of_one_symbol(table, found_symbol)
     times, rates = _columns(table)
     hours = _interval_hours(table)
     order = np.argsort(times, kind="stable")
@@ -431,7 +432,7 @@ def read_funding(path: str | Path, *, symbol: str | None = None) -> FundingRates
     rate = [int((Decimal(value) * scale).to_integral_value()) for value in mantissa[keep].tolist()]
     return FundingRates(
         str(file),
-        found or "",
+        found_symbol or "",
         times[keep],
         np.array(rate, dtype=np.int64),
         None if hours is None else (hours * HOUR_MS)[order][keep],

@@ -61,8 +61,8 @@ def _calendar_class(name: str) -> Any:  # noqa: ANN401 - a module of an optional
         raise ConfigInvalid(
             missing_sentence("exchange_calendars", f"market.calendar {name!r}")
         ) from None
-    known = exchange_calendars.get_calendar_names()
-    if name not in known:
+    names = exchange_calendars.get_calendar_names()
+    if name not in names:
         raise ConfigInvalid(
             f"market.calendar {name!r} is no calendar; write one by its ISO 10383 code, such as "
             "XNAS or XNYS."
@@ -92,18 +92,18 @@ def sessions_of_years(name: str, first: int, last: int) -> Sessions:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what pandas says to the package is not for us
-            known = package.get_calendar(name, start=f"{first}-01-01", end=f"{last}-12-31")
+            calendar = package.get_calendar(name, start=f"{first}-01-01", end=f"{last}-12-31")
     except ValueError as error:
         raise DataInvalid(f"The calendar {name} does not reach to the data: {error}") from None
     rows: list[tuple[int, int, int, int]] = []
     columns = [
-        getattr(known, column).to_numpy(dtype="datetime64[ns]").astype(np.int64).tolist()
+        getattr(calendar, column).to_numpy(dtype="datetime64[ns]").astype(np.int64).tolist()
         for column in ("opens", "break_starts", "break_ends", "closes")
     ]
     nothing = np.iinfo(np.int64).min  # how a missing break is written
-    labels = known.sessions.to_numpy(dtype="datetime64[D]").astype(np.int64).tolist()
+    labels = calendar.sessions.to_numpy(dtype="datetime64[D]").astype(np.int64).tolist()
     for day, opened, paused, resumed, closed in zip(labels, *columns, strict=True):
-        offset = datetime.fromtimestamp(opened / 10**9, tz=known.tz).utcoffset()
+        offset = datetime.fromtimestamp(opened / 10**9, tz=calendar.tz).utcoffset()
         assert offset is not None
         ahead = int(offset.total_seconds()) // 60
         if paused == nothing:
@@ -137,7 +137,7 @@ def in_sessions(candles: Candles, sessions_for: SessionsFor) -> Candles:
     """
     times = candles.open_time_ms
     sessions = sessions_for(int(times[0]), int(times[-1]))
-    said, notes = [], list(candles.notes)
+    remarks, notes = [], list(candles.notes)
     if is_whole_days(candles.interval_ms):
         calendar = Calendar(sessions, candles.interval_ms)
         places = _by_date(times, calendar)
@@ -145,11 +145,13 @@ def in_sessions(candles: Candles, sessions_for: SessionsFor) -> Candles:
     else:
         calendar, places = _by_open(times, sessions, candles.interval_ms)
         if ZONELESS in notes:
-            own, found = _by_open(_from_local(times, sessions), sessions, candles.interval_ms)
-            if np.count_nonzero(found >= 0) > np.count_nonzero(places >= 0):
-                calendar, places = own, found
+            local, local_places = _by_open(
+                _from_local(times, sessions), sessions, candles.interval_ms
+            )
+            if np.count_nonzero(local_places >= 0) > np.count_nonzero(places >= 0):
+                calendar, places = local, local_places
                 notes.remove(ZONELESS)
-                said.append(f"times are text without a zone, read as those of {sessions.name}")
+                remarks.append(f"times are text without a zone, read as those of {sessions.name}")
     kept = np.flatnonzero(places >= 0)
     if not kept.size:
         raise DataInvalid(
@@ -158,23 +160,23 @@ def in_sessions(candles: Candles, sessions_for: SessionsFor) -> Candles:
         )
     again = np.flatnonzero(np.diff(places[kept]) <= 0)
     if again.size:
-        one, two = (iso(int(times[kept[again[0] + more]])) for more in (0, 1))
+        earlier, later = (iso(int(times[kept[again[0] + more]])) for more in (0, 1))
         raise DataInvalid(
-            f"{candles.path}: the candles of {one} and {two} are of one bar of {sessions.name}; "
-            "remove one of them."
+            f"{candles.path}: the candles of {earlier} and {later} are of one bar of "
+            f"{sessions.name}; remove one of them."
         )
     lost = times.size - kept.size
     if lost:
         first = iso(int(times[np.flatnonzero(places < 0)[0]]))
         what = "candle" if lost == 1 else "candles"
-        said.append(f"{lost} {what} outside the sessions of {sessions.name} dropped: {first}")
+        remarks.append(f"{lost} {what} outside the sessions of {sessions.name} dropped: {first}")
         if lost > 1:
-            said[-1] += " first"
+            remarks[-1] += " first"
     return replace(
         slice_candles(candles, kept),
         open_time_ms=calendar.opens[places[kept]],
         calendar=calendar,
-        notes=(*notes, *said),
+        notes=(*notes, *remarks),
     )
 
 
@@ -187,13 +189,13 @@ def _by_open(times: IntArray, sessions: Sessions, interval_ms: int) -> tuple[Cal
         Calendar(msgspec.structs.replace(sessions, anchor=anchor), interval_ms)
         for anchor in (Anchor.CLOCK, Anchor.SESSION)
     ]
-    found = []
+    candidates = []
     for calendar in calendars:
         places = calendar.places(times)
-        found.append(np.where(calendar.opens[places] == times, places, -1))
-    counts = [np.count_nonzero(places >= 0) for places in found]
+        candidates.append(np.where(calendar.opens[places] == times, places, -1))
+    counts = [np.count_nonzero(places >= 0) for places in candidates]
     chosen = 1 if counts[1] > counts[0] else 0
-    return calendars[chosen], found[chosen]
+    return calendars[chosen], candidates[chosen]
 
 
 def _from_local(times: IntArray, sessions: Sessions) -> IntArray:
@@ -217,10 +219,10 @@ def _by_date(times: IntArray, calendar: Calendar) -> IntArray:
         # The next session's offset: a day's midnight comes before its open.
         near = np.searchsorted(opens, times).clip(max=opens.size - 1)
         days = (times + np.array(sessions.offsets)[near] * MINUTE_MS) // DAY_MS
-    known = groups_of_days(calendar.days, calendar.interval_ms)
+    bars = groups_of_days(calendar.days, calendar.interval_ms)
     wanted = groups_of_days(days, calendar.interval_ms)
-    places = np.searchsorted(known, wanted).clip(max=known.size - 1)
-    places = np.where(known[places] == wanted, places, -1)
+    places = np.searchsorted(bars, wanted).clip(max=bars.size - 1)
+    places = np.where(bars[places] == wanted, places, -1)
     return np.where(calendar.opens[at_open] == times, at_open, places)
 
 

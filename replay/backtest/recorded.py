@@ -28,7 +28,7 @@ from tracepaper.daemon.session.loop import (
     events_of,
     gathered,
 )
-from tracepaper.daemon.session.models import forecaster_of_run, recorded_forecaster
+from tracepaper.daemon.session.models import forecaster_of_run
 from tracepaper.daemon.session.resume import (
     engine_of,
     reach_of,
@@ -61,6 +61,7 @@ from tracepaper.strategies.types.market import (
     Event,
     FrameBar,
     Instrument,
+    InstrumentChange,
     ModelChange,
     ParityCheck,
     Prune,
@@ -94,9 +95,9 @@ class RecordedRun:
 
 
 def open_recorded(
-    reader: Reader, database: Path, run_id: str, *, from_ms: int | None = None
+    reader: Reader, database: Path, run_id: str, *, from_step: int | None = None
 ) -> RecordedRun:
-    """Rebuild the engine of *run_id* as it stood before its first event, or before *from_ms*.
+    """Rebuild the engine of *run_id* as it stood before its first event, or before *from_step*.
 
     A pruned run begins as early as its bars allow. Raises ``DataInvalid`` where they do not, and
     ``CheckpointMismatch`` where its checkpoint is neither beside the database nor bundled.
@@ -109,7 +110,7 @@ def open_recorded(
     forecaster = _forecaster(config, database, run) if needs_forecaster(config) else None
     engine = engine_of(run, config, forecaster, run.instruments)
     context = 0 if forecaster is None else forecaster.context
-    beginning = _find_beginning(reader, stored, reach_of(engine, context), from_ms)
+    beginning = _find_beginning(reader, stored, reach_of(engine, context), from_step)
     if beginning is None:
         _restore_parent(reader, run, engine)
         return RecordedRun(run, config, engine, forecaster)
@@ -121,8 +122,8 @@ def open_recorded(
         )
     ]
     filters = {item.id: item for item in run.instruments}
-    changes = reader.instrument_changes(run_id, until=beginning.after)
-    filters |= {item.id: item for item in changes}
+    changes = reader.of_type(run_id, InstrumentChange, until=beginning.after)
+    filters |= {item.instrument.id: item.instrument for item in changes}
     instruments = tuple(filters.values())
     engine = engine_of(run, config, deciding[1], instruments)
     restore_at(engine, reader, run, beginning.after)
@@ -130,17 +131,12 @@ def open_recorded(
 
 
 def _find_beginning(
-    reader: Reader, stored: StoredRun, reach: Lookback, from_ms: int | None
+    reader: Reader, stored: StoredRun, reach: Lookback, from_step: int | None
 ) -> StartingPoint | None:
     """Return where to begin, None for the run's start; raise where a prune left too little."""
     places = Beginnings(reader.connection, stored.run_key, reach)
     pruned = reader.pruned(stored.run_key)
-    requested = None
-    if from_ms is not None:
-        sequence = places.step_at(from_ms)
-        if sequence is None:
-            raise DataInvalid(f"Run {stored.run.run_id} has no bar at that time or later.")
-        requested = places.before(sequence)
+    requested = None if from_step is None else places.before(from_step)
     if pruned is None:
         return requested
     first = places.first(pruned.until_sequence)
@@ -157,17 +153,11 @@ def _find_beginning(
 
 def _forecaster(config: Config, database: Path, run: Run, sha256: str = "") -> Forecaster:
     """Return the model of *run*, or the one that was promoted in it with the hash *sha256*."""
-    model_id = sha256[: checkpoints.ID_DIGITS] or run.model_id
-    if sha256:
-        forecaster = recorded_forecaster(
-            config, database, model_id, mode=run.mode, backend=run.backend
-        )
-    else:
-        forecaster = forecaster_of_run(run, config, database)
+    forecaster = forecaster_of_run(run, config, database, sha256=sha256)
     if (own := user_model(forecaster)) is not None:
         refuse_other_model(own, run.model_sha256, run.run_id)
     elif forecaster.model_sha256 != (sha256 or run.model_sha256):
-        kept = checkpoints.find_kept(database, model_id)
+        kept = checkpoints.find_kept(database, sha256[: checkpoints.ID_DIGITS] or run.model_id)
         raise DataInvalid(f"{kept} is not the checkpoint that run {run.run_id} used; restore it.")
     return forecaster
 

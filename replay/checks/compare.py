@@ -13,6 +13,7 @@ from typing import Any, Final
 
 import msgspec
 import numpy as np
+from msgspec import Struct
 
 from tracepaper.replay.backtest.predictors import (
     EXPLANATION_FIELDS,
@@ -32,6 +33,7 @@ from tracepaper.storage.record.columns import ANSWER_GATES, TABLES, measure_name
 from tracepaper.storage.record.decode import (
     ANSWER,
     HOLDING,
+    OUTCOME,
     STATE,
     STEP,
     TWIN_STEP,
@@ -40,7 +42,6 @@ from tracepaper.storage.record.decode import (
     heads_of,
 )
 from tracepaper.storage.record.encode import StepEncoder
-from tracepaper.storage.record.rows import sequence_of
 from tracepaper.strategies.errors import DataInvalid
 from tracepaper.strategies.gates.gate import GATES
 from tracepaper.strategies.types.decisions import Decision, Explanation, Forecast, Step
@@ -64,18 +65,23 @@ class Difference:
         )
 
 
-def step_differences(first: Step, second: Step) -> Iterator[tuple[str, str, str]]:
-    """Yield (field, first, second) for every field in which two steps differ, exactly."""
-    for name in Step.__struct_fields__:
+def differences_of(
+    first: Struct, second: Struct, prefix: str = ""
+) -> Iterator[tuple[str, str, str]]:
+    """Yield (field, first, second) for every field in which two steps or forecasts differ."""
+    for name in first.__struct_fields__:
         one, two = getattr(first, name), getattr(second, name)
-        if one == two:
-            continue
-        if name == "decision" and isinstance(one, Decision) and isinstance(two, Decision):
-            yield from decision_differences(one, two)
-        elif name == "prediction" and isinstance(one, Forecast) and isinstance(two, Forecast):
-            yield from forecast_differences(one, two)
-        else:
-            yield name, shown(one), shown(two)
+        match one, two:
+            case _ if one == two:
+                pass
+            case Decision(), Decision():
+                yield from decision_differences(one, two)
+            case Forecast(), Forecast():
+                yield from differences_of(one, two)
+            case Explanation(), Explanation():
+                yield from differences_of(one, two, f"{name}.")
+            case _:
+                yield f"{prefix}{name}", shown(one), shown(two)
 
 
 def decision_differences(first: Decision, second: Decision) -> Iterator[tuple[str, str, str]]:
@@ -100,21 +106,6 @@ def decision_differences(first: Decision, second: Decision) -> Iterator[tuple[st
         one, two = first.measures[place], second.measures[place]
         if one != two:
             yield f"gate {gate}", shown(one), shown(two)
-
-
-def forecast_differences(first: Forecast, second: Forecast) -> Iterator[tuple[str, str, str]]:
-    """Yield every field in which two forecasts differ, their explanations included."""
-    for name in Forecast.__struct_fields__:
-        one, two = getattr(first, name), getattr(second, name)
-        if one == two:
-            continue
-        if isinstance(one, Explanation) and isinstance(two, Explanation):
-            for part in Explanation.__struct_fields__:
-                a, b = getattr(one, part), getattr(two, part)
-                if a != b:
-                    yield f"explanation.{part}", shown(a), shown(b)
-        else:
-            yield name, shown(one), shown(two)
 
 
 def shown(value: object) -> str:
@@ -272,13 +263,13 @@ class RowCheck:
         if sparse["gate_sets"]:
             yield "gate_sets", "no such set", f"a set of {len(sparse['gate_sets'])} gates"
         core = rows.core
-        sequence = sequence_of(core[STEP.step])
+        sequence = core[STEP.sequence]
         (row,) = sparse["steps"]
         whole = (*row, *(None,) * (len(core) - len(row)))
         yield from _row("steps", core, whole, {STEP.outcome, STEP.holding})
         stored, derived_states = rows.row("states"), sparse["states"]
         derived_state = derived_states[0] if derived_states else _NO_STATE
-        yield from _row("states", stored or _NO_STATE, derived_state, {STATE.step})
+        yield from _row("states", stored or _NO_STATE, derived_state, {STATE.sequence})
         for table in _WHOLE_TABLES:
             yield from _rows(table, rows.sparse.get(table, ()), sparse.get(table, ()))
         yield from self._outcome(sequence, core[STEP.outcome], rows, sparse.get("outcomes", ()))
@@ -297,10 +288,10 @@ class RowCheck:
         elif named is not None:
             read = partial(self._interned.outcome, named)
             row = self._named("outcomes", named, sequence, read)
-            yield from _row("outcomes", row, derived[0], {0})
+            yield from _row("outcomes", row, derived[0], {OUTCOME.sequence})
         for row in rows.sparse.get("outcomes", ()):
             if named != sequence:
-                yield "outcomes.step", row[0], None
+                yield "outcomes.sequence", row[OUTCOME.sequence], None
 
     def _holdings(
         self, sequence: int, rows: StoredRows, derived: Mapping[str, Sequence[Sequence[Any]]]
@@ -318,10 +309,10 @@ class RowCheck:
             at = named[book]
             read = partial(self._interned.holding, at, book)
             row = self._named("holdings", at, sequence, read)
-            yield from _row("holdings", row, made, {0})
+            yield from _row("holdings", row, made, {HOLDING.sequence})
         for row in rows.sparse.get("holdings", ()):
             if named.get(row[HOLDING.book]) != sequence:
-                yield "holdings.step", row[0], None
+                yield "holdings.sequence", row[HOLDING.sequence], None
 
     def _named(
         self, table: str, named: int, sequence: int, read: Callable[[], Sequence[Any]]

@@ -126,7 +126,7 @@ class Case:
     first_compared: int  # steps before it were derived and not compared
     exact: bool
     member_shape: tuple[int, int] | None = None  # of what an ensemble answers
-    from_ms: int | None = None  # where the derivation was asked to begin
+    from_step: int | None = None  # where the derivation was asked to begin
 
     @property
     def of_run(self) -> dict[str, Difference]:
@@ -211,9 +211,9 @@ def _by_strategy(case: Case) -> str:
     pairs = zip(again(remade=False), again(remade=False), strict=True)
     if any(one != two for one, two in islice(pairs, case.stored.step_count)):
         return DRAWS
-    whole = replace(case, from_ms=None)
+    whole = replace(case, from_step=None)
     if _follows(case, again(remade=True)) or (
-        case.from_ms is not None and _follows(whole, _derived(whole, remade=False))
+        case.from_step is not None and _follows(whole, _derived(whole, remade=False))
     ):
         return KEEPS_STATE
     names = [one.field for one in case.of_steps]
@@ -237,7 +237,7 @@ def _by_process(case: Case, steps: Iterator[Step]) -> tuple[str, Sequence[Extern
     The first is the seed for hashes of texts, or the clock; empty where it is neither.
     """
     (_, _, file) = case.reader.connection.execute("PRAGMA database_list").fetchone()
-    given = Path(file), case.database, case.stored.run.run_id, case.from_ms
+    given = Path(file), case.database, case.stored.run.run_id, case.from_step
     ours = [sha256(packed(step)).digest() for step in steps]
     opened: Sequence[ExternalInput] = ()
     # Clocks last: under a seed by which nothing moved, they alone are another.
@@ -258,7 +258,7 @@ def derive_hashes(
     file: Path,
     database: Path,
     run_id: str,
-    from_ms: int | None,
+    from_step: int | None,
     count: int,
     *,
     jumps: bool,
@@ -272,7 +272,7 @@ def derive_hashes(
     with Reader.open(file) as reader:
         config = restore(reader.stored_run(run_id).run.config)
         listen(own_classes(config))
-        predictor, recorded, known = _opened(reader, database, run_id, from_ms)
+        predictor, recorded, known = _opened(reader, database, run_id, from_step)
         events = islice(known, count)
         hashes = [
             sha256(packed(step)).digest()
@@ -283,10 +283,10 @@ def derive_hashes(
 
 
 def _opened(
-    reader: Reader, database: Path, run_id: str, from_ms: int | None
+    reader: Reader, database: Path, run_id: str, from_step: int | None
 ) -> tuple[RecordedPredictor, RecordedRun, Iterator[Event]]:
     """Return the run, what answers it, and the events that are to be derived."""
-    recorded = open_recorded(reader, database, run_id, from_ms=from_ms)
+    recorded = open_recorded(reader, database, run_id, from_step=from_step)
     predictor = RecordedPredictor(recorded, prober_of(recorded, database), database)
     events = predictor.events(reader, run_id)
     return predictor, recorded, run_in(reader, recorded, predictor, events)
@@ -311,7 +311,7 @@ def _follows(case: Case, steps: Iterator[Step]) -> bool:
 def _derived(case: Case, *, remade: bool) -> Iterator[Step]:
     """Derive the run; *remade* makes its strategies anew at every restart, as a start does."""
     run_id = case.stored.run.run_id
-    predictor, recorded, known = _opened(case.reader, case.database, run_id, case.from_ms)
+    predictor, recorded, known = _opened(case.reader, case.database, run_id, case.from_step)
     engine = recorded.engine
     bars: dict[str, deque[Bar]] = {
         item.id: deque(maxlen=max(engine.warmup_of(item.id), engine.range_bars_of(item.id)))

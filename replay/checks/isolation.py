@@ -53,7 +53,7 @@ from tracepaper.replay.backtest.build import Replay, build
 from tracepaper.replay.backtest.market_data import MarketData
 from tracepaper.replay.backtest.run import predictor_over
 from tracepaper.replay.checks import external_inputs, perturbations
-from tracepaper.replay.checks.compare import Difference, step_differences
+from tracepaper.replay.checks.compare import Difference, differences_of
 from tracepaper.replay.checks.external_inputs import ExternalInput
 from tracepaper.replay.checks.perturbations import (
     DerivedStep,
@@ -527,6 +527,6 @@ def first_difference(one: Step, two: Step) -> Difference:
     key = ("", 0)
     if isinstance(event, Bar):
         key = event.instrument, event.open_time_ms
-    for name, first, second in step_differences(one, two):
+    for name, first, second in differences_of(one, two):
         return Difference(*key, name, first, second)
     return Difference(*key, "step", "", "")

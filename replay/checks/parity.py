@@ -29,7 +29,7 @@ from tracepaper.daemon.session.parity import unchecked
 from tracepaper.daemon.session.run_row import sessions_of
 from tracepaper.replay.archive.series import FundingRates
 from tracepaper.replay.backtest.predictors import Environment, measures_agree, predictions_agree
-from tracepaper.replay.checks.compare import Difference, decision_differences, forecast_differences
+from tracepaper.replay.checks.compare import Difference, decision_differences, differences_of
 from tracepaper.replay.checks.identity import decision_identity, scale_factor
 from tracepaper.replay.checks.verify import Verification, verify_run
 from tracepaper.storage.checks import CheckedRun, StoredCheck, store_check
@@ -39,7 +39,13 @@ from tracepaper.strategies.errors import DataInvalid, TracepaperError
 from tracepaper.strategies.gates.gate import GATES
 from tracepaper.strategies.sessions import Calendar, closes_of
 from tracepaper.strategies.types.decisions import Decision, Forecast, Run, Step
-from tracepaper.strategies.types.market import Bar, Instrument, ParityCheck, ParityOutcome
+from tracepaper.strategies.types.market import (
+    Bar,
+    Instrument,
+    ModelChange,
+    ParityCheck,
+    ParityOutcome,
+)
 from tracepaper.strategies.units import DAY_MS, day_text, minute_text, unscaled, visible
 
 DIFFERENCES_KEPT: Final = 20
@@ -230,7 +236,7 @@ def _scanned_alike(run: Run, first: ComparedRun, second: ComparedRun) -> bool:
     if run.mode != "scan":
         return True
     one, two = (
-        [start.market_ms for start in source.reader.starts(source.run_id)]
+        [start.market_ms for start in source.reader.of_type(source.run_id, ModelChange)]
         for source in (first, second)
     )
     return one == two
@@ -352,7 +358,7 @@ def _fields(
     """Return the fields in which two decisions differ, the bar's own first."""
     found = _bar_fields(one, two, first, second)
     if isinstance(one.prediction, Forecast) and isinstance(two.prediction, Forecast):
-        found += list(forecast_differences(one.prediction, two.prediction))
+        found += list(differences_of(one.prediction, two.prediction))
     if one.decision is not None and two.decision is not None:
         a, b = one.decision, two.decision
         for name, mine, theirs in decision_differences(a, b):

@@ -42,7 +42,7 @@ from tracepaper.replay.backtest.recorded import (
     prober_of,
     run_in,
 )
-from tracepaper.replay.checks.compare import Difference, RowCheck, shown, step_differences
+from tracepaper.replay.checks.compare import Difference, RowCheck, differences_of, shown
 from tracepaper.replay.checks.diagnosis import Case, Cause, diagnose
 from tracepaper.replay.checks.universe import ChoiceCheck
 from tracepaper.storage.database.chunks import StoredRun
@@ -174,6 +174,7 @@ def verify_run(  # noqa: PLR0913 - the options of verify
     sample: int | None = None,
     from_ms: int | None = None,
     until_ms: int | None = None,
+    commit: int | None = None,
     from_start: bool = False,
     probes: bool = True,
     progressed: Callable[[int, int], object] = lambda _done, _total: None,
@@ -184,14 +185,16 @@ def verify_run(  # noqa: PLR0913 - the options of verify
     may differ within ``TOLERANCES``. With *sample* only the last that many steps are compared;
     the steps before them are still derived, since an account depends on all of them. With *from_ms*
     the bars from that open time on are compared, and the state before them is the record's; with
-    *until_ms* only those that opened before. *from_start* derives that state too. A run that was
+    *until_ms* only those that opened before; with *commit* the commit that holds that step. With
+    *from_start* that state is derived too. A run that was
     pruned is derived from where its bars allow it. Without *probes* no bar of a batched pass is
     computed once more by itself, which finds a network that sees later bars. *progressed* is told
     how many steps are derived, and of how many, now and then.
     """
-    begin_ms = None if from_start else from_ms
-    recorded = open_recorded(reader, database, run_id, from_ms=begin_ms)
     stored = reader.stored_run(run_id)
+    begin, end = _bounds(reader, stored, (from_ms, until_ms), commit)
+    asked = None if from_start else begin
+    recorded = open_recorded(reader, database, run_id, from_step=asked)
     found = Verification(run_id)
     counted, total = reader.counted(run_id)
     first_compared = recorded.first if sample is None else max(recorded.first, total - sample)
@@ -201,17 +204,17 @@ def verify_run(  # noqa: PLR0913 - the options of verify
     check = RowCheck(reader, stored, member_shape=_member_shape(recorded.forecaster))
     here = Environment.recorded(start_event(recorded.forecaster, warm_from=(), market_ms=0))
     begun = recorded.beginning
-    start = None if begun is None else reader.start_before(run_id, begun.after)
+    start = None if begun is None else reader.newest_of(run_id, ModelChange, until=begun.after)
     elsewhere = _cut(recorded) or Environment.recorded(start or recorded.run).differs(here)
     _judge_run(found, reader, stored, recorded)
-    if begun is not None or from_ms is not None:
-        first_compared = _judge_state(found, reader, recorded, first_compared, from_ms)
+    if begun is not None or begin is not None:
+        first_compared = _judge_state(found, reader, recorded, max(first_compared, begin or 0))
     found.from_step = first_compared
     if counted != total:
         _differ(found, stored.run, "step_count", counted, total)
-    if until_ms is not None:
-        total = max(reader.steps_before(stored.run_key, until_ms), recorded.first)
-        stored = stored._replace(step_count=total)
+    if end is not None:
+        total = max(end, recorded.first)
+    stored = stored._replace(step_count=total)
     # The run may grow meanwhile, and what it had is what is compared.
     rows = reader.rows(run_id, after=recorded.first - 1, until=total - 1)
     known = run_in(reader, recorded, predictor, predictor.events(reader, run_id))
@@ -253,12 +256,27 @@ def verify_run(  # noqa: PLR0913 - the options of verify
             first_compared,
             exact=found.exact,
             member_shape=check.member_shape,
-            from_ms=begin_ms,
+            from_step=asked,
         )
         diagnosis = diagnose(case)
         found.culprit, found.to_blame = diagnosis.culprit, diagnosis.named
         found.likely_cause = diagnosis.sentence
     return found
+
+
+def _bounds(
+    reader: Reader, stored: StoredRun, times_ms: tuple[int | None, int | None], commit: int | None
+) -> tuple[int | None, int | None]:
+    """Return the first step that is asked for, and the one behind the last; None where all are."""
+    if commit is not None:
+        if (bounds := reader.commit_of(stored.run_key, commit)) is None:
+            raise DataInvalid(f"Run {stored.run.run_id} holds no commit with step {commit}.")
+        return bounds[0], bounds[1] + 1
+    from_ms, until_ms = times_ms
+    first = None
+    if from_ms is not None and (first := reader.step_opened(stored.run_key, from_ms)) is None:
+        raise DataInvalid(f"Run {stored.run.run_id} has no bar at that time or later.")
+    return first, None if until_ms is None else reader.steps_before(stored.run_key, until_ms)
 
 
 def _progressing(
@@ -281,16 +299,14 @@ def _judge_state(
     found: Verification,
     reader: Reader,
     recorded: RecordedRun,
-    first_compared: int,
-    from_ms: int | None,
+    first: int,
 ) -> int:
-    """Check the recorded state against fills and ledger; return the first step to compare.
+    """Check the recorded state against fills and ledger; return the step *first*, to compare.
 
     Say what is compared: all that is stored before is covered by the chain alone.
     """
     run_id, run = recorded.run.run_id, recorded.run
     run_key = reader.stored_run(run_id).run_key
-    first = max(first_compared, reader.step_opened(run_key, from_ms or 0))
     found.from_ms, found.chained = reader.decided_before(run_key, first)
     if recorded.beginning is None:
         return first
@@ -341,7 +357,7 @@ def _judge_run(
         due |= {"calendar_version": None, "calendar_sha256": None}
     for name, _, value in of_start(run, model):
         due[name] = value
-    if starts := reader.starts(run.run_id):
+    if starts := reader.of_type(run.run_id, ModelChange):
         due = {name: getattr(starts[0], name) for name in _OF_A_START} | due
     due["strategy_sha256"] = strategy_sha256(config)
     wrong = [(name, getattr(run, name), value) for name, value in due.items()]
@@ -412,7 +428,7 @@ def _judge(
     instrument = event.instrument if isinstance(event, Bar) else ""
     opened = event.open_time_ms if isinstance(event, Bar) else event.market_ms
     # Among numbers that were rounded otherwise only the columns say which one is not.
-    fields = [] if compared.rounded else list(step_differences(stored, derived))
+    fields = [] if compared.rounded else list(differences_of(stored, derived))
     fields = fields or [(name, shown(one), shown(two)) for name, one, two in compared.unequal]
     for name, one, two in fields:
         found.differences.append(
@@ -467,9 +483,9 @@ class GivenEvents:
         A run that is derived from its start is checked by ``of``, event by event.
         """
         promoted = self._reader.promoted(self._run.run_id)
-        for event in self._reader.retrained(self._run.run_id):
+        for event in self._reader.of_type(self._run.run_id, RetrainingEnd):
             yield from self._of_retrained(event, None)
-        for one, two in pairwise(self._reader.starts(self._run.run_id)):
+        for one, two in pairwise(self._reader.of_type(self._run.run_id, ModelChange)):
             if two.model_sha256 not in (one.model_sha256, *promoted):
                 yield "model_sha256", two.model_sha256, one.model_sha256
 
@@ -490,7 +506,7 @@ class GivenEvents:
             yield "test", event.test, len(earlier) + 1
             return
         alpha = float(self._config.retrain.alpha)
-        starts = self._reader.starts(self._run.run_id)
+        starts = self._reader.of_type(self._run.run_id, ModelChange)
         if sum(one.market_ms < event.market_ms for one in starts) > 1 and event.alpha is not None:
             alpha = event.alpha  # a start may have brought another: it decides no bar
         level = level_of(alpha, event.test)

@@ -50,6 +50,10 @@ def verify(
         int | None, typer.Option(min=1, help="Compare only the last steps, so many.")
     ] = None,
     from_: FromOption = None,
+    commit: Annotated[
+        int | None,
+        typer.Option(min=0, metavar="STEP", help="Compare only the commit that holds this step."),
+    ] = None,
     funding: Annotated[
         list[Path] | None,
         typer.Option(help="Published funding rates to compare the settlements with; repeat."),
@@ -71,9 +75,11 @@ def verify(
         histories = [read_funding(path) for path in funding or ()]
         settled = [check_funding(reader, place.run_id, rates) for rates in histories]
         from_ms = None if from_ is None else instant(from_)
-        found = verify_run(reader, place.path, place.run_id, sample=sample, from_ms=from_ms)
+        found = verify_run(
+            reader, place.path, place.run_id, sample=sample, from_ms=from_ms, commit=commit
+        )
         check = check_of_run(reader, found)
-    if sample is None and from_ms is None:  # a part is no parity of the run
+    if sample is None and from_ms is None and commit is None:  # a part is no parity of the run
         keep_check(place.path, checked, "verify", check)
     holds = found.holds and all(one.holds for one in settled)
     if json:

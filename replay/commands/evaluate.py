@@ -109,9 +109,9 @@ def evaluate(
     """
     from tracepaper.daemon.config.loading import with_settings
     from tracepaper.daemon.config.values import MODULE_CLASS
-    from tracepaper.replay.learning.inspection.examination import read_inspections
+    from tracepaper.replay.learning.inspection.inspections import read_inspections
     from tracepaper.replay.learning.openings import read_spans
-    from tracepaper.replay.learning.recipe_file import evaluation_options
+    from tracepaper.replay.learning.recipe import evaluation_options
     from tracepaper.strategies.api.model import DataSource
 
     asked = read_inspections(inspect or ())
@@ -242,7 +242,7 @@ class _ModelJudgement(NamedTuple):
 
 def _print(judged: _ModelJudgement, html: Path | None, *, as_json: bool) -> None:
     from tracepaper.daemon.terminal.console import for_tables
-    from tracepaper.replay.learning.judge.output import (
+    from tracepaper.replay.learning.judge.tables import (
         as_document,
         judgement_document,
         show,
@@ -317,23 +317,15 @@ def _of_checkpoint(
     threads: int,
     bars: int | None,
 ) -> _ModelJudgement:
-    from tracepaper.replay.learning.fitted import read_candles_of
-    from tracepaper.replay.learning.inspection.examination import examined
+    from tracepaper.replay.learning.inspection.inspections import examined
     from tracepaper.replay.learning.inspection.model import Subject
-    from tracepaper.replay.learning.judge.books import judge_books, read_books_of
     from tracepaper.replay.learning.judge.judge import counted, judge_checkpoint
     from tracepaper.replay.learning.recipe import recipe_of
-    from tracepaper.strategies.api.model import DataSource
 
     inputs = vectors.read()
     folder, found = _loaded(name, threads, inputs)
     card, recipe = found.card, recipe_of(found.card)
-    if recipe.kind.model.source == DataSource.ORDER_BOOKS:
-        books = read_books_of(card, request.paths)
-        every = [judge_books(card, found.tensors, books, span) for span in spans]
-        every = counted(every, folder, recipe.hash, found.id)
-        return _ModelJudgement(found.id, recipe.hash, books.header.every_ms, every)
-    material = read_candles_of(card, request._replace(inputs=inputs), folder=folder)
+    material = recipe.kind.read_of(card, request._replace(inputs=inputs), folder=folder)
     # First, for they refuse what cannot be had before minutes have passed.
     findings: list[Table] = []
     if asked:
@@ -363,7 +355,7 @@ def _class(
     from tracepaper.daemon.config.loading import load
     from tracepaper.daemon.session.user_model import load_model
     from tracepaper.replay.learning.dataset import Dataset
-    from tracepaper.replay.learning.judge.user_class import split_at
+    from tracepaper.replay.learning.judge.judge import split_at
     from tracepaper.strategies.features.rows import interval_of
     from tracepaper.strategies.units import interval_text
 
@@ -399,9 +391,6 @@ def _with_rival(
     from functools import partial
 
     from tracepaper.daemon.config.values import MODULE_CLASS
-    from tracepaper.replay.learning.baselines import unfitted
-    from tracepaper.replay.learning.fitted import read_candles_of
-    from tracepaper.replay.learning.judge.books import read_books_of, rival_books
     from tracepaper.replay.learning.judge.judge import (
         counted,
         require_interval,
@@ -409,10 +398,8 @@ def _with_rival(
         rival_class,
     )
     from tracepaper.replay.learning.recipe import recipe_of
-    from tracepaper.strategies.api.model import DataSource
 
     ask: Callable[[SpanJudgement], ModelForecasts]
-    material: Dataset | None
     if MODULE_CLASS.match(name) is not None:
         forecaster, material, _ = _class(name, request, file, interval_ms=judged.interval_ms)
         own = recipe = forecaster.model_id
@@ -420,18 +407,12 @@ def _with_rival(
     else:
         folder, found, inputs = _beside(name, threads, vectors)
         own, recipe = found.id, recipe_of(found.card).hash
-        if _source(name) == DataSource.ORDER_BOOKS:
-            material = None
-            books = read_books_of(found.card, request.paths)
-            ask = partial(rival_books, found.card, found.tensors, books)
-        else:
-            material = read_candles_of(found.card, request._replace(inputs=inputs))
-            material = replace(material, stored=unfitted())
-            ask = partial(rival_checkpoint, found.card, found.tensors, material)
+        kind = recipe_of(found.card).kind
+        material = kind.read_of(found.card, request._replace(inputs=inputs))
+        ask = partial(rival_checkpoint, found.card, found.tensors, material)
     if own in (judged.model_id, *(other for _, other in judged.beside)):
         raise ConfigInvalid(f"--compare {name} is a model that is judged already; leave it out.")
-    if material is not None:
-        require_interval(name, material, judged.interval_ms)
+    require_interval(name, material, judged.interval_ms)
     try:
         every = [one.compared_with(name, ask(one)) for one in judged.every]
     except (ConfigInvalid, DataInvalid) as error:

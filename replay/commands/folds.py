@@ -14,9 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from tracepaper.replay.document.values import Table, TitledParts
-    from tracepaper.replay.learning.dataset import Dataset
     from tracepaper.replay.learning.fitted import DataRequest, Each
-    from tracepaper.replay.learning.order_books import BookDataset
     from tracepaper.storage.checkpoints import Checkpoint
 
 
@@ -50,34 +48,26 @@ def folds_of(
     from rich.console import Console
 
     from tracepaper.replay.learning.estimators.ensemble import with_narrow
-    from tracepaper.replay.learning.fitted import read_candles_of
-    from tracepaper.replay.learning.judge.books import read_books_of
     from tracepaper.replay.learning.judge.folds import (
         ablated,
         ablation_tables,
-        book_recipe,
         refit,
         tables,
     )
     from tracepaper.replay.learning.recipe import recipe_of
-    from tracepaper.strategies.api.model import DataSource
 
     card: Mapping[str, Any] = found.card
     # First, for they refuse what cannot be had before minutes have passed.
     recipe = recipe_of(card)
     recipe.check("--folds")
     cards = {change: ablated(card, change) for change in changes}
-    material: Dataset | BookDataset
-    if recipe.kind.model.source == DataSource.ORDER_BOOKS:
-        material = read_books_of(card, request.paths)
-        for other in cards.values():
-            book_recipe(other, material)
-    else:
-        material = read_candles_of(card, request, requested=recipe.baselines)
-        if untrained := material.untrained():
-            raise ConfigInvalid(untrained[0])
-        if recipe.members:
-            material = with_narrow(material, card, request)
+    material = recipe.kind.read_of(card, request, requested=recipe.baselines)
+    if untrained := material.untrained():
+        raise ConfigInvalid(untrained[0])
+    if recipe.members:
+        material = with_narrow(material, card, request)
+    for other in cards.values():
+        recipe.kind.suits(recipe_of(other), material)
     say = Console(stderr=True).print
     own_folds = refit(card, material, text, say=say, each=each)
     made = tables(own_folds)

@@ -131,7 +131,7 @@ def _show_run(run: MadeRun, check: ParityCheck | None, *, as_json: bool) -> None
         decision_to_explain,
         program_name,
         show_summary,
-        summarise,
+        summary_document,
     )
 
     database, run_id, tally = run.database, run.run_id, run.tally
@@ -152,7 +152,7 @@ def _show_run(run: MadeRun, check: ParityCheck | None, *, as_json: bool) -> None
         return
     console, program = Terminal(), program_name()
     sequence = decision_to_explain(database, run_id)
-    show_summary(console, summarise(database, run_id))
+    show_summary(console, summary_document(database, run_id))
     if not tally.finished:
         console.print(
             f"Interrupted; `tracepaper replay --resume {run_id} …` goes on.", markup=False

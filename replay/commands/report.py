@@ -104,9 +104,10 @@ def report(
                 html,
             )
     if chart is not None:
-        from tracepaper.replay.report.trade_pictures import draw
+        from tracepaper.replay.document.pictures import write_picture
+        from tracepaper.replay.report.trade_pictures import picture_chart
 
-        draw(made, chart, last=last)
+        write_picture(picture_chart(made, last=last), chart)
     if json:
         print_json(as_document(made, analysis) | ({} if series is None else series.document()))
         return

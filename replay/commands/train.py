@@ -177,8 +177,7 @@ def _study(made: Sequence[tuple[Path, Checkpoint]]) -> list[Table]:
 
 def _document(file: Path | None, settings: Sequence[str]) -> dict[str, Any]:
     """Read a recipe or a card, and lay *settings* over it."""
-    from tracepaper.replay.learning.recipe import as_recipe, read_recipe
-    from tracepaper.replay.learning.recipe_file import with_settings
+    from tracepaper.replay.learning.recipe import as_recipe, read_recipe, with_settings
 
     return with_settings({} if file is None else as_recipe(read_recipe(file)), settings)
 
@@ -285,8 +284,16 @@ def _describe(
     from rich.table import Table
 
     from tracepaper.daemon.terminal.console import for_tables
-    from tracepaper.replay.learning.recipe import as_recipe, kind_of, kinds, read_recipe, recipe_of
-    from tracepaper.replay.learning.recipe_file import commented, key_rows, with_settings
+    from tracepaper.replay.learning.recipe import (
+        as_recipe,
+        commented,
+        key_rows,
+        kind_of,
+        kinds,
+        read_recipe,
+        recipe_of,
+        with_settings,
+    )
 
     name = init or keys or ""
     if name == "?":

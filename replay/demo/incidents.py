@@ -16,7 +16,6 @@ from tracepaper.daemon.http.client import ask, give
 from tracepaper.replay.demo.processes import Demo
 from tracepaper.replay.demo.race import ShowFiles
 from tracepaper.storage.chain.verify import verify_chain
-from tracepaper.storage.database.chunks import run_span
 from tracepaper.storage.database.reader import Reader
 from tracepaper.storage.database.run_views import RunViews
 from tracepaper.storage.maintenance import backup
@@ -191,24 +190,24 @@ def _changed_and_checked(files: ShowFiles) -> tuple[int, str, bool]:
     with Reader.open(files.changed) as reader:
         run_id = reader.find("last")
         ours = verify_chain(reader.connection, run_id)
-        first, last = run_span(reader.stored_run(run_id).run_key)
+        run_key = reader.stored_run(run_id).run_key
     with closing(sqlite3.connect(files.changed)) as copy, copy:
-        decided = (
-            "FROM steps WHERE step BETWEEN ? AND ? AND outcome IS NOT NULL AND close IS NOT NULL"
-        )
-        (count,) = copy.execute(f"SELECT count(*) {decided}", (first, last)).fetchone()
+        decided = "FROM steps WHERE run_key = ? AND outcome IS NOT NULL AND close IS NOT NULL"
+        (count,) = copy.execute(f"SELECT count(*) {decided}", (run_key,)).fetchone()
         (step,) = copy.execute(
-            f"SELECT step {decided} ORDER BY step DESC LIMIT 1 OFFSET ?",
-            (first, last, min(BACK, count // 2)),
+            f"SELECT sequence {decided} ORDER BY sequence DESC LIMIT 1 OFFSET ?",
+            (run_key, min(BACK, count // 2)),
         ).fetchone()
-        copy.execute("UPDATE steps SET close = close + 1 WHERE step = ?", (step,))
+        copy.execute(
+            "UPDATE steps SET close = close + 1 WHERE run_key = ? AND sequence = ?", (run_key, step)
+        )
     with Reader.open(files.changed) as reader:
         problem = verify_chain(reader.connection, run_id).problem
     files.drop_changed()
     if problem is None:
         return ours.steps, "nothing was changed.", False
     begins = -1 if problem.sequence is None else problem.sequence
-    return ours.steps, problem.sentence, ours.holds and 0 <= begins <= step - first
+    return ours.steps, problem.sentence, ours.holds and 0 <= begins <= step - 0
 
 
 INCIDENTS: Final = (

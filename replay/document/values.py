@@ -61,14 +61,31 @@ class Figure(Generic[T]):
     wide: bool = False
 
 
-def of_view(key: str, title: str, form: Form, column: str = "") -> Figure[dict[str, Any]]:
+def of_view(key: str, title: str, form: Form, column: str = "") -> Figure[Any]:
     """Return the figure that a view's row holds in *column*, by default in that called *key*."""
     return Figure(key, title, form, lambda row: row[column or key])
 
 
-def of_row(key: str, title: str, form: Form, *, wide: bool = False) -> Figure[Cells]:
+def of_row(key: str, title: str, form: Form, *, wide: bool = False) -> Figure[Any]:
     """Return the figure that a row holds under *key*; None where the row lacks it."""
     return Figure(key, title, form, lambda row: row.get(key), wide)
+
+
+def of_field(
+    key: str, title: str, form: Form, path: str = "", *, wide: bool = False
+) -> Figure[Any]:
+    """Return the figure at the end of a dotted *path* of attributes, by default that called *key*.
+
+    It is None where a part on the way is.
+    """
+    names = (path or key).split(".")
+
+    def taken(subject: object) -> Any:  # noqa: ANN401 - a value
+        for name in names:
+            subject = None if subject is None else getattr(subject, name)
+        return subject
+
+    return Figure(key, title, form, taken, wide)
 
 
 @dataclass(frozen=True)

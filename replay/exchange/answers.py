@@ -16,16 +16,8 @@ from typing import Any, Final, NamedTuple
 from urllib.parse import parse_qs, unquote, urlencode
 
 from tracepaper.daemon.bybit.messages import ExchangeError
-from tracepaper.replay.exchange.candles import (
-    INDEX,
-    MARK,
-    PREMIUM,
-    PREMIUM_DECIMALS,
-    Candle,
-    is_name,
-)
+from tracepaper.replay.exchange.candles import Candle, is_name
 from tracepaper.replay.exchange.channels import trade_id
-from tracepaper.replay.exchange.instruments import padded
 from tracepaper.replay.exchange.market import (
     RATE_DECIMALS,
     SimulatedMarket,
@@ -48,15 +40,8 @@ DERIVATIVES: Final = ("linear", "inverse")
 Query = Mapping[str, str]
 
 
-class Flat(NamedTuple):
-    """An answer whose body is not the usual envelope: fields beside the result, which is a list."""
-
-    fields: dict[str, Any]
-    result: list[dict[str, Any]]
-
-
-Answer = dict[str, Any] | Flat | ExchangeError
-"""What a route gives: the ``result``, another body, or a refusal."""
+Answer = dict[str, Any] | ExchangeError
+"""What a route gives: the ``result``, or a refusal."""
 
 
 class RefusedQuery(Exception):
@@ -190,43 +175,23 @@ def kline(venue: Venue, query: Query, now_ms: int) -> Result:
 @route("/v5/market/mark-price-kline", ("symbol", "interval"), CANDLE_OPTIONS)
 def mark_price_kline(venue: Venue, query: Query, now_ms: int) -> Result | ExchangeError:
     """Return candles of the mark price: five columns, no volume, no spot."""
-    return _measure_kline(venue, query, now_ms, MARK)
-
-
-@route("/v5/market/index-price-kline", ("symbol", "interval"), CANDLE_OPTIONS)
-def index_price_kline(venue: Venue, query: Query, now_ms: int) -> Result | ExchangeError:
-    """Return candles of the index price, as those of the mark."""
-    return _measure_kline(venue, query, now_ms, INDEX)
-
-
-@route("/v5/market/premium-index-price-kline", ("symbol", "interval"), CANDLE_OPTIONS)
-def premium_index_price_kline(venue: Venue, query: Query, now_ms: int) -> Result | ExchangeError:
-    """Return candles of the premium: linear alone, to six decimals."""
-    return _measure_kline(venue, query, now_ms, PREMIUM)
-
-
-def _measure_kline(venue: Venue, query: Query, now_ms: int, measure: str) -> Result | ExchangeError:
-    """Return the candles of *measure*, which spot does not have."""
-    category = query.get("category", "linear")
-    if category == "spot" or (measure == PREMIUM and category != "linear"):
+    if query.get("category", "linear") == "spot":
         return BAD_CATEGORY
-    market, candles = _candles(venue, query, now_ms, measure)
-
-    def text(value: int) -> str:
-        if measure == PREMIUM:
-            return padded(value, PREMIUM_DECIMALS)
-        return unscaled(value, market.listing.price_decimals)
-
-    rows = [[str(candle.start_ms), *map(text, candle[1:5])] for candle in candles]
+    market, candles = _candles(venue, query, now_ms, is_mark=True)
+    decimals = market.listing.price_decimals
+    rows = [
+        [str(candle.start_ms), *(unscaled(price, decimals) for price in candle[1:5])]
+        for candle in candles
+    ]
     return {"symbol": market.symbol, "category": market.category.value, "list": rows}
 
 
 def _candles(
-    venue: Venue, query: Query, now_ms: int, measure: str | None = None
+    venue: Venue, query: Query, now_ms: int, *, is_mark: bool = False
 ) -> tuple[SimulatedMarket, list[Candle]]:
     """Return the market and its candles of the window asked for, newest first."""
     market = market_of(venue, query)
-    series = market.series if measure is None else market.measure(measure)
+    series = market.marked if is_mark else market.series
     interval = query.get("interval", "")
     table = series.table(interval)
     if table is None:

@@ -286,7 +286,7 @@ class CandleTable:
 
 
 class CandleSeries:
-    """One measure of a market (trades, mark, index, premium) at every interval of the exchange.
+    """The candles of a market's trades, or of its mark, at every interval of the exchange.
 
     ``running`` gives a bar of *base* as it stands at a moment, with nothing later in it.
     """
@@ -365,16 +365,12 @@ def typical_turnover(base: CandleTable, *, price_decimals: int, size_decimals: i
     return turnover
 
 
-# ------------------------------------------------------------ mark, index, premium
+# ------------------------------------------------------------ mark and index
 #
 # The data holds trades alone. The last trade stands above the index by the premium, which drifts
 # from hour to hour and shivers from bar to bar; the mark stands between the two, near the trade.
 
-INDEX: Final = "index"
-MARK: Final = "mark"
-PREMIUM: Final = "premium"
-PREMIUM_DECIMALS: Final = 6
-UNIT: Final = 10**PREMIUM_DECIMALS
+PREMIUM_UNIT: Final = 10**6
 HOURLY_MOST: Final = 360
 BAR_MOST: Final = 40
 MARK_SHARE: Final = 4
@@ -382,7 +378,7 @@ MARK_SHARE: Final = 4
 
 
 class Marks:
-    """The premium of every bar of *base* in 10⁻⁶, and the prices and candles that follow."""
+    """The premium of every bar of *base* in 10⁻⁶, and the index and mark prices that follow."""
 
     def __init__(self, base: CandleTable, seed: int) -> None:
         self._base = base
@@ -406,38 +402,37 @@ class Marks:
         mixed = mix_array(np.uint64(self._seed) ^ places.astype(np.uint64))
         return (mixed % np.uint64(2 * most + 1)).astype(np.int64) - most
 
-    def price(self, measure: str, row: int, last: int) -> int:
-        """Return the index or mark price in bar *row* while the last trade is at *last*."""
+    def index(self, row: int, last: int) -> int:
+        """Return the index price in bar *row* while the last trade is at *last*."""
         premium = int(self.premiums[row])
-        if measure == PREMIUM:
-            return premium
-        share = premium if measure == INDEX else premium // MARK_SHARE
-        return last - last * share // (UNIT + share)
+        return last - last * premium // (PREMIUM_UNIT + premium)
 
-    def running(self, measure: str, row: int, candle: Candle) -> Candle:
-        """Return the candle of *measure* that belongs to bar *row*, which stands as *candle*.
+    def mark(self, row: int, last: int) -> int:
+        """Return the mark price in bar *row* while the last trade is at *last*."""
+        premium = int(self.premiums[row]) // MARK_SHARE
+        return last - last * premium // (PREMIUM_UNIT + premium)
+
+    def running(self, row: int, candle: Candle) -> Candle:
+        """Return the mark's candle that belongs to bar *row*, which stands as *candle*.
 
         It opens at the close of the bar before, as the exchange's do, and has no volume.
         """
-        close = self.price(measure, row, candle.close)
+        close, high, low = (
+            self.mark(row, price) for price in (candle.close, candle.high, candle.low)
+        )
+        opened = self.mark(row, candle.open)
         if row > 0:
-            opened = self.price(measure, row - 1, int(self._base.close[row - 1]))
-        else:
-            opened = self.price(measure, row, candle.open)
-        high = self.price(measure, row, candle.high)
-        low = self.price(measure, row, candle.low)
+            opened = self.mark(row - 1, int(self._base.close[row - 1]))
         return Candle(candle.start_ms, opened, max(opened, high), min(opened, low), close, 0, 0)
 
-    def table(self, measure: str) -> CandleTable:
-        """Return the candles of *measure* for all bars."""
-        base = self._base
-        columns = (base.close, base.high, base.low)
-        if measure == PREMIUM:
-            close = high = low = self.premiums
-        else:
-            share = self.premiums if measure == INDEX else self.premiums // MARK_SHARE
-            close, high, low = (each - each * share // (UNIT + share) for each in columns)
-        first = self.price(measure, 0, int(base.open[0]))
+    def table(self) -> CandleTable:
+        """Return the mark's candles for all bars."""
+        base, premium = self._base, self.premiums // MARK_SHARE
+        close, high, low = (
+            prices - prices * premium // (PREMIUM_UNIT + premium)
+            for prices in (base.close, base.high, base.low)
+        )
+        first = self.mark(0, int(base.open[0]))
         opened = np.concatenate((np.array([first], dtype=np.int64), close[:-1]))
         nothing = np.zeros(len(base), dtype=np.int64)
         return replace(

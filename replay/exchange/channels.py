@@ -149,20 +149,20 @@ UUID_DIGITS: Final = 32
 
 
 @topic("kline.{interval}.{symbol}")
-def kline(asked: TopicRequest) -> Channel | None:
+def kline(request: TopicRequest) -> Channel | None:
     """Send candles: pushes of the open one, and both at the roll."""
-    market = asked.market
-    if market is None or market.series.table(asked.argument) is None:
+    market = request.market
+    if market is None or market.series.table(request.argument) is None:
         return None
-    return CandleChannel(asked.topic, market, asked.argument, asked.faults)
+    return CandleChannel(request.topic, market, request.argument, request.faults)
 
 
 @topic("publicTrade.{symbol}")
-def public_trade(asked: TopicRequest) -> Channel | None:
+def public_trade(request: TopicRequest) -> Channel | None:
     """Send public trades as they happen."""
-    if asked.market is None or asked.argument:
+    if request.market is None or request.argument:
         return None
-    return TradeChannel(asked.topic, asked.market, asked.pacing)
+    return TradeChannel(request.topic, request.market, request.pacing)
 
 
 class CandleChannel(Channel):

@@ -77,8 +77,8 @@ def _false_ticker(body: bytes, _hit: Hit) -> FrameOutcome:
     names = ("markPrice", "indexPrice", "lastPrice", "bid1Price", "ask1Price")
 
     def changed(data: Message) -> Message:
-        known = {"markPrice": _mark_of(data)} | {one: data[one] for one in names if data.get(one)}
-        return {name: _moved(price, FALSE_MARK) for name, price in known.items()}
+        prices = {"markPrice": _mark_of(data)} | {key: data[key] for key in names if data.get(key)}
+        return {name: _moved(price, FALSE_MARK) for name, price in prices.items()}
 
     return _in_ticker(body, changed)
 

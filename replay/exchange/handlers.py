@@ -13,7 +13,6 @@ from tracepaper.daemon.bybit.messages import ExchangeError
 from tracepaper.replay.exchange.answers import (
     CATEGORIES,
     Answer,
-    Flat,
     Query,
     RefusedQuery,
     instruments_page,
@@ -115,25 +114,11 @@ def _json_response(body: bytes, status: int = 200) -> web.Response:
 
 def _envelope(answer: Answer, now_ms: int) -> bytes:
     """Return *answer* in the envelope of every body; an error is HTTP 200 too."""
-    body: dict[str, Any]
-    match answer:
-        case Flat(fields, result):
-            body = {"retCode": 0, **fields, "result": result}
-        case ExchangeError(code, message):
-            body = _body(code, message, {}, now_ms)
-        case result:
-            body = _body(0, "OK", result, now_ms)
+    code, message, result = 0, "OK", answer
+    if isinstance(answer, ExchangeError):
+        (code, message), result = answer, {}
+    body = {"retCode": code, "retMsg": message, "result": result, "retExtInfo": {}, "time": now_ms}
     return encode(body)
-
-
-def _body(code: int, message: str, result: dict[str, Any], now_ms: int) -> dict[str, Any]:
-    return {
-        "retCode": code,
-        "retMsg": message,
-        "result": result,
-        "retExtInfo": {},
-        "time": now_ms,
-    }
 
 
 def recorded_answer(recording: Recording, path: str, query: Query, now_ms: int) -> Answer | None:

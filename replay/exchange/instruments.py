@@ -70,11 +70,11 @@ class ServedInstrument:
 def list_instrument(candles: Candles) -> ServedInstrument:
     """Return the listing of *candles*: recorded, else derived; finer data wins over its tick."""
     linear = candles.category is Category.LINEAR
-    known = recorded_instruments().get(candles.symbol) if linear else None
-    if known is None:
+    recorded = recorded_instruments().get(candles.symbol) if linear else None
+    if recorded is None:
         item = _derived_linear(candles) if linear else _derived_spot(candles)
     else:
-        item = _with_tick_of(known, candles)
+        item = _with_tick_of(recorded, candles)
     step_text = item["lotSizeFilter"]["qtyStep" if linear else "basePrecision"]
     tick, tick_decimals = parsed(item["priceFilter"]["tickSize"])
     step, step_decimals = parsed(step_text)

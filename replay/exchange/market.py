@@ -101,7 +101,6 @@ class SimulatedMarket:
             TURNOVER_DECIMALS if candles.turnover is None else candles.turnover_decimals
         )
         self.series: Final = CandleSeries(self.base, self.interval, self.interval_ms, self.running)
-        self._measures: dict[str, CandleSeries] = {}
         self._day: tuple[int, Day] | None = None
         self.path = lru_cache(maxsize=PATHS_KEPT)(self._path)
         self.progress = lru_cache(maxsize=PATHS_KEPT)(self._progress)
@@ -232,19 +231,17 @@ class SimulatedMarket:
 
     @cached_property
     def marks(self) -> Marks:
-        """The index, mark and premium that belong to the trades."""
+        """The index and mark that belong to the trades."""
         return Marks(self.base, self.seed)
 
-    def measure(self, name: str) -> CandleSeries:
-        """Return the candles of the measure *name*: ``index``, ``mark`` or ``premium``."""
-        if name not in self._measures:
+    @cached_property
+    def marked(self) -> CandleSeries:
+        """The candles of the mark."""
 
-            def running(row: int, time_ms: int) -> Candle:
-                return self.marks.running(name, row, self.running(row, time_ms))
+        def running(row: int, time_ms: int) -> Candle:
+            return self.marks.running(row, self.running(row, time_ms))
 
-            base = self.marks.table(name)
-            self._measures[name] = CandleSeries(base, self.interval, self.interval_ms, running)
-        return self._measures[name]
+        return CandleSeries(self.marks.table(), self.interval, self.interval_ms, running)
 
     # ------------------------------------------------------------ the ticker's figures
 

@@ -9,7 +9,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from tracepaper.replay.exchange.candles import INDEX, MARK, mix, mix_array
+from tracepaper.replay.exchange.candles import mix, mix_array
 from tracepaper.replay.exchange.channels import (
     GRID_MS,
     Channel,
@@ -176,8 +176,8 @@ def linear_ticker(market: SimulatedMarket, row: int, time_ms: int) -> dict[str, 
         "highPrice24h": price(max(day.high, now.high)),
         "lowPrice24h": price(min(day.low, now.low)),
         "prevPrice1h": price(day.price_hour_ago),
-        "markPrice": price(market.marks.price(MARK, row, last.price)),
-        "indexPrice": price(market.marks.price(INDEX, row, last.price)),
+        "markPrice": price(market.marks.mark(row, last.price)),
+        "indexPrice": price(market.marks.index(row, last.price)),
         "openInterest": market.size_text(interest),
         "openInterestValue": value(interest * last.price, sizes + scale),
         "turnover24h": padded(turnover, FIGURE_DECIMALS),
@@ -212,7 +212,7 @@ def spot_ticker(market: SimulatedMarket, row: int, time_ms: int) -> dict[str, st
         "volume24h": unscaled(day.volume + now.volume, market.listing.size_decimals),
         "turnover24h": unscaled(day.turnover + now.turnover, market.turnover_decimals),
         "price24hPcnt": change(last.price, day.price_day_ago, SPOT_CHANGE_DECIMALS),
-        "usdIndexPrice": price(market.marks.price(INDEX, row, last.price)),
+        "usdIndexPrice": price(market.marks.index(row, last.price)),
     }
 
 
@@ -264,20 +264,20 @@ def _stale(market: SimulatedMarket, now_ms: int) -> tuple[int, int] | None:
 
 
 @topic("tickers.{symbol}")
-def tickers(asked: TopicRequest) -> Channel | None:
+def tickers(request: TopicRequest) -> Channel | None:
     """Send tickers: a snapshot and deltas of changed fields, on spot whole snapshots."""
-    if asked.market is None or asked.argument:
+    if request.market is None or request.argument:
         return None
-    return TickerChannel(asked.topic, asked.market, asked.pacing)
+    return TickerChannel(request.topic, request.market, request.pacing)
 
 
 @topic("orderbook.{depth}.{symbol}")
-def orderbook(asked: TopicRequest) -> Channel | None:
+def orderbook(request: TopicRequest) -> Channel | None:
     """Send the order book of depth 1, 50, 200 or 1000."""
-    market, depth = asked.market, asked.argument
+    market, depth = request.market, request.argument
     if market is None or not depth.isdecimal() or int(depth) not in DEPTHS:
         return None
-    return BookChannel(asked.topic, market, int(depth), asked.pacing)
+    return BookChannel(request.topic, market, int(depth), request.pacing)
 
 
 class TickerChannel(Channel):
@@ -387,7 +387,7 @@ class BookChannel(Channel):
         repeats = self._depth == 1 and (forced or at_ms - self._sent_ms >= REPEAT_MS)
         if not changed and not repeats:
             return []
-        known = (dict(self._bids), dict(self._asks))
+        before = (dict(self._bids), dict(self._asks))
         self._bids, self._asks = bids, asks
         self._sent_ms = at_ms
         if changed:
@@ -398,8 +398,8 @@ class BookChannel(Channel):
         return [
             self._frame(
                 "delta",
-                _difference(known[0], bids, falling=True),
-                _difference(known[1], asks, falling=False),
+                _difference(before[0], bids, falling=True),
+                _difference(before[1], asks, falling=False),
                 at_ms,
             )
         ]
@@ -433,9 +433,9 @@ def level_texts(market: SimulatedMarket, side: Levels) -> list[Pair]:
     ]
 
 
-def _difference(known: dict[int, int], now: Levels, *, falling: bool) -> Levels:
+def _difference(before: dict[int, int], now: Levels, *, falling: bool) -> Levels:
     """Return the levels that changed, a gone one with size 0, in book order."""
     current = dict(now)
-    changed = [(price, size) for price, size in now if known.get(price) != size]
-    gone = [(price, 0) for price in known if price not in current]
+    changed = [(price, size) for price, size in now if before.get(price) != size]
+    gone = [(price, 0) for price in before if price not in current]
     return sorted(changed + gone, reverse=falling)

@@ -29,7 +29,7 @@ from tracepaper.daemon.bybit.instruments import recorded_instruments
 from tracepaper.daemon.bybit.messages import ExchangeError
 from tracepaper.replay.archive import Candles
 from tracepaper.replay.archive.book_events import EventsFile, is_events_file
-from tracepaper.replay.exchange import answers, channels, quotes, reference, statistics
+from tracepaper.replay.exchange import answers, channels, quotes, reference
 from tracepaper.replay.exchange.answers import CATEGORIES, Answer, Query, Route
 from tracepaper.replay.exchange.channels import Channel, Due, Frame, Topic, TopicRequest
 from tracepaper.replay.exchange.false_prices import FAULTS
@@ -40,7 +40,7 @@ from tracepaper.strategies.types.market import EXCHANGE_CATEGORIES, Category
 from tracepaper.strategies.units import MINUTE_MS
 
 ROUTE_NOT_FOUND: Final = 10017
-MODULES: Final = (answers, channels, quotes, reference, statistics)
+MODULES: Final = (answers, channels, quotes, reference)
 ROUTES: Final = {
     one.path: one for module in MODULES for one in vars(module).values() if isinstance(one, Route)
 }
@@ -59,10 +59,10 @@ def answer(venue: Venue, path: str, query: Query, now_ms: int) -> Answer:
     return route(venue, query, now_ms)
 
 
-def find_channel(asked: TopicRequest) -> Channel | None:
+def find_channel(request: TopicRequest) -> Channel | None:
     """Return a new channel of the topic asked for, or None where there is no such topic."""
-    topic = TOPICS.get(asked.name)
-    return None if topic is None else topic.function(asked)
+    topic = TOPICS.get(request.name)
+    return None if topic is None else topic.function(request)
 
 
 def listing() -> dict[str, dict[str, str]]:
@@ -76,8 +76,8 @@ def listing() -> dict[str, dict[str, str]]:
         calls[" ".join((route.path, *route.required, *optional))] = route.meaning
     return {
         "routes": calls,
-        "topics": {one.form: one.meaning for one in TOPICS.values()},
-        "faults": {one.name: one.meaning for one in FAULTS.values()},
+        "topics": {entry.form: entry.meaning for entry in TOPICS.values()},
+        "faults": {entry.name: entry.meaning for entry in FAULTS.values()},
     }
 
 
@@ -154,9 +154,9 @@ class Recording:
         return [self._instrument(symbol) for symbol in self.symbols]
 
     def _instrument(self, symbol: str) -> dict[str, Any]:
-        known = recorded_instruments() if self.category == "linear" else {}
-        if symbol in known:
-            return known[symbol]
+        recorded = recorded_instruments() if self.category == "linear" else {}
+        if symbol in recorded:
+            return recorded[symbol]
         prices: list[str] = []
         sizes: list[str] = []
         for topic, frames in self._topics.items():
@@ -243,17 +243,19 @@ def read_recording(path: Path, category: Category | None = None) -> Recording:
             ) from None
     if category is not None and category in addresses.values():
         frames = [each for each in frames if addresses.get(each.connection, category) == category]
-    found = set(addresses.values()) if category is None else {category.value}
-    if len(found) > 1:
+    categories = set(addresses.values()) if category is None else {category.value}
+    if len(categories) > 1:
         raise DataInvalid(
-            f"{path} holds frames of {' and '.join(sorted(found))}: choose one by --category."
+            f"{path} holds frames of {' and '.join(sorted(categories))}: choose one by --category."
         )
-    if not found <= set(EXCHANGE_CATEGORIES):
-        raise DataInvalid(f"{path} holds frames of {found.pop()}: give linear or spot ones.")
+    if not categories <= set(EXCHANGE_CATEGORIES):
+        raise DataInvalid(f"{path} holds frames of {categories.pop()}: give linear or spot ones.")
     if not frames:
         raise DataInvalid(f"{path} holds no received frame with a topic: give another session.")
     frames.sort(key=lambda each: each.received_ms)
-    return Recording(frames, found.pop() if found else Category.LINEAR.value, path=str(path))
+    return Recording(
+        frames, categories.pop() if categories else Category.LINEAR.value, path=str(path)
+    )
 
 
 def _text_of(path: Path) -> bytes:
@@ -273,8 +275,8 @@ def _entry(line: bytes) -> dict[str, Any]:
         return {}
     if sent := SENT.match(line):
         return {"t": "send", "addr": sent[1].decode()}
-    if came := CAME.fullmatch(line):
-        return {"t": RECEIVED, "ts": float(came[1]), "data": came[2].decode()}
+    if received := CAME.fullmatch(line):
+        return {"t": RECEIVED, "ts": float(received[1]), "data": received[2].decode()}
     entry = msgspec.json.decode(line, type=dict[str, Any])
     if "topic" in entry and isinstance(entry.get("ts"), int):  # nothing is said of when it came
         return {"t": RECEIVED, "ts": entry["ts"] / 1000, "data": line.decode()}

@@ -8,6 +8,7 @@ threshold asks beyond that).
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -36,13 +37,22 @@ from tracepaper.strategies.api.strategy import MOVES_WITH, SHARE_OF
 from tracepaper.strategies.attention.time_buckets import content_share
 from tracepaper.strategies.builtin import BAND, TREND, WITHOUT_ANSWER
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
-from tracepaper.strategies.gates.declared import confidence, operator, warm
-from tracepaper.strategies.gates.gate import GATES, measured, refusal, verdict, with_unit
+from tracepaper.strategies.gates.declared import confidence, operator, shifted, warm
+from tracepaper.strategies.gates.gate import (
+    GATES,
+    MILLISECONDS,
+    QUOTE_CURRENCY,
+    SHARE_OF_PEAK,
+    measured,
+    refusal,
+    verdict,
+)
 from tracepaper.strategies.types.decisions import Action
 from tracepaper.strategies.types.market import Command
 from tracepaper.strategies.units import iso
 
 _LAST: Final = "last"
+_SUFFIXES: Final = ("_margin", "_calibrated")
 
 
 @dataclass(frozen=True)
@@ -388,15 +398,15 @@ def flips_of(stored: StoredDecision) -> Flips:
     failed = tuple(gate for gate in gates if not gate.passed)
     near = [gate for gate in (gates if allowed else failed) if gate.is_gradual]
     nearest = min(near, key=lambda gate: abs(gate.share or 0.0), default=None)
+    is_exit = stored.decision["action"] == Action.FLAT and verdict_of(stored.decision)[1]
+    went_on = " The FLAT went on all the same." if is_exit else ""
     return Flips(
         allowed,
         tuple(gate.gate for gate in failed),
         None if nearest is None else nearest.gate,
         gates,
         _side(stored.decision),
-        _allowed_sentence(nearest, failed)
-        if allowed
-        else _refused_sentence(stored.decision, failed, nearest),
+        _allowed_sentence(nearest, failed) if allowed else _refused_sentence(failed) + went_on,
     )
 
 
@@ -425,47 +435,54 @@ def _side(decision: Mapping[str, Any]) -> ForecastSide | None:
     return ForecastSide(decision["horizon"], side, mean, mean / stdev if stdev > 0 else 0.0, lean)
 
 
-def _refused_sentence(
-    decision: Mapping[str, Any], failed: tuple[GateMargin, ...], nearest: GateMargin | None
-) -> str:
-    names = ", ".join(gate.gate for gate in failed)
-    if len(failed) == 1:
-        sentence = f"Only {names} refused, {_shortfall(failed[0])}."
-    elif nearest is None:
-        sentence = f"All of {names} would have had to pass."
-    else:
-        sentence = (
-            f"All of {names} would have had to pass; the nearest was {nearest.gate}, "
-            f"{_shortfall(nearest)}."
-        )
-    is_exit = decision["action"] == Action.FLAT and verdict_of(decision)[1]
-    return f"{sentence} The FLAT went on all the same." if is_exit else sentence
+def short(gate: str) -> str:
+    """Return a gate's name without what says how it is measured."""
+    for suffix in _SUFFIXES:
+        gate = gate.removesuffix(suffix)
+    return gate
 
 
-def _allowed_sentence(nearest: GateMargin | None, failed: Sequence[GateMargin]) -> str:
+def margin_text(gate: str, margin: float) -> str:
+    """Return by how much a gate failed or passed: no leading zero, two digits of a small one."""
+    size = abs(margin)
+    if GATES[gate].unit in (MILLISECONDS, QUOTE_CURRENCY, SHARE_OF_PEAK):
+        return measured(gate, size)
+    if size >= 1 or size == 0:
+        return f"{size:,.3g}"
+    digits = 1 - math.floor(math.log10(size))
+    return f"{size:.{digits}f}".removeprefix("0")
+
+
+def _allowed_sentence(near: GateMargin | None, failed: Sequence[GateMargin]) -> str:
     # A lasting gate that failed would have refused new exposure, and none was asked for.
-    passed = f"No new exposure, which {failed[0].gate} refuses" if failed else "Every gate passed"
-    if nearest is None:
-        return f"{passed}, and none of them moves by degrees." if not failed else f"{passed}."
-    return f"{passed}; the nearest to refusing was {nearest.gate}, by {_distance(nearest)}."
+    if failed:
+        passed = f"No new exposure, which {short(failed[0].gate)} refuses"
+    else:
+        passed = "Every gate passed"
+    if near is None or near.margin is None:
+        return f"{passed}." if failed else f"{passed}, and none of them moves by degrees."
+    spare = margin_text(near.gate, near.margin)
+    return f"{passed}; nearest {short(near.gate)}, with {spare} to spare."
 
 
-def _shortfall(gate: GateMargin) -> str:
+def _refused_sentence(failed: Sequence[GateMargin]) -> str:
+    if (cold := next((one for one in failed if one.gate == warm.name), None)) and cold.margin:
+        # The count stops one short where candles of a frame are lacking.
+        lacking = f"{-cold.margin:,.0f} more bars"
+        if cold.margin == -1:
+            lacking = "one more bar, or candles of a higher timeframe"
+        return f"It needs {lacking}."
+    if len(failed) > 1:
+        names = ", ".join(short(one.gate) for one in failed)
+        return f"All of {names} would have had to pass."
+    (gate,) = failed
+    name, declared = gate.gate, GATES[gate.gate]
     if gate.margin is None:
-        return "whose measure could not be computed"
-    if GATES[gate.gate].is_switch:
-        return "which answers yes or no"
-    if GATES[gate.gate].is_capped and gate.margin == -1:
-        return "which lacks a bar, or candles of a higher timeframe"
-    return f"short by {_distance(gate)}"
-
-
-def _distance(gate: GateMargin) -> str:
-    """Return a margin in its unit and, where there is one, as a share of the threshold."""
-    assert gate.margin is not None
-    distance = with_unit(gate.gate, abs(gate.margin))
-    if gate.share is None:
-        return distance
-    start = GATES[gate.gate].starts_at
-    above = f" above {start:g}" if start else ""
-    return f"{distance} ({abs(gate.share):.1%} of its threshold{above})"
+        return f"The measure of {short(name)} could not be computed."
+    if declared.is_switch:  # of the operator's command another sentence says who gave it
+        return "" if name == operator.name else f"{short(name)} answers yes or no, and it said no."
+    size = margin_text(name, gate.margin)
+    way = "more" if declared.at_least else "less"
+    if name == shifted.name:
+        return f"It would have passed, had attention moved {size} {way} since the last bar."
+    return f"It would have passed, had {short(name)} been {size} {way}."

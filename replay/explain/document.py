@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import numpy as np
+from msgspec import structs
 from rich.console import Console
 
 from tracepaper.daemon.commands.options import print_json
@@ -28,8 +29,9 @@ from tracepaper.replay.document.charts import (
     rounded,
     time_axis,
 )
+from tracepaper.replay.document.pictures import write_picture
 from tracepaper.replay.document.terminal import show
-from tracepaper.replay.document.values import Form, Paragraph, Part, TitledParts, Value, table_of
+from tracepaper.replay.document.values import Paragraph, Part, TitledParts
 from tracepaper.replay.explain.attribution import (
     ALONE,
     ByFeature,
@@ -58,10 +60,9 @@ from tracepaper.replay.explain.decision import (
     flips_of,
     locate,
     read_stored,
-    verdict_of,
 )
 from tracepaper.replay.explain.order_book import BookMap
-from tracepaper.replay.explain.picture import draw, map_document, map_parts
+from tracepaper.replay.explain.picture import blocks_chart, map_document, map_parts
 from tracepaper.replay.explain.recompute import (
     Floats,
     Full,
@@ -76,7 +77,6 @@ from tracepaper.replay.explain.tables import (
     contributed_parts,
     feature_parts,
     full_parts,
-    in_common,
     influence_parts,
     method_parts,
     stored_parts,
@@ -161,7 +161,8 @@ def explain_decision(
     if missing is not None:
         raise missing
     if png is not None:
-        draw(path, stored, found.full, png)
+        chart = blocks_chart(path, stored) if found.full is None else looked_chart(found.full)
+        write_picture(structs.replace(chart, title=_decision_title(stored)), png)
         _say(f"The picture is {png}.")
     if write_page is not None:
         if found.full is None:
@@ -448,25 +449,25 @@ def read_heads_at(database: Path, past: Past) -> HeadReport | None:
 def decision_document(
     stored: StoredDecision, full: Full, heads: HeadReport | None, compared: SideBySide | None
 ) -> TitledParts:
-    """Return one decision as a document, beside another where *compared* is given."""
-    decision, again = stored.decision, full.agreement
-    verdict, _ = verdict_of(decision)
-    lead = (
-        f"Decision {decision['sequence']} of run {stored.run['run_id']}: {decision['action']}, "
-        f"{verdict}. Model {decision['model_id']} expected "
-        f"{BASIS_POINTS * again.recomputed.mean_return:+.2f} bp over {again.horizon} bars, up less "
-        f"down {again.recomputed.lean:+.3f}."
-    )
+    """Return one decision as a document, beside another where *compared* is given.
+
+    It is what ``explain --full`` prints, with charts.
+    """
     parts: list[Part] = [
-        *(Paragraph(state.sentence, "warning") for state in stored.states),
-        Paragraph(lead, "lead"),
+        Paragraph("The decision", "heading"),
+        *stored_parts(stored),
         Paragraph("Where it looked", "heading"),
         looked_chart(full),
         Paragraph("What moved it", "heading"),
         attribution_chart(full),
+        *full_parts(full),
     ]
     if compared:
-        parts += [Paragraph("Beside another", "heading"), *_beside(compared)]
+        layers = range(len(compared.common_by_layer))
+        drawn = [age_chart(compared), features_chart(compared)]
+        drawn += [layer_chart(compared, layer) for layer in layers]
+        parts += [Paragraph("Beside another", "heading"), *compared_parts(compared)]
+        parts += [chart for chart in drawn if chart is not None]
     parts.append(Paragraph("Heads", "heading"))
     if heads is None:
         parts.append(Paragraph("The run has too few bars before it to read its heads.", "note"))
@@ -474,30 +475,9 @@ def decision_document(
         kinds, looks, flow, *_ = heads.tables()
         alone = replace(kinds, title="")
         parts += [alone, looks, *head_charts(heads, flow.title)]
-    title = f"{decision['instrument']} at {iso(decision['open_time_ms'])}"
-    return TitledParts(title, tuple(parts))
+    return TitledParts(_decision_title(stored), tuple(parts))
 
 
-def _beside(found: SideBySide) -> Iterator[Part]:
-    rows: list[tuple[Value, ...]] = [
-        (
-            side.name,
-            side.model_id,
-            iso(side.open_time_ms),
-            f"{BASIS_POINTS * side.mean_return:+.2f} bp over {side.horizon} bars",
-            f"{side.lean:+.3f}",
-        )
-        for side in (found.first, found.second)
-    ]
-    forms: dict[str, Form] = {
-        "": "text",
-        "model": "text",
-        "decided bar": "text",
-        "expected": "exact",
-        "up less down": "exact",
-    }
-    yield table_of("beside", "", forms, rows, notes=[in_common(found)])
-    yield age_chart(found)
-    if (features := features_chart(found)) is not None:
-        yield features
-    yield from (layer_chart(found, layer) for layer in range(len(found.common_by_layer)))
+def _decision_title(stored: StoredDecision) -> str:
+    decision = stored.decision
+    return f"{decision['instrument']} at {iso(decision['open_time_ms'])}"

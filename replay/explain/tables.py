@@ -13,6 +13,7 @@ from tracepaper.replay.document.values import (
     Part,
     Table,
     Value,
+    of_field,
     table,
     table_of,
 )
@@ -373,12 +374,12 @@ def compared_parts(found: SideBySide) -> Iterator[Part]:
     both = [name for name in first.features if name in second.features]
     both.sort(key=lambda name: -max(abs(first.features[name]), abs(second.features[name])))
     figures = (
-        Figure[MemberView]("name", "", "text", lambda side: side.name),
-        Figure[MemberView]("model", "model", "text", lambda side: side.model_id),
+        of_field("name", "", "text"),
+        of_field("model", "model", "text", "model_id"),
         Figure[MemberView](
             "decided_bar", "decided bar", "text", lambda side: iso(side.open_time_ms)
         ),
-        Figure[MemberView]("horizon", "over, bars", "count", lambda side: side.horizon),
+        of_field("horizon", "over, bars", "count"),
         Figure[MemberView](
             "expected", "expected, bp", "exact",
             lambda side: f"{BASIS_POINTS * side.mean_return:+.2f}",

@@ -30,8 +30,7 @@ from tracepaper.replay.learning.boosting import (
     import_lightgbm,
 )
 from tracepaper.replay.learning.fit import FitOptions, heads_fit
-from tracepaper.replay.learning.predict import predict
-from tracepaper.replay.learning.samples import Samples
+from tracepaper.replay.learning.samples import Samples, predict
 from tracepaper.replay.learning.splits import Segment
 from tracepaper.replay.learning.statistics import VARIANCE_FLOOR
 from tracepaper.storage import checkpoints

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cache, cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,7 +40,6 @@ from tracepaper.replay.learning.samples import (
     Labels,
     Samples,
     samples_in,
-    samples_of,
     targets,
     wanted_labels,
 )
@@ -53,6 +52,7 @@ from tracepaper.replay.learning.splits import (
     Split,
     TrainingFile,
     candles_key,
+    date_of,
     file_sha256,
     segments_of,
 )
@@ -69,12 +69,19 @@ from tracepaper.strategies.types.market import Category
 from tracepaper.strategies.units import DAY_MS, INTERVALS, bars_in, interval_text, time_of
 
 if TYPE_CHECKING:
+    from tracepaper.replay.learning.openings import NamedSpan
     from tracepaper.replay.learning.panel import Panel
-    from tracepaper.replay.learning.splits import Fold
+    from tracepaper.replay.learning.splits import Fold, Span
 
 
 Horizons = tuple[int, ...] | str
 """Bars, or text with bars and times by commas, such as ``5m,30m,4h``."""
+
+
+NO_BASELINES: Final = (
+    "The checkpoint keeps no baselines, and the candles hold no bar of its training, so it stands "
+    "beside what needs no fitting alone; give candles from before {until}, or train it again."
+)
 
 
 @dataclass(frozen=True)
@@ -254,6 +261,52 @@ class Dataset:
             narrow = replace(narrow.folded(fold), stored=unfitted())
         return replace(own, fold=fold, stored=None, narrow=narrow)
 
+    def spanned(self, span: NamedSpan) -> Self:
+        """Return the same whose test part is *span*.
+
+        Raises ``ConfigInvalid`` where the span is not after all that the model saw, or has no bar.
+        """
+        split, begun = self.split, self.split.calibration_until_ms
+        if span.from_ms is not None and span.from_ms < begun:
+            raise ConfigInvalid(
+                f"The span {span.text} begins before {date_of(begun)}, until when the model had "
+                "seen all; judge it on later time."
+            )
+        spanned = replace(
+            split,
+            test_from_ms=split.test_from_ms if span.from_ms is None else span.from_ms,
+            test_until_ms=split.test_until_ms if span.until_ms is None else span.until_ms,
+        )
+        found = replace(self, split=spanned)
+        if not found.has(Part.TEST):
+            raise ConfigInvalid(
+                f"The candles hold no bar of the span {span.text} whose outcome is known; give "
+                "candles of that time."
+            )
+        return found
+
+    def with_known_baselines(self) -> tuple[Self, tuple[str, ...]]:
+        """Return the same with its baselines, and a sentence where only unfitted ones remain."""
+        if self.stored is not None or self.has(Part.TRAIN):
+            return self, ()
+        until = date_of(self.split.train_until_ms)
+        return replace(self, stored=unfitted()), (NO_BASELINES.format(until=until),)
+
+    def compared(self, keys: NDArray[np.int64]) -> Self:
+        """Return the same of the bars *keys* alone, with the baselines that need no fitting."""
+        return replace(self, stored=unfitted(), only=keys)
+
+    @property
+    def embargo_ms(self) -> int:
+        """What is left out between parts."""
+        return self.split.embargo_bars * self.interval_ms
+
+    def before(self) -> Span:
+        """Return the time from the first bar that has features until the untouched time."""
+        first = min(int(one.open_time_ms[one.first]) for one in self.segments)
+        last = max(int(one.close_time_ms[-1]) for one in self.segments)
+        return first, min(last, self.split.calibration_until_ms)
+
     def __getstate__(self) -> dict[str, Any]:
         """Pickle what it was made of, not what follows from it: baselines answer by functions."""
         return {own.name: getattr(self, own.name) for own in fields(self)}
@@ -334,7 +387,11 @@ class Dataset:
 
     def labelled(self, part: Part) -> list[Samples]:
         """Return the samples of one part as ``samples`` does, whatever a horizon lacks."""
-        found = samples_of(self.segments, self.horizons, self.parts, part, self._labels)
+        found = samples_in(self.segments, self.horizons, self.parts, part, self._labels)
+        if not found:
+            raise DataInvalid(
+                f"The {part.value} part holds no labelled bar; move the split's dates."
+            )
         if part is Part.TRAIN:
             for segment in self.others:
                 horizons = self.horizons_at(segment.interval_ms)

@@ -9,21 +9,26 @@ The rules are docs/models.md, L28.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
+from itertools import count, islice
 from pathlib import Path
 from typing import Annotated, Any, Final, Generic, NamedTuple, TypeVar
 
 import numpy as np
 import torch
 from msgspec import Meta
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from tracepaper.replay.learning.fit_state import STATE_NAME, of, read, under, write
 from tracepaper.replay.learning.losses import (
     LOSSES,
     TaskWeights,
@@ -200,6 +205,50 @@ class Objective(ABC, Generic[AnyBatch]):
         """Take up what ``state`` returned."""
 
 
+class MeanLoss(Objective[AnyBatch]):
+    """One loss of whole batches that are drawn by a seed; its score is the mean one, below 0."""
+
+    def __init__(self, network: nn.Module, *, seed: int, accumulate: int) -> None:
+        self.network = network
+        self._seed, self._accumulate = seed, accumulate
+
+    @abstractmethod
+    def drawn(self, generator: np.random.Generator) -> AnyBatch:
+        """Return the next batch that *generator* draws."""
+
+    @abstractmethod
+    def judged(self) -> Iterator[AnyBatch]:
+        """Yield the batches of the validation part."""
+
+    @abstractmethod
+    def loss(self, network: Any, batch: AnyBatch) -> Tensor:  # noqa: ANN401 - of the kind
+        """Return the loss of *network* on *batch*."""
+
+    @abstractmethod
+    def bars(self, batch: AnyBatch) -> int:
+        """Return how many labelled bars, or books, *batch* has."""
+
+    def batches(self, done: int) -> Iterator[AnyBatch]:
+        """Yield the batches after *done* others."""
+        generator = np.random.default_rng(self._seed)
+        return islice((self.drawn(generator) for _ in count()), done, None)
+
+    def gradient(self, batch: AnyBatch) -> tuple[float, int]:
+        """Add the gradient of *batch*; return its loss, and its bars."""
+        loss = self.loss(self.network, batch)
+        torch.autograd.backward(loss / self._accumulate)
+        return float(loss.detach()), self.bars(batch)
+
+    def validate(self, network: nn.Module, progress: Progress) -> float:
+        """Return the mean loss over the validation part, below 0."""
+        network.eval()
+        with torch.inference_mode():
+            found = [float(self.loss(network, batch)) for batch in self.judged()]
+        score = -sum(found) / len(found) if found else 0.0
+        progress.scores = [[score]]
+        return score
+
+
 class Policy(NamedTuple):
     """How an objective is fitted: all that moves bits and is none of what is learnt."""
 
@@ -359,13 +408,13 @@ class Fit:
             "waits": self._waited,
             **values,
         }
-        write(self._path, tensors, facts)
+        write_state(self._path, tensors, facts)
 
     def resume(self) -> bool:
         """Take up the state in the folder, if there is one; raise where it is of another fit."""
         if self._path is None or not self._path.exists():
             return False
-        tensors, facts = read(self._path)
+        tensors, facts = read_state(self._path)
         # What is compared went through JSON, in which tuples are lists.
         wanted = json.loads(json.dumps(self._about))
         for name in sorted({*wanted, *facts["about"]}):
@@ -375,18 +424,18 @@ class Fit:
                 )
         self.progress = Progress(**facts["progress"])
         self._waited = facts.get("waits", 0)  # states once lacked it
-        self.best = of("best", tensors)
-        self.network.load_state_dict(of("network", tensors))
+        self.best = stripped("best", tensors)
+        self.network.load_state_dict(stripped("network", tensors))
         if self._policy.averaged is not None:
-            self._policy.averaged.load_state_dict(of("averaged", tensors))
+            self._policy.averaged.load_state_dict(stripped("averaged", tensors))
         moments: dict[int, dict[str, Tensor]] = {}
-        for name, tensor in of("optimiser", tensors).items():
+        for name, tensor in stripped("optimiser", tensors).items():
             at, _, kind = name.partition("/")
             moments.setdefault(int(at), {})[kind] = tensor
         groups = self._optimiser.state_dict()["param_groups"]
         self._optimiser.load_state_dict({"state": moments, "param_groups": groups})
-        self._objective.restore(of("weights", tensors), facts)
-        self._random = of("random", tensors)
+        self._objective.restore(stripped("weights", tensors), facts)
+        self._random = stripped("random", tensors)
         return True
 
 
@@ -576,3 +625,72 @@ def device_called(name: str) -> torch.device:
     if name not in ("cpu", "cuda"):
         raise ConfigInvalid(f"training.device is {name!r}; choose cpu or cuda.")
     return torch.device(name)
+
+
+# --- the kept state of a fit: one file of tensors and facts, whole or not there
+#
+# A safetensors file, whose metadata hold the facts as JSON beside a hash of both, is written beside
+# its place, synced and renamed: a process that is killed at any moment leaves the state before or
+# the state after. Nothing in it can run when it is read.
+
+
+STATE_NAME: Final = "training.safetensors"
+_FACTS: Final = "facts"
+_HASH: Final = "sha256"
+
+
+def write_state(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
+    """Write *tensors* and the JSON of *facts* to *path*, in place of what was there.
+
+    Raises ``OSError`` that names *path* where the disk is full; what was there is left.
+    """
+    whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    text = json.dumps(facts, sort_keys=True)
+    content = save(whole, metadata={_FACTS: text, _HASH: _hashed(whole, text)})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    try:
+        with part.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    except OSError as error:
+        with suppress(OSError):
+            part.unlink()
+        raise OSError(error.errno, error.strerror, str(path)) from None
+
+
+def read_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Return the tensors and facts in *path*; raise ``CheckpointMismatch`` unless it is whole."""
+    try:
+        with safe_open(path, "pt") as file:
+            about = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+    except (SafetensorError, OSError):
+        about, tensors = {}, {}
+    text = about.get(_FACTS, "")
+    if not text or about.get(_HASH) != _hashed(tensors, text):
+        raise CheckpointMismatch(f"{path} is not the state of a fit; delete it and start again.")
+    facts: dict[str, Any] = json.loads(text)
+    return tensors, facts
+
+
+def under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return *tensors* with ``prefix/`` before their names."""
+    return {f"{prefix}/{name}": tensor for name, tensor in tensors.items()}
+
+
+def stripped(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors whose names begin with ``prefix/``, without it."""
+    start = f"{prefix}/"
+    return {name.removeprefix(start): t for name, t in tensors.items() if name.startswith(start)}
+
+
+def _hashed(tensors: Mapping[str, Tensor], text: str) -> str:
+    digest = hashlib.sha256(text.encode())
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        digest.update(tensor.numpy().tobytes())
+    return digest.hexdigest()

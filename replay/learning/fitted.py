@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Protocol, Self, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, Self, TypeVar
 
 from torch import Tensor
 
@@ -19,7 +19,7 @@ from tracepaper.replay.learning.array_cache import ArrayCache
 from tracepaper.replay.learning.baselines import save_judged, stored_baselines
 from tracepaper.replay.learning.dataset import Dataset, intervals_of
 from tracepaper.replay.learning.fit import Fit, Observe
-from tracepaper.replay.learning.judge.tails import TAILS, tail_factors
+from tracepaper.replay.learning.judge.metrics import TAILS, tail_factors
 from tracepaper.replay.learning.recipe import Kind, Recipe, kind_of, recipe_of
 from tracepaper.replay.learning.side_inputs import OtherInputs, SideInputs, inputs_of
 from tracepaper.replay.learning.splits import IN_MEMORY, Part, split_by, split_of
@@ -30,14 +30,13 @@ from tracepaper.strategies.other_symbol import OTHER
 
 if TYPE_CHECKING:
     from tracepaper.replay.learning.inspection.model import Mix
-    from tracepaper.replay.learning.judge.explained import Judgement
     from tracepaper.replay.learning.judge.forecasts import Forecasts
+    from tracepaper.replay.learning.judge.gates import Judgement
     from tracepaper.strategies.forecasters.tabular import TrainedRows
     from tracepaper.strategies.networks.architecture import Network
 
 
 Say = Callable[[str], None]
-AnyData = TypeVar("AnyData")
 U = TypeVar("U")
 R = TypeVar("R")
 
@@ -108,27 +107,57 @@ class DataRequest(NamedTuple):
 
 
 @dataclass(frozen=True)
-class FittedModel(ABC, Generic[AnyData]):
-    """What was fitted; each step returns it with more of its card: calibrated, then evaluated."""
+class FittedModel(ABC):
+    """What was fitted; each step returns it with more of its card: calibrated, then evaluated.
+
+    *data* are what its kind reads: a ``Dataset``, or a ``BookDataset``.
+    """
 
     card: Mapping[str, Any]  # complete once it is evaluated
     tensors: Mapping[str, Tensor]
     stopped: str = ""  # why the fit ended before its time; else empty
 
+    def with_card(self, **sections: Any) -> Self:  # noqa: ANN401 - sections of a card
+        """Return it with these *sections* on its card."""
+        return type(self)({**self.card, **sections}, self.tensors, self.stopped)
+
     @abstractmethod
-    def calibrated(self, data: AnyData, *, bars: int | None = None) -> Self:
+    def calibrated(self, data: Any, *, bars: int | None = None) -> Self:  # noqa: ANN401
         """Return it with what the calibration slice says; *bars* of it are explained."""
 
     @abstractmethod
-    def evaluated(self, data: AnyData, *, bars: int | None = None) -> Self:
+    def evaluated(self, data: Any, *, bars: int | None = None) -> Self:  # noqa: ANN401
         """Return it with its figures on untouched time and the sentences that follow."""
 
     @abstractmethod
-    def save(self, folder: Path, data: AnyData) -> Checkpoint:
+    def save(self, folder: Path, data: Any) -> Checkpoint:  # noqa: ANN401
         """Write the checkpoint into *folder*; return it."""
 
+    def for_fold(self, data: Any) -> Self:  # noqa: ANN401
+        """Return it with what its answers need beside its weights: by default nothing."""
+        del data
+        return self
 
-class CandleModel(FittedModel[Dataset]):
+    @abstractmethod
+    def answers(self, data: Any, part: Part) -> Forecasts:  # noqa: ANN401
+        """Return its forecasts of *part*, beside every baseline."""
+
+    def held(self, data: Any) -> Forecasts | None:  # noqa: ANN401
+        """Return what weights made of the test part: its own and every rule's; None without any."""
+        del data
+        return None
+
+    @abstractmethod
+    def judge(self, data: Any, *, bars: int | None = None) -> Judgement:  # noqa: ANN401
+        """Return its forecasts of the test part and figures; *bars* are explained for gates."""
+
+    def tails(self, data: Any) -> dict[str, Any]:  # noqa: ANN401
+        """Return ``[calibration.tails]``; empty of a model that forecasts no distribution."""
+        del data
+        return {}
+
+
+class CandleModel(FittedModel):
     """What fitted models of candles share: evaluation by ``judge``, and the stored baselines."""
 
     @property
@@ -151,35 +180,13 @@ class CandleModel(FittedModel[Dataset]):
         """How both make one forecast; None where only one is there."""
         return None
 
-    def with_card(self, **sections: Any) -> Self:  # noqa: ANN401 - sections of a card
-        """Return it with these *sections* on its card."""
-        return type(self)({**self.card, **sections}, self.tensors, self.stopped)
-
     @abstractmethod
     def scaled(self, data: Dataset) -> Self:
         """Return it with the scales of its forecasts, fitted on the calibration slice."""
 
-    def for_fold(self, data: Dataset) -> Self:
-        """Return it with what its answers need of the calibration slice: by default nothing."""
-        del data
-        return self
-
-    @abstractmethod
-    def answers(self, data: Dataset, part: Part) -> Forecasts:
-        """Return its forecasts of *part*, beside every baseline."""
-
     def calibrated_forecasts(self, data: Dataset, part: Part) -> Forecasts:
         """Forecast *part* by the scales of the calibration slice: by default as ``answers``."""
         return self.answers(data, part)
-
-    def held(self, data: Dataset) -> Forecasts | None:
-        """Return what weights made of the test part: its own and every rule's; None without any."""
-        del data
-        return None
-
-    @abstractmethod
-    def judge(self, data: Dataset, *, bars: int | None = None) -> Judgement:
-        """Return its forecasts of the test part and figures; *bars* are explained for gates."""
 
     def tails(self, data: Dataset) -> dict[str, Any]:
         """Return ``[calibration.tails]``: the card's, or that of the slice where it is at hand."""

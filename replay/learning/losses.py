@@ -20,8 +20,7 @@ from scipy import stats
 from torch import Tensor, nn
 from torch.nn import functional
 
-from tracepaper.replay.learning.predict import Fields, predict, thinned
-from tracepaper.replay.learning.samples import LABELS, NO_LABEL, Samples
+from tracepaper.replay.learning.samples import LABELS, NO_LABEL, Fields, Samples, predict, thinned
 from tracepaper.replay.learning.statistics import VARIANCE_FLOOR
 from tracepaper.replay.report.metrics import mean_error
 from tracepaper.strategies.attention.layer import Layer

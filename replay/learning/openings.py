@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple, Protocol
 
 from tracepaper.replay.learning.recipe import recipe_of
-from tracepaper.replay.learning.splits import date_ms, iso
+from tracepaper.replay.learning.splits import date_ms, date_of, iso
 from tracepaper.storage.checkpoints import BUNDLED, dump
 from tracepaper.storage.sweeps import registry_path
 from tracepaper.strategies.errors import ConfigInvalid, shown
@@ -35,22 +35,18 @@ class NamedSpan(NamedTuple):
     @property
     def until(self) -> str:
         """Its end as a date."""
-        return "" if self.until_ms is None else _date(self.until_ms)
+        return "" if self.until_ms is None else date_of(self.until_ms)
 
     @property
     def text(self) -> str:
         """It in words: its name, and from when until when where that is said."""
         if self.from_ms is None and self.until_ms is None:
             return self.name
-        start = "" if self.from_ms is None else _date(self.from_ms)
+        start = "" if self.from_ms is None else date_of(self.from_ms)
         return f"{self.name} {start}:{self.until}".strip()
 
 
 WHOLE: Final = NamedSpan("untouched", None, None)
-
-
-def _date(ms: int) -> str:
-    return iso(ms).removesuffix("T00:00:00Z")
 
 
 def read_spans(

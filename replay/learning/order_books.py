@@ -4,24 +4,30 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, ClassVar, Final
 
 import numpy as np
 
 from tracepaper.replay.archive.columns import instant
 from tracepaper.replay.archive.order_book import DepthHeader, read_depth
+from tracepaper.replay.learning.splits import Fold, Part, Span
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 from tracepaper.strategies.order_book import Books, Integers
 from tracepaper.strategies.units import DAY_MS, MINUTE_MS, iso
+
+if TYPE_CHECKING:
+    from tracepaper.replay.learning.openings import NamedSpan
 
 DAYS_LEAST: Final = 7
 """Days of depth, without the gaps, below which nothing is said of a model."""
 JUDGED_SOURCE: Final = "exchange"
 UNKNOWN: Final = -100
 """The label of a book whose horizon lies behind a gap, or in a later part."""
+_END_MS: Final = 2**62
 SHARES: Final = (0.7, 0.8)
 """Of all books: where training and validation end; the rest stays untouched for the figures."""
 
@@ -38,14 +44,6 @@ class BookSource:
     until_ms: int
 
 
-class BookParts(NamedTuple):
-    """Stretches of each part of the calendar; no label of one reaches into the next."""
-
-    training: list[Books]
-    validation: list[Books]
-    untouched: list[Books]
-
-
 @dataclass(frozen=True)
 class BookDataset:
     """What files of one instrument's books hold together, oldest first."""
@@ -53,14 +51,22 @@ class BookDataset:
     header: DepthHeader
     stretches: tuple[Books, ...]
     files: tuple[BookSource, ...]
-    notes: tuple[str, ...]
+    torn: tuple[str, ...] = ()
+    """What is left out of files whose recorder was killed (D4)."""
+    parts: Fold | None = None
+    """Its parts; None for those by ``SHARES`` of all books."""
+    judged_from_ms: int = 0
+    """Earlier untouched books are seen, and not judged."""
+    fold: Fold | None = None
+    """Of several that are fitted anew, the one that stands in ``parts``."""
+    notes: ClassVar[tuple[str, ...]] = ()
 
     @classmethod
     def read(cls, paths: Sequence[str | Path]) -> BookDataset:
         """Read *paths*; raise ``DataInvalid`` for damage, overlap, and files that do not belong."""
         stretches: list[Books] = []
         files: list[BookSource] = []
-        notes: list[str] = []
+        torn: list[str] = []
         header: DepthHeader | None = None
         for path in map(Path, paths):
             found = read_depth(path)
@@ -77,7 +83,7 @@ class BookDataset:
                     int(found.books.seen_ms[-1]),
                 )
             )
-            notes += [found.torn] if found.torn else []
+            torn += [found.torn] if found.torn else []
         if header is None:
             raise ConfigInvalid("--data FILE is missing; `tracepaper data record` makes one.")
         ordered = sorted(files, key=lambda file: file.from_ms)
@@ -87,7 +93,12 @@ class BookDataset:
                     f"{before.name} and {after.name} hold books of the same time; leave one out."
                 )
         stretches.sort(key=lambda books: int(books.seen_ms[0]))
-        return cls(header, tuple(stretches), tuple(ordered), tuple(notes))
+        return cls(header, tuple(stretches), tuple(ordered), tuple(torn))
+
+    @property
+    def interval_ms(self) -> int:
+        """The time between two books."""
+        return self.header.every_ms
 
     @property
     def recorded_ms(self) -> int:
@@ -102,17 +113,91 @@ class BookDataset:
         """Return its symbol, and from and until when its last part is; None where untrained."""
         if self.untrained():
             return None
-        symbol = self.header.instrument.partition(":")[2]
         # The card names the time to the second.
-        start = instant(iso(int(self.parts().untouched[0].seen_ms[0])))
-        return (symbol,), start, int(self.stretches[-1].seen_ms[-1]) + 1
+        start = instant(iso(self.untouched_ms))
+        return self.symbols(Part.TEST), start, int(self.stretches[-1].seen_ms[-1]) + 1
 
-    def parts(self) -> BookParts:
-        """Cut the stretches by the calendar into training, validation and untouched time."""
+    def symbols(self, _: Part) -> tuple[str, ...]:
+        """Return its symbol."""
+        return (self.header.instrument.partition(":")[2],)
+
+    @cached_property
+    def spans(self) -> Fold:
+        """The times of training, validation and untouched books."""
+        if self.parts is not None:
+            return self.parts
         times = np.concatenate([books.seen_ms for books in self.stretches])
         first, second = (round(len(times) * share) for share in SHARES)
         bounds = [int(times[0]), int(times[first]), int(times[second]), int(times[-1]) + 1]
-        return BookParts(*(self.between(*span) for span in pairwise(bounds)))
+        training, validation, untouched = pairwise(bounds)
+        return Fold((training,), (validation,), (untouched,), 0)
+
+    @property
+    def untouched_ms(self) -> int:
+        """When the first untouched book was seen."""
+        return int(self.books(Part.TEST)[0].seen_ms[0])
+
+    @property
+    def embargo_ms(self) -> int:
+        """What folds leave out between parts: nothing."""
+        return 0
+
+    def books(self, part: Part) -> list[Books]:
+        """Return the stretches of *part*; no label of one reaches into the next."""
+        spans = {
+            Part.TRAIN: self.spans.train,
+            Part.VALIDATION: self.spans.validation,
+            Part.TEST: self.spans.test,
+        }[part]
+        return [books for span in spans for books in self.between(*span)]
+
+    def seen_until(self, untouched_ms: int) -> BookDataset:
+        """Return it for a model that has seen all until *untouched_ms*."""
+        return replace(self, parts=Fold((), (), ((untouched_ms, _END_MS),), 0))
+
+    def spanned(self, span: NamedSpan) -> BookDataset:
+        """Return it whose untouched books end with *span*; those before it are seen.
+
+        Raises ``ConfigInvalid`` for a span that begins too early, and ``DataInvalid`` where no book
+        is untouched.
+        """
+        begun = self.spans.test[0][0]
+        if span.from_ms is not None and span.from_ms < begun:
+            raise ConfigInvalid(
+                f"The span {span.text} begins before {iso(begun)}, until when the model had seen "
+                "all; judge it on later books."
+            )
+        until_ms = _END_MS if span.until_ms is None else span.until_ms
+        if not self.between(begun, until_ms):
+            raise DataInvalid(
+                f"All books of --data until {span.until or 'their end'} are from before "
+                f"{iso(begun)}, and learnt from; give later ones."
+            )
+        parts = replace(self.spans, test=((begun, until_ms),))
+        return replace(self, parts=parts, judged_from_ms=span.from_ms or 0)
+
+    def folded(self, fold: Fold) -> BookDataset:
+        """Return it by *fold*."""
+        return replace(self, parts=fold, fold=fold)
+
+    def with_known_baselines(self) -> tuple[BookDataset, tuple[str, ...]]:
+        """Return it: what a network is held to stands on its card."""
+        return self, ()
+
+    def compared(self, _: Integers) -> BookDataset:
+        """Return it: a table finds the books that another answers too."""
+        return self
+
+    def before(self) -> Span:
+        """Return the time of the books before the untouched, at least seven days of them."""
+        known = self.between(None, self.spans.test[0][0])
+        recorded = sum(map(len, known)) * self.interval_ms / DAY_MS
+        if recorded < DAYS_LEAST:
+            raise ConfigInvalid(
+                f"The books before the untouched time are {recorded:.1f} days of depth, and folds "
+                "need seven: give the files that the model was trained on, or record longer."
+            )
+        return int(known[0].seen_ms[0]), int(known[-1].seen_ms[-1]) + self.interval_ms
 
     def between(self, from_ms: int | None, until_ms: int | None) -> list[Books]:
         """Return the stretches from *from_ms* until *until_ms*, exclusive; None is as far as known.

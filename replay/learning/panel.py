@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import combinations
+from itertools import combinations, combinations_with_replacement
 from operator import itemgetter
 from typing import Any, Final, NamedTuple
 
@@ -22,12 +22,14 @@ from torch import Tensor
 
 from tracepaper.replay.archive import slice_candles
 from tracepaper.replay.learning.dataset import Dataset
-from tracepaper.replay.learning.predict import Fields, fields_of, joined
 from tracepaper.replay.learning.samples import (
     LABELS,
     RETURN_LIMIT,
+    Fields,
     Samples,
+    fields_of,
     first_position,
+    joined,
     samples_in,
 )
 from tracepaper.replay.learning.splits import Part, Segment, Split
@@ -100,27 +102,27 @@ class Panel:
             found.append(np.clip(apart, -RETURN_LIMIT, RETURN_LIMIT).astype(np.float32))
         return np.stack(found, axis=-1)
 
-    def correlations(self, horizons: Sequence[int]) -> Rows:
+    def products(self) -> dict[tuple[int, int], Array]:
+        """Return products of the one-bar log returns of each pair, itself too: [time]."""
+        logs = np.log(np.stack([segment.close for segment in self.segments]))
+        moved = np.diff(logs, axis=1, prepend=logs[:, :1])
+        places = combinations_with_replacement(range(len(moved)), 2)
+        return {(one, other): moved[one] * moved[other] for one, other in places}
+
+    def correlations(self, horizons: Sequence[int]) -> Array:
         """Return the correlation of each pair's one-bar returns to each horizon, about 0.
 
         [pair, time, horizon]; NaN where one is not known, where nothing moved, and at horizons of
         fewer than ``LEAST_BARS``.
         """
-        count, time = len(self.segments), len(self)
-        logs = np.log(np.stack([segment.close for segment in self.segments]))
-        moved = np.diff(logs, axis=1, prepend=logs[:, :1])
-        pairs = list(combinations(range(count), 2))
-        found = np.full((len(pairs), time, len(horizons)), np.nan, dtype=np.float32)
+        products = self.products()
+        pairs = combinations(range(len(self.segments)), 2)
+        found = np.full((len(list(pairs)), len(self), len(horizons)), np.nan)
         for at, bars in enumerate(horizons):
-            if bars < LEAST_BARS or bars >= time:
-                continue
-            total = [_ahead(moved[i] * moved[i], bars) for i in range(count)]
-            for place, (one, other) in enumerate(pairs):
-                spread = np.sqrt(total[one] * total[other])
-                shared = _ahead(moved[one] * moved[other], bars)
-                with np.errstate(divide="ignore", invalid="ignore"):
-                    found[place, : len(shared), at] = np.where(spread > 0, shared / spread, np.nan)
-        return np.clip(found, -1.0, 1.0)
+            if LEAST_BARS <= bars < len(self):
+                ahead = {pair: _ahead(of, bars) for pair, of in products.items()}
+                found[:, : len(self) - bars, at] = correlated(ahead)
+        return found
 
     def decisions(self, rows: Ids, every: int) -> Ids:
         """Return those of *rows* whose closes are whole numbers of *every* bars of the clock."""
@@ -133,6 +135,17 @@ def _ahead(values: Array, bars: int) -> Array:
     total = np.concatenate([[0.0], np.cumsum(values)])
     found: Array = total[bars + 1 :] - total[1:-bars]
     return found
+
+
+def correlated(sums: Mapping[tuple[int, int], Array]) -> Array:
+    """Return the correlations [pair, time] by sums of products; NaN where nothing has moved."""
+    found = []
+    for (one, other), shared in sums.items():
+        if one != other:
+            spread = np.sqrt(sums[one, one] * sums[other, other])
+            with np.errstate(divide="ignore", invalid="ignore"):
+                found.append(np.where(spread > 0, shared / spread, np.nan))
+    return np.clip(np.stack(found), -1.0, 1.0)
 
 
 class LabelledPanel(NamedTuple):
@@ -426,7 +439,7 @@ class PanelChunks:
             "gains": np.nan_to_num(gains).astype(np.float32),
         }
         if self._correlations:
-            across["correlations"] = self._correlations[id(chosen)][:, rows]
+            across["correlations"] = self._correlations[id(chosen)][:, rows].astype(np.float32)
         labels = {
             name: np.stack(
                 [np.nan_to_num(s.labels[name][rows], nan=LABELS[name].missing) for s in samples]

@@ -9,12 +9,11 @@ The rules are docs/operations.md, O11 to O19.
 
 from __future__ import annotations
 
-import math
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 import numpy as np
@@ -37,30 +36,25 @@ from tracepaper.replay.learning.array_cache import ArrayCache
 from tracepaper.replay.learning.baselines import unfitted
 from tracepaper.replay.learning.dataset import Dataset, read_files
 from tracepaper.replay.learning.fitted import DataRequest
-from tracepaper.replay.learning.judge.compare import compare
-from tracepaper.replay.learning.judge.explained import bars_of
-from tracepaper.replay.learning.judge.forecasts import Forecasts, SegmentFields, forecasts_of
-from tracepaper.replay.learning.judge.metrics import LOSSES
+from tracepaper.replay.learning.judge.forecasts import Forecasts, forecasts_of
+from tracepaper.replay.learning.judge.judge import answers_of
+from tracepaper.replay.learning.judge.metrics import LOSSES, compare
 from tracepaper.replay.learning.openings import SpanOpening, opened, openings_path
 from tracepaper.replay.learning.recipe import as_recipe, over, read_recipe, recipe_of
-from tracepaper.replay.learning.samples import Samples
-from tracepaper.replay.learning.splits import Part, iso, split_of
+from tracepaper.replay.learning.splits import iso, split_of
 from tracepaper.replay.learning.training import FitView, train_seeds
 from tracepaper.storage import checkpoints
 from tracepaper.storage.candles import HistoryWriter
 from tracepaper.storage.database.reader import Reader
 from tracepaper.strategies.api.strategy import Forecaster
 from tracepaper.strategies.errors import CheckpointMismatch, ConfigInvalid, DataInvalid
-from tracepaper.strategies.features.rolling import Array
 from tracepaper.strategies.other_symbol import other_of
-from tracepaper.strategies.types.decisions import Forecast, Run
+from tracepaper.strategies.types.decisions import Run
 from tracepaper.strategies.types.market import Bar, Instrument
 from tracepaper.strategies.units import DAY_MS
 
 SHARES: Final = (0.8, 0.9)
 """Of the bars before the judged time: until where is trained, and until where is validated."""
-SCANNED_BARS: Final = 4_096
-"""Forecasts held at a time: of each only its volatility is kept."""
 _RUNNING: Final = "running"
 
 Say = Callable[[str], None]
@@ -322,44 +316,10 @@ def _forecasts(model: Forecaster, material: Dataset) -> Forecasts:
 
     Raises ``DataInvalid`` where that is none.
     """
-    answers = []
-    for samples in material.samples(Part.TEST):
-        labelled = np.flatnonzero(samples.weights[:, 0])
-        labelled = labelled[labelled >= model.context - 1]
-        if not len(labelled):
-            continue
-        segment, start = samples.segment, int(labelled[0]) - model.context + 1
-        volatility = _volatility(
-            model, segment.candles.instrument, samples, start, int(labelled[-1]) + 1
-        )[labelled - start]
-        rows = labelled[np.isfinite(volatility)]
-        unit = segment.sigma[rows] * math.sqrt(samples.horizons[0])
-        variance: Any = (volatility[np.isfinite(volatility)] / unit) ** 2  # in float64
-        answers.append(SegmentFields(samples, rows, {"variance": variance[:, None]}))
+    answers = answers_of(model, material, {"volatility"})
     if not answers:
         raise DataInvalid(
             f"No bar of the judged time has {model.context} bars before it without a hole; fetch "
             "the missing candles into an archive and name it in retrain.data."
         )
     return forecasts_of(answers, {}, material.horizons)
-
-
-def _volatility(
-    model: Forecaster, instrument: str, samples: Samples, start: int, stop: int
-) -> Array:
-    """Return what *model* says of the volatility at each row from *start* until *stop*, else NaN.
-
-    In stretches, so that few forecasts with their explanations are held at a time.
-    """
-    at = model.horizons.index(samples.horizons[0])
-    found = np.full(stop - start, np.nan)
-    model.warm(instrument, [])
-    for first in range(start, stop, SCANNED_BARS):
-        bars = bars_of(samples.segment, first, min(first + SCANNED_BARS, stop))
-        said: Sequence[Forecast | None] = (
-            model.scan(bars) if model.causal else [model.step(bar) for bar in bars]
-        )
-        for place, one in enumerate(said, start=first - start):
-            if one is not None and one.volatility[at] > 0:
-                found[place] = one.volatility[at]
-    return found

@@ -25,7 +25,7 @@ from enum import StrEnum
 from functools import cache as cache_once
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final
 from zlib import crc32
 
 import numpy as np
@@ -232,15 +232,9 @@ class Split:
 
     def span(self, part: Part) -> tuple[int, int]:
         """Return (from, until) of *part* in milliseconds, before purging."""
-        match part:
-            case Part.TRAIN:
-                return -(2**62), self.train_until_ms
-            case Part.VALIDATION:
-                return self.train_until_ms, self.validation_until_ms
-            case Part.CALIBRATION:
-                return self.validation_until_ms, self.calibration_until_ms
-            case Part.TEST:
-                return self.calibration_until_ms, self.test_until_ms
+        ends = (self.train_until_ms, self.validation_until_ms, self.calibration_until_ms)
+        edges, at = (-(2**62), *ends, self.test_until_ms), list(Part).index(part)
+        return edges[at], edges[at + 1]
 
     def labelled(self, segment: Segment, horizons: Sequence[int], part: Part) -> NDArray[np.bool_]:
         """Return [time, horizon]: the bar lies in *part*, past its embargo, and so does its label.
@@ -260,14 +254,6 @@ class Split:
             known = max(len(segment) - horizon, 0)
             mask[:known, column] = inside[:known] & (closed[horizon:] <= stop)
         return mask
-
-
-class Parts(Protocol):
-    """What says which bars are in which part: a ``Split``, or a fold of one."""
-
-    def labelled(self, segment: Segment, horizons: Sequence[int], part: Part) -> NDArray[np.bool_]:
-        """Return [time, horizon]: the bar lies in *part*, and so does its label."""
-        ...
 
 
 def by_shares(
@@ -351,6 +337,11 @@ def iso(ms: int) -> str:
     return datetime.fromtimestamp(ms / 1000, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
+def date_of(ms: int) -> str:
+    """Return UTC milliseconds as a date, with the time where it is no midnight."""
+    return iso(ms).removesuffix("T00:00:00Z")
+
+
 Span = tuple[int, int]
 """From, inclusive, and until, exclusive: UTC milliseconds."""
 FIRST_SHARE: Final = 0.5
@@ -397,6 +388,10 @@ class Fold:
                 within &= (ends <= start) | (begins >= stop + self.embargo_ms)
             mask[rows, column] = within
         return mask
+
+
+Parts = Split | Fold
+"""What says which bars are in which part."""
 
 
 def with_calibration(fold: Fold) -> Fold:

@@ -484,33 +484,6 @@ class Rows(Struct, frozen=True):
     next: str | None
 
 
-class GateWorth(Struct, frozen=True):
-    """What the signals that one gate refused would have made, over the gates' horizon."""
-
-    gate: str
-    refused: int
-    signals: int  # of them, with a side and an outcome: what the mean is of
-    days: int  # on which they lie
-    mean_return: Number
-    error: Number
-    random_mean: Number  # of as many random refusals
-
-
-class RefusalDay(Struct, frozen=True):
-    """First refusals of one UTC day by gate."""
-
-    day: str
-    counts: dict[str, int]
-
-
-class Refusals(Struct, frozen=True):
-    """Refusals over time, and what each gate saved or cost."""
-
-    days: list[RefusalDay]
-    worth: list[GateWorth]
-    unfilled: dict[str, int]  # reasons why no order was sent, by how often
-
-
 class Difference(Struct, frozen=True):
     """A decision of one bar that two runs made differently."""
 

@@ -17,6 +17,8 @@ from tracepaper.replay.explain.decision import (
     GateMargin,
     StoredDecision,
     flips_of,
+    margin_text,
+    short,
     stand_of,
     stored_decision,
 )
@@ -27,15 +29,8 @@ from tracepaper.storage.database.run_rows import WHOLE
 from tracepaper.storage.database.run_views import Row
 from tracepaper.strategies.builtin import BAND, SIZE, TREND
 from tracepaper.strategies.errors import DataInvalid
-from tracepaper.strategies.gates.declared import operator, shifted, warm
-from tracepaper.strategies.gates.gate import (
-    GATES,
-    MILLISECONDS,
-    QUOTE_CURRENCY,
-    SHARE_OF_PEAK,
-    measured,
-    refusal,
-)
+from tracepaper.strategies.gates.declared import warm
+from tracepaper.strategies.gates.gate import GATES, refusal
 from tracepaper.strategies.types.decisions import Action, PositionSide
 from tracepaper.strategies.types.market import Side
 
@@ -48,7 +43,6 @@ NORMAL: Final = (
     1.6448536269514722,
 )
 """The quantiles of a normal law at ``LEVELS``."""
-_SUFFIXES: Final = ("_margin", "_calibrated")
 _TEXT_MAX: Final = 400
 
 
@@ -114,7 +108,7 @@ def decision(shown: ShownRun, sequence: int) -> answers.Decision:
             "decision_sha256": decision_sha256(
                 shown.reader.step(shown.run_id, sequence), item
             ).hex(),
-            "digest": shown.reader.commit_digest(columns.run_key, sequence).hex(),
+            "digest": columns.rows.digest(sequence) or "",
         },
         previous=beside[True],
         following=beside[False],
@@ -187,24 +181,6 @@ def _gate(gate: GateMargin) -> answers.GateVerdict:
 
 
 # ---------------------------------------------------------------- sentences
-
-
-def short(gate: str) -> str:
-    """Return a gate's name without what says how it is measured."""
-    for suffix in _SUFFIXES:
-        gate = gate.removesuffix(suffix)
-    return gate
-
-
-def margin_text(gate: str, margin: float) -> str:
-    """Return by how much a gate failed or passed: no leading zero, two digits of a small one."""
-    size = abs(margin)
-    if GATES[gate].unit in (MILLISECONDS, QUOTE_CURRENCY, SHARE_OF_PEAK):
-        return measured(gate, size)
-    if size >= 1 or size == 0:
-        return f"{size:,.3g}"
-    digits = 1 - math.floor(math.log10(size))
-    return f"{size:.{digits}f}".removeprefix("0")
 
 
 def side_of(held: str, base: str) -> str:
@@ -339,45 +315,11 @@ def _part_words(one: Row, base: str) -> str:
 
 
 def _flip(stored: StoredDecision, flips: Flips, held: ShownPosition, base: str) -> str:
-    if flips.allowed:
-        lasting = [short(one.gate) for one in flips.gates if not one.passed]
-        passed = f"No new exposure, which {lasting[0]} refuses" if lasting else "Every gate passed"
-        near = next((one for one in flips.gates if one.gate == flips.nearest), None)
-        if near is None or near.margin is None:
-            return f"{passed}." if lasting else f"{passed}, and none of them moves by degrees."
-        return (
-            f"{passed}; nearest {short(near.gate)}, with "
-            f"{margin_text(near.gate, near.margin)} to spare."
-        )
-    failed = [one for one in flips.gates if not one.passed]
-    sentence = _would_have(failed)
-    if stored.decision["action"] == Action.FLAT and not held.is_flat:
-        return sentence
+    """Say what would have flipped it, and what a refusal left as it was."""
     kept = held.words(base)
-    return (
-        sentence
-        if kept == "flat"
-        else f"{sentence} {kept[:1].upper()}{kept[1:]} was kept.".lstrip()
-    )
-
-
-def _would_have(failed: list[GateMargin]) -> str:
-    if (cold := next((one for one in failed if one.gate == warm.name), None)) and cold.margin:
-        return f"It needs {-cold.margin:,.0f} more bars."
-    if len(failed) > 1:
-        names = ", ".join(short(one.gate) for one in failed)
-        return f"All of {names} would have had to pass."
-    (gate,) = failed
-    name, declared = gate.gate, GATES[gate.gate]
-    if gate.margin is None:
-        return f"The measure of {short(name)} could not be computed."
-    if declared.is_switch:  # of the operator's command the sentence before says who gave it
-        return "" if name == operator.name else f"{short(name)} answers yes or no, and it said no."
-    size = margin_text(name, gate.margin)
-    way = "more" if declared.at_least else "less"
-    if name == shifted.name:
-        return f"It would have passed, had attention moved {size} {way} since the last bar."
-    return f"It would have passed, had {short(name)} been {size} {way}."
+    if flips.allowed or kept == "flat" or stored.decision["action"] == Action.FLAT:
+        return flips.sentence
+    return f"{flips.sentence} {kept[:1].upper()}{kept[1:]} was kept.".lstrip()
 
 
 # ---------------------------------------------------------------- forecast, attention, orders

@@ -19,7 +19,7 @@ from tracepaper.replay.report.states import command_of
 from tracepaper.storage.database.lock import holder_of
 from tracepaper.storage.database.views import VIEWS
 from tracepaper.storage.record.rows import HALTED
-from tracepaper.strategies.types.market import GapCause
+from tracepaper.strategies.types.market import GapCause, ModelChange
 from tracepaper.strategies.units import DAY_MS
 
 SHOWN_VIEWS: Final = {view.name: view for view in VIEWS if view.name != "v_runs"}
@@ -122,59 +122,34 @@ def _plain(cell: object) -> object:
 # ---------------------------------------------------------------- refusals
 
 
-def refusals(shown: ShownRun) -> answers.Refusals:
-    """Return refusals by day, why no order was sent, and what each gate saved or cost."""
-    columns = shown.columns
-    known = {one.key: one for one in columns.rows.outcomes}
-    days: dict[int, Counter[str]] = {}
-    for day, key, count in columns.rows.outcome_days(columns.span):
-        counts = days.setdefault(day, Counter())
-        if (gate := known[key].refused_by) is not None:
-            counts[gate] += count
-    unfilled: Counter[str] = Counter()
-    for key, counted in shown.rollups.totals().outcomes.items():
-        if (reason := known[key].unfilled_reason) is not None:
-            unfilled[reason] += counted.times
-    return answers.Refusals(
-        days=[answers.RefusalDay(_day(day), dict(counts)) for day, counts in sorted(days.items())],
-        worth=_worth(shown) if days else [],
-        unfilled=dict(unfilled.most_common(50)),
-    )
-
-
-def _day(day: int) -> str:
-    from tracepaper.strategies.units import iso
-
-    return iso(day * DAY_MS)[:10]
-
-
-def _worth(shown: ShownRun) -> list[answers.GateWorth]:
-    from tracepaper.replay.report import benchmarks
+def refusals(shown: ShownRun) -> answers.Document:
+    """Return refusals by day, what each gate saved or cost, and why no order was sent."""
+    from tracepaper.replay.document.charts import Chart
+    from tracepaper.replay.document.values import Paragraph, Part, TitledParts, as_document
+    from tracepaper.replay.report import benchmarks, charts, figures
     from tracepaper.replay.report.record import read_record
 
-    record = read_record(shown.reader, shown.database, shown.run_id)
-    found = []
-    for one in benchmarks.refusals(record):
-        if one.gate == benchmarks.ALLOWED:
-            continue
-        band = (one.random_low_bp, one.random_high_bp)
-        middle = None if band[0] is None or band[1] is None else sum(band) / 2e4  # type: ignore[arg-type]
-        found.append(
-            answers.GateWorth(
-                one.gate,
-                one.decisions,
-                one.measured,
-                one.days,
-                _share(one.gross_bp),
-                _share(one.error_bp),
-                middle,
-            )
-        )
-    return found
-
-
-def _share(bp: float | None) -> float | None:
-    return None if bp is None else bp / 1e4
+    columns = shown.columns
+    known = {one.key: one.refused_by for one in columns.rows.outcomes}
+    days: dict[int, Counter[str]] = {}
+    for day, key, count in columns.rows.outcome_days(columns.span):
+        days.setdefault(day, Counter())[known[key] or ""] += count
+    parts: list[Part] = [Paragraph("Refusals by day", "heading")]
+    if not any(gates := [gate for gate in columns.gates if any(of[gate] for of in days.values())]):
+        parts.append(Paragraph("Nothing refused yet.", "note"))
+    else:
+        times = [day * DAY_MS for day in sorted(days)]
+        counts = [[days[day][gate] for day in sorted(days)] for gate in gates]
+        panel = charts.counts_panel("refusals", times, gates, counts)
+        parts.append(Chart("", "First refusals of each UTC day.", [panel]))
+    if days:
+        parts.append(Paragraph("What each gate saved or cost", "heading"))
+        record = read_record(shown.reader, shown.database, shown.run_id)
+        refused = benchmarks.refusals(record)
+        if (worth := charts.refusal_chart(refused)) is not None:
+            parts.append(worth)
+        parts += figures.refusal_tables(record, refused)
+    return answers.Document(**as_document(TitledParts("Gates", tuple(parts))))
 
 
 # ---------------------------------------------------------------- health
@@ -194,7 +169,7 @@ def health(shown: ShownRun, served: str = "") -> answers.Health:
                         *(np.array(gap[key]) for key in ("from_ms", "until_ms"))
                     )
                 )
-    starts = shown.reader.starts(shown.run_id)
+    starts = shown.reader.of_type(shown.run_id, ModelChange)
     halted_by = None if (held := halt(shown)) is None else held.by
     damage = shown.reader.damage(shown.run_id)
     ended = row["ended_at"] is not None

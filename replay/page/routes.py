@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Annotated, Any, Final
 
 import msgspec
@@ -157,18 +158,6 @@ def _run(shelf: Databases, asked: CountParameters, _report: Report, run: str) ->
     return runs.run(shown, shelf.served, counted=asked.counted, pulled_ms=pulled_ms)
 
 
-def _candles(shelf: Databases, asked: InstrumentParameters, _report: Report, run: str) -> Struct:
-    return runs.candles(*_instrument(shelf, run, asked))
-
-
-def _series(shelf: Databases, asked: InstrumentParameters, _report: Report, run: str) -> Struct:
-    return runs.series(*_instrument(shelf, run, asked))
-
-
-def _noted(shelf: Databases, asked: InstrumentParameters, _report: Report, run: str) -> Struct:
-    return runs.noted(*_instrument(shelf, run, asked))
-
-
 def _equity(shelf: Databases, asked: RangeParameters, _report: Report, run: str) -> Struct:
     return runs.equity(shelf.find(run), asked.from_ms, asked.until_ms, asked.points)
 
@@ -186,36 +175,11 @@ def _decision(
     return decisions.decision(shelf.find(run), _sequence(sequence))
 
 
-def _verify_decision(
-    shelf: Databases, _asked: NoParameters, report: Report, run: str, sequence: str
-) -> Struct:
+def _late() -> ModuleType:
+    """Return what takes seconds to import, and is asked for by few."""
     from tracepaper.replay.page import derivations
 
-    return derivations.verify_decision(shelf.find(run), _sequence(sequence), report)
-
-
-def _ask(shelf: Databases, _asked: NoParameters, report: Report, run: str, sequence: str) -> Struct:
-    from tracepaper.replay.page import derivations
-
-    return derivations.ask(shelf.find(run), _sequence(sequence), report)
-
-
-def _verify(shelf: Databases, _asked: NoParameters, report: Report, run: str) -> Struct:
-    from tracepaper.replay.page import derivations
-
-    return derivations.verify(shelf.find(run), report)
-
-
-def _report_of(shelf: Databases, _asked: NoParameters, _report: Report, run: str) -> Struct:
-    from tracepaper.replay.page import derivations
-
-    return derivations.report_of(shelf.find(run))
-
-
-def _model(shelf: Databases, _asked: NoParameters, _report: Report, run: str) -> Struct:
-    from tracepaper.replay.page import derivations
-
-    return derivations.model_of(shelf.find(run))
+    return derivations
 
 
 def _fleet(shelf: Databases, _asked: NoParameters, _report: Report) -> Struct:
@@ -277,12 +241,15 @@ ROUTES: Final = (
     ReadRoute(_R, "One run: its summary, configuration and accounts.",
           CountParameters, answers.Run, _run),
     ReadRoute(f"{_R}/candles", "Candles of one instrument, in cells that fit.",
-          InstrumentParameters, answers.Candles, _candles),
+          InstrumentParameters, answers.Candles,
+          lambda shelf, asked, _, run: runs.candles(*_instrument(shelf, run, asked))),
     ReadRoute(f"{_R}/series", "The decisions of one instrument, by cell of its candles; a cell "
           "in which nothing was decided is left out.",
-          InstrumentParameters, answers.Series, _series),
+          InstrumentParameters, answers.Series,
+          lambda shelf, asked, _, run: runs.series(*_instrument(shelf, run, asked))),
     ReadRoute(f"{_R}/noted", "Numbers that the strategy noted, in the cells of the candles.",
-          InstrumentParameters, answers.NotedNumbers, _noted),
+          InstrumentParameters, answers.NotedNumbers,
+          lambda shelf, asked, _, run: runs.noted(*_instrument(shelf, run, asked))),
     ReadRoute(f"{_R}/equity", "Equity of every account and of buy and hold, at the end of "
           "each cell.",
           RangeParameters, answers.Equity, _equity),
@@ -290,19 +257,27 @@ ROUTES: Final = (
           MarkParameters, answers.Marks, _marks),
     ReadRoute(_D, "One decision, whole.", NoParameters, answers.Decision, _decision),
     ReadRoute(f"{_D}/verify", "Derives one decision again from the record, now; lines of JSON.",
-          NoParameters, answers.DerivedDecision, _verify_decision, is_heavy=True, streams=True),
+          NoParameters, answers.DerivedDecision,
+          lambda shelf, _, report, run, sequence: _late().verify_decision(
+              shelf.find(run), _sequence(sequence), report), is_heavy=True, streams=True),
     ReadRoute(f"{_D}/ask", "Asks the run's model again about one decision; lines of JSON.",
-          NoParameters, answers.ModelAnswer, _ask, is_heavy=True, streams=True),
+          NoParameters, answers.ModelAnswer,
+          lambda shelf, _, report, run, sequence: _late().ask(
+              shelf.find(run), _sequence(sequence), report), is_heavy=True, streams=True),
     ReadRoute(f"{_R}/verify", "Derives the whole run again from its record; lines of JSON.",
-          NoParameters, answers.ParityState, _verify, is_heavy=True, streams=True),
+          NoParameters, answers.ParityState,
+          lambda shelf, _, report, run: _late().verify(shelf.find(run), report),
+          is_heavy=True, streams=True),
     ReadRoute(f"{_R}/report", "The report of the run: tables, charts and texts.",
-          NoParameters, answers.Document, _report_of, is_heavy=True),
+          NoParameters, answers.Document,
+          lambda shelf, *_, run: _late().report_of(shelf.find(run)), is_heavy=True),
     ReadRoute(f"{_R}/model", "The run's model: its card, and how its forecasts came true.",
-          NoParameters, answers.Document, _model, is_heavy=True),
+          NoParameters, answers.Document,
+          lambda shelf, *_, run: _late().model_of(shelf.find(run)), is_heavy=True),
     ReadRoute(f"{_R}/views/{{view}}", "Rows of a documented view; any of its columns filters.",
           RowParameters, answers.Rows, _rows, is_open=True),
     ReadRoute(f"{_R}/refusals", "Refusals by day, and what each gate saved or cost.",
-          NoParameters, answers.Refusals, _refusals, is_heavy=True),
+          NoParameters, answers.Document, _refusals, is_heavy=True),
     ReadRoute(f"{_R}/health", "Whether the run is sound.", NoParameters, answers.Health, _health),
     ReadRoute("/runs/{left}/compare/{right}", "Two runs beside each other.",
           NoParameters, answers.Comparison, _compare, is_heavy=True),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import fields
 from typing import Final
 
 import numpy as np
@@ -28,10 +29,18 @@ from tracepaper.replay.document.charts import (
 )
 from tracepaper.replay.document.values import written
 from tracepaper.replay.report import record as records
-from tracepaper.replay.report.benchmarks import BETTER, COST, SAVED, WORSE, exposures, sides
+from tracepaper.replay.report.benchmarks import (
+    BETTER,
+    COST,
+    SAVED,
+    WORSE,
+    Refusal,
+    exposures,
+    sides,
+)
 from tracepaper.replay.report.report import BUY_AND_HOLD, Report
 from tracepaper.replay.report.trades import ClosedTrade
-from tracepaper.replay.run_columns import Floats, Ints
+from tracepaper.replay.run_columns import Floats, Ints, NoteColumns
 from tracepaper.strategies.gates.gate import gate_order
 from tracepaper.strategies.sessions import Calendar
 from tracepaper.strategies.units import iso
@@ -154,12 +163,12 @@ def exposure_share(report: Report) -> Floats:
     return largest
 
 
-def refusal_chart(report: Report) -> Chart | None:
+def refusal_chart(refused: Sequence[Refusal]) -> Chart | None:
     """Draw how much better the signals were that a gate let pass, beside a random gate.
 
     None where no gate refused enough signals to be judged.
     """
-    rows = [row for row in report.refusals if row.error_bp is not None]
+    rows = [row for row in refused if row.error_bp is not None]
     if not rows:
         return None
     roles: dict[str, ChartRole] = {SAVED: "gain", WORSE: "loss", COST: "loss", BETTER: "gain"}
@@ -216,34 +225,48 @@ COLUMNS: Final = 200
 BINS: Final = 40
 
 
-def drawn_trades(report: Report, instrument: str) -> list[ClosedTrade]:
-    """Return the trades of *instrument* that its price chart marks: all, or evenly chosen ones."""
-    own = [trade for trade in report.trades[report.shown] if trade.instrument == instrument]
+def drawn_trades(report: Report, instrument: str, since_ms: int = 0) -> list[ClosedTrade]:
+    """Return the trades of *instrument* that its price chart marks: all, or evenly chosen ones.
+
+    Those that were left before *since_ms* are none of them.
+    """
+    own = [
+        trade
+        for trade in report.trades[report.shown]
+        if trade.instrument == instrument and trade.exit_ms >= since_ms
+    ]
     if len(own) <= TRADES_MAX:
         return own
     places = np.linspace(0, len(own) - 1, TRADES_MAX).round().astype(np.int64)
     return [own[place] for place in places]
 
 
-def price_chart(report: Report, instrument: str) -> Chart | None:
-    """Draw the price with its trades, over what each gate refused there; None where too short."""
+def price_chart(report: Report, instrument: str, last: int | None = None) -> Chart | None:
+    """Draw the price with its trades, over what each gate refused there; None where too short.
+
+    With *last* only the newest bars are drawn, so many.
+    """
     record, bars = report.record, report.record.bars[instrument]
+    if last is not None:
+        newest = {of.name: getattr(bars, of.name)[-last:] for of in fields(bars)}
+        bars = records.Bars(**newest)
     if bars.close.size < 2:  # a line takes two points
         return None
-    times, low, high, close = _stretches(bars, record.bar_times.closes_of(bars.open_time_ms))
+    closes_ms = record.bar_times.closes_of(bars.open_time_ms)
+    times, low, high, close = _stretches(bars, closes_ms)
     at, (shown,) = broken(times, close, calendar=record.bar_times.calendar)
     over, (low, high) = _folded(times, low, high, close, record.bar_times.calendar)
-    beside, below = _noted(report, instrument)
+    beside, below = _noted(report, instrument, bars)
     prices: list[Layer] = [
         BandLayer("low to high", over, rounded(low, 8), rounded(high, 8)),
         LineLayer("close", at, rounded(shown, 8), "ink", 1.1),
         *beside,
-        *_marks(drawn_trades(report, instrument)),
+        *_marks(drawn_trades(report, instrument, int(closes_ms[0]))),
     ]
     panels = [ChartPanel(prices, time_axis(), ChartAxis("price"), 320)]
     if below:
         panels.append(ChartPanel(below, time_axis(), ChartAxis("noted"), 100))
-    if (refused := _refused(report, instrument)) is not None:
+    if (refused := _refused(report, instrument, bars)) is not None:
         panels.append(refused)
     return Chart(instrument, caption(report, instrument), panels, is_aligned=True)
 
@@ -309,17 +332,19 @@ def _marks(trades: Sequence[ClosedTrade]) -> list[MarkLayer]:
     return [each for each in found if each.x]
 
 
-def _noted(report: Report, instrument: str) -> tuple[list[Layer], list[Layer]]:
+def _noted(report: Report, instrument: str, bars: records.Bars) -> tuple[list[Layer], list[Layer]]:
     """Return the strategy's notes: numbers as lines, texts as points where they change.
 
     A number that moves where the price does is drawn over it (the first list), any other one below.
     """
     record = report.record
-    bars, notes = record.bars[instrument], record.notes.get(instrument, {})
+    notes = record.notes.get(instrument, {})
     low, high = bars.low.min(), bars.high.max()
     beside: list[Layer] = []
     below: list[Layer] = []
-    for place, (name, noted) in enumerate(list(notes.items())[:NOTES_DRAWN]):
+    for place, (name, whole) in enumerate(list(notes.items())[:NOTES_DRAWN]):
+        inside = whole.open_time_ms >= bars.open_time_ms[0]
+        noted = NoteColumns(*(getattr(whole, of.name)[inside] for of in fields(whole)))
         times = record.bar_times.closes_of(noted.open_time_ms)
         known = ~np.isnan(noted.number)
         if known.any():
@@ -341,24 +366,30 @@ def _noted(report: Report, instrument: str) -> tuple[list[Layer], list[Layer]]:
     return beside, below
 
 
-def _refused(report: Report, instrument: str) -> ChartPanel | None:
+def _refused(report: Report, instrument: str, bars: records.Bars) -> ChartPanel | None:
     """Count the signals that each gate refused over time, a gate a row; None without any."""
     record, decisions = report.record, report.record.decisions
-    own = decisions.places[instrument]
-    own = own[sides(record)[own] != 0]
+    own, opens = decisions.places[instrument], bars.open_time_ms
+    own = own[(sides(record)[own] != 0) & (decisions.open_time_ms[own] >= opens[0])]
     refused = decisions.refused_by[own]
     refusing = set(refused.tolist())
     if not (gates := [name for name in gate_order() if name in refusing]):
         return None
-    opens = record.bars[instrument].open_time_ms
     edges = np.linspace(opens[0], opens[-1] + record.bar_times.interval_ms, COLUMNS + 1)
     counts = [
         np.histogram(decisions.open_time_ms[own[refused == name]], edges)[0].tolist()
         for name in gates
     ]
     middles = (0.5 * (edges[1:] + edges[:-1])).round().astype(np.int64).tolist()
+    return counts_panel("signals refused", middles, gates, counts)
+
+
+def counts_panel(
+    name: str, times_ms: Sequence[int], gates: Sequence[str], counts: Sequence[Sequence[int]]
+) -> ChartPanel:
+    """Draw *counts* [gate][time], the darker, the more."""
     most = float(max(map(max, counts)))
-    cells = HeatLayer("signals refused", middles, range(len(gates)), 0.0, most, counts, digits=0)
+    cells = HeatLayer(name, times_ms, range(len(gates)), 0.0, most, counts, digits=0)
     height = 30 + 24 * len(gates)
     return ChartPanel([cells], time_axis(), named(gates, is_reversed=True), height)
 
@@ -423,6 +454,6 @@ def caption(report: Report, instrument: str) -> str:
     marked = f"{drawn:,} of the {every:,}" if drawn < every else f"the {every:,}"
     first = iso(int(report.record.bars[instrument].open_time_ms[0]))[:10]
     said = f"{instrument} from {first}: {marked} closed trades of {report.shown}"
-    if _refused(report, instrument) is None:
+    if _refused(report, instrument, report.record.bars[instrument]) is None:
         return f"{said}."
     return f"{said}; below, fuller colour is more signals refused by that gate."

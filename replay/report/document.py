@@ -109,7 +109,7 @@ def _money(report: Report, made: dict[str, Table]) -> list[Part]:
             *_taken(made, "trade_returns", "holding_times"),
             _section("Refusals"),
             Paragraph("What the gates refused, held against what they let pass."),
-            refusal_chart(report),
+            refusal_chart(report.refusals),
             *_taken(made, "refusals", "unfilled"),
         ]
     )  # fmt: skip

@@ -17,13 +17,14 @@ from tracepaper.replay.document.values import (
     Figure,
     Form,
     Table,
+    of_field,
     of_row,
     of_view,
     table,
 )
 from tracepaper.replay.report import metrics
 from tracepaper.replay.report.attention import Group
-from tracepaper.replay.report.benchmarks import RANDOM_TWINS, RandomTwins, Refusal, random_twins
+from tracepaper.replay.report.benchmarks import RANDOM_TWINS, Refusal, random_twins
 from tracepaper.replay.report.listed_orders import listed
 from tracepaper.replay.report.metrics import (
     DAYS_TO_ANNUALISE,
@@ -46,7 +47,6 @@ from tracepaper.replay.report.report import (
 from tracepaper.replay.report.risk_heads import tables_of
 from tracepaper.replay.report.trades import (
     ClosedTrade,
-    Markout,
     TradeGroup,
     groups_of,
     markouts,
@@ -62,83 +62,44 @@ _QUANTILES: Final = ((0.0, "least"), (0.05, "5 %"), (0.25, "25 %"), (0.5, "media
                      (0.75, "75 %"), (0.95, "95 %"), (1.0, "most"))  # fmt: skip
 
 
-def _of(part: str, name: str) -> Callable[[AccountReport], float | None]:
-    """Take the figure *name* from a *part* of an account that not every account has."""
-
-    def taken(account: AccountReport) -> float | None:
-        found: float | None = getattr(getattr(account, part), name, None)
-        return found
-
-    return taken
-
-
 ACCOUNTS: Final = (
-    Figure[AccountReport]("account", "account", "text", lambda of: of.name),
-    Figure[AccountReport]("end", "end", "money", lambda of: of.end),
-    Figure[AccountReport](
-        "return", "return", "gain percent", lambda of: of.performance.total_return
-    ),
-    Figure[AccountReport]("days", "days", "days", lambda of: of.performance.days),
+    of_field("account", "account", "text", "name"),
+    of_field("end", "end", "money"),
+    of_field("return", "return", "gain percent", "performance.total_return"),
+    of_field("days", "days", "days", "performance.days"),
     Figure[AccountReport](
         "mean_day", "a day, bp ± error", "gain bp",
         lambda of: _estimate(of.performance.mean_day, of.performance.error_day),
     ),
-    Figure[AccountReport](
-        "volatility_day", "volatility a day", "percent", lambda of: of.performance.volatility_day
-    ),
-    Figure[AccountReport]("cagr", "a year", "gain percent", lambda of: of.performance.cagr),
-    Figure[AccountReport](
-        "volatility", "volatility a year", "percent", lambda of: of.performance.volatility
-    ),
+    of_field("volatility_day", "volatility a day", "percent", "performance.volatility_day"),
+    of_field("cagr", "a year", "gain percent", "performance.cagr"),
+    of_field("volatility", "volatility a year", "percent", "performance.volatility"),
     Figure[AccountReport](
         "sharpe", "Sharpe a year ± error", "gain ratio",
         lambda of: _estimate(of.performance.sharpe, of.performance.sharpe_error),
     ),
-    Figure[AccountReport](
-        "probabilistic_sharpe", "chance of one above 0", "share",
-        lambda of: of.performance.probabilistic_sharpe,
+    of_field(
+        "probabilistic_sharpe", "chance of one above 0", "share", "performance.probabilistic_sharpe"
     ),
-    Figure[AccountReport](
-        "sortino", "Sortino a year", "gain ratio", lambda of: of.performance.sortino
-    ),
-    Figure[AccountReport](
-        "max_drawdown", "worst drawdown", "percent", lambda of: of.performance.max_drawdown
-    ),
-    Figure[AccountReport](
-        "drawdown_bars", "longest, bars", "count", lambda of: of.performance.drawdown_bars
-    ),
-    Figure[AccountReport]("calmar", "Calmar", "gain ratio", lambda of: of.performance.calmar),
-    Figure[AccountReport](
-        "exposure", "time in the market", "share", _of("activity", "exposure")
-    ),
-    Figure[AccountReport](
-        "mean_exposure", "mean exposure", "percent",
-        lambda of: of.mean_exposure,
-    ),
-    Figure[AccountReport](
-        "net_exposure", "mean net exposure", "gain percent", lambda of: of.net_exposure
-    ),
-    Figure[AccountReport](
-        "turnover", "turnover a year", "ratio", _of("activity", "turnover")
-    ),
-    Figure[AccountReport](
-        "trades", "closed trades", "count", _of("activity", "trades")
-    ),
-    Figure[AccountReport](
-        "hit_rate", "trades won", "share", _of("activity", "hit_rate")
-    ),
-    Figure[AccountReport](
-        "profit_factor", "profit factor", "ratio",
-        _of("activity", "profit_factor"),
-    ),
+    of_field("sortino", "Sortino a year", "gain ratio", "performance.sortino"),
+    of_field("max_drawdown", "worst drawdown", "percent", "performance.max_drawdown"),
+    of_field("drawdown_bars", "longest, bars", "count", "performance.drawdown_bars"),
+    of_field("calmar", "Calmar", "gain ratio", "performance.calmar"),
+    of_field("exposure", "time in the market", "share", "activity.exposure"),
+    of_field("mean_exposure", "mean exposure", "percent"),
+    of_field("net_exposure", "mean net exposure", "gain percent"),
+    of_field("turnover", "turnover a year", "ratio", "activity.turnover"),
+    of_field("trades", "closed trades", "count", "activity.trades"),
+    of_field("hit_rate", "trades won", "share", "activity.hit_rate"),
+    of_field("profit_factor", "profit factor", "ratio", "activity.profit_factor"),
 )  # fmt: skip
 
 STRETCHES: Final = (
-    Figure[Stretch]("part", "part", "text", lambda of: of.name),
-    Figure[Stretch]("from_ms", "from", "minute", lambda of: of.from_ms),
-    Figure[Stretch]("until_ms", "until", "minute", lambda of: of.until_ms),
-    Figure[Stretch]("days", "days", "days", lambda of: of.performance.days),
-    Figure[Stretch]("return", "return", "gain percent", lambda of: of.performance.total_return),
+    of_field("part", "part", "text", "name"),
+    of_field("from_ms", "from", "minute"),
+    of_field("until_ms", "until", "minute"),
+    of_field("days", "days", "days", "performance.days"),
+    of_field("return", "return", "gain percent", "performance.total_return"),
     Figure[Stretch](
         "mean_day", "a day, bp ± error", "gain bp",
         lambda of: _estimate(of.performance.mean_day, of.performance.error_day),
@@ -147,13 +108,13 @@ STRETCHES: Final = (
         "sharpe", "Sharpe a year ± error", "gain ratio",
         lambda of: _estimate(of.performance.sharpe, of.performance.sharpe_error),
     ),
-    Figure[Stretch]("exposure", "time in the market", "share", lambda of: of.exposure),
-    Figure[Stretch]("trades", "closed trades", "count", lambda of: of.trades),
+    of_field("exposure", "time in the market", "share"),
+    of_field("trades", "closed trades", "count"),
 )  # fmt: skip
 
 MARGIN: Final = (
-    Figure[AccountReport]("margin_used", "margin used", "money", _of("margin", "used")),
-    Figure[AccountReport]("leverage", "leverage", "ratio", _of("margin", "leverage")),
+    of_field("margin_used", "margin used", "money", "margin.used"),
+    of_field("leverage", "leverage", "ratio", "margin.leverage"),
     Figure[AccountReport](
         "liquidation_price", "liquidated at", "text",
         lambda of: None if of.margin is None else of.margin.liquidation,
@@ -161,23 +122,23 @@ MARGIN: Final = (
 )  # fmt: skip
 
 RANDOM: Final = (
-    Figure[RandomTwins]("account", "account", "text", lambda of: of.of),
-    Figure[RandomTwins]("positions", "positions", "count", lambda of: of.positions),
-    Figure[RandomTwins]("twins", "random twins", "count", lambda of: of.count),
-    Figure[RandomTwins]("seed", "seed", "count", lambda of: of.seed, wide=True),
-    Figure[RandomTwins]("median_end", "their median end", "money", lambda of: of.final_median),
-    Figure[RandomTwins]("beaten", "it beats", "share", lambda of: of.beaten),
+    of_field("account", "account", "text", "of"),
+    of_field("positions", "positions", "count"),
+    of_field("twins", "random twins", "count", "count"),
+    of_field("seed", "seed", "count", wide=True),
+    of_field("median_end", "their median end", "money", "final_median"),
+    of_field("beaten", "it beats", "share"),
 )
 
 COSTS: Final = (
-    Figure[AccountReport]("account", "account", "text", lambda of: of.name),
-    Figure[AccountReport]("gross", "gross", "gain", _of("costs", "gross")),
-    Figure[AccountReport]("fee", "fee", "money", _of("costs", "fee")),
-    Figure[AccountReport]("spread", "spread", "money", _of("costs", "spread")),
-    Figure[AccountReport]("slippage", "slippage", "money", _of("costs", "slippage")),
-    Figure[AccountReport]("liquidation", "liquidation", "money", _of("costs", "liquidation")),
-    Figure[AccountReport]("funding", "funding", "money", _of("costs", "funding")),
-    Figure[AccountReport]("net", "net", "gain", _of("costs", "net")),
+    of_field("account", "account", "text", "name"),
+    of_field("gross", "gross", "gain", "costs.gross"),
+    of_field("fee", "fee", "money", "costs.fee"),
+    of_field("spread", "spread", "money", "costs.spread"),
+    of_field("slippage", "slippage", "money", "costs.slippage"),
+    of_field("liquidation", "liquidation", "money", "costs.liquidation"),
+    of_field("funding", "funding", "money", "costs.funding"),
+    of_field("net", "net", "gain", "costs.net"),
 )
 
 MONTHS: Final = (
@@ -186,30 +147,30 @@ MONTHS: Final = (
 )
 
 DRAWDOWNS: Final = (
-    Figure[Drawdown]("peak_ms", "from", "minute", lambda of: of.peak_ms),
-    Figure[Drawdown]("trough_ms", "deepest", "minute", lambda of: of.trough_ms),
-    Figure[Drawdown]("recovered_ms", "made good", "minute", lambda of: of.recovered_ms),
+    of_field("peak_ms", "from", "minute"),
+    of_field("trough_ms", "deepest", "minute"),
+    of_field("recovered_ms", "made good", "minute"),
     Figure[Drawdown]("lost", "lost", "gain percent", lambda of: -of.depth),
 )
 
 TRADE_GROUPS: Final = (
-    Figure[TradeGroup]("trades_of", "trades", "text", lambda of: of.name),
+    of_field("trades_of", "trades", "text", "name"),
     Figure[TradeGroup]("count", "closed", "count", lambda of: len(of.trades)),
-    Figure[TradeGroup]("days", "days", "count", lambda of: of.days),
-    Figure[TradeGroup]("won", "won", "share", lambda of: of.won),
-    Figure[TradeGroup]("mean_return", "bp each ± error", "gain bp", lambda of: of.mean_return),
-    Figure[TradeGroup]("profit", "profit", "gain", lambda of: of.profit),
-    Figure[TradeGroup]("median_held_ms", "held, median", "span", lambda of: of.held_ms),
+    of_field("days", "days", "count"),
+    of_field("won", "won", "share"),
+    of_field("mean_return", "bp each ± error", "gain bp"),
+    of_field("profit", "profit", "gain"),
+    of_field("median_held_ms", "held, median", "span", "held_ms"),
 )
 
 
 MAKERS: Final = (
-    Figure[Markout]("after", "after", "text", lambda of: of.name),
-    Figure[Markout]("count", "fills", "count", lambda of: of.moved.size),
-    Figure[Markout]("mean", "bp ± error", "gain bp", lambda of: of.mean),
-    Figure[Markout]("against", "against", "share", lambda of: of.against),
-    Figure[Markout]("mean_for", "bp where for", "gain bp", lambda of: of.mean_for),
-    Figure[Markout]("mean_against", "bp where against", "gain bp", lambda of: of.mean_against),
+    of_field("after", "after", "text", "name"),
+    of_field("count", "fills", "count", "moved.size"),
+    of_field("mean", "bp ± error", "gain bp"),
+    of_field("against", "against", "share"),
+    of_field("mean_for", "bp where for", "gain bp"),
+    of_field("mean_against", "bp where against", "gain bp"),
 )
 
 
@@ -226,7 +187,7 @@ def _quantile(at: int) -> Callable[[_Spread], float]:
 
 def _spread_figures(form: Form) -> tuple[Figure[_Spread], ...]:
     return (
-        Figure[_Spread]("trades_of", "trades", "text", lambda of: of.name),
+        of_field("trades_of", "trades", "text", "name"),
         *(
             Figure[_Spread](name.replace(" %", "_percent"), name, form, _quantile(at))
             for at, (_, name) in enumerate(_QUANTILES)
@@ -235,20 +196,20 @@ def _spread_figures(form: Form) -> tuple[Figure[_Spread], ...]:
 
 
 LAST: Final = (
-    Figure[ClosedTrade]("exit_ms", "exit", "minute", lambda of: of.exit_ms),
-    Figure[ClosedTrade]("side", "side", "text", lambda of: of.side),
-    Figure[ClosedTrade]("entry_reason", "why in", "text", lambda of: of.entry_reason),
-    Figure[ClosedTrade]("exit_reason", "why out", "text", lambda of: of.exit_reason),
-    Figure[ClosedTrade]("profit", "profit", "gain", lambda of: of.profit),
+    of_field("exit_ms", "exit", "minute"),
+    of_field("side", "side", "text"),
+    of_field("entry_reason", "why in", "text"),
+    of_field("exit_reason", "why out", "text"),
+    of_field("profit", "profit", "gain"),
     Figure[ClosedTrade]("return", "bp", "gain bp", lambda of: of.return_bp / 1e4),
 )
 
 REFUSALS: Final = (
-    Figure[Refusal]("gate", "gate", "text", lambda of: of.gate),
-    Figure[Refusal]("decisions", "bars", "count", lambda of: of.decisions),
-    Figure[Refusal]("signals", "signals", "count", lambda of: of.signals),
-    Figure[Refusal]("measured", "measured", "count", lambda of: of.measured, wide=True),
-    Figure[Refusal]("days", "days", "count", lambda of: of.days),
+    of_field("gate", "gate", "text"),
+    of_field("decisions", "bars", "count"),
+    of_field("signals", "signals", "count"),
+    of_field("measured", "measured", "count", wide=True),
+    of_field("days", "days", "count"),
     Figure[Refusal]("gross", "gross bp", "gain bp", lambda of: _fraction(of.gross_bp)),
     Figure[Refusal](
         "passed", "passed bp", "gain bp", lambda of: _fraction(of.passed_bp), wide=True
@@ -265,7 +226,7 @@ REFUSALS: Final = (
     Figure[Refusal](
         "random_high", "to", "gain bp", lambda of: _fraction(of.random_high_bp), wide=True
     ),
-    Figure[Refusal]("said", "it", "text", lambda of: of.said),
+    of_field("said", "it", "text"),
 )  # fmt: skip
 
 UNFILLED: Final = (
@@ -366,20 +327,12 @@ def _closed(report: Report) -> Iterator[Table]:
 @declared
 def _decided(report: Report) -> Iterator[Table]:
     """Yield the tables on decisions: refusals, targets not ordered, regimes, entries."""
-    record = report.record
-    if report.refusals:
-        title = f"Refused by gate, and what the signals made in {record.config.gate.horizon} bars"
-        yield table("refusals", title, REFUSALS, report.refusals, notes=_refusal_notes(report))
-    reasons = Counter(record.decisions.unfilled.tolist())
-    del reasons[""]
-    if reasons:
-        title = "Unfilled (no gate refused, and no order would be taken)"
-        yield table("unfilled", title, UNFILLED, reasons.most_common())
+    yield from refusal_tables(report.record, report.refusals)
     if report.attention is not None:
         every = sum(report.regimes.values())
         rows = [(name, count, count / every) for name, count in report.regimes.items()]
         yield table("regimes", "Regimes (where attention lay)", REGIMES, rows)
-    if found := _reweightings(record):
+    if found := _reweightings(report.record):
         title = "What new weights were expected to gain"
         yield table("reweightings", title, REWEIGHTINGS, found, notes=(_REWEIGHTINGS_NOTE,))
     if report.groups and all(of.trades for of in report.groups):
@@ -411,6 +364,18 @@ def _listed(report: Report) -> Iterator[Table]:
 def _gaps(report: Report) -> Iterator[Table]:
     if report.record.gaps:
         yield table("gaps", "Gaps in the data", GAPS, report.record.gaps, shown=GAPS_SHOWN)
+
+
+def refusal_tables(record: RunRecord, refused: Sequence[Refusal]) -> Iterator[Table]:
+    """Yield what each gate *refused*, and why targets were not ordered."""
+    if refused:
+        title = f"Refused by gate, and what the signals made in {record.config.gate.horizon} bars"
+        yield table("refusals", title, REFUSALS, refused, notes=_refusal_notes(record, refused))
+    reasons = Counter(record.decisions.unfilled.tolist())
+    del reasons[""]
+    if reasons:
+        title = "Unfilled (no gate refused, and no order would be taken)"
+        yield table("unfilled", title, UNFILLED, reasons.most_common())
 
 
 def _entry_figure(group: Group) -> Figure[str]:
@@ -541,9 +506,8 @@ def _annual(report: Report) -> tuple[str, ...]:
     return said, f"{held}."
 
 
-def _refusal_notes(report: Report) -> tuple[str, ...]:
-    record = report.record
-    if not any(row.signals for row in report.refusals):
+def _refusal_notes(record: RunRecord, refused: Sequence[Refusal]) -> tuple[str, ...]:
+    if not any(row.signals for row in refused):
         return ("Without a model's forecasts no signal has a side, so nothing is measured.",)
     cost = 2e4 * record.cost_rate
     said = (

@@ -19,7 +19,7 @@ import numpy as np
 from tracepaper.daemon.session.covariates import kept_covariates_of, recorded_covariates
 from tracepaper.daemon.session.models import forecaster_of
 from tracepaper.daemon.session.resume import recall_events
-from tracepaper.replay.document.values import Cells, Figure, Table, of_row, table
+from tracepaper.replay.document.values import Cells, Figure, Table, of_field, of_row, table
 from tracepaper.replay.report.record import RunRecord
 from tracepaper.replay.run_columns import Floats
 from tracepaper.storage import checkpoints
@@ -285,17 +285,15 @@ class _Head(NamedTuple):
 
 
 KINDS: Final = (
-    Figure[_Head]("head", "head", "text", lambda of: of.name),
-    Figure[_Head]("kind", "kind", "text", lambda of: of.reading.kind.value),
-    Figure[_Head]("confidence", "confidence", "measure", lambda of: of.reading.confidence),
-    Figure[_Head]("local_mass", "local mass", "share", lambda of: of.reading.local_mass),
+    of_field("head", "head", "text", "name"),
+    of_field("kind", "kind", "text", "reading.kind.value"),
+    of_field("confidence", "confidence", "measure", "reading.confidence"),
+    of_field("local_mass", "local mass", "share", "reading.local_mass"),
     Figure[_Head](
         "period_bars", "period, bars", "count", lambda of: of.reading.period_bars or None
     ),
-    Figure[_Head](
-        "period_correlation", "correlation", "ratio", lambda of: of.reading.period_correlation
-    ),
-    Figure[_Head]("event_share", "event share", "share", lambda of: of.reading.event_share),
+    of_field("period_correlation", "correlation", "ratio", "reading.period_correlation"),
+    of_field("event_share", "event share", "share", "reading.event_share"),
 )
 
 
@@ -309,20 +307,18 @@ def _tied(name: str, title: str) -> Iterator[Figure[_Head]]:
 
 
 FIGURES: Final = (
-    Figure[_Head]("head", "head", "text", lambda of: of.name),
-    Figure[_Head]("over_run", "over the run", "text", lambda of: of.over_run),
-    Figure[_Head]("mean_age", "mean age", "days", lambda of: of.figures.mean_age, wide=True),
-    Figure[_Head]("half_life", "half-life", "days", lambda of: of.figures.half_life),
-    Figure[_Head](
-        "effective_bars", "spread as over", "days", lambda of: of.figures.effective_bars, wide=True
-    ),
-    Figure[_Head]("focus", "focus", "share", lambda of: of.figures.focus),
-    Figure[_Head]("stability", "stability", "ratio", lambda of: of.figures.stability),
-    Figure[_Head]("apart", "apart", "ratio", lambda of: of.figures.apart),
+    of_field("head", "head", "text", "name"),
+    of_field("over_run", "over the run", "text"),
+    of_field("mean_age", "mean age", "days", "figures.mean_age", wide=True),
+    of_field("half_life", "half-life", "days", "figures.half_life"),
+    of_field("effective_bars", "spread as over", "days", "figures.effective_bars", wide=True),
+    of_field("focus", "focus", "share", "figures.focus"),
+    of_field("stability", "stability", "ratio", "figures.stability"),
+    of_field("apart", "apart", "ratio", "figures.apart"),
     *_tied("volume", "with volume"),
     *_tied("volatility", "with volatility"),
     *_tied("extremes", "at extremes"),
-    Figure[_Head]("marks", "is", "text", lambda of: of.marks),
+    of_field("marks", "is", "text"),
 )
 
 
@@ -340,9 +336,9 @@ FEATURES: Final = (
     of_row("bar", "", "bar"),
 )
 EVENTS: Final = (
-    Figure[EventBar]("open_time_ms", "bar", "minute", lambda of: of.open_time_ms),
-    Figure[EventBar]("times_even", "times even", "ratio", lambda of: of.times_even),
-    Figure[EventBar]("decisions", "decisions", "count", lambda of: of.decisions),
+    of_field("open_time_ms", "bar", "minute"),
+    of_field("times_even", "times even", "ratio"),
+    of_field("decisions", "decisions", "count"),
 )
 
 

@@ -264,7 +264,7 @@ def build_report(
         grouped = next((name for name, of in closed.items() if of), record.account.name)
         explained = explain_trades(reader, record, chosen(closed[grouped]), attention)
         listed = newest_listed(RunViews(reader.connection, run_id))
-        retrained = reader.retrained(run_id)
+        retrained = reader.of_type(run_id, RetrainingEnd)
         card = _card(record)
         said = read_said(reader, record, card)
     progress("drawing random twins")

@@ -7,7 +7,7 @@ import math
 import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -17,10 +17,18 @@ from rich.console import Console
 
 from tracepaper.daemon.engine.state import RESERVE, account_title, reserve_of
 from tracepaper.replay.document.terminal import head, show
-from tracepaper.replay.document.values import Figure, Paragraph, Part, Table, of_view, table
+from tracepaper.replay.document.values import (
+    Figure,
+    Paragraph,
+    Part,
+    Table,
+    TitledParts,
+    of_view,
+    table,
+)
 from tracepaper.replay.report.figures import tables
 from tracepaper.replay.report.report import Report
-from tracepaper.replay.report.states import LastingState, lasting_states
+from tracepaper.replay.report.states import lasting_states
 from tracepaper.replay.report.trades import largest_causes
 from tracepaper.replay.run_columns import RunColumns
 from tracepaper.storage.database.reader import Reader
@@ -28,7 +36,7 @@ from tracepaper.storage.database.run_views import Row, RunViews
 from tracepaper.strategies.builtin import SIZE, TREND
 from tracepaper.strategies.gates.declared import warm
 from tracepaper.strategies.types.decisions import Action
-from tracepaper.strategies.types.market import Instrument, Side
+from tracepaper.strategies.types.market import Side
 from tracepaper.strategies.units import count_of, iso
 
 if TYPE_CHECKING:
@@ -158,52 +166,52 @@ def decision_to_explain(database: Path, run_id: str) -> int | None:
     return None
 
 
-@dataclass(frozen=True)
-class Summary:
-    """The figures of a run that its end shows; money as exact text."""
+def summary_document(database: Path, run_id: str) -> TitledParts:
+    """Return what the end of *run_id* shows: account and twins, newest fills, what was refused.
 
-    run: Row
-    decisions: int
-    allowed: int
-    first_iso: str
-    last_iso: str
-    accounts: tuple[Row, ...]  # the run's own first, then its twins
-    fills: tuple[Row, ...]
-    fill_count: int
-    refusals: tuple[tuple[str, int], ...]
-    unfilled: tuple[tuple[str, int], ...]  # why an allowed target was not ordered, and how often
-    rejected: tuple[tuple[str, int], ...]  # why an order was refused on its arrival
-    states: tuple[LastingState, ...] = ()  # what lets it look idle at its end
-    warming: str = ""  # where no bar left the warm-up: how many bars it had, and needs
-    instruments: tuple[Instrument, ...] = ()
-
-
-def summarise(database: Path, run_id: str) -> Summary:
-    """Return the figures of *run_id*; raise ``DataInvalid`` where there is no such run."""
+    The first part is the line under its title. Raises ``DataInvalid`` where there is no such run.
+    """
     with Reader.open(database) as reader:
         views = RunViews(reader.connection, run_id)
         with views.snapshot():
-            first_iso, last_iso = views.bounds("v_decisions", "open_time_iso")
-            decisions, refusals = (
-                views.count("v_decisions"),
-                views.counts("v_decisions", "refused_by"),
-            )
-            return Summary(
-                run=views.run(),
-                decisions=decisions,
-                allowed=views.count("v_decisions", allowed=1),
-                first_iso=first_iso or "",
-                last_iso=last_iso or "",
-                accounts=tuple(_accounts(views)),
-                fills=tuple(_with_causes(views, views.rows("v_fills", newest=FILLS_SHOWN + 1))),
-                fill_count=views.count("v_fills"),
-                refusals=tuple(refusals),
-                unfilled=tuple(views.counts("v_decisions", "unfilled_reason")),
-                rejected=tuple(views.counts("v_orders", "reason", status="REJECTED")),
-                states=lasting_states(RunColumns(reader, run_id)),
-                instruments=reader.stored_run(run_id).run.instruments,
-                warming=_warming(views) if [(warm.name, decisions)] == [*refusals] else "",
-            )
+            run = views.run()
+            title = f"run {run['run_id']} · {run['kind']} · {run['instruments']}"
+            return TitledParts(title, tuple(_summary_parts(reader, views)))
+
+
+def _summary_parts(reader: Reader, views: RunViews) -> Iterator[Part]:
+    run_id = views.run_id
+    bounds = (bound or "" for bound in views.bounds("v_decisions", "open_time_iso"))
+    decisions, filled = views.count("v_decisions"), views.count("v_fills")
+    allowed = views.count("v_decisions", allowed=1)
+    counted = f"{count_of(decisions, 'bar')} decided, {allowed:,} allowed"
+    yield Paragraph(f"{counted}, {count_of(filled, 'fill')}\n{' to '.join(bounds)}", "lead")
+    for state in lasting_states(RunColumns(reader, run_id)):
+        yield Paragraph(state.sentence, "warning")
+    for warning in json.loads(views.run()["warnings"] or "[]"):
+        yield Paragraph(f"Warning: {warning}.", "warning")
+    yield table("accounts", "Accounts", ACCOUNTS, _accounts(views))
+    if fills := list(_with_causes(views, views.rows("v_fills", newest=FILLS_SHOWN + 1))):
+        several = len({fill["instrument"] for fill in fills}) > 1
+        every = FILLS if fills[0]["position_side"] is None else OF_SIDES
+        figures = [figure for figure in every if several or figure.key != "instrument"]
+        title = f"Fills (the last {len(fills)} of {filled})"
+        yield table("fills", title, figures, fills)
+    if refusals := list(views.counts("v_decisions", "refused_by")):
+        title = "Refused (by the first gate that failed)"
+        yield _counts_table("refused_by", "gate", title, refusals, decisions)
+    if unfilled := list(views.counts("v_decisions", "unfilled_reason")):
+        title = "Unfilled (no gate refused, and no order would be taken)"
+        yield _counts_table("unfilled", "reason", title, unfilled, decisions)
+    if rejected := list(views.counts("v_orders", "reason", status="REJECTED")):
+        title = "Rejected orders (refused when they came, by the rules of the venue)"
+        yield table("rejected", title, REJECTED, rejected)
+    if refusals == [(warm.name, decisions)]:
+        yield Paragraph(_warming(views))
+    instruments = reader.stored_run(run_id).run.instruments
+    for cause in largest_causes(decisions, refusals, unfilled, instruments):
+        if cause.remedy:  # the tables name what needs none
+            yield Paragraph(f"M{str(cause)[1:]}.")
 
 
 def _warming(views: RunViews) -> str:
@@ -327,44 +335,12 @@ REJECTED: Final = (
 )
 
 
-def show_summary(console: Console, summary: Summary) -> None:
-    """Print the account and its twins, the newest fills, and what was refused or left unfilled."""
-    run = summary.run
-    title = f"run {run['run_id']} · {run['kind']} · {run['instruments']}"
-    span = f"{summary.first_iso} to {summary.last_iso}"
-    counted = f"{count_of(summary.decisions, 'bar')} decided, {summary.allowed:,} allowed"
-    head(console, title, f"{counted}, {count_of(summary.fill_count, 'fill')}\n{span}")
-    warnings = [state.sentence for state in summary.states]
-    warnings += [f"Warning: {warning}." for warning in json.loads(run["warnings"] or "[]")]
-    show(console, [Paragraph(warning, "warning") for warning in warnings])
-    show(console, summary_tables(summary), blank_lines=False)
-    if summary.warming:
-        show(console, [Paragraph(summary.warming)])
-    causes = largest_causes(
-        summary.decisions, summary.refusals, summary.unfilled, summary.instruments
-    )
-    # The tables name what needs no remedy.
-    show(console, [Paragraph(f"M{str(of)[1:]}.") for of in causes if of.remedy])
-
-
-def summary_tables(summary: Summary) -> Iterator[Table]:
-    """Yield the tables of *summary* that are not empty, in the order shown."""
-    yield table("accounts", "Accounts", ACCOUNTS, summary.accounts)
-    if summary.fills:
-        several = len({fill["instrument"] for fill in summary.fills}) > 1
-        every = FILLS if summary.fills[0]["position_side"] is None else OF_SIDES
-        figures = [figure for figure in every if several or figure.key != "instrument"]
-        title = f"Fills (the last {len(summary.fills)} of {summary.fill_count})"
-        yield table("fills", title, figures, summary.fills)
-    if summary.refusals:
-        title = "Refused (by the first gate that failed)"
-        yield _counts_table("refused_by", "gate", title, summary.refusals, summary.decisions)
-    if summary.unfilled:
-        title = "Unfilled (no gate refused, and no order would be taken)"
-        yield _counts_table("unfilled", "reason", title, summary.unfilled, summary.decisions)
-    if summary.rejected:
-        title = "Rejected orders (refused when they came, by the rules of the venue)"
-        yield table("rejected", title, REJECTED, summary.rejected)
+def show_summary(console: Console, summary: TitledParts) -> None:
+    """Print the end of a run, its first part in a frame under the title."""
+    first, *parts = summary.parts
+    assert isinstance(first, Paragraph)
+    head(console, summary.title, first.text)
+    show(console, parts, blank_lines=False)
 
 
 def _counts_table(

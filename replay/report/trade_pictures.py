@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from importlib import import_module
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
-import numpy as np
+from msgspec.structs import replace
 
 from tracepaper.replay.document.charts import (
     Chart,
     ChartAxis,
     ChartPanel,
+    ChartRole,
     Layer,
     LineLayer,
     MarkLayer,
@@ -19,24 +20,19 @@ from tracepaper.replay.document.charts import (
     rounded,
     time_axis,
 )
+from tracepaper.replay.document.pictures import KINDS
 from tracepaper.replay.document.values import FoldedParts, Form, Paragraph, Part, Table, table_of
-from tracepaper.replay.report.charts import drawn_trades
+from tracepaper.replay.report.charts import drawn_trades, price_chart
 from tracepaper.replay.report.listed_orders import listed
-from tracepaper.replay.report.record import RunRecord
 from tracepaper.replay.report.report import ExplainedTrade, Report
 from tracepaper.replay.report.trades import ClosedTrade
-from tracepaper.replay.run_columns import Floats, Ints
 from tracepaper.storage.database.reader import Reader
 from tracepaper.storage.database.run_views import Row, RunViews
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid, shown
 from tracepaper.strategies.extras import require
 from tracepaper.strategies.gates.gate import measured
 from tracepaper.strategies.types.decisions import OrderRole
-from tracepaper.strategies.units import DAY_MS, count_of, iso
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure as MatplotlibFigure
+from tracepaper.strategies.units import count_of, iso
 
 
 def trades(report: Report) -> list[Part]:
@@ -145,19 +141,12 @@ def trade_chart(explained: ExplainedTrade) -> Chart:
     return Chart("", caption, panels, is_aligned=True)
 
 
-KINDS: Final = {".png": "png", ".svg": "svg"}
-INK: Final = "#1f2937"
-FAINT: Final = "#6b7280"
-UP: Final = "#15803d"
-DOWN: Final = "#b91c1c"
-NOTED: Final = ("#0e7490", "#b45309", "#6d28d9")
-LEVELS: Final = {
-    OrderRole.STOP.value: DOWN,
-    OrderRole.TRAILING.value: DOWN,
-    OrderRole.TARGET.value: UP,
+LEVELS: Final[dict[str, ChartRole]] = {
+    OrderRole.STOP.value: "loss",
+    OrderRole.TRAILING.value: "loss",
+    OrderRole.TARGET.value: "gain",
 }
 """Roles of the orders whose prices are drawn while their trade was open, with their colours."""
-DPI: Final = 130
 BARS_LEAST: Final = 2  # a line takes two points
 
 
@@ -178,106 +167,37 @@ def check(path: Path, last: int, option: str = "--chart") -> None:
     require("matplotlib", option)
 
 
-def figure_of(report: Report, *, last: int) -> MatplotlibFigure:
-    """Draw the newest *last* decided bars of the run's first instrument, with its trades.
+def picture_chart(report: Report, *, last: int) -> Chart:
+    """Return the newest *last* bars of the run's first instrument, with trades and their levels.
 
     Raises ``DataInvalid`` where the run has fewer than two bars.
     """
     record = report.record
     instrument = next(iter(record.bars))
-    bars = record.bars[instrument]
-    if bars.close.size < BARS_LEAST:
+    if (chart := price_chart(report, instrument, last)) is None:
         raise DataInvalid(f"Run {record.run['run_id']} holds no two bars in a row to draw.")
-    times = record.bar_times.closes_of(bars.open_time_ms)[-last:]
-    close = bars.close[-last:]
+    since_ms = int(record.bar_times.closes_of(record.bars[instrument].open_time_ms)[-last:][0])
+    trades = drawn_trades(report, instrument, since_ms)
     with Reader.open(record.database) as reader:
         views = RunViews(reader.connection, record.run["run_id"])
         orders = views.rows("v_orders", instrument=instrument, role=tuple(LEVELS))
-        notes = _series(views.rows("v_notes", instrument=instrument), times, record)
-    figure: MatplotlibFigure = import_module("matplotlib.figure").Figure(
-        figsize=(12, 4.2 + 1.6 * bool(notes)), layout="constrained"
-    )
-    heights = (3.0, 1.2) if notes else (3.0,)
-    panels = figure.subplots(
-        len(heights), 1, sharex=True, gridspec_kw={"height_ratios": heights}, squeeze=False
-    )[:, 0]
-    _price(panels[0], times, close)
-    trades = [one for one in drawn_trades(report, instrument) if one.exit_ms >= times[0]]
-    for trade in trades:
-        _mark_trade(panels[0], trade, orders)
-    if notes:
-        _noted(panels[1], notes)
-    dates = import_module("matplotlib.dates")
-    locator = dates.AutoDateLocator()
-    panels[-1].xaxis.set_major_locator(locator)
-    panels[-1].xaxis.set_major_formatter(dates.ConciseDateFormatter(locator))
-    panels[0].set_xlim(times[0] / DAY_MS, times[-1] / DAY_MS)
+    first, *others = chart.panels
+    layers = [*first.layers, *_levels(trades, orders)]
     strategy = record.run["strategy"].rpartition(":")[2]
     title = f"{instrument}: {strategy}, {count_of(len(trades), 'trade')}"
-    figure.suptitle(title, x=0.01, ha="left", fontsize=11, color=INK)
-    return figure
+    return replace(chart, title=title, panels=[replace(first, layers=layers), *others])
 
 
-def draw(report: Report, path: Path, *, last: int) -> None:
-    """Write ``figure_of`` to *path*; raise ``ConfigInvalid`` where that cannot be written."""
-    figure = figure_of(report, last=last)
-    kind = KINDS[path.suffix.lower()]
-    undated = {"Date": None} if kind == "svg" else {}  # equal runs give equal files
-    with import_module("matplotlib").rc_context(
-        {"svg.hashsalt": "tracepaper", "svg.fonttype": "none"}
-    ):
-        try:
-            figure.savefig(path, format=kind, dpi=DPI, metadata=undated)
-        except OSError as error:
-            raise ConfigInvalid(
-                f"The chart cannot be written to {path}: {error.strerror}; choose another file."
-            ) from error
-
-
-def _price(axes: Axes, times: Ints, close: Floats) -> None:
-    axes.plot(times / DAY_MS, close, color=INK, linewidth=0.9)
-    axes.set_ylabel("price")
-    axes.yaxis.set_major_formatter("{x:,g}")
-    axes.grid(visible=True, alpha=0.2)
-
-
-def _mark_trade(axes: Axes, trade: ClosedTrade, orders: list[Row]) -> None:
-    """Draw entry and exit of *trade*, and the levels that protected it."""
-    colour = UP if trade.profit > 0 else DOWN
-    over = (trade.entry_ms / DAY_MS, trade.exit_ms / DAY_MS)
-    axes.plot(over, (trade.entry_price, trade.exit_price), color=colour, linewidth=1.4, alpha=0.7)
-    axes.plot(
-        over[0],
-        trade.entry_price,
-        marker="^" if trade.side == "LONG" else "v",
-        color=INK,
-        markersize=6,
-        linestyle="none",
-    )
-    axes.plot(over[1], trade.exit_price, marker="x", color=colour, markersize=6, linestyle="none")
-    for order in orders:
-        level = order["trigger_price"] or order["limit_price"]
-        if level is not None and trade.entry_ms <= order["created_ms"] < trade.exit_ms:
-            axes.plot(over, (level, level), color=LEVELS[order["role"]], linestyle=":", linewidth=1)
-
-
-def _series(notes: list[Row], times: Ints, record: RunRecord) -> dict[str, tuple[Floats, Floats]]:
-    """Return the numbers noted under each name, by the close of their bars in days."""
-    found: dict[str, tuple[list[float], list[float]]] = {}
-    closes_ms = record.bar_times.closes_of(
-        np.array([note["open_time_ms"] for note in notes], dtype=np.int64)
-    )
-    for note, at_ms in zip(notes, closes_ms.tolist(), strict=True):
-        if note["number"] is not None and at_ms >= times[0]:
-            at, values = found.setdefault(note["name"], ([], []))
-            at.append(at_ms / DAY_MS)
-            values.append(note["number"])
-    return {name: (np.array(at), np.array(values)) for name, (at, values) in found.items()}
-
-
-def _noted(axes: Axes, notes: dict[str, tuple[Floats, Floats]]) -> None:
-    for place, (name, (at, values)) in enumerate(notes.items()):
-        axes.plot(at, values, color=NOTED[place % len(NOTED)], linewidth=0.9, label=name)
-    axes.legend(loc="upper left", fontsize=8, frameon=False)
-    axes.set_ylabel("noted", color=FAINT)
-    axes.grid(visible=True, alpha=0.2)
+def _levels(trades: Sequence[ClosedTrade], orders: Sequence[Row]) -> Iterator[LineLayer]:
+    """Yield the prices at which orders of each role protected *trades*, while they were open."""
+    for role, colour in LEVELS.items():
+        x, y = list[float](), list[float | None]()
+        for trade in trades:
+            for order in orders:
+                level = order["trigger_price"] or order["limit_price"]
+                is_of = trade.entry_ms <= order["created_ms"] < trade.exit_ms
+                if order["role"] == role and level is not None and is_of:
+                    x += [trade.entry_ms, trade.exit_ms, trade.exit_ms]
+                    y += [level, level, None]
+        if x:
+            yield LineLayer(role.lower(), x, y, colour, 1.0, "dot")

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from fractions import Fraction
-from functools import partial
 from operator import itemgetter
-from types import MappingProxyType
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -110,86 +107,6 @@ def _threshold(gate: str) -> str:
     if not isinstance(threshold, ThresholdKey):
         return ""
     return f"its threshold is [{GATES[gate].section}] {threshold.name}"
-
-
-@dataclass(frozen=True)
-class RoundTrip:
-    """One closed trade of one instrument.
-
-    ``entries`` and ``exits`` are the quantities (not negative) that the fills at these places
-    brought and took; ``quantity`` is the largest position it held, signed; ``profit`` is money
-    after fees (10⁻⁸, like the fills').
-    """
-
-    entries: tuple[tuple[int, int], ...]
-    exits: tuple[tuple[int, int], ...]
-    quantity: int
-    profit: int
-    fees: int
-    entered: Fraction  # the largest position in the quantities of before any split
-
-
-Change = Callable[[int], tuple[int, int]]
-"""From the quantity before a split or a dividend to that after it, and the money that it pays."""
-
-
-def round_trips(
-    quantities: Sequence[int],
-    notionals: Sequence[int],
-    fees: Sequence[int],
-    *,
-    step: int = 1,
-    changes: Mapping[int, Sequence[Change]] = MappingProxyType({}),
-) -> list[RoundTrip]:
-    """Return the trades of one instrument that its fills closed, oldest first.
-
-    *quantities* are signed (buys positive), *notionals* and *fees* are money and not negative.
-    From flat to flat the profit is what came in less what went out, so nothing is rounded; a
-    fill that turns the position is shared between the two trades by quantity, half-even. A sale
-    that leaves less than a *step*, which cannot be sold, ends the trade. A trade that is still
-    open, or that a split left less than a step of, is not returned. The *changes* at a place
-    come before its fill.
-    """
-    trips: list[RoundTrip] = []
-    held = peak = cash = paid = 0
-    entries: list[tuple[int, int]] = []
-    exits: list[tuple[int, int]] = []
-    entered, splits = Fraction(0), Fraction(1)
-    for place, (quantity, notional, fee) in enumerate(
-        zip(quantities, notionals, fees, strict=True)
-    ):
-        for change in changes.get(place, ()) if held else ():
-            before = held
-            held, money = change(before)
-            cash += money
-            splits *= Fraction(held, before)
-            peak = max(peak, held)
-            if not held:
-                break
-        if quantity == 0:
-            continue
-        if held == 0:
-            entries, exits, peak, cash, paid = [], [], 0, 0, 0
-            entered, splits = Fraction(0), Fraction(1)
-        moved = -held if quantity < 0 < held + quantity < step else quantity
-        sign = 1 if moved > 0 else -1
-        turned = held * moved < 0 and abs(moved) > abs(held)
-        share = abs(held) if turned else abs(moved)
-        closing_notional = divide_half_even(notional * share, abs(moved))
-        closing_fee = divide_half_even(fee * share, abs(moved))
-        cash -= sign * closing_notional
-        paid += closing_fee
-        (exits if held * moved < 0 else entries).append((place, share))
-        held += moved
-        if held == 0 or turned:
-            trips.append(RoundTrip(tuple(entries), tuple(exits), peak, cash - paid, paid, entered))
-            cash, paid = -sign * (notional - closing_notional), fee - closing_fee
-            entries, exits, peak = [(place, abs(held))], [], held
-            entered, splits = Fraction(abs(held)), Fraction(1)
-        else:
-            peak = max(peak, held, key=abs)
-            entered = max(entered, abs(held) / splits)
-    return trips
 
 
 _QUANTITY_DECIMALS: Final = 18  # no instrument has more
@@ -298,26 +215,89 @@ class Costs:
     net: float
 
 
-def _changes(
-    fills: Sequence[Row],
-    actions: Sequence[tuple[int, CorporateAction]],
-    instrument: Instrument,
-) -> dict[int, list[Change]]:
-    """Place what *actions* change before each of *fills*."""
-    unit = 10 ** (_QUANTITY_DECIMALS - instrument.quantity_decimals)
-    terms = ShareTerms.of(instrument)
+class TradeBook:
+    """The trades of one position, taken in fill by fill, from flat to flat.
 
-    def changed(action: CorporateAction, held: int) -> tuple[int, int]:
-        after = entitlement(action, held // unit, 0, terms)
-        return after.quantity * unit, after.paid
+    A profit is what came in less what went out, so nothing is rounded; a fill that turns the
+    position is shared between the two trades by quantity, half-even. A sale that leaves less than a
+    step, which cannot be sold, ends the trade. A trade that a split left less than a step of is
+    none.
+    """
 
-    sequences = [fill["sequence"] for fill in fills] if actions else []
-    changes: dict[int, list[Change]] = {}
-    for sequence, action in actions:
-        if action.instrument == instrument.id:
-            place = bisect_right(sequences, sequence)
-            changes.setdefault(place, []).append(partial(changed, action))
-    return changes
+    def __init__(self, instrument: Instrument) -> None:
+        self._unit = 10 ** (_QUANTITY_DECIMALS - instrument.quantity_decimals)
+        self._step = instrument.quantity_step * self._unit
+        self._terms = ShareTerms.of(instrument)
+        self._held = 0  # signed, as an integer of 10⁻¹⁸
+        self._open(0, 0, [])
+
+    def _open(self, cash: int, paid: int, entries: list[tuple[Row, int]]) -> None:
+        """Begin a trade with what is held now."""
+        self._cash, self._paid, self._peak = cash, paid, self._held
+        self._entries, self._exits = entries, list[tuple[Row, int]]()
+        self._entered = Fraction(abs(self._held))  # the most held, in quantities before any split
+        self._splits = Fraction(1)
+
+    def act(self, action: CorporateAction) -> None:
+        """Take in a split or a dividend of the instrument."""
+        if before := self._held:
+            after = entitlement(action, before // self._unit, 0, self._terms)
+            self._held = after.quantity * self._unit
+            self._cash += after.paid
+            self._splits *= Fraction(self._held, before)
+            self._peak = max(self._peak, self._held)
+
+    def fill(self, fill: Row) -> ClosedTrade | None:
+        """Take in a row of ``v_fills``; return the trade that it closes, if it closes one."""
+        quantity = _signed_quantity(fill)
+        if not quantity:
+            return None
+        if not self._held:
+            self._open(0, 0, [])
+        notional, fee = (_scaled(fill[name], MONEY_DECIMALS) for name in _MONEY)
+        held = self._held
+        moved = -held if quantity < 0 < held + quantity < self._step else quantity
+        sign = 1 if moved > 0 else -1
+        turned = held * moved < 0 and abs(moved) > abs(held)
+        share = abs(held) if turned else abs(moved)
+        closing_notional = divide_half_even(notional * share, abs(moved))
+        closing_fee = divide_half_even(fee * share, abs(moved))
+        self._cash -= sign * closing_notional
+        self._paid += closing_fee
+        (self._exits if held * moved < 0 else self._entries).append((fill, share))
+        self._held += moved
+        if self._held and not turned:
+            self._peak = max(self._peak, self._held, key=abs)
+            self._entered = max(self._entered, abs(self._held) / self._splits)
+            return None
+        trade = self._closed()
+        rest = -sign * (notional - closing_notional), fee - closing_fee
+        self._open(*rest, [(fill, abs(self._held))])
+        return trade
+
+    def _closed(self) -> ClosedTrade:
+        (first, _), (last, _) = self._entries[0], self._exits[-1]
+        entry, profit = _mean_price(self._entries), (self._cash - self._paid) / MONEY_SCALE
+        return ClosedTrade(
+            instrument=first["instrument"],
+            side="LONG" if self._peak > 0 else "SHORT",
+            quantity=abs(self._peak) / 10**_QUANTITY_DECIMALS,
+            entry_ms=first["filled_ms"],
+            exit_ms=last["filled_ms"],
+            entry_price=entry,
+            exit_price=_mean_price(self._exits),
+            profit=profit,
+            fees=self._paid / MONEY_SCALE,
+            return_bp=1e4 * profit / (entry * float(self._entered / 10**_QUANTITY_DECIMALS)),
+            entry_reason=first["reason"],
+            exit_reason=last["reason"],
+            entry_sequence=_decided_at(first),
+            exit_sequence=_decided_at(last),
+            is_liquidated=last["model"] == FillModel.LIQUIDATION,
+        )
+
+
+_MONEY: Final = ("notional_text", "fee_text")
 
 
 def trades(
@@ -326,23 +306,21 @@ def trades(
     actions: Sequence[tuple[int, CorporateAction]] = (),
 ) -> list[ClosedTrade]:
     """Return the closed trades of *ledger* in the order of their exits."""
-    closed = []
-    positions: dict[tuple[str, str], list[Row]] = {}  # in hedge mode an instrument has two
+    closed: list[tuple[tuple[int, str, str], ClosedTrade]] = []
+    books: dict[tuple[str, str], TradeBook] = {}  # in hedge mode an instrument has two
+    waiting = deque(actions)
     for fill in ledger.fills:
-        side = fill.get("position_side") or ""
-        positions.setdefault((fill["instrument"], side), []).append(fill)
-    for (instrument, _), fills in sorted(positions.items(), key=itemgetter(0)):
-        item = instruments[instrument]
-        step = item.quantity_step * 10 ** (_QUANTITY_DECIMALS - item.quantity_decimals)
-        trips = round_trips(
-            [_signed_quantity(fill) for fill in fills],
-            [_scaled(fill["notional_text"], MONEY_DECIMALS) for fill in fills],
-            [_scaled(fill["fee_text"], MONEY_DECIMALS) for fill in fills],
-            step=step,
-            changes=_changes(fills, actions, item),
-        )
-        closed += [_trade(trip, fills) for trip in trips]
-    return sorted(closed, key=lambda trade: (trade.exit_ms, trade.instrument))
+        while waiting and waiting[0][0] < fill["sequence"]:
+            _, action = waiting.popleft()
+            for (name, _), book in books.items():
+                if name == action.instrument:
+                    book.act(action)
+        key = fill["instrument"], fill.get("position_side") or ""
+        if key not in books:
+            books[key] = TradeBook(instruments[key[0]])
+        if (trade := books[key].fill(fill)) is not None:
+            closed.append(((trade.exit_ms, *key), trade))
+    return [trade for _, trade in sorted(closed, key=itemgetter(0))]
 
 
 def closed_trades(record: RunRecord, ledger: AccountRecord) -> list[ClosedTrade]:
@@ -407,36 +385,9 @@ def _signed_quantity(fill: Row) -> int:
     return -quantity
 
 
-def _trade(trip: RoundTrip, fills: Sequence[Row]) -> ClosedTrade:
-    """Return a round trip with the prices and reasons of its fills."""
-    first, last = fills[trip.entries[0][0]], fills[trip.exits[-1][0]]
-    entry, leave = (
-        _mean_price((fills[place], quantity) for place, quantity in parts)
-        for parts in (trip.entries, trip.exits)
-    )
-    profit = trip.profit / MONEY_SCALE
-    return ClosedTrade(
-        instrument=first["instrument"],
-        side="LONG" if trip.quantity > 0 else "SHORT",
-        quantity=abs(trip.quantity) / 10**_QUANTITY_DECIMALS,
-        entry_ms=first["filled_ms"],
-        exit_ms=last["filled_ms"],
-        entry_price=entry,
-        exit_price=leave,
-        profit=profit,
-        fees=trip.fees / MONEY_SCALE,
-        return_bp=1e4 * profit / (entry * float(trip.entered / 10**_QUANTITY_DECIMALS)),
-        entry_reason=first["reason"],
-        exit_reason=last["reason"],
-        entry_sequence=_decided_at(first),
-        exit_sequence=_decided_at(last),
-        is_liquidated=last["model"] == FillModel.LIQUIDATION,
-    )
-
-
-def _mean_price(fills: Iterable[tuple[Row, int]]) -> float:
-    """Return the mean price of *fills*, each weighted by its quantity."""
-    weighted = [(fill["price"], quantity) for fill, quantity in fills]
+def _mean_price(parts: Sequence[tuple[Row, int]]) -> float:
+    """Return the mean price of the fills of *parts*, each weighted by its quantity."""
+    weighted = [(fill["price"], quantity) for fill, quantity in parts]
     first = float(weighted[0][0])  # so that fills at one price have that price, to the last bit
     moved = sum((price - first) * quantity for price, quantity in weighted)
     return first + float(moved) / sum(quantity for _, quantity in weighted)

@@ -18,10 +18,10 @@ from sqlalchemy import StaticPool, create_engine
 from tracepaper.storage.chain.trades import check_terms, check_trades
 from tracepaper.storage.chain.verify import ChainProblem, ChainReport, verify_chain
 from tracepaper.storage.checkpoints import ID_DIGITS, Identity
-from tracepaper.storage.database.chunks import run_span, select
-from tracepaper.storage.database.view_columns import shared_row
+from tracepaper.storage.database.chunks import select
 from tracepaper.storage.database.writer import create
-from tracepaper.storage.record.rows import OF_A_STEP, sequence_of
+from tracepaper.storage.record.columns import SEQUENCE_LIMIT
+from tracepaper.storage.record.rows import OF_A_STEP
 from tracepaper.strategies.units import MONEY_DECIMALS, unscaled
 
 if TYPE_CHECKING:
@@ -45,17 +45,16 @@ _STARTED: Final = (
 )
 
 _MOVED: Final = (
-    "SELECT step, amount, balance, kind FROM ledger WHERE step BETWEEN ? AND ? "
-    "ORDER BY step, ordinal"
+    "SELECT sequence, amount, balance FROM ledger WHERE run_key = ? ORDER BY sequence, ordinal"
 )
 _OTHER_CASH: Final = (
-    "SELECT s.step, h.cash FROM steps s JOIN holdings h "
-    f"ON h.step = {shared_row('s.holding')} AND h.book = 0 "
-    "WHERE s.step BETWEEN ? AND ? AND h.cash <> ? ORDER BY s.step LIMIT 1"
+    "SELECT s.sequence, h.cash FROM steps s JOIN holdings h "
+    "ON h.run_key = s.run_key AND h.sequence = s.holding AND h.book = 0 "
+    "WHERE s.run_key = ? AND s.sequence BETWEEN ? AND ? AND h.cash <> ? ORDER BY s.sequence LIMIT 1"
 )
 _RUN_KEY: Final = "SELECT run_key FROM runs WHERE run_id = ?"
 
-_ITS_STEP: Final = "(SELECT 1 FROM steps s WHERE s.step = a.step)"
+_ITS_STEP: Final = "(SELECT 1 FROM steps s WHERE s.run_key = a.run_key AND s.sequence = a.sequence)"
 
 _UNREADABLE: Final = (
     sqlite3.Error,
@@ -142,17 +141,18 @@ def check_database(connection: sqlite3.Connection) -> tuple[ChainProblem | None,
 def check_cash(connection: sqlite3.Connection, run_id: str) -> ChainProblem | None:
     """Return the first step of *run_id* whose cash differs from the sum of its ledger."""
     (run_key,) = connection.execute(_RUN_KEY, (run_id,)).fetchone()
-    first, last = run_span(run_key)
-    moved = connection.execute(_MOVED, (first, last)).fetchall()
+    moved = connection.execute(_MOVED, (run_key,)).fetchall()
     added = 0
-    entries: list[tuple[Any, ...]] = [*moved, (last + 1,)]
-    for (step, amount, balance, _), (following, *_) in pairwise(entries):
+    entries: list[tuple[Any, ...]] = [*moved, (SEQUENCE_LIMIT,)]
+    for (step, amount, balance), (following, *_) in pairwise(entries):
         added += amount
         if balance != added:
             return _unbalanced(step, added, f"the entry there says {_money(balance)}", "ledger")
         if step == following:
             continue
-        differing = connection.execute(_OTHER_CASH, (step, following - 1, added)).fetchone()
+        differing = connection.execute(
+            _OTHER_CASH, (run_key, step, following - 1, added)
+        ).fetchone()
         if differing is not None:
             statement = f"the account's cash there is {_money(differing[1])}"
             return _unbalanced(differing[0], added, statement, "ledger", "holdings")
@@ -163,8 +163,7 @@ def _money(amount: int) -> str:
     return unscaled(amount, MONEY_DECIMALS)
 
 
-def _unbalanced(step: int, added: int, statement: str, *tables: str) -> ChainProblem:
-    at = sequence_of(step)
+def _unbalanced(at: int, added: int, statement: str, *tables: str) -> ChainProblem:
     sentence = f"The ledger adds up to {_money(added)} at step {at}, and {statement}: one of the "
     return ChainProblem(at, tables, "changed", sentence + "two was changed.")
 

@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 import msgspec
 from msgspec import Struct
 
-from tracepaper.storage.database.chunks import confirmed_since, run_span
-from tracepaper.storage.record.rows import sequence_of, step_key
+from tracepaper.storage.database.chunks import WITHIN, confirmed_since, run_span
 
 if TYPE_CHECKING:
     import sqlite3
@@ -23,51 +22,49 @@ if TYPE_CHECKING:
 
 _BAR: Final = "open_time_ms IS NOT NULL AND ignored IS NULL"
 _BACK: Final = (
-    f"SELECT step FROM steps WHERE step BETWEEN ? AND ? AND instrument = ? AND {_BAR} "
-    "ORDER BY step DESC LIMIT 1 OFFSET ?"
+    f"SELECT sequence FROM steps WHERE {WITHIN} AND instrument = ? AND {_BAR} "
+    "ORDER BY sequence DESC LIMIT 1 OFFSET ?"
 )
 _ON: Final = (
-    f"SELECT step FROM steps WHERE step BETWEEN ? AND ? AND instrument = ? AND {_BAR} "
-    "ORDER BY step LIMIT 1 OFFSET ?"
+    f"SELECT sequence FROM steps WHERE {WITHIN} AND instrument = ? AND {_BAR} "
+    "ORDER BY sequence LIMIT 1 OFFSET ?"
 )
 _OPENED: Final = (
-    f"SELECT step FROM steps WHERE step BETWEEN ? AND ? AND instrument = ? AND {_BAR} "
-    "AND open_time_ms >= ? ORDER BY step LIMIT 1"
+    f"SELECT sequence, open_time_ms FROM steps WHERE {WITHIN} AND instrument = ? AND {_BAR} "
+    "AND open_time_ms >= ? ORDER BY sequence LIMIT 1"
 )
 _CLOSED: Final = (
-    "SELECT step, json_extract(content, '$.bars') FROM events "
-    "WHERE step BETWEEN ? AND ? AND kind = 'closed' ORDER BY step DESC LIMIT 1"
+    "SELECT sequence, json_extract(content, '$.bars') FROM events "
+    f"WHERE {WITHIN} AND kind = 'closed' ORDER BY sequence DESC LIMIT 1"
 )
 _STARTED: Final = (
-    "SELECT step, content FROM events WHERE step BETWEEN ? AND ? AND kind = 'model_change' "
-    "ORDER BY step DESC"
+    f"SELECT sequence, content FROM events WHERE {WITHIN} AND kind = 'model_change' "
+    "ORDER BY sequence DESC"
 )
 _PROMOTED: Final = (
-    "SELECT step, json_extract(content, '$.candidate_sha256') FROM events "
-    "WHERE step BETWEEN ? AND ? AND kind = 'retrained' "
-    "AND json_extract(content, '$.outcome') = 'promoted' ORDER BY step DESC LIMIT 1"
+    "SELECT sequence, json_extract(content, '$.candidate_sha256') FROM events "
+    f"WHERE {WITHIN} AND kind = 'retrained' "
+    "AND json_extract(content, '$.outcome') = 'promoted' ORDER BY sequence DESC LIMIT 1"
 )
 _CHANGED: Final = (
-    "SELECT 1 FROM events WHERE step BETWEEN ? AND ? AND kind = 'model_change' "
+    f"SELECT 1 FROM events WHERE {WITHIN} AND kind = 'model_change' "
     "AND json_extract(content, '$.model_sha256') = ? LIMIT 1"
 )
 _BOOKS: Final = (
-    "SELECT step, json_extract(content, '$.count') FROM events "
-    "WHERE step BETWEEN ? AND ? AND kind = 'depth' AND instrument = ? ORDER BY step DESC"
+    "SELECT sequence, json_extract(content, '$.count') FROM events "
+    f"WHERE {WITHIN} AND kind = 'depth' AND instrument = ? ORDER BY sequence DESC"
 )
-_STORED: Final = "SELECT {} FROM states WHERE step BETWEEN ? AND ? AND state IS NOT NULL"
-_STATE: Final = _STORED.format("min(step)")
-_CHANGE: Final = "SELECT min(step) FROM events WHERE step BETWEEN ? AND ? AND kind = 'model_change'"
-_NEXT_BAR: Final = f"SELECT min(step) FROM steps WHERE step BETWEEN ? AND ? AND {_BAR}"
-_NEWEST: Final = f"SELECT max(open_time_ms) FROM steps WHERE step BETWEEN ? AND ? AND {_BAR}"
+_STORED: Final = f"SELECT {{}} FROM states WHERE {WITHIN} AND state IS NOT NULL"
+_STATE: Final = _STORED.format("min(sequence)")
+_CHANGE: Final = f"SELECT min(sequence) FROM events WHERE {WITHIN} AND kind = 'model_change'"
+_NEXT_BAR: Final = f"SELECT min(sequence) FROM steps WHERE {WITHIN} AND {_BAR}"
+_NEWEST: Final = f"SELECT max(open_time_ms) FROM steps WHERE {WITHIN} AND {_BAR}"
 _LATER: Final = (
-    f"SELECT min(open_time_ms) FROM steps WHERE step BETWEEN ? AND ? AND {_BAR} "
-    "AND open_time_ms > ?"
+    f"SELECT min(open_time_ms) FROM steps WHERE {WITHIN} AND {_BAR} AND open_time_ms > ?"
 )
 _QUOTED: Final = (
-    "SELECT max(step) FROM events WHERE step BETWEEN ? AND ? AND kind = 'quote' AND instrument = ?"
+    f"SELECT max(sequence) FROM events WHERE {WITHIN} AND kind = 'quote' AND instrument = ?"
 )
-_OPENS_AT: Final = "SELECT open_time_ms FROM steps WHERE step = ?"
 _INSTRUMENTS: Final = (
     "SELECT instrument, instrument_id FROM instruments WHERE run_key = ? ORDER BY instrument"
 )
@@ -112,7 +109,7 @@ class Beginnings:
         self._connection = connection
         self._reach = reach
         self._run_key = run_key
-        self._first, self._last = run_span(run_key)
+        _, self._first, self._last = run_span(run_key)
         instruments = connection.execute(_INSTRUMENTS, (run_key,)).fetchall()
         self._places = {str(name): int(place) for place, name in instruments}
         # At least the newest, at whose close everything is valued.
@@ -126,7 +123,7 @@ class Beginnings:
 
         None where the bars before it are fewer than its decision looks back on.
         """
-        step = self._unit(step_key(self._run_key, sequence))[0] - 1
+        step = self._unit(sequence)[0] - 1
         pending = self._pending(step)
         if pending is not None:  # begin before the promotion, so that its change is derived too
             step = pending - 1
@@ -137,9 +134,9 @@ class Beginnings:
 
         None where there is none. Bars of one symbol may come long after those of the others.
         """
-        step = step_key(self._run_key, sequence)
-        (newest,) = self._connection.execute(_NEWEST, (self._first, step)).fetchone()
-        span = (step + 1, self._last, -1 if newest is None else newest)
+        whole = (self._run_key, self._first, sequence)
+        (newest,) = self._connection.execute(_NEWEST, whole).fetchone()
+        span = (self._run_key, sequence + 1, self._last, -1 if newest is None else newest)
         (opened,) = self._connection.execute(_LATER, span).fetchone()
         return None if opened is None else int(opened)
 
@@ -150,7 +147,7 @@ class Beginnings:
 
         None where too few bars are left.
         """
-        since = step_key(self._run_key, until_sequence) + 1
+        since = until_sequence + 1
         context = self._modelled
         candidate = self._reached(since, {key: max(n, context) for key, n in self._bars.items()})
         while candidate is not None:
@@ -175,13 +172,15 @@ class Beginnings:
 
     def _next(self, query: str, step: int) -> int | None:
         """Return the first result of *query* behind *step*."""
-        (following,) = self._connection.execute(query, (step + 1, self._last)).fetchone()
+        (following,) = self._connection.execute(
+            query, (self._run_key, step + 1, self._last)
+        ).fetchone()
         return None if following is None else int(following)
 
     def _last_stored(self, first: int, last: int) -> int | None:
         """Return the last step from *first* to *last* that stored the engine's state."""
-        query = _STORED.format("max(step)")
-        (stored,) = self._connection.execute(query, (first, last)).fetchone()
+        query = _STORED.format("max(sequence)")
+        (stored,) = self._connection.execute(query, (self._run_key, first, last)).fetchone()
         return None if stored is None else int(stored)
 
     # ------------------------------------------------------------ what a prune may drop
@@ -191,27 +190,27 @@ class Beginnings:
         beginning = self.before(sequence)
         if beginning is None:
             return -1
-        until = step_key(self._run_key, beginning.fed_from) - 1
-        after = step_key(self._run_key, beginning.after)
+        until = beginning.fed_from - 1
+        after = beginning.after
         stored = self._last_stored(self._first, after)
         if stored is not None and stored <= until:
-            confirmed = confirmed_since(self._connection, stored + 1, after)
+            confirmed = confirmed_since(self._connection, (self._run_key, stored + 1, after))
             if self._reach.counts or next(iter(confirmed), None) is not None:
                 # The state at *after* is the stored one with what these steps changed.
                 until = self._unit(stored)[0] - 1
-        return sequence_of(until) if until >= self._first else -1
+        return max(until, -1)
 
     # ------------------------------------------------------------ queries
 
     def step_at(self, open_time_ms: int) -> int | None:
         """Return the sequence of the first bar that opened then or later; None where none did."""
-        span = (self._first, self._last)
+        span = (self._run_key, self._first, self._last)
         steps = [
             row[0]
             for place in self._places.values()
             if (row := self._connection.execute(_OPENED, (*span, place, open_time_ms)).fetchone())
         ]
-        return sequence_of(min(steps)) if steps else None
+        return min(steps, default=None)
 
     @property
     def _modelled(self) -> int:
@@ -220,7 +219,7 @@ class Beginnings:
 
     def _unit(self, step: int) -> tuple[int, int]:
         """Return the first and the last step of the close that *step* belongs to, else *step*."""
-        span = (max(self._first, step - len(self._places)), step)
+        span = (self._run_key, max(self._first, step - len(self._places)), step)
         row = self._connection.execute(_CLOSED, span).fetchone()
         if row is None or row[0] + row[1] < step:
             return step, step
@@ -230,10 +229,10 @@ class Beginnings:
         """Return the promotion whose change of model is still due at *step*."""
         if not self._reach.context:
             return None
-        row = self._connection.execute(_PROMOTED, (self._first, step)).fetchone()
+        row = self._connection.execute(_PROMOTED, (self._run_key, self._first, step)).fetchone()
         if row is None:
             return None
-        done = self._connection.execute(_CHANGED, (row[0], step, row[1])).fetchone()
+        done = self._connection.execute(_CHANGED, (self._run_key, row[0], step, row[1])).fetchone()
         return None if done else int(row[0])
 
     def _reached(self, first: int, wanted: dict[str, int]) -> int | None:
@@ -242,7 +241,7 @@ class Beginnings:
         for key, count in wanted.items():
             if self._is_young(key, first) and len(wanted) > 1:
                 continue
-            span = (first, self._last, self._places[key], max(count, 1) - 1)
+            span = (self._run_key, first, self._last, self._places[key], max(count, 1) - 1)
             row = self._connection.execute(_ON, span).fetchone()
             if row is None:
                 return None
@@ -252,18 +251,20 @@ class Beginnings:
     def _back(self, first: int, step: int, key: str, count: int) -> int | None:
         """Return the oldest of the last *count* bars of an instrument at *step*."""
         row = self._connection.execute(
-            _BACK, (first, step, self._places[key], count - 1)
+            _BACK, (self._run_key, first, step, self._places[key], count - 1)
         ).fetchone()
         return None if row is None else int(row[0])
 
     def _oldest(self, first: int, step: int, key: str) -> int:
         """Return the first bar of an instrument, or *step* where it has none."""
-        row = self._connection.execute(_ON, (first, step, self._places[key], 0)).fetchone()
+        span = (self._run_key, first, step, self._places[key], 0)
+        row = self._connection.execute(_ON, span).fetchone()
         return step if row is None else int(row[0])
 
     def _is_young(self, key: str, first: int) -> bool:
         """Return whether no bar of an instrument was pruned: no step was, or none has a bar."""
-        row = self._connection.execute(_ON, (first, self._last, self._places[key], 0)).fetchone()
+        span = (self._run_key, first, self._last, self._places[key], 0)
+        row = self._connection.execute(_ON, span).fetchone()
         return first == self._first or row is None
 
     def _start_before(self, step: int) -> _Start | None:
@@ -275,10 +276,14 @@ class Beginnings:
 
     def _starts(self, step: int) -> Iterator[_Start]:
         """Yield the starts and promotions up to *step*, newest first."""
-        for at, content in self._connection.execute(_STARTED, (self._first, step)).fetchall():
+        for at, content in self._connection.execute(
+            _STARTED, (self._run_key, self._first, step)
+        ).fetchall():
             start = msgspec.json.decode(content, type=_StartContent)
             if self._reach.context and not start.warm_from:
-                row = self._connection.execute(_PROMOTED, (self._first, at)).fetchone()
+                row = self._connection.execute(
+                    _PROMOTED, (self._run_key, self._first, at)
+                ).fetchone()
                 if row is not None and row[1] == start.model_sha256:
                     yield _Start(int(row[0]), {}, is_promotion=True)
                     continue
@@ -314,7 +319,7 @@ class Beginnings:
             if pending < first:
                 return None
             fed_from = pending
-        return StartingPoint(sequence_of(step), sequence_of(fed_from), is_started)
+        return StartingPoint(step, fed_from, is_started)
 
     def _model_fed(self, first: int, step: int) -> tuple[list[int | None], bool]:
         """Return the first steps that the model needs, and whether it is asked from there on.
@@ -340,12 +345,9 @@ class Beginnings:
 
     def _bar_at(self, first: int, last: int, key: str, open_time_ms: int) -> int | None:
         """Return the step of the bar of an instrument that opened at *open_time_ms*."""
-        span = (first, last, self._places[key], open_time_ms)
+        span = (self._run_key, first, last, self._places[key], open_time_ms)
         row = self._connection.execute(_OPENED, span).fetchone()
-        if row is None:
-            return None
-        opened = self._connection.execute(_OPENS_AT, row).fetchone()
-        return int(row[0]) if opened == (open_time_ms,) else None
+        return int(row[0]) if row is not None and row[1] == open_time_ms else None
 
     def _since_start(self, first: int, step: int) -> int:
         """Return the step from which quotes and books count at *step*: a start forgets others."""
@@ -365,14 +367,16 @@ class Beginnings:
         return None if may_be_cut else step
 
     def _last_quoted(self, first: int, last: int, key: str) -> int | None:
-        (quoted,) = self._connection.execute(_QUOTED, (first, last, self._places[key])).fetchone()
+        span = (self._run_key, first, last, self._places[key])
+        (quoted,) = self._connection.execute(_QUOTED, span).fetchone()
         return None if quoted is None else int(quoted)
 
     def _books(self, first: int, step: int, key: str, count: int) -> int | None:
         """Return the oldest event with one of the last *count* order books of an instrument."""
         since = self._since_start(first, step)
         oldest = step
-        for at, books in self._connection.execute(_BOOKS, (since, step, self._places[key])):
+        span = (self._run_key, since, step, self._places[key])
+        for at, books in self._connection.execute(_BOOKS, span):
             oldest, count = int(at), count - int(books)
             if count <= 0:
                 return oldest

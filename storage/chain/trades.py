@@ -19,8 +19,6 @@ import msgspec
 from msgspec import Struct
 
 from tracepaper.storage.chain.verify import ChainProblem
-from tracepaper.storage.database.chunks import run_span
-from tracepaper.storage.record.rows import sequence_of
 from tracepaper.strategies.corporate_actions import ShareTerms, entitlement
 from tracepaper.strategies.types.decisions import (
     FillModel,
@@ -48,67 +46,67 @@ if TYPE_CHECKING:
 _RUN: Final = "SELECT run_key, parent_run_id FROM runs WHERE run_id = ?"
 _INSTRUMENTS: Final = "SELECT instrument, category FROM instruments WHERE run_key = ?"
 _FILLED: Final = (
-    "SELECT step, {}, instrument, side, quantity, notional, fee, fee_base, model, order_id "
-    "FROM {} WHERE step BETWEEN ? AND ? ORDER BY {}"
+    "SELECT sequence, {}, instrument, side, quantity, notional, fee, fee_base, model, order_id "
+    "FROM {} WHERE run_key = ? ORDER BY {}"
 )
 # In hedge mode the account's own fills are those of its sides: see _SIDES.
-_FILLS: Final = _FILLED.format("position_side", "fills", "step, ordinal")
-_TWIN_FILLS: Final = _FILLED.format("twin", "twin_fills", "step, book, ordinal")
+_FILLS: Final = _FILLED.format("position_side", "fills", "sequence, ordinal")
+_TWIN_FILLS: Final = _FILLED.format("twin", "twin_fills", "sequence, book, ordinal")
 _HOLDINGS: Final = (
-    "SELECT step, twin, instrument, quantity, entry_notional, realized_pnl, fees_paid "
-    "FROM holdings WHERE step BETWEEN ? AND ? AND instrument IS NOT NULL AND quantity IS NOT NULL "
-    "ORDER BY step, book"
+    "SELECT sequence, twin, instrument, quantity, entry_notional, realized_pnl, fees_paid "
+    "FROM holdings WHERE run_key = ? AND instrument IS NOT NULL AND quantity IS NOT NULL "
+    "ORDER BY sequence, book"
 )
 _MOVED: Final = (
-    "SELECT step, kind, instrument, amount, order_id, position_side FROM ledger "
-    "WHERE step BETWEEN ? AND ? "
+    "SELECT sequence, kind, instrument, amount, order_id, position_side FROM ledger "
+    "WHERE run_key = ? "
     "AND kind IN ('realized', 'fee', 'liquidation_fee', 'bought', 'sold', 'dividend', "
-    "'cash_in_lieu') ORDER BY step, ordinal"
+    "'cash_in_lieu') ORDER BY sequence, ordinal"
 )
 _ACTED: Final = (
-    "SELECT e.step, e.instrument, e.content, e.market_ms, i.price_decimals, i.quantity_decimals, "
-    "i.quantity_step FROM events e JOIN instruments i ON i.instrument = e.instrument "
-    "AND i.run_key = ? WHERE e.step BETWEEN ? AND ? AND e.kind = 'corporate_action' ORDER BY e.step"
+    "SELECT e.sequence, e.instrument, e.content, e.market_ms, i.price_decimals, "
+    "i.quantity_decimals, i.quantity_step FROM events e "
+    "JOIN instruments i ON i.instrument = e.instrument AND i.run_key = e.run_key "
+    "WHERE e.run_key = ? AND e.kind = 'corporate_action' ORDER BY e.sequence"
 )
 _BALANCES: Final = (
-    "SELECT h.step, h.twin, h.cash + h.account_fees_paid + h.account_funding_paid "
+    "SELECT h.sequence, h.twin, h.cash + h.account_fees_paid + h.account_funding_paid "
     "- h.account_realized_pnl, i.category, h.instrument, h.realized_pnl, h.fees_paid, "
     "h.funding_paid, h.account_realized_pnl, h.account_fees_paid, "
     "h.account_funding_paid FROM holdings h LEFT JOIN instruments i ON i.run_key = ?1 "
-    "AND i.instrument = h.instrument WHERE h.step BETWEEN ?2 AND ?3 AND h.twin IS NOT NULL "
-    "ORDER BY h.step, h.book"
+    "AND i.instrument = h.instrument WHERE h.run_key = ?1 AND h.twin IS NOT NULL "
+    "ORDER BY h.sequence, h.book"
 )
 _ORDERED: Final = (
-    "SELECT order_id, max(step), filled FROM orders WHERE step BETWEEN ? AND ? GROUP BY order_id"
+    "SELECT order_id, max(sequence), filled FROM orders WHERE run_key = ? GROUP BY order_id"
 )
 _SUMS: Final = (
-    "SELECT order_id, max(step), sum(quantity) FROM fills WHERE step BETWEEN ? AND ? "
-    "GROUP BY order_id"
+    "SELECT order_id, max(sequence), sum(quantity) FROM fills WHERE run_key = ? GROUP BY order_id"
 )
 
 
-_ORDER: Final = "SELECT step FROM orders WHERE step BETWEEN ? AND ? AND status <> 'REJECTED' AND "
+_ORDER: Final = "SELECT sequence FROM orders WHERE run_key = ? AND status <> 'REJECTED' AND "
 _PRICES_OF_KINDS: Final = ", ".join(
     f"('{kind}', {kind.has_price:d}, {kind.has_trigger:d})" for kind in OrderKind
 )
 _CONTRADICTIONS: Final = (
     (
         _ORDER + f"(coalesce(kind, 'MARKET'), price IS NOT NULL, trigger IS NOT NULL) NOT IN "
-        f"(VALUES {_PRICES_OF_KINDS}) ORDER BY step LIMIT 1",
+        f"(VALUES {_PRICES_OF_KINDS}) ORDER BY sequence LIMIT 1",
         "the kind of an order is not that of its prices",
         "orders",
     ),
     (
-        _ORDER + "(status = 'FILLED') <> (filled = quantity) ORDER BY step LIMIT 1",
+        _ORDER + "(status = 'FILLED') <> (filled = quantity) ORDER BY sequence LIMIT 1",
         "the status of an order is not what was filled of it",
         "orders",
     ),
     (
         (
-            "SELECT step FROM fills f WHERE step BETWEEN ? AND ? AND NOT EXISTS "
-            "(SELECT 1 FROM orders o WHERE o.step = f.step AND o.order_id = f.order_id "
-            "AND o.side = f.side AND o.instrument = f.instrument "
-            "AND o.position_side IS f.position_side) ORDER BY step LIMIT 1"
+            "SELECT sequence FROM fills f WHERE run_key = ? AND NOT EXISTS "
+            "(SELECT 1 FROM orders o WHERE o.run_key = f.run_key AND o.sequence = f.sequence "
+            "AND o.order_id = f.order_id AND o.side = f.side AND o.instrument = f.instrument "
+            "AND o.position_side IS f.position_side) ORDER BY sequence LIMIT 1"
         ),
         "a fill is of no order of its side and instrument",
         "fills",
@@ -116,8 +114,8 @@ _CONTRADICTIONS: Final = (
 )
 """Where the rows of one step contradict each other: a query, what it finds, and in which table."""
 _PRICED: Final = (
-    "SELECT step, instrument, side, quantity, price, notional, fee, fee_base, liquidity "
-    "FROM {} WHERE step BETWEEN ? AND ? ORDER BY step"
+    "SELECT sequence, instrument, side, quantity, price, notional, fee, fee_base, liquidity "
+    "FROM {} WHERE run_key = ? ORDER BY sequence"
 )
 _CONFIGURED: Final = "SELECT run_key, config FROM runs WHERE run_id = ?"
 _SCALES: Final = (
@@ -129,21 +127,22 @@ _SCALES: Final = (
 _PARTS: Final = (
     (
         (
-            "SELECT step FROM (SELECT step, order_id, sum(quantity) AS quantity, sum(notional) AS "
-            "notional, sum(fee) AS fee, sum(fee_base) AS fee_base FROM fills "
-            "WHERE step BETWEEN ? AND ? GROUP BY step, order_id) f WHERE (quantity, notional, fee, "
+            "SELECT sequence FROM (SELECT run_key, sequence, order_id, sum(quantity) AS quantity, "
+            "sum(notional) AS notional, sum(fee) AS fee, sum(fee_base) AS fee_base FROM fills "
+            "WHERE run_key = ? GROUP BY sequence, order_id) f WHERE (quantity, notional, fee, "
             "fee_base) IS NOT (SELECT sum(t.quantity), sum(t.notional), sum(t.fee), sum(t.fee_base)"
-            " FROM twin_fills t WHERE t.step = f.step AND t.order_id = f.order_id "
-            "AND t.model <> 'crossed') ORDER BY step LIMIT 1"
+            " FROM twin_fills t WHERE t.run_key = f.run_key AND t.sequence = f.sequence "
+            "AND t.order_id = f.order_id "
+            "AND t.model <> 'crossed') ORDER BY sequence LIMIT 1"
         ),
         "the strategies' parts of a fill do not add up to it",
     ),
     (
         (
-            "SELECT step FROM twin_fills WHERE step BETWEEN ? AND ? AND model = 'crossed' "
-            "GROUP BY step, instrument HAVING sum(fee) <> 0 OR sum(CASE side WHEN 'BUY' "
+            "SELECT sequence FROM twin_fills WHERE run_key = ? AND model = 'crossed' "
+            "GROUP BY sequence, instrument HAVING sum(fee) <> 0 OR sum(CASE side WHEN 'BUY' "
             "THEN quantity ELSE -quantity END) <> 0 OR min(price) <> max(price) "
-            "ORDER BY step LIMIT 1"
+            "ORDER BY sequence LIMIT 1"
         ),
         "what strategies crossed with each other does not add up to nothing",
     ),
@@ -156,12 +155,12 @@ _SUMMED: Final = (
     "max(filled_ms), count(*)"
 )
 _BOTH_FILLS: Final = tuple(
-    f"SELECT step, order_id, {column}, {_SUMMED} FROM {table} WHERE step BETWEEN ?1 AND ?2 "
+    f"SELECT sequence, order_id, {column}, {_SUMMED} FROM {table} WHERE run_key = ?1 "
     "GROUP BY 1, 2, 3, 4, 5, 6, 7"
     for column, table in (("position_side", "fills"), ("twin", "twin_fills"))
 )
 _SIDES: Final = tuple(
-    f"SELECT step FROM ({one} EXCEPT {other}) ORDER BY step LIMIT 1"
+    f"SELECT sequence FROM ({one} EXCEPT {other}) ORDER BY sequence LIMIT 1"
     for one, other in (_BOTH_FILLS, reversed(_BOTH_FILLS))
 )
 """Where the fills of both sides of hedge mode are not the account's."""
@@ -315,16 +314,15 @@ def check_terms(connection: sqlite3.Connection, run_id: str) -> ChainProblem | N
     and its fee follows from that by the run's configuration.
     """
     run_key, text = connection.execute(_CONFIGURED, (run_id,)).fetchone()
-    span = run_span(run_key)
     for query, statement, table in _CONTRADICTIONS:
-        for (step,) in connection.execute(query, span):
+        for (step,) in connection.execute(query, (run_key,)):
             return _contradicts(step, statement, table)
     configured = msgspec.json.decode(text, type=_RunTerms)
     if configured.strategies:
         for query, statement in _PARTS:
-            for (step,) in connection.execute(query, span):
+            for (step,) in connection.execute(query, (run_key,)):
                 return _contradicts(step, statement, "twin_fills")
-    if configured.account.position_mode != "one_way" and (found := _unlike(connection, span)):
+    if configured.account.position_mode != "one_way" and (found := _unlike(connection, run_key)):
         return found
     execution = configured.execution
     terms = {
@@ -332,16 +330,16 @@ def check_terms(connection: sqlite3.Connection, run_id: str) -> ChainProblem | N
         for place, *item in connection.execute(_SCALES, (run_key,))
     }
     for table in ("fills", "twin_fills"):
-        for step, place, *fill in connection.execute(_PRICED.format(table), span):
+        for step, place, *fill in connection.execute(_PRICED.format(table), (run_key,)):
             is_part = bool(configured.strategies) and table == "twin_fills"
             if statement := terms[place].contradiction(*fill, is_part=is_part):
                 return _contradicts(step, statement, table)
     return None
 
 
-def _unlike(connection: sqlite3.Connection, span: tuple[int, int]) -> ChainProblem | None:
+def _unlike(connection: sqlite3.Connection, run_key: int) -> ChainProblem | None:
     for query in _SIDES:
-        for (step,) in connection.execute(query, span):
+        for (step,) in connection.execute(query, (run_key,)):
             statement = "the fills of the sides are not those of the account"
             return _contradicts(step, statement, "twin_fills")
     return None
@@ -414,8 +412,7 @@ def _rate(amount: Decimal) -> int:
     return scaled(amount, RATE_DECIMALS, name="a fee")
 
 
-def _contradicts(step: int, statement: str, table: str) -> ChainProblem:
-    at = sequence_of(step)
+def _contradicts(at: int, statement: str, table: str) -> ChainProblem:
     return ChainProblem(at, (table,), "changed", f"At step {at} {statement}: its row was changed.")
 
 
@@ -425,19 +422,18 @@ def check_trades(connection: sqlite3.Connection, run_id: str) -> ChainProblem | 
     The positions of a run that took over an account begin with the first one stored.
     """
     run_key, parent = connection.execute(_RUN, (run_id,)).fetchone()
-    span = run_span(run_key)
     kinds = connection.execute(_INSTRUMENTS, (run_key,)).fetchall()
     is_cash = {int(place): Category(kind).is_cash for place, kind in kinds}
     due: list[tuple[int, Entry]] = []
-    acted = [] if not _has_shares(kinds) else list(_actions(connection, run_key, span))
+    acted = [] if not _has_shares(kinds) else list(_actions(connection, run_key))
     checks: tuple[Callable[[], Iterator[ChainProblem]], ...] = (
         lambda: _check_positions(
-            connection, span, is_cash, acted, due, is_taken=parent is not None
+            connection, run_key, is_cash, acted, due, is_taken=parent is not None
         ),
-        lambda: _check_sides(connection, span),
-        lambda: _check_balances(connection, run_key, span, is_taken=parent is not None),
-        lambda: _check_ledger(connection, span, due),
-        lambda: _check_orders(connection, span, is_taken=parent is not None),
+        lambda: _check_sides(connection, run_key),
+        lambda: _check_balances(connection, run_key, is_taken=parent is not None),
+        lambda: _check_ledger(connection, run_key, due),
+        lambda: _check_orders(connection, run_key, is_taken=parent is not None),
     )
     return next((problem for check in checks for problem in check()), None)
 
@@ -446,12 +442,10 @@ def _has_shares(kinds: Sequence[tuple[int, str]]) -> bool:
     return any(kind == Category.STOCK.value for _, kind in kinds)
 
 
-def _actions(
-    connection: sqlite3.Connection, run_key: int, span: tuple[int, int]
-) -> Iterator[_StoredAction]:
+def _actions(connection: sqlite3.Connection, run_key: int) -> Iterator[_StoredAction]:
     """Yield the splits and dividends of a run of shares, in order."""
     for step, place, content, market_ms, price, quantity, least in connection.execute(
-        _ACTED, (run_key, *span)
+        _ACTED, (run_key,)
     ):
         fields = {"instrument": "", "market_ms": market_ms, "seen_ms": market_ms}
         fields |= msgspec.json.decode(content)
@@ -462,7 +456,7 @@ def _actions(
 
 def _check_positions(
     connection: sqlite3.Connection,
-    span: tuple[int, int],
+    run_key: int,
     is_cash: dict[int, bool],
     acted: list[_StoredAction],
     due: list[tuple[int, Entry]],
@@ -470,8 +464,8 @@ def _check_positions(
     is_taken: bool,
 ) -> Iterator[ChainProblem]:
     """Check every position against the fills before it; *due* takes their movements of cash."""
-    fills = [_StoredFill(*row) for row in connection.execute(_FILLS, span)]
-    of_twins = [_StoredFill(*row) for row in connection.execute(_TWIN_FILLS, span)]
+    fills = [_StoredFill(*row) for row in connection.execute(_FILLS, (run_key,))]
+    of_twins = [_StoredFill(*row) for row in connection.execute(_TWIN_FILLS, (run_key,))]
     of_twins = [fill for fill in of_twins if fill.twin not in _SIDE_NAMES]  # are the own ones
     waiting: dict[tuple[str | None, int], list[_StoredFill]] = {}
     for fill in reversed((*fills, *of_twins)):  # the oldest is taken from the end
@@ -479,7 +473,7 @@ def _check_positions(
     positions: dict[tuple[str | None, int], _Position] = {}
     booked: dict[tuple[int, str | None], list[Entry]] = {}
     seen: dict[tuple[str | None, int], int] = {}  # actions that were booked, of each position
-    for step, twin, place, *held in _booked_alone(connection.execute(_HOLDINGS, span)):
+    for step, twin, place, *held in _booked_alone(connection.execute(_HOLDINGS, (run_key,))):
         book = twin, place
         behind = waiting.get(book, [])
         new: list[_StoredFill | _StoredAction] = []
@@ -534,10 +528,10 @@ def _booked_alone(rows: Iterable[_Held]) -> Iterator[_Held]:
         yield from (row for row in found if row not in sums)
 
 
-def _check_sides(connection: sqlite3.Connection, span: tuple[int, int]) -> Iterator[ChainProblem]:
+def _check_sides(connection: sqlite3.Connection, run_key: int) -> Iterator[ChainProblem]:
     """Compare what an account in hedge mode holds with the sum of its sides."""
     last: dict[tuple[str, int], _Held] = {}
-    for found, sums in _by_step(connection.execute(_HOLDINGS, span)):
+    for found, sums in _by_step(connection.execute(_HOLDINGS, (run_key,))):
         last.update({(twin, place): held for _, twin, place, *held in found})
         for step, _, place, *held in sums:
             both = [last[side, place] for side in _SIDE_NAMES if (side, place) in last]
@@ -547,7 +541,7 @@ def _check_sides(connection: sqlite3.Connection, span: tuple[int, int]) -> Itera
 
 
 def _check_balances(
-    connection: sqlite3.Connection, run_key: int, span: tuple[int, int], *, is_taken: bool
+    connection: sqlite3.Connection, run_key: int, *, is_taken: bool
 ) -> Iterator[ChainProblem]:
     """Check the cash of strategies and shadow accounts: their share, fills and funding.
 
@@ -561,7 +555,7 @@ def _check_balances(
     last: dict[str, tuple[int, tuple[int, ...]]] = {}
     sums: dict[str, dict[int, tuple[int, ...]]] = {}
     pays: set[str] = set()  # in cash for what it holds: at a close before the step that shows it
-    for step, twin, opened, kind, place, *rest in connection.execute(_BALANCES, (run_key, *span)):
+    for step, twin, opened, kind, place, *rest in connection.execute(_BALANCES, (run_key,)):
         if twin in _SIDE_NAMES:
             continue
         *results, realized, fees, funding = rest
@@ -595,12 +589,12 @@ def _tables(twin: str | None) -> tuple[str, str]:
 
 
 def _check_ledger(
-    connection: sqlite3.Connection, span: tuple[int, int], due: list[tuple[int, Entry]]
+    connection: sqlite3.Connection, run_key: int, due: list[tuple[int, Entry]]
 ) -> Iterator[ChainProblem]:
     """Compare the ledger with the movements *due* by the fills."""
     moved: list[tuple[int, Entry]] = [
         (step, (kind, place, amount, order_id, side))
-        for step, kind, place, amount, order_id, side in connection.execute(_MOVED, span)
+        for step, kind, place, amount, order_id, side in connection.execute(_MOVED, (run_key,))
     ]
     if unknown := [at for at, (_, entry) in enumerate(due) if entry == _UNKNOWN]:
         del due[: unknown[-1] + 1]
@@ -613,11 +607,11 @@ def _check_ledger(
 
 
 def _check_orders(
-    connection: sqlite3.Connection, span: tuple[int, int], *, is_taken: bool
+    connection: sqlite3.Connection, run_key: int, *, is_taken: bool
 ) -> Iterator[ChainProblem]:
     """Compare the filled quantity of each order with the sum of its fills."""
-    ordered = {row[0]: row[1:] for row in connection.execute(_ORDERED, span)}
-    sums = {row[0]: row[1:] for row in connection.execute(_SUMS, span)}
+    ordered = {row[0]: row[1:] for row in connection.execute(_ORDERED, (run_key,))}
+    sums = {row[0]: row[1:] for row in connection.execute(_SUMS, (run_key,))}
     for order_id, (step, filled) in sorted(ordered.items(), key=lambda item: item[1][0]):
         if filled != sums.get(order_id, (0, 0))[1] and not is_taken:
             yield _disagree(step, f"order {order_id}", "fills", "orders", "fills")
@@ -628,7 +622,6 @@ def _check_orders(
             return
 
 
-def _disagree(step: int, first: str, second: str, *tables: str) -> ChainProblem:
-    at = sequence_of(step)
+def _disagree(at: int, first: str, second: str, *tables: str) -> ChainProblem:
     sentence = f"The {first} and the {second} disagree at step {at}: one of them was changed, "
     return ChainProblem(at, tables, "changed", sentence + "removed or added.")

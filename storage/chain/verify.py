@@ -16,16 +16,20 @@ from msgspec import Struct
 from tracepaper.storage.database.chunks import (
     CHUNK_STEPS,
     INSTRUMENT_ROWS,
-    PRUNE_ROW,
     RUN_ROW,
+    WITHIN,
+    PrunePoint,
     StoredRow,
+    chain_head,
     gate_set_rows,
+    prune_point,
     run_span,
     select,
 )
 from tracepaper.storage.record.columns import SEQUENCE_LIMIT, place
 from tracepaper.storage.record.hashing import (
     NOTHING,
+    SEQUENCE_AT,
     ChainHead,
     Commit,
     kept_after,
@@ -34,17 +38,13 @@ from tracepaper.storage.record.hashing import (
 )
 from tracepaper.storage.record.rows import (
     CHAINED_TABLES,
-    DROPPED_TABLES,
-    KEPT_EVENTS,
+    DROPPED_ROWS,
     KEPT_TABLES,
     OPENED_AT,
-    At,
     Previous,
     instrument_row,
     run_of,
     run_row,
-    sequence_of,
-    step_key,
 )
 from tracepaper.strategies.errors import DataInvalid
 
@@ -80,25 +80,22 @@ class ChainReport(Struct, frozen=True):
         return self.problem is None
 
 
-CUT: Final = At("prunes")
-_RANGES: Final = {table: select(table, "step BETWEEN ? AND ?") for table in CHAINED_TABLES}
-_STEP: Final = {table: itemgetter(place(table, "step")) for table in CHAINED_TABLES}
+_RANGES: Final = {table: select(table, WITHIN) for table in CHAINED_TABLES}
+_SEQUENCE: Final = {table: itemgetter(at) for table, at in SEQUENCE_AT.items()}
 _OPENS_AT: Final = place("steps", "open_time_ms")
 _COMMITS: Final = select("commits", "run_key = ? AND first_sequence >= ? AND first_sequence < ?")
 _PRUNED: Final = (
-    "SELECT content FROM events WHERE step BETWEEN ? AND ? AND kind = 'prune' "
-    "ORDER BY step DESC LIMIT 1"
+    f"SELECT content FROM events WHERE {WITHIN} AND kind = 'prune' ORDER BY sequence DESC LIMIT 1"
 )
 _MISPLACED_SET: Final = (
-    "SELECT gate_set FROM gate_sets g WHERE step IS NOT NULL AND step IS NOT (SELECT min(o.step) "
-    "FROM outcomes o WHERE o.step BETWEEN ? AND ? AND o.gate_set = g.gate_set) AND run_key = ? "
-    "LIMIT 1"
+    "SELECT gate_set FROM gate_sets g WHERE sequence IS NOT NULL AND sequence IS NOT "
+    "(SELECT min(o.sequence) FROM outcomes o WHERE o.run_key = g.run_key "
+    "AND o.gate_set = g.gate_set) AND run_key = ? LIMIT 1"
 )
 _HOLED_SET: Final = (
     "SELECT gate_set FROM gate_sets WHERE run_key = ? GROUP BY gate_set "
     "HAVING max(ordinal) <> count(*) - 1 LIMIT 1"
 )
-_LISTED: Final = ", ".join(f"'{kind}'" for kind in KEPT_EVENTS)
 
 
 def verify_chain(
@@ -115,12 +112,9 @@ def verify_chain(
         if row is None:
             raise DataInvalid(f"There is no run {run_id} in the database.")
         opened, step_count, head_digest = row[OPENED_AT:]
-        pruned = connection.execute(PRUNE_ROW, (row[0],)).fetchone()
-        until: int | None = None
-        walk = Walk(connection, row[0], ChainHead(opened), 0)
-        if pruned is not None:
-            until = int(pruned[CUT.until_sequence])
-            walk = Walk(connection, row[0], head_of_prune(pruned), until + 1)
+        pruned = prune_point(connection, row[0])
+        until = None if pruned is None else pruned.until_sequence
+        walk = Walk.begin(connection, row[0], opened)
         begun, head_at = walk.due, None
         problem = _check_opening(connection, row) or check_prune(connection, row[0], pruned)
         if problem is None:
@@ -135,13 +129,6 @@ def verify_chain(
         return ChainReport(run_id, held, walk.head.digest, until, head_at, problem)
     finally:
         connection.rollback()
-
-
-def head_of_prune(pruned: StoredRow) -> ChainHead:
-    """Return where the chain goes on behind a prune, from its row."""
-    state = pruned[CUT.state]
-    kept_state = NOTHING if state is None else sha256(state).digest()
-    return ChainHead(pruned[CUT.digest], pruned[CUT.kept_sha256], kept_state)
 
 
 class StoredCommit(NamedTuple):
@@ -167,6 +154,20 @@ class Walk:
         self.due = due
         self.problem: ChainProblem | None = None
 
+    @classmethod
+    def begin(
+        cls, connection: sqlite3.Connection, run_key: int, opened: bytes, first: int = 0
+    ) -> Walk:
+        """Return the walk from step *first* on, or from behind a prune that is later.
+
+        *opened* is the chain's first link.
+        """
+        pruned = prune_point(connection, run_key)
+        if pruned is not None and pruned.until_sequence >= first:
+            return cls(connection, run_key, pruned.head, pruned.until_sequence + 1)
+        found = chain_head(connection, run_key, first - 1)
+        return cls(connection, run_key, ChainHead(opened) if found is None else found[1], first)
+
     def commits(self, before: int = SEQUENCE_LIMIT) -> Iterator[Commit]:
         """Yield the commits that begin before step *before*, until one does not hold.
 
@@ -189,20 +190,17 @@ class Walk:
             pass
         return self.problem or (_missing(begun) if self.due == begun else None)
 
-    def has_rows(self, table: str, first: int, last: int) -> bool:
-        """Return whether *table* has a row of the steps with the keys *first* to *last*."""
-        query = f"SELECT 1 FROM {table} WHERE step BETWEEN ? AND ? LIMIT 1"
-        return self._connection.execute(query, (first, last)).fetchone() is not None
+    def has_rows_behind(self, table: str) -> bool:
+        """Return whether *table* has a row of a step from ``due`` on."""
+        query = f"SELECT 1 FROM {table} WHERE run_key = ? AND sequence >= ? LIMIT 1"
+        return self._connection.execute(query, (self.run_key, self.due)).fetchone() is not None
 
     def _recomputed(self, stored: Sequence[StoredCommit]) -> Iterator[Commit]:
         """Yield the commits of *stored* that hold, all of whose rows are read at once."""
-        first, last = (
-            step_key(self.run_key, stored[0].first),
-            step_key(self.run_key, stored[-1].last),
-        )
+        span = (self.run_key, stored[0].first, stored[-1].last)
         ranges: dict[str, list[StoredRow]] = {}
         for table, query in _RANGES.items():
-            if of_table := self._connection.execute(query, (first, last)).fetchall():
+            if of_table := self._connection.execute(query, span).fetchall():
                 ranges[table] = of_table
         begins = dict.fromkeys(ranges, 0)
         for one in stored:
@@ -210,11 +208,10 @@ class Walk:
                 self.problem = _missing(self.due)
                 return
             rows: Rows = {}
-            end_key = step_key(self.run_key, one.last)
             for table, of_table in ranges.items():
-                begin, step_of = begins[table], _STEP[table]
-                if begin < len(of_table) and step_of(of_table[begin]) <= end_key:
-                    end = begins[table] = bisect_right(of_table, end_key, begin, key=step_of)
+                begin, sequence_of = begins[table], _SEQUENCE[table]
+                if begin < len(of_table) and sequence_of(of_table[begin]) <= one.last:
+                    end = begins[table] = bisect_right(of_table, one.last, begin, key=sequence_of)
                     rows[table] = of_table[begin:end]
             commit = sealed(self.head, one.first, one.last, rows)
             self.problem = _difference(one, commit)
@@ -235,7 +232,7 @@ def _difference(stored: StoredCommit, commit: Commit) -> ChainProblem | None:
     if (stored.digest, stored.kept, stored.contents) == (
         commit.head.digest, commit.head.kept, commit.contents,
     ):  # fmt: skip
-        return _misfit(commit, step_key(stored.run_key, first))
+        return _misfit(commit)
     try:
         written = msgspec.json.decode(stored.contents, type=dict[str, tuple[int, str]])
     except (msgspec.MsgspecError, TypeError):
@@ -255,19 +252,19 @@ def _difference(stored: StoredCommit, commit: Commit) -> ChainProblem | None:
     return ChainProblem(first, tuple(tables), what.pop() if len(what) == 1 else "changed", sentence)
 
 
-def _misfit(commit: Commit, first_key: int) -> ChainProblem | None:
+def _misfit(commit: Commit) -> ChainProblem | None:
     """Return the first step of a commit that has not one row, with a bar or an event."""
     rows = commit.rows.get("steps", ())
-    due = range(first_key, first_key + commit.last + 1 - commit.first)
-    keys = [row[0] for row in rows]
-    if keys != [*due]:
-        missing = next((key for key, one in zip(due, keys, strict=False) if key != one), None)
-        return _hole(sequence_of(first_key + len(keys) if missing is None else missing))
-    without_bar = [int(row[0] or 0) for row in rows if row[_OPENS_AT] is None]
-    events = [int(row[0] or 0) for row in commit.rows.get("events", ())]
+    due = range(commit.first, commit.last + 1)
+    present = [*map(_SEQUENCE["steps"], rows)]
+    if present != [*due]:
+        missing = next((at for at, one in zip(due, present, strict=False) if at != one), None)
+        return _hole(commit.first + len(present) if missing is None else missing)
+    without_bar = [_SEQUENCE["steps"](row) for row in rows if row[_OPENS_AT] is None]
+    events = [*map(_SEQUENCE["events"], commit.rows.get("events", ()))]
     if without_bar == events:
         return None
-    at = sequence_of(min({*without_bar} ^ {*events}))
+    at = min({*without_bar} ^ {*events})
     sentence = f"Step {at} has neither a bar nor an event, or both: a row was changed."
     return ChainProblem(at, ("steps", "events"), "changed", sentence)
 
@@ -319,7 +316,7 @@ def _check_values(opened: StoredRow, instruments: list[StoredRow]) -> ChainProbl
 
 
 def check_prune(
-    connection: sqlite3.Connection, run_key: int, pruned: StoredRow | None
+    connection: sqlite3.Connection, run_key: int, pruned: PrunePoint | None
 ) -> ChainProblem | None:
     """Check the rows that a prune left, and its row against its event."""
     event = connection.execute(_PRUNED, run_span(run_key)).fetchone()
@@ -348,23 +345,18 @@ def check_prune(
 
 
 def _check_kept(
-    connection: sqlite3.Connection, run_key: int, pruned: StoredRow
+    connection: sqlite3.Connection, run_key: int, pruned: PrunePoint
 ) -> ChainProblem | None:
     """Check that a prune left the rows that it keeps, and no others."""
-    until = pruned[CUT.until_sequence]
+    until = pruned.until_sequence
     span = run_span(run_key, until)
-    dropped = [
-        *((table, "TRUE") for table in DROPPED_TABLES),
-        ("events", f"kind NOT IN ({_LISTED})"),
-    ]
-    for table, where in dropped:
-        query = f"SELECT min(step) FROM {table} WHERE step BETWEEN ? AND ? AND {where}"
-        (step,) = connection.execute(query, span).fetchone()
-        if step is not None:
-            at = sequence_of(step)
+    for table, where in DROPPED_ROWS:
+        query = f"SELECT min(sequence) FROM {table} WHERE {WITHIN} AND {where}"
+        (at,) = connection.execute(query, span).fetchone()
+        if at is not None:
             sentence = f"A row was added to {table} at {at}, whose rows were pruned."
             return ChainProblem(at, (table,), "extra", sentence)
-    if kept_until(connection, run_key, until) == pruned[CUT.kept_sha256]:
+    if kept_until(connection, run_key, until) == pruned.kept_sha256:
         return None
     sentence = f"A row up to step {until}, kept when the run was pruned, was changed: it is in "
     sentence += f"one of {', '.join(KEPT_TABLES)}."
@@ -382,7 +374,7 @@ def _check_gate_sets(connection: sqlite3.Connection, run_key: int) -> ChainProbl
     """Check that every gate set is whole, and came with the first outcome that names it."""
     if row := connection.execute(_HOLED_SET, (run_key,)).fetchone():
         sentence = f"Gate set {row[0]} was changed: its gates are not numbered from 0 on."
-    elif row := connection.execute(_MISPLACED_SET, (*run_span(run_key), run_key)).fetchone():
+    elif row := connection.execute(_MISPLACED_SET, (run_key,)).fetchone():
         sentence = f"Gate set {row[0]} was added or moved: no outcome of its step is its first."
     else:
         return None
@@ -417,8 +409,7 @@ def _check_end(walk: Walk, step_count: int, head_digest: bytes) -> ChainProblem 
             f"The run's row counts {step_count} steps and {due} are stored: steps were added or "
             "the row was changed.",
         )
-    first, last = step_key(walk.run_key, due), run_span(walk.run_key)[1]
-    strays = [table for table in CHAINED_TABLES if walk.has_rows(table, first, last)]
+    strays = [table for table in CHAINED_TABLES if walk.has_rows_behind(table)]
     if strays:
         sentence = f"Rows of {', '.join(strays)} belong to no step after {due}."
         return ChainProblem(due, tuple(strays), "extra", sentence)

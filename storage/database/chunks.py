@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 from tracepaper.storage.record.columns import SEQUENCE_LIMIT, TABLES, stored_columns
 from tracepaper.storage.record.decode import InternedRows, StoredRows
 from tracepaper.storage.record.hashing import NOTHING, ChainHead
-from tracepaper.storage.record.rows import SPARSE_TABLES, At, sequence_of, step_key
+from tracepaper.storage.record.rows import SPARSE_TABLES, At
 from tracepaper.strategies.errors import DataInvalid
 from tracepaper.strategies.gates.gate import GATES
 from tracepaper.strategies.types.decisions import GateSet
@@ -24,6 +24,11 @@ if TYPE_CHECKING:
 
 # ---------------------------------------------------------------- stored rows, in chunks of steps
 
+WITHIN: Final = "run_key = ? AND sequence BETWEEN ? AND ?"
+"""The condition for the rows of the steps of a ``Span``."""
+Span = tuple[int, int, int]
+"""A run, and the first and the last sequence of some of its steps."""
+
 CHUNK_STEPS: Final = 2048
 CACHED_ROWS: Final = 4096
 
@@ -34,15 +39,16 @@ _Rows = TypeVar("_Rows", StoredRow, list[StoredRow])
 # The interned row of a step lies in its run, under the sequence that the step names.
 _OWN_CONFIRMED: Final = (
     "SELECT NULL, s.instrument, max(s.open_time_ms) FROM steps s "
-    f"JOIN outcomes o ON o.step = (s.step & ~{SEQUENCE_LIMIT - 1}) | s.outcome "
-    "WHERE s.step BETWEEN ? AND ? AND s.outcome IS NOT NULL AND s.open_time_ms IS NOT NULL "
+    "JOIN outcomes o ON o.run_key = s.run_key AND o.sequence = s.outcome "
+    "WHERE s.run_key = ? AND s.sequence BETWEEN ? AND ? AND s.open_time_ms IS NOT NULL "
     "AND o.allowed AND o.action IN ('LONG', 'SHORT') GROUP BY 2"
 )
 _TWINS_CONFIRMED: Final = (
     "SELECT h.twin, s.instrument, max(s.open_time_ms) FROM twin_steps t "
-    f"JOIN holdings h ON h.step = (t.step & ~{SEQUENCE_LIMIT - 1}) | t.holding "
-    "AND h.book = t.book JOIN steps s ON s.step = t.step AND s.open_time_ms IS NOT NULL "
-    "WHERE t.step BETWEEN ? AND ? AND t.confirmed GROUP BY 1, 2"
+    "JOIN holdings h ON h.run_key = t.run_key AND h.sequence = t.holding AND h.book = t.book "
+    "JOIN steps s ON s.run_key = t.run_key AND s.sequence = t.sequence "
+    "AND s.open_time_ms IS NOT NULL "
+    "WHERE t.run_key = ? AND t.sequence BETWEEN ? AND ? AND t.confirmed GROUP BY 1, 2"
 )
 
 
@@ -54,23 +60,31 @@ def select(table: str, where: str) -> str:
 
 
 def _range(table: str) -> str:
-    return select(table, "step BETWEEN ? AND ?")
+    return select(table, WITHIN)
 
 
 _STEPS: Final = _range("steps")
+_SEQUENCE: Final = At("steps").sequence
 _SPARSE: Final = tuple((table, _range(table)) for table in SPARSE_TABLES)
-_OUTCOME: Final = select("outcomes", "step = ?")
-_HOLDING: Final = select("holdings", "step = ? AND book = ?")
+_OUTCOME: Final = select("outcomes", "run_key = ? AND sequence = ?")
+_HOLDING: Final = select("holdings", "run_key = ? AND sequence = ? AND book = ?")
 _GATE: Final = At("gate_sets")
 _GATE_SETS: Final = select("gate_sets", "run_key = ?")
 _GATE_SET: Final = select("gate_sets", "run_key = ? AND gate_set = ?")
 
 RUN_ROW: Final = select("runs", "run_id = ?")
 INSTRUMENT_ROWS: Final = select("instruments", "run_key = ?")
-PRUNE_ROW: Final = select("prunes", "run_key = ?")
+_PRUNE: Final = select("prunes", "run_key = ?")
 _NEWEST_COMMIT: Final = (
     "SELECT last_sequence, digest, kept FROM commits WHERE run_key = ? AND last_sequence <= ? "
     "ORDER BY first_sequence DESC LIMIT 1"
+)
+_NEWEST_STATE: Final = (
+    f"SELECT state, sequence FROM states WHERE {WITHIN} AND state IS NOT NULL "
+    "ORDER BY sequence DESC LIMIT 1"
+)
+_PRUNED_STATE: Final = (
+    "SELECT state, until_sequence FROM prunes WHERE run_key = ? AND state IS NOT NULL"
 )
 _NEWEST_PRUNE: Final = (
     "SELECT until_sequence, digest, kept_sha256 FROM prunes "
@@ -78,63 +92,46 @@ _NEWEST_PRUNE: Final = (
 )
 
 
-class Chunk(NamedTuple):
-    """All rows of a range of steps, found by step."""
-
-    last: int  # key of the range's last step
-    steps: list[StoredRow]
-    sparse: dict[int, dict[str, list[StoredRow]]]
-
-    def rows(self, row: StoredRow) -> StoredRows:
-        """Return the rows that belong to the ``steps`` row *row*."""
-        return StoredRows(row, self.sparse.get(row[0], {}))
-
-
-def run_span(run_key: int, until: int | None = None) -> tuple[int, int]:
-    """Return the first key of the run and that of step *until*, or the last it can have."""
-    last = step_key(run_key + 1, 0) - 1 if until is None else step_key(run_key, until)
-    return step_key(run_key, 0), last
+def run_span(run_key: int, until: int | None = None) -> Span:
+    """Return the steps of the run, up to *until* where that is given."""
+    return run_key, 0, SEQUENCE_LIMIT - 1 if until is None else until
 
 
 def confirmed_since(
-    connection: sqlite3.Connection, first: int, last: int
+    connection: sqlite3.Connection, span: Span
 ) -> Iterator[tuple[str | None, int, int]]:
     """Yield (twin, instrument, open time) of each position's last confirmation in some steps.
 
-    The steps have the keys *first* to *last*; the run's own account has no twin's name.
+    The run's own account has no twin's name.
     """
     for query in (_OWN_CONFIRMED, _TWINS_CONFIRMED):
-        yield from connection.execute(query, (first, last))
+        yield from connection.execute(query, span)
 
 
-def end_of_close(connection: sqlite3.Connection, step: int, most: int) -> int:
-    """Return the sequence of the last step of the close that the one with key *step* belongs to.
+def end_of_close(connection: sqlite3.Connection, run_key: int, sequence: int, most: int) -> int:
+    """Return the sequence of the last step of the close that step *sequence* belongs to.
 
     A close has at most *most* bars; a step of none is its own end. Fills of the same close, of one
     instrument by a price of another, were known when any of them was decided.
     """
     row = connection.execute(
-        "SELECT step + (content ->> 'bars') FROM events WHERE step BETWEEN ? AND ? "
-        "AND kind = 'closed' ORDER BY step DESC LIMIT 1",
-        (step - most, step),
+        f"SELECT sequence + (content ->> 'bars') FROM events WHERE {WITHIN} "
+        "AND kind = 'closed' ORDER BY sequence DESC LIMIT 1",
+        (run_key, sequence - most, sequence),
     ).fetchone()
-    return sequence_of(max(step, row[0] if row else step))
+    return max(sequence, row[0] if row else sequence)
 
 
 def latest_state(
     connection: sqlite3.Connection, run_key: int, until: int | None = None
-) -> bytes | None:
-    """Return the newest state of the engine that a step of the run (up to *until*) stored."""
-    row = connection.execute(
-        "SELECT state FROM states WHERE step BETWEEN ? AND ? AND state IS NOT NULL "
-        "ORDER BY step DESC LIMIT 1",
-        run_span(run_key, until),
-    ).fetchone()
-    if row is None:
-        row = connection.execute(
-            "SELECT state FROM prunes WHERE run_key = ?", (run_key,)
-        ).fetchone()
-    return None if row is None else row[0]
+) -> tuple[bytes, int] | None:
+    """Return the newest state of the engine (up to step *until*), and the step that stored it.
+
+    A state that a prune kept counts as stored by the last step that was pruned.
+    """
+    row: tuple[bytes, int] | None
+    row = connection.execute(_NEWEST_STATE, run_span(run_key, until)).fetchone()
+    return row or connection.execute(_PRUNED_STATE, (run_key,)).fetchone()
 
 
 def chain_head(
@@ -152,25 +149,22 @@ def chain_head(
         return None
     last, digest, kept = found
     state = latest_state(connection, run_key, last)
-    return last, ChainHead(digest, kept, NOTHING if state is None else sha256(state).digest())
+    return last, ChainHead(digest, kept, NOTHING if state is None else sha256(state[0]).digest())
 
 
-def read_chunk(connection: sqlite3.Connection, first: int, last: int) -> Chunk:
-    """Return the rows of the steps with keys *first* to *last*."""
-    span = (first, last)
-    # Rows up to *last* never change while a run grows, so the selects need not be one snapshot.
-    sparse: dict[int, dict[str, list[StoredRow]]] = {}
-    for table, query in _SPARSE:
-        for row in connection.execute(query, span):
-            sparse.setdefault(row[0], {}).setdefault(table, []).append(row)
-    return Chunk(last, connection.execute(_STEPS, span).fetchall(), sparse)
-
-
-def chunks(connection: sqlite3.Connection, run_key: int, first: int, last: int) -> Iterator[Chunk]:
-    """Yield the chunks of run *run_key* from sequence *first* to *last*, both included."""
+def step_rows(
+    connection: sqlite3.Connection, run_key: int, first: int, last: int
+) -> Iterator[StoredRows]:
+    """Yield the rows of each step of run *run_key* from sequence *first* to *last*, in chunks."""
     for start in range(first, last + 1, CHUNK_STEPS):
-        end = min(start + CHUNK_STEPS - 1, last)
-        yield read_chunk(connection, step_key(run_key, start), step_key(run_key, end))
+        span = (run_key, start, min(start + CHUNK_STEPS - 1, last))
+        # Rows up to the last never change while a run grows, so these need not be one snapshot.
+        sparse: dict[int, dict[str, list[StoredRow]]] = {}
+        for table, query in _SPARSE:
+            for row in connection.execute(query, span):
+                sparse.setdefault(row[_SEQUENCE], {}).setdefault(table, []).append(row)
+        for row in connection.execute(_STEPS, span).fetchall():
+            yield StoredRows(row, sparse.get(row[_SEQUENCE], {}))
 
 
 def gate_set_rows(connection: sqlite3.Connection, run_key: int) -> dict[int, list[StoredRow]]:
@@ -197,12 +191,12 @@ def interned(connection: sqlite3.Connection, run_key: int) -> InternedRows:
 
     @lru_cache(maxsize=CACHED_ROWS)
     def outcome(sequence: int) -> StoredRow:
-        key = (step_key(run_key, sequence),)
+        key = (run_key, sequence)
         return _require(connection.execute(_OUTCOME, key).fetchone(), "outcomes", sequence)
 
     @lru_cache(maxsize=CACHED_ROWS)
     def holding(sequence: int, book: int) -> StoredRow:
-        key = (step_key(run_key, sequence), book)
+        key = (run_key, sequence, book)
         return _require(connection.execute(_HOLDING, key).fetchone(), "holdings", sequence)
 
     @lru_cache(maxsize=CACHED_ROWS)
@@ -241,10 +235,23 @@ class StoredRun(NamedTuple):
 
 
 class PrunePoint(NamedTuple):
-    """The last step whose rows were dropped, and what the chain needs to continue from there."""
+    """A row of ``prunes``: the last step whose rows were dropped, and where the chain goes on."""
 
+    run_key: int
     until_sequence: int
     pruned_at_ms: int
     digest: bytes
     kept_sha256: bytes
     state: bytes | None
+
+    @property
+    def head(self) -> ChainHead:
+        """Where the chain goes on behind it."""
+        state = NOTHING if self.state is None else sha256(self.state).digest()
+        return ChainHead(self.digest, self.kept_sha256, state)
+
+
+def prune_point(connection: sqlite3.Connection, run_key: int) -> PrunePoint | None:
+    """Return up to where the run was pruned, if it was."""
+    row = connection.execute(_PRUNE, (run_key,)).fetchone()
+    return None if row is None else PrunePoint(*row)

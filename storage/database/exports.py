@@ -20,7 +20,6 @@ from secrets import token_hex
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from urllib.parse import quote
 
-from tracepaper.storage.database.chunks import run_span
 from tracepaper.storage.database.views import VIEWS
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 from tracepaper.strategies.extras import missing_sentence
@@ -47,8 +46,10 @@ UNFINISHED: Final = ".unfinished"
 Rows = list[tuple[Any, ...]]
 
 _WEIGHT: Final = "weight"
-_EXPLAINED: Final = "SELECT buckets, older_mass FROM answers WHERE step = ?"
-_STEP_OPENED: Final = "(SELECT s.open_time_ms FROM steps s WHERE s.step = {} + {}.sequence)"
+_EXPLAINED: Final = "SELECT buckets, older_mass FROM answers WHERE run_key = ? AND sequence = ?"
+_STEP_OPENED: Final = (
+    "(SELECT s.open_time_ms FROM steps s WHERE s.run_key = {} AND s.sequence = {}.sequence)"
+)
 DAY_OF: Final = (
     "closed_ms",
     "filled_ms",
@@ -156,7 +157,6 @@ def _weights(
 
     The view gives all else: SQL takes ten times as long to decode a float32.
     """
-    first, _ = run_span(stored.run_key)
     sequence_at, bucket_at, weight_at = (
         names.index(name) for name in ("sequence", "bucket", _WEIGHT)
     )
@@ -167,7 +167,9 @@ def _weights(
         nonlocal current, weights
         if row[sequence_at] != current:
             current = row[sequence_at]
-            blob, older = connection.execute(_EXPLAINED, (first + row[sequence_at],)).fetchone()
+            blob, older = connection.execute(
+                _EXPLAINED, (stored.run_key, row[sequence_at])
+            ).fetchone()
             buckets = array("f", blob)
             if sys.byteorder == "big":
                 buckets.byteswap()
@@ -232,8 +234,9 @@ def _by_day(
 ) -> Iterator[tuple[int, Iterator[tuple[Any, ...]]]]:
     """Yield every UTC day since 1970 that has rows, and them; the day is their last column."""
     names = {column.name for column in view.columns}
-    first, _ = run_span(stored.run_key)
-    day = next((name for name in DAY_OF if name in names), _STEP_OPENED.format(first, view.name))
+    day = next(
+        (name for name in DAY_OF if name in names), _STEP_OPENED.format(stored.run_key, view.name)
+    )
     return groupby(_rows(connection, view, stored, day), key=lambda row: row[-1])
 
 

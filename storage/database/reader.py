@@ -11,23 +11,25 @@ from msgspec import Struct
 from tracepaper.storage.database.chunks import (
     CHUNK_STEPS,
     INSTRUMENT_ROWS,
-    PRUNE_ROW,
     RUN_ROW,
+    WITHIN,
     PrunePoint,
     RunLocation,
     StoredRun,
-    chunks,
     confirmed_since,
     end_of_close,
     gate_set_of,
     gate_set_rows,
     interned,
+    latest_state,
+    prune_point,
     run_span,
     select,
+    step_rows,
 )
 from tracepaper.storage.database.connection import ReadOnly
 from tracepaper.storage.database.strategy_view import since_parts
-from tracepaper.storage.record.columns import SEQUENCE_LIMIT, stored_columns
+from tracepaper.storage.record.columns import stored_columns
 from tracepaper.storage.record.decode import STEP, StepDecoder, StoredRows
 from tracepaper.storage.record.rows import (
     EVENT_KINDS,
@@ -35,8 +37,6 @@ from tracepaper.storage.record.rows import (
     OPENED_AT,
     RUN_TABLES,
     run_of,
-    sequence_of,
-    step_key,
 )
 from tracepaper.strategies.errors import DataInvalid
 from tracepaper.strategies.types.decisions import (
@@ -50,7 +50,6 @@ from tracepaper.strategies.types.market import (
     Depths,
     FrameBar,
     Gap,
-    InstrumentChange,
     ModelChange,
     RetrainingEnd,
     RetrainOutcome,
@@ -60,7 +59,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
 
     from tracepaper.strategies.types.decisions import Fill, Order, Prediction, Run
-    from tracepaper.strategies.types.market import Bar, Event, Instrument, RunKind
+    from tracepaper.strategies.types.market import Bar, Event, RunKind
 
 
 _Kind = TypeVar("_Kind", bound="Event")
@@ -89,25 +88,25 @@ _NAMING_MODELS: Final = (
     "SELECT kind, content FROM events WHERE kind IN ('model_change', 'retrained')"
 )
 _DECIDED: Final = (
-    "SELECT instrument, max(step) FROM steps "
-    "WHERE step BETWEEN ? AND ? AND outcome IS NOT NULL GROUP BY 1"
+    f"SELECT instrument, max(sequence) FROM steps WHERE {WITHIN} AND outcome IS NOT NULL GROUP BY 1"
 )
 _COUNTED: Final = (
     "SELECT run_key, step_count, head_digest, opened_digest FROM runs WHERE run_id = ?"
 )
 _FOUND: Final = (
-    "SELECT count(*), max(step), (SELECT digest FROM commits WHERE run_key = :run_key "
+    "SELECT count(*), max(sequence), (SELECT digest FROM commits WHERE run_key = :run_key "
     "ORDER BY first_sequence DESC LIMIT 1), "
     "(SELECT until_sequence FROM prunes WHERE run_key = :run_key), "
     "(SELECT digest FROM prunes WHERE run_key = :run_key) "
-    "FROM steps WHERE step BETWEEN :first AND :last"
+    "FROM steps WHERE run_key = :run_key"
 )
 _COMMIT_OF: Final = (
-    "SELECT digest FROM commits WHERE run_key = ? AND first_sequence <= ? AND last_sequence >= ? "
+    "SELECT first_sequence, last_sequence FROM commits "
+    "WHERE run_key = ? AND first_sequence <= ? AND last_sequence >= ? "
     "ORDER BY first_sequence DESC LIMIT 1"
 )
 _BALANCE: Final = (
-    "SELECT balance FROM ledger WHERE step BETWEEN ? AND ? ORDER BY step DESC, ordinal DESC LIMIT 1"
+    f"SELECT balance FROM ledger WHERE {WITHIN} ORDER BY sequence DESC, ordinal DESC LIMIT 1"
 )
 _OPEN: Final = (OrderStatus.NEW, OrderStatus.ACCEPTED, OrderStatus.PARTIALLY_FILLED)
 
@@ -179,9 +178,8 @@ class Reader(ReadOnly):
         self._connection.execute("BEGIN")  # one snapshot: a daemon may be writing
         try:
             run_key, count, head, opened = self._connection.execute(_COUNTED, (run_id,)).fetchone()
-            first, last = run_span(run_key)
             stored, newest, digest, until, cut = self._connection.execute(
-                _FOUND, {"first": first, "last": last, "run_key": run_key}
+                _FOUND, {"run_key": run_key}
             ).fetchone()
         finally:
             self._connection.rollback()
@@ -191,7 +189,7 @@ class Reader(ReadOnly):
                 "`tracepaper audit verify` and restore a backup."
             )
         wanted = count - (-1 if until is None else until) - 1
-        reached = -1 if newest is None else sequence_of(newest)
+        reached = -1 if newest is None else newest
         if until is not None and reached < until:
             reached, digest = until, cut
         if (stored, reached, digest or opened) == (wanted, count - 1, head):
@@ -219,13 +217,13 @@ class Reader(ReadOnly):
 
     def pruned(self, run_key: int) -> PrunePoint | None:
         """Return up to where the run was pruned, if it was."""
-        row = self._connection.execute(PRUNE_ROW, (run_key,)).fetchone()
-        return None if row is None else PrunePoint(*row[1:])
+        return prune_point(self._connection, run_key)
 
-    def commit_digest(self, run_key: int, sequence: int) -> bytes:
-        """Return the digest of the commit that holds step *sequence*; empty where there is none."""
+    def commit_of(self, run_key: int, sequence: int) -> tuple[int, int] | None:
+        """Return the first and the last step of the commit that holds step *sequence*."""
+        row: tuple[int, int] | None
         row = self._connection.execute(_COMMIT_OF, (run_key, sequence, sequence)).fetchone()
-        return b"" if row is None else row[0]
+        return row
 
     def gate_sets(self, run_key: int) -> tuple[GateSet, ...]:
         """Return the gate sets of the run, in the order of their keys."""
@@ -253,24 +251,19 @@ class Reader(ReadOnly):
         run_key = self.stored_run(run_id).run_key
         last = self._last_sequence(run_key)
         end = last if until is None else min(until, last)
-        for chunk in chunks(self._connection, run_key, after + 1, end):
-            for row in chunk.steps:
-                yield chunk.rows(row)
+        return step_rows(self._connection, run_key, after + 1, end)
 
     def events(self, run_id: str, after: int = -1) -> Iterator[tuple[int, bool, Event, Prediction]]:
         """Yield (sequence, accepted, event, prediction) in order, as the engine received them.
 
         A forecast that was refused for its numbers was stored without them: here they are NaN.
         """
-        stored, decoder = self._decoding(run_id)
-        last = self._last_sequence(stored.run_key)
-        for chunk in chunks(self._connection, stored.run_key, after + 1, last):
-            for row in chunk.steps:
-                rows = chunk.rows(row)
-                answer, event_row = rows.row("answers"), rows.row("events")
-                prediction = None if answer is None else decoder.given(answer)
-                event = decoder.bar(row) if event_row is None else decoder.event(event_row)
-                yield sequence_of(row[0]), row[STEP.ignored] is None, event, prediction
+        _, decoder = self._decoding(run_id)
+        for rows in self.rows(run_id, after=after):
+            row, answer, event_row = rows.core, rows.row("answers"), rows.row("events")
+            prediction = None if answer is None else decoder.given(answer)
+            event = decoder.bar(row) if event_row is None else decoder.event(event_row)
+            yield row[STEP.sequence], row[STEP.ignored] is None, event, prediction
 
     def explanations(self, run_id: str) -> Iterator[list[tuple[int, bytes, float, bytes]]]:
         """Yield (sequence, buckets, older mass, entropy) of every explained answer, in order.
@@ -279,8 +272,8 @@ class Reader(ReadOnly):
         than the figures themselves.
         """
         cursor = self._connection.execute(
-            f"SELECT step & {SEQUENCE_LIMIT - 1}, buckets, older_mass, entropy FROM answers "
-            "WHERE step BETWEEN ? AND ? AND length(buckets) > 0 ORDER BY step",
+            "SELECT sequence, buckets, older_mass, entropy FROM answers "
+            f"WHERE {WITHIN} AND length(buckets) > 0 ORDER BY sequence",
             run_span(self.stored_run(run_id).run_key),
         )
         while rows := cursor.fetchmany(CHUNK_STEPS):
@@ -305,8 +298,8 @@ class Reader(ReadOnly):
         decoder = StepDecoder(stored.run, interned(self._connection, stored.run_key))
         rows = self._connection.execute(
             f"SELECT {', '.join(stored_columns('steps'))} FROM steps "
-            "WHERE step BETWEEN ? AND ? AND instrument = ? AND open_time_ms IS NOT NULL "
-            "AND ignored IS NULL ORDER BY step DESC LIMIT ?",
+            f"WHERE {WITHIN} AND instrument = ? AND open_time_ms IS NOT NULL "
+            "AND ignored IS NULL ORDER BY sequence DESC LIMIT ?",
             (
                 *run_span(stored.run_key, until),
                 ids.index(instrument),
@@ -323,8 +316,9 @@ class Reader(ReadOnly):
         stored, decoder = self._decoding(run_id)
         rows = self._connection.execute(
             f"SELECT {', '.join(f'e.{name}' for name in stored_columns('events'))} FROM events e "
-            "LEFT JOIN steps s ON s.step = e.step WHERE e.step BETWEEN ? AND ? "
-            "AND e.kind = 'frame_bar' AND s.ignored IS NULL ORDER BY e.step",
+            "LEFT JOIN steps s ON s.run_key = e.run_key AND s.sequence = e.sequence "
+            "WHERE e.run_key = ? AND e.sequence BETWEEN ? AND ? "
+            "AND e.kind = 'frame_bar' AND s.ignored IS NULL ORDER BY e.sequence",
             run_span(stored.run_key, until),
         )
         events = (decoder.event(row) for row in rows)
@@ -334,7 +328,7 @@ class Reader(ReadOnly):
         """Return the orders that rest after step *until*, or the last, as they were born."""
         stored, decoder = self._decoding(run_id)
         latest: dict[str, Order] = {}
-        query = select("orders", "step BETWEEN ? AND ?")
+        query = select("orders", WITHIN)
         for row in self._connection.execute(query, run_span(stored.run_key, until)):
             order = decoder.order(row)
             latest[order.order_id] = order
@@ -342,9 +336,9 @@ class Reader(ReadOnly):
 
     def _last_sequence(self, run_key: int) -> int:
         """Return the sequence of the run's last stored step, or -1."""
-        query = "SELECT max(step) FROM steps WHERE step BETWEEN ? AND ?"
+        query = f"SELECT max(sequence) FROM steps WHERE {WITHIN}"
         (step,) = self._connection.execute(query, run_span(run_key)).fetchone()
-        return -1 if step is None else sequence_of(step)
+        return -1 if step is None else int(step)
 
     def counted(self, run_id: str) -> tuple[int, int]:
         """Return how many steps the run's row counts and how many there are, at one moment.
@@ -353,39 +347,39 @@ class Reader(ReadOnly):
         """
         run_key = self.stored_run(run_id).run_key
         query = (
-            "SELECT step_count, (SELECT max(step) FROM steps WHERE step BETWEEN ? AND ?) "
-            "FROM runs WHERE run_key = ?"
+            "SELECT step_count, (SELECT max(sequence) FROM steps s WHERE s.run_key = r.run_key) "
+            "FROM runs r WHERE run_key = ?"
         )
-        count, last = self._connection.execute(query, (*run_span(run_key), run_key)).fetchone()
+        count, last = self._connection.execute(query, (run_key,)).fetchone()
         if last is None:
             pruned = self.pruned(run_key)
             return int(count), 0 if pruned is None else pruned.until_sequence + 1
-        return int(count), sequence_of(last) + 1
+        return int(count), last + 1
 
-    def step_opened(self, run_key: int, open_time_ms: int) -> int:
-        """Return the sequence of the first step whose bar opened then or later."""
+    def step_opened(self, run_key: int, open_time_ms: int) -> int | None:
+        """Return the sequence of the first step whose bar opened then or later, if there is one."""
         query = (
-            "SELECT min(step) FROM steps WHERE step BETWEEN ? AND ? AND open_time_ms >= ? "
+            f"SELECT min(sequence) FROM steps WHERE {WITHIN} AND open_time_ms >= ? "
             "AND ignored IS NULL"
         )
         (step,) = self._connection.execute(query, (*run_span(run_key), open_time_ms)).fetchone()
-        return 0 if step is None else sequence_of(step)
+        return None if step is None else int(step)
 
     def steps_before(self, run_key: int, open_time_ms: int) -> int:
         """Count the steps up to the last bar that opened before *open_time_ms*."""
         query = (
-            "SELECT max(step) FROM steps WHERE step BETWEEN ? AND ? AND open_time_ms < ? "
+            f"SELECT max(sequence) FROM steps WHERE {WITHIN} AND open_time_ms < ? "
             "AND ignored IS NULL"
         )
         (step,) = self._connection.execute(query, (*run_span(run_key), open_time_ms)).fetchone()
-        return 0 if step is None else sequence_of(step) + 1
+        return 0 if step is None else step + 1
 
     def decided_within(
         self, run_key: int, from_ms: int | None, until_ms: int | None
     ) -> tuple[int, int] | None:
         """Return when the first and the last decided bar opened that opened within a span."""
         query = (
-            "SELECT min(open_time_ms), max(open_time_ms) FROM steps WHERE step BETWEEN ? AND ? "
+            f"SELECT min(open_time_ms), max(open_time_ms) FROM steps WHERE {WITHIN} "
             "AND outcome IS NOT NULL AND open_time_ms >= coalesce(?, open_time_ms) "
             "AND open_time_ms <= coalesce(? - 1, open_time_ms)"
         )
@@ -395,15 +389,14 @@ class Reader(ReadOnly):
 
     def decided_before(self, run_key: int, sequence: int) -> tuple[int | None, int]:
         """Return when the first bar from step *sequence* on opened, and the decisions before it."""
-        first, last = run_span(run_key)
-        at = step_key(run_key, sequence)
         (opened,) = self._connection.execute(
-            "SELECT open_time_ms FROM steps WHERE step BETWEEN ? AND ? "
-            "AND open_time_ms IS NOT NULL ORDER BY step LIMIT 1",
-            (at, last),
+            "SELECT open_time_ms FROM steps WHERE run_key = ? AND sequence >= ? "
+            "AND open_time_ms IS NOT NULL ORDER BY sequence LIMIT 1",
+            (run_key, sequence),
         ).fetchone() or (None,)
         (decisions,) = self._connection.execute(
-            "SELECT count(outcome) FROM steps WHERE step BETWEEN ? AND ?", (first, at - 1)
+            "SELECT count(outcome) FROM steps WHERE run_key = ? AND sequence < ?",
+            (run_key, sequence),
         ).fetchone()
         return opened, decisions
 
@@ -421,7 +414,7 @@ class Reader(ReadOnly):
         As they were after step *until*, if that is given.
         """
         stored = self.stored_run(run_id)
-        query = f"{_NAMING_MODELS} AND step BETWEEN ? AND ? ORDER BY step DESC"
+        query = f"{_NAMING_MODELS} AND {WITHIN} ORDER BY sequence DESC"
         promoted = ""
         for kind, content in self._connection.execute(query, run_span(stored.run_key, until)):
             named = msgspec.json.decode(content, type=_NamesModel)
@@ -434,7 +427,7 @@ class Reader(ReadOnly):
 
     def promoted(self, run_id: str) -> list[str]:
         """Return the hashes of the models that were promoted in *run_id*, oldest first."""
-        every = self.retrained(run_id)
+        every = self.of_type(run_id, RetrainingEnd)
         return [one.candidate_sha256 for one in every if one.takes_over]
 
     def retrainings(
@@ -445,12 +438,8 @@ class Reader(ReadOnly):
         for run_id in self.run_ids():
             run = self.run(run_id)
             if run.kind is kind and {item.symbol for item in run.instruments} == set(symbols):
-                found += [(run_id, event) for event in self.retrained(run_id)]
+                found += [(run_id, event) for event in self.of_type(run_id, RetrainingEnd)]
         return found
-
-    def retrained(self, run_id: str) -> list[RetrainingEnd]:
-        """Return the retrainings of one run, oldest first."""
-        return self.of_type(run_id, RetrainingEnd)
 
     def depths(self, run_id: str, instrument: str, *, until: int, books: int) -> list[Depths]:
         """Return the order books before step *until*, oldest first, back to the last start.
@@ -458,7 +447,7 @@ class Reader(ReadOnly):
         As few events as hold *books* of them, where there are so many.
         """
         depths: list[Depths] = []
-        chosen = "kind IN ('depth', 'model_change') ORDER BY step DESC"
+        chosen = "kind IN ('depth', 'model_change') ORDER BY sequence DESC"
         for event in self._events(run_id, chosen, until=until):
             if not isinstance(event, Depths) or books <= 0:
                 break
@@ -467,24 +456,10 @@ class Reader(ReadOnly):
                 books -= event.count
         return depths[::-1]
 
-    def starts(self, run_id: str) -> list[ModelChange]:
-        """Return the starts of one run and its changes of model, oldest first."""
-        return self.of_type(run_id, ModelChange)
-
-    def start_before(self, run_id: str, sequence: int) -> ModelChange | None:
-        """Return the newest start, or change of model, up to step *sequence*."""
-        starts = self.of_type(run_id, ModelChange, until=sequence)
-        return starts[-1] if starts else None
-
-    def instrument_changes(self, run_id: str, *, until: int) -> list[Instrument]:
-        """Return the filters that changed up to step *until*, oldest first."""
-        changes = self.of_type(run_id, InstrumentChange, until=until)
-        return [change.instrument for change in changes]
-
     def gaps_since_start(self, run_id: str, *, until: int) -> list[Gap]:
         """Return the gaps between the newest start before step *until* and that, oldest first."""
         gaps: list[Gap] = []
-        chosen = "kind IN ('gap', 'model_change') ORDER BY step DESC"
+        chosen = "kind IN ('gap', 'model_change') ORDER BY sequence DESC"
         for event in self._events(run_id, chosen, until=until):
             if isinstance(event, Gap):
                 gaps.append(event)
@@ -496,13 +471,13 @@ class Reader(ReadOnly):
         self, run_id: str, kind: type[_Kind], *, until: int | None = None
     ) -> _Kind | None:
         """Return the last event of *kind* of the run, up to step *until*, if there is one."""
-        chosen = "kind = ? ORDER BY step DESC LIMIT 1"
+        chosen = "kind = ? ORDER BY sequence DESC LIMIT 1"
         event = next(self._events(run_id, chosen, EVENT_KINDS[kind], until=until), None)
         return event if isinstance(event, kind) else None
 
     def of_type(self, run_id: str, kind: type[_Kind], *, until: int | None = None) -> list[_Kind]:
         """Return the events of *kind* of the run, up to step *until*, oldest first."""
-        events = self._events(run_id, "kind = ? ORDER BY step", EVENT_KINDS[kind], until=until)
+        events = self._events(run_id, "kind = ? ORDER BY sequence", EVENT_KINDS[kind], until=until)
         return [event for event in events if isinstance(event, kind)]
 
     def _events(
@@ -510,7 +485,7 @@ class Reader(ReadOnly):
     ) -> Iterator[Event]:
         """Yield the events of *run_id* up to step *until* that are *chosen*, a condition in SQL."""
         stored, decoder = self._decoding(run_id)
-        query = f"{_EVENTS} WHERE step BETWEEN ? AND ? AND {chosen}"
+        query = f"{_EVENTS} WHERE {WITHIN} AND {chosen}"
         rows = self._connection.execute(query, (*run_span(stored.run_key, until), *values))
         return (decoder.event(row) for row in rows)
 
@@ -529,39 +504,32 @@ class Reader(ReadOnly):
         pruned = self.pruned(run_key)
         if pruned is not None and pruned.state is not None:
             return pruned.state, pruned.until_sequence
-        row = self._state(run_key, "ASC")
-        return None if row is None else (bytes(row[1]), sequence_of(row[0]))
-
-    def last_state(self, run_id: str) -> bytes | None:
-        """Return the newest state of the engine that the run stored."""
-        stored = self.state_at(run_id)
-        return None if stored is None else stored[0]
+        query = (
+            "SELECT state, sequence FROM states WHERE run_key = ? AND state IS NOT NULL "
+            "ORDER BY sequence LIMIT 1"
+        )
+        row: tuple[bytes, int] | None = self._connection.execute(query, (run_key,)).fetchone()
+        return row
 
     def state_at(self, run_id: str, *, until: int | None = None) -> tuple[bytes, int] | None:
         """Return the newest state of the engine up to step *until*, and the step that stored it.
 
         A state that a prune kept counts as stored by the last step that was pruned.
         """
-        run_key = self.stored_run(run_id).run_key
-        if (row := self._state(run_key, "DESC", until)) is not None:
-            return bytes(row[1]), sequence_of(row[0])
-        pruned = self.pruned(run_key)
-        if pruned is None or pruned.state is None:
-            return None
-        return pruned.state, pruned.until_sequence
+        return latest_state(self._connection, self.stored_run(run_id).run_key, until)
 
     def steps_since_state(self, run_id: str, *, until: int | None = None) -> Iterator[Step]:
         """Yield the steps from the one that stored the newest state on, up to step *until*."""
-        row = self._state(self.stored_run(run_id).run_key, "DESC", until)
-        after = -1 if row is None else sequence_of(row[0]) - 1
-        return self.steps(run_id, after=after, until=until)
+        stored = self.state_at(run_id, until=until)
+        return self.steps(run_id, after=-1 if stored is None else stored[1] - 1, until=until)
 
     def confirmations(self, run_id: str, *, until: int | None = None) -> list[Confirmation]:
         """Return the last confirmation of each position since the newest state was stored."""
-        stored = self.stored_run(run_id)
-        row = self._state(stored.run_key, "DESC", until)
-        first, last = run_span(stored.run_key, until)
-        since = confirmed_since(self._connection, first if row is None else row[0] + 1, last)
+        stored, state = self.stored_run(run_id), self.state_at(run_id, until=until)
+        run_key, _, last = run_span(stored.run_key, until)
+        since = confirmed_since(
+            self._connection, (run_key, 0 if state is None else state[1] + 1, last)
+        )
         instruments = stored.run.instruments
         return [Confirmation(twin, instruments[place].id, time) for twin, place, time in since]
 
@@ -572,32 +540,21 @@ class Reader(ReadOnly):
         steps = dict(self._connection.execute(_DECIDED, span).fetchall())
         since: dict[str, SinceDecided] = {}
         for place, item in enumerate(stored.run.instruments):
-            decided = sequence_of(steps[place]) if place in steps else -1
+            decided = steps.get(place, -1)
             step = self.step(run_id, decided) if decided >= 0 else None
             outcome = None if step is None or step.decision is None else step.decision.outcome
             parts = since_parts(self._connection, decoder, step, item.id, span)
             if decided >= 0:
-                decided = end_of_close(self._connection, steps[place], len(steps))
+                decided = end_of_close(self._connection, stored.run_key, decided, len(steps))
             fills = self.fills(run_id, after=decided, until=until)
             own = tuple(fill for fill in fills if fill.instrument == item.id)
             since[item.id] = SinceDecided(outcome, own, parts)
         return since
 
-    def _state(
-        self, run_key: int, order: str, until: int | None = None
-    ) -> tuple[int, bytes] | None:
-        query = (
-            "SELECT step, state FROM states WHERE step BETWEEN ? AND ? AND state IS NOT NULL "
-            f"ORDER BY step {order} LIMIT 1"
-        )
-        row: tuple[int, bytes] | None
-        row = self._connection.execute(query, run_span(run_key, until)).fetchone()
-        return row
-
     def fills(self, run_id: str, *, after: int = -1, until: int | None = None) -> Iterator[Fill]:
         """Yield the fills of the run's own account after step *after* until *until*, in order."""
         stored, decoder = self._decoding(run_id)
-        query = select("fills", "step BETWEEN ? AND ?")
-        first, last = step_key(stored.run_key, after + 1), run_span(stored.run_key, until)[1]
-        for row in self._connection.execute(query, (first, last)):
+        query = select("fills", WITHIN)
+        span = (stored.run_key, after + 1, run_span(stored.run_key, until)[-1])
+        for row in self._connection.execute(query, span):
             yield decoder.fill(row)

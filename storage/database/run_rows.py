@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from tracepaper.storage.record.columns import SEQUENCE_BITS, SEQUENCE_LIMIT, TABLES
-from tracepaper.storage.record.rows import INDEXED_KINDS, sequence_of, step_key
+from tracepaper.storage.database.chunks import WITHIN
+from tracepaper.storage.record.columns import SEQUENCE_LIMIT, TABLES
+from tracepaper.storage.record.rows import INDEXED_KINDS
 from tracepaper.strategies.units import DAY_MS
 
 if TYPE_CHECKING:
@@ -28,46 +29,46 @@ WHOLE: Final[Span] = (0, SEQUENCE_LIMIT - 1)
 BATCH_ROWS: Final = 512
 """Fewer rows than make Python look for garbage: with thousands alive, reading takes half longer."""
 
-_SEQUENCE: Final = f"step & {SEQUENCE_LIMIT - 1}"
 _IS_BAR: Final = "open_time_ms IS NOT NULL AND ignored IS NULL"
 _BAR: Final = ("sequence", "open_time_ms", "open", "high", "low", "close", "volume", "outcome")
 _BARS: Final = (
-    f"SELECT {_SEQUENCE}, open_time_ms, open, high, low, close, volume, coalesce(outcome, -1), "
-    f"holding FROM steps WHERE step BETWEEN ? AND ? AND instrument = ? AND {_IS_BAR} ORDER BY step"
+    "SELECT sequence, open_time_ms, open, high, low, close, volume, coalesce(outcome, -1), "
+    f"holding FROM steps WHERE {WITHIN} AND instrument = ? AND {_IS_BAR} ORDER BY sequence"
 )
 _ACCOUNT: Final = ("sequence", "open_time_ms", "instrument", "close", "quantity", "equity")
 _NOT_STORED: Final = -(2**63)
 _AFTER: Final = (
-    f"SELECT s.{_SEQUENCE}, s.open_time_ms, s.instrument, s.close, {{}}, m.holding, "
+    "SELECT s.sequence, s.open_time_ms, s.instrument, s.close, {}, m.holding, "
     "coalesce(m.account_unrealized_pnl, m.unrealized_pnl, 0), {} FROM {} "
-    "WHERE m.step BETWEEN ? AND ? AND s.open_time_ms IS NOT NULL AND s.outcome IS NOT NULL "
-    "ORDER BY m.step"
+    "WHERE m.run_key = ? AND m.sequence BETWEEN ? AND ? AND s.open_time_ms IS NOT NULL "
+    "AND s.outcome IS NOT NULL ORDER BY m.sequence"
 )
-_OWN: Final = _AFTER.format(0, _NOT_STORED, "steps m JOIN steps s ON s.step = m.step")
+_OWN: Final = _AFTER.format(
+    0, _NOT_STORED, "steps m JOIN steps s ON s.run_key = m.run_key AND s.sequence = m.sequence"
+)
 _SHADOWS: Final = _AFTER.format(
     "m.book",
     f"coalesce(m.equity, {_NOT_STORED})",
-    "twin_steps m CROSS JOIN steps s ON s.step = m.step",
+    "twin_steps m CROSS JOIN steps s ON s.run_key = m.run_key AND s.sequence = m.sequence",
 )
-_OWN_STORED: Final = (
-    f"SELECT {_SEQUENCE}, equity FROM states WHERE step BETWEEN ? AND ? AND equity IS NOT NULL"
-)
-_BOOK_BITS: Final = 63 - SEQUENCE_BITS
+_OWN_STORED: Final = f"SELECT sequence, equity FROM states WHERE {WITHIN} AND equity IS NOT NULL"
+_BOOK_BITS: Final = 64 - SEQUENCE_LIMIT.bit_length()
 _HOLDINGS: Final = (
-    f"SELECT {_SEQUENCE}, book, coalesce(quantity, 0), cash, coalesce(twin, '') FROM holdings "
-    "WHERE step BETWEEN ? AND ? ORDER BY step, book"
+    "SELECT sequence, book, coalesce(quantity, 0), cash, coalesce(twin, '') FROM holdings "
+    f"WHERE {WITHIN} ORDER BY sequence, book"
 )
 _OUTCOMES: Final = (
-    f"SELECT {_SEQUENCE}, action, allowed, refused_by, reason, unfilled_reason, regime, gate_set, "
-    "passed FROM outcomes WHERE step BETWEEN ? AND ? ORDER BY step"
+    "SELECT sequence, action, allowed, refused_by, reason, unfilled_reason, regime, gate_set, "
+    f"passed FROM outcomes WHERE {WITHIN} ORDER BY sequence"
 )
 _STEP_COLUMNS: Final = frozenset(column.name for column in TABLES["steps"])
 _NOTES: Final = (
     "SELECT s.open_time_ms, n.key, CASE WHEN n.type IN ('real', 'integer') THEN n.value END, "
     "CASE n.type WHEN 'text' THEN n.value END "
-    "FROM answers a CROSS JOIN steps s ON s.step = a.step JOIN json_each(a.note) n "
-    "WHERE a.step BETWEEN ? AND ? AND s.instrument = ? AND s.open_time_ms IS NOT NULL "
-    "ORDER BY a.step"
+    "FROM answers a CROSS JOIN steps s ON s.run_key = a.run_key AND s.sequence = a.sequence "
+    "JOIN json_each(a.note) n "
+    "WHERE a.run_key = ? AND a.sequence BETWEEN ? AND ? AND s.instrument = ? "
+    "AND s.open_time_ms IS NOT NULL ORDER BY a.sequence"
 )
 
 
@@ -135,11 +136,11 @@ class RunRows:
     def refresh(self) -> None:
         """Read the outcomes and holdings that are new."""
         after = self.outcomes[-1].key + 1 if self.outcomes else 0
-        rows = self._connection.execute(_OUTCOMES, self._keys((after, WHOLE[1]))).fetchall()
+        rows = self._connection.execute(_OUTCOMES, (self._run_key, after, WHOLE[1])).fetchall()
         self.outcomes += [Outcome(*row) for row in rows]
         self._outcome_keys = np.append(self._outcome_keys, np.array([row[0] for row in rows], int))
         after = (int(self._held_keys[-1]) >> _BOOK_BITS) + 1 if self._held_keys.size else 0
-        held = self._connection.execute(_HOLDINGS, self._keys((after, WHOLE[1]))).fetchall()
+        held = self._connection.execute(_HOLDINGS, (self._run_key, after, WHOLE[1])).fetchall()
         if held:
             *numbers, whose = zip(*held, strict=True)
             sequence, book, quantity, cash = np.array(numbers, dtype=np.int64)
@@ -162,7 +163,7 @@ class RunRows:
         ``outcome`` is the place in ``outcomes``, -1 of a bar that was not decided, and
         ``quantity`` what the account held of the instrument after the bar.
         """
-        *bar, holding = self._integers(_BARS, (*self._keys(span), place), len(_BAR) + 1)
+        *bar, holding = self._integers(_BARS, (self._run_key, *span, place), len(_BAR) + 1)
         columns: Columns = dict(zip(_BAR, bar, strict=True))
         at = np.searchsorted(self._outcome_keys, columns["outcome"])
         columns["outcome"] = np.where(columns["outcome"] < 0, -1, at)
@@ -177,10 +178,10 @@ class RunRows:
         """
         accounts: dict[str, Columns] = {}
         for query in (_OWN, _SHADOWS):
-            *bar, book, holding, profit, stored = self._integers(query, self._keys(span), 8)
+            *bar, book, holding, profit, stored = self._integers(query, (self._run_key, *span), 8)
             at = self._held(holding, book)
             if query is _OWN:
-                rows = self._integers(_OWN_STORED, self._keys(span), 2)
+                rows = self._integers(_OWN_STORED, (self._run_key, *span), 2)
                 _spread(stored, bar[0], *rows)
             equity = np.where(stored == _NOT_STORED, self._cash[at] + profit, stored)
             whose = self._whose[at]
@@ -200,16 +201,20 @@ class RunRows:
         columns: Columns = {name: np.full(at.size, np.nan) for name in names}
         for source, alias in (
             ("steps s", "s"),
-            ("answers a CROSS JOIN steps s ON s.step = a.step", "a"),
+            (
+                "answers a CROSS JOIN steps s ON s.run_key = a.run_key AND s.sequence = a.sequence",
+                "a",
+            ),
         ):
             chosen = [name for name in names if (name in _STEP_COLUMNS) == (alias == "s")]
             if not chosen or not at.size:
                 continue
             listed = ", ".join(f"{alias}.{name}" for name in chosen)
             cursor = self._connection.execute(
-                f"SELECT {alias}.{_SEQUENCE}, {listed} FROM {source} "
-                f"WHERE {alias}.step BETWEEN ? AND ? AND s.instrument = ?",
-                (*self._keys((int(at[0]), int(at[-1]))), place),
+                f"SELECT {alias}.sequence, {listed} FROM {source} "
+                f"WHERE {alias}.run_key = ? AND {alias}.sequence BETWEEN ? AND ? "
+                "AND s.instrument = ?",
+                (self._run_key, int(at[0]), int(at[-1]), place),
             )
             while rows := cursor.fetchmany(BATCH_ROWS):
                 block = np.array(rows, dtype=np.float64)
@@ -220,16 +225,18 @@ class RunRows:
 
     def notes(self, place: int, span: Span) -> list[tuple[int, str, float | None, str | None]]:
         """Return (open time, name, number, text) of what was noted at an instrument's bars."""
-        return self._connection.execute(_NOTES, (*self._keys(span), place)).fetchall()
+        return self._connection.execute(_NOTES, (self._run_key, *span, place)).fetchall()
 
     def noted(self, span: Span) -> list[tuple[int, str]]:
         """Return (place of the instrument, name) of every number that was noted, in order."""
         query = (
-            "SELECT s.instrument, n.key FROM answers a JOIN steps s ON s.step = a.step "
-            "JOIN json_each(a.note) n WHERE a.step BETWEEN ? AND ? AND a.note IS NOT NULL "
-            "AND n.type IN ('integer', 'real') GROUP BY 1, 2 ORDER BY min(a.step), min(n.id)"
+            "SELECT s.instrument, n.key FROM answers a "
+            "JOIN steps s ON s.run_key = a.run_key AND s.sequence = a.sequence "
+            "JOIN json_each(a.note) n WHERE a.run_key = ? AND a.sequence BETWEEN ? AND ? "
+            "AND a.note IS NOT NULL AND n.type IN ('integer', 'real') GROUP BY 1, 2 "
+            "ORDER BY min(a.sequence), min(n.id)"
         )
-        return self._connection.execute(query, self._keys(span)).fetchall()
+        return self._connection.execute(query, (self._run_key, *span)).fetchall()
 
     # ------------------------------------------------------------ places in the run
 
@@ -259,20 +266,20 @@ class RunRows:
             return None
         among = "IS NOT NULL" if chosen is None else f"IN ({', '.join('?' * len(chosen))})"
         query = (
-            f"SELECT {_SEQUENCE} FROM steps WHERE step BETWEEN ? AND ? AND outcome {among} "
-            f"AND coalesce(instrument = ?, 1) ORDER BY step {'DESC' if newest else ''} LIMIT 1"
+            f"SELECT sequence FROM steps WHERE {WITHIN} AND outcome {among} "
+            f"AND coalesce(instrument = ?, 1) ORDER BY sequence {'DESC' if newest else ''} LIMIT 1"
         )
-        keys = (*self._keys(span), *(chosen or ()), instrument)
+        keys = (self._run_key, *span, *(chosen or ()), instrument)
         row = self._connection.execute(query, keys).fetchone()
         return None if row is None else int(row[0])
 
     def bar_at(self, place: int, span: Span, *, newest: bool) -> OpenedBar | None:
         """Return the oldest or the *newest* accepted bar of an instrument within *span*."""
         query = (
-            f"SELECT {_SEQUENCE}, open_time_ms FROM steps WHERE step BETWEEN ? AND ? "
-            f"AND instrument = ? AND {_IS_BAR} ORDER BY step {'DESC' if newest else ''} LIMIT 1"
+            f"SELECT sequence, open_time_ms FROM steps WHERE {WITHIN} "
+            f"AND instrument = ? AND {_IS_BAR} ORDER BY sequence {'DESC' if newest else ''} LIMIT 1"
         )
-        row = self._connection.execute(query, (*self._keys(span), place)).fetchone()
+        row = self._connection.execute(query, (self._run_key, *span, place)).fetchone()
         return None if row is None else OpenedBar(*row)
 
     def opened_at(self, place: int, span: Span, at_ms: float) -> int:
@@ -292,19 +299,20 @@ class RunRows:
 
     def open_ms(self, sequence: int) -> int:
         """Return when the bar of a step opened."""
-        query = "SELECT open_time_ms FROM steps WHERE step = ?"
-        (opened,) = self._connection.execute(query, self._keys((sequence, 0))[:1]).fetchone()
+        query = "SELECT open_time_ms FROM steps WHERE run_key = ? AND sequence = ?"
+        (opened,) = self._connection.execute(query, (self._run_key, sequence)).fetchone()
         return int(opened)
 
     def market_times(self, interval_ms: int, sequences: Iterable[int]) -> dict[int, int]:
         """Return the market time of each of the steps *sequences*."""
         query = (
             "SELECT coalesce(s.open_time_ms + ? + s.market_delay_ms, e.market_ms) FROM steps s "
-            "LEFT JOIN events e ON e.step = s.step WHERE s.step = ?"
+            "LEFT JOIN events e ON e.run_key = s.run_key AND e.sequence = s.sequence "
+            "WHERE s.run_key = ? AND s.sequence = ?"
         )
         times = {}
         for sequence in dict.fromkeys(sequences):
-            values = (interval_ms, step_key(self._run_key, sequence))
+            values = (interval_ms, self._run_key, sequence)
             row = self._connection.execute(query, values).fetchone()
             if row is not None and row[0] is not None:
                 times[sequence] = int(row[0])
@@ -315,23 +323,20 @@ class RunRows:
     def outcome_counts(self, span: Span) -> dict[int, OutcomeCount]:
         """Return how often each stored outcome was decided within *span*, by the outcome's key."""
         query = (
-            "SELECT outcome, count(*), min(step), max(step) FROM steps WHERE step BETWEEN ? AND ? "
+            f"SELECT outcome, count(*), min(sequence), max(sequence) FROM steps WHERE {WITHIN} "
             "AND outcome IS NOT NULL GROUP BY outcome"
         )
-        rows = self._connection.execute(query, self._keys(span))
-        return {
-            outcome: OutcomeCount(times, sequence_of(first), sequence_of(last))
-            for outcome, times, first, last in rows
-        }
+        rows = self._connection.execute(query, (self._run_key, *span))
+        return {outcome: OutcomeCount(*counted) for outcome, *counted in rows}
 
     def outcome_days(self, span: Span) -> list[tuple[int, int, int]]:
         """Return (UTC day, the outcome's key, how often it was decided on bars of that day)."""
         query = (
             f"SELECT open_time_ms / {DAY_MS}, outcome, count(*) FROM steps "
-            "WHERE step BETWEEN ? AND ? AND outcome IS NOT NULL AND open_time_ms IS NOT NULL "
+            f"WHERE {WITHIN} AND outcome IS NOT NULL AND open_time_ms IS NOT NULL "
             "GROUP BY 1, 2"
         )
-        return self._connection.execute(query, self._keys(span)).fetchall()
+        return self._connection.execute(query, (self._run_key, *span)).fetchall()
 
     def events(self, kind: str, span: Span) -> list[StoredEvent]:
         """Return the events of a *kind* that is indexed, such as ``funding``, in order."""
@@ -345,11 +350,11 @@ class RunRows:
     def newest_events(self, kinds: Sequence[str], span: Span, most: int) -> list[StoredEvent]:
         """Return the *most* newest events of *kinds*, the newest first."""
         query = (
-            f"SELECT {_SEQUENCE}, kind, instrument, market_ms, content FROM events "
-            f"WHERE step BETWEEN ? AND ? AND kind IN ({', '.join('?' * len(kinds))}) "
-            "ORDER BY step DESC LIMIT ?"
+            "SELECT sequence, kind, instrument, market_ms, content FROM events "
+            f"WHERE {WITHIN} AND kind IN ({', '.join('?' * len(kinds))}) "
+            "ORDER BY sequence DESC LIMIT ?"
         )
-        rows = self._connection.execute(query, (*self._keys(span), *kinds, most))
+        rows = self._connection.execute(query, (self._run_key, *span, *kinds, most))
         return [StoredEvent(*row) for row in rows]
 
     def halts(self, span: Span) -> list[Halt]:
@@ -363,10 +368,10 @@ class RunRows:
     def states(self, span: Span, *, newest: bool) -> Iterator[bytes]:
         """Yield the stored states of the engine, the oldest or the *newest* first."""
         query = (
-            "SELECT state FROM states WHERE step BETWEEN ? AND ? AND state IS NOT NULL "
-            f"ORDER BY step {'DESC' if newest else ''}"
+            f"SELECT state FROM states WHERE {WITHIN} AND state IS NOT NULL "
+            f"ORDER BY sequence {'DESC' if newest else ''}"
         )
-        for (state,) in self._connection.execute(query, self._keys(span)):
+        for (state,) in self._connection.execute(query, (self._run_key, *span)):
             yield state
 
     def held(self, last: int) -> list[tuple[int, int]]:
@@ -375,32 +380,30 @@ class RunRows:
         In hedge mode those of both sides as well.
         """
         query = (
-            "SELECT instrument, quantity, max(step) FROM holdings WHERE step BETWEEN ? AND ? "
+            f"SELECT instrument, quantity, max(sequence) FROM holdings WHERE {WITHIN} "
             "AND (book = 0 OR twin IN ('LONG', 'SHORT')) AND instrument IS NOT NULL "
             "GROUP BY instrument, twin"
         )
-        rows = self._connection.execute(query, self._keys((0, last)))
+        rows = self._connection.execute(query, (self._run_key, 0, last))
         return [(place, quantity) for place, quantity, _ in rows]
 
     # ------------------------------------------------------------ orders and fills
 
     def filled(self, span: Span) -> list[int]:
         """Return the sequence of each fill, the newest first."""
-        query = (
-            "SELECT sequence FROM fills WHERE run_key = ? AND sequence BETWEEN ? AND ? "
-            "ORDER BY sequence DESC"
-        )
+        query = f"SELECT sequence FROM fills WHERE {WITHIN} ORDER BY sequence DESC"
         values = (self._run_key, *span)
         return [sequence for (sequence,) in self._connection.execute(query, values)]
 
     def liquidated(self, span: Span, reason: str) -> list[int]:
         """Return the steps at which a price liquidated, or canceled orders for *reason*."""
-        query = (  # by keys: the views have no index by a range of steps
-            "SELECT sequence FROM fills WHERE step BETWEEN ?1 AND ?2 AND model = 'liquidation' "
-            "UNION SELECT sequence FROM orders WHERE step BETWEEN ?1 AND ?2 AND reason = ?3 "
+        within = "run_key = ?1 AND sequence BETWEEN ?2 AND ?3"
+        query = (
+            f"SELECT sequence FROM fills WHERE {within} AND model = 'liquidation' "
+            f"UNION SELECT sequence FROM orders WHERE {within} AND reason = ?4 "
             "ORDER BY 1"
         )
-        values = (*self._keys(span), reason)
+        values = (self._run_key, *span, reason)
         return [sequence for (sequence,) in self._connection.execute(query, values)]
 
     def first_of_newest_fills(
@@ -411,7 +414,7 @@ class RunRows:
         None where there are no more than those within *span*.
         """
         query = (
-            "SELECT sequence FROM fills WHERE run_key = ? AND sequence BETWEEN ? AND ? "
+            f"SELECT sequence FROM fills WHERE {WITHIN} "
             f"AND instrument IN ({', '.join('?' * len(instruments))}) "
             "ORDER BY sequence DESC LIMIT 1 OFFSET ?"
         )
@@ -430,7 +433,7 @@ class RunRows:
             "SELECT o.sequence FROM orders o WHERE o.run_key = ? AND o.sequence BETWEEN ? AND ? "
             f"AND o.instrument IN ({', '.join('?' * len(instruments))}) AND o.created_ms < ? "
             "AND coalesce(o.price, o.trigger) IS NOT NULL AND NOT EXISTS (SELECT 1 FROM orders n "
-            "WHERE n.order_id = o.order_id AND n.run_key = o.run_key AND n.step > o.step) "
+            "WHERE n.order_id = o.order_id AND n.run_key = o.run_key AND n.sequence > o.sequence) "
             "ORDER BY o.sequence DESC LIMIT ?"
         )
         values = (self._run_key, *span, *instruments, until_ms, most)
@@ -438,22 +441,18 @@ class RunRows:
 
     def order_roles(self, span: Span) -> dict[str, str]:
         """Return the role of each order of which a step within *span* has word; no signals."""
-        query = (
-            "SELECT order_id, role FROM orders WHERE run_key = ? AND sequence BETWEEN ? AND ? "
-            "AND role IS NOT NULL"
-        )
+        query = f"SELECT order_id, role FROM orders WHERE {WITHIN} AND role IS NOT NULL"
         return dict(self._connection.execute(query, (self._run_key, *span)).fetchall())
 
     def born_orders(self, sequence: int) -> list[str]:
         """Return the ids of the orders that were born at a step."""
-        query = "SELECT DISTINCT order_id FROM orders WHERE step = ? AND birth = ?"
-        values = (step_key(self._run_key, sequence), sequence)
+        query = (
+            "SELECT DISTINCT order_id FROM orders WHERE run_key = ? AND sequence = ? AND birth = ?"
+        )
+        values = (self._run_key, sequence, sequence)
         return [order_id for (order_id,) in self._connection.execute(query, values)]
 
     # ------------------------------------------------------------ reading
-
-    def _keys(self, span: Span) -> Span:
-        return step_key(self._run_key, span[0]), step_key(self._run_key, span[1])
 
     def _held(self, holding: Ints, book: Ints | int) -> npt.NDArray[np.intp]:
         """Return the places of the holdings that steps name by sequence and book."""

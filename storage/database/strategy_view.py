@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from tracepaper.storage.database.chunks import select
+from tracepaper.storage.database.chunks import WITHIN, Span, select
 from tracepaper.storage.database.view_columns import (
     INSTRUMENT,
     MEASURE,
     View,
     ViewColumn,
+    at_step,
     exact,
     moment,
     of_step,
     shared_row,
 )
 from tracepaper.storage.record.answer_json import KeptDecision
-from tracepaper.storage.record.columns import MONEY, QUANTITY, SEQUENCE_LIMIT
+from tracepaper.storage.record.columns import MONEY, QUANTITY
 from tracepaper.storage.record.decode import TWIN_FILL
 from tracepaper.strategies.types.decisions import Fill, FillModel, SinceDecided, Step
 
@@ -85,11 +86,11 @@ V_STRATEGY_DECISIONS: Final = View(
         *exact("equity", f"coalesce(m.equity, h.cash + {_MARKED})", MONEY, "of its sub-account"),
     ),
     "FROM runs r JOIN steps s ON s.run_key = r.run_key AND EXISTS (SELECT 1 FROM twin_steps) "
-    "AND s.open_time_ms IS NOT NULL JOIN twin_steps m ON m.step = s.step "
+    f"AND s.open_time_ms IS NOT NULL CROSS JOIN twin_steps m ON {at_step('m')} "
     "AND m.decided IS NOT NULL "
     "JOIN instruments i ON i.run_key = r.run_key AND i.instrument = s.instrument "
-    "LEFT JOIN answers a ON a.step = s.step "
-    f"JOIN holdings h ON h.step = {shared_row('m.holding')} AND h.book = m.book",
+    f"LEFT JOIN answers a ON {at_step('a')} "
+    f"JOIN holdings h ON {shared_row('h', 'm.holding')} AND h.book = m.book",
 )
 """Its sub-account is the row of that name in ``v_twin_equity``."""
 
@@ -99,20 +100,20 @@ def since_parts(
     decoder: StepDecoder,
     decided: Step | None,
     instrument: str,
-    span: tuple[int, int],
+    span: Span,
 ) -> dict[str, SinceDecided]:
     """Return each strategy's answer at the step *decided*, its outcome and its fills since.
 
-    *span* are the keys of the first and the last step that are looked at.
+    *span* are the steps that are looked at.
     """
     if decided is None or not decided.strategies:
         return {}
-    first = span[0] & ~(SEQUENCE_LIMIT - 1) | decided.sequence
+    span = (span[0], decided.sequence, span[-1])
     fills: dict[str, list[Fill]] = {}
-    for row in connection.execute(select("twin_fills", "step BETWEEN ? AND ?"), (first, span[1])):
+    for row in connection.execute(select("twin_fills", WITHIN), span):
         fill = decoder.fill(row, "twin_fills")
         # What crossed at that very decision was no news to it.
-        is_news = row[TWIN_FILL.step] > first or fill.model is FillModel.CROSSED
+        is_news = row[TWIN_FILL.sequence] > decided.sequence or fill.model is FillModel.CROSSED
         if is_news and fill.instrument == instrument:
             fills.setdefault(row[TWIN_FILL.twin], []).append(fill)
     return {

@@ -17,8 +17,6 @@ from tracepaper.storage.record.columns import (
     MONEY,
     PRICE,
     QUANTITY,
-    SEQUENCE_BITS,
-    SEQUENCE_LIMIT,
     SOURCE_CODES,
     STEP_GATES,
     TABLES,
@@ -146,9 +144,14 @@ def source_name(code: str) -> str:
     return f"CASE {code} {cases} END"
 
 
-def shared_row(place: str) -> str:
-    """Return the key of an interned row of step ``s``, named by the sequence *place*."""
-    return f"(s.step & ~{SEQUENCE_LIMIT - 1}) | {place}"
+def at_step(alias: str, step: str = "s") -> str:
+    """Return the condition that the row *alias* is of the step of the row *step*."""
+    return f"{alias}.run_key = {step}.run_key AND {alias}.sequence = {step}.sequence"
+
+
+def shared_row(alias: str, place: str) -> str:
+    """Return the condition that *alias* is the row that step ``s`` names by a sequence."""
+    return f"{alias}.run_key = s.run_key AND {alias}.sequence = {place}"
 
 
 def of_step(table: str) -> tuple[ViewColumn, ViewColumn]:
@@ -167,15 +170,15 @@ def caused(alias: str, table: str) -> ViewColumn:
     command, which a prune keeps; where a decision did, it is a bar. An exit order that a fill at a
     quote or a book placed was born at that fill, which a prune keeps too.
     """
-    born = f"(({alias}.step & ~{SEQUENCE_LIMIT - 1}) | {alias}.birth)"
+    run, born = f"{alias}.run_key", f"{alias}.birth"
     return ViewColumn(
         "decision_sequence",
-        f"(SELECT c.birth FROM {table} c WHERE c.step = {alias}.step "
-        f"AND c.ordinal = {alias}.ordinal AND {born} <= {alias}.step "
+        f"(SELECT c.birth FROM {table} c WHERE {at_step('c', alias)} "
+        f"AND c.ordinal = {alias}.ordinal AND {born} <= {alias}.sequence "
         f"AND EXISTS (SELECT 1 FROM orders y WHERE y.order_id = {alias}.order_id "
-        f"AND y.step = {born}) "
-        f"AND NOT EXISTS (SELECT 1 FROM events x WHERE x.step = {born}) "
-        f"AND NOT EXISTS (SELECT 1 FROM fills z WHERE z.step = {born} "
+        f"AND y.run_key = {run} AND y.sequence = {born}) "
+        f"AND NOT EXISTS (SELECT 1 FROM events x WHERE x.run_key = {run} AND x.sequence = {born}) "
+        f"AND NOT EXISTS (SELECT 1 FROM fills z WHERE z.run_key = {run} AND z.sequence = {born} "
         "AND z.model IN ('quote', 'book')))",
         "the decision that caused the order; null where a command (FLATTEN) or a fill between bars "
         "did, or one of the run from which the order was taken over",
@@ -225,14 +228,14 @@ def complete(
 # A run in hedge mode has its sides ``b`` as the first books of a step; any other one has its own
 # row ``h``, once, whatever shadow accounts it has. The account is row ``a``.
 OF_SIDES: Final = (
-    "FROM runs r JOIN steps s ON s.run_key = r.run_key JOIN steps m ON m.step = s.step "
-    "LEFT JOIN states q ON q.step = s.step "
-    "LEFT JOIN twin_steps t ON t.step = s.step AND t.book <= 2 "
-    f"LEFT JOIN holdings b ON b.step = {shared_row('t.holding')} AND b.book = t.book "
+    f"FROM runs r JOIN steps s ON s.run_key = r.run_key JOIN steps m ON {at_step('m')} "
+    f"LEFT JOIN states q ON {at_step('q')} "
+    f"LEFT JOIN twin_steps t ON {at_step('t')} AND t.book <= 2 "
+    f"LEFT JOIN holdings b ON {shared_row('b', 't.holding')} AND b.book = t.book "
     "AND b.twin IN ('LONG', 'SHORT') "
-    f"JOIN holdings h ON h.step = coalesce(b.step, {shared_row('s.holding')}) "
+    f"JOIN holdings h ON {shared_row('h', 'coalesce(b.sequence, s.holding)')} "
     "AND h.book = coalesce(b.book, 0) "
-    f"JOIN holdings a ON a.step = {shared_row('s.holding')} AND a.book = 0 "
+    f"JOIN holdings a ON {shared_row('a', 's.holding')} AND a.book = 0 "
 )
 A_SIDE_EACH: Final = (
     "WHERE (b.twin IS NOT NULL OR coalesce(t.book, 1) = 1) AND h.quantity IS NOT NULL"
@@ -251,8 +254,6 @@ LIQUIDATED_AT: Final = (
     "ORDER BY o.sequence DESC, o.ordinal DESC LIMIT 1) END"
 )
 
-_BEGUN: Final = f"r.run_key << {SEQUENCE_BITS}"
-
 
 def _signed(fill: str) -> str:
     """Return the signed quantity of *fill*; a spot buy pays its fee in base."""
@@ -266,15 +267,17 @@ def _before(fill: str) -> str:
     On cross margin a price of another instrument fills in a step that has no row of this one.
     """
     since = (
-        f"coalesce((SELECT sum({_signed('b')}) FROM fills b WHERE b.step > {{}} "
-        f"AND (b.step < {fill}.step OR (b.step = {fill}.step AND b.ordinal < {fill}.ordinal)) "
+        f"coalesce((SELECT sum({_signed('b')}) FROM fills b "
+        f"WHERE b.run_key = {fill}.run_key AND b.sequence > {{}} "
+        f"AND (b.sequence, b.ordinal) < ({fill}.sequence, {fill}.ordinal) "
         f"AND b.instrument = {fill}.instrument AND b.position_side IS {fill}.position_side), 0)"
     )
     return (
-        f"coalesce((SELECT h.quantity + {since.format('h.step')} FROM holdings h "
-        f"WHERE h.step < {fill}.step AND h.step >= {_BEGUN} AND h.twin IS {fill}.position_side "
-        f"AND h.instrument = {fill}.instrument ORDER BY h.step DESC LIMIT 1), "
-        f"{since.format(_BEGUN + ' - 1')})"
+        f"coalesce((SELECT h.quantity + {since.format('h.sequence')} FROM holdings h "
+        f"WHERE h.run_key = {fill}.run_key AND h.sequence < {fill}.sequence "
+        f"AND h.twin IS {fill}.position_side "
+        f"AND h.instrument = {fill}.instrument ORDER BY h.sequence DESC LIMIT 1), "
+        f"{since.format('-1')})"
     )
 
 
@@ -299,11 +302,11 @@ _CLOSES: Final = (
 def _opening(column: str) -> str:
     """Return *column* of the fill that opened the trade which fill ``f`` closed."""
     return (
-        f"(SELECT g.{column} FROM fills g WHERE g.step BETWEEN {_BEGUN} AND f.step "
+        f"(SELECT g.{column} FROM fills g WHERE g.run_key = f.run_key "
         "AND g.instrument = f.instrument AND g.position_side IS f.position_side "
-        "AND (g.step < f.step OR g.ordinal < f.ordinal) "
+        "AND (g.sequence, g.ordinal) < (f.sequence, f.ordinal) "
         f"AND (abs({_before('g')}) < i.quantity_step OR {_turned('g')}) "
-        "ORDER BY g.step DESC, g.ordinal DESC LIMIT 1)"
+        "ORDER BY g.sequence DESC, g.ordinal DESC LIMIT 1)"
     )
 
 
@@ -312,20 +315,25 @@ _ENTERS: Final = "CASE x.side WHEN 'BUY' THEN 1 ELSE -1 END"
 # A fill that adds is counted as far as something is held after it, one that closes as far as
 # something was held before: of a fill that turns, each trade has its own part.
 _PART: Final = (
-    f"CASE WHEN x.step = e.step AND x.ordinal = e.ordinal "
+    "CASE WHEN x.sequence = e.sequence AND x.ordinal = e.ordinal "
     f"THEN min(1.0, abs({_after('x')}) * 1.0 / abs({_signed('x')})) "
-    f"WHEN x.step = f.step AND x.ordinal = f.ordinal "
+    "WHEN x.sequence = f.sequence AND x.ordinal = f.ordinal "
     f"THEN min(1.0, abs({_before('x')}) * 1.0 / abs({_signed('x')})) ELSE 1.0 END"
 )
+
+
+def _within(alias: str) -> str:
+    """Return the condition for rows of the steps from the opening to the closing fill."""
+    return f"{alias}.run_key = f.run_key AND {alias}.sequence BETWEEN e.sequence AND f.sequence"
 
 
 def _over(aggregate: str, condition: str = "1") -> str:
     """Return *aggregate* over the fills ``x`` of the trade that satisfy *condition*."""
     return (
-        f"(SELECT {aggregate} FROM fills x WHERE x.step BETWEEN e.step AND f.step "
+        f"(SELECT {aggregate} FROM fills x WHERE {_within('x')} "
         "AND x.instrument = f.instrument AND x.position_side IS f.position_side "
-        "AND (x.step > e.step OR x.ordinal >= e.ordinal) "
-        f"AND (x.step < f.step OR x.ordinal <= f.ordinal) AND {condition})"
+        "AND (x.sequence, x.ordinal) >= (e.sequence, e.ordinal) "
+        f"AND (x.sequence, x.ordinal) <= (f.sequence, f.ordinal) AND {condition})"
     )
 
 
@@ -343,10 +351,12 @@ def _worth(price: str) -> str:
 
 
 _MOST_AT_FILLS: Final = _over(
-    f"max(abs(CASE WHEN x.step = f.step AND x.ordinal = f.ordinal THEN 0 ELSE {_after('x')} END))"
+    "max(abs(CASE WHEN x.sequence = f.sequence AND x.ordinal = f.ordinal THEN 0 "
+    f"ELSE {_after('x')} END))"
 )
 _MOST_BETWEEN: Final = (  # a split makes it more without a fill
-    "(SELECT max(abs(h.quantity)) FROM holdings h WHERE h.step >= e.step AND h.step < f.step "
+    "(SELECT max(abs(h.quantity)) FROM holdings h WHERE h.run_key = f.run_key "
+    "AND h.sequence >= e.sequence AND h.sequence < f.sequence "
     "AND h.instrument = f.instrument AND h.twin IS f.position_side)"
 )
 _MOST_HELD: Final = f"max({_MOST_AT_FILLS}, coalesce({_MOST_BETWEEN}, 0))"
@@ -354,20 +364,21 @@ _FEES: Final = real(_over(f"sum(x.fee * {_PART})"), MONEY)
 _GROSS: Final = _worth("reference_price")
 _COSTS: Final = f"({_FEES} + {_GROSS} - {_worth('price')})"
 _FUNDING: Final = (
-    "(SELECT coalesce(-sum(l.amount), 0) FROM ledger l WHERE l.step BETWEEN e.step AND f.step "
+    f"(SELECT coalesce(-sum(l.amount), 0) FROM ledger l WHERE {_within('l')} "
     "AND l.kind = 'funding' AND l.instrument = f.instrument "
     f"AND l.position_side IS f.position_side) / CAST('1e' || {MONEY} AS REAL)"
 )
 _DIVIDENDS: Final = (
-    "(SELECT coalesce(sum(l.amount), 0) FROM ledger l WHERE l.step BETWEEN e.step AND f.step "
+    f"(SELECT coalesce(sum(l.amount), 0) FROM ledger l WHERE {_within('l')} "
     "AND l.kind IN ('dividend', 'cash_in_lieu') AND l.instrument = f.instrument) "
     f"/ CAST('1e' || {MONEY} AS REAL)"
 )
 _BARS: Final = (
     "CASE WHEN NOT EXISTS (SELECT 1 FROM prunes p "
-    f"WHERE p.run_key = r.run_key AND {_BEGUN} | p.until_sequence >= e.step) "
+    "WHERE p.run_key = r.run_key AND p.until_sequence >= e.sequence) "
     "THEN (SELECT count(*) FROM steps s "
-    "WHERE s.step >= e.step AND s.step < f.step AND s.instrument = f.instrument "
+    "WHERE s.run_key = f.run_key AND s.sequence >= e.sequence AND s.sequence < f.sequence "
+    "AND s.instrument = f.instrument "
     "AND s.open_time_ms IS NOT NULL AND s.ignored IS NULL) END"
 )
 
@@ -445,10 +456,11 @@ V_TRADES: Final = View(
     ),
     "FROM runs r JOIN fills f ON f.run_key = r.run_key "
     "JOIN instruments i ON i.run_key = r.run_key AND i.instrument = f.instrument "
-    f"JOIN fills e ON e.step = {_opening('step')} AND e.ordinal = {_opening('ordinal')} "
+    f"JOIN fills e ON e.run_key = f.run_key AND e.sequence = {_opening('sequence')} "
+    f"AND e.ordinal = {_opening('ordinal')} "
     # Of an order that was taken over from another run the birth is that run's.
-    f"LEFT JOIN answers d ON d.step = ({_BEGUN}) + e.birth AND EXISTS "
-    "(SELECT 1 FROM orders y WHERE y.order_id = e.order_id AND y.step = d.step) "
+    "LEFT JOIN answers d ON d.run_key = e.run_key AND d.sequence = e.birth AND EXISTS "
+    f"(SELECT 1 FROM orders y WHERE y.order_id = e.order_id AND {at_step('y', 'd')}) "
     f"WHERE {_CLOSES}",
 )
 

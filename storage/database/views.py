@@ -18,6 +18,7 @@ from tracepaper.storage.database.view_columns import (
     V_TRADES,
     View,
     ViewColumn,
+    at_step,
     caused,
     complete,
     digest,
@@ -38,7 +39,6 @@ from tracepaper.storage.record.columns import (
     MONEY,
     PRICE,
     QUANTITY,
-    SEQUENCE_BITS,
     TABLES,
 )
 from tracepaper.storage.record.rows import EVENT_TYPES, HALTED, INDEXED_KINDS
@@ -53,19 +53,15 @@ if TYPE_CHECKING:
 # ---------------------------------------------------------------- runs, bars, gaps and events
 
 _LAST_BUT_PRUNES: Final = (
-    "SELECT s.step FROM steps s WHERE s.step BETWEEN r.run_key << 28 AND "
-    "(r.run_key + 1 << 28) - 1 AND NOT EXISTS (SELECT 1 FROM events p WHERE p.step = s.step "
-    "AND p.kind = 'prune') ORDER BY s.step DESC LIMIT 1"
+    "SELECT s.sequence FROM steps s WHERE s.run_key = r.run_key "
+    f"AND NOT EXISTS (SELECT 1 FROM events p WHERE {at_step('p')} AND p.kind = 'prune') "
+    "ORDER BY s.sequence DESC LIMIT 1"
 )
 
 
 _ENDED_AT: Final = (
     "(SELECT json_extract(e.content, '$.ended_at_ms') FROM events e WHERE e.kind = 'end' "
-    f"AND e.step = ({_LAST_BUT_PRUNES}))"
-)
-
-_IN_RUN: Final = (
-    f"e.step BETWEEN r.run_key << {SEQUENCE_BITS} AND ((r.run_key + 1) << {SEQUENCE_BITS}) - 1"
+    f"AND e.run_key = r.run_key AND e.sequence = ({_LAST_BUT_PRUNES}))"
 )
 
 V_RUNS: Final = View(
@@ -134,7 +130,7 @@ V_BARS: Final = View(
     "JOIN instruments i ON i.run_key = r.run_key AND i.instrument = s.instrument",
 )
 
-_LAST_OF_COMMIT: Final = f"(r.run_key << {SEQUENCE_BITS}) + c.last_sequence"
+_LAST_OF_COMMIT: Final = "{0}.run_key = r.run_key AND {0}.sequence = c.last_sequence"
 V_COMMITS: Final = View(
     "v_commits",
     "a transaction that added steps to the run, with its link of the chain",
@@ -144,8 +140,8 @@ V_COMMITS: Final = View(
         ViewColumn("last_sequence", "c.last_sequence", "its last step", "INTEGER"),
         *moment(
             "market_ms",
-            f"coalesce((SELECT {_MARKET_AT} FROM steps s WHERE s.step = {_LAST_OF_COMMIT}), "
-            f"(SELECT e.market_ms FROM events e WHERE e.step = {_LAST_OF_COMMIT}))",
+            f"coalesce((SELECT {_MARKET_AT} FROM steps s WHERE {_LAST_OF_COMMIT.format('s')}), "
+            f"(SELECT e.market_ms FROM events e WHERE {_LAST_OF_COMMIT.format('e')}))",
             "market time of its last step",
         ),
         digest("digest", "c.digest", "what `audit head` prints after it"),
@@ -259,12 +255,11 @@ V_EVENTS: Final = View(
     ),
     # What a prune has kept has no step any more; all else is found by its step.
     "FROM runs r JOIN prunes p ON p.run_key = r.run_key JOIN events e "
-    f"ON e.step BETWEEN r.run_key << {SEQUENCE_BITS} "
-    f"AND (r.run_key << {SEQUENCE_BITS}) + p.until_sequence "
-    "AND NOT EXISTS (SELECT 1 FROM steps s WHERE s.step = e.step) "
+    "ON e.run_key = r.run_key AND e.sequence <= p.until_sequence "
+    f"AND NOT EXISTS (SELECT 1 FROM steps s WHERE {at_step('s', 'e')}) "
     "LEFT JOIN instruments i ON i.run_key = r.run_key AND i.instrument = e.instrument",
     f" UNION ALL SELECT {_OF_STEPS} FROM runs r JOIN steps s ON s.run_key = r.run_key "
-    "LEFT JOIN events e ON e.step = s.step LEFT JOIN instruments i "
+    f"LEFT JOIN events e ON {at_step('e')} LEFT JOIN instruments i "
     "ON i.run_key = r.run_key AND i.instrument = coalesce(s.instrument, e.instrument)"
     f" UNION ALL SELECT {_OF_HALTS} FROM runs r JOIN halts l ON l.run_key = r.run_key",
 )
@@ -277,7 +272,7 @@ RUN_VIEWS: Final = (V_RUNS, V_COMMITS, V_BARS, V_GAPS, V_COMMANDS, V_EVENTS)
 _DECIDED: Final = (
     "FROM runs r JOIN steps s ON s.run_key = r.run_key AND s.open_time_ms IS NOT NULL "
     "JOIN instruments i ON i.run_key = r.run_key AND i.instrument = s.instrument "
-    f"JOIN outcomes o ON o.step = {shared_row('s.outcome')} "
+    f"JOIN outcomes o ON {shared_row('o', 's.outcome')} "
 )
 _SAID: Final = ("recent_mass", "older_mass", "shift", "l1_error")
 
@@ -301,7 +296,7 @@ V_DECISIONS: Final = View(
         ("o", TABLES["outcomes"]),
         ("a", TABLES["answers"]),
     ),
-    _DECIDED + "LEFT JOIN answers a ON a.step = s.step",
+    _DECIDED + f"LEFT JOIN answers a ON {at_step('a')}",
 )
 
 V_GATES: Final = View(
@@ -318,9 +313,9 @@ V_GATES: Final = View(
         ViewColumn("passed", "o.passed >> g.ordinal & 1", "1 or 0", "INTEGER", is_flag=True),
     ),
     "FROM runs r JOIN steps s ON s.run_key = r.run_key AND s.outcome IS NOT NULL "
-    f"JOIN outcomes o ON o.step = {shared_row('s.outcome')} "
+    f"JOIN outcomes o ON {shared_row('o', 's.outcome')} "
     "JOIN gate_sets g ON g.run_key = r.run_key AND g.gate_set = o.gate_set "
-    "LEFT JOIN answers a ON a.step = s.step",
+    f"LEFT JOIN answers a ON {at_step('a')}",
 )
 # One row more than there are buckets: '00' x n becomes the JSON array '[0,0,…]'.
 _PLACES: Final = (
@@ -358,7 +353,7 @@ V_EXPLANATIONS: Final = View(
     ),
     "FROM runs r JOIN steps s ON s.run_key = r.run_key AND EXISTS (SELECT 1 FROM answers) "
     "AND s.open_time_ms IS NOT NULL "
-    f"JOIN answers a ON a.step = s.step AND a.buckets IS NOT NULL JOIN {_PLACES} n",
+    f"JOIN answers a ON {at_step('a')} AND a.buckets IS NOT NULL JOIN {_PLACES} n",
 )
 
 V_NOTES: Final = View(
@@ -378,7 +373,7 @@ V_NOTES: Final = View(
         ViewColumn("text", "CASE n.type WHEN 'text' THEN n.value END", "null where it is a number"),
     ),
     "FROM runs r JOIN steps s ON s.run_key = r.run_key AND EXISTS (SELECT 1 FROM answers) "
-    "AND s.open_time_ms IS NOT NULL JOIN answers a ON a.step = s.step AND a.note IS NOT NULL "
+    f"AND s.open_time_ms IS NOT NULL JOIN answers a ON {at_step('a')} AND a.note IS NOT NULL "
     "JOIN instruments i ON i.run_key = r.run_key AND i.instrument = s.instrument "
     "JOIN json_each(a.note) n",
 )
@@ -388,7 +383,7 @@ DECISION_VIEWS: Final = (V_DECISIONS, V_GATES, V_EXPLANATIONS, V_NOTES, V_STRATE
 # ---------------------------------------------------------------- orders, fills, positions, equity
 
 _STEP_TABLES: Final = (
-    "LEFT JOIN events e ON e.step = s.step LEFT JOIN instruments i "
+    f"LEFT JOIN events e ON {at_step('e')} LEFT JOIN instruments i "
     "ON i.run_key = r.run_key AND i.instrument = coalesce(s.instrument, e.instrument)"
 )
 
@@ -452,14 +447,14 @@ def _holding_columns(
 
 
 _OWN: Final = (
-    "FROM runs r JOIN steps s ON s.run_key = r.run_key JOIN steps m ON m.step = s.step "
-    "LEFT JOIN states q ON q.step = s.step "
-    f"JOIN holdings h ON h.step = {shared_row('s.holding')} AND h.book = 0 "
+    f"FROM runs r JOIN steps s ON s.run_key = r.run_key JOIN steps m ON {at_step('m')} "
+    f"LEFT JOIN states q ON {at_step('q')} "
+    f"JOIN holdings h ON {shared_row('h', 's.holding')} AND h.book = 0 "
 ) + _STEP_TABLES
 _TWIN: Final = (
     "FROM runs r JOIN steps s ON s.run_key = r.run_key "
-    "AND EXISTS (SELECT 1 FROM twin_steps) JOIN twin_steps m ON m.step = s.step "
-    f"JOIN holdings h ON h.step = {shared_row('m.holding')} AND h.book = m.book "
+    f"AND EXISTS (SELECT 1 FROM twin_steps) CROSS JOIN twin_steps m ON {at_step('m')} "
+    f"JOIN holdings h ON {shared_row('h', 'm.holding')} AND h.book = m.book "
 ) + _STEP_TABLES
 
 V_POSITIONS: Final = View(
@@ -523,7 +518,7 @@ V_FILLS: Final = View(
         ("f", TABLES["fills"]),
     ),
     f"FROM runs r JOIN fills f ON f.run_key = r.run_key {_FILLED_BY} "
-    "LEFT JOIN orders o ON o.step = f.step AND o.order_id = f.order_id",
+    f"LEFT JOIN orders o ON {at_step('o', 'f')} AND o.order_id = f.order_id",
 )
 
 V_TWIN_FILLS: Final = View(
@@ -538,15 +533,18 @@ V_TWIN_FILLS: Final = View(
 
 
 def _of_fills(sql: str) -> str:
-    """Return *sql*, an aggregate of the fills of order ``o`` in its run."""
-    return f"(SELECT {sql} FROM fills f WHERE f.order_id = o.order_id AND f.run_key = o.run_key)"
+    """Return *sql*, an aggregate of the fills of order ``o`` in its run.
+
+    With the plus they are found by the order: else SQLite would read all fills of the run.
+    """
+    return f"(SELECT {sql} FROM fills f WHERE f.order_id = o.order_id AND +f.run_key = o.run_key)"
 
 
 _MEAN_PRICE: Final = _of_fills("sum(CAST(f.price AS REAL) * f.quantity) / sum(f.quantity)")
 _ONE_PRICE: Final = _of_fills("CASE WHEN min(f.price) = max(f.price) THEN min(f.price) END")
 _LATEST: Final = (
     "NOT EXISTS (SELECT 1 FROM orders n WHERE n.order_id = o.order_id "
-    "AND n.run_key = o.run_key AND n.step > o.step)"
+    "AND n.run_key = o.run_key AND n.sequence > o.sequence)"
 )
 
 V_ORDERS: Final = View(

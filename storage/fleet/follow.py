@@ -11,6 +11,7 @@ import threading
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
+from tracepaper.storage.database.lock import identity
 from tracepaper.storage.fleet.server import ShipProgress, speaking
 from tracepaper.storage.fleet.ship import GROUP_STEPS, Shipper
 from tracepaper.strategies.errors import ServerLost
@@ -91,14 +92,14 @@ class Follower:
     def _look(self) -> None:
         """Ship what is new, and tell of it."""
         shipper = self._shipper
-        identity = _identity(self._path)
+        file = identity(self._path)
         if not shipper.is_open:
             shipper.open()
             shipper.ship_candles()
             self._version = None
-        version = (identity, shipper.version())
+        version = (file, shipper.version())
         if version != self._version:
-            if self._version is not None and identity != self._version[0]:  # type: ignore[index]
+            if self._version is not None and file != self._version[0]:  # type: ignore[index]
                 shipper.close()  # another file has taken the place of this one
                 self._version = None
                 return
@@ -135,14 +136,6 @@ class Follower:
                         *(str(self._path.resolve()), behind, lag_s, self._daemon()),
                     ),
                 )
-
-
-def _identity(path: Path) -> tuple[int, int]:
-    try:
-        found = path.stat()
-    except OSError:
-        return (0, 0)
-    return found.st_dev, found.st_ino
 
 
 def ship_once(path: Path, url: str, *, needed_by: str = "--to") -> tuple[int, int, tuple[str, ...]]:

@@ -11,10 +11,8 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 from msgspec import Struct
 
-from tracepaper.storage.database.chunks import run_span
 from tracepaper.storage.database.views import V_DECISIONS, V_EQUITY, V_POSITIONS
 from tracepaper.storage.fleet.server import check_schema, connect, speaking
-from tracepaper.storage.record.columns import SEQUENCE_BITS
 from tracepaper.strategies.units import minute_text
 
 if TYPE_CHECKING:
@@ -28,7 +26,7 @@ SILENT_S: Final = 30.0
 
 _RUNS: Final = (
     "SELECT r.database_id, r.run_key, r.run_id, r.kind, r.strategy, r.model_id, r.step_count, "
-    "m.step, m.shipped_at, s.host, s.file, s.lag_steps, s.lag_s, s.daemon, "
+    "m.sequence, m.shipped_at, s.host, s.file, s.lag_steps, s.lag_s, s.daemon, "
     "extract(epoch FROM clock_timestamp() - s.seen_at)::double precision AS silent_s, "
     "(SELECT count(*) FROM holes h WHERE h.database_id = r.database_id "
     "AND h.run_key = r.run_key) AS holes, "
@@ -39,12 +37,12 @@ _RUNS: Final = (
     "ORDER BY s.host, s.file, r.database_id, r.run_key"
 )
 _DECIDED: Final = (
-    "SELECT max(step) AS step FROM steps WHERE database_id = %s AND step BETWEEN %s AND %s "
+    "SELECT max(sequence) AS sequence FROM steps WHERE database_id = %s AND run_key = %s "
     "AND outcome IS NOT NULL"
 )
 _HELD: Final = (
-    "SELECT (SELECT max(s.step) FROM steps s WHERE s.database_id = i.database_id "
-    "AND s.step BETWEEN %s AND %s AND s.instrument = i.instrument) AS step "
+    "SELECT (SELECT max(s.sequence) FROM steps s WHERE s.database_id = i.database_id "
+    "AND s.run_key = i.run_key AND s.instrument = i.instrument) AS sequence "
     "FROM instruments i WHERE i.database_id = %s AND i.run_key = %s"
 )
 
@@ -130,13 +128,13 @@ def _read(server: Connection[Any], row: DictRow, is_newest: bool) -> FleetRun:  
 
 def _run(server: Connection[Any], row: DictRow, is_newest: bool) -> FleetRun:  # noqa: FBT001 - one call
     key = row["database_id"]
-    span = run_span(row["run_key"])
-    equity = _one(server, V_EQUITY, key, row["step"])
-    (decided,) = server.execute(_DECIDED, (key, *span)).fetchall()
-    decision = None if decided["step"] is None else _one(server, V_DECISIONS, key, decided["step"])
+    run = key, row["run_key"]
+    equity = _one(server, V_EQUITY, run, row["sequence"])
+    (decided,) = server.execute(_DECIDED, run).fetchall()
+    decision = _one(server, V_DECISIONS, run, decided["sequence"])
     held = []
-    for found in server.execute(_HELD, (*span, key, row["run_key"])).fetchall():
-        rows = [] if found["step"] is None else _all(server, V_POSITIONS, key, found["step"])
+    for found in server.execute(_HELD, run).fetchall():
+        rows = _all(server, V_POSITIONS, run, found["sequence"])
         held += [
             FleetPosition(row["instrument"], row["quantity_text"], row["unrealized_pnl_text"])
             for row in rows  # in hedge mode two
@@ -197,13 +195,20 @@ def _decided(decision: DictRow) -> str:
     return f"{at} {decision['instrument']} {decision['action']}{refused}"
 
 
-def _one(server: Connection[Any], view: View, database_id: str, step: int) -> DictRow | None:
-    return next(iter(_all(server, view, database_id, step)), None)
+def _one(
+    server: Connection[Any], view: View, run: tuple[str, int], sequence: int | None
+) -> DictRow | None:
+    return next(iter(_all(server, view, run, sequence)), None)
 
 
-def _all(server: Connection[Any], view: View, database_id: str, step: int) -> list[DictRow]:
+def _all(
+    server: Connection[Any], view: View, run: tuple[str, int], sequence: int | None
+) -> list[DictRow]:
+    """Return the rows of *view* of a step of a run, in its database; none without a step."""
     from tracepaper.storage.fleet.views import select_step  # it loads SQLAlchemy: not for a page
 
-    values = (database_id, step >> SEQUENCE_BITS, step)
+    if sequence is None:
+        return []
+    values = (*run, sequence)
     rows: list[DictRow] = server.execute(select_step(view).encode(), values).fetchall()
     return rows

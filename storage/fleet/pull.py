@@ -12,13 +12,11 @@ from typing import TYPE_CHECKING, Any, Final
 
 from msgspec import Struct
 
-from tracepaper.storage.database.chunks import run_span
 from tracepaper.storage.database.writer import open_writer
 from tracepaper.storage.fleet.server import check_schema, connect, shown, speaking
 from tracepaper.storage.fleet.tables import DATABASE
 from tracepaper.storage.maintenance import whole_file
-from tracepaper.storage.record.columns import TABLES, stored_columns
-from tracepaper.storage.record.rows import RUN_TABLES
+from tracepaper.storage.record.columns import TABLES, insert_sql, stored_columns
 from tracepaper.strategies.errors import DataInvalid
 
 if TYPE_CHECKING:
@@ -133,8 +131,7 @@ def _fill(
     counts: dict[str, int] = {}
     writer = open_writer(partial)
     try:
-        raw = writer.connection.connection.driver_connection
-        assert isinstance(raw, sqlite3.Connection)
+        raw = writer.raw
         raw.execute("PRAGMA synchronous = OFF")  # the whole file is written to disk at its end
         raw.execute("BEGIN IMMEDIATE")
         raw.execute("DELETE FROM databases")
@@ -161,17 +158,15 @@ def _condition(table: str, only: _ServerRun | None) -> tuple[str | None, tuple[i
         return "", ()
     if table in _CANDLES:
         return None, ()
-    if table in RUN_TABLES:
-        return "AND step BETWEEN %s AND %s", run_span(only.run_key)
     if table == "models":
         return (
             (
                 "AND (model_sha256 IN (SELECT r.model_sha256 FROM runs r WHERE r.database_id = "
                 "models.database_id AND r.run_key = %s) OR EXISTS (SELECT 1 FROM events e WHERE "
-                "e.database_id = models.database_id AND e.step BETWEEN %s AND %s AND "
+                "e.database_id = models.database_id AND e.run_key = %s AND "
                 "e.kind = 'model_change' AND position(models.model_sha256 in e.content) > 0))"
             ),
-            (only.run_key, *run_span(only.run_key)),
+            (only.run_key, only.run_key),
         )
     return "AND run_key = %s", (only.run_key,)
 
@@ -193,7 +188,7 @@ def _copy(
         if server.execute(found.encode(), values).fetchone() is not None:
             raise sqlite3.IntegrityError(f"a NaN in {table}")
     query = f"SELECT {', '.join(names)} {source} ORDER BY {keys}"
-    write = f"INSERT INTO {table} ({', '.join(names)}) VALUES ({', '.join('?' * len(names))})"
+    write = insert_sql(table)
     count = 0
     with server.cursor(f"pull_{table}", binary=True) as cursor:
         cursor.itersize = BATCH_ROWS

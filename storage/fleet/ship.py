@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from msgspec import Struct
 
-from tracepaper.storage.chain.verify import CUT, Walk, check_prune, head_of_prune
-from tracepaper.storage.database.chunks import PRUNE_ROW, StoredRow, chain_head, run_span, select
+from tracepaper.storage.chain.verify import Walk, check_prune
+from tracepaper.storage.database.chunks import WITHIN, PrunePoint, StoredRow, prune_point, select
 from tracepaper.storage.database.connection import open_reader
 from tracepaper.storage.database.writer import open_writer
 from tracepaper.storage.fleet.server import (
@@ -27,15 +27,12 @@ from tracepaper.storage.fleet.server import (
     speaking,
 )
 from tracepaper.storage.fleet.tables import DATABASE, columns_of, metadata
-from tracepaper.storage.record.hashing import ChainHead
 from tracepaper.storage.record.rows import (
     CHAINED_TABLES,
+    DROPPED_ROWS,
     DROPPED_TABLES,
-    KEPT_EVENTS,
     OPENED_AT,
     At,
-    sequence_of,
-    step_key,
 )
 from tracepaper.strategies.errors import DataInvalid, ServerLost
 
@@ -48,29 +45,32 @@ GROUP_STEPS: Final = 2000
 """Steps of one transaction: some tens of milliseconds of reading."""
 _RUN: Final = select("runs", "run_key = ?")
 _RUNS: Final = "SELECT run_key, step_count FROM runs ORDER BY run_key"
-_RANGE: Final = {table: select(table, "step BETWEEN ? AND ?") for table in CHAINED_TABLES}
+_RANGE: Final = {table: select(table, WITHIN) for table in CHAINED_TABLES}
 _COMMITS: Final = select("commits", "run_key = ? AND first_sequence BETWEEN ? AND ?")
-_OPENING_SETS: Final = select("gate_sets", "run_key = ? AND step IS NULL")
+_OPENING_SETS: Final = select("gate_sets", "run_key = ? AND sequence IS NULL")
 _HEAD: Final = "SELECT digest FROM commits WHERE run_key = ? AND last_sequence = ?"
 _RUN_AT: Final = At("runs")
 _SERIES: Final = "SELECT series FROM archive_series ORDER BY series"
 _SHIPPED: Final = (
-    "SELECT run_key, m.step, m.digest, r.run_id, r.opened_digest "
+    "SELECT run_key, m.sequence, m.digest, r.run_id, r.opened_digest "
     "FROM marks m FULL JOIN runs r USING (database_id, run_key) WHERE database_id = %s "
     "ORDER BY run_key"
 )
 _OF_SHIPPED: Final = "JOIN marks USING (database_id, run_key) WHERE database_id = %s"
-_MARK: Final = "SELECT step, digest FROM marks WHERE database_id = %s AND run_key = %s FOR UPDATE"
+_MARK: Final = (
+    "SELECT sequence, digest FROM marks WHERE database_id = %s AND run_key = %s FOR UPDATE"
+)
 _SET_MARK: Final = (
     "INSERT INTO marks VALUES (%s, %s, %s, %s, clock_timestamp()) "
-    "ON CONFLICT (database_id, run_key) DO UPDATE SET step = EXCLUDED.step, "
+    "ON CONFLICT (database_id, run_key) DO UPDATE SET sequence = EXCLUDED.sequence, "
     "digest = EXCLUDED.digest, shipped_at = EXCLUDED.shipped_at"
 )
 _SET_HEAD: Final = (
     "UPDATE runs SET step_count = %s, head_digest = %s WHERE database_id = %s AND run_key = %s"
 )
 _ARRIVED: Final = (
-    "SELECT count(*), max(step) FROM steps WHERE database_id = %s AND step BETWEEN %s AND %s"
+    "SELECT count(*), max(sequence) FROM steps "
+    "WHERE database_id = %s AND run_key = %s AND sequence BETWEEN %s AND %s"
 )
 _LOCK: Final = "SELECT pg_try_advisory_lock(hashtextextended('tracepaper ' || %s, 0))"
 _HOLDER: Final = (
@@ -213,15 +213,15 @@ class Shipper:
     def _compare(self, server: Connection[Any], file: sqlite3.Connection) -> None:
         """Take up the marks; raise where the file has another history than the server."""
         mine = (self.database_id,)
-        for run_key, step, digest, run_id, opened_digest in server.execute(_SHIPPED, mine):
-            if step is None or run_id is None:
-                missing = "mark" if step is None else "row"
+        for run_key, last, digest, run_id, opened_digest in server.execute(_SHIPPED, mine):
+            if last is None or run_id is None:
+                missing = "mark" if last is None else "row"
                 raise DataInvalid(
                     f"{shown(self._url)} holds run {run_key} of {self._path} without its "
                     f"{missing}, which somebody removed; nothing was shipped: {NEW_ID}."
                 )
             state = self._runs[run_key] = _RunState(run_key)
-            state.is_there, state.next, state.digest = True, sequence_of(step) + 1, bytes(digest)
+            state.is_there, state.next, state.digest = True, last + 1, bytes(digest)
             row = file.execute(_RUN, (run_key,)).fetchone()
             if row is None:
                 raise self._diverges(f"it lacks run {run_id}, which")
@@ -235,10 +235,10 @@ class Shipper:
                     f"{state.next - 1} of it"
                 )
             own = file.execute(_HEAD, (run_key, state.next - 1)).fetchone()
-            pruned = file.execute(PRUNE_ROW, (run_key,)).fetchone()
-            if own is None and pruned is not None and pruned[CUT.until_sequence] == state.next - 1:
-                own = (pruned[CUT.digest],)
-            is_pruned = pruned is not None and pruned[CUT.until_sequence] >= state.next
+            pruned = prune_point(file, run_key)
+            if own is None and pruned is not None and pruned.until_sequence == state.next - 1:
+                own = (pruned.digest,)
+            is_pruned = pruned is not None and pruned.until_sequence >= state.next
             if own != (state.digest,) and not (own is None and is_pruned):
                 raise self._diverges(
                     f"step {state.next - 1} of run {run_id} has another digest than that which"
@@ -342,18 +342,18 @@ class Shipper:
 
     def _ship_group(
         self, server: Connection[Any], file: sqlite3.Connection, state: _RunState
-    ) -> tuple[int, StoredRow | None]:
+    ) -> tuple[int, PrunePoint | None]:
         """Copy the next steps of a run; return their number, and the prune that is to follow."""
         key = state.run_key
         with _snapshot(file):
             row = file.execute(_RUN, (key,)).fetchone()
-            pruned = file.execute(PRUNE_ROW, (key,)).fetchone()
-            if pruned is not None and pruned[CUT.until_sequence] == state.pruned_until:
+            pruned = prune_point(file, key)
+            if pruned is not None and pruned.until_sequence == state.pruned_until:
                 pruned = None
             first, count = state.next, row[_RUN_AT.step_count]
             if first >= count:
                 return 0, pruned
-            if pruned is not None and (until := pruned[CUT.until_sequence]) >= first:
+            if pruned is not None and (until := pruned.until_sequence) >= first:
                 # Its steps are gone: what the prune kept of them is shipped with what follows.
                 if (problem := check_prune(file, key, pruned)) is not None:
                     raise self._broken(row, problem.sentence)
@@ -361,12 +361,12 @@ class Shipper:
                 state.walk = None
             walk = state.walk
             if walk is None or walk.due != first:
-                walk = state.walk = _walk_from(file, row, first)
+                walk = state.walk = Walk.begin(file, key, row[OPENED_AT], first)
             begun = walk.due
             if (problem := walk.walk_to(begun + self._group_steps)) is not None:
                 raise self._broken(row, problem.sentence)
             last = walk.due - 1
-            span = step_key(key, first), step_key(key, last)
+            span = key, first, last
             rows = {table: file.execute(query, span).fetchall() for table, query in _RANGE.items()}
             rows["commits"] = file.execute(_COMMITS, (key, begun, last)).fetchall()
             opening = []
@@ -381,14 +381,14 @@ class Shipper:
             self._copy(server, table, copied)
             self._at(f"after {table}")
         found = server.execute(_ARRIVED, (self.database_id, *span)).fetchone()
-        if found != (last - begun + 1, span[1]):
+        if found != (last - begun + 1, last):
             raise DataInvalid(
                 f"{shown(self._url)} does not hold what was sent to it ({found}): nothing of this "
                 "group was kept; look at the server's log."
             )
         state.next, state.digest, state.is_there = last + 1, walk.head.digest, True
         server.execute(_SET_HEAD, (state.next, state.digest, self.database_id, key))
-        server.execute(_SET_MARK, (self.database_id, key, span[1], state.digest))
+        server.execute(_SET_MARK, (self.database_id, key, last, state.digest))
         return last - begun + 1, pruned
 
     def _broken(self, row: StoredRow, sentence: str) -> DataInvalid:
@@ -405,7 +405,7 @@ class Shipper:
     ) -> None:
         """Hold the run's mark for this transaction, and write the rows that open a run."""
         found = server.execute(_MARK, (self.database_id, state.run_key)).fetchone()
-        expected = (step_key(state.run_key, state.next - 1), state.digest)
+        expected = (state.next - 1, state.digest)
         if found != (expected if state.is_there else None):
             raise ServerLost(
                 f"Another process shipped to {shown(self._url)} meanwhile: this one begins again "
@@ -438,24 +438,20 @@ class Shipper:
             "shipped: the fleet has what the prune kept of them."
         )
 
-    def _drop(self, server: Connection[Any], state: _RunState, pruned: StoredRow) -> None:
+    def _drop(self, server: Connection[Any], state: _RunState, pruned: PrunePoint) -> None:
         """Drop on the server what a prune dropped in the file, and write the prune's own row."""
-        span = (self.database_id, *run_span(state.run_key, pruned[CUT.until_sequence]))
-        within = f"{DATABASE} = %s AND step BETWEEN %s AND %s"
-        kept = ", ".join(f"'{kind}'" for kind in KEPT_EVENTS)
-        server.execute(f"DELETE FROM events WHERE {within} AND kind NOT IN ({kept})", span)
-        for table in DROPPED_TABLES:
-            server.execute(f"DELETE FROM {table} WHERE {within}", span)
-        server.execute(
-            f"DELETE FROM commits WHERE {DATABASE} = %s AND run_key = %s AND last_sequence <= %s",
-            (self.database_id, state.run_key, pruned[CUT.until_sequence]),
-        )
+        span = (self.database_id, state.run_key, pruned.until_sequence)
+        within = f"{DATABASE} = %s AND run_key = %s AND sequence <= %s"
+        for table, dropped in DROPPED_ROWS:
+            server.execute(f"DELETE FROM {table} WHERE {within} AND {dropped}", span)
+        within = f"{DATABASE} = %s AND run_key = %s AND last_sequence <= %s"
+        server.execute(f"DELETE FROM commits WHERE {within}", span)
         server.execute(
             f"DELETE FROM prunes WHERE {DATABASE} = %s AND run_key = %s",
             (self.database_id, state.run_key),
         )
         server.execute(_insert("prunes"), (self.database_id, *pruned))
-        state.pruned_until, state.walk = pruned[CUT.until_sequence], None
+        state.pruned_until, state.walk = pruned.until_sequence, None
 
     # ------------------------------------------------------------ imported candles
 
@@ -495,16 +491,6 @@ class Shipper:
                         (self.database_id, series, digest),
                     )
         return replaced
-
-
-def _walk_from(file: sqlite3.Connection, run: StoredRow, first: int) -> Walk:
-    """Return the walk along the links of *run* behind step *first* - 1, or behind its prune."""
-    key = run[_RUN_AT.run_key]
-    pruned = file.execute(PRUNE_ROW, (key,)).fetchone()
-    if pruned is not None and pruned[CUT.until_sequence] >= first:
-        return Walk(file, key, head_of_prune(pruned), pruned[CUT.until_sequence] + 1)
-    found = chain_head(file, key, first - 1)
-    return Walk(file, key, ChainHead(run[OPENED_AT]) if found is None else found[1], first)
 
 
 def _rows_of(file: sqlite3.Connection, table: str, run_key: int) -> list[StoredRow]:

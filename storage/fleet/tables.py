@@ -1,8 +1,7 @@
 """The tables of a fleet in PostgreSQL, from the same columns as those of a file.
 
-``database_id`` leads every key. What holds nothing in SQLite either (``run_key`` and ``sequence``
-of a step's key) is no column: a step is ``run_key * 2**28 + sequence``. Five tables are the fleet's
-alone: ``marks``, ``holes``, ``shippers``, ``candle_marks`` and ``schema_version``.
+``database_id`` leads every key. Five tables are the fleet's alone: ``marks``, ``holes``,
+``shippers``, ``candle_marks`` and ``schema_version``.
 """
 
 from __future__ import annotations
@@ -72,7 +71,7 @@ Table(
     metadata,
     _leading(),
     SqlColumn("run_key", BigInteger, primary_key=True, autoincrement=False),
-    SqlColumn("step", BigInteger, nullable=False),  # key of the last step
+    SqlColumn("sequence", BigInteger, nullable=False),  # of the last step
     SqlColumn("digest", LargeBinary, nullable=False),
     SqlColumn("shipped_at", _NOW, nullable=False),
 )
@@ -113,7 +112,7 @@ Table(  # one row: what ``PRAGMA user_version`` is in a file
 # As in a file: what became of an order.
 for _name in ("orders", "fills"):
     _of = metadata.tables[_name].c
-    Index(f"{_name}_order", _of[DATABASE], _of.order_id, _of.step)
+    Index(f"{_name}_order", _of[DATABASE], _of.order_id, _of.run_key, _of.sequence)
 
 
 def make_tables(connection: Connection) -> None:

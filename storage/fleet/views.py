@@ -10,7 +10,6 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Final
 
-from tracepaper.storage.database.schema import VIRTUAL
 from tracepaper.storage.database.views import (
     V_DECISIONS,
     V_EQUITY,
@@ -19,7 +18,7 @@ from tracepaper.storage.database.views import (
     V_POSITIONS,
     V_RUNS,
 )
-from tracepaper.storage.record.columns import SEQUENCE_BITS, SEQUENCE_LIMIT, TABLES
+from tracepaper.storage.record.columns import TABLES
 from tracepaper.storage.record.rows import RUN_TABLES
 
 if TYPE_CHECKING:
@@ -83,8 +82,8 @@ _WORDS: Final = (
     (re.compile(r"\bsum\(CAST"), "real_sum(CAST"),
     # What comes later in the same run: so said, it is looked up order by order, to the run's end.
     (
-        re.compile(r"\b(\w\.step) > (\w\.step)\b"),
-        rf"\1 > \2 AND \1 <= (\2 | {SEQUENCE_LIMIT - 1}) OFFSET 0",
+        re.compile(r"\b(\w\.sequence > \w\.sequence)\b"),
+        r"\1 OFFSET 0",
     ),
     # A subquery in FROM wants a name; an aggregate, its order.
     (
@@ -94,53 +93,35 @@ _WORDS: Final = (
     (
         re.compile(r"\(SELECT json_group_array\((.*?\))\) FROM "),
         (
-            r"(SELECT '[' || coalesce(string_agg(to_json(\1)::text, ',' ORDER BY e.step), '') "
+            r"(SELECT '[' || coalesce(string_agg(to_json(\1)::text, ',' ORDER BY e.sequence), '') "
             "|| ']' FROM "
         ),
     ),
 )
 _TABLE: Final = re.compile(rf"\b(FROM|JOIN) ({'|'.join(TABLES)}) (\w) (ON|WHERE) ")
 _LOOKUP: Final = re.compile(
-    rf"\bJOIN ({'|'.join(RUN_TABLES)}) (\w) ON (\2\.step = .*?)(?= (?:LEFT )?JOIN | WHERE |$)"
+    rf"\bJOIN ({'|'.join(RUN_TABLES)}) (\w) ON "
+    r"(\2\.run_key = \w\.run_key AND \2\.sequence = .*?)(?= (?:LEFT )?JOIN | WHERE |$)"
 )
 _OF_THE_RUN: Final = re.compile(
     rf"^FROM runs r JOIN ({'|'.join(RUN_TABLES)}) (\w) ON (.*?)(?= (?:LEFT )?JOIN )"
 )
 _LOOKED_UP: Final = r"JOIN LATERAL (SELECT * FROM \1 \2 WHERE \3 OFFSET 0) AS \2 ON true"
-_SPAN: Final = f"BETWEEN r.run_key << {SEQUENCE_BITS} AND (r.run_key + 1 << {SEQUENCE_BITS}) - 1"
-_IN_RUN: Final = re.compile(r"\b(\w)\.run_key = [a-z]\.run_key\b( AND )?")
-_SEQUENCE: Final = re.compile(r"\b(\w)\.sequence\b")
 _BIRTH: Final = re.compile(r"\b(\w)\.birth\b")
-_ALIAS: Final = re.compile(r"\b(?:FROM|JOIN) (\w+) (\w)\b")
 
 
-def translate(sql: str, aliases: dict[str, str] | None = None) -> str:
+def translate(sql: str) -> str:
     """Return the text *sql* of a view of SQLite's for PostgreSQL.
 
-    Every table is held to the database of the run ``r``, and one that is keyed by step to the steps
-    of that run. A row that belongs to a step is looked up by its key: ``OFFSET 0`` keeps PostgreSQL
-    from joining the whole table instead, all runs' rows, which it takes for cheaper. What SQLite
-    generates of a step's key is written out; *aliases* name the tables of the rest of the view.
+    Every table is held to the database of the run ``r``. A row that belongs to a step is looked up
+    by its key: ``OFFSET 0`` keeps PostgreSQL from joining the whole table instead, all runs' rows,
+    which it takes for cheaper.
     """
     for pattern, words in _WORDS:
         sql = pattern.sub(words, sql)
-    named = {**(aliases or {}), **{alias: table for table, alias in _ALIAS.findall(sql)}}
-
-    def within(found: re.Match[str]) -> str:
-        if named.get(found[1]) not in VIRTUAL:
-            return found[0]
-        return "" if found[2] else "true"
-
-    def held(found: re.Match[str]) -> str:
-        word, table, alias, then = found.groups()
-        span = f"{alias}.step {_SPAN} AND " if table in RUN_TABLES else ""
-        return f"{word} {table} {alias} {then} {alias}.database_id = r.database_id AND {span}"
-
-    sql = _IN_RUN.sub(within, sql)
-    sql = _SEQUENCE.sub(rf"(\1.step & {SEQUENCE_LIMIT - 1})", sql)
     sql = _BIRTH.sub(r"substring(\1.order_id from '^[0-9]+')::bigint", sql)
     sql = _LOOKUP.sub(_LOOKED_UP, sql)
-    return _TABLE.sub(held, sql)
+    return _TABLE.sub(r"\1 \2 \3 \4 \3.database_id = r.database_id AND ", sql)
 
 
 def select(view: View) -> str:
@@ -149,19 +130,18 @@ def select(view: View) -> str:
 
 
 def select_step(view: View) -> str:
-    """Return the query of one row of *view*: of a database, a ``run_key`` and a step, each ``%s``.
+    """Return the query of one row of *view*: of a database, a run and a sequence, each ``%s``.
 
     The step is one of ``steps``, and found by its key.
     """
     word = "AND" if view.source.rstrip().endswith("IS NOT NULL") else "WHERE"
     query = _query(view, view.source).replace("%", "%%")
-    return f"{query} {word} r.database_id = %s AND r.run_key = %s AND s.step = %s"
+    return f"{query} {word} r.database_id = %s AND r.run_key = %s AND s.sequence = %s"
 
 
 def _query(view: View, source: str) -> str:
-    aliases = {alias: table for table, alias in _ALIAS.findall(source)}
     listed = ",\n  ".join(
-        f"CAST({translate(column.sql, aliases)} AS {_bare(column.kind)}) "
+        f"CAST({translate(column.sql)} AS {_bare(column.kind)}) "
         f'{_collated(column.kind)}AS "{column.name}"'
         for column in view.columns
     )

@@ -3,8 +3,7 @@
 The tables of ``schema``, the rows of ``rows``, ``encode`` and ``decode``, what the chain covers,
 and the columns of ``views`` with their documentation follow from ``TABLES``.
 
-Keys. A step is one integer everywhere: ``run_key * 2**28 + sequence`` (``step_key``). It is the
-rowid, so a bar costs no second key and a run is one contiguous range of every table.
+Keys. A step is ``(run_key, sequence)`` in every table, so a run is one contiguous range of each.
 
 Interning. What rarely changes is stored once, by the step that first used it, and named by that
 step's sequence: ``outcomes`` (action, reason, refusals, passed gates) and ``holdings`` (position
@@ -19,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from enum import StrEnum
+from functools import cache
 from typing import Any, Final
 
 from msgspec import Struct, json
@@ -40,8 +40,7 @@ from tracepaper.strategies.units import MONEY_DECIMALS, any_of
 Value = int | float | str | bytes | bytearray | None
 Row = tuple[Value, ...]
 
-SEQUENCE_BITS: Final = 28
-SEQUENCE_LIMIT: Final = 2**SEQUENCE_BITS
+SEQUENCE_LIMIT: Final = 2**28
 """Steps that one run can hold: 268 million."""
 
 INTEGER: Final = "INTEGER"
@@ -244,13 +243,16 @@ _INSTRUMENTS = (
     ),
 )
 
+_STEP: Final = (_key("run_key"), _key("sequence"))
 _GATE_SETS = (
     _key("run_key", "runs.run_key"),
     _key("gate_set"),
     _key("ordinal"),  # place in the set; the bit of ``outcomes.passed``
     _text("gate", "its name"),
     _real("threshold", "what the measure was held against", null=False),
-    _whole("step", null=True),  # the one that first used it; null: known when the run was opened
+    _whole(
+        "sequence", null=True
+    ),  # of the step that first used it; null: known when the run was opened
 )
 
 _COMMITS = (
@@ -283,7 +285,7 @@ _BAR = (
 )
 # The usual columns come first: a row is written as far as its last value, and no further.
 _STEPS = (
-    _key("step"),
+    *_STEP,
     _whole("holding"),  # sequence of its row in ``holdings``
     *_BAR,
     _whole("unrealized_pnl", null=True),  # the position's
@@ -299,13 +301,13 @@ BAR_FIELDS: Final = (*(column.name for column in _BAR_FIELDS), _TURNOVER.name)
 """Those that hold a field of the bar as it is."""
 
 _STATES = (
-    _key("step"),
+    *_STEP,
     _whole("equity", null=True),  # null where it is cash + the account's unrealized_pnl
     _blob("state", null=True),  # the engine's, where it changed
 )
 
 _EVENTS = (
-    _key("step"),
+    *_STEP,
     _text("kind"),
     _whole("instrument", null=True),
     _whole("market_ms", "market time of the event", TIME),
@@ -320,7 +322,7 @@ _EVENTS = (
 )
 
 _ANSWERS = (
-    _key("step"),
+    *_STEP,
     _whole("late_deadline_ms", "the deadline the forecaster missed", null=True),
     Column(
         name="model_id",
@@ -389,7 +391,7 @@ EXPLANATION_COLUMNS: Final = (
 )
 
 _OUTCOMES = (
-    _key("step"),
+    *_STEP,
     _text("action", any_of(Action)),
     _text("reason", "the strategy's reason"),
     _whole("allowed", "1 if no gate refused it", FLAG),
@@ -407,7 +409,7 @@ _OUTCOMES = (
 )
 
 _HOLDINGS = (
-    _key("step"),
+    *_STEP,
     _key("book"),  # 0: the run's account; i: twin i of the step
     _text("twin", "its name, such as `ungated`", null=True),
     _whole("instrument", null=True),
@@ -428,7 +430,7 @@ _POSITION_SIDE: Final = _text(
 )
 
 _ORDERS = (
-    _key("step"),
+    *_STEP,
     _key("ordinal"),
     _text("order_id", "sequence and ordinal of its birth"),
     _whole("instrument"),
@@ -491,7 +493,7 @@ _FILLED = (
 )
 
 _LEDGER = (
-    _key("step"),
+    *_STEP,
     _key("ordinal"),
     _text("kind", any_of(LedgerKind), LedgerKind),
     _whole("instrument", null=True),
@@ -502,7 +504,7 @@ _LEDGER = (
 )
 
 _HALTS = (
-    _key("step"),
+    *_STEP,
     _whole("market_ms"),  # of the step's event, which a prune drops
     _whole("seen_ms"),
     _text("breached"),  # the gate of the limit
@@ -512,7 +514,7 @@ _HALTS = (
 )
 
 _TWIN_STEPS = (
-    _key("step"),
+    *_STEP,
     _key("book"),  # 1 for the first twin of the step
     _whole("holding"),  # sequence of its row in ``holdings``, same book
     _whole("unrealized_pnl", null=True),
@@ -581,10 +583,10 @@ TABLES: Final[dict[str, tuple[Column, ...]]] = {
     "outcomes": _OUTCOMES,
     "holdings": _HOLDINGS,
     "orders": (*_ORDERS, _POSITION_SIDE),
-    "fills": (_key("step"), _key("ordinal"), *_FILLED),
+    "fills": (*_STEP, _key("ordinal"), *_FILLED),
     "twin_steps": _TWIN_STEPS,
     "twin_fills": (
-        _key("step"),
+        *_STEP,
         _key("book"),
         _key("ordinal"),
         _text("twin", "its name, such as `ungated`"),
@@ -604,6 +606,13 @@ TABLES: Final[dict[str, tuple[Column, ...]]] = {
 def stored_columns(table: str) -> tuple[str, ...]:
     """Return the names of the columns of *table* that hold something, in their order."""
     return tuple(column.name for column in TABLES[table])
+
+
+@cache
+def insert_sql(table: str, columns: tuple[str, ...] = ()) -> str:
+    """Return the insert into *table* of *columns*, or of all of them."""
+    names = columns or stored_columns(table)
+    return f"INSERT INTO {table} ({', '.join(names)}) VALUES ({', '.join('?' * len(names))})"
 
 
 def place(table: str, name: str) -> int:

@@ -23,7 +23,7 @@ from tracepaper.storage.record.columns import (
     TABLES,
     measure_name,
 )
-from tracepaper.storage.record.rows import EVENT_TYPES, At, sequence_of
+from tracepaper.storage.record.rows import EVENT_TYPES, At
 from tracepaper.strategies.errors import DataInvalid, shown
 from tracepaper.strategies.types.decisions import (
     Account,
@@ -135,9 +135,8 @@ _IMPOSSIBLE: Final = (ValueError, LookupError, TypeError, AttributeError, msgspe
 
 
 def _damaged(step: object, error: Exception) -> DataInvalid:
-    sequence = sequence_of(step) if isinstance(step, int) else shown(step)
     return DataInvalid(
-        f"Step {sequence} holds what no step can hold ({error}); run `tracepaper audit "
+        f"Step {shown(step)} holds what no step can hold ({error}); run `tracepaper audit "
         "verify` and restore a backup."
     )
 
@@ -156,7 +155,7 @@ class StepDecoder:
         try:
             return self._step(rows)
         except _IMPOSSIBLE as error:
-            raise _damaged(rows.core[0], error) from error
+            raise _damaged(rows.core[STEP.sequence], error) from error
 
     def _step(self, rows: StoredRows) -> Step:
         core = rows.core
@@ -176,7 +175,7 @@ class StepDecoder:
         )
         position, account = self._book(0, core[STEP.holding], marks)
         return Step(
-            sequence=sequence_of(core[STEP.step]),
+            sequence=core[STEP.sequence],
             event=event,
             accepted=core[STEP.ignored] is None,
             decision=self._decision(core, answer_row),
@@ -207,7 +206,7 @@ class StepDecoder:
                 fields["books"] = books
             return msgspec.convert(fields, EVENT_TYPES[row[EVENT.kind]])
         except _IMPOSSIBLE as error:
-            raise _damaged(row[EVENT.step], error) from error
+            raise _damaged(row[EVENT.sequence], error) from error
 
     def bar(self, row: Sequence[Any]) -> Bar:
         """Return the bar of a ``steps`` row; raise ``DataInvalid`` where it holds none."""
@@ -221,7 +220,7 @@ class StepDecoder:
             if None in values[:-1]:  # the last is the turnover, which may be unknown
                 raise ValueError("a bar without a number")
         except _IMPOSSIBLE as error:
-            raise _damaged(row[STEP.step], error) from error
+            raise _damaged(row[STEP.sequence], error) from error
         return Bar(
             instrument,
             interval_ms=self._interval_ms,
@@ -236,7 +235,7 @@ class StepDecoder:
         try:
             return self._prediction(row)
         except _IMPOSSIBLE as error:
-            raise _damaged(row[0], error) from error
+            raise _damaged(row[ANSWER.sequence], error) from error
 
     def given(self, row: Sequence[Any]) -> Prediction:
         """Return the prediction as the engine received it: as stored, or a forecast of NaN.

@@ -23,7 +23,7 @@ from tracepaper.storage.record.columns import (
 )
 from tracepaper.storage.record.hashing import (
     NOTHING,
-    STEP_AT,
+    SEQUENCE_AT,
     ChainHead,
     Commit,
     all_finite,
@@ -32,7 +32,7 @@ from tracepaper.storage.record.hashing import (
     trimmed,
 )
 from tracepaper.storage.record.interning import HeldRows, Outcomes, Rows
-from tracepaper.storage.record.rows import CHAINED_TABLES, EVENT_KINDS, step_key
+from tracepaper.storage.record.rows import CHAINED_TABLES, EVENT_KINDS
 from tracepaper.strategies.errors import DataInvalid, InvariantBroken
 from tracepaper.strategies.gates.declared import plausible
 from tracepaper.strategies.types.decisions import (
@@ -105,7 +105,7 @@ class StepEncoder:
         self.head = head
         self.first = first  # sequence of the first step of the commit that is being made
         self.due = first  # of the next step
-        self._first_step = step_key(run_key, 0)
+        self._run_key = run_key
         self._interval_ms = run.interval_ms
         self._model_id = run.model_id
         self._horizon = run.gate_horizon
@@ -138,10 +138,9 @@ class StepEncoder:
             for step in steps:
                 self.add(step)
         except BaseException:
-            key = self._first_step + due
             for table, rows in self._rows.items():
-                at = STEP_AT[table]
-                self._rows[table] = [row for row in rows if int(row[at] or 0) < key]
+                at = SEQUENCE_AT[table]
+                self._rows[table] = [row for row in rows if int(row[at] or 0) < due]
             self.due = due
             raise
 
@@ -151,7 +150,7 @@ class StepEncoder:
         if not 0 <= sequence < SEQUENCE_LIMIT:
             raise InvariantBroken(f"A run holds {SEQUENCE_LIMIT} steps; open a new run.")
         self.due = sequence + 1
-        key, rows = self._first_step + sequence, self._rows
+        key, rows = (self._run_key, sequence), self._rows
         event, decision, account = step.event, step.decision, step.account
         place: int | None
         bar, turnover = _NO_BAR, None
@@ -165,7 +164,7 @@ class StepEncoder:
         measures, answered = _NO_MEASURES, _NO_ANSWER_MEASURES
         if decision is not None:
             note = None if decision.note is None else note_text(decision.note)
-            plan, outcome = self.outcomes.store(decision.outcome, key, rows)
+            plan, outcome = self.outcomes.store(decision.outcome, sequence, rows)
             if len(decision.measures) != plan.length:
                 raise InvariantBroken("A decision needs one measure for each of its gates.")
             judged = (*all_finite(decision.measures), None)
@@ -178,7 +177,7 @@ class StepEncoder:
         rows["steps"].append(
             trimmed(
                 (
-                    key, holding, *bar, unrealized, outcome, target, *measures, turnover,
+                    *key, holding, *bar, unrealized, outcome, target, *measures, turnover,
                     None if of_account == unrealized else of_account,
                     None if step.accepted else 1,
                 )
@@ -186,7 +185,7 @@ class StepEncoder:
         )  # fmt: skip
         equity = None if account.equity == account.cash + of_account else account.equity
         if step.state is not None or equity is not None:
-            rows["states"].append((key, equity, step.state))
+            rows["states"].append((*key, equity, step.state))
         if (
             step.prediction is not None
             or note is not None
@@ -206,7 +205,7 @@ class StepEncoder:
         if stretch.next_sequence > SEQUENCE_LIMIT:
             raise InvariantBroken(f"A run holds {SEQUENCE_LIMIT} steps; open a new run.")
         repeated: dict[str, _RepeatedBar | None] = {}
-        rows, first_step, interval_ms = self._rows["steps"], self._first_step, self._interval_ms
+        rows, run_key, interval_ms = self._rows["steps"], self._run_key, self._interval_ms
         sequence, number = stretch.first, 0
         for place, unit in enumerate(stretch.units):
             bars: Sequence[Bar] = (unit,) if isinstance(unit, Bar) else unit.bars
@@ -221,7 +220,7 @@ class StepEncoder:
                     unrealized, market_ms = stretch.unrealized[number], bar.market_ms
                     judged = () if after is None else (stretch.plausible[number], *after)
                     row = (
-                        first_step + sequence, holding, at, *_OF_BAR(bar),
+                        run_key, sequence, holding, at, *_OF_BAR(bar),
                         market_ms - bar.open_time_ms - interval_ms, bar.seen_ms - market_ms,
                         SOURCE_CODES[bar.source], unrealized, *before, *judged, bar.turnover,
                     )  # fmt: skip
@@ -245,10 +244,10 @@ class StepEncoder:
         decision, position, account, event = step.decision, step.position, step.account, step.event
         assert decision is not None
         assert isinstance(event, Bar)
-        key, rows = self._first_step + step.sequence, self._rows
-        plan, outcome = self.outcomes.store(decision.outcome, key, rows)
+        key, rows = (self._run_key, step.sequence), self._rows
+        plan, outcome = self.outcomes.store(decision.outcome, step.sequence, rows)
         has_answer = any(
-            rows[table] and rows[table][-1][0] == key for table in ("answers", "states")
+            rows[table] and rows[table][-1][:2] == key for table in ("answers", "states")
         )
         if has_answer:
             return None
@@ -281,7 +280,9 @@ class StepEncoder:
             raise InvariantBroken(f"{instrument} is not an instrument of this run.")
         return place
 
-    def _event_row(self, event: Event, key: int, belief: str | None) -> tuple[Row, int | None]:
+    def _event_row(
+        self, event: Event, key: tuple[int, int], belief: str | None
+    ) -> tuple[Row, int | None]:
         """Return the row of *event*, with its *belief*, and the place of its instrument."""
         content = msgspec.to_builtins(event)
         place: int | None = None
@@ -303,11 +304,13 @@ class StepEncoder:
             books = event.books
         text = msgspec.json.encode(content).decode()
         kind = EVENT_KINDS[type(event)]
-        return (key, kind, place, market_ms, seen_ms, text, books, belief), place
+        return (*key, kind, place, market_ms, seen_ms, text, books, belief), place
 
     # ------------------------------------------------------------ predictions and trades
 
-    def _answer_row(self, key: int, prediction: Prediction, measures: Row, note: str | None) -> Row:
+    def _answer_row(
+        self, key: tuple[int, int], prediction: Prediction, measures: Row, note: str | None
+    ) -> Row:
         """Return the ``answers`` row: the forecast at the gates' horizon, all others in a blob."""
         deadline = model_id = None
         forecast, explained = _NO_FORECAST, _NO_EXPLANATION
@@ -327,7 +330,7 @@ class StepEncoder:
             case None:
                 pass
         heads = self._head_columns(prediction)
-        return (key, deadline, model_id, *forecast, *explained, *measures, *heads, note)
+        return (*key, deadline, model_id, *forecast, *explained, *measures, *heads, note)
 
     def _head_columns(self, prediction: Prediction) -> Row:
         """Pack the auxiliary heads, with their figures at the gates' horizon."""
@@ -344,20 +347,22 @@ class StepEncoder:
             prediction.dropout_spread(at),
         )
 
-    def _add_trades(self, step: Step, key: int) -> None:
+    def _add_trades(self, step: Step, key: tuple[int, int]) -> None:
         """Add the rows of orders, fills, ledger and a breached limit."""
         rows, event = self._rows, step.event
         for ordinal, order in enumerate(step.orders):
-            rows["orders"].append((key, ordinal, *self._columns("orders", order, 2)))
+            rows["orders"].append((*key, ordinal, *self._columns("orders", order, 3)))
         for ordinal, fill in enumerate(step.fills):
-            rows["fills"].append((key, ordinal, *self._columns("fills", fill, 2)))
+            rows["fills"].append((*key, ordinal, *self._columns("fills", fill, 3)))
         for ordinal, entry in enumerate(step.ledger):
-            rows["ledger"].append(self._ledger_row(key, ordinal, entry, event.market_ms))
+            rows["ledger"].append((*key, ordinal, *self._ledger_columns(entry, event.market_ms)))
         if (halted := step.halted) is not None:
             times = event.market_ms, event.seen_ms
-            rows["halts"].append((key, *times, *msgspec.structs.astuple(halted)))
+            rows["halts"].append((*key, *times, *msgspec.structs.astuple(halted)))
 
-    def _add_twins(self, twins: Sequence[TwinStep], key: int, place: int | None) -> None:
+    def _add_twins(
+        self, twins: Sequence[TwinStep], key: tuple[int, int], place: int | None
+    ) -> None:
         """Add the rows of the books beside the run's account."""
         rows = self._rows
         for book, twin in enumerate(twins, start=1):
@@ -367,13 +372,13 @@ class StepEncoder:
             unrealized, of_account = position.unrealized_pnl, account.unrealized_pnl
             equity = None if account.equity == account.cash + of_account else account.equity
             row = (
-                key, book, holding, unrealized, None if of_account == unrealized else of_account,
+                *key, book, holding, unrealized, None if of_account == unrealized else of_account,
                 equity, int(twin.confirmed), self._decided_text(whose, twin.decided),
             )  # fmt: skip
             rows["twin_steps"].append(row)
             for ordinal, fill in enumerate(twin.fills):
-                columns = self._columns("twin_fills", fill, 4)
-                rows["twin_fills"].append((key, book, ordinal, twin.twin, *columns))
+                columns = self._columns("twin_fills", fill, 5)
+                rows["twin_fills"].append((*key, book, ordinal, twin.twin, *columns))
 
     def _decided_text(
         self, whose: tuple[int, int | None], decided: StrategyDecision | None
@@ -386,11 +391,11 @@ class StepEncoder:
             last = self._decided[whose] = decided, decided_text(decided)
         return last[1]
 
-    def _ledger_row(self, key: int, ordinal: int, entry: LedgerEntry, market_ms: int) -> Row:
+    def _ledger_columns(self, entry: LedgerEntry, market_ms: int) -> Row:
         place = None if entry.instrument is None else self._place(entry.instrument)
         side = None if entry.position_side is None else entry.position_side.value
         moved = (entry.kind.value, place, entry.amount, entry.balance, entry.order_id, market_ms)
-        return (key, ordinal, *moved, side)
+        return (*moved, side)
 
     def _columns(self, table: str, stored: Order | Fill, first: int) -> Row:
         """Return the columns of *table* from place *first* on, of the order or fill *stored*."""

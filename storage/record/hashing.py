@@ -29,8 +29,8 @@ NOTHING: Final = bytes(HASH_BYTES)
 
 pack = msgspec.msgpack.Encoder().encode
 _json = msgspec.json.Encoder().encode
-STEP_AT: Final = {table: place(table, "step") for table in CHAINED_TABLES}
-"""Where the key of its step stands in a row of each table."""
+SEQUENCE_AT: Final = {table: place(table, "sequence") for table in CHAINED_TABLES}
+"""Where the sequence of its step stands in a row of each table."""
 _KIND_AT: Final = place("events", "kind")
 _STATE_AT: Final = place("states", "state")
 _NAMED_DIGITS: Final = 12
@@ -96,7 +96,7 @@ def kept_after(kept: bytes, rows: Mapping[str, Sequence[Row]]) -> bytes:
     for table in KEPT_TABLES:
         if table not in rows:
             continue
-        at = STEP_AT[table]
+        at = SEQUENCE_AT[table]
         for row in rows[table]:
             if table != "events" or row[_KIND_AT] in KEPT_EVENTS:
                 steps.setdefault(row[at], []).append((table, trimmed(row)))

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Final
 from msgspec import Struct
 
 from tracepaper.storage.record.columns import ANSWER_GATES, STEP_GATES, Row
-from tracepaper.storage.record.rows import sequence_of
 from tracepaper.strategies.errors import InvariantBroken
 
 if TYPE_CHECKING:
@@ -57,11 +56,11 @@ class GateSetPlan:
         self.pick_answer = itemgetter(*(places.get(gate, -1) for gate in ANSWER_GATES))
         self.judges_answer = any(gate in places for gate in ANSWER_GATES)
 
-    def rows(self, run_key: int, step: int | None) -> list[Row]:
-        """Return its rows, first used by *step*, or known when the run was opened."""
+    def rows(self, run_key: int, sequence: int | None) -> list[Row]:
+        """Return its rows, first used by step *sequence*, or known when the run was opened."""
         pairs = zip(self.gate_set.gates, self.gate_set.thresholds, strict=True)
         return [
-            (run_key, self.key, place, gate, threshold + 0.0, step)
+            (run_key, self.key, place, gate, threshold + 0.0, sequence)
             for place, (gate, threshold) in enumerate(pairs)
         ]
 
@@ -85,10 +84,10 @@ class Outcomes:
         """Return the rows of the gate sets with which the run is opened, by their keys."""
         return [row for plan in self._plans.values() for row in plan.rows(self._run_key, None)]
 
-    def store(self, outcome: DecisionOutcome, key: int, rows: Rows) -> tuple[GateSetPlan, int]:
+    def store(self, outcome: DecisionOutcome, sequence: int, rows: Rows) -> tuple[GateSetPlan, int]:
         """Return the plan of the gate set of *outcome*, and the sequence of its row.
 
-        What is new of them is appended to *rows*, as born by the step with this *key*.
+        What is new of them is appended to *rows*, as born by step *sequence*.
         """
         stored = self._stored.get(id(outcome))
         if stored is not None:
@@ -96,7 +95,7 @@ class Outcomes:
         plan = self._plans.get(outcome.gate_set)
         if plan is None:
             plan = self._plans[outcome.gate_set] = GateSetPlan(outcome.gate_set, len(self._plans))
-            rows["gate_sets"] += plan.rows(self._run_key, key)
+            rows["gate_sets"] += plan.rows(self._run_key, sequence)
         if outcome.passed >> plan.length:
             raise InvariantBroken("A decision needs one bit for each of its gates.")
         row: Row = (
@@ -111,17 +110,17 @@ class Outcomes:
             outcome.regime_cell,
             outcome.size_factor,
         )
-        sequence = self._sequences.get(row)
-        if sequence is None:
+        named = self._sequences.get(row)
+        if named is None:
             if len(self._sequences) >= OUTCOMES_KEPT:
                 self._sequences.clear()
-            sequence = self._sequences[row] = sequence_of(key)
-            rows["outcomes"].append((key, *row))
+            named = self._sequences[row] = sequence
+            rows["outcomes"].append((self._run_key, sequence, *row))
         if len(self._stored) >= OUTCOMES_KEPT:
             self._stored.clear()
         # The entry holds the outcome: while it exists, no other object can get its id.
-        self._stored[id(outcome)] = (outcome, plan, sequence)
-        return plan, sequence
+        self._stored[id(outcome)] = (outcome, plan, named)
+        return plan, named
 
     def forget(self) -> None:
         """Forget every outcome; gate sets keep their keys."""
@@ -150,7 +149,7 @@ class HeldRows:
 
     def hold(
         self,
-        key: int,
+        key: tuple[int, int],
         place: tuple[int, int | None],
         twin: str | None,
         position: Position | None,
@@ -159,8 +158,8 @@ class HeldRows:
     ) -> int:
         """Return the sequence of the row with *position* and *account* of the book at *place*.
 
-        A new one, of the step with this *key*, is appended to *rows*. The place is the book and
-        the instrument.
+        A new one, of the step with this *key*, its run and sequence, is appended to *rows*. The
+        place is the book and the instrument.
         """
         last = self._last.get(place)
         if last is not None and last.position is position and last.account is account:
@@ -173,10 +172,10 @@ class HeldRows:
         if last is not None and last.parts == parts:
             sequence = last.sequence
         else:
-            sequence = sequence_of(key)
+            sequence = key[1]
             of_position = parts[0] if position is None else parts[0][:-1]
             rows["holdings"].append(
-                (key, place[0], twin, place[1], *of_position, *parts[1], margin)
+                (*key, place[0], twin, place[1], *of_position, *parts[1], margin)
             )
         self._last[place] = HoldingRow(sequence, position, account, parts)
         return sequence

@@ -14,8 +14,6 @@ from msgspec import Struct
 
 from tracepaper.storage.record.columns import (
     OPENED_UNTIL,
-    SEQUENCE_BITS,
-    SEQUENCE_LIMIT,
     TABLES,
     Row,
     Value,
@@ -99,6 +97,11 @@ INDEXED_KINDS: Final = f"kind IN ({', '.join(repr(kind) for kind in INDEXED_EVEN
 """The condition of their index."""
 KEPT_EVENTS: Final = (*INDEXED_EVENTS, "retrained", "parity", "corporate_action", "universe")
 """Kinds of events that a prune keeps."""
+DROPPED_ROWS: Final = (
+    *((table, "TRUE") for table in DROPPED_TABLES),
+    ("events", f"kind NOT IN ({', '.join(repr(kind) for kind in KEPT_EVENTS)})"),
+)
+"""Of each table the condition for the rows that a prune drops."""
 
 EVENT_TYPES: Final[Mapping[str, type[Event]]] = {
     "bar": Bar,
@@ -127,16 +130,6 @@ HALTED: Final = "halted"
 EVENT_KINDS: Final[Mapping[type[Struct], str]] = {
     type_: kind for kind, type_ in EVENT_TYPES.items()
 }
-
-
-def step_key(run_key: int, sequence: int) -> int:
-    """Return the key of step *sequence* of run *run_key* in every table."""
-    return (run_key << SEQUENCE_BITS) | sequence
-
-
-def sequence_of(step: int) -> int:
-    """Return the sequence that the key *step* names."""
-    return step & (SEQUENCE_LIMIT - 1)
 
 
 class At:

@@ -12,7 +12,7 @@ from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import msgspec
 from msgspec import Struct, inspect
@@ -31,6 +31,9 @@ from tracepaper.strategies.gates.gate import GATES, MEASURES, GateKind, gate_ord
 from tracepaper.strategies.types.calibration import ENTROPY, Calibration
 from tracepaper.strategies.types.decisions import Action, Forecast
 from tracepaper.strategies.types.market import Bar, CorporateAction
+
+if TYPE_CHECKING:
+    from tracepaper.strategies.covariates import CovariateSource
 
 _encode: Final = msgspec.msgpack.Encoder().encode
 _ADVICE: Final = "declare a msgspec Struct of numbers, texts, lists and dictionaries with defaults"
@@ -171,6 +174,11 @@ class Forecaster(Protocol):
         str
     ]  # of ``gates.gate.MEASURES``: what it gives; other gates are not declared
     is_outside: bool  # True where a service answers, which cannot be asked again: see the record
+
+    @property
+    def vectors(self) -> CovariateSource | None:
+        """What it reads beside bars; None where it reads none."""
+        ...
 
     def warm(self, instrument: str, bars: Sequence[Bar]) -> None:
         """Forget *instrument*, then take in *bars* (oldest first) in fixed-size chunks."""

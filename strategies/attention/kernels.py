@@ -443,8 +443,10 @@ def _attend(
     dim, width = query.shape[-1], value.shape[-1]
     name = resolve(backend, query.device, query.dtype, max(dim, width))
     common = max(dim, width)
-    if query.device.type == "cuda" and BACKENDS[name].is_aligned:
-        common += -common % ALIGNED
+    if query.device.type == "cuda":
+        common = max(common, BACKENDS[name].dim_least)
+        if BACKENDS[name].is_aligned:
+            common += -common % ALIGNED
     if dim == width == common:
         return _run(name, query, key, value, mask, factor)
     # Zeros add nothing to a product, and their columns of the output are cut off.

@@ -345,6 +345,7 @@ class Layer(Read):
                 mass, entropy = compiled.row_masses(operand, loops)
             elif self._is_square():
                 query, key = operand.query.to(operand.kind), operand.key.to(operand.kind)
+                key = key.repeat_interleave(operand.group, dim=1)
                 mean_key, true = attend(
                     query, key, key, self.mask, scale=operand.scale, checked=False
                 )
@@ -365,7 +366,7 @@ class Layer(Read):
         """Whether a kernel attends as this layer does."""
         plain = self.softcap is None and self.sinks is None and self.mask.kind != MaskKind.OTHER
         full = self.mask.kind is MaskKind.FULL or self.shape[2] == self.shape[3]
-        return plain and full and self.key.shape[1] == self.query.shape[1]
+        return plain and full
 
     def _check_ones(self, mass: Tensor, rows: Tensor | None) -> None:
         """Raise ``AttentionInvalid`` unless each row's mass is 1, its sink's taken in."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from tracepaper.strategies.attention.masks import Mask, MaskKind
-from tracepaper.strategies.attention.tiles import TILE_ENTRIES
+from tracepaper.strategies.attention.tiles import TILE
 from tracepaper.strategies.errors import AttentionInvalid
 from tracepaper.strategies.types.decisions import BLOCK_BARS
 
@@ -57,7 +57,7 @@ def rollout_bytes(shape: Shape, time: int, *, rows: int = 1, whole_rows: bool = 
     """
     kept = shape.batch * time * (2 * shape.dim + shape.heads) * shape.layers
     laid_out = shape.batch * time * (2 * shape.dim + 4 * shape.heads * rows)
-    stripes = 3 * min(TILE_ENTRIES, shape.heads * time * time) if whole_rows else 0
+    stripes = 3 * min(TILE["cpu"] ** 2, shape.heads * time * time) if whole_rows else 0
     return (kept + laid_out + stripes) * shape.bytes_a_number + _SCRATCH_BYTES
 
 

@@ -19,7 +19,7 @@ import torch
 
 from tracepaper.strategies.attention.checks import check_rows, explanation
 from tracepaper.strategies.attention.tiles import (
-    TILE_ENTRIES,
+    TILE,
     Entries,
     FuseTile,
     Parts,
@@ -273,7 +273,7 @@ def whole_rows(read: Read, rows: Tensor | None) -> Iterator[Entries]:
     """Yield *rows* of *read*, None for all, as many whole ones at once as fit a few tiles."""
     batch, heads, queries, keys = read.shape
     chosen = list(range(queries)) if rows is None else rows.tolist()
-    size = max(1, 4 * TILE_ENTRIES // (batch * heads * keys))
+    size = max(1, 4 * TILE["cpu"] ** 2 // (batch * heads * keys))
     for start in range(0, len(chosen), size):
         part = chosen[start : start + size]
         values = read.rows(part).clone()

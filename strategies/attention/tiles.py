@@ -24,9 +24,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 LOG2_E: Final = math.log2(math.e)
-TILE: Final = 512
-"""Stacked rows and keys of a tile: 1 MiB of float32, which stays in a core's second cache."""
-TILE_ENTRIES: Final = TILE * TILE
+TILE: Final = {"cpu": 512, "cuda": 4_096}
+"""Stacked rows and keys of a tile: 1 MiB of float32 stays in a core's second cache; a GPU, which
+takes as long to start a product as to compute a small one, is kept busy by more."""
 ROWS_MIN: Final = 32
 ROWS_A_HEAD_MAX: Final = 8
 """Up to here a product a head is cheaper than fusing the heads of each tile first."""
@@ -69,6 +69,7 @@ class Operand:
         self.key_heads, self.keys = key.shape[1:3]
         self.group = self.heads // self.key_heads
         self.device = query.device
+        self._side = TILE.get(self.device.type, TILE["cuda"])
         pairs = self.batch * self.key_heads
         self._query = query.reshape(pairs, self.group, self.queries, self.dim)
         self._key = key.to(self.kind).reshape(pairs, self.keys, self.dim)
@@ -133,19 +134,16 @@ class Operand:
 
     def _sizes(self, count: int, *, whole: bool) -> tuple[int, int, int]:
         """Return how many rows, keys and pairs a tile takes."""
-        mask = self.mask
-        keys = min(self.keys, TILE)
-        if whole:
-            rows = max(1, TILE_ENTRIES // (self.heads * keys))
-        else:
-            rows = max(ROWS_MIN, TILE // self.group)
+        mask, side, most = self.mask, self._side, self._side**2
+        keys = min(self.keys, side)
+        rows = max(1, most // (self.heads * keys)) if whole else max(ROWS_MIN, side // self.group)
         if mask.before is not None and (mask.causal or mask.after is not None):
             reach = mask.before + 1 + (0 if mask.causal else mask.after or 0)
-            if reach < TILE:
+            if reach < side:
                 rows = min(rows, max(ROWS_MIN, 1 << (reach - 1).bit_length()))
         rows = min(rows, count)
-        keys = min(self.keys, max(TILE, TILE_ENTRIES // (rows * self.heads)))
-        pairs = max(1, TILE_ENTRIES // (self.group * rows * keys))
+        keys = min(self.keys, max(side, most // (rows * self.heads)))
+        pairs = max(1, most // (self.group * rows * keys))
         if whole or pairs >= self.key_heads:
             pairs = max(1, pairs // self.key_heads) * self.key_heads
         return rows, keys, min(pairs, self.batch * self.key_heads)

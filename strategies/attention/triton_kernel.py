@@ -15,22 +15,25 @@ import triton.language as tl
 @triton.jit
 def push_kernel(
     query,  # [pair, query, dim], contiguous; a pair is one head of one batch element
-    key,  # [pair, time, dim]
+    key,  # [key pair, time, dim]
     minus_logsumexp,  # [pair, query] float32, times log2 e
     weights,  # [batch, row, query] float32
     place,  # [query] int32: the bar of each query, ascending; queries of no weight are left out
     first,  # [key block] int32: the first query that sees any key of the block
     last,  # [key block] int32: one past the last
     result,  # [pair, row, time] float32
-    factor,  # scale · log2 e
+    factor,  # scale · log2 e, over the cap where there is one
+    cap,  # of the scores, times log2 e
     time,
     queries,
     rows,
     heads,
+    group,  # heads that share a key head
     window,  # bars that a query sees; at least ``time`` where there is no window
     key_blocks,
     row_blocks,
     CAUSAL: tl.constexpr,
+    CAPPED: tl.constexpr,
     DIM: tl.constexpr,
     DIM_PADDED: tl.constexpr,  # a power of two, at least 16
     QUERIES: tl.constexpr,
@@ -55,7 +58,7 @@ def push_kernel(
     is_dim = dim_at < DIM
     is_key = key_at < time
     keys_by_dim = tl.load(
-        key + pair * time * DIM + key_at[None, :] * DIM + dim_at[:, None],
+        key + pair // group * time * DIM + key_at[None, :] * DIM + dim_at[:, None],
         mask=is_dim[:, None] & is_key[None, :],
         other=0.0,
     )
@@ -76,7 +79,10 @@ def push_kernel(
         bias = tl.load(minus_logsumexp + pair * queries + index, mask=is_query, other=-float("inf"))
         # TF32 alone would round away the digits that the logsumexp was computed with.
         scores = tl.dot(queries_by_dim, keys_by_dim, input_precision=PRECISION)
-        entries = tl.exp2(scores * factor + bias[:, None])
+        scores = scores * factor
+        if CAPPED:
+            scores = cap * (2.0 * tl.sigmoid(2.0 * scores) - 1.0)  # the hyperbolic tangent
+        entries = tl.exp2(scores + bias[:, None])
         if CAUSAL:
             query_at = tl.load(place + index, mask=is_query, other=0)
             distance = query_at[:, None] - key_at[None, :]

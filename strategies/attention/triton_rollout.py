@@ -52,10 +52,10 @@ def takes(layer: Operand) -> bool:
     """Return whether the kernel takes tensors of this type and head dim on their device.
 
     Triton compiles for Turing and later, and multiplies bfloat16 from Ampere on. The kernel knows
-    square masks, and neither grouped heads nor a cap.
+    square masks.
     """
     query = layer.query
-    if layer.group > 1 or layer.softcap is not None or layer.mask.kind is MaskKind.OTHER:
+    if layer.mask.kind is MaskKind.OTHER:
         return False
     if layer.kind == torch.float64 or query.shape[3] > DIM_MAX or layer.queries != layer.keys:
         return False
@@ -74,9 +74,8 @@ def push_rows(layer: Operand, weights: Tensor, *, precision: str = PRECISION) ->
     """
     if not takes(layer):
         raise AttentionInvalid(
-            "The triton rollout kernel takes square layers of float32 and half types, with a key "
-            f"head a head of at most {DIM_MAX}, and bfloat16 from Ampere on; choose the backend "
-            "tiles."
+            "The triton rollout kernel takes square layers of float32 and half types, heads of at "
+            f"most {DIM_MAX}, and bfloat16 from Ampere on; choose the backend tiles."
         )
     kernel = import_module("tracepaper.strategies.attention.triton_kernel")
     batch, heads, time, dim = layer.query.shape
@@ -114,17 +113,20 @@ def push_rows(layer: Operand, weights: Tensor, *, precision: str = PRECISION) ->
         first.int(),
         last.int(),
         result,
-        layer.scale * LOG2_E,
+        layer.scale * LOG2_E if layer.softcap is None else layer.scale / layer.softcap,
+        0.0 if layer.softcap is None else layer.softcap * LOG2_E,
         time,
         len(place),
         rows,
         heads,
+        layer.group,
         window,
         len(starts),
         row_blocks,
     )
     options = {
         "CAUSAL": is_causal,
+        "CAPPED": layer.softcap is not None,
         "DIM": dim,
         "DIM_PADDED": max(_DIM_MIN, 1 << (dim - 1).bit_length()),
         "QUERIES": TILE,

@@ -41,12 +41,12 @@ class Window(NamedTuple):
     @property
     def parts(self) -> list[Window]:
         """The windows of powers of two that it is made of, the newest and largest first."""
-        found, lag = [], self.lag
+        windows, lag = [], self.lag
         for place in reversed(range(self.size.bit_length())):
             if self.size >> place & 1:
-                found.append(Window(1 << place, lag))
+                windows.append(Window(1 << place, lag))
                 lag += 1 << place
-        return found
+        return windows
 
 
 def lagged(rows: Array, lag: int) -> Array:
@@ -77,14 +77,14 @@ def windows(rows: Array, combine: np.ufunc, wanted: Iterable[int]) -> dict[int, 
             break
         level = combine(level, lagged(level, size))
         size *= 2
-    found: dict[int, Array] = {}
+    combined: dict[int, Array] = {}
     for size in sizes:
         first, *others = parts[size]
         total = levels[first.size]
         for part in others:
             total = combine(total, lagged(levels[part.size], part.lag))
-        found[size] = total
-    return found
+        combined[size] = total
+    return combined
 
 
 class WindowPlan:
@@ -115,9 +115,11 @@ class WindowPlan:
 
     def of(self, rows: Array, combine: np.ufunc) -> dict[Window, Array]:
         """Return the windows of [quantity, time] *rows*."""
-        found = windows(rows, combine, {window.size for window in self.windows})
+        rows_by_size = windows(rows, combine, {window.size for window in self.windows})
         return {
-            window: lagged(found[window.size], window.lag) if window.lag else found[window.size]
+            window: lagged(rows_by_size[window.size], window.lag)
+            if window.lag
+            else rows_by_size[window.size]
             for window in self.windows
         }
 
@@ -158,9 +160,9 @@ class Windows:
         self._kept[stream] = np.nan
         self._counts[stream] = count
         if count:
-            found = windows(rows, self._combine, self._sizes.tolist())
+            rows_by_size = windows(rows, self._combine, self._sizes.tolist())
             newest = np.arange(max(0, count - self._rows), count)
-            levels = np.stack(list(found.values()))[..., newest]  # [window, quantity, time]
+            levels = np.stack(list(rows_by_size.values()))[..., newest]  # [window, quantity, time]
             self._kept[stream, newest % self._rows] = levels.transpose(2, 0, 1)
 
     def step(self, streams: Ids, rows: Array) -> Array:
@@ -183,17 +185,17 @@ class Windows:
 
     def read(self, streams: Ids, wanted: WindowPlan, levels: Array) -> dict[Window, Array]:
         """Return the *wanted* windows, [quantity, stream] each, of the *levels* of a last step."""
-        found = {window: levels[place] for window, place in wanted.whole.items()}
+        rows_by_window = {window: levels[place] for window, place in wanted.whole.items()}
         if not wanted.others:
-            return found
+            return rows_by_window
         newest = self._counts[streams, None] - 1
         total = np.empty((len(streams), len(wanted.others), self._shape[2]))
         for nth, (lags, places) in enumerate(zip(wanted.lags, wanted.levels, strict=True)):
             part = self._kept[streams[:, None], (newest - lags) % self._rows, places]
-            known = total[:, : len(lags)]
-            known[...] = self._combine(known, part) if nth else part
+            sums = total[:, : len(lags)]
+            sums[...] = self._combine(sums, part) if nth else part
         others = np.ascontiguousarray(total.transpose(1, 2, 0))
-        return found | dict(zip(wanted.others, others, strict=True))
+        return rows_by_window | dict(zip(wanted.others, others, strict=True))
 
     def past(self, streams: Ids, lags: Ids, quantity: int) -> Array:
         """Return *quantity* [lag, stream] as it was *lags* rows before the last, of those kept."""

@@ -52,8 +52,8 @@ class FeatureSchema:
 
 
 def _named(schema_id: str, covariates: CovariateColumns | None) -> FeatureSchema:
-    found = schema(schema_id)
-    return found if covariates is None else with_covariates(found, covariates)
+    plain_schema = schema(schema_id)
+    return plain_schema if covariates is None else with_covariates(plain_schema, covariates)
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,12 +138,12 @@ def schema_of(name: str, interval_ms: int) -> FeatureSchema:
     family, _, interval = name.partition("-")
     if family in FAMILIES and not interval:
         return schema(f"{family}-{interval_text(interval_ms)}")
-    found = schema(name)
-    if found.recipe.reach.interval_ms != interval_ms:
+    named = schema(name)
+    if named.recipe.reach.interval_ms != interval_ms:
         raise ConfigInvalid(
             f"The features {name} are not of bars of {interval_text(interval_ms)}; choose {family}."
         )
-    return found
+    return named
 
 
 def with_covariates(schema: FeatureSchema, covariates: CovariateColumns) -> FeatureSchema:
@@ -151,14 +151,14 @@ def with_covariates(schema: FeatureSchema, covariates: CovariateColumns) -> Feat
     return replace(schema, names=(*schema.recipe.names, *covariates.names), covariates=covariates)
 
 
-def wider(one: FeatureSchema, other: FeatureSchema) -> FeatureSchema:
+def wider(first: FeatureSchema, second: FeatureSchema) -> FeatureSchema:
     """Return the wider of two schemas, of which the other is the first columns, in every bit.
 
     Raises ``ConfigInvalid`` where neither is a part of the other.
     """
-    if one.schema_id == other.schema_id:
-        return one
-    narrow, wide = sorted((one, other), key=lambda schema: len(schema.names))
+    if first.schema_id == second.schema_id:
+        return first
+    narrow, wide = sorted((first, second), key=lambda schema: len(schema.names))
     if not is_part(narrow.recipe, wide.recipe):
         raise ConfigInvalid(
             f"The features {shown(narrow.schema_id)} are no part of {shown(wide.schema_id)}; "
@@ -210,15 +210,17 @@ def compute(
     if sigma is None:
         sigma = np.empty(count)
     values[:first], sigma[:first] = np.nan, np.nan
-    own = len(schema.recipe.names)
+    own_columns = len(schema.recipe.names)
     for start in range(first, count, _BLOCK_ROWS):
         stop = min(start + _BLOCK_ROWS, count)
         rows, scale = _block(schema, columns, start - first, stop)
-        values[start:stop, :own] = rows[:, first:].T
+        values[start:stop, :own_columns] = rows[:, first:].T
         sigma[start:stop] = scale[first:]
     if schema.covariates is not None:
         closes = columns.closes_ms[first:]
-        values[first:, own:] = schema.covariates.at(columns.symbol, closes, columns.interval_ms)
+        values[first:, own_columns:] = schema.covariates.at(
+            columns.symbol, closes, columns.interval_ms
+        )
     return FeatureBlock(values, sigma, first)
 
 
@@ -228,14 +230,14 @@ def compute_part(schema: FeatureSchema, part: FeatureSchema, columns: Columns) -
     The columns of *part* are the first of *schema* (see ``wider``). Before the lookback of *schema*
     is complete, further columns are NaN.
     """
-    found = compute(schema, columns)
+    block = compute(schema, columns)
     if part.lookback >= schema.lookback:
-        return found
-    early = compute(part, columns.first(found.first))
-    known = slice(early.first, found.first)
-    found.values[known, : len(part.names)] = early.values[known]
-    found.sigma[known] = early.sigma[known]
-    return FeatureBlock(found.values, found.sigma, early.first)
+        return block
+    early = compute(part, columns.first(block.first))
+    early_rows = slice(early.first, block.first)
+    block.values[early_rows, : len(part.names)] = early.values[early_rows]
+    block.sigma[early_rows] = early.sigma[early_rows]
+    return FeatureBlock(block.values, block.sigma, early.first)
 
 
 class _Stages(NamedTuple):
@@ -267,7 +269,7 @@ def _block(
     """Return [feature, time] float32 rows and σ of the bars from *start* until *stop*."""
     span, recipe = slice(start, stop), schema.recipe
     stages = _stages(recipe, columns, span)
-    made = FeatureParts(
+    parts = FeatureParts(
         past_closes=[lagged(columns.close[span], lag) for lag in recipe.close_lags],
         sums=stages.sums,
         far=recipe.far.of(stages.base[: recipe.far_rows], np.add),
@@ -277,7 +279,7 @@ def _block(
         sigma=stages.sigma,
         open_time_ms=columns.open_time_ms[span],
     )
-    return recipe.rows(made), stages.sigma
+    return recipe.rows(parts), stages.sigma
 
 
 class FeatureRows(NamedTuple):
@@ -324,19 +326,19 @@ class FeatureStreams:
 
     def warm(self, stream: int, bars: Sequence[Bar]) -> None:
         """Forget *stream*, then take in *bars* (oldest first); only the last ones matter."""
-        known = bars[-self.schema.lookback :]
-        _require_prices(known)
-        table = columns(known)
+        recent = bars[-self.schema.lookback :]
+        _require_prices(recent)
+        table = columns(recent)
         stages = _stages(self.schema.recipe, table, slice(None))
         self._sums.warm(stream, stages.base)
         self._far.warm(stream, stages.base[: self.schema.recipe.far_rows])
         self._extremes.warm(stream, stages.extremes)
         self._inputs.warm(stream, stages.inputs)
-        self._counts[stream] = len(known)
+        self._counts[stream] = len(recent)
         self._before[stream] = np.nan
-        if known:
+        if recent:
             self._before[stream, 0] = table.close[-1]
-        if len(known) > 1:
+        if len(recent) > 1:
             self._before[stream, 1] = np.log(table.close[-1:] / table.close[-2:-1])[0]
 
     def step(self, bars: Sequence[Bar], streams: Sequence[int] = (0,)) -> FeatureRows:
@@ -356,7 +358,7 @@ class FeatureStreams:
         inputs = recipe.standardised_inputs(sums, sigma)
         self._before[at] = np.array([close, np.log(close / before[0])]).T
         self._counts[at] += 1
-        made = FeatureParts(
+        parts = FeatureParts(
             past_closes=self._sums.past(at, self._lags, recipe.close),
             sums=sums,
             far=_step(self._far, at, recipe.far, base[: recipe.far_rows]),
@@ -366,16 +368,16 @@ class FeatureStreams:
             sigma=sigma,
             open_time_ms=table.open_time_ms,
         )
-        values = np.ascontiguousarray(recipe.rows(made).T)
+        values = np.ascontiguousarray(recipe.rows(parts).T)
         if (covariates := self.schema.covariates) is not None:
             newest = [covariates.newest(_symbol(b), b.closed_ms, b.interval_ms) for b in bars]
             values = np.concatenate([values, np.array(newest)], axis=1)
-        found = FeatureRows(values, sigma, np.minimum(self._counts[at], self.schema.lookback))
-        is_known = found.complete(self._part)
+        rows = FeatureRows(values, sigma, np.minimum(self._counts[at], self.schema.lookback))
+        is_known = rows.complete(self._part)
         if not is_known.all():
             values[~is_known] = np.nan
-            return found._replace(sigma=np.where(is_known, sigma, np.nan))
-        return found
+            return rows._replace(sigma=np.where(is_known, sigma, np.nan))
+        return rows
 
 
 def _ring(

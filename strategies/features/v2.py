@@ -179,15 +179,15 @@ class FeatureColumn(NamedTuple):
 
     def windows(self, reach: Reach) -> tuple[Window, ...] | None:
         """Return its windows in bars; None where an interval has no room for one of them."""
-        found = []
+        windows = []
         for span in self.spans:
             window = span.window(reach.interval_ms)
             if window is None or window.size < self.least:
                 return None
             if window.reach > self.kind.reach(reach):
                 return None
-            found.append(window)
-        return tuple(found)
+            windows.append(window)
+        return tuple(windows)
 
 
 COLUMNS: Final[list[FeatureColumn]] = []
@@ -346,8 +346,8 @@ def volume(of: FeatureBasis, window: Window) -> Array:
 @column("flow", 6, 24, "4h", least=4, gain=2.0)
 def flow(of: FeatureBasis, window: Window) -> Array:
     """Return the volume of rising less of falling bars ÷ all volume."""
-    known = of.sums[window]
-    return known[SIGNED_VOLUME] / np.maximum(known[VOLUME], TINY)
+    volumes = of.sums[window]
+    return volumes[SIGNED_VOLUME] / np.maximum(volumes[VOLUME], TINY)
 
 
 @column("efficiency", 12, gain=2.0)
@@ -472,11 +472,11 @@ class FeatureRecipe:
         self.names = tuple(column.name for column in columns)
         self._gains = np.array([[column.gain] for column in columns])
         room = [(at, column, column.windows(reach)) for at, column in enumerate(columns)]
-        self._present = [(at, each, found) for at, each, found in room if found is not None]
+        self._present = [(at, each, windows) for at, each, windows in room if windows is not None]
         self._places = np.array([at for at, _, _ in self._present])
         needed = {MOVE: {Window(12)}, NEAR: {BAR, *map(Window, (reach.short, reach.long))}}
-        for _, each, found in self._present:
-            needed.setdefault(each.kind, set()).update(found)
+        for _, each, windows in self._present:
+            needed.setdefault(each.kind, set()).update(windows)
         self.close_lags = tuple(sorted(window.size for window in needed[MOVE]))
         self._roots = np.sqrt(np.array(self.close_lags, dtype=np.float64))[:, None]
         self.sums = WindowPlan(sorted(needed[NEAR]))
@@ -506,32 +506,32 @@ class FeatureRecipe:
         )
         return np.concatenate([rows, rows * rows])
 
-    def rows(self, made: FeatureParts) -> NDArray[np.float32]:
+    def rows(self, parts: FeatureParts) -> NDArray[np.float32]:
         """Return [feature, time] rows, scaled and clipped; zeros where a window has no room."""
-        of = self._known(made)
-        found = np.array([each.compute(of, *windows) for _, each, windows in self._present])
-        rows = np.zeros((len(self.names), found.shape[1]))
-        rows[self._places] = found
+        of = self._known(parts)
+        computed = np.array([each.compute(of, *windows) for _, each, windows in self._present])
+        rows = np.zeros((len(self.names), computed.shape[1]))
+        rows[self._places] = computed
         rows *= self._gains
         return np.clip(rows, -CLIP, CLIP).astype(np.float32)
 
-    def _known(self, made: FeatureParts) -> FeatureBasis:
+    def _known(self, parts: FeatureParts) -> FeatureBasis:
         long = Window(self.reach.long)
-        moves = np.log(made.sums[BAR][CLOSE] / np.asarray(made.past_closes))
-        moves /= made.sigma * self._roots
+        moves = np.log(parts.sums[BAR][CLOSE] / np.asarray(parts.past_closes))
+        moves /= parts.sigma * self._roots
         return FeatureBasis(
             reach=self.reach,
             moves=dict(zip(self.close_lags, moves, strict=True)),
-            sums=made.sums,
-            volatility=_log_volatility(made.sums, made.sigma, rows=GARMAN_KLASS + 1),
+            sums=parts.sums,
+            volatility=_log_volatility(parts.sums, parts.sigma, rows=GARMAN_KLASS + 1),
             far={
                 window: row[SQUARE]
-                for window, row in _log_volatility(made.far, made.sigma, rows=1).items()
+                for window, row in _log_volatility(parts.far, parts.sigma, rows=1).items()
             },
-            extremes=made.extremes[long],
-            z_scores=standardised(made.inputs, made.input_sums[long], self.reach.long),
-            sigma=made.sigma,
-            open_time_ms=made.open_time_ms,
+            extremes=parts.extremes[long],
+            z_scores=standardised(parts.inputs, parts.input_sums[long], self.reach.long),
+            sigma=parts.sigma,
+            open_time_ms=parts.open_time_ms,
         )
 
 
@@ -547,7 +547,7 @@ def _log_volatility(
     if not sums:
         return {}
     sizes = np.array([float(window.size) for window in sums])[:, None, None]
-    means = np.array([known[:rows] for known in sums.values()]) / sizes
+    means = np.array([totals[:rows] for totals in sums.values()]) / sizes
     logs = 0.5 * np.log(np.maximum(means, SIGMA_FLOOR * SIGMA_FLOOR) / (sigma * sigma))
     return dict(zip(sums, logs, strict=True))
 

@@ -27,6 +27,7 @@ from tracepaper.strategies.types.decisions import Forecast
 from tracepaper.strategies.types.market import Bar
 
 if TYPE_CHECKING:
+    from tracepaper.strategies.covariates import CovariateSource
     from tracepaper.strategies.forecasters.dropout import DropoutPasses
 
 Rows = NDArray[np.float32]
@@ -292,6 +293,11 @@ class CheckpointForecaster(ABC):
     scanned_at_once = SCANNED_AT_ONCE
     warms_by_all: bool = False
     """Whether it is warmed by all bars, and not by the last ``context`` alone."""
+
+    @property
+    def vectors(self) -> CovariateSource | None:
+        """What it reads beside bars; None where it reads none."""
+        return None
 
     def __init__(
         self,

@@ -33,15 +33,15 @@ from tracepaper.strategies.units import MONEY_SCALE
 
 
 @gate(GateKind.INTEGRITY, YES_OR_NO, at_least=1.0)
-def operator(seen: GateInputs) -> float | None:
+def operator(inputs: GateInputs) -> float | None:
     """Whether the operator lets it run: no after HALT and FLATTEN, yes after RESUME."""
-    return 1.0 if seen.running else 0.0
+    return 1.0 if inputs.running else 0.0
 
 
 @gate(GateKind.INTEGRITY, "bars", at_least=StrategyWarmup(), is_capped=True)
-def warm(seen: GateInputs) -> float | None:
+def warm(inputs: GateInputs) -> float | None:
     """Bars known, counted up to the strategy's warm-up."""
-    return float(seen.bars)
+    return float(inputs.bars)
 
 
 @gate(
@@ -55,15 +55,15 @@ def warm(seen: GateInputs) -> float | None:
     ),
     is_timing=True,
 )
-def late(seen: GateInputs) -> float | None:
+def late(inputs: GateInputs) -> float | None:
     """Market time from the bar's close to its decision."""
-    return float(seen.late_ms)
+    return float(inputs.late_ms)
 
 
 @gate(GateKind.INTEGRITY, "bars", at_most=0.0)
-def gap(seen: GateInputs) -> float | None:
+def gap(inputs: GateInputs) -> float | None:
     """Bars missing directly before this bar."""
-    return float(seen.missing_bars)
+    return float(inputs.missing_bars)
 
 
 @gate(
@@ -76,9 +76,9 @@ def gap(seen: GateInputs) -> float | None:
         default="100",
     ),
 )
-def plausible(seen: GateInputs) -> float | None:
+def plausible(inputs: GateInputs) -> float | None:
     """Distance of the close from the last one, in median true ranges of the last 60 bars."""
-    return seen.plausible
+    return inputs.plausible
 
 
 @gate(
@@ -93,27 +93,27 @@ def plausible(seen: GateInputs) -> float | None:
     is_timing=True,
     of_quotes=True,
 )
-def stale(seen: GateInputs) -> float | None:
+def stale(inputs: GateInputs) -> float | None:
     """Age of the newest quote at the decision; declared only where execution is by quotes."""
-    return None if seen.quote_age_ms is None else float(seen.quote_age_ms)
+    return None if inputs.quote_age_ms is None else float(inputs.quote_age_ms)
 
 
 @gate(GateKind.INTEGRITY, YES_OR_NO, at_least=1.0, is_timing=True, of_quotes=True)
-def tradable(seen: GateInputs) -> float | None:
+def tradable(inputs: GateInputs) -> float | None:
     """Whether the exchange lets the symbol trade; declared only where execution is by quotes."""
-    return 1.0 if seen.is_tradable else 0.0
+    return 1.0 if inputs.is_tradable else 0.0
 
 
 @gate(GateKind.INTEGRITY, YES_OR_NO, at_least=1.0, of_prediction=True, is_timing=True)
-def deadline(seen: GateInputs) -> float | None:
+def deadline(inputs: GateInputs) -> float | None:
     """Whether the forecaster answered within model.deadline_ms."""
-    return 1.0 if seen.answered else 0.0
+    return 1.0 if inputs.answered else 0.0
 
 
 @gate(GateKind.INTEGRITY, YES_OR_NO, at_least=1.0, of_prediction=True)
-def finite(seen: GateInputs) -> float | None:
+def finite(inputs: GateInputs) -> float | None:
     """Whether every number of the forecast is finite and in range."""
-    return None if seen.finite is None else float(seen.finite)
+    return None if inputs.finite is None else float(inputs.finite)
 
 
 def _confidence_key(measure: str) -> ThresholdKey:
@@ -138,9 +138,9 @@ def _confidence_key(measure: str) -> ThresholdKey:
     needs={"confidence"},
     chosen_by=ENTROPY,
 )
-def confidence(seen: GateInputs) -> float | None:
+def confidence(inputs: GateInputs) -> float | None:
     """1 less the mean normalised entropy of the attention of the decided row."""
-    return None if seen.explanation is None else seen.explanation.confidence
+    return None if inputs.explanation is None else inputs.explanation.confidence
 
 
 @gate(
@@ -151,11 +151,11 @@ def confidence(seen: GateInputs) -> float | None:
     needs={"mean_return", "stdev_return", "probabilities"},
     chosen_by=CALIBRATED,
 )
-def confidence_calibrated(seen: GateInputs) -> float | None:
+def confidence_calibrated(inputs: GateInputs) -> float | None:
     """Probability, fitted on the calibration slice, that the sign at gate.horizon is right."""
-    if seen.forecast is None or seen.fitted is None:
+    if inputs.forecast is None or inputs.fitted is None:
         return None
-    return sign_confidence(seen.fitted, seen.forecast, seen.horizon_index)
+    return sign_confidence(inputs.fitted, inputs.forecast, inputs.horizon_index)
 
 
 @gate(
@@ -166,9 +166,9 @@ def confidence_calibrated(seen: GateInputs) -> float | None:
     needs={"probabilities"},
     chosen_by=MARGIN,
 )
-def confidence_margin(seen: GateInputs) -> float | None:
+def confidence_margin(inputs: GateInputs) -> float | None:
     """Distance of the two directions' probabilities over their sum, at gate.horizon."""
-    return None if seen.forecast is None else margin(seen.forecast, seen.horizon_index)
+    return None if inputs.forecast is None else margin(inputs.forecast, inputs.horizon_index)
 
 
 @gate(
@@ -184,9 +184,9 @@ def confidence_margin(seen: GateInputs) -> float | None:
     of_prediction=True,
     needs={"confidence", "content_free"},
 )
-def collapsed(seen: GateInputs) -> float | None:
+def collapsed(inputs: GateInputs) -> float | None:
     """Confidence less what mask and encoding alone give."""
-    explanation = seen.explanation
+    explanation = inputs.explanation
     if explanation is None or explanation.confidence is None or explanation.content_free is None:
         return None
     return explanation.confidence - explanation.content_free
@@ -206,24 +206,26 @@ def collapsed(seen: GateInputs) -> float | None:
     of_prediction=True,
     needs={"shift"},
 )
-def shifted(seen: GateInputs) -> float | None:
+def shifted(inputs: GateInputs) -> float | None:
     """Jensen-Shannon distance of this bar's rollout from the last bar's, both by age."""
-    return None if seen.explanation is None else seen.explanation.shift
+    return None if inputs.explanation is None else inputs.explanation.shift
 
 
 @gate(GateKind.JUDGEMENT, YES_OR_NO, at_least=1.0, of_prediction=True, needs={"recent_mass"})
-def regime(seen: GateInputs) -> float | None:
+def regime(inputs: GateInputs) -> float | None:
     """Whether the regime is one of gate.regimes."""
-    if seen.explanation is None or seen.explanation.recent_mass is None:
+    if inputs.explanation is None or inputs.explanation.recent_mass is None:
         return None
-    return 1.0 if seen.regime in seen.regimes else 0.0
+    return 1.0 if inputs.regime in inputs.regimes else 0.0
 
 
 @gate(GateKind.JUDGEMENT, YES_OR_NO, at_least=1.0, of_prediction=True, needs={"regimes"})
-def learned_regime(seen: GateInputs) -> float | None:
+def learned_regime(inputs: GateInputs) -> float | None:
     """Whether the network's most probable regime is one of gate.learned_regimes."""
-    found = None if seen.forecast is None else seen.forecast.learned_regime(seen.horizon_index)
-    return None if found is None else float(found in seen.learned_regimes)
+    learned = (
+        None if inputs.forecast is None else inputs.forecast.learned_regime(inputs.horizon_index)
+    )
+    return None if learned is None else float(learned in inputs.learned_regimes)
 
 
 @gate(
@@ -240,11 +242,11 @@ def learned_regime(seen: GateInputs) -> float | None:
     starts_at=0.5,
     needs={"probabilities"},
 )
-def direction(seen: GateInputs) -> float | None:
+def direction(inputs: GateInputs) -> float | None:
     """Probability of the likelier direction over that of both, at gate.horizon."""
-    if (forecast := seen.forecast) is None:
+    if (forecast := inputs.forecast) is None:
         return None
-    up, down = forecast.p_up[seen.horizon_index], forecast.p_down[seen.horizon_index]
+    up, down = forecast.p_up[inputs.horizon_index], forecast.p_down[inputs.horizon_index]
     return max(up, down) / (up + down) if up + down > 0 else None
 
 
@@ -261,13 +263,13 @@ def direction(seen: GateInputs) -> float | None:
     of_prediction=True,
     needs={"dropout_spread", "stdev_return"},
 )
-def dropout_spread(seen: GateInputs) -> float | None:
+def dropout_spread(inputs: GateInputs) -> float | None:
     """Deviation of the mean return over passes with dropout, over stdev_return, at gate.horizon."""
-    forecast = seen.forecast
-    spread = None if forecast is None else forecast.dropout_spread(seen.horizon_index)
+    forecast = inputs.forecast
+    spread = None if forecast is None else forecast.dropout_spread(inputs.horizon_index)
     if forecast is None or spread is None:
         return None
-    deviation = forecast.stdev_return[seen.horizon_index]
+    deviation = forecast.stdev_return[inputs.horizon_index]
     return spread / deviation if deviation > 0 else None
 
 
@@ -283,14 +285,14 @@ def dropout_spread(seen: GateInputs) -> float | None:
     of_prediction=True,
     needs={"mean_return"},
 )
-def edge(seen: GateInputs) -> float | None:
+def edge(inputs: GateInputs) -> float | None:
     """Calibrated mean return at gate.horizon, without its sign, in round-trip costs."""
-    if seen.forecast is None or seen.round_trip_cost <= 0:
+    if inputs.forecast is None or inputs.round_trip_cost <= 0:
         return None
     # Raw means are too sure: the slope fitted on the calibration slice shrinks them, and never
     # stretches them.
-    mean = seen.forecast.mean_return[seen.horizon_index] * min(1.0, seen.slope)
-    return abs(mean) / seen.round_trip_cost
+    mean = inputs.forecast.mean_return[inputs.horizon_index] * min(1.0, inputs.slope)
+    return abs(mean) / inputs.round_trip_cost
 
 
 @gate(
@@ -303,9 +305,9 @@ def edge(seen: GateInputs) -> float | None:
         example="50000",
     ),
 )
-def risk_notional(seen: GateInputs) -> float | None:
+def risk_notional(inputs: GateInputs) -> float | None:
     """Notional of the target; 0 where it lowers the exposure, as for every limit."""
-    return seen.notional / MONEY_SCALE
+    return inputs.notional / MONEY_SCALE
 
 
 @gate(
@@ -318,9 +320,9 @@ def risk_notional(seen: GateInputs) -> float | None:
         example="0.2",
     ),
 )
-def risk_drawdown(seen: GateInputs) -> float | None:
+def risk_drawdown(inputs: GateInputs) -> float | None:
     """Fall of equity from its peak."""
-    return seen.drawdown
+    return inputs.drawdown
 
 
 @gate(
@@ -333,9 +335,9 @@ def risk_drawdown(seen: GateInputs) -> float | None:
         example="2000",
     ),
 )
-def risk_daily_loss(seen: GateInputs) -> float | None:
+def risk_daily_loss(inputs: GateInputs) -> float | None:
     """Loss since the first bar of the day: of UTC, or the session with a calendar."""
-    return seen.daily_loss
+    return inputs.daily_loss
 
 
 @gate(
@@ -348,9 +350,9 @@ def risk_daily_loss(seen: GateInputs) -> float | None:
         example=50,
     ),
 )
-def risk_daily_trades(seen: GateInputs) -> float | None:
+def risk_daily_trades(inputs: GateInputs) -> float | None:
     """Trades of the day, or the session, the one being judged among them."""
-    return float(seen.daily_trades)
+    return float(inputs.daily_trades)
 
 
 @gate(
@@ -360,9 +362,9 @@ def risk_daily_trades(seen: GateInputs) -> float | None:
     only_with=("risk.drawdown", "risk.daily_loss"),
     is_lasting=True,
 )
-def risk_halt(seen: GateInputs) -> float | None:
+def risk_halt(inputs: GateInputs) -> float | None:
     """Whether drawdown or daily loss went beyond its limit since the operator last said RESUME."""
-    return 1.0 if seen.is_breached else 0.0
+    return 1.0 if inputs.is_breached else 0.0
 
 
 @gate(
@@ -375,9 +377,9 @@ def risk_halt(seen: GateInputs) -> float | None:
         example="200000",
     ),
 )
-def risk_exposure(seen: GateInputs) -> float | None:
+def risk_exposure(inputs: GateInputs) -> float | None:
     """Notional of the target and of all other positions, without their signs."""
-    return seen.gross / MONEY_SCALE
+    return inputs.gross / MONEY_SCALE
 
 
 @gate(
@@ -390,9 +392,9 @@ def risk_exposure(seen: GateInputs) -> float | None:
         example="2",
     ),
 )
-def risk_leverage(seen: GateInputs) -> float | None:
+def risk_leverage(inputs: GateInputs) -> float | None:
     """Notional of the target and of all other positions over equity; none without equity."""
-    return seen.gross / seen.equity if seen.equity > 0 else None
+    return inputs.gross / inputs.equity if inputs.equity > 0 else None
 
 
 @gate(
@@ -406,9 +408,9 @@ def risk_leverage(seen: GateInputs) -> float | None:
     ),
     is_capped=True,
 )
-def risk_cooldown(seen: GateInputs) -> float | None:
+def risk_cooldown(inputs: GateInputs) -> float | None:
     """Bars since a stop of this symbol was filled, counted up to the limit."""
-    return float(seen.since_stop)
+    return float(inputs.since_stop)
 
 
 @gate(
@@ -421,9 +423,9 @@ def risk_cooldown(seen: GateInputs) -> float | None:
         example=5,
     ),
 )
-def risk_losing_streak(seen: GateInputs) -> float | None:
+def risk_losing_streak(inputs: GateInputs) -> float | None:
     """Positions closed with a loss after costs in a row in the day, the next one counted."""
-    return float(seen.losing_streak + 1)
+    return float(inputs.losing_streak + 1)
 
 
 @gate(
@@ -436,9 +438,9 @@ def risk_losing_streak(seen: GateInputs) -> float | None:
         example=20,
     ),
 )
-def risk_hourly_orders(seen: GateInputs) -> float | None:
+def risk_hourly_orders(inputs: GateInputs) -> float | None:
     """Orders of the clock hour, the one being judged among them."""
-    return float(seen.hourly_orders)
+    return float(inputs.hourly_orders)
 
 
 @gate(
@@ -452,9 +454,9 @@ def risk_hourly_orders(seen: GateInputs) -> float | None:
     ),
     of_quotes=True,
 )
-def risk_spread(seen: GateInputs) -> float | None:
+def risk_spread(inputs: GateInputs) -> float | None:
     """Ask less bid of the newest quote over their middle."""
-    return seen.spread_bp
+    return inputs.spread_bp
 
 
 @gate(
@@ -467,9 +469,9 @@ def risk_spread(seen: GateInputs) -> float | None:
         example="50",
     ),
 )
-def risk_volatility(seen: GateInputs) -> float | None:
+def risk_volatility(inputs: GateInputs) -> float | None:
     """Median true range of the last 60 bars, in basis points of the close."""
-    return seen.range_bp
+    return inputs.range_bp
 
 
 @gate(
@@ -485,12 +487,12 @@ def risk_volatility(seen: GateInputs) -> float | None:
     of_prediction=True,
     needs={"tails"},
 )
-def risk_tail(seen: GateInputs) -> float | None:
+def risk_tail(inputs: GateInputs) -> float | None:
     """Mean loss of the target in its worst 2.5 % of cases over gate.horizon, fees apart."""
-    if seen.forecast is None:
+    if inputs.forecast is None:
         return None
-    loss = seen.forecast.expected_shortfall(seen.horizon_index, is_short=seen.is_short)
-    return None if loss is None else seen.notional / MONEY_SCALE * loss
+    loss = inputs.forecast.expected_shortfall(inputs.horizon_index, is_short=inputs.is_short)
+    return None if loss is None else inputs.notional / MONEY_SCALE * loss
 
 
 @gate(
@@ -505,10 +507,10 @@ def risk_tail(seen: GateInputs) -> float | None:
     of_prediction=True,
     needs={"tails"},
 )
-def risk_tail_share(seen: GateInputs) -> float | None:
+def risk_tail_share(inputs: GateInputs) -> float | None:
     """Mean loss of the target in its worst 2.5 % of cases, over equity; none without equity."""
-    loss = risk_tail.measure(seen)
-    return None if loss is None or seen.equity <= 0 else loss * MONEY_SCALE / seen.equity
+    loss = risk_tail.measure(inputs)
+    return None if loss is None or inputs.equity <= 0 else loss * MONEY_SCALE / inputs.equity
 
 
 @gate(
@@ -524,15 +526,15 @@ def risk_tail_share(seen: GateInputs) -> float | None:
     of_prediction=True,
     needs={"drawdown"},
 )
-def risk_expected_drawdown(seen: GateInputs) -> float | None:
+def risk_expected_drawdown(inputs: GateInputs) -> float | None:
     """Median loss of the target on the way over gate.horizon, over equity; none without it."""
-    if seen.forecast is None or seen.equity <= 0:
+    if inputs.forecast is None or inputs.equity <= 0:
         return None
-    fall = seen.forecast.expected_drawdown(seen.horizon_index, is_short=seen.is_short)
-    return None if fall is None else seen.notional * fall / seen.equity
+    fall = inputs.forecast.expected_drawdown(inputs.horizon_index, is_short=inputs.is_short)
+    return None if fall is None else inputs.notional * fall / inputs.equity
 
 
 @gate(GateKind.RISK, YES_OR_NO, at_most=0.0, only_with=(UNIVERSE,))
-def risk_universe(seen: GateInputs) -> float | None:
+def risk_universe(inputs: GateInputs) -> float | None:
     """Whether the symbol was not chosen into market.universe."""
-    return 1.0 if seen.is_outside else 0.0
+    return 1.0 if inputs.is_outside else 0.0

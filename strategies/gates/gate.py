@@ -400,11 +400,6 @@ def unit_beside(name: str) -> str:
     return {MILLISECONDS: "", YES_OR_NO: "", **_SHARES}.get(unit, unit)
 
 
-def with_unit(name: str, value: float) -> str:
-    """Return a measure of gate *name* with its unit, as it is written inside a sentence."""
-    return f"{measured(name, value)} {unit_beside(name)}".rstrip()
-
-
 def verdict(action: Action, refused_by: str | None, reason: str) -> str:
     """Say the gates' verdict on a decision in a few words.
 

@@ -1,7 +1,7 @@
 """What the calibration slice of a model fitted, as plain numbers.
 
 Each is read from a card and evaluated in Python's own arithmetic, in a fixed order, so that equal
-numbers give equal bits. How they are fitted is ``replay/learning/evaluation/confidence.py``.
+numbers give equal bits. How they are fitted is ``replay/learning/judge/gates.py``.
 
 The rules are docs/decisions.md, G32 to G36.
 """

@@ -6,10 +6,9 @@ on the CPU, in one thread of the process from then on: these networks are too sm
 seed gives one result.
 
 Each function takes a task of ``ett_data`` and returns a ``DirectModel``, which forecasts from any
-origins. Ridge and tree see one variable's own past, and all variables share one fit, in units of
-the training part; the window's last value is subtracted before and added to the forecast after
-(Zeng et al., 2023, "NLinear"). They are fitted on the training part and chosen on the validation
-part.
+origins. The ridge sees one variable's own past, and all variables share one fit, in units of the
+training part; the window's last value is subtracted before and added to the forecast after
+(Zeng et al., 2023, "NLinear"). It is fitted on the training part and chosen on the validation part.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain, count, islice
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 import numpy as np
 import torch
@@ -29,14 +28,12 @@ from ett_data import (
     DirectModel,
     Rows,
     Task,
-    TaskPart,
     Values,
     errors,
 )
 from published_networks import (
     DirectConfig,
     DirectFlash,
-    DirectLstm,
     PublishedInformer,
     PublishedInformerConfig,
 )
@@ -45,7 +42,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.optim.swa_utils import AveragedModel
 
-from tracepaper.replay.learning.boosting import import_lightgbm
 from tracepaper.replay.learning.fit import Fit, Objective, Policy, Progress
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 
@@ -98,7 +94,6 @@ def recipes(task: Task, seed: int = 0) -> dict[str, DirectRecipe]:
         "flash": DirectRecipe(
             lambda: DirectFlash(direct), direct.window, DirectOptions(epochs=2, seed=seed), 3
         ),
-        "lstm": DirectRecipe(lambda: DirectLstm(direct), direct.window, DirectOptions(seed=seed)),
         "informer": DirectRecipe(
             lambda: PublishedInformer(informer),
             informer.window,
@@ -129,17 +124,13 @@ def fit(task: Task, recipe: DirectRecipe, observe: Callable[[Epoch], None]) -> D
     parameters = sum(part.numel() for member in members for part in member.network.parameters())
     kept = ", ".join(f"{member.epoch} ({member.validation_mse:.4f})" for member in members)
 
-    def over(rows: Task) -> Answer:
-        feed = _Feed(rows, recipe.window)
-        answers = [_answer(member.network, feed) for member in members]
+    answers = [_answer(member.network, feed) for member in members]
 
-        def answer(origins: Rows) -> Values:
-            mean: Values = np.mean([each(origins) for each in answers], axis=0)
-            return mean
+    def answer(origins: Rows) -> Values:
+        mean: Values = np.mean([each(origins) for each in answers], axis=0)
+        return mean
 
-        return answer
-
-    return DirectModel(task, over, recipe.window, parameters, f"epoch {kept} by validation MSE")
+    return DirectModel(answer, parameters, f"epoch {kept} by validation MSE")
 
 
 class _FittedMember(NamedTuple):
@@ -298,29 +289,12 @@ RIDGE_DAYS: Final = (4, 7, 14)
 """Days of each variable's own past that the ridge is tried with."""
 PENALTIES: Final = tuple(10.0**power for power in range(-4, 3))
 """Ridge penalties, per row, in units of the variables' variance."""
-_TREE_DAYS: Final = 7
-_TREE_ROWS: Final = 400_000
-"""The most rows that the tree is fitted on: origins are thinned evenly to that number."""
-_TREE: Final[dict[str, Any]] = {
-    "objective": "regression",
-    "learning_rate": 0.05,
-    "num_leaves": 63,
-    "min_data_in_leaf": 200,
-    "feature_fraction": 0.7,
-    "bagging_fraction": 0.7,
-    "bagging_freq": 1,
-    "lambda_l2": 1.0,
-    "deterministic": True,
-    "num_threads": 1,
-    "verbosity": -1,
-}
 
 
 def seasonal(task: Task) -> DirectModel:
     """Return the model that repeats the last day."""
     ahead = np.arange(task.horizon) % task.day_rows - task.day_rows
-    over = lambda rows: lambda origins: rows.values[origins[:, None] + ahead]  # noqa: E731
-    return DirectModel(task, over, task.day_rows, 0, "the last day")
+    return DirectModel(lambda origins: task.values[origins[:, None] + ahead], 0, "the last day")
 
 
 def ridge(task: Task) -> DirectModel:
@@ -335,8 +309,7 @@ def ridge(task: Task) -> DirectModel:
             mse = errors(task, task.origins(task.validation, window), answer).mse
             if best is None or mse < best[0]:
                 chosen = f"{window} rows, penalty {penalty:g}"
-                over = partial(_linear, window=window, weights=weights)
-                best = mse, DirectModel(task, over, window, weights.size, chosen)
+                best = mse, DirectModel(answer, weights.size, chosen)
     if best is None:
         raise ConfigInvalid(
             f"horizon {task.horizon} leaves the ridge no training window; give a shorter one."
@@ -369,71 +342,3 @@ def _linear(task: Task, window: int, weights: Values) -> Answer:
         return forecast
 
     return answer
-
-
-def tree(task: Task, *, seed: int = 0) -> DirectModel:
-    """Return a boosted tree on lags of each variable, the step ahead and the hour (LightGBM).
-
-    One tree for all steps and variables; its rounds are chosen on the validation part. Raises
-    ``ConfigInvalid`` where LightGBM is missing.
-    """
-    lightgbm = import_lightgbm()
-    training, validation = (
-        lightgbm.Dataset(*_tree_rows(task, _thinned(task, part)))
-        for part in (task.training, task.validation)
-    )
-    validation.set_reference(training)
-    stop = lightgbm.early_stopping(30, verbose=False)
-    model = lightgbm.train(
-        _TREE | {"seed": seed}, training, 600, valid_sets=[validation], callbacks=[stop]
-    )
-
-    def over(given: Task) -> Answer:
-        def answer(origins: Rows) -> Values:
-            rows, _ = _tree_rows(given, origins)
-            shape = (len(origins), given.horizon, given.values.shape[1])
-            moves = np.asarray(model.predict(rows, num_threads=1)).reshape(shape)
-            forecast: Values = moves + given.values[origins - 1][:, None]
-            return forecast
-
-        return answer
-
-    leaves = sum(info["num_leaves"] for info in model.dump_model()["tree_info"])
-    window = _TREE_DAYS * task.day_rows
-    return DirectModel(task, over, window, leaves, f"{model.best_iteration} rounds")
-
-
-def _thinned(task: Task, part: TaskPart) -> Rows:
-    """Return evenly spaced origins of *part*, with at most ``_TREE_ROWS`` rows of the tree."""
-    origins = task.origins(part, _TREE_DAYS * task.day_rows)
-    rows = len(origins) * task.horizon * task.values.shape[1]
-    return origins[:: -(-rows // _TREE_ROWS)]
-
-
-def _tree_rows(task: Task, origins: Rows) -> tuple[Values, Values]:
-    """Return the tree's rows [origin * step * variable, column] and their targets.
-
-    The newest value is subtracted from both. Columns: the same hour of the last days, the last
-    values, means and spread; then the newest value, the step, its hour, and the variable.
-    """
-    day, steps, variables = task.day_rows, task.horizon, task.values.shape[1]
-    window = _TREE_DAYS * day
-    seen, answers = task.windows(origins, window)
-    last = seen[:, -1:]  # [origin, 1, variable]
-    seen = seen - last
-    ahead = np.arange(steps) % day
-    columns = [seen[:, window - days * day + ahead] for days in range(1, _TREE_DAYS + 1)]
-    shape = columns[0].shape  # [origin, step, variable]
-    constant = [seen[:, -1 - lag] for lag in range(1, min(13, window))]
-    constant += [
-        seen[:, -day:].mean(axis=1),
-        seen.mean(axis=1),
-        seen[:, -day:].std(axis=1),
-        last[:, 0],
-    ]
-    columns += [np.broadcast_to(column[:, None], shape) for column in constant]
-    hours = task.marks[origins[:, None] + np.arange(steps), 0]
-    columns.append(np.broadcast_to(hours[:, :, None], shape))
-    columns.append(np.broadcast_to(np.arange(steps, dtype=np.float64)[:, None], shape))
-    columns.append(np.broadcast_to(np.arange(variables, dtype=np.float64), shape))
-    return np.stack(columns, axis=-1).reshape(-1, len(columns)), (answers - last).ravel()

@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -22,7 +22,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid, shown
-from tracepaper.strategies.units import DAY_MS
 
 CHUNK: Final = 512
 """Windows that are answered at once."""
@@ -52,7 +51,7 @@ class TaskPart(NamedTuple):
 
 
 class SeenAndAnswers(NamedTuple):
-    """SeenAndAnswers, and what followed them."""
+    """Windows, and what followed them."""
 
     seen: Values  # [window, row, variable]
     answers: Values  # [window, horizon, variable]
@@ -92,20 +91,11 @@ class Errors(NamedTuple):
 
 
 class DirectModel(NamedTuple):
-    """What answers over the rows of any task, how many numbers were fitted, and what was chosen."""
+    """What answers, how many numbers were fitted, and what was chosen."""
 
-    task: Task
-    """What it was fitted to."""
-    over: Callable[[Task], Answer]
-    window: int
-    """Rows that one answer reads."""
+    answer: Answer
     parameters: int
     chosen: str
-
-    @property
-    def answer(self) -> Answer:
-        """Its answer over the rows of its own task."""
-        return self.over(self.task)
 
 
 def errors(task: Task, origins: Rows, answer: Answer) -> Errors:
@@ -121,94 +111,20 @@ def errors(task: Task, origins: Rows, answer: Answer) -> Errors:
     return Errors(squares / count, sizes / count)
 
 
-def check_step(task: Task, step: int) -> None:
-    """Raise ``ConfigInvalid`` where *step* rows do not divide the horizon of *task*."""
-    if not 1 <= step < task.horizon or task.horizon % step:
-        raise ConfigInvalid(
-            f"{step} rows do not divide a horizon of {task.horizon} into steps; give a divisor "
-            "below it."
-        )
-
-
-def recursive(model: DirectModel, task: Task, step: int) -> Answer:
-    """Return the answer of a *model* of *step* rows, rolled on over its own forecasts.
-
-    Its forecast of the next *step* rows takes the place of what it has not seen yet, and it is
-    asked again, until the horizon of *task* is reached; the marks of time are known ahead. Raises
-    ``ConfigInvalid`` as ``check_step``.
-    """
-    check_step(task, step)
-    length = model.window + task.horizon
-
-    def answer(origins: Rows) -> Values:
-        places = origins[:, None] + np.arange(-model.window, task.horizon)
-        values = task.values[places]  # [origin, window + horizon, variable]
-        values[:, model.window :] = 0.0  # nothing that comes after the origin is read
-        marks = task.marks[places].reshape(-1, task.marks.shape[1])
-        starts = np.arange(len(origins)) * length + model.window
-        for ahead in range(0, task.horizon, step):
-            rows = replace(
-                task, values=values.reshape(-1, values.shape[2]), marks=marks, horizon=step
-            )
-            at = model.window + ahead
-            values[:, at : at + step] = model.over(rows)(starts + ahead)
-        return values[:, model.window :]
-
-    return answer
-
-
-class PairedErrors(NamedTuple):
-    """Two answers' squared errors at the same windows, and the first's less the second's."""
-
-    first: float
-    second: float
-    difference: float
-    error: float | None
-    """Standard error over stretches of a day, or of the horizon where that is longer; None below
-    two of them."""
-
-
-def compared(
-    task: Task, origins: Rows, first: Answer, second: Answer, step: int
-) -> list[PairedErrors]:
-    """Compare two answers over *origins* for each *step* rows ahead, by squared error."""
-    losses: list[Values] = []  # [2, origin, horizon]
-    for start in range(0, len(origins), CHUNK):
-        chunk = origins[start : start + CHUNK]
-        truth = task.windows(chunk, 0).answers
-        offs = [np.asarray(answer(chunk), dtype=np.float64) - truth for answer in (first, second)]
-        losses.append(np.stack([(off**2).mean(axis=2) for off in offs]))
-    every = np.concatenate(losses, axis=1)
-    # Windows that overlap share their answers: their stretches are as long as what they share.
-    stretch = max(task.day_rows, task.horizon)
-    cuts = np.arange(0, every.shape[1] - stretch + 1, stretch)
-    found = []
-    for ahead in range(0, task.horizon, step):
-        own = every[:, :, ahead : ahead + step].mean(axis=2)
-        by = np.array([(own[0] - own[1])[cut : cut + stretch].mean() for cut in cuts])
-        error = float(by.std(ddof=1) / np.sqrt(len(by))) if len(by) > 1 else None
-        one, other = own.mean(axis=1).tolist()
-        found.append(PairedErrors(one, other, one - other, error))
-    return found
-
-
 def read_table(path: Path) -> SeriesTable:
-    """Read a CSV of a date column and columns of numbers; raise ``DataInvalid`` else."""
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as lines:
-            rows = [row for row in csv.reader(lines) if row]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataInvalid(f"{path} cannot be read ({error}): give a CSV file.") from None
-    if len(rows) < 3 or len(rows[0]) < 2:
-        raise DataInvalid(f"{path} needs a header, a date column and a column of numbers.")
-    header, *body = rows
-    times = [_time(path, number, row[0]) for number, row in enumerate(body, start=2)]
-    values = np.array([_numbers(path, number, header, row) for number, row in enumerate(body, 2)])
-    return SeriesTable(tuple(header[1:]), times, values, _day_rows(path, times))
+    """Read a CSV of a date column and columns of numbers; raise ``DataInvalid`` for uneven rows."""
+    with path.open(encoding="utf-8-sig", newline="") as lines:
+        header, *body = (row for row in csv.reader(lines) if row)
+    times = [datetime.fromisoformat(row[0]).replace(tzinfo=UTC) for row in body]
+    values = np.array([[float(cell) for cell in row[1:]] for row in body])
+    steps = {after - before for before, after in pairwise(times)}
+    if len(steps) != 1 or not np.isfinite(values).all():
+        raise DataInvalid(f"{path}: its rows are not at even steps, or hold what is no number.")
+    return SeriesTable(tuple(header[1:]), times, values, timedelta(days=1) // steps.pop())
 
 
-def prepare(path: Path, table: SeriesTable, *, horizon: int, univariate: bool = False) -> Task:
-    """Return the task of *table*; *univariate* keeps its last column alone.
+def prepare(path: Path, table: SeriesTable, *, horizon: int) -> Task:
+    """Return the task of *table*.
 
     Raises ``DataInvalid`` when the file is too short or a column never moves in training,
     ``ConfigInvalid`` when the horizon is longer than a part.
@@ -224,10 +140,10 @@ def prepare(path: Path, table: SeriesTable, *, horizon: int, univariate: bool = 
             f"The horizon of {horizon:,} rows is longer than the {least:,} rows of the validation "
             "and the test part; give a shorter one."
         )
-    values = table.values[: stops[-1], -1:] if univariate else table.values[: stops[-1]]
+    values = table.values[: stops[-1]]
     training = values[: stops[0]]
     spread = training.std(axis=0)
-    for name, still in zip(table.names[-values.shape[1] :], spread == 0.0, strict=True):
+    for name, still in zip(table.names, spread == 0.0, strict=True):
         if still:
             raise DataInvalid(
                 f"{path}: column {shown(name)} never moves in the training part; leave it out."
@@ -252,46 +168,3 @@ def time_marks(times: list[datetime]) -> Values:
         for time in times
     ]
     return np.array(parts) - 0.5
-
-
-def _time(path: Path, number: int, text: str) -> datetime:
-    try:
-        return datetime.fromisoformat(text).replace(tzinfo=UTC)
-    except ValueError:
-        raise DataInvalid(
-            f"{path}, line {number}: {shown(text)} is no date; write 2016-07-01 00:00:00."
-        ) from None
-
-
-def _numbers(path: Path, number: int, header: list[str], row: list[str]) -> list[float]:
-    if len(row) != len(header):
-        raise DataInvalid(
-            f"{path}, line {number}: {len(row)} cells under a header of {len(header)}; mend it."
-        )
-    found = []
-    for name, text in zip(header[1:], row[1:], strict=True):
-        try:
-            value = float(text)
-        except ValueError:
-            value = np.nan
-        if not np.isfinite(value):
-            raise DataInvalid(
-                f"{path}, line {number}: {shown(text)} in column {shown(name)} is no number; leave "
-                "the column out or fill the cell."
-            )
-        found.append(value)
-    return found
-
-
-def _day_rows(path: Path, times: list[datetime]) -> int:
-    """Return rows a day of even steps; raise ``DataInvalid`` for holes and odd steps."""
-    steps = [round((after - before).total_seconds() * 1_000) for before, after in pairwise(times)]
-    if steps[0] < 1 or DAY_MS % steps[0]:
-        raise DataInvalid(f"{path}: its first step does not divide a day; give even rows.")
-    for number, step in enumerate(steps, start=3):
-        if step != steps[0]:
-            raise DataInvalid(
-                f"{path}, line {number}: {step / 3.6e6:g} h after the row before, where the first "
-                f"step is {steps[0] / 3.6e6:g} h; fill the hole or cut the file there."
-            )
-    return DAY_MS // steps[0]

@@ -281,7 +281,7 @@ _SPREAD_LEAST: Final = 1e-5
 class DirectConfig:
     """What is common: rows read, rows answered, and the width and depth of the network.
 
-    ``patch`` rows make one token of the flash trunk; the LSTM reads patches as well.
+    ``patch`` rows make one token of the trunk.
     """
 
     window: int = 336
@@ -358,21 +358,3 @@ class DirectFlash(Direct):
     def answer(self, patches: Tensor) -> Tensor:
         """Map [series, token, patch] to [series, horizon]."""
         return self.head(self.dropout(self.trunk.states(patches).flatten(1)))
-
-
-class DirectLstm(Direct):
-    """An LSTM over the patches, and a linear head on its last state (Hochreiter et al., 1997)."""
-
-    def __init__(self, config: DirectConfig) -> None:
-        super().__init__(config)
-        between = config.dropout if config.layers > 1 else 0.0
-        self.recurrence = nn.LSTM(
-            config.patch, config.dim, config.layers, batch_first=True, dropout=between
-        )
-        self.dropout = nn.Dropout(config.head_dropout)
-        self.head = nn.Linear(config.dim, config.horizon)
-
-    def answer(self, patches: Tensor) -> Tensor:
-        """Map [series, token, patch] to [series, horizon]."""
-        states: Tensor = self.recurrence(patches)[0]  # [series, token, dim]
-        return self.head(self.dropout(states[:, -1]))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -19,10 +18,8 @@ from ett import (
     fit,
     ridge,
     seasonal,
-    tree,
 )
 from ett_data import (
-    DirectModel,
     SeriesTable,
     Task,
     errors,
@@ -33,10 +30,10 @@ from ett_data import (
 from published_networks import (
     DirectConfig,
     DirectFlash,
-    DirectLstm,
     PublishedInformer,
     PublishedInformerConfig,
 )
+from run_ett import NETWORKS, measure_ett
 
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 
@@ -85,6 +82,13 @@ def test_a_file_is_read_as_it_was_written(tmp_path: Path) -> None:
     np.testing.assert_array_equal(found.values, table.values)
 
 
+def test_rows_with_a_hole_are_refused(tmp_path: Path) -> None:
+    rows = cells(series())
+    del rows[100]
+    with pytest.raises(DataInvalid, match="not at even steps"):
+        read_table(write(tmp_path / "bad.csv", rows))
+
+
 def test_hourly_rows_give_the_published_number_of_test_windows() -> None:
     rows = np.random.default_rng(1).normal(size=(17_420, 7))
     times = [START + row * timedelta(hours=1) for row in range(len(rows))]
@@ -120,55 +124,6 @@ def test_marks_are_of_hour_week_month_and_year() -> None:
     marks = time_marks([datetime(2016, 7, 3, 23, tzinfo=UTC), datetime(2018, 1, 1, tzinfo=UTC)])
     np.testing.assert_allclose(marks[0], [0.5, 0.5, 2 / 30 - 0.5, 184 / 365 - 0.5])
     np.testing.assert_allclose(marks[1], [-0.5, -0.5, -0.5, -0.5])
-
-
-def put(row: int, column: int, text: str) -> Callable[[list[list[str]]], None]:
-    def edit(rows: list[list[str]]) -> None:
-        rows[row][column] = text
-
-    return edit
-
-
-def reverse(rows: list[list[str]]) -> None:
-    rows[1:] = rows[:0:-1]
-
-
-def keep(rows: int, columns: int) -> Callable[[list[list[str]]], None]:
-    def edit(cells: list[list[str]]) -> None:
-        cells[:] = [row[:columns] for row in cells[:rows]]
-
-    return edit
-
-
-def still(rows: list[list[str]]) -> None:
-    for row in rows[1:]:
-        row[1] = "3.0"
-
-
-BROKEN: list[tuple[Callable[[list[list[str]]], object], str]] = [
-    (lambda rows: rows.pop(), "holds 2,399 rows; the protocol needs 2,400"),
-    (lambda rows: rows.pop(100), "line 101: 12 h after the row before, where the first step is 6"),
-    (put(7, 2, "high"), "line 8: 'high' in column 'b' is no number"),
-    (put(7, 2, "nan"), "line 8: 'nan' in column 'b' is no number"),
-    (put(7, 2, ""), "line 8: '' in column 'b' is no number"),
-    (lambda rows: rows[7].append("1.0"), "line 8: 5 cells under a header of 4"),
-    (put(7, 0, "01.07.2016 00h"), "line 8: '01.07.2016 00h' is no date"),
-    (still, "column 'a' never moves in the training part"),
-    (reverse, "does not divide a day"),
-    (keep(2, 4), "needs a header"),
-    (keep(9, 1), "needs a header"),
-]
-
-
-@pytest.mark.parametrize(("edit", "sentence"), BROKEN)
-def test_a_file_of_another_form_is_one_sentence(
-    tmp_path: Path, edit: Callable[[list[list[str]]], object], sentence: str
-) -> None:
-    rows = cells(series())
-    edit(rows)
-    path = write(tmp_path / "bad.csv", rows)
-    with pytest.raises(DataInvalid, match=sentence):
-        prepare(path, read_table(path), horizon=4)
 
 
 def test_the_naive_answer_is_the_last_day_repeated() -> None:
@@ -216,7 +171,6 @@ SPARSE = PublishedInformerConfig(
 TINIES = {
     "flash": DirectRecipe(lambda: DirectFlash(TINY), 24, QUICK),
     "causal flash": DirectRecipe(lambda: DirectFlash(replace(TINY, mask="window")), 24, QUICK),
-    "lstm": DirectRecipe(lambda: DirectLstm(TINY), 24, QUICK),
     "informer": DirectRecipe(lambda: PublishedInformer(SPARSE), 24, QUICK),
 }
 
@@ -241,24 +195,14 @@ def test_every_network_learns_from_training_alone(name: str) -> None:
     assert seen[-1].training_mse < seen[0].training_mse
 
 
-@pytest.fixture(scope="module")
-def honest() -> dict[str, DirectModel]:
-    return {"ridge": ridge(task()), "tree": tree(task())}
-
-
-BASELINES: dict[str, Callable[[Task], DirectModel]] = {"ridge": ridge, "tree": tree}
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", BASELINES)
-def test_the_baselines_learn_from_training_alone(name: str, honest: dict[str, DirectModel]) -> None:
+def test_the_ridge_learns_from_training_alone() -> None:
     made = task()
     before = made.origins(made.validation, 0)
-    answers = honest[name].answer(before)
+    answers = ridge(made).answer(before)
     made.values[made.test.start :] = 7.0
-    np.testing.assert_array_equal(answers, BASELINES[name](made).answer(before))
+    np.testing.assert_array_equal(answers, ridge(made).answer(before))
     made.values[:400] = made.values[:400][::-1].copy()
-    assert not np.array_equal(answers, BASELINES[name](made).answer(before))
+    assert not np.array_equal(answers, ridge(made).answer(before))
 
 
 def test_no_answer_depends_on_what_it_forecasts() -> None:
@@ -282,3 +226,17 @@ def test_a_horizon_without_a_window_is_refused() -> None:
         fit(replace(task(), horizon=1_430), TINIES["flash"], ignore)
     with pytest.raises(ConfigInvalid, match="shorter"):
         ridge(replace(task(), horizon=1_430))
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_every_network_is_measured_beside_ridge_and_naive(network: str, tmp_path: Path) -> None:
+    told: list[str] = []
+    path = write(tmp_path / "series.csv", cells(series(variables=2)))
+    found = measure_ett(path, network, horizon=4, epochs=1, tell=told.append)
+    assert (found["test_windows"], found["variables"]) == (4 * 30 * 4 - 4 + 1, 2)
+    for of in (found, found["ridge"], found["seasonal_naive"]):
+        assert 0.0 < of["mse"] < 1e3
+        assert of["mae"] > 0.0
+    assert found["parameters"] > 0
+    assert found["mse_over_ridge"] == found["mse"] / found["ridge"]["mse"]
+    assert told[0].startswith("seasonal naive MSE")

@@ -39,7 +39,7 @@ from decimal import ROUND_HALF_EVEN, Decimal
 from pathlib import Path
 from typing import Any
 
-from checker import check_parts, check_sides, check_universe
+from checker import FEES, MONEY, check_parts, check_sides, check_universe
 from drawn import KINDS as DRAWN_KINDS
 from drawn import PROGRAM, SMA, RoundFailed
 from waiting import deadline_s
@@ -58,8 +58,6 @@ TASK_WAIT_S = 120.0
 STOP_WITHIN_S = 8.0
 WRONG_USAGE = 2
 REFUSED_STARTS_MOST = 10
-FEES = {"TAKER": Decimal("0.00055"), "MAKER": Decimal("0.0002")}
-MONEY = Decimal("1e-8")
 SECOND = "ETHUSDT"
 STOPPED = """name = "tracepaper.strategies.examples.rsi_reversion:RsiReversion"
 options = { bars = 4, low = 40, high = 55, stop = 0.05 }"""
@@ -163,14 +161,20 @@ level = "warning"
 
 @contextmanager
 def exchange(
-    data: Mapping[str, Path], *, speed: float, seed: int, every_s: float
+    data: Mapping[str, Path],
+    *,
+    speed: float,
+    seed: int = 0,
+    start: int | None = None,
+    every_s: float = 0.0,
 ) -> Iterator[dict[str, Any]]:
-    """Run the embedded exchange with its schedule of faults."""
-    command = [*PROGRAM, "exchange", "--start", str(WARM_BARS)]
-    for symbol, path in data.items():
-        command += ["--data", f"{symbol}={path}"]
-    command += ["--category", "linear", "--speed", str(speed), "--seed", str(seed), "--hold"]
-    command += ["--fault-seed", str(seed), "--fault-every", str(every_s), "--until-eof"]
+    """Run the embedded exchange, with a schedule of faults where they come each *every_s*."""
+    command = [*PROGRAM, "exchange", "--category", "linear", "--hold", "--until-eof"]
+    command += ["--speed", str(speed), "--seed", str(seed)]
+    command += [f"--data={symbol}={path}" for symbol, path in data.items()]
+    command += [] if start is None else ["--start", str(start)]
+    if every_s:
+        command += ["--fault-seed", str(seed), "--fault-every", str(every_s)]
     process = subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
     )
@@ -560,7 +564,7 @@ def play(seed: int, *, bars: int, speed: float, every_s: float, kind: str = "") 
         is_alone = bool(kind)
         kind = kind or sorted(DRAWN_KINDS)[seed % len(DRAWN_KINDS)]
         drawn = DRAWN_KINDS[kind](folder, CANDLES, rng)
-        with exchange(files, speed=speed, seed=seed, every_s=every_s) as served:
+        with exchange(files, speed=speed, seed=seed, start=WARM_BARS, every_s=every_s) as served:
             daemons = [
                 Daemon(folder, name, configuration(served, strategy, symbols), keys)
                 for name, strategy, keys, symbols in (

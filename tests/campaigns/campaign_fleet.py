@@ -23,18 +23,14 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from campaign import MINUTE_MS, Daemon, configuration, reading
+from campaign import MINUTE_MS, Daemon, configuration, exchange, reading
 from campaign_flood import START_MS, candles
 from drawn import PROGRAM, RoundFailed
 from postgres_server import Cluster, a_cluster
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 WARM_BARS = 100
 BEHIND_WITHIN_S = 180.0
@@ -71,23 +67,6 @@ def asked(*words: str) -> tuple[int, str]:
     return done.returncode, (done.stdout or done.stderr).strip()
 
 
-@contextmanager
-def exchange(data: Path, symbols: Sequence[str], *, speed: float, seed: int) -> Iterator[str]:
-    """Run the embedded exchange; yield the line with its addresses."""
-    command = [*PROGRAM, "exchange", "--start", str(WARM_BARS), "--category", "linear"]
-    command += ["--speed", str(speed), "--seed", str(seed), "--hold", "--until-eof"]
-    command += [f"--data={symbol}={data}" for symbol in symbols]
-    process = subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-    )
-    try:
-        assert process.stdout is not None
-        yield process.stdout.readline()
-    finally:
-        process.terminate()
-        process.wait(10)
-
-
 def shippers(database: Path) -> list[int]:
     """Return the processes that ship *database* for a daemon."""
     found = []
@@ -101,7 +80,7 @@ def shippers(database: Path) -> list[int]:
 
 def last_step(daemon: Daemon) -> int:
     with reading(daemon.database) as db:
-        return int(db.execute("SELECT max(step) FROM steps").fetchone()[0])
+        return int(db.execute("SELECT max(sequence) FROM steps").fetchone()[0])
 
 
 class Killer:
@@ -312,14 +291,15 @@ def play(
         if code:
             raise RoundFailed(f"the tables are not made: {said}")
         data = candles(folder / "walk_1m.csv", rng, WARM_BARS + bars)
-        with exchange(data, names, speed=speed, seed=seed) as served:
+        of = dict.fromkeys(names, data)
+        with exchange(of, speed=speed, seed=seed, start=WARM_BARS) as served:
             fleet = []
             for number in range(daemons):
                 strategy = (
                     f'name = "sma_cross"\nfast = {3 + number}\nslow = {9 + 2 * number}\n'
                     f'long_only = false\n[storage]\nship_to = "{url}"'
                 )
-                text = configuration(json.loads(served), strategy, names)
+                text = configuration(served, strategy, names)
                 for usual, gentle in GENTLE.items():
                     text = text.replace(usual, gentle)
                 fleet.append(Daemon(folder, f"daemon-{number}", text))

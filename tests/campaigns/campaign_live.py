@@ -15,7 +15,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from campaign import CANDLES, configuration
+from campaign import CANDLES, configuration, exchange
 from drawn import PROGRAM
 
 FEWEST_FILLS = 20
@@ -33,19 +33,12 @@ def answer(*arguments: str) -> str:
 
 def taken_live(folder: Path, strategy: str, bars: int, speed: float) -> Path:
     """Run a daemon over *bars* bars of the embedded exchange; return its database."""
-    command = [*PROGRAM, "exchange", "--data", str(CANDLES), "--speed", str(speed), "--hold"]
-    exchange = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    try:
-        assert exchange.stdout is not None
-        served = json.loads(exchange.stdout.readline())
+    with exchange({"BTCUSDT": CANDLES}, speed=speed) as served:
         file = folder / f"{strategy}.toml"
         file.write_text(configuration(served, STRATEGIES[strategy]))
         database = folder / f"{strategy}.db"
         answer("run", "-c", str(file), "--db", str(database), "--bars", str(bars))
         return database
-    finally:
-        exchange.terminate()
-        exchange.wait(10)
 
 
 def main() -> int:

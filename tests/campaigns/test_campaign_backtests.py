@@ -103,8 +103,8 @@ def test_the_checker_finds_parts_that_do_not_add_up(tmp_path: Path) -> None:
     campaign.check_account(case, path)
     with closing(sqlite3.connect(path)) as database:
         database.execute(
-            "UPDATE holdings SET quantity = quantity + 1 WHERE book = 1 AND step = "
-            "(SELECT max(step) FROM holdings WHERE book = 1)"
+            "UPDATE holdings SET quantity = quantity + 1 WHERE book = 1 AND sequence = "
+            "(SELECT max(sequence) FROM holdings WHERE book = 1)"
         )
         database.commit()
     with pytest.raises(RoundFailed, match="parts hold"):
@@ -133,7 +133,7 @@ def test_the_checker_finds_sides_that_do_not_add_up_and_fees_of_another_rate(
         (2, 1)
     ]
     campaign.check_account(case, path)
-    newest = "WHERE step = (SELECT max(step) FROM {})"
+    newest = "WHERE sequence = (SELECT max(sequence) FROM {})"
     for name, statement, said in (
         ("fee", f"UPDATE fills SET fee = fee * 2 {newest.format('fills')}", "a fee of"),
         ("side", "UPDATE fills SET position_side = iif(position_side = 'LONG', 'SHORT', 'LONG')",

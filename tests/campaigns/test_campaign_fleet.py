@@ -14,19 +14,20 @@ from storage_cases import plain_steps, rich_steps, run, write_run
 
 from tracepaper.storage.fleet.follow import ship_once
 
-STEP = "(SELECT min(step) + 5 FROM steps)"
+STEP = "(SELECT min(sequence) + 5 FROM steps)"
+FIRST, LAST = "(SELECT min(sequence) FROM steps)", "(SELECT max(sequence) FROM steps)"
 SWAPPED = (
-    "UPDATE steps SET step = step + 1000000 WHERE step = (SELECT min(step) + 5 FROM steps)",
-    "UPDATE steps SET step = step - 1 WHERE step = (SELECT min(step) + 6 FROM steps)",
-    "UPDATE steps SET step = step - 999999 WHERE step = (SELECT max(step) FROM steps)",
+    f"UPDATE steps SET sequence = sequence + 1000000 WHERE sequence = {FIRST} + 5",
+    f"UPDATE steps SET sequence = sequence - 1 WHERE sequence = {FIRST} + 6",
+    f"UPDATE steps SET sequence = sequence - 999999 WHERE sequence = {LAST}",
 )
 ADDED = (
     "INSERT INTO commits SELECT database_id, run_key, 900, 999, digest, kept, contents "
     "FROM commits WHERE first_sequence = 64"
 )
 REPEATED = (
-    "CREATE TEMP TABLE one AS SELECT * FROM steps WHERE step = (SELECT max(step) FROM steps)",
-    "UPDATE one SET step = step + 1",
+    f"CREATE TEMP TABLE one AS SELECT * FROM steps WHERE sequence = {LAST}",
+    "UPDATE one SET sequence = sequence + 1",
     "INSERT INTO steps SELECT * FROM one",
 )
 
@@ -48,7 +49,7 @@ def test_what_is_whole_is_let_pass(shipped: Path, fleet_url: str, tmp_path: Path
 @pytest.mark.parametrize(
     ("statements", "said"),
     [
-        pytest.param((f"DELETE FROM steps WHERE step = {STEP}",), "steps has", id="missing"),
+        pytest.param((f"DELETE FROM steps WHERE sequence = {STEP}",), "steps has", id="missing"),
         pytest.param(REPEATED, "steps of the server has", id="repeated"),
         pytest.param(SWAPPED, "steps has", id="swapped"),
         pytest.param(
@@ -56,7 +57,7 @@ def test_what_is_whole_is_let_pass(shipped: Path, fleet_url: str, tmp_path: Path
         ),
         pytest.param((ADDED,), "other commits from step 999 on", id="one commit more"),
         pytest.param(
-            (f"UPDATE events SET market_ms = market_ms + 1 WHERE step = {STEP}",),
+            (f"UPDATE events SET market_ms = market_ms + 1 WHERE sequence = {STEP}",),
             "events has|is not pulled",
             id="changed cell",
         ),
@@ -91,9 +92,15 @@ def test_a_file_that_was_never_shipped_is_missed_in_the_list(
 @pytest.mark.parametrize(
     ("statement", "said"),
     [
-        ("DELETE FROM orders WHERE step = (SELECT max(step) FROM orders)", "orders has"),
-        ("UPDATE orders SET ordinal = 9 WHERE step = (SELECT max(step) FROM orders)", "orders has"),
-        ("DELETE FROM holdings WHERE step = (SELECT max(step) FROM holdings)", "holdings has"),
+        ("DELETE FROM orders WHERE sequence = (SELECT max(sequence) FROM orders)", "orders has"),
+        (
+            "UPDATE orders SET ordinal = 9 WHERE sequence = (SELECT max(sequence) FROM orders)",
+            "orders has",
+        ),
+        (
+            "DELETE FROM holdings WHERE sequence = (SELECT max(sequence) FROM holdings)",
+            "holdings has",
+        ),
     ],
 )
 def test_two_files_whose_tables_differ_are_found(

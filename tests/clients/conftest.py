@@ -18,7 +18,6 @@ HERE = Path(__file__).parent
 CANDLES = HERE.parent / "data" / "candles" / "binance_um_BTCUSDT_1m_2025-05.csv.gz"
 ENVIRONMENTS = Path(sys.prefix) / "clients"
 REQUIREMENTS = {
-    "pybit": ("pybit==5.17.0",),
     "ccxt": ("ccxt==4.5.90",),
     "freqtrade": ("freqtrade==2026.9",),
     "nautilus": ("nautilus_trader==1.221.0",),

@@ -33,13 +33,6 @@ pytestmark = [pytest.mark.clients, pytest.mark.timeout(1_800)]
 
 
 @pytest.mark.parametrize("category", CATEGORIES)
-def test_pybit_reads_the_routes_and_follows_the_topics(play: Play, category: str) -> None:
-    seen = play("pybit", "with_pybit", category, 120)
-    assert seen["refused"] == []
-    assert min(seen["frames"].values()) > 0
-
-
-@pytest.mark.parametrize("category", CATEGORIES)
 def test_ccxt_reads_markets_candles_tiers_and_histories(play: Play, category: str) -> None:
     seen = play("ccxt", "with_ccxt", category, 120)
     assert calls_as_listed(seen, CCXT, category)
@@ -47,7 +40,7 @@ def test_ccxt_reads_markets_candles_tiers_and_histories(play: Play, category: st
     assert seen["late_ms"] < 5_000
     if category == "linear":
         assert seen["tiers"] == 5
-        assert min(seen["mark"], seen["index"], seen["premium"], seen["interest"]) > 0
+        assert seen["mark"] > 0
 
 
 @pytest.mark.parametrize("category", CATEGORIES)

@@ -97,7 +97,7 @@ def test_a_step_of_more_rows_than_its_shape_counts_is_recorded_and_held_to_its_h
     assert is_whole(path)
     with closing(sqlite3.connect(path)) as raw:
         (step, most), *_ = raw.execute(
-            "SELECT step, count(*) FROM orders GROUP BY step ORDER BY 2 DESC"
+            "SELECT sequence, count(*) FROM orders GROUP BY sequence ORDER BY 2 DESC"
         ).fetchall()
     assert most > 256  # one row less, and its shape is what it was
     assert not is_whole(without(path, "orders", step))
@@ -108,8 +108,8 @@ def without(path: Path, table: str, step: int) -> Path:
     copy = path.with_name("without.db")
     shutil.copy(path, copy)
     with closing(sqlite3.connect(copy)) as raw:
-        last = f"(SELECT max(ordinal) FROM {table} WHERE step = {step})"
-        raw.execute(f"DELETE FROM {table} WHERE step = {step} AND ordinal = {last}")
+        last = f"(SELECT max(ordinal) FROM {table} WHERE sequence = {step})"
+        raw.execute(f"DELETE FROM {table} WHERE sequence = {step} AND ordinal = {last}")
         raw.commit()
     return copy
 
@@ -120,8 +120,8 @@ def test_a_bar_without_a_number_is_one_sentence_of_verify(tmp_path: Path, column
     run = answered(lambda _: Signal(Action.LONG, "x", stop=Percent(0.1)), path)
     with closing(sqlite3.connect(path)) as raw:
         raw.execute("PRAGMA foreign_keys = OFF")
-        last = "(SELECT max(step) FROM steps WHERE open > 0)"
-        raw.execute(f"UPDATE steps SET {column} = NULL WHERE step = {last}")
+        last = "(SELECT max(sequence) FROM steps WHERE open > 0)"
+        raw.execute(f"UPDATE steps SET {column} = NULL WHERE sequence = {last}")
         raw.commit()
     rechain(path)
     with pytest.raises(DataInvalid, match=r"holds what no step can hold .* restore a backup"):

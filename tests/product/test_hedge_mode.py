@@ -23,13 +23,14 @@ from several_strategies import DRAWN as DRAWN_SIGNALS
 
 from tracepaper.daemon.config.loading import Config, load
 from tracepaper.daemon.http.monitor import Monitor
-from tracepaper.daemon.session.build import margin_rules, needs_forecaster, resolved
+from tracepaper.daemon.session.build import margin_rules, resolved
 from tracepaper.daemon.session.notices import Notices
 from tracepaper.replay.checks.verify import verify_run
+from tracepaper.replay.document.values import Table
 from tracepaper.replay.exchange.server import EmbeddedExchange, ExchangeSettings
 from tracepaper.replay.page.databases import Databases
 from tracepaper.replay.page.runs import holdings
-from tracepaper.replay.report.terminal import summarise, summary_tables
+from tracepaper.replay.report.terminal import summary_document
 from tracepaper.storage.chain.trades import check_terms, check_trades
 from tracepaper.storage.chain.verify import verify_chain
 from tracepaper.storage.database.connection import open_reader
@@ -127,8 +128,8 @@ def test_a_record_holds_and_its_views_show_both_sides(tmp_path: Path) -> None:
         assert orders == [("LONG",), ("SHORT",)]
     (fills,) = (
         each
-        for each in summary_tables(summarise(path, process.opened.run.run_id))
-        if each.key == "fills"
+        for each in summary_document(path, process.opened.run.run_id).parts
+        if isinstance(each, Table) and each.key == "fills"
     )
     assert [figure.title for figure in fills.figures][1:3] == ["side", "of"]
     newest = [fill.position_side for step in process.steps for fill in step.fills]
@@ -291,34 +292,3 @@ async def test_live_equals_its_replay(tmp_path: Path) -> None:
     assert check_record(path) == 24
     assert {f.position_side for step in live.steps for f in step.fills} == {"LONG", "SHORT"}
     check_parity(path, tmp_path)
-
-
-BAD: list[tuple[dict[str, Any], str]] = [
-    (
-        {"account": {"position_mode": "hedge"}, "market": {"category": "spot"}},
-        '[account] position_mode = "hedge" is for linear positions, and category "spot" is paid in',
-    ),
-    (
-        {"account": {"position_mode": "hedge", "margin": "cross"}},
-        '[account] position_mode = "hedge" has no cross margin yet; set account.margin to isolated',
-    ),
-    (
-        {
-            "account": {"position_mode": "hedge"},
-            "strategies": {"a": {"share": "0.5"}, "b": {"share": "0.5"}},
-        },
-        '[account] position_mode = "hedge" is for one strategy, and [strategies] names several',
-    ),
-    (
-        {"account": {"position_mode": "hedge"}, "strategy": {"twins": ["ungated"]}},
-        '[account] position_mode = "hedge" has no shadow accounts, and [strategy] twins names some',
-    ),
-]
-
-
-@pytest.mark.parametrize(("given", "said"), BAD)
-def test_what_hedge_mode_does_not_take_is_one_sentence(given: dict[str, Any], said: str) -> None:
-    with pytest.raises(ConfigInvalid) as refused:
-        needs_forecaster(load(None, given))
-    assert said in str(refused.value)
-    assert str(refused.value).count("\n") == 0

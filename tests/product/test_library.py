@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import ast
-import math
 import os
 import re
 import shlex
-import tomllib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import fields
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import pytest
 import torch
-from fakes import registered
 from learning import choose
 from programs import ROOT
 from readme import blocks
@@ -33,11 +29,10 @@ from tracepaper.strategies.attention.masks import MaskKind
 from tracepaper.strategies.attention.methods import AttendedTokens, Rollout
 from tracepaper.strategies.forecasters.cross_asset import KINDS
 from tracepaper.strategies.forecasters.tabular import ROW_KINDS
-from tracepaper.strategies.networks import encodings
 from tracepaper.strategies.networks.architecture import HEADS, network_kinds
 from tracepaper.strategies.networks.attribution import METHODS
 from tracepaper.strategies.networks.cross_asset import CrossAssetConfig
-from tracepaper.strategies.networks.encodings import CLOCKS, ENCODINGS, Encoding
+from tracepaper.strategies.networks.encodings import CLOCKS, ENCODINGS
 from tracepaper.strategies.order_book import KIND
 
 PAGE: Final = (ROOT / "docs" / "library.md").read_text("utf-8")
@@ -45,8 +40,6 @@ SMALL: Final = {"dim": 8, "layers": 2, "heads": 2, "window": 16}
 """Sizes of the networks that are trained here, where a network has them."""
 SHORT: Final = {"steps": 2, "length": 128, "windows": 8, "batch": 2, "explained_bars": 500}
 """Sizes of a fit, and of what is explained after it."""
-SIZES: Final = {name.replace("-", "_") for name in (*SMALL, *SHORT, "threads")}
-"""Keys of a recipe that a test may lower; nothing else may differ from what the page prints."""
 CHARTS: Final = (
     "report/attention_charts.py",
     "explain/document.py",
@@ -120,30 +113,12 @@ def test_everything_that_is_registered_is_listed() -> None:
     assert missing(PAGE) == [], "give it a line in docs/library.md"
 
 
-def test_what_is_not_listed_is_found() -> None:
-    def found(page: str) -> set[str]:
-        return set(missing(page)) - known
-
-    known = set(missing(PAGE))
-    without = "\n".join(line for line in PAGE.splitlines() if not line.startswith("| `linear` |"))
-    assert found(without) == {"Networks: linear"}
-    with registered(ENCODINGS, lambda: encodings.encoding("recent")(Encoding)):
-        assert found(PAGE) == {"Encodings: recent"}
-    assert found(PAGE.replace("`heads_chart`", "heads")) == {"Plots: heads_chart"}
-
-
 def kind_in(words: Sequence[str]) -> str:
     """Return the kind of model that a training's *words* choose, or whose recipe they print."""
     if "--init" in words:
         return words[words.index("--init") + 1]
     prefix = "model.kind="
     return next((word.removeprefix(prefix) for word in words if word.startswith(prefix)), "flash")
-
-
-def settings_in(words: Sequence[str]) -> list[str]:
-    """Return what *words* set of a recipe, as words."""
-    pairs = pairwise(words)
-    return [word for option, value in pairs if option == "--set" for word in (option, value)]
 
 
 def sized(words: Sequence[str]) -> list[str]:
@@ -178,28 +153,6 @@ def run(command: str, patch: pytest.MonkeyPatch) -> int:
         return 0
     words = printed(command, patch)
     return invoke(sized(words) if words[0] == "train" else words)
-
-
-def recipe(words: Sequence[str], capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
-    """Return every key of the recipe of a training by these *words*, sections joined."""
-    assert invoke(["train", "--init", "flash", *settings_in(words)]) == 0
-    document = tomllib.loads(capsys.readouterr().out)
-    return {f"{part} {key}": value for part in document for key, value in document[part].items()}
-
-
-def changed(
-    words: Sequence[str], tested: Sequence[str], capsys: pytest.CaptureFixture[str]
-) -> list[str]:
-    """Return what *tested* changes of the training by *words*, besides sizes that it lowers."""
-    if list(tested[: len(words)]) != list(words):
-        return ["words of the page"]
-    before, after = recipe(words, capsys), recipe(tested, capsys)
-    return [
-        f"{key}: {before.get(key)} → {after.get(key)}"
-        for key in sorted(before.keys() | after.keys())
-        if before.get(key) != after.get(key)
-        and (key.split()[1] not in SIZES or after[key] > before.get(key, math.inf))
-    ]
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, Final
 
 import msgspec
-import pytest
 from builders import MINUTE, START_MS, bars, explanation, forecast, instrument, quote
 from fakes import FixedForecaster, ScriptedFeed
 
@@ -203,8 +202,5 @@ def test_the_golden_steps_show_what_the_house_can_do() -> None:
     assert {"LONG", "SHORT", "HOLD"} <= {decision["action"] for decision in decisions}
     assert sum(len(step.get("fills", [])) for step in golden) >= 2
     assert any(not step["accepted"] for step in golden)
-
-
-@pytest.mark.parametrize("kind", ["Bar", "Quote", "Mark", "Funding", "Gap", "Command"])
-def test_the_golden_steps_hold_every_kind_of_event(kind: str) -> None:
-    assert kind in {step["event"]["type"] for step in golden_steps()}
+    kinds = {step["event"]["type"] for step in golden}
+    assert {"Bar", "Quote", "Mark", "Funding", "Gap", "Command"} <= kinds

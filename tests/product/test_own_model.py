@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import sqlite3
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, Final
@@ -21,6 +20,7 @@ from exchange_client import walk_rows
 from own_strategies import importable
 from programs import ROOT, environment, run
 from readme import blocks
+from records import rows
 from waiting import deadline_s
 
 from tracepaper.daemon.cli import invoke
@@ -41,11 +41,6 @@ pytestmark = pytest.mark.slow
 SAMPLE: Final = str(ROOT / "replay/samples/binance_um_BTCUSDT_1m_2025-05-26.csv.gz")
 EXAMPLES: Final = ROOT / "strategies" / "examples"
 TREE: Final = (EXAMPLES / "boosted_tree.toml").read_text("utf-8") + '[gate]\nedge = "0.2"\n'
-
-
-def rows(database: Path, query: str) -> list[Any]:
-    with closing(sqlite3.connect(f"{database.as_uri()}?mode=ro", uri=True)) as db:
-        return db.execute(query).fetchall()
 
 
 def verified(database: Path) -> Verification:
@@ -197,50 +192,18 @@ def test_what_the_features_declare_is_read_and_stays_unproved(
     assert any("whether its declared files tell the future" in said for said in found.unproved)
 
 
-@pytest.mark.parametrize(
-    ("name", "bodies", "verdict", "because"),
-    [
-        (
-            "clock",
-            {
-                "top": "import time",
-                "predict": 'return {"mean_return": time.time() % 1.0}',
-            },
-            "moved",
-            "",
-        ),
-        (
-            "peeks",
-            {
-                "top": "import gc\nfrom tracepaper.strategies.types import Bar",
-                "predict": "bars = [one for one in gc.get_objects() if isinstance(one, list)]\n"
-                "        bars = [bar for one in bars for bar in one if isinstance(bar, Bar)]\n"
-                "        last = max(bars, key=lambda bar: bar.open_time_ms, default=None)\n"
-                "        rises = last is not None and last.close_time_ms > seen.time\n"
-                '        return {"mean_return": 1.0 if rises else -1.0}',
-            },
-            "moved",
-            "still to come",
-        ),
-        (
-            "reads",
-            {"features": "open(__file__ + '.csv').read()"},
-            "read",
-            "",
-        ),
-    ],
-)
-def test_what_a_model_or_its_features_depend_on_is_found(
-    tmp_path: Path,
-    fresh: FreshProcesses,
-    name: str,
-    bodies: dict[str, str],
-    verdict: str,
-    because: str,
-) -> None:
-    found = checked(tmp_path, fresh, f"dishonest_{name}", bodies)
-    assert found.verdict == verdict, found
-    assert because in found.because
+def test_a_model_that_looks_for_later_bars_is_found(tmp_path: Path, fresh: FreshProcesses) -> None:
+    bodies = {
+        "top": "import gc\nfrom tracepaper.strategies.types import Bar",
+        "predict": "bars = [one for one in gc.get_objects() if isinstance(one, list)]\n"
+        "        bars = [bar for one in bars for bar in one if isinstance(bar, Bar)]\n"
+        "        last = max(bars, key=lambda bar: bar.open_time_ms, default=None)\n"
+        "        rises = last is not None and last.close_time_ms > seen.time\n"
+        '        return {"mean_return": 1.0 if rises else -1.0}',
+    }
+    found = checked(tmp_path, fresh, "dishonest", bodies)
+    assert found.verdict == "moved", found
+    assert "still to come" in found.because
 
 
 # ---------------------------------------------------------------- an outside service

@@ -24,7 +24,7 @@ from tracepaper.storage.chain.verify import verify_chain
 from tracepaper.storage.database.reader import Reader
 from tracepaper.strategies.errors import InvariantBroken
 from tracepaper.strategies.types.calibration import Calibration
-from tracepaper.strategies.types.decisions import FillModel, Forecast, Step
+from tracepaper.strategies.types.decisions import FillModel, Forecast
 from tracepaper.strategies.types.market import (
     Event,
     Instrument,
@@ -92,53 +92,6 @@ class Process(FedProcess):
     ) -> None:
         forecaster = model() if config.strategy.name == "attention" else None
         super().__init__(path, config, execution, warm=WARM, item=item, forecaster=forecaster)
-
-
-def essence(steps: list[Step]) -> list[Any]:
-    """Return what a restart must not change: decisions, orders, fills, accounts; not ids."""
-    return [
-        (
-            step.decision,
-            [(o.side, o.quantity, o.filled, o.status, o.reason) for o in step.orders],
-            [(f.side, f.quantity, f.price, f.fee, f.filled_ms) for f in step.fills],
-            step.account,
-            [(t.position, t.account) for t in step.twins],
-        )
-        for step in steps
-        if type(step.event).__name__ in ("Bar", "Quote")
-    ]
-
-
-CASES = [("sma_cross", FillModel.QUOTE), ("attention", FillModel.QUOTE)]
-
-
-@pytest.mark.parametrize(("strategy", "execution"), CASES)
-def test_the_tail_after_a_restart_is_identical_wherever_it_stopped(
-    tmp_path: Path, strategy: str, execution: FillModel
-) -> None:
-    quotes = execution is FillModel.QUOTE
-    given = events(40, quotes=quotes)
-    config = configured(strategy, execution)
-    whole = Process(tmp_path / "whole.db", config, execution)
-    whole.live(given)
-    whole.stop()
-    expected = essence(whole.steps)
-    assert sum(len(step.fills) for step in whole.steps) >= 3
-    per_bar = 2 if quotes else 1
-    for cut in range((WARM + 1) * per_bar, len(given), 11 * per_bar):
-        path = tmp_path / f"cut-{cut}.db"
-        first = Process(path, config, execution)
-        first.live(given[:cut])
-        first.stop()
-        second = Process(path, config, execution)
-        assert second.opened.resumed
-        second.live(given[cut:])
-        second.stop()
-        assert essence(second.steps) == expected[cut:], f"stopped after event {cut}"
-        with Reader.open(path) as reader:
-            run_id = second.opened.run.run_id
-            sequences = [step.sequence for step in reader.steps(run_id)]
-            assert sequences == list(range(len(sequences)))
 
 
 @pytest.mark.parametrize("every", [4, 1_024])
@@ -330,7 +283,7 @@ def test_tampering_is_still_found_in_a_run_whose_strategy_keeps_state(counts: Pa
     with sqlite3.connect(path) as raw:
         raw.execute(
             "UPDATE steps SET high = high + 1 "
-            "WHERE step = (SELECT min(step) FROM steps WHERE open > 0)"
+            "WHERE sequence = (SELECT min(sequence) FROM steps WHERE open > 0)"
         )
     with Reader.open(path) as reader:
         found = verify_run(reader, path, reader.find("last"))
@@ -345,7 +298,7 @@ def test_an_account_that_its_ledger_does_not_add_up_to_is_refused(tmp_path: Path
     first.stop()
     with sqlite3.connect(path) as raw:
         changed = raw.execute(
-            "UPDATE fills SET fee = fee + 1 WHERE step = (SELECT max(step) FROM fills)"
+            "UPDATE fills SET fee = fee + 1 WHERE sequence = (SELECT max(sequence) FROM fills)"
         )
         assert changed.rowcount == 1
     with pytest.raises(InvariantBroken, match="add up"):

@@ -88,7 +88,7 @@ def shown(
 
 def state(path: Path) -> list[Any]:
     """Return what the newest stored state declares and owns."""
-    query = "SELECT state FROM states WHERE state IS NOT NULL ORDER BY step DESC LIMIT 1"
+    query = "SELECT state FROM states WHERE state IS NOT NULL ORDER BY sequence DESC LIMIT 1"
     found = decode_state(rows(path, query)[0][0])
     books = found.account.books
     return [
@@ -207,6 +207,11 @@ def test_what_a_prune_keeps_is_derived(scenario: Scenario, tmp_path: Path) -> No
     [(until,)] = rows(path, "SELECT until_sequence FROM prunes")
     [(from_ms,)] = rows(whole, f"SELECT max(market_ms) + 1 FROM v_events WHERE sequence <= {until}")
     assert_same(whole, path, from_ms=from_ms, views=set(VIEWS) - {"v_trades"})
+    opened = "(SELECT min(f.sequence) FROM v_fills f WHERE f.filled_ms = t.opened_ms)"
+    held = f"SELECT bars_held, {opened} FROM v_trades t ORDER BY sequence, ordinal"
+    assert rows(path, held) == [
+        (None if since <= until else bars, since) for bars, since in rows(whole, held)
+    ]
 
 
 @CHEAP

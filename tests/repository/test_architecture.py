@@ -9,16 +9,6 @@ from pathlib import Path
 from programs import ROOT
 
 TEXT = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
-PACKAGES = ("daemon", "replay", "storage", "strategies")
-
-
-def test_every_file_that_the_plan_names_exists() -> None:
-    named = set(
-        re.findall(r"`((?:daemon|replay|storage|strategies|tests|deploy)/[\w/]+\.\w+)`", TEXT)
-    )
-    named |= set(re.findall(r"\]\(([^)#]+)\)", TEXT))
-    assert "daemon/session/loop.py" in named
-    assert [name for name in sorted(named) if not (ROOT / name).exists()] == []
 
 
 def test_the_tests_that_the_plan_names_exist() -> None:
@@ -70,18 +60,3 @@ def definitions(path: Path) -> set[str]:
 def test_what_the_last_table_places_is_there() -> None:
     assert ("daemon/broker/matching.py", "touched") in places()
     assert [one for one in places() if one[1] not in definitions(ROOT / one[0])] == []
-
-
-def test_every_folder_of_tests_mirrors_a_package() -> None:
-    folders = {path.name for path in Path(ROOT / "tests").iterdir() if path.is_dir()}
-    folders -= {"data", "clients", "peers", "__pycache__"}  # two are other people's programs
-    folders -= {
-        "benchmarks",
-        "campaigns",
-        "extensions",
-        "generators",
-        "product",
-        "repository",
-        "support",
-    }
-    assert folders <= set(PACKAGES)

@@ -61,14 +61,3 @@ def test_an_example_uses_names_that_are_there(heading: str) -> None:
     modules = [import_module(f"tracepaper.{place}") for place in PLACES[heading]]
     there = {name for module in modules for name in vars(module)} | NEWCOMERS
     assert used(sections()[heading]) - there == set()
-
-
-def test_a_name_that_is_gone_would_be_found() -> None:
-    assert used("x: int = gone(lambda y: y)\ndef f(z: Lost) -> None: ...") == {"gone", "Lost"}
-
-
-def test_every_file_and_test_of_the_table_exists() -> None:
-    rows = [line for line in TEXT.splitlines() if line.startswith("| a ")]
-    named = {name for row in rows for name in re.findall(r"`([\w/]+/[\w.]*)`", row)}
-    assert "strategies/gates/declared.py" in named
-    assert [name for name in sorted(named) if not (ROOT / name).exists()] == []

@@ -11,7 +11,6 @@ from tracepaper.daemon.config.loading import Config
 from tracepaper.daemon.config.values import Section
 from tracepaper.storage.record.rows import EVENT_TYPES
 from tracepaper.strategies.gates.gate import HEAD_MEASURES, MEASURES
-from tracepaper.strategies.networks.architecture import HEADS
 from tracepaper.strategies.networks.multimodal import MODALITIES
 
 
@@ -24,19 +23,6 @@ def test_nothing_leads_nowhere() -> None:
         "keys": dead_ends.keys(Config),
     }
     assert not any(found.values()), found
-
-
-def test_a_head_that_no_forecast_follows_is_found() -> None:
-    assert dead_ends.heads((*HEADS, "skewness")) == ["skewness"]
-
-
-def test_a_modality_without_a_column_is_found() -> None:
-    planted = {"tides": ("tide_",), **MODALITIES}
-    assert dead_ends.modalities(planted) == ["tides"]
-
-
-def test_a_measure_that_nothing_needs_is_found() -> None:
-    assert dead_ends.measures({"mean_return", "luck"}) == ["luck"]
 
 
 def test_an_event_that_is_made_or_read_alone_is_found(tmp_path: Path) -> None:

@@ -14,7 +14,6 @@ from generated import GENERATED
 from programs import ROOT
 
 import tracepaper
-from tracepaper.strategies.gates.gate import gate_order
 
 PAGES: Final = {page.name: page.read_text("utf-8") for page in sorted(ROOT.glob("docs/*.md"))}
 RULE: Final = re.compile(r"^\*\*([A-Z])(\d+)\.\*\*", re.MULTILINE)
@@ -83,16 +82,6 @@ def test_what_points_to_a_rule_finds_it() -> None:
 @pytest.mark.parametrize("path", GENERATED, ids=lambda path: path.name)
 def test_a_text_that_follows_from_the_code_is_what_the_code_says(path: Path) -> None:
     assert path.read_text(encoding="utf-8") == GENERATED[path](), "run `make golden`"
-
-
-def test_the_table_of_the_gates_has_each_in_the_order_in_which_they_refuse() -> None:
-    table = PAGES["decisions.md"].partition("| gate |")[2].partition("\n\n")[0]
-    named = re.findall(r"^\| `([\w.]+)` \|", table, re.MULTILINE)
-    assert named == list(gate_order()), "run `make golden`"
-    assert "| `late` | integrity |" in table
-    assert "| ≤ | `gate.late_ms`, one interval |" in table
-    assert "| ≥ | `gate.confidence`, auto |" in table
-    assert "| bars | ≤ 0 |  |" in table
 
 
 def test_what_no_command_shows_of_attention_is_a_documented_call() -> None:

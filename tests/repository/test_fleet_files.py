@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 import subprocess
@@ -73,14 +72,6 @@ def verified(text: str, folder: Path) -> int:
     return subprocess.run(words, check=False, capture_output=True).returncode
 
 
-def test_no_daemon_waits_for_the_warm_up_of_another() -> None:
-    """A start of `Type=notify` lasts until the daemon is warm, up to an hour: a day in a row."""
-    page = (ROOT / "docs" / "scale.md").read_text(encoding="utf-8")
-    (enabled,) = re.findall(r"systemctl enable .*tracepaper@.*", page)
-    assert "--no-block" in enabled
-    assert "Type=notify" in text_of("tracepaper@.service")
-
-
 @pytest.mark.parametrize(
     ("was", "becomes"), [("", ""), ("Restart=on-failure", "Restart=sometimes")]
 )
@@ -93,41 +84,6 @@ def test_systemd_reads_the_template_unit(was: str, becomes: str, tmp_path: Path)
 
 
 # ---------------------------------------------------------------- Compose
-
-
-def compose() -> list[str]:
-    """Return the command that reads Compose files; an empty one where there is none."""
-    if shutil.which("docker") is not None:
-        asked = subprocess.run(["docker", "compose", "version"], check=False, capture_output=True)
-        if asked.returncode == 0:
-            return ["docker", "compose"]
-    return ["docker-compose"] if shutil.which("docker-compose") is not None else []
-
-
-def composed(text: str, folder: Path) -> dict[str, Any] | None:
-    """Return the services as Compose reads them, ours without it; None where it refuses."""
-    if not (words := compose()):
-        services: dict[str, Any] = yaml.safe_load(text)["services"]
-        return services if "restarts" not in text else None
-    if words == ["docker-compose"]:  # the first version knows no name of a project
-        text = re.sub(r"^name: .*\n", "", text, flags=re.MULTILINE)
-    path = folder / "fleet.compose.yaml"
-    path.write_text(text, encoding="utf-8")
-    done = subprocess.run(
-        [*words, "-f", str(path), "config"],
-        check=False,
-        capture_output=True,
-        env={**os.environ, "TORCH": "cpu"},
-    )
-    return None if done.returncode else yaml.safe_load(done.stdout)["services"]
-
-
-def test_compose_reads_the_fleet_and_refuses_a_misspelt_key(tmp_path: Path) -> None:
-    text = text_of("fleet.compose.yaml")
-    services = composed(text, tmp_path)
-    assert services is not None
-    assert set(services) == {"postgres", "linear-00", "ship-linear-00", "spot-00", "ship-spot-00"}
-    assert composed(text.replace("  restart:", "  restarts:", 1), tmp_path) is None
 
 
 def services() -> Iterator[tuple[str, dict[str, Any]]]:
@@ -156,13 +112,6 @@ def test_a_daemon_and_its_shipper_share_a_volume_and_nothing_is_published() -> N
     assert whole["networks"]["database"]["internal"] is True
     mounted = {volume.split(":")[0] for of in found.values() for volume in of["volumes"]}
     assert {name for name in mounted if not name.startswith(".")} == set(whole["volumes"])
-
-
-def test_the_image_of_a_fleet_has_what_ships() -> None:
-    dockerfile = text_of("Dockerfile")
-    assert "ARG EXTRAS=notify\n" in dockerfile
-    assert '".[${EXTRAS}]"' in dockerfile
-    assert dict(services())["linear-00"]["build"]["args"]["EXTRAS"] == "notify,fleet"
 
 
 # ---------------------------------------------------------------- Kubernetes

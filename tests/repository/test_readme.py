@@ -110,24 +110,6 @@ def test_every_block_of_commands_is_run(page: Path) -> None:
     assert unrun("```\ntracepaper demo\n```\n", "sh") == ["tracepaper demo"]
 
 
-MOST_COMMANDS = 5
-
-
-def lacking(text: str) -> list[str]:
-    """Name what the first commands of a page on a model do not do."""
-    first = next(block for block in blocks(text) if block.language == "sh")
-    verbs = {line.split()[1] for line in commands(first)}
-    missing = sorted({"train", "replay", "explain", "evaluate"} - verbs)
-    return [*missing, *commands(first)[MOST_COMMANDS:]]
-
-
-def test_the_first_model_is_trained_replayed_explained_and_judged_in_five_commands() -> None:
-    text = TEXTS[README.parent / "docs" / "first_model.md"]
-    assert lacking(text) == []
-    assert lacking(text.replace("tracepaper explain", "tracepaper report")) == ["explain"]
-    assert lacking(text.replace("\ntracepaper replay", "\ntracepaper doctor\ntracepaper replay"))
-
-
 @pytest.mark.parametrize("target", ["demo", "test"])
 def test_the_makefile_has_what_the_readme_names(target: str) -> None:
     assert f"make {target}" in TEXTS[README]
@@ -158,30 +140,11 @@ def test_a_command_named_in_passing_exists_with_its_options(
         assert re.search(rf"(?<![\w-]){option}(?![\w-])", listed), f"{option} of {command}"
 
 
-@pytest.mark.parametrize("page", TEXTS, ids=named)
-def test_every_link_and_picture_leads_somewhere(page: Path) -> None:
-    targets = set(re.findall(r"\]\(([^)#]+)\)", TEXTS[page]))
-    broken = {target for target in targets if not (page.parent / target).exists()}
-    assert {target for target in broken if not target.startswith("https://")} == set()
-
-
 def test_the_readme_is_short_and_leads_to_every_page() -> None:
     assert len(TEXTS[README].split()) <= WORDS_AT_MOST
     index = (README.parent / "docs" / "index.md").read_text(encoding="utf-8")
     led_to = TEXTS[README] + index
     assert [page.name for page in TEXTS if page.name not in led_to] == []
-
-
-@pytest.mark.parametrize(
-    ("picture", "words"),
-    [
-        ("live", ("BTCUSDT", "confidence", "gates")),
-        ("chart", ("linear:BTCUSDT: RsiReversion", "rsi", "stroke-dasharray: 1")),
-    ],
-)
-def test_the_pictures_are_of_the_program(picture: str, words: tuple[str, ...]) -> None:
-    drawn = (ROOT / "deploy" / f"{picture}.svg").read_text(encoding="utf-8")
-    assert [word for word in words if word not in drawn] == []
 
 
 def test_no_path_of_this_machine_is_shown() -> None:

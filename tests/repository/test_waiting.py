@@ -61,39 +61,6 @@ def is_below_1(nodes: list[ast.expr]) -> bool:
     return all(isinstance(one, ast.Constant) and float(str(one.value)) < 1 for one in nodes)
 
 
-@pytest.mark.parametrize(
-    "planted",
-    [
-        "async with asyncio.timeout(30): pass",
-        "async with asyncio.timeout(DEADLINE_S): pass",
-        "subprocess.run(command, timeout=60)",
-        "process.wait(timeout=base.DEADLINE_S)",
-        "asyncio.wait([task], timeout=30)",
-        "gate.wait(10)",
-        "thread.join(1.5)",
-        "socket.receive(5)",
-        "asyncio.wait_for(work, 10)",
-        "ClientTimeout(total=10)",
-        "while not condition(): time.sleep(2)",
-        "while not condition():\n  asyncio.sleep(POLL_S)",
-    ],
-)
-def test_each_form_of_a_fixed_wait_is_found(planted: str) -> None:
-    assert fixed_waits(planted) != []
-
-
-def test_what_grows_or_is_over_at_once_is_no_fixed_wait() -> None:
-    for harmless in (
-        "async with deadline(): pass",
-        "process.wait(timeout=deadline_s(120))",
-        "gate.wait()",
-        "', '.join('ab')",
-        "wait(asked, timeout=0.1)",
-        "while True: await asyncio.sleep(0)",
-    ):
-        assert fixed_waits(harmless) == []
-
-
 def test_every_wait_of_the_tests_grows_with_the_load() -> None:
     left_out = {path for pattern in OF_THEIR_OWN for path in TESTS.glob(pattern)}
     left_out.add(TESTS / "support" / "waiting.py")

@@ -47,13 +47,17 @@ TAKEN_AS_TOLD, OUTSIDE
 # Printed into docs/ by `make golden`.
 documentation
 
+# Figures of a report, read by their paths.
+final_median, times_even, volatility_day, drawdown_bars, calmar, peak_ms, trough_ms, recovered_ms
+mean_for, mean_against, period_correlation
+
 # Of charts, read by the page.
-has_zero, is_step, is_filled, has_points, palette, lines_first
+has_zero, has_points, palette, lines_first
 
 # Answers of the HTTP interface, read by the page and by other people's tools.
 ended_ms, average_price_text, liquidation_price, decision_sequence, quantity_text
 last_refusal, last_fill, first_sequence, last_sequence, comes_ms, half_within_ms
-held_before_text, held_after_text, target_text, random_mean
+held_before_text, held_after_text, target_text
 p50, p90, p99, bar_s, quote_s, is_live, parity_due_ms, feeds, latencies, happening, formula
 
 # What libraries read: the command's name, the charset of an answer.

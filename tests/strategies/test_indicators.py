@@ -104,12 +104,6 @@ def test_values_and_lookback_are_talibs(name: str, rows: int, still: bool) -> No
         assert one.tolist() == pytest.approx(two.tolist(), rel=1e-9, abs=1e-8, nan_ok=True)
 
 
-def test_a_share_of_one_thousandth_too_much_is_seen() -> None:
-    close = candles(300, seed=1)["close"]
-    wrong = ind.ema(close, 30)[-1] + 1e-6
-    assert wrong != pytest.approx(talib.EMA(close, 30)[-1], rel=1e-9)
-
-
 PERIOD, WINDOW = 7, 30
 WINDOWED: dict[str, tuple[Callable[..., Any], tuple[str, ...], int]] = {
     "sma": (of(ind.sma, PERIOD), CLOSE, PERIOD),

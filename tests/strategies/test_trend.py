@@ -159,13 +159,9 @@ def test_a_dearer_trade_widens_the_band_and_a_colder_mind_narrows_it() -> None:
     assert width(1e-9, 80.0) == pytest.approx(width(1e-9, 10.0) / 2)
 
 
-def test_a_rising_volatility_makes_a_smaller_position() -> None:
-    calm = [1_000_000 + 400 * place for place in range(8)]
-    wild = [1_000_000 + 400 * place + 60_000 * (place % 2) for place in range(10)][2:]
-    sizes = [said(trend(), hourly(closes)).strength for closes in (calm, wild)]
-    assert sizes[0] > 3 * sizes[1] > 0
-    constant = trend(sized_by=SizedBy.CONSTANT)
-    note = said(constant, hourly(wild)).note
+def test_a_constant_size_follows_no_volatility() -> None:
+    wild = [1_000_000 + 400 * place + 60_000 * (place % 2) for place in range(8)]
+    note = said(trend(sized_by=SizedBy.CONSTANT), hourly(wild)).note
     assert note is not None
     assert "volatility" not in note
     assert note["size"] == note["trend"]

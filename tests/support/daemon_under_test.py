@@ -30,19 +30,11 @@ class ServersClock(SystemClock):
         super().__init__()
         self._server = server
 
-        self._behind_ms = 0
-
     def market_ms(self) -> int:
-        return self._server.server_ms - self._behind_ms
+        return self._server.server_ms
 
     def synchronise(self, server_ms: int) -> None:
         del server_ms  # the server may have moved on meanwhile
-        self._behind_ms = 0
-
-    def fall_asleep(self, sleep_ms: int) -> None:
-        """Miss the next *sleep_ms* of the server's time."""
-        self._behind_ms = sleep_ms
-        self._server.server_ms += sleep_ms
 
 
 async def until_daemon(task: asyncio.Task[None], condition: Callable[[], object]) -> None:

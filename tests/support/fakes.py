@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, MutableMapping, Sequence
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from tracepaper.strategies.gates.gate import MEASURES
 from tracepaper.strategies.types.calibration import Calibration
@@ -106,6 +106,7 @@ class FixedForecaster:
     scanned_at_once = 8_192
     measures = MEASURES
     is_outside = False
+    vectors: Any = None
     horizons: tuple[int, ...] = (30,)
 
     def __init__(

@@ -9,21 +9,20 @@ from collections.abc import Iterator
 from contextlib import closing
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
 
 from tracepaper.daemon.session.models import forecaster_of
 from tracepaper.replay.backtest.recorded import RecordedPredictor, open_recorded
 from tracepaper.replay.checks.compare import RowCheck
 from tracepaper.replay.checks.verify import Verification, verify_run
 from tracepaper.storage.chain.integrity import audit
-from tracepaper.storage.chain.verify import head_of_prune, kept_until
+from tracepaper.storage.chain.verify import kept_until
 from tracepaper.storage.checkpoints import kept_folder
-from tracepaper.storage.database.chunks import run_span, select
+from tracepaper.storage.database.chunks import WITHIN, PrunePoint, prune_point, select
 from tracepaper.storage.database.reader import Reader
 from tracepaper.storage.database.schema import metadata
 from tracepaper.storage.record.columns import stored_columns
 from tracepaper.storage.record.hashing import ChainHead, opened_digest, sealed
-from tracepaper.storage.record.rows import CHAINED_TABLES, EVENT_TYPES, step_key
+from tracepaper.storage.record.rows import CHAINED_TABLES, EVENT_TYPES
 from tracepaper.strategies.errors import TracepaperError
 from tracepaper.strategies.types.decisions import Action, FillModel, Liquidity, OrderStatus, Regime
 from tracepaper.strategies.types.market import Category, RunKind, Side
@@ -86,7 +85,9 @@ def _rechain_run(raw: sqlite3.Connection, run_key: int, was: dict[bytes, bytes])
     opened[at] = was.get(opened[at], opened[at])
     raw.execute("UPDATE runs SET previous_head = ? WHERE run_key = ?", (opened[at], run_key))
     instruments = raw.execute(select("instruments", "run_key = ?"), (run_key,)).fetchall()
-    sets = raw.execute(select("gate_sets", "run_key = ? AND step IS NULL"), (run_key,)).fetchall()
+    sets = raw.execute(
+        select("gate_sets", "run_key = ? AND sequence IS NULL"), (run_key,)
+    ).fetchall()
     head = opened_digest(tuple(opened), instruments, sets)
     was[row[_OPENED_AT]] = head
     raw.execute("UPDATE runs SET opened_digest = ? WHERE run_key = ?", (head, run_key))
@@ -97,17 +98,16 @@ def _rechain_run(raw: sqlite3.Connection, run_key: int, was: dict[bytes, bytes])
 def _rechain_commits(
     raw: sqlite3.Connection, run_key: int, head: ChainHead, was: dict[bytes, bytes]
 ) -> bytes:
-    pruned = raw.execute(select("prunes", "run_key = ?"), (run_key,)).fetchone()
+    pruned = prune_point(raw, run_key)
     if pruned is not None:
-        kept = kept_until(raw, run_key, pruned[1])
-        head = head_of_prune(pruned)._replace(kept=kept)
+        kept = kept_until(raw, run_key, pruned.until_sequence)
+        head = pruned.head._replace(kept=kept)
         _retell_prune(raw, run_key, pruned, kept)
     for key, first, last, digest, *_ in raw.execute(
         select("commits", "run_key = ?"), (run_key,)
     ).fetchall():
-        span = step_key(run_key, first), step_key(run_key, last)
         rows = {
-            table: raw.execute(select(table, "step BETWEEN ? AND ?"), span).fetchall()
+            table: raw.execute(select(table, WITHIN), (run_key, first, last)).fetchall()
             for table in CHAINED_TABLES
         }
         commit = sealed(head, first, last, rows)
@@ -121,18 +121,21 @@ def _rechain_commits(
     return head.digest
 
 
-def _retell_prune(raw: sqlite3.Connection, run_key: int, pruned: Any, kept: bytes) -> None:
+def _retell_prune(raw: sqlite3.Connection, run_key: int, pruned: PrunePoint, kept: bytes) -> None:
     """Make the newest event of a prune say what the row in ``prunes`` says, and its hashes."""
     raw.execute("UPDATE prunes SET kept_sha256 = ? WHERE run_key = ?", (kept, run_key))
-    query = "SELECT max(step) FROM events WHERE step BETWEEN ? AND ? AND kind = 'prune'"
-    (step,) = raw.execute(query, run_span(run_key)).fetchone()
-    (text,) = raw.execute("SELECT content FROM events WHERE step = ?", (step,)).fetchone()
+    query = (
+        "SELECT content, sequence FROM events WHERE run_key = ? AND kind = 'prune' "
+        "ORDER BY sequence DESC LIMIT 1"
+    )
+    text, sequence = raw.execute(query, (run_key,)).fetchone()
     said = json.loads(text)
-    said["kept_sha256"], said["digest"] = kept.hex(), pruned[3].hex()
-    if pruned[5] is not None:
-        said["state_sha256"] = sha256(pruned[5]).hexdigest()
+    said["kept_sha256"], said["digest"] = kept.hex(), pruned.digest.hex()
+    if pruned.state is not None:
+        said["state_sha256"] = sha256(pruned.state).hexdigest()
     text = json.dumps(said, separators=(",", ":"))
-    raw.execute("UPDATE events SET content = ? WHERE step = ?", (text, step))
+    at = (text, run_key, sequence)
+    raw.execute("UPDATE events SET content = ? WHERE run_key = ? AND sequence = ?", at)
 
 
 def audited(path: Path, head: bytes | None = None) -> bool:

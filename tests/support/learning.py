@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import gzip
+import json
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from numpy.typing import NDArray
 
+from tracepaper.daemon.cli import invoke
 from tracepaper.replay.archive import Candles
 from tracepaper.replay.learning.boosting import BoostingOptions
 from tracepaper.replay.learning.estimators.tabular import RowKeys
@@ -142,6 +145,23 @@ def write_csv(candles: Candles, folder: Path) -> Path:
         rows.append(f"{row[0]},{prices},{row[5] / 1000:.3f}")
     path.write_bytes(gzip.compress("\n".join(rows).encode(), mtime=0))
     return path
+
+
+def quiet(_: object) -> None:
+    """Say nothing."""
+
+
+def answered(capsys: pytest.CaptureFixture[str], *words: object) -> Any:
+    """Run a command; return the JSON document that it prints."""
+    code = invoke([str(word) for word in (*words, "--json")])
+    said = capsys.readouterr()
+    assert code == 0, said.err
+    return json.loads(said.out)
+
+
+def by_forecaster(rows: Iterable[Mapping[str, Any]], horizon: int) -> dict[str, Any]:
+    """Return the rows of a table of forecasters at one horizon by their names."""
+    return {row["forecaster"]: row for row in rows if row["horizon"] == horizon}
 
 
 def choose(*settings: str) -> tuple[str, ...]:

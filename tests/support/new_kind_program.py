@@ -41,7 +41,7 @@ class SeasonalForecaster:
     """Expects as large a move as the closes before made, times one number; and no direction."""
 
     device, dtype, backend = "cpu", "float64", "seasonal"
-    causal, is_outside, scanned_at_once = True, False, 1_024
+    causal, is_outside, vectors, scanned_at_once = True, False, None, 1_024
     measures = frozenset({"mean_return", "stdev_return", "volatility"})
 
     def __init__(
@@ -167,7 +167,6 @@ def main(folder: Path) -> None:
     named = ("--db", str(folder / "run.db"))
     judged_on = ("evaluate", checkpoint, *data)
     for name, words in {
-        "help": ("train", "--help"),
         "kinds": ("train", "--init", "?"),
         "keys": ("train", "--keys", "seasonal", "--json"),
         "wide": ("train", "--init", "seasonal", "--set", "window=501"),
@@ -187,8 +186,6 @@ def main(folder: Path) -> None:
         "explain": ("explain", "last", *named),
         "full": ("explain", "last", "--full", *named),
         "gates": ("audit", "sql", "SELECT DISTINCT gate FROM v_gates", *named),
-        "models": ("models", "list", checkpoint),
-        "listed": ("models", "list", "--json"),
         "check": ("models", "check", checkpoint),
     }.items():
         path = folder / f"{name}.txt"

@@ -73,11 +73,6 @@ def _texts(value: object) -> Iterator[str]:
             yield from _texts(each)
 
 
-def charts_of(document: TitledParts) -> list[Chart]:
-    """Return the charts of *document* in reading order, those in folds left out."""
-    return [part for part in document.parts if isinstance(part, Chart)]
-
-
 def tables_of(document: TitledParts) -> dict[str, Table]:
     """Return the tables of *document* by key, those in folds left out."""
     return {part.key: part for part in document.parts if isinstance(part, Table)}

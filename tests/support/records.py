@@ -19,10 +19,10 @@ from tracepaper.storage.database.reader import Reader
 from tracepaper.strategies.types.market import Bar
 
 
-def rows(path: Path | str, query: str, **values: Any) -> list[tuple[Any, ...]]:
+def rows(path: Path | str, query: str, *values: Any, **named: Any) -> list[tuple[Any, ...]]:
     """Return all rows of *query*."""
     with closing(sqlite3.connect(path)) as database:
-        return database.execute(query, values).fetchall()
+        return database.execute(query, named or values).fetchall()
 
 
 def decision_hashes(path: Path | str, wanted: str = "last") -> list[tuple[int, str]]:

@@ -335,7 +335,7 @@ def _counts(*tables: str) -> tuple[str, ...]:
 
 
 LIQUIDATED = "SELECT count(*) FROM v_fills WHERE model = 'liquidation'"
-LATEST = "WHERE step = (SELECT max(step) FROM fills)"
+LATEST = "WHERE sequence = (SELECT max(sequence) FROM fills)"
 SCENARIOS: dict[str, Scenario] = {
     "crossing": Scenario(
         sections=_sections(
@@ -352,7 +352,7 @@ SCENARIOS: dict[str, Scenario] = {
         shows=_counts("v_fills", "v_twin_fills WHERE twin = 'random_gate'", "v_ledger"),
         forged=(
             f"UPDATE fills SET price = price + 1 {LATEST}",
-            "UPDATE steps SET close = close - 1 WHERE step = (SELECT min(step) FROM fills)",
+            "UPDATE steps SET close = close - 1 WHERE sequence = (SELECT min(sequence) FROM fills)",
             "UPDATE events SET content = json_set(content, '$.rate', 7) WHERE kind = 'funding'",
             "UPDATE twin_fills SET fee = fee - 1",
         ),
@@ -635,8 +635,9 @@ SCENARIOS: dict[str, Scenario] = {
         shows=_counts("v_fills", "v_events WHERE kind = 'depth'"),
         forged=(
             ("UPDATE events SET books = CAST(substr(books, 1, 40) || x'7f' || substr(books, 42) "
-            "AS BLOB) WHERE step = (SELECT max(step) FROM events WHERE kind = 'depth')"),
-            "DELETE FROM events WHERE step = (SELECT max(step) FROM events WHERE kind = 'depth')",
+            "AS BLOB) WHERE sequence = (SELECT max(sequence) FROM events WHERE kind = 'depth')"),
+            ("DELETE FROM events WHERE sequence = "
+             "(SELECT max(sequence) FROM events WHERE kind = 'depth')"),
         ),
         day_ms=4 * MINUTE_MS,
         again=("depth",),

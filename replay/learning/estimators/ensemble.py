@@ -32,15 +32,18 @@ from tracepaper.replay.learning.fitted import (
     read_candles_of,
 )
 from tracepaper.replay.learning.inspection.model import Mix
-from tracepaper.replay.learning.judge.compare import paired_figures
-from tracepaper.replay.learning.judge.explained import Judgement
 from tracepaper.replay.learning.judge.forecasts import MODEL, OF_MODEL, Forecasts
-from tracepaper.replay.learning.judge.gates import gates_section, judged_gates
-from tracepaper.replay.learning.judge.metrics import MetricView, figures
-from tracepaper.replay.learning.judge.tails import TAILS, tail_factors
-from tracepaper.replay.learning.judge.user_class import NORMAL
-from tracepaper.replay.learning.predict import judged_rows
+from tracepaper.replay.learning.judge.gates import Judgement, gates_section, judged_gates
+from tracepaper.replay.learning.judge.judge import NORMAL
+from tracepaper.replay.learning.judge.metrics import (
+    TAILS,
+    MetricView,
+    figures,
+    paired_figures,
+    tail_factors,
+)
 from tracepaper.replay.learning.recipe import Kind, Recipe, register
+from tracepaper.replay.learning.samples import judged_rows
 from tracepaper.replay.learning.splits import Part, iso
 from tracepaper.replay.learning.statistics import VARIANCE_FLOOR, DailyEstimate
 from tracepaper.replay.report.honesty import FEW_DAYS
@@ -383,6 +386,7 @@ register(
         RowKeys,
         BoostingOptions,
         read,
+        read_candles_of,
         fit,
         EnsembleModel,
         holds_out_calibration=True,

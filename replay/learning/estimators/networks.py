@@ -21,30 +21,37 @@ from tracepaper.replay.learning.fitted import (
     candle_card,
     fit_facts,
     read_candles,
+    read_candles_of,
 )
-from tracepaper.replay.learning.judge.compare import paired_figures
-from tracepaper.replay.learning.judge.correlation import (
+from tracepaper.replay.learning.judge.forecasts import Forecasts, SegmentFields, forecasts_of
+from tracepaper.replay.learning.judge.gates import (
+    Judgement,
+    answered_rows,
+    gates_section,
+    judged_gates,
+    rows_of,
+)
+from tracepaper.replay.learning.judge.heads import (
     correlation_figures,
     correlation_sentences,
     correlations_of,
-    learn_correlations,
-)
-from tracepaper.replay.learning.judge.explained import Judgement, explain
-from tracepaper.replay.learning.judge.forecasts import Forecasts, SegmentFields, forecasts_of
-from tracepaper.replay.learning.judge.gates import gates_section, judged_gates
-from tracepaper.replay.learning.judge.heads import (
     head_figures,
     head_sentences,
     heads_of,
+    learn_correlations,
     levelled,
     levels_of,
 )
-from tracepaper.replay.learning.judge.metrics import figures
-from tracepaper.replay.learning.judge.tails import TAILS, tail_factors
+from tracepaper.replay.learning.judge.metrics import TAILS, figures, paired_figures, tail_factors
 from tracepaper.replay.learning.losses import titles
-from tracepaper.replay.learning.predict import judged_rows, no_context, predict
 from tracepaper.replay.learning.recipe import DROPOUT, Chosen, Kind, Recipe, command, register
-from tracepaper.replay.learning.samples import FLAT_BAND, windowed_rows
+from tracepaper.replay.learning.samples import (
+    FLAT_BAND,
+    judged_rows,
+    no_context,
+    predict,
+    windowed_rows,
+)
 from tracepaper.replay.learning.splits import Part
 from tracepaper.replay.learning.statistics import VARIANCE_FLOOR
 from tracepaper.strategies.api.model import ModelKind
@@ -241,13 +248,10 @@ def explained_rows(model: CandleModel, data: Dataset, part: Part, bars: int | No
         network = model.network
         streams = isinstance(network, FlashNetwork) and network.answers_every_row
         bars = EXPLAINED_BARS if streams else EXPLAINED_WINDOWS
-    return explain(
-        build(model.card, model.tensors, threads=torch.get_num_threads(), vectors=source),
-        data.samples(part),
-        horizon=model.horizon,
-        slope=model.card["calibration"]["slope"][str(model.horizon)],
-        bars=bars,
-    )
+    forecaster = build(model.card, model.tensors, threads=torch.get_num_threads(), vectors=source)
+    horizon, slopes = model.horizon, model.card["calibration"]["slope"]
+    found = answered_rows(forecaster, data.samples(part), horizon=horizon, bars=bars)
+    return rows_of(forecaster, found, horizon=horizon, slope=slopes[str(horizon)])
 
 
 for _kind in network_kinds().values():
@@ -257,6 +261,7 @@ for _kind in network_kinds().values():
             type(_kind.read({})),
             FitOptions,
             read_candles,
+            read_candles_of,
             fit,
             NetworkModel,
             read_config,

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from itertools import count, islice
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Final, Self
 
@@ -18,19 +18,27 @@ import numpy as np
 import torch
 from msgspec import Meta
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from tracepaper.replay.archive.columns import instant
 from tracepaper.replay.archive.order_book import DepthHeader
 from tracepaper.replay.document.values import plus_minus
 from tracepaper.replay.learning import statistics
 from tracepaper.replay.learning.card import NOTICE, model_section, versions_section
-from tracepaper.replay.learning.fit import Fit, Objective, Policy, Progress
+from tracepaper.replay.learning.fit import Fit, MeanLoss, Policy
 from tracepaper.replay.learning.fitted import DataRequest, FitRun, FittedModel
 from tracepaper.replay.learning.judge.forecasts import MODEL, Forecasts, concatenated
+from tracepaper.replay.learning.judge.gates import Judgement
 from tracepaper.replay.learning.judge.metrics import BOOK_DAYS, BOOKS, views
-from tracepaper.replay.learning.order_books import UNKNOWN, BookDataset, labels_of
+from tracepaper.replay.learning.order_books import (
+    JUDGED_SOURCE,
+    UNKNOWN,
+    BookDataset,
+    labels_of,
+)
 from tracepaper.replay.learning.recipe import Kind, Recipe, register
+from tracepaper.replay.learning.splits import Part
 from tracepaper.replay.report.metrics import is_credible
 from tracepaper.storage.checkpoints import Checkpoint, load, read_card, save
 from tracepaper.strategies.api.model import DataSource
@@ -79,43 +87,47 @@ def read(_: Recipe, request: DataRequest) -> BookDataset:
     return BookDataset.read(request.paths)
 
 
-def derived(recipe: Recipe, data: BookDataset) -> Recipe:
-    """Return *recipe* with as many levels as the files hold, unless it chooses fewer."""
-    levels = data.header.levels
-    return replace(recipe, architecture=replace(recipe.architecture, levels=levels))
+def suits(recipe: Recipe, data: BookDataset) -> None:
+    """Raise ``ConfigInvalid`` where books are too shallow to be fitted anew by *recipe*."""
+    levels, held = recipe.architecture.levels, data.header.levels
+    if data.parts is not None and levels > held:
+        raise ConfigInvalid(
+            f"architecture.levels is {levels}, and the files hold {held}; give as many at most."
+        )
 
 
 def fit(data: BookDataset, recipe: Recipe, run: FitRun) -> OrderBookModel:
     """Fit a network on *data*.
 
-    Raises ``DataInvalid`` where no book of the training part knows a horizon. Nothing that the
-    fit measures is said: below seven days of the exchange's own depth it would mean nothing.
+    It has as many levels as the files hold. Raises ``DataInvalid`` where no book of the training
+    part knows a horizon. Nothing that the fit measures is said: below seven days of the exchange's
+    own depth it would mean nothing.
     """
-    torch.set_num_threads(recipe.options.threads)
-    recipe = derived(recipe, data)
-    parts, config = data.parts(), recipe.architecture
-    longest = max(map(len, parts.training), default=0)
+    header, config, options = data.header, recipe.architecture, recipe.options
+    if data.fold is None:
+        torch.set_num_threads(options.threads)
+        config = replace(config, levels=header.levels)
+        for sentence in (*data.torn, *data.untrained()):
+            run.say(sentence)
+    suits(recipe, data)
+    training, validation = (
+        [books.shallower(config.levels) for books in data.books(part)]
+        for part in (Part.TRAIN, Part.VALIDATION)
+    )
+    longest = max(map(len, training), default=0)
     if longest <= config.horizons[-1]:
         raise DataInvalid(
             f"{data.files[0].name} holds {longest} books in a row to learn from, and the "
-            f"horizon of {config.horizons[-1]} needs more; record longer, or give shorter "
-            "horizons."
+            f"horizon of {config.horizons[-1]} needs more; record longer, ask for fewer folds, or "
+            "give shorter horizons."
         )
-    for sentence in (*data.notes, *data.untrained()):
-        run.say(sentence)
-    network, stopped = fit_network(
-        parts.training,
-        parts.validation,
-        config,
-        recipe.options,
-        run._replace(observe=lambda _: None),
-        {
-            "options": asdict(recipe.options),
-            "network": asdict(config),
-            "books": [one.sha256 for one in data.files],
-        },
-    )
-    header = data.header
+    about = {
+        "options": asdict(options),
+        "network": asdict(config),
+        "books": [one.sha256 for one in data.files],
+    }
+    run = run._replace(observe=lambda _: None)
+    network, stopped = fit_network(training, validation, config, options, run, about)
     category, _, symbol = header.instrument.partition(":")
     card = {
         "model": dict(model_section(KIND, run.name, run.created_ms)),
@@ -139,19 +151,63 @@ def fit(data: BookDataset, recipe: Recipe, run: FitRun) -> OrderBookModel:
                 for one in map(asdict, data.files)
             ],
         },
-        "training": asdict(recipe.options),
+        "training": asdict(options),
         "versions": versions_section(),
     }
     return OrderBookModel(card, network.state_dict(), stopped)
 
 
-class OrderBookModel(FittedModel[BookDataset]):
+def read_of(card: Mapping[str, Any], request: DataRequest, **_: Any) -> BookDataset:  # noqa: ANN401 - a path has none
+    """Read books for the model of *card*: what the exchange itself sent of its instrument and pace.
+
+    What it has seen is all from before the card's untouched time.
+    """
+    data = BookDataset.read(request.paths)
+    check_fits(data.header, card, Path(request.paths[0]))
+    if any(file.source != JUDGED_SOURCE for file in data.files):
+        raise DataInvalid(
+            "Only books that `tracepaper data record` took from the exchange are judged; give "
+            "files of them alone."
+        )
+    return data.seen_until(instant(card["split"]["untouched_from"]))
+
+
+class OrderBookModel(FittedModel):
     """A fitted network over order books."""
 
-    @property
+    @cached_property
     def network(self) -> OrderBookNetwork:
         """The network with its weights."""
         return network_of(self.card, self.tensors)
+
+    def for_fold(self, data: BookDataset) -> Self:
+        """Return it with the frequencies of the moves that it was fitted to, for comparison."""
+        horizons = self.card["architecture"]["horizons"]
+        return self.with_card(frequencies=frequencies_of(data.books(Part.TRAIN), horizons))
+
+    def answers(self, data: BookDataset, part: Part) -> Forecasts:
+        """Return its forecasts of *part*, beside frequencies and the last move.
+
+        Raises ``ConfigInvalid`` where no move is known to one of its horizons.
+        """
+        config = self.network.config
+        stretches = [books.shallower(config.levels) for books in data.books(part)]
+        found = book_forecasts(self.network, stretches, self.card["frequencies"])
+        found = found.where(found.open_ms >= data.judged_from_ms)
+        for horizon in config.horizons:
+            if horizon not in found.horizons:
+                raise ConfigInvalid(
+                    f"The judged books hold none whose move to {horizon} books is known; give "
+                    "files of that time, a longer span, or fewer folds."
+                )
+        return found
+
+    def judge(self, data: BookDataset, *, bars: int | None = None) -> Judgement:
+        """Return its forecasts of the untouched books, and their figures."""
+        del bars
+        table = self.answers(data, Part.TEST)
+        figures = {str(at): figures_of(rows) for at, rows in table.by_horizon()}
+        return Judgement(table, figures, sentences_of(figures))
 
     def calibrated(self, data: BookDataset, *, bars: int | None = None) -> Self:
         """Return it as it is: its probabilities are not scaled."""
@@ -161,20 +217,15 @@ class OrderBookModel(FittedModel[BookDataset]):
     def evaluated(self, data: BookDataset, *, bars: int | None = None) -> Self:
         """Return it with its figures on untouched books, or with why there are none."""
         del bars
-        sections: dict[str, Any] = {}
-        untrained = data.untrained()
-        model = {**self.card["model"], "trained": not untrained}
-        sentences = list(untrained)
-        if not untrained:
-            parts, network = data.parts(), self.network
-            frequencies = frequencies_of(parts.training, network.config.horizons)
-            figures = figures_on(network, parts.untouched, frequencies)
-            sections["split"] = {"untouched_from": iso(int(parts.untouched[0].seen_ms[0]))}
-            sections |= {"frequencies": frequencies, "figures": figures}
-            sentences = sentences_of(figures)
+        found, sentences = self, data.untrained()
+        trained = not sentences
+        if trained:
+            found = self.with_card(split={"untouched_from": iso(data.untouched_ms)}).for_fold(data)
+            judged = found.judge(data)
+            found, sentences = found.with_card(figures=judged.figures), judged.sentences
         sentences += [self.stopped] if self.stopped else []
-        honesty = {"sentences": sentences}
-        return replace(self, card={**self.card, "model": model, **sections, "honesty": honesty})
+        model = {**self.card["model"], "trained": trained}
+        return found.with_card(model=model, honesty={"sentences": sentences})
 
     def save(self, folder: Path, data: BookDataset) -> Checkpoint:
         """Write the checkpoint into *folder*; return it."""
@@ -252,15 +303,16 @@ def fit_network(
     and *about* says what it is fitted to.
     """
     torch.manual_seed(options.seed)
-    learnt = _Moves(OrderBookNetwork(config), training, validation, options)
-    policy = _policy(learnt.network, options)
+    network = OrderBookNetwork(config)
+    learnt = _Moves(network, training, validation, options)
+    policy = _policy(network, options)
     running = Fit(learnt, policy, folder=run and run.folder, about=about)
     if run is None:
         running.run(lambda _: None)
     else:
         run.complete(running)
-    learnt.network.load_state_dict(running.best)
-    return learnt.network.eval(), running.progress.stopped
+    network.load_state_dict(running.best)
+    return network.eval(), running.progress.stopped
 
 
 def _policy(network: OrderBookNetwork, options: BookFitOptions) -> Policy:
@@ -283,11 +335,8 @@ def _policy(network: OrderBookNetwork, options: BookFitOptions) -> Policy:
     )
 
 
-class _Moves(Objective[Books]):
-    """What a network of order books learns: the next moves of the mid, at every book of a window.
-
-    Its score is the mean validation loss, below 0.
-    """
+class _Moves(MeanLoss[Books]):
+    """What a network of order books learns: the next moves of the mid, at every book."""
 
     def __init__(
         self,
@@ -296,62 +345,43 @@ class _Moves(Objective[Books]):
         validation: list[Books],
         options: BookFitOptions,
     ) -> None:
-        least = network.config.horizons[0]
-        self.network: OrderBookNetwork = network
-        self._options = options
+        super().__init__(network, seed=options.seed, accumulate=options.windows)
+        self._config, least = network.config, network.config.horizons[0]
         self._known = [books for books in training if len(books) > least]
         self._looks = [books for books in validation if len(books) > least]
 
-    def batches(self, done: int) -> Iterator[Books]:
-        """Yield the windows after *done* others."""
-        rng, config = np.random.default_rng(self._options.seed), self.network.config
-        return islice((_window(self._known, config, rng) for _ in count()), done, None)
+    def drawn(self, generator: np.random.Generator) -> Books:
+        """Return a window of some stretch that is drawn by its length."""
+        config = self._config
+        lengths = np.array([len(books) for books in self._known])
+        books = self._known[generator.choice(len(lengths), p=lengths / lengths.sum())]
+        # Its labels are those of the stretch, so a window may end where the stretch does.
+        span = min(len(books), config.window + config.horizons[-1])
+        start = int(generator.integers(0, len(books) - span + 1))
+        return books.part(start, start + span)
 
-    def gradient(self, batch: Books) -> tuple[float, int]:
-        """Add the gradient of a window; return its loss, and its books."""
-        loss = _loss(self.network, batch)
-        (loss / self._options.windows).backward()
-        return float(loss.detach()), min(len(batch), self.network.config.window)
+    def judged(self) -> Iterator[Books]:
+        """Yield windows spread evenly over the stretches."""
+        config = self._config
+        windows = [
+            books.part(start, start + config.window + config.horizons[-1])
+            for books in self._looks
+            for start in range(0, len(books) - config.horizons[0], config.window)
+        ]
+        yield from windows[:: max(1, len(windows) // VALIDATED_WINDOWS)]
 
-    def validate(self, network: nn.Module, progress: Progress) -> float:
-        """Return the mean validation loss, below 0."""
-        assert isinstance(network, OrderBookNetwork)
-        score = -_validated(network, self._looks, network.config)
-        progress.scores = [[score]]
-        return score
+    def bars(self, batch: Books) -> int:
+        """Return the books of a window."""
+        return min(len(batch), self._config.window)
 
-
-def _window(stretches: list[Books], config: OrderBookConfig, rng: np.random.Generator) -> Books:
-    """Return a window of some stretch that is drawn by its length."""
-    lengths = np.array([len(books) for books in stretches])
-    books = stretches[rng.choice(len(stretches), p=lengths / lengths.sum())]
-    # Its labels are those of the stretch, so a window may end where the stretch does.
-    span = min(len(books), config.window + config.horizons[-1])
-    start = int(rng.integers(0, len(books) - span + 1))
-    return books.part(start, start + span)
-
-
-def _loss(network: OrderBookNetwork, books: Books) -> torch.Tensor:
-    """Return the mean cross-entropy over the books of a window and the horizons that they know."""
-    config = network.config
-    labels = labels_of(books, config.horizons)[: config.window]
-    tokens = tokens_of(books.part(0, config.window))
-    logits = network(torch.from_numpy(tokens)[None])[0]
-    wanted = torch.from_numpy(labels).flatten()
-    return cross_entropy(logits.flatten(0, 1), wanted, ignore_index=UNKNOWN)
-
-
-@torch.no_grad()
-def _validated(network: OrderBookNetwork, stretches: list[Books], config: OrderBookConfig) -> float:
-    """Return the mean loss over windows spread evenly over *stretches*; 0 where there are none."""
-    windows = [
-        books.part(start, start + config.window + config.horizons[-1])
-        for books in stretches
-        for start in range(0, len(books) - config.horizons[0], config.window)
-    ]
-    chosen = windows[:: max(1, len(windows) // VALIDATED_WINDOWS)]
-    losses = [float(_loss(network, window)) for window in chosen]
-    return sum(losses) / len(losses) if losses else 0.0
+    def loss(self, network: OrderBookNetwork, batch: Books) -> Tensor:
+        """Return the mean cross-entropy over its books and the horizons that they know."""
+        config = self._config
+        labels = labels_of(batch, config.horizons)[: config.window]
+        tokens = tokens_of(batch.part(0, config.window))
+        logits = network(torch.from_numpy(tokens)[None])[0]
+        wanted = torch.from_numpy(labels).flatten()
+        return cross_entropy(logits.flatten(0, 1), wanted, ignore_index=UNKNOWN)
 
 
 # --- what it is worth
@@ -367,16 +397,6 @@ def frequencies_of(training: Sequence[Books], horizons: Sequence[int]) -> dict[s
             counts += np.bincount(labels[labels != UNKNOWN], minlength=len(MOVES))
         found[str(horizon)] = (counts / counts.sum()).tolist()
     return found
-
-
-def figures_on(
-    network: OrderBookNetwork,
-    untouched: Sequence[Books],
-    frequencies: Mapping[str, Sequence[float]],
-) -> dict[str, Any]:
-    """Return the figures of *network* on *untouched* stretches, by horizon."""
-    every = book_forecasts(network, untouched, frequencies)
-    return {str(horizon): figures_of(rows) for horizon, rows in every.by_horizon()}
 
 
 def book_forecasts(
@@ -493,9 +513,11 @@ register(
         OrderBookConfig,
         BookFitOptions,
         read,
+        read_of,
         fit,
         load_model,
         listed=asdict,
+        suits=suits,
         shared=(),
         fixed={"features": FEATURES},
     )

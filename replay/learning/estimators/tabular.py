@@ -27,9 +27,13 @@ from tracepaper.replay.learning.boosting import (
 )
 from tracepaper.replay.learning.dataset import Dataset
 from tracepaper.replay.learning.estimators.networks import EXPLAINED_BARS
-from tracepaper.replay.learning.fitted import CandleModel, FitRun, candle_card, read_candles
-from tracepaper.replay.learning.judge.compare import paired_figures
-from tracepaper.replay.learning.judge.explained import Judgement, answered_rows
+from tracepaper.replay.learning.fitted import (
+    CandleModel,
+    FitRun,
+    candle_card,
+    read_candles,
+    read_candles_of,
+)
 from tracepaper.replay.learning.judge.forecasts import (
     MODEL,
     OF_MODEL,
@@ -37,13 +41,11 @@ from tracepaper.replay.learning.judge.forecasts import (
     SegmentFields,
     forecasts_of,
 )
-from tracepaper.replay.learning.judge.gates import coverage
-from tracepaper.replay.learning.judge.metrics import figures
-from tracepaper.replay.learning.judge.tails import TAILS, tail_factors
-from tracepaper.replay.learning.judge.user_class import NORMAL, selective_of
-from tracepaper.replay.learning.predict import Fields
+from tracepaper.replay.learning.judge.gates import Judgement, answered_rows, coverage
+from tracepaper.replay.learning.judge.judge import NORMAL, selective_of
+from tracepaper.replay.learning.judge.metrics import TAILS, figures, paired_figures, tail_factors
 from tracepaper.replay.learning.recipe import Kind, Recipe, command, register
-from tracepaper.replay.learning.samples import Samples
+from tracepaper.replay.learning.samples import Fields, Samples
 from tracepaper.replay.learning.splits import Part
 from tracepaper.replay.learning.statistics import COVERAGE, VARIANCE_FLOOR
 from tracepaper.replay.report.honesty import compared_sentences, few_days
@@ -108,6 +110,7 @@ def row_kind(
         keys,
         BoostingOptions,  # a regression chooses nothing
         read_candles,
+        read_candles_of,
         fitted,
         load,
         shared=("threads", "explained_bars", "baselines"),

@@ -25,8 +25,14 @@ from tracepaper.replay.archive.read import candles_of_frame, is_frame, read_cand
 from tracepaper.replay.learning.dataset import Dataset, joined_to
 from tracepaper.replay.learning.estimators.tabular import row_fields
 from tracepaper.replay.learning.fitted import candle_model
-from tracepaper.replay.learning.predict import Fields, predict, thinned
-from tracepaper.replay.learning.samples import Samples, first_position, windowed_rows
+from tracepaper.replay.learning.samples import (
+    Fields,
+    Samples,
+    first_position,
+    predict,
+    thinned,
+    windowed_rows,
+)
 from tracepaper.replay.learning.side_inputs import OtherInputs, SideFiles, SideInputs, source_for
 from tracepaper.replay.learning.splits import Part, Segment, segments_of
 from tracepaper.replay.samples import DEMO_CANDLES, MONTH_CANDLES

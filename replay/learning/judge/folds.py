@@ -20,35 +20,31 @@ from typing import Any, Final
 import numpy as np
 
 from tracepaper.replay.document.values import Table, Value, of_row, table
-from tracepaper.replay.learning.dataset import Dataset
-from tracepaper.replay.learning.estimators.order_book import (
-    BookFitOptions,
-    book_forecasts,
-    fit_network,
-    frequencies_of,
-)
 from tracepaper.replay.learning.fit import threads_used, use_threads
-from tracepaper.replay.learning.fitted import (
-    CandleModel,
-    Each,
-    FitRun,
-    Say,
-    candle_kind,
-    one_by_one,
-)
-from tracepaper.replay.learning.judge.books import untouched_ms
-from tracepaper.replay.learning.judge.compare import NOTE, compared_table, forecaster_table
+from tracepaper.replay.learning.fitted import Each, FitRun, Say, one_by_one
 from tracepaper.replay.learning.judge.forecasts import Forecasts, ModelForecasts, concatenated
-from tracepaper.replay.learning.judge.metrics import COMPARED, LOSSES, Metric, compared_by, views
+from tracepaper.replay.learning.judge.judge import JudgedData
+from tracepaper.replay.learning.judge.metrics import (
+    COMPARED,
+    LOSSES,
+    NOTE,
+    Metric,
+    compared_by,
+    forecaster_table,
+    views,
+)
 from tracepaper.replay.learning.judge.tables import scores_of
-from tracepaper.replay.learning.order_books import DAYS_LEAST, BookDataset
-from tracepaper.replay.learning.recipe import kind_of, member_as_card, recipe_of
-from tracepaper.replay.learning.recipe_file import ARCHITECTURE, KeyValue
+from tracepaper.replay.learning.recipe import (
+    ARCHITECTURE,
+    KeyValue,
+    kind_of,
+    member_as_card,
+    recipe_of,
+)
 from tracepaper.replay.learning.splits import (
     COMBINATORIAL,
     Fold,
     Part,
-    Span,
     asked,
     paths,
     read_folds,
@@ -58,8 +54,6 @@ from tracepaper.replay.learning.statistics import overfitting
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.features.rolling import Array
 from tracepaper.strategies.forecasters.build import HALVES
-from tracepaper.strategies.networks.order_book import OrderBookConfig
-from tracepaper.strategies.order_book import Books
 from tracepaper.strategies.units import DAY_MS
 
 REFITS_MOST: Final = 3
@@ -99,7 +93,7 @@ class _FoldFit:
     """Fits the recipe of *card* on one of *count* folds of *data*, and asks it about its test."""
 
     card: Mapping[str, Any]
-    data: Dataset | BookDataset
+    data: JudgedData
     count: int
     threads: int
 
@@ -108,62 +102,16 @@ class _FoldFit:
         place, fold = unit
         use_threads(self.threads)
         say(f"Fold {place} of {self.count}.")
-        if isinstance(self.data, BookDataset):
-            return ModelForecasts(fold_books(self.card, self.data, fold, say))
         own = self.data.folded(fold)
         with tempfile.TemporaryDirectory(prefix="tracepaper-fold-") as folder:
             recipe = recipe_of(self.card)
-            fitted = recipe.kind.fit(own, recipe, FitRun(Path(folder), say=say))
-        assert isinstance(fitted, CandleModel)
-        model = fitted.for_fold(own)
+            model = recipe.kind.fit(own, recipe, FitRun(Path(folder), say=say)).for_fold(own)
         return ModelForecasts(model.answers(own, Part.TEST), model.held(own))
-
-
-def fold_books(card: Mapping[str, Any], data: BookDataset, fold: Fold, say: Say) -> Forecasts:
-    """Fit on what *fold* learns from; return its forecasts of the fold's test."""
-    config, options = book_recipe(card, data)
-
-    def part(spans: Sequence[Span]) -> list[Books]:
-        return [of.shallower(config.levels) for span in spans for of in data.between(*span)]
-
-    training = part(fold.train)
-    longest = max(map(len, training), default=0)
-    if longest <= config.horizons[-1]:
-        raise ConfigInvalid(
-            f"A fold learns from at most {longest} books in a row, and the horizon of "
-            f"{config.horizons[-1]} needs more; ask for fewer folds."
-        )
-    network, stopped = fit_network(training, part(fold.validation), config, options)
-    if stopped:
-        say(stopped)
-    test = part(fold.test)
-    if max(map(len, test), default=0) <= config.horizons[-1]:
-        raise ConfigInvalid(
-            "The test of a fold holds no book whose move to "
-            f"{config.horizons[-1]} books is known; ask for fewer folds."
-        )
-    return book_forecasts(network, test, frequencies_of(training, config.horizons))
-
-
-def book_recipe(
-    card: Mapping[str, Any], data: BookDataset
-) -> tuple[OrderBookConfig, BookFitOptions]:
-    """Return the recipe of *card*; raise ``ConfigInvalid`` where *data* are too shallow."""
-    recipe = recipe_of(card)
-    config, options = recipe.architecture, recipe.options
-    assert isinstance(config, OrderBookConfig)
-    assert isinstance(options, BookFitOptions)
-    if config.levels > data.header.levels:
-        raise ConfigInvalid(
-            f"architecture.levels is {config.levels}, and the files hold {data.header.levels}; "
-            "give as many at most."
-        )
-    return config, options
 
 
 def refit(
     card: Mapping[str, Any],
-    data: Dataset | BookDataset,
+    data: JudgedData,
     text: str,
     *,
     say: Say,
@@ -175,20 +123,15 @@ def refit(
     network, cannot have.
     """
     kind, numbers = asked(text)
-    if kind_of(card).walks_only:
+    of_card = kind_of(card)
+    if of_card.walks_only:
         refuse_many(kind, numbers)
-    if isinstance(data, BookDataset):
-        book_recipe(card, data)
-        folds = read_folds(text, _books_before(card, data), embargo_ms=0)
-    else:
-        of_card = candle_kind(card)
-        data = of_card.arrange(data)
-        for sentence in data.notes:
-            say(sentence)
-        embargo_ms = data.split.embargo_bars * data.interval_ms
-        folds = read_folds(text, _before(data), embargo_ms=embargo_ms)
-        if of_card.holds_out_calibration:
-            folds = [with_calibration(fold) for fold in folds]
+    data = of_card.arrange(data)
+    for sentence in data.notes:
+        say(sentence)
+    folds = read_folds(text, data.before(), embargo_ms=data.embargo_ms)
+    if of_card.holds_out_calibration:
+        folds = [with_calibration(fold) for fold in folds]
     fit = _FoldFit(card, data, len(folds), threads_used())
     found = each(fit, list(enumerate(folds, start=1)), say)
     combination = (numbers[0], numbers[1]) if kind == COMBINATORIAL else None
@@ -202,25 +145,6 @@ def refuse_many(kind: str, numbers: Sequence[int]) -> None:
             f"A network is fitted anew at most {REFITS_MOST} times, on folds that walk: write "
             f"--folds walk:{REFITS_MOST}. Combinatorial folds are for tree and glm."
         )
-
-
-def _before(material: Dataset) -> Span:
-    """Return the time from the first bar that has features until the untouched time."""
-    first = min(int(one.open_time_ms[one.first]) for one in material.segments)
-    last = max(int(one.close_time_ms[-1]) for one in material.segments)
-    return first, min(last, material.split.calibration_until_ms)
-
-
-def _books_before(card: Mapping[str, Any], data: BookDataset) -> Span:
-    """Return the time of the books before *card*'s untouched time, at least seven days of them."""
-    known = data.between(None, untouched_ms(card))
-    recorded = sum(map(len, known)) * data.header.every_ms / DAY_MS
-    if recorded < DAYS_LEAST:
-        raise ConfigInvalid(
-            f"The books before the untouched time are {recorded:.1f} days of depth, and folds need "
-            "seven: give the files that the model was trained on, or record longer."
-        )
-    return int(known[0].seen_ms[0]), int(known[-1].seen_ms[-1]) + data.header.every_ms
 
 
 # --- what the folds say
@@ -337,17 +261,20 @@ def ablated(card: Mapping[str, Any], text: str) -> dict[str, Any]:
 
 
 def ablation_tables(own: Refits, others: Mapping[str, Refits]) -> list[Table]:
-    """Return for each metric how much more each change of *others* has than *own*, by horizon.
+    """Return for each metric what the recipe has less each change of *others*, by horizon.
 
     Each change is fitted anew on the same folds with the same seed.
     """
     joined = own.joined(others)
     return [
-        compared_table(
-            f"instead_{key}", f"{metric.title}: what changes are worth, {own.text}", rows, metric,
-            tuple(others), first="change", turned=True,
+        forecaster_table(
+            f"instead_{key}",
+            f"{metric.title}: the recipe less each change, {own.text}",
+            rows,
+            metric,
+            others=tuple(others),
         )
         for rows in (joined.pooled, joined.held)
         if rows is not None
         for key, metric in compared_by(rows).items()
-    ]  # fmt: skip
+    ]

@@ -6,7 +6,7 @@ unit squared. An asset may be a pair of symbols or a portfolio.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Final, NamedTuple
@@ -17,8 +17,7 @@ from numpy.typing import NDArray
 from scipy.special import softmax
 
 from tracepaper.replay.learning.baselines import BASELINES, Answer, BaselineQuestion, past_variances
-from tracepaper.replay.learning.predict import Fields
-from tracepaper.replay.learning.samples import Samples, drawdown, path, runup
+from tracepaper.replay.learning.samples import Fields, Samples, drawdown, path, runup
 from tracepaper.replay.learning.splits import SYMBOL_BITS, SYMBOL_MASK
 from tracepaper.replay.report.honesty import COMMONER
 from tracepaper.strategies.errors import InvariantBroken
@@ -43,6 +42,8 @@ _UNITS: Final = {
     "mean": 1, "score": 1, "scale": 1, "quantiles": 1, "relative": 1, "tails": 1, "variance": 2
 }  # fmt: skip
 """The power of the unit of the return that each field is in."""
+_ROW: Final = ("asset", "open_ms", "until_ms", "horizon")
+"""The columns that say which row it is."""
 _SEED: Final = 20_170_817  # of the random baseline
 
 
@@ -99,20 +100,15 @@ class Forecasts:
 
     def where(self, chosen: NDArray[np.bool_] | Ints | slice) -> Forecasts:
         """Return the *chosen* rows."""
-        return Forecasts(
-            self.asset[chosen],
-            self.open_ms[chosen],
-            self.until_ms[chosen],
-            self.horizon[chosen],
-            self.interval_ms,
-            {name: of[chosen] for name, of in self.labels.items()},
-            {
+        columns: dict[str, Any] = {key: getattr(self, key)[chosen] for key in _ROW}
+        return replace(
+            self,
+            **columns,
+            labels={name: of[chosen] for name, of in self.labels.items()},
+            values={
                 name: {key: of[chosen] for key, of in fields.items()}
                 for name, fields in self.values.items()
             },
-            self.levels,
-            self.names,
-            self.compared,
         )
 
     def at(self, horizon: int) -> Forecasts:
@@ -221,20 +217,15 @@ def concatenated(parts: Sequence[Forecasts]) -> Forecasts:
     def whole(columns: Sequence[Columns]) -> dict[str, NDArray[Any]]:
         return {name: np.concatenate([of[name] for of in columns]) for name in columns[0]}
 
-    def column(of: Callable[[Forecasts], Ints]) -> Ints:
-        return np.concatenate([of(part) for part in parts])
-
-    return Forecasts(
-        column(lambda part: part.asset),
-        column(lambda part: part.open_ms),
-        column(lambda part: part.until_ms),
-        column(lambda part: part.horizon),
-        first.interval_ms,
-        whole([part.labels for part in parts]),
-        {name: whole([part.values[name] for part in parts]) for name in first.values},
-        first.levels,
-        {asset: name for part in parts for asset, name in part.names.items()},
-        first.compared,
+    columns: dict[str, Any] = {
+        key: np.concatenate([getattr(part, key) for part in parts]) for key in _ROW
+    }
+    return replace(
+        first,
+        **columns,
+        labels=whole([part.labels for part in parts]),
+        values={name: whole([part.values[name] for part in parts]) for name in first.values},
+        names={asset: name for part in parts for asset, name in part.names.items()},
     )
 
 

@@ -1,38 +1,204 @@
 """One model judged on one span, alone and compared with others on the same bars.
 
 Every other model forecasts the bars that the judged one answered, and is scored by the judged one's
-labels: features of another schema have another unit of return, which is divided out.
+labels: features of another schema have another unit of return, which is divided out. A user's own
+model is judged on bars after it was trained, beside every baseline.
 
-The rules are docs/models.md, L54.
+The rules are docs/models.md, L54, and docs/own_models.md, N11.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import numpy as np
 
 from tracepaper.daemon.session.user_model import UserForecaster
-from tracepaper.replay.learning.baselines import unfitted
+from tracepaper.replay.archive.series import archive_instrument
+from tracepaper.replay.learning import statistics
+from tracepaper.replay.learning.card import NO_ATTENTION
 from tracepaper.replay.learning.dataset import Dataset
-from tracepaper.replay.learning.fitted import candle_kind, candle_model
-from tracepaper.replay.learning.judge.explained import Judgement, daily_net
-from tracepaper.replay.learning.judge.forecasts import Forecasts, ModelForecasts
-from tracepaper.replay.learning.judge.user_class import class_forecasts, judge_user_class
+from tracepaper.replay.learning.judge.forecasts import (
+    OF_MODEL,
+    Forecasts,
+    Ints,
+    ModelForecasts,
+    SegmentFields,
+    forecasts_of,
+)
+from tracepaper.replay.learning.judge.gates import Judgement, bars_of, daily_net
+from tracepaper.replay.learning.judge.metrics import figures, paired_figures
 from tracepaper.replay.learning.openings import WHOLE, NamedSpan, SpanOpening, opened, openings_path
-from tracepaper.replay.learning.samples import samples_in
-from tracepaper.replay.learning.splits import Part, iso
+from tracepaper.replay.learning.order_books import BookDataset
+from tracepaper.replay.learning.recipe import kind_of
+from tracepaper.replay.learning.samples import Samples
+from tracepaper.replay.learning.splits import Part, Segment, Split, date_ms, iso
+from tracepaper.replay.report.honesty import compared_sentences, few_days
+from tracepaper.strategies.api.strategy import Forecaster
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.features.rolling import Array
+from tracepaper.strategies.types.decisions import Forecast
 from tracepaper.strategies.units import DAY_MS, count_of, interval_text
 
-NO_BASELINES: Final = (
-    "The checkpoint keeps no baselines, and the candles hold no bar of its training, so it stands "
-    "beside what needs no fitting alone; give candles from before {until}, or train it again."
-)
+SHARE_UNJUDGED: Final = 0.8
+"""Of the bars of a model that does not say until when it was trained: the rest is judged."""
+NORMAL: Final = 1e6
+"""Degrees of freedom at which a Student-t is a normal distribution."""
+SCANNED_BARS: Final = 4_096
+"""Forecasts held at a time."""
+_MEASURES: Final = frozenset({"mean_return", "stdev_return", "volatility", "probabilities"})
+"""What a class may give."""
+
+
+def split_at(segments: Sequence[Segment], forecaster: UserForecaster) -> Split:
+    """Return the split of which training and test are used: before and after it was trained.
+
+    The embargo is the longest horizon, so that no label of a bar before reaches into the test.
+    """
+    said = forecaster.model.trained_until
+    if said is None:
+        times = np.sort(np.concatenate([segment.open_time_ms for segment in segments]))
+        until_ms = int(times[int(SHARE_UNJUDGED * (len(times) - 1))])
+    else:
+        until_ms = date_ms(said)
+    return Split(until_ms, until_ms + 1, until_ms + 2, max(forecaster.horizons))
+
+
+def class_forecasts(forecaster: UserForecaster, material: Dataset) -> Forecasts:
+    """Return what a class forecasts of the test part, beside every baseline.
+
+    Raises ``ConfigInvalid`` where no bar of that part was forecast.
+    """
+    answers = answers_of(forecaster, material, forecaster.measures)
+    if not answers:
+        raise ConfigInvalid(
+            f"The model forecast no bar after {iso(material.split.train_until_ms)}; give candles "
+            "of a later time."
+        )
+    return forecasts_of(answers, material.baselines, material.horizons).cooled({})
+
+
+def judge_user_class(forecaster: UserForecaster, material: Dataset, *, horizon: int) -> Judgement:
+    """Return what a class forecasts of the test part, its figures, and sentences about them."""
+    table = class_forecasts(forecaster, material)
+    found = figures(table, OF_MODEL) | paired_figures(table)
+    chosen = horizon if horizon in table.horizons else table.horizons[0]
+    sentences = _sentences(found, chosen, forecaster, material.split)
+    found["gates"] = {"selective": selective_of(table.at(chosen))}
+    return Judgement(table, found, sentences)
+
+
+def answers_of(
+    forecaster: Forecaster, material: Dataset, measures: Collection[str]
+) -> list[SegmentFields]:
+    """Return the *measures* that any forecaster gives of the labelled bars of the test part.
+
+    In units of σ √h, of those bars alone at which all are finite, and volatilities above 0. It is
+    asked in stretches, so that few forecasts with their explanations are held at a time.
+    """
+    found = []
+    for samples in material.samples(Part.TEST):
+        segment = samples.segment
+        labelled = np.flatnonzero(samples.weights.any(axis=1))
+        labelled = labelled[labelled >= forecaster.context - 1]
+        if not len(labelled):
+            continue
+        if isinstance(forecaster, UserForecaster):
+            forecaster.scale([archive_instrument(segment.candles)])
+        forecaster.warm(segment.candles.instrument, [])
+        begin, end = int(labelled[0]) - forecaster.context + 1, int(labelled[-1]) + 1
+        for start in range(begin, end, SCANNED_BARS):
+            stop = min(start + SCANNED_BARS, end)
+            bars = bars_of(segment, start, stop)
+            said = forecaster.scan(bars) if forecaster.causal else map(forecaster.step, bars)
+            answers = dict(enumerate(said, start))
+            rows = labelled[(labelled >= start) & (labelled < stop)]
+            rows = rows[[answers[row] is not None for row in rows.tolist()]]
+            if len(rows):
+                every: Any = [answers[row] for row in rows.tolist()]
+                found.append(_finite(samples, rows, every, measures))
+    return [answers for answers in found if len(answers.rows)]
+
+
+def _finite(
+    samples: Samples, rows: Ints, forecasts: Sequence[Forecast], measures: Collection[str]
+) -> SegmentFields:
+    """Return the *measures* of the forecasts at *rows* where all of them are finite."""
+    at = [forecasts[0].horizons.index(horizon) for horizon in samples.horizons]
+    root = samples.segment.sigma[rows][:, None] * np.sqrt(samples.horizons)
+
+    def column(name: str) -> Array:
+        nothing = (np.nan,) * len(forecasts[0].horizons)
+        every = [getattr(one, name) or nothing for one in forecasts]
+        return np.array(every, dtype=np.float64)[:, at]
+
+    fields: dict[str, Any] = {}
+    if "mean_return" in measures:
+        fields["mean"] = column("mean_return") / root
+    if "stdev_return" in measures:
+        fields["scale"] = column("stdev_return") / root
+        fields["dof"] = np.full(root.shape, NORMAL)
+    if "volatility" in measures:
+        volatility = column("volatility")
+        fields["variance"] = (np.where(volatility > 0, volatility, np.nan) / root) ** 2
+    if "probabilities" in measures:
+        shares = np.stack([column(name) for name in ("p_down", "p_flat", "p_up")], axis=-1)
+        fields["logits"] = np.log(np.maximum(shares, 1e-9))
+    known = np.logical_and.reduce(
+        [np.isfinite(of.reshape(len(rows), -1)).all(axis=1) for of in fields.values()]
+    )
+    return SegmentFields(samples, rows[known], {name: of[known] for name, of in fields.items()})
+
+
+def selective_of(rows: Forecasts) -> dict[str, Any]:
+    """Return what accuracy the surest bars gain, by the gates of the fields that are given."""
+    measures: dict[str, Array] = {}
+    side: Array | None = None
+    if rows.gives("probability"):
+        down, _, up = rows.value("probability").T
+        side = (rows.value("logits")[:, 2] - rows.value("logits")[:, 0]).astype(np.float64)
+        measures["direction"] = np.maximum(down, up) / (down + up)
+    if rows.gives("mean"):
+        side = rows.value("mean")
+        measures = {"edge": np.abs(side), **measures}
+    if side is None:
+        return {}
+    hit = np.where(side == 0, 0.5, np.sign(side) == np.sign(rows.labels["returns"]))
+    return statistics.table(hit.astype(np.float64), measures, rows.day)
+
+
+def _sentences(
+    by_horizon: Mapping[str, Mapping[str, Any]],
+    horizon: int,
+    forecaster: UserForecaster,
+    split: Split,
+) -> list[str]:
+    chosen = by_horizon[str(horizon)]
+    until = iso(split.train_until_ms)
+    if forecaster.model.trained_until is None:
+        when = (
+            f"The class does not say until when it was trained (trained_until): the bars after "
+            f"{until} were judged, and they flatter a model that saw them."
+        )
+    else:
+        when = f"Judged on bars after {until}, until which its class says that it was trained."
+    found = [when]
+    found += compared_sentences(by_horizon, horizon, OF_MODEL)
+    if left := sorted(_MEASURES - frozenset(forecaster.measures)):
+        found.append(f"It gives no {', '.join(left)}: their figures are left out.")
+    found.append(NO_ATTENTION)
+    return [*found, *few_days(chosen["days"])]
+
+
+# --- a model of any kind on one span
+
+
+JudgedData = Dataset | BookDataset
+"""What a model is judged on."""
+AnyData = TypeVar("AnyData", Dataset, BookDataset)
 
 
 @dataclass(frozen=True)
@@ -133,7 +299,7 @@ def counted(
 def judge_checkpoint(
     card: Mapping[str, Any],
     tensors: Mapping[str, Any],
-    material: Dataset,
+    material: JudgedData,
     span: NamedSpan = WHOLE,
     *,
     bars: int | None = None,
@@ -143,8 +309,9 @@ def judge_checkpoint(
     *bars* are explained, for the gates; by default as many as can be in minutes. A network over
     several assets is judged at the closes that all of *material*'s symbols have.
     """
-    model, data = candle_model(card, tensors), candle_kind(card).arrange(material)
-    data, missing = _with_baselines(within(data, span))
+    kind = kind_of(card)
+    model = kind.load(card, tensors)
+    data, missing = kind.arrange(material).spanned(span).with_known_baselines()
     return SpanJudgement(
         span,
         data.symbols(Part.TEST),
@@ -159,44 +326,9 @@ def judge_class(
     forecaster: UserForecaster, material: Dataset, span: NamedSpan = WHOLE, *, horizon: int
 ) -> SpanJudgement:
     """Return the judgement of a user's class on *span* of the time after it was trained."""
-    material, missing = _with_baselines(within(material, span))
+    material, missing = material.spanned(span).with_known_baselines()
     judged = judge_user_class(forecaster, material, horizon=horizon)
     return SpanJudgement(span, material.symbols(Part.TEST), judged, {}, missing=missing)
-
-
-def within(material: Dataset, span: NamedSpan) -> Dataset:
-    """Return *material* whose test part is *span*.
-
-    Raises ``ConfigInvalid`` where the span is not after all that the model saw, or has no bar.
-    """
-    split = material.split
-    until = NamedSpan("", None, split.calibration_until_ms).until
-    if span.from_ms is not None and span.from_ms < split.calibration_until_ms:
-        raise ConfigInvalid(
-            f"The span {span.text} begins before {until}, until when the model had seen all; judge "
-            "it on later time."
-        )
-    spanned = replace(
-        split,
-        test_from_ms=split.test_from_ms if span.from_ms is None else span.from_ms,
-        test_until_ms=split.test_until_ms if span.until_ms is None else span.until_ms,
-    )
-    if not samples_in(material.segments, material.horizons, spanned, Part.TEST):
-        raise ConfigInvalid(
-            f"The candles hold no bar of the span {span.text} whose outcome is known; give candles "
-            "of that time."
-        )
-    return replace(material, split=spanned)
-
-
-def _with_baselines(material: Dataset) -> tuple[Dataset, tuple[str, ...]]:
-    """Return *material* with its baselines, and a sentence where only unfitted ones remain."""
-    if material.stored is not None or samples_in(
-        material.segments, material.horizons, material.split, Part.TRAIN
-    ):
-        return material, ()
-    until = NamedSpan("", None, material.split.train_until_ms).until
-    return replace(material, stored=unfitted()), (NO_BASELINES.format(until=until),)
 
 
 # --- other models
@@ -205,26 +337,32 @@ def _with_baselines(material: Dataset) -> tuple[Dataset, tuple[str, ...]]:
 def rival_checkpoint(
     card: Mapping[str, Any],
     tensors: Mapping[str, Any],
-    material: Dataset,
+    material: JudgedData,
     judgement: SpanJudgement,
 ) -> ModelForecasts:
-    """Return a checkpoint's forecasts of the bars of *judgement*, of the same interval.
+    """Return a checkpoint's forecasts of the rows of *judgement*, of the same interval.
 
-    Raises ``ConfigInvalid`` where it learnt from that time, or answers none of these bars.
+    Raises ``ConfigInvalid`` where it learnt from that time, or answers none of these rows.
     """
-    same = candle_kind(card).arrange(_same_bars(material, judgement))
-    model = candle_model(card, tensors)
-    return ModelForecasts(model.answers(same, Part.TEST), model.held(same))
+    kind = kind_of(card)
+    same = _same_rows(kind.arrange(material), judgement, card["architecture"]["horizons"])
+    model = kind.load(card, tensors)
+    found = ModelForecasts(model.answers(same, Part.TEST), model.held(same))
+    if not (judgement.forecasts.places(found.forecasts) >= 0).any():
+        unit = judgement.forecasts.unit
+        raise ConfigInvalid(f"it answers none of the {unit} that the judged model answers")
+    return found
 
 
 def rival_class(
     forecaster: UserForecaster, material: Dataset, judgement: SpanJudgement
 ) -> ModelForecasts:
     """Return the forecasts of a user's class for the bars of *judgement*; raises likewise."""
-    return ModelForecasts(class_forecasts(forecaster, _same_bars(material, judgement)))
+    same = _same_rows(material, judgement, material.horizons)
+    return ModelForecasts(class_forecasts(forecaster, same))
 
 
-def require_interval(name: str, material: Dataset, interval_ms: int) -> None:
+def require_interval(name: str, material: JudgedData, interval_ms: int) -> None:
     """Raise ``ConfigInvalid`` where *material* is of another interval than the judged model's."""
     if material.interval_ms != interval_ms:
         raise ConfigInvalid(
@@ -233,14 +371,14 @@ def require_interval(name: str, material: Dataset, interval_ms: int) -> None:
         )
 
 
-def _same_bars(data: Dataset, judgement: SpanJudgement) -> Dataset:
-    """Return *data* of the judged bars alone, with the baselines that need no fitting."""
-    horizons = judgement.forecasts.horizons
-    if not set(data.horizons) & set(horizons):
-        theirs, ours = (", ".join(map(str, every)) for every in (data.horizons, horizons))
+def _same_rows(data: AnyData, judgement: SpanJudgement, horizons: Sequence[int]) -> AnyData:
+    """Return *data* of the judged rows alone, with the baselines that need no fitting."""
+    rows = judgement.forecasts
+    if not set(horizons) & set(rows.horizons):
+        theirs, ours = (", ".join(map(str, every)) for every in (horizons, rows.horizons))
         raise ConfigInvalid(
-            f"it forecasts {theirs} bars ahead, and the judged model {ours}; name models of a "
-            "common horizon"
+            f"it forecasts {theirs} {rows.unit} ahead, and the judged model {ours}; name models of "
+            "a common horizon"
         )
-    keys = np.unique(judgement.forecasts.keys)
-    return replace(within(data, judgement.span), stored=unfitted(), only=keys)
+    found: AnyData = data.spanned(judgement.span).compared(np.unique(rows.keys))
+    return found

@@ -1,41 +1,202 @@
-"""``METRICS``: every figure of a forecaster, as terms of each row of ``Forecasts``.
+"""``METRICS``: every figure of a forecaster, as terms of each row of ``Forecasts``; comparisons.
 
 A metric needs fields of a forecaster; every forecaster that gives them stands in its table, and its
 references, which are constants known in hindsight. Most are means of their terms; others combine
 sums of them, which are resampled by blocks of days.
 
-The rules are docs/models.md, L14, L45 and L56.
+Value at risk and expected shortfall are figures of the forecast's Student t: the loss that a share
+of all exceed, and the mean of those that do. A Student t that covers 90 % of returns may understate
+the worst hundredth. So the calibration slice scales each tail's distance from the mean until the
+right share of losses exceeds it, and the shortfall's until it is the mean of those. Kupiec's test
+(1995) asks whether breaches are as frequent as forecast, Christoffersen's (1998) whether one
+follows another more often than chance; both on bars that share no future.
+
+The rules are docs/models.md, L14, L45, L54 and L56.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy import special, stats
 from scipy.special import stdtrit
 from scipy.stats import rankdata
 
+from tracepaper.replay.document.values import Cells, Table, Value, of_row, table
 from tracepaper.replay.learning import statistics
-from tracepaper.replay.learning.judge.forecasts import MODEL, Forecasts
-from tracepaper.replay.learning.judge.tails import student_tails
+from tracepaper.replay.learning.card import rounded
+from tracepaper.replay.learning.judge.forecasts import MODEL, Forecasts, words
 from tracepaper.replay.learning.losses import ADDED
+from tracepaper.replay.learning.splits import SYMBOL_BITS
 from tracepaper.replay.learning.statistics import (
     COVERAGE,
     VARIANCE_FLOOR,
     DailyEstimate,
+    DayDifference,
+    corrected,
+    difference,
     figure,
     inside,
     mean,
+    verdict,
 )
-from tracepaper.replay.report.honesty import FEW_DAYS
+from tracepaper.replay.report import metrics
+from tracepaper.replay.report.honesty import FEW_DAYS, LEVEL, PAIRED
 from tracepaper.replay.report.metrics import BLOCK_DAYS
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.features.rolling import Array
+from tracepaper.strategies.types.decisions import SHARES
+
+TAILS: Final = "tails"
+"""``[calibration.tails]``: by horizon and side, a pair of factors for each of ``SHARES``."""
+SIDES: Final = {"long": -1.0, "short": 1.0}
+"""The sign of the returns by which each side loses."""
+BREACHES_LEAST: Final = 5
+"""With fewer losses that share no future a value at risk is not calibrated."""
+_SYMBOL: Final = 1 << SYMBOL_BITS
+"""A key is its bar's number times this, plus the number of its symbol."""
+
+
+def value_at_risk(location: Array, scale: Array, dof: Array, share: float) -> tuple[Array, Array]:
+    """Return the loss that a *share* exceeds, and the mean loss beyond it, of Student t losses.
+
+    The degrees of freedom must be above 1. Source: McNeil, Frey and Embrechts, Quantitative Risk
+    Management, 2005, chapter 2.
+    """
+    edge = stats.t.isf(share, dof)
+    beyond = stats.t.pdf(edge, dof) / share * (dof + edge**2) / (dof - 1.0)
+    return location + scale * edge, location + scale * beyond
+
+
+def losses(rows: Forecasts) -> Array:
+    """Return the realised loss of each side: [row, side]."""
+    lost: Array = np.multiply.outer(rows.labels["returns"], list(SIDES.values()))
+    return lost
+
+
+def student_tails(rows: Forecasts) -> Array:
+    """Return value at risk and shortfall of the forecast's Student t: [row, side, share, 2]."""
+    mean, scale, dof = (rows.value(field) for field in ("mean", "scale", "dof"))
+    sides = [
+        [np.stack(value_at_risk(sign * mean, scale, dof, share), axis=-1) for share in SHARES]
+        for sign in SIDES.values()
+    ]
+    return np.stack([np.stack(side, axis=1) for side in sides], axis=1)
+
+
+def scaled_tails(rows: Forecasts, factors: Mapping[str, Any]) -> Array:
+    """Return ``student_tails`` whose distances from the mean are multiplied by a card's factors."""
+    mean = np.multiply.outer(rows.value("mean"), list(SIDES.values()))[:, :, None, None]
+    scaled: Array = mean + np.array([factors[side] for side in SIDES]) * (
+        student_tails(rows) - mean
+    )
+    return scaled
+
+
+def tail_factors(table: Forecasts) -> dict[str, Any]:
+    """Return ``[calibration.tails]`` of the calibration slice's forecasts."""
+    return {str(horizon): _factors(rows, horizon) for horizon, rows in table.by_horizon()}
+
+
+def _factors(rows: Forecasts, horizon: int) -> dict[str, list[list[float]]]:
+    tails, lost, mean = student_tails(rows), losses(rows), rows.value("mean")
+    found: dict[str, list[list[float]]] = {}
+    for at, (side, sign) in enumerate(SIDES.items()):
+        pairs = found[side] = [[1.0, 1.0] for _ in SHARES]
+        distance = lost[:, at] - sign * mean
+        for place, share in enumerate(SHARES):
+            if share * len(rows) / horizon < BREACHES_LEAST:
+                continue
+            edge, beyond = tails[:, at, place].T - sign * mean
+            # The higher of two rows leaves no more than the share beyond it.
+            ratio = distance / edge
+            limit = max(float(np.quantile(ratio, 1.0 - share, method="higher")), 0.0)
+            if (outside := ratio > limit).any():
+                shortfall = float((distance[outside] / beyond[outside]).mean())
+                pairs[place] = [rounded(limit), rounded(shortfall)]
+    return found
+
+
+def breach_rows(rows: Forecasts, tails: Array) -> Iterator[dict[str, Any]]:
+    """Yield the tests of *tails* [row, side, share, 2] of one horizon's *rows*, a row each."""
+    (horizon,) = rows.horizons
+    alone = without_overlap(rows.keys, horizon)
+    in_turn, lost = follows(rows.keys[alone], horizon), losses(rows)
+    for at, side in enumerate(SIDES):
+        for place, share in enumerate(SHARES):
+            limit, expected = tails[:, at, place].T
+            beyond, ratio = lost[:, at] > limit, lost[:, at] / expected
+            yield {
+                "horizon": horizon,
+                "tail": f"of a {side} position",
+                "share": share,
+                "came": statistics.mean(beyond.astype(np.float64), rows.day),
+                "bars": len(alone),
+                "often": metrics.kupiec(int(beyond[alone].sum()), len(alone), share),
+                "apart": christoffersen(beyond[alone], in_turn),
+                "shortfall": statistics.mean(ratio[beyond], rows.day[beyond])
+                if beyond.any()
+                else None,
+            }
+
+
+BREACHES: Final = (
+    of_row("horizon", "bars ahead", "count"),
+    of_row("tail", "value at risk", "text"),
+    of_row("share", "said", "measure"),
+    of_row("came", "came", "measure"),
+    of_row("bars", "bars apart", "count"),
+    of_row("often", "p, as often", "measure"),
+    of_row("apart", "p, apart", "measure"),
+    of_row("shortfall", "loss beyond ÷ said", "measure"),
+)
+"""``often`` is the p of Kupiec's test, ``apart`` of Christoffersen's, on ``bars`` that share no
+future; ``shortfall`` the mean loss of breaches over what was expected, 1 where that is right."""
+
+
+def without_overlap(keys: NDArray[np.int64], horizon: int) -> NDArray[np.int64]:
+    """Return rows of which no two of a symbol share a future bar, by symbol and time."""
+    order = np.lexsort((keys // _SYMBOL, keys % _SYMBOL))
+    rows: NDArray[np.int64] = order[keys[order] // _SYMBOL % horizon == 0]
+    return rows
+
+
+def follows(keys: NDArray[np.int64], horizon: int) -> NDArray[np.bool_]:
+    """Return for each row but the first whether it follows the row before without a gap."""
+    is_same_symbol = keys[1:] % _SYMBOL == keys[:-1] % _SYMBOL
+    is_next = keys[1:] // _SYMBOL - keys[:-1] // _SYMBOL == horizon
+    adjacent: NDArray[np.bool_] = is_same_symbol & is_next
+    return adjacent
+
+
+def christoffersen(beyond: NDArray[np.bool_], in_turn: NDArray[np.bool_]) -> float | None:
+    """Return Christoffersen's p value: of breaches that follow one another as these do by chance.
+
+    *in_turn* says for each row but the first whether it follows the row before. None where no row
+    follows a breach, or nothing was one.
+    """
+    before, after = beyond[:-1][in_turn], beyond[1:][in_turn]
+    first, second = int((~before).sum()), int(before.sum())
+    calm, again = int((after & ~before).sum()), int((after & before).sum())
+    if not first or not second or not calm + again:
+        return None
+    together = _likelihood(calm + again, first + second, (calm + again) / (first + second))
+    apart = _likelihood(calm, first, calm / first) + _likelihood(again, second, again / second)
+    return float(stats.chi2.sf(max(2.0 * (apart - together), 0.0), 1))
+
+
+def _likelihood(breaches: int, count: int, share: float) -> float:
+    return float(special.xlogy(breaches, share) + special.xlogy(count - breaches, 1.0 - share))
+
+
+# --- every metric
+
 
 RELATIVE: Final = "relative"
 """The head of relative returns among the forecasters that rank the assets."""
@@ -52,6 +213,10 @@ class MetricView:
     def __getitem__(self, field: str) -> NDArray[Any]:
         """Return a field [row, ..]."""
         return self.rows.value(field, self.name)
+
+    def where(self, known: NDArray[np.bool_]) -> MetricView:
+        """Return it on the *known* rows."""
+        return self if known.all() else MetricView(self.rows.where(known), self.name)
 
     @property
     def labels(self) -> Mapping[str, NDArray[Any]]:
@@ -631,3 +796,138 @@ def crps_at(levels: Sequence[float]) -> Metric:
         return mean
 
     return each[0]._replace(name="crps_at", title=f"at {len(levels)} levels", terms=terms)
+
+
+# --- forecasters on the rows that both answer, by day
+
+
+def compare(
+    rows: Forecasts,
+    metric: Metric,
+    model: str = MODEL,
+    others: tuple[str, ...] | None = None,
+    leave: tuple[str, ...] = (),
+) -> dict[str, DayDifference]:
+    """Return the *metric* of *model* less that of each other, by name, Holm over the others.
+
+    Of each pair on the rows that both answer. Without *others* they are the baselines and the
+    references; *leave* are names that are none. One that does not give what it needs is left out.
+    """
+    every = views(metric, rows, None if others is None else (model, *others))
+    if model not in every or metric.less_is_better is None:
+        return {}
+    found = {}
+    for name, view in every.items():
+        if name in (model, *leave):
+            continue
+        pair = _shared(metric, every[model], view)
+        if pair is not None:
+            found[name] = difference(*pair)
+    return corrected(found)
+
+
+def _shared(
+    metric: Metric, first: MetricView, second: MetricView
+) -> tuple[Array, Array, NDArray[Any]] | None:
+    """Return both terms and the days, of the rows that both answer; None where there is none."""
+    known = answered(metric, first) & answered(metric, second)
+    if not known.any():
+        return None
+    first, second = (of.where(known) for of in (first, second))
+    one, other = metric.terms(first), metric.terms(second)
+    counts = np.isfinite(one) & np.isfinite(other)
+    return (one[counts], other[counts], first.rows.day[counts]) if counts.any() else None
+
+
+def answered(metric: Metric, view: MetricView) -> NDArray[np.bool_]:
+    """Return the rows at which the fields that *metric* needs are known."""
+    known = np.ones(len(view.rows), dtype=np.bool_)
+    for field in metric.needs:
+        values = view[field]
+        known &= np.isfinite(values.reshape(len(values), -1)).all(axis=1)
+    return known
+
+
+def paired_figures(table: Forecasts, leave: tuple[str, ...] = ()) -> dict[str, Any]:
+    """Compare the model with every other forecaster, by horizon and loss, as a card keeps it.
+
+    *leave* are names that are no others. Each entry is [difference, error, p], p by Holm over the
+    others; less is better.
+    """
+    return {
+        PAIRED: {
+            str(horizon): {
+                name: {other: less.rounded() for other, less in found.items()}
+                for name in ("sign", "qlike")
+                if (found := compare(rows, LOSSES[name], leave=leave))
+            }
+            for horizon, rows in table.by_horizon()
+        }
+    }
+
+
+# --- tables
+
+FEW: Final = "too few days"
+NOTE: Final = (
+    f"Errors by day; p by Student's t over days, Holm over the others, credible below {LEVEL}. "
+    f"Fewer than {FEW_DAYS} days of weights, or {BOOK_DAYS} of books, say nothing."
+)
+
+
+def verdict_of(metric: Metric, found: DayDifference) -> str:
+    """Return the verdict of a difference of *metric*; none of too few days."""
+    if found.days < metric.least_days:
+        return FEW
+    return verdict(found, is_less_better=metric.less_is_better is not False)
+
+
+def forecaster_table(
+    key: str,
+    title: str,
+    forecasts: Forecasts,
+    metrics: Metric | Mapping[str, Metric],
+    *,
+    of: str = "",
+    model: str = MODEL,
+    others: tuple[str, ...] | None = None,
+    notes: Sequence[str] = (NOTE,),
+) -> Table:
+    """Return a row a horizon and forecaster: its metric, what *model* has less it, p, the verdict.
+
+    *others* are those of ``compare``; each is measured on the rows that it answers. Of several
+    *metrics* their names stand in the column *of*.
+    """
+    rows: list[Cells] = []
+    names = None if others is None else (model, *others)
+    each = {"": metrics} if isinstance(metrics, Metric) else metrics
+    for label, metric in each.items():
+        for horizon, at in forecasts.by_horizon():
+            against, every = compare(at, metric, model, others), views(metric, at, names)
+            for name in sorted(every, key=model.__ne__):
+                view = every[name]
+                if not (known := answered(metric, view)).any():
+                    continue
+                row: dict[str, Value] = {
+                    of: label,
+                    "forecaster": name if name in at.compared else words(name),
+                    "horizon": horizon,
+                    "value": estimate(metric, view.where(known)),
+                }
+                if name in against:
+                    less = against[name]
+                    said = verdict_of(metric, less)
+                    row |= {"less": less.pair, "p": less.p, "verdict": said, "days": less.days}
+                rows.append(row)
+    columns = [
+        *([of_row(of, of, "text")] if of else []),
+        of_row("forecaster", "forecaster", "text"),
+        of_row("horizon", forecasts.unit, "count"),
+        of_row("value", "value", "measure"),
+        of_row("less", f"{words(model)} less it", "measure"),
+        of_row("p", "p", "measure"),
+        of_row("verdict", f"{words(model)} is", "text"),
+        of_row("days", "days", "count", wide=True),
+    ]
+    made = table(key, title, columns, rows, notes=notes if rows else ())
+    return replace(made, whole=True)

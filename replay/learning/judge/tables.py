@@ -11,49 +11,66 @@ from itertools import groupby
 from typing import Any, Final, NamedTuple
 
 import numpy as np
+from rich.console import Console
 
-from tracepaper.replay.document.charts import ChartPanel
-from tracepaper.replay.document.values import Cells, Figure, Table, Value, of_row, table
-from tracepaper.replay.learning import statistics as figures
-from tracepaper.replay.learning.judge import charts
-from tracepaper.replay.learning.judge.charts import has_law, hits
-from tracepaper.replay.learning.judge.compare import (
-    NOTE,
-    compare,
-    compared_table,
-    forecaster_table,
-    verdict_of,
+from tracepaper.replay.document import terminal
+from tracepaper.replay.document.charts import (
+    Chart,
+    ChartAxis,
+    ChartPanel,
+    ChartRole,
+    Layer,
+    LineDash,
+    LineLayer,
+    RuleLayer,
+    rounded,
+    time_axis,
 )
-from tracepaper.replay.learning.judge.correlation import LEARNT
+from tracepaper.replay.document.values import (
+    Cells,
+    Figure,
+    Paragraph,
+    Part,
+    Table,
+    TitledParts,
+    Value,
+    documents,
+    of_row,
+    table,
+)
+from tracepaper.replay.learning import statistics as figures
 from tracepaper.replay.learning.judge.forecasts import MODEL, Forecasts, words
-from tracepaper.replay.learning.judge.heads import head_tables
+from tracepaper.replay.learning.judge.heads import LEARNT, head_tables
 from tracepaper.replay.learning.judge.judge import SpanJudgement
 from tracepaper.replay.learning.judge.metrics import (
     BOOKS,
+    BREACHES,
     CORRELATION,
     DENSITIES,
     LOSSES,
     MEASURES,
     METRICS,
+    NOTE,
     PAIRS,
     PORTFOLIOS,
     QUANTILES,
     RANKS,
     RELATIVE,
     RISKS,
+    breach_rows,
+    compare,
     compared_by,
     crps_at,
+    forecaster_table,
     pinball,
-    views,
-)
-from tracepaper.replay.learning.judge.tails import (
-    BREACHES,
-    breach_rows,
     scaled_tails,
     student_tails,
+    verdict_of,
+    views,
 )
 from tracepaper.replay.learning.splits import iso
 from tracepaper.replay.learning.statistics import (
+    RISK_COVERAGES,
     DayDifference,
     RankedBars,
     RiskCurve,
@@ -64,6 +81,125 @@ from tracepaper.replay.learning.statistics import (
 from tracepaper.replay.report import metrics
 from tracepaper.replay.report.honesty import FEW_DAYS, LEVEL
 from tracepaper.strategies.errors import ConfigInvalid
+from tracepaper.strategies.features.rolling import Array
+from tracepaper.strategies.units import DAY_MS
+
+_HEIGHT: Final = 280
+_ROLES: Final[tuple[ChartRole, ...]] = ("accent", "ink", "gain", "loss", "muted")
+_DASHES: Final[tuple[LineDash, ...]] = ("solid", "dash", "dot", "dashdot")
+BINS: Final = 15
+BINNED_LEAST: Final = 50
+"""Bars of a bin under which nothing is drawn: its share would be luck."""
+WEEK_DAYS: Final = 7
+
+
+def risk_coverage(curves: Mapping[tuple[str, str], RiskCurve]) -> ChartPanel | None:
+    """Draw excess risk by coverage, a line a measure, a dash a risk."""
+    if not curves:
+        return None
+    names = list(dict.fromkeys(name for _, name in curves))
+    shares = [float(100 * share) for share in RISK_COVERAGES]
+    lines = [
+        LineLayer(
+            f"{name.replace('_', ' ')}: {RISKS[risk].title}",
+            shares,
+            rounded(curve.excess),
+            _ROLES[names.index(name) % len(_ROLES)],
+            dash=_DASHES[list(RISKS).index(risk) % len(_DASHES)],
+        )
+        for (risk, name), curve in curves.items()
+    ]
+    across = ChartAxis("share of bars answered, %", unit=" %", digits=0, is_reversed=True)
+    up = ChartAxis("risk less a random gate's", has_zero=True)
+    return ChartPanel([RuleLayer(0.0), *lines], across, up, _HEIGHT + 100)
+
+
+class Bin(NamedTuple):
+    """Bars whose top direction was said with about one probability."""
+
+    said: float
+    came: float
+    bars: int
+
+
+def bins_of(judgement: SpanJudgement) -> list[Bin]:
+    """Return said and realised probability of the top direction, over all horizons."""
+    rows = judgement.forecasts
+    if not rows.gives("probability"):
+        return []
+    probability = rows.value("probability")
+    sure, hit = probability.max(axis=1), probability.argmax(axis=1) == rows.labels["direction"]
+    place = np.minimum((sure * BINS).astype(np.int64), BINS - 1)
+    return [
+        Bin(float(sure[own].mean()), float(hit[own].mean()), int(own.sum()))
+        for at in range(BINS)
+        if (own := place == at).sum() >= BINNED_LEAST
+    ]
+
+
+def reliability(judgement: SpanJudgement) -> ChartPanel | None:
+    """Draw said against realised probability."""
+    found = bins_of(judgement)
+    if not found:
+        return None
+    least = min(min(one.said, one.came) for one in found)
+    most = max(max(one.said, one.came) for one in found)
+    lines = [
+        LineLayer("as said", [least, most], [least, most], "muted", dash="dot"),
+        LineLayer("the model", [one.said for one in found], [one.came for one in found], width=2.2),
+    ]
+    across, up = ChartAxis("probability said", digits=3), ChartAxis("share that came", digits=3)
+    return ChartPanel(lines, across, up, _HEIGHT)
+
+
+def has_law(rows: Forecasts) -> bool:
+    """Return whether the judged model forecasts a whole distribution of the return."""
+    return rows.gives("mean") and rows.gives("scale")
+
+
+def hits(rows: Forecasts, share: float) -> Array:
+    """Return 1 where the return lay in the model's central interval of that *share*, else 0."""
+    mean, scale, dof = (rows.value(field) for field in ("mean", "scale", "dof"))
+    return figures.inside(mean, scale, dof, rows.labels["returns"], share)
+
+
+def coverage_by_week(judgement: SpanJudgement) -> ChartPanel | None:
+    """Draw the coverage of the 90 % interval by week, a line a horizon."""
+    if not has_law(judgement.forecasts):
+        return None
+    # The claim is the wide pale line: over the others it would hide them.
+    layers: list[Layer] = [RuleLayer(figures.COVERAGE, name="claimed", role="faint")]
+    for place, (horizon, rows) in enumerate(judgement.forecasts.by_horizon()):
+        weeks, at = np.unique(rows.day // WEEK_DAYS, return_inverse=True)
+        share = np.bincount(at, hits(rows, figures.COVERAGE)) / np.bincount(at)
+        times = (weeks * WEEK_DAYS * DAY_MS).tolist()
+        role = _ROLES[place % len(_ROLES)]
+        layers.append(LineLayer(f"{horizon} bars", times, rounded(share), role, has_points=True))
+    return ChartPanel(layers, time_axis(), ChartAxis("share inside", digits=3), _HEIGHT)
+
+
+def qlike_by_day(judgement: SpanJudgement) -> ChartPanel | None:
+    """Draw by day the sum so far of the model's QLIKE less each baseline's, middle horizon."""
+    every = judgement.forecasts.by_horizon()
+    horizon, rows = every[len(every) // 2]
+    metric = LOSSES["qlike"]
+    losses = {name: metric.terms(view) for name, view in views(metric, rows).items()}
+    if MODEL not in losses or len(losses) < 2:
+        return None
+    days, at = np.unique(rows.day, return_inverse=True)
+    layers: list[Layer] = [RuleLayer(0.0)]
+    for place, name in enumerate(name for name in losses if name != MODEL):
+        less: Array = losses[MODEL] - losses[name]
+        total = np.cumsum(np.bincount(at, less) / np.bincount(at))
+        role = _ROLES[place % len(_ROLES)]
+        dash = _DASHES[place // len(_ROLES)]
+        times = (days * DAY_MS).tolist()
+        layers.append(LineLayer(name.replace("_", " "), times, rounded(total), role, dash=dash))
+    up = ChartAxis(f"QLIKE at {horizon} bars, summed", has_zero=True)
+    return ChartPanel(layers, time_axis(), up, _HEIGHT)
+
+
+# --- tables
 
 
 class SpanFigure(NamedTuple):
@@ -176,13 +312,13 @@ _CLIMATOLOGY: Final = (
 )
 
 
-@shown("paired", charts.qlike_by_day, "QLIKE by day: the sum so far of the model's less that of "
+@shown("paired", qlike_by_day, "QLIKE by day: the sum so far of the model's less that of "
        "each baseline. A line that falls is a baseline that the model beats.")  # fmt: skip
 def _paired(judgement: SpanJudgement) -> Iterable[Table]:
     """Return the model less each baseline on the same bars, a table a loss."""
     for key, metric in LOSSES.items():
         title = f"{metric.title}: the model less each baseline"
-        yield compared_table(f"paired_{key}", title, judgement.forecasts, metric, first="baseline")
+        yield forecaster_table(f"paired_{key}", title, judgement.forecasts, metric)
 
 
 @shown("beside")
@@ -192,7 +328,7 @@ def _beside(judgement: SpanJudgement) -> Iterable[Table]:
         if rows is not None and rows.compared:
             for key, metric in compared_by(rows).items():
                 title = f"{metric.title}: the model less each other model"
-                yield compared_table(f"beside_{key}", title, rows, metric, rows.compared)
+                yield forecaster_table(f"beside_{key}", title, rows, metric, others=rows.compared)
 
 
 # --- how well it knows how far it may be off
@@ -200,7 +336,7 @@ def _beside(judgement: SpanJudgement) -> Iterable[Table]:
 LEVELS: Final = (0.5, 0.8, 0.9, 0.95, 0.99)
 
 
-@shown("intervals", charts.coverage_by_week, "Coverage of the 90 % interval by week; the pale line "
+@shown("intervals", coverage_by_week, "Coverage of the 90 % interval by week; the pale line "
        "is what it claims.")  # fmt: skip
 def _intervals(judgement: SpanJudgement) -> Iterable[Table]:
     """How often the return lay inside the central intervals."""
@@ -313,12 +449,12 @@ def scores_of(
         yield forecaster_table(f"{prefix}weights", title, held, weights, of="figure", notes=notes)
 
 
-@shown("calibration", charts.reliability, "How often a forecast direction came true, by the "
+@shown("calibration", reliability, "How often a forecast direction came true, by the "
        "probability that was said of it; on the line both are equal.")  # fmt: skip
 def _calibration(judgement: SpanJudgement) -> Iterable[Table]:
     """Said probability beside what came, in bins over all horizons."""
-    found = charts.bins_of(judgement)
-    columns: list[Figure[charts.Bin]] = [
+    found = bins_of(judgement)
+    columns: list[Figure[Bin]] = [
         Figure("said", "said", "measure", lambda one: one.said),
         Figure("came", "came", "measure", lambda one: one.came),
         Figure("bars", "bars", "count", lambda one: one.bars),
@@ -355,7 +491,7 @@ def confidence_areas(judgement: SpanJudgement) -> dict[str, dict[str, DayDiffere
     }
 
 
-@shown("confidence", lambda judgement: charts.risk_coverage(curves_of(judgement)),
+@shown("confidence", lambda judgement: risk_coverage(curves_of(judgement)),
        "Risk of the surest bars by the share that is answered, less that of a random gate of equal "
        "coverage; pooled over horizons. Below zero the measure knows.")  # fmt: skip
 def _confidence(judgement: SpanJudgement) -> Iterable[Table]:
@@ -450,18 +586,19 @@ def _beside_on_every(every: Sequence[SpanJudgement]) -> Iterable[Table]:
         for horizon in first.horizons
     }
     rows: list[Cells] = []
-    for name in first.compared:
-        row: dict[str, Value] = {"model": name}
-        for (key, horizon), spans in found.items():
+    for (key, horizon), spans in found.items():
+        for name in first.compared:
             if all(name in differences for differences in spans):
                 verdicts = {verdict_of(metrics[key], of[name]) for of in spans}
-                row[f"{key}_{horizon}"] = verdicts.pop() if len(verdicts) == 1 else "mixed"
-        rows += [row] if len(row) > 1 else []
+                said = verdicts.pop() if len(verdicts) == 1 else "mixed"
+                title = metrics[key].title
+                rows.append({"model": name, "metric": title, "horizon": horizon, "verdict": said})
     columns = [
-        of_row(f"{key}_{horizon}", f"{metrics[key].title}, {horizon} {first.unit}", "text")
-        for key, horizon in found
+        of_row("model", "model", "text"),
+        of_row("metric", "metric", "text"),
+        of_row("horizon", first.unit, "count"),
+        of_row("verdict", f"{words(MODEL)} is", "text"),
     ]
-    columns = [of_row("model", "model", "text"), *columns]
     yield table("beside_spans", "The model against each other model on every span", columns, rows)
 
 
@@ -560,3 +697,60 @@ def _spans(every: Sequence[SpanJudgement]) -> Iterable[Table]:
     ]
     note = "Opened by: how many recipes were judged on the span."
     yield table("spans", "What was judged", columns, every, notes=[note])
+
+
+# --- a judgement for a terminal, as JSON, and as a document of the page
+
+
+def show(console: Console, every: Sequence[SpanJudgement], findings: Sequence[Table]) -> None:
+    """Print the tables and caveats of each span, those of all together, and the *findings*."""
+    parts: list[Part] = []
+    for one in every:
+        sentences = [Paragraph(f"• {sentence}") for sentence in one.sentences]
+        parts += [Paragraph(one.heading, "heading"), *tables_of(one), *sentences]
+    terminal.show(console, [*parts, *tables_across(every), *findings])
+
+
+def as_document(model_id: str, recipe: str, every: Sequence[SpanJudgement]) -> dict[str, Any]:
+    """Return the judgement as plain values; estimates are ``{"value", "error"}``.
+
+    ``figures`` and ``sentences`` are the first span's; every table is a list of rows by its key.
+    """
+    return {
+        "id": model_id,
+        "recipe": recipe,
+        "figures": every[0].judged.figures,
+        "sentences": every[0].sentences,
+        "spans": [
+            {
+                "name": one.span.name,
+                "from_ms": one.from_ms,
+                "until_ms": one.until_ms,
+                "days": one.days,
+                "symbols": list(one.symbols),
+                "openings": one.openings,
+                "figures": one.figures,
+                "sentences": one.sentences,
+                "tables": documents(tables_of(one)),
+            }
+            for one in every
+        ],
+        "tables": documents(tables_across(every)),
+    }
+
+
+def judgement_document(model_id: str, every: Sequence[SpanJudgement]) -> TitledParts:
+    """Return the judgement of all spans as a document."""
+    parts: list[Part] = [Paragraph("All spans", "heading"), *tables_across(every)]
+    for one in every:
+        parts.append(Paragraph(one.heading, "heading"))
+        parts += [Paragraph(sentence, "item") for sentence in one.sentences]
+        parts += _parts(one)
+    return TitledParts(f"Judgement of {model_id}", tuple(parts))
+
+
+def _parts(one: SpanJudgement) -> Iterator[Part]:
+    for known in SHOWN.values():
+        yield from (table for table in known.tables(one) if table.rows or table.notes)
+        if known.chart is not None and (panel := known.chart(one)) is not None:
+            yield Chart("", known.caption, [panel])

@@ -12,9 +12,8 @@ import { Palette } from "./palette.js";
 import { AccountView } from "./places/account.js";
 import { CompareView } from "./places/compare.js";
 import { FleetView } from "./places/fleet.js";
-import { GatesView } from "./places/gates.js";
 import { HealthView } from "./places/health.js";
-import { ModelView, ReportView, SweepView } from "./places/report.js";
+import { GatesView, ModelView, ReportView, SweepView } from "./places/report.js";
 import { RunsView } from "./places/runs.js";
 import { toggleTheme } from "./theme.js";
 

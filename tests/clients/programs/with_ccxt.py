@@ -1,4 +1,4 @@
-"""ccxt: markets, candles, book, trades, and of contracts tiers, measures and histories."""
+"""ccxt: markets, candles, book, trades, and of contracts tiers, marks and funding."""
 
 import json
 import sys
@@ -22,12 +22,6 @@ if category == "linear":
     seen["tiers"] = len(client.fetch_leverage_tiers([symbol])[symbol])
     assert len(client.fetch_market_leverage_tiers(symbol)) == seen["tiers"]
     seen["mark"] = len(client.fetch_mark_ohlcv(symbol, "5m", limit=5))
-    seen["index"] = len(client.fetch_index_ohlcv(symbol, "5m", limit=5))
-    seen["premium"] = len(client.fetch_premium_index_ohlcv(symbol, "5m", limit=5))
-    seen["interest"] = len(client.fetch_open_interest_history(symbol, "1h"))
-    assert client.fetch_open_interest(symbol)["openInterestAmount"]
-    assert client.fetch_long_short_ratio_history(symbol, "1h")
     assert client.fetch_funding_rate(symbol)["markPrice"]
     assert client.fetch_funding_rate_history(symbol, limit=3)
-    assert client.fetch_volatility_history("BTC")
 print(json.dumps(seen))

@@ -139,7 +139,7 @@ def test_real_linear_filters_are_read_exactly() -> None:
     assert (bitcoin.min_quantity, bitcoin.min_notional) == (1, 5 * 10**8)
     assert bitcoin.max_quantity == 150_000
     assert bitcoin.funding_interval_minutes == 480
-    assert bitcoin.id == "linear:BTCUSDT"
+    assert (bitcoin.id, bitcoin.base_coin, bitcoin.quote_coin) == ("linear:BTCUSDT", "BTC", "USDT")
 
 
 def test_decimals_follow_the_tick_and_never_the_price_scale() -> None:

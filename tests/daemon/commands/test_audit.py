@@ -9,13 +9,12 @@ import subprocess
 import sys
 from contextlib import closing
 from pathlib import Path
-from typing import Any
 
 import pytest
 import storage_cases as cases
+from report_cases import document, typed
 from waiting import deadline_s
 
-from tracepaper.daemon.cli import invoke
 from tracepaper.storage.database.queries import ask
 from tracepaper.storage.database.reader import Reader
 from tracepaper.storage.database.schema import metadata
@@ -28,18 +27,6 @@ def path(tmp_path: Path) -> Path:
     cases.write_run(tmp_path / "a.db", cases.rich_steps(), of=cases.run("rich"))
     cases.write_run(tmp_path / "a.db", STEPS, of=cases.run("plain"))
     return tmp_path / "a.db"
-
-
-def typed(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, str, str]:
-    code = invoke([str(word) for word in words])
-    captured = capsys.readouterr()
-    return code, captured.out, captured.err
-
-
-def document(capsys: pytest.CaptureFixture[str], *words: object) -> Any:
-    code, out, err = typed(capsys, *words, "--json")
-    assert (code, err) == (0, "")
-    return json.loads(out)
 
 
 def test_verify_says_that_the_chain_holds(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -69,7 +56,7 @@ def test_verify_names_what_was_changed_and_exits_with_1(
     path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     connection = sqlite3.connect(path)
-    connection.execute("UPDATE steps SET close = close + 1 WHERE step & 4095 = 33")
+    connection.execute("UPDATE steps SET close = close + 1 WHERE sequence = 33")
     connection.commit()
     connection.close()
     code, out, err = typed(capsys, "audit", "verify", "plain", "--db", path)
@@ -271,7 +258,7 @@ def test_every_run_is_checked_at_once(path: Path, capsys: pytest.CaptureFixture[
     with closing(sqlite3.connect(path)) as raw:
         raw.execute(
             "UPDATE steps SET close = close + 1 "
-            "WHERE step = (SELECT min(step) FROM steps WHERE open > 0)"
+            "WHERE sequence = (SELECT min(sequence) FROM steps WHERE open > 0)"
         )
         raw.commit()
     assert typed(capsys, "audit", "verify", "--db", path)[0] == 0  # the newest is whole

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 import storage_cases as cases
+from report_cases import typed
 
-from tracepaper.daemon.cli import invoke
 from tracepaper.storage.audit import SqlAuditLog
 
 
@@ -20,12 +20,6 @@ def path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     cases.write_run(tmp_path / "a.db", cases.plain_steps(24 * 60 + 100))
     return tmp_path / "a.db"
-
-
-def typed(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, str, str]:
-    code = invoke([str(word) for word in words])
-    captured = capsys.readouterr()
-    return code, captured.out, captured.err
 
 
 def test_another_schema_is_rejected_alike_by_every_command(

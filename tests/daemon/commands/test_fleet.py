@@ -14,17 +14,11 @@ import pytest
 import storage_cases as cases
 from fleet_cases import assert_same, grown
 from postgres_server import Cluster
+from report_cases import typed
 from waiting import deadline_s, until
 
-from tracepaper.daemon.cli import invoke
 from tracepaper.storage.fleet.server import shown as shown_address
 from tracepaper.storage.fleet.ship import database_id
-
-
-def typed(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, str, str]:
-    code = invoke([str(word) for word in words])
-    captured = capsys.readouterr()
-    return code, captured.out, captured.err
 
 
 @pytest.fixture
@@ -100,7 +94,7 @@ def test_what_was_changed_on_the_server_is_found(
     path: Path, postgres: Cluster, fleet_url: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     typed(capsys, "db", "ship", "--to", fleet_url, "--db", path, "--once")
-    postgres.sql(fleet_url, "UPDATE steps SET close = close + 1 WHERE step & 268435455 = 33")
+    postgres.sql(fleet_url, "UPDATE steps SET close = close + 1 WHERE sequence = 33")
     code, out, _ = typed(capsys, "audit", "verify", "--from", fleet_url)
     assert code == 1
     assert "Steps 0 to 63" in out

@@ -152,13 +152,6 @@ async def test_a_proxy_of_the_environment_is_not_asked(
     assert await called("status", "--db", daemon.database) == 0
 
 
-async def test_the_daemons_own_refusal_is_passed_on(
-    daemon: Operated, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert await called("command", "HALT", "--note", "x" * 501, "--db", daemon.database) == 1
-    assert capsys.readouterr().err == "Keep the note within 500 characters.\n"
-
-
 async def test_a_daemon_that_serves_nothing_yet_is_named(
     daemon: Operated, capsys: pytest.CaptureFixture[str]
 ) -> None:

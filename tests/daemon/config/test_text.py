@@ -11,12 +11,6 @@ from tracepaper.daemon.cli import invoke
 from tracepaper.daemon.config.loading import SECTIONS, Config, example, load, render
 from tracepaper.daemon.config.values import description
 
-ROOT = Path(__file__).parents[3]
-
-
-def test_the_shipped_example_is_the_printed_one() -> None:
-    assert (ROOT / "deploy" / "config.example.toml").read_text(encoding="utf-8") == example()
-
 
 def test_the_example_is_the_default_configuration() -> None:
     assert Config.model_validate(tomllib.loads(example())) == Config()

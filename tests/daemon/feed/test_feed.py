@@ -8,7 +8,7 @@ from functools import partial
 
 import pytest
 from aiohttp import web
-from builders import bar, instrument
+from builders import bar
 from bybit_feed import BITCOIN, Live, live
 from bybit_server import (
     FILTERS,
@@ -59,17 +59,6 @@ def known(minute: int) -> FeedStart:
         warmup_bars=5,
         known={ID: START_MS + minute * MINUTE},
     )
-
-
-async def test_closing_frames_become_bars_in_order() -> None:
-    async with ScriptedServer() as server, live(server) as run:
-        for index in range(3):
-            await run.close_bar(index)
-        await until(lambda: len(run.bars()) == 3)
-        assert run.opens() == [0, 1, 2]
-        assert {bar.source for bar in run.bars()} == {Source.STREAM}
-        assert run.bars()[2].market_ms == START_MS + 3 * MINUTE + 300
-        assert not run.gaps()
 
 
 async def test_a_feed_says_whether_the_next_event_is_at_hand_and_keeps_its_word() -> None:
@@ -221,19 +210,6 @@ async def test_an_overdue_bar_that_rest_lacks_is_awaited_without_a_verdict() -> 
         server.add_candle(START_MS + MINUTE)
         await run.expect(lambda: len(run.bars()) == 2)
         assert run.gaps() == [(1, 2, GapCause.MISSED, "rest")]
-
-
-async def test_a_repetition_is_dropped_and_a_revision_handed_on_once_per_value() -> None:
-    async with ScriptedServer() as server, live(server) as run:
-        frames = [kline(START_MS), kline(START_MS), *[kline(START_MS, "101.0")] * 2]
-        run.move_to(START_MS + MINUTE + 300)
-        await server.send(*frames, kline(START_MS, "102.0"))
-        await run.close_bar(1)
-        await until(lambda: len(run.bars()) == 4)
-        assert [bar.close for bar in run.bars()] == [1005, 1010, 1020, 1005]
-        assert run.opens() == [0, 0, 0, 1]
-        assert run.feed.counters["repeated_bars"] == 2
-        assert run.feed.counters["revised_bars"] == 2
 
 
 async def test_a_hole_of_a_lost_connection_is_said_to_be_one() -> None:
@@ -431,20 +407,6 @@ async def test_a_command_takes_its_place_in_line_and_stop_ends_the_feed() -> Non
         run.feed.stop()
         await until(lambda: run.is_ended)
         assert run.events[-1] is halt
-
-
-async def test_several_symbols_are_merged_in_open_time_order_from_rest() -> None:
-    ether = instrument("ETHUSDT", price_decimals=1, tick_size=1)
-    async with ScriptedServer() as server:
-        for index in range(-3, 0):
-            for symbol in ("BTCUSDT", "ETHUSDT"):
-                server.add_candle(START_MS + index * MINUTE, symbol=symbol)
-        server.server_ms = START_MS + 2_000
-        start = FeedStart(interval_ms=MINUTE, period_start_ms=START_MS, warmup_bars=3)
-        async with live(server, start=start, instruments=(BITCOIN, ether)) as run:
-            await until(lambda: len(run.bars()) == 6)
-            assert run.opens() == [-3, -3, -2, -2, -1, -1]
-            assert [bar.instrument for bar in run.bars()[:2]] == [BITCOIN.id, ether.id]
 
 
 async def test_linear_and_spot_of_one_symbol_are_kept_apart() -> None:

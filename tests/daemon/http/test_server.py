@@ -45,18 +45,22 @@ def daemon() -> Daemon:
     return Daemon()
 
 
-@pytest.fixture
-async def url(daemon: Daemon) -> AsyncIterator[str]:
+def server_of(daemon: Daemon, port: int = 0) -> HttpServer:
     registry = CollectorRegistry()
     Gauge("some", "A gauge.", registry=registry).set(3)
-    async with HttpServer(
+    return HttpServer(
         host="127.0.0.1",
-        port=0,
+        port=port,
         tokens={"database": TOKEN, "anna": "a-token-of-anna-alone"},
         status=lambda: daemon.status,
         submit=daemon.submit,
         registry=registry,
-    ) as server:
+    )
+
+
+@pytest.fixture
+async def url(daemon: Daemon) -> AsyncIterator[str]:
+    async with server_of(daemon) as server:
         yield server.url
 
 
@@ -202,28 +206,12 @@ async def test_a_port_that_is_taken_is_refused_in_one_sentence(daemon: Daemon) -
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
-        server = HttpServer(
-            host="127.0.0.1",
-            port=taken.getsockname()[1],
-            tokens={"database": TOKEN},
-            status=lambda: daemon.status,
-            submit=daemon.submit,
-            registry=CollectorRegistry(),
-        )
         with pytest.raises(ConfigInvalid, match="set another \\[http\\] port"):
-            await server.__aenter__()
+            await server_of(daemon, taken.getsockname()[1]).__aenter__()
 
 
 async def test_the_end_frees_the_port_though_a_client_holds_on(daemon: Daemon) -> None:
-    server = HttpServer(
-        host="127.0.0.1",
-        port=0,
-        tokens={"database": TOKEN},
-        status=lambda: daemon.status,
-        submit=daemon.submit,
-        registry=CollectorRegistry(),
-    )
-    async with server:
+    async with server_of(daemon) as server:
         host, port = server.url.removeprefix("http://").split(":")
         _, writer = await asyncio.open_connection(host, int(port))
         writer.write(b"GET /status HTTP/1.1\r\n")  # a request that never ends

@@ -163,26 +163,6 @@ async def test_a_class_that_cannot_be_made_is_wrong_usage(
 
 
 @pytest.mark.parametrize(
-    "body",
-    [
-        "import os\nos._exit(0)\n",
-        (
-            "import os\nfrom tracepaper.strategies.api.strategy import Strategy\n"
-            "class Mine(Strategy):\n    def __init__(self, options):\n        os._exit(0)\n"
-        ),
-        "import os, signal\nos.kill(os.getpid(), signal.SIGKILL)\n",
-    ],
-)
-def test_a_class_that_ends_its_process_does_not_end_the_check(
-    place: Path, capsys: pytest.CaptureFixture[str], body: str
-) -> None:
-    (place / "leaver.py").write_text(body)
-    (place / "paper.toml").write_text('[strategy]\nname = "leaver:Mine"\n')
-    assert invoke(["config", "check", "-c", "paper.toml"]) == 2
-    assert "leaver:Mine ends the process that imports or makes it" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
     "text",
     [
         "",

@@ -343,11 +343,7 @@ def test_what_a_value_says_of_itself_is_the_same_in_every_process(text: str, due
     [
         ("this is no python", ConfigInvalid, "failed when it was imported with SyntaxError"),
         ("raise RuntimeError('x')", StrategyFailed, "imported with RuntimeError: x at .*:1;"),
-        (
-            "raise SystemExit(0)",
-            StrategyFailed,
-            "exits while it is imported; put what it runs under if",
-        ),
+        ("raise SystemExit(0)", StrategyFailed, "imported with SystemExit: 0 at .*:1;"),
         ("", ConfigInvalid, "has no attribute .Mine.; correct the name after the colon"),
         ("import nowhere_at_all", ConfigInvalid, "No module named 'nowhere_at_all'"),
         ("Mine = 3", ConfigInvalid, "derive from"),

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import io
 import json
-import logging
 import pickle
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import structlog
 from builders import account, bar, bars, decision, fill, forecast, instrument, quote, run, step
 from fakes import ManualClock
 from hypothesis import given
@@ -277,19 +274,7 @@ def test_the_pace_is_of_the_last_ten_seconds() -> None:
     assert pace.per_second() == pytest.approx(50.0, rel=0.02)
 
 
-@pytest.fixture
-def lines() -> Iterator[io.StringIO]:
-    root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
-    stream = io.StringIO()
-    configure(stream=stream)
-    yield stream
-    root.handlers[:] = handlers
-    root.setLevel(level)
-    structlog.reset_defaults()
-
-
-def test_elsewhere_each_second_has_one_decision_line(lines: io.StringIO) -> None:
+def test_elsewhere_each_second_has_one_decision_line(log: io.StringIO) -> None:
     clock = ManualClock()
     view = Lines(clock)
     view.opened(run())
@@ -298,7 +283,7 @@ def test_elsewhere_each_second_has_one_decision_line(lines: io.StringIO) -> None
             step(one, sequence=number, decided=decision(), prediction=forecast()), INSTRUMENTS
         )
         clock.advance(network_s=0.1)
-    said = [json.loads(line) for line in lines.getvalue().splitlines()]
+    said = [json.loads(line) for line in log.getvalue().splitlines()]
     decisions = [line for line in said if line["event"] == "decision"]
     assert said[0]["event"] == "run opened"
     assert said[0]["run_id"] == "run-7f3a"
@@ -309,13 +294,13 @@ def test_elsewhere_each_second_has_one_decision_line(lines: io.StringIO) -> None
     assert decisions[0]["equity"] == "100000"
 
 
-def test_fills_gaps_and_commands_are_never_left_out(lines: io.StringIO) -> None:
+def test_fills_gaps_and_commands_are_never_left_out(log: io.StringIO) -> None:
     gap_step = step(Gap("linear:BTCUSDT", 0, 60_000, GapCause.MISSED, "", 0, 0))
     halt_step = step(Command(CommandKind.HALT, "news", 0, 0))
     view = Lines(ManualClock())
     for shown in (full_step(1), full_step(2), full_step(3), gap_step, halt_step):
         view.show(shown, INSTRUMENTS)
-    said = [json.loads(line) for line in lines.getvalue().splitlines()]
+    said = [json.loads(line) for line in log.getvalue().splitlines()]
     events = [line["event"] for line in said]
     assert events.count("fill") == 3
     (gap,) = (line for line in said if line["event"] == "gap")
@@ -332,12 +317,6 @@ def test_fills_gaps_and_commands_are_never_left_out(lines: io.StringIO) -> None:
 class Terminal(io.StringIO):
     def isatty(self) -> bool:
         return True
-
-
-@pytest.fixture(autouse=True)
-def _restored() -> Iterator[None]:
-    yield
-    structlog.reset_defaults()
 
 
 def shown() -> RunWatcher:

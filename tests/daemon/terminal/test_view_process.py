@@ -5,7 +5,6 @@ from __future__ import annotations
 import fcntl
 import io
 import json
-import logging
 import os
 import pty
 import re
@@ -21,13 +20,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import structlog
 from builders import account, bar, decision, fill, forecast, instrument, run, step
 from programs import ROOT, environment
 from waiting import until
 
 from tracepaper.daemon.clock import SystemClock
-from tracepaper.daemon.terminal.console import configure
 from tracepaper.daemon.terminal.live_view import LEAVE, Screen, terminal_of_view
 from tracepaper.strategies.types.decisions import Step
 from tracepaper.strategies.types.market import Instrument
@@ -88,18 +85,6 @@ def terminal(monkeypatch: pytest.MonkeyPatch) -> Iterator[Terminal]:
     found = Terminal()
     yield found
     found.close()
-
-
-@pytest.fixture
-def log() -> Iterator[io.StringIO]:
-    root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
-    stream = io.StringIO()
-    configure(stream=stream)
-    yield stream
-    root.handlers[:] = handlers
-    root.setLevel(level)
-    structlog.reset_defaults()
 
 
 def decided(number: int, of: Instrument = BTC) -> Step:

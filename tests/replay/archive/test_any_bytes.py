@@ -73,12 +73,6 @@ def test_the_unharmed_files_are_read() -> None:
             assert len(read_candles(path)) == len(ROWS)
 
 
-@given(st.sampled_from(sorted(FILES)), st.binary(max_size=300))
-@settings(deadline=None)
-def test_random_bytes_are_refused_in_our_own_words(name: str, content: bytes) -> None:
-    survive(name, content)
-
-
 STARTS = sorted(
     {(one.suffixes[0], magic) for one in FORMATS.values() for magic in one.magics or (b"",)}
 )

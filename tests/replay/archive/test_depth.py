@@ -175,14 +175,6 @@ def test_a_file_of_other_books_is_not_gone_on_with(tmp_path: Path, other: Any) -
         DepthWriter(tmp_path / "a", other)
 
 
-def test_two_writers_of_one_file_are_one_too_many(tmp_path: Path) -> None:
-    with (
-        DepthWriter(tmp_path / "a", header()),
-        pytest.raises(ConfigInvalid, match="is being recorded to already"),
-    ):
-        DepthWriter(tmp_path / "a", header())
-
-
 def test_a_header_alone_holds_no_books_yet(tmp_path: Path) -> None:
     write(tmp_path / "a", [])
     assert depth_quality(tmp_path / "a").books == 0

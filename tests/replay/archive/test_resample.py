@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from decimal import Decimal
 from pathlib import Path
 
 import numpy as np
@@ -81,13 +80,6 @@ def test_only_whole_candles_are_made_and_each_is_the_plain_loop_s(
         assert coarse.close[place] == part.close[rows[-1]]
         assert coarse.volume[place] == sum(part.volume[rows].tolist())
         assert coarse.turnover[place] == sum(part.turnover[rows].tolist())
-
-
-def test_volume_is_summed_exactly() -> None:
-    part = hours()
-    days = resample(part, DAY)
-    total = sum(part.volume[7 : 7 + 24].tolist())
-    assert Decimal(int(days.volume[0])) == Decimal(total)
 
 
 def test_an_interval_that_does_not_divide_is_refused() -> None:

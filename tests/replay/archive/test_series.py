@@ -9,8 +9,6 @@ import pytest
 from tracepaper.replay.archive import Candles, read_candles, slice_candles
 from tracepaper.replay.archive.download import wanted_spans
 from tracepaper.replay.archive.series import archive_instrument, held, import_candles
-from tracepaper.replay.backtest.feed import ArchiveFeed
-from tracepaper.replay.backtest.market_data import MarketData
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 
 SAMPLES = Path(__file__).parents[2] / "data" / "candles"
@@ -40,16 +38,6 @@ def test_what_is_imported_reads_back_equal(tmp_path: Path) -> None:
             turnover_decimals=back.turnover_decimals,
         )
         assert columns(back) == columns(scaled)
-
-
-def test_a_feed_of_the_archive_is_the_feed_of_the_file(tmp_path: Path) -> None:
-    archive = tmp_path / "candles.db"
-    part = minutes([*range(100), *range(140, 300)])
-    import_candles(archive, [part])
-    instrument = archive_instrument(part)
-    from_file = list(ArchiveFeed(MarketData([part]), [instrument]).events())
-    from_archive = list(ArchiveFeed(MarketData([read_candles(archive)]), [instrument]).events())
-    assert from_archive == from_file
 
 
 def test_importing_again_adds_nothing_and_overlap_adds_what_is_new(tmp_path: Path) -> None:

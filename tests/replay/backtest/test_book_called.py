@@ -13,7 +13,7 @@ import own_strategies as own
 import pytest
 from seeded_events import SeededMarket, seeded_market
 
-from tracepaper import ConfigInvalid, DataInvalid, backtest, sweep
+from tracepaper import backtest, sweep
 from tracepaper.daemon.cli import invoke
 from tracepaper.replay.sweep.executor import InThisProcess
 
@@ -116,24 +116,3 @@ def test_recursive_goes_on_in_the_middle_of_a_book(
     told = json.loads(capsys.readouterr().out)
     assert told["differences"] == []
     assert told["probes"] == 2
-
-
-def test_bad_input_is_one_sentence(place: Path, market: SeededMarket) -> None:
-    name, candles = "quotes_at_books:Quotes", market.candles
-    (place / "wrong.events").write_bytes(b"no events")
-    by_open = {**CONFIG, "execution": {"model": "next_open"}}
-    with own.importable(place):
-        for made in (
-            lambda **keys: backtest(name, candles, **keys),
-            lambda **keys: sweep(name, candles, {"away": [0.2]}, objective="return", **keys),
-        ):
-            with pytest.raises((ConfigInvalid, DataInvalid), match=r"missing\.events"):
-                made(config=CONFIG, events="missing.events")
-            with pytest.raises(DataInvalid, match=r"wrong\.events"):
-                made(config=CONFIG, events="wrong.events")
-        with pytest.raises(ConfigInvalid, match="needs recorded order books"):
-            backtest(name, candles, config=CONFIG)
-        with pytest.raises(ConfigInvalid, match="is next_open"):
-            backtest(name, candles, config=by_open, events=market.events)
-        with pytest.raises(ConfigInvalid, match="events"):
-            backtest(name, candles, config=CONFIG, events=3)  # type: ignore[arg-type]

@@ -7,14 +7,12 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-import models
 import pytest
 from programs import ROOT
 
 from tracepaper.daemon.cli import invoke
 from tracepaper.replay.archive import Candles, read_candles
 from tracepaper.replay.backtest.build import configuration
-from tracepaper.storage.checkpoints import save
 from tracepaper.strategies.errors import ConfigInvalid
 
 SOL = ROOT / "tests" / "data" / "candles" / "binance_um_SOLUSDT_1m_2025-05.csv.gz"
@@ -70,16 +68,6 @@ def test_every_key_of_the_environment_reaches_a_replay_without_a_file(
     assert configuration(None, [sol()]).settings()[section][name] == value
 
 
-def test_a_replay_without_a_file_trades_the_interval_of_the_environment(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setenv("TRACEPAPER_MARKET__INTERVAL", "5")
-    monkeypatch.setenv("TRACEPAPER_STRATEGY__NAME", "sma_cross")
-    assert invoke(["replay", str(SOL), "--db", "run.db", "--json"]) == 0
-    # The file begins and ends within five minutes, which make no whole bar.
-    assert json.loads(capsys.readouterr().out)["bars"] == len(sol()) // 5 - 1
-
-
 def test_a_symbol_that_the_data_lack_is_refused_with_who_named_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -128,22 +116,3 @@ def test_a_strategy_is_found_beside_its_configuration(
     called = ["replay", str(SOL), "-c", str(home / "mine.toml"), "--db", "run.db", "--json"]
     assert invoke(called) == 0
     assert json.loads(capsys.readouterr().out)["decisions"] == len(sol())
-
-
-def test_a_replay_without_data_says_how_to_give_some(capsys: pytest.CaptureFixture[str]) -> None:
-    assert invoke(["replay"]) == 2
-    assert "--data PATH" in capsys.readouterr().err
-
-
-def test_a_checkpoint_of_another_interval_warns_in_the_summary(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    card = {**models.card(temperature=1.0, quantiles={}), "honesty": {"sentences": []}}
-    save(tmp_path / "small", models.network().state_dict(), card)
-    monkeypatch.setenv("TRACEPAPER_MODEL__CHECKPOINT", str(tmp_path / "small"))
-    for name in ("CONFIDENCE", "COLLAPSE", "SHIFT", "DIRECTION"):
-        monkeypatch.setenv(f"TRACEPAPER_GATE__{name}", "0.5")
-    given = file('[market]\ninterval = "5"\n[regime]\nmomentum = 0.6\nmean_reversion = 0.4\n')
-    assert invoke(["replay", str(SOL), "-c", str(given), "--db", "run.db"]) == 0
-    said = " ".join(capsys.readouterr().out.split())
-    assert "Warning: the checkpoint was trained on interval 1, and this run's is 5." in said

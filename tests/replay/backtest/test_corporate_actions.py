@@ -181,7 +181,9 @@ def test_the_position_the_ledger_and_the_warnings_over_a_split() -> None:
     assert invoke(["audit", "verify", "last", "--db", "run.db"]) == 0
     assert invoke(["verify", "last", "--db", "run.db"]) == 0
     ((balance,),) = asked("run.db", "SELECT sum(amount) FROM ledger")
-    ((cash,),) = asked("run.db", "SELECT balance FROM ledger ORDER BY step DESC, ordinal DESC")[:1]
+    ((cash,),) = asked("run.db", "SELECT balance FROM ledger ORDER BY sequence DESC, ordinal DESC")[
+        :1
+    ]
     assert balance == cash
 
 
@@ -271,17 +273,6 @@ def test_a_fraction_of_a_share_is_paid_out() -> None:
         assert net == pytest.approx(made)
         assert run.trades["profit"][0] == pytest.approx(made)
         assert run.verify().holds
-
-
-def test_the_average_of_a_strategy_sees_no_jump() -> None:
-    candles()
-    actions(SPLIT)
-    assert replayed("--actions", "actions.csv") == 0
-    candles(before=1.0)
-    Path("shares.toml").write_text(SHARES.format(70))
-    assert replayed(database="adjusted.db") == 0
-    query = "SELECT open_time_ms, action FROM v_decisions WHERE allowed ORDER BY sequence"
-    assert asked("run.db", query) == asked("adjusted.db", query)
 
 
 BAD: Sequence[tuple[Sequence[str], str]] = (

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tracepaper.replay.archive import Candles, FundingRates, read_candles, read_funding
+from tracepaper.replay.archive import Candles, FundingRates, read_funding
 from tracepaper.replay.archive.candles import bars_of
 from tracepaper.replay.archive.series import archive_instrument
 from tracepaper.replay.backtest.feed import ArchiveFeed
@@ -217,20 +217,3 @@ def _index(events: Sequence[Event], opened_ms: int) -> int:
         for place, event in enumerate(events)
         if isinstance(event, Bar) and event.open_time_ms == opened_ms
     )
-
-
-def test_real_funding_falls_between_real_bars() -> None:
-    part = read_candles(SAMPLES / "binance_um_BTCUSDT_1m_2025-05.csv.gz")
-    rates = read_funding(SAMPLES / "binance_um_BTCUSDT_funding_2025.csv.gz")
-    events = list(feed(part, funding=[rates]).events())
-    settled = [event for event in events if isinstance(event, Funding)]
-    assert len(settled) == 4
-    assert [event.market_ms // 28_800_000 * 28_800_000 for event in settled] == [
-        1_746_374_400_000 + i * 28_800_000 for i in range(len(settled))
-    ]
-    assert len(bars(events)) == len(part)
-
-
-def test_feeding_twice_gives_the_same_events() -> None:
-    fed = feed(candles([0, 1, 5]), candles([1, 2], "ETHUSDT"))
-    assert list(fed.events()) == list(fed.events())

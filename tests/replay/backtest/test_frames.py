@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +15,6 @@ from exchange_client import candles as made_candles
 from recordings import record
 from records import check_record, decision_hashes, rows, run_again
 
-from tracepaper.daemon.cli import invoke
 from tracepaper.daemon.config.loading import Config, load
 from tracepaper.replay.archive import Candles, slice_candles
 from tracepaper.replay.archive.candles import resample
@@ -257,28 +255,3 @@ def test_lookahead_holds_candles_of_the_frame_to_their_closes(
         assert found.depends == [
             "it depends on the absolute price, first at linear:BTCUSDT bar 1735693620000"
         ]
-
-
-def write(path: Path, data: Candles) -> None:
-    columns = (data.open_time_ms, data.open, data.high, data.low, data.close, data.volume)
-    lines = (",".join(map(str, row)) for row in zip(*map(np.ndarray.tolist, columns), strict=True))
-    path.write_text("\n".join(("open_time,open,high,low,close,volume", *lines, "")))
-
-
-def test_both_checks_take_candles_of_the_frame_from_the_command_line(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "early.py").write_text(EARLY.format(when="False"))
-    text = '[strategy]\nname = "early:Mine"\n[sizing]\nmode = "fixed"\nquantity = "1"\n'
-    (tmp_path / "run.toml").write_text(text)
-    fives, late = hours_before(walk(200), 67, 5)
-    write(tmp_path / "BTCUSDT_5m.csv", fives)
-    write(tmp_path / "BTCUSDT_1m.csv", late)
-    given = ["--data", "BTCUSDT_1m.csv", "-c", "run.toml", "--probes", "1"]
-    framed = ["--frame-data", "BTCUSDT_5m.csv", "--json"]
-    with own.importable(tmp_path):
-        assert invoke(["lookahead", *given, *framed]) == 0
-        assert json.loads(capsys.readouterr().out)["verdict"] == "nothing moved"
-        assert invoke(["recursive", *given, *framed]) == 0
-    assert json.loads(capsys.readouterr().out)["compared"] > 20

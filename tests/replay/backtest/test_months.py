@@ -14,17 +14,12 @@ from exchange_client import candles as made_candles
 from exchange_client import walk_rows
 
 from tracepaper.daemon.cli import invoke
-from tracepaper.daemon.config.loading import load
 from tracepaper.replay.archive import read_candles
-from tracepaper.replay.archive.candles import resample, slice_candles
+from tracepaper.replay.archive.candles import resample
 from tracepaper.replay.archive.series import quality
 from tracepaper.replay.archive.sessions import sessions_named
-from tracepaper.replay.backtest.build import build
-from tracepaper.replay.backtest.market_data import MarketData
-from tracepaper.replay.backtest.run import Tally, run_replay
 from tracepaper.replay.exchange.market import SimulatedMarket
 from tracepaper.replay.report.metrics import days_in_year, days_of
-from tracepaper.storage.audit import SqlAuditLog
 from tracepaper.storage.candles import History
 from tracepaper.storage.database.reader import Reader
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
@@ -148,26 +143,6 @@ def test_verify_lookahead_and_recursive_hold_over_months(
     assert invoke(["lookahead", *SMA, *data, "--probes", "2"]) == 0
     assert "the series 1461 weeks later" in capsys.readouterr().err
     assert invoke(["recursive", *SMA, *data, "--probes", "2"]) == 0
-
-
-def test_a_run_that_was_cut_goes_on_to_the_same_end(
-    run: Path, months: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    path, whole = tmp_path / "cut.db", read_candles(months)
-    given: dict[str, dict[str, object]] = {
-        "market": {"symbols": ["BTCUSDT"], "interval": "M", "category": "linear"},
-        "strategy": {"name": "sma_cross", "fast": 2, "slow": 4},
-    }
-    part = slice_candles(whole, slice(0, 40))
-    audit = SqlAuditLog.open(path)
-    replay = build(load(None, given), MarketData([part]), started_at_ms=1, database=path)
-    run_replay(replay, audit, Tally())
-    audit.close()
-    words = ["--data", str(months), "--db", str(path), "--json"]
-    assert invoke(["replay", "--resume", replay.run.run_id, *words]) == 0
-    capsys.readouterr()
-    assert invoke(["parity", f"{run}#last", f"{path}#last", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["identical"] == 78
 
 
 def test_an_archive_holds_months_without_a_hole(

@@ -116,17 +116,6 @@ def test_bars_before_the_period_are_taken_in_and_not_answered() -> None:
     assert None not in got[30:]
 
 
-def test_a_revision_gets_no_forecast_and_shifts_no_other() -> None:
-    history = bars(60)
-    revised = bar(history[40].close + 5, index=40)
-    plain = answers(predictor(FixedForecaster(says, context=CONTEXT)), history)
-    got = answers(
-        predictor(FixedForecaster(says, context=CONTEXT)), [*history[:45], revised, *history[45:]]
-    )
-    assert got[45] is None
-    assert [*got[:45], *got[46:]] == plain
-
-
 @pytest.mark.parametrize("chunk", [8, 45, 46, 8_192])
 @pytest.mark.parametrize("late", [1, 2, 5])
 def test_revisions_inside_and_at_the_edge_of_a_chunk_get_no_forecast(

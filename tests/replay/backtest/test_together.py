@@ -86,7 +86,7 @@ def test_a_record_that_lost_a_bar_of_a_close_is_refused(tmp_path: Path) -> None:
     with closing(sqlite3.connect(path)) as database:
         database.execute(
             "UPDATE events SET content = replace(content, '\"bars\":3', '\"bars\":4') "
-            "WHERE step = (SELECT max(step) FROM events WHERE kind = 'closed')"
+            "WHERE sequence = (SELECT max(sequence) FROM events WHERE kind = 'closed')"
         )
         database.commit()
     with Reader.open(path) as reader:

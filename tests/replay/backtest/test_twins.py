@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sqlite3
 from pathlib import Path
 from typing import Any
 
@@ -34,14 +33,6 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Path("twins.toml").write_text(TWINS)
 
 
-def asked(database: str, query: str) -> list[tuple[Any, ...]]:
-    connection = sqlite3.connect(database)
-    try:
-        return connection.execute(query).fetchall()
-    finally:
-        connection.close()
-
-
 def test_every_twin_is_in_the_record_the_summary_and_the_report(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -50,9 +41,9 @@ def test_every_twin_is_in_the_record_the_summary_and_the_report(
     assert "random_gate twin" in said
     assert "buy_and_hold twin" in said
     names = "SELECT DISTINCT twin FROM v_twin_fills ORDER BY 1"
-    assert asked("run.db", names) == [("buy_and_hold",), ("random_gate",)]
+    assert rows("run.db", names) == [("buy_and_hold",), ("random_gate",)]
     held = "SELECT count(*) FROM v_twin_fills WHERE twin = 'buy_and_hold' AND side = 'SELL'"
-    assert asked("run.db", held)[0][0] < 8  # it holds
+    assert rows("run.db", held)[0][0] < 8  # it holds
     assert invoke(["verify", "last", "--db", "run.db"]) == 0
     capsys.readouterr()
     assert invoke(["report", "last", "--db", "run.db", "--json"]) == 0
@@ -73,16 +64,15 @@ def test_buy_and_hold_at_equal_exposure_is_one_number() -> None:
     params = {"fast": 3, "slow": 40}
     end = "2025-05-05T00:00"
     with backtest("sma_cross", SOL, params=params, config=config, end=end) as with_it:
-        rows = {row["account"]: row for row in with_it.report()["accounts"]}
-        assert set(rows) == {"this run", "buy_and_hold", "buy and hold"}
-        held = rows["buy_and_hold"]
-        assert with_it.summary["held_return"] == held["return"] != rows["buy and hold"]["return"]
+        accounts = {row["account"]: row for row in with_it.report()["accounts"]}
+        assert set(accounts) == {"this run", "buy_and_hold", "buy and hold"}
+        held, beside = accounts["buy_and_hold"], accounts["buy and hold"]
+        assert with_it.summary["held_return"] == held["return"] != beside["return"]
         page = Path("run.html")
         with_it.report(html=page)
         assert "buy and hold at its own exposure so far" in said_in(page)
-        ((last,),) = asked(
-            str(with_it.database), "SELECT equity FROM v_twin_equity ORDER BY sequence DESC LIMIT 1"
-        )
+        query = "SELECT equity FROM v_twin_equity ORDER BY sequence DESC LIMIT 1"
+        ((last,),) = rows(with_it.database, query)
         assert held["end"] == pytest.approx(last)
     with backtest("sma_cross", SOL, params=params, end=end) as without:
         names = [row["account"] for row in without.report()["accounts"]]
@@ -110,16 +100,3 @@ def test_the_report_and_the_shadow_accounts_know_it(
     own, *_ = json.loads(capsys.readouterr().out)["accounts"]
     assert own["end"] >= 0
     assert own["liquidation_price"] is None
-
-
-def test_on_spot_it_is_refused_in_one_sentence(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    config = tmp_path / "a.toml"
-    config.write_text('[market]\ncategory = "spot"\n[account]\nmargin = "cross"\n')
-    assert invoke(["config", "check", "--config", str(config)]) != 0
-    said = capsys.readouterr().err
-    assert "margin is for linear positions" in said
-    config.write_text('[account]\nmargin = "crossed"\n')
-    assert invoke(["config", "check", "--config", str(config)]) != 0
-    assert "write one of none, isolated, cross." in capsys.readouterr().err

@@ -124,6 +124,25 @@ def short_days(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(maintenance, "DAY_MS", 240_000)
 
 
+def test_one_commit_is_derived_alone_from_the_state_before_it(tmp_path: Path) -> None:
+    path = tmp_path / "run.db"
+    market = {"symbols": ["BTCUSDT"], "interval": "60"}
+    config = load(None, {**KINDS["crossing"], "market": market})
+    copied(recorded(config, data_of("crossing"), started_at_ms=1, group_steps=50), path)
+    with Reader.open(path) as reader:
+        run_id = reader.find("last")
+        bounds = reader.commit_of(1, 160)
+        assert bounds is not None
+        found = verify_run(reader, path, run_id, commit=160)
+        assert (found.holds, found.steps, found.from_step) == (True, 50, bounds[0])
+        assert bounds[0] <= 160 <= bounds[1]
+        forge(path, f"UPDATE steps SET target_quantity = 3 WHERE sequence = {bounds[1]}")
+        assert verify_run(reader, path, run_id, commit=160).differing == 1
+        assert verify_run(reader, path, run_id, commit=bounds[1] + 1).holds
+        with pytest.raises(DataInvalid, match="no commit with step 4000"):
+            verify_run(reader, path, run_id, commit=4_000)
+
+
 @pytest.mark.usefixtures("short_days")
 def test_a_model_in_one_pass_is_asked_anew_from_a_context_before(tmp_path: Path) -> None:
     path = explained_runs.replayed(tmp_path, bars=3 * explained_runs.CONTEXT)
@@ -149,8 +168,8 @@ def test_a_forged_state_or_warm_up_bar_is_found(tmp_path: Path) -> None:
     replayed(path, "crossing")
     prune(path, 3)
     found = verified(path)
-    state = f"step & 268435455 = {found.state_step}"
-    bar = f"step & 268435455 = {found.from_step - 2}"
+    state = f"sequence = {found.state_step}"
+    bar = f"sequence = {found.from_step - 2}"
     for number, statement in enumerate(
         (
             f"UPDATE steps SET close = close * 2, high = high * 2 WHERE {bar}",
@@ -192,7 +211,7 @@ TAKEN_OUT = {
     "losses in the ledger": ("ledger", "DELETE FROM ledger WHERE {old} AND amount < 0"),
     "a fill without its entries": (
         "ledger",
-        "DELETE FROM ledger WHERE step = (SELECT min(step) FROM fills)",
+        "DELETE FROM ledger WHERE sequence = (SELECT min(sequence) FROM fills)",
     ),
     "another amount": (
         "ledger",
@@ -216,7 +235,7 @@ TAKEN_OUT = {
 def test_what_a_prune_left_of_trades_is_held_together(tmp_path: Path, what: str) -> None:
     path = tmp_path / "run.db"
     replayed(path, "stops")
-    old = f"step & 268435455 <= {prune(path, 3).until_sequence}"
+    old = f"sequence <= {prune(path, 3).until_sequence}"
     losing = "SELECT order_id FROM ledger WHERE kind = 'realized' AND amount < 0"
     assert not audited(path)
     _, *statements = TAKEN_OUT[what]
@@ -242,9 +261,12 @@ CONTRADICTS = {
         "fee of a fill",
         "UPDATE fills SET fee = fee - 1 WHERE {at}",
         "UPDATE ledger SET amount = amount + 1 WHERE kind = 'fee' AND {at}",
-        "UPDATE ledger SET balance = balance + 1 WHERE step > {step} OR (kind = 'fee' AND {at})",
-        "UPDATE holdings SET cash = cash + 1, fees_paid = fees_paid - 1 WHERE step >= {step}",
-        "UPDATE holdings SET account_fees_paid = account_fees_paid - 1 WHERE step >= {step}",
+        (
+            "UPDATE ledger SET balance = balance + 1 "
+            "WHERE sequence > {step} OR (kind = 'fee' AND {at})"
+        ),
+        "UPDATE holdings SET cash = cash + 1, fees_paid = fees_paid - 1 WHERE sequence >= {step}",
+        "UPDATE holdings SET account_fees_paid = account_fees_paid - 1 WHERE sequence >= {step}",
     ),
     "a fee in base": (
         "spot",
@@ -300,10 +322,10 @@ def test_an_order_or_a_fill_that_contradicts_itself_is_found(
     replayed(path, of)
     until = prune(path, 3).until_sequence if is_pruned else 100
     with closing(sqlite3.connect(path)) as raw:
-        (step,) = raw.execute("SELECT min(step) FROM fills").fetchone()
-    assert step & 268435455 < until
+        (step,) = raw.execute("SELECT min(sequence) FROM fills").fetchone()
+    assert step < until
     assert not audited(path)
-    old, at = f"step & 268435455 <= {until}", f"step = {step}"
+    old, at = f"sequence <= {until}", f"sequence = {step}"
     forge(path, *(one.format(old=old, at=at, step=step) for one in statements))
     assert said in audited(path)
 
@@ -313,11 +335,13 @@ def test_the_fills_of_a_pruned_shadow_account_are_held_to_its_positions(tmp_path
     path = explained_runs.replayed(tmp_path, bars=3 * explained_runs.CONTEXT)
     (done,) = maintenance.prune(path, keep_days=3, pruned_at_ms=5, reach=lambda _run: Lookback({}))
     assert not audited(path)
-    shadow = f"UPDATE twin_fills SET notional = notional + 1 WHERE step <= {done.until_sequence}"
+    shadow = (
+        f"UPDATE twin_fills SET notional = notional + 1 WHERE sequence <= {done.until_sequence}"
+    )
     with closing(sqlite3.connect(path)) as raw:
-        (first,) = raw.execute("SELECT min(step & 268435455) FROM twin_fills").fetchone()
+        (first,) = raw.execute("SELECT min(sequence) FROM twin_fills").fetchone()
     assert first <= done.until_sequence
-    forge(path, shadow.replace("step <=", "step & 268435455 <="))
+    forge(path, shadow)
     with Reader.open(path) as reader:
         problem = audit(reader.connection, reader.find("last")).problem
         assert problem is not None

@@ -1,4 +1,4 @@
-"""Pruned records of daemons, with a promoted model, quotes and order books: honest and forged."""
+"""Pruned records of daemons, with a promoted model and quotes: honest and forged."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import depth_cases
 import pytest
 import torch
 from bybit_server import MINUTE, START_MS, ScriptedServer, ticker
@@ -31,7 +30,6 @@ from tracepaper.storage import audit as audit_log
 from tracepaper.storage import maintenance
 from tracepaper.storage.chain.integrity import audit
 from tracepaper.storage.database.reader import Reader
-from tracepaper.strategies.networks.order_book import OrderBookConfig
 from tracepaper.strategies.types.market import ModelChange
 
 OFF = {"edge": "0", "confidence": "0", "collapse": "0", "shift": "1", "direction": "0"}
@@ -66,20 +64,6 @@ async def promote(planted: Planted) -> None:
             await decide(running, 26 + LATE, 6)
 
 
-def by_books(folder: Path) -> dict[str, Any]:
-    """Return the sections of a daemon that trades by order books."""
-    depth_cases.write(folder / "btc.depth", depth_cases.walk(90))
-    network = OrderBookConfig(levels=5, window=16, dim=8, layers=1, heads=2, horizons=(1, 3))
-    checkpoint = depth_cases.trained(folder / "btc.depth", network, folder / "model")
-    options = {"checkpoint": str(checkpoint), "stale_ms": 30_000}
-    return {
-        "exchange": {"time_scale": 60.0},
-        "market": {"symbols": ["BTCUSDT"], "depth": 20},
-        "strategy": {"name": "orderbook", "options": options},
-        "model": {"checkpoint": "none"},
-    }
-
-
 def by_quotes() -> dict[str, Any]:
     """Return the sections of a daemon that turns every two bars, under stops and targets."""
     return {
@@ -89,14 +73,14 @@ def by_quotes() -> dict[str, Any]:
     }
 
 
-async def trade(database: Path, topics: int, sections: dict[str, Any]) -> None:
+async def trade(database: Path, sections: dict[str, Any]) -> None:
     """Let a daemon trade at the embedded exchange, and start again."""
     data = made_candles(walk_rows(400), symbol="BTCUSDT")
     served = ExchangeSettings(candles=(data,), manual=True, start=200, speed=60.0)
     async with EmbeddedExchange(served) as exchange:
         for bars in (10, 8):
             async with trading(exchange, database, **sections) as live:
-                await live.listening(topics)
+                await live.listening(3)
                 for _ in range(bars):
                     await live.close_bar({"BTCUSDT"})
 
@@ -108,18 +92,17 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     planted = Planted(folder)
     planted.sections["gate"] |= {**OFF, "regimes": EVERY, "horizon": 30}
     planted.sections["strategy"]["twins"] = ["ungated", "random_gate", "buy_and_hold"]
-    books, quotes = (tmp_path_factory.mktemp(name) / "run.db" for name in ("books", "quotes"))
+    quotes = tmp_path_factory.mktemp("quotes") / "run.db"
     with pytest.MonkeyPatch.context() as patched:
         for module in (loop, audit_log):
             patched.setattr(module, "GROUP_STEPS", 1)  # a prune cuts between commits
         patched.setattr(retraining, "PROGRAM", planted.command)
         asyncio.run(promote(planted))
-        asyncio.run(trade(books, 4, by_books(books.parent)))
-        asyncio.run(trade(quotes, 3, by_quotes()))
-    return {"promoted": planted.database, "books": books, "quotes": quotes}
+        asyncio.run(trade(quotes, by_quotes()))
+    return {"promoted": planted.database, "quotes": quotes}
 
 
-KEEP = {"promoted": 3, "books": 1, "quotes": 2}
+KEEP = {"promoted": 3, "quotes": 2}
 
 
 @pytest.fixture(autouse=True)
@@ -164,14 +147,14 @@ def test_what_a_prune_keeps_of_a_daemon_is_derived_and_fed_again(
     assert verified(again).holds
 
 
-FIRST = "(SELECT min(step) FROM steps WHERE open > 0)"
-LAST = "(SELECT max(step) FROM steps WHERE outcome IS NOT NULL)"
+FIRST = "(SELECT min(sequence) FROM steps WHERE open > 0)"
+LAST = "(SELECT max(sequence) FROM steps WHERE outcome IS NOT NULL)"
 FORGED = {
     "promoted": {
-        "a bar of the context": f"UPDATE steps SET low = low - 1 WHERE step = {FIRST} + 200",
-        "what the model said": f"UPDATE answers SET mean_return = 0.01 WHERE step = {LAST}",
-        "who said it": f"UPDATE answers SET model_id = NULL WHERE step = {LAST}",
-        "what the model looked at": f"UPDATE answers SET recent_mass = 0.5 WHERE step = {LAST}",
+        "a bar of the context": f"UPDATE steps SET low = low - 1 WHERE sequence = {FIRST} + 200",
+        "what the model said": f"UPDATE answers SET mean_return = 0.01 WHERE sequence = {LAST}",
+        "who said it": f"UPDATE answers SET model_id = NULL WHERE sequence = {LAST}",
+        "what the model looked at": f"UPDATE answers SET recent_mass = 0.5 WHERE sequence = {LAST}",
         "another promoted model": (
             "UPDATE events SET content = substr(content, 1, instr(content, 'didate_sha256') + 15) "
             "|| substr('123456789abcdef0', instr('0123456789abcdef', "
@@ -185,32 +168,18 @@ FORGED = {
         ),
         "a promotion that is gone": "DELETE FROM events WHERE content LIKE '%\"promoted\"%'",
     },
-    "books": {
-        "a level of a book": (
-            "UPDATE events SET "
-            "books = CAST(substr(books, 1, 40) || x'7f' || substr(books, 42) AS BLOB) "
-            "WHERE step = (SELECT max(step) FROM events WHERE kind = 'depth')"
-        ),
-        "books that are gone": (
-            "DELETE FROM events WHERE step = (SELECT max(step) FROM events WHERE kind = 'depth')"
-        ),
-        "what was decided": (
-            "UPDATE outcomes SET reason = 'the books said so' "
-            "WHERE step = (SELECT max(step) FROM outcomes)"
-        ),
-    },
     "quotes": {
         "a quote that filled": (
             "UPDATE events SET content = json_set(content, '$.ask', "
             "json_extract(content, '$.ask') + 7, '$.bid', json_extract(content, '$.bid') + 7) "
-            "WHERE step = (SELECT max(step) FROM fills)"
+            "WHERE sequence = (SELECT max(sequence) FROM fills)"
         ),
         "a fill's price": (
-            "UPDATE fills SET price = price + 1 WHERE step = (SELECT min(step) FROM fills)"
+            "UPDATE fills SET price = price + 1 WHERE sequence = (SELECT min(sequence) FROM fills)"
         ),
         "a fill's reference": (
             "UPDATE fills SET reference_price = reference_price + 1 "
-            "WHERE step = (SELECT max(step) FROM fills)"
+            "WHERE sequence = (SELECT max(sequence) FROM fills)"
         ),
         "all losing fills before the cut": (
             "DELETE FROM fills WHERE order_id IN "

@@ -77,7 +77,7 @@ def change(path: Path, statement: str, *, forges: bool = False) -> None:
 def at(quarter: int) -> str:
     """Say in SQL that a step is of the bar that opened so many quarters after the first day."""
     opened_ms = FIRST_MS + DAY_MS + quarter * QUARTER
-    return f"step = (SELECT step FROM steps WHERE open_time_ms = {opened_ms})"
+    return f"sequence = (SELECT sequence FROM steps WHERE open_time_ms = {opened_ms})"
 
 
 # ---------------------------------------------------------------- identical

@@ -77,8 +77,8 @@ def test_it_is_derived_again_and_what_was_forged_is_found(run: Path, tmp_path: P
         shutil.copy(run, path)
         with closing(sqlite3.connect(path)) as connection:
             connection.execute(
-                f"UPDATE outcomes SET {column} = {value} WHERE step = "
-                f"(SELECT max(step) FROM outcomes WHERE {column} IS NOT NULL)"
+                f"UPDATE outcomes SET {column} = {value} WHERE sequence = "
+                f"(SELECT max(sequence) FROM outcomes WHERE {column} IS NOT NULL)"
             )
             connection.commit()
         rechain(path)

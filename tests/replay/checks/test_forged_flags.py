@@ -154,7 +154,7 @@ def test_a_book_that_is_forged_to_be_a_sample_is_found(
     for step, _ in (found[0], found[-1]):
         change = (
             """UPDATE events SET content = replace(content, '"is_sampled":false', """
-            f"""'"is_sampled":true') WHERE step & {(1 << 28) - 1} = {step}"""
+            f"""'"is_sampled":true') WHERE sequence = {step}"""
         )
         made = forged(path, tmp_path / "forged.db", change)
         assert audited(made)

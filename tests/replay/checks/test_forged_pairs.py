@@ -95,13 +95,13 @@ def test_where_a_run_was_made_is_told_by_its_row_and_its_start_together(
     plain: Path, modelled: Path, tmp_path: Path, *, of_a_model: bool
 ) -> None:
     path, passed = modelled if of_a_model else plain, set()
-    start = "(SELECT min(step) FROM events WHERE kind = 'model_change')"
+    start = "(SELECT min(sequence) FROM events WHERE kind = 'model_change')"
     for name in SAID_TWICE:
         ((value,),) = rows(path, f"SELECT {name} FROM runs")
         other = value + 1 if isinstance(value, int) else value.replace("3.", "4.") + " "
         in_start = (
             f"UPDATE events SET content = json_set(content, '$.{name}', {literal(other)}) "
-            f"WHERE step = {start}"
+            f"WHERE sequence = {start}"
         )
         target = tmp_path / "forged.db"
         made = forged(path, target, f"UPDATE runs SET {name} = {literal(other)}", in_start)
@@ -115,13 +115,13 @@ def test_a_library_that_is_forged_loosens_nothing_where_no_model_answers(
     plain: Path, tmp_path: Path
 ) -> None:
     change = 'replace({}, \'"numpy": "\', \'"numpy": "9.\')'
-    start = "(SELECT min(step) FROM events WHERE kind = 'model_change')"
+    start = "(SELECT min(sequence) FROM events WHERE kind = 'model_change')"
     made = forged(
         plain,
         tmp_path / "forged.db",
         f"UPDATE runs SET libraries = {change.format('libraries')}",
         "UPDATE events SET content = json_set(content, '$.libraries', "
-        f"(SELECT libraries FROM runs)) WHERE step = {start}",
+        f"(SELECT libraries FROM runs)) WHERE sequence = {start}",
     )
     found = verified(made)
     assert (found.holds, found.exact, found.elsewhere) == (True, True, "")
@@ -161,20 +161,22 @@ def test_a_key_and_the_hash_of_the_configuration_are_believed_where_it_has_no_ef
 # ---------------------------------------------------------------- several symbols
 
 SWAPPED = {
-    "two symbols of a close": "UPDATE steps SET instrument = 1 - instrument WHERE step = {}",
+    "two symbols of a close": "UPDATE steps SET instrument = 1 - instrument WHERE sequence = {}",
     "a symbol of a fill": "UPDATE fills SET instrument = 1 - instrument "
-    "WHERE step = (SELECT min(step) FROM fills)",
+    "WHERE sequence = (SELECT min(sequence) FROM fills)",
     "a symbol of an order": "UPDATE orders SET instrument = 1 - instrument "
-    "WHERE step = (SELECT min(step) FROM orders)",
+    "WHERE sequence = (SELECT min(sequence) FROM orders)",
     "a symbol of the ledger": "UPDATE ledger SET instrument = 1 - instrument "
-    "WHERE (step, ordinal) = "
-    "(SELECT step, ordinal FROM ledger WHERE instrument IS NOT NULL ORDER BY step DESC LIMIT 1)",
+    "WHERE (sequence, ordinal) = (SELECT sequence, ordinal FROM ledger "
+    "WHERE instrument IS NOT NULL ORDER BY sequence DESC LIMIT 1)",
 }
 
 
 @pytest.mark.parametrize("name", SWAPPED)
 def test_symbols_that_change_places_are_found(several: Path, tmp_path: Path, name: str) -> None:
-    bars = rows(several, "SELECT step FROM steps WHERE open > 0 ORDER BY step LIMIT 2 OFFSET 20")
+    bars = rows(
+        several, "SELECT sequence FROM steps WHERE open > 0 ORDER BY sequence LIMIT 2 OFFSET 20"
+    )
     statements = [SWAPPED[name].format(step) for (step,) in bars]
     made = forged(several, tmp_path / "forged.db", *dict.fromkeys(statements))
     assert not believed(made)
@@ -211,10 +213,10 @@ def depths(path: Path) -> list[tuple[int, Depths]]:
 
 
 def test_a_byte_of_books_is_found(booked: Path, tmp_path: Path) -> None:
-    query = "SELECT step, books FROM events WHERE books IS NOT NULL LIMIT 1 OFFSET 3"
+    query = "SELECT sequence, books FROM events WHERE books IS NOT NULL LIMIT 1 OFFSET 3"
     ((step, books),) = rows(booked, query)
     flipped = books[:9] + bytes([books[9] ^ 1]) + books[10:]
-    change = f"UPDATE events SET books = {literal(flipped)} WHERE step = {step}"
+    change = f"UPDATE events SET books = {literal(flipped)} WHERE sequence = {step}"
     made = forged(booked, tmp_path / "forged.db", change)
     assert audited(made)
     assert not believed(made)
@@ -225,7 +227,8 @@ def test_two_books_that_change_places_are_believed_where_no_decision_follows_fro
 ) -> None:
     ((step, books),) = rows(
         booked,
-        "SELECT step, books FROM events WHERE books IS NOT NULL ORDER BY step LIMIT 1 OFFSET 4",
+        "SELECT sequence, books FROM events WHERE books IS NOT NULL "
+        "ORDER BY sequence LIMIT 1 OFFSET 4",
     )
     event = next(one for _, one in depths(booked) if one.books == books)
     held = books_in(event)
@@ -236,7 +239,7 @@ def test_two_books_that_change_places_are_believed_where_no_decision_follows_fro
     made = forged(
         booked,
         tmp_path / "forged.db",
-        f"UPDATE events SET books = {literal(packed.books)} WHERE step = {step}",
+        f"UPDATE events SET books = {literal(packed.books)} WHERE sequence = {step}",
     )
     assert audited(made)
     assert believed(made)
@@ -260,13 +263,13 @@ def test_forged_vectors_are_found(vectored: Path, tmp_path: Path) -> None:
     ((text,),) = rows(vectored, "SELECT libraries FROM runs")
     (kept,) = [name for name in json.loads(text) if "vector" in name]
     other = text.replace(json.loads(text)[kept], "0" * 64)
-    start = "(SELECT min(step) FROM events WHERE kind = 'model_change')"
+    start = "(SELECT min(sequence) FROM events WHERE kind = 'model_change')"
     made = forged(
         vectored,
         tmp_path / "forged.db",
         f"UPDATE runs SET libraries = {literal(other)}",
         "UPDATE events SET content = json_set(content, '$.libraries', "
-        f"(SELECT libraries FROM runs)) WHERE step = {start}",
+        f"(SELECT libraries FROM runs)) WHERE sequence = {start}",
     )
     assert not believed(made, vectored)
     for column in ("answers.mean_return", "answers.entropy"):

@@ -138,10 +138,10 @@ def test_a_parent_may_have_another_name_and_cannot_be_denied(plain: Path, tmp_pa
     path = Path(shutil.copy(plain, tmp_path / "two.db"))
     with Reader.open(path) as reader:
         parent = reader.find("last")
-        recorded, state = open_recorded(reader, path, parent), reader.last_state(parent)
+        recorded, state = open_recorded(reader, path, parent), reader.state_at(parent)
         events = [event for _, _, event, _ in reader.events(parent)]
     assert state is not None
-    Restart(recorded.engine).restore(decode_state(state), next_sequence=0, taken_over=True)
+    Restart(recorded.engine).restore(decode_state(state[0]), next_sequence=0, taken_over=True)
     log = SqlAuditLog.open(path)
     child = replace(recorded.run, run_id="child", parent_run_id=parent)
     log.begin(child, recorded.engine.gate_sets)
@@ -195,28 +195,29 @@ def test_a_forgery_that_changes_how_the_rest_is_read_is_found(
 
 def test_a_forged_deadline_is_found_where_a_model_was_late(tmp_path: Path) -> None:
     run = explained_runs.recorded(mode="step")
-    where = "WHERE step = (SELECT max(step) FROM answers)"
+    where = "WHERE sequence = (SELECT max(sequence) FROM answers)"
     path = forged(run, tmp_path / "late.db", f"UPDATE answers SET late_deadline_ms = 7 {where}")
     assert "answers.late_deadline_ms" in unequal(path, run)
 
 
-LAST = "(SELECT max(step) FROM steps WHERE open > 0)"
+LAST = "(SELECT max(sequence) FROM steps WHERE open > 0)"
 GHOSTS = {
-    "a step without its bar": [f"UPDATE steps SET open_time_ms = NULL WHERE step = {LAST}"],
+    "a step without its bar": [f"UPDATE steps SET open_time_ms = NULL WHERE sequence = {LAST}"],
     "a step with a bar and another event": [
-        (f"INSERT INTO events SELECT {LAST}, kind, instrument, market_ms, seen_ms, content, books, "
-        "belief FROM events WHERE step = (SELECT min(step) FROM events)"),
+        (f"INSERT INTO events SELECT run_key, {LAST}, kind, instrument, market_ms, seen_ms, "
+        "content, books, belief FROM events WHERE sequence = (SELECT min(sequence) FROM events)"),
     ],
-    "a gate set": [("INSERT INTO gate_sets SELECT run_key, 1, 0, gate, threshold, step "
+    "a gate set": [("INSERT INTO gate_sets SELECT run_key, 1, 0, gate, threshold, sequence "
                    "FROM gate_sets WHERE ordinal = 0")],
     "an outcome that its step does not use": [
-        (f"INSERT INTO outcomes SELECT {LAST}, action, reason, allowed, refused_by, gate_set, "
-        "passed, regime, unfilled_reason, regime_cell, size_factor FROM outcomes "
-        "WHERE step = (SELECT min(step) FROM outcomes)"),
+        (f"INSERT INTO outcomes SELECT run_key, {LAST}, action, reason, allowed, refused_by, "
+        "gate_set, passed, regime, unfilled_reason, regime_cell, size_factor FROM outcomes "
+        "WHERE sequence = (SELECT min(sequence) FROM outcomes)"),
     ],
     "a holding that its step does not use": [
-        (f"INSERT INTO holdings SELECT {LAST}, {', '.join(stored_columns('holdings')[1:])} "
-        "FROM holdings WHERE step = (SELECT min(step) FROM holdings)"),
+        (f"INSERT INTO holdings SELECT run_key, {LAST}, "
+        f"{', '.join(stored_columns('holdings')[2:])} "
+        "FROM holdings WHERE sequence = (SELECT min(sequence) FROM holdings)"),
     ],
 }  # fmt: skip
 
@@ -237,17 +238,17 @@ def test_an_outcome_cannot_be_one_of_a_later_step(plain: Path, tmp_path: Path) -
     path = Path(shutil.copy(plain, tmp_path / "later.db"))
     with closing(sqlite3.connect(path)) as raw:
         one, other, named = raw.execute(
-            "SELECT a.step, b.step, a.outcome FROM steps a JOIN steps b ON b.step = a.step + 1 "
+            "SELECT a.sequence, b.sequence, a.outcome FROM steps a "
+            "JOIN steps b ON b.run_key = a.run_key AND b.sequence = a.sequence + 1 "
             "AND b.outcome = a.outcome AND NOT EXISTS (SELECT 1 FROM outcomes o "
-            "WHERE o.step IN (a.step, b.step)) LIMIT 1"
+            "WHERE o.sequence IN (a.sequence, b.sequence)) LIMIT 1"
         ).fetchone()
         raw.execute(
-            f"INSERT INTO outcomes SELECT {other}, action, reason, allowed, refused_by, gate_set, "
-            "passed, regime, unfilled_reason, regime_cell, size_factor "
-            f"FROM outcomes WHERE step = {(one >> 28 << 28) + named}"
+            f"INSERT INTO outcomes SELECT run_key, {other}, action, reason, allowed, refused_by, "
+            "gate_set, passed, regime, unfilled_reason, regime_cell, size_factor "
+            f"FROM outcomes WHERE sequence = {named}"
         )
-        later = other & (1 << 28) - 1
-        raw.execute(f"UPDATE steps SET outcome = {later} WHERE step IN ({one}, {other})")
+        raw.execute(f"UPDATE steps SET outcome = {other} WHERE sequence IN ({one}, {other})")
         raw.commit()
     rechain(path)
     assert not believed(path)
@@ -274,7 +275,7 @@ def test_a_history_derived_anew_is_found_by_a_head_kept_elsewhere_and_by_nothing
 ) -> None:
     with Reader.open(plain) as reader:
         kept = reader.stored_run(reader.find("last")).head_digest
-    where = "WHERE step = (SELECT min(step) + 20 FROM steps WHERE open > 0)"
+    where = "WHERE sequence = (SELECT min(sequence) + 20 FROM steps WHERE open > 0)"
     changed = forged(plain, tmp_path / "changed.db", f"UPDATE steps SET close = close + 1 {where}")
     assert not believed(changed)
     again = derived_anew(changed, tmp_path / "again.db")

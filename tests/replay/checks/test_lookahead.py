@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import socket
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import count
@@ -182,16 +181,6 @@ JOINED = {
 }
 READ: dict[str, dict[str, str]] = {
     "hourly closes joined on their open time": JOINED,
-    "at import": {"top": "TEXT = open('{}/hourly.csv').read()"},
-    "only at a late bar": {
-        "init": "self.count = 0",
-        "decide": "self.count += 1\nif self.count == 90:\n    open('{}/hourly.csv').close()\n"
-        "return by(True)",
-    },
-    "in a thread": {
-        "top": "import threading",
-        "init": "t = threading.Thread(target=open, args=('{}/hourly.csv',))\nt.start()\nt.join()",
-    },
     "a source file that it writes": {
         "init": "import pathlib\nmemo = pathlib.Path('{}/memo.py')\n"
         "if not memo.exists():\n    memo.write_text('KNOWN = {}')",
@@ -206,8 +195,6 @@ READ: dict[str, dict[str, str]] = {
         "init": "self.text = own_helper.__loader__.get_source('own_helper')",
         "decide": "return by('#' in self.text)",
     },
-    "by sqlite3": {"init": "import sqlite3\nsqlite3.connect('{}/hourly.csv').close()"},
-    "a mapped array": {"init": "import numpy\nnumpy.load('{}/closes.npy', mmap_mode='r')"},
 }
 
 
@@ -253,22 +240,6 @@ def test_a_small_table_a_docstring_and_a_warning_are_no_reading(check: Checks) -
     top = "import own_hours, warnings\nwarnings.simplefilter('always')"
     found = check(top=top, init="warnings.warn('old')", decide="return by(bar.close > bar.open)")
     assert found.holds, found.sentence()
-
-
-def test_a_socket_is_refused_and_its_address_named(check: Checks) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
-        found = check(
-            init=f"import socket\nsocket.create_connection(('127.0.0.1', {port})).close()"
-        )
-    assert found.verdict == "read"
-    assert f"127.0.0.1:{port}" in [item.name for item in found.opened]
-
-
-def test_a_program_is_refused_and_named(check: Checks) -> None:
-    found = check(init="import subprocess\nsubprocess.run(['date'], capture_output=True)")
-    assert found.verdict == "read"
-    assert ("program", "date") in [(item.what, item.name) for item in found.opened]
 
 
 def test_the_c_library_is_refused_and_named(check: Checks) -> None:
@@ -426,19 +397,6 @@ def test_objects_that_share_one_state_are_told_apart_from_memory(
         decide="return by(self.before % 1_000 > bar.close % 1_000)",
     )
     assert "order of the symbols" in found.because
-
-
-def test_an_object_that_two_instruments_read_alike_is_shared_as_well(
-    check: Checks, walk: Candles, other: Candles
-) -> None:
-    found = check(
-        walk,
-        other,
-        top="LAST = {}",
-        observe="LAST[bar.instrument] = bar.close",
-        decide="return by(sum(LAST.values()) % 1_000 > 500)",
-    )
-    assert "its objects share something; let one PortfolioStrategy decide" in found.because
 
 
 PAIR_BY_GLOBAL = {

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -44,9 +42,3 @@ def test_runs_of_no_common_bar_are_said_to_be_not_compared(
     assert invoke(["parity", *(f"{path}#last" for path in paths)]) == 1
     said = capsys.readouterr().out
     assert "Nothing was compared: give two runs that decided the same bars." in said
-
-
-def test_what_only_time_explains_is_counted_by_the_gates_name() -> None:
-    found = Parity("one", "two", exact=True)
-    found.timing["late"] = 2
-    assert json.loads(json.dumps(asdict(found)))["timing"] == {"late": 2}

@@ -376,7 +376,7 @@ def test_a_changed_decision_of_an_honest_class_is_the_record(tmp_path: Path, wal
     with own.importable(tmp_path):
         replayed(path, walk, strategy={"name": "honest:Mine"})
         with sqlite3.connect(path) as raw:
-            raw.execute("UPDATE outcomes SET reason = 'another' WHERE step % 2")
+            raw.execute("UPDATE outcomes SET reason = 'another' WHERE sequence % 2")
         rechain(path)
         found = verified(path)
     assert (found.holds, found.culprit) == (False, Cause.RECORD)
@@ -406,7 +406,7 @@ def test_one_culprit_is_named_only_where_all_else_is_equal(tmp_path: Path, walk:
     for version in ("", "0.0.1+other"):
         path = tmp_path / f"run{version}.db"
         replayed(path, walk)
-        tamper(path, "UPDATE outcomes SET reason = 'another' WHERE step % 2")
+        tamper(path, "UPDATE outcomes SET reason = 'another' WHERE sequence % 2")
         if version:
             tamper(path, f"UPDATE runs SET code_version = '{version}'")
         rechain(path)
@@ -428,7 +428,7 @@ def test_a_broken_chain_is_said_where_the_strategy_seems_another(
 
 
 LOST = {
-    "the tail": "DELETE FROM {} WHERE step & 268435455 >= 300",
+    "the tail": "DELETE FROM {} WHERE sequence >= 300",
     "every step": "DELETE FROM {}",
 }
 ROWS = ("steps", "events", "states", "answers", "outcomes", "holdings", "orders", "fills")

@@ -48,6 +48,7 @@ def read_by_pybit(rest_url: str) -> dict[str, Any]:
         "book": session.get_orderbook(**where),
         "trades": session.get_public_trade_history(**where, limit=5),
         "funding": session.get_funding_rate_history(**where, limit=2),
+        "tiers": session.get_risk_limit(**where),
     }
 
 

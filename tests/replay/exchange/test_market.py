@@ -1,8 +1,6 @@
-"""The market of real candles: every bar's trades, causality, and figures of the day."""
+"""The market of candles: a bar while it runs, causality, and figures of the day."""
 
 from __future__ import annotations
-
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,35 +8,10 @@ from exchange_client import MINUTE, candles, walk_rows
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tracepaper.replay.archive import read_candles
 from tracepaper.replay.exchange.candles import TURNOVER_DECIMALS
 from tracepaper.replay.exchange.market import SimulatedMarket
 from tracepaper.replay.exchange.quotes import best, levels
 from tracepaper.strategies.units import DAY_MS, rescaled
-
-DATA = Path(__file__).parents[2] / "data" / "candles"
-FILES = (
-    "binance_um_BTCUSDT_1m_2025-05.csv.gz",
-    "binance_um_SOLUSDT_1m_2025-05.csv.gz",
-    "bybit_linear_BTCUSDT_1m_2022-12-13.csv.gz",
-    "binance_um_BTCUSDT_1h_2019.csv.gz",
-    "binance_spot_BTCUSDT_1h_2017-2018.csv.gz",
-)
-
-
-@pytest.mark.parametrize("name", FILES)
-def test_every_bar_of_real_data_is_reproduced_by_its_trades(name: str) -> None:
-    market = SimulatedMarket(read_candles(DATA / name), seed=3)
-    for row in range(min(1_500, len(market.base))):
-        candle, path = market.base.candle(row), market.path(row)
-        prices = [trade.price for trade in path.trades]
-        if candle.volume == 0:
-            assert not prices
-            continue
-        summary = (prices[0], max(prices), min(prices), prices[-1])
-        assert summary == (candle.open, candle.high, candle.low, candle.close)
-        assert sum(trade.size for trade in path.trades) == candle.volume * path.size_scale
-        assert all(price % market.listing.tick == 0 for price in prices)
 
 
 @pytest.mark.parametrize("volume", [1, 2, 3, 50, 5_000_000])

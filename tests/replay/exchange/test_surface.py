@@ -16,7 +16,7 @@ from generated import surface_page
 from tracepaper.daemon.bybit.instruments import recorded_instruments
 from tracepaper.daemon.bybit.messages import ExchangeError
 from tracepaper.replay.commands.replay import exchange as exchange_command
-from tracepaper.replay.exchange.answers import Flat, Route
+from tracepaper.replay.exchange.answers import Route
 from tracepaper.replay.exchange.channels import Topic
 from tracepaper.replay.exchange.market import SimulatedMarket, Venue
 from tracepaper.replay.exchange.recorded import ROUTES, TOPICS, answer
@@ -63,13 +63,6 @@ DOCUMENTED: list[tuple[str, dict[str, str], str, str | int | None]] = [
     ("time", {}, "timeSecond timeNano", None),
     ("kline", BTC | {"interval": "1"}, KLINE, 7),
     ("mark-price-kline", BTC | {"interval": "5"}, KLINE, 5),
-    ("index-price-kline", BTC | {"interval": "60"}, KLINE, 5),
-    (
-        "premium-index-price-kline",
-        BTC | {"interval": "D"},
-        KLINE,
-        5,
-    ),
     (
         "instruments-info",
         BTC,
@@ -92,25 +85,7 @@ DOCUMENTED: list[tuple[str, dict[str, str], str, str | int | None]] = [
         "symbol fundingRate fundingRateTimestamp",
     ),
     ("recent-trade", BTC, "category list", TRADE),
-    (
-        "open-interest",
-        BTC | {"intervalTime": "1h"},
-        "symbol category list nextPageCursor",
-        "openInterest singleOpenInterest timestamp",
-    ),
-    (
-        "historical-volatility",
-        {"category": "option"},
-        "",
-        "period value time",
-    ),
     ("risk-limit", BTC, "category list nextPageCursor", TIER),
-    (
-        "account-ratio",
-        BTC | {"period": "5min"},
-        "list nextPageCursor",
-        "symbol buyRatio sellRatio timestamp",
-    ),
 ]
 IDS = [f"{path}-{query.get('category', '')}" for path, query, *_ in DOCUMENTED]
 
@@ -119,7 +94,7 @@ def result_of(path: str, query: dict[str, str], now_ms: int = NOW) -> Any:
     """Return what *path* answers; a refusal fails."""
     found = answer(VENUE, f"/v5/market/{path}", query, now_ms)
     assert not isinstance(found, ExchangeError), found
-    return found.result if isinstance(found, Flat) else found
+    return found
 
 
 @pytest.mark.parametrize(("path", "query", "fields", "item"), DOCUMENTED, ids=IDS)
@@ -156,8 +131,7 @@ def test_a_category_that_nobody_serves_is_an_empty_list_or_a_refusal(route: Any)
         if isinstance(found, ExchangeError):
             assert found.code == 10001
         else:
-            rows = found.result if isinstance(found, Flat) else found.get("list", [])
-            assert rows == []
+            assert found.get("list", []) == []
 
 
 # ---------------------------------------------------------------- values
@@ -210,19 +184,15 @@ def test_mark_and_index_differ_from_the_last_price_and_agree_with_their_candles(
     assert last != mark != index != last
     assert min(last, index) < mark < max(last, index)
     assert abs(last / index - 1) < 0.001
-    for name, price in (("mark", mark), ("index", index)):
-        for interval in ("1", "5", "60", "D"):
-            query = BTC | {"interval": interval}
-            row = result_of(f"{name}-price-kline", query, NOW + 30_000)["list"][0]
-            assert float(row[4]) == price
-    premium = result_of("premium-index-price-kline", BTC | {"interval": "1"}, NOW + 30_000)
-    assert float(premium["list"][0][4]) == pytest.approx(last / index - 1, abs=2e-6)
+    for interval in ("1", "5", "60", "D"):
+        query = BTC | {"interval": interval}
+        row = result_of("mark-price-kline", query, NOW + 30_000)["list"][0]
+        assert float(row[4]) == mark
 
 
-@pytest.mark.parametrize("measure", ["mark-price", "index-price", "premium-index-price"])
-def test_measured_candles_open_at_the_close_before_and_aggregate_exactly(measure: str) -> None:
+def test_candles_of_the_mark_open_at_the_close_before_and_aggregate_exactly() -> None:
     def rows(interval: str) -> list[list[float]]:
-        found = result_of(f"{measure}-kline", BTC | {"interval": interval, "limit": "1000"})
+        found = result_of("mark-price-kline", BTC | {"interval": interval, "limit": "1000"})
         return [[float(text) for text in row] for row in found["list"]][1:][::-1]
 
     minutes, hours = rows("1"), rows("60")
@@ -239,8 +209,7 @@ def test_marks_do_not_know_later_bars() -> None:
     other = SimulatedMarket(candles([*ROWS[:100], *walk_rows(400, seed=77)]), seed=1)
     mine = VENUE.markets["linear", "BTCUSDT"]
     assert mine.marks.premiums[:100].tolist() == other.marks.premiums[:100].tolist()
-    for name in ("mark", "index", "premium"):
-        assert mine.measure(name).base.candle(99) == other.measure(name).base.candle(99)
+    assert mine.marked.base.candle(99) == other.marked.base.candle(99)
 
 
 def test_risk_tiers_lose_leverage_and_their_margins_join_without_a_step() -> None:
@@ -274,57 +243,11 @@ async def test_risk_limits_come_in_pages_of_fifteen_symbols() -> None:
 
 
 @pytest.mark.parametrize(
-    ("path", "period"), [("open-interest", "intervalTime"), ("account-ratio", "period")]
-)
-async def test_histories_page_back_to_the_first_bar_without_hole_or_repetition(
-    path: str, period: str
-) -> None:
-    async with serving(LINEAR, start=2_900) as (_, client):
-        seen: list[int] = []
-        cursor = ""
-        while True:
-            page = await client.result(path, **BTC, **{period: "15min"}, limit=70, cursor=cursor)
-            seen += [int(item["timestamp"]) for item in page["list"]]
-            if not (cursor := page["nextPageCursor"]):
-                break
-    assert seen == list(range(seen[0], FIRST_MS - 1, -15 * MINUTE))
-    assert seen[0] == FIRST_MS + 2_900 * MINUTE // (15 * MINUTE) * 15 * MINUTE
-
-
-def test_volatility_is_that_of_the_hours_before() -> None:
-    found = result_of("historical-volatility", {"category": "option", "baseCoin": "BTC"})
-    assert [item["time"] for item in found] == [str(NOW // HOUR * HOUR)]
-    table = VENUE.markets["linear", "BTCUSDT"].series.table("60")
-    assert table is not None
-    closes = table.close[table.start_ms < NOW // HOUR * HOUR].astype(float)
-    wanted = np.diff(np.log(closes)).std(ddof=1) * (24 * 365) ** 0.5
-    assert float(found[0]["value"]) == pytest.approx(wanted)
-    last = NOW // HOUR * HOUR
-    window = {"startTime": str(last - 10 * HOUR), "endTime": str(last)}
-    assert len(result_of("historical-volatility", {"category": "option"} | window)) == 11
-    assert result_of("historical-volatility", {"category": "option", "baseCoin": "ETH"}) == []
-
-
-async def test_the_volatility_body_has_its_category_beside_a_list() -> None:
-    async with serving(LINEAR, start=2_900) as (_, client):
-        body = await client.get("historical-volatility", category="option")
-    assert set(body) == {"retCode", "retMsg", "category", "result"}
-    assert isinstance(body["result"], list)
-
-
-@pytest.mark.parametrize(
     ("path", "query"),
     [
-        ("open-interest", BTC | {"intervalTime": "2h"}),
-        ("open-interest", BTC | {"intervalTime": "1h", "cursor": "lasttime=never"}),
-        ("account-ratio", BTC | {"period": "1h", "limit": "0"}),
-        ("account-ratio", {"category": "spot", "symbol": "BTCUSDT", "period": "1h"}),
         ("risk-limit", {"category": "spot"}),
         ("risk-limit", {"category": "linear", "symbol": "NOSUCH"}),
-        ("index-price-kline", {"category": "spot", "symbol": "BTCUSDT", "interval": "1"}),
-        ("premium-index-price-kline", {"category": "inverse", "symbol": "BTCUSD", "interval": "1"}),
-        ("historical-volatility", {"category": "option", "period": "8"}),
-        ("historical-volatility", {"category": "option", "startTime": "1"}),
+        ("mark-price-kline", {"category": "spot", "symbol": "BTCUSDT", "interval": "1"}),
     ],
 )
 def test_what_no_route_can_mean_is_refused(path: str, query: dict[str, str]) -> None:

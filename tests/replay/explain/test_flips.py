@@ -69,9 +69,7 @@ def test_a_refusal_by_one_gate_says_what_it_was_short_by() -> None:
     found = flips_of(stored(gate("confidence", 0.3, 0.2), gate("edge", 0.75, 1.0)))
     assert not found.allowed
     assert found.must_pass == ("edge",)
-    assert found.sentence == (
-        "Only edge refused, short by 0.25 round-trip costs (25.0% of its threshold)."
-    )
+    assert found.sentence == "It would have passed, had edge been .25 more."
 
 
 def test_a_refusal_by_several_names_all_and_the_nearest() -> None:
@@ -82,10 +80,8 @@ def test_a_refusal_by_several_names_all_and_the_nearest() -> None:
             gate("edge", 0.1, 1.0),
         )
     )
-    assert found.sentence == (
-        "All of shifted, direction, edge would have had to pass; the nearest was direction, short "
-        "by 0.002 probability (10.0% of its threshold above 0.5)."
-    )
+    assert found.sentence == "All of shifted, direction, edge would have had to pass."
+    assert found.nearest == "direction"
 
 
 def test_the_share_of_direction_begins_where_its_measure_does() -> None:
@@ -107,15 +103,15 @@ def test_an_allowed_decision_names_the_gate_that_was_nearest_to_refusing() -> No
         )
     )
     assert (found.allowed, found.must_pass, found.nearest) == (True, (), "edge")
-    assert found.sentence.startswith("Every gate passed; the nearest to refusing was edge, by 0.05")
+    assert found.sentence == "Every gate passed; nearest edge, with .050 to spare."
 
 
 @pytest.mark.parametrize(
     ("row", "words"),
     [
-        (gate("operator", 0.0, 1.0), "Only operator refused, which answers yes or no."),
-        (gate("edge", None, 1.0), "Only edge refused, whose measure could not be computed."),
-        (gate("gap", 3.0, 0.0), "Only gap refused, short by 3 bars."),
+        (gate("regime", 0.0, 1.0), "regime answers yes or no, and it said no."),
+        (gate("edge", None, 1.0), "The measure of edge could not be computed."),
+        (gate("gap", 3.0, 0.0), "It would have passed, had gap been 3 less."),
     ],
 )
 def test_a_gate_without_a_share_still_says_why(row: Row, words: str) -> None:

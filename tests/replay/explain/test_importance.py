@@ -18,7 +18,6 @@ from tracepaper.daemon.cli import invoke
 from tracepaper.replay.explain.attribution import by_feature, of_rows
 from tracepaper.replay.explain.importance import by_age, read_importance
 from tracepaper.replay.explain.recompute import open_any
-from tracepaper.storage.record.columns import SEQUENCE_LIMIT
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 
 SPAN = 50  # bars
@@ -36,7 +35,7 @@ def test_bars_shares_are_the_means_of_what_decisions_stored(database: Path) -> N
     with closing(sqlite3.connect(database)) as db:
         stored = db.execute(
             "SELECT d.instrument, d.open_time_ms, a.buckets, a.older_mass FROM v_decisions d "
-            f"JOIN answers a ON (a.step & {SEQUENCE_LIMIT - 1}) = d.sequence "
+            "JOIN answers a ON a.sequence = d.sequence "
             "WHERE length(a.buckets) > 0"
         ).fetchall()
     spans: dict[tuple[str, int], list[tuple[float, float, float]]] = {}

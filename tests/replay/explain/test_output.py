@@ -49,7 +49,7 @@ def test_the_stored_part_names_the_verdict_and_what_would_flip_it(
     assert explain(database, LAST) == 0
     text, _ = said(capsys)
     assert "HOLD (refused by edge)" in text
-    assert "Only edge refused, short by" in text
+    assert "It would have passed, had edge been" in text
     assert "round-trip costs" in text
     assert "where attention flowed; not why the price will move" in text
     assert "Deletion test" not in text
@@ -192,23 +192,3 @@ def test_a_picture_is_drawn(
     width, height = (int.from_bytes(content[at : at + 4]) for at in (16, 20))
     assert width > 1_000
     assert height > (1_000 if options else 700)
-
-
-def test_a_decision_that_does_not_exist_is_refused(
-    database: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert explain(database, 99_999) == 1
-    assert "the nearest is" in said(capsys)[1]
-    assert invoke(["explain", "last:x", "--db", str(database)]) == 2
-    assert "write RUN:SEQUENCE" in said(capsys)[1]
-
-
-@pytest.mark.parametrize("named", ["last", "last:last", "{run}", "{file}#last"])
-def test_a_run_alone_is_its_last_decision(
-    named: str, modelless: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    given = named.format(run=explained_runs.run_id(modelless), file=modelless)
-    where = [] if "#" in given else ["--db", str(modelless)]
-    assert invoke(["explain", given, "--json", *where]) == 0
-    document, _ = told(capsys)
-    assert document["decision"]["sequence"] == 60

@@ -106,8 +106,8 @@ def test_what_a_higher_time_frame_lacks_is_not_called_a_bar(database: Path) -> N
         decision = {**stored.decision, "allowed": False, "refused_by": "warm"}
         return flips_of(replace(stored, decision=decision, gates=(cold,))).sentence
 
-    assert said(990) == "Only warm refused, which lacks a bar, or candles of a higher timeframe."
-    assert said(900) == "Only warm refused, short by 91 bars (9.2% of its threshold)."
+    assert said(990) == "It needs one more bar, or candles of a higher timeframe."
+    assert said(900) == "It needs 91 more bars."
 
 
 def test_what_is_older_than_every_block_has_no_bar_and_shortens_none() -> None:

@@ -115,7 +115,7 @@ def test_a_run_with_heads_is_verified_and_a_forged_one_is_not(run: Path, tmp_pat
         packed = target.execute("SELECT heads FROM answers WHERE heads IS NOT NULL").fetchone()[0]
         changed = bytes(packed[:-1]) + bytes([packed[-1] ^ 64])
         target.execute(
-            "UPDATE answers SET heads = ? WHERE step = (SELECT min(step) FROM answers "
+            "UPDATE answers SET heads = ? WHERE sequence = (SELECT min(sequence) FROM answers "
             "WHERE heads IS NOT NULL)",
             (changed,),
         )

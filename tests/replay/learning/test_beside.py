@@ -10,7 +10,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from learning import DAY_BARS, HORIZONS, START_MS, choose, learnable, split, tiny, write_csv
+from learning import (
+    DAY_BARS,
+    HORIZONS,
+    START_MS,
+    by_forecaster,
+    choose,
+    learnable,
+    quiet,
+    split,
+    tiny,
+    write_csv,
+)
 from own_strategies import importable
 from pages import said_in
 
@@ -18,10 +29,9 @@ from tracepaper.daemon.cli import invoke
 from tracepaper.replay.learning import statistics as figures
 from tracepaper.replay.learning.dataset import Dataset
 from tracepaper.replay.learning.fit import FitOptions
-from tracepaper.replay.learning.judge.compare import compare
 from tracepaper.replay.learning.judge.forecasts import MODEL, ModelForecasts
 from tracepaper.replay.learning.judge.judge import SpanJudgement, judge_checkpoint
-from tracepaper.replay.learning.judge.metrics import LOSSES
+from tracepaper.replay.learning.judge.metrics import LOSSES, compare
 from tracepaper.replay.learning.judge.tables import tables_across, tables_of
 from tracepaper.replay.learning.openings import FILE_NAME, NamedSpan, read_openings
 from tracepaper.replay.learning.recipe import Recipe, kinds, recipe_of
@@ -57,10 +67,6 @@ class Mine(Model):
         variance = sum(steps) / len(steps) or 1e-12
         return {"volatility": [(variance * bars) ** 0.5 for bars in self.horizons]}
 """
-
-
-def quiet(_: object) -> None:
-    """Say nothing."""
 
 
 def glm(
@@ -151,18 +157,18 @@ def test_models_of_every_kind_are_held_to_the_same_bars(
     assert [one["name"] for one in found["beside"]] == others
     assert len({found["id"], *(one["id"] for one in found["beside"])}) == 4
     for span in found["spans"]:
-        rows = {row["model"]: row for row in span["tables"]["beside_qlike"]["rows"]}
-        assert list(rows) == others
-        assert {row["days"] for row in rows.values()} == {2}
+        _, *rows = by_forecaster(span["tables"]["beside_qlike"]["rows"], 5).values()
+        assert [row["forecaster"] for row in rows] == others
+        assert {row["days"] for row in rows} == {2}
         # A class that says nothing of the return is not held to its sign.
-        signs = {row["model"] for row in span["tables"]["beside_sign"]["rows"]}
-        assert signs == set(others[:2])
+        signs = by_forecaster(span["tables"]["beside_sign"]["rows"], 5)
+        assert set(signs) == {"model", *others[:2]}
     # Each opened both spans, and the judged model counts those of its own file.
     counted = {one.model for one in read_openings(first.parent / FILE_NAME)}
     assert counted >= {found["id"], *(one["id"] for one in found["beside"][:2])}
     whole = found["tables"]["beside_spans"]["rows"]
-    assert [row["model"] for row in whole] == others
-    assert set(whole[0]) == {"model", "qlike_5", "qlike_30", "sign_5", "sign_30"}
+    assert [row["model"] for row in whole[:3]] == others
+    assert [row["horizon"] for row in whole] == [5] * 3 + [30] * 3 + [5] * 2 + [30] * 2
     assert "the model less each other model" in said_in(page)
 
 
@@ -200,10 +206,10 @@ def test_the_difference_is_that_of_losses_in_log_returns(
             for each in forecast
         ]
         wanted = difference(losses[0], losses[1], days)
-        (row,) = tables["beside_qlike"]["rows"]
-        assert row[str(horizon)]["value"] == pytest.approx(wanted.value, rel=1e-9)
-        assert row[str(horizon)]["error"] == pytest.approx(wanted.error, rel=1e-6)
-        assert row[f"{horizon}_p"] == pytest.approx(wanted.p, rel=1e-6)
+        row = by_forecaster(tables["beside_qlike"]["rows"], horizon)[str(other)]
+        assert row["less"]["value"] == pytest.approx(wanted.value, rel=1e-9)
+        assert row["less"]["error"] == pytest.approx(wanted.error, rel=1e-6)
+        assert row["p"] == pytest.approx(wanted.p, rel=1e-6)
 
 
 def test_what_is_the_same_is_level_and_what_knows_the_future_is_better(
@@ -229,7 +235,8 @@ def test_what_is_the_same_is_level_and_what_knows_the_future_is_better(
     assert {"beside_qlike", "beside_sign"} <= kept
     assert not any(key.startswith("beside") for key in (t.key for t in tables_of(one)))
     (both,) = [t for t in tables_across([planted, planted]) if t.key == "beside_spans"]
-    assert {row["qlike_30"] for row in both.documents() if row["model"] == "same"} == {"level"}
+    same = [row for row in both.documents() if row["model"] == "same"]
+    assert {row["verdict"] for row in same} == {"level"}
 
 
 def test_what_cannot_be_compared_is_refused_in_one_sentence(
@@ -259,5 +266,5 @@ def test_what_cannot_be_compared_is_refused_in_one_sentence(
     # Without a date the later one is asked about the bars after both had learnt.
     words = ["evaluate", str(first), "--data", candles, "--compare", str(later), "--json"]
     assert invoke(words) == 0
-    (row,) = json.loads(capsys.readouterr().out)["spans"][0]["tables"]["beside_qlike"]["rows"]
-    assert row["days"] == LAST_DAY - 7
+    rows = json.loads(capsys.readouterr().out)["spans"][0]["tables"]["beside_qlike"]["rows"]
+    assert by_forecaster(rows, 5)[str(later)]["days"] == LAST_DAY - 7

@@ -25,15 +25,16 @@ from tracepaper.replay.learning.estimators import order_book
 from tracepaper.replay.learning.estimators.order_book import (
     BookFitOptions,
     answers,
-    figures_on,
+    book_forecasts,
+    figures_of,
     fit_network,
     frequencies_of,
     load_books,
     sentences_of,
 )
 from tracepaper.replay.learning.fit import Policy
-from tracepaper.replay.learning.fitted import FitRun
 from tracepaper.replay.learning.order_books import UNKNOWN, BookDataset, labels_of
+from tracepaper.replay.learning.splits import Part
 from tracepaper.storage.checkpoints import CARD_NAME
 from tracepaper.strategies.errors import (
     CheckpointMismatch,
@@ -43,7 +44,6 @@ from tracepaper.strategies.errors import (
 )
 from tracepaper.strategies.networks.order_book import OrderBookConfig, OrderBookNetwork
 from tracepaper.strategies.order_book import Books, books_of
-from tracepaper.strategies.units import DAY_MS
 
 TINY = choose(
     "window=8",
@@ -220,6 +220,13 @@ def test_what_seven_days_of_the_exchange_show_is_judged(tmp_path: Path) -> None:
         )
 
 
+def figures_on(
+    network: OrderBookNetwork, untouched: list[Books], frequencies: dict[str, list[float]]
+) -> dict[str, Any]:
+    rows = book_forecasts(network, untouched, frequencies)
+    return {str(horizon): figures_of(of) for horizon, of in rows.by_horizon()}
+
+
 def test_a_planted_move_is_better_than_its_frequency_once_there_are_days() -> None:
     planted = books_of(long("exchange", days=18)[0], 2)
     config = OrderBookConfig(levels=2, window=24, dim=8, layers=1, heads=2, horizons=(1,))
@@ -239,18 +246,6 @@ def test_a_planted_move_is_better_than_its_frequency_once_there_are_days() -> No
     assert "beside persistence" in experimental({"figures": figures})
 
 
-def test_a_null_is_a_null() -> None:
-    torch.manual_seed(0)
-    network = OrderBookNetwork(OrderBookConfig(levels=5, window=16, dim=8, heads=2, horizons=(2,)))
-    stretches = [
-        books_of(list(walk(200, seed=seed, first_ms=FIRST_MS + seed * DAY_MS)), 5)
-        for seed in range(4)
-    ]
-    figures = figures_on(network.eval(), stretches, frequencies_of(stretches, (2,)))
-    assert figures["2"]["is_better"] is False
-    assert sentences_of(figures)[-1].startswith("experimental: it has beaten nothing")
-
-
 # ---------------------------------------------------------------- labels, parts, windows
 
 
@@ -268,12 +263,12 @@ def test_labels_are_exact_and_end_with_the_stretch() -> None:
 def test_no_part_or_label_reaches_over_a_gap_or_into_the_next(recorded: Path) -> None:
     material = BookDataset.read([recorded])
     assert [len(one) for one in material.stretches] == [90, 60]
-    parts = material.parts()
+    parts = [material.books(part) for part in (Part.TRAIN, Part.VALIDATION, Part.TEST)]
     lengths = [[len(books) for books in part] for part in parts]
     assert lengths == [[90, 15], [15], [30]]
     times = [np.concatenate([books.seen_ms for books in part]) for part in parts]
     assert times[0].max() < times[1].min() <= times[1].max() < times[2].min()
-    for books in parts.training:
+    for books in parts[0]:
         assert (labels_of(books, (3,))[-3:] == UNKNOWN).all()
 
 
@@ -292,52 +287,13 @@ def test_each_answer_knows_half_a_window_where_it_can() -> None:
 
 
 def test_the_same_seed_gives_the_same_network(recorded: Path) -> None:
-    parts = BookDataset.read([recorded]).parts()
+    data = BookDataset.read([recorded])
+    parts = data.books(Part.TRAIN), data.books(Part.VALIDATION)
     config = OrderBookConfig(levels=5, window=8, dim=8, layers=1, heads=2, horizons=(1,))
-    made = [
-        fit_network(parts.training, parts.validation, config, BookFitOptions(3, 1, seed=seed))[0]
-        for seed in (1, 1, 2)
-    ]
+    made = [fit_network(*parts, config, BookFitOptions(3, 1, seed=seed))[0] for seed in (1, 1, 2)]
     weights = [one.embed.weight for one in made]
     assert torch.equal(weights[0], weights[1])
     assert not torch.equal(weights[0], weights[2])
-
-
-class CutOffError(Exception):
-    pass
-
-
-def test_a_fit_that_was_cut_off_ends_as_if_it_had_not_been(
-    recorded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    parts = BookDataset.read([recorded]).parts()
-    config = OrderBookConfig(levels=5, window=8, dim=8, layers=1, heads=2, horizons=(1,))
-    options = BookFitOptions(40, 2)
-    made = order_book._policy  # noqa: SLF001 - the step at which it is cut off
-
-    def cut_off(network: OrderBookNetwork, options: BookFitOptions) -> Policy:
-        own = made(network, options)
-
-        def rate(step: int) -> float:
-            if step == 5:
-                raise CutOffError
-            return own.rate(step)
-
-        return own._replace(rate=rate)
-
-    def fitted(run: FitRun) -> OrderBookNetwork:
-        return fit_network(parts.training, parts.validation, config, options, run, {"a": "b"})[0]
-
-    whole = fitted(FitRun(tmp_path / "whole"))
-    monkeypatch.setattr(order_book, "_policy", cut_off)
-    with pytest.raises(CutOffError):
-        fitted(FitRun(tmp_path / "cut"))
-    monkeypatch.setattr(order_book, "_policy", made)
-    said: list[str] = []
-    rest = fitted(FitRun(tmp_path / "cut", say=said.append, resume=True))
-    assert said == ["Taking up the fit at step 4."]
-    for name, tensor in whole.state_dict().items():
-        assert torch.equal(rest.state_dict()[name], tensor)
 
 
 def spoilt(at: int) -> Callable[..., Policy]:

@@ -11,23 +11,22 @@ from learning import table
 from msgspec.structs import replace
 from numpy.typing import NDArray
 
-from tracepaper.replay.learning.judge.confidence import (
+from tracepaper.replay.learning.judge.forecasts import MODEL, Forecasts
+from tracepaper.replay.learning.judge.gates import (
+    GATE_COLUMNS,
+    INPUT_COLUMNS,
     cross_fitted,
     fit_cells,
     fit_confidence,
     folds,
+    gates_section,
     judge_cells,
     judge_spans,
+    judged_section,
     outcomes,
     regime_sentence,
     scored,
     sentence,
-)
-from tracepaper.replay.learning.judge.explained import GATE_COLUMNS, INPUT_COLUMNS
-from tracepaper.replay.learning.judge.forecasts import MODEL, Forecasts
-from tracepaper.replay.learning.judge.gates import (
-    gates_section,
-    judged_section,
 )
 from tracepaper.replay.report.honesty import FEW_DAYS
 from tracepaper.strategies.gates.gate import GATES, INPUTS, GateInputs, names_for, values_of

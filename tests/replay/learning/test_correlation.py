@@ -16,14 +16,14 @@ from numpy.typing import NDArray
 from tracepaper.replay.archive import Candles
 from tracepaper.replay.learning.baselines import EWMA_DECAY
 from tracepaper.replay.learning.dataset import Dataset
-from tracepaper.replay.learning.judge.correlation import (
+from tracepaper.replay.learning.judge.forecasts import Forecasts
+from tracepaper.replay.learning.judge.heads import (
     LEARNT,
     OTHERS,
     correlation_sentences,
     correlations_of,
     learn_correlations,
 )
-from tracepaper.replay.learning.judge.forecasts import Forecasts
 from tracepaper.replay.learning.judge.metrics import CORRELATION, PAIRS, MetricView
 from tracepaper.replay.learning.splits import Part
 from tracepaper.strategies.errors import CheckpointMismatch

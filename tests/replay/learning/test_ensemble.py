@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from learning import DAY_BARS, choose, learnable, write_csv
+from learning import DAY_BARS, by_forecaster, choose, learnable, write_csv
 
 from tracepaper.daemon import cli
 from tracepaper.replay.learning.estimators.ensemble import require_pair
-from tracepaper.replay.learning.judge.explained import bars_of
+from tracepaper.replay.learning.judge.gates import bars_of
 from tracepaper.replay.learning.recipe import recipe_of
 from tracepaper.replay.learning.splits import segments_of
 from tracepaper.storage.checkpoints import Checkpoint, load
@@ -335,7 +335,7 @@ def test_folds_read_each_half_by_its_own_features(
     ]
     assert cli.invoke([*words, "--folds", "walk:1", "--json"]) == cli.DONE
     rows = json.loads(capsys.readouterr().out)["tables"]["folds_qlike"]["rows"]
-    known = {row["forecaster"]: row["2"]["value"] for row in rows}
+    known = {name: row["value"]["value"] for name, row in by_forecaster(rows, 2).items()}
     assert {"model", "network half", "row half", "tree seasonal"} <= set(known)
     assert known["model"] != known["network half"] != known["row half"]
 

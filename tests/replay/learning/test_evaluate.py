@@ -10,7 +10,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from learning import DAY_BARS, HORIZONS, START_MS, learnable, split, tiny, write_csv
+from learning import (
+    DAY_BARS,
+    HORIZONS,
+    START_MS,
+    by_forecaster,
+    learnable,
+    quiet,
+    split,
+    tiny,
+    write_csv,
+)
 from pages import document_in, said_in
 
 from tracepaper.daemon.cli import invoke
@@ -19,16 +29,20 @@ from tracepaper.replay.learning import statistics
 from tracepaper.replay.learning.dataset import Dataset
 from tracepaper.replay.learning.fit import FitOptions
 from tracepaper.replay.learning.fitted import candle_model
-from tracepaper.replay.learning.judge import charts
 from tracepaper.replay.learning.judge.forecasts import MODEL
 from tracepaper.replay.learning.judge.judge import SpanJudgement, judge_checkpoint
 from tracepaper.replay.learning.judge.metrics import MEASURES, RISKS, metric
-from tracepaper.replay.learning.judge.output import as_document
 from tracepaper.replay.learning.judge.tables import (
     ACROSS,
     SHOWN,
+    as_document,
+    bins_of,
     confidence_areas,
+    coverage_by_week,
     curves_of,
+    qlike_by_day,
+    reliability,
+    risk_coverage,
     shown,
     tables_across,
     tables_of,
@@ -49,10 +63,6 @@ SPANS = [
 AS_TEXT = ",".join(
     f"{s.name}={iso(s.from_ms or 0)[:10]}:{iso(s.until_ms or 0)[:10]}" for s in SPANS
 )
-
-
-def quiet(_: object) -> None:
-    """Say nothing."""
 
 
 @pytest.fixture(scope="module")
@@ -115,15 +125,15 @@ def test_spans_are_judged_each_by_itself_and_counted(
         assert (span["from_ms"], span["until_ms"]) == wanted[1:]
         assert span["openings"] == 1
         rows = span["tables"]["paired_qlike"]["rows"]
-        assert {row["baseline"] for row in rows} >= {"har", "ewma", "log linear"}
-        assert set(rows[0]) == {"baseline", "days"} | {
-            f"{horizon}{of}" for horizon in HORIZONS for of in ("", "_p", "_verdict")
-        }
-        assert set(rows[0]["5"]) == {"value", "error"}
+        assert {row["forecaster"] for row in rows} >= {"har", "ewma", "log linear"}
+        assert [row["horizon"] for row in rows if row["forecaster"] == "har"] == list(HORIZONS)
+        assert set(rows[1]["less"]) == {"value", "error"}
         known = {r["forecaster"]: r["5"]["value"] for r in span["tables"]["qlike"]["rows"]}
-        for row in rows:
-            less = known["model"] - known[row["baseline"]]
-            assert row["5"]["value"] == pytest.approx(less, abs=2e-5)
+        for name, row in by_forecaster(rows, 5).items():
+            assert row["value"]["value"] == pytest.approx(known[name], abs=2e-5)
+            if name != "model":
+                less = known["model"] - known[name]
+                assert row["less"]["value"] == pytest.approx(less, abs=2e-5)
         nine = next(r for r in span["tables"]["intervals"]["rows"] if r["interval"] == "90 %")
         assert list(nine["5"].values()) == pytest.approx(
             span["figures"]["5"]["coverage_90"], abs=1e-5
@@ -177,11 +187,13 @@ def test_folds_fit_anew_open_no_span_and_say_what_choice_is_luck(
     words = ["evaluate", str(glm), "--data", candles, "--html", str(tmp_path / "folds.html")]
     assert invoke([*words, "--folds", "combinatorial:4/2", "--json"]) == 0
     tables = json.loads(capsys.readouterr().out)["tables"]
-    own = {row["forecaster"]: row for row in tables["folds_qlike"]["rows"]}
+    own = by_forecaster(tables["folds_qlike"]["rows"], 5)
     assert set(own) >= {"model", "har", "gamma glm"}
     # A glm is the gamma regression that is a baseline: fitted on the same bars, the same.
-    assert own["model"]["5"]["value"] == pytest.approx(own["gamma glm"]["5"]["value"], rel=1e-3)
-    assert own["gamma glm"]["5_verdict"] == "level"
+    assert own["model"]["value"]["value"] == pytest.approx(
+        own["gamma glm"]["value"]["value"], rel=1e-3
+    )
+    assert own["gamma glm"]["verdict"] == "level"
     luck = tables["overfitting_qlike"]["rows"]
     assert [row["paths"] for row in luck] == [3, 3]
     assert all(0.0 <= row["mean"] <= row["most"] <= 1.0 for row in luck)
@@ -338,7 +350,7 @@ def test_candles_without_the_training_are_judged_by_what_is_stored(glm: Path, ca
 def test_the_charts_of_a_judgement_show_what_it_measured(judgements: list[SpanJudgement]) -> None:
     one = judgements[0]
     curves = curves_of(one)
-    panel = charts.risk_coverage(curves)
+    panel = risk_coverage(curves)
     assert panel is not None
     assert panel.x.is_reversed
     lines = [layer for layer in panel.layers if isinstance(layer, LineLayer)]
@@ -348,7 +360,7 @@ def test_the_charts_of_a_judgement_show_what_it_measured(judgements: list[SpanJu
         assert line.y == pytest.approx(curve.excess, rel=1e-5)
     assert len({(line.role, line.dash) for line in lines}) == len(lines)
 
-    weekly = charts.coverage_by_week(one)
+    weekly = coverage_by_week(one)
     assert weekly is not None
     claim, *by_horizon = weekly.layers
     assert isinstance(claim, RuleLayer)
@@ -364,7 +376,7 @@ def test_the_charts_of_a_judgement_show_what_it_measured(judgements: list[SpanJu
 
     horizon = HORIZONS[len(HORIZONS) // 2]
     middle = one.forecasts.at(horizon)
-    summed = charts.qlike_by_day(one)
+    summed = qlike_by_day(one)
     assert summed is not None
     assert f"at {horizon} bars" in summed.y.title
     [har] = (layer for layer in summed.layers if getattr(layer, "name", "") == "har")
@@ -376,10 +388,10 @@ def test_the_charts_of_a_judgement_show_what_it_measured(judgements: list[SpanJu
     daily = [float((own - other)[middle.day == day].mean()) for day in np.unique(middle.day)]
     assert har.y == pytest.approx(np.cumsum(daily), rel=1e-4)
 
-    said = charts.reliability(one)
+    said = reliability(one)
     assert said is not None
     reliable = said.layers[1]
     assert isinstance(reliable, LineLayer)
-    bins = charts.bins_of(one)
+    bins = bins_of(one)
     assert reliable.x == [each.said for each in bins]
     assert reliable.y == [each.came for each in bins]

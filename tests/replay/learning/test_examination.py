@@ -9,26 +9,25 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from learning import DAY_BARS, HORIZONS, segment, split
+from learning import DAY_BARS, HORIZONS, by_forecaster, segment, split
 from torch import Tensor
 
 from tracepaper.replay.document.values import Table
 from tracepaper.replay.learning.dataset import Dataset
-from tracepaper.replay.learning.inspection import attribution as attributed
-from tracepaper.replay.learning.inspection import intervals
-from tracepaper.replay.learning.inspection import perturbation as permuted
-from tracepaper.replay.learning.inspection import perturbation as perturbed
-from tracepaper.replay.learning.inspection.attribution import WeightedLinear, agreement, methods
-from tracepaper.replay.learning.inspection.examination import examined
-from tracepaper.replay.learning.inspection.intervals import (
+from tracepaper.replay.learning.inspection import inspections
+from tracepaper.replay.learning.inspection.inspections import (
     AdaptiveConformal,
+    WeightedLinear,
     adaptive_widths,
+    agreement,
+    context_ablation,
+    examined,
+    feature_permutation,
     fixed_width,
+    methods,
 )
 from tracepaper.replay.learning.inspection.model import Mix, Subject
-from tracepaper.replay.learning.inspection.perturbation import context_ablation, feature_permutation
-from tracepaper.replay.learning.predict import predict
-from tracepaper.replay.learning.samples import targets
+from tracepaper.replay.learning.samples import predict, targets
 from tracepaper.replay.learning.splits import Part, Segment
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.features.rows import schema
@@ -143,7 +142,7 @@ def beyond(cell: tuple[float, float]) -> float:
 def test_bars_that_matter_are_found_by_the_right_order_and_not_by_another(
     material: Dataset,
 ) -> None:
-    areas, curves = perturbed.perturbations(Subject(material, HORIZON, Planted()), 40)
+    areas, curves = inspections.perturbations(Subject(material, HORIZON, Planted()), 40)
     for target in ("log variance", "mean"):
         for name in ("rollout", "integrated gradients"):
             row = cells(areas, of=target, order=name)
@@ -161,12 +160,12 @@ def test_bars_that_matter_are_found_by_the_right_order_and_not_by_another(
 
 def test_a_rollout_that_points_elsewhere_is_worse_than_random(material: Dataset) -> None:
     wrong = Subject(material, HORIZON, Planted(looked=ELSEWHERE))
-    row = cells(perturbed.perturbations(wrong, 40)[0], of="mean", order="rollout")
+    row = cells(inspections.perturbations(wrong, 40)[0], of="mean", order="rollout")
     assert row["deletion - random"][0] < 0.0 < row["insertion - random"][0]
 
 
 def test_ranks_go_from_high_to_low_and_prefer_the_newest_of_equals() -> None:
-    assert perturbed.ranked(np.array([0.0, 2.0, 0.0, 1.0])).tolist() == [1, 3, 2, 0]
+    assert inspections.ranked(np.array([0.0, 2.0, 0.0, 1.0])).tolist() == [1, 3, 2, 0]
 
 
 @pytest.mark.parametrize("any_length", [True, False])
@@ -177,20 +176,11 @@ def test_a_window_that_matters_is_missed_when_it_is_cut(
     network.takes_any_length = any_length  # type: ignore[misc]
     subject = Subject(leaking, HORIZON, network)
     [found] = context_ablation(subject, 120)
-    whole = cells(found, horizon="30m", window="whole")
-    assert whole["QLIKE"] == pytest.approx((0.0, 0.0), abs=1e-3)
-    assert whole["bars"] == WINDOW
-    half = cells(found, horizon="30m", window="1/2")
-    assert half["bars"] == 16  # the bar of age 20 is gone
-    assert beyond(half["QLIKE - whole"]) > 5
-    assert [row["bars"] for row in found.records() if row["horizon"] == "30m"] == [
-        32,
-        16,
-        8,
-        4,
-        2,
-        1,
-    ]
+    whole, half, *_ = by_forecaster(found.records()[: len(found.rows) // 2], HORIZON).values()
+    assert whole["value"] == pytest.approx((0.0, 0.0), abs=1e-3)
+    assert half["forecaster"] == "1/2: 16 bars"  # the bar of age 20 is gone
+    assert beyond(half["less"]) < -5
+    assert len(found.rows) == 2 * len(HORIZONS) * 6
     assert ("restarted" in found.notes[0]) is any_length
 
 
@@ -210,7 +200,7 @@ def test_the_column_that_is_used_is_found_and_no_other(leaking: Dataset) -> None
 
 
 def test_blocks_change_places_within_their_day(plain: Segment) -> None:
-    order = permuted.permutation(plain, np.random.default_rng(0))
+    order = inspections.permutation(plain, np.random.default_rng(0))
     assert sorted(order.tolist()) == list(range(len(plain)))
     assert (order[: plain.first] == np.arange(plain.first)).all()
     day = plain.open_time_ms // 86_400_000
@@ -222,7 +212,7 @@ def test_blocks_change_places_within_their_day(plain: Segment) -> None:
 
 def test_families_are_one_measure_over_several_windows() -> None:
     names = ("return_1", "return_4h", "hour_sin", "hour_cos", "rsi_16", "garman_klass_6")
-    assert permuted.families(names) == {"return": [0, 1], "hour": [2, 3]}
+    assert inspections.families(names) == {"return": [0, 1], "hour": [2, 3]}
 
 
 # --- intervals
@@ -269,7 +259,7 @@ def test_intervals_are_shown_with_mc_dropout_where_the_network_drops(material: D
     config = FlashConfig(dim=4, layers=1, heads=1, window=2, horizons=HORIZONS, dropout=0.2)
     network = FlashNetwork(config)
     subject = Subject(material, HORIZON, network)
-    found, days = intervals.intervals(subject)
+    found, days = inspections.intervals(subject)
     rows = {row["interval"]: row for row in found.records()}
     assert list(rows) == ["own", "fixed conformal", "adaptive conformal", "MC dropout"]
     assert 0.87 < value(rows["adaptive conformal"]["coverage"]) < 0.93
@@ -280,11 +270,11 @@ def test_intervals_are_shown_with_mc_dropout_where_the_network_drops(material: D
     assert not np.array_equal(one["mean"], other["mean"])  # each pass drops other numbers
     assert not network.training
     assert not any(module.training for module in network.modules())
-    assert intervals.intervals(subject)[0].records() == found.records()
+    assert inspections.intervals(subject)[0].records() == found.records()
     assert days.records()[0]["day"] == "2023-11-17"
     assert sum(value(row["bars"]) for row in days.records()) > 3_000
     still = Subject(material, HORIZON, FlashNetwork(replace(config, dropout=0.0)))
-    [summary, _] = intervals.intervals(still)
+    [summary, _] = inspections.intervals(still)
     assert "trained without dropout" in summary.notes[0]
     assert "MC dropout" not in {row["interval"] for row in summary.records()}
 
@@ -310,8 +300,8 @@ def test_the_surrogate_weighs_its_samples() -> None:
 def test_a_rollout_that_is_right_agrees_with_others_and_one_that_is_not_does_not(
     material: Dataset,
 ) -> None:
-    [right] = attributed.attributions(Subject(material, HORIZON, Planted()), 8)
-    [wrong] = attributed.attributions(Subject(material, HORIZON, Planted(ELSEWHERE)), 8)
+    [right] = inspections.attributions(Subject(material, HORIZON, Planted()), 8)
+    [wrong] = inspections.attributions(Subject(material, HORIZON, Planted(ELSEWHERE)), 8)
     for method in ("integrated gradients", "KernelSHAP", "LIME"):
         agreed = cells(right, of="mean", method=method)["rank correlation"]
         assert agreed[0] > 0.5
@@ -337,7 +327,7 @@ def test_exact_contributions_of_a_row_are_those_of_others(material: Dataset) -> 
     trained = TrainedRows(
         ROW_KINDS["glm"], model, material.schema, HORIZONS, "", "", (1.0, 1.0), None
     )
-    found, added = attributed.attributions(Subject(material, HORIZON, trained=trained), 2)
+    found, added = inspections.attributions(Subject(material, HORIZON, trained=trained), 2)
     for row in found.records():
         assert value(row["rank correlation"]) > 0.9
     assert {row["method"] for row in found.records()} == {"KernelSHAP", "LIME"}
@@ -384,8 +374,9 @@ def test_an_ensemble_is_as_deaf_to_a_half_as_its_share_says(leaking: Dataset) ->
     [of_network] = context_ablation(alone, 40)
     [all_network], [no_network] = (context_ablation(mixed(share), 40) for share in (1.0, 0.0))
     assert all_network.records() == of_network.records()
-    assert any(value(row["QLIKE - whole"]) != 0 for row in all_network.records())
-    assert all(value(row["QLIKE - whole"]) == 0 for row in no_network.records())
+    assert any(value(row["less"]) != 0 for row in all_network.records() if row["less"])
+    kept = [row for row in no_network.records() if row["figure"] == "QLIKE" and row["less"]]
+    assert all(value(row["less"]) == 0 for row in kept)
     [permuted_rows] = feature_permutation(mixed(0.0), 400)
     used = [row["feature"] for row in permuted_rows.records() if value(row["QLIKE 30m"]) != 0]
     assert leaking.schema.names[1] in used
@@ -394,7 +385,7 @@ def test_an_ensemble_is_as_deaf_to_a_half_as_its_share_says(leaking: Dataset) ->
     used = [row["feature"] for row in permuted_network.records() if value(row["QLIKE 30m"]) != 0]
     assert "return_1" in used
     assert leaking.schema.names[1] not in used
-    found = {one.key for one in attributed.attributions(mixed(0.5), 2)}
+    found = {one.key for one in inspections.attributions(mixed(0.5), 2)}
     assert found == {"attributions", "attributions_rows", "contributions"}
 
 

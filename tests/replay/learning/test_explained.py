@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from learning import table
 
 from tracepaper.replay.learning.card import ROUND_TRIP_COST
-from tracepaper.replay.learning.judge.explained import GATE_COLUMNS, separate, spread_rows, traded
 from tracepaper.replay.learning.judge.forecasts import MODEL, Forecasts
+from tracepaper.replay.learning.judge.gates import GATE_COLUMNS, separate, spread_rows, traded
 from tracepaper.strategies.units import DAY_MS
 
 ROWS = 600

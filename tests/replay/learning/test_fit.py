@@ -16,7 +16,7 @@ import torch
 from learning import DAY_BARS, HORIZONS, segment, split, tiny
 
 from tracepaper.replay.learning import fit as fits
-from tracepaper.replay.learning import fit_state as states
+from tracepaper.replay.learning import fit as states
 from tracepaper.replay.learning.fit import (
     Fit,
     FitOptions,
@@ -26,7 +26,7 @@ from tracepaper.replay.learning.fit import (
     learning_rate,
 )
 from tracepaper.replay.learning.losses import head_scores
-from tracepaper.replay.learning.samples import Samples, samples_of
+from tracepaper.replay.learning.samples import Samples, samples_in
 from tracepaper.replay.learning.splits import Part
 from tracepaper.strategies.errors import CheckpointMismatch, ConfigInvalid, InvariantBroken
 from tracepaper.strategies.networks.architecture import Network, kind_of
@@ -36,8 +36,8 @@ from tracepaper.strategies.networks.informer import InformerNetwork
 
 SPLIT = split(3, 4, 5)
 SEGMENTS = [segment(4 * DAY_BARS)]
-TRAINING = samples_of(SEGMENTS, HORIZONS, SPLIT, Part.TRAIN)
-VALIDATION = samples_of(SEGMENTS, HORIZONS, SPLIT, Part.VALIDATION)
+TRAINING = samples_in(SEGMENTS, HORIZONS, SPLIT, Part.TRAIN)
+VALIDATION = samples_in(SEGMENTS, HORIZONS, SPLIT, Part.VALIDATION)
 QUICK = FitOptions(
     steps=8,
     batch=2,
@@ -135,30 +135,30 @@ def test_a_fit_that_was_cut_off_ends_as_if_it_had_not_been(tmp_path: Path, kind:
 def test_a_process_killed_while_it_saves_leaves_a_whole_state(tmp_path: Path) -> None:
     made = fit(tmp_path)
     made.save()
-    before = states.read(tmp_path / states.STATE_NAME)
+    before = states.read_state(tmp_path / states.STATE_NAME)
     program = (
         "import os, sys; from pathlib import Path; import torch;"
-        "from tracepaper.replay.learning import fit_state as fit;"
+        "from tracepaper.replay.learning import fit;"
         "fit.os.fsync = lambda _: os.kill(os.getpid(), 9);"
-        "fit.write(Path(sys.argv[1]), {'a': torch.ones(9)}, {})"
+        "fit.write_state(Path(sys.argv[1]), {'a': torch.ones(9)}, {})"
     )
     words = [sys.executable, "-c", program, str(tmp_path / states.STATE_NAME)]
     assert subprocess.run(words, check=False).returncode == -9
     assert (tmp_path / (states.STATE_NAME + ".part")).exists()
-    after = states.read(tmp_path / states.STATE_NAME)
+    after = states.read_state(tmp_path / states.STATE_NAME)
     assert after[1] == before[1]
     assert fit(tmp_path).resume()
 
 
 def test_a_full_disk_leaves_the_state_before_and_says_where(tmp_path: Path) -> None:
     path = tmp_path / states.STATE_NAME
-    states.write(path, {"a": torch.ones(9)}, {"step": 1})
+    states.write_state(path, {"a": torch.ones(9)}, {"step": 1})
     path.with_name(path.name + ".part").symlink_to("/dev/full")
     with pytest.raises(OSError, match="No space left on device") as raised:
-        states.write(path, {"a": torch.zeros(9)}, {"step": 2})
+        states.write_state(path, {"a": torch.zeros(9)}, {"step": 2})
     assert raised.value.filename == str(path)
     assert [one.name for one in tmp_path.iterdir()] == [states.STATE_NAME]
-    tensors, facts = states.read(path)
+    tensors, facts = states.read_state(path)
     assert facts == {"step": 1}
     assert torch.equal(tensors["a"], torch.ones(9))
 
@@ -285,7 +285,9 @@ def test_a_batch_learnt_from_in_pieces_has_the_gradient_of_the_whole(
         made = fit(tmp_path / str(rows), chosen, kind="informer", dropout=0.0)
         made.run(ignore)
         # After one step a first moment is a tenth of the gradient, those of the losses' own too.
-        moments = states.of("optimiser", states.read(tmp_path / str(rows) / states.STATE_NAME)[0])
+        moments = states.stripped(
+            "optimiser", states.read_state(tmp_path / str(rows) / states.STATE_NAME)[0]
+        )
         found.append((made.progress.training_loss, moments))
     (whole, ours), (pieced, theirs) = found
     assert pieced == pytest.approx(whole, rel=1e-6)

@@ -28,11 +28,15 @@ from tracepaper.replay.learning.judge.heads import (
     levels_of,
     likeliest,
 )
-from tracepaper.replay.learning.judge.metrics import EWMA, HEAD_LOSSES, MetricView, average_odds
-from tracepaper.replay.learning.judge.tails import breach_rows
+from tracepaper.replay.learning.judge.metrics import (
+    EWMA,
+    HEAD_LOSSES,
+    MetricView,
+    average_odds,
+    breach_rows,
+)
 from tracepaper.replay.learning.losses import ADDED, added
-from tracepaper.replay.learning.predict import predict
-from tracepaper.replay.learning.samples import Windows, targets, wanted_labels
+from tracepaper.replay.learning.samples import Windows, predict, targets, wanted_labels
 from tracepaper.replay.learning.splits import Part, Segment
 from tracepaper.strategies.errors import CheckpointMismatch, ConfigInvalid
 from tracepaper.strategies.features.rows import schema

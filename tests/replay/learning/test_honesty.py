@@ -10,9 +10,8 @@ import numpy as np
 import pytest
 from learning import table
 
-from tracepaper.replay.learning.judge.compare import paired_figures
 from tracepaper.replay.learning.judge.forecasts import MODEL, Forecasts
-from tracepaper.replay.learning.judge.metrics import figures
+from tracepaper.replay.learning.judge.metrics import figures, paired_figures
 from tracepaper.replay.report.honesty import COMMONER, compared_sentences
 from tracepaper.storage import checkpoints
 

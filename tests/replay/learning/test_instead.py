@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from learning import DAY_BARS, HORIZONS, choose, learnable, split, write_csv
+from learning import DAY_BARS, HORIZONS, by_forecaster, choose, learnable, split, write_csv
 
 from tracepaper.daemon.cli import invoke
 from tracepaper.replay.learning.dataset import Dataset
@@ -76,14 +76,14 @@ def test_a_change_is_fitted_anew_and_stands_beside_the_recipe_as_it_is(
     given = [word for change in changes for word in ("--ablate", change)]
     assert invoke([*words, *given, "--json"]) == 0
     tables = json.loads(capsys.readouterr().out)["tables"]
-    rows = tables["instead_qlike"]["rows"]
-    assert [row["change"] for row in rows] == changes
+    [_, *rows] = by_forecaster(tables["instead_qlike"]["rows"], 5).values()
+    assert [row["forecaster"] for row in rows] == changes
     for row in rows:
         assert row["days"] >= 2
-        assert row["5"]["value"] != 0.0
-        assert row["5"]["error"] is None  # of so few days
-        assert row["5_verdict"] in {"better", "level", "worse"}
-    assert len(tables["instead_sign"]["rows"]) == len(changes)
+        assert row["less"]["value"] != 0.0
+        assert row["less"]["error"] is None  # of so few days
+        assert row["verdict"] in {"better", "level", "worse"}
+    assert len(by_forecaster(tables["instead_sign"]["rows"], 5)) == 1 + len(changes)
 
 
 def test_a_planted_change_is_found_and_its_size_is_the_difference_of_the_losses(
@@ -104,14 +104,12 @@ def test_a_planted_change_is_found_and_its_size_is_the_difference_of_the_losses(
 
     changes = {"oracle": realised.clip(1e-3), "worse": 8.0 * forecast, "same": forecast}
     [found, _] = ablation_tables(own, {name: others(of) for name, of in changes.items()})
-    rows = {row["change"]: row for row in found.documents()}
-    column = str(horizon)
-    assert rows["oracle"][f"{column}_verdict"] == "better"
-    assert rows["worse"][f"{column}_verdict"] == "worse"
-    assert rows["same"][f"{column}_verdict"] == "level"
-    assert rows["same"][column]["value"] == 0.0
-    losses = qlike_of(changes["worse"], realised) - qlike_of(forecast, realised)
-    assert rows["worse"][column]["value"] == pytest.approx(float(losses.mean()), rel=1e-3)
+    rows = by_forecaster(found.documents(), horizon)
+    said = {name: row["verdict"] for name, row in rows.items()}  # of the recipe as it is
+    assert said == {"model": None, "oracle": "worse", "worse": "better", "same": "level"}
+    assert rows["same"]["less"]["value"] == 0.0
+    losses = qlike_of(forecast, realised) - qlike_of(changes["worse"], realised)
+    assert rows["worse"]["less"]["value"] == pytest.approx(float(losses.mean()), rel=1e-3)
 
 
 @pytest.mark.parametrize(

@@ -18,20 +18,21 @@ import numpy as np
 import pytest
 import torch
 from depth_cases import FIRST_MS, depth, header, walk, write
-from learning import choose
+from learning import by_forecaster, choose
 from pages import said_in
 
 from tracepaper.daemon.cli import invoke
-from tracepaper.replay.learning.judge.books import judge_books, read_books_of, untouched_ms
-from tracepaper.replay.learning.judge.compare import FEW, verdict_of
-from tracepaper.replay.learning.judge.folds import fold_books
+from tracepaper.replay.archive.columns import instant
+from tracepaper.replay.learning.estimators.order_book import read_of
+from tracepaper.replay.learning.fitted import DataRequest, FitRun
 from tracepaper.replay.learning.judge.forecasts import MODEL, ModelForecasts
-from tracepaper.replay.learning.judge.metrics import BOOKS, MetricView
+from tracepaper.replay.learning.judge.judge import judge_checkpoint
+from tracepaper.replay.learning.judge.metrics import BOOKS, FEW, MetricView, verdict_of
 from tracepaper.replay.learning.judge.tables import tables_of
 from tracepaper.replay.learning.openings import FILE_NAME, NamedSpan, read_openings
 from tracepaper.replay.learning.order_books import BookDataset
 from tracepaper.replay.learning.recipe import recipe_of
-from tracepaper.replay.learning.splits import Fold, walk_forward
+from tracepaper.replay.learning.splits import Fold, Part, walk_forward
 from tracepaper.replay.learning.statistics import DayDifference, difference
 from tracepaper.storage.checkpoints import load
 from tracepaper.strategies.order_book import books_of
@@ -147,20 +148,20 @@ def test_spans_are_judged_apart_and_beside_another_network(
     books = [one["figures"]["1"]["books"] for one in found["spans"]]
     assert books == [20 * (LATER - 1)] * 2  # no label reaches over a gap
     for span in found["spans"]:
-        [own, frequent, last] = span["tables"]["accuracy"]["rows"]
-        assert own["1"]["value"] > 0.9
-        assert [frequent["1_verdict"], last["1_verdict"]] == ["better", "better"]
-        [row] = span["tables"]["beside_log_loss"]["rows"]
-        assert (row["model"], row["1_verdict"], row["days"]) == (poor, "better", 20)
+        [own, *others] = by_forecaster(span["tables"]["accuracy"]["rows"], 1).values()
+        assert own["value"]["value"] > 0.9
+        assert [row["verdict"] for row in others] == ["better", "better"]
+        [_, row] = by_forecaster(span["tables"]["beside_log_loss"]["rows"], 1).values()
+        assert (row["forecaster"], row["verdict"], row["days"]) == (poor, "better", 20)
     assert [one["openings"] for one in found["spans"]] == [2, 2]
     counted = {one.model for one in read_openings(Path(good).parent / FILE_NAME)}
     assert {found["id"], found["beside"][0]["id"]} <= counted
     assert "the model less each other model" in said_in(page)
     turned = answered(capsys, poor, *words, "--compare", good)["spans"][0]["tables"]
-    [other] = turned["beside_log_loss"]["rows"]
-    [same] = found["spans"][0]["tables"]["beside_log_loss"]["rows"]
-    assert other["1_verdict"] == "worse"
-    assert other["1"]["value"] == pytest.approx(-same["1"]["value"])
+    other = by_forecaster(turned["beside_log_loss"]["rows"], 1)[good]
+    same = by_forecaster(found["spans"][0]["tables"]["beside_log_loss"]["rows"], 1)[poor]
+    assert other["verdict"] == "worse"
+    assert other["less"]["value"] == pytest.approx(-same["less"]["value"])
 
 
 def test_the_whole_is_what_the_card_says(
@@ -172,7 +173,9 @@ def test_the_whole_is_what_the_card_says(
         for one in read_openings(Path(good).parent / FILE_NAME)
         if one.model == card["model"]["id"]
     ]
-    assert training.from_ms == untouched_ms(card)  # what a training judges, it has opened
+    assert training.from_ms == instant(
+        card["split"]["untouched_from"]
+    )  # what a training judges, it has opened
     found = answered(capsys, good, "--data", file)
     assert found["figures"] == card["figures"]
     dates = ("--from", "2025-02-10", "--to", "2025-03-02")
@@ -182,8 +185,8 @@ def test_the_whole_is_what_the_card_says(
 
 def test_a_difference_is_that_of_the_losses_and_few_days_say_nothing(good: str, file: Path) -> None:
     model = load(Path(good))
-    books = read_books_of(model.card, [str(file)])
-    one = judge_books(model.card, model.tensors, books, NamedSpan("A", None, None))
+    books = read_of(model.card, DataRequest([str(file)]))
+    one = judge_checkpoint(model.card, model.tensors, books, NamedSpan("A", None, None))
     rng = np.random.default_rng(0)
     own = one.forecasts.at(1)
     rows = rng.permutation(len(own))[:100]
@@ -191,9 +194,9 @@ def test_a_difference_is_that_of_the_losses_and_few_days_say_nothing(good: str, 
     other = other.holding(MODEL, log_probability=other.value("log_probability") - 0.25)
     both = one.compared_with("other", ModelForecasts(other))
     [losses] = [made for made in tables_of(both) if made.key == "beside_log_loss"]
-    [row] = losses.documents()
-    assert row["1"]["value"] == pytest.approx(-0.25)
-    assert row["2"] is None
+    row = by_forecaster(losses.documents(), 1)["other"]
+    assert row["less"]["value"] == pytest.approx(-0.25)
+    assert "other" not in by_forecaster(losses.documents(), 2)
     loss = BOOKS["log_loss"].terms
     wanted = difference(loss(MetricView(own.where(rows))), loss(MetricView(other)), own.day[rows])
     assert row["days"] == wanted.days
@@ -207,24 +210,24 @@ def test_a_recipe_and_changes_of_it_are_fitted_anew_on_recorded_days(
     changes = ("training.steps=1", "levels=1")
     more = [word for change in changes for word in ("--ablate", change)]
     found = answered(capsys, good, "--data", file, "--folds", "walk:1", *more)["tables"]
-    [own, *_] = found["folds_accuracy"]["rows"]
-    assert own["1"]["value"] > 0.9
-    [_, frequencies] = found["folds_log_loss"]["rows"]
-    assert frequencies["1_verdict"] == "better"
-    [steps, levels] = found["instead_log_loss"]["rows"]
-    assert (steps["change"], steps["1_verdict"], steps["days"]) == (changes[0], "worse", 10)
-    assert levels["1"]["value"] != 0.0
+    [own, *_] = by_forecaster(found["folds_accuracy"]["rows"], 1).values()
+    assert own["value"]["value"] > 0.9
+    frequencies = by_forecaster(found["folds_log_loss"]["rows"], 1)["frequencies"]
+    assert frequencies["verdict"] == "better"
+    [_, steps, levels] = by_forecaster(found["instead_log_loss"]["rows"], 1).values()
+    assert (steps["forecaster"], steps["verdict"], steps["days"]) == (changes[0], "better", 10)
+    assert levels["less"]["value"] != 0.0
 
 
 # --- folds
 
 
-def test_no_held_out_book_moves_a_fold_and_a_fold_that_leaks_is_found() -> None:
+def test_no_held_out_book_moves_a_fold_and_a_fold_that_leaks_is_found(tmp_path: Path) -> None:
     """From the middle of a test on the mid goes against the lean; all before it stays."""
     middle = 15 * A_DAY
     of = header(levels=2, every_ms=PACE_MS, source="exchange")
     own, other = (
-        BookDataset(of, (books_of(planted(hours(20), mirrored_from=start), 2),), (), ())
+        BookDataset(of, (books_of(planted(hours(20), mirrored_from=start), 2),), ())
         for start in (None, middle)
     )
     keys = {"window": 12, "dim": 8, "layers": 1, "heads": 2, "horizons": [1]}
@@ -236,7 +239,9 @@ def test_no_held_out_book_moves_a_fold_and_a_fold_that_leaks_is_found() -> None:
     assert first < FIRST_MS + middle * PACE_MS < last
 
     def before(data: BookDataset, by: Fold) -> np.ndarray:
-        found = fold_books(card.document(), data, by, lambda _: None)
+        own = data.folded(by)
+        model = card.kind.fit(own, card, FitRun(tmp_path, say=lambda _: None)).for_fold(own)
+        found = model.answers(own, Part.TEST)
         return found.value("log_probability")[found.open_ms < FIRST_MS + (middle - 12) * PACE_MS]
 
     assert np.array_equal(before(own, fold), before(other, fold))
@@ -287,7 +292,7 @@ def test_what_cannot_be_asked_of_books_is_refused_in_one_sentence(
     walk_1 = ("--folds", "walk:1")
     wrong: list[tuple[tuple[object, ...], str]] = [
         ((good, "--holdout", "A=2025-01-05:2025-02-10"), "begins before 2025-01-21"),
-        ((good, "--from", "2026-01-01"), "holds no book whose move to 1 books is known"),
+        ((good, "--from", "2026-01-01"), "hold none whose move to 1 books is known"),
         ((good, "--inspect", "context=5"), "--inspect context is for models of bars"),
         (
             (good, *choose("evaluation.explained_bars=600")),
@@ -303,7 +308,7 @@ def test_what_cannot_be_asked_of_books_is_refused_in_one_sentence(
             (good, *walk_1, "--ablate", "training.stepz=9"),
             "has no training.stepz, the nearest is steps",
         ),
-        ((good, *walk_1, "--ablate", "dim=7"), "give a multiple of twice"),
+        ((good, *walk_1, "--ablate", "dim=7"), "give each an equal, even share"),
         ((good, "--compare", good), "is a model that is judged already"),
         ((good, "--compare", untrained), "--compare " + untrained + ": untrained: books from"),
         ((good, "--compare", "flash-15m"), "which no model of bars does"),

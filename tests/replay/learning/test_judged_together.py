@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import replace
@@ -13,7 +12,19 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from learning import DAY_BARS, HORIZONS, START_MS, choose, learnable, split, table, write_csv
+from learning import (
+    DAY_BARS,
+    HORIZONS,
+    START_MS,
+    answered,
+    by_forecaster,
+    choose,
+    learnable,
+    quiet,
+    split,
+    table,
+    write_csv,
+)
 from pages import said_in
 from scipy.stats import spearmanr
 
@@ -28,11 +39,17 @@ from tracepaper.replay.learning.estimators.cross_sectional import (
 )
 from tracepaper.replay.learning.fit import FitOptions, Policy, Progress, policy_of
 from tracepaper.replay.learning.fitted import FitRun
-from tracepaper.replay.learning.judge.compare import FEW, compare, verdict_of
 from tracepaper.replay.learning.judge.folds import refit
 from tracepaper.replay.learning.judge.forecasts import MODEL, Forecasts, ModelForecasts
 from tracepaper.replay.learning.judge.judge import SpanJudgement, judge_checkpoint
-from tracepaper.replay.learning.judge.metrics import PORTFOLIOS, MetricView, ranks
+from tracepaper.replay.learning.judge.metrics import (
+    FEW,
+    PORTFOLIOS,
+    MetricView,
+    compare,
+    ranks,
+    verdict_of,
+)
 from tracepaper.replay.learning.judge.tables import tables_of
 from tracepaper.replay.learning.openings import FILE_NAME, NamedSpan, read_openings
 from tracepaper.replay.learning.panel import close_by_close, labelled_closes, predicted
@@ -53,6 +70,7 @@ pytestmark = pytest.mark.long
 SYMBOLS = ("AAAUSDT", "BBBUSDT", "CCCUSDT")
 DAYS = 6
 DAY_MS = DAY_BARS * 60_000
+ONE_THREAD = choose("evaluation.threads=1")
 SPLIT = split(2, 2.75, 3.25)
 SPANS = [
     NamedSpan(name, START_MS + first * DAY_MS, START_MS + (first + 1) * DAY_MS)
@@ -61,10 +79,6 @@ SPANS = [
 AS_TEXT = ",".join(
     f"{s.name}={iso(s.from_ms or 0)[:10]}:{iso(s.until_ms or 0)[:10]}" for s in SPANS
 )
-
-
-def quiet(_: object) -> None:
-    """Say nothing."""
 
 
 def candles(*, changed_from: int | None = None) -> list[Candles]:
@@ -147,13 +161,6 @@ def judged(models: dict[str, Path], material: Dataset) -> SpanJudgement:
     return judge_checkpoint(found.card, found.tensors, material, SPANS[0])
 
 
-def answered(capsys: pytest.CaptureFixture[str], *words: object) -> Any:
-    code = invoke([str(word) for word in (*words, *choose("evaluation.threads=1"), "--json")])
-    said = capsys.readouterr()
-    assert code == 0, said.err
-    return json.loads(said.out)
-
-
 def given(paths: Sequence[str]) -> list[str]:
     return [word for path in paths for word in ("--data", path)]
 
@@ -167,7 +174,7 @@ def test_spans_are_judged_apart_and_stand_beside_models_of_any_kind(
     page = tmp_path / "page.html"
     words = ["evaluate", models["portfolio"], *given(paths), "--holdout", AS_TEXT, "--html", page]
     others = [str(models[kind]) for kind in ("crossasset", "flash")]
-    found = answered(capsys, *words, "--compare", others[0], "--compare", others[1])
+    found = answered(capsys, *words, *ONE_THREAD, "--compare", others[0], "--compare", others[1])
     assert [(one["name"], one["days"]) for one in found["spans"]] == [("A", 1), ("B", 1)]
     assert [one["symbols"] for one in found["spans"]] == [list(SYMBOLS)] * 2
     assert {one["openings"] for one in found["spans"]} == {1}
@@ -177,19 +184,19 @@ def test_spans_are_judged_apart_and_stand_beside_models_of_any_kind(
     for span in found["spans"]:
         tables = span["tables"]
         for key in ("beside_qlike", "beside_sign", "beside_across"):
-            assert [row["model"] for row in tables[key]["rows"]] == others
+            assert list(by_forecaster(tables[key]["rows"], 30)) == ["model", *others]
         # What has no weights of its own is not held to them.
-        [row] = tables["beside_weights"]["rows"]
-        assert (row["model"], row["days"], row["1440_verdict"]) == (others[0], 1, FEW)
+        [_, row] = tables["beside_weights"]["rows"]
+        assert (row["forecaster"], row["days"], row["verdict"]) == (others[0], 1, FEW)
         names = [{r["forecaster"] for r in tables[key]["rows"]} for key in ("weights", "across")]
         assert {"model", "equal", "inverse"} <= names[0]
         assert {"model", "persistence"} <= names[1]
         weights.append(tables["weights"]["rows"][0])
         assert span["figures"]["weights"]["days"] == 1
-    assert weights[0]["1440"]["value"] != weights[1]["1440"]["value"]
+    assert weights[0]["value"] != weights[1]["value"]
     assert "Rank correlation across the assets" in said_in(page)
     whole = found["tables"]["beside_spans"]["rows"]
-    assert [row["model"] for row in whole] == others
+    assert [row["model"] for row in whole[:2]] == others
 
 
 def test_a_single_instruments_model_stands_beside_one_of_several(
@@ -202,7 +209,7 @@ def test_a_single_instruments_model_stands_beside_one_of_several(
     for one, other in (pair, pair[::-1]):
         words = ["evaluate", one, *given(paths), *dates, "--compare", other]
         more = [*choose("evaluation.explained_bars=500")] if one == models["flash"] else []
-        tables = answered(capsys, *words, *more)["spans"][0]["tables"]
+        tables = answered(capsys, *words, *ONE_THREAD, *more)["spans"][0]["tables"]
         values.append(
             [
                 tables[f"beside_{loss}"]["rows"][0][str(horizon)]["value"]
@@ -284,7 +291,7 @@ def test_a_span_holds_what_its_own_days_made(judged: SpanJudgement) -> None:
     tables = {made.key: made for made in tables_of(judged)}
     [row, *_] = tables["weights"].documents()
     assert (row["figure"], row["forecaster"]) == ("Net of fees, bp a day", "model")
-    assert row["1440"]["value"] == pytest.approx(1e4 * float(held.value("net").sum()))
+    assert row["value"]["value"] == pytest.approx(1e4 * float(held.value("net").sum()))
 
 
 # --- folds
@@ -296,13 +303,13 @@ def test_a_recipe_and_a_change_of_it_are_fitted_anew_on_folds(
     words = ["evaluate", models["portfolio"], *given(paths), "--folds", "walk:1"]
     changes = ["every=30", "layers=2"]
     more = [word for change in changes for word in ("--ablate", change)]
-    tables = answered(capsys, *words, *more)["tables"]
+    tables = answered(capsys, *words, *ONE_THREAD, *more)["tables"]
     for key in ("instead_qlike", "instead_sign", "instead_across", "instead_weights"):
-        rows = tables[key]["rows"]
-        assert [row["change"] for row in rows] == changes
+        horizon = 1440 if key == "instead_weights" else 30
+        [_, *rows] = by_forecaster(tables[key]["rows"], horizon).values()
+        assert [row["forecaster"] for row in rows] == changes
         assert {row["days"] for row in rows} == {1}
-    assert tables["instead_weights"]["rows"][0]["1440"]["value"] != 0.0
-    assert tables["instead_across"]["rows"][1]["30"]["value"] != 0.0
+        assert rows[key == "instead_across"]["less"]["value"] != 0.0
     names = [row["forecaster"] for row in tables["folds_weights"]["rows"]]
     assert names[:3] == ["model", "equal", "inverse"]
     assert tables["folds_across"]["rows"][0]["forecaster"] == "model"

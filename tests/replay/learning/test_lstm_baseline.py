@@ -26,8 +26,8 @@ from tracepaper.replay.learning.baselines import (
 from tracepaper.replay.learning.dataset import Dataset
 from tracepaper.replay.learning.estimators.networks import network_forecasts
 from tracepaper.replay.learning.judge.metrics import figures
-from tracepaper.replay.learning.predict import predict
 from tracepaper.replay.learning.recipe import recipe_of
+from tracepaper.replay.learning.samples import predict
 from tracepaper.replay.learning.splits import Part, iso
 from tracepaper.storage.checkpoints import load
 from tracepaper.strategies.errors import ConfigInvalid
@@ -142,7 +142,7 @@ def test_a_command_fits_it_and_any_candles_are_judged_beside_it(
         for key in ("qlike", "sign_accuracy", "ic"):
             rows = {row["forecaster"] for row in tables[key]["rows"]}
             assert ("lstm" in rows) is beside, key
-        assert ("lstm" in {row["baseline"] for row in tables["paired_qlike"]["rows"]}) is beside
+        assert ("lstm" in {row["forecaster"] for row in tables["paired_qlike"]["rows"]}) is beside
 
 
 def test_a_card_asks_for_it_again(capsys: pytest.CaptureFixture[str]) -> None:

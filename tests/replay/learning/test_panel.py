@@ -12,17 +12,17 @@ from learning import DAY_BARS, HORIZONS, learnable, split, write_csv
 
 from tracepaper.replay.archive import Candles, slice_candles
 from tracepaper.replay.learning.dataset import Dataset
-from tracepaper.replay.learning.estimators.cross_sectional import CrossAssetModel
-from tracepaper.replay.learning.fitted import FitRun
-from tracepaper.replay.learning.judge.forecasts import MODEL
-from tracepaper.replay.learning.judge.metrics import rank_correlations
-from tracepaper.replay.learning.judge.portfolio import (
+from tracepaper.replay.learning.estimators.cross_sectional import (
     COVARIANCE_BARS,
     FEE,
+    CrossAssetModel,
     portfolio_decisions,
     portfolio_returns,
     rule_weights,
 )
+from tracepaper.replay.learning.fitted import FitRun
+from tracepaper.replay.learning.judge.forecasts import MODEL
+from tracepaper.replay.learning.judge.metrics import rank_correlations
 from tracepaper.replay.learning.panel import PanelChunks, close_by_close, labelled_closes, predicted
 from tracepaper.replay.learning.recipe import recipe_of
 from tracepaper.replay.learning.splits import Part
@@ -194,21 +194,6 @@ def test_a_rank_correlation_is_by_close() -> None:
     expected = np.array([[1.0, 3.0, 5.0], [2.0, 2.0, 5.0], [3.0, 1.0, 5.0]])
     realised = np.array([[0.1, 0.1, 0.1], [0.2, 0.2, 0.2], [0.3, 0.3, 0.9]])
     assert rank_correlations(expected, realised).tolist() == [1.0, -1.0, 0.0]
-
-
-def test_a_realised_correlation_is_of_the_bars_after_it(material: Dataset) -> None:
-    panel = material.panels[0]
-    found = panel.correlations((2, 30))
-    assert found.shape == (3, len(panel), 2)
-    assert np.isnan(found[..., 0]).all()  # two returns have none to speak of
-    row = panel.first + 100
-    moves = [np.diff(np.log(s.close[row : row + 31])) for s in panel.segments]
-    for place, (one, other) in enumerate(((0, 1), (0, 2), (1, 2))):
-        a, b = moves[one], moves[other]
-        expected = (a * b).sum() / np.sqrt((a * a).sum() * (b * b).sum())
-        assert found[place, row, 1] == pytest.approx(expected, abs=1e-5)
-    assert np.isnan(found[:, -30:, 1]).all()
-    assert np.isfinite(found[:, panel.first : -30, 1]).all()
 
 
 def led_by_volatility(bars: int) -> list[Candles]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 import typer
-from learning import DAY_BARS, HORIZONS, choose, learnable, split, tiny, write_csv
+from learning import DAY_BARS, HORIZONS, choose, learnable, quiet, split, tiny, write_csv
 from typer.testing import CliRunner
 
 from tracepaper.replay.commands.evaluate import evaluate
@@ -23,10 +22,10 @@ from tracepaper.replay.learning.baselines import stored_baselines
 from tracepaper.replay.learning.dataset import Dataset
 from tracepaper.replay.learning.fit import FitOptions, Observe, Progress
 from tracepaper.replay.learning.fitted import Say
-from tracepaper.replay.learning.judge.explained import bars_of
+from tracepaper.replay.learning.judge.gates import bars_of
 from tracepaper.replay.learning.openings import read_openings
 from tracepaper.replay.learning.recipe import Recipe, kinds
-from tracepaper.replay.learning.splits import Part, iso, split_of
+from tracepaper.replay.learning.splits import iso, split_of
 from tracepaper.replay.learning.training import train
 from tracepaper.storage.checkpoints import Checkpoint, load
 from tracepaper.strategies.errors import CheckpointMismatch, ConfigInvalid
@@ -39,10 +38,6 @@ SPLIT = split(4, 5, 6.5)
 OPTIONS = FitOptions(
     steps=6, batch=2, length=512, learning_rate=3e-3, validate_every=3, average=0.5
 )
-
-
-def quiet(_: object) -> None:
-    """Say nothing."""
 
 
 RECIPE = Recipe(kinds()["flash"], tiny(), OPTIONS, 30, name="tiny", explained_bars=2_000)
@@ -178,27 +173,6 @@ def test_an_unfinished_training_is_taken_up(
     rest = trained(material, target, say=said.append, resume=True)
     assert said[0] == "Taking up the fit at step 3."
     assert rest.sha256 == made.sha256
-
-
-def test_a_horizon_that_the_network_lacks_is_refused() -> None:
-    with pytest.raises(ConfigInvalid, match="none of the model's"):
-        replace(RECIPE, horizon=7)
-
-
-def test_no_label_of_the_untouched_part_was_seen_before(paths: list[str]) -> None:
-    material = Dataset.read(paths, lambda _: SPLIT, HORIZONS)
-    last_seen = max(
-        int(s.segment.close_time_ms[np.flatnonzero(s.weights[:, i])[-1] + horizon])
-        for part in (Part.TRAIN, Part.VALIDATION, Part.CALIBRATION)
-        for s in material.samples(part)
-        for i, horizon in enumerate(HORIZONS)
-    )
-    first_judged = min(
-        int(s.segment.close_time_ms[np.flatnonzero(s.weights.any(axis=1))[0]])
-        for s in material.samples(Part.TEST)
-    )
-    assert last_seen <= SPLIT.calibration_until_ms
-    assert first_judged >= SPLIT.calibration_until_ms + 30 * 60_000
 
 
 def test_a_card_without_a_split_cannot_be_judged() -> None:

@@ -14,14 +14,15 @@ from tracepaper.daemon.cli import invoke
 from tracepaper.replay.learning.estimators.networks import derived
 from tracepaper.replay.learning.recipe import (
     Recipe,
+    commented,
     kind_of,
     kinds,
     over,
     read_recipe,
     recipe_of,
     with_bars,
+    with_settings,
 )
-from tracepaper.replay.learning.recipe_file import commented, with_settings
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.features.rows import schema
 from tracepaper.strategies.networks.architecture import network_kinds

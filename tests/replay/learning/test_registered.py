@@ -26,15 +26,21 @@ from tracepaper.replay.learning.baselines import (
     fit_baselines,
 )
 from tracepaper.replay.learning.fit import FitOptions, heads_fit, loss_shares
-from tracepaper.replay.learning.judge.explained import Judgement
 from tracepaper.replay.learning.judge.forecasts import SegmentFields, forecasts_of
+from tracepaper.replay.learning.judge.gates import Judgement
 from tracepaper.replay.learning.judge.judge import SpanJudgement
 from tracepaper.replay.learning.judge.metrics import figures
 from tracepaper.replay.learning.judge.tables import tables_of
 from tracepaper.replay.learning.losses import loss
 from tracepaper.replay.learning.openings import WHOLE
-from tracepaper.replay.learning.predict import judged_rows, predict
-from tracepaper.replay.learning.samples import Windows, label, samples_of, targets
+from tracepaper.replay.learning.samples import (
+    Windows,
+    judged_rows,
+    label,
+    predict,
+    samples_in,
+    targets,
+)
 from tracepaper.replay.learning.splits import Part, Segment
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.networks.architecture import Outputs
@@ -67,7 +73,7 @@ def test_a_label_and_a_loss_are_one_function_each(tmp_path: Path) -> None:
     ):
         assert targets(KNOWN, (5, 30))["crossed"].shape == (len(KNOWN), 2)
         training, validation = (
-            samples_of([KNOWN], learning.HORIZONS, SPLIT, part)
+            samples_in([KNOWN], learning.HORIZONS, SPLIT, part)
             for part in (Part.TRAIN, Part.VALIDATION)
         )
         batch = next(Windows(training, length=256, batch=2, seed=0).stream())
@@ -105,7 +111,7 @@ def test_a_baseline_is_one_function() -> None:
         ),
     ):
         training, part = (
-            samples_of([KNOWN], learning.HORIZONS, SPLIT, which)
+            samples_in([KNOWN], learning.HORIZONS, SPLIT, which)
             for which in (Part.TRAIN, Part.TEST)
         )
         network = FlashNetwork(learning.tiny())

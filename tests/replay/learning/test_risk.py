@@ -13,11 +13,10 @@ from numpy.typing import NDArray
 from scipy import integrate, stats
 
 from tracepaper.replay.learning import statistics
-from tracepaper.replay.learning.judge.explained import Judgement
 from tracepaper.replay.learning.judge.forecasts import MODEL, Forecasts
+from tracepaper.replay.learning.judge.gates import Judgement
 from tracepaper.replay.learning.judge.judge import SpanJudgement
-from tracepaper.replay.learning.judge.tables import density_tables
-from tracepaper.replay.learning.judge.tails import (
+from tracepaper.replay.learning.judge.metrics import (
     SIDES,
     breach_rows,
     christoffersen,
@@ -28,6 +27,7 @@ from tracepaper.replay.learning.judge.tails import (
     value_at_risk,
     without_overlap,
 )
+from tracepaper.replay.learning.judge.tables import density_tables
 from tracepaper.replay.learning.openings import WHOLE
 from tracepaper.strategies.types.decisions import SHARES
 
@@ -167,21 +167,6 @@ def test_the_closed_form_of_the_crps_is_its_integral(dof: float, value: float) -
     assert found == pytest.approx(below + above, rel=1e-5)
 
 
-def test_twice_the_mean_pinball_loss_of_many_levels_is_the_crps() -> None:
-    levels = (np.arange(4_000) + 0.5) / 4_000
-    law = stats.t(4.0, loc=0.3, scale=0.8)
-    for value in (-4.0, 0.3, 2.5):
-        every = [
-            statistics.pinball_of(np.array([value]), np.array([law.ppf(at)]), at)[0]
-            for at in levels.tolist()
-        ]
-        (whole,) = statistics.crps_of(*(np.array([x]) for x in (0.3, 0.8, 4.0, value)))
-        assert 2 * np.mean(every) == pytest.approx(whole, rel=2e-3)
-    assert statistics.pinball_of(np.array([1.0, -1.0]), np.zeros(2), 0.9).tolist() == pytest.approx(
-        [0.9, 0.1]
-    )
-
-
 def densities(one: Forecasts) -> dict[str, list[dict[str, Any]]]:
     made = density_tables(SpanJudgement(WHOLE, (), Judgement(one, {}, []), {}))
     return {each.key: each.documents() for each in made}
@@ -201,18 +186,18 @@ def test_a_law_that_is_right_beats_a_normal_one_in_basis_points_and_a_wrong_one_
     kinds = {"exact": ("model", "EWMA"), "at 3 levels": ("model", "its own Student t", "EWMA")}
     assert set(crps) == {(of, name) for of, names in kinds.items() for name in names}
     own = statistics.crps_of(mean, scale, dof, value)
-    assert crps["exact", "model"]["1"]["value"] == pytest.approx(20 * own.mean(), rel=1e-6)
-    assert crps["exact", "EWMA"]["1_verdict"] == "better"
-    assert crps["at 3 levels", "EWMA"]["1_verdict"] == "better"
+    assert crps["exact", "model"]["value"]["value"] == pytest.approx(20 * own.mean(), rel=1e-6)
+    assert crps["exact", "EWMA"]["verdict"] == "better"
+    assert crps["at 3 levels", "EWMA"]["verdict"] == "better"
     # The head says what the law says, so both lose alike.
-    assert crps["at 3 levels", "its own Student t"]["1_less"]["value"] == pytest.approx(0, abs=1e-9)
+    assert crps["at 3 levels", "its own Student t"]["less"]["value"] == pytest.approx(0, abs=1e-9)
     lowest = found["pinball"][0]
     assert (lowest["quantile"], lowest["forecaster"]) == ("0.05", "model")
     pinball = np.maximum(0.05 * (value - heads[:, 0]), -0.95 * (value - heads[:, 0]))
-    assert lowest["1"]["value"] == pytest.approx(20 * pinball.mean(), rel=1e-6)
+    assert lowest["value"]["value"] == pytest.approx(20 * pinball.mean(), rel=1e-6)
     assert len(found["pinball"]) == 9
     shifted = replace(right.holding(MODEL, quantiles=heads + 3.0), levels=levels)
-    assert {row["1_verdict"] for row in densities(shifted)["crps"][3:]} == {"worse"}
+    assert {row["verdict"] for row in densities(shifted)["crps"][3:]} == {"worse"}
     plain = densities(right)
     assert len(plain["crps"]) == 2
     assert list(dict.fromkeys(row["quantile"] for row in plain["pinball"])) == [

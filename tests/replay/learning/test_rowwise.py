@@ -15,7 +15,7 @@ from tracepaper.replay.learning.boosting import BoostingOptions
 from tracepaper.replay.learning.dataset import Dataset
 from tracepaper.replay.learning.estimators.tabular import RowsModel, table_of
 from tracepaper.replay.learning.fitted import DataRequest
-from tracepaper.replay.learning.judge.explained import bars_of
+from tracepaper.replay.learning.judge.gates import bars_of
 from tracepaper.replay.learning.recipe import recipe_of
 from tracepaper.replay.learning.splits import Part
 from tracepaper.replay.learning.training import train, train_seeds

@@ -8,16 +8,15 @@ import torch
 from learning import DAY_BARS, HORIZONS, segment, split, tiny
 
 from tracepaper.replay.learning.losses import constants, head_scores
-from tracepaper.replay.learning.predict import predict
-from tracepaper.replay.learning.samples import samples_of
+from tracepaper.replay.learning.samples import predict, samples_in
 from tracepaper.replay.learning.splits import Part
 from tracepaper.strategies.networks.architecture import Outputs, kind_of
 from tracepaper.strategies.networks.flash import FlashNetwork
 
 SEGMENTS = [segment(4 * DAY_BARS)]
 SPLIT = split(2, 3.5, 3.7)
-TRAINING = samples_of(SEGMENTS, HORIZONS, SPLIT, Part.TRAIN)
-VALIDATION = samples_of(SEGMENTS, HORIZONS, SPLIT, Part.VALIDATION)
+TRAINING = samples_in(SEGMENTS, HORIZONS, SPLIT, Part.TRAIN)
+VALIDATION = samples_in(SEGMENTS, HORIZONS, SPLIT, Part.VALIDATION)
 
 
 class Fixed(FlashNetwork):

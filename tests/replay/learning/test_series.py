@@ -11,7 +11,7 @@ from learning import learnable
 
 from tracepaper.replay.archive import Candles, slice_candles
 from tracepaper.replay.learning.dataset import read_files
-from tracepaper.replay.learning.judge.explained import bars_of
+from tracepaper.replay.learning.judge.gates import bars_of
 from tracepaper.replay.learning.splits import segments_of
 from tracepaper.strategies.features.rows import schema
 from tracepaper.strategies.sessions import opens_later

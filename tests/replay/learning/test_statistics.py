@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from tracepaper.replay.learning.statistics import (
     RISK_COVERAGES,
     DailyEstimate,
-    DayDifference,
     RankedBars,
     compared,
     corrected,
@@ -192,7 +191,3 @@ def test_overfitting_is_its_definition() -> None:
     assert overfitting(scores[:3]) is None
     assert overfitting(scores[:, :1]) is None
     assert overfitting(np.vstack([scores, scores[:1]])) == overfitting(scores)
-
-
-def test_a_pair_is_value_and_error() -> None:
-    assert DayDifference(1.0, 2.0, 3, 0.5).pair == (1.0, 2.0)

@@ -59,12 +59,6 @@ def test_variance_has_a_floor_where_nothing_moves() -> None:
     assert targets(known, (5,))["variance"][660, 0] == np.float32(VARIANCE_FLOOR)
 
 
-def test_labels_that_overlap_everywhere_are_each_worth_a_share() -> None:
-    weights = uniqueness(np.ones(200, dtype=np.bool_), 10)
-    np.testing.assert_allclose(weights[20:180], 0.1)
-    assert weights[0] > 0.1  # at the edge fewer are alive
-
-
 @settings(max_examples=30)
 @given(st.lists(st.booleans(), min_size=1, max_size=60), st.integers(1, 12))
 def test_uniqueness_is_the_mean_of_one_by_the_labels_alive(flags: list[bool], horizon: int) -> None:
@@ -81,9 +75,3 @@ def test_uniqueness_is_the_mean_of_one_by_the_labels_alive(flags: list[bool], ho
         for i, flag in enumerate(flags)
     ]
     np.testing.assert_allclose(uniqueness(labelled, horizon), expected, rtol=1e-12)
-
-
-def test_labels_that_stand_apart_are_worth_one() -> None:
-    labelled = np.zeros(100, dtype=np.bool_)
-    labelled[::10] = True
-    np.testing.assert_allclose(uniqueness(labelled, 10)[::10], 1.0)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
@@ -12,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from builders import bar, instrument
-from learning import DAY_BARS, START_MS, choose, learnable, write_csv
+from learning import DAY_BARS, START_MS, answered, choose, learnable, write_csv
 from recordings import record
 from records import rows
 
@@ -46,14 +45,6 @@ def made(symbol: str, count: int) -> Candles:
 
 def data(count: int = BARS) -> list[Candles]:
     return [made(symbol, count) for symbol in SYMBOLS]
-
-
-def answered(capsys: pytest.CaptureFixture[str], *words: object) -> Any:
-    """Run a command; return the JSON document that it prints."""
-    code = invoke([str(word) for word in (*words, "--json")])
-    said = capsys.readouterr()
-    assert code == 0, said.err
-    return json.loads(said.out)
 
 
 def refused(capsys: pytest.CaptureFixture[str], *words: object) -> str:

@@ -17,6 +17,7 @@ from page_cases import shown_of
 from report_cases import BTC, SAMPLE, STRICT, cross, replayed
 
 from tracepaper.replay.document.values import as_parts
+from tracepaper.replay.explain.decision import margin_text
 from tracepaper.replay.page import (
     decisions,
     derivations,
@@ -183,7 +184,7 @@ def test_a_cold_decision_says_how_many_bars_it_lacks(shown: ShownRun) -> None:
     [(0.00094, ".00094"), (0.0153, ".015"), (0.5, ".50"), (1.234, "1.23"), (-0.00094, ".00094")],
 )
 def test_margins_have_no_leading_zero(margin: float, said: str) -> None:
-    assert decisions.margin_text("shifted", margin) == said
+    assert margin_text("shifted", margin) == said
 
 
 def test_a_bar_is_found_by_when_it_opened_among_those_of_other_symbols(pair_database: Path) -> None:
@@ -216,12 +217,6 @@ def test_rows_are_filtered_sorted_and_paged(shown: ShownRun) -> None:
     for view, filters in (("nope", {}), ("fills", {"x": "1"}), ("fills", {"price": "much"})):
         with pytest.raises(HttpRefusal):
             records.rows(shown, view, filters, **asked, limit=10, after=None)
-
-
-def test_a_run_compared_with_itself_is_identical(shown: ShownRun) -> None:
-    found = records.compare(shown, shown)
-    assert found.common == found.identical > 0
-    assert found.differing == []
 
 
 def test_the_report_is_the_document_that_the_command_writes(shown: ShownRun) -> None:
@@ -275,9 +270,11 @@ def test_the_model_says_again_what_each_feature_added_and_where_each_head_looked
 
 
 def test_refusals_by_day_are_all_refusals(shown: ShownRun) -> None:
-    found = records.refusals(shown)
-    counted = sum(sum(day.counts.values()) for day in found.days)
+    _, days, _, refused = records.refusals(shown).parts
+    counted = sum(map(sum, days["panels"][0]["layers"][0]["rows"]))
     assert counted == shown.views.count("v_decisions", allowed=0)
+    document = derivations.report_of(shown)
+    assert refused in document.parts
 
 
 def test_a_rollup_is_what_the_bars_say_and_is_made_anew_where_it_is_damaged(
@@ -310,13 +307,6 @@ def test_a_rollup_is_what_the_bars_say_and_is_made_anew_where_it_is_damaged(
         with pytest.raises(rollups.RollupMissing):
             shown_of(database, builds=False).rollups.cells(name, None, None, 60)
     assert same(shown_of(database).rollups.cells(name, None, None, 60))
-
-
-def test_a_run_that_is_nowhere_is_refused(cross_database: Path) -> None:
-    shelf = Databases([cross_database])
-    for wanted in ("", "last", "../../etc/passwd", str(cross_database), "x' OR 1=1"):
-        with pytest.raises(HttpRefusal):
-            shelf.find(wanted)
 
 
 def test_a_copy_of_a_database_is_named_and_its_run_listed_once(

@@ -36,13 +36,6 @@ def test_other_peoples_code_is_what_third_party_says() -> None:
     assert all((VENDOR / name).is_file() for name in licences)
 
 
-def test_a_changed_byte_of_other_peoples_code_is_found(tmp_path: Path) -> None:
-    for path in VENDOR.glob("*.js"):
-        (tmp_path / path.name).write_bytes(path.read_bytes() + b"\n")
-    text = (VENDOR / "THIRD_PARTY.md").read_text(encoding="utf-8")
-    assert all(hashes(tmp_path)[name] != stated(text)[name] for name in stated(text))
-
-
 REFUSED: Final = {
     "markup as text": re.compile(r"innerHTML|outerHTML|insertAdjacentHTML|dangerouslySetInnerHTML"),
     "a style as text": re.compile(r'style="'),
@@ -64,17 +57,3 @@ def test_a_module_does_nothing_that_the_policy_refuses(path: Path) -> None:
     assert text.startswith(("/**", "// ")), "a module says first what it is"
     for name in re.findall(r'from "(\.[^"]+)"', text):
         assert (path.parent / name).resolve().is_file()
-
-
-@pytest.mark.parametrize(
-    ("script", "what"),
-    [
-        ("element.innerHTML = text", "markup as text"),
-        ('html`<p style="color: red">`', "a style as text"),
-        ("new Function(text)", "code as text"),
-        ('fetch("https://example.com")', "another host"),
-        ('import { x } from "preact"', "a bare import"),
-    ],
-)
-def test_what_the_policy_refuses_is_found(script: str, what: str) -> None:
-    assert what in refused(script)

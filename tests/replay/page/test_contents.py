@@ -14,7 +14,7 @@ import msgspec
 import pytest
 from page_cases import shown_of
 from pages import record_in, unpacked
-from report_cases import SAMPLE, cross, replayed, typed
+from report_cases import SAMPLE, cross, replayed
 
 from tracepaper.replay.page import contents, routes
 from tracepaper.replay.page.contents import contents_of
@@ -171,15 +171,3 @@ def test_a_pruned_record_is_held_as_far_as_it_goes(tmp_path: Path) -> None:
     series = record[f"{own}/series?instrument=linear%3ABTCUSDT"]
     assert series["sequence"][0] >= shown.columns.span[0]
     assert f"{own}/decisions/{series['sequence'][-1]}" in record
-
-
-@pytest.mark.parametrize("content", [b"", b"no database at all"])
-def test_what_is_no_record_is_one_sentence(
-    content: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (tmp_path / "bad.db").write_bytes(content)
-    page = tmp_path / "page.html"
-    code, out, err = typed(capsys, "report", "last", "--db", tmp_path / "bad.db", "--html", page)
-    assert (code, out) == (1, "")
-    assert len(err.strip().splitlines()) == 1
-    assert not page.exists()

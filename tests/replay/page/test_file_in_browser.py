@@ -31,14 +31,6 @@ def ready(page: Page) -> None:
     expect(page.locator(".card h2")).to_be_visible()
 
 
-def check(page: Page, database: Path, sequence: int) -> None:
-    """Wait until the address and the card are of one decision."""
-    page.wait_for_url(f"**/decision/{sequence}")
-    [row] = shown_of(database).views.rows("v_decisions", sequence=sequence)
-    expect(page.locator(".card .when")).to_contain_text(row["open_time_iso"][11:16])
-    expect(page.locator(".card")).to_have_attribute("aria-busy", "false")
-
-
 def held(file: Path) -> tuple[str, dict[str, Any], list[int]]:
     """Return the run of *file*, its record, and the decisions that are whole."""
     record = record_in(file.read_text(encoding="utf-8"))
@@ -90,34 +82,6 @@ def test_a_whole_card_has_measures_and_a_partial_one_says_what_shows_the_rest(
         expect(page.locator(".because")).to_contain_text("chosen decisions whole")
         expect(page.locator(".because")).to_contain_text(f"tracepaper explain {run}:{other}")
         expect(page.locator(".card h2")).to_contain_text("Refused by")
-
-
-def test_keys_step_seek_and_find(browser: Browser, file: Path, database: Path) -> None:
-    last = held(file)[2][-1]
-    views = shown_of(database).views
-    refused = [
-        row["sequence"]
-        for row in views.rows("v_decisions")
-        if row["refused_by"] not in (None, "warm")
-    ]
-    if refused[-1] == last:
-        refused.pop()
-    with opened(browser, file.as_uri(), offline=True) as page:
-        ready(page)
-        for key, sequence in (
-            ("ArrowLeft", last - 1),
-            ("ArrowRight", last),
-            ("N", refused[-1]),
-            ("Home", 1),
-            ("n", refused[0]),
-        ):
-            page.keyboard.press(key)
-            check(page, database, sequence)
-        page.keyboard.press("Control+k")
-        page.keyboard.type("2025-06-01 00:33")
-        page.keyboard.press("Enter")
-        [row] = views.rows("v_decisions", open_time_iso="2025-06-01T00:33:00.000Z")
-        check(page, database, row["sequence"])
 
 
 def test_tables_sort_and_page_without_a_server(

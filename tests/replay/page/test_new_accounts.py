@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Iterator
-from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +11,7 @@ from browser import chromium, opened
 from page_cases import serving_apart, shown_of
 from pages import record_in
 from playwright.sync_api import expect
+from records import rows
 from report_cases import SAMPLE
 from seeded_events import seeded_market
 
@@ -99,11 +98,6 @@ def queued(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config |= {"account": {"cash": "100000000"}}
     backtest(Quotes, market.candles, config=config, events=market.events, db=path).close()
     return path
-
-
-def rows(database: Path, query: str) -> list[tuple[Any, ...]]:
-    with closing(sqlite3.connect(f"{database.as_uri()}?mode=ro", uri=True)) as db:
-        return db.execute(query).fetchall()
 
 
 def liquidated(database: Path) -> list[int]:

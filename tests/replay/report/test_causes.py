@@ -13,7 +13,8 @@ import tracepaper
 from tracepaper import Action, BarContext, Orders, Signal, Strategy, buy
 from tracepaper.daemon.broker.exit_orders import waits_after
 from tracepaper.daemon.broker.rules import NO_CASH, below_step
-from tracepaper.replay.report.terminal import show_summary, summarise, summary_tables
+from tracepaper.replay.document.values import Paragraph, Table
+from tracepaper.replay.report.terminal import show_summary, summary_document
 from tracepaper.replay.report.trades import largest_causes
 from tracepaper.strategies.types.decisions import OrderRole
 
@@ -53,10 +54,11 @@ class OffStep(Strategy):
 def test_the_end_of_a_replay_tells_what_the_venue_refused(tmp_path: Path) -> None:
     database = tmp_path / "run.db"
     with tracepaper.backtest(OffStep, CANDLES, db=database, end="2025-05-26T08:32:00") as run:
-        told = summarise(database, run.run_id)
-    assert told.fill_count == 0
-    assert told.rejected == (("quantity is no multiple of the step 0.001", 60),)
-    (made,) = (made for made in summary_tables(told) if made.key == "rejected")
+        first, *parts = summary_document(database, run.run_id).parts
+    assert isinstance(first, Paragraph)
+    assert ", 0 fills" in first.text
+    (made,) = (made for made in parts if isinstance(made, Table) and made.key == "rejected")
+    assert made.rows == (("quantity is no multiple of the step 0.001", 60),)
     assert made.title.startswith("Rejected orders")
 
 
@@ -75,7 +77,7 @@ def test_a_run_that_looks_idle_names_its_largest_cause(tmp_path: Path) -> None:
         assert "closed by its stop; it enters again after another signal: signal FLAT" in idle
         assert "set reenter in the signal or in [exits] (docs/protection.md, E15)" in idle
         console = Console(file=io.StringIO(), width=300)
-        show_summary(console, summarise(database, run.run_id))
+        show_summary(console, summary_document(database, run.run_id))
         assert isinstance(console.file, io.StringIO)
         assert f"M{idle[1:]}." in console.file.getvalue().splitlines()
 

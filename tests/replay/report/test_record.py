@@ -62,7 +62,8 @@ def test_a_decision_without_its_bar_is_refused(pair_report: Report, tmp_path: Pa
     path = Path(shutil.copy(pair_report.record.database, tmp_path / "forged.db"))
     with sqlite3.connect(path) as db:
         db.execute(
-            "UPDATE steps SET ignored = 1 WHERE step = (SELECT max(step) FROM steps WHERE open > 0)"
+            "UPDATE steps SET ignored = 1 WHERE sequence = "
+            "(SELECT max(sequence) FROM steps WHERE open > 0)"
         )
     with Reader.open(path) as reader, pytest.raises(DataInvalid, match="without their bars"):
         read_record(reader, path, reader.find("last"))

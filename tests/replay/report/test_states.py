@@ -14,6 +14,7 @@ import pytest
 from builders import MINUTE, START_MS, bar, instrument
 from exchange_client import FIRST_MS, walk_rows
 from exchange_client import candles as made_candles
+from records import rows
 
 from tracepaper.daemon.cli import invoke
 from tracepaper.daemon.config.loading import load
@@ -81,11 +82,6 @@ def word(kind: CommandKind, note: str = "") -> Command:
     return Command(kind, note, 0, 0)
 
 
-def asked(path: Path, sql: str) -> list[tuple[Any, ...]]:
-    with sqlite3.connect(path) as connection:
-        return connection.execute(sql).fetchall()
-
-
 def states_of(path: Path, until: int | None = None) -> tuple[LastingState, ...]:
     with Reader.open(path) as reader:
         return lasting_states(RunColumns(reader, reader.find("last")), until=until)
@@ -101,11 +97,11 @@ def test_a_halt_lasts_from_its_breach_to_resume_and_is_counted_by_who_refused(
     path = tmp_path / "run.db"
     words = {120: word(CommandKind.HALT, "news"), 130: word(CommandKind.RESUME)}
     ran(path, {"max_drawdown": "0.004"}, words)
-    halts = [at for (at,) in asked(path, "SELECT sequence FROM v_events WHERE kind = 'halted'")]
-    spoken = asked(path, "SELECT sequence, content FROM v_events WHERE kind = 'command'")
+    halts = [at for (at,) in rows(path, "SELECT sequence FROM v_events WHERE kind = 'halted'")]
+    spoken = rows(path, "SELECT sequence, content FROM v_events WHERE kind = 'command'")
     said = {at: json.loads(content)["kind"] for at, content in spoken}
     assert len(halts) == 2, "one before RESUME, and one after it"
-    decided = asked(
+    decided = rows(
         path,
         "SELECT d.sequence, d.allowed, d.refused_by, g.measure, g.passed FROM v_decisions d "
         "JOIN v_gates g USING (run_id, sequence) WHERE g.gate = 'risk.halt' ORDER BY 1",
@@ -213,9 +209,9 @@ def test_a_drawdown_that_only_refuses_holds_a_run_without_position_for_good(
     limits = {"max_drawdown": "0.004", "on_breach": "refuse"}
     ran(path, limits, {}, long_only=True)
     (state,) = states_of(path)
-    entered = asked(path, "SELECT max(sequence) FROM v_decisions WHERE allowed AND "
+    entered = rows(path, "SELECT max(sequence) FROM v_decisions WHERE allowed AND "
                     "action IN ('LONG', 'SHORT')")[0][0]  # fmt: skip
-    refused = asked(path, "SELECT count(*), min(sequence) FROM v_decisions WHERE "
+    refused = rows(path, "SELECT count(*), min(sequence) FROM v_decisions WHERE "
                     f"refused_by = 'risk.drawdown' AND sequence > {entered}")  # fmt: skip
     assert [(state.refused, state.sequence)] == refused
     assert not states_of(path, entered)

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 
 import pytest
 from report_cases import SAMPLE
-from rich.console import Console
 
 from tracepaper.replay.api import backtest
-from tracepaper.replay.report.terminal import FILLS_SHOWN, Summary, show_summary, summarise
+from tracepaper.replay.document.values import Table
+from tracepaper.replay.report.terminal import FILLS_SHOWN, summary_document
 from tracepaper.storage.database.reader import Reader
 from tracepaper.storage.database.run_views import Row, RunViews
 
@@ -37,13 +36,15 @@ def test_a_fill_that_changed_a_size_says_what_changed_it(sized: tuple[Path, str]
     noted: dict[int, dict[str, float]] = {}
     for row in rows(path, run_id, "v_notes"):
         noted.setdefault(row["sequence"], {})[row["name"]] = row["number"]
-    told = summarise(path, run_id).fills
+    parts = summary_document(path, run_id).parts
+    (table,) = (of for of in parts if isinstance(of, Table) and of.key == "fills")
+    told = [str(row["reason"]) for row in table.records()]
     assert len(told) == FILLS_SHOWN < len(fills)
     assert {row["reason"] for row in fills[-FILLS_SHOWN:]} == {"trend up"}
     before, *shown = fills[-FILLS_SHOWN - 1 :]
     for fill, said in zip(shown, told, strict=True):
         now, then = (noted[int(of["order_id"].partition("-")[0])] for of in (fill, before))
-        change, _, cause = said["reason"].partition(": ")
+        change, _, cause = said.partition(": ")
         assert change == ("more" if fill["side"] == "BUY" else "less")
         moved_by = {
             "trend": now["trend"] / then["trend"],
@@ -52,11 +53,4 @@ def test_a_fill_that_changed_a_size_says_what_changed_it(sized: tuple[Path, str]
         pick = max if change == "more" else min
         assert cause.startswith(pick(moved_by, key=moved_by.__getitem__))
         before = fill
-    assert {said["reason"] for said in told} >= {"less: trend weaker", "more: trend stronger"}
-
-
-def shown(summary: Summary) -> str:
-    console = Console(file=io.StringIO(), width=100)
-    show_summary(console, summary)
-    assert isinstance(console.file, io.StringIO)
-    return console.file.getvalue()
+    assert set(told) >= {"less: trend weaker", "more: trend stronger"}

@@ -38,18 +38,6 @@ def test_a_figure_declared_once_is_on_the_terminal_on_the_page_in_json_and_in_a_
     assert frame["planted"][0] == end
 
 
-@pytest.mark.parametrize("name", ["COSTS", "TRADE_GROUPS", "DRAWDOWNS", "RANDOM", "REFUSALS"])
-def test_a_column_of_any_table_is_in_all_three(
-    cross_report: Report, monkeypatch: pytest.MonkeyPatch, name: str
-) -> None:
-    planted = Figure[object]("planted", "new", "text", lambda _of: "seen")
-    monkeypatch.setattr(figures, name, (getattr(figures, name)[0], planted))
-    assert "seen" in printed(cross_report)
-    shown = tables_of(report_document(cross_report)).values()
-    assert any("seen" in row for one in shown for row in one.rows)
-    assert '"planted": "seen"' in json.dumps(as_document(cross_report))
-
-
 def test_the_page_and_json_have_every_table(cross_report: Report, pair_report: Report) -> None:
     for report in (cross_report, pair_report):
         made, document = figures.tables(report), as_document(report)

@@ -12,7 +12,7 @@ from report_cases import BTC, CANDLES, cross, report_of
 
 from tracepaper.replay.report.record import AccountRecord
 from tracepaper.replay.report.report import Report
-from tracepaper.replay.report.trades import round_trips, trades
+from tracepaper.replay.report.trades import ClosedTrade, TradeBook, trades
 from tracepaper.storage.database.run_views import Row
 from tracepaper.strategies.api.strategy import CORE_GATES
 from tracepaper.strategies.gates.gate import GATES
@@ -131,48 +131,43 @@ def test_what_a_fee_leaves_below_a_step_does_not_keep_a_trade_open() -> None:
     assert (trade.entry_reason, trade.exit_reason) == ("why 3-0", "why 9-0")
 
 
-# ---------------------------------------------------------------- round trips
+# ---------------------------------------------------------------- one position
 
 
 fills = st.lists(
     st.tuples(st.integers(-5, 5).filter(bool), st.integers(1, 10**6), st.integers(0, 10**3)),
     max_size=40,
 )
+Moves = list[tuple[int, int, int]]
 
 
-def test_a_trade_runs_from_flat_to_flat() -> None:
-    (trip,) = round_trips([2, 1, -3], [200, 110, 360], [1, 1, 2])
-    assert (trip.entries, trip.exits, trip.quantity) == (((0, 2), (1, 1)), ((2, 3),), 3)
-    assert (trip.profit, trip.fees) == (360 - 310 - 4, 4)
+def closed(moves: Moves) -> list[ClosedTrade]:
+    """Return the trades that *moves* close: signed quantity, and notional and fee in 10⁻⁸."""
+    book, found = TradeBook(instrument(quantity_decimals=0, quantity_step=1)), []
+    for place, (quantity, notional, fee) in enumerate(moves):
+        side, price = "BUY" if quantity > 0 else "SELL", notional / abs(quantity)
+        row = fill(f"{place}-0", side, str(abs(quantity)), "1", "0", "0") | {"price": price}
+        money = {"notional_text": f"{notional}e-8", "fee_text": f"{fee}e-8"}
+        if (trade := book.fill(row | money)) is not None:
+            found.append(trade)
+    return found
 
 
-def test_a_short_trade_earns_when_it_is_bought_back_cheaper() -> None:
-    (trip,) = round_trips([-2, 2], [200, 150], [1, 1])
-    assert (trip.quantity, trip.profit) == (-2, 48)
-
-
-def test_a_fill_that_turns_the_position_is_shared_by_quantity() -> None:
-    first, second = round_trips([1, -3, 2], [100, 330, 210], [1, 3, 2])
-    assert (first.entries, first.exits, first.quantity) == (((0, 1),), ((1, 1),), 1)
-    assert first.profit == 110 - 100 - 2
-    assert (second.entries, second.exits, second.quantity) == (((1, 2),), ((2, 2),), -2)
-    assert second.profit == 220 - 210 - 4
-
-
-def test_a_trade_that_is_still_open_is_not_counted() -> None:
-    assert round_trips([1, 1], [100, 100], [0, 0]) == []
-    assert round_trips([], [], []) == []
+def test_a_fill_that_turns_the_position_is_shared_by_quantity_and_what_is_open_is_none() -> None:
+    first, second = closed([(1, 100, 1), (-3, 330, 3), (2, 210, 2), (1, 100, 0)])
+    assert (first.side, first.quantity, first.exit_price) == ("LONG", 1, 110)
+    assert first.profit * 1e8 == pytest.approx(110 - 100 - 2)
+    assert (second.side, second.quantity, second.entry_price) == ("SHORT", 2, 110)
+    assert second.profit * 1e8 == pytest.approx(220 - 210 - 4)
 
 
 @given(fills)
-def test_profits_of_closed_trades_are_the_cash_that_moved(
-    rows: list[tuple[int, int, int]],
-) -> None:
+def test_profits_of_closed_trades_are_the_cash_that_moved(rows: Moves) -> None:
     """Close what is left open; then all profits are all cash, and nothing is rounded away."""
     left = sum(quantity for quantity, _, _ in rows)
     if left:
         rows = [*rows, (-left, 777, 7)]
-    trips = round_trips(*(list(column) for column in zip(*rows, strict=True))) if rows else []
+    trips = closed(rows)
     cash = sum((-1 if quantity > 0 else 1) * notional - fee for quantity, notional, fee in rows)
-    assert sum(trip.profit for trip in trips) == cash
-    assert sum(trip.fees for trip in trips) == sum(fee for _, _, fee in rows)
+    assert sum(trip.profit for trip in trips) * 1e8 == pytest.approx(cash, abs=1e-3)
+    assert sum(trip.fees for trip in trips) * 1e8 == pytest.approx(sum(fee for *_, fee in rows))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing
@@ -10,40 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from report_cases import BTC, SOL, funding_file
+from report_cases import BTC, funding_file
 
-from tracepaper import Action, Orders, Percent, Signal, Strategy, buy, sell
+from tracepaper import Action, Percent, Signal, Strategy
 from tracepaper.replay.api import Backtest, backtest
 from tracepaper.replay.samples import DEMO_CANDLES
 from tracepaper.storage.database.reader import Reader
 from tracepaper.storage.database.run_views import RunViews
-from tracepaper.storage.database.view_columns import V_TRADES
-from tracepaper.storage.database.writer import open_writer
 
 SIZED: dict[str, Any] = {"sizing": {"mode": "fixed", "quantity": "0.1"}}
 COSTLY: dict[str, Any] = {"slippage_bp": "2", "spread_bp": "1"}
 FORECAST = ("mean_return", "stdev_return", "volatility", "horizon")
-
-
-class Mixed(Strategy):
-    """Adds, lessens and turns by list, by market and by limits, around flat."""
-
-    warmup = 1
-    sees_account = True
-
-    def decide(self, context: Any) -> Orders | Signal:
-        chance = random.Random(context.exact.close)
-        asked = []
-        for _ in range(chance.randrange(3)):
-            order = (
-                buy
-                if context.account.position.quantity < chance.choice((-0.02, 0.0, 0.02))
-                else sell
-            )
-            size = chance.choice((0.003, 0.01, 0.02))
-            near = round(context.close * chance.choice((0.9998, 1.0002)), 1)
-            asked.append(order(size, limit=chance.choice((None, near)), tag=chance.choice("ab")))
-        return Orders(tuple(asked), f"asks {len(asked)}")
 
 
 class Protected(Strategy):
@@ -65,10 +41,8 @@ def rows(run: Backtest) -> list[dict[str, Any]]:
 
 CASES: dict[str, tuple[Any, Any, dict[str, Any]]] = {
     "turns": ("sma_cross", BTC, {"config": {**SIZED, "execution": COSTLY}}),
-    "lists": (Mixed, BTC, {"config": {"execution": COSTLY}, "end": "2025-05-04T21:00"}),
     "stops": (Protected, BTC, {"config": {**SIZED, "execution": COSTLY},
                                "end": "2025-05-04T20:00"}),
-    "pair": ("persistence", [BTC, SOL], {"config": SIZED, "end": "2025-05-04T20:00"}),
     "spot": (Protected, {"BTCUSDT": BTC}, {"config": {**SIZED, "market": {"category": "spot"}},
                                            "end": "2025-05-04T18:00"}),
 }  # fmt: skip
@@ -90,7 +64,7 @@ def test_a_trade_has_the_forecast_of_the_decision_that_opened_it(tmp_path: Path)
             return views.rows("v_trades"), decided
 
     gate = {"confidence": "0", "direction": "0", "edge": "0", "shift": "1", "collapse": "-9"}
-    new, old = tmp_path / "new.db", tmp_path / "old.db"
+    new = tmp_path / "new.db"
     config = {"market": {"interval": "1"}, "gate": gate, **SIZED}
     backtest("attention", DEMO_CANDLES, config=config, end="2025-05-31T09:00", db=new)
     trades, decided = read(new)
@@ -99,23 +73,6 @@ def test_a_trade_has_the_forecast_of_the_decision_that_opened_it(tmp_path: Path)
         opened = decided[trade["entry_sequence"]]
         assert opened["mean_return"] is not None
         assert {name: trade[name] for name in FORECAST} == {name: opened[name] for name in FORECAST}
-
-    # A database whose view is an older version's is read whole, and mended where it is written.
-    view = V_TRADES._replace(columns=V_TRADES.columns[: -len(FORECAST)])
-    with (
-        closing(sqlite3.connect(new)) as source,
-        closing(sqlite3.connect(old)) as to,
-    ):
-        source.backup(to)
-        to.execute("DROP VIEW v_trades")
-        to.execute(view.sql)
-    assert read(old)[0] == trades
-    open_writer(old).close()
-    with closing(sqlite3.connect(old)) as connection:
-        found = connection.execute("SELECT * FROM v_trades").fetchall()
-    assert [row[-len(FORECAST) :] for row in found] == [
-        tuple(trade[name] for name in FORECAST) for trade in trades
-    ]
 
 
 def test_what_it_earned_is_gross_less_costs_and_funding(run: Backtest) -> None:

@@ -25,13 +25,6 @@ def test_the_example_of_the_paper(trials: int, probability: float) -> None:
         assert chance == pytest.approx(0.1132, abs=5e-5)
 
 
-def test_normal_returns_and_more_trials_of_the_paper() -> None:
-    ratio = RATIO / math.sqrt(YEAR)
-    error = ratio_error(ratio, count=COUNT, skew=0.0, kurtosis=3.0)
-    found = stats.norm.cdf((ratio - best_by_chance(88, VARIANCE / YEAR)) / error)
-    assert found == pytest.approx(0.9505, abs=5e-4)
-
-
 def test_returns_give_what_their_moments_give() -> None:
     returns = np.random.default_rng(5).standard_t(5, size=400) / 100 + 0.001
     ratio = returns.mean() / returns.std(ddof=1)

@@ -41,28 +41,6 @@ def test_it_is_its_definition(candidates: int) -> None:
     assert found == pytest.approx(by_definition(daily, 16), abs=1e-12)
 
 
-def test_noise_is_overfitted_at_least_half_of_the_time_and_one_better_candidate_is_not() -> None:
-    rng = np.random.default_rng(11)
-    noise = [overfitting_probability(rng.normal(0, 0.01, size=(DAYS, 9))) for _ in range(8)]
-    assert 0.5 < np.mean(noise) < 0.75  # type: ignore[arg-type]
-    daily = rng.normal(0, 0.01, size=(DAYS, 9))
-    daily[:, 4] += 0.006
-    found = overfitting_probability(daily)
-    assert found is not None
-    assert found < 0.01
-
-
-def test_returns_that_are_lent_from_one_half_to_the_other_are_overfitted_always() -> None:
-    # Each candidate wins in its own stretches what it loses in all others.
-    rng = np.random.default_rng(12)
-    daily = rng.normal(0, 0.001, size=(160, 8)) - 0.01
-    for candidate in range(8):
-        daily[20 * candidate : 20 * candidate + 20, candidate] += 0.08
-    found = overfitting_probability(daily)
-    assert found is not None
-    assert found > 0.9
-
-
 def test_where_there_is_nothing_to_choose_nothing_is_said() -> None:
     one = np.random.default_rng(13).normal(size=(DAYS, 1))
     assert overfitting_probability(one) is None

@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 import sqlite3
 from collections.abc import Callable
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +16,8 @@ from msgspec.structs import replace
 from tracepaper.storage.audit import SqlAuditLog
 from tracepaper.storage.chain.verify import ChainReport, verify_chain
 from tracepaper.storage.database.schema import metadata
-from tracepaper.storage.record.columns import TABLES, stored_columns
-from tracepaper.storage.record.rows import CHAINED_TABLES, RUN_TABLES, SPARSE_TABLES, step_key
-from tracepaper.strategies.types.decisions import GateSet, Position, Step, TwinStep
+from tracepaper.storage.record.rows import CHAINED_TABLES, RUN_TABLES, SPARSE_TABLES
+from tracepaper.strategies.types.decisions import GateSet, Step
 from tracepaper.strategies.types.market import CovariatesRead
 
 STEPS = cases.rich_steps()
@@ -41,10 +39,6 @@ def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def path(original: Path, tmp_path: Path) -> Path:
     """Return a copy of the database, whose second run is tampered with."""
     return Path(shutil.copy(original, tmp_path / "run.db"))
-
-
-def key(sequence: int) -> int:
-    return step_key(2, sequence)
 
 
 def tamper(path: Path, *statements: str) -> None:
@@ -146,13 +140,12 @@ def another(value: object) -> object:
 def test_a_changed_column_is_found_and_named(path: Path, table: str, column: str) -> None:
     connection = sqlite3.connect(path)
     step, value = connection.execute(
-        f"SELECT step, {column} FROM {table} WHERE step >= ? AND {column} IS NOT NULL "
-        "ORDER BY step LIMIT 1",
-        (key(0),),
+        f"SELECT sequence, {column} FROM {table} WHERE run_key = 2 AND {column} IS NOT NULL "
+        "ORDER BY sequence LIMIT 1",
     ).fetchone() or (None, None)
     if step is None:  # every row has null here: put something in its place
         (step,) = connection.execute(
-            f"SELECT min(step) FROM {table} WHERE step >= ?", (key(0),)
+            f"SELECT min(sequence) FROM {table} WHERE run_key = 2"
         ).fetchone()
         (kind,) = connection.execute(
             "SELECT type FROM pragma_table_info(?) WHERE name = ?", (table, column)
@@ -160,13 +153,15 @@ def test_a_changed_column_is_found_and_named(path: Path, table: str, column: str
         value = b"" if kind == "BLOB" else 0
     changed = another(value)
     connection.execute("PRAGMA foreign_keys = OFF")
-    connection.execute(f"UPDATE {table} SET {column} = ? WHERE step = ?", (changed, step))
+    connection.execute(
+        f"UPDATE {table} SET {column} = ? WHERE run_key = 2 AND sequence = ?", (changed, step)
+    )
     connection.commit()
     connection.close()
     report = verify(path)
     assert report.problem is not None
-    assert report.problem.sequence == step - key(0)
-    assert report.steps == step - key(0)
+    assert report.problem.sequence == step
+    assert report.steps == step
     assert table in report.problem.tables
 
 
@@ -225,14 +220,14 @@ def test_a_removed_gate_is_found(path: Path) -> None:
 def test_a_removed_row_is_found_and_named(path: Path, table: str) -> None:
     connection = sqlite3.connect(path)
     (step,) = connection.execute(
-        f"SELECT min(step) FROM {table} WHERE step > ?", (key(0),)
+        f"SELECT min(sequence) FROM {table} WHERE run_key = 2 AND sequence > 0"
     ).fetchone()
     connection.close()
-    tamper(path, f"DELETE FROM {table} WHERE step = {step}")
+    tamper(path, f"DELETE FROM {table} WHERE run_key = 2 AND sequence = {step}")
     problem = verify(path).problem
     assert problem is not None
     assert (problem.what, problem.tables) == ("missing", (table,))
-    assert problem.sequence == step - key(0)
+    assert problem.sequence == step
     assert table in problem.sentence
 
 
@@ -244,18 +239,20 @@ def test_an_added_row_is_found_and_named(path: Path, table: str) -> None:
         cases.write_run(path, STEPS, of=cases.run("untouched"))
         cases.write_run(path, cases.plain_steps(len(STEPS)), group_steps=1)
     connection = sqlite3.connect(path)
-    have = {step for (step,) in connection.execute(f"SELECT step FROM {table}")}
-    free = next(key(at) for at in range(1, len(STEPS)) if key(at) not in have)
+    have = {
+        step for (step,) in connection.execute(f"SELECT sequence FROM {table} WHERE run_key = 2")
+    }
+    free = next(at for at in range(1, len(STEPS)) if at not in have)
     names = [
         column.name
         for column in metadata.tables[table].columns
-        if column.computed is None and column.name != "step"
+        if column.computed is None and column.name not in ("run_key", "sequence")
     ]
     listed = ", ".join(names)
-    source = min(step for step in have if step > key(0))
+    source = min(step for step in have if step > 0)
     connection.execute(
-        f"INSERT INTO {table} (step, {listed}) "
-        f"SELECT {free}, {listed} FROM {table} WHERE step = {source}"
+        f"INSERT INTO {table} (run_key, sequence, {listed}) "
+        f"SELECT 2, {free}, {listed} FROM {table} WHERE run_key = 2 AND sequence = {source}"
     )
     connection.commit()
     connection.close()
@@ -263,53 +260,25 @@ def test_an_added_row_is_found_and_named(path: Path, table: str) -> None:
     assert problem is not None
     assert (problem.what, problem.sequence) == (
         "extra",
-        free - key(0),
+        free,
     )
     assert problem.tables == (table,)
 
 
-def exchange(table: str, one: int, other: int) -> list[str]:
-    """Return statements that exchange the rows of two steps."""
-    return [
-        f"UPDATE {table} SET step = -1 WHERE step = {key(one)}",
-        f"UPDATE {table} SET step = {key(one)} WHERE step = {key(other)}",
-        f"UPDATE {table} SET step = {key(other)} WHERE step = -1",
-    ]
-
-
-@pytest.mark.parametrize(
-    ("table", "one", "other"),
-    [
-        ("events", 3, 4),
-        ("events", 1, 8),
-        ("steps", FIRST_BAR + 1, FIRST_BAR + 3),
-        ("steps", 5, 6),
-        ("answers", FIRST_BAR, FIRST_BAR + 1),
-        ("orders", FIRST_BAR + 1, FIRST_BAR + 2),
-        ("twin_steps", FIRST_BAR + 1, FIRST_BAR + 3),
-    ],
-)
-def test_exchanged_rows_are_found(path: Path, table: str, one: int, other: int) -> None:
-    tamper(path, *exchange(table, one, other))
-    problem = verify(path).problem
-    assert problem is not None
-    assert (problem.what, problem.tables, problem.sequence) == ("changed", (table,), one)
-
-
 @pytest.mark.parametrize("cut", [1, 5, len(STEPS)])
 def test_a_cut_tail_is_found(path: Path, cut: int) -> None:
-    first = key(len(STEPS) - cut)
-    tamper(path, f"DELETE FROM {RUN_TABLES[0]} WHERE step >= {first}")
+    first = len(STEPS) - cut
+    tamper(path, f"DELETE FROM {RUN_TABLES[0]} WHERE run_key = 2 AND sequence >= {first}")
     problem = verify(path).problem
     assert problem is not None
     assert (problem.what, problem.sequence) == ("missing", len(STEPS) - cut)
 
 
 def test_a_tail_cut_in_every_table_is_found(path: Path) -> None:
-    first = key(len(STEPS) - 3)
+    first = len(STEPS) - 3
     connection = sqlite3.connect(path)
     for table in RUN_TABLES:
-        connection.execute(f"DELETE FROM {table} WHERE step >= ?", (first,))
+        connection.execute(f"DELETE FROM {table} WHERE run_key = 2 AND sequence >= ?", (first,))
     connection.execute(
         "DELETE FROM commits WHERE run_key = 2 AND first_sequence >= ?", (len(STEPS) - 3,)
     )
@@ -327,7 +296,7 @@ def test_a_tail_cut_with_the_runs_row_made_to_fit_is_found_by_a_head_kept_elsewh
     last = len(STEPS) - 4
     connection = sqlite3.connect(path)
     for table in CHAINED_TABLES:
-        connection.execute(f"DELETE FROM {table} WHERE step > ?", (key(last),))
+        connection.execute(f"DELETE FROM {table} WHERE run_key = 2 AND sequence > ?", (last,))
     connection.execute("DELETE FROM commits WHERE run_key = 2 AND first_sequence > ?", (last,))
     (head,) = connection.execute(LINK, (last,)).fetchone()
     connection.execute(
@@ -343,7 +312,7 @@ def test_a_tail_cut_with_the_runs_row_made_to_fit_is_found_by_a_head_kept_elsewh
 
 def test_a_rewritten_chain_is_found_only_by_a_head_kept_elsewhere(path: Path) -> None:
     kept = verify(path).head
-    tamper(path, f"UPDATE steps SET close = close + 1 WHERE step = {key(FIRST_BAR)}")
+    tamper(path, f"UPDATE steps SET close = close + 1 WHERE run_key = 2 AND sequence = {FIRST_BAR}")
     rechain(path)
     assert verify(path).holds
     problem = verify(path, head=kept).problem
@@ -353,7 +322,7 @@ def test_a_rewritten_chain_is_found_only_by_a_head_kept_elsewhere(path: Path) ->
 
 def test_a_step_of_neither_bar_nor_event_is_found_in_a_rewritten_chain(path: Path) -> None:
     reading = next(step.sequence for step in STEPS if isinstance(step.event, CovariatesRead))
-    tamper(path, f"DELETE FROM events WHERE step = {key(reading)}")
+    tamper(path, f"DELETE FROM events WHERE run_key = 2 AND sequence = {reading}")
     rechain(path)
     problem = verify(path).problem
     assert problem is not None
@@ -367,20 +336,6 @@ def test_an_older_head_is_found_in_a_chain_that_went_on(path: Path) -> None:
     report = verify(path, head=digest)
     assert report.holds
     assert report.head_sequence == LAST - 2
-
-
-def test_steps_added_behind_the_end_are_found(path: Path) -> None:
-    names = ", ".join(
-        c.name for c in metadata.tables["steps"].columns if c.computed is None and c.name != "step"
-    )
-    tamper(
-        path,
-        f"INSERT INTO steps (step, {names}) SELECT step + 1, {names} FROM steps "
-        f"WHERE step = {key(LAST)}",
-    )
-    problem = verify(path).problem
-    assert problem is not None
-    assert problem.sequence == LAST + 1
 
 
 def test_one_step_more_than_the_runs_row_counts_is_found(path: Path) -> None:
@@ -407,15 +362,18 @@ def test_a_gate_set_that_no_outcome_names_is_found(path: Path) -> None:
     assert "gate_sets" in problem.tables
 
 
-@pytest.mark.parametrize("table", SPARSE_TABLES)
+@pytest.mark.parametrize("table", RUN_TABLES)
 def test_rows_behind_the_end_are_found(path: Path, table: str) -> None:
     names = ", ".join(
-        c.name for c in metadata.tables[table].columns if c.computed is None and c.name != "step"
+        c.name
+        for c in metadata.tables[table].columns
+        if c.computed is None and c.name not in ("run_key", "sequence")
     )
     tamper(
         path,
-        f"INSERT INTO {table} (step, {names}) SELECT {key(LAST + 3)}, {names} FROM {table} "
-        f"WHERE step = (SELECT min(step) FROM {table} WHERE step >= {key(0)})",
+        f"INSERT INTO {table} (run_key, sequence, {names}) SELECT 2, {LAST + 3}, {names} "
+        f"FROM {table} WHERE run_key = 2 AND sequence = "
+        f"(SELECT min(sequence) FROM {table} WHERE run_key = 2)",
     )
     problem = verify(path).problem
     assert problem is not None
@@ -434,75 +392,3 @@ def test_rows_behind_the_end_are_found(path: Path, table: str) -> None:
 def test_a_changed_head_is_found(path: Path, change: Callable[[], str]) -> None:
     tamper(path, change())
     assert not verify(path).holds
-
-
-# ---------------------------------------------------------------- many steps that are alike
-
-
-def alike() -> list[Step]:
-    """Return bars with a forecast and a twin each, of which nearly all have the same columns."""
-    return [
-        replace(
-            step,
-            prediction=cases.model_forecast(step.sequence),
-            twins=(TwinStep("ungated", step.position or Position(), step.account, ()),),
-        )
-        for step in cases.plain_steps(300)
-    ]
-
-
-ALIKE_AT = 155  # between two trades
-JOINED = ("steps", "answers", "twin_steps")
-
-
-@pytest.fixture(scope="module")
-def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("many") / "run.db"
-    cases.write_run(path, alike(), of=cases.run(), group_steps=1)
-    return path
-
-
-@pytest.mark.parametrize(
-    ("table", "column"),
-    [(table, column.name) for table in JOINED for column in TABLES[table] if not column.is_key],
-)
-def test_a_value_changed_in_one_of_them_is_found(
-    many: Path, tmp_path: Path, table: str, column: str
-) -> None:
-    path = Path(shutil.copy(many, tmp_path / "run.db"))
-    step = step_key(1, ALIKE_AT)
-    with closing(sqlite3.connect(path)) as raw:
-        query = f"SELECT {column} FROM {table} WHERE step = ?"
-        (value,) = raw.execute(query, (step,)).fetchone()
-        planted = another(value) if value is not None else planted_in(table, column)
-        raw.execute(f"UPDATE {table} SET {column} = ? WHERE step = ?", (planted, step))
-        raw.commit()
-    report = verify(path)
-    assert report.problem is not None
-    assert report.problem.sequence == ALIKE_AT
-
-
-def planted_in(table: str, column: str) -> object:
-    """Return a value for a column that is null."""
-    (kind,) = (one.kind for one in TABLES[table] if one.name == column)
-    return {"INTEGER": 1, "REAL": 1.0, "TEXT": "x", "BLOB": b"x"}[kind]
-
-
-@pytest.mark.parametrize("table", ["answers", "twin_steps"])
-def test_a_row_added_to_or_removed_from_one_of_them_is_found(
-    many: Path, tmp_path: Path, table: str
-) -> None:
-    step = step_key(1, ALIKE_AT)
-    statements = [f"DELETE FROM {table} WHERE step = {step}"]
-    if table == "twin_steps":
-        columns = ", ".join(name for name in stored_columns(table) if name not in ("step", "book"))
-        statements.append(
-            f"INSERT INTO twin_steps (step, book, {columns}) SELECT step, 9, {columns} "
-            f"FROM twin_steps WHERE step = {step}"
-        )
-    for number, statement in enumerate(statements):
-        path = Path(shutil.copy(many, tmp_path / f"run{number}.db"))
-        tamper(path, statement)
-        problem = verify(path).problem
-        assert problem is not None
-        assert (problem.sequence, problem.tables) == (ALIKE_AT, (table,))

@@ -75,7 +75,7 @@ def test_a_run_without_a_step_is_not_called_whole() -> None:
             "trigger t changes rows",
         ),
         ("DROP VIEW v_fills", "view v_fills is missing"),
-        ("DROP INDEX steps_run_sequence", "index steps_run_sequence is missing"),
+        ("DROP INDEX fills_order", "index fills_order is missing"),
         ("ALTER TABLE fills ADD COLUMN note TEXT", "table fills is not as this version"),
         ("ALTER TABLE fills RENAME COLUMN fee TO cost", "table fills is not as this version"),
     ],
@@ -116,13 +116,15 @@ def test_a_row_that_belongs_to_nothing_is_found(path: Path) -> None:
 @pytest.mark.parametrize("table", ["states", "answers", "twin_steps"])
 def test_a_row_without_its_step_is_found_in_every_run(path: Path, table: str) -> None:
     """SQLite holds no key of a step's rows: a row of a run that is not the one checked, too."""
-    names = ", ".join(name for name in stored_columns(table) if name != "step")
+    names = ", ".join(name for name in stored_columns(table) if name not in ("run_key", "sequence"))
     with closing(sqlite3.connect(path)) as raw:
-        known = raw.execute(f"SELECT min(step) FROM {table}").fetchone()[0]
+        known = raw.execute(f"SELECT min(sequence) FROM {table}").fetchone()[0]
         assert raw.execute(f"PRAGMA foreign_key_list({table})").fetchall() == []
-    far = (99 << 28) + 7
-    done(path, f"INSERT INTO {table} (step, {names}) SELECT {far}, {names} FROM {table} "
-               f"WHERE step = {known}")  # fmt: skip
+    done(
+        path,
+        f"INSERT INTO {table} (run_key, sequence, {names}) SELECT 99, 7, {names} FROM {table} "
+        f"WHERE sequence = {known} LIMIT 1",
+    )
     assert said(path) == f"A row of {table} belongs to a row that was removed."
 
 
@@ -131,17 +133,15 @@ def test_a_row_without_its_step_is_found_in_every_run(path: Path, table: str) ->
 
 def removed(path: Path, run_key: int) -> None:
     """Remove a run from every table."""
-    first, last = run_key << 28, (run_key + 1 << 28) - 1
     steps = (
         "twin_fills", "twin_steps", "fills", "orders", "holdings", "outcomes", "answers",
         "events", "states", "steps",
     )  # fmt: skip
     done(
         path,
-        *(f"DELETE FROM {table} WHERE step BETWEEN {first} AND {last}" for table in steps),
         *(
-            f"DELETE FROM {t} WHERE run_key = {run_key}"
-            for t in ("gate_sets", "commits", "instruments", "runs")
+            f"DELETE FROM {table} WHERE run_key = {run_key}"
+            for table in (*steps, "gate_sets", "commits", "instruments", "runs")
         ),
     )
 
@@ -153,13 +153,13 @@ def test_a_deleted_run_is_found(path: Path, run_key: int) -> None:
 
 
 def test_a_run_whose_tail_was_cut_since_is_found_by_the_run_after_it(path: Path) -> None:
-    last = (2 << 28) + 30
+    last = "run_key = 2 AND sequence = 30"
     done(
         path,
-        f"DELETE FROM events WHERE step = {last}",
-        f"DELETE FROM holdings WHERE step = {last}",
-        f"DELETE FROM states WHERE step = {last}",
-        f"DELETE FROM steps WHERE step = {last}",
+        f"DELETE FROM events WHERE {last}",
+        f"DELETE FROM holdings WHERE {last}",
+        f"DELETE FROM states WHERE {last}",
+        f"DELETE FROM steps WHERE {last}",
         "DELETE FROM commits WHERE run_key = 2 AND first_sequence = 30",
         "UPDATE runs SET step_count = 30, head_digest = (SELECT digest FROM commits "
         "WHERE run_key = 2 AND last_sequence = 29) WHERE run_key = 2",
@@ -240,9 +240,9 @@ def test_a_run_that_ended_and_was_pruned_has_still_ended(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     "statement",
     [
-        "UPDATE fills SET reference_price = reference_price + 100 WHERE step & 4095 = 11",
-        "UPDATE orders SET quantity = 7 WHERE step & 4095 = 10",
-        "UPDATE holdings SET cash = cash + 1 WHERE step & 4095 = 11",
+        "UPDATE fills SET reference_price = reference_price + 100 WHERE sequence = 11",
+        "UPDATE orders SET quantity = 7 WHERE sequence = 10",
+        "UPDATE holdings SET cash = cash + 1 WHERE sequence = 11",
         "UPDATE prunes SET state = x'00'",
     ],
 )
@@ -267,7 +267,7 @@ def test_a_prune_that_was_never_made_by_us_is_found(long: Path, tmp_path: Path) 
         query = "SELECT digest, kept FROM commits WHERE last_sequence = 255"
         link = raw.execute(query).fetchone()
         for table in ("twin_steps", "answers", "states", "steps"):
-            raw.execute(f"DELETE FROM {table} WHERE step & 4095 < 256")
+            raw.execute(f"DELETE FROM {table} WHERE sequence < 256")
         raw.execute("DELETE FROM commits WHERE last_sequence < 256")
         raw.execute("INSERT INTO prunes VALUES (1, 255, 5, ?, ?, NULL)", link)
         raw.commit()

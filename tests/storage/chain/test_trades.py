@@ -18,15 +18,15 @@ def contradiction(kind: str | None, price: int | None, trigger: int | None) -> s
             "CREATE TABLE runs (run_key, run_id, config);"
             "CREATE TABLE instruments (run_key, instrument, symbol, category, price_decimals, "
             "quantity_decimals);"
-            "CREATE TABLE orders (step, status, filled, quantity, kind, price, trigger, order_id, "
-            "side, instrument, position_side);"
-            "CREATE TABLE fills (step, order_id, instrument, side, quantity, price, notional, fee, "
-            "fee_base, liquidity, position_side);"
+            "CREATE TABLE orders (run_key, sequence, status, filled, quantity, kind, price, "
+            "trigger, order_id, side, instrument, position_side);"
+            "CREATE TABLE fills (run_key, sequence, order_id, instrument, side, quantity, price, "
+            "notional, fee, fee_base, liquidity, position_side);"
             "CREATE TABLE twin_fills AS SELECT * FROM fills;"
             "INSERT INTO runs VALUES (0, 'run', '{}')"
         )
         connection.execute(
-            "INSERT INTO orders VALUES (7, 'NEW', 0, 5, ?, ?, ?, 'a', 'BUY', 0, NULL)",
+            "INSERT INTO orders VALUES (0, 7, 'NEW', 0, 5, ?, ?, ?, 'a', 'BUY', 0, NULL)",
             (kind, price, trigger),
         )
         problem = check_terms(connection, "run")

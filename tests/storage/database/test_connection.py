@@ -90,35 +90,7 @@ def test_a_reader_can_neither_write_nor_checkpoint(tmp_path: Path) -> None:
     log.close()
 
 
-def test_a_reader_sees_one_state_while_the_writer_goes_on(tmp_path: Path) -> None:
-    path = tmp_path / "a.db"
-    log = SqlAuditLog.open(path, group_steps=5)
-    log.begin(cases.run())
-    steps = cases.plain_steps(40)
-    for step in steps[:10]:
-        log.append_now(step)
-    reader = open_reader(path)
-    reader.execute("BEGIN")
-    count = "SELECT count(*) FROM steps"
-    assert reader.execute(count).fetchone() == (10,)
-    for step in steps[10:]:
-        log.append_now(step)
-    assert reader.execute(count).fetchone() == (10,)
-    reader.execute("COMMIT")
-    assert reader.execute(count).fetchone() == (40,)
-    reader.close()
-    log.close()
-
-
 # ---------------------------------------------------------------- the lock
-
-
-def test_a_second_writer_is_refused_with_the_holders_pid(tmp_path: Path) -> None:
-    writer = open_writer(tmp_path / "a.db")
-    with pytest.raises(ConfigInvalid, match=f"in use by process {os.getpid()}"):
-        open_writer(tmp_path / "a.db")
-    writer.close()
-    open_writer(tmp_path / "a.db").close()
 
 
 def test_the_lock_file_names_the_daemons_address(tmp_path: Path) -> None:

@@ -92,20 +92,6 @@ def test_no_text_of_a_csv_is_a_formula(tmp_path: Path, text: str, written: str) 
     assert row["reason"] == written
 
 
-def test_an_export_shows_one_moment_while_a_daemon_writes(tmp_path: Path) -> None:
-    path = tmp_path / "a.db"
-    cases.write_run(path, cases.plain_steps(10), of=cases.run("one"))
-
-    def write_more(view: str, _rows: int) -> None:
-        if view == "v_bars":
-            cases.write_run(path, cases.plain_steps(30), of=cases.run("two"))
-
-    with Reader.open(path) as reader:
-        counts = export(reader, "one", tmp_path / "out", "csv", progress=write_more).rows
-        assert not reader.connection.in_transaction
-    assert counts["v_bars"] == counts["v_decisions"] == counts["v_equity"] == 10
-
-
 def test_an_export_that_is_killed_leaves_no_folder_of_its_name(
     database: Path, tmp_path: Path
 ) -> None:

@@ -14,13 +14,16 @@ from tracepaper.storage.database.views import VIEWS
 OF_RUN = "WHERE run_id = 'plain'"
 NEWEST = "ORDER BY sequence DESC LIMIT 100"
 SEQUENCED = [view.name for view in VIEWS if view.name != "v_runs"]
-TIMED = ("v_decisions", "v_bars")
 
 FEW = re.compile(
-    r"SCAN (n VIRTUAL TABLE.*|answers|twin_steps|z( .*)?|CONSTANT ROW)$|.* RIGHT PART OF ORDER BY$"
+    r"SCAN (n VIRTUAL TABLE.*|answers( .*)?|twin_steps|z( .*)?|CONSTANT ROW)$"
+    r"|.* RIGHT PART OF ORDER BY$"
 )
 """The buckets of a decision, a look for any row at all, no row, and the fills of a step."""
-WHOLE_RUN = re.compile(r"SEARCH (\w+) USING (?:COVERING )?INDEX \w+ \(run_key=\?\)")
+WHOLE_RUN = re.compile(
+    r"SEARCH (\w+) USING (?:(?:COVERING )?INDEX \w+|PRIMARY KEY) "
+    r"\(run_key=\?(?: AND sequence>\?)?\)"
+)
 """A walk over all of a run, which only the rows in their order may take: LIMIT ends it."""
 SORTED = "USE TEMP B-TREE FOR ORDER BY"
 COSTLY = re.compile(r"SCAN|TEMP B-TREE|MATERIALIZE|CO-ROUTINE|AUTOMATIC")
@@ -42,7 +45,7 @@ def costly(database: sqlite3.Connection, question: str) -> list[str]:
     plan = [row[3] for row in database.execute(f"EXPLAIN QUERY PLAN {question}")]
     assert plan
     (view,) = (view for view in VIEWS if f" {view.name} " in question)
-    walked = re.findall(r"FROM runs r JOIN \w+ (\w)", view.sql)
+    walked = ["p", *re.findall(r"FROM runs r JOIN \w+ (\w)", view.sql)]
     # What a prune has kept of events is found by its steps and sorted: that arm alone may be.
     kept = plan.index("RIGHT") if view.name == "v_events" and "RIGHT" in plan else 0
     assert not kept or "SEARCH p USING PRIMARY KEY (run_key=?)" in plan[:kept]
@@ -62,43 +65,15 @@ def test_the_newest_rows_of_a_run_are_found_by_seeks(
     assert costly(database, f"SELECT * FROM {view} {OF_RUN} {NEWEST}") == []
 
 
-def test_a_run_that_is_sorted_is_found_beside_the_sorted_arm_of_a_prune(
-    database: sqlite3.Connection,
-) -> None:
-    database.execute("BEGIN")
-    try:
-        database.execute("DROP INDEX steps_run_sequence")
-        assert SORTED in costly(database, f"SELECT * FROM v_events {OF_RUN} {NEWEST}")
-    finally:
-        database.execute("ROLLBACK")
-
-
 @pytest.mark.parametrize("view", SEQUENCED)
 def test_a_step_of_a_run_is_found_by_seeks(view: str, database: sqlite3.Connection) -> None:
     question = f"SELECT * FROM {view} {OF_RUN} AND sequence = 7"
     assert [line for line in costly(database, question) if "CO-ROUTINE" not in line] == []
 
 
-@pytest.mark.parametrize("view", TIMED)
-@pytest.mark.parametrize("run", ["run_id = 'plain' AND", ""])
-def test_what_was_decided_at_a_time_is_found_by_seeks(
-    view: str, run: str, database: sqlite3.Connection
-) -> None:
-    question = (
-        f"SELECT * FROM {view} WHERE {run} instrument = 'linear:BTCUSDT' AND open_time_ms = 5"
-    )
-    plan = [row[3] for row in database.execute(f"EXPLAIN QUERY PLAN {question}")]
-    assert any("INDEX steps_time (open_time_ms=?" in line for line in plan)
-    assert not any(re.match(r"SCAN [sb]\b", line) for line in plan)
-
-
 @pytest.mark.parametrize(
     ("index", "question"),
     [
-        ("steps_run_sequence", f"SELECT * FROM v_equity {OF_RUN} {NEWEST}"),
-        ("steps_run_sequence", f"SELECT * FROM v_explanations {OF_RUN} {NEWEST}"),
-        ("fills_run_sequence", f"SELECT * FROM v_fills {OF_RUN} {NEWEST}"),
-        ("events_run_sequence", f"SELECT * FROM v_gaps {OF_RUN} {NEWEST}"),
         ("orders_order", f"SELECT * FROM v_orders {OF_RUN} {NEWEST}"),
         ("fills_order", f"SELECT price FROM v_orders {OF_RUN} {NEWEST}"),
     ],

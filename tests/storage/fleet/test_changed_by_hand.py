@@ -15,7 +15,7 @@ from tracepaper.storage.fleet.overview import overview
 from tracepaper.storage.fleet.pull import pull
 from tracepaper.strategies.errors import DataInvalid
 
-AT_33 = "WHERE step & 268435455 = 33"
+AT_33 = "WHERE sequence = 33"
 CLOSE = f"UPDATE steps SET close = close + 1 {AT_33}"
 
 

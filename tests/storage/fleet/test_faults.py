@@ -64,9 +64,9 @@ def test_a_shipper_that_is_killed_goes_on_behind_the_last_group(
     arrived = []
     for number, point in enumerate(POINTS, 1):
         assert killed(path, fleet_url, point, number) == -signal.SIGKILL
-        query = "SELECT count(*), coalesce(max(step) & 268435455, -1) FROM steps"
+        query = "SELECT count(*), coalesce(max(sequence), -1) FROM steps"
         assert postgres.sql(fleet_url, query)[0][0] == postgres.sql(fleet_url, query)[0][1] + 1
-        (marked,) = postgres.sql(fleet_url, "SELECT max(step) & 268435455 FROM marks")
+        (marked,) = postgres.sql(fleet_url, "SELECT max(sequence) FROM marks")
         arrived.append((marked[0] or -1) + 1)
     # Groups that were committed before each kill: none, one, two, three and, at the end, five.
     assert arrived == [0, 16, 48, 96, 176]

@@ -15,7 +15,6 @@ from tracepaper.storage.database.views import V_DECISIONS, V_EQUITY, V_POSITIONS
 from tracepaper.storage.fleet.follow import ship_once
 from tracepaper.storage.fleet.tables import columns_of
 from tracepaper.storage.fleet.views import FLEET_VIEWS, select_step
-from tracepaper.storage.record.columns import SEQUENCE_BITS
 from tracepaper.storage.record.rows import OF_A_RUN, RUN_TABLES
 
 COPIES: Final = (
@@ -25,7 +24,7 @@ COPIES: Final = (
 )
 LARGE: Final = 1_500
 """Rows from which on a table is large: of a smaller one PostgreSQL rightly reads all pages."""
-_OF_THE_RUN: Final = re.compile(r"\bstep (=|>=) ")
+_OF_THE_RUN: Final = re.compile(r"\brun_key = ")
 NAMED: Final = ("run_id = '{1}'", "database_id = '{0}' AND run_id = '{1}'")
 
 
@@ -40,8 +39,7 @@ def fleet(
     ship_once(path, url)
     for table in (*RUN_TABLES, *OF_A_RUN, "runs"):
         columns = ", ".join(columns_of(table))
-        copied = re.sub(r"\bstep\b", "step + (2 * copy::bigint << 28)", columns)
-        copied = re.sub(r"\brun_key\b", "run_key + 2 * copy", copied)
+        copied = re.sub(r"\brun_key\b", "run_key + 2 * copy", columns)
         copied = re.sub(r"(?<!_)\brun_id\b", "run_id || '-' || copy", copied)
         postgres.sql(
             url,
@@ -98,13 +96,12 @@ def test_the_row_of_one_step_is_read_alone(view: View, postgres: Cluster, fleet:
     ((name, run_key),) = postgres.sql(
         fleet, "SELECT database_id, run_key FROM runs WHERE run_id = 'plain-77'"
     )
-    step = (run_key << SEQUENCE_BITS) + 150
-    question = select_step(view) % (f"'{name}'", run_key, step)
+    question = select_step(view) % (f"'{name}'", run_key, 150)
     ((found,),) = postgres.sql(fleet, f"EXPLAIN (FORMAT JSON) {question}")
     keyed = [one for one in scans(found[0]["Plan"]) if one[0] == "steps"]
     assert keyed
     assert all(
-        f"step = '{step}'" in condition or "step = s." in condition for *_, condition in keyed
+        "sequence = 150" in condition or "sequence = s." in condition for *_, condition in keyed
     )
 
 
@@ -112,7 +109,7 @@ def test_the_row_of_one_step_is_read_alone(view: View, postgres: Cluster, fleet:
     ("planted", "table"),
     [
         ("SELECT r.run_id, s.close FROM runs r JOIN steps s USING (database_id)", "steps"),
-        ("SELECT r.run_id, s.* FROM runs r, steps s WHERE s.step >> 28 = r.run_key", "steps"),
+        ("SELECT r.run_id, s.* FROM runs r, steps s WHERE s.run_key - 1 = r.run_key - 1", "steps"),
         ("SELECT r.run_id, q.* FROM runs r JOIN states q USING (database_id)", "states"),
         ("SELECT r.run_id, o.* FROM runs r, orders o WHERE o.order_id = '1-0'", "orders"),
     ],

@@ -5,7 +5,6 @@ from __future__ import annotations
 import sqlite3
 from contextlib import closing
 from pathlib import Path
-from typing import Any
 
 import pytest
 from fleet_cases import assert_same, contents, grown
@@ -28,6 +27,7 @@ from tracepaper.storage.fleet.pull import pull
 from tracepaper.storage.fleet.ship import Shipper, database_id, new_id
 from tracepaper.storage.fleet.tables import columns_of
 from tracepaper.storage.record.columns import TABLES
+from tracepaper.storage.record.rows import OF_A_RUN, RUN_TABLES
 from tracepaper.strategies.errors import DataInvalid, ServerLost
 
 
@@ -112,12 +112,7 @@ def test_a_run_alone_names_the_one_before_it_as_absent(tmp_path: Path, fleet_url
     assert "run r-1, opened before it, is absent" in audit.warnings[0]
     mine, whole = contents(back), contents(path)
     for table in ("steps", "fills", "events", "answers", "gate_sets"):
-        assert mine[table] == [row for row in whole[table] if _run_of(table, row) == 2], table
-
-
-def _run_of(table: str, row: tuple[Any, ...]) -> int:
-    key: int = row[0][1]
-    return key if table == "gate_sets" else key >> 28
+        assert mine[table] == [row for row in whole[table] if row[0][1] == 2], table
 
 
 def test_a_file_whose_older_run_was_removed_is_still_found(tmp_path: Path) -> None:
@@ -126,11 +121,8 @@ def test_a_file_whose_older_run_was_removed_is_still_found(tmp_path: Path) -> No
     write_run(path, plain_steps(30, seed=2), of=run("r-2"))
     with closing(sqlite3.connect(path, isolation_level=None)) as db:
         db.execute("PRAGMA foreign_keys = OFF")
-        for table in ("instruments", "gate_sets", "commits", "runs"):
+        for table in (*OF_A_RUN, *RUN_TABLES, "runs"):
             db.execute(f"DELETE FROM {table} WHERE run_key = 1")
-        for table in ("steps", "states", "outcomes", "holdings", "orders", "fills", "ledger",
-                      "events"):  # fmt: skip
-            db.execute(f"DELETE FROM {table} WHERE step >> 28 = 1")
     assert any("a run was removed" in sentence for sentence in audited(path))
 
 
@@ -195,15 +187,13 @@ def test_a_step_that_was_changed_in_the_file_is_not_shipped(
     path = tmp_path / "a.db"
     write_run(path, plain_steps(60), group_steps=10)
     with closing(sqlite3.connect(path, isolation_level=None)) as db:
-        db.execute("UPDATE steps SET close = close + 1 WHERE step & 268435455 = 33")
+        db.execute("UPDATE steps SET close = close + 1 WHERE sequence = 33")
     shipper = Shipper(path, fleet_url, group_steps=20)
     shipper.open()
     with pytest.raises(DataInvalid, match=r"Run r-1 of .* is not shipped further: Steps 30 to 39"):
         shipper.ship()
-    assert postgres.sql(fleet_url, "SELECT step & 268435455 FROM marks") == [(19,)]
-    assert postgres.sql(fleet_url, "SELECT count(*), max(step) & 268435455 FROM steps") == [
-        (20, 19)
-    ]
+    assert postgres.sql(fleet_url, "SELECT sequence FROM marks") == [(19,)]
+    assert postgres.sql(fleet_url, "SELECT count(*), max(sequence) FROM steps") == [(20, 19)]
     assert postgres.sql(fleet_url, "SELECT step_count FROM runs") == [(20,)]
 
 

@@ -22,7 +22,6 @@ from tracepaper.storage.record.hashing import ChainHead, pack, sealed
 from tracepaper.storage.record.rows import (
     CHAINED_TABLES,
     SPARSE_TABLES,
-    sequence_of,
 )
 from tracepaper.strategies.errors import DataInvalid, InvariantBroken
 from tracepaper.strategies.types.decisions import GateSet, Step
@@ -48,9 +47,9 @@ def through_rows(steps: list[Step]) -> list[Step]:
         encoder.add(step)
         rows = encoder.take()
         for row in rows["outcomes"]:
-            outcomes[sequence_of(int(row[0] or 0))] = row
+            outcomes[int(row[1] or 0)] = row
         for row in rows["holdings"]:
-            holdings[sequence_of(int(row[0] or 0)), int(row[1] or 0)] = row
+            holdings[int(row[1] or 0), int(row[2] or 0)] = row
         for row in rows["gate_sets"]:
             sets.setdefault(int(row[1] or 0), []).append(row)
         (core,) = rows["steps"]
@@ -167,19 +166,19 @@ def test_a_gate_without_a_column_is_refused() -> None:
 
 def test_a_commit_is_the_hash_of_the_one_before_and_of_its_rows() -> None:
     before = ChainHead(*(sha256(text).digest() for text in (b"before", b"kept", b"older")))
-    steps: list[Row] = [(7, 1, None, 2.5, None), (8, 1, 3)]
+    steps: list[Row] = [(1, 7, None, 2.5, None), (1, 8, 3)]
     rows: dict[str, list[Row]] = {
         "steps": steps,
-        "fills": [(8, 0, "7-0", None)],
-        "states": [(8, None, b"state")],
+        "fills": [(1, 8, 0, "7-0", None)],
+        "states": [(1, 8, None, b"state")],
     }
     commit = sealed(before, 7, 8, rows)
     parts = [
-        ("steps", 2, sha256(pack([(7, 1, None, 2.5), (8, 1, 3)])).digest()),
-        ("states", 1, sha256(pack([(8, None, b"state")])).digest()),
-        ("fills", 1, sha256(pack([(8, 0, "7-0")])).digest()),
+        ("steps", 2, sha256(pack([(1, 7, None, 2.5), (1, 8, 3)])).digest()),
+        ("states", 1, sha256(pack([(1, 8, None, b"state")])).digest()),
+        ("fills", 1, sha256(pack([(1, 8, 0, "7-0")])).digest()),
     ]
-    kept = sha256(before.kept + pack([("fills", (8, 0, "7-0"))])).digest()
+    kept = sha256(before.kept + pack([("fills", (1, 8, 0, "7-0"))])).digest()
     state = sha256(b"state").digest()
     whole = before.digest + kept + before.state + pack((SCHEMA, 7, 8, parts))
     assert commit.head == (sha256(whole).digest(), kept, state)

@@ -52,20 +52,13 @@ def test_tanh_and_volatility_need_a_forecast_and_stay_within_the_notional() -> N
         sizer = Sizer(Sizing(mode, notional=10**13, target_volatility=0.001), ITEM)
         assert sizer.target(LONG, bar(), None) == 0
         assert 0 < sizer.target(LONG, bar(), forecast()) < whole
+        bold = Sizer(Sizing(mode, notional=10**13, scale=1e9, target_volatility=1.0), ITEM)
+        assert bold.target(LONG, bar(), forecast()) == whole
 
 
 def test_a_quantity_off_the_step_is_refused() -> None:
     with pytest.raises(ConfigInvalid, match=r"0\.003 is no positive multiple of the step 0\.005"):
         Sizer(Sizing(SizingMode.FIXED, quantity=3), ITEM)
-
-
-def test_a_standing_target_of_the_same_side_moves_only_beyond_the_band() -> None:
-    sizer = Sizer(Sizing(SizingMode.NOTIONAL, notional=10**12, rebalance=0.25), ITEM)
-    standing = sizer.target(LONG, bar(10_000), None)
-    assert sizer.target(LONG, bar(11_000), None, standing=standing) == standing
-    assert sizer.target(LONG, bar(14_000), None, standing=standing) < standing
-    assert sizer.target(SHORT, bar(11_000), None, standing=standing) < 0
-    assert sizer.target(FLAT, bar(11_000), None, standing=standing) == 0
 
 
 def test_a_standing_target_off_the_new_step_is_left_even_within_the_band() -> None:
@@ -138,13 +131,6 @@ def test_the_half_width_of_the_band_is_the_papers() -> None:
     )
     assert band.half_width(0.0) == 0.0
     assert band.half_width(1e6) == 0.25  # where costs are not small
-
-
-def test_no_forecast_asks_for_more_than_the_whole_notional() -> None:
-    whole = Sizer(Sizing(SizingMode.NOTIONAL, notional=10**13), ITEM).target(LONG, bar(), None)
-    for mode in (SizingMode.TANH, SizingMode.VOLATILITY):
-        sizer = Sizer(Sizing(mode, notional=10**13, scale=1e9, target_volatility=1.0), ITEM)
-        assert sizer.target(LONG, bar(), forecast()) == whole
 
 
 # ---------------------------------------------------------------- what sees the account

@@ -238,18 +238,6 @@ def test_a_kept_frame_shows_for_ever_what_it_showed_and_cannot_be_written() -> N
     assert shown(frame) != before
 
 
-def test_weeks_begin_on_monday() -> None:
-    frame = TimeframeAggregator(ITEM, "W", 86_400_000, 2)
-    days = [
-        replace(bar, open_time_ms=place * 86_400_000, interval_ms=86_400_000)
-        for place, bar in enumerate(made_bars(30))
-    ]
-    for bar in days:
-        frame.add(bar)
-    assert [at // 86_400_000 % 7 for at in frame.bars.time.tolist()] == [4, 4]
-    assert len(frame.bars) == 2
-
-
 def test_reach_covers_the_open_bar_and_all_that_are_handed_on() -> None:
     assert frames_reach({"5": 4, "60": 1}, MINUTE) == 120
     assert frames_reach({}, MINUTE) == 0

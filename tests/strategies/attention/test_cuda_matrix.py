@@ -47,9 +47,12 @@ def test_attention_with_its_gradients_equals_the_definition(
     told = torch.randn(wanted.output.shape, generator=generator)
     grads = torch.autograd.grad(found.output, there, told.to(dtype).cuda())
     true = torch.autograd.grad(wanted.output, here, told.to(dtype).double())
-    pairs = [(found.output, wanted.output), (found.logsumexp, wanted.logsumexp)]
-    for one, two in (*pairs, *zip(grads, true, strict=True)):
-        error = (one.double().cpu() - two).norm() / two.norm().clamp_min(1e-9)
+    least = float(told.norm())  # a query that sees one key alone moves nothing: the slope is 0
+    pairs = [(found.output, wanted.output, 1e-9), (found.logsumexp, wanted.logsumexp, 1.0)]
+    for ours, exact, size in (*pairs, *((*pair, least) for pair in zip(grads, true, strict=True))):
+        error = (ours.detach().double().cpu() - exact.detach()).norm() / exact.norm().clamp_min(
+            size
+        )
         assert float(error) < TOLERANCES[dtype]
 
 
@@ -96,7 +99,8 @@ def test_auto_takes_wide_heads_and_values_of_their_own_dim(
 def test_a_window_of_one_bar_takes_more_stretches_than_a_grid_has_rows() -> None:
     made = torch.randn(3, 1, 1, 70_000, 8, generator=torch.Generator().manual_seed(1)).cuda()
     found = attend(made[0], made[1], made[2], Mask.window(1)).output
-    assert torch.equal(found, made[2])
+    error = (found - made[2]).norm() / made[2].norm()  # a matrix unit rounds the values
+    assert float(error) < TOLERANCES[torch.float32]
 
 
 @pytest.mark.parametrize("precision", ["ieee", "tf32x3"])

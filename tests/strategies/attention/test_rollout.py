@@ -250,8 +250,7 @@ def test_a_device_explains_as_the_cpu_does(mask: Mask, options: dict[str, object
 @pytest.mark.parametrize("mask", [Mask(), Mask.window(20)])
 def test_whole_rows_are_held_some_at_a_time(mask: Mask, monkeypatch: pytest.MonkeyPatch) -> None:
     made = case(mask, time=300, layers=1)
-    monkeypatch.setattr(tiles, "TILE_ENTRIES", 6_000)
-    monkeypatch.setattr(tiles, "TILE", 100)
+    monkeypatch.setitem(tiles.TILE, "cpu", 77)
     held = [tile.values.numel() for tile in made.layers[0].operand.entries(whole=True)]
     assert len(held) > 5
     assert max(held) <= 6_000

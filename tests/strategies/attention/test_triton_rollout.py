@@ -38,7 +38,7 @@ def test_the_triton_kernel_equals_the_stored_matrices_bit_for_bit_twice() -> Non
         timeout=deadline_s(120),
     )
     cases_run = json.loads(done.stdout)
-    assert len(cases_run) == 3 * (6 + len(attention_cases.LAYOUTS))
+    assert len(cases_run) == 3 * (7 + len(attention_cases.LAYOUTS))
     wrong = [one for one in cases_run if not one["repeats"] or one["error"] > 3e-7]
     assert not wrong
 
@@ -78,8 +78,6 @@ def test_auto_takes_the_kernel_only_where_it_runs(
     monkeypatch.setattr(triton_rollout, "is_available", lambda: True)
     monkeypatch.setattr(triton_rollout, "generation_of", lambda _: (9, 0))
     query = SimpleNamespace(device=torch.device(device), shape=(1, 1, 8, dim), dtype=dtype)
-    layer: Any = SimpleNamespace(
-        query=query, kind=dtype, group=1, softcap=None, mask=Mask(), queries=8, keys=8
-    )
+    layer: Any = SimpleNamespace(query=query, kind=dtype, mask=Mask(), queries=8, keys=8)
     taken = device == "cuda" and triton_rollout.takes(layer)
     assert ("triton" if taken else "tiles") == chosen

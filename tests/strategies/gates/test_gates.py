@@ -5,7 +5,7 @@ import struct
 
 import pytest
 from builders import explanation, forecast
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
@@ -252,13 +252,9 @@ def test_a_measure_of_minus_zero_is_zero() -> None:
 
 
 @given(st.floats(0.01, 0.99))
+@example(0.01)
+@example(0.99)
 def test_a_quantile_is_interpolated_between_percentiles(share: float) -> None:
-    found = threshold_of(f"q{share}", "confidence", CALIBRATION, key="gate.confidence")
-    assert found == pytest.approx(share)
-
-
-@pytest.mark.parametrize("share", [0.01, 0.99])
-def test_the_first_and_the_last_percentile_are_quantiles(share: float) -> None:
     found = threshold_of(f"q{share}", "confidence", CALIBRATION, key="gate.confidence")
     assert found == pytest.approx(share)
 

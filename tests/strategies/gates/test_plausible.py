@@ -11,7 +11,6 @@ from builders import bar, bars
 
 from tracepaper.strategies.api.strategy import CORE_GATES, Persistence, SmaCross, remembered
 from tracepaper.strategies.gates.evaluator import (
-    YARDSTICK_BARS,
     YARDSTICK_LEAST,
     YARDSTICK_MEMORY,
     Plausibility,
@@ -91,17 +90,3 @@ def test_a_strategy_remembers_what_the_gate_needs_where_it_has_the_gate() -> Non
     assert remembered(Persistence()) == YARDSTICK_MEMORY
     assert remembered(SmaCross(fast=20, slow=100, long_only=True)) == 100
     assert remembered(Bare()) == Bare.warmup
-
-
-def test_the_order_of_ranges_does_not_matter() -> None:
-    rng = random.Random(3)
-    spreads = [rng.randint(0, 5) for _ in range(YARDSTICK_BARS)]
-    for _ in range(3):
-        rng.shuffle(spreads)
-        history = [
-            bar(1_000, index=index, high=1_000 + spread)
-            for index, spread in enumerate([*spreads[:-1], 4])
-        ]
-        history[-1] = bar(1_030, index=YARDSTICK_BARS, open_=1_030, high=1_034)
-        usual = median([*spreads[:-1], 4])
-        assert measured(history, tick=1)[-1] == 30 / max(usual, 1)

@@ -77,7 +77,7 @@ def test_no_last_digit_keeps_or_drops_an_entry(
 def test_many_small_tiles_give_the_same_as_one(monkeypatch: pytest.MonkeyPatch) -> None:
     method = Rollout(fusion="max", discard_ratio=0.3)
     once = rolled(case(Mask(), time=60, layers=2).layers, [59, 7], method).weights
-    monkeypatch.setattr(tiles, "TILE_ENTRIES", 500)
+    monkeypatch.setitem(tiles.TILE, "cpu", 22)
     often = rolled(case(Mask(), time=60, layers=2).layers, [59, 7], method).weights
     torch.testing.assert_close(often, once, rtol=0, atol=1e-14)
 

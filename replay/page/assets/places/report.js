@@ -1,4 +1,4 @@
-/** Documents as places: the report of a run, its model, and a sweep. */
+/** Documents as places: the report of a run, its gates, its model, and a sweep. */
 import { html } from "../vendor/htm-preact.js";
 import { getOf, source } from "../api.js";
 import { DocumentView } from "../document.js";
@@ -17,6 +17,10 @@ const ofRun = (name, run) => ({ ask: (signal) => getOf(run.row.run_id, name, { s
 /** Performance, costs, refusals and attention of the whole run, as `tracepaper report` writes it. */
 export const ReportView = ({ run }) =>
   html`<${Place} ...${ofRun("report", run)} doing=${`working out the report of ${count(run.row.decisions)} decisions`} />`;
+
+/** Refusals over time, and what each gate saved or cost. */
+export const GatesView = ({ run }) =>
+  html`<${Place} ...${ofRun("refusals", run)} doing="Counting refusals, and what each gate saved or cost" />`;
 
 /** The card of the run's model, and how its forecasts came true. */
 export const ModelView = ({ run }) => html`<${Place} ...${ofRun("model", run)} doing="reading what the model said and what came" />`;

@@ -1,0 +1,884 @@
+"""Inspections of a checkpoint beyond its figures: context, deletion, permutation, attribution.
+
+A network that takes any number of rows is given the last of them and no other: exactly what it
+says after its stream was restarted so many bars before. One that takes whole windows alone has
+neutral rows before them. Every share is judged on the same decisions, so differences are paired.
+
+Bars are ranked, those that are said to matter most first. Deletion makes the first share of them
+neutral and measures how far the forecast has moved; insertion starts from neutral rows, gives the
+first share back, and measures how far it still is from the whole (Petsiuk, Das and Saenko, 2018).
+The order that knows what matters moves it more by deletion and leaves less after insertion.
+
+A column is cut into blocks of a 24th of a day and the blocks of one day change places, so that
+most of its autocorrelation and all of the day's level stay (Breiman, 2001, for single rows). A
+network sees the same permuted history at every bar. A day is 24 bars at least.
+
+What captum attributes is whether each group of bars, or of features for one row, is there: 1 is the
+window as it is, 0 its neutral rows. A network's rollout, summed over the bars of a group, is
+compared with the sizes of what integrated gradients, KernelSHAP and LIME give; a tree or a glm by
+its own exact contributions.
+
+The score of a bar is |return - mean| ÷ scale. A fixed conformal interval is as many scales wide as
+covered 90 % of the calibration part. Adaptive conformal inference (Gibbs and Candès, 2021) takes
+that quantile over the last scores instead, at a level that falls by each bar that was covered and
+rises by each that was missed, so that it follows a shift that the calibration part never saw. A
+score is known when its horizon has passed, and not before.
+"""
+
+from __future__ import annotations
+
+import re
+from bisect import bisect_left, insort
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from itertools import groupby, pairwise
+from typing import Any, Final, NamedTuple, Protocol
+
+import numpy as np
+import torch
+from scipy.stats import norm, rankdata, t
+from torch import Tensor
+
+from tracepaper.replay.document.values import Table, Value, table_of_rows
+from tracepaper.replay.learning.inspection.model import (
+    TARGETS,
+    DecidedBar,
+    Ids,
+    NetworkForecast,
+    Rows,
+    Subject,
+    answer_of,
+    ask,
+    days_of,
+    looked,
+)
+from tracepaper.replay.learning.judge.forecasts import Forecasts, SegmentFields, forecasts_of
+from tracepaper.replay.learning.judge.metrics import (
+    COMPARED,
+    LOSSES,
+    METRICS,
+    NOTE,
+    MetricView,
+    forecaster_table,
+)
+from tracepaper.replay.learning.samples import Fields, Samples, predict
+from tracepaper.replay.learning.splits import Part, Segment
+from tracepaper.replay.learning.statistics import (
+    COVERAGE,
+    estimate,
+)
+from tracepaper.strategies.errors import ConfigInvalid
+from tracepaper.strategies.extras import missing_sentence
+from tracepaper.strategies.features.rolling import Array
+from tracepaper.strategies.forecasters.attribution import PATH_NODES, integrated_gradients
+from tracepaper.strategies.forecasters.tabular import TrainedRows
+from tracepaper.strategies.networks.architecture import Network
+from tracepaper.strategies.networks.keys import nearest
+from tracepaper.strategies.units import DAY_MS
+
+PARTS: Final = (1, 2, 4, 8, 16, 32, 64)
+"""Divisors of the window; one that leaves less than a bar leaves one."""
+
+
+def bars_seen(network: Network) -> dict[int, int]:
+    """Return how many bars are seen at each of ``PARTS``; a number of bars stands there once."""
+    found: dict[int, int] = {}
+    for part in PARTS:
+        bars = max(network.config.receptive_field // part, 1)
+        if bars not in found.values():
+            found[part] = bars
+    return found
+
+
+def seeing(subject: Subject, network: Network, decision: DecidedBar, bars: int) -> NetworkForecast:
+    """Return what is said of *decision* when *network* sees the last *bars* rows alone.
+
+    An ensemble's row model sees its own row whatever they are.
+    """
+    said = _network_seeing(subject, network, decision, bars)
+    if subject.mix is None:
+        return said
+    assert subject.trained is not None
+    _, rows = subject.trained.model.answer(subject.own_rows(decision.rows(1)))
+    mixed = subject.mix.log_variance(said.log_variance, rows)
+    return said._replace(log_variance=mixed.astype(np.float32))
+
+
+def _network_seeing(
+    subject: Subject, network: Network, decision: DecidedBar, bars: int
+) -> NetworkForecast:
+    known = decision.rows(bars)
+    if network.takes_any_length:
+        return ask(network, known[None], decision.positions(bars))
+    count = network.config.receptive_field
+    window = np.repeat(subject.neutral[None], count, axis=0)
+    window[count - bars :] = known
+    return ask(network, window[None], decision.positions(count))
+
+
+def context_ablation(subject: Subject, count: int) -> list[Table]:
+    """Return QLIKE and sign over *count* decisions by the share of the window that is seen."""
+    network = subject.need_network("--inspect context")
+    decisions = subject.decisions(count)
+    asked = [
+        (own[0].samples, np.array([one.row for one in own]))
+        for _, group in groupby(decisions, key=lambda one: id(one.samples))
+        if (own := list(group))
+    ]
+    found: Forecasts | None = None
+    for part, bars in bars_seen(network).items():
+        each = (
+            [seeing(subject, network, DecidedBar(samples, row), bars) for row in rows.tolist()]
+            for samples, rows in asked
+        )
+        rows = forecasts_at(subject, asked, [_joined_answers(of) for of in each])
+        found = rows if found is None else found.join(rows, f"1/{part}: {bars} bars")
+    assert found is not None
+    how = (
+        "its stream restarted so many bars before the decision"
+        if network.takes_any_length
+        else "all earlier rows neutral, the mean of each feature over the training part"
+    )
+    beside = ""
+    if subject.mix is not None:
+        beside = " The variance is the ensemble's, whose row model sees its row as it is."
+    note = f"A part of the window is seen alone: {how}.{beside} The model sees it all."
+    return [
+        forecaster_table(
+            "ablation",
+            f"Context ablation, {len(decisions)} decisions of {len(np.unique(found.day))} days",
+            found,
+            {LOSSES[key].title: LOSSES[key] for key in COMPARED},
+            of="figure",
+            others=found.compared,
+            notes=[note, NOTE],
+        )
+    ]
+
+
+def _joined_answers(answers: Sequence[NetworkForecast]) -> Fields:
+    """Return what is said of several decisions as fields [decision, horizon]."""
+    mean, logs = (np.concatenate(of) for of in zip(*answers, strict=True))
+    return {"mean": mean, "variance": np.exp(logs)}
+
+
+def forecasts_at(
+    subject: Subject, asked: Sequence[tuple[Samples, Ids]], fields: Sequence[Fields] = ()
+) -> Forecasts:
+    """Return the labelled rows of *asked* with the subject's answers, or with *fields*."""
+    fields = fields or [subject.predict(samples.segment, rows) for samples, rows in asked]
+    answers = [SegmentFields(*pair, of) for pair, of in zip(asked, fields, strict=True)]
+    return forecasts_of(answers, {}, subject.material.horizons)
+
+
+SHARES: Final = (1 / 64, 1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2)
+"""Of the window's bars, at least one; an area is the mean over these."""
+DRAWS: Final = 4
+"""Random orders of each decision; their mean counts as one."""
+RANDOM: Final = "random"
+DECIDED: Final = "decided bar"
+"""The row that tells what the decided bar alone moves."""
+_SEED: Final = 20_170_817
+_SIDES: Final = ("deletion", "insertion")
+
+
+class BarOrder(NamedTuple):
+    """Past bars of a window by rank, the first one first, and the targets that it is judged by.
+
+    The decided bar is of no order: it outweighs any other, and an order is judged by the rest.
+    """
+
+    name: str
+    bars: Ids
+    targets: tuple[int, ...]
+
+
+def ranked(scores: Array) -> Ids:
+    """Return the bars from the highest score to the lowest; of equal ones the newest first."""
+    count = len(scores)
+    found: Ids = count - 1 - np.argsort(-scores[::-1], kind="stable")
+    return found
+
+
+def orders(
+    subject: Subject, network: Network, decision: DecidedBar, generator: np.random.Generator
+) -> list[BarOrder]:
+    """Return every order of the bars before the decided one, and that bar alone."""
+    count = network.config.receptive_field
+    both = tuple(range(len(TARGETS)))
+    past = count - 1
+    found = [BarOrder("recency", np.arange(past)[::-1], both)]
+    found += [BarOrder(RANDOM, generator.permutation(past), both) for _ in range(DRAWS)]
+    found.append(BarOrder(DECIDED, np.array([past]), both))
+    rows, positions = decision.rows(count), decision.positions(count)
+    window = torch.from_numpy(rows)
+    if network.has_attention:
+        found.insert(0, BarOrder("rollout", ranked(looked(network, rows, positions)[:-1]), both))
+    neutral = torch.from_numpy(subject.neutral)
+    for at, target in enumerate(TARGETS):
+        answer = answer_of(network, positions, target, subject.column)
+        added = integrated_gradients(
+            lambda moved, answer=answer: answer((neutral + moved)[None])[0],  # type: ignore[misc]
+            window - neutral,
+        )
+        scores = added.sum(dim=1).abs().cpu().numpy()
+        found.append(BarOrder("integrated gradients", ranked(scores[:-1]), (at,)))
+    return found
+
+
+def curves(subject: Subject, network: Network, decision: DecidedBar, bars: Ids) -> Array:
+    """Return how far the forecast moved, [side, target, share], as *bars* are taken or given."""
+    count = network.config.receptive_field
+    window = decision.rows(count)
+    changed = np.repeat(window[None], 2 * len(SHARES), axis=0)
+    for at, share in enumerate(SHARES):
+        first, rest = np.split(bars, [max(round(share * len(bars)), 1)])
+        changed[at, first] = subject.neutral
+        changed[len(SHARES) + at, rest] = subject.neutral
+    every = np.concatenate([window[None], changed])
+    said = ask(network, every, decision.positions(count)).targets(subject.column)
+    moved: Array = np.abs(said[:, 1:] - said[:, :1]).reshape(len(TARGETS), 2, len(SHARES))
+    return moved.swapaxes(0, 1)
+
+
+def perturbations(subject: Subject, count: int) -> list[Table]:
+    """Return areas and curves over *count* decisions, in orders that are paired by decision."""
+    network = subject.need_network("--inspect deletion")
+    decisions = subject.decisions(count)
+    found: dict[tuple[str, int], list[Array]] = {}  # of an order and a target
+    for number, decision in enumerate(decisions):
+        drawn: dict[tuple[str, int], list[Array]] = {}
+        every = orders(subject, network, decision, np.random.default_rng((_SEED, number)))
+        for order in every:
+            moved = curves(subject, network, decision, order.bars)
+            for target in order.targets:
+                drawn.setdefault((order.name, target), []).append(moved[:, target])
+        for key, several in drawn.items():
+            found.setdefault(key, []).append(np.mean(several, axis=0))
+    measured = {key: np.stack(each) for key, each in found.items()}  # [decision, side, share]
+    return [_areas(subject, measured, decisions), _points(measured, decisions)]
+
+
+def _sides(name: str) -> Sequence[str]:
+    """Return the curves of an order; what one bar alone gives is no insertion of a share."""
+    return _SIDES[:1] if name == DECIDED else _SIDES
+
+
+def _areas(
+    subject: Subject, measured: dict[tuple[str, int], Array], decisions: Sequence[DecidedBar]
+) -> Table:
+    """Return the areas of every order, beside their differences from random and recency."""
+    days = days_of(decisions)
+    count = len(np.unique(days))
+    areas = {key: moved.mean(axis=2) for key, moved in measured.items()}  # [decision, side]
+    rows: list[dict[str, Value]] = []
+    for (name, target), area in sorted(areas.items(), key=lambda one: one[0][1]):
+        row: dict[str, Value] = {"of": TARGETS[target], "order": name}
+        for side, word in enumerate(_SIDES):
+            has_side = word in _sides(name)
+            row[word] = estimate(area[:, side], days) if has_side else None
+            for other in (RANDOM, "recency"):
+                gap = area[:, side] - areas[other, target][:, side]
+                is_rival = name != DECIDED
+                row[f"{word} - {other}"] = estimate(gap, days) if is_rival else None
+        rows.append(row)
+    return table_of_rows(
+        "explanations",
+        f"Deletion and insertion of bars{subject.of_network}, {len(decisions)} decisions of "
+        f"{count} days",
+        "A neutral row is the mean of each feature over the training part. Areas are means over"
+        f" 1/64 to 1/2 of the past bars; the decided bar stays, and is a row of its own. Random is"
+        f" the mean of {DRAWS} draws. An order that finds"
+        " what matters has more deletion than random, and less insertion.",
+        rows,
+    )
+
+
+def _points(measured: dict[tuple[str, int], Array], decisions: Sequence[DecidedBar]) -> Table:
+    """Return the curves, a row an order, side and target."""
+    days = days_of(decisions)
+    rows: list[dict[str, Value]] = []
+    for (name, target), moved in sorted(measured.items(), key=lambda one: one[0][1]):
+        for side, word in enumerate(_sides(name)):
+            cells = {
+                f"1/{round(1 / share)}": estimate(moved[:, side, at], days)
+                for at, share in enumerate(SHARES)
+            }
+            rows.append({"of": TARGETS[target], "order": name, "curve": word, **cells})
+    return table_of_rows(
+        "explanation_curves",
+        "How far the forecast moved, by the share of bars taken (deletion) or given (insertion)",
+        "Absolute changes of the log variance, and of the mean in units of σ √h.",
+        rows,
+    )
+
+
+BLOCKS_A_DAY: Final = 24
+PERMUTATIONS: Final = 2
+"""Permutations of each column; a bar's loss is their mean."""
+_ENDING: Final = re.compile(r"(_(\d+[mhd]?|z|level|sin|cos))+$")
+
+
+def families(names: Sequence[str]) -> dict[str, list[int]]:
+    """Return the columns that are one measure over several windows, by its name.
+
+    ``return_1`` and ``return_4h`` are ``return``; ``hour_sin`` and ``hour_cos`` are ``hour``.
+    """
+    found: dict[str, list[int]] = {}
+    for column, name in enumerate(names):
+        found.setdefault(_ENDING.sub("", name), []).append(column)
+    return {name: columns for name, columns in found.items() if len(columns) > 1}
+
+
+def permutation(segment: Segment, generator: np.random.Generator) -> Ids:
+    """Return which row's features each row is given: blocks change places within a day."""
+    span_ms = max(DAY_MS, BLOCKS_A_DAY * segment.interval_ms)
+    block = segment.open_time_ms // (span_ms // BLOCKS_A_DAY)
+    edges = [*np.flatnonzero(np.diff(block, prepend=block[0] - 1)).tolist(), len(block)]
+    by_day: dict[int, list[Ids]] = {}
+    for start, stop in pairwise(edges):
+        by_day.setdefault(int(segment.open_time_ms[start]) // span_ms, []).append(
+            np.arange(start, stop)
+        )
+    found = np.arange(len(segment))
+    # Rows without features stay where they are, so that none is carried into a later row.
+    for blocks in by_day.values():
+        usable = [rows for rows in blocks if rows[0] >= segment.first]
+        if usable:
+            order = generator.permutation(len(usable)).tolist()
+            found[np.concatenate(usable)] = np.concatenate([usable[at] for at in order])
+    return found
+
+
+def feature_permutation(subject: Subject, at_most: int) -> list[Table]:
+    """Return what each column and each family is worth, on up to *at_most* bars of the test."""
+    asked = subject.labelled(Part.TEST, at_most)
+    whole = forecasts_at(subject, asked)
+    names = subject.material.schema.names
+    single = {name: [column] for column, name in enumerate(names)}
+    several = {f"all of {name}": of for name, of in families(names).items()}
+    rows: list[dict[str, Value]] = []
+    alike: list[str] = []
+    for name, columns in {**single, **several}.items():
+        changed = list(_changed(asked, columns))
+        if all(
+            np.array_equal(new.values, samples.segment.values, equal_nan=True)
+            for (samples, _), segments in zip(asked, changed, strict=True)
+            for new in segments
+        ):
+            alike.append(name)
+            continue
+        drawn = [
+            forecasts_at(
+                subject,
+                asked,
+                [subject.predict(new, own) for (_, own), new in zip(asked, each, strict=True)],
+            )
+            for each in zip(*changed, strict=True)
+        ]
+        rows.append({"feature": name, **_losses_added(subject, whole, drawn)})
+    main = f"QLIKE {subject.material.times[subject.column]}"
+    rows.sort(key=lambda row: -_value(row[main]))
+    left = f" Left out, for they do not vary within a day: {', '.join(alike)}." if alike else ""
+    return [
+        table_of_rows(
+            "permutation",
+            f"Permutation of features, {sum(len(own) for _, own in asked):,} bars of "
+            f"{len(np.unique(whole.day))} days",
+            f"Blocks of a 24th of a day change places within it, {PERMUTATIONS} draws; how much "
+            f"QLIKE rises and the share of right signs falls: above 0 the feature is used.{left}",
+            rows,
+        )
+    ]
+
+
+def _value(cell: Value) -> float:
+    assert isinstance(cell, tuple)
+    return cell[0]
+
+
+def _changed(
+    asked: Sequence[tuple[Samples, Ids]], columns: Sequence[int]
+) -> Iterator[list[Segment]]:
+    """Yield, for each of *asked*, its segment with *columns* permuted together, a draw each."""
+    for number, (samples, _) in enumerate(asked):
+        segment, found = samples.segment, []
+        for draw in range(PERMUTATIONS):
+            order = permutation(segment, np.random.default_rng((_SEED, number, draw)))
+            values: Rows = segment.values.copy()
+            values[:, columns] = segment.values[order][:, columns]
+            found.append(replace(segment, values=values))
+        yield found
+
+
+def _losses_added(
+    subject: Subject, whole: Forecasts, drawn: Sequence[Forecasts]
+) -> dict[str, Value]:
+    """Return how much QLIKE rises and the share of right signs falls, at each horizon."""
+    found: dict[str, Value] = {}
+    for (horizon, rows), time in zip(whole.by_horizon(), subject.material.times, strict=True):
+        for title, name, sign in (("QLIKE", "qlike", 1.0), ("sign", "sign_accuracy", -1.0)):
+            terms = METRICS[name].terms
+            changed = np.mean([terms(MetricView(one.at(horizon))) for one in drawn], axis=0)
+            added = sign * (changed - terms(MetricView(rows)))
+            counts = np.isfinite(added)
+            found[f"{title} {time}"] = estimate(added[counts], rows.day[counts])
+    return found
+
+
+# --- others' attributions
+
+
+GROUPS: Final = 16
+"""Blocks of a window's bars, of equal length but for rounding."""
+SAMPLES_A_GROUP: Final = 8
+"""Of KernelSHAP and LIME: how often the model is asked for each group."""
+_AT_ONCE: Final = 8
+
+Answer = Callable[[Tensor], Tensor]
+"""[sample, group] presences from 0 to 1 → [sample] answers."""
+
+
+class _Method(Protocol):
+    """What captum calls an attribution."""
+
+    attribute: Callable[..., Tensor]
+
+
+class Game(NamedTuple):
+    """One decision as a function of its groups, beside what we say of each."""
+
+    answer: Answer
+    ours: Array  # [group]
+
+
+class WeightedLinear:
+    """Weighted least squares with an intercept, as captum's surrogates ask for it.
+
+    Captum's own need scikit-learn. KernelSHAP is exact with it, LIME has no further penalty.
+    """
+
+    def fit(self, data: Iterable[Sequence[Tensor]]) -> None:
+        """Fit the one batch of [sample, group] inputs, answers and weights of *data*."""
+        inputs, answers, weights = next(iter(data))
+        root = weights.double().sqrt()[:, None]
+        ones = torch.ones_like(answers.double())[:, None]
+        design = torch.cat([inputs.double(), ones], dim=1)
+        solved = torch.linalg.lstsq(root * design, root * answers.double()[:, None], driver="gelsd")
+        self._weights: Tensor = solved.solution[:-1, 0]
+
+    def representation(self) -> Tensor:
+        """Return the weight of each group."""
+        return self._weights
+
+
+def methods(*, is_smooth: bool) -> Mapping[str, Callable[[Answer, int], Array]]:
+    """Return captum's methods by name: (answer, groups) → attribution [group].
+
+    Raises ``ConfigInvalid`` where captum is missing.
+    """
+    try:
+        from captum.attr import IntegratedGradients, KernelShap, Lime
+    except ImportError:
+        raise ConfigInvalid(missing_sentence("captum", "--inspect attribution")) from None
+
+    def asked(made: _Method, groups: int) -> Array:
+        given = torch.ones(1, groups)
+        found = made.attribute(
+            given,
+            baselines=torch.zeros_like(given),
+            n_samples=SAMPLES_A_GROUP * groups,
+            perturbations_per_eval=_AT_ONCE,
+        )
+        return _array(found)
+
+    def path(answer: Answer, groups: int) -> Array:
+        given = torch.ones(1, groups)
+        found = IntegratedGradients(answer).attribute(
+            given,
+            baselines=torch.zeros_like(given),
+            n_steps=PATH_NODES,
+            method="gausslegendre",
+            internal_batch_size=_AT_ONCE,
+        )
+        return _array(found)
+
+    def shapley(answer: Answer, groups: int) -> Array:
+        made: Any = KernelShap(answer)  # captum's type asks for its own models
+        made.interpretable_model = WeightedLinear()
+        return asked(made, groups)
+
+    def local(answer: Answer, groups: int) -> Array:
+        surrogate: Any = WeightedLinear()
+        return asked(Lime(answer, interpretable_model=surrogate), groups)
+
+    smooth = {"integrated gradients": path} if is_smooth else {}
+    return {**smooth, "KernelSHAP": shapley, "LIME": local}
+
+
+def _array(found: Tensor) -> Array:
+    array: Array = found[0].detach().double().numpy()
+    return array
+
+
+def blocks(bars: int) -> Ids:
+    """Return the group of each bar of a window, oldest first."""
+    found: Ids = np.arange(bars) * min(GROUPS, bars) // bars
+    return found
+
+
+def network_games(subject: Subject, network: Network, decision: DecidedBar) -> list[Game]:
+    """Return, for each of ``TARGETS``, a network's decision as a function of blocks of bars."""
+    count = network.config.receptive_field
+    of_bar, positions = blocks(count), decision.positions(count)
+    rows = decision.rows(count)
+    neutral, window = torch.from_numpy(subject.neutral), torch.from_numpy(rows)
+    ours = np.bincount(of_bar, looked(network, rows, positions)).astype(np.float64)
+    group = torch.from_numpy(of_bar)
+
+    def game(target: str) -> Answer:
+        whole = answer_of(network, positions, target, subject.column)
+
+        def answer(present: Tensor) -> Tensor:
+            shares = present.float()[:, group][:, :, None]
+            return whole(neutral + shares * (window - neutral)).cpu()
+
+        return answer
+
+    return [Game(game(target), ours) for target in TARGETS]
+
+
+def row_games(subject: Subject, trained: TrainedRows, decision: DecidedBar) -> list[Game]:
+    """Return, for each of ``TARGETS``, a row model's decision as a function of its features."""
+    row, neutral = (subject.own_rows(of) for of in (decision.rows(1)[0], subject.neutral))
+    added = trained.model.added(row)
+    own = (added.log_variance[subject.column], added.mean[subject.column])
+
+    def game(target: str) -> Answer:
+        def answer(present: Tensor) -> Tensor:
+            rows = neutral + present.numpy().astype(np.float32) * (row - neutral)
+            mean, log_variance = trained.model.answer(rows)
+            chosen = log_variance if target == TARGETS[0] else mean
+            return torch.from_numpy(chosen[:, subject.column].copy())
+
+        return answer
+
+    return [Game(game(target), ours) for target, ours in zip(TARGETS, own, strict=True)]
+
+
+def agreement(ours: Array, theirs: Array) -> float:
+    """Return Spearman's correlation of the sizes; 0 where one of them is constant."""
+    first, second = rankdata(np.abs(ours)), rankdata(np.abs(theirs))
+    if np.ptp(first) == 0 or np.ptp(second) == 0:
+        return 0.0
+    return float(np.corrcoef(first, second)[0, 1])
+
+
+def attributions(subject: Subject, count: int) -> list[Table]:
+    """Return rank correlations over *count* decisions, and what features add to a row model.
+
+    Of an ensemble both halves are compared, each by its own.
+    """
+    network, trained = subject.network, subject.trained
+    if network is not None and not network.has_attention:
+        if trained is None:
+            raise ConfigInvalid(
+                "--inspect attribution compares with a rollout, and this network has no attention; "
+                "leave it out."
+            )
+        network = None
+    known = {True: methods(is_smooth=True), False: methods(is_smooth=False)}
+    decisions = subject.decisions(count)
+    found = []
+    if network is not None:
+        of_network = network
+        agreed, _ = _compared(
+            lambda one: network_games(subject, of_network, one), decisions, known[True]
+        )
+        found.append(_agreements(agreed, decisions, of_rows=False))
+    if trained is not None:
+        agreed, own = _compared(
+            lambda one: row_games(subject, trained, one), decisions, known[False]
+        )
+        name = "attributions_rows" if network is not None else "attributions"
+        found.append(replace(_agreements(agreed, decisions, of_rows=True), key=name))
+        found.append(_added(trained, own, decisions))
+    return found
+
+
+def _compared(
+    games: Callable[[DecidedBar], list[Game]],
+    decisions: Sequence[DecidedBar],
+    known: Mapping[str, Callable[[Answer, int], Array]],
+) -> tuple[dict[tuple[str, str], list[float]], dict[str, list[Array]]]:
+    """Return the agreement at each decision by target and *known* method, and ours by target."""
+    torch.manual_seed(_SEED)
+    agreed: dict[tuple[str, str], list[float]] = {}
+    own: dict[str, list[Array]] = {target: [] for target in TARGETS}
+    for decision in decisions:
+        for target, game in zip(TARGETS, games(decision), strict=True):
+            own[target].append(game.ours)
+            for name, method in known.items():
+                theirs = method(game.answer, len(game.ours))
+                agreed.setdefault((target, name), []).append(agreement(game.ours, theirs))
+    return agreed, own
+
+
+def _agreements(
+    agreed: Mapping[tuple[str, str], list[float]], decisions: Sequence[DecidedBar], *, of_rows: bool
+) -> Table:
+    days = days_of(decisions)
+    rows: list[dict[str, Value]] = [
+        {"of": target, "method": name, "rank correlation": estimate(np.array(values), days)}
+        for (target, name), values in agreed.items()
+    ]
+    ours = "exact contributions of features" if of_rows else f"rollout over {GROUPS} blocks of bars"
+    return table_of_rows(
+        "attributions",
+        f"Rank correlation of the {ours} with captum's attributions, {len(decisions)} decisions"
+        f" of {len(np.unique(days))} days",
+        "Spearman's, of sizes, a decision at a time; 0 is what chance gives. What is absent is the"
+        f" mean of each feature over the training part; {SAMPLES_A_GROUP} samples a group.",
+        rows,
+    )
+
+
+def _added(
+    trained: TrainedRows, own: Mapping[str, Sequence[Array]], decisions: Sequence[DecidedBar]
+) -> Table:
+    days = days_of(decisions)
+    sizes = {target: np.abs(np.stack(each)) for target, each in own.items()}
+    order = np.argsort(-sizes[TARGETS[0]].mean(axis=0), kind="stable").tolist()
+    names = trained.schema.names
+    rows: list[dict[str, Value]] = [
+        {
+            "feature": names[at],
+            **{target: estimate(of[:, at], days) for target, of in sizes.items()},
+        }
+        for at in order
+    ]
+    return table_of_rows(
+        "contributions",
+        "Mean size of each feature's exact contribution",
+        "To the log variance, and to the mean in units of σ √h.",
+        rows,
+    )
+
+
+# --- intervals
+
+
+STEP: Final = 0.005
+"""γ of adaptive conformal inference: how far one bar moves the level."""
+SCORES_KEPT: Final = 1_000
+"""Scores that the adaptive quantile is taken over: the newest."""
+PASSES: Final = 20
+"""Of MC dropout."""
+
+
+class AdaptiveConformal:
+    """One instrument's interval, in scales to either side, kept up online."""
+
+    def __init__(
+        self,
+        scores: Iterable[float],
+        *,
+        coverage: float = COVERAGE,
+        step: float = STEP,
+        kept: int = SCORES_KEPT,
+    ) -> None:
+        """Begin with the newest *kept* of the calibration part's *scores*."""
+        self.level = 1.0 - coverage  # of misses that are aimed at now, α_t
+        self._wanted = 1.0 - coverage
+        self._step = step
+        self._newest: deque[float] = deque(scores, kept)
+        self._sorted = sorted(self._newest)
+
+    def width(self) -> float:
+        """Return how many scales the interval reaches to either side now.
+
+        Infinite where no miss at all may happen or nothing is known, zero where every bar may be
+        missed.
+        """
+        if self.level >= 1.0:
+            return 0.0
+        count = len(self._sorted)
+        place = int(np.ceil((count + 1) * (1.0 - self.level))) - 1
+        return float("inf") if self.level <= 0.0 or place >= count else self._sorted[place]
+
+    def take(self, score: float, width: float) -> None:
+        """Learn the *score* of a bar whose interval was *width* scales wide."""
+        self.level += self._step * (self._wanted - float(score > width))
+        if len(self._newest) == self._newest.maxlen:
+            del self._sorted[bisect_left(self._sorted, self._newest[0])]
+        self._newest.append(score)
+        insort(self._sorted, score)
+
+
+def adaptive_widths(scores: Array, times: Ids, known: Ids, before: Iterable[float]) -> Array:
+    """Return the adaptive width of each bar of one instrument, [bar], oldest first.
+
+    *times* are those of the decisions and *known* those at which each score is known; both ascend.
+    *before* are scores of the calibration part.
+    """
+    state = AdaptiveConformal(before)
+    found, learnt = np.empty(len(scores)), 0
+    for at, now in enumerate(times.tolist()):
+        while learnt < at and known[learnt] <= now:
+            state.take(float(scores[learnt]), float(found[learnt]))
+            learnt += 1
+        found[at] = state.width()
+    return found
+
+
+def fixed_width(scores: Array, coverage: float = COVERAGE) -> float:
+    """Return the width, in scales, that covers a next score with that probability (Vovk, 2005)."""
+    state = AdaptiveConformal(scores, coverage=coverage, kept=max(len(scores), 1))
+    return state.width()
+
+
+def intervals(subject: Subject) -> list[Table]:
+    """Return the coverage and width of every interval on the test part, in all and by day."""
+    test = subject.labelled(Part.TEST)
+    before, bars = (
+        forecasts_at(subject, asked).at(subject.horizon)
+        for asked in (subject.labelled(Part.CALIBRATION), test)
+    )
+    past_scores, all_scores = _scores(before), _scores(bars)
+    names = {"own": t.ppf(0.5 + COVERAGE / 2, bars.value("dof"))}
+    fixed, adaptive = np.empty_like(all_scores), np.empty_like(all_scores)
+    for asset in np.unique(bars.asset):
+        mine, past = bars.asset == asset, before.asset == asset
+        learnt = past_scores[past if past.any() else slice(None)]
+        fixed[mine] = fixed_width(learnt)
+        order = np.flatnonzero(mine)[np.argsort(bars.open_ms[mine], kind="stable")]
+        adaptive[order] = adaptive_widths(
+            all_scores[order], bars.open_ms[order], bars.until_ms[order], learnt
+        )
+    names |= {"fixed conformal": fixed, "adaptive conformal": adaptive}
+    covered = {name: (all_scores <= widths).astype(np.float64) for name, widths in names.items()}
+    halves = {name: widths * bars.value("scale") for name, widths in names.items()}
+    left = ""
+    if subject.network is not None and (dropped := _dropout(subject, subject.network, test)):
+        mean, half = dropped
+        name = "MC dropout" if subject.mix is None else "MC dropout of the network"
+        covered[name] = (np.abs(bars.labels["returns"] - mean) <= half).astype(np.float64)
+        halves[name] = half
+    else:
+        left = " The model was trained without dropout, so it has no MC dropout interval."
+    return [
+        _summary(subject, covered, halves, bars.day, left),
+        _by_day(covered, bars.day),
+    ]
+
+
+def _scores(rows: Forecasts) -> Array:
+    """Return |return - mean| ÷ scale of each row."""
+    off: Array = np.abs(rows.labels["returns"] - rows.value("mean")) / rows.value("scale")
+    return off
+
+
+def _dropout(
+    subject: Subject, network: Network, asked: Sequence[tuple[Samples, Ids]]
+) -> tuple[Array, Array] | None:
+    """Return mean and half width [bar] of MC dropout (Gal and Ghahramani, 2016), if there is any.
+
+    Of the passes' normal mixture: the mean of their variances and the variance of their means.
+    """
+    if not network.dropping():
+        return None
+    torch.manual_seed(_SEED)
+    means, variances = [], []
+    for _ in range(PASSES):
+        fields = [predict(network, s.segment, rows, dropout=True) for s, rows in asked]
+        passed = forecasts_at(subject, asked, fields).at(subject.horizon)
+        dof = passed.value("dof")
+        means.append(passed.value("mean"))
+        variances.append(passed.value("scale") ** 2 * dof / (dof - 2.0))
+    total = np.mean(variances, axis=0) + np.var(means, axis=0)
+    return np.mean(means, axis=0), norm.ppf(0.5 + COVERAGE / 2) * np.sqrt(total)
+
+
+def _summary(
+    subject: Subject, covered: dict[str, Array], halves: dict[str, Array], days: Ids, left: str
+) -> Table:
+    rows: list[dict[str, Value]] = []
+    for name, hit in covered.items():
+        daily = _daily(hit, days)
+        rows.append(
+            {
+                "interval": name,
+                "coverage": estimate(hit, days),
+                "least day": round(float(daily.min()), 4),
+                "spread of days": round(float(daily.std()), 4),
+                "median half width": round(float(np.median(halves[name])), 4),
+            }
+        )
+    return table_of_rows(
+        "intervals",
+        f"Intervals of {COVERAGE:.0%}, {subject.material.times[subject.column]} ahead,"
+        f" {len(days):,} bars of {len(np.unique(days))} days",
+        f"Widths in units of σ √h. Adaptive: γ {STEP:g}, the last {SCORES_KEPT:,} scores that were"
+        f" known, begun with the calibration part's.{left}",
+        rows,
+    )
+
+
+def _by_day(covered: dict[str, Array], days: Ids) -> Table:
+    daily = {name: _daily(hit, days).round(4).tolist() for name, hit in covered.items()}
+    each, counts = np.unique(days, return_counts=True)
+    rows: list[dict[str, Value]] = [
+        {
+            "day": str(np.datetime64(int(day), "D")),
+            "bars": int(count),
+            **{name: of[at] for name, of in daily.items()},
+        }
+        for at, (day, count) in enumerate(zip(each, counts, strict=True))
+    ]
+    return table_of_rows("interval_days", f"Coverage of {COVERAGE:.0%} intervals by day", "", rows)
+
+
+def _daily(hit: Array, days: Ids) -> Array:
+    _, day = np.unique(days, return_inverse=True)
+    found: Array = np.bincount(day, hit) / np.bincount(day)
+    return found
+
+
+# --- all, by the names that ask for each
+
+
+INSPECTIONS: Final[Mapping[str, Callable[[Subject, int], list[Table]]]] = {
+    "deletion": perturbations,
+    "context": context_ablation,
+    "permutation": feature_permutation,
+    "attribution": attributions,
+    "intervals": lambda subject, _: intervals(subject),
+}
+"""What ``--inspect`` names: each takes the subject and a number of decisions, or bars."""
+_DECISIONS: Final = 200
+
+
+def examined(subject: Subject, asked: Mapping[str, int]) -> Iterator[Table]:
+    """Yield the findings of every inspection that is *asked* for, by name, with its number."""
+    for name, inspect in INSPECTIONS.items():
+        if name in asked:
+            yield from inspect(subject, asked[name])
+
+
+def read_inspections(texts: Sequence[str]) -> dict[str, int]:
+    """Return how many decisions each ``NAME`` or ``NAME=N`` asks for, by name."""
+    found = {}
+    for text in texts:
+        name, equals, count = text.partition("=")
+        if name not in INSPECTIONS:
+            raise ConfigInvalid(
+                f"--inspect {text} names no inspection{nearest(name, INSPECTIONS)}."
+            )
+        if equals and (name == "intervals" or not count.isdecimal() or not int(count)):
+            raise ConfigInvalid(
+                f"--inspect {text}: write {name}"
+                f"{'' if name == 'intervals' else ' or ' + name + '=N, a number of decisions'}."
+            )
+        found[name] = int(count) if equals else _DECISIONS
+    return found
