@@ -6,10 +6,12 @@
 the product. The tests of the groups are collected once and run once as they are, which says which
 functions each test runs and how long it takes. Then each mutation is made in a fork of that
 process, and no file changes: the tests that run its definition are run until one fails, near ones
-first; one that does not end has failed. A mutation that was drawn meets only the nearest. What a
-test runs in another program is not mutated, and tests marked ``long`` are left out. A survivor
-that the table does not know fails the command: their number cannot grow. Survivors of drawn
-mutations are printed.
+first; one that does not end has failed. What a test runs in another program is not mutated, and
+tests marked ``long`` are left out. A survivor that the table does not know fails the command: their
+number cannot grow.
+
+Mutations that were drawn meet only the nearest of the fast tests, in the order of the draw, so that
+those judged before an interruption are a fair sample. Their survivors are printed.
 
 ``build/mutants.json`` keeps what was found with the hash of the sources that it follows from, so
 that an interrupted campaign goes on, and a new test is all that runs against the survivors.
@@ -31,8 +33,10 @@ import tempfile
 import time
 import tomllib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from fnmatch import fnmatch
 from functools import cache, partial
+from importlib import import_module
 from itertools import accumulate, groupby, zip_longest
 from multiprocessing.connection import Connection, wait
 from operator import attrgetter
@@ -49,8 +53,8 @@ MEMORY: Final = "build/mutants.json"
 PACKAGES: Final = ("daemon", "replay", "storage", "strategies")
 FORK: Final = multiprocessing.get_context("fork")
 PROBE: Final = "__mutant_is_run__"
-NEAREST_S: Final = 20
-"""A mutation that was drawn meets its nearest tests, which take so long."""
+NEAREST_S: Final = 5
+"""A mutation that was drawn meets its nearest tests, which take so many CPU seconds."""
 LONG_TEST_S: Final = 2
 """Tests that take longer are run after all others."""
 
@@ -183,23 +187,32 @@ def find(mutation: Mutation, root: Path = ROOT) -> Mutant:
     return mutant
 
 
-def swap(path: Path, mutated: str | ast.Module, root: Path) -> None:
-    """Have every function of the module at *path* run its *mutated* code in this process."""
-    name = str(root / path)
-    before, after = (
-        codes(compile(source, name, "exec", dont_inherit=True))
-        for source in (sources(root)[path], mutated)
-    )
-    changed = {old: after[place] for place, old in before.items() if place in after}
+Source = str | ast.Module
+Functions = Mapping[str, Sequence[FunctionType]]
+
+
+def functions(root: Path) -> Functions:
+    """Import the whole product, and return its functions by the name of their file."""
+    for path in sources(root):
+        with suppress(ImportError):
+            import_module(".".join(["tracepaper", *path.with_suffix("").parts]))
+    found: dict[str, list[FunctionType]] = {}
     for one in gc.get_objects():
         # Some objects warn where they are asked for their class.
-        if type(one) is FunctionType and one.__code__.co_filename == name:
-            try:
-                one.__code__ = changed.get(one.__code__, one.__code__)
-            except ValueError as error:
-                raise MutationLost(
-                    f"{path}: {one.__qualname__} cannot be mutated: {error}."
-                ) from None
+        if type(one) is FunctionType:
+            found.setdefault(one.__code__.co_filename, []).append(one)
+    return {name: found.get(name, []) for name in map(str, map(root.joinpath, sources(root)))}
+
+
+def swap(name: str, own: Iterable[FunctionType], before: Source, after: Source) -> None:
+    """Have the functions of the module at *name* run what *after* says instead of *before*."""
+    old, new = (codes(compile(one, name, "exec", dont_inherit=True)) for one in (before, after))
+    changed = {code: new[place] for place, code in old.items() if place in new}
+    for one in own:
+        try:
+            one.__code__ = changed.get(one.__code__, one.__code__)
+        except ValueError as error:
+            raise MutationLost(f"{name}: {one.__qualname__} cannot be mutated: {error}.") from None
 
 
 def codes(code: CodeType) -> dict[tuple[str, int], CodeType]:
@@ -248,26 +261,24 @@ def probed(mutants: Iterable[Mutant], root: Path) -> dict[Path, ast.Module]:
     return found
 
 
-def trace(
-    items: Sequence[pytest.Item], modules: Mapping[Path, ast.Module], root: Path
-) -> dict[str, Traced]:
-    """Return which definitions of the probed *modules* each test runs."""
-    for path, tree in modules.items():
-        swap(path, tree, root)
+def trace(items: Sequence[pytest.Item]) -> dict[str, Traced]:
+    """Return which definitions of the probed modules each test runs, of those that pass."""
     found = {}
     for item, following in zip_longest(items, items[1:]):
         seen: set[str] = set()
         setattr(builtins, PROBE, seen.add)
-        began = time.monotonic()
-        if not run(item, following):
-            raise MutationLost(f"{item.nodeid} fails without any mutation; mend it first.")
-        found[item.nodeid] = Traced(time.monotonic() - began, frozenset(seen))
+        began = time.process_time()
+        if run(item, following):
+            found[item.nodeid] = Traced(time.process_time() - began, frozenset(seen))
+        else:
+            item.session.testsfailed = 0
+            print(f"{item.nodeid} fails without any mutation and judges none", file=sys.__stderr__)
     return found
 
 
-def kill(mutant: Mutant, items: Sequence[pytest.Item], root: Path) -> str:
-    """Return the first of the tests that fails with *mutant*; empty where none does."""
-    swap(mutant.path, mutant.source, root)
+def kill(mutate: Callable[[], None], items: Sequence[pytest.Item]) -> str:
+    """Return the first of the tests that fails once *mutate* was called; empty where none does."""
+    mutate()
     for item, following in zip_longest(items, items[1:]):
         if not run(item, following):
             return item.nodeid
@@ -289,8 +300,10 @@ class Memory:
         self._path = path
         self._root = root
         self._stored: dict[str, dict[str, Any]] = {"traced": {}, "judged": {}}
-        if path.exists():
-            self._stored = json.loads(path.read_text(encoding="utf-8"))
+        path.parent.mkdir(exist_ok=True)
+        for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+            kind, name, value = json.loads(line)
+            self._stored[kind][name] = value
         self._shared = hashlib.sha256("\n".join(sorted(names)).encode())
         for source in sources(root).values():
             self._shared.update(source.encode())
@@ -314,8 +327,7 @@ class Memory:
     def keep_traced(self, module: str, found: Mapping[str, Traced]) -> None:
         """Keep what the tests of *module* run."""
         tests = {name: [one.seconds, sorted(one.ran)] for name, one in found.items()}
-        self._stored["traced"][module] = [self.key(module), tests]
-        self._write()
+        self._keep("traced", module, [self.key(module), tests])
 
     def judged(self, mutation: Mutation) -> Verdict:
         """Return what is known of *mutation*, from those modules alone that are unchanged."""
@@ -329,17 +341,15 @@ class Memory:
 
     def keep_judged(self, mutation: Mutation, verdict: Verdict) -> None:
         """Keep what became of *mutation*."""
-        self._stored["judged"][str(mutation)] = verdict
-        self._write()
+        self._keep("judged", str(mutation), verdict)
 
     def _is_same(self, module: str, key: str) -> bool:
         return (self._root / module).exists() and self.key(module) == key
 
-    def _write(self) -> None:
-        self._path.parent.mkdir(exist_ok=True)
-        new = self._path.with_suffix(".new")
-        new.write_text(json.dumps(self._stored), encoding="utf-8")
-        new.replace(self._path)
+    def _keep(self, kind: str, name: str, value: Sequence[Any]) -> None:
+        self._stored[kind][name] = value
+        with self._path.open("a", encoding="utf-8") as lines:
+            lines.write(json.dumps([kind, name, value]) + "\n")
 
 
 class Task(NamedTuple):
@@ -421,6 +431,8 @@ class Budget:
         self._least_limit_s = least_limit_s
         self._jobs = jobs
         self._root = root
+        self._probed = probed(mutants.values(), root)
+        self._functions: Functions = {}
         self.verdicts: dict[Mutation, Verdict] = {}
         self.problem = ""
 
@@ -440,10 +452,14 @@ class Budget:
         return True
 
     def _judge(self, items: Sequence[pytest.Item]) -> None:
-        mutants = self._mutants.values()
-        names = {f"{one.path}:{one.definition}" for one in mutants}
+        names = {f"{one.path}:{one.definition}" for one in self._mutants.values()}
         memory = Memory(self._root / MEMORY, names, self._root)
-        traced = self._traced(items, probed(mutants, self._root), memory)
+        self._functions = functions(self._root)
+        gc.freeze()  # forks neither walk nor copy what is here
+        setattr(builtins, PROBE, set().add)
+        for path, tree in self._probed.items():
+            self._swap(path, sources(self._root)[path], tree)
+        traced = self._traced(items, memory)
         by_name = {item.nodeid: item for item in items}
         for mutation, verdict in self._verdicts(by_name, traced, memory):
             self.verdicts[mutation] = verdict
@@ -454,9 +470,11 @@ class Budget:
                 flush=True,
             )
 
-    def _traced(
-        self, items: Sequence[pytest.Item], trees: Mapping[Path, ast.Module], memory: Memory
-    ) -> dict[str, Traced]:
+    def _swap(self, path: Path, before: Source, after: Source) -> None:
+        name = str(self._root / path)
+        swap(name, self._functions[name], before, after)
+
+    def _traced(self, items: Sequence[pytest.Item], memory: Memory) -> dict[str, Traced]:
         """Return what each of the tests runs, which says too that they pass as they are."""
         traced: dict[str, Traced] = {}
         unknown: dict[str, list[pytest.Item]] = {}
@@ -466,15 +484,14 @@ class Budget:
                 unknown.setdefault(module, []).extend(own)
             else:
                 traced |= known
-        tasks = (
-            Task(name, partial(trace, own, trees, self._root)) for name, own in unknown.items()
-        )
-        for name, found, seconds in forked(tasks, self._jobs):
-            if isinstance(found, str):
-                raise MutationLost(f"{name}: {found} without any mutation; mend it first.")
+        limit_s = 6 * self._least_limit_s
+        tasks = (Task(name, partial(trace, own), limit_s) for name, own in unknown.items())
+        for name, answer, seconds in forked(tasks, self._jobs):
+            found: dict[str, Traced] = {} if isinstance(answer, str) else answer
             memory.keep_traced(name, found)
             traced |= found
-            print(f"traced   {name}  {seconds:.0f} s", file=sys.__stderr__, flush=True)
+            problem = f": {answer} without any mutation" if isinstance(answer, str) else ""
+            print(f"traced   {name}  {seconds:.0f} s{problem}", file=sys.__stderr__, flush=True)
         return traced
 
     def _verdicts(
@@ -483,20 +500,26 @@ class Budget:
         """Yield each mutation and what becomes of it, those first of which it is known."""
         tasks: list[Task] = []
         chosen_by: dict[Mutation, list[str]] = {}
-        for group in self._table.values():
-            own = {name: one for name, one in traced.items() if module_of(name) in group.modules}
-            for mutation in group.mutations:
-                mutant = self._mutants[mutation]
-                tests = chosen(own, mutant, memory.finder(mutation), group.limit_s)
-                known = memory.judged(mutation)
-                left = [test for test in tests if module_of(test) not in known.keys]
-                if known.found or not left:
-                    yield mutation, known
-                    continue
-                chosen_by[mutation] = tests
-                seconds = sum(own[test].seconds for test in left)
-                work = partial(kill, mutant, [items[test] for test in left], self._root)
-                tasks.append(Task(mutation, work, self._least_limit_s + 4 * seconds))
+        near = {
+            name: {test: one for test, one in traced.items() if module_of(test) in modules}
+            for name, group in self._table.items()
+            for modules in [{*group.modules}]
+        }
+        asked = {one for group in self._table.values() for one in group.mutations}
+        for mutation in filter(asked.__contains__, self._mutants):
+            mutant, own = self._mutants[mutation], near[mutation.group]
+            limit_s = self._table[mutation.group].limit_s
+            tests = chosen(own, mutant, memory.finder(mutation), limit_s)
+            known = memory.judged(mutation)
+            left = [test for test in tests if module_of(test) not in known.keys]
+            if known.found or not left:
+                yield mutation, known
+                continue
+            chosen_by[mutation] = tests
+            seconds = sum(own[test].seconds for test in left)
+            mutate = partial(self._swap, mutant.path, self._probed[mutant.path], mutant.source)
+            work = partial(kill, mutate, [items[test] for test in left])
+            tasks.append(Task(mutation, work, self._least_limit_s + 4 * seconds))
         for mutation, found, seconds in forked(tasks, self._jobs):
             by = [found] if found in items else chosen_by[mutation]
             keys = {module: memory.key(module) for module in map(module_of, by)}
@@ -532,11 +555,12 @@ def chosen(
         module = module_of(test)
         seconds[module] = seconds.get(module, 0.0) + traced[test].seconds
 
-    def rank(test: str) -> tuple[bool, bool, int, float, str]:
+    def rank(test: str) -> tuple[bool, bool, int, bool, float, str]:
         module = module_of(test)
         near = Path(os.path.commonpath([module.removeprefix("tests/"), mutant.path])).parts
         is_long = traced[test].seconds > LONG_TEST_S
-        return test != first, is_long, -len(near), seconds[module], module
+        is_other = Path(module).stem != f"test_{mutant.path.stem}"
+        return test != first, is_long, -len(near), is_other, seconds[module], module
 
     ranked = sorted(tests, key=rank)
     ends = accumulate(traced[test].seconds for test in ranked)
@@ -560,39 +584,24 @@ def random_groups(
         ): Mutant(change.path, change.definition, change.source)
         for change in drawn_mutations.drawn(sources(root), number, seed)
     }
+    folder = root / "tests"
+    paths = [path for name in (*PACKAGES, "product") for path in (folder / name).rglob("test_*.py")]
+    tests = tuple(path.relative_to(folder).with_suffix("").as_posix() for path in paths)
     table = {
-        name: Group(_tests_of(name, root), tuple(of_room), NEAREST_S)
+        name: Group(tests, tuple(of_room), NEAREST_S)
         for name, of_room in groupby(sorted(mutants), key=attrgetter("group"))
     }
     return table, mutants
 
 
-def _tests_of(room: str, root: Path) -> tuple[str, ...]:
-    """Return the test modules of the package that *room* belongs to."""
-    tests = root / "tests"
-    paths = sorted((tests / room.partition("/")[0]).rglob("test_*.py"))
-    return tuple(path.relative_to(tests).with_suffix("").as_posix() for path in paths)
-
-
-def judge(table: Mapping[str, Group], budget: Budget, root: Path) -> int:
-    """Judge all mutations of *table*; return 1 where it does not say which of them survive."""
+def judge(table: Mapping[str, Group], budget: Budget, marks: str, root: Path) -> int:
+    """Judge *table* with the tests of these *marks*; return 1 where what survives is not in it."""
     modules = sorted({module for group in table.values() for module in group.modules})
     with tempfile.TemporaryDirectory(prefix="mutants-") as place:
         os.environ["TMPDIR"] = tempfile.tempdir = place  # of forks, which do not tidy up
-        options = [
-            "-p",
-            "no:cacheprovider",
-            "-p",
-            "no:xdist",
-            "-p",
-            "no:terminal",
-            "-m",
-            "not long",
-        ]
-        sys.path.insert(
-            0, str(root)
-        )  # as `python -m pytest` has it: spawned processes import tests
-        pytest.main([*options, *modules], plugins=[budget])
+        options = [f"-pno:{name}" for name in ("cacheprovider", "xdist", "terminal")]
+        sys.path.insert(0, str(root))  # as `python -m pytest` has it: spawned programs import tests
+        pytest.main([*options, "-m", marks, *modules], plugins=[budget])
         tempfile.tempdir = None
     if budget.problem:
         raise MutationLost(budget.problem)
@@ -647,7 +656,8 @@ def main() -> int:
         budget = Budget(
             table, mutants, jobs=asked.jobs, least_limit_s=asked.least_limit, root=asked.root
         )
-        is_wrong = judge(table, budget, asked.root)
+        marks = "not long" if asked.random is None else "not slow and not long"
+        is_wrong = judge(table, budget, marks, asked.root)
     except MutationLost as error:
         print(error, file=sys.stderr)
         return 1

@@ -109,9 +109,11 @@ def test_the_default_threshold_is_what_the_card_has_earned(
 
 
 def test_a_size_shrinks_where_the_volatility_is_expected_to_be_off() -> None:
-    unsure, sure = (forecast(explained=explanation(recent_mass=mass)) for mass in (0.4, 0.6))
+    unsure, edge, sure = (
+        forecast(explained=explanation(recent_mass=mass)) for mass in (0.4, 0.5, 0.6)
+    )
     assert size_factor(FITTED, unsure, 0) == 0.5
-    assert size_factor(FITTED, sure, 0) == 1.0  # never more than was asked for
+    assert size_factor(FITTED, edge, 0) == size_factor(FITTED, sure, 0) == 1.0  # never more
     long = Signal(Action.LONG, "x")
     for mode in (SizingMode.FIXED, SizingMode.NOTIONAL):
         plain = Sizing(mode, quantity=1_000, notional=10**15)

@@ -37,9 +37,8 @@ def account(category: Category = Category.LINEAR) -> tuple[str, Book]:
     return item.id, PaperAccount([item], SETTINGS).books[0]
 
 
-TRADES = st.lists(
-    st.tuples(st.integers(-5_000, 5_000).filter(bool), st.integers(1_000, 10**7)), max_size=30
-)
+SIGNED = st.sampled_from((-1, 1)) | st.integers(-5_000, 5_000).filter(bool)  # one step, or more
+TRADES = st.lists(st.tuples(SIGNED, st.integers(1_000, 10**7)), max_size=30)
 
 
 @given(TRADES, st.integers(1_000, 10**7))

@@ -14,6 +14,7 @@ from builders import MINUTE, START_MS, bar, instrument
 from bybit_server import SteppedClock
 from exchange_client import candles as made_candles
 from exchange_client import walk_rows
+from killed_replays import resumed
 from recordings import record
 from records import check_record, rows
 from several_live import SPEED, check_parity, trading
@@ -39,6 +40,7 @@ from tracepaper.daemon.session.universe import (
 )
 from tracepaper.replay.archive import Candles
 from tracepaper.replay.archive.columns import IntArray
+from tracepaper.replay.backtest.market_data import MarketData
 from tracepaper.replay.exchange.server import EmbeddedExchange, ExchangeSettings
 from tracepaper.storage.database.reader import Reader
 from tracepaper.strategies.errors import ConfigInvalid
@@ -201,8 +203,10 @@ def test_a_list_lies_beside_the_configuration_that_names_it(tmp_path: Path) -> N
 # ---------------------------------------------------------------- a replay
 
 
-def walk(seed: int, symbol: str, bars: int, *, volume: int = 1) -> Candles:
-    made = made_candles(walk_rows(bars, seed=seed), symbol=symbol)
+def walk(
+    seed: int, symbol: str, bars: int, *, volume: int = 1, interval_ms: int = MINUTE
+) -> Candles:
+    made = made_candles(walk_rows(bars, seed=seed), symbol=symbol, interval_ms=interval_ms)
     return made if volume == 1 else _times(made, volume)
 
 
@@ -215,20 +219,23 @@ def replayed(
     path: Path,
     candles: list[Candles],
     rule: dict[str, Any],
-    until_ms: int | None = None,
-    **more: Any,
+    interval: str = "1",
+    **options: Any,
 ) -> None:
     config = load(
         None,
         {
-            "market": {"symbols": [one.symbol for one in candles], "universe": rule},
+            "market": {
+                "symbols": [one.symbol for one in candles],
+                "universe": rule,
+                "interval": interval,
+            },
             "strategy": CROSSES,
             "sizing": {"mode": "notional", "notional": "1000"},
             "account": {"cash": "1000000"},
-            **more,
         },
     )
-    record(path, config, candles, until_ms=until_ms)
+    record(path, config, candles, **options)
 
 
 def choices(path: Path) -> list[UniverseChange]:
@@ -239,17 +246,23 @@ def choices(path: Path) -> list[UniverseChange]:
 
 @pytest.mark.parametrize("on_leave", ["reduce", "close"])
 def test_only_what_is_chosen_opens_and_what_leaves_is_reduced_or_closed(
-    tmp_path: Path, on_leave: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, on_leave: str
 ) -> None:
-    """The second symbol's turnover is the largest on the first day, and the first's on the next."""
-    bars = 2_000
-    data = [walk(seed, name, bars) for seed, name in enumerate(NAMES)]
-    day = np.where(np.arange(bars) < 700, 1, 50)
-    data[0], data[1] = _times(data[0], day), _times(data[1], 3)
+    """The second symbol's turnover is the largest on the first day, and the first's on the next.
+
+    The run is stopped amid them, and goes on.
+    """
+    monkeypatch.setattr("tracepaper.replay.backtest.run.PROGRESS_EVENTS", 8)
+    bars, hour_ms = 60, 60 * MINUTE
+    data = [walk(seed, name, bars, interval_ms=hour_ms) for seed, name in enumerate(NAMES)]
+    day = np.where(np.arange(bars) < 30, 1, 10_000)
+    data[0], data[1] = _times(data[0], day), _times(data[1], 100)
     path = tmp_path / "run.db"
-    minutes = [f"{hour:02d}:00" for hour in range(24)]
-    replayed(path, data, {"top": 1, "at": minutes, "on_leave": on_leave})
+    rule = {"top": 1, "candidates": 2, "at": [f"{hour:02d}:00" for hour in range(24)]}
+    replayed(path, data, rule | {"on_leave": on_leave}, interval="60", stop_after=50)
+    resumed(path, MarketData(data))
     made = choices(path)
+    assert [one.market_ms for one in made] == [made[0].market_ms + hour_ms * at for at in range(61)]
     assert made[0].chosen == ()  # nothing had closed
     best = [one.chosen for one in made[1:]]
     assert set(best) == {("linear:BBBUSDT",), ("linear:AAAUSDT",)}
@@ -258,7 +271,7 @@ def test_only_what_is_chosen_opens_and_what_leaves_is_reduced_or_closed(
     left_ms = made[1 + turned].market_ms
     refused = rows(
         path,
-        "SELECT instrument, open_time_ms + 60000 >= "
+        "SELECT instrument, open_time_ms + 3600000 >= "
         f"{left_ms}, count(*) FROM v_decisions WHERE refused_by = 'risk.universe' GROUP BY 1, 2",
     )
     assert {name for name, _, _ in refused} == {f"linear:{name}" for name in NAMES}
@@ -331,18 +344,23 @@ class Lists:
         return [listed("AAAUSDT")]
 
 
-async def test_a_choice_by_a_clock_that_is_behind_is_not_due_once_more(tmp_path: Path) -> None:
+async def test_a_choice_by_a_clock_that_is_behind_is_not_due_once_more_and_its_list_is_read(
+    tmp_path: Path,
+) -> None:
     due_ms = 100 * DAY + 5 * 60_000
     clock = SteppedClock(due_ms - 200)
-    config = load(None, {"market": {"universe": {"top": 1}}})
+    names = tmp_path / "list.txt"
+    names.write_text("AAAUSDT\n")
+    config = load(None, {"market": {"universe": {"top": 1, "file": str(names)}}})
     parts: Any = ([instrument("AAAUSDT")], Lists(), None, clock)
     universe = universe_of(config, None, tmp_path / "no.db", parts)
     assert universe is not None
     first = await universe.choose()
-    assert first.market_ms == due_ms - 200
+    assert (first.market_ms, first.chosen) == (due_ms - 200, ("linear:AAAUSDT",))
     universe.due_ms = due_ms
+    names.write_text("BBBUSDT\n")  # a list is read at each choice
     again = await universe.choose()
-    assert again.market_ms == due_ms
+    assert (again.market_ms, again.chosen) == (due_ms, ())
     assert next_choice_ms(UniverseRule(top=1), again.market_ms) == due_ms + DAY
 
 
@@ -365,8 +383,10 @@ async def test_candidates_are_those_of_the_quote_currency() -> None:
 def test_another_rule_takes_candidates_anew(tmp_path: Path) -> None:
     path = tmp_path / "run.db"
     data = [walk(seed, name, 20) for seed, name in enumerate(NAMES)]
-    rule: dict[str, Any] = {"top": 1, "candidates": 3, "at": ["00:05"]}
-    replayed(path, data, rule)
+    rule: dict[str, Any] = {"top": 1, "candidates": 3, "at": ["00:05", "00:15"]}
+    until_ms = int(data[0].open_time_ms[9])
+    replayed(path, data, rule, until_ms=until_ms)
+    assert {one.market_ms <= until_ms for one in choices(path)} == {True}
 
     def known(**changed: Any) -> tuple[str, ...]:
         config = load(None, {"market": {"universe": rule | changed}})

@@ -155,12 +155,11 @@ def test_an_allocation_takes_its_weight_of_the_fraction() -> None:
 
 def test_kelly_is_the_calibrated_mean_over_the_variance_and_capped() -> None:
     said = forecast()
-    mean, deviation = said.mean_return[0], said.stdev_return[0]
-    sizing = Sizing(SizingMode.KELLY, kelly=0.1, slope=0.5, fraction=3.0)
-    whole = 0.1 * 0.5 * abs(mean) / deviation**2 * 1_000
-    wanted = min(whole, 3_000)
-    size = Sizer(sizing, ITEM).target(LONG, bar(10_000), said, account=rich(1_000))
-    assert size == pytest.approx(wanted * 10, abs=5)
+    edge = abs(said.mean_return[0]) / said.stdev_return[0] ** 2
+    for share, fraction in ((0.8, 3.0), (0.8, 0.1), (9.0, 3.0)):
+        sizing = Sizing(SizingMode.KELLY, kelly=share / edge, slope=0.5, fraction=fraction)
+        size = Sizer(sizing, ITEM).target(LONG, bar(10_000), said, account=rich(1_000))
+        assert size == pytest.approx(min(0.5 * share, fraction) * 10_000, abs=5)
     bold = Sizer(Sizing(SizingMode.KELLY, kelly=1.0, fraction=0.01), ITEM)
     assert bold.target(LONG, bar(10_000), said, account=rich(1_000)) <= 100
     assert bold.target(LONG, bar(10_000), None, account=rich(1_000)) == 0
