@@ -63,36 +63,36 @@ class ArrayCache:
         folder cannot be written.
         """
         if self.folder is None:
-            arrays = {name: np.empty(one.shape, one.dtype) for name, one in wanted.items()}
+            arrays = {name: np.empty(spec.shape, spec.dtype) for name, spec in wanted.items()}
             fill(arrays)
             return arrays
         place = self.folder / key
-        found = _mapped(place, wanted)
-        if found is None:
+        stored = _mapped(place, wanted)
+        if stored is None:
             self._write(place, wanted, fill)
-            found = _mapped(place, wanted)
-        if found is None:
+            stored = _mapped(place, wanted)
+        if stored is None:
             raise ConfigInvalid(f"{place} cannot be read back; delete it, or give another --cache.")
-        return found
+        return stored
 
     def _write(self, place: Path, wanted: Mapping[str, ArraySpec], fill: Fill) -> None:
         """Fill a folder of another name, and give it *place*'s when it is whole."""
         try:
             place.parent.mkdir(parents=True, exist_ok=True)
-            made = Path(tempfile.mkdtemp(prefix=f".{place.name}.", dir=place.parent))
+            draft = Path(tempfile.mkdtemp(prefix=f".{place.name}.", dir=place.parent))
         except OSError as error:
             raise _refused(place.parent, error) from None
         try:
-            arrays = {name: _reserved(made / f"{name}.npy", one) for name, one in wanted.items()}
+            arrays = {name: _reserved(draft / f"{name}.npy", spec) for name, spec in wanted.items()}
             fill(arrays)
             for array in arrays.values():
                 array.flush()
             arrays.clear()
-            _rename(made, place, wanted)
+            _rename(draft, place, wanted)
         except OSError as error:
             raise _refused(place.parent, error) from None
         finally:
-            shutil.rmtree(made, ignore_errors=True)
+            shutil.rmtree(draft, ignore_errors=True)
 
 
 def _reserved(path: Path, wanted: ArraySpec) -> Any:  # noqa: ANN401 - a memmap, which has no type
@@ -106,30 +106,30 @@ def _reserved(path: Path, wanted: ArraySpec) -> Any:  # noqa: ANN401 - a memmap,
     return array
 
 
-def _rename(made: Path, place: Path, wanted: Mapping[str, ArraySpec]) -> None:
-    """Give *made* the name of *place*, unless another has put there what is *wanted*."""
+def _rename(draft: Path, place: Path, wanted: Mapping[str, ArraySpec]) -> None:
+    """Give *draft* the name of *place*, unless another has put there what is *wanted*."""
     try:
-        made.rename(place)
+        draft.rename(place)
     except OSError:
         if _mapped(place, wanted) is not None:
             return
-        place.rename(made / "not_as_wanted")  # goes with *made*, where that cannot move either
-        made.rename(place)
+        place.rename(draft / "not_as_wanted")  # goes with *draft*, where that cannot move either
+        draft.rename(place)
         shutil.rmtree(place / "not_as_wanted", ignore_errors=True)
 
 
 def _mapped(place: Path, wanted: Mapping[str, ArraySpec]) -> Arrays | None:
     """Return the arrays in *place*, mapped; None where one is not there, or is not as wanted."""
-    found: Arrays = {}
-    for name, one in wanted.items():
+    arrays: Arrays = {}
+    for name, spec in wanted.items():
         try:
             array = np.load(place / f"{name}.npy", mmap_mode="c", allow_pickle=False)
         except (OSError, ValueError, EOFError):
             return None
-        if array.shape != one.shape or array.dtype != np.dtype(one.dtype):
+        if array.shape != spec.shape or array.dtype != np.dtype(spec.dtype):
             return None
-        found[name] = array
-    return found
+        arrays[name] = array
+    return arrays
 
 
 def _refused(folder: Path, error: OSError) -> ConfigInvalid:

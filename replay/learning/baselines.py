@@ -60,12 +60,12 @@ def past_return(segment: Segment, horizon: int, *, days: int = 0) -> Array:
     ends = np.arange(len(segment)) - lag + (horizon if days else 0)
     starts = ends - horizon
     # A horizon longer than the lag would end after the bar: that return is the future.
-    known = (starts >= 0) & (ends < len(segment)) & (ends <= np.arange(len(segment)))
+    inside = (starts >= 0) & (ends < len(segment)) & (ends <= np.arange(len(segment)))
     logs = np.log(segment.close)
-    found = np.zeros(len(segment))
-    moves = logs[ends[known]] - logs[starts[known]]
-    found[known] = moves / (segment.sigma[known] * np.sqrt(horizon))
-    return np.nan_to_num(found)
+    returns = np.zeros(len(segment))
+    moves = logs[ends[inside]] - logs[starts[inside]]
+    returns[inside] = moves / (segment.sigma[inside] * np.sqrt(horizon))
+    return np.nan_to_num(returns)
 
 
 def har_windows(interval_ms: int) -> tuple[int, ...]:
@@ -100,8 +100,8 @@ class Ridge:
 
     def predict(self, rows: NDArray[np.floating]) -> Array:
         """Return [time, horizon] answers to [time, column] *rows*."""
-        found: Array = (rows - self.centre) @ self.weights + self.intercept
-        return found
+        answers: Array = (rows - self.centre) @ self.weights + self.intercept
+        return answers
 
 
 def ridge(rows: Sequence[NDArray[np.floating]], values: Sequence[NDArray[np.floating]]) -> Ridge:
@@ -115,14 +115,14 @@ def ridge(rows: Sequence[NDArray[np.floating]], values: Sequence[NDArray[np.floa
     weights, intercept = np.zeros((columns, horizons)), np.zeros(horizons)
     for column in range(horizons):
         gram, moment = RIDGE * np.eye(columns), np.zeros(columns)
-        known = [np.isfinite(part[:, column]) for part in values]
-        size = max(sum(int(mask.sum()) for mask in known), 1)
+        masks = [np.isfinite(part[:, column]) for part in values]
+        size = max(sum(int(mask.sum()) for mask in masks), 1)
         total = sum(
             float(part[mask, column].sum(dtype=np.float64))
-            for part, mask in zip(values, known, strict=True)
+            for part, mask in zip(values, masks, strict=True)
         )
         intercept[column] = total / size
-        for part, value, mask in zip(rows, values, known, strict=True):
+        for part, value, mask in zip(rows, values, masks, strict=True):
             # Sums over a million float32 squares lose the digits that the solution needs.
             shifted = part[mask].astype(np.float64) - centre
             gram += shifted.T @ shifted / size
@@ -140,8 +140,8 @@ class LogVariance:
 
     def predict(self, rows: NDArray[np.floating]) -> Array:
         """Return [time, horizon] variances for [time, column] *rows*."""
-        found: Array = np.exp(self.linear.predict(rows)) * self.factor
-        return found
+        variances: Array = np.exp(self.linear.predict(rows)) * self.factor
+        return variances
 
 
 def log_variance(
@@ -240,15 +240,15 @@ def seasonal_variances(segment: Segment, horizon: int) -> Array:
     logs = np.log(segment.close)
     squares = np.diff(logs, prepend=logs[0]) ** 2
     total = np.concatenate([[0.0], np.cumsum(squares)])
-    found = np.full((SEASONS, len(segment)), np.nan)
+    variances = np.full((SEASONS, len(segment)), np.nan)
     day = segment.bars_a_day
     for back in range(1, SEASONS + 1):
         first = back * day
         if horizon > day or first >= len(segment):
             continue
         starts = np.arange(1, len(segment) - first + 1)
-        found[back - 1, first:] = (total[starts + horizon] - total[starts]) / horizon
-    both: Array = np.stack([found[0], found.mean(axis=0)]) / segment.sigma**2
+        variances[back - 1, first:] = (total[starts + horizon] - total[starts]) / horizon
+    both: Array = np.stack([variances[0], variances.mean(axis=0)]) / segment.sigma**2
     return both
 
 
@@ -347,22 +347,22 @@ def baseline(
 
 @baseline("ridge", of="mean", fit=lambda training: vars(ridge(training.rows, training.returns)))
 def _ridge(fitted: Arrays) -> Answer:
-    return lambda asked: Ridge(**fitted).predict(asked.values)[:, asked.column]
+    return lambda question: Ridge(**fitted).predict(question.values)[:, question.column]
 
 
 @baseline("persistence", of="mean")
 def _persistence(_: Arrays) -> Answer:
-    return lambda asked: past_return(asked.segment, asked.horizon)[asked.rows]
+    return lambda question: past_return(question.segment, question.horizon)[question.rows]
 
 
 @baseline("reversed_persistence", of="mean")
 def _reversed_persistence(_: Arrays) -> Answer:
-    return lambda asked: -past_return(asked.segment, asked.horizon)[asked.rows]
+    return lambda question: -past_return(question.segment, question.horizon)[question.rows]
 
 
 @baseline("seasonal_naive", of="mean")
 def _seasonal_naive(_: Arrays) -> Answer:
-    return lambda asked: past_return(asked.segment, asked.horizon, days=1)[asked.rows]
+    return lambda question: past_return(question.segment, question.horizon, days=1)[question.rows]
 
 
 # --- of the variance
@@ -376,25 +376,25 @@ _RIDGE: Final = ("centre", "weights", "intercept")
 
 
 def _fit_har(training: Training) -> Arrays:
-    found = log_variance([log_rows(past) for past in training.past], training.variances)
-    return vars(found.linear) | {"factor": found.factor}
+    model = log_variance([log_rows(past) for past in training.past], training.variances)
+    return vars(model.linear) | {"factor": model.factor}
 
 
 @baseline("har", of="variance", fit=_fit_har)
 def _har(fitted: Arrays) -> Answer:
-    found = _log_variance_of(fitted)
-    return lambda asked: found.predict(log_rows(asked.past))[:, asked.column]
+    model = _log_variance_of(fitted)
+    return lambda question: model.predict(log_rows(question.past))[:, question.column]
 
 
 def _fit_log_linear(training: Training) -> Arrays:
-    found = log_variance(training.rows, training.variances)
-    return vars(found.linear) | {"factor": found.factor}
+    model = log_variance(training.rows, training.variances)
+    return vars(model.linear) | {"factor": model.factor}
 
 
 @baseline("log_linear", of="variance", fit=_fit_log_linear)
 def _log_linear(fitted: Arrays) -> Answer:
-    found = _log_variance_of(fitted)
-    return lambda asked: found.predict(asked.values)[:, asked.column]
+    model = _log_variance_of(fitted)
+    return lambda question: model.predict(question.values)[:, question.column]
 
 
 def _fit_ewma(training: Training) -> Arrays:
@@ -407,7 +407,7 @@ def _fit_ewma(training: Training) -> Arrays:
 
 @baseline("ewma", of="variance", fit=_fit_ewma)
 def _ewma(fitted: Arrays) -> Answer:
-    return lambda asked: asked.past[-1] * fitted["factor"][asked.column]
+    return lambda question: question.past[-1] * fitted["factor"][question.column]
 
 
 def _fit_glm(training: Training) -> Arrays:
@@ -428,11 +428,11 @@ def _fit_glm(training: Training) -> Arrays:
 
 @baseline("gamma_glm", of="variance", fit=_fit_glm)
 def _gamma_glm(fitted: Arrays) -> Answer:
-    def answer(asked: BaselineQuestion) -> Array:
-        of = asked.column
-        shifted = asked.values - fitted["centre"][of]
-        found: Array = np.exp(shifted @ fitted["weights"][of] + fitted["base"][of])
-        return found
+    def answer(question: BaselineQuestion) -> Array:
+        of = question.column
+        shifted = question.values - fitted["centre"][of]
+        variances: Array = np.exp(shifted @ fitted["weights"][of] + fitted["base"][of])
+        return variances
 
     return answer
 
@@ -449,8 +449,8 @@ def _boosted(
     for at in range(training.variances[0].shape[1]):
         rows = np.concatenate([rows_of(part, at) for part in range(len(training.rows))])
         values = np.concatenate([part[:, at : at + 1] for part in training.variances])
-        known = LabelledRows(rows, np.nan_to_num(values, nan=1.0), np.isfinite(values) * 1.0)
-        parts.append(boost(known, None, TREES, of="variance", threads=1))
+        labelled = LabelledRows(rows, np.nan_to_num(values, nan=1.0), np.isfinite(values) * 1.0)
+        parts.append(boost(labelled, None, TREES, of="variance", threads=1))
     return joined(parts).arrays()
 
 
@@ -459,7 +459,7 @@ def _tree_answer(
 ) -> Answer:
     trees = Trees.read(fitted, features=_COLUMNS_MOST)
     scorers = [Scorer(trees.ensemble(at)) for at in range(len(trees.trees))]
-    return lambda asked: np.exp(scorers[asked.column].scores(rows_of(asked))[:, 0])
+    return lambda question: np.exp(scorers[question.column].scores(rows_of(question))[:, 0])
 
 
 _COLUMNS_MOST: Final = 4_096
@@ -471,7 +471,7 @@ def _fit_tree(training: Training) -> Arrays:
 
 @baseline("tree", of="variance", fit=_fit_tree, needs_lightgbm=True)
 def _tree(fitted: Arrays) -> Answer:
-    return _tree_answer(fitted, lambda asked: asked.values)
+    return _tree_answer(fitted, lambda question: question.values)
 
 
 def _wide(values: NDArray[np.float32], past: Array, seasonal: Array) -> Array:
@@ -491,9 +491,9 @@ def _fit_tree_seasonal(training: Training) -> Arrays:
 
 @baseline("tree_seasonal", of="variance", fit=_fit_tree_seasonal, needs_lightgbm=True)
 def _tree_seasonal(fitted: Arrays) -> Answer:
-    def rows_of(asked: BaselineQuestion) -> Array:
-        seasonal = seasonal_variances(asked.segment, asked.horizon)[:, asked.rows]
-        return _wide(asked.values, asked.past, seasonal)
+    def rows_of(question: BaselineQuestion) -> Array:
+        seasonal = seasonal_variances(question.segment, question.horizon)[:, question.rows]
+        return _wide(question.values, question.past, seasonal)
 
     return _tree_answer(fitted, rows_of)
 
@@ -537,12 +537,12 @@ def requested_names(names: object) -> tuple[str, ...]:
     """Return what ``[training] baselines`` names, each once; raise ``ConfigInvalid`` else."""
     if not isinstance(names, list):
         raise ConfigInvalid('training.baselines must be a list of names, such as ["lstm"].')
-    known = [name for name, each in BASELINES.items() if each.on_request]
+    choices = [name for name, each in BASELINES.items() if each.on_request]
     for name in names:
-        if name not in known:
+        if name not in choices:
             raise ConfigInvalid(
                 f"training.baselines names {shown(name)}, which is not fitted on request; choose of"
-                f" {', '.join(known)}. The others stand there anyway."
+                f" {', '.join(choices)}. The others stand there anyway."
             )
     return tuple(dict.fromkeys(names))
 
@@ -579,8 +579,8 @@ def save_judged(
     file = save_arrays(
         {
             f"{name}/{key}": np.ascontiguousarray(array)
-            for name, own in fitted.items()
-            for key, array in own.items()
+            for name, arrays in fitted.items()
+            for key, array in arrays.items()
         },
         metadata=about,
     )
@@ -601,29 +601,29 @@ def stored_baselines(folder: Path, card: Mapping[str, Any]) -> FittedBaselines |
     section = card.get("baselines")
     if not isinstance(section, Mapping):
         return None
-    found = checkpoints.read_beside(folder, FILE_NAME, str(section.get("sha256")))
+    file = checkpoints.read_beside(folder, FILE_NAME, str(section.get("sha256")))
     names = [str(name) for name in section.get("names", ())]
     wanted = _about(names, card["features"]["schema_id"], card["architecture"]["horizons"])
-    if found.metadata != wanted:
+    if file.metadata != wanted:
         raise CheckpointMismatch(
-            f"{folder / FILE_NAME} is of {shown(found.metadata.get('of'))}, and the checkpoint of "
+            f"{folder / FILE_NAME} is of {shown(file.metadata.get('of'))}, and the checkpoint of "
             f"{shown(wanted['of'])}; restore the file from where it came."
         )
     fitted: dict[str, dict[str, Any]] = {name: {} for name in names}
-    for key, array in found.arrays.items():
-        name, _, own = key.partition("/")
+    for key, array in file.arrays.items():
+        name, _, part = key.partition("/")
         if name not in fitted:
             raise CheckpointMismatch(
                 f"{folder / FILE_NAME} holds {name}, which the card does not name; restore it."
             )
-        fitted[name][own] = array
+        fitted[name][part] = array
     return fitted
 
 
 def _about(names: Iterable[str], schema_id: str, horizons: Sequence[int]) -> dict[str, str]:
     """Return what the file says of itself: one entry, for a file keeps several in any order."""
-    said = f"features {schema_id}, horizons {' '.join(map(str, horizons))}: {' '.join(names)}"
-    return {"of": said}
+    text = f"features {schema_id}, horizons {' '.join(map(str, horizons))}: {' '.join(names)}"
+    return {"of": text}
 
 
 # --- an LSTM, here because a network's training knows the other baselines
@@ -661,13 +661,13 @@ class _KeptLstm:
         self._network = network
         self._known: dict[int, tuple[Segment, NDArray[np.int64], dict[str, Array]]] = {}
 
-    def __call__(self, asked: BaselineQuestion) -> Array:
-        segment, rows, said = self._known.get(id(asked.segment), (None, asked.rows, {}))
-        if segment is not asked.segment or not np.array_equal(rows, asked.rows):
-            found = predict(self._network, asked.segment, asked.rows)
-            said = {of: found[of].astype(np.float64) for of in get_args(Measure)}
-            self._known[id(asked.segment)] = (asked.segment, asked.rows, said)
-        return said[asked.of][:, asked.column]
+    def __call__(self, question: BaselineQuestion) -> Array:
+        segment, rows, answers = self._known.get(id(question.segment), (None, question.rows, {}))
+        if segment is not question.segment or not np.array_equal(rows, question.rows):
+            fields = predict(self._network, question.segment, question.rows)
+            answers = {of: fields[of].astype(np.float64) for of in get_args(Measure)}
+            self._known[id(question.segment)] = (question.segment, question.rows, answers)
+        return answers[question.of][:, question.column]
 
 
 @baseline("lstm", of="both", fit=fit_lstm, on_request=True)

@@ -116,14 +116,14 @@ def _ensemble(
     for name, table in (("training", training), ("validation", stopped_by)):
         if table is None:
             continue
-        known = table.weights[:, horizon] > 0
-        if not known.any():
+        labelled = table.weights[:, horizon] > 0
+        if not labelled.any():
             raise DataInvalid(f"The {name} part has no label; move the split's dates.")
         sets.append(
             lightgbm.Dataset(
-                table.rows[known],
-                table.values[known, horizon],
-                weight=table.weights[known, horizon],
+                table.rows[labelled],
+                table.values[labelled, horizon],
+                weight=table.weights[labelled, horizon],
                 params=_parameters(options, of=of, count=len(training.rows), threads=threads),
                 reference=sets[0] if sets else None,
                 free_raw_data=True,

@@ -53,8 +53,8 @@ def temperature(logits: NDArray[np.float32], classes: NDArray[np.int64]) -> floa
         return -float(scaled[rows, classes].mean())
 
     low, high = np.log(_TEMPERATURE_RANGE)
-    found = minimize_scalar(loss, bounds=(low, high), method="bounded")
-    return rounded(float(np.exp(found.x)))
+    optimum = minimize_scalar(loss, bounds=(low, high), method="bounded")
+    return rounded(float(np.exp(optimum.x)))
 
 
 def slope(forecast: Array, value: Array) -> float:
@@ -106,7 +106,7 @@ def measures(
         explanation = forecast.explanation
         if explanation is None and RECENT_MASS in given:
             raise DataInvalid("A forecast has no explanation; calibrate an explaining forecaster.")
-        seen = GateInputs(
+        inputs = GateInputs(
             forecast=forecast,
             explanation=explanation,
             horizon_index=forecast.horizons.index(horizon),
@@ -114,7 +114,7 @@ def measures(
             fitted=fitted,
             round_trip_cost=ROUND_TRIP_COST,
         )
-        row = [gate.measure(seen) for gate in gates]
+        row = [gate.measure(inputs) for gate in gates]
         if explanation is not None:
             row.append(explanation.recent_mass)
         rows.append(row)
@@ -144,14 +144,14 @@ def model_section(kind: str, name: str, created_ms: int) -> dict[str, object]:
 
 def features_section(schema: FeatureSchema, vectors: SideInputs | None = None) -> dict[str, object]:
     """Return ``[features]``, with what is known of a user's *vectors*."""
-    found: dict[str, object] = {
+    section: dict[str, object] = {
         "schema_id": schema.schema_id,
         "lookback": schema.lookback,
         "names": list(schema.names),
     }
     if vectors is not None and schema.covariates is not None:
-        found |= vectors.section(schema.covariates.scale)
-    return found
+        section |= vectors.section(schema.covariates.scale)
+    return section
 
 
 def market_section(
@@ -210,15 +210,15 @@ def sentences(
     gates: Mapping[str, Any],
     *,
     horizon: int,
-    own: str = "network",
+    name: str = "network",
 ) -> list[str]:
     """Return what an honest reader must know, in words that follow from the figures.
 
-    *own* is what the figures call the model.
+    *name* is what the figures call the model.
     """
     entropy = entropy_sentence(gates)
     lines = [NOTICE, REGIMES if entropy else NO_ATTENTION]
-    lines += compared_sentences(figures, horizon, own)
+    lines += compared_sentences(figures, horizon, name)
     if entropy:
         lines.append(entropy)
     lines.append(_edge(gates["traded"]["edge"]))
@@ -257,7 +257,7 @@ def seeds_section(cards: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         section[horizon] = {
             name: [round(fmean(values), 5), round(stdev(values), 5)]
             for name in every[0]
-            if (values := [own[name] for own in every])
+            if (values := [figures[name] for figures in every])
         }
     return section
 
@@ -268,7 +268,7 @@ def seeds_table(cards: Sequence[Mapping[str, Any]]) -> Table:
     for horizon in (key for key in cards[0]["figures"] if key.isdecimal()):
         every = [_own_figures(card["figures"][horizon]) for card in cards]
         for name in every[0]:
-            values = [own[name] for own in every if name in own]
+            values = [figures[name] for figures in every if name in figures]
             spread = stdev(values) if len(values) > 1 else None  # luck is not known of one
             rows.append((horizon, name, fmean(values), spread, min(values), max(values)))
     titles: dict[str, Form] = {
@@ -280,23 +280,23 @@ def seeds_table(cards: Sequence[Mapping[str, Any]]) -> Table:
     return table_of("seeds", f"Figures of {len(cards)} seeds: {drawn}", titles, rows, [note])
 
 
-def _own_figures(found: Mapping[str, Any]) -> dict[str, float]:
+def _own_figures(section: Mapping[str, Any]) -> dict[str, float]:
     """Return every figure of the network itself at one horizon, by its name."""
-    own: dict[str, float] = {}
-    for name, figure in found.items():
+    figures: dict[str, float] = {}
+    for name, figure in section.items():
         if isinstance(figure, Mapping) and (pair := _of_model(figure)) is not None:
-            own[name] = float(pair[0])
+            figures[name] = float(pair[0])
         elif isinstance(figure, Mapping):
-            own |= {f"{name}_{key}": float(pair[0]) for key, pair in figure.items()}
+            figures |= {f"{name}_{key}": float(pair[0]) for key, pair in figure.items()}
         elif isinstance(figure, Sequence):
-            own[name] = float(figure[0])
-    return own
+            figures[name] = float(figure[0])
+    return figures
 
 
 def _of_model(figure: Mapping[str, Any]) -> Sequence[float] | None:
     """Return the figure of the judged model itself: of a network, or of any other."""
-    found: Sequence[float] | None = figure.get("network", figure.get("model"))
-    return found
+    pair: Sequence[float] | None = figure.get("network", figure.get("model"))
+    return pair
 
 
 def seeds_sentence(cards: Sequence[Mapping[str, Any]], *, horizon: int) -> str:
@@ -358,14 +358,14 @@ def _rows(architecture: Mapping[str, Any]) -> int:
 
 def _reach(card: Mapping[str, Any], rows: int) -> str:
     """Return how many rows an answer depends on, and how many bars these look back on."""
-    said = f"receptive field {rows} bars"
+    reach = f"receptive field {rows} bars"
     parts = card.get("parts")
     network = parts.get("network") if isinstance(parts, dict) else None
-    own, halves = _bars(card), _bars(network)
-    if own is None:
-        return said
-    context = rows + own - 1 if halves is None else max(rows + halves - 1, own)
-    return f"{said}, context {context}"
+    bars, halves = _bars(card), _bars(network)
+    if bars is None:
+        return reach
+    context = rows + bars - 1 if halves is None else max(rows + halves - 1, bars)
+    return f"{reach}, context {context}"
 
 
 def _bars(card: object) -> int | None:
@@ -399,35 +399,43 @@ def experimental(card: Mapping[str, Any], *, of: str = "model") -> str:
     """
     figures = card.get("figures")
     every = figures.values() if isinstance(figures, Mapping) else ()
-    if any(isinstance(one, Mapping) and one.get("is_better") is True for one in every):
+    if any(
+        isinstance(of_horizon, Mapping) and of_horizon.get("is_better") is True
+        for of_horizon in every
+    ):
         return ""  # of order books, held to the frequencies of the moves
-    found = _figures(card)
-    if found is None:
+    main = _figures(card)
+    if main is None:
         return "its card has no figures on untouched time beside persistence"
-    horizon, figures = found
+    horizon, figures = main
     model, steady = _own(figures, "qlike", of), _pair(figures, "qlike", STEADY)
     if model is not None and steady is not None and model[0] + model[1] < steady[0]:
         return ""
     coined = [_pair(figures, "sign_accuracy", name) for name in COINS]
     signs = [_own(figures, "sign_accuracy", of), *coined]
-    own, *coins = (None if one is None else one[0] for one in signs)
-    known = [one for one in coins if one is not None]
-    if own is not None and signs[0] is not None and known and own - signs[0][1] > max(known):
+    accuracy, *coins = (None if pair is None else pair[0] for pair in signs)
+    rivals = [coin for coin in coins if coin is not None]
+    if (
+        accuracy is not None
+        and signs[0] is not None
+        and rivals
+        and accuracy - signs[0][1] > max(rivals)
+    ):
         return ""
-    said = []
+    reasons = []
     if model is not None and steady is not None:
-        said.append(
+        reasons.append(
             f"QLIKE {model[0]:.4f} {plus_minus(model[1], '.4f')} beside {steady[0]:.4f} of {STEADY}"
         )
-    if signs[0] is not None and known:
+    if signs[0] is not None and rivals:
         share, error = signs[0]
-        said.append(
-            f"{share:.1%} {plus_minus(error, '.1%')} of signs beside {max(known):.1%} by "
+        reasons.append(
+            f"{share:.1%} {plus_minus(error, '.1%')} of signs beside {max(rivals):.1%} by "
             "persistence, its reverse or a coin"
         )
-    if not said:
+    if not reasons:
         return "its card has no figures on untouched time beside persistence"
-    return f"over {horizon} bars it has not beaten persistence: {', '.join(said)}"
+    return f"over {horizon} bars it has not beaten persistence: {', '.join(reasons)}"
 
 
 def _figures(card: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]] | None:
@@ -441,14 +449,14 @@ def _figures(card: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]] | None:
         return None
     wanted = str(calibration.get("horizon"))
     name = wanted if wanted in by_horizon else by_horizon[len(by_horizon) // 2]
-    found = figures[name]
-    return (name, found) if isinstance(found, Mapping) else None
+    section = figures[name]
+    return (name, section) if isinstance(section, Mapping) else None
 
 
 def _own(figures: Mapping[str, Any], figure: str, of: str) -> tuple[float, float] | None:
     """Return a figure of the judged model, which a card of a network alone calls ``network``."""
-    found = _pair(figures, figure, of)
-    return _pair(figures, figure, "network") if found is None and of == "model" else found
+    pair = _pair(figures, figure, of)
+    return _pair(figures, figure, "network") if pair is None and of == "model" else pair
 
 
 def _pair(figures: Mapping[str, Any], figure: str, name: str) -> tuple[float, float] | None:
@@ -459,6 +467,6 @@ def _pair(figures: Mapping[str, Any], figure: str, name: str) -> tuple[float, fl
         pair = table.get(name, table.get("network") if name == "model" else None)
     if not isinstance(pair, list) or len(pair) != 2:
         return None
-    if not all(isinstance(one, int | float) and not isinstance(one, bool) for one in pair):
+    if not all(isinstance(value, int | float) and not isinstance(value, bool) for value in pair):
         return None
     return float(pair[0]), float(pair[1])

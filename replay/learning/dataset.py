@@ -199,10 +199,12 @@ class Dataset:
         """Return the same with vectors standardised by their rows before *until_ms* alone."""
         if self.vectors is None:
             return self
-        supplied, own = self.vectors.fitted(until_ms), len(self.schema.recipe.names)
+        supplied, count = self.vectors.fitted(until_ms), len(self.schema.recipe.names)
         joined = supplied.joined(until_ms)
         main, others = (
-            joined_to([replace(one, values=one.values[:, :own]) for one in every], joined)
+            joined_to(
+                [replace(segment, values=segment.values[:, :count]) for segment in every], joined
+            )
             for every in (self.segments, self.others)
         )
         return replace(
@@ -232,7 +234,7 @@ class Dataset:
         if calendar is not None:
             named["calendar"] = calendar.sessions.name
         if self.others:
-            named |= {"intervals": [interval_text(one) for one in self.intervals]}
+            named |= {"intervals": [interval_text(interval) for interval in self.intervals]}
         return named
 
     @property
@@ -255,11 +257,11 @@ class Dataset:
 
         Covariates are standardised by what the fold learns from alone.
         """
-        own = self.standardised(max(until for _, until in fold.train))
+        data = self.standardised(max(until for _, until in fold.train))
         narrow = self.narrow
         if narrow is not None:  # its baselines would stand beside no figure
             narrow = replace(narrow.folded(fold), stored=unfitted())
-        return replace(own, fold=fold, stored=None, narrow=narrow)
+        return replace(data, fold=fold, stored=None, narrow=narrow)
 
     def spanned(self, span: NamedSpan) -> Self:
         """Return the same whose test part is *span*.
@@ -277,13 +279,13 @@ class Dataset:
             test_from_ms=split.test_from_ms if span.from_ms is None else span.from_ms,
             test_until_ms=split.test_until_ms if span.until_ms is None else span.until_ms,
         )
-        found = replace(self, split=spanned)
-        if not found.has(Part.TEST):
+        data = replace(self, split=spanned)
+        if not data.has(Part.TEST):
             raise ConfigInvalid(
                 f"The candles hold no bar of the span {span.text} whose outcome is known; give "
                 "candles of that time."
             )
-        return found
+        return data
 
     def with_known_baselines(self) -> tuple[Self, tuple[str, ...]]:
         """Return the same with its baselines, and a sentence where only unfitted ones remain."""
@@ -303,13 +305,13 @@ class Dataset:
 
     def before(self) -> Span:
         """Return the time from the first bar that has features until the untouched time."""
-        first = min(int(one.open_time_ms[one.first]) for one in self.segments)
-        last = max(int(one.close_time_ms[-1]) for one in self.segments)
+        first = min(int(segment.open_time_ms[segment.first]) for segment in self.segments)
+        last = max(int(segment.close_time_ms[-1]) for segment in self.segments)
         return first, min(last, self.split.calibration_until_ms)
 
     def __getstate__(self) -> dict[str, Any]:
         """Pickle what it was made of, not what follows from it: baselines answer by functions."""
-        return {own.name: getattr(self, own.name) for own in fields(self)}
+        return {field.name: getattr(self, field.name) for field in fields(self)}
 
     @cached_property
     def fitted(self) -> FittedBaselines:
@@ -339,7 +341,7 @@ class Dataset:
         """
         if self.untrained():
             return None
-        last = max(int(one.close_time_ms[-1]) for one in self.segments)
+        last = max(int(segment.close_time_ms[-1]) for segment in self.segments)
         return self.symbols(Part.TEST), self.split.calibration_until_ms, last
 
     def symbols(self, part: Part) -> tuple[str, ...]:
@@ -360,25 +362,25 @@ class Dataset:
 
         Raises ``DataInvalid`` where a horizon has no label in it.
         """
-        found = self.labelled(part)
-        self.require_every_horizon(part, found)
-        return found if self.only is None else self._compared(found, self.only)
+        samples = self.labelled(part)
+        self.require_every_horizon(part, samples)
+        return samples if self.only is None else self._compared(samples, self.only)
 
     def _compared(self, samples: Sequence[Samples], keys: NDArray[np.int64]) -> list[Samples]:
         """Return those of *samples* that are of the bars *keys*; raise where there is none."""
-        found = []
-        for one in samples:
-            weights = one.weights * np.isin(one.segment.keys, keys)[:, None]
+        kept = []
+        for labelled in samples:
+            weights = labelled.weights * np.isin(labelled.segment.keys, keys)[:, None]
             if weights.any():
-                found.append(replace(one, weights=weights))
-        if not found:
+                kept.append(replace(labelled, weights=weights))
+        if not kept:
             raise DataInvalid("it has no bar in common with the judged model")
-        return found
+        return kept
 
     def require_every_horizon(self, part: Part, samples: Sequence[Samples]) -> None:
         """Raise ``DataInvalid`` where a horizon has no label in the *samples* of *part*."""
         for column, (bars, time) in enumerate(zip(self.horizons, self.times, strict=True)):
-            if not any(one.weights[:, column].any() for one in samples):
+            if not any(labelled.weights[:, column].any() for labelled in samples):
                 raise DataInvalid(
                     f"The {part.value} part has no bar whose next {bars} ({time}) end in it; give "
                     "more candles or shorter horizons. `tracepaper data describe` says how many "
@@ -387,16 +389,16 @@ class Dataset:
 
     def labelled(self, part: Part) -> list[Samples]:
         """Return the samples of one part as ``samples`` does, whatever a horizon lacks."""
-        found = samples_in(self.segments, self.horizons, self.parts, part, self._labels)
-        if not found:
+        samples = samples_in(self.segments, self.horizons, self.parts, part, self._labels)
+        if not samples:
             raise DataInvalid(
                 f"The {part.value} part holds no labelled bar; move the split's dates."
             )
         if part is Part.TRAIN:
             for segment in self.others:
                 horizons = self.horizons_at(segment.interval_ms)
-                found += samples_in([segment], horizons, self.parts, part, self._labels)
-        return found
+                samples += samples_in([segment], horizons, self.parts, part, self._labels)
+        return samples
 
     def _labels(self, segment: Segment, horizons: Sequence[int]) -> Labels:
         """Return the labels of *segment*, computed once for all parts."""
@@ -428,22 +430,22 @@ def joined_to(segments: Sequence[Segment], joined: CovariateColumns) -> list[Seg
     One of which no bar has any is left out. A later bar that has none is no sample, and neutral to
     those after it, as it is in a run.
     """
-    found = []
+    kept = []
     for segment in segments:
-        own = joined.at(segment.candles.symbol, segment.close_time_ms, segment.interval_ms)
-        known = np.flatnonzero(np.isfinite(own).all(axis=1))
-        if not len(known):
+        columns = joined.at(segment.candles.symbol, segment.close_time_ms, segment.interval_ms)
+        usable = np.flatnonzero(np.isfinite(columns).all(axis=1))
+        if not len(usable):
             continue
-        first = max(segment.first, int(known[0]))
-        values = np.concatenate([segment.values, own], axis=1)
-        lacks: NDArray[np.bool_] = ~np.asarray(np.isfinite(own).all(axis=1))
+        first = max(segment.first, int(usable[0]))
+        values = np.concatenate([segment.values, columns], axis=1)
+        lacks: NDArray[np.bool_] = ~np.asarray(np.isfinite(columns).all(axis=1))
         lacks[:first] = False
         values[lacks] = np.nan_to_num(values[lacks], nan=0.0)
         values[:first] = np.nan
-        found.append(
+        kept.append(
             replace(segment, values=values, first=first, lacks=lacks if lacks.any() else None)
         )
-    return found
+    return kept
 
 
 @cache
@@ -487,12 +489,12 @@ def read_files(
         )
     for part in parts:
         if not _makes(part, wanted):
-            known = ", ".join(map(interval_text, wanted))
+            names = ", ".join(map(interval_text, wanted))
             raise DataInvalid(
                 f"{part.path} has bars of {interval_text(part.interval_ms)}, which make none of"
-                f" {known}; leave it out, or train on a multiple of its interval."
+                f" {names}; leave it out, or train on a multiple of its interval."
             )
-    found: dict[int, list[Candles]] = {}
+    by_interval: dict[int, list[Candles]] = {}
     known_already = [0] * len(parts)
     for number, interval_ms in enumerate(wanted):
         held: list[Candles] = []
@@ -500,9 +502,9 @@ def read_files(
             if _makes(part, (interval_ms,)):
                 again = _add(held, resample(part, interval_ms))
                 known_already[at] += again if number == 0 else 0
-        found[interval_ms] = held
+        by_interval[interval_ms] = held
     sources = zip(parts, known_already, strict=True)
-    return CandleFiles(tuple(_source(part, again, columns) for part, again in sources), found)
+    return CandleFiles(tuple(_source(part, again, columns) for part, again in sources), by_interval)
 
 
 def _read(paths: Sequence[str], calendar: str | None, columns: Sequence[str]) -> list[Candles]:
@@ -536,16 +538,16 @@ def _refuse_dead(part: Candles) -> None:
 
 def _add(held: list[Candles], part: Candles) -> int:
     """Add *part* to the series *held*; return how many of its bars another file had already."""
-    used = [one.open_time_ms for one in held if one.symbol == part.symbol]
+    used = [candles.open_time_ms for candles in held if candles.symbol == part.symbol]
     fresh = np.ones(len(part), dtype=np.bool_)
     for times in used:
         fresh &= ~np.isin(part.open_time_ms, times, assume_unique=True)
     again = int(np.count_nonzero(~fresh))
     if again < len(part):
         new = slice_candles(part, np.flatnonzero(fresh))
-        for at, one in enumerate(held):
-            if one.instrument == new.instrument:
-                held[at] = replace(merge_candles([one, new])[0], path=one.path)
+        for at, candles in enumerate(held):
+            if candles.instrument == new.instrument:
+                held[at] = replace(merge_candles([candles, new])[0], path=candles.path)
                 break
         else:
             held.append(new)
@@ -591,13 +593,13 @@ def intervals_of(texts: str | Iterable[str] | None) -> tuple[int, ...]:
     Raises ``ConfigInvalid`` for what is no interval.
     """
     parts = texts.split(",") if isinstance(texts, str) else (texts or ())
-    found = []
+    lengths = []
     for part in parts:
         length_ms = time_of(part) or INTERVALS.get(part.strip(), 0)
         if not length_ms:
             raise ConfigInvalid(f"The interval {part!r} is none; write some by commas: 15m,5m,1h.")
-        found.append(length_ms)
-    return tuple(dict.fromkeys(found))
+        lengths.append(length_ms)
+    return tuple(dict.fromkeys(lengths))
 
 
 def in_bars(
@@ -609,14 +611,14 @@ def in_bars(
     """
     if not isinstance(horizons, str):
         return tuple(sorted(horizons))
-    found = set()
+    bars = set()
     for text in horizons.split(","):
         length_ms = time_of(text)
         if bars_a_day and length_ms and length_ms % DAY_MS == 0:
-            found.add(length_ms // DAY_MS * bars_a_day)
+            bars.add(length_ms // DAY_MS * bars_a_day)
         else:
-            found.add(bars_in(text, interval_ms, name="horizons"))
-    return tuple(sorted(found))
+            bars.add(bars_in(text, interval_ms, name="horizons"))
+    return tuple(sorted(bars))
 
 
 def ahead(horizons: Horizons, segment: Segment) -> tuple[int, ...]:

@@ -133,8 +133,8 @@ class Progress:
     def gradients_section(self) -> dict[str, object]:
         """Return ``[gradients]`` of a card: a row a part, and a warning where one is due."""
         warning = gradient_warning(self.gradients)
-        said = {"warning": warning} if warning else {}
-        return {"parts": gradient_rows(self.gradients), **said}
+        note = {"warning": warning} if warning else {}
+        return {"parts": gradient_rows(self.gradients), **note}
 
     @property
     def relative_gradients(self) -> dict[str, float]:
@@ -243,8 +243,8 @@ class MeanLoss(Objective[AnyBatch]):
         """Return the mean loss over the validation part, below 0."""
         network.eval()
         with torch.inference_mode():
-            found = [float(self.loss(network, batch)) for batch in self.judged()]
-        score = -sum(found) / len(found) if found else 0.0
+            losses = [float(self.loss(network, batch)) for batch in self.judged()]
+        score = -sum(losses) / len(losses) if losses else 0.0
         progress.scores = [[score]]
         return score
 
@@ -387,7 +387,9 @@ class Fit:
         if self._path is None:
             return
         optimiser = self._optimiser.state_dict()["state"]
-        moments = {f"{at}/{name}": t for at, own in optimiser.items() for name, t in own.items()}
+        moments = {
+            f"{at}/{name}": t for at, state in optimiser.items() for name, t in state.items()
+        }
         random = {"cpu": torch.get_rng_state()}
         device = device_of(self.network)
         if device.type == "cuda":
@@ -549,8 +551,8 @@ class HeadLosses(Objective[Batch]):
         with torch.autocast(device.type, torch.bfloat16, enabled=self._is_half):
             rows, positions = batch.values.to(device), batch.positions.to(device)
             if self._options.entropy_weight:
-                seen = traced(self.network).trace(rows, positions)
-                outputs, reads = seen.outputs, seen.reads
+                trace = traced(self.network).trace(rows, positions)
+                outputs, reads = trace.outputs, trace.reads
             else:
                 outputs = self.network(rows, positions)
         outputs = outputs.map(lambda part: part[:, -weights.shape[1] :])  # a window's last bar

@@ -68,11 +68,11 @@ def one_by_one(
     /,
 ) -> list[R]:
     """Call *function* here, unit after unit."""
-    made = []
+    results = []
     for place, unit in enumerate(units):
-        made.append(function(unit, say))
-        keep(place, made[-1])
-    return made
+        results.append(function(unit, say))
+        keep(place, results[-1])
+    return results
 
 
 class FitRun(NamedTuple):
@@ -207,11 +207,13 @@ class CandleModel(FittedModel):
                 honesty={"sentences": [*untrained, *([self.stopped] if self.stopped else [])]},
                 figures={},
             )
-        found = self.judge(data, bars=bars)
+        judgement = self.judge(data, bars=bars)
         return self.with_card(
-            calibration=found.calibration or self.card["calibration"],
-            honesty={"sentences": [*found.sentences, *([self.stopped] if self.stopped else [])]},
-            figures=found.figures,
+            calibration=judgement.calibration or self.card["calibration"],
+            honesty={
+                "sentences": [*judgement.sentences, *([self.stopped] if self.stopped else [])]
+            },
+            figures=judgement.figures,
         )
 
     def save(self, folder: Path, data: Dataset) -> Checkpoint:
@@ -231,9 +233,9 @@ def candle_kind(card: Mapping[str, Any]) -> Kind:
 
 def candle_model(card: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> CandleModel:
     """Return the model of candles that a checkpoint holds."""
-    found = candle_kind(card).load(card, tensors)
-    assert isinstance(found, CandleModel)
-    return found
+    model = candle_kind(card).load(card, tensors)
+    assert isinstance(model, CandleModel)
+    return model
 
 
 def candle_card(

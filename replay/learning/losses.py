@@ -226,7 +226,7 @@ def elementwise(
     *levels* are those of the quantiles. Where *used* is false a label may hold anything, and its
     losses mean nothing.
     """
-    known = {
+    filled = {
         name: torch.where(
             used[(..., *(None,) * (given.ndim - used.ndim))],
             given,
@@ -234,15 +234,15 @@ def elementwise(
         )
         for name, given in labels.items()
     }
-    return torch.stack([_of_task(each, outputs, known, levels) for each in LOSSES.values()])
+    return torch.stack([_of_task(each, outputs, filled, levels) for each in LOSSES.values()])
 
 
-def _of_task(each: Loss, outputs: Outputs, known: Labelled, levels: Sequence[float]) -> Tensor:
+def _of_task(each: Loss, outputs: Outputs, labels: Labelled, levels: Sequence[float]) -> Tensor:
     """Return the loss of a task, and of the further heads that are learnt with it."""
-    total = each.of(outputs, known, levels)
+    total = each.of(outputs, labels, levels)
     for head, further in ADDED.items():
-        if further.to == each.name and (said := getattr(outputs, head)) is not None:
-            total = total + further.of(said, known)
+        if further.to == each.name and (output := getattr(outputs, head)) is not None:
+            total = total + further.of(output, labels)
     return total
 
 
@@ -324,15 +324,15 @@ def head_scores(
     total = sum(map(len, labelled))
     for samples, every in zip(validation, labelled, strict=True):
         rows = thinned(every, total, network)
-        found = predict(network, samples.segment, rows)
-        mine.append(_elementwise(outputs_of(found), samples, rows))
+        fields = predict(network, samples.segment, rows)
+        mine.append(_elementwise(outputs_of(fields), samples, rows))
         reference.append(_elementwise(constant, samples, rows))
         weight.append(samples.weights[rows])
         day.append(samples.segment.open_time_ms[rows] // DAY_MS)
     weights, days = np.concatenate(weight), np.concatenate(day)
     losses = _means(np.concatenate(mine, axis=1), weights)
-    known = np.concatenate(reference, axis=1)
-    return losses, (_means(known, weights) - losses) / _noise(known, weights, days)
+    baseline = np.concatenate(reference, axis=1)
+    return losses, (_means(baseline, weights) - losses) / _noise(baseline, weights, days)
 
 
 def outputs_of(fields: Fields) -> Outputs:
@@ -361,8 +361,8 @@ def _elementwise(outputs: Outputs, samples: Samples, rows: NDArray[np.int64]) ->
             {name: torch.from_numpy(x[rows])[None] for name, x in samples.labels.items()},
             torch.from_numpy(samples.weights[rows] > 0)[None],
         )
-    found: Array = each[:, 0].double().numpy()
-    return found
+    losses: Array = each[:, 0].double().numpy()
+    return losses
 
 
 def _means(each: Array, weights: NDArray[np.float32]) -> Array:
@@ -392,8 +392,8 @@ def _noise(each: Array, weights: NDArray[np.float32], days: NDArray[np.int64]) -
 
 def titles(heads: Collection[str]) -> str:
     """Name what a network with these auxiliary *heads* is trained by, as its card does."""
-    own = [each.title for head, each in ADDED.items() if head in heads]
-    return ", ".join([*(each.title for each in LOSSES.values()), *own])
+    added = [each.title for head, each in ADDED.items() if head in heads]
+    return ", ".join([*(each.title for each in LOSSES.values()), *added])
 
 
 _TINY: Final = 1e-12
@@ -412,12 +412,12 @@ def traced(network: Network) -> FlashNetwork:
 def trained_confidence(layers: Sequence[Read]) -> Tensor:
     """Return each row's confidence, the mean over layers and heads: [batch, time]."""
     shares = []
-    for one in layers:
-        assert isinstance(one, Layer), "what a flash network attends by"
-        time = one.shape[2]
-        seen = [one.mask.visible(row, time) for row in range(time)]
-        visible = torch.tensor(seen, device=one.query.device)
-        entropy = trained_entropy(one.query, one.key, one.logsumexp, one.mask)
+    for layer in layers:
+        assert isinstance(layer, Layer), "what a flash network attends by"
+        time = layer.shape[2]
+        masks = [layer.mask.visible(row, time) for row in range(time)]
+        visible = torch.tensor(masks, device=layer.query.device)
+        entropy = trained_entropy(layer.query, layer.key, layer.logsumexp, layer.mask)
         shares.append(row_confidence(entropy, visible).mean(dim=1))
     return torch.stack(shares).mean(dim=0)
 

@@ -127,14 +127,14 @@ from tracepaper.strategies.types.market import Bar
 from tracepaper.strategies.units import DAY_MS, MINUTE_MS
 
 
-def rank_sentences(found: Mapping[str, Any], *, horizon: int) -> list[str]:
+def rank_sentences(by_horizon: Mapping[str, Any], *, horizon: int) -> list[str]:
     """Return the caveats of the forecasts at the gates' horizon, as sentences."""
-    main = found[str(horizon)]
+    main = by_horizon[str(horizon)]
     rank, noise = main["relative_rank_ic"]["relative"]
     is_above = rank > 0 and is_credible(rank, noise) and main["days"] >= FEW_DAYS
     word = "above" if is_above else "not above"
     return [
-        *compared_sentences(found, horizon, MODEL),
+        *compared_sentences(by_horizon, horizon, MODEL),
         (
             f"Across the assets its relative returns have a rank correlation of {rank:+.3f} "
             f"({plus_minus(noise, '.3f')} over {main['days']} days) with what came: {word} chance."
@@ -236,8 +236,10 @@ def forecast_weights(network: CrossAssetNetwork, at: int, *, is_correlated: bool
 
     def risks(labelled: LabelledPanel, rows: Ids) -> list[Array]:
         fields, segments = predicted(network, labelled.panel, rows), labelled.panel.segments
-        usual = np.stack([one.sigma[rows] for one in segments])
-        deviations = usual * np.sqrt(np.stack([one["variance"][:, at] for one in fields.each]))
+        usual = np.stack([segment.sigma[rows] for segment in segments])
+        deviations = usual * np.sqrt(
+            np.stack([answer["variance"][:, at] for answer in fields.each])
+        )
         factors = fields.heads["loadings"][:, :, at].astype(np.float64)  # [asset, row, factor]
         return [
             covariance_of(
@@ -281,11 +283,11 @@ def with_rules(weights: WeightsAt, network: CrossAssetNetwork, at: int) -> dict[
     Of a *network* with correlations also least variance by its forecasts at the horizon in place
     *at*, with them and without.
     """
-    found = {MODEL: weights, **{rule.value: rule_weights(rule) for rule in rules_here()}}
-    if network.config.factors and Rule.MINIMUM in found:
-        found["correlated minimum"] = forecast_weights(network, at, is_correlated=True)
-        found["uncorrelated minimum"] = forecast_weights(network, at, is_correlated=False)
-    return found
+    rules = {MODEL: weights, **{rule.value: rule_weights(rule) for rule in rules_here()}}
+    if network.config.factors and Rule.MINIMUM in rules:
+        rules["correlated minimum"] = forecast_weights(network, at, is_correlated=True)
+        rules["uncorrelated minimum"] = forecast_weights(network, at, is_correlated=False)
+    return rules
 
 
 def portfolio_figures(held: Forecasts) -> dict[str, Any]:
@@ -361,15 +363,15 @@ def read_config(kind: ModelKind, chosen: Chosen) -> CrossAssetConfig:
     section = dict(chosen["architecture"])
     horizons = section.get("horizons", CrossAssetConfig(symbols=_UNKNOWN).horizons)
     gates = chosen["calibration"].get("horizon", horizons[len(horizons) // 2])
-    known = {"allocation": "allocation" in kind.heads, "symbols": _UNKNOWN}
-    return CrossAssetConfig.read({"every": gates, "dropout": DROPOUT, **section, **known})
+    fixed = {"allocation": "allocation" in kind.heads, "symbols": _UNKNOWN}
+    return CrossAssetConfig.read({"every": gates, "dropout": DROPOUT, **section, **fixed})
 
 
 def chosen_keys(config: CrossAssetConfig) -> dict[str, Any]:
     """Return ``[architecture]`` of a recipe: without what the candles and the kind say."""
-    found = listed(config)
-    del found["symbols"], found["allocation"]
-    return found
+    section = listed(config)
+    del section["symbols"], section["allocation"]
+    return section
 
 
 def read(recipe: Recipe, request: DataRequest) -> Dataset:
@@ -390,7 +392,7 @@ def fit(data: Dataset, recipe: Recipe, run: FitRun) -> CrossAssetModel:
     if data.fold is None:  # before minutes of fitting
         for part in (Part.CALIBRATION, Part.TEST):
             field = config.receptive_field
-            if not any(len(one.whole_rows(field)) for one in labelled_closes(data, part)):
+            if not any(len(labelled.whole_rows(field)) for labelled in labelled_closes(data, part)):
                 raise no_context(part, field)
     config = replace(
         config,
@@ -420,7 +422,7 @@ def fit(data: Dataset, recipe: Recipe, run: FitRun) -> CrossAssetModel:
         about={"options": asdict(recipe.options), **facts},
     )
     run.complete(running)
-    bars = sum(len(one.rows) for one in labelled_closes(data, Part.TRAIN))
+    bars = sum(len(labelled.rows) for labelled in labelled_closes(data, Part.TRAIN))
     training = {
         **recipe.document()["training"],
         "best_step": running.progress.best_step,
@@ -474,12 +476,12 @@ class CrossAssetModel(CandleModel):
                 np.concatenate([of.ravel() for of in every])
                 for every in (
                     [fields.heads["relative"][..., at] for _, fields in answered],
-                    [one.relative[:, fields.rows, at] for one, fields in answered],
+                    [labelled.relative[:, fields.rows, at] for labelled, fields in answered],
                 )
             )
-            known = np.isfinite(value)
+            finite = np.isfinite(value)
             relative[str(horizon)] = cards.slope(
-                forecast[known].astype(np.float64), value[known].astype(np.float64)
+                forecast[finite].astype(np.float64), value[finite].astype(np.float64)
             )
         scales = scales_of(_table(answered, data))
         section = self.card["calibration"] | scales | {"relative_slope": relative}
@@ -487,33 +489,33 @@ class CrossAssetModel(CandleModel):
 
     def calibrated(self, data: Dataset, *, bars: int | None = None) -> CrossAssetModel:
         """Return it with what the calibration slice says of its scales and its gates."""
-        found = self.scaled(data)
-        section = dict(found.card["calibration"])
+        model = self.scaled(data)
+        section = dict(model.card["calibration"])
         if self.card["architecture"]["factors"]:
             section["correlation"] = learn_correlations(data)
-        found = found.with_card(calibration=section)
-        seen = found.explained(data, Part.CALIBRATION, bars)
-        return found.with_card(calibration=gates_section(seen, section))
+        model = model.with_card(calibration=section)
+        explained = model.explained(data, Part.CALIBRATION, bars)
+        return model.with_card(calibration=gates_section(explained, section))
 
     def _answered(self, data: Dataset, part: Part) -> list[tuple[LabelledPanel, PanelFields]]:
         """Return the answers at every labelled close of *part* with a whole field before it.
 
         Where *data* are some bars only, at their closes alone.
         """
-        network, found = self.model.network, []
+        network, answers = self.model.network, []
         closes = None if data.only is None else np.unique(data.only >> SYMBOL_BITS)
-        for one in labelled_closes(data, part):
-            rows = one.whole_rows(network.config.receptive_field)
+        for labelled in labelled_closes(data, part):
+            rows = labelled.whole_rows(network.config.receptive_field)
             if closes is not None:
-                segment = one.panel.segments[0]
+                segment = labelled.panel.segments[0]
                 rows = rows[np.isin(segment.open_time_ms[rows] // segment.interval_ms, closes)]
             if network.config.attention == JOINT:
                 rows = rows[:: -(-len(rows) // JOINT_CLOSES)] if len(rows) else rows
             if len(rows):
-                found.append((one, predicted(network, one.panel, rows)))
-        if not found:
+                answers.append((labelled, predicted(network, labelled.panel, rows)))
+        if not answers:
             raise no_context(part, network.config.receptive_field)
-        return found
+        return answers
 
     def answers(self, data: Dataset, part: Part) -> Forecasts:
         """Return the network's forecasts of each asset at the closes of *part*."""
@@ -545,36 +547,36 @@ class CrossAssetModel(CandleModel):
         bars = bars or self.card["training"].get("explained_bars")
         closes = bars // len(data.panel_symbols) if bars else EXPLAINED_CLOSES
         share = max(closes // len(labelled), 1)
-        found: list[AnsweredRows] = []
-        for one in labelled:
-            stretches = spread_rows(one.samples[0], horizon, forecaster.context, share)
+        answered: list[AnsweredRows] = []
+        for panel in labelled:
+            stretches = spread_rows(panel.samples[0], horizon, forecaster.context, share)
             if stretches:
-                parts = [_as_run(forecaster, one, rows) for rows in stretches]
+                parts = [_as_run(forecaster, panel, rows) for rows in stretches]
                 answers = [list(chain.from_iterable(of)) for of in zip(*parts, strict=True)]
                 rows = np.concatenate(stretches)
-                found += map(AnsweredRows, one.samples, [rows] * len(answers), answers)
+                answered += map(AnsweredRows, panel.samples, [rows] * len(answers), answers)
         slope = self.card["calibration"]["slope"][str(horizon)]
-        return rows_of(forecaster, found, horizon=horizon, slope=slope)
+        return rows_of(forecaster, answered, horizon=horizon, slope=slope)
 
     def judge(self, data: Dataset, *, bars: int | None = None) -> Judgement:
         """Return its calibrated forecasts of the test part, and their figures."""
         section = self.card["calibration"]
         table, held = self.calibrated_forecasts(data, Part.TEST), self.held(data)
-        found, sentences = figures(table) | paired_figures(table), []
+        results, sentences = figures(table) | paired_figures(table), []
         if held is not None:
-            found["weights"] = portfolio_figures(held)
-            sentences = portfolio_sentences(found["weights"])
+            results["weights"] = portfolio_figures(held)
+            sentences = portfolio_sentences(results["weights"])
         if "quantiles" in section:
-            seen = self.explained(data, Part.TEST, bars)
-            gates = judged_gates(table, seen, section, data.split.second_span_ms)
-            section, found["gates"] = gates.calibration, gates.figures
+            explained = self.explained(data, Part.TEST, bars)
+            gates = judged_gates(table, explained, section, data.split.second_span_ms)
+            section, results["gates"] = gates.calibration, gates.figures
             sentences += gates.sentences
-        sentences = [cards.NOTICE, *rank_sentences(found, horizon=self.horizon), *sentences]
+        sentences = [cards.NOTICE, *rank_sentences(results, horizon=self.horizon), *sentences]
         pairs = self._pairs(data)
         if pairs is not None:
-            found["correlation"] = correlation_figures(pairs)
+            results["correlation"] = correlation_figures(pairs)
             sentences += correlation_sentences(pairs, horizon=self.horizon)
-        return Judgement(table, found, sentences, calibration=section, pairs=pairs, held=held)
+        return Judgement(table, results, sentences, calibration=section, pairs=pairs, held=held)
 
     def _pairs(self, data: Dataset) -> Forecasts | None:
         """Return the correlations of a head of the test part beside others; None without one."""
@@ -584,10 +586,10 @@ class CrossAssetModel(CandleModel):
             return None
         names = [" ".join(sorted(pair)) for pair in combinations(data.panel_symbols, 2)]
         parts = []
-        for one, fields in self._answered(data, Part.TEST):
+        for labelled, fields in self._answered(data, Part.TEST):
             loadings = torch.from_numpy(fields.heads["loadings"])[None]
             pairs = correlations_of(loadings)[0].double().numpy()  # [pair, row, horizon]
-            opened = one.panel.segments[0].open_time_ms[fields.rows]
+            opened = labelled.panel.segments[0].open_time_ms[fields.rows]
             parts += [
                 pair_rows(name, opened, horizon, data.interval_ms, {MODEL: of[:, at]})
                 for name, of in zip(names, pairs, strict=True)
@@ -605,37 +607,37 @@ def _table(answered: Sequence[tuple[LabelledPanel, PanelFields]], data: Dataset)
     """Return the forecasts of every asset beside the baselines', asset after asset."""
     answers = [
         SegmentFields(samples, fields.rows, of_asset)
-        for one, fields in answered
-        for samples, of_asset in zip(one.samples, fields.each, strict=True)
+        for labelled, fields in answered
+        for samples, of_asset in zip(labelled.samples, fields.each, strict=True)
     ]
     return forecasts_of(answers, data.baselines, data.horizons)
 
 
 def _as_run(
-    forecaster: TogetherForecaster, one: LabelledPanel, rows: Ids
+    forecaster: TogetherForecaster, labelled: LabelledPanel, rows: Ids
 ) -> list[Sequence[Forecast | None]]:
     """Return what a run would say at *rows* of each symbol, all closes up to them taken in."""
     start, stop = int(rows[0]) - forecaster.context + 1, int(rows[-1]) + 1
-    bars: list[list[Bar]] = [bars_of(each, start, stop) for each in one.panel.segments]
-    for own in bars:
-        forecaster.warm(own[0].instrument, own[: forecaster.context - 1])
-    closes = zip(*(own[forecaster.context - 1 :] for own in bars), strict=True)
-    said = [forecaster.predict_many(close) for close in closes]
-    return [[said[row - int(rows[0])][at] for row in rows.tolist()] for at in range(len(bars))]
+    bars: list[list[Bar]] = [bars_of(each, start, stop) for each in labelled.panel.segments]
+    for series in bars:
+        forecaster.warm(series[0].instrument, series[: forecaster.context - 1])
+    closes = zip(*(series[forecaster.context - 1 :] for series in bars), strict=True)
+    forecasts = [forecaster.predict_many(close) for close in closes]
+    return [[forecasts[row - int(rows[0])][at] for row in rows.tolist()] for at in range(len(bars))]
 
 
 def _weights_of(model: TogetherModel) -> WeightsAt:
     """Return what weighs as the strategy of *model* does."""
 
-    def found(one: LabelledPanel, rows: Ids) -> Array:
-        heads = predicted(model.network, one.panel, rows).heads
+    def weigh(labelled: LabelledPanel, rows: Ids) -> Array:
+        heads = predicted(model.network, labelled.panel, rows).heads
         allocation = heads.get("allocation")
         return model.weights(
             torch.from_numpy(heads["relative"]),
             None if allocation is None else torch.from_numpy(allocation),
         )
 
-    return found
+    return weigh
 
 
 # --- the fit
@@ -646,27 +648,27 @@ def usual_return(training: Sequence[LabelledPanel], every: int) -> float:
 
     Of returns that end within the part.
     """
-    found = []
-    for one in training:
-        column = one.samples[0].horizons.index(every)
-        within = np.flatnonzero(one.samples[0].weights[:, column] > 0)
-        rows = one.panel.decisions(within, every)
-        moves = np.expm1(one.panel.moves(every)[:, rows]).mean(axis=0)
-        found.append(moves[np.isfinite(moves)])
-    return float(np.concatenate(found).std())
+    returns = []
+    for labelled in training:
+        column = labelled.samples[0].horizons.index(every)
+        within = np.flatnonzero(labelled.samples[0].weights[:, column] > 0)
+        rows = labelled.panel.decisions(within, every)
+        moves = np.expm1(labelled.panel.moves(every)[:, rows]).mean(axis=0)
+        returns.append(moves[np.isfinite(moves)])
+    return float(np.concatenate(returns).std())
 
 
 def usual_error(training: Sequence[LabelledPanel], horizons: Sequence[int]) -> Tensor:
     """Return how far correlations lie from their mean in *training*, squared: [horizon], or 1."""
-    found = np.ones(len(horizons))
-    every = (one.panel.correlations(horizons)[:, one.rows] for one in training)
+    errors = np.ones(len(horizons))
+    every = (labelled.panel.correlations(horizons)[:, labelled.rows] for labelled in training)
     parts = [of.astype(np.float32) for of in every]
     for at in range(len(horizons)):
-        came = np.concatenate([part[..., at] for part in parts], axis=1)
-        came = came[:, np.isfinite(came).all(axis=0)]
-        if came.shape[1] and (usual := float(came.var(axis=1).mean())) > 0.0:
-            found[at] = usual
-    return torch.from_numpy(found).float()
+        realised = np.concatenate([part[..., at] for part in parts], axis=1)
+        realised = realised[:, np.isfinite(realised).all(axis=0)]
+        if realised.shape[1] and (usual := float(realised.var(axis=1).mean())) > 0.0:
+            errors[at] = usual
+    return torch.from_numpy(errors).float()
 
 
 class CrossSection(MeanLoss[PanelBatch]):
@@ -739,9 +741,9 @@ class CrossSection(MeanLoss[PanelBatch]):
 
         A horizon without a known correlation has 0.
         """
-        known = realised.isfinite().all(dim=1) & (weights > 0)  # [batch, row, horizon]
-        errors = correlation_loss(loadings, realised).mean(dim=-1) * known
-        mean = errors.sum(dim=(0, 1)) / known.sum(dim=(0, 1)).clamp_min(1)
+        usable = realised.isfinite().all(dim=1) & (weights > 0)  # [batch, row, horizon]
+        errors = correlation_loss(loadings, realised).mean(dim=-1) * usable
+        mean = errors.sum(dim=(0, 1)) / usable.sum(dim=(0, 1)).clamp_min(1)
         return mean / self._usual * self._shares[0]
 
 

@@ -73,21 +73,23 @@ def read(recipe: Recipe, request: DataRequest) -> Dataset:
             f"An ensemble reads bars of one symbol; leave {OTHER} out, or train no ensemble."
         )
     data = read_candles(network, request)
-    wide = wider(*(schema_of(one.schema_id, data.interval_ms) for one in (network, rows))).schema_id
+    wide = wider(
+        *(schema_of(member.schema_id, data.interval_ms) for member in (network, rows))
+    ).schema_id
     if wide == data.schema.schema_id:
         return data
-    found = read_candles(network, request, schema_id=wide, split=lambda _: data.split)
+    widened = read_candles(network, request, schema_id=wide, split=lambda _: data.split)
     # The baselines of the narrow ones would stand beside no figure.
-    return replace(found, narrow=replace(data, stored=unfitted()))
+    return replace(widened, narrow=replace(data, stored=unfitted()))
 
 
 def fit(data: Dataset, recipe: Recipe, run: FitRun) -> EnsembleModel:
     """Fit both members and their scales, then the shares, on the calibration slice."""
 
     def fitted(member: Recipe, data: Dataset) -> CandleModel:
-        found = member.kind.fit(data, member, run._replace(name=member.name))
-        assert isinstance(found, CandleModel)
-        return found.scaled(data)
+        model = member.kind.fit(data, member, run._replace(name=member.name))
+        assert isinstance(model, CandleModel)
+        return model.scaled(data)
 
     network, rows = recipe.members
     both = fitted(network, data.narrow or data), fitted(rows, data)
@@ -111,8 +113,8 @@ def join(
         raise ConfigInvalid(f"The candles were read as {data.schema.schema_id}; read {wide}.")
     tensors = {
         f"{half}.{key}": tensor
-        for half, own in zip(HALVES, (network, rows), strict=True)
-        for key, tensor in own.tensors.items()
+        for half, member in zip(HALVES, (network, rows), strict=True)
+        for key, tensor in member.tensors.items()
     }
     card = _first_card(network, rows, data, name, created_ms)
     return EnsembleModel(card, tensors, network.stopped).scaled(data)
@@ -125,20 +127,20 @@ def read_members(
 
     Baselines are those beside the member that has all features.
     """
-    found = [checkpoints.load(folder) for folder in (network, rows)]
-    wide = require_pair(found[0].card, found[1].card)
-    at = 0 if wide == _schema_of(found[0].card) else 1
-    data = read_candles_of(found[at].card, request, folder=(network, rows)[at])
-    first, second = (candle_model(made.card, made.tensors) for made in found)
+    loaded = [checkpoints.load(folder) for folder in (network, rows)]
+    wide = require_pair(loaded[0].card, loaded[1].card)
+    at = 0 if wide == _schema_of(loaded[0].card) else 1
+    data = read_candles_of(loaded[at].card, request, folder=(network, rows)[at])
+    first, second = (candle_model(checkpoint.card, checkpoint.tensors) for checkpoint in loaded)
     return first, second, data
 
 
 def with_narrow(data: Dataset, card: Mapping[str, Any], request: DataRequest) -> Dataset:
     """Return *data* of an ensemble's *card* with those of its network, where these are narrower."""
-    own = _schema_of(part_of(card, HALVES[0]))
-    if own == _schema_of(card):
+    schema_id = _schema_of(part_of(card, HALVES[0]))
+    if schema_id == _schema_of(card):
         return data
-    features = {**card["features"], "schema_id": own}
+    features = {**card["features"], "schema_id": schema_id}
     narrow = read_candles_of({**card, "features": features}, request)
     return replace(data, narrow=replace(narrow, stored=unfitted()))
 
@@ -153,8 +155,8 @@ def require_pair(network: Mapping[str, Any], rows: Mapping[str, Any]) -> str:
     Raises ``CheckpointMismatch`` unless the first is a network's and the second a row model's, and
     ``ConfigInvalid`` where they learnt from other candles or dates, or speak of other horizons.
     """
-    one, other = known_kind(network), known_kind(rows)
-    is_network = one is None or not (one.members or one.rows)
+    first, other = known_kind(network), known_kind(rows)
+    is_network = first is None or not (first.members or first.rows)
     if not is_network or other is None or other.rows is None:
         raise CheckpointMismatch(
             "An ensemble is a network and a tree or a glm; combine two such checkpoints."
@@ -179,20 +181,20 @@ class EnsembleModel(CandleModel):
     @cached_property
     def network(self) -> Network:
         """The network with its weights, checked."""
-        found = self._member(HALVES[0]).network
-        if found is None:
+        network = self._member(HALVES[0]).network
+        if network is None:
             raise CheckpointMismatch("The first member is no network; restore the checkpoint.")
-        return found
+        return network
 
     @cached_property
     def rows(self) -> TrainedRows:
         """The model of rows with its arrays, checked."""
-        found = self._member(HALVES[1]).rows
-        if found is None:
+        rows = self._member(HALVES[1]).rows
+        if rows is None:
             raise CheckpointMismatch(
                 "The second member is no model of rows; restore the checkpoint."
             )
-        return found
+        return rows
 
     def _member(self, half: str) -> CandleModel:
         return candle_model(part_of(self.card, half), tensors_of(self.tensors, half))
@@ -213,9 +215,9 @@ class EnsembleModel(CandleModel):
         shares, gains = {}, {}
         for horizon, rows in table.by_horizon():
             network, trees = (np.log(rows.value("variance", member)) for member in NAMES)
-            found = network_share(network, trees, rows.labels["variance"], rows.day)
-            shares[str(horizon)] = cards.rounded(found.share)
-            gains[str(horizon)] = found.gain.rounded()
+            fitted = network_share(network, trees, rows.labels["variance"], rows.day)
+            shares[str(horizon)] = cards.rounded(fitted.share)
+            gains[str(horizon)] = fitted.gain.rounded()
         mix = _mixed(table, shares)
         spreads = {str(horizon): spread(rows) for horizon, rows in mix.by_horizon()}
         tails = tail_factors(spreading(mix, spreads))
@@ -251,24 +253,24 @@ class EnsembleModel(CandleModel):
 
     def calibrated(self, data: Dataset, *, bars: int | None = None) -> EnsembleModel:
         """Return it with what gates need of the calibration slice; its scales are known."""
-        seen = explained_rows(self, data, Part.CALIBRATION, bars)
-        return self.with_card(calibration=gates_section(seen, self.card["calibration"]))
+        explained = explained_rows(self, data, Part.CALIBRATION, bars)
+        return self.with_card(calibration=gates_section(explained, self.card["calibration"]))
 
     def judge(self, data: Dataset, *, bars: int | None = None) -> Judgement:
         """Return the mix's forecasts of the test part and their figures; *bars* are explained."""
         table = self.answers(data, Part.TEST)
-        found = figures(table, OF_MODEL) | paired_figures(table, leave=NAMES)
+        results = figures(table, OF_MODEL) | paired_figures(table, leave=NAMES)
         for horizon, rows in table.by_horizon():
-            found[str(horizon)]["qlike_gain"] = _gains(rows)
-        seen = explained_rows(self, data, Part.TEST, bars)
-        gates = judged_gates(table, seen, self.card["calibration"], data.split.second_span_ms)
-        sentences = cards.sentences(found, gates.figures, horizon=self.horizon, own=OF_MODEL)
-        main = found[str(self.horizon)]
+            results[str(horizon)]["qlike_gain"] = _gains(rows)
+        explained = explained_rows(self, data, Part.TEST, bars)
+        gates = judged_gates(table, explained, self.card["calibration"], data.split.second_span_ms)
+        sentences = cards.sentences(results, gates.figures, horizon=self.horizon, name=OF_MODEL)
+        main = results[str(self.horizon)]
         sentences.append(
             _members_sentence(self.card, main["qlike_gain"], self.horizon, main["days"])
         )
         return gates._replace(
-            figures={**found, "gates": gates.figures}, sentences=[*sentences, *gates.sentences]
+            figures={**results, "gates": gates.figures}, sentences=[*sentences, *gates.sentences]
         )
 
 
@@ -277,9 +279,9 @@ def _first_card(
 ) -> dict[str, Any]:
     """Return the card of an ensemble without shares; the members' cards stand in ``[parts]``."""
     parts = {}
-    for half, made in zip(HALVES, (network, rows), strict=True):
-        scales = made.card["calibration"]
-        kept = {section: made.card[section] for section in _KEPT}
+    for half, member in zip(HALVES, (network, rows), strict=True):
+        scales = member.card["calibration"]
+        kept = {section: member.card[section] for section in _KEPT}
         kept["model"] = {key: kept["model"].get(key, "") for key in ("kind", "name")}
         kept["calibration"] = {key: scales[key] for key in _SCALES if key in scales}
         parts[half] = kept
@@ -323,11 +325,11 @@ def network_share(
         score: Array = share * network + (1.0 - share) * rows
         return value * np.exp(-score) + score
 
-    found = minimize_scalar(
+    optimum = minimize_scalar(
         lambda share: float(each(share).mean()), bounds=(0.0, 1.0), method="bounded"
     )
-    candidates = (0.0, 1.0, float(found.x))  # the search never reaches the bounds themselves
-    share = min(candidates, key=lambda one: float(each(one).mean()))
+    candidates = (0.0, 1.0, float(optimum.x))  # the search never reaches the bounds themselves
+    share = min(candidates, key=lambda candidate: float(each(candidate).mean()))
     better = min((each(0.0), each(1.0)), key=lambda losses: float(losses.mean()))
     return NetworkShare(share, statistics.mean(each(share) - better, days))
 
@@ -361,7 +363,7 @@ def _members_sentence(
     share = card[ENSEMBLE]["network_share"][str(horizon)]
     kind = card["parts"][HALVES[1]]["model"]["kind"]
     words = {NAMES[0]: "the network", NAMES[1]: f"the {kind}"}
-    said = " and ".join(
+    changes = " and ".join(
         f"{gains[half][0]:+.4f} ({plus_minus(gains[half][1], '.4f')} by days) from "
         f"{words[half]} alone"
         for half in NAMES
@@ -376,7 +378,7 @@ def _members_sentence(
         verdict = f"not credibly better than {names} alone, which may be used in its place."
     return (
         f"At {horizon} bars the network has a share of {share:.2f} in the log variance, the {kind} "
-        f"the rest; on untouched bars this changed QLIKE by {said}: {verdict}"
+        f"the rest; on untouched bars this changed QLIKE by {changes}: {verdict}"
     )
 
 

@@ -177,28 +177,28 @@ class NetworkModel(CandleModel):
 
     def calibrated(self, data: Dataset, *, bars: int | None = None) -> NetworkModel:
         """Return it with what the calibration slice says of its scales and its gates."""
-        found = self.scaled(data)
-        seen = explained_rows(found, data, Part.CALIBRATION, bars)
-        return found.with_card(calibration=gates_section(seen, found.card["calibration"]))
+        model = self.scaled(data)
+        explained = explained_rows(model, data, Part.CALIBRATION, bars)
+        return model.with_card(calibration=gates_section(explained, model.card["calibration"]))
 
     def judge(self, data: Dataset, *, bars: int | None = None) -> Judgement:
         """Return its calibrated forecasts of the test part, and their figures."""
         section, horizon = self.card["calibration"], self.horizon
         table = self.calibrated_forecasts(data, Part.TEST)
-        found = figures(table) | paired_figures(table)
-        seen = explained_rows(self, data, Part.TEST, bars)
-        gates = judged_gates(table, seen, section, data.split.second_span_ms)
-        sentences = cards.sentences(found, gates.figures, horizon=horizon)
+        results = figures(table) | paired_figures(table)
+        explained = explained_rows(self, data, Part.TEST, bars)
+        gates = judged_gates(table, explained, section, data.split.second_span_ms)
+        sentences = cards.sentences(results, gates.figures, horizon=horizon)
         if heads_of(table):
-            found["further"] = head_figures(table)
-            days = found[str(horizon)]["days"]
-            sentences += head_sentences(found["further"], horizon=horizon, days=days)
+            results["further"] = head_figures(table)
+            days = results[str(horizon)]["days"]
+            sentences += head_sentences(results["further"], horizon=horizon, days=days)
         pairs = correlations_of(data, Part.TEST, section.get("correlation", {}))
         if pairs is not None:
-            found["correlation"] = correlation_figures(pairs)
+            results["correlation"] = correlation_figures(pairs)
             sentences += correlation_sentences(pairs, horizon=horizon)
         return gates._replace(
-            figures={**found, "gates": gates.figures},
+            figures={**results, "gates": gates.figures},
             sentences=[*sentences, *gates.sentences],
             pairs=pairs,
         )
@@ -251,8 +251,8 @@ def explained_rows(model: CandleModel, data: Dataset, part: Part, bars: int | No
     options = RunOptions(threads=torch.get_num_threads(), vectors=source)
     forecaster = build(model.card, model.tensors, options)
     horizon, slopes = model.horizon, model.card["calibration"]["slope"]
-    found = answered_rows(forecaster, data.samples(part), horizon=horizon, bars=bars)
-    return rows_of(forecaster, found, horizon=horizon, slope=slopes[str(horizon)])
+    answered = answered_rows(forecaster, data.samples(part), horizon=horizon, bars=bars)
+    return rows_of(forecaster, answered, horizon=horizon, slope=slopes[str(horizon)])
 
 
 for _kind in network_kinds().values():

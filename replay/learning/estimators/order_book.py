@@ -124,7 +124,7 @@ def fit(data: BookDataset, recipe: Recipe, run: FitRun) -> OrderBookModel:
     about = {
         "options": asdict(options),
         "network": asdict(config),
-        "books": [one.sha256 for one in data.files],
+        "books": [file.sha256 for file in data.files],
     }
     run = run._replace(observe=lambda _: None)
     network, stopped = fit_network(training, validation, config, options, run, about)
@@ -146,9 +146,9 @@ def fit(data: BookDataset, recipe: Recipe, run: FitRun) -> OrderBookModel:
             "recorded_ms": data.recorded_ms,
             "stretches": len(data.stretches),
             "files": [
-                {key: one[key] for key in ("name", "sha256", "source", "books")}
-                | {"from": iso(one["from_ms"]), "until": iso(one["until_ms"])}
-                for one in map(asdict, data.files)
+                {key: file[key] for key in ("name", "sha256", "source", "books")}
+                | {"from": iso(file["from_ms"]), "until": iso(file["until_ms"])}
+                for file in map(asdict, data.files)
             ],
         },
         "training": asdict(options),
@@ -192,15 +192,15 @@ class OrderBookModel(FittedModel):
         """
         config = self.network.config
         stretches = [books.shallower(config.levels) for books in data.books(part)]
-        found = book_forecasts(self.network, stretches, self.card["frequencies"])
-        found = found.where(found.open_ms >= data.judged_from_ms)
+        forecasts = book_forecasts(self.network, stretches, self.card["frequencies"])
+        forecasts = forecasts.where(forecasts.open_ms >= data.judged_from_ms)
         for horizon in config.horizons:
-            if horizon not in found.horizons:
+            if horizon not in forecasts.horizons:
                 raise ConfigInvalid(
                     f"The judged books hold none whose move to {horizon} books is known; give "
                     "files of that time, a longer span, or fewer folds."
                 )
-        return found
+        return forecasts
 
     def judge(self, data: BookDataset, *, bars: int | None = None) -> Judgement:
         """Return its forecasts of the untouched books, and their figures."""
@@ -217,15 +217,15 @@ class OrderBookModel(FittedModel):
     def evaluated(self, data: BookDataset, *, bars: int | None = None) -> Self:
         """Return it with its figures on untouched books, or with why there are none."""
         del bars
-        found, sentences = self, data.untrained()
+        result, sentences = self, data.untrained()
         trained = not sentences
         if trained:
-            found = self.with_card(split={"untouched_from": iso(data.untouched_ms)}).for_fold(data)
-            judged = found.judge(data)
-            found, sentences = found.with_card(figures=judged.figures), judged.sentences
+            result = self.with_card(split={"untouched_from": iso(data.untouched_ms)}).for_fold(data)
+            judged = result.judge(data)
+            result, sentences = result.with_card(figures=judged.figures), judged.sentences
         sentences += [self.stopped] if self.stopped else []
         model = {**self.card["model"], "trained": trained}
-        return found.with_card(model=model, honesty={"sentences": sentences})
+        return result.with_card(model=model, honesty={"sentences": sentences})
 
     def save(self, folder: Path, data: BookDataset) -> Checkpoint:
         """Write the checkpoint into *folder*; return it."""
@@ -241,9 +241,9 @@ def network_of(card: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> OrderB
     try:
         network.load_state_dict(dict(tensors))
     except RuntimeError as error:
-        said = " ".join(str(error).split())
+        reason = " ".join(str(error).split())
         raise CheckpointMismatch(
-            f"The weights do not fit their architecture ({said:.200}); restore the checkpoint."
+            f"The weights do not fit their architecture ({reason:.200}); restore the checkpoint."
         ) from None
     return network.eval()
 
@@ -389,14 +389,14 @@ class _Moves(MeanLoss[Books]):
 
 def frequencies_of(training: Sequence[Books], horizons: Sequence[int]) -> dict[str, list[float]]:
     """Return how often the mid went down, nowhere and up in *training*, by horizon."""
-    found: dict[str, list[float]] = {}
+    frequencies: dict[str, list[float]] = {}
     for horizon in horizons:
         counts = np.full(len(MOVES), SMOOTHED)
         for books in training:
             labels = labels_of(books, (horizon,))[:, 0]
             counts += np.bincount(labels[labels != UNKNOWN], minlength=len(MOVES))
-        found[str(horizon)] = (counts / counts.sum()).tolist()
-    return found
+        frequencies[str(horizon)] = (counts / counts.sum()).tolist()
+    return frequencies
 
 
 def book_forecasts(
@@ -430,12 +430,12 @@ def answers(network: OrderBookNetwork, books: Books) -> Floats:
     """
     window = network.config.window
     half = max(1, window // 2)
-    found: list[Floats] = []
+    parts: list[Floats] = []
     for start in range(0, max(1, len(books) - half), half):
         logits = network(torch.from_numpy(tokens_of(books.part(start, start + window)))[None])[0]
         log = logits.log_softmax(dim=-1).numpy().astype(np.float64)
-        found.append(log if start == 0 else log[window - half :])
-    return np.concatenate(found)
+        parts.append(log if start == 0 else log[window - half :])
+    return np.concatenate(parts)
 
 
 def _of_stretch(books: Books, log: Floats, horizon: int, every_ms: int, usual: Floats) -> Forecasts:
@@ -444,20 +444,20 @@ def _of_stretch(books: Books, log: Floats, horizon: int, every_ms: int, usual: F
     past = np.ones_like(moves)  # flat, where no move before is known
     if horizon < len(books):
         past[horizon:] = moves[:-horizon]
-    known = moves != UNKNOWN
-    count, seen_ms = int(known.sum()), books.seen_ms[known]
+    labelled = moves != UNKNOWN
+    count, seen_ms = int(labelled.sum()), books.seen_ms[labelled]
     return Forecasts(
         np.zeros(count, dtype=np.int64),
         seen_ms,
         seen_ms + horizon * every_ms,
         np.full(count, horizon),
         every_ms,
-        {"move": moves[known]},
+        {"move": moves[labelled]},
         {
-            MODEL: {"log_probability": log[known], "move": log[known].argmax(axis=1)},
+            MODEL: {"log_probability": log[labelled], "move": log[labelled].argmax(axis=1)},
             "frequencies": {"log_probability": np.tile(usual, (count, 1))},
             "most frequent": {"move": np.full(count, usual.argmax())},
-            "last move": {"move": past[known]},
+            "last move": {"move": past[labelled]},
         },
     )
 
@@ -487,16 +487,16 @@ def figures_of(rows: Forecasts) -> dict[str, Any]:
 def sentences_of(figures: Mapping[str, Any]) -> list[str]:
     """Return what an honest reader must know, in words that follow from the figures."""
     lines = [NOTICE]
-    for horizon, one in figures.items():
-        verdict = "better" if one["is_better"] else "not credibly better"
-        few = "; so few days tell nothing" if one["days"] < BOOK_DAYS else ""
+    for horizon, section in figures.items():
+        verdict = "better" if section["is_better"] else "not credibly better"
+        few = "; so few days tell nothing" if section["days"] < BOOK_DAYS else ""
         lines.append(
-            f"At {horizon} books its log loss on {one['days']} untouched days is {verdict} than "
-            f"that of the moves' frequencies ({one['log_loss']:.4f} against "
-            f"{one['log_loss_of_frequencies']:.4f}, "
-            f"{plus_minus(one['error'], '.4f')} by days{few})."
+            f"At {horizon} books its log loss on {section['days']} untouched days is {verdict} "
+            f"than that of the moves' frequencies ({section['log_loss']:.4f} against "
+            f"{section['log_loss_of_frequencies']:.4f}, "
+            f"{plus_minus(section['error'], '.4f')} by days{few})."
         )
-    if not any(one["is_better"] for one in figures.values()):
+    if not any(section["is_better"] for section in figures.values()):
         lines.append("experimental: it has beaten nothing at any horizon.")
     return lines
 

@@ -148,36 +148,36 @@ class VarianceModel(CandleModel):
 
     def calibrated(self, data: Dataset, *, bars: int | None = None) -> Self:
         """Return it with slopes, spreads and the quantiles of gates of the calibration slice."""
-        found = self.scaled(data)
-        section = found.card["calibration"]
-        seen = _measures(
-            found.forecaster(),
+        model = self.scaled(data)
+        section = model.card["calibration"]
+        measures = _measures(
+            model.forecaster(),
             data.samples(Part.CALIBRATION),
             horizon=self.horizon,
             slope=section["slope"][str(self.horizon)],
             bars=bars or EXPLAINED_BARS,
         )
         section |= {
-            "bars": len(next(iter(seen.values()))),
+            "bars": len(next(iter(measures.values()))),
             "round_trip_cost": cards.ROUND_TRIP_COST,
             "percents": [cards.PERCENTS[0], cards.PERCENTS[-1]],
-            "quantiles": {name: list(cards.quantiles(values)) for name, values in seen.items()},
+            "quantiles": {name: list(cards.quantiles(values)) for name, values in measures.items()},
         }
-        return found.with_card(calibration={**section, "coverage": coverage(seen, section)})
+        return model.with_card(calibration={**section, "coverage": coverage(measures, section)})
 
     def judge(self, data: Dataset, *, bars: int | None = None) -> Judgement:
         """Return its forecasts of the test part, their spread calibrated, and their figures."""
         del bars  # nothing is explained
         table = self.calibrated_forecasts(data, Part.TEST)
-        found = figures(table, OF_MODEL) | paired_figures(table)
+        results = figures(table, OF_MODEL) | paired_figures(table)
         sentences = [
             cards.NOTICE,
-            *compared_sentences(found, self.horizon, OF_MODEL),
-            *few_days(found[str(self.horizon)]["days"]),
+            *compared_sentences(results, self.horizon, OF_MODEL),
+            *few_days(results[str(self.horizon)]["days"]),
             WITHOUT_ATTENTION,
         ]
-        found["gates"] = {"selective": selective_of(table.at(self.horizon))}
-        return Judgement(table, found, sentences)
+        results["gates"] = {"selective": selective_of(table.at(self.horizon))}
+        return Judgement(table, results, sentences)
 
 
 class RowsModel(VarianceModel):

@@ -84,12 +84,12 @@ PARTS: Final = (1, 2, 4, 8, 16, 32, 64)
 
 def bars_seen(network: Network) -> dict[int, int]:
     """Return how many bars are seen at each of ``PARTS``; a number of bars stands there once."""
-    found: dict[int, int] = {}
+    by_part: dict[int, int] = {}
     for part in PARTS:
         bars = max(network.config.receptive_field // part, 1)
-        if bars not in found.values():
-            found[part] = bars
-    return found
+        if bars not in by_part.values():
+            by_part[part] = bars
+    return by_part
 
 
 def seeing(subject: Subject, network: Network, decision: DecidedBar, bars: int) -> NetworkForecast:
@@ -97,24 +97,24 @@ def seeing(subject: Subject, network: Network, decision: DecidedBar, bars: int) 
 
     An ensemble's row model sees its own row whatever they are.
     """
-    said = _network_seeing(subject, network, decision, bars)
+    forecast = _network_seeing(subject, network, decision, bars)
     if subject.mix is None:
-        return said
+        return forecast
     assert subject.trained is not None
     _, rows = subject.trained.model.answer(subject.own_rows(decision.rows(1)))
-    mixed = subject.mix.log_variance(said.log_variance, rows)
-    return said._replace(log_variance=mixed.astype(np.float32))
+    mixed = subject.mix.log_variance(forecast.log_variance, rows)
+    return forecast._replace(log_variance=mixed.astype(np.float32))
 
 
 def _network_seeing(
     subject: Subject, network: Network, decision: DecidedBar, bars: int
 ) -> NetworkForecast:
-    known = decision.rows(bars)
+    rows = decision.rows(bars)
     if network.takes_any_length:
-        return ask(network, known[None], decision.positions(bars))
+        return ask(network, rows[None], decision.positions(bars))
     count = network.config.receptive_field
     window = np.repeat(subject.neutral[None], count, axis=0)
-    window[count - bars :] = known
+    window[count - bars :] = rows
     return ask(network, window[None], decision.positions(count))
 
 
@@ -122,20 +122,20 @@ def context_ablation(subject: Subject, count: int) -> list[Table]:
     """Return QLIKE and sign over *count* decisions by the share of the window that is seen."""
     network = subject.need_network("--inspect context")
     decisions = subject.decisions(count)
-    asked = [
-        (own[0].samples, np.array([one.row for one in own]))
-        for _, group in groupby(decisions, key=lambda one: id(one.samples))
-        if (own := list(group))
+    parts = [
+        (members[0].samples, np.array([decision.row for decision in members]))
+        for _, group in groupby(decisions, key=lambda decision: id(decision.samples))
+        if (members := list(group))
     ]
-    found: Forecasts | None = None
+    forecasts: Forecasts | None = None
     for part, bars in bars_seen(network).items():
         each = (
             [seeing(subject, network, DecidedBar(samples, row), bars) for row in rows.tolist()]
-            for samples, rows in asked
+            for samples, rows in parts
         )
-        rows = forecasts_at(subject, asked, [_joined_answers(of) for of in each])
-        found = rows if found is None else found.join(rows, f"1/{part}: {bars} bars")
-    assert found is not None
+        rows = forecasts_at(subject, parts, [_joined_answers(of) for of in each])
+        forecasts = rows if forecasts is None else forecasts.join(rows, f"1/{part}: {bars} bars")
+    assert forecasts is not None
     how = (
         "its stream restarted so many bars before the decision"
         if network.takes_any_length
@@ -148,11 +148,11 @@ def context_ablation(subject: Subject, count: int) -> list[Table]:
     return [
         forecaster_table(
             "ablation",
-            f"Context ablation, {len(decisions)} decisions of {len(np.unique(found.day))} days",
-            found,
+            f"Context ablation, {len(decisions)} decisions of {len(np.unique(forecasts.day))} days",
+            forecasts,
             {LOSSES[key].title: LOSSES[key] for key in COMPARED},
             of="figure",
-            others=found.compared,
+            others=forecasts.compared,
             notes=[note, NOTE],
         )
     ]
@@ -165,11 +165,11 @@ def _joined_answers(answers: Sequence[NetworkForecast]) -> Fields:
 
 
 def forecasts_at(
-    subject: Subject, asked: Sequence[tuple[Samples, Ids]], fields: Sequence[Fields] = ()
+    subject: Subject, parts: Sequence[tuple[Samples, Ids]], fields: Sequence[Fields] = ()
 ) -> Forecasts:
-    """Return the labelled rows of *asked* with the subject's answers, or with *fields*."""
-    fields = fields or [subject.predict(samples.segment, rows) for samples, rows in asked]
-    answers = [SegmentFields(*pair, of) for pair, of in zip(asked, fields, strict=True)]
+    """Return the labelled rows of *parts* with the subject's answers, or with *fields*."""
+    fields = fields or [subject.predict(samples.segment, rows) for samples, rows in parts]
+    answers = [SegmentFields(*pair, of) for pair, of in zip(parts, fields, strict=True)]
     return forecasts_of(answers, {}, subject.material.horizons)
 
 
@@ -198,8 +198,8 @@ class BarOrder(NamedTuple):
 def ranked(scores: Array) -> Ids:
     """Return the bars from the highest score to the lowest; of equal ones the newest first."""
     count = len(scores)
-    found: Ids = count - 1 - np.argsort(-scores[::-1], kind="stable")
-    return found
+    order: Ids = count - 1 - np.argsort(-scores[::-1], kind="stable")
+    return order
 
 
 def orders(
@@ -209,13 +209,15 @@ def orders(
     count = network.config.receptive_field
     both = tuple(range(len(TARGETS)))
     past = count - 1
-    found = [BarOrder("recency", np.arange(past)[::-1], both)]
-    found += [BarOrder(RANDOM, generator.permutation(past), both) for _ in range(DRAWS)]
-    found.append(BarOrder(DECIDED, np.array([past]), both))
+    candidates = [BarOrder("recency", np.arange(past)[::-1], both)]
+    candidates += [BarOrder(RANDOM, generator.permutation(past), both) for _ in range(DRAWS)]
+    candidates.append(BarOrder(DECIDED, np.array([past]), both))
     rows, positions = decision.rows(count), decision.positions(count)
     window = torch.from_numpy(rows)
     if network.has_attention:
-        found.insert(0, BarOrder("rollout", ranked(looked(network, rows, positions)[:-1]), both))
+        candidates.insert(
+            0, BarOrder("rollout", ranked(looked(network, rows, positions)[:-1]), both)
+        )
     neutral = torch.from_numpy(subject.neutral)
     for at, target in enumerate(TARGETS):
         answer = answer_of(network, positions, target, subject.column)
@@ -224,13 +226,13 @@ def orders(
             window - neutral,
         )
         scores = added.sum(dim=1).abs().cpu().numpy()
-        found.append(BarOrder("integrated gradients", ranked(scores[:-1]), (at,)))
+        candidates.append(BarOrder("integrated gradients", ranked(scores[:-1]), (at,)))
         if network.has_attention:
             given = window.clone().requires_grad_()
             with relevance_rules(network):
                 scores = relevance(answer(given[None])[0], given).sum(dim=1).abs().cpu().numpy()
-            found.append(BarOrder("relevance", ranked(scores[:-1]), (at,)))
-    return found
+            candidates.append(BarOrder("relevance", ranked(scores[:-1]), (at,)))
+    return candidates
 
 
 def curves(subject: Subject, network: Network, decision: DecidedBar, bars: Ids) -> Array:
@@ -243,8 +245,8 @@ def curves(subject: Subject, network: Network, decision: DecidedBar, bars: Ids) 
         changed[at, first] = subject.neutral
         changed[len(SHARES) + at, rest] = subject.neutral
     every = np.concatenate([window[None], changed])
-    said = ask(network, every, decision.positions(count)).targets(subject.column)
-    moved: Array = np.abs(said[:, 1:] - said[:, :1]).reshape(len(TARGETS), 2, len(SHARES))
+    forecasts = ask(network, every, decision.positions(count)).targets(subject.column)
+    moved: Array = np.abs(forecasts[:, 1:] - forecasts[:, :1]).reshape(len(TARGETS), 2, len(SHARES))
     return moved.swapaxes(0, 1)
 
 
@@ -252,7 +254,7 @@ def perturbations(subject: Subject, count: int) -> list[Table]:
     """Return areas and curves over *count* decisions, in orders that are paired by decision."""
     network = subject.need_network("--inspect deletion")
     decisions = subject.decisions(count)
-    found: dict[tuple[str, int], list[Array]] = {}  # of an order and a target
+    by_order: dict[tuple[str, int], list[Array]] = {}  # of an order and a target
     for number, decision in enumerate(decisions):
         drawn: dict[tuple[str, int], list[Array]] = {}
         every = orders(subject, network, decision, np.random.default_rng((_SEED, number)))
@@ -261,8 +263,8 @@ def perturbations(subject: Subject, count: int) -> list[Table]:
             for target in order.targets:
                 drawn.setdefault((order.name, target), []).append(moved[:, target])
         for key, several in drawn.items():
-            found.setdefault(key, []).append(np.mean(several, axis=0))
-    measured = {key: np.stack(each) for key, each in found.items()}  # [decision, side, share]
+            by_order.setdefault(key, []).append(np.mean(several, axis=0))
+    measured = {key: np.stack(each) for key, each in by_order.items()}  # [decision, side, share]
     return [_areas(subject, measured, decisions), _points(measured, decisions)]
 
 
@@ -279,7 +281,7 @@ def _areas(
     count = len(np.unique(days))
     areas = {key: moved.mean(axis=2) for key, moved in measured.items()}  # [decision, side]
     rows: list[dict[str, Value]] = []
-    for (name, target), area in sorted(areas.items(), key=lambda one: one[0][1]):
+    for (name, target), area in sorted(areas.items(), key=lambda item: item[0][1]):
         row: dict[str, Value] = {"of": TARGETS[target], "order": name}
         for side, word in enumerate(_SIDES):
             has_side = word in _sides(name)
@@ -321,7 +323,7 @@ def _points(measured: dict[tuple[str, int], Array], decisions: Sequence[DecidedB
     """Return the curves, a row an order, side and target."""
     days = days_of(decisions)
     rows: list[dict[str, Value]] = []
-    for (name, target), moved in sorted(measured.items(), key=lambda one: one[0][1]):
+    for (name, target), moved in sorted(measured.items(), key=lambda item: item[0][1]):
         for side, word in enumerate(_sides(name)):
             cells = {
                 f"1/{round(1 / share)}": estimate(moved[:, side, at], days)
@@ -347,10 +349,10 @@ def families(names: Sequence[str]) -> dict[str, list[int]]:
 
     ``return_1`` and ``return_4h`` are ``return``; ``hour_sin`` and ``hour_cos`` are ``hour``.
     """
-    found: dict[str, list[int]] = {}
+    by_name: dict[str, list[int]] = {}
     for column, name in enumerate(names):
-        found.setdefault(_ENDING.sub("", name), []).append(column)
-    return {name: columns for name, columns in found.items() if len(columns) > 1}
+        by_name.setdefault(_ENDING.sub("", name), []).append(column)
+    return {name: columns for name, columns in by_name.items() if len(columns) > 1}
 
 
 def permutation(segment: Segment, generator: np.random.Generator) -> Ids:
@@ -363,30 +365,30 @@ def permutation(segment: Segment, generator: np.random.Generator) -> Ids:
         by_day.setdefault(int(segment.open_time_ms[start]) // span_ms, []).append(
             np.arange(start, stop)
         )
-    found = np.arange(len(segment))
+    sources = np.arange(len(segment))
     # Rows without features stay where they are, so that none is carried into a later row.
     for blocks in by_day.values():
         usable = [rows for rows in blocks if rows[0] >= segment.first]
         if usable:
             order = generator.permutation(len(usable)).tolist()
-            found[np.concatenate(usable)] = np.concatenate([usable[at] for at in order])
-    return found
+            sources[np.concatenate(usable)] = np.concatenate([usable[at] for at in order])
+    return sources
 
 
 def feature_permutation(subject: Subject, at_most: int) -> list[Table]:
     """Return what each column and each family is worth, on up to *at_most* bars of the test."""
-    asked = subject.labelled(Part.TEST, at_most)
-    whole = forecasts_at(subject, asked)
+    parts = subject.labelled(Part.TEST, at_most)
+    whole = forecasts_at(subject, parts)
     names = subject.material.schema.names
     single = {name: [column] for column, name in enumerate(names)}
     several = {f"all of {name}": of for name, of in families(names).items()}
     rows: list[dict[str, Value]] = []
     alike: list[str] = []
     for name, columns in {**single, **several}.items():
-        changed = list(_changed(asked, columns))
+        changed = list(_changed(parts, columns))
         if all(
             np.array_equal(new.values, samples.segment.values, equal_nan=True)
-            for (samples, _), segments in zip(asked, changed, strict=True)
+            for (samples, _), segments in zip(parts, changed, strict=True)
             for new in segments
         ):
             alike.append(name)
@@ -394,8 +396,8 @@ def feature_permutation(subject: Subject, at_most: int) -> list[Table]:
         drawn = [
             forecasts_at(
                 subject,
-                asked,
-                [subject.predict(new, own) for (_, own), new in zip(asked, each, strict=True)],
+                parts,
+                [subject.predict(new, ids) for (_, ids), new in zip(parts, each, strict=True)],
             )
             for each in zip(*changed, strict=True)
         ]
@@ -406,7 +408,7 @@ def feature_permutation(subject: Subject, at_most: int) -> list[Table]:
     return [
         table_of_rows(
             "permutation",
-            f"Permutation of features, {sum(len(own) for _, own in asked):,} bars of "
+            f"Permutation of features, {sum(len(ids) for _, ids in parts):,} bars of "
             f"{len(np.unique(whole.day))} days",
             f"Blocks of a 24th of a day change places within it, {PERMUTATIONS} draws; how much "
             f"QLIKE rises and the share of right signs falls: above 0 the feature is used.{left}",
@@ -421,32 +423,32 @@ def _value(cell: Value) -> float:
 
 
 def _changed(
-    asked: Sequence[tuple[Samples, Ids]], columns: Sequence[int]
+    parts: Sequence[tuple[Samples, Ids]], columns: Sequence[int]
 ) -> Iterator[list[Segment]]:
-    """Yield, for each of *asked*, its segment with *columns* permuted together, a draw each."""
-    for number, (samples, _) in enumerate(asked):
-        segment, found = samples.segment, []
+    """Yield, for each of *parts*, its segment with *columns* permuted together, a draw each."""
+    for number, (samples, _) in enumerate(parts):
+        segment, segments = samples.segment, []
         for draw in range(PERMUTATIONS):
             order = permutation(segment, np.random.default_rng((_SEED, number, draw)))
             values: Rows = segment.values.copy()
             values[:, columns] = segment.values[order][:, columns]
-            found.append(replace(segment, values=values))
-        yield found
+            segments.append(replace(segment, values=values))
+        yield segments
 
 
 def _losses_added(
     subject: Subject, whole: Forecasts, drawn: Sequence[Forecasts]
 ) -> dict[str, Value]:
     """Return how much QLIKE rises and the share of right signs falls, at each horizon."""
-    found: dict[str, Value] = {}
+    cells: dict[str, Value] = {}
     for (horizon, rows), time in zip(whole.by_horizon(), subject.material.times, strict=True):
         for title, name, sign in (("QLIKE", "qlike", 1.0), ("sign", "sign_accuracy", -1.0)):
             terms = METRICS[name].terms
-            changed = np.mean([terms(MetricView(one.at(horizon))) for one in drawn], axis=0)
+            changed = np.mean([terms(MetricView(draw.at(horizon))) for draw in drawn], axis=0)
             added = sign * (changed - terms(MetricView(rows)))
             counts = np.isfinite(added)
-            found[f"{title} {time}"] = estimate(added[counts], rows.day[counts])
-    return found
+            cells[f"{title} {time}"] = estimate(added[counts], rows.day[counts])
+    return cells
 
 
 # --- others' attributions
@@ -505,49 +507,49 @@ def methods(*, is_smooth: bool) -> Mapping[str, Callable[[Answer, int], Array]]:
     except ImportError:
         raise ConfigInvalid(missing_sentence("captum", "--inspect attribution")) from None
 
-    def asked(made: _Method, groups: int) -> Array:
+    def sampled(method: _Method, groups: int) -> Array:
         given = torch.ones(1, groups)
-        found = made.attribute(
+        attribution = method.attribute(
             given,
             baselines=torch.zeros_like(given),
             n_samples=SAMPLES_A_GROUP * groups,
             perturbations_per_eval=_AT_ONCE,
         )
-        return _array(found)
+        return _array(attribution)
 
     def path(answer: Answer, groups: int) -> Array:
         given = torch.ones(1, groups)
-        found = IntegratedGradients(answer).attribute(
+        attribution = IntegratedGradients(answer).attribute(
             given,
             baselines=torch.zeros_like(given),
             n_steps=PATH_NODES,
             method="gausslegendre",
             internal_batch_size=_AT_ONCE,
         )
-        return _array(found)
+        return _array(attribution)
 
     def shapley(answer: Answer, groups: int) -> Array:
-        made: Any = KernelShap(answer)  # captum's type asks for its own models
-        made.interpretable_model = WeightedLinear()
-        return asked(made, groups)
+        method: Any = KernelShap(answer)  # captum's type asks for its own models
+        method.interpretable_model = WeightedLinear()
+        return sampled(method, groups)
 
     def local(answer: Answer, groups: int) -> Array:
         surrogate: Any = WeightedLinear()
-        return asked(Lime(answer, interpretable_model=surrogate), groups)
+        return sampled(Lime(answer, interpretable_model=surrogate), groups)
 
     smooth = {"integrated gradients": path} if is_smooth else {}
     return {**smooth, "KernelSHAP": shapley, "LIME": local}
 
 
-def _array(found: Tensor) -> Array:
-    array: Array = found[0].detach().double().numpy()
+def _array(attribution: Tensor) -> Array:
+    array: Array = attribution[0].detach().double().numpy()
     return array
 
 
 def blocks(bars: int) -> Ids:
     """Return the group of each bar of a window, oldest first."""
-    found: Ids = np.arange(bars) * min(GROUPS, bars) // bars
-    return found
+    groups: Ids = np.arange(bars) * min(GROUPS, bars) // bars
+    return groups
 
 
 def network_games(subject: Subject, network: Network, decision: DecidedBar) -> list[Game]:
@@ -575,7 +577,7 @@ def row_games(subject: Subject, trained: TrainedRows, decision: DecidedBar) -> l
     """Return, for each of ``TARGETS``, a row model's decision as a function of its features."""
     row, neutral = (subject.own_rows(of) for of in (decision.rows(1)[0], subject.neutral))
     added = trained.model.added(row)
-    own = (added.log_variance[subject.column], added.mean[subject.column])
+    contributions = (added.log_variance[subject.column], added.mean[subject.column])
 
     def game(target: str) -> Answer:
         def answer(present: Tensor) -> Tensor:
@@ -586,7 +588,7 @@ def row_games(subject: Subject, trained: TrainedRows, decision: DecidedBar) -> l
 
         return answer
 
-    return [Game(game(target), ours) for target, ours in zip(TARGETS, own, strict=True)]
+    return [Game(game(target), ours) for target, ours in zip(TARGETS, contributions, strict=True)]
 
 
 def agreement(ours: Array, theirs: Array) -> float:
@@ -610,41 +612,41 @@ def attributions(subject: Subject, count: int) -> list[Table]:
                 "leave it out."
             )
         network = None
-    known = {True: methods(is_smooth=True), False: methods(is_smooth=False)}
+    rivals = {True: methods(is_smooth=True), False: methods(is_smooth=False)}
     decisions = subject.decisions(count)
-    found = []
+    tables = []
     if network is not None:
         of_network = network
         agreed, _ = _compared(
-            lambda one: network_games(subject, of_network, one), decisions, known[True]
+            lambda decision: network_games(subject, of_network, decision), decisions, rivals[True]
         )
-        found.append(_agreements(agreed, decisions, of_rows=False))
+        tables.append(_agreements(agreed, decisions, of_rows=False))
     if trained is not None:
-        agreed, own = _compared(
-            lambda one: row_games(subject, trained, one), decisions, known[False]
+        agreed, contributions = _compared(
+            lambda decision: row_games(subject, trained, decision), decisions, rivals[False]
         )
         name = "attributions_rows" if network is not None else "attributions"
-        found.append(replace(_agreements(agreed, decisions, of_rows=True), key=name))
-        found.append(_added(trained, own, decisions))
-    return found
+        tables.append(replace(_agreements(agreed, decisions, of_rows=True), key=name))
+        tables.append(_added(trained, contributions, decisions))
+    return tables
 
 
 def _compared(
     games: Callable[[DecidedBar], list[Game]],
     decisions: Sequence[DecidedBar],
-    known: Mapping[str, Callable[[Answer, int], Array]],
+    rivals: Mapping[str, Callable[[Answer, int], Array]],
 ) -> tuple[dict[tuple[str, str], list[float]], dict[str, list[Array]]]:
-    """Return the agreement at each decision by target and *known* method, and ours by target."""
+    """Return each decision's agreement by target and method of *rivals*, and ours by target."""
     torch.manual_seed(_SEED)
     agreed: dict[tuple[str, str], list[float]] = {}
-    own: dict[str, list[Array]] = {target: [] for target in TARGETS}
+    contributions: dict[str, list[Array]] = {target: [] for target in TARGETS}
     for decision in decisions:
         for target, game in zip(TARGETS, games(decision), strict=True):
-            own[target].append(game.ours)
-            for name, method in known.items():
+            contributions[target].append(game.ours)
+            for name, method in rivals.items():
                 theirs = method(game.answer, len(game.ours))
                 agreed.setdefault((target, name), []).append(agreement(game.ours, theirs))
-    return agreed, own
+    return agreed, contributions
 
 
 def _agreements(
@@ -667,10 +669,12 @@ def _agreements(
 
 
 def _added(
-    trained: TrainedRows, own: Mapping[str, Sequence[Array]], decisions: Sequence[DecidedBar]
+    trained: TrainedRows,
+    contributions: Mapping[str, Sequence[Array]],
+    decisions: Sequence[DecidedBar],
 ) -> Table:
     days = days_of(decisions)
-    sizes = {target: np.abs(np.stack(each)) for target, each in own.items()}
+    sizes = {target: np.abs(np.stack(each)) for target, each in contributions.items()}
     order = np.argsort(-sizes[TARGETS[0]].mean(axis=0), kind="stable").tolist()
     names = trained.schema.names
     rows: list[dict[str, Value]] = [
@@ -738,20 +742,22 @@ class AdaptiveConformal:
         insort(self._sorted, score)
 
 
-def adaptive_widths(scores: Array, times: Ids, known: Ids, before: Iterable[float]) -> Array:
+def adaptive_widths(
+    scores: Array, times: Ids, outcome_times: Ids, before: Iterable[float]
+) -> Array:
     """Return the adaptive width of each bar of one instrument, [bar], oldest first.
 
-    *times* are those of the decisions and *known* those at which each score is known; both ascend.
-    *before* are scores of the calibration part.
+    *times* are those of the decisions and *outcome_times* those at which each score is known;
+    both ascend. *before* are scores of the calibration part.
     """
     state = AdaptiveConformal(before)
-    found, learnt = np.empty(len(scores)), 0
+    widths, learnt = np.empty(len(scores)), 0
     for at, now in enumerate(times.tolist()):
-        while learnt < at and known[learnt] <= now:
-            state.take(float(scores[learnt]), float(found[learnt]))
+        while learnt < at and outcome_times[learnt] <= now:
+            state.take(float(scores[learnt]), float(widths[learnt]))
             learnt += 1
-        found[at] = state.width()
-    return found
+        widths[at] = state.width()
+    return widths
 
 
 def fixed_width(scores: Array, coverage: float = COVERAGE) -> float:
@@ -764,8 +770,8 @@ def intervals(subject: Subject) -> list[Table]:
     """Return the coverage and width of every interval on the test part, in all and by day."""
     test = subject.labelled(Part.TEST)
     before, bars = (
-        forecasts_at(subject, asked).at(subject.horizon)
-        for asked in (subject.labelled(Part.CALIBRATION), test)
+        forecasts_at(subject, parts).at(subject.horizon)
+        for parts in (subject.labelled(Part.CALIBRATION), test)
     )
     past_scores, all_scores = _scores(before), _scores(bars)
     names = {"own": t.ppf(0.5 + COVERAGE / 2, bars.value("dof"))}
@@ -802,7 +808,7 @@ def _scores(rows: Forecasts) -> Array:
 
 
 def _dropout(
-    subject: Subject, network: Network, asked: Sequence[tuple[Samples, Ids]]
+    subject: Subject, network: Network, parts: Sequence[tuple[Samples, Ids]]
 ) -> tuple[Array, Array] | None:
     """Return mean and half width [bar] of MC dropout (Gal and Ghahramani, 2016), if there is any.
 
@@ -813,8 +819,8 @@ def _dropout(
     torch.manual_seed(_SEED)
     means, variances = [], []
     for _ in range(PASSES):
-        fields = [predict(network, s.segment, rows, dropout=True) for s, rows in asked]
-        passed = forecasts_at(subject, asked, fields).at(subject.horizon)
+        fields = [predict(network, s.segment, rows, dropout=True) for s, rows in parts]
+        passed = forecasts_at(subject, parts, fields).at(subject.horizon)
         dof = passed.value("dof")
         means.append(passed.value("mean"))
         variances.append(passed.value("scale") ** 2 * dof / (dof - 2.0))
@@ -863,8 +869,8 @@ def _by_day(covered: dict[str, Array], days: Ids) -> Table:
 
 def _daily(hit: Array, days: Ids) -> Array:
     _, day = np.unique(days, return_inverse=True)
-    found: Array = np.bincount(day, hit) / np.bincount(day)
-    return found
+    shares: Array = np.bincount(day, hit) / np.bincount(day)
+    return shares
 
 
 # --- all, by the names that ask for each
@@ -881,16 +887,16 @@ INSPECTIONS: Final[Mapping[str, Callable[[Subject, int], list[Table]]]] = {
 _DECISIONS: Final = 200
 
 
-def examined(subject: Subject, asked: Mapping[str, int]) -> Iterator[Table]:
-    """Yield the findings of every inspection that is *asked* for, by name, with its number."""
+def examined(subject: Subject, counts: Mapping[str, int]) -> Iterator[Table]:
+    """Yield the findings of every inspection of *counts*, by name, with its number."""
     for name, inspect in INSPECTIONS.items():
-        if name in asked:
-            yield from inspect(subject, asked[name])
+        if name in counts:
+            yield from inspect(subject, counts[name])
 
 
 def read_inspections(texts: Sequence[str]) -> dict[str, int]:
     """Return how many decisions each ``NAME`` or ``NAME=N`` asks for, by name."""
-    found = {}
+    counts = {}
     for text in texts:
         name, equals, count = text.partition("=")
         if name not in INSPECTIONS:
@@ -902,5 +908,5 @@ def read_inspections(texts: Sequence[str]) -> dict[str, int]:
                 f"--inspect {text}: write {name}"
                 f"{'' if name == 'intervals' else ' or ' + name + '=N, a number of decisions'}."
             )
-        found[name] = int(count) if equals else _DECISIONS
-    return found
+        counts[name] = int(count) if equals else _DECISIONS
+    return counts

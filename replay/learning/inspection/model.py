@@ -82,8 +82,8 @@ class DecidedBar(NamedTuple):
 
     def rows(self, count: int) -> Rows:
         """Return a copy of the last *count* rows of features up to it: [count, feature]."""
-        known: Rows = self.samples.segment.values[self.row - count + 1 : self.row + 1].copy()
-        return known
+        rows: Rows = self.samples.segment.values[self.row - count + 1 : self.row + 1].copy()
+        return rows
 
     def positions(self, count: int) -> Tensor:
         """Return the absolute numbers of these bars."""
@@ -99,8 +99,8 @@ class Mix(NamedTuple):
 
     def log_variance(self, network: NDArray[Any], rows: NDArray[Any]) -> NDArray[Any]:
         """Return the ensemble's of both halves' log variances [.., horizon]."""
-        found: NDArray[Any] = self.shares * network + (1.0 - self.shares) * rows
-        return found
+        mixed: NDArray[Any] = self.shares * network + (1.0 - self.shares) * rows
+        return mixed
 
 
 @dataclass(frozen=True)
@@ -190,14 +190,14 @@ class Subject:
         total = sum(map(len, rows))
         step = 1 if at_most is None else max(-(-total // at_most), 1)
         if self.network is not None and step == 1:
-            rows = [thinned(own, total, self.network) for own in rows]
-        found = [(s, own[::step]) for s, own in zip(every, rows, strict=True) if len(own)]
-        if not found:
+            rows = [thinned(ids, total, self.network) for ids in rows]
+        labelled = [(s, ids[::step]) for s, ids in zip(every, rows, strict=True) if len(ids)]
+        if not labelled:
             raise ConfigInvalid(
                 f"The {part.value} part has no bar with {context} bars before it; give longer"
                 " candles."
             )
-        return found
+        return labelled
 
     def decisions(self, count: int) -> list[DecidedBar]:
         """Return *count* decisions of the test part, evenly spread; all where there are fewer."""
@@ -216,11 +216,11 @@ class Subject:
             return centre
         total, count = np.zeros(len(self.material.schema.names)), 0
         for samples in self.material.samples(Part.TRAIN):
-            known = samples.segment.values[samples.start : samples.stop]
-            total += known.sum(axis=0, dtype=np.float64)
-            count += len(known)
-        found: Rows = (total / count).astype(np.float32)
-        return found
+            rows = samples.segment.values[samples.start : samples.stop]
+            total += rows.sum(axis=0, dtype=np.float64)
+            count += len(rows)
+        mean: Rows = (total / count).astype(np.float32)
+        return mean
 
 
 class NetworkForecast(NamedTuple):
@@ -243,13 +243,13 @@ def ask(network: Network, windows: Rows, positions: Tensor) -> NetworkForecast:
     step = max(_ROWS_AT_ONCE // windows.shape[1], 1)
     place = positions.to(network.device)
     parts = []
-    own = windows[..., : network.config.features]
+    inputs = windows[..., : network.config.features]
     with torch.inference_mode():
         for start in range(0, len(windows), step):
-            x = torch.from_numpy(own[start : start + step]).to(network.device)
-            said = network(x, place)
+            x = torch.from_numpy(inputs[start : start + step]).to(network.device)
+            outputs = network(x, place)
             parts.append(
-                [part[:, -1].float().cpu().numpy() for part in (said.mean, said.log_variance)]
+                [part[:, -1].float().cpu().numpy() for part in (outputs.mean, outputs.log_variance)]
             )
     return NetworkForecast(*(np.concatenate(column) for column in zip(*parts, strict=True)))
 
@@ -261,9 +261,9 @@ def answer_of(
     place = positions.to(network.device)
 
     def answer(windows: Tensor) -> Tensor:
-        own = windows[..., : network.config.features]
-        said = network(own.to(network.device), place)
-        chosen: Tensor = said.log_variance if target == TARGETS[0] else said.mean
+        inputs = windows[..., : network.config.features]
+        outputs = network(inputs.to(network.device), place)
+        chosen: Tensor = outputs.log_variance if target == TARGETS[0] else outputs.mean
         return chosen[:, -1, column]
 
     return answer
@@ -274,8 +274,8 @@ def looked(network: Network, window: Rows, positions: Tensor) -> Array:
     x = torch.from_numpy(window[None, :, : network.config.features])
     with torch.inference_mode():
         rollout = network.explain(x.to(network.device), positions.to(network.device)).rollout
-    found: Array = rollout.weights[0, 0].double().cpu().numpy()
-    return found
+    weights: Array = rollout.weights[0, 0].double().cpu().numpy()
+    return weights
 
 
 def days_of(decisions: Sequence[DecidedBar]) -> Ids:
@@ -328,12 +328,12 @@ class StoredNetwork:
         """
         folder = checkpoints.locate(name)
         if not folder.is_dir():
-            known = ", ".join(checkpoints.bundled())
+            names = ", ".join(checkpoints.bundled())
             raise ConfigInvalid(
-                f"There is no checkpoint {name!r}; name a folder, or a bundled one: {known}."
+                f"There is no checkpoint {name!r}; name a folder, or a bundled one: {names}."
             )
-        found = checkpoints.load(folder)
-        card, tensors = found.card, found.tensors
+        checkpoint = checkpoints.load(folder)
+        card, tensors = checkpoint.card, checkpoint.tensors
         while (kind := known_kind(card)) is not None and kind.members:
             part = kind.members[0]
             card, tensors = part_of(card, part), tensors_of(tensors, part)
@@ -344,10 +344,10 @@ class StoredNetwork:
             )
         return cls(
             folder,
-            found.id,
+            checkpoint.id,
             restore(card, tensors),
             _schema(card, beside),
-            INTERVALS.get(str(found.card["market"].get("interval")), 0),
+            INTERVALS.get(str(checkpoint.card["market"].get("interval")), 0),
             card.get("gradients", {}),
         )
 
@@ -380,18 +380,18 @@ class StoredNetwork:
             raise DataInvalid(f"{given} hold no {self._one_answer}; name longer files with --data.")
         longest = max(whole, key=len)
         first, last = longest.first + self.rows, len(longest)
-        ends = sorted({first + (last - first) * one // (WINDOWS - 1) for one in range(WINDOWS)})
+        ends = sorted({first + (last - first) * place // (WINDOWS - 1) for place in range(WINDOWS)})
         return [_window(longest, end - self.rows, end) for end in ends]
 
     def _segments(self, candles: Sequence[Candles]) -> list[Segment]:
         """Return *candles* with features; raise ``ConfigInvalid`` where vectors are missing."""
         joined = self.schema.covariates
-        own = features.schema(self.schema.schema_id)
-        plain = [segment for one in candles for segment in segments_of(one, own)]
+        schema = features.schema(self.schema.schema_id)
+        plain = [segment for series in candles for segment in segments_of(series, schema)]
         if joined is None:
             return plain
         if isinstance(joined, OtherColumns):  # whose bars are among the candles
-            beside = OtherInputs(joined.source.symbol).of_bars(plain, own.names)
+            beside = OtherInputs(joined.source.symbol).of_bars(plain, schema.names)
             return joined_to(plain, beside.joined(0))
         if joined.source == NO_FILE:
             raise ConfigInvalid(
@@ -403,16 +403,16 @@ class StoredNetwork:
         """Return the candles of *data*, or the bundled ones that have this interval or a finer."""
         if columns and not data:
             raise ConfigInvalid("The bundled candles need no --columns; leave it out.")
-        found = []
+        series = []
         for path in data or map(str, (DEMO_CANDLES, *MONTH_CANDLES)):
             candles = path if isinstance(path, Candles) else read_candles(path, columns=columns)
-            own = candles.interval_ms
-            if self.interval_ms and self.interval_ms != own:
-                if self.interval_ms % own:
+            interval_ms = candles.interval_ms
+            if self.interval_ms and self.interval_ms != interval_ms:
+                if self.interval_ms % interval_ms:
                     continue
                 candles = resample(candles, self.interval_ms)
-            found.append(candles)
-        return found
+            series.append(candles)
+        return series
 
     def attention(self, bars: Any, *, at: str | int | None = None) -> AttentionMaps:  # noqa: ANN401
         """Return where each head of each layer looked from the newest of *bars*.
@@ -428,21 +428,21 @@ class StoredNetwork:
             )
         until_ms = None if at is None else instant(str(at))
         given = candles_of_frame(bars, symbol="BARS") if is_frame(bars) else bars
-        known = [
+        segments = [
             (segment, len(segment) if until_ms is None else int(end))
             for segment in self._segments(self._candles([given]))
             for end in (np.searchsorted(segment.open_time_ms, until_ms or 0, "right"),)
         ]
-        whole = [(one, end) for one, end in known if end - one.first >= self.rows]
+        whole = [(series, end) for series, end in segments if end - series.first >= self.rows]
         if not whole:
             raise DataInvalid(f"The bars hold no {self._one_answer}; give more of them.")
         segment, end = max(whole, key=lambda of: int(of[0].open_time_ms[of[1] - 1]))
         rows, positions = _window(segment, end - self.rows, end)
         with torch.inference_mode():
-            found = self.network.eval().attribution_by_layer(rows, positions)
+            layers = self.network.eval().attribution_by_layer(rows, positions)
         return AttentionMaps(
             segment.open_time_ms[end - self.rows : end].copy(),
-            tuple(layer.rows.float().cpu().numpy() for layer in found),
+            tuple(layer.rows.float().cpu().numpy() for layer in layers),
         )
 
     def examined(self, data: Sequence[str] = (), columns: Sequence[str] = ()) -> NetworkCheck:

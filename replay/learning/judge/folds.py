@@ -84,7 +84,7 @@ class Refits:
         """Return it with the forecasts of *others* on the same folds as compared models."""
         tests = list(self.tests)
         for name, other in others.items():
-            tests = [one.join(rival, name) for one, rival in zip(tests, other.tests, strict=True)]
+            tests = [test.join(rival, name) for test, rival in zip(tests, other.tests, strict=True)]
         return replace(self, tests=tests)
 
 
@@ -102,11 +102,11 @@ class _FoldFit:
         place, fold = unit
         use_threads(self.threads)
         say(f"Fold {place} of {self.count}.")
-        own = self.data.folded(fold)
+        data = self.data.folded(fold)
         with tempfile.TemporaryDirectory(prefix="tracepaper-fold-") as folder:
             recipe = recipe_of(self.card)
-            model = recipe.kind.fit(own, recipe, FitRun(Path(folder), say=say)).for_fold(own)
-        return ModelForecasts(model.answers(own, Part.TEST), model.held(own))
+            model = recipe.kind.fit(data, recipe, FitRun(Path(folder), say=say)).for_fold(data)
+        return ModelForecasts(model.answers(data, Part.TEST), model.held(data))
 
 
 def refit(
@@ -133,9 +133,9 @@ def refit(
     if of_card.holds_out_calibration:
         folds = [with_calibration(fold) for fold in folds]
     fit = _FoldFit(card, data, len(folds), threads_used())
-    found = each(fit, list(enumerate(folds, start=1)), say)
+    forecasts = each(fit, list(enumerate(folds, start=1)), say)
     combination = (numbers[0], numbers[1]) if kind == COMBINATORIAL else None
-    return Refits(text, folds, found, combination)
+    return Refits(text, folds, forecasts, combination)
 
 
 def refuse_many(kind: str, numbers: Sequence[int]) -> None:
@@ -150,32 +150,32 @@ def refuse_many(kind: str, numbers: Sequence[int]) -> None:
 # --- what the folds say
 
 
-def tables(found: Refits) -> list[Table]:
+def tables(refits: Refits) -> list[Table]:
     """Return each metric by forecaster and horizon, and how likely a choice by it is luck."""
-    rows, made, suffix = found.pooled, [], f", over {found.text}"
+    rows, findings, suffix = refits.pooled, [], f", over {refits.text}"
     for key in COMPARED if rows.unit == "bars" else ():
         metric = LOSSES[key]
         title, notes = f"{metric.title}{suffix}", [_FIT_NOTE, NOTE]
-        made.append(forecaster_table(f"folds_{key}", title, rows, metric, notes=notes))
-        if found.combination is not None:
-            made.append(_selected(found, f"overfitting_{key}", metric))
-    return [*made, *scores_of(rows, found.held, "folds_", suffix)]
+        findings.append(forecaster_table(f"folds_{key}", title, rows, metric, notes=notes))
+        if refits.combination is not None:
+            findings.append(_selected(refits, f"overfitting_{key}", metric))
+    return [*findings, *scores_of(rows, refits.held, "folds_", suffix)]
 
 
 _FIT_NOTE: Final = "Each fold fits the model and every baseline on its own training spans."
 
 
-def _selected(found: Refits, key: str, metric: Metric) -> Table:
+def _selected(refits: Refits, key: str, metric: Metric) -> Table:
     """Return for each horizon the probability that the best forecaster is so by luck, by path."""
-    assert found.combination is not None
+    assert refits.combination is not None
     rows = []
-    routes = paths(*found.combination)
-    for horizon in found.tests[0].forecasts.horizons:
-        values = [overfitting(_scores(found, route, horizon, metric)) for route in routes]
-        known = [value for value in values if value is not None]
+    routes = paths(*refits.combination)
+    for horizon in refits.tests[0].forecasts.horizons:
+        values = [overfitting(_scores(refits, route, horizon, metric)) for route in routes]
+        probabilities = [value for value in values if value is not None]
         row: dict[str, Value] = {"horizon": str(horizon), "paths": len(routes)}
-        if known:
-            row |= {"mean": float(np.mean(known)), "most": max(known)}
+        if probabilities:
+            row |= {"mean": float(np.mean(probabilities)), "most": max(probabilities)}
         rows.append(row)
     columns = [
         of_row("horizon", "bars ahead", "text"),
@@ -191,12 +191,12 @@ def _selected(found: Refits, key: str, metric: Metric) -> Table:
     return table(key, title, columns, rows, notes=[note])
 
 
-def _scores(found: Refits, route: Sequence[int], horizon: int, metric: Metric) -> Array:
+def _scores(refits: Refits, route: Sequence[int], horizon: int, metric: Metric) -> Array:
     """Return [group, forecaster]: the mean loss on each group by the fold that the path takes."""
     scores = []
     for group, place in enumerate(route):
-        fold, rows = found.folds[place], found.tests[place].forecasts.at(horizon)
-        chosen = _span_of(found, group, fold)
+        fold, rows = refits.folds[place], refits.tests[place].forecasts.at(horizon)
+        chosen = _span_of(refits, group, fold)
         inside = (rows.day >= chosen[0]) & (rows.day < chosen[1])
         if not inside.any():
             raise ConfigInvalid("A group of the folds has no bar; give fewer groups.")
@@ -205,9 +205,9 @@ def _scores(found: Refits, route: Sequence[int], horizon: int, metric: Metric) -
     return np.array(scores)
 
 
-def _span_of(found: Refits, group: int, fold: Fold) -> tuple[int, int]:
+def _span_of(refits: Refits, group: int, fold: Fold) -> tuple[int, int]:
     """Return the days from and until of a *group*, which is one test of *fold*."""
-    every = sorted({span for each in found.folds for span in each.test})
+    every = sorted({span for each in refits.folds for span in each.test})
     start, stop = every[group]
     assert (start, stop) in fold.test
     return start // DAY_MS, stop // DAY_MS
@@ -245,31 +245,31 @@ def ablated(card: Mapping[str, Any], text: str) -> dict[str, Any]:
             f"--ablate {text} is no change that folds are fitted by: they keep {name} as it is; "
             "change another key."
         )
-    own = member_as_card(card, HALVES[0]) if "parts" in card else card
-    kind = kind_of(own, is_member=True)
+    member = member_as_card(card, HALVES[0]) if "parts" in card else card
+    kind = kind_of(member, is_member=True)
     value = change.typed(kind.sections, f"a recipe of the kind {kind.name}", derived=True)
-    before = recipe_of(own).document()[section].get(key)
-    other = {**own, section: {**own[section], key: value}}
+    before = recipe_of(member).document()[section].get(key)
+    other = {**member, section: {**member[section], key: value}}
     now = recipe_of(other).document()[section].get(key)
     if now is None:
         raise ConfigInvalid(f"--ablate {text}: {section}.{key} is no key of the recipe.")
     if now == before:
         raise ConfigInvalid(f"--ablate {text} changes nothing; {section}.{key} is so already.")
-    if own is card:
+    if member is card:
         return other
     return {**card, "parts": {**card["parts"], HALVES[0]: other}}
 
 
-def ablation_tables(own: Refits, others: Mapping[str, Refits]) -> list[Table]:
+def ablation_tables(refits: Refits, others: Mapping[str, Refits]) -> list[Table]:
     """Return for each metric what the recipe has less each change of *others*, by horizon.
 
     Each change is fitted anew on the same folds with the same seed.
     """
-    joined = own.joined(others)
+    joined = refits.joined(others)
     return [
         forecaster_table(
             f"instead_{key}",
-            f"{metric.title}: the recipe less each change, {own.text}",
+            f"{metric.title}: the recipe less each change, {refits.text}",
             rows,
             metric,
             others=tuple(others),

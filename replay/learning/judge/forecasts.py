@@ -79,8 +79,8 @@ class Forecasts:
     @cached_property
     def day(self) -> Ints:
         """The calendar day of each row."""
-        found: Ints = self.open_ms // DAY_MS
-        return found
+        days: Ints = self.open_ms // DAY_MS
+        return days
 
     @cached_property
     def keys(self) -> Ints:

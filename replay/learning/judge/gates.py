@@ -155,20 +155,20 @@ def answered_rows(
     """
     share = max(bars // len(part), 1)
     scan = forecaster.scan if forecaster.causal else partial(map, forecaster.step)
-    found: list[AnsweredRows] = []
+    answered: list[AnsweredRows] = []
     for samples in part:
         answers: list[Forecast | None] = []
         stretches = spread_rows(samples, horizon, forecaster.context, share)
         for rows in stretches:
             first, stop = int(rows[0]), int(rows[-1]) + 1
             begin = first - forecaster.context + 1
-            known = bars_of(samples.segment, begin, stop)
-            forecaster.warm(samples.segment.candles.instrument, known[: first - begin])
-            every = list(scan(known[first - begin :]))
+            series = bars_of(samples.segment, begin, stop)
+            forecaster.warm(samples.segment.candles.instrument, series[: first - begin])
+            every = list(scan(series[first - begin :]))
             answers += [every[row - first] for row in rows.tolist()]
         if stretches:
-            found.append(AnsweredRows(samples, np.concatenate(stretches), answers))
-    return found
+            answered.append(AnsweredRows(samples, np.concatenate(stretches), answers))
+    return answered
 
 
 def spread_rows(
@@ -207,20 +207,20 @@ def rows_of(
     parts: list[Forecasts] = []
     fitted = None if forecaster.calibration is None else forecaster.calibration.confidence
     for samples, rows, chosen in answered:
-        known = [forecast for forecast in chosen if forecast is not None]
-        if len(known) != len(chosen):
+        forecasts = [forecast for forecast in chosen if forecast is not None]
+        if len(forecasts) != len(chosen):
             raise DataInvalid("A bar with a full context has no forecast; check the checkpoint.")
         place = 0 if not parts else int(parts[-1].labels["place"][-1]) + horizon + 1
         values = {
-            MODEL: _law(known, horizon),
+            MODEL: _law(forecasts, horizon),
             GATE_COLUMNS: measures(
-                known,
+                forecasts,
                 given=forecaster.measures,
                 horizon=horizon,
                 slope=slope,
                 fitted=fitted if fitted is not None and fitted.horizon == horizon else None,
             ),
-            INPUT_COLUMNS: _inputs(known, horizon),
+            INPUT_COLUMNS: _inputs(forecasts, horizon),
         }
         labels = _outcomes(samples.segment, rows, horizon) | {"place": rows - rows[0] + place}
         opened = samples.segment.open_time_ms
@@ -266,37 +266,39 @@ def _law(forecasts: Sequence[Forecast], horizon: int) -> dict[str, Array]:
 
 def _inputs(forecasts: Sequence[Forecast], horizon: int) -> dict[str, Array]:
     at, names = forecasts[0].horizons.index(horizon), names_for(forecasts[0])
-    inputs = np.array([values_of(names, one, at) for one in forecasts], dtype=np.float64)
+    inputs = np.array([values_of(names, forecast, at) for forecast in forecasts], dtype=np.float64)
     return {name: inputs[:, place] for place, name in enumerate(names)}
 
 
-def with_confidence(table: Forecasts, found: Forecasts) -> Forecasts:
+def with_confidence(table: Forecasts, explained: Forecasts) -> Forecasts:
     """Return *table* with the confidence of the bars that were explained, NaN of all others."""
-    if "confidence" not in found.values[GATE_COLUMNS]:
+    if "confidence" not in explained.values[GATE_COLUMNS]:
         return table
-    order = np.argsort(found.keys)
-    place = np.minimum(np.searchsorted(found.keys[order], table.keys), len(order) - 1)
+    order = np.argsort(explained.keys)
+    place = np.minimum(np.searchsorted(explained.keys[order], table.keys), len(order) - 1)
     at = order[place]
     confidence = np.where(
-        found.keys[at] == table.keys, found.value("confidence", GATE_COLUMNS)[at], np.nan
+        explained.keys[at] == table.keys, explained.value("confidence", GATE_COLUMNS)[at], np.nan
     )
     return table.holding(MODEL, confidence=confidence)
 
 
-def selective(found: Forecasts) -> dict[str, Any]:
+def selective(explained: Forecasts) -> dict[str, Any]:
     """Return the accuracy gained by each gate's measure at equal coverage, and their areas."""
-    hit = (np.sign(found.value("mean")) == np.sign(found.labels["return"])).astype(np.float64)
-    entropy = found.values[GATE_COLUMNS].get("confidence")
+    hit = (np.sign(explained.value("mean")) == np.sign(explained.labels["return"])).astype(
+        np.float64
+    )
+    entropy = explained.values[GATE_COLUMNS].get("confidence")
     return table(
         hit,
         {
             **({} if entropy is None else {"entropy_confidence": entropy}),
-            "margin": found.value("margin"),
-            "mean_over_stdev": np.abs(found.value("mean")) / found.value("stdev"),
-            "predicted_calm": -found.value("volatility"),
+            "margin": explained.value("margin"),
+            "mean_over_stdev": np.abs(explained.value("mean")) / explained.value("stdev"),
+            "predicted_calm": -explained.value("volatility"),
             "random": np.random.default_rng(_SEED).random(len(hit)),
         },
-        found.day,
+        explained.day,
     )
 
 
@@ -313,51 +315,53 @@ def separate(
     return opened
 
 
-def traded(found: Forecasts, thresholds: Mapping[str, float]) -> dict[str, Any]:
+def traded(explained: Forecasts, thresholds: Mapping[str, float]) -> dict[str, Any]:
     """Return what gates would have let through, and its net result in basis points a trade.
 
     A trade opens at the next bar's open, is held to the horizon, pays the taker's round trip and
     no slippage; no two overlap. *thresholds* are by measure, bounds on the side of their gates.
     """
-    rules = passing(found, thresholds)
-    return {"bars": len(found)} | {name: _result(found, rows) for name, rows in rules.items()}
+    rules = passing(explained, thresholds)
+    return {"bars": len(explained)} | {
+        name: _result(explained, rows) for name, rows in rules.items()
+    }
 
 
-def passing(found: Forecasts, thresholds: Mapping[str, float]) -> dict[str, NDArray[np.bool_]]:
+def passing(explained: Forecasts, thresholds: Mapping[str, float]) -> dict[str, NDArray[np.bool_]]:
     """Return [row] for each rule of trading: none, the largest edges, edge, and all gates."""
     upper = {gate.calibrated_as for gate in GATES.values() if not gate.at_least}
-    passed = np.ones(len(found), dtype=np.bool_)
+    passed = np.ones(len(explained), dtype=np.bool_)
     for name, threshold in thresholds.items():
-        measure = found.values[GATE_COLUMNS][name]
+        measure = explained.values[GATE_COLUMNS][name]
         passed &= measure <= threshold if name in upper else measure >= threshold
-    edge = found.values[GATE_COLUMNS]["edge"] >= 1.0
+    edge = explained.values[GATE_COLUMNS]["edge"] >= 1.0
     return {
         "ungated": np.ones_like(edge),
-        "largest_edges": top(found.values[GATE_COLUMNS]["edge"], _BUSY_SHARE),
+        "largest_edges": top(explained.values[GATE_COLUMNS]["edge"], _BUSY_SHARE),
         "edge": edge,
         "all_gates": passed & edge,
     }
 
 
-def daily_net(found: Forecasts, chosen: NDArray[np.bool_]) -> Array:
+def daily_net(explained: Forecasts, chosen: NDArray[np.bool_]) -> Array:
     """Return the net log return of each day that was judged, 0 where none of *chosen* traded."""
-    opened = separate(chosen, found.labels["place"], found.horizons[0])
-    names, day = np.unique(found.day, return_inverse=True)
-    earned = np.bincount(day[opened], _net(found)[opened], len(names))
+    opened = separate(chosen, explained.labels["place"], explained.horizons[0])
+    names, day = np.unique(explained.day, return_inverse=True)
+    earned = np.bincount(day[opened], _net(explained)[opened], len(names))
     return earned.astype(np.float64)
 
 
-def _net(found: Forecasts) -> Array:
+def _net(explained: Forecasts) -> Array:
     """Return what a trade at each row makes, after the round trip."""
-    net: Array = np.sign(found.value("mean")) * found.labels["traded"] - ROUND_TRIP_COST
+    net: Array = np.sign(explained.value("mean")) * explained.labels["traded"] - ROUND_TRIP_COST
     return net
 
 
-def _result(found: Forecasts, chosen: NDArray[np.bool_]) -> dict[str, Any]:
+def _result(explained: Forecasts, chosen: NDArray[np.bool_]) -> dict[str, Any]:
     """Return how many bars passed, the separate trades and days of them, and their net result."""
-    opened = separate(chosen, found.labels["place"], found.horizons[0])
-    net = _net(found)[opened] * _BASIS_POINTS
-    days = found.day[opened]
+    opened = separate(chosen, explained.labels["place"], explained.horizons[0])
+    net = _net(explained)[opened] * _BASIS_POINTS
+    days = explained.day[opened]
     result: dict[str, Any] = {
         "bars_per_1000": round(1000 * float(chosen.mean()), 3),
         "trades": int(opened.sum()),
@@ -384,16 +388,16 @@ LEVEL: Final = 0.05
 """Of the test whether a confidence is worth anything, on each of two spans."""
 
 
-def outcomes(found: Forecasts) -> Forecasts:
+def outcomes(explained: Forecasts) -> Forecasts:
     """Return the explained rows whose inputs are all known, with what followed each.
 
     ``hit`` is 1 where the sign was right, ``loss`` the QLIKE of the volatility, and ``missed`` how
     many deviations the return lay from the mean.
     """
-    known = np.ones(len(found), dtype=np.bool_)
-    for values in found.values[INPUT_COLUMNS].values():
-        known &= np.isfinite(values)
-    rows = found.where(known)
+    finite = np.ones(len(explained), dtype=np.bool_)
+    for values in explained.values[INPUT_COLUMNS].values():
+        finite &= np.isfinite(values)
+    rows = explained.where(finite)
     mean, value = rows.value("mean"), rows.labels["return"]
     ratio = np.maximum(rows.labels["realised"] / rows.value("volatility") ** 2, VARIANCE_FLOOR)
     labels = {
@@ -417,8 +421,8 @@ def is_calm(rows: Forecasts) -> Array:
 
 def truth(rows: Forecasts) -> Array:
     """Return by what share of the rows the volatility's error was larger: 1 is the truest."""
-    found: Array = 1.0 - rankdata(rows.labels["loss"]) / len(rows)
-    return found
+    ranks: Array = 1.0 - rankdata(rows.labels["loss"]) / len(rows)
+    return ranks
 
 
 def fit_score(
@@ -455,8 +459,8 @@ def fit_score(
 def scored(score: LinearScore, inputs: Mapping[str, Array]) -> Array:
     """Return the probability at every row, as a run computes it."""
     columns = [inputs[name].tolist() for name in score.names]
-    found = [score.probability(row) for row in zip(*columns, strict=True)]
-    return np.array(found, dtype=np.float64)
+    probabilities = [score.probability(row) for row in zip(*columns, strict=True)]
+    return np.array(probabilities, dtype=np.float64)
 
 
 def folds(rows: Forecasts) -> list[tuple[Rows, Rows]]:
@@ -466,38 +470,38 @@ def folds(rows: Forecasts) -> list[tuple[Rows, Rows]]:
     """
     cuts = np.quantile(rows.open_ms, np.linspace(0, 1, FOLDS + 1)[1:-1])
     fold = np.searchsorted(cuts, rows.open_ms, side="right")
-    found = []
+    parts = []
     for number in range(FOLDS):
         judged = fold == number
         if judged.any():
             first, last = rows.open_ms[judged].min(), rows.until_ms[judged].max()
-            found.append((judged, (rows.until_ms < first) | (rows.open_ms > last)))
-    return found
+            parts.append((judged, (rows.until_ms < first) | (rows.open_ms > last)))
+    return parts
 
 
 def cross_fitted(
     rows: Forecasts, happened: Array, names: Sequence[str], *, signed: bool
 ) -> Array | None:
     """Return the probability at every row by a fit that saw none of its fold; None without one."""
-    found = np.full(len(happened), np.nan)
-    for judged, known in folds(rows):
-        if known.sum() < ROWS_LEAST // FOLDS:
+    probabilities = np.full(len(happened), np.nan)
+    for judged, fitted in folds(rows):
+        if fitted.sum() < ROWS_LEAST // FOLDS:
             return None
-        fit = fit_score(rows.where(known), happened[known], names, signed=signed)
+        fit = fit_score(rows.where(fitted), happened[fitted], names, signed=signed)
         part = {name: rows.values[INPUT_COLUMNS][name][judged] for name in names}
-        found[judged] = scored(fit, part)
-    return found
+        probabilities[judged] = scored(fit, part)
+    return probabilities
 
 
 def fit_confidence(
-    found: Forecasts,
+    explained: Forecasts,
 ) -> tuple[FittedConfidence | None, dict[str, Any]]:
     """Return the fitted confidence of the calibration slice, and what its folds say of it.
 
     The chosen measure is the one whose gain is largest against its error. There is none where rows
     are too few, or the forecaster names no probabilities.
     """
-    rows = outcomes(found)
+    rows = outcomes(explained)
     if len(rows.labels["hit"]) < ROWS_LEAST or not {"mean_over_stdev", "margin"} <= set(
         rows.values[INPUT_COLUMNS]
     ):
@@ -517,7 +521,7 @@ def fit_confidence(
     volatility = fit_score(rows, is_calm(rows), names, signed=False)
     edges, spread = _widening(rows, calm[0])
     fitted = FittedConfidence(
-        horizon=found.horizons[0],
+        horizon=explained.horizons[0],
         chosen=chosen,
         strict=False,
         sign=fit_score(rows, rows.labels["hit"], names, signed=True),
@@ -574,17 +578,17 @@ def _widening(rows: Forecasts, sure: Array) -> tuple[tuple[float, ...], tuple[fl
     usual = float(np.quantile(rows.labels["missed"], COVERAGE))
     counts = np.bincount(cell, minlength=CELLS)
     wide = [
-        float(np.quantile(rows.labels["missed"][cell == one], COVERAGE)) / usual
-        if counts[one] and usual > 0
+        float(np.quantile(rows.labels["missed"][cell == number], COVERAGE)) / usual
+        if counts[number] and usual > 0
         else 1.0
-        for one in range(CELLS)
+        for number in range(CELLS)
     ]
     falling = isotonic_regression(wide, weights=np.maximum(counts, 1), increasing=False).x
-    return tuple(edges.tolist()), tuple(rounded(max(float(one), 1e-3)) for one in falling)
+    return tuple(edges.tolist()), tuple(rounded(max(float(factor), 1e-3)) for factor in falling)
 
 
 def judge_spans(
-    found: Forecasts, fitted: FittedConfidence, second_span_ms: int | None = None
+    explained: Forecasts, fitted: FittedConfidence, second_span_ms: int | None = None
 ) -> tuple[bool, dict[str, Any]]:
     """Return whether the chosen confidence has earned a strict threshold, and what shows it.
 
@@ -592,7 +596,7 @@ def judge_spans(
     or at half of their days. A gain over a random gate of equal coverage must be credible in both,
     corrected by Holm over the candidates, and no few days earn it.
     """
-    rows = outcomes(found)
+    rows = outcomes(explained)
     days = np.unique(rows.day)
     if len(days) < 2:
         return False, {}
@@ -621,7 +625,7 @@ def _span(rows: Forecasts, fitted: FittedConfidence) -> dict[str, Any]:
 
 def sentence(fitted: FittedConfidence, evidence: Mapping[str, Any]) -> str:
     """Say in one sentence what the confidence is worth, and what follows from it."""
-    said = _LIST[fitted.chosen]
+    measure = _LIST[fitted.chosen]
     spans = evidence.get("spans", ())
     gained = " and ".join(
         f"{100 * gain:+.1f} {plus_minus(error, '.1f', 100)}"
@@ -630,11 +634,11 @@ def sentence(fitted: FittedConfidence, evidence: Mapping[str, Any]) -> str:
     points = f" ({gained} points of accuracy, mean over coverages)" if gained else ""
     if fitted.strict:
         return (
-            f"Confidence by {said} chose surer signs than chance on both untouched spans{points},"
-            " so gate.confidence is strict by default (q0.5)."
+            f"Confidence by {measure} chose surer signs than chance on both untouched spans"
+            f"{points}, so gate.confidence is strict by default (q0.5)."
         )
     text = (
-        f"Confidence by {said} did not credibly choose surer signs than chance on both untouched"
+        f"Confidence by {measure} did not credibly choose surer signs than chance on both untouched"
         f" spans{points}, so gate.confidence refuses next to nothing by default (q0.01)"
     )
     if spans and all(
@@ -685,46 +689,49 @@ _ROWS_A_CELL: Final = 40
 _FARTHEST: Final = 4.0
 
 
-def fit_cells(found: Forecasts, count: int = COUNT) -> RegimeCells | None:
+def fit_cells(explained: Forecasts, count: int = COUNT) -> RegimeCells | None:
     """Return *count* cells by k-means (Lloyd, 1982) on standardised measures of attention.
 
     They are ordered by realised over forecast variance. None where rows or days are too few, or
     attention gives no such measures.
     """
     if not 2 <= count <= REGIMES_MOST or not set(REGIME_MEASURES) <= set(
-        found.values[GATE_COLUMNS]
+        explained.values[GATE_COLUMNS]
     ):
         return None
-    rows = np.stack([found.values[GATE_COLUMNS][name] for name in REGIME_MEASURES], axis=1)
-    known: NDArray[np.bool_] = np.isfinite(rows.sum(axis=1))
-    if known.sum() < _ROWS_A_CELL * count:
+    rows = np.stack([explained.values[GATE_COLUMNS][name] for name in REGIME_MEASURES], axis=1)
+    usable: NDArray[np.bool_] = np.isfinite(rows.sum(axis=1))
+    if usable.sum() < _ROWS_A_CELL * count:
         return None
-    center, scale = rows[known].mean(axis=0), rows[known].std(axis=0)
+    center, scale = rows[usable].mean(axis=0), rows[usable].std(axis=0)
     scale = np.where(scale > 1e-12, scale, 1.0)
-    places = np.clip((rows[known] - center) / scale, -_FARTHEST, _FARTHEST)
+    places = np.clip((rows[usable] - center) / scale, -_FARTHEST, _FARTHEST)
     middles = _middles(places, count)
     cell = _nearest(places, middles)
     if len(np.unique(cell)) < count:
         return None
-    ratios = [_ratio(found, known, cell == one) for one in range(count)]
+    ratios = [_ratio(explained, usable, cell == number) for number in range(count)]
     errors = [ratio.error for ratio in ratios if ratio.error is not None]
     if len(errors) < count:
         return None
-    order = sorted(range(count), key=lambda one: ratios[one].value)
+    order = sorted(range(count), key=lambda number: ratios[number].value)
     return RegimeCells(
         names=REGIME_MEASURES,
         center=tuple(map(rounded, center.tolist())),
         scale=tuple(map(rounded, scale.tolist())),
-        cells=tuple(tuple(map(rounded, middles[one].tolist())) for one in order),
-        ratio=tuple(rounded(ratios[one].value) for one in order),
-        error=tuple(rounded(errors[one]) for one in order),
+        cells=tuple(tuple(map(rounded, middles[number].tolist())) for number in order),
+        ratio=tuple(rounded(ratios[number].value) for number in order),
+        error=tuple(rounded(errors[number]) for number in order),
     )
 
 
-def judge_cells(found: Forecasts, cells: RegimeCells, hysteresis: float) -> dict[str, Any]:
-    """Return for each cell its share of the rows of *found*, and what followed there, by day."""
+def judge_cells(explained: Forecasts, cells: RegimeCells, hysteresis: float) -> dict[str, Any]:
+    """Return for each cell its share of the rows *explained*, and what followed there, by day."""
     columns = [
-        [None if np.isnan(value) else value for value in found.values[GATE_COLUMNS][name].tolist()]
+        [
+            None if np.isnan(value) else value
+            for value in explained.values[GATE_COLUMNS][name].tolist()
+        ]
         for name in cells.names
     ]
     at: list[int] = []
@@ -733,27 +740,27 @@ def judge_cells(found: Forecasts, cells: RegimeCells, hysteresis: float) -> dict
         now = cells.next_cell(now, row, hysteresis)
         at.append(now or 0)
     cell, every = np.array(at), np.ones(len(at), dtype=np.bool_)
-    inside = {one: cell == one for one in range(1, len(cells.cells) + 1)}
+    inside = {number: cell == number for number in range(1, len(cells.cells) + 1)}
     return {
-        str(one): {
+        str(number): {
             "share": round(float(rows.mean()), 5),
-            "days": len(np.unique(found.day[rows])),
-            "variance_ratio": _ratio(found, every, rows).rounded() if rows.any() else [],
+            "days": len(np.unique(explained.day[rows])),
+            "variance_ratio": _ratio(explained, every, rows).rounded() if rows.any() else [],
         }
-        for one, rows in inside.items()
+        for number, rows in inside.items()
     }
 
 
 def regime_sentence(figures: Mapping[str, Any]) -> str:
     """Say in one sentence what followed in the first and the last cell of ``judge_cells``."""
-    said = [
-        f"{ratio[0]:.2f} ({plus_minus(ratio[1], '.2f')} by days) in regime {one}"
-        for one in (min(figures, key=int), max(figures, key=int))
-        if (ratio := figures[one]["variance_ratio"])
+    parts = [
+        f"{ratio[0]:.2f} ({plus_minus(ratio[1], '.2f')} by days) in regime {number}"
+        for number in (min(figures, key=int), max(figures, key=int))
+        if (ratio := figures[number]["variance_ratio"])
     ]
-    if not said:
+    if not parts:
         return "In no regime of the card's own was an untouched bar."
-    return f"Realised variance was so many times what was forecast: {', '.join(said)} of the card."
+    return f"Realised variance was so many times what was forecast: {', '.join(parts)} of the card."
 
 
 def _middles(places: Array, count: int) -> Array:
@@ -761,7 +768,7 @@ def _middles(places: Array, count: int) -> Array:
     drawn = np.random.default_rng(_SEED)
     chosen = [places[int(drawn.integers(len(places)))]]
     while len(chosen) < count:
-        away = np.min([((places - one) ** 2).sum(axis=1) for one in chosen], axis=0)
+        away = np.min([((places - middle) ** 2).sum(axis=1) for middle in chosen], axis=0)
         total = float(away.sum())
         if total <= 0:
             break
@@ -771,8 +778,8 @@ def _middles(places: Array, count: int) -> Array:
         cell = _nearest(places, middles)
         moved = np.stack(
             [
-                places[cell == one].mean(axis=0) if (cell == one).any() else middles[one]
-                for one in range(len(middles))
+                places[cell == number].mean(axis=0) if (cell == number).any() else middles[number]
+                for number in range(len(middles))
             ]
         )
         if np.array_equal(moved, middles):
@@ -782,21 +789,23 @@ def _middles(places: Array, count: int) -> Array:
 
 
 def _nearest(places: Array, middles: Array) -> NDArray[np.int64]:
-    found: NDArray[np.int64] = np.stack(
-        [((places - one) ** 2).sum(axis=1) for one in middles]
+    cells: NDArray[np.int64] = np.stack(
+        [((places - middle) ** 2).sum(axis=1) for middle in middles]
     ).argmin(axis=0)
-    return found
+    return cells
 
 
-def _ratio(found: Forecasts, known: NDArray[np.bool_], rows: NDArray[np.bool_]) -> DailyEstimate:
-    """Return realised over forecast variance of the *rows* of those *known*, with its error."""
+def _ratio(
+    explained: Forecasts, usable: NDArray[np.bool_], rows: NDArray[np.bool_]
+) -> DailyEstimate:
+    """Return realised over forecast variance of the *rows* of those *usable*, with its error."""
     realised, forecast = (
-        found.labels["realised"][known][rows],
-        found.value("volatility")[known][rows] ** 2,
+        explained.labels["realised"][usable][rows],
+        explained.value("volatility")[usable][rows] ** 2,
     )
     # Each bar counts alike: a few violent days would decide a ratio of sums.
     terms = np.stack([realised / forecast, np.ones_like(realised)])
-    return figure(terms, found.day[known][rows], lambda s: s[:, 0] / np.maximum(s[:, 1], 1.0))
+    return figure(terms, explained.day[usable][rows], lambda s: s[:, 0] / np.maximum(s[:, 1], 1.0))
 
 
 # --- the card
@@ -805,68 +814,68 @@ def _ratio(found: Forecasts, known: NDArray[np.bool_], rows: NDArray[np.bool_]) 
 HYSTERESIS: Final = float(RegimeSection().hysteresis)
 
 
-def gates_section(found: Forecasts, section: Mapping[str, Any]) -> dict[str, Any]:
+def gates_section(explained: Forecasts, section: Mapping[str, Any]) -> dict[str, Any]:
     """Return ``[calibration]`` with what gates need: quantiles, confidence, regimes, coverage.
 
-    *found* are what a run's own forecaster said of the calibration slice.
+    *explained* are what a run's own forecaster said of the calibration slice.
     """
-    measures = dict(found.values[GATE_COLUMNS])
-    known = {name: list(quantiles(values)) for name, values in measures.items()}
+    measures = dict(explained.values[GATE_COLUMNS])
+    percentiles = {name: list(quantiles(values)) for name, values in measures.items()}
     section = {
         **section,
-        "bars": len(found),
+        "bars": len(explained),
         "round_trip_cost": ROUND_TRIP_COST,
         "percents": [PERCENTS[0], PERCENTS[-1]],
-        "quantiles": known,
+        "quantiles": percentiles,
     }
-    fitted, evidence = fit_confidence(found)
+    fitted, evidence = fit_confidence(explained)
     if fitted is not None:
         name = confidence_calibrated.calibrated_as
-        measures[name] = scored(fitted.sign, found.values[INPUT_COLUMNS])
-        known[name] = list(quantiles(measures[name]))
+        measures[name] = scored(fitted.sign, explained.values[INPUT_COLUMNS])
+        percentiles[name] = list(quantiles(measures[name]))
         section |= {"confidence": msgspec.to_builtins(fitted), "cross_fitted": evidence}
-    if (cells := fit_cells(found)) is not None:
+    if (cells := fit_cells(explained)) is not None:
         section["regimes"] = msgspec.to_builtins(cells)
-    usual = _in_usual_regimes(found, known) if RECENT_MASS in measures else None
+    usual = _in_usual_regimes(explained, percentiles) if RECENT_MASS in measures else None
     if RECENT_MASS in measures and usual is None:
         return {**section, "coverage": []}
     return {**section, "coverage": coverage(measures, section, usual)}
 
 
 def judged_gates(
-    table: Forecasts, found: Forecasts, section: Mapping[str, Any], second_span_ms: int | None
+    table: Forecasts, explained: Forecasts, section: Mapping[str, Any], second_span_ms: int | None
 ) -> Judgement:
-    """Return what the gates by ``[calibration]`` make of the untouched rows *found*, of *table*.
+    """Return what the gates by ``[calibration]`` make of untouched rows *explained*, of *table*.
 
     Its figures and sentences are those of the gates alone.
     """
-    section, figures, sentences = judged_section(found, section, second_span_ms=second_span_ms)
+    section, figures, sentences = judged_section(explained, section, second_span_ms=second_span_ms)
     thresholds = default_thresholds(section)
-    every = {"selective": selective(found), "traded": traded(found, thresholds), **figures}
-    rules = passing(found, thresholds)
-    return Judgement(with_confidence(table, found), every, sentences, found, rules, section)
+    every = {"selective": selective(explained), "traded": traded(explained, thresholds), **figures}
+    rules = passing(explained, thresholds)
+    return Judgement(with_confidence(table, explained), every, sentences, explained, rules, section)
 
 
 def judged_section(
-    found: Forecasts, section: Mapping[str, Any], *, second_span_ms: int | None = None
+    explained: Forecasts, section: Mapping[str, Any], *, second_span_ms: int | None = None
 ) -> tuple[dict[str, Any], dict[str, Any], list[str]]:
-    """Return ``[calibration]`` with its verdict, the figures of *found*, and what they say.
+    """Return ``[calibration]`` with its verdict, the figures of *explained*, and what they say.
 
-    *found* are untouched rows; what they are not asked for is left as it was.
+    *explained* are untouched rows; what they are not asked for is left as it was.
     """
-    judged, figures, said = dict(section), {}, []
+    judged, figures, sentences = dict(section), {}, []
     if "confidence" in section:
         fitted = msgspec.convert(section["confidence"], FittedConfidence)
-        strict, evidence = judge_spans(found, fitted, second_span_ms)
+        strict, evidence = judge_spans(explained, fitted, second_span_ms)
         fitted = msgspec.structs.replace(fitted, strict=strict)
         judged["confidence"] = msgspec.to_builtins(fitted)
         figures["confidence"] = evidence
-        said += [sentence(fitted, evidence), ablation(section["cross_fitted"])]
+        sentences += [sentence(fitted, evidence), ablation(section["cross_fitted"])]
     if "regimes" in section:
         cells = msgspec.convert(section["regimes"], RegimeCells)
-        figures["regimes"] = judge_cells(found, cells, HYSTERESIS)
-        said.append(regime_sentence(figures["regimes"]))
-    return judged, figures, said
+        figures["regimes"] = judge_cells(explained, cells, HYSTERESIS)
+        sentences.append(regime_sentence(figures["regimes"]))
+    return judged, figures, sentences
 
 
 def default_thresholds(section: Mapping[str, Any]) -> dict[str, float]:
@@ -886,24 +895,28 @@ def default_thresholds(section: Mapping[str, Any]) -> dict[str, float]:
 
 def _defaults(section: Mapping[str, Any], *, strict: bool) -> dict[Gate, float]:
     """Return the default threshold of each calibrated gate but ``edge`` that a run declares."""
-    known, fitted = section["quantiles"], section.get("confidence")
+    percentiles, fitted = section["quantiles"], section.get("confidence")
     chosen = ENTROPY if fitted is None else fitted["chosen"]
-    found = {}
+    thresholds = {}
     for gate in GATES.values():
         key = gate.threshold
-        if gate.calibrated_as not in known or gate is edge or not isinstance(key, ThresholdKey):
+        if (
+            gate.calibrated_as not in percentiles
+            or gate is edge
+            or not isinstance(key, ThresholdKey)
+        ):
             continue
         if gate.chosen_by in CONFIDENCES and gate.chosen_by != chosen:
             continue
         text = str(key.default)
         if text == AUTO:
             text = key.strict if strict else MILDEST
-        found[gate] = _quantile(text, gate.calibrated_as, known, key=key_of(gate))
-    return found
+        thresholds[gate] = _quantile(text, gate.calibrated_as, percentiles, key=key_of(gate))
+    return thresholds
 
 
-def _quantile(text: str, name: str, known: Mapping[str, Any], *, key: str = "") -> float:
-    calibration = Calibration({name: tuple(of) for name, of in known.items()}, {}, 0.0)
+def _quantile(text: str, name: str, percentiles: Mapping[str, Any], *, key: str = "") -> float:
+    calibration = Calibration({name: tuple(of) for name, of in percentiles.items()}, {}, 0.0)
     return threshold_of(text, name, calibration, key=key or name)
 
 
@@ -945,23 +958,25 @@ def _key(gate: Gate) -> ThresholdKey:
     return key
 
 
-def _in_usual_regimes(found: Forecasts, known: Mapping[str, Any]) -> NDArray[np.bool_] | None:
+def _in_usual_regimes(
+    explained: Forecasts, percentiles: Mapping[str, Any]
+) -> NDArray[np.bool_] | None:
     """Return which rows lie in one of the default ``gate.regimes``.
 
     None where recent mass does not move, which no run by default thresholds takes.
     """
     rules = RegimeSection()
-    low = _quantile(str(rules.mean_reversion), RECENT_MASS, known)
-    high = _quantile(str(rules.momentum), RECENT_MASS, known)
+    low = _quantile(str(rules.mean_reversion), RECENT_MASS, percentiles)
+    high = _quantile(str(rules.momentum), RECENT_MASS, percentiles)
     if low >= high:
         return None
     bounds = RegimeBounds.between(mean_reversion=low, momentum=high, hysteresis=HYSTERESIS)
     usual, now = GateSection().regimes, Regime.UNKNOWN
-    inside = np.zeros(len(found), dtype=np.bool_)
+    inside = np.zeros(len(explained), dtype=np.bool_)
     before = None
     rows = zip(
-        found.labels["place"].tolist(),
-        found.values[GATE_COLUMNS][RECENT_MASS].tolist(),
+        explained.labels["place"].tolist(),
+        explained.values[GATE_COLUMNS][RECENT_MASS].tolist(),
         strict=True,
     )
     for row, (place, mass) in enumerate(rows):

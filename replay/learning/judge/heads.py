@@ -122,7 +122,9 @@ def _factors(rows: Forecasts, *, is_ewma: bool) -> dict[str, list[float]]:
             away = realised - middle
             beyond = np.maximum(-away / (middle - low), away / (high - middle))
             factors[head] = np.quantile(beyond, _INSIDE, axis=0)
-    return {head: [rounded(one) for one in of.ravel().tolist()] for head, of in factors.items()}
+    return {
+        head: [rounded(factor) for factor in of.ravel().tolist()] for head, of in factors.items()
+    }
 
 
 def _tail_factors(rows: Forecasts, tails: Array) -> Array:
@@ -163,20 +165,20 @@ def head_figures(table: Forecasts) -> dict[str, Any]:
 
 
 def _figures(rows: Forecasts) -> dict[str, Any]:
-    found: dict[str, dict[str, list[float | None]]] = {}
+    sections: dict[str, dict[str, list[float | None]]] = {}
     for head in heads_of(rows):
-        section = found[head] = {key: of.rounded() for key, of in coverage(rows, head).items()}
+        section = sections[head] = {key: of.rounded() for key, of in coverage(rows, head).items()}
         less = compare(rows, HEAD_LOSSES[head])
         for key, other in (("less_ewma", EWMA), ("less_average_odds", AVERAGE_ODDS)):
             if other in less:
                 section[key] = DailyEstimate(*less[other].pair).rounded()
-    return found
+    return sections
 
 
 def likeliest(rows: Forecasts) -> NDArray[np.int64]:
     """Return the most probable regime of each row, from 0, the calmest."""
-    found: NDArray[np.int64] = rows.value("regimes")[:, 0].argmax(axis=1)
-    return found
+    regimes: NDArray[np.int64] = rows.value("regimes")[:, 0].argmax(axis=1)
+    return regimes
 
 
 def coverage(rows: Forecasts, head: str) -> dict[str, DailyEstimate]:
@@ -204,12 +206,12 @@ def coverage(rows: Forecasts, head: str) -> dict[str, DailyEstimate]:
     return {key: statistics.mean(hit.astype(np.float64), rows.day) for key, hit in hits.items()}
 
 
-def head_sentences(found: Mapping[str, Any], *, horizon: int, days: int) -> list[str]:
+def head_sentences(by_horizon: Mapping[str, Any], *, horizon: int, days: int) -> list[str]:
     """Say what the figures of ``head_figures`` come to at one horizon; nothing of none.
 
     On few *days* every head is level with the others.
     """
-    if not (main := found.get(str(horizon))):
+    if not (main := by_horizon.get(str(horizon))):
         return []
     lines = []
     if "tails" in main:
@@ -354,7 +356,7 @@ def learn_correlations(material: Dataset) -> dict[str, dict[str, Any]]:
     Empty of a single symbol, and of symbols without enough bars in common.
     """
     panels = _panels(material, Part.TRAIN)
-    found: dict[str, dict[str, Any]] = {}
+    by_horizon: dict[str, dict[str, Any]] = {}
     for column, horizon in enumerate(material.horizons):
         rows = _rows(panels, column, horizon)
         if rows is None:
@@ -362,22 +364,22 @@ def learn_correlations(material: Dataset) -> dict[str, dict[str, Any]]:
         mean = rows.realised.mean(axis=0)
         sides = [np.broadcast_to(mean, rows.realised.shape).ravel(), rows.ewma.ravel()]
         weights = _weights(np.stack(sides, axis=1), rows.realised.ravel())
-        found[str(horizon)] = {
+        by_horizon[str(horizon)] = {
             "pairs": list(rows.pairs),
             "mean": [rounded(value) for value in mean.tolist()],
             "mean_weight": rounded(weights[0]),
             "ewma_weight": rounded(weights[1]),
         }
-    return found
+    return by_horizon
 
 
-def _weights(sides: Array, came: Array) -> tuple[float, float]:
+def _weights(sides: Array, realised: Array) -> tuple[float, float]:
     """Return the weights of least squares of *sides* [row, 2], at least 0, at most 1 together."""
-    first, second = nnls(sides, came)[0].tolist()
+    first, second = nnls(sides, realised)[0].tolist()
     if first + second <= 1.0:
         return first, second
     along = sides[:, 1] - sides[:, 0]
-    share = float(along @ (came - sides[:, 0]) / max(float(along @ along), 1e-300))
+    share = float(along @ (realised - sides[:, 0]) / max(float(along @ along), 1e-300))
     share = min(max(share, 0.0), 1.0)
     return 1.0 - share, share
 
@@ -485,10 +487,10 @@ def correlation_sentences(table: Forecasts, *, horizon: int) -> list[str]:
         return []
     rows = table.at(horizon)
     judged = judged_pairs(rows)
-    found = compare(rows, PAIRS[CORRELATION], judged)
+    differences = compare(rows, PAIRS[CORRELATION], judged)
     return [
         f"Correlations to {horizon} bars, {_OF[judged]}, are "
-        f"{plain_verdict(found[name].pair, found[name].days)} beside {words} "
+        f"{plain_verdict(differences[name].pair, differences[name].days)} beside {words} "
         f"({len(rows.names)} pairs)."
         for name, words in _BESIDE.items()
         if name == OTHERS[0] or judged == MODEL
@@ -511,12 +513,12 @@ def _rows(panels: Sequence[LabelledPanel], column: int, horizon: int) -> _Rows |
     if horizon < LEAST_BARS or not panels:
         return None
     parts = [_of_panel(panel, column, horizon) for panel in panels]
-    opened, ewma, came = (np.concatenate(of) for of in zip(*parts, strict=True))
+    opened, ewma, realised = (np.concatenate(of) for of in zip(*parts, strict=True))
     if not len(opened):
         return None
     pairs = [" ".join(sorted(pair)) for pair in combinations(panels[0].panel.symbols, 2)]
     order = np.argsort(pairs)  # as a card lists them
-    return _Rows(tuple(sorted(pairs)), opened, ewma[:, order], came[:, order])
+    return _Rows(tuple(sorted(pairs)), opened, ewma[:, order], realised[:, order])
 
 
 def _of_panel(
@@ -531,6 +533,6 @@ def _of_panel(
         pair: lfilter([1.0 - EWMA_DECAY], [1.0, -EWMA_DECAY], product)[rows]
         for pair, product in panel.products().items()
     }
-    came, ewma = panel.correlations((horizon,))[:, rows, 0].T, correlated(smooth).T
-    usable = np.isfinite(came).all(axis=1) & np.isfinite(ewma).all(axis=1)
-    return panel.segments[0].open_time_ms[rows][usable], ewma[usable], came[usable]
+    realised, ewma = panel.correlations((horizon,))[:, rows, 0].T, correlated(smooth).T
+    usable = np.isfinite(realised).all(axis=1) & np.isfinite(ewma).all(axis=1)
+    return panel.segments[0].open_time_ms[rows][usable], ewma[usable], realised[usable]

@@ -58,12 +58,12 @@ def split_at(segments: Sequence[Segment], forecaster: UserForecaster) -> Split:
 
     The embargo is the longest horizon, so that no label of a bar before reaches into the test.
     """
-    said = forecaster.model.trained_until
-    if said is None:
+    trained_until = forecaster.model.trained_until
+    if trained_until is None:
         times = np.sort(np.concatenate([segment.open_time_ms for segment in segments]))
         until_ms = int(times[int(SHARE_UNJUDGED * (len(times) - 1))])
     else:
-        until_ms = date_ms(said)
+        until_ms = date_ms(trained_until)
     return Split(until_ms, until_ms + 1, until_ms + 2, max(forecaster.horizons))
 
 
@@ -84,11 +84,11 @@ def class_forecasts(forecaster: UserForecaster, material: Dataset) -> Forecasts:
 def judge_user_class(forecaster: UserForecaster, material: Dataset, *, horizon: int) -> Judgement:
     """Return what a class forecasts of the test part, its figures, and sentences about them."""
     table = class_forecasts(forecaster, material)
-    found = figures(table, OF_MODEL) | paired_figures(table)
+    results = figures(table, OF_MODEL) | paired_figures(table)
     chosen = horizon if horizon in table.horizons else table.horizons[0]
-    sentences = _sentences(found, chosen, forecaster, material.split)
-    found["gates"] = {"selective": selective_of(table.at(chosen))}
-    return Judgement(table, found, sentences)
+    sentences = _sentences(results, chosen, forecaster, material.split)
+    results["gates"] = {"selective": selective_of(table.at(chosen))}
+    return Judgement(table, results, sentences)
 
 
 def answers_of(
@@ -99,7 +99,7 @@ def answers_of(
     In units of σ √h, of those bars alone at which all are finite, and volatilities above 0. It is
     asked in stretches, so that few forecasts with their explanations are held at a time.
     """
-    found = []
+    parts = []
     for samples in material.samples(Part.TEST):
         segment = samples.segment
         labelled = np.flatnonzero(samples.weights.any(axis=1))
@@ -113,14 +113,14 @@ def answers_of(
         for start in range(begin, end, SCANNED_BARS):
             stop = min(start + SCANNED_BARS, end)
             bars = bars_of(segment, start, stop)
-            said = forecaster.scan(bars) if forecaster.causal else map(forecaster.step, bars)
-            answers = dict(enumerate(said, start))
+            forecasts = forecaster.scan(bars) if forecaster.causal else map(forecaster.step, bars)
+            answers = dict(enumerate(forecasts, start))
             rows = labelled[(labelled >= start) & (labelled < stop)]
             rows = rows[[answers[row] is not None for row in rows.tolist()]]
             if len(rows):
                 every: Any = [answers[row] for row in rows.tolist()]
-                found.append(_finite(samples, rows, every, measures))
-    return [answers for answers in found if len(answers.rows)]
+                parts.append(_finite(samples, rows, every, measures))
+    return [answers for answers in parts if len(answers.rows)]
 
 
 def _finite(
@@ -132,7 +132,7 @@ def _finite(
 
     def column(name: str) -> Array:
         nothing = (np.nan,) * len(forecasts[0].horizons)
-        every = [getattr(one, name) or nothing for one in forecasts]
+        every = [getattr(forecast, name) or nothing for forecast in forecasts]
         return np.array(every, dtype=np.float64)[:, at]
 
     fields: dict[str, Any] = {}
@@ -147,10 +147,10 @@ def _finite(
     if "probabilities" in measures:
         shares = np.stack([column(name) for name in ("p_down", "p_flat", "p_up")], axis=-1)
         fields["logits"] = np.log(np.maximum(shares, 1e-9))
-    known = np.logical_and.reduce(
+    finite = np.logical_and.reduce(
         [np.isfinite(of.reshape(len(rows), -1)).all(axis=1) for of in fields.values()]
     )
-    return SegmentFields(samples, rows[known], {name: of[known] for name, of in fields.items()})
+    return SegmentFields(samples, rows[finite], {name: of[finite] for name, of in fields.items()})
 
 
 def selective_of(rows: Forecasts) -> dict[str, Any]:
@@ -185,12 +185,12 @@ def _sentences(
         )
     else:
         when = f"Judged on bars after {until}, until which its class says that it was trained."
-    found = [when]
-    found += compared_sentences(by_horizon, horizon, OF_MODEL)
+    lines = [when]
+    lines += compared_sentences(by_horizon, horizon, OF_MODEL)
     if left := sorted(_MEASURES - frozenset(forecaster.measures)):
-        found.append(f"It gives no {', '.join(left)}: their figures are left out.")
-    found.append(NO_ATTENTION)
-    return [*found, *few_days(chosen["days"])]
+        lines.append(f"It gives no {', '.join(left)}: their figures are left out.")
+    lines.append(NO_ATTENTION)
+    return [*lines, *few_days(chosen["days"])]
 
 
 # --- a model of any kind on one span
@@ -287,13 +287,15 @@ def counted(
 
     *folder* holds the checkpoint; None is a class of one's own.
     """
-    found = []
-    for one in every:
-        new = SpanOpening(recipe, model_id, one.symbols, one.from_ms, one.until_ms)
+    judgements = []
+    for judgement in every:
+        new = SpanOpening(
+            recipe, model_id, judgement.symbols, judgement.from_ms, judgement.until_ms
+        )
         count, sentence = opened(openings_path(folder), new)
-        missing = (*one.missing, *([sentence] if sentence else []))
-        found.append(replace(one, openings=count, missing=missing))
-    return found
+        missing = (*judgement.missing, *([sentence] if sentence else []))
+        judgements.append(replace(judgement, openings=count, missing=missing))
+    return judgements
 
 
 def judge_checkpoint(
@@ -347,11 +349,11 @@ def rival_checkpoint(
     kind = kind_of(card)
     same = _same_rows(kind.arrange(material), judgement, card["architecture"]["horizons"])
     model = kind.load(card, tensors)
-    found = ModelForecasts(model.answers(same, Part.TEST), model.held(same))
-    if not (judgement.forecasts.places(found.forecasts) >= 0).any():
+    rival = ModelForecasts(model.answers(same, Part.TEST), model.held(same))
+    if not (judgement.forecasts.places(rival.forecasts) >= 0).any():
         unit = judgement.forecasts.unit
         raise ConfigInvalid(f"it answers none of the {unit} that the judged model answers")
-    return found
+    return rival
 
 
 def rival_class(
@@ -380,5 +382,5 @@ def _same_rows(data: AnyData, judgement: SpanJudgement, horizons: Sequence[int])
             f"it forecasts {theirs} {rows.unit} ahead, and the judged model {ours}; name models of "
             "a common horizon"
         )
-    found: AnyData = data.spanned(judgement.span).compared(np.unique(rows.keys))
-    return found
+    same: AnyData = data.spanned(judgement.span).compared(np.unique(rows.keys))
+    return same

@@ -106,9 +106,9 @@ def tail_factors(table: Forecasts) -> dict[str, Any]:
 
 def _factors(rows: Forecasts, horizon: int) -> dict[str, list[list[float]]]:
     tails, lost, mean = student_tails(rows), losses(rows), rows.value("mean")
-    found: dict[str, list[list[float]]] = {}
+    factors: dict[str, list[list[float]]] = {}
     for at, (side, sign) in enumerate(SIDES.items()):
-        pairs = found[side] = [[1.0, 1.0] for _ in SHARES]
+        pairs = factors[side] = [[1.0, 1.0] for _ in SHARES]
         distance = lost[:, at] - sign * mean
         for place, share in enumerate(SHARES):
             if share * len(rows) / horizon < BREACHES_LEAST:
@@ -120,7 +120,7 @@ def _factors(rows: Forecasts, horizon: int) -> dict[str, list[list[float]]]:
             if (outside := ratio > limit).any():
                 shortfall = float((distance[outside] / beyond[outside]).mean())
                 pairs[place] = [rounded(limit), rounded(shortfall)]
-    return found
+    return factors
 
 
 def breach_rows(rows: Forecasts, tails: Array) -> Iterator[dict[str, Any]]:
@@ -214,9 +214,9 @@ class MetricView:
         """Return a field [row, ..]."""
         return self.rows.value(field, self.name)
 
-    def where(self, known: NDArray[np.bool_]) -> MetricView:
-        """Return it on the *known* rows."""
-        return self if known.all() else MetricView(self.rows.where(known), self.name)
+    def where(self, mask: NDArray[np.bool_]) -> MetricView:
+        """Return it on the rows of *mask*."""
+        return self if mask.all() else MetricView(self.rows.where(mask), self.name)
 
     @property
     def labels(self) -> Mapping[str, NDArray[Any]]:
@@ -298,12 +298,12 @@ def views(
     if metric.is_alone:
         chosen = [name for name in chosen if name == MODEL]
     able = [name for name in chosen if all(rows.gives(field, name) for field in metric.needs)]
-    found = {name: MetricView(rows, name) for name in able}
-    if names is None and (found or not metric.is_alone):
+    by_name = {name: MetricView(rows, name) for name in able}
+    if names is None and (by_name or not metric.is_alone):
         for name, reference in metric.references.items():
             if fields := reference(MetricView(rows)):
-                found[name] = MetricView(rows.holding(name, **fields), name)
-    return found
+                by_name[name] = MetricView(rows.holding(name, **fields), name)
+    return by_name
 
 
 def estimate(metric: Metric, view: MetricView) -> DailyEstimate:
@@ -324,11 +324,11 @@ def figures(table: Forecasts, model: str = MODEL) -> dict[str, Any]:
 
 
 def _figures(rows: Forecasts, model: str) -> dict[str, Any]:
-    found: dict[str, Any] = {"bars": len(rows), "days": len(np.unique(rows.day))}
+    results: dict[str, Any] = {"bars": len(rows), "days": len(np.unique(rows.day))}
     for metric in METRICS.values():
         every = views(metric, rows)
         section, _, key = metric.name.rpartition(".")
-        at = found.setdefault(section, {}) if section and every else found
+        at = results.setdefault(section, {}) if section and every else results
         if metric.is_alone:
             for name, view in every.items():
                 suffix = "" if name == MODEL else f"_{name}"
@@ -341,7 +341,7 @@ def _figures(rows: Forecasts, model: str) -> dict[str, Any]:
                 model if name == MODEL else name: estimate(metric, view).rounded()
                 for name, view in every.items()
             }
-    return found
+    return results
 
 
 # --- of the return
@@ -358,8 +358,8 @@ def _sign_accuracy(view: MetricView) -> Array:
 def _pearson(sums: Array) -> Array:
     n, x, y, xx, yy, xy = sums.T
     spread = (n * xx - x * x) * (n * yy - y * y)
-    found: Array = (n * xy - x * y) / np.sqrt(np.maximum(spread, 1e-300))
-    return found
+    correlation: Array = (n * xy - x * y) / np.sqrt(np.maximum(spread, 1e-300))
+    return correlation
 
 
 def _moments(first: Array, second: Array) -> Array:
@@ -378,8 +378,8 @@ def _rank_ic(view: MetricView) -> Array:
 
 
 def _explained(sums: Array) -> Array:
-    found: Array = 1.0 - sums[:, 0] / sums[:, 1]
-    return found
+    share: Array = 1.0 - sums[:, 0] / sums[:, 1]
+    return share
 
 
 @metric("r_squared", "R² of the return, against a forecast of no move", "size", combine=_explained)
@@ -454,8 +454,8 @@ def _coverage(view: MetricView) -> Array:
 
 
 def _top(view: MetricView) -> NDArray[np.int64]:
-    found: NDArray[np.int64] = view["probability"].argmax(axis=1)
-    return found
+    directions: NDArray[np.int64] = view["probability"].argmax(axis=1)
+    return directions
 
 
 @metric("direction.accuracy", "", "probability", is_alone=True, less_is_better=False)
@@ -464,8 +464,8 @@ def _accuracy(view: MetricView) -> Array:
 
 
 def _harmonic(sums: Array) -> Array:
-    found: Array = (2 * sums[:, ::2] / np.maximum(sums[:, 1::2], 1.0)).mean(axis=1)
-    return found
+    score: Array = (2 * sums[:, ::2] / np.maximum(sums[:, 1::2], 1.0)).mean(axis=1)
+    return score
 
 
 @metric("direction.f1", "", "probability", combine=_harmonic, is_alone=True, less_is_better=False)
@@ -502,8 +502,8 @@ def _log_loss(view: MetricView) -> Array:
 
 
 def _bins(sums: Array) -> Array:
-    found: Array = np.abs(sums[:, :-1]).sum(axis=1) / sums[:, -1]
-    return found
+    error: Array = np.abs(sums[:, :-1]).sum(axis=1) / sums[:, -1]
+    return error
 
 
 @metric("direction.ece", "", "probability", combine=_bins, is_alone=True)
@@ -532,12 +532,12 @@ def ranks(view: MetricView, expected: Array) -> Array:
     assets = int(counts.max())
     whole = order[np.repeat(counts == assets, counts)].reshape(-1, assets).T  # [asset, close]
     unit = view.labels["unit"]
-    found = np.full(len(rows), np.nan)
+    correlations = np.full(len(rows), np.nan)
     if assets > 1:
-        found[whole[0]] = rank_correlations(
+        correlations[whole[0]] = rank_correlations(
             (expected * unit)[whole], (view.labels["returns"] * unit)[whole]
         )
-    return found
+    return correlations
 
 
 def rank_correlations(expected: Array, realised: Array) -> Array:
@@ -597,8 +597,8 @@ def qlike_rank(view: MetricView) -> Array:
     """Return the rank of each bar's QLIKE among all, from 0 to 1: a crash counts once."""
     loss = _qlike(view)
     order = np.argsort(np.argsort(loss, kind="stable"), kind="stable")
-    found: Array = order / max(len(loss) - 1, 1)
-    return found
+    rank: Array = order / max(len(loss) - 1, 1)
+    return rank
 
 
 @metric("entropy", "", "confidence", of=MEASURES, less_is_better=False)
@@ -691,10 +691,10 @@ def compared_by(rows: Forecasts) -> dict[str, Metric]:
         return BOOKS
     if "decisions" in rows.labels:
         return {"weights": PORTFOLIOS["net"]}
-    found = {key: LOSSES[key] for key in COMPARED}
+    metrics = {key: LOSSES[key] for key in COMPARED}
     if any(rows.gives(RELATIVE, name) for name in (MODEL, *rows.compared)):
-        found["across"] = RANKS
-    return found
+        metrics["across"] = RANKS
+    return metrics
 
 
 # --- of the heads that not every network has
@@ -705,8 +705,8 @@ def head_loss(head: str) -> Terms:
 
     def terms(view: MetricView) -> Array:
         labels = {name: torch.from_numpy(of) for name, of in view.labels.items()}
-        found: Array = ADDED[head].of(torch.from_numpy(view[head]).double(), labels).numpy()
-        return found
+        loss: Array = ADDED[head].of(torch.from_numpy(view[head]).double(), labels).numpy()
+        return loss
 
     return terms
 
@@ -816,36 +816,36 @@ def compare(
     every = views(metric, rows, None if others is None else (model, *others))
     if model not in every or metric.less_is_better is None:
         return {}
-    found = {}
+    differences = {}
     for name, view in every.items():
         if name in (model, *leave):
             continue
         pair = _shared(metric, every[model], view)
         if pair is not None:
-            found[name] = difference(*pair)
-    return corrected(found)
+            differences[name] = difference(*pair)
+    return corrected(differences)
 
 
 def _shared(
     metric: Metric, first: MetricView, second: MetricView
 ) -> tuple[Array, Array, NDArray[Any]] | None:
     """Return both terms and the days, of the rows that both answer; None where there is none."""
-    known = answered(metric, first) & answered(metric, second)
-    if not known.any():
+    both = answered(metric, first) & answered(metric, second)
+    if not both.any():
         return None
-    first, second = (of.where(known) for of in (first, second))
-    one, other = metric.terms(first), metric.terms(second)
-    counts = np.isfinite(one) & np.isfinite(other)
-    return (one[counts], other[counts], first.rows.day[counts]) if counts.any() else None
+    first, second = (of.where(both) for of in (first, second))
+    ours, other = metric.terms(first), metric.terms(second)
+    counts = np.isfinite(ours) & np.isfinite(other)
+    return (ours[counts], other[counts], first.rows.day[counts]) if counts.any() else None
 
 
 def answered(metric: Metric, view: MetricView) -> NDArray[np.bool_]:
     """Return the rows at which the fields that *metric* needs are known."""
-    known = np.ones(len(view.rows), dtype=np.bool_)
+    finite = np.ones(len(view.rows), dtype=np.bool_)
     for field in metric.needs:
         values = view[field]
-        known &= np.isfinite(values.reshape(len(values), -1)).all(axis=1)
-    return known
+        finite &= np.isfinite(values.reshape(len(values), -1)).all(axis=1)
+    return finite
 
 
 def paired_figures(table: Forecasts, leave: tuple[str, ...] = ()) -> dict[str, Any]:
@@ -857,9 +857,9 @@ def paired_figures(table: Forecasts, leave: tuple[str, ...] = ()) -> dict[str, A
     return {
         PAIRED: {
             str(horizon): {
-                name: {other: less.rounded() for other, less in found.items()}
+                name: {other: less.rounded() for other, less in differences.items()}
                 for name in ("sign", "qlike")
-                if (found := compare(rows, LOSSES[name], leave=leave))
+                if (differences := compare(rows, LOSSES[name], leave=leave))
             }
             for horizon, rows in table.by_horizon()
         }
@@ -875,11 +875,11 @@ NOTE: Final = (
 )
 
 
-def verdict_of(metric: Metric, found: DayDifference) -> str:
+def verdict_of(metric: Metric, less: DayDifference) -> str:
     """Return the verdict of a difference of *metric*; none of too few days."""
-    if found.days < metric.least_days:
+    if less.days < metric.least_days:
         return FEW
-    return verdict(found, is_less_better=metric.less_is_better is not False)
+    return verdict(less, is_less_better=metric.less_is_better is not False)
 
 
 def forecaster_table(
@@ -906,18 +906,18 @@ def forecaster_table(
             against, every = compare(at, metric, model, others), views(metric, at, names)
             for name in sorted(every, key=model.__ne__):
                 view = every[name]
-                if not (known := answered(metric, view)).any():
+                if not (usable := answered(metric, view)).any():
                     continue
                 row: dict[str, Value] = {
                     of: label,
                     "forecaster": name if name in at.compared else words(name),
                     "horizon": horizon,
-                    "value": estimate(metric, view.where(known)),
+                    "value": estimate(metric, view.where(usable)),
                 }
                 if name in against:
                     less = against[name]
-                    said = verdict_of(metric, less)
-                    row |= {"less": less.pair, "p": less.p, "verdict": said, "days": less.days}
+                    verdict = verdict_of(metric, less)
+                    row |= {"less": less.pair, "p": less.p, "verdict": verdict, "days": less.days}
                 rows.append(row)
     columns = [
         *([of_row(of, of, "text")] if of else []),
@@ -929,5 +929,5 @@ def forecaster_table(
         of_row("verdict", f"{words(model)} is", "text"),
         of_row("days", "days", "count", wide=True),
     ]
-    made = table(key, title, columns, rows, notes=notes if rows else ())
-    return replace(made, whole=True)
+    result = table(key, title, columns, rows, notes=notes if rows else ())
+    return replace(result, whole=True)

@@ -131,22 +131,24 @@ def bins_of(judgement: SpanJudgement) -> list[Bin]:
     sure, hit = probability.max(axis=1), probability.argmax(axis=1) == rows.labels["direction"]
     place = np.minimum((sure * BINS).astype(np.int64), BINS - 1)
     return [
-        Bin(float(sure[own].mean()), float(hit[own].mean()), int(own.sum()))
+        Bin(float(sure[inside].mean()), float(hit[inside].mean()), int(inside.sum()))
         for at in range(BINS)
-        if (own := place == at).sum() >= BINNED_LEAST
+        if (inside := place == at).sum() >= BINNED_LEAST
     ]
 
 
 def reliability(judgement: SpanJudgement) -> ChartPanel | None:
     """Draw said against realised probability."""
-    found = bins_of(judgement)
-    if not found:
+    bins = bins_of(judgement)
+    if not bins:
         return None
-    least = min(min(one.said, one.came) for one in found)
-    most = max(max(one.said, one.came) for one in found)
+    least = min(min(cell.said, cell.came) for cell in bins)
+    most = max(max(cell.said, cell.came) for cell in bins)
     lines = [
         LineLayer("as said", [least, most], [least, most], "muted", dash="dot"),
-        LineLayer("the model", [one.said for one in found], [one.came for one in found], width=2.2),
+        LineLayer(
+            "the model", [cell.said for cell in bins], [cell.came for cell in bins], width=2.2
+        ),
     ]
     across, up = ChartAxis("probability said", digits=3), ChartAxis("share that came", digits=3)
     return ChartPanel(lines, across, up, _HEIGHT)
@@ -251,14 +253,14 @@ def _refuse_twice(name: str) -> None:
 
 def tables_of(judgement: SpanJudgement) -> list[Table]:
     """Return every table of one span that has rows."""
-    made = (each for known in SHOWN.values() for each in known.tables(judgement))
-    return [each for each in made if each.rows or each.notes]
+    tables = (each for entry in SHOWN.values() for each in entry.tables(judgement))
+    return [each for each in tables if each.rows or each.notes]
 
 
 def tables_across(every: Sequence[SpanJudgement]) -> list[Table]:
     """Return every table of all spans together that has rows, or something to say instead."""
-    made = (each for of in ACROSS.values() for each in of(every))
-    return [each for each in made if each.rows or each.notes]
+    tables = (each for of in ACROSS.values() for each in of(every))
+    return [each for each in tables if each.rows or each.notes]
 
 
 def _columns(first: str, judgement: SpanJudgement) -> list[Figure[Cells]]:
@@ -404,8 +406,8 @@ def _risk(judgement: SpanJudgement) -> Iterable[Table]:
     )
     notes = [note, *([] if judgement.tails else [_UNCALIBRATED])]
     title = "Value at risk and expected shortfall"
-    found = [row for _, rows in every for row in breach_rows(rows, student_tails(rows))]
-    yield table("risk", title, BREACHES, found, notes=notes)
+    breaches = [row for _, rows in every for row in breach_rows(rows, student_tails(rows))]
+    yield table("risk", title, BREACHES, breaches, notes=notes)
     scaled = [
         row
         for horizon, rows in every
@@ -453,14 +455,14 @@ def scores_of(
        "probability that was said of it; on the line both are equal.")  # fmt: skip
 def _calibration(judgement: SpanJudgement) -> Iterable[Table]:
     """Said probability beside what came, in bins over all horizons."""
-    found = bins_of(judgement)
+    bins = bins_of(judgement)
     columns: list[Figure[Bin]] = [
-        Figure("said", "said", "measure", lambda one: one.said),
-        Figure("came", "came", "measure", lambda one: one.came),
-        Figure("bars", "bars", "count", lambda one: one.bars),
+        Figure("said", "said", "measure", lambda cell: cell.said),
+        Figure("came", "came", "measure", lambda cell: cell.came),
+        Figure("bars", "bars", "count", lambda cell: cell.bars),
     ]
-    if found:
-        yield table("calibration", "Probability said, and how often it came", columns, found)
+    if bins:
+        yield table("calibration", "Probability said, and how often it came", columns, bins)
 
 
 # --- whether it knows when it is right
@@ -468,7 +470,7 @@ def _calibration(judgement: SpanJudgement) -> Iterable[Table]:
 
 def curves_of(judgement: SpanJudgement) -> dict[tuple[str, str], RiskCurve]:
     """Return the risk–coverage curve of each risk and measure, pooled over horizons."""
-    found: dict[tuple[str, str], RiskCurve] = {}
+    curves: dict[tuple[str, str], RiskCurve] = {}
     for risk, metric in RISKS.items():
         for name, measure in MEASURES.items():
             parts = [
@@ -478,16 +480,16 @@ def curves_of(judgement: SpanJudgement) -> dict[tuple[str, str], RiskCurve]:
                 for view in views(measure, rows, (MODEL,)).values()
             ]
             if (curve := risk_curve(parts)) is not None:
-                found[risk, name] = curve
-    return found
+                curves[risk, name] = curve
+    return curves
 
 
 def confidence_areas(judgement: SpanJudgement) -> dict[str, dict[str, DayDifference]]:
     """Return by risk and measure the area against random, corrected over the measures of a risk."""
-    found = sorted(curves_of(judgement).items(), key=lambda item: list(RISKS).index(item[0][0]))
+    curves = sorted(curves_of(judgement).items(), key=lambda item: list(RISKS).index(item[0][0]))
     return {
         risk: corrected({name: curve.area for (_, name), curve in group})
-        for risk, group in groupby(found, key=lambda item: item[0][0])
+        for risk, group in groupby(curves, key=lambda item: item[0][0])
     }
 
 
@@ -500,11 +502,11 @@ def _confidence(judgement: SpanJudgement) -> Iterable[Table]:
         "Area under risk–coverage, pooled over horizons, less that of a random gate of equal "
         f"coverage; below zero helps. p is Holm's over the measures; below {LEVEL} is credible."
     )
-    for risk, found in confidence_areas(judgement).items():
+    for risk, areas in confidence_areas(judgement).items():
         title = f"Does it know when it is right? {RISKS[risk].title.capitalize()}"
         rows: list[Cells] = [
             {"measure": words(name), "difference": of.pair, "p": of.p, "verdict": verdict(of)}
-            for name, of in found.items()
+            for name, of in areas.items()
         ]
         yield table(f"confidence_{risk}", title, _MEASURES, rows, notes=[note])
 
@@ -525,8 +527,8 @@ def _gates(judgement: SpanJudgement) -> Iterable[Table]:
         *(of_row(f"{share:g}", f"{100 * share:.0f} %", "share") for share in figures.COVERAGES),
     ]
     rows: list[Cells] = []
-    for name, found in selective.items():
-        gained = zip(figures.COVERAGES, found["gained"], found["error"], strict=True)
+    for name, section in selective.items():
+        gained = zip(figures.COVERAGES, section["gained"], section["error"], strict=True)
         rows.append(
             {"gate": words(name), **{f"{share:g}": (value, e) for share, value, e in gained}}
         )
@@ -553,17 +555,19 @@ def _on_both(every: Sequence[SpanJudgement]) -> Iterable[Table]:
     """Return which measures of confidence are credible on every span."""
     if len(every) < 2:
         return
-    areas = [confidence_areas(one) for one in every]
+    areas = [confidence_areas(judgement) for judgement in every]
     rows = []
     for name in MEASURES:
-        said: dict[str, Value] = {}
+        verdicts: dict[str, Value] = {}
         for risk in RISKS:
-            found = [one.get(risk, {}).get(name) for one in areas]
-            known = [each for each in found if each is not None]
-            if len(known) == len(every):
-                said[risk] = "yes" if all(verdict(each) == "better" for each in known) else "no"
-        if said:
-            rows.append({"measure": words(name), **said})
+            differences = [by_risk.get(risk, {}).get(name) for by_risk in areas]
+            defined = [each for each in differences if each is not None]
+            if len(defined) == len(every):
+                verdicts[risk] = (
+                    "yes" if all(verdict(each) == "better" for each in defined) else "no"
+                )
+        if verdicts:
+            rows.append({"measure": words(name), **verdicts})
     columns = [of_row("measure", "measure", "text")]
     columns += [of_row(risk, metric.title, "text") for risk, metric in RISKS.items()]
     yield table(
@@ -578,7 +582,7 @@ def _beside_on_every(every: Sequence[SpanJudgement]) -> Iterable[Table]:
         return
     first = every[0].forecasts
     metrics = compared_by(first)
-    found = {
+    compared = {
         (key, horizon): [
             compare(span.forecasts.at(horizon), metric, others=first.compared) for span in every
         ]
@@ -586,13 +590,15 @@ def _beside_on_every(every: Sequence[SpanJudgement]) -> Iterable[Table]:
         for horizon in first.horizons
     }
     rows: list[Cells] = []
-    for (key, horizon), spans in found.items():
+    for (key, horizon), spans in compared.items():
         for name in first.compared:
             if all(name in differences for differences in spans):
                 verdicts = {verdict_of(metrics[key], of[name]) for of in spans}
-                said = verdicts.pop() if len(verdicts) == 1 else "mixed"
+                verdict = verdicts.pop() if len(verdicts) == 1 else "mixed"
                 title = metrics[key].title
-                rows.append({"model": name, "metric": title, "horizon": horizon, "verdict": said})
+                rows.append(
+                    {"model": name, "metric": title, "horizon": horizon, "verdict": verdict}
+                )
     columns = [
         of_row("model", "model", "text"),
         of_row("metric", "metric", "text"),
@@ -605,16 +611,16 @@ def _beside_on_every(every: Sequence[SpanJudgement]) -> Iterable[Table]:
 @across("trades")
 def _trades(every: Sequence[SpanJudgement]) -> Iterable[Table]:
     """Return what rules of trading made, where a second span stands beside the first."""
-    traded = [one for one in every if one.judged.rules]
+    traded = [judgement for judgement in every if judgement.judged.rules]
     if not traded:
         return
     title = "Trades of the gates' horizon, net of the taker's round trip and before slippage"
     if len(traded) < 2:
-        said = (
+        note = (
             "No figure of trading is shown of one span: give a second untouched one to repeat it, "
             "--holdout A=…,B=…."
         )
-        yield Table("trades", title, (), (), (said,))
+        yield Table("trades", title, (), (), (note,))
         return
     yield table("trades", title, _TRADES, _trade_rows(traded), notes=[_TRADE_NOTE])
 
@@ -644,20 +650,25 @@ _TRADES: Final = (
 def _trade_rows(traded: Sequence[SpanJudgement]) -> Iterator[Cells]:
     """Yield what each rule of trading made on each span."""
     for rule in traded[0].judged.rules:
-        found = [one.judged.figures["gates"]["traded"][rule] for one in traded]
-        said = _repeated(found)
-        for one, each in zip(traded, found, strict=True):
-            every = (metrics.sharpe(one.net_by_day(name), 1.0) for name in one.judged.rules)
+        results = [judgement.judged.figures["gates"]["traded"][rule] for judgement in traded]
+        repeated = _repeated(results)
+        for judgement, each in zip(traded, results, strict=True):
+            every = (
+                metrics.sharpe(judgement.net_by_day(name), 1.0) for name in judgement.judged.rules
+            )
             ratios = [ratio for ratio in every if ratio is not None]  # of the rules that traded
             variance = float(np.var(ratios, ddof=1)) if len(ratios) > 1 else 0.0
-            daily, trials = one.net_by_day(rule), len(one.judged.rules) * one.openings
+            daily, trials = (
+                judgement.net_by_day(rule),
+                len(judgement.judged.rules) * judgement.openings,
+            )
             row: dict[str, Value] = {
                 "rule": words(rule),
-                "span": one.span.name,
-                "days_judged": one.days,
+                "span": judgement.span.name,
+                "days_judged": judgement.days,
                 **{key: each[key] for key in ("bars_per_1000", "trades", "days")},
                 "trials": trials,
-                "repeated": said,
+                "repeated": repeated,
             }
             if "net_bp" in each:
                 value, error = each["net_bp"]
@@ -687,13 +698,15 @@ def _spans(every: Sequence[SpanJudgement]) -> Iterable[Table]:
     """Name what was judged, with its rows and how many recipes opened each span."""
     unit = every[0].forecasts.unit
     columns: list[Figure[SpanJudgement]] = [
-        Figure("span", "span", "text", lambda one: one.span.name),
-        Figure("from", "from", "text", lambda one: iso(one.from_ms)[:10]),
-        Figure("until", "until", "text", lambda one: iso(one.until_ms)[:10]),
-        Figure("days", "days", "count", lambda one: one.days),
-        Figure(unit, unit, "count", lambda one: len(one.forecasts.by_horizon()[0][1])),
-        Figure("symbols", "symbols", "text", lambda one: ", ".join(one.symbols), wide=True),
-        Figure("openings", "opened by", "count", lambda one: one.openings),
+        Figure("span", "span", "text", lambda judgement: judgement.span.name),
+        Figure("from", "from", "text", lambda judgement: iso(judgement.from_ms)[:10]),
+        Figure("until", "until", "text", lambda judgement: iso(judgement.until_ms)[:10]),
+        Figure("days", "days", "count", lambda judgement: judgement.days),
+        Figure(unit, unit, "count", lambda judgement: len(judgement.forecasts.by_horizon()[0][1])),
+        Figure(
+            "symbols", "symbols", "text", lambda judgement: ", ".join(judgement.symbols), wide=True
+        ),
+        Figure("openings", "opened by", "count", lambda judgement: judgement.openings),
     ]
     note = "Opened by: how many recipes were judged on the span."
     yield table("spans", "What was judged", columns, every, notes=[note])
@@ -705,9 +718,9 @@ def _spans(every: Sequence[SpanJudgement]) -> Iterable[Table]:
 def show(console: Console, every: Sequence[SpanJudgement], findings: Sequence[Table]) -> None:
     """Print the tables and caveats of each span, those of all together, and the *findings*."""
     parts: list[Part] = []
-    for one in every:
-        sentences = [Paragraph(f"• {sentence}") for sentence in one.sentences]
-        parts += [Paragraph(one.heading, "heading"), *tables_of(one), *sentences]
+    for judgement in every:
+        sentences = [Paragraph(f"• {sentence}") for sentence in judgement.sentences]
+        parts += [Paragraph(judgement.heading, "heading"), *tables_of(judgement), *sentences]
     terminal.show(console, [*parts, *tables_across(every), *findings])
 
 
@@ -723,17 +736,17 @@ def as_document(model_id: str, recipe: str, every: Sequence[SpanJudgement]) -> d
         "sentences": every[0].sentences,
         "spans": [
             {
-                "name": one.span.name,
-                "from_ms": one.from_ms,
-                "until_ms": one.until_ms,
-                "days": one.days,
-                "symbols": list(one.symbols),
-                "openings": one.openings,
-                "figures": one.figures,
-                "sentences": one.sentences,
-                "tables": documents(tables_of(one)),
+                "name": judgement.span.name,
+                "from_ms": judgement.from_ms,
+                "until_ms": judgement.until_ms,
+                "days": judgement.days,
+                "symbols": list(judgement.symbols),
+                "openings": judgement.openings,
+                "figures": judgement.figures,
+                "sentences": judgement.sentences,
+                "tables": documents(tables_of(judgement)),
             }
-            for one in every
+            for judgement in every
         ],
         "tables": documents(tables_across(every)),
     }
@@ -742,15 +755,15 @@ def as_document(model_id: str, recipe: str, every: Sequence[SpanJudgement]) -> d
 def judgement_document(model_id: str, every: Sequence[SpanJudgement]) -> TitledParts:
     """Return the judgement of all spans as a document."""
     parts: list[Part] = [Paragraph("All spans", "heading"), *tables_across(every)]
-    for one in every:
-        parts.append(Paragraph(one.heading, "heading"))
-        parts += [Paragraph(sentence, "item") for sentence in one.sentences]
-        parts += _parts(one)
+    for judgement in every:
+        parts.append(Paragraph(judgement.heading, "heading"))
+        parts += [Paragraph(sentence, "item") for sentence in judgement.sentences]
+        parts += _parts(judgement)
     return TitledParts(f"Judgement of {model_id}", tuple(parts))
 
 
-def _parts(one: SpanJudgement) -> Iterator[Part]:
-    for known in SHOWN.values():
-        yield from (table for table in known.tables(one) if table.rows or table.notes)
-        if known.chart is not None and (panel := known.chart(one)) is not None:
-            yield Chart("", known.caption, [panel])
+def _parts(judgement: SpanJudgement) -> Iterator[Part]:
+    for entry in SHOWN.values():
+        yield from (table for table in entry.tables(judgement) if table.rows or table.notes)
+        if entry.chart is not None and (panel := entry.chart(judgement)) is not None:
+            yield Chart("", entry.caption, [panel])
