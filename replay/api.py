@@ -112,11 +112,11 @@ def backtest(  # noqa: PLR0913 - the options of a replay
     """
     spec = spec_of(Consumer.BACKTEST, locals())
     library = frames_for(data, frames)
-    with ExitStack() as known:
+    with ExitStack() as stack:
         classes: tuple[type, ...] = ()
         if isinstance(strategy, type):
             classes = (strategy,)
-            strategy = known.enter_context(known_class(strategy))
+            strategy = stack.enter_context(known_class(strategy))
         chosen = strategy_name(strategy)
         overrides = (
             {} if chosen is None else {"strategy": strategy_keys(chosen, params, spec.given)}
@@ -124,7 +124,7 @@ def backtest(  # noqa: PLR0913 - the options of a replay
         if strategies is not None:
             if chosen is not None:
                 raise ConfigInvalid("Give one strategy, or several as strategies; leave one out.")
-            overrides["strategies"], classes = named_strategies(strategies, known)
+            overrides["strategies"], classes = named_strategies(strategies, stack)
         if chosen is None and params:
             raise ConfigInvalid("params are options of a strategy; name it as the first argument.")
         with notebook.progress("bars", wanted=progress) as advance:
@@ -135,9 +135,9 @@ def backtest(  # noqa: PLR0913 - the options of a replay
                 spec, overrides=overrides, caller=CALLER, warnings=process_warnings(classes)
             )
             run = Backtest.made(called, classes, watch, library)
-        for one in classes:
-            if not has_source(one):
-                warnings.warn(f"{NO_SOURCE.format(one.__name__)}.", stacklevel=2)
+        for strategy_class in classes:
+            if not has_source(strategy_class):
+                warnings.warn(f"{NO_SOURCE.format(strategy_class.__name__)}.", stacklevel=2)
         return run
 
 
@@ -366,9 +366,9 @@ class Backtest:
         from tracepaper.replay.checks.verify import verify_run
 
         self._require_open()
-        with ExitStack() as known, Reader.open(self.database) as reader:
-            for one in self._classes:
-                known.enter_context(known_class(one))
+        with ExitStack() as stack, Reader.open(self.database) as reader:
+            for strategy_class in self._classes:
+                stack.enter_context(known_class(strategy_class))
             return verify_run(reader, self.database, self.run_id, sample=sample)
 
     # ------------------------------------------------------------ its life
@@ -425,7 +425,7 @@ class Backtest:
             ratio = _estimate(figures["sharpe"], figures["sharpe_error"], ".2f")
             yield f"Sharpe ratio a year {ratio}"
         for part in stretches(record, self._closed):
-            told = (
+            line = (
                 f"{part.name}: {_number(part.performance.days, ',.1f')} days, a day "
                 f"{_estimate(part.performance.mean_day, part.performance.error_day, '.1f', 1e4)} "
                 "bp, in the market "
@@ -433,8 +433,8 @@ class Backtest:
             )
             if part.performance.sharpe is not None:
                 ratio = _estimate(part.performance.sharpe, part.performance.sharpe_error, ".2f")
-                told += f", Sharpe ratio a year {ratio}"
-            yield told
+                line += f", Sharpe ratio a year {ratio}"
+            yield line
         at_exposure = ""
         if figures["held_return"] is not None:
             at_exposure = f", at its own exposure {_percent(figures['held_return'])}"

@@ -164,11 +164,11 @@ class RunFrames(Generic[Frame]):
         from tracepaper.replay.report.figures import tables
         from tracepaper.replay.report.report import build_report
 
-        made = tables(build_report(self.database, self.run_id))
-        if table not in made:
-            known = ", ".join(made)
-            raise ConfigInvalid(f"This run's report has no table {table}; choose from {known}.")
-        return self._build(_report_columns(made[table]))
+        report_tables = tables(build_report(self.database, self.run_id))
+        if table not in report_tables:
+            names = ", ".join(report_tables)
+            raise ConfigInvalid(f"This run's report has no table {table}; choose from {names}.")
+        return self._build(_report_columns(report_tables[table]))
 
     def importance(self, every: str = "1d", *, of: str = "bars", samples: int = 0) -> Frame:
         """Return the importance of bars or features over the run's time, a row a span of *every*.
@@ -179,15 +179,15 @@ class RunFrames(Generic[Frame]):
         """
         from tracepaper.replay.explain.importance import read_importance
 
-        found = read_importance(self.database, self.run_id, every, samples=samples)
-        return self._build(_report_columns(found.of(of)))
+        importance = read_importance(self.database, self.run_id, every, samples=samples)
+        return self._build(_report_columns(importance.of(of)))
 
     def columns(self, name: str) -> Frame:
         """Return the meaning of each column of the frame *name*, such as ``decisions``."""
         view = next((view for view in VIEWS if view.name == f"v_{name}"), None)
         if view is None or not hasattr(self, name):
-            known = ", ".join(view.name.removeprefix("v_") for view in VIEWS[1:])
-            raise ConfigInvalid(f"There is no frame {name}; choose from {known}.")
+            names = ", ".join(view.name.removeprefix("v_") for view in VIEWS[1:])
+            raise ConfigInvalid(f"There is no frame {name}; choose from {names}.")
         shown = [(_renamed(column.name), column.doc) for column in self._columns_of(view.name)]
         return self._build(
             {
@@ -207,18 +207,18 @@ class RunFrames(Generic[Frame]):
         """Return the rows of *view* between two sequences, in order."""
         columns = self._columns_of(view)
         names = [column.name for column in columns]
-        found: list[list[Any]] = [[] for _ in columns]
+        series: list[list[Any]] = [[] for _ in columns]
         with Reader.open(self.database) as reader:
             views = RunViews(reader.connection, self.run_id)
             for batch in views.batches(view, names, first=first, last=last):
-                for values, part in zip(found, batch, strict=True):
+                for values, part in zip(series, batch, strict=True):
                     values.extend(part)
-        given = {column.name: values for column, values in zip(columns, found, strict=True)}
+        given = {column.name: values for column, values in zip(columns, series, strict=True)}
         return self._build({_renamed(column.name): _column(column, given) for column in columns})
 
     def _columns_of(self, view: str) -> list[ViewColumn]:
-        columns = next(known.columns for known in VIEWS if known.name == view)
-        return [one for one in columns if self._exact or not one.name.endswith("_text")]
+        columns = next(table.columns for table in VIEWS if table.name == view)
+        return [column for column in columns if self._exact or not column.name.endswith("_text")]
 
 
 @overload
@@ -299,17 +299,17 @@ def kind_of(column: ViewColumn) -> Kind:
 
 def _report_columns(table: Table) -> dict[str, tuple[Kind, list[Any]]]:
     """Return the columns of a table of the report by their keys."""
-    found: dict[str, tuple[Kind, list[Any]]] = {}
+    columns: dict[str, tuple[Kind, list[Any]]] = {}
     for place, figure in enumerate(table.figures):
         values = [row[place] for row in table.rows]
         kind: Kind = "integer" if figure.form in ("count", "minute", "second") else "float"
         if figure.form in ("text", "exact"):
             kind = "text"
         pairs = [value if isinstance(value, tuple) else (value, None) for value in values]
-        found[figure.key] = kind, [value for value, _ in pairs]
+        columns[figure.key] = kind, [value for value, _ in pairs]
         if any(isinstance(value, tuple) for value in values):
-            found[f"{figure.key}_error"] = "float", [error for _, error in pairs]
-    return found
+            columns[f"{figure.key}_error"] = "float", [error for _, error in pairs]
+    return columns
 
 
 def _column(column: ViewColumn, given: dict[str, list[Any]]) -> tuple[Kind, list[Any]]:
@@ -404,7 +404,7 @@ def frames_for(data: object, wanted: Library | None) -> Library:
         return wanted
     several = data.values() if isinstance(data, Mapping) else data
     items = list(several)[:1] if isinstance(several, (list, tuple, ValuesView)) else []
-    if any(type(one).__module__.partition(".")[0] == "pandas" for one in (data, *items)):
+    if any(type(item).__module__.partition(".")[0] == "pandas" for item in (data, *items)):
         return "pandas"
     return "polars" if importlib.util.find_spec("polars") else "numpy"
 

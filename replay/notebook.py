@@ -41,9 +41,9 @@ class Picture:
         return self._text
 
     def _repr_png_(self) -> bytes:
-        made = BytesIO()
-        self.figure.savefig(made, format="png", dpi=DPI)
-        return made.getvalue()
+        buffer = BytesIO()
+        self.figure.savefig(buffer, format="png", dpi=DPI)
+        return buffer.getvalue()
 
 
 class RunPage:
@@ -141,12 +141,12 @@ class _Bar:
             done, _total = self._last
             self._draw(f"{done:,} in {self._clock.network_s() - self._began_s:,.1f} s")
 
-    def _draw(self, said: str) -> None:
+    def _draw(self, text: str) -> None:
         done, total = self._last
         share = f' value="{done}" max="{total}"' if total else ""
-        line = escape(f"{self._doing}: {said}")
+        line = escape(f"{self._doing}: {text}")
         content = {
-            "text/plain": f"{self._doing}: {said}",
+            "text/plain": f"{self._doing}: {text}",
             "text/html": f"<progress{share}></progress> {line}",
         }
         if self._handle is None:

@@ -100,18 +100,18 @@ def _draw(axes: Any, panel: ChartPanel) -> None:  # noqa: ANN401 - matplotlib's
 
 def _label(axes: Any, which: str, axis: ChartAxis) -> None:  # noqa: ANN401 - matplotlib's
     getattr(axes, f"set_{which}label")(axis.title, fontsize=9)
-    own = getattr(axes, f"{which}axis")
+    drawn_axis = getattr(axes, f"{which}axis")
     if axis.kind == "time":
         dates = import_module("matplotlib.dates")
         locator = dates.AutoDateLocator()
-        own.set_major_locator(locator)
-        own.set_major_formatter(dates.ConciseDateFormatter(locator))
+        drawn_axis.set_major_locator(locator)
+        drawn_axis.set_major_formatter(dates.ConciseDateFormatter(locator))
     elif axis.kind == "category":
-        own.set_ticks(range(len(axis.names)), axis.names, fontsize=8)
+        drawn_axis.set_ticks(range(len(axis.names)), axis.names, fontsize=8)
     else:
-        own.set_major_formatter("{x:,g}")
+        drawn_axis.set_major_formatter("{x:,g}")
     if axis.is_reversed:
-        own.set_inverted(True)
+        drawn_axis.set_inverted(True)
 
 
 def _layer(  # noqa: C901 - one case a kind

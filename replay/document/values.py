@@ -201,7 +201,7 @@ def _table_part(part: Table) -> dict[str, Any]:
         if figure.form == "gain tint" and isinstance(value, float)
     ]
     most = max(tinted, default=0.0) or 1.0
-    made: dict[str, Any] = {
+    content: dict[str, Any] = {
         "kind": "table",
         "key": part.key,
         "title": part.title,
@@ -214,12 +214,12 @@ def _table_part(part: Table) -> dict[str, Any]:
         "notes": list(part.notes),
     }  # fmt: skip
     if part.shown is not None:
-        made |= {"shown": part.shown, "newest": part.newest}
+        content |= {"shown": part.shown, "newest": part.newest}
     if part.turned:
-        made["turned"] = True
+        content["turned"] = True
     if part.look != "table":
-        made["look"] = part.look
-    return made
+        content["look"] = part.look
+    return content
 
 
 def _cell(value: Value, form: Form, most: float) -> str | dict[str, Any]:
@@ -228,14 +228,14 @@ def _cell(value: Value, form: Form, most: float) -> str | dict[str, Any]:
     number = value[0] if isinstance(value, tuple) else value
     if number is None or isinstance(number, str):
         return _text(value, form)
-    made: dict[str, Any] = {"text": _text(value, form), "sort": number}
-    if said := tone(value, form):
-        made["tone"] = said
+    cell: dict[str, Any] = {"text": _text(value, form), "sort": number}
+    if tone_name := tone(value, form):
+        cell["tone"] = tone_name
     if form in BARS:
-        made["bar"] = max(0.0, min(abs(float(number)), 1.0))
+        cell["bar"] = max(0.0, min(abs(float(number)), 1.0))
     if form == "gain tint":
-        made["tint"] = round(number / most, 3)
-    return made
+        cell["tint"] = round(number / most, 3)
+    return cell
 
 
 def _text(value: Value, form: Form) -> str:

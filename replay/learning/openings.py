@@ -65,7 +65,7 @@ def read_spans(
         return _ordered([whole])
     if start or end:
         raise ConfigInvalid("--holdout says from when until when; leave --from and --to out.")
-    found = []
+    spans = []
     for part in text.split(","):
         name, _, dates = part.strip().partition("=")
         first, _, last = dates.partition(":")
@@ -74,8 +74,8 @@ def read_spans(
                 f"--holdout is {shown(text)}; write "
                 "A=2024-10-01:2024-12-01,B=2025-04-23:2025-06-03."
             )
-        found.append(NamedSpan(name, date_ms(first), date_ms(last)))
-    return _ordered(found)
+        spans.append(NamedSpan(name, date_ms(first), date_ms(last)))
+    return _ordered(spans)
 
 
 def _ordered(spans: list[NamedSpan]) -> list[NamedSpan]:
@@ -126,11 +126,11 @@ def opened(path: Path, new: SpanOpening) -> tuple[int, str]:
     Beside it a sentence where it could not be kept; else an empty text. Raises ``ConfigInvalid``
     for a file that is no list of openings.
     """
-    known = read_openings(path)
-    kept = [one for one in known if one != new]
-    recipes = {one.recipe for one in (*kept, new) if one.overlaps(new)}
-    said = "" if new in known else _write(path, [*known, new])
-    return len(recipes), said
+    openings = read_openings(path)
+    kept = [opening for opening in openings if opening != new]
+    recipes = {opening.recipe for opening in (*kept, new) if opening.overlaps(new)}
+    warning = "" if new in openings else _write(path, [*openings, new])
+    return len(recipes), warning
 
 
 def opened_by_training(folder: Path, card: Mapping[str, Any], data: HoldoutData) -> str:
@@ -183,13 +183,13 @@ def _write(path: Path, every: Sequence[SpanOpening]) -> str:
     """Write the list whole, by a rename; return a sentence where that cannot be."""
     rows = [
         {
-            "recipe": one.recipe,
-            "model": one.model,
-            "symbols": list(one.symbols),
-            "from": iso(one.from_ms),
-            "until": iso(one.until_ms),
+            "recipe": opening.recipe,
+            "model": opening.model,
+            "symbols": list(opening.symbols),
+            "from": iso(opening.from_ms),
+            "until": iso(opening.until_ms),
         }
-        for one in every
+        for opening in every
     ]
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -69,21 +69,21 @@ class BookDataset:
         torn: list[str] = []
         header: DepthHeader | None = None
         for path in map(Path, paths):
-            found = read_depth(path)
-            header = header or found.header
-            _same(header, found.header, path, files)
-            stretches += found.stretches()
+            depth = read_depth(path)
+            header = header or depth.header
+            _same(header, depth.header, path, files)
+            stretches += depth.stretches()
             files.append(
                 BookSource(
                     path.name,
                     hashlib.sha256(path.read_bytes()).hexdigest(),
-                    found.header.source,
-                    len(found.books),
-                    int(found.books.seen_ms[0]),
-                    int(found.books.seen_ms[-1]),
+                    depth.header.source,
+                    len(depth.books),
+                    int(depth.books.seen_ms[0]),
+                    int(depth.books.seen_ms[-1]),
                 )
             )
-            torn += [found.torn] if found.torn else []
+            torn += [depth.torn] if depth.torn else []
         if header is None:
             raise ConfigInvalid("--data FILE is missing; `tracepaper data record` makes one.")
         ordered = sorted(files, key=lambda file: file.from_ms)
@@ -190,43 +190,43 @@ class BookDataset:
 
     def before(self) -> Span:
         """Return the time of the books before the untouched, at least seven days of them."""
-        known = self.between(None, self.spans.test[0][0])
-        recorded = sum(map(len, known)) * self.interval_ms / DAY_MS
+        stretches = self.between(None, self.spans.test[0][0])
+        recorded = sum(map(len, stretches)) * self.interval_ms / DAY_MS
         if recorded < DAYS_LEAST:
             raise ConfigInvalid(
                 f"The books before the untouched time are {recorded:.1f} days of depth, and folds "
                 "need seven: give the files that the model was trained on, or record longer."
             )
-        return int(known[0].seen_ms[0]), int(known[-1].seen_ms[-1]) + self.interval_ms
+        return int(stretches[0].seen_ms[0]), int(stretches[-1].seen_ms[-1]) + self.interval_ms
 
     def between(self, from_ms: int | None, until_ms: int | None) -> list[Books]:
         """Return the stretches from *from_ms* until *until_ms*, exclusive; None is as far as known.
 
         A stretch that a bound cuts ends there: no label of it reaches further.
         """
-        found = []
+        stretches = []
         for books in self.stretches:
             start = 0 if from_ms is None else int(np.searchsorted(books.seen_ms, from_ms))
             stop = len(books) if until_ms is None else int(np.searchsorted(books.seen_ms, until_ms))
             if stop > start:
-                found.append(books.part(start, stop))
-        return found
+                stretches.append(books.part(start, stop))
+        return stretches
 
 
 def untrained_by(recorded_ms: int, sources: Collection[str]) -> list[str]:
     """Return why nothing can be said of what is learnt from so much depth of these *sources*."""
-    said = []
+    reasons = []
     if recorded_ms < DAYS_LEAST * DAY_MS:
-        said.append(
+        reasons.append(
             f"untrained: {recorded_ms / MINUTE_MS:,.1f} minutes of depth, seven days are "
             "needed; no figure of it would mean anything."
         )
     if others := sorted({*sources} - {JUDGED_SOURCE}):
-        said.append(
+        reasons.append(
             f"untrained: books from {' and '.join(others)} are no recording of the exchange "
             "itself; only those that `tracepaper data record` took from it are judged."
         )
-    return said
+    return reasons
 
 
 def _same(
@@ -254,8 +254,8 @@ def labels_of(books: Books, horizons: Sequence[int]) -> Integers:
     0 is down, 1 flat and 2 up; ``UNKNOWN`` where the books end before. Exact: no rounding is in it.
     """
     mid = books.doubled_mid
-    found = np.full((len(books), len(horizons)), UNKNOWN, dtype=np.int64)
+    labels = np.full((len(books), len(horizons)), UNKNOWN, dtype=np.int64)
     for column, horizon in enumerate(horizons):
         if horizon < len(books):
-            found[:-horizon, column] = np.sign(mid[horizon:] - mid[:-horizon]) + 1
-    return found
+            labels[:-horizon, column] = np.sign(mid[horizon:] - mid[:-horizon]) + 1
+    return labels

@@ -79,35 +79,35 @@ class Panel:
     def moves(self, bars: int) -> Array:
         """Return the log returns to *bars* later: [asset, time], NaN where they are not known."""
         logs = np.log(np.stack([segment.close for segment in self.segments]))
-        found = np.full(logs.shape, np.nan)
-        known = max(len(self) - bars, 0)
-        found[:, :known] = logs[:, bars:] - logs[:, :known]
-        return found
+        returns = np.full(logs.shape, np.nan)
+        count = max(len(self) - bars, 0)
+        returns[:, :count] = logs[:, bars:] - logs[:, :count]
+        return returns
 
     def unit(self, bars: int) -> Array:
         """Return what is one at each bar, σ √bars: [asset, time]."""
         sigma = np.stack([segment.sigma for segment in self.segments])
-        found: Array = sigma * np.sqrt(bars)
-        return found
+        scale: Array = sigma * np.sqrt(bars)
+        return scale
 
     def relative(self, horizons: Sequence[int]) -> Rows:
         """Return each return less the mean over the assets, in its own units.
 
         [asset, time, horizon], cut at ``RETURN_LIMIT``, NaN where it is not known.
         """
-        found = []
+        returns = []
         for bars in horizons:
             moves = self.moves(bars)
             apart = (moves - moves.mean(axis=0)) / self.unit(bars)
-            found.append(np.clip(apart, -RETURN_LIMIT, RETURN_LIMIT).astype(np.float32))
-        return np.stack(found, axis=-1)
+            returns.append(np.clip(apart, -RETURN_LIMIT, RETURN_LIMIT).astype(np.float32))
+        return np.stack(returns, axis=-1)
 
     def products(self) -> dict[tuple[int, int], Array]:
         """Return products of the one-bar log returns of each pair, itself too: [time]."""
         logs = np.log(np.stack([segment.close for segment in self.segments]))
         moved = np.diff(logs, axis=1, prepend=logs[:, :1])
         places = combinations_with_replacement(range(len(moved)), 2)
-        return {(one, other): moved[one] * moved[other] for one, other in places}
+        return {(first, second): moved[first] * moved[second] for first, second in places}
 
     def correlations(self, horizons: Sequence[int]) -> Array:
         """Return the correlation of each pair's one-bar returns to each horizon, about 0.
@@ -117,12 +117,12 @@ class Panel:
         """
         products = self.products()
         pairs = combinations(range(len(self.segments)), 2)
-        found = np.full((len(list(pairs)), len(self), len(horizons)), np.nan)
+        correlations = np.full((len(list(pairs)), len(self), len(horizons)), np.nan)
         for at, bars in enumerate(horizons):
             if LEAST_BARS <= bars < len(self):
                 ahead = {pair: _ahead(of, bars) for pair, of in products.items()}
-                found[:, : len(self) - bars, at] = correlated(ahead)
-        return found
+                correlations[:, : len(self) - bars, at] = correlated(ahead)
+        return correlations
 
     def decisions(self, rows: Ids, every: int) -> Ids:
         """Return those of *rows* whose closes are whole numbers of *every* bars of the clock."""
@@ -133,19 +133,19 @@ class Panel:
 def _ahead(values: Array, bars: int) -> Array:
     """Return the sums of the *bars* values after each of *values* [time], where they are known."""
     total = np.concatenate([[0.0], np.cumsum(values)])
-    found: Array = total[bars + 1 :] - total[1:-bars]
-    return found
+    sums: Array = total[bars + 1 :] - total[1:-bars]
+    return sums
 
 
 def correlated(sums: Mapping[tuple[int, int], Array]) -> Array:
     """Return the correlations [pair, time] by sums of products; NaN where nothing has moved."""
-    found = []
-    for (one, other), shared in sums.items():
-        if one != other:
-            spread = np.sqrt(sums[one, one] * sums[other, other])
+    correlations = []
+    for (first, second), shared in sums.items():
+        if first != second:
+            spread = np.sqrt(sums[first, first] * sums[second, second])
             with np.errstate(divide="ignore", invalid="ignore"):
-                found.append(np.where(spread > 0, shared / spread, np.nan))
-    return np.clip(np.stack(found), -1.0, 1.0)
+                correlations.append(np.where(spread > 0, shared / spread, np.nan))
+    return np.clip(np.stack(correlations), -1.0, 1.0)
 
 
 class LabelledPanel(NamedTuple):
@@ -181,16 +181,17 @@ def close_by_close(data: Dataset, split: Callable[[Sequence[Segment]], Split]) -
             "A network over several assets needs candles of at least two symbols; repeat "
             "--data for each."
         )
-    own = {
-        symbol: [one for one in data.segments if one.candles.symbol == symbol] for symbol in symbols
+    by_symbol = {
+        symbol: [segment for segment in data.segments if segment.candles.symbol == symbol]
+        for symbol in symbols
     }
     spans = [  # of open times, in which a row of features is known
-        [(int(one.open_time_ms[one.first]), int(one.close_time_ms[-1]))
-         for one in own[symbol]]
+        [(int(segment.open_time_ms[segment.first]), int(segment.close_time_ms[-1]))
+         for segment in by_symbol[symbol]]
         for symbol in symbols
     ]  # fmt: skip
     panels = tuple(
-        Panel(tuple(_cut(own[symbol], start, stop) for symbol in symbols))
+        Panel(tuple(_cut(by_symbol[symbol], start, stop) for symbol in symbols))
         for start, stop in _common(spans)
     )
     if not panels:
@@ -205,7 +206,7 @@ def close_by_close(data: Dataset, split: Callable[[Sequence[Segment]], Split]) -
         others=(),
         split=split(segments),
         panels=panels,
-        notes=_unused(own, panels),
+        notes=_unused(by_symbol, panels),
     )
 
 
@@ -214,16 +215,16 @@ def labelled_closes(data: Dataset, part: Part) -> list[LabelledPanel]:
 
     Where *data* are some bars ``only``, the labels of the others stay.
     """
-    found = []
+    closes = []
     panels: Any = data.panels  # Pyright follows this module by two names
     for panel in panels:
         samples = samples_in(panel.segments, data.horizons, data.parts, part)
         if len(samples) == len(panel.segments):
-            found.append(LabelledPanel(panel, tuple(samples), panel.relative(data.horizons)))
-    if not found:
+            closes.append(LabelledPanel(panel, tuple(samples), panel.relative(data.horizons)))
+    if not closes:
         raise DataInvalid(f"The {part.value} part holds no labelled close; move the dates.")
-    data.require_every_horizon(part, [one.samples[0] for one in found])
-    return found
+    data.require_every_horizon(part, [labelled.samples[0] for labelled in closes])
+    return closes
 
 
 def _common(spans: Sequence[Sequence[tuple[int, int]]]) -> Iterator[tuple[int, int]]:
@@ -231,50 +232,52 @@ def _common(spans: Sequence[Sequence[tuple[int, int]]]) -> Iterator[tuple[int, i
     held = list(spans[0])
     for others in spans[1:]:
         held = [
-            (max(one[0], other[0]), min(one[1], other[1]))
-            for one in held
+            (max(span[0], other[0]), min(span[1], other[1]))
+            for span in held
             for other in others
-            if max(one[0], other[0]) < min(one[1], other[1])
+            if max(span[0], other[0]) < min(span[1], other[1])
         ]
     yield from sorted(held)
 
 
 def _cut(segments: Sequence[Segment], start: int, stop: int) -> Segment:
     """Return the bars of that time, and before them as many as rows of features look back on."""
-    for one in segments:
-        times = one.open_time_ms
-        if times[one.first] <= start and stop <= times[-1] + one.interval_ms:
+    for segment in segments:
+        times = segment.open_time_ms
+        if times[segment.first] <= start and stop <= times[-1] + segment.interval_ms:
             first, last = np.searchsorted(times, (start, stop)).tolist()
-            rows = slice(first - one.first, last)
+            rows = slice(first - segment.first, last)
             return Segment(
-                slice_candles(one.candles, rows),
-                one.close[rows],
-                one.values[rows],
-                one.sigma[rows],
-                one.first,
+                slice_candles(segment.candles, rows),
+                segment.close[rows],
+                segment.values[rows],
+                segment.sigma[rows],
+                segment.first,
             )
     raise AssertionError("a common span lies in a segment of each symbol")
 
 
-def _unused(own: dict[str, list[Segment]], panels: Sequence[Panel]) -> tuple[str, ...]:
+def _unused(by_symbol: dict[str, list[Segment]], panels: Sequence[Panel]) -> tuple[str, ...]:
     """Return a sentence for streams of unequal length, and one for closes that are not used."""
-    held = {name: np.concatenate([s.open_time_ms for s in own[name]]) for name in own}
+    held = {name: np.concatenate([s.open_time_ms for s in by_symbol[name]]) for name in by_symbol}
     every = np.unique(np.concatenate(list(held.values())))
     used = sum(len(panel) - panel.first for panel in panels)
-    said = []
+    sentences = []
     counts = {name: len(times) for name, times in held.items()}
     if len(set(counts.values())) > 1:
-        told = ", ".join(f"{name} {count:,}" for name, count in counts.items())
-        said.append(f"The symbols have bars of unequal number ({told}): common closes are used.")
+        listing = ", ".join(f"{name} {count:,}" for name, count in counts.items())
+        sentences.append(
+            f"The symbols have bars of unequal number ({listing}): common closes are used."
+        )
     if used < len(every):
         lacking = {name: len(every) - len(times) for name, times in held.items()}
         most = max(lacking, key=lacking.__getitem__)
         why = f"; {most} alone has none at {lacking[most]:,}" if lacking[most] else ""
-        said.append(
+        sentences.append(
             f"Of {len(every):,} closes {len(every) - used:,} are not used, for not every symbol "
             f"has a bar with its features there{why}."
         )
-    return tuple(said)
+    return tuple(sentences)
 
 
 # ---------------------------------------------------------------- what a network says of it
@@ -379,16 +382,16 @@ class PanelChunks:
         self._joint = config.attention == JOINT
         self._batch = batch
         self._correlations = (
-            {id(one): one.panel.correlations(config.horizons) for one in part}
+            {id(labelled): labelled.panel.correlations(config.horizons) for labelled in part}
             if config.factors
             else {}
         )
-        spans = [one.span(config.receptive_field) for one in part]
+        spans = [labelled.span(config.receptive_field) for labelled in part]
         lengths = [stop - first for first, stop in spans]
         self._length = min(length, max(lengths))
         self._part = [
-            (one, *span)
-            for one, span, count in zip(part, spans, lengths, strict=True)
+            (labelled, *span)
+            for labelled, span, count in zip(part, spans, lengths, strict=True)
             if count >= self._length
         ]
         weights = np.array([stop - first - self._length + 1 for _, first, stop in self._part])
@@ -486,9 +489,9 @@ class PanelChunks:
 
 def answered(network: CrossAssetNetwork, assets: Tensor, batch: PanelBatch) -> CrossOutputs:
     """Return what *network* says of *batch* at its labelled rows: [batch, asset, row, ..]."""
-    said: CrossOutputs = network(batch.values, assets, batch.positions)
+    outputs: CrossOutputs = network(batch.values, assets, batch.positions)
     if network.config.attention != JOINT:
-        return said
+        return outputs
     count = len(batch.weights)
 
     def folded(part: Tensor) -> Tensor:
@@ -496,4 +499,4 @@ def answered(network: CrossAssetNetwork, assets: Tensor, batch: PanelBatch) -> C
         windows: Tensor = part[:, :, 0].unflatten(0, (count, -1))
         return windows.transpose(1, 2)
 
-    return said.map(folded)
+    return outputs.map(folded)

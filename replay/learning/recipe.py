@@ -212,24 +212,24 @@ class Kind:
     def sections(self) -> Mapping[str, Section]:
         """Every key of its recipe by section."""
         shared = keys_of(_Training)
-        found: dict[str, Section] = {
+        sections: dict[str, Section] = {
             "model": keys_of(_Model),
             "architecture": keys_of(self.Keys),
             "training": keys_of(self.Options) | {name: shared[name] for name in self.shared},
         }
         if self.model.source == DataSource.ORDER_BOOKS:
-            return found
+            return sections
         features = keys_of(_Features)
         if self.model.source == DataSource.CLOSES:
             del features["calendar"]
-        found |= {
+        sections |= {
             "features": features,
             "calibration": keys_of(_Calibration),
             "split": keys_of(_Split),
         }
         if self.joins_rows:
-            found[ENSEMBLE] = keys_of(_Ensemble) | keys_of(BoostingOptions)
-        return found
+            sections[ENSEMBLE] = keys_of(_Ensemble) | keys_of(BoostingOptions)
+        return sections
 
     def recipe(self, document: Document) -> Recipe:
         """Read a recipe or a card; raise ``ConfigInvalid`` for a key or a value it cannot have."""
@@ -279,7 +279,7 @@ class Kind:
             network, rows = recipe.members
             section = {"kind": rows.kind.name, "schema_id": rows.schema_id, **asdict(rows.options)}
             return {**network.document(), ENSEMBLE: {**section, "threads": rows.threads}}
-        found: dict[str, Any] = {
+        sections: dict[str, Any] = {
             "model": {"kind": self.name, "name": recipe.name},
             "architecture": self.listed(recipe.architecture),
             "features": _set(recipe, ("schema_id", "intervals", "calendar")),
@@ -287,7 +287,7 @@ class Kind:
             "calibration": {"horizon": recipe.horizon},
             "split": dict(recipe.split or {}),
         }
-        return {name: of for name, of in found.items() if of and name in self.sections}
+        return {name: of for name, of in sections.items() if of and name in self.sections}
 
     def shared_training(self, recipe: Recipe) -> dict[str, Any]:
         """Return the keys of ``[training]`` that are not those of ``Options``, where chosen."""
@@ -299,27 +299,27 @@ class Kind:
         Raises ``ConfigInvalid`` for a section or a key that is none of it.
         """
         is_card = "weights_sha256" in document.get("model", {})
-        known = {name: keys for name, keys in self.sections.items() if name != ENSEMBLE}
-        if (unknown := sorted(set(document) - set(known))) and not is_card:
+        sections = {name: keys for name, keys in self.sections.items() if name != ENSEMBLE}
+        if (unknown := sorted(set(document) - set(sections))) and not is_card:
             raise ConfigInvalid(
                 f"A recipe of the kind {self.name} has no section "
-                f"[{unknown[0]}]{nearest(unknown[0], known)}; mend it."
+                f"[{unknown[0]}]{nearest(unknown[0], sections)}; mend it."
             )
-        found: dict[str, dict[str, Any]] = {}
-        for name, keys in known.items():
+        chosen: dict[str, dict[str, Any]] = {}
+        for name, keys in sections.items():
             section = document.get(name, {})
             if not isinstance(section, Mapping):
                 raise ConfigInvalid(f"[{name}] of the recipe is no table; write it as one.")
             if name == "architecture":  # read by its kind, which knows what follows from the data
-                found[name] = dict(section)
+                chosen[name] = dict(section)
                 continue
             if not is_card and (unknown := sorted(set(section) - set(keys))):
                 raise ConfigInvalid(
                     f"The recipe's {name}.{unknown[0]} is unknown{nearest(unknown[0], keys)}; mend "
                     "it."
                 )
-            found[name] = {key: value for key, value in section.items() if key in keys}
-        return found
+            chosen[name] = {key: value for key, value in section.items() if key in keys}
+        return chosen
 
 
 _KINDS: Final[Registry[Kind]] = Registry()
@@ -338,8 +338,8 @@ def kinds() -> Mapping[str, Kind]:
 def _every_kind() -> Mapping[str, Kind]:
     from tracepaper.replay.learning import estimators as room
 
-    known = _KINDS.of(room)
-    return {name: known[name] for name in model_kinds() if name in known}
+    registered = _KINDS.of(room)
+    return {name: registered[name] for name in model_kinds() if name in registered}
 
 
 def _registered(name: str) -> Kind:
@@ -353,14 +353,14 @@ def kind_of(document: Document, *, is_member: bool = False) -> Kind:
     """
     if not is_member and {ENSEMBLE, "parts"} & document.keys():
         return _every_kind()[ENSEMBLE]
-    model, known = document.get("model", {}), kinds()
+    model, registered = document.get("model", {}), kinds()
     name = model.get("kind", DEFAULT_KIND) if isinstance(model, Mapping) else DEFAULT_KIND
-    if not isinstance(name, str) or name not in known:
+    if not isinstance(name, str) or name not in registered:
         raise ConfigInvalid(
-            f"There is no kind of model called {name!r}{nearest(str(name), known)}; `tracepaper "
-            "train --init ?` says what each is."
+            f"There is no kind of model called {name!r}{nearest(str(name), registered)}; "
+            "`tracepaper train --init ?` says what each is."
         )
-    return known[name]
+    return registered[name]
 
 
 def recipe_of(document: Document) -> Recipe:
@@ -683,9 +683,9 @@ class EvaluationOptions:
 def evaluation_options(texts: Sequence[str]) -> tuple[EvaluationOptions, list[str]]:
     """Return the options that *texts* set as ``evaluation.KEY=VALUE``, and the other texts."""
     prefix = "evaluation."
-    own = [KeyValue.read("--set", text) for text in texts if text.startswith(prefix)]
+    settings = [KeyValue.read("--set", text) for text in texts if text.startswith(prefix)]
     sections = {"evaluation": keys_of(EvaluationOptions)}
-    values: dict[str, Any] = {each.key: each.typed(sections, "evaluate") for each in own}
+    values: dict[str, Any] = {each.key: each.typed(sections, "evaluate") for each in settings}
     return EvaluationOptions(**values), [text for text in texts if not text.startswith(prefix)]
 
 

@@ -82,46 +82,50 @@ class Retraining:
     candidate: Path | None = None
 
 
-def retrain(asked: Retraining, *, say: Say) -> CandidateJudgement:
+def retrain(retraining: Retraining, *, say: Say) -> CandidateJudgement:
     """Return the judgement of the candidate.
 
     Raises ``DataInvalid``, ``ConfigInvalid`` or ``CheckpointMismatch`` for what cannot be read or
     trained. What cannot be judged is no error: the judgement's reason says it.
     """
-    with Reader.open(asked.database) as reader:
-        run = reader.run(asked.run_id)
-    clear(asked.folder)
+    with Reader.open(retraining.database) as reader:
+        run = reader.run(retraining.run_id)
+    clear(retraining.folder)
     try:
-        return _retrained(asked, run, say)
+        return _retrained(retraining, run, say)
     finally:
-        tidy(asked.folder)
+        tidy(retraining.folder)
 
 
-def _retrained(asked: Retraining, run: Run, say: Say) -> CandidateJudgement:
-    with Reader.open(asked.database) as reader:
-        paths = [*_own_bars(reader, run, asked), *asked.data]
-    running = checkpoints.load(asked.running)
-    for card in (running.card, checkpoints.read_card(asked.candidate) if asked.candidate else {}):
+def _retrained(retraining: Retraining, run: Run, say: Say) -> CandidateJudgement:
+    with Reader.open(retraining.database) as reader:
+        paths = [*_own_bars(reader, run, retraining), *retraining.data]
+    running = checkpoints.load(retraining.running)
+    for card in (
+        running.card,
+        checkpoints.read_card(retraining.candidate) if retraining.candidate else {},
+    ):
         if symbol := other_of(card):
             raise ConfigInvalid(
                 f"A model that asks another symbol, {symbol}, is not retrained in service; train "
                 "one by `tracepaper train`, and start the run with it."
             )
-    found = CandidateJudgement("", running.sha256)
-    times = _times(paths, run, asked.until_ms)
+    judgement = CandidateJudgement("", running.sha256)
+    times = _times(paths, run, retraining.until_ms)
     until_ms = max(
-        (int(one[-1]) + run.interval_ms for one in times.values() if len(one)), default=0
+        (int(opened_ms[-1]) + run.interval_ms for opened_ms in times.values() if len(opened_ms)),
+        default=0,
     )
-    from_ms = max(until_ms - asked.judge_ms, split_of(running.card).calibration_until_ms)
-    found = msgspec.structs.replace(found, from_ms=from_ms, until_ms=until_ms)
-    if reason := _too_few(asked, times, found):
-        return msgspec.structs.replace(found, reason=reason)
-    folder = asked.candidate
+    from_ms = max(until_ms - retraining.judge_ms, split_of(running.card).calibration_until_ms)
+    judgement = msgspec.structs.replace(judgement, from_ms=from_ms, until_ms=until_ms)
+    if reason := _too_few(retraining, times, judgement):
+        return msgspec.structs.replace(judgement, reason=reason)
+    folder = retraining.candidate
     if folder is None:
-        folder = asked.folder / CANDIDATE
+        folder = retraining.folder / CANDIDATE
         say(f"Training on {len(paths)} series until {iso(from_ms)}.")
-        _train(asked, paths, times, found)
-    return _judged(asked, run, folder, paths, found, say)
+        _train(retraining, paths, times, judgement)
+    return _judged(retraining, run, folder, paths, judgement, say)
 
 
 def clear(folder: Path) -> None:
@@ -134,31 +138,31 @@ def clear(folder: Path) -> None:
 # --- the bars
 
 
-def _own_bars(reader: Reader, run: Run, asked: Retraining) -> list[str]:
+def _own_bars(reader: Reader, run: Run, retraining: Retraining) -> list[str]:
     """Write the bars that the runs of the kind of *run* hold into an archive; return its series.
 
     A bar that several runs hold is that of the first: what it was decided on stays what it was.
     """
-    path = asked.folder / BARS_FILE
-    runs = [one for name in reader.run_ids() if (one := reader.run(name)).kind is run.kind]
-    runs = [one for one in runs if one.interval_ms == run.interval_ms]
-    found = []
+    path = retraining.folder / BARS_FILE
+    runs = [other for name in reader.run_ids() if (other := reader.run(name)).kind is run.kind]
+    runs = [other for other in runs if other.interval_ms == run.interval_ms]
+    series = []
     with HistoryWriter(path) as writer:
         for item in run.instruments:
-            known: set[int] = set()
+            written: set[int] = set()
             for instrument, bars in _held(reader, runs, item.id):
-                until_ms = asked.until_ms
+                until_ms = retraining.until_ms
                 fresh = [
                     bar
                     for bar in bars
-                    if bar.open_time_ms not in known
+                    if bar.open_time_ms not in written
                     and (until_ms is None or bar.close_time_ms <= until_ms)
                 ]
                 writer.write(instrument, run.interval_ms, fresh)
-                known.update(bar.open_time_ms for bar in fresh)
-            if known:
-                found.append(f"{item.symbol}={path}")
-    return found
+                written.update(bar.open_time_ms for bar in fresh)
+            if written:
+                series.append(f"{item.symbol}={path}")
+    return series
 
 
 def _held(
@@ -166,39 +170,43 @@ def _held(
 ) -> Iterator[tuple[Instrument, list[Bar]]]:
     """Yield the instrument as each of *runs* counts it, with the bars of that run."""
     for run in runs:
-        item = next((one for one in run.instruments if one.id == instrument_id), None)
+        item = next(
+            (instrument for instrument in run.instruments if instrument.id == instrument_id), None
+        )
         if item is not None and (bars := reader.bars(run.run_id, instrument_id)):
             yield item, bars
 
 
 def _times(paths: Sequence[str], run: Run, until_ms: int | None) -> dict[str, Times]:
     """Return when the bars of each of the run's symbols opened, in order."""
-    found = {item.symbol: np.empty(0, dtype=np.int64) for item in run.instruments}
+    times = {item.symbol: np.empty(0, dtype=np.int64) for item in run.instruments}
     if not paths:
-        return found
+        return times
     for candles in read_files(paths, (run.interval_ms,)).candles[run.interval_ms]:
         opened_ms = candles.open_time_ms
         if until_ms is not None:
             opened_ms = opened_ms[candles.closes_ms <= until_ms]
-        if candles.symbol in found:
-            found[candles.symbol] = np.union1d(found[candles.symbol], opened_ms)
-    return found
+        if candles.symbol in times:
+            times[candles.symbol] = np.union1d(times[candles.symbol], opened_ms)
+    return times
 
 
-def _too_few(asked: Retraining, times: Mapping[str, Times], found: CandidateJudgement) -> str:
+def _too_few(
+    retraining: Retraining, times: Mapping[str, Times], judgement: CandidateJudgement
+) -> str:
     """Return why the bars cannot train and judge a model; empty where they may."""
     for symbol, opened_ms in times.items():
-        before = int((opened_ms < found.from_ms).sum())
-        if before < asked.min_bars:
+        before = int((opened_ms < judgement.from_ms).sum())
+        if before < retraining.min_bars:
             return (
                 f"{symbol} has {before:,} bars before the judged time and retrain.min_bars is "
-                f"{asked.min_bars:,}; wait, or name an archive in retrain.data"
+                f"{retraining.min_bars:,}; wait, or name an archive in retrain.data"
             )
-    days = (found.until_ms - found.from_ms) / DAY_MS
-    if days < asked.min_days:
+    days = (judgement.until_ms - judgement.from_ms) / DAY_MS
+    if days < retraining.min_days:
         return (
-            f"the running model learnt until {iso(found.from_ms)}, so {max(days, 0):.1f} days are "
-            f"untouched, and retrain.min_days is {asked.min_days}; wait"
+            f"the running model learnt until {iso(judgement.from_ms)}, so {max(days, 0):.1f} days "
+            f"are untouched, and retrain.min_days is {retraining.min_days}; wait"
         )
     return ""
 
@@ -207,35 +215,35 @@ def _too_few(asked: Retraining, times: Mapping[str, Times], found: CandidateJudg
 
 
 def _train(
-    asked: Retraining,
+    retraining: Retraining,
     paths: Sequence[str],
     times: Mapping[str, Times],
-    found: CandidateJudgement,
+    judgement: CandidateJudgement,
 ) -> None:
     """Train the candidate on the bars before the judged time, as ``tracepaper train`` does."""
     every = np.sort(np.concatenate(list(times.values())))
-    before = every[every < found.from_ms]
+    before = every[every < judgement.from_ms]
     train_until, validate_until = (int(before[int(share * len(before))]) for share in SHARES)
-    path = asked.recipe or asked.running / checkpoints.CARD_NAME
+    path = retraining.recipe or retraining.running / checkpoints.CARD_NAME
     document = over(
         as_recipe(read_recipe(path)),
         {
             "split": {
                 "train_until": iso(train_until),
                 "validation_until": iso(validate_until),
-                "calibration_until": iso(found.from_ms),
+                "calibration_until": iso(judgement.from_ms),
             },
-            "training": {"threads": asked.threads},
+            "training": {"threads": retraining.threads},
         },
     )
     recipe = recipe_of(document)
     recipe.check(f"The tree of {path}")
-    request = DataRequest(paths, ArrayCache(asked.folder / CACHE))
+    request = DataRequest(paths, ArrayCache(retraining.folder / CACHE))
     with FitView(recipe) as view:
         train_seeds(
             [recipe],
             request,
-            asked.folder / CANDIDATE,
+            retraining.folder / CANDIDATE,
             created_ms=SystemClock().wall_ms(),
             observe=view.observe,
             say=view.say,
@@ -246,35 +254,39 @@ def _train(
 
 
 def _judged(
-    asked: Retraining,
+    retraining: Retraining,
     run: Run,
     folder: Path,
     paths: Sequence[str],
-    found: CandidateJudgement,
+    judgement: CandidateJudgement,
     say: Say,
 ) -> CandidateJudgement:
     config = restore(run.config)
-    made, horizon = checkpoints.load(folder), config.gate.horizon
-    found = msgspec.structs.replace(
-        found,
+    checkpoint, horizon = checkpoints.load(folder), config.gate.horizon
+    judgement = msgspec.structs.replace(
+        judgement,
         candidate=str(folder),
-        candidate_sha256=made.sha256,
-        recipe=recipe_of(made.card).hash,
+        candidate_sha256=checkpoint.sha256,
+        recipe=recipe_of(checkpoint.card).hash,
         horizon=horizon,
     )
-    split = split_of(made.card)
-    if split.calibration_until_ms > found.from_ms:
+    split = split_of(checkpoint.card)
+    if split.calibration_until_ms > judgement.from_ms:
         reason = f"the candidate learnt until {iso(split.calibration_until_ms)}, of the judged time"
-        return msgspec.structs.replace(found, reason=f"{reason}; name an earlier one, or train it")
-    models = _both(config, asked.running, folder)
+        return msgspec.structs.replace(
+            judgement, reason=f"{reason}; name an earlier one, or train it"
+        )
+    models = _both(config, retraining.running, folder)
     if isinstance(models, str):
-        return msgspec.structs.replace(found, reason=models)
+        return msgspec.structs.replace(judgement, reason=models)
     say("Judging both models on untouched time.")
     material = Dataset.read(
         paths,
-        lambda _: replace(split, calibration_until_ms=found.from_ms, test_until_ms=found.until_ms),
+        lambda _: replace(
+            split, calibration_until_ms=judgement.from_ms, test_until_ms=judgement.until_ms
+        ),
         (horizon,),
-        made.card["features"]["schema_id"],
+        checkpoint.card["features"]["schema_id"],
         intervals=(run.interval_ms,),
         stored=unfitted(),
     )
@@ -282,18 +294,24 @@ def _judged(
     both = candidate.join(before, _RUNNING)
     shared = np.isfinite(both.value("variance", _RUNNING))
     days = len(np.unique(both.day[shared]))
-    found = msgspec.structs.replace(found, bars=int(shared.sum()), days=days)
-    if days < asked.min_days:
-        reason = f"both models answer bars of {days} days, and retrain.min_days is {asked.min_days}"
-        return msgspec.structs.replace(found, reason=f"{reason}; wait")
-    if asked.candidate is not None:  # a training counts by itself
+    judgement = msgspec.structs.replace(judgement, bars=int(shared.sum()), days=days)
+    if days < retraining.min_days:
+        reason = (
+            f"both models answer bars of {days} days, and retrain.min_days is {retraining.min_days}"
+        )
+        return msgspec.structs.replace(judgement, reason=f"{reason}; wait")
+    if retraining.candidate is not None:  # a training counts by itself
         symbols = tuple(item.symbol for item in run.instruments)
-        new = SpanOpening(found.recipe, made.id, symbols, found.from_ms, found.until_ms)
-        if said := opened(openings_path(folder), new)[1]:
-            say(said)
-    own = compare(both, LOSSES["qlike"], others=(_RUNNING,))[_RUNNING]
-    p = one_sided(own.value, own.p)
-    return msgspec.structs.replace(found, difference=own.value, error=own.error, p=p)
+        new = SpanOpening(
+            judgement.recipe, checkpoint.id, symbols, judgement.from_ms, judgement.until_ms
+        )
+        if warning := opened(openings_path(folder), new)[1]:
+            say(warning)
+    difference = compare(both, LOSSES["qlike"], others=(_RUNNING,))[_RUNNING]
+    p = one_sided(difference.value, difference.p)
+    return msgspec.structs.replace(
+        judgement, difference=difference.value, error=difference.error, p=p
+    )
 
 
 def _both(config: Config, running: Path, folder: Path) -> tuple[Forecaster, Forecaster] | str:

@@ -99,10 +99,10 @@ def targets(
 def scaled_return(segment: Segment, horizon: int) -> NDArray[np.float32]:
     """Return the return to *horizon* in units of σ √h, cut at ``RETURN_LIMIT``."""
     column = np.full(len(segment), np.nan, dtype=np.float32)
-    known = max(len(segment) - horizon, 0)
+    count = max(len(segment) - horizon, 0)
     logs = np.log(segment.close)
-    scale = segment.sigma[:known] * np.sqrt(horizon)
-    column[:known] = np.clip((logs[horizon:] - logs[:known]) / scale, -RETURN_LIMIT, RETURN_LIMIT)
+    scale = segment.sigma[:count] * np.sqrt(horizon)
+    column[:count] = np.clip((logs[horizon:] - logs[:count]) / scale, -RETURN_LIMIT, RETURN_LIMIT)
     return column
 
 
@@ -116,13 +116,13 @@ def direction(segment: Segment, horizon: int) -> NDArray[np.int64]:
 def realised_variance(segment: Segment, horizon: int) -> NDArray[np.float32]:
     """Return the variance of the one-bar returns to *horizon* in units of σ² h, floored."""
     column = np.full(len(segment), np.nan, dtype=np.float32)
-    known = max(len(segment) - horizon, 0)
+    count = max(len(segment) - horizon, 0)
     logs = np.log(segment.close)
     moves = np.diff(logs, prepend=logs[0])
     squares = np.concatenate([[0.0], np.cumsum(moves * moves)])
-    scale = segment.sigma[:known] * np.sqrt(horizon)
-    realised = squares[horizon + 1 :][:known] - squares[1 : known + 1]
-    column[:known] = np.clip(realised / scale**2, VARIANCE_FLOOR, RETURN_LIMIT**2)
+    scale = segment.sigma[:count] * np.sqrt(horizon)
+    realised = squares[horizon + 1 :][:count] - squares[1 : count + 1]
+    column[:count] = np.clip(realised / scale**2, VARIANCE_FLOOR, RETURN_LIMIT**2)
     return column
 
 
@@ -146,13 +146,13 @@ def runup(segment: Segment, horizon: int) -> NDArray[np.float32]:
 
 def _largest_fall(logs: Array, segment: Segment, horizon: int) -> NDArray[np.float32]:
     column = np.full(len(segment), np.nan, dtype=np.float32)
-    known = max(len(segment) - horizon, 0)
-    highest, most = logs[:known].copy(), np.zeros(known)
+    count = max(len(segment) - horizon, 0)
+    highest, most = logs[:count].copy(), np.zeros(count)
     for step in range(1, horizon + 1):
-        close = logs[step : step + known]
+        close = logs[step : step + count]
         np.maximum(highest, close, out=highest)
         np.maximum(most, highest - close, out=most)
-    column[:known] = np.minimum(most / (segment.sigma[:known] * np.sqrt(horizon)), RETURN_LIMIT)
+    column[:count] = np.minimum(most / (segment.sigma[:count] * np.sqrt(horizon)), RETURN_LIMIT)
     return column
 
 

@@ -143,16 +143,16 @@ class DepthRows:
 
     def at(self, symbol: str, closes_ms: Ids) -> JoinedRows:
         """Return the rows of *symbol* at these closes."""
-        known = self._kept.setdefault(symbol, {})
+        rows = self._kept.setdefault(symbol, {})
         closes = closes_ms.tolist()
-        if new := sorted(set(closes) - known.keys()):
-            known.update(dict.fromkeys(new))
+        if new := sorted(set(closes) - rows.keys()):
+            rows.update(dict.fromkeys(new))
             for file in self._files.get(symbol, ()):
-                known.update(self._rows(file, np.array(new, dtype=np.int64)))
+                rows.update(self._rows(file, np.array(new, dtype=np.int64)))
         times = np.zeros(len(closes), dtype=np.int64)
         values = np.full((len(closes), len(self._reading.columns)), np.nan)
         for place, close_ms in enumerate(closes):
-            if (row := known[close_ms]) is not None:
+            if (row := rows[close_ms]) is not None:
                 times[place], values[place] = row
         return JoinedRows(times, values)
 
@@ -163,7 +163,7 @@ class DepthRows:
         has = (places >= 0) & (age_ms <= STALE_STEPS * self._reading.every_ms)
         places, closes_ms = places[has], closes_ms[has]
         has_before = (places > 0) & ~np.isin(places, file.starts)
-        found: dict[int, tuple[int, Floats] | None] = {}
+        by_close: dict[int, tuple[int, Floats] | None] = {}
         for start in range(0, len(places), self._AT_ONCE):
             cut = slice(start, start + self._AT_ONCE)
             pairs = [
@@ -174,8 +174,8 @@ class DepthRows:
             before = joined([pair.part(0, 1) for pair in pairs])
             rows = rows_of_books(newest, before, has_before[cut])
             of = zip(closes_ms[cut].tolist(), newest.seen_ms.tolist(), rows, strict=True)
-            found |= {close_ms: (time_ms, row) for close_ms, time_ms, row in of}
-        return found
+            by_close |= {close_ms: (time_ms, row) for close_ms, time_ms, row in of}
+        return by_close
 
 
 @dataclass(frozen=True)
@@ -199,17 +199,17 @@ class BookInputs(SideInputs):
         files: dict[str, list[StoredDepth]] = {}
         every = [StoredDepth(path) for path in paths]
         first = every[0].header
-        for path, one in zip(paths, every, strict=True):
-            header = one.header
+        for path, file in zip(paths, every, strict=True):
+            header = file.header
             if (header.levels, header.every_ms) != (first.levels, first.every_ms):
                 raise DataInvalid(
                     f"{path} holds {header.words()}, and {paths[0]} {first.words()}; give files of "
                     "one depth and pace."
                 )
-            files.setdefault(header.instrument.partition(":")[2], []).append(one)
-        for symbol, own in files.items():
-            own.sort(key=lambda one: int(one.times[0]))
-            if any(after.times[0] <= before.times[-1] for before, after in pairwise(own)):
+            files.setdefault(header.instrument.partition(":")[2], []).append(file)
+        for symbol, group in files.items():
+            group.sort(key=lambda file: int(file.times[0]))
+            if any(after.times[0] <= before.times[-1] for before, after in pairwise(group)):
                 raise DataInvalid(
                     f"Two --depth files hold books of {symbol} of the same time; leave one out."
                 )
@@ -238,10 +238,10 @@ class BookInputs(SideInputs):
         Raises ``DataInvalid`` for books too far apart for these, or of another market.
         """
         del names
-        traded = {one.candles.symbol: one.candles.instrument for one in segments}
-        for symbol, own in self.files.items():
-            for one in own:
-                if (books_of := one.header.instrument) != traded.get(symbol, books_of):
+        traded = {segment.candles.symbol: segment.candles.instrument for segment in segments}
+        for symbol, group in self.files.items():
+            for file in group:
+                if (books_of := file.header.instrument) != traded.get(symbol, books_of):
                     raise DataInvalid(
                         f"--depth holds books of {books_of}, and the candles are of "
                         f"{traded[symbol]}; give books and candles of one market."
@@ -251,12 +251,16 @@ class BookInputs(SideInputs):
                 f"{self.paths[0]} holds a book each {self.reading.every_ms:,} ms, longer than a "
                 "bar; record more often, or give candles of longer bars."
             )
-        symbols = dict.fromkeys(one.candles.symbol for one in segments)
+        symbols = dict.fromkeys(segment.candles.symbol for segment in segments)
         return replace(
             self,
             bars={
                 symbol: np.concatenate(
-                    [one.close_time_ms for one in segments if one.candles.symbol == symbol]
+                    [
+                        segment.close_time_ms
+                        for segment in segments
+                        if segment.candles.symbol == symbol
+                    ]
                 )
                 for symbol in symbols
             },
@@ -282,28 +286,28 @@ class BookInputs(SideInputs):
     @property
     def sha256(self) -> str:
         """The hash of all files."""
-        hashes = [one.sha256 for own in self.files.values() for one in own]
+        hashes = [file.sha256 for group in self.files.values() for file in group]
         return hashlib.sha256("".join(hashes).encode()).hexdigest()
 
     @property
     def recorded_ms(self) -> int:
         """How long was recorded at bars, without gaps, of the symbol with the least."""
-        found = []
+        durations = []
         for symbol, closes_ms in self.bars.items():
-            books = sum(len(one.times) for one in self.files.get(symbol, ()))
+            books = sum(len(file.times) for file in self.files.get(symbol, ()))
             rows = int(np.isfinite(self.source.at(symbol, closes_ms).values).all(axis=1).sum())
             bar_ms = int(np.diff(closes_ms).min()) if len(closes_ms) > 1 else 0
-            found.append(min(books * self.reading.every_ms, rows * bar_ms))
-        return min(found, default=0)
+            durations.append(min(books * self.reading.every_ms, rows * bar_ms))
+        return min(durations, default=0)
 
     @property
     def torn(self) -> list[str]:  # type: ignore[override]
         """What is left out of files whose recorder was killed (D4)."""
-        return [one.torn for own in self.files.values() for one in own if one.torn]
+        return [file.torn for group in self.files.values() for file in group if file.torn]
 
     def untrained(self) -> list[str]:
         """Return why nothing can be said of what is learnt from them; empty where it can."""
-        sources = {one.header.source for own in self.files.values() for one in own}
+        sources = {file.header.source for group in self.files.values() for file in group}
         return untrained_by(self.recorded_ms, sources)
 
     def section(self, scale: CovariateScale) -> dict[str, Any]:
@@ -336,20 +340,20 @@ class OtherInputs(SideInputs):
         Raises ``DataInvalid`` where there are none, and where no bar of another symbol closes with
         one of them.
         """
-        own = [one for one in segments if one.candles.symbol == self.symbol]
-        if not own:
+        matching = [segment for segment in segments if segment.candles.symbol == self.symbol]
+        if not matching:
             raise DataInvalid(
                 f"The network asks {self.symbol}, and no --data holds enough bars of it without a "
                 f"hole; give candles of {self.symbol} of the same time as well."
             )
-        own.sort(key=lambda one: int(one.open_time_ms[0]))
-        closes = np.concatenate([one.close_time_ms[one.first :] for one in own])
+        matching.sort(key=lambda segment: int(segment.open_time_ms[0]))
+        closes = np.concatenate([segment.close_time_ms[segment.first :] for segment in matching])
         closes, first = np.unique(closes, return_index=True)  # of files that overlap
-        values = np.concatenate([one.values[one.first :] for one in own])[first]
+        values = np.concatenate([segment.values[segment.first :] for segment in matching])[first]
         if not any(
-            np.isin(one.close_time_ms[one.first :], closes).any()
-            for one in segments
-            if one.candles.symbol != self.symbol
+            np.isin(segment.close_time_ms[segment.first :], closes).any()
+            for segment in segments
+            if segment.candles.symbol != self.symbol
         ):
             raise DataInvalid(
                 f"The network asks {self.symbol}, and --data holds no bars of a symbol of the same "

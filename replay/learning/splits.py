@@ -100,8 +100,8 @@ class Segment:
     def keys(self) -> NDArray[np.int64]:
         """Each bar's own number: its place in time beside its instrument's checksum."""
         asset = crc32(self.candles.instrument.encode())
-        found: NDArray[np.int64] = (self.open_time_ms // self.interval_ms << SYMBOL_BITS) + asset
-        return found
+        keys: NDArray[np.int64] = (self.open_time_ms // self.interval_ms << SYMBOL_BITS) + asset
+        return keys
 
     @property
     def bars_a_day(self) -> int:
@@ -147,9 +147,9 @@ def segments_of(
             continue
         part = slice_candles(candles, slice(start, stop))
         columns = columns_of(part)
-        known = _features(part, columns, schema, cache)
+        features = _features(part, columns, schema, cache)
         segments.append(
-            Segment(part, columns.close, known["values"], known["sigma"], schema.lookback - 1)
+            Segment(part, columns.close, features["values"], features["sigma"], schema.lookback - 1)
         )
     return segments
 
@@ -167,8 +167,10 @@ def _features(
 
     if cache.folder is None:
         return cache.get("", wanted, fill)
-    said = f"{schema.schema_id} {schema.lookback} {schema.names}"
-    key = hashlib.sha256(candles_key(candles) + _code_of_features() + said.encode()).hexdigest()
+    schema_text = f"{schema.schema_id} {schema.lookback} {schema.names}"
+    key = hashlib.sha256(
+        candles_key(candles) + _code_of_features() + schema_text.encode()
+    ).hexdigest()
     return cache.get(f"features-{key[:32]}", wanted, fill)
 
 
@@ -251,8 +253,8 @@ class Split:
         inside[: segment.first] = False
         mask = np.zeros((len(segment), len(horizons)), dtype=np.bool_)
         for column, horizon in enumerate(horizons):
-            known = max(len(segment) - horizon, 0)
-            mask[:known, column] = inside[:known] & (closed[horizon:] <= stop)
+            count = max(len(segment) - horizon, 0)
+            mask[:count, column] = inside[:count] & (closed[horizon:] <= stop)
         return mask
 
 
@@ -421,8 +423,8 @@ def walk_forward(
         )
     folds = []
     for start, stop in itertools.pairwise(cuts):
-        known = ((start - (begin - first) if is_rolling else first) * DAY_MS, start * DAY_MS)
-        train, validation = _stopped((known,))
+        past = ((start - (begin - first) if is_rolling else first) * DAY_MS, start * DAY_MS)
+        train, validation = _stopped((past,))
         folds.append(Fold(train, validation, ((start * DAY_MS, stop * DAY_MS),), embargo_ms))
     return folds
 
@@ -500,19 +502,19 @@ def _days(span: Span) -> Span:
 
 def _merged(parts: Sequence[Span]) -> tuple[Span, ...]:
     """Return *parts*, in order, with those that touch as one."""
-    found: list[Span] = []
+    spans: list[Span] = []
     for start, stop in parts:
-        if found and found[-1][1] == start:
-            found[-1] = (found[-1][0], stop)
+        if spans and spans[-1][1] == start:
+            spans[-1] = (spans[-1][0], stop)
         else:
-            found.append((start, stop))
-    return tuple(found)
+            spans.append((start, stop))
+    return tuple(spans)
 
 
-def _stopped(known: Sequence[Span]) -> tuple[tuple[Span, ...], tuple[Span, ...]]:
-    """Return *known* without its last share, and that share."""
-    left = round(STOP_SHARE * sum(stop - start for start, stop in known))
-    train = list(known)
+def _stopped(spans: Sequence[Span]) -> tuple[tuple[Span, ...], tuple[Span, ...]]:
+    """Return *spans* without its last share, and that share."""
+    left = round(STOP_SHARE * sum(stop - start for start, stop in spans))
+    train = list(spans)
     validation: list[Span] = []
     while left > 0:
         start, stop = train.pop()

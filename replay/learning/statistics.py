@@ -85,14 +85,16 @@ def mean(values: Array, days: NDArray[np.int64]) -> DailyEstimate:
 
 def estimate(values: Array, days: NDArray[np.int64]) -> tuple[float, float | None]:
     """Return the mean of *values* [decision] with its error over days, rounded to be shown."""
-    found = mean(values, days)
-    return round(found.value, 6), found.rounded(6)[1]
+    average = mean(values, days)
+    return round(average.value, 6), average.rounded(6)[1]
 
 
 def sign_risk(forecast: Array, value: Array) -> Array:
     """Return 1 where the sign was wrong, 0 where right; a half where nothing was said or moved."""
-    said, came = np.sign(forecast), np.sign(value)
-    risk: Array = np.where((said == 0) | (came == 0), 0.5, (said != came).astype(np.float64))
+    predicted, actual = np.sign(forecast), np.sign(value)
+    risk: Array = np.where(
+        (predicted == 0) | (actual == 0), 0.5, (predicted != actual).astype(np.float64)
+    )
     return risk
 
 
@@ -108,15 +110,15 @@ def crps_of(location: Array, scale: Array, dof: Array, value: Array) -> Array:
     spread = (dof + z * z) / (dof - 1.0)
     apart = np.exp(betaln(0.5, dof - 0.5) - 2 * betaln(0.5, dof / 2)) * np.sqrt(dof) / (dof - 1.0)
     inner = z * (2 * stdtr(dof, z) - 1) + 2 * np.exp(log_density) * spread - 2 * apart
-    found: Array = scale * inner
-    return found
+    score: Array = scale * inner
+    return score
 
 
 def pinball_of(value: Array, quantile: Array, level: float) -> Array:
     """Return the pinball loss of a *quantile* of that *level* by row (Koenker, Bassett, 1978)."""
     missed = value - quantile
-    found: Array = np.maximum(level * missed, (level - 1.0) * missed)
-    return found
+    loss: Array = np.maximum(level * missed, (level - 1.0) * missed)
+    return loss
 
 
 def qlike_of(forecast: Array, variance: Array) -> Array:
@@ -129,22 +131,22 @@ def qlike_of(forecast: Array, variance: Array) -> Array:
 def inside(location: Array, scale: Array, dof: Array, value: Array, share: float) -> Array:
     """Return 1 where *value* lay in the Student t's central interval of that *share*, else 0."""
     half = stdtrit(dof, 0.5 + share / 2) * scale
-    found: Array = (np.abs(value - location) <= half).astype(np.float64)
-    return found
+    hits: Array = (np.abs(value - location) <= half).astype(np.float64)
+    return hits
 
 
 def brier_of(probability: Array, classes: NDArray[np.int64]) -> Array:
     """Return the squared distance of [row, class] probabilities from what happened, by row."""
     happened = np.eye(probability.shape[1])[classes]
-    found: Array = ((probability - happened) ** 2).sum(axis=1)
-    return found
+    score: Array = ((probability - happened) ** 2).sum(axis=1)
+    return score
 
 
 def log_loss_of(probability: Array, classes: NDArray[np.int64]) -> Array:
     """Return minus the log of what [row, class] probabilities gave to what happened, by row."""
     given = probability[np.arange(len(classes)), classes]
-    found: Array = -np.log(np.maximum(given, LEAST_PROBABILITY))
-    return found
+    loss: Array = -np.log(np.maximum(given, LEAST_PROBABILITY))
+    return loss
 
 
 # --- selective prediction
@@ -185,16 +187,16 @@ def table(
     hit: Array, measures: Mapping[str, Array], days: NDArray[np.int64]
 ) -> dict[str, dict[str, Any]]:
     """Return for each measure the accuracy gained at ``COVERAGES``, its errors, area and days."""
-    found: dict[str, dict[str, Any]] = {}
+    by_measure: dict[str, dict[str, Any]] = {}
     for name, measure in measures.items():
         gains = [gained(hit, measure, coverage, days) for coverage in COVERAGES]
-        found[name] = {
+        by_measure[name] = {
             "gained": [gain.rounded()[0] for gain in gains],
             "error": [gain.rounded()[1] for gain in gains],
             "area": round(area(hit, measure), 5),
             "days": len(np.unique(days)),
         }
-    return found
+    return by_measure
 
 
 def area_gained(outcome: Array, measure: Array, days: NDArray[np.int64]) -> DailyEstimate:
@@ -211,8 +213,10 @@ def area_gained_more(
     outcome: Array, first: Array, second: Array, days: NDArray[np.int64]
 ) -> DailyEstimate:
     """Return how much more the measure *first* gains than *second*, on the same days."""
-    one, two = _rank_weights(first), _rank_weights(second)
-    terms = np.stack([outcome * one, one, outcome * two, two])
+    first_weights, second_weights = _rank_weights(first), _rank_weights(second)
+    terms = np.stack(
+        [outcome * first_weights, first_weights, outcome * second_weights, second_weights]
+    )
     return figure(terms, days, lambda s: s[:, 0] / s[:, 1] - s[:, 2] / s[:, 3])
 
 
@@ -248,21 +252,21 @@ class DayDifference(NamedTuple):
         return [float(f"{self.value:.5g}"), error, float(f"{self.p:.5g}")]
 
 
-def compared(found: DailyEstimate, days: int) -> DayDifference:
-    """Return *found*, of so many days, against zero."""
-    said = DayDifference(found.value, found.error, days, 1.0)
-    return said._replace(p=chance(said))
+def compared(difference: DailyEstimate, days: int) -> DayDifference:
+    """Return *difference*, of so many days, against zero."""
+    tested = DayDifference(difference.value, difference.error, days, 1.0)
+    return tested._replace(p=chance(tested))
 
 
-def chance(found: DayDifference) -> float:
+def chance(difference: DayDifference) -> float:
     """Return how likely chance alone makes a difference of such an error, in either direction.
 
     By Student's t of its blocks of days less one; 1 where the error is not known.
     """
-    blocks = found.days // BLOCK_DAYS
-    if blocks < 2 or not found.error:
+    blocks = difference.days // BLOCK_DAYS
+    if blocks < 2 or not difference.error:
         return 1.0
-    return 2.0 * float(stdtr(blocks - 1, -abs(found.value) / found.error))
+    return 2.0 * float(stdtr(blocks - 1, -abs(difference.value) / difference.error))
 
 
 def difference(first: Array, second: Array, days: NDArray[np.int64]) -> DayDifference:
@@ -273,11 +277,11 @@ def difference(first: Array, second: Array, days: NDArray[np.int64]) -> DayDiffe
 def holm(values: Sequence[float]) -> list[float]:
     """Return the p-values *values* corrected for their number (Holm, 1979), in their order."""
     order = sorted(range(len(values)), key=values.__getitem__)
-    found, least = [0.0] * len(values), 0.0
+    corrected, least = [0.0] * len(values), 0.0
     for rank, place in enumerate(order):
         least = max(least, min(1.0, (len(values) - rank) * values[place]))
-        found[place] = least
-    return found
+        corrected[place] = least
+    return corrected
 
 
 def corrected(every: Mapping[K, DayDifference]) -> dict[K, DayDifference]:
@@ -286,11 +290,11 @@ def corrected(every: Mapping[K, DayDifference]) -> dict[K, DayDifference]:
     return {name: each._replace(p=p) for (name, each), p in zip(every.items(), values, strict=True)}
 
 
-def verdict(found: DayDifference, *, is_less_better: bool = True) -> str:
+def verdict(difference: DayDifference, *, is_less_better: bool = True) -> str:
     """Return ``better``, ``worse``, or ``level`` where chance explains the difference."""
-    if not found.p < LEVEL:
+    if not difference.p < LEVEL:
         return "level"
-    return "better" if (found.value < 0) == is_less_better else "worse"
+    return "better" if (difference.value < 0) == is_less_better else "worse"
 
 
 # --- selective prediction, by risk
@@ -325,30 +329,30 @@ def risk_curve(parts: Sequence[RankedBars]) -> RiskCurve | None:
     The surest bars are those of the whole part, ties in drawn order. Blocks are drawn for all parts
     together, since horizons share their market.
     """
-    known = [_known(part) for part in parts]
-    known = [part for part in known if len(part.risk)]
-    if not known:
+    ranked = [_known(part) for part in parts]
+    ranked = [part for part in ranked if len(part.risk)]
+    if not ranked:
         return None
-    days = np.concatenate([part.days for part in known])
-    blocks = np.split(blocks_of(days), np.cumsum([len(part.days) for part in known])[:-1])
+    days = np.concatenate([part.days for part in ranked])
+    blocks = np.split(blocks_of(days), np.cumsum([len(part.days) for part in ranked])[:-1])
     count = 1 + max(int(block.max()) for block in blocks)
-    sums = [_bucketed(part, block, count) for part, block in zip(known, blocks, strict=True)]
+    sums = [_bucketed(part, block, count) for part, block in zip(ranked, blocks, strict=True)]
     summed = np.concatenate(sums, axis=1)
     size = len(RISK_COVERAGES)
 
     def excess(sums: Array) -> Array:
         """Return [.., coverage] of sums [.., part × (risk, count) × bucket]."""
-        totals = sums.reshape(len(sums), len(known), 2, size).cumsum(axis=-1)
+        totals = sums.reshape(len(sums), len(ranked), 2, size).cumsum(axis=-1)
         risk = totals[:, :, 0] / np.maximum(totals[:, :, 1], 1.0)
-        found: Array = (risk - risk[:, :, -1:]).mean(axis=1)
-        return found
+        excess_risk: Array = (risk - risk[:, :, -1:]).mean(axis=1)
+        return excess_risk
 
     area = resampled(summed, lambda sums: excess(sums).mean(axis=1))
     return RiskCurve(
-        float(np.mean([part.risk.mean() for part in known])),
+        float(np.mean([part.risk.mean() for part in ranked])),
         excess(summed.sum(axis=0)[None])[0],
         compared(area, len(np.unique(days))),
-        sum(len(part.risk) for part in known),
+        sum(len(part.risk) for part in ranked),
     )
 
 

@@ -78,9 +78,9 @@ class _SeedFit:
         use_threads(self.threads)
         with tempfile.TemporaryDirectory(prefix="tracepaper-seed-") as parent:
             folder = Path(parent) / name
-            found = train(recipe, self.data, folder, created_ms=self.created_ms, say=say)
+            checkpoint = train(recipe, self.data, folder, created_ms=self.created_ms, say=say)
             beside = folder / FILE_NAME
-            return found, {FILE_NAME: beside.read_bytes()} if beside.is_file() else {}
+            return checkpoint, {FILE_NAME: beside.read_bytes()} if beside.is_file() else {}
 
 
 def train_seeds(
@@ -108,25 +108,33 @@ def train_seeds(
         folders = [folder / f"seed-{recipe.options.seed}" for recipe in recipes]
     places = list(zip(recipes, folders, strict=True))
     if each is None:
-        for recipe, own in places:
-            train(recipe, data, own, created_ms=created_ms, observe=observe, say=say, resume=resume)
+        for recipe, seed_folder in places:
+            train(
+                recipe,
+                data,
+                seed_folder,
+                created_ms=created_ms,
+                observe=observe,
+                say=say,
+                resume=resume,
+            )
     else:
         left = [pair for pair in places if not (resume and _is_whole(*pair, data))]
 
-        def keep(place: int, made: tuple[Checkpoint, dict[str, bytes]]) -> None:
-            found, beside = made
-            save(left[place][1], found.tensors, found.card, beside=beside)
+        def keep(place: int, result: tuple[Checkpoint, dict[str, bytes]]) -> None:
+            checkpoint, beside = result
+            save(left[place][1], checkpoint.tensors, checkpoint.card, beside=beside)
 
         fit = _SeedFit(data, created_ms, first.threads)
-        each(fit, [(recipe, own.name) for recipe, own in left], say, keep)
-    made = [load(own) for own in folders]
+        each(fit, [(recipe, seed_folder.name) for recipe, seed_folder in left], say, keep)
+    checkpoints = [load(seed_folder) for seed_folder in folders]
     # An order book's card has no horizon of the gates, and a regression draws nothing by a seed.
-    if len(made) > 1 and draws_by_seed(made[0].card):
-        made = compare_seeds(folders)
-    for own, found in zip(folders, made, strict=True):
-        if said := opened_by_training(own, found.card, data):
-            say(said)
-    return list(zip(folders, made, strict=True))
+    if len(checkpoints) > 1 and draws_by_seed(checkpoints[0].card):
+        checkpoints = compare_seeds(folders)
+    for seed_folder, checkpoint in zip(folders, checkpoints, strict=True):
+        if warning := opened_by_training(seed_folder, checkpoint.card, data):
+            say(warning)
+    return list(zip(folders, checkpoints, strict=True))
 
 
 def draws_by_seed(card: Mapping[str, Any]) -> bool:
@@ -145,9 +153,9 @@ def _is_whole(recipe: Recipe, folder: Path, data: Any) -> bool:  # noqa: ANN401 
         return schema_of(str(value), data.interval_ms).schema_id if key == "schema_id" else value
 
     # What the recipe leaves open follows from the data.
-    told, chosen = recipe_of(card).document(), recipe.document()
+    trained, chosen = recipe_of(card).document(), recipe.document()
     return card["data"] == cards.data_section(data.sources) and all(
-        told.get(section, {}).get(key) == full(key, value)
+        trained.get(section, {}).get(key) == full(key, value)
         for section, table in chosen.items()
         for key, value in table.items()
         if value is not None and key != "name"
@@ -173,16 +181,16 @@ def combine(
     fitted = join(network, rows, data, name=name, created_ms=created_ms)
     fitted = fitted.calibrated(data, bars=bars)
     say("Judging on untouched time.")
-    found = fitted.evaluated(data, bars=bars).save(folder, data)
-    if said := opened_by_training(folder, found.card, data):
-        say(said)
-    return found
+    checkpoint = fitted.evaluated(data, bars=bars).save(folder, data)
+    if warning := opened_by_training(folder, checkpoint.card, data):
+        say(warning)
+    return checkpoint
 
 
 def compare_seeds(folders: Sequence[Path]) -> list[Checkpoint]:
     """Write into the card of each checkpoint what the others, of other seeds, reached."""
-    found = [_alone(load(folder)) for folder in folders]
-    every: list[Mapping[str, Any]] = [checkpoint.card for checkpoint in found]
+    checkpoints = [_alone(load(folder)) for folder in folders]
+    every: list[Mapping[str, Any]] = [checkpoint.card for checkpoint in checkpoints]
     section = cards.seeds_section(every)
     sentences = cards.seeds_sentence(every, horizon=int(every[0]["calibration"]["horizon"]))
     return [
@@ -196,7 +204,7 @@ def compare_seeds(folders: Sequence[Path]) -> list[Checkpoint]:
             },
             beside={FILE_NAME: (folder / FILE_NAME).read_bytes()},
         )
-        for folder, checkpoint in zip(folders, found, strict=True)
+        for folder, checkpoint in zip(folders, checkpoints, strict=True)
     ]
 
 
@@ -322,67 +330,69 @@ def _interval(material: Dataset, interval_ms: int) -> dict[str, Any]:
 def _part(material: Dataset, part: Part) -> dict[str, Any]:
     """Return the span of *part* and what is labelled in it, at the model's own interval."""
     samples = material.labelled(part)
-    own = [one for one in samples if one.segment.interval_ms == material.interval_ms]
-    further = [one for one in samples if one.segment.interval_ms != material.interval_ms]
+    native = [piece for piece in samples if piece.segment.interval_ms == material.interval_ms]
+    further = [piece for piece in samples if piece.segment.interval_ms != material.interval_ms]
     return {
-        "from": iso(min(map(_first, own))),
-        "until": iso(max(int(one.segment.close_time_ms[one.stop - 1]) for one in own)),
-        "further_bars": sum(int(one.weights.any(axis=1).sum()) for one in further),
+        "from": iso(min(map(_first, native))),
+        "until": iso(max(int(piece.segment.close_time_ms[piece.stop - 1]) for piece in native)),
+        "further_bars": sum(int(piece.weights.any(axis=1).sum()) for piece in further),
         "horizons": [
-            _horizon(own, column, bars * material.interval_ms)
+            _horizon(native, column, bars * material.interval_ms)
             for column, bars in enumerate(material.horizons)
         ],
     }
 
 
 def _horizon(samples: list[Samples], column: int, horizon_ms: int) -> dict[str, Any]:
-    labelled = [one.weights[:, column] > 0 for one in samples]
+    labelled = [piece.weights[:, column] > 0 for piece in samples]
     days = [
-        one.segment.open_time_ms[known] // DAY_MS
-        for one, known in zip(samples, labelled, strict=True)
+        piece.segment.open_time_ms[mask] // DAY_MS
+        for piece, mask in zip(samples, labelled, strict=True)
     ]
     distinct = np.unique(np.concatenate(days))
-    unique = sum(float(one.weights[:, column].sum()) / one.horizons[column] for one in samples)
+    unique = sum(
+        float(piece.weights[:, column].sum()) / piece.horizons[column] for piece in samples
+    )
     return {
         "time": interval_text(horizon_ms),
-        "bars": sum(int(known.sum()) for known in labelled),
+        "bars": sum(int(mask.sum()) for mask in labelled),
         "not_overlapping": round(unique),
         "days": len(distinct),
         "independent_days": int(len(distinct) // max(1, horizon_ms / DAY_MS)),
     }
 
 
-def _first(one: Samples) -> int:
-    row = int(np.flatnonzero(one.weights.any(axis=1))[0])
-    return int(one.segment.open_time_ms[row])
+def _first(samples: Samples) -> int:
+    row = int(np.flatnonzero(samples.weights.any(axis=1))[0])
+    return int(samples.segment.open_time_ms[row])
 
 
-def lines(found: dict[str, Any]) -> list[str]:
+def lines(description: dict[str, Any]) -> list[str]:
     """Return what ``described`` found, for people."""
-    said = [
+    texts = [
         f"{file['name']}: {file['symbol']}, {file['interval']}, {file['bars']:,} bars from"
         f" {file['from']} until {file['until']}"
         + (f", {file['known_already']:,} in an earlier file" if file["known_already"] else "")
-        for file in found["files"]
+        for file in description["files"]
     ]
-    features = found["features"]
-    said.append(
+    features = description["features"]
+    texts.append(
         f"features {features['schema_id']}: {features['columns']} columns, a row depends on"
         f" {features['lookback']:,} bars"
     )
-    said += [
-        f"{one['interval']}: {one['bars']:,} bars of {', '.join(one['symbols'])} in"
-        f" {one['pieces']} pieces, the longest of {one['longest_piece']:,}; {one['rows']:,} rows"
-        for one in found["intervals"]
+    texts += [
+        f"{row['interval']}: {row['bars']:,} bars of {', '.join(row['symbols'])} in"
+        f" {row['pieces']} pieces, the longest of {row['longest_piece']:,}; {row['rows']:,} rows"
+        for row in description["intervals"]
     ]
-    for name, part in found["parts"].items():
+    for name, part in description["parts"].items():
         further = f", and {part['further_bars']:,} bars of other intervals"
-        said.append(
+        texts.append(
             f"{name}: {part['from']} until {part['until']}" + further * bool(part["further_bars"])
         )
-        said += [
-            f"  {one['time']}: {one['bars']:,} labels, {one['not_overlapping']:,} that share no"
-            f" bar, {one['days']:,} days ({one['independent_days']:,} independent)"
-            for one in part["horizons"]
+        texts += [
+            f"  {row['time']}: {row['bars']:,} labels, {row['not_overlapping']:,} that share no"
+            f" bar, {row['days']:,} days ({row['independent_days']:,} independent)"
+            for row in part["horizons"]
         ]
-    return said
+    return texts

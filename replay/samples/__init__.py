@@ -26,15 +26,15 @@ def samples(symbol: str, interval: str = "1m") -> Path:
     """
     files = {tuple(path.name.split("_")[2:4]): path for path in (DEMO_CANDLES, *MONTH_CANDLES)}
     if (symbol, interval) not in files:
-        known = ", ".join(" ".join(name) for name in files)
-        raise DataInvalid(f"There are no candles of {symbol} {interval}; choose of {known}.")
+        choices = ", ".join(" ".join(name) for name in files)
+        raise DataInvalid(f"There are no candles of {symbol} {interval}; choose of {choices}.")
     return files[symbol, interval]
 
 
 def bundled() -> list[Path]:
     """Return every file to copy: candles, frames, covariates, configurations of the examples."""
-    own = Path(__file__).parent
-    places = (own.iterdir(), Path(examples.__file__).parent.iterdir())
+    folder = Path(__file__).parent
+    places = (folder.iterdir(), Path(examples.__file__).parent.iterdir())
     files = (path for place in places for path in place if path.is_file())
     return sorted((path for path in files if path.suffix != ".py"), key=lambda path: path.name)
 
