@@ -114,13 +114,13 @@ def evaluate(
     from tracepaper.replay.learning.recipe import evaluation_options
     from tracepaper.strategies.api.model import DataSource
 
-    asked = read_inspections(inspect or ())
-    require("captum", "--inspect attribution", asked.get("attribution"))
+    inspections = read_inspections(inspect or ())
+    require("captum", "--inspect attribution", inspections.get("attribution"))
     options, others = evaluation_options(settings or ())
     given = with_settings(config, others)
     source = _source(checkpoint)
     of_books = source == DataSource.ORDER_BOOKS
-    inspected: dict[str, object] = {f"inspect {name}": count for name, count in asked.items()}
+    inspected: dict[str, object] = {f"inspect {name}": count for name, count in inspections.items()}
     examined = {**inspected, "set evaluation.explained_bars": options.explained_bars or 0}
     if of_books:
         others_given = {
@@ -156,8 +156,8 @@ def evaluate(
     if folds is not None:
         inputs = beside.read()
         _, model = _loaded(checkpoint, options.threads, inputs)
-        found = folds_of(model, request._replace(inputs=inputs), folds, ablate or (), each)
-        print_folds(found, html, as_json=json)
+        fitted_folds = folds_of(model, request._replace(inputs=inputs), folds, ablate or (), each)
+        print_folds(fitted_folds, html, as_json=json)
         return
     for name in compare or ():
         _refuse_other_source(checkpoint, source, name)
@@ -172,7 +172,7 @@ def evaluate(
             checkpoint,
             request,
             chosen,
-            asked,
+            inspections,
             vectors=beside,
             threads=options.threads,
             bars=options.explained_bars,
@@ -252,13 +252,13 @@ def _print(judged: _ModelJudgement, html: Path | None, *, as_json: bool) -> None
     if html is not None:
         write_page(judgement_document(model_id, every), html)
     if as_json:
-        told = [
+        findings = [
             {"name": of.key, "title": of.title, "note": "".join(of.notes), "rows": of.records()}
             for of in judged.findings
         ]
         others = [{"name": name, "id": other} for name, other in judged.beside]
         print_json(
-            {**as_document(model_id, judged.recipe, every), "findings": told, "beside": others}
+            {**as_document(model_id, judged.recipe, every), "findings": findings, "beside": others}
         )
         return
     console = for_tables()
@@ -295,23 +295,23 @@ def _loaded(name: str, threads: int, inputs: SideInputs | None) -> tuple[Path, C
 
     use_threads(threads)
     folder = locate(name)
-    found = load(folder)
-    kind = kind_of(found.card)
+    checkpoint = load(folder)
+    kind = kind_of(checkpoint.card)
     if kind.model.source != DataSource.BARS:
         if inputs is not None:
             raise ConfigInvalid(f"{name} was trained on bars alone; leave other files out.")
-        kind.load(found.card, found.tensors)
-        return folder, found
-    source = source_for(found.card, inputs)
-    build(found.card, found.tensors, threads=threads, vectors=source)
-    return folder, found
+        kind.load(checkpoint.card, checkpoint.tensors)
+        return folder, checkpoint
+    source = source_for(checkpoint.card, inputs)
+    build(checkpoint.card, checkpoint.tensors, threads=threads, vectors=source)
+    return folder, checkpoint
 
 
 def _of_checkpoint(
     name: str,
     request: DataRequest,
     spans: Sequence[NamedSpan],
-    asked: Mapping[str, int],
+    inspections: Mapping[str, int],
     *,
     vectors: SideFiles,
     threads: int,
@@ -323,16 +323,18 @@ def _of_checkpoint(
     from tracepaper.replay.learning.recipe import recipe_of
 
     inputs = vectors.read()
-    folder, found = _loaded(name, threads, inputs)
-    card, recipe = found.card, recipe_of(found.card)
+    folder, checkpoint = _loaded(name, threads, inputs)
+    card, recipe = checkpoint.card, recipe_of(checkpoint.card)
     material = recipe.kind.read_of(card, request._replace(inputs=inputs), folder=folder)
     # First, for they refuse what cannot be had before minutes have passed.
     findings: list[Table] = []
-    if asked:
-        findings += examined(Subject.of(card, found.tensors, material), asked)
-    every = [judge_checkpoint(card, found.tensors, material, span, bars=bars) for span in spans]
-    every = counted(every, folder, recipe.hash, found.id)
-    return _ModelJudgement(found.id, recipe.hash, material.interval_ms, every, findings)
+    if inspections:
+        findings += examined(Subject.of(card, checkpoint.tensors, material), inspections)
+    every = [
+        judge_checkpoint(card, checkpoint.tensors, material, span, bars=bars) for span in spans
+    ]
+    every = counted(every, folder, recipe.hash, checkpoint.id)
+    return _ModelJudgement(checkpoint.id, recipe.hash, material.interval_ms, every, findings)
 
 
 def _of_class(
@@ -343,9 +345,9 @@ def _of_class(
 
     forecaster, material, horizon = _class(name, request, file)
     every = [judge_class(forecaster, material, span, horizon=horizon) for span in spans]
-    own = forecaster.model_id
-    every = counted(every, None, own, own)
-    return _ModelJudgement(own, own, material.interval_ms, every)
+    model_id = forecaster.model_id
+    every = counted(every, None, model_id, model_id)
+    return _ModelJudgement(model_id, model_id, material.interval_ms, every)
 
 
 def _class(
@@ -402,27 +404,27 @@ def _with_rival(
     ask: Callable[[SpanJudgement], ModelForecasts]
     if MODULE_CLASS.match(name) is not None:
         forecaster, material, _ = _class(name, request, file, interval_ms=judged.interval_ms)
-        own = recipe = forecaster.model_id
+        model_id = recipe = forecaster.model_id
         folder, ask = None, partial(rival_class, forecaster, material)
     else:
-        folder, found, inputs = _beside(name, threads, vectors)
-        own, recipe = found.id, recipe_of(found.card).hash
-        kind = recipe_of(found.card).kind
-        material = kind.read_of(found.card, request._replace(inputs=inputs))
-        ask = partial(rival_checkpoint, found.card, found.tensors, material)
-    if own in (judged.model_id, *(other for _, other in judged.beside)):
+        folder, checkpoint, inputs = _beside(name, threads, vectors)
+        model_id, recipe = checkpoint.id, recipe_of(checkpoint.card).hash
+        kind = recipe_of(checkpoint.card).kind
+        material = kind.read_of(checkpoint.card, request._replace(inputs=inputs))
+        ask = partial(rival_checkpoint, checkpoint.card, checkpoint.tensors, material)
+    if model_id in (judged.model_id, *(other for _, other in judged.beside)):
         raise ConfigInvalid(f"--compare {name} is a model that is judged already; leave it out.")
     require_interval(name, material, judged.interval_ms)
     try:
-        every = [one.compared_with(name, ask(one)) for one in judged.every]
+        every = [judgement.compared_with(name, ask(judgement)) for judgement in judged.every]
     except (ConfigInvalid, DataInvalid) as error:
         raise ConfigInvalid(f"--compare {name}: {str(error).rstrip('.')}.") from None
-    opened = counted(every, folder, recipe, own)
+    opened = counted(every, folder, recipe, model_id)
     every = [
-        replace(one, openings=before.openings)
-        for one, before in zip(opened, judged.every, strict=True)
+        replace(judgement, openings=before.openings)
+        for judgement, before in zip(opened, judged.every, strict=True)
     ]
-    return judged._replace(every=every, beside=(*judged.beside, (name, own)))
+    return judged._replace(every=every, beside=(*judged.beside, (name, model_id)))
 
 
 def _beside(
@@ -434,13 +436,13 @@ def _beside(
     if untrained := _untrained(name):
         raise ConfigInvalid(f"--compare {name}: {untrained[0]}")
     inputs = vectors.read() if _takes_files(read_card(locate(name))) else None
-    folder, found = _loaded(name, threads, inputs)
-    return folder, found, inputs
+    folder, checkpoint = _loaded(name, threads, inputs)
+    return folder, checkpoint, inputs
 
 
-def _tell_untrained(said: Sequence[str], *, as_json: bool) -> None:
+def _tell_untrained(sentences: Sequence[str], *, as_json: bool) -> None:
     if as_json:
-        print_json({"says": list(said), "figures": {}})
+        print_json({"says": list(sentences), "figures": {}})
         return
-    for sentence in said:
+    for sentence in sentences:
         typer.echo(sentence)
