@@ -88,8 +88,8 @@ def read_resumed(connection: sqlite3.Connection, run_id: str) -> ResumePoint:
     """Return all that *run_id* needs to go on; raise where its end does not fit its row."""
     reader = Reader(connection)
     stored = reader.stored_run(run_id)
-    found = chain_head(connection, stored.run_key)
-    sequence, head = (-1, ChainHead(stored.opened_digest)) if found is None else found
+    chain_end = chain_head(connection, stored.run_key)
+    sequence, head = (-1, ChainHead(stored.opened_digest)) if chain_end is None else chain_end
     (last,) = connection.execute(_LAST, run_span(stored.run_key)).fetchone()
     reached = sequence if last is None else last
     if (reached, sequence + 1, head.digest) != (sequence, stored.step_count, stored.head_digest):

@@ -171,12 +171,12 @@ class HistoryWriter:
         try:
             self._raw.execute("BEGIN IMMEDIATE")
             key, scale = self._series(instrument, interval_ms)
-            added = known = 0
+            added = existing = 0
             remaining = iter(bars)
             while chunk := list(islice(remaining, CHUNK_BARS)):
                 fresh = self._write_chunk(key, instrument.id, interval_ms, scale, chunk)
                 added += fresh
-                known += len(chunk) - fresh
+                existing += len(chunk) - fresh
             self._raw.execute("COMMIT")
         except (sqlite3.Error, OverflowError) as error:
             self._raw.rollback()
@@ -190,7 +190,7 @@ class HistoryWriter:
         if problem := self._writer.file.problem(self._raw):
             raise AuditUnwritable(problem)
         self._writer.file.settle()
-        return ArchiveWrite(added, known)
+        return ArchiveWrite(added, existing)
 
     def _write_chunk(
         self,
@@ -204,7 +204,7 @@ class HistoryWriter:
         price, volume, turnover = scale
         times = [bar.open_time_ms for bar in bars]
         stored = self._raw.execute(RANGE, (key, min(times), max(times) + 1))
-        known: dict[int, Values] = {row[0]: row[1:] for row in stored}
+        existing: dict[int, Values] = {row[0]: row[1:] for row in stored}
         fresh: list[tuple[int, ...] | tuple[int | None, ...]] = []
         for bar in bars:
             if bar.instrument != instrument_id or bar.interval_ms != interval_ms:
@@ -220,10 +220,10 @@ class HistoryWriter:
                 bar.volume * volume,
                 None if bar.turnover is None else bar.turnover * turnover,
             )
-            before = known.get(bar.open_time_ms)
+            before = existing.get(bar.open_time_ms)
             if before is None:
                 fresh.append((key, bar.open_time_ms, *values))
-                known[bar.open_time_ms] = values
+                existing[bar.open_time_ms] = values
             else:
                 self._check_equal(key, bar, before, values)
         self._raw.executemany(_INSERT, fresh)

@@ -424,7 +424,7 @@ def fitted_spans(card: Mapping[str, Any]) -> tuple[FittedSpan, ...]:
             if (text := card.get("split", {}).get(key)) is not None
         ]
         files = card.get("data", {}).get("files", ())
-        first = min((_date_ms(one["from"]) for one in files if "from" in one), default=None)
+        first = min((_date_ms(file["from"]) for file in files if "from" in file), default=None)
     except (TypeError, ValueError, AttributeError, OverflowError):
         return ()
     starts = [first, *(until_ms for _, until_ms in ends)]

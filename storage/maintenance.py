@@ -177,10 +177,10 @@ def _prune_run(
     """Drop the commits up to step *until*; record the prune as a step of the run's own chain."""
     run_key, run_id = run
     (before,) = raw.execute(_PRUNED, (run_key,)).fetchone() or (-1,)
-    found = chain_head(raw, run_key, until)
-    if found is None or found[0] <= before:
+    chain_end = chain_head(raw, run_key, until)
+    if chain_end is None or chain_end[0] <= before:
         return Pruning(run_id, before, 0)
-    until, head = found
+    until, head = chain_end
     report = verify_chain(raw, run_id)
     if report.problem is not None:
         raise DataInvalid(f"Run {run_id} is not pruned: {report.problem.sentence}")

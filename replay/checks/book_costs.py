@@ -172,11 +172,11 @@ def compare_with_books(reader: Reader, run_id: str, paths: Sequence[Path]) -> Sl
         for sent, book in zip(held, _first_known(files[instrument], held), strict=True):
             if isinstance(book, str):
                 left_out[book] += 1
-            elif abs((one := _price(sent, book)).cost_bp) > SETTING_MOST:
+            elif abs((priced_order := _price(sent, book)).cost_bp) > SETTING_MOST:
                 left_out[FAR] += 1
             else:
-                priced.append(one)
-    times = [one.order.time_ms for held in orders.values() for one in held]
+                priced.append(priced_order)
+    times = [sent.order.time_ms for held in orders.values() for sent in held]
     if times and not priced:
         first, last = iso(min(times)), iso(max(times))
         why = ", ".join(f"{count:,} {name}" for name, count in sorted(left_out.items()))
@@ -184,10 +184,10 @@ def compare_with_books(reader: Reader, run_id: str, paths: Sequence[Path]) -> Sl
             f"No order of run {run_id} ({first} to {last}) can be compared ({why}): give books "
             "that were recorded while it traded."
         )
-    found = SlippageFindings(MODEL, fills, len(priced), dict(sorted(left_out.items())))
-    found.notes += [books.torn for held in files.values() for books in held if books.torn]
-    _judge(found, priced)
-    return found
+    findings = SlippageFindings(MODEL, fills, len(priced), dict(sorted(left_out.items())))
+    findings.notes += [books.torn for held in files.values() for books in held if books.torn]
+    _judge(findings, priced)
+    return findings
 
 
 def _market_orders(views: RunViews) -> tuple[int, dict[str, list[_SentOrder]], Counter[str]]:
@@ -218,7 +218,7 @@ def _market_orders(views: RunViews) -> tuple[int, dict[str, list[_SentOrder]], C
         taken = TakenOrder(symbol, Side(order["side"]), price, quantity, at_ms, at_ms)
         orders[instrument].append(_SentOrder(taken, paid))
     for held in orders.values():
-        held.sort(key=lambda one: one.order.time_ms)
+        held.sort(key=lambda market_order: market_order.order.time_ms)
     return len(fills), orders, Counter(apart.values())
 
 
@@ -226,10 +226,10 @@ def _first_known(
     files: Sequence[RecordedBooks], orders: Sequence[_SentOrder]
 ) -> Iterator[BookLevels | str]:
     """Yield the book of each order by the first of *files* that has it, or why none has."""
-    times = [one.order.time_ms for one in orders]
+    times = [sent.order.time_ms for sent in orders]
     for answers in zip(*(books.at(times) for books in files), strict=True):
-        book = next((one for one in answers if isinstance(one, BookLevels)), None)
-        yield book or next((one for one in answers if one != _OUTSIDE), _OUTSIDE)
+        book = next((answer for answer in answers if isinstance(answer, BookLevels)), None)
+        yield book or next((answer for answer in answers if answer != _OUTSIDE), _OUTSIDE)
 
 
 def _price(sent: _SentOrder, book: BookLevels) -> _PricedOrder:
@@ -244,34 +244,34 @@ def _price(sent: _SentOrder, book: BookLevels) -> _PricedOrder:
 # ---------------------------------------------------------------- shown
 
 
-def _judge(found: SlippageFindings, priced: Sequence[_PricedOrder]) -> None:
+def _judge(findings: SlippageFindings, priced: Sequence[_PricedOrder]) -> None:
     """Add the tables of what the books fill whole, and of what they had no size for."""
-    whole = [one for one in priced if not one.unfilled]
-    thin = [one for one in priced if one.unfilled]
+    whole = [priced_order for priced_order in priced if not priced_order.unfilled]
+    thin = [priced_order for priced_order in priced if priced_order.unfilled]
     if thin:
-        found.tables.append(_unfilled(thin))
+        findings.tables.append(_unfilled(thin))
     if not whole:
-        found.sentences.append(
+        findings.sentences.append(
             "No order was filled whole by the books, so no bias is shown."
             if thin
             else "The run filled no market order, so there is nothing to compare."
         )
         return
-    orders = [one.order for one in whole]
-    costs = np.array([one.cost_bp for one in whole])
-    found.tables = [*tables_of(orders, costs), *found.tables]
+    orders = [priced_order.order for priced_order in whole]
+    costs = np.array([priced_order.cost_bp for priced_order in whole])
+    findings.tables = [*tables_of(orders, costs), *findings.tables]
     of_all = bias(costs, days_of(orders))
     if of_all.error is None or of_all.interval is None:
-        found.sentences.append(
+        findings.sentences.append(
             f"A fill at the books costs {of_all.mean:+.2f} bp beyond paper's; one day has no error."
         )
         return
     low, high = of_all.interval
     if low <= 0.0 <= high:
-        found.sentences.append(f"No bias of paper is shown: {of_all.sentence()} covers 0.")
+        findings.sentences.append(f"No bias of paper is shown: {of_all.sentence()} covers 0.")
         return
     how = "optimistic" if low > 0.0 else "pessimistic"
-    found.sentences.append(
+    findings.sentences.append(
         f"Paper was {how}: a fill at the books costs {of_all.sentence()} beyond paper's."
     )
 
@@ -279,16 +279,26 @@ def _judge(found: SlippageFindings, priced: Sequence[_PricedOrder]) -> None:
 def _unfilled(thin: Sequence[_PricedOrder]) -> Table:
     """Return the size that the books lacked, by symbol; in the quote currency at paper's price."""
     rows = []
-    for symbol in sorted({one.order.symbol for one in thin}):
-        mine = [one for one in thin if one.order.symbol == symbol]
-        costs = np.array([one.cost_bp for one in mine])
-        of_all = bias(costs, days_of([one.order for one in mine]))
+    for symbol in sorted({priced_order.order.symbol for priced_order in thin}):
+        mine = [priced_order for priced_order in thin if priced_order.order.symbol == symbol]
+        costs = np.array([priced_order.cost_bp for priced_order in mine])
+        of_all = bias(costs, days_of([priced_order.order for priced_order in mine]))
         rows.append(
             (
                 symbol,
                 len(mine),
-                float(sum(Fraction(one.order.price * one.order.quantity) for one in mine)),
-                float(sum(Fraction(one.order.price) * one.unfilled for one in mine)),
+                float(
+                    sum(
+                        Fraction(priced_order.order.price * priced_order.order.quantity)
+                        for priced_order in mine
+                    )
+                ),
+                float(
+                    sum(
+                        Fraction(priced_order.order.price) * priced_order.unfilled
+                        for priced_order in mine
+                    )
+                ),
                 (of_all.mean, of_all.error),
             )
         )

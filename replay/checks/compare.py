@@ -70,42 +70,42 @@ def differences_of(
 ) -> Iterator[tuple[str, str, str]]:
     """Yield (field, first, second) for every field in which two steps or forecasts differ."""
     for name in first.__struct_fields__:
-        one, two = getattr(first, name), getattr(second, name)
-        match one, two:
-            case _ if one == two:
+        mine, theirs = getattr(first, name), getattr(second, name)
+        match mine, theirs:
+            case _ if mine == theirs:
                 pass
             case Decision(), Decision():
-                yield from decision_differences(one, two)
+                yield from decision_differences(mine, theirs)
             case Forecast(), Forecast():
-                yield from differences_of(one, two)
+                yield from differences_of(mine, theirs)
             case Explanation(), Explanation():
-                yield from differences_of(one, two, f"{name}.")
+                yield from differences_of(mine, theirs, f"{name}.")
             case _:
-                yield f"{prefix}{name}", shown(one), shown(two)
+                yield f"{prefix}{name}", shown(mine), shown(theirs)
 
 
 def decision_differences(first: Decision, second: Decision) -> Iterator[tuple[str, str, str]]:
     """Yield every field in which two decisions differ; gates by their names."""
     for name in ("action", "target_quantity", "reason", "allowed", "refused_by", "regime"):
-        one, two = getattr(first, name), getattr(second, name)
-        if one != two:
-            yield name, shown(one), shown(two)
+        mine, theirs = getattr(first, name), getattr(second, name)
+        if mine != theirs:
+            yield name, shown(mine), shown(theirs)
     for name in ("regime_cell", "size_factor"):
-        one, two = getattr(first.outcome, name), getattr(second.outcome, name)
-        if one != two:
-            yield name, shown(one), shown(two)
+        mine, theirs = getattr(first.outcome, name), getattr(second.outcome, name)
+        if mine != theirs:
+            yield name, shown(mine), shown(theirs)
     note, other = first.note or {}, second.note or {}
     for name in dict.fromkeys((*note, *other)):
-        one, two = note.get(name, "absent"), other.get(name, "absent")
-        if one != two:
-            yield f"note {name}", shown(one), shown(two)
+        mine, theirs = note.get(name, "absent"), other.get(name, "absent")
+        if mine != theirs:
+            yield f"note {name}", shown(mine), shown(theirs)
     if first.gate_set != second.gate_set:
         yield "gate set", shown(first.gate_set), shown(second.gate_set)
         return
     for place, gate in enumerate(first.gate_set.gates):
-        one, two = first.measures[place], second.measures[place]
-        if one != two:
-            yield f"gate {gate}", shown(one), shown(two)
+        mine, theirs = first.measures[place], second.measures[place]
+        if mine != theirs:
+            yield f"gate {gate}", shown(mine), shown(theirs)
 
 
 def shown(value: object) -> str:
@@ -246,15 +246,17 @@ class RowCheck:
 
     def compare(self, derived: Step, rows: StoredRows, *, exact: bool) -> StepComparison:
         """Compare *derived* with *rows*; within the tolerances unless *exact*."""
-        found = list(self._unequal(derived, rows))
-        if exact or not found:
-            return StepComparison(tuple(found))
+        unequal = list(self._unequal(derived, rows))
+        if exact or not unequal:
+            return StepComparison(tuple(unequal))
         by_table = {table: list(given) for table, given in rows.sparse.items()}
         answers = by_table.get("answers", [])
         kept = [
-            one for one in found if not is_rounding(one, answers, member_shape=self.member_shape)
+            difference
+            for difference in unequal
+            if not is_rounding(difference, answers, member_shape=self.member_shape)
         ]
-        return StepComparison(tuple(kept), rounded=len(kept) < len(found))
+        return StepComparison(tuple(kept), rounded=len(kept) < len(unequal))
 
     def _unequal(self, derived: Step, rows: StoredRows) -> Iterator[Unequal]:
         self._encoder.forget()  # so that every row is made, and none is named by another step
@@ -300,16 +302,16 @@ class RowCheck:
         twins = rows.sparse.get("twin_steps", ())
         made_twins = derived.get("twin_steps", ())
         yield from _rows("twin_steps", twins, made_twins, {TWIN_STEP.holding})
-        own = {0: rows.core[STEP.holding]}
-        named = own | {row[TWIN_STEP.book]: row[TWIN_STEP.holding] for row in twins}
-        for made in derived.get("holdings", ()):
-            book = made[HOLDING.book]
+        own_book = {0: rows.core[STEP.holding]}
+        named = own_book | {row[TWIN_STEP.book]: row[TWIN_STEP.holding] for row in twins}
+        for holding in derived.get("holdings", ()):
+            book = holding[HOLDING.book]
             if book not in named:
                 continue  # a twin's step is missing, which was said
             at = named[book]
             read = partial(self._interned.holding, at, book)
             row = self._named("holdings", at, sequence, read)
-            yield from _row("holdings", row, made, {HOLDING.sequence})
+            yield from _row("holdings", row, holding, {HOLDING.sequence})
         for row in rows.sparse.get("holdings", ()):
             if named.get(row[HOLDING.book]) != sequence:
                 yield "holdings.sequence", row[HOLDING.sequence], None
@@ -333,9 +335,9 @@ def _row(
     skipped: Collection[int] = (),
 ) -> Iterator[Unequal]:
     """Yield every column in which two rows of *table* differ, but for the *skipped* ones."""
-    for at, (one, two) in enumerate(zip(stored, derived, strict=True)):
-        if one != two and at not in skipped:
-            yield _NAMES[table][at], one, two
+    for at, (stored_value, derived_value) in enumerate(zip(stored, derived, strict=True)):
+        if stored_value != derived_value and at not in skipped:
+            yield _NAMES[table][at], stored_value, derived_value
 
 
 def _rows(
@@ -348,8 +350,8 @@ def _rows(
     if len(stored) != len(derived):
         yield table, f"{len(stored)} rows", f"{len(derived)} rows"
         return
-    for one, two in zip(stored, derived, strict=True):
-        yield from _row(table, one, two, skipped)
+    for stored_row, derived_row in zip(stored, derived, strict=True):
+        yield from _row(table, stored_row, derived_row, skipped)
 
 
 # ---------------------------------------------------------------- rounding
@@ -405,22 +407,25 @@ def _members_agree(stored: object, derived: object, shape: tuple[int, int]) -> b
     members, columns = shape
     if not stored or len(stored) != len(derived) or len(stored) % (4 * members * columns):
         return False
-    one, two = (
+    stored_values, derived_values = (
         np.frombuffer(given, "<f4").astype(np.float64).reshape(*shape, -1)
         for given in (stored, derived)
     )
-    if not np.isfinite(one).all():
+    if not np.isfinite(stored_values).all():
         return stored == derived
-    return bool((np.abs(one - two) <= RETURNS * one[:, 1:2]).all())
+    return bool((np.abs(stored_values - derived_values) <= RETURNS * stored_values[:, 1:2]).all())
 
 
 def _horizons_agree(stored: bytes, derived: bytes, horizon: int) -> bool:
     """Return whether the columns at the other horizons agree, each by its own deviation."""
-    one, two = msgspec.msgpack.decode(stored), msgspec.msgpack.decode(derived)
-    if one[0] != two[0] or horizon not in one[0]:
+    stored_columns, derived_columns = (
+        msgspec.msgpack.decode(stored),
+        msgspec.msgpack.decode(derived),
+    )
+    if stored_columns[0] != derived_columns[0] or horizon not in stored_columns[0]:
         return False
-    stdev = one[2]
-    for column, (a, b) in enumerate(zip(one[1:], two[1:], strict=True)):
+    stdev = stored_columns[2]
+    for column, (a, b) in enumerate(zip(stored_columns[1:], derived_columns[1:], strict=True)):
         if a is None or b is None:
             if a is not b:
                 return False

@@ -131,13 +131,23 @@ class Case:
     @property
     def of_run(self) -> dict[str, Difference]:
         """The differences of the run's own row, by column."""
-        return {one.field: one for one in self.differences if one.field.startswith("runs.")}
+        return {
+            difference.field: difference
+            for difference in self.differences
+            if difference.field.startswith("runs.")
+        }
 
     @property
     def of_steps(self) -> list[Difference]:
         """The differences of the first step that differs."""
-        steps = [one for one in self.differences if not one.field.startswith("runs.")]
-        return [one for one in steps if one.open_time_ms == steps[0].open_time_ms]
+        steps = [
+            difference
+            for difference in self.differences
+            if not difference.field.startswith("runs.")
+        ]
+        return [
+            difference for difference in steps if difference.open_time_ms == steps[0].open_time_ms
+        ]
 
 
 def diagnose(case: Case) -> LikelyCause:
@@ -151,8 +161,10 @@ def diagnose(case: Case) -> LikelyCause:
         sentence += ": steps were removed or added, or the row was changed"
         return LikelyCause(Cause.RECORD, sentence)
     if run.code_version != code_version():
-        made = f"the run was made by code {run.code_version}, and this is {code_version()}"
-        return LikelyCause(Cause.CODE, f"{made}, so that a changed record looks alike", sure=False)
+        versions = f"the run was made by code {run.code_version}, and this is {code_version()}"
+        return LikelyCause(
+            Cause.CODE, f"{versions}, so that a changed record looks alike", sure=False
+        )
     cause, sentence = _with_equal_code(case)
     chain = verify_chain(case.reader.connection, run.run_id)
     sure = cause is Cause.RECORD or (case.exact and chain.holds)
@@ -165,11 +177,11 @@ def _with_equal_code(case: Case) -> tuple[Cause, str]:
         return _by_row(case, row)
     config = restore(run.config)
     is_chained = verify_chain(case.reader.connection, run.run_id).holds
-    if is_chained and (own := own_classes(config)) and (fault := _by_strategy(case)):
-        if {*own} - {config.model.own_class, config.features.own_schema}:
+    if is_chained and (classes := own_classes(config)) and (fault := _by_strategy(case)):
+        if {*classes} - {config.model.own_class, config.features.own_schema}:
             return Cause.STRATEGY, fault
         return Cause.MODEL, fault.replace("the strategy", "the model", 1)
-    names = " ".join(one.field for one in case.of_steps).split()
+    names = " ".join(difference.field for difference in case.of_steps).split()
     if not case.exact and _may_be_rounding(names):
         return Cause.ENVIRONMENT, f"the run was made elsewhere, or {_by_fields(names)}"
     return Cause.RECORD, _by_fields(names)
@@ -209,14 +221,14 @@ def _by_strategy(case: Case) -> str:
     """Name the fault of a user's class that makes its decisions differ; empty without one."""
     again = partial(_derived, case)
     pairs = zip(again(remade=False), again(remade=False), strict=True)
-    if any(one != two for one, two in islice(pairs, case.stored.step_count)):
+    if any(step != other for step, other in islice(pairs, case.stored.step_count)):
         return DRAWS
     whole = replace(case, from_step=None)
     if _follows(case, again(remade=True)) or (
         case.from_step is not None and _follows(whole, _derived(whole, remade=False))
     ):
         return KEEPS_STATE
-    names = [one.field for one in case.of_steps]
+    names = [difference.field for difference in case.of_steps]
     if any(name.startswith(_GIVEN) for name in names):
         return ""  # the inputs of a strategy are not its own doing
     fault, opened = _by_process(case, again(remade=False))
@@ -272,8 +284,8 @@ def derive_hashes(
     with Reader.open(file) as reader:
         config = restore(reader.stored_run(run_id).run.config)
         listen(own_classes(config))
-        predictor, recorded, known = _opened(reader, database, run_id, from_step)
-        events = islice(known, count)
+        predictor, recorded, run_events = _opened(reader, database, run_id, from_step)
+        events = islice(run_events, count)
         hashes = [
             sha256(msgspec.msgpack.encode(step)).digest()
             for unit in gathered(events)
@@ -311,7 +323,7 @@ def _follows(case: Case, steps: Iterator[Step]) -> bool:
 def _derived(case: Case, *, remade: bool) -> Iterator[Step]:
     """Derive the run; *remade* makes its strategies anew at every restart, as a start does."""
     run_id = case.stored.run.run_id
-    predictor, recorded, known = _opened(case.reader, case.database, run_id, case.from_step)
+    predictor, recorded, run_events = _opened(case.reader, case.database, run_id, case.from_step)
     engine = recorded.engine
     bars: dict[str, deque[Bar]] = {
         item.id: deque(maxlen=max(engine.warmup_of(item.id), engine.range_bars_of(item.id)))
@@ -320,7 +332,7 @@ def _derived(case: Case, *, remade: bool) -> Iterator[Step]:
     filters = {item.id: item for item in recorded.run.instruments}
     starts = 0 if recorded.beginning is None else 1
     frame_bars: list[FrameBar] = []
-    events = islice(known, case.stored.step_count - recorded.first)
+    events = islice(run_events, case.stored.step_count - recorded.first)
     for unit in gathered(events):
         if isinstance(unit, InstrumentChange):
             filters[unit.instrument.id] = unit.instrument
@@ -356,11 +368,11 @@ def _restarted(
     for frame_bar in frame_bars:
         restart.recall_frame(frame_bar)
     observed = []
-    for key, known in bars.items():
-        early = max(len(known) - engine.warmup_of(key), 0)
-        for bar in islice(known, early):
+    for key, recent in bars.items():
+        early = max(len(recent) - engine.warmup_of(key), 0)
+        for bar in islice(recent, early):
             restart.recall_range(bar)
-        observed.append(islice(known, early, None))
+        observed.append(islice(recent, early, None))
     for bar in heapq.merge(*observed, key=attrgetter("open_time_ms")):
         restart.recall(bar)
     return engine

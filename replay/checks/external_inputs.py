@@ -97,8 +97,8 @@ def opened(folders: Collection[Path], declared: Collection[Path]) -> Sequence[Ex
     A *declared* file is none of it, unless the class writes it.
     """
     # Copied at once: another thread of the class may add to it meanwhile.
-    own, exempt = set(own_modules(folders)), {str(path) for path in declared}
-    elsewhere = [item for item in tuple(_sources) if item.name not in own]
+    modules, exempt = set(own_modules(folders)), {str(path) for path in declared}
+    elsewhere = [item for item in tuple(_sources) if item.name not in modules]
     read = [item for item in tuple(_opened) if item.name not in exempt or item in _written]
     return tuple(dict.fromkeys((*elsewhere, *read)))
 

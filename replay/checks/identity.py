@@ -75,11 +75,20 @@ def decision_identity(step: Step, instrument: Instrument) -> DecisionIdentity:
     outcome, target = decision.outcome, decision.target_quantity
     measures = dict(zip(outcome.gate_set.gates, decision.measures, strict=True))
     return DecisionIdentity(
-        (str(bar.open_time_ms), *(str(one * price) for one in prices), str(bar.volume * volume)),
+        (
+            str(bar.open_time_ms),
+            *(str(amount * price) for amount in prices),
+            str(bar.volume * volume),
+        ),
         _forecast(step.prediction),
         _verdict(outcome, target, measures, quantity),
         () if target is not None else _born(step, price, quantity),
-        tuple([(one.strategy, _of_strategy(one, measures, quantity)) for one in step.strategies]),
+        tuple(
+            [
+                (strategy_decision.strategy, _of_strategy(strategy_decision, measures, quantity))
+                for strategy_decision in step.strategies
+            ]
+        ),
     )
 
 

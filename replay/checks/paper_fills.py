@@ -50,16 +50,18 @@ class TakenOrder(NamedTuple):
 def orders_of(executions: Iterable[Execution]) -> list[TakenOrder]:
     """Return the orders of *executions*, oldest first; a fill without an order's id is its own."""
     groups: dict[object, list[Execution]] = defaultdict(list)
-    for place, one in enumerate(executions):
-        groups[(one.symbol, one.side, one.order) if one.order else place].append(one)
+    for place, execution in enumerate(executions):
+        groups[
+            (execution.symbol, execution.side, execution.order) if execution.order else place
+        ].append(execution)
     orders = []
     for fills in groups.values():
-        quantity = sum((one.quantity for one in fills), Decimal(0))
-        paid = sum((one.price * one.quantity for one in fills), Decimal(0))
+        quantity = sum((execution.quantity for execution in fills), Decimal(0))
+        paid = sum((execution.price * execution.quantity for execution in fills), Decimal(0))
         price = fills[0].price if len(fills) == 1 else paid / quantity
-        created = [one.created_ms for one in fills if one.created_ms is not None]
+        created = [execution.created_ms for execution in fills if execution.created_ms is not None]
         first = fills[0]
-        time_ms = min(one.time_ms for one in fills)
+        time_ms = min(execution.time_ms for execution in fills)
         orders.append(
             TakenOrder(
                 first.symbol, first.side, price, quantity, time_ms, min(created, default=None)
@@ -220,7 +222,7 @@ def _order(order: TakenOrder, instrument: Instrument, quantity: int, at_ms: int)
 def cost_bp(order: TakenOrder, fill: Fill, decimals: int) -> float:
     """Return by how many basis points *order* was filled worse than paper's *fill* of it."""
     paper, reference = (
-        Decimal(one).scaleb(-decimals) for one in (fill.price, fill.reference_price)
+        Decimal(price).scaleb(-decimals) for price in (fill.price, fill.reference_price)
     )
     worse = order.price - paper if order.side is Side.BUY else paper - order.price
     return float(worse / reference * 10_000)

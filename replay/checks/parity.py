@@ -100,14 +100,16 @@ def compare_runs(first: ComparedRun, second: ComparedRun) -> Parity:
     A bar that only one of them decided is counted, and is a difference where both runs decided
     bars before and after it.
     """
-    one, two = first.reader.run(first.run_id), second.reader.run(second.run_id)
-    exact = _exact(one, two) and _scanned_alike(one, first, second)
-    found = Parity(first.run_id, second.run_id, exact=exact)
-    found.fills_compared = _execution(one) == _execution(two)
-    dependent = (one.sees_account or two.sees_account) and not found.fills_compared
-    after = _after_first_fill(found, first, second) if dependent else frozenset()
+    first_run, second_run = first.reader.run(first.run_id), second.reader.run(second.run_id)
+    exact = _exact(first_run, second_run) and _scanned_alike(first_run, first, second)
+    comparison = Parity(first.run_id, second.run_id, exact=exact)
+    comparison.fills_compared = _execution(first_run) == _execution(second_run)
+    dependent = (
+        first_run.sees_account or second_run.sees_account
+    ) and not comparison.fills_compared
+    after = _after_first_fill(comparison, first, second) if dependent else frozenset()
     others = {_key(step): step for step in _decided(second)}
-    seen: set[Key] = set()
+    shared: set[Key] = set()
     alone: list[Key] = []
     agreed: dict[int, bool] = {}  # by open time: whether all bars of that close agree
     equities: dict[int, int] = {}  # by open time: after its last bar
@@ -118,28 +120,30 @@ def compare_runs(first: ComparedRun, second: ComparedRun) -> Parity:
         if other is None:
             alone.append(key)
             continue
-        seen.add(key)
+        shared.add(key)
         if key in after:
-            found.after_first_fill += 1
+            comparison.after_first_fill += 1
             continue
-        agrees = _judge(found, step, other, key, _scales(one), _scales(two))
+        agrees = _judge(comparison, step, other, key, _scales(first_run), _scales(second_run))
         agreed[key[1]] = agreed.get(key[1], True) and agrees
         last[key[1]] = key
         equities[key[1]] = step.account.equity
-    if found.fills_compared:
+    if comparison.fills_compared:
         theirs = {key[1]: step.account.equity for key, step in others.items()}
         for open_ms, key in last.items():
             if agreed[open_ms] and equities[open_ms] != theirs[open_ms]:
-                found.equity_differing += 1
-                _keep(found, key, [("equity", str(equities[open_ms]), str(theirs[open_ms]))])
-    missed = sorted(others.keys() - seen)
-    found.only_in_first, found.only_in_second = len(alone), len(missed)
-    _count_holes(found, seen, alone, ("decided", "missing"))
-    _count_holes(found, seen, missed, ("missing", "decided"))
-    return found
+                comparison.equity_differing += 1
+                _keep(comparison, key, [("equity", str(equities[open_ms]), str(theirs[open_ms]))])
+    missed = sorted(others.keys() - shared)
+    comparison.only_in_first, comparison.only_in_second = len(alone), len(missed)
+    _count_holes(comparison, shared, alone, ("decided", "missing"))
+    _count_holes(comparison, shared, missed, ("missing", "decided"))
+    return comparison
 
 
-def _after_first_fill(found: Parity, first: ComparedRun, second: ComparedRun) -> frozenset[Key]:
+def _after_first_fill(
+    comparison: Parity, first: ComparedRun, second: ComparedRun
+) -> frozenset[Key]:
     """Name the first fill that differs; return the bars that either run decided knowing it.
 
     Fills are compared one by one for each instrument. A fill is known to the decisions of its own
@@ -149,18 +153,18 @@ def _after_first_fill(found: Parity, first: ComparedRun, second: ComparedRun) ->
     apart: list[tuple[int, str]] = []
     known_from: list[list[int]] = [[], []]
     for key in sorted(ours.keys() | theirs.keys()):
-        for one, two in zip_longest(ours.get(key, ()), theirs.get(key, ())):
-            if one is not None and two is not None and one[1:] == two[1:]:
+        for fill, other in zip_longest(ours.get(key, ()), theirs.get(key, ())):
+            if fill is not None and other is not None and fill[1:] == other[1:]:
                 continue
-            for side, filled in enumerate((one, two)):
+            for side, filled in enumerate((fill, other)):
                 known_from[side] += [] if filled is None else [filled[0]]
-            at_ms = min(filled[1] for filled in (one, two) if filled is not None)
-            fills = f"{_fill_text(one)} in the first and {_fill_text(two)} in the second"
+            at_ms = min(filled[1] for filled in (fill, other) if filled is not None)
+            fills = f"{_fill_text(fill)} in the first and {_fill_text(other)} in the second"
             apart.append((at_ms, f"{key} at {at_ms}: {fills}"))
             break
     if not apart:
         return frozenset()
-    found.first_fill = min(apart)[1]
+    comparison.first_fill = min(apart)[1]
     bars: set[Key] = set()
     for run, sequences in zip((first, second), known_from, strict=True):
         if sequences:
@@ -176,11 +180,11 @@ _Filled = tuple[int, int, str, str, str]
 def _filled(source: ComparedRun) -> dict[str, list[_Filled]]:
     """Return the fills of the run's own account, by instrument, in order."""
     scales = _scales(source.reader.run(source.run_id))
-    found: dict[str, list[_Filled]] = {}
+    fills: dict[str, list[_Filled]] = {}
     for step in source.reader.steps(source.run_id):
         for fill in step.fills:
             item = scales[fill.instrument]
-            found.setdefault(fill.instrument, []).append(
+            fills.setdefault(fill.instrument, []).append(
                 (
                     step.sequence,
                     fill.filled_ms,
@@ -189,7 +193,7 @@ def _filled(source: ComparedRun) -> dict[str, list[_Filled]]:
                     unscaled(fill.price, item.price_decimals),
                 )
             )
-    return found
+    return fills
 
 
 def _fill_text(filled: _Filled | None) -> str:
@@ -197,34 +201,34 @@ def _fill_text(filled: _Filled | None) -> str:
 
 
 def _count_holes(
-    found: Parity, shared: Collection[Key], alone: Sequence[Key], words: tuple[str, str]
+    comparison: Parity, shared: Collection[Key], alone: Sequence[Key], words: tuple[str, str]
 ) -> None:
     """Count the bars *alone* in one run that lie between bars *shared* by both."""
     times: dict[str, list[int]] = {}
     for instrument, open_ms in shared:
         times.setdefault(instrument, []).append(open_ms)
-    spans = {instrument: (min(known), max(known)) for instrument, known in times.items()}
+    spans = {instrument: (min(opens), max(opens)) for instrument, opens in times.items()}
     holes = [
         Difference(instrument, open_ms, "the bar", *words)
         for instrument, open_ms in alone
         if instrument in spans and spans[instrument][0] < open_ms < spans[instrument][1]
     ]
-    found.missing += len(holes)
+    comparison.missing += len(holes)
     # First of all: what is decided after a hole may differ for it.
-    found.differences = [*holes, *found.differences][:DIFFERENCES_KEPT]
+    comparison.differences = [*holes, *comparison.differences][:DIFFERENCES_KEPT]
 
 
-def _exact(one: Run, two: Run) -> bool:
+def _exact(first_run: Run, second_run: Run) -> bool:
     """Return whether every bit of the two runs' forecasts must be equal.
 
     Those of a batch depend on its members, and two runs may have gathered a close differently.
     """
-    if one.mode == "batched":
+    if first_run.mode == "batched":
         return False
-    here, there = Environment.recorded(one), Environment.recorded(two)
-    if not one.model_id:  # nothing was computed by them
+    here, there = Environment.recorded(first_run), Environment.recorded(second_run)
+    if not first_run.model_id:  # nothing was computed by them
         here, there = here._replace(libraries=""), there._replace(libraries="")
-    return here == there and one.model_sha256 == two.model_sha256
+    return here == there and first_run.model_sha256 == second_run.model_sha256
 
 
 def _scanned_alike(run: Run, first: ComparedRun, second: ComparedRun) -> bool:
@@ -235,11 +239,11 @@ def _scanned_alike(run: Run, first: ComparedRun, second: ComparedRun) -> bool:
     """
     if run.mode != "scan":
         return True
-    one, two = (
+    starts, other_starts = (
         [start.market_ms for start in source.reader.of_type(source.run_id, ModelChange)]
         for source in (first, second)
     )
-    return one == two
+    return starts == other_starts
 
 
 def _execution(run: Run) -> str:
@@ -262,49 +266,51 @@ def _key(step: Step) -> Key:
 
 
 def _judge(
-    found: Parity,
-    one: Step,
-    two: Step,
+    comparison: Parity,
+    first_step: Step,
+    second_step: Step,
     key: Key,
     first_scales: dict[str, Instrument],
     second_scales: dict[str, Instrument],
 ) -> bool:
     """Compare two steps of one bar; return whether their decisions agree."""
-    assert one.decision is not None
-    assert two.decision is not None
+    assert first_step.decision is not None
+    assert second_step.decision is not None
     scale = first_scales[key[0]], second_scales[key[0]]
-    found.compared += 1
-    if decision_identity(one, scale[0]) == decision_identity(two, scale[1]):
-        found.identical += 1
-    elif timing := _only_timing(one.decision, two.decision, *scale):
-        found.timing[timing] = found.timing.get(timing, 0) + 1
+    comparison.compared += 1
+    if decision_identity(first_step, scale[0]) == decision_identity(second_step, scale[1]):
+        comparison.identical += 1
+    elif timing := _only_timing(first_step.decision, second_step.decision, *scale):
+        comparison.timing[timing] = comparison.timing.get(timing, 0) + 1
         return False
-    elif not found.exact and _within_tolerance(one, two, *scale):
-        found.within_tolerance += 1
+    elif not comparison.exact and _within_tolerance(first_step, second_step, *scale):
+        comparison.within_tolerance += 1
     else:
-        found.differing += 1
-        _keep(found, key, _fields(one, two, *scale))
+        comparison.differing += 1
+        _keep(comparison, key, _fields(first_step, second_step, *scale))
         return False
-    if found.fills_compared and not _same_fills(one, two, *scale):
-        found.fills_differing += 1
-        _keep(found, key, [("fills", str(one.fills), str(two.fills))])
+    if comparison.fills_compared and not _same_fills(first_step, second_step, *scale):
+        comparison.fills_differing += 1
+        _keep(comparison, key, [("fills", str(first_step.fills), str(second_step.fills))])
     return True
 
 
-def _keep(found: Parity, key: Key, fields: list[tuple[str, str, str]]) -> None:
+def _keep(comparison: Parity, key: Key, fields: list[tuple[str, str, str]]) -> None:
     for name, a, b in fields[:3]:
-        if len(found.differences) < DIFFERENCES_KEPT:
-            found.differences.append(Difference(*key, name, a, b))
+        if len(comparison.differences) < DIFFERENCES_KEPT:
+            comparison.differences.append(Difference(*key, name, a, b))
 
 
-def _only_timing(one: Decision, two: Decision, first: Instrument, second: Instrument) -> str:
+def _only_timing(
+    first_decision: Decision, second_decision: Decision, first: Instrument, second: Instrument
+) -> str:
     """Return the timing gate that refused one of the two and not the other, if that is all."""
-    for this, that in ((one, two), (two, one)):
+    for this, that in ((first_decision, second_decision), (second_decision, first_decision)):
         refused = this.refused_by
         if refused is not None and GATES[refused].is_timing and that.refused_by != refused:
             return str(refused)
-    same = _target(one, first) == _target(two, second)
-    if not same and one.action == two.action == "HOLD":
+    same = _target(first_decision, first) == _target(second_decision, second)
+    if not same and first_decision.action == second_decision.action == "HOLD":
         return "held since"  # an earlier refusal by time left another target standing
     return ""
 
@@ -316,12 +322,14 @@ def _target(decision: Decision, scale: Instrument) -> int | None:
     return decision.target_quantity * scale_factor(scale.quantity_decimals)
 
 
-def _within_tolerance(one: Step, two: Step, first: Instrument, second: Instrument) -> bool:
+def _within_tolerance(
+    first_step: Step, second_step: Step, first: Instrument, second: Instrument
+) -> bool:
     """Return whether two steps decide the same on the same bar, by forecasts that agree.
 
     A target may differ by a step of the quantity, to which a size by the forecast is rounded.
     """
-    a, b = one.decision, two.decision
+    a, b = first_step.decision, second_step.decision
     assert a is not None
     assert b is not None
     same = (a.action, a.refused_by, a.regime) == (b.action, b.refused_by, b.regime)
@@ -332,15 +340,19 @@ def _within_tolerance(one: Step, two: Step, first: Instrument, second: Instrumen
     if wanted is None or other is None:
         return False  # lists of orders are the same or they are not, and these were not
     same &= abs(wanted - other) <= step
-    same &= not _bar_fields(one, two, first, second)
-    return same and predictions_agree(one.prediction, two.prediction) and measures_agree(a, b)
+    same &= not _bar_fields(first_step, second_step, first, second)
+    return (
+        same
+        and predictions_agree(first_step.prediction, second_step.prediction)
+        and measures_agree(a, b)
+    )
 
 
 def _bar_fields(
-    one: Step, two: Step, first: Instrument, second: Instrument
+    first_step: Step, second_step: Step, first: Instrument, second: Instrument
 ) -> list[tuple[str, str, str]]:
     """Return the fields in which two bars differ as exact numbers, whatever their decimals."""
-    a, b = one.event, two.event
+    a, b = first_step.event, second_step.event
     decimals = [
         *((name, first.price_decimals, second.price_decimals) for name in _PRICES),
         ("volume", first.volume_decimals, second.volume_decimals),
@@ -353,17 +365,17 @@ def _bar_fields(
 
 
 def _fields(
-    one: Step, two: Step, first: Instrument, second: Instrument
+    first_step: Step, second_step: Step, first: Instrument, second: Instrument
 ) -> list[tuple[str, str, str]]:
     """Return the fields in which two decisions differ, the bar's own first."""
-    found = _bar_fields(one, two, first, second)
-    if isinstance(one.prediction, Forecast) and isinstance(two.prediction, Forecast):
-        found += list(differences_of(one.prediction, two.prediction))
-    if one.decision is not None and two.decision is not None:
-        a, b = one.decision, two.decision
+    fields = _bar_fields(first_step, second_step, first, second)
+    if isinstance(first_step.prediction, Forecast) and isinstance(second_step.prediction, Forecast):
+        fields += list(differences_of(first_step.prediction, second_step.prediction))
+    if first_step.decision is not None and second_step.decision is not None:
+        a, b = first_step.decision, second_step.decision
         for name, mine, theirs in decision_differences(a, b):
             if name != "target_quantity":
-                found.append((name, mine, theirs))
+                fields.append((name, mine, theirs))
             elif _target(a, first) != _target(b, second):
                 wanted = ((a.target_quantity, first), (b.target_quantity, second))
                 texts = [
@@ -372,15 +384,15 @@ def _fields(
                     else unscaled(target, scale.quantity_decimals)
                     for target, scale in wanted
                 ]
-                found.append((name, texts[0], texts[1]))
-    return found or _identity_fields(one, two, first, second)
+                fields.append((name, texts[0], texts[1]))
+    return fields or _identity_fields(first_step, second_step, first, second)
 
 
 def _identity_fields(
-    one: Step, two: Step, first: Instrument, second: Instrument
+    first_step: Step, second_step: Step, first: Instrument, second: Instrument
 ) -> list[tuple[str, str, str]]:
     """Return which parts of the identities of two decisions differ."""
-    mine, theirs = decision_identity(one, first), decision_identity(two, second)
+    mine, theirs = decision_identity(first_step, first), decision_identity(second_step, second)
     return [
         (name, str(a), str(b))
         for name, a, b in zip(mine._fields, mine, theirs, strict=True)
@@ -388,7 +400,7 @@ def _identity_fields(
     ]
 
 
-def _same_fills(one: Step, two: Step, first: Instrument, second: Instrument) -> bool:
+def _same_fills(first_step: Step, second_step: Step, first: Instrument, second: Instrument) -> bool:
     """Return whether two steps have the same fills, ids apart, whatever their decimals."""
 
     def plain(step: Step, scale: Instrument) -> list[tuple[object, ...]]:
@@ -398,7 +410,7 @@ def _same_fills(one: Step, two: Step, first: Instrument, second: Instrument) -> 
             for fill in step.fills
         ]
 
-    return plain(one, first) == plain(two, second)
+    return plain(first_step, first) == plain(second_step, second)
 
 
 # ---------------------------------------------------------------- a span of one run
@@ -431,7 +443,7 @@ def check_span(
         decided[1] + run.interval_ms if until_ms is None else until_ms,
     )
     try:
-        found = verify_run(
+        verification = verify_run(
             reader,
             database,
             run_id,
@@ -441,38 +453,42 @@ def check_span(
         )
     except TracepaperError as error:
         return unchecked(*span, str(error))
-    if not found.decisions and not found.differing:
+    if not verification.decisions and not verification.differing:
         return unchecked(*span, f"run {run_id} holds less of it than its decisions look back on")
-    bounds = max(decided[0], found.from_ms or 0), decided[1] + run.interval_ms
-    sentence = f"identical {found.agreed} of {found.decisions} decisions"
+    bounds = max(decided[0], verification.from_ms or 0), decided[1] + run.interval_ms
+    sentence = f"identical {verification.agreed} of {verification.decisions} decisions"
     if from_ms is not None and until_ms is not None:
         sentence += f" of {_span_text(from_ms, until_ms, *bounds)}"
-    if found.tolerated:
-        sentence += f", {found.tolerated} more within 1e-4, since {found.elsewhere}"
-    return _check_of(found, sentence, span)
+    if verification.tolerated:
+        sentence += f", {verification.tolerated} more within 1e-4, since {verification.elsewhere}"
+    return _check_of(verification, sentence, span)
 
 
-def check_of_run(reader: Reader, found: Verification) -> ParityCheck:
-    """Return what ``verify`` *found* of a whole run as a comparison with its replay."""
-    run = reader.run(found.run_id)
-    decided = reader.decided_within(reader.stored_run(found.run_id).run_key, None, None)
+def check_of_run(reader: Reader, verification: Verification) -> ParityCheck:
+    """Return the *verification* of a whole run as a comparison with its replay."""
+    run = reader.run(verification.run_id)
+    decided = reader.decided_within(reader.stored_run(verification.run_id).run_key, None, None)
     first, last = (run.period_start_ms,) * 2 if decided is None else decided
-    span = first if found.from_ms is None else found.from_ms, last + run.interval_ms
-    if not found.decisions and not found.differing:
-        return unchecked(*span, f"run {found.run_id} has decided nothing that could be compared")
-    return _check_of(found, f"identical {found.agreed} of {found.decisions} decisions", span)
+    span = first if verification.from_ms is None else verification.from_ms, last + run.interval_ms
+    if not verification.decisions and not verification.differing:
+        return unchecked(
+            *span, f"run {verification.run_id} has decided nothing that could be compared"
+        )
+    return _check_of(
+        verification, f"identical {verification.agreed} of {verification.decisions} decisions", span
+    )
 
 
-def _check_of(found: Verification, sentence: str, span: tuple[int, int]) -> ParityCheck:
+def _check_of(verification: Verification, sentence: str, span: tuple[int, int]) -> ParityCheck:
     check = ParityCheck(
         ParityOutcome.IDENTICAL,
         sentence,
         *span,
-        found.decisions,
-        found.agreed,
-        found.tolerated,
+        verification.decisions,
+        verification.agreed,
+        verification.tolerated,
     )
-    return check if found.holds else _with_difference(check, found)
+    return check if verification.holds else _with_difference(check, verification)
 
 
 def check_whole(database: Path, run_id: str, kind: str) -> ParityCheck:
@@ -482,9 +498,9 @@ def check_whole(database: Path, run_id: str, kind: str) -> ParityCheck:
     """
     with Reader.open(database) as reader:
         checked = CheckedRun.of(reader, run_id)
-        found = check_span(reader, database, run_id)
-    keep_check(database, checked, kind, found)
-    return found
+        check = check_span(reader, database, run_id)
+    keep_check(database, checked, kind, check)
+    return check
 
 
 def keep_check(database: Path, checked: CheckedRun, kind: str, result: ParityCheck) -> None:
@@ -516,14 +532,15 @@ def _close_ms(run: Run, open_ms: int) -> int:
     return int(closes_of(np.array([open_ms]), run.interval_ms, calendar)[0])
 
 
-def _with_difference(check: ParityCheck, found: Verification) -> ParityCheck:
-    """Return *check* with the first difference that was *found*, and its culprit."""
-    first = found.differences[0]
+def _with_difference(check: ParityCheck, verification: Verification) -> ParityCheck:
+    """Return *check* with the first difference of *verification*, and its culprit."""
+    first = verification.differences[0]
     at = f"{first.instrument} {minute_text(first.open_time_ms)}" if first.instrument else ""
     stored, replayed = map(_shown, (first.first, first.second))
     sentence = (
         f"{check.reason}; first difference{at and f' at {at}'}: {first.field} is {stored} in the "
-        f"record and {replayed} in its replay; {found.to_blame} is to blame: {found.likely_cause}"
+        f"record and {replayed} in its replay; {verification.to_blame} is to blame: "
+        f"{verification.likely_cause}"
     )
     return replace(
         check,
@@ -533,7 +550,7 @@ def _with_difference(check: ParityCheck, found: Verification) -> ParityCheck:
         field=first.field,
         stored=stored,
         replayed=replayed,
-        culprit="" if found.culprit is None else found.culprit.value,
+        culprit="" if verification.culprit is None else verification.culprit.value,
     )
 
 
@@ -583,12 +600,12 @@ def check_funding(reader: Reader, run_id: str, rates: FundingRates) -> FundingCh
     bars = views.rows("v_bars", newest=1, instrument=key)
     from_ms = run.period_start_ms
     until_ms = _close_ms(run, bars[0]["open_time_ms"]) if bars else from_ms
-    known = {
+    published = {
         at: rate
         for at, rate in zip(rates.time_ms.tolist(), rates.rate.tolist(), strict=True)
         if from_ms < at <= until_ms
     }
-    if not known:
+    if not published:
         raise DataInvalid(
             f"{rates.path} has no settlement within the time of run {run_id}: give the history of "
             "that time."
@@ -596,12 +613,16 @@ def check_funding(reader: Reader, run_id: str, rates: FundingRates) -> FundingCh
     booked: dict[int, int] = {}
     for row in views.rows("v_events", kind="funding", instrument=key):
         booked.setdefault(row["market_ms"], json.loads(row["content"])["rate"])
-    shared = sorted(booked.keys() & known.keys())
+    shared = sorted(booked.keys() & published.keys())
     return FundingCheck(
         key,
-        len(known),
-        sum(booked[at] == known[at] for at in shared),
-        tuple((at, booked[at], known[at]) for at in shared if booked[at] != known[at]),
-        tuple(sorted(known.keys() - booked.keys())),
-        tuple(at for at in sorted(booked.keys() - known.keys()) if min(known) < at < max(known)),
+        len(published),
+        sum(booked[at] == published[at] for at in shared),
+        tuple((at, booked[at], published[at]) for at in shared if booked[at] != published[at]),
+        tuple(sorted(published.keys() - booked.keys())),
+        tuple(
+            at
+            for at in sorted(booked.keys() - published.keys())
+            if min(published) < at < max(published)
+        ),
     )

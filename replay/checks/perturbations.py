@@ -114,15 +114,15 @@ class Surroundings:
         if self.folder is not None:
             # The class is looked for where it was; an empty entry means the working folder.
             here = os.path.abspath("")  # noqa: PTH100 - one more string of the path
-            sys.path[:] = [os.path.join(here, one) for one in sys.path]  # noqa: PTH118 - likewise
+            sys.path[:] = [os.path.join(here, entry) for entry in sys.path]  # noqa: PTH118 - likewise
             if here not in map(os.path.normpath, sys.path):
                 sys.path.append(here)
             os.chdir(self.folder)
         if self.kept is not None:
             for name in set(os.environ) - self.kept - {*_THREADS}:
                 del os.environ[name]
-            known = vars(os.environ)["_data"]
-            setattr(os.environ, "_data", _Variables(known))  # noqa: B010 - no public way
+            variables = vars(os.environ)["_data"]
+            setattr(os.environ, "_data", _Variables(variables))  # noqa: B010 - no public way
 
 
 class _Variables(dict[bytes, bytes]):
@@ -169,9 +169,9 @@ def largest_table(source: Path) -> int:
         return 0  # Python ran something else, which is another file
     spoken = frozenset[int]()
     names = (getattr(node, "attr", getattr(node, "id", "")) for node in ast.walk(tree))
-    if "__doc__" not in names and all(one.value != "__doc__" for one in _constants(tree)):
+    if "__doc__" not in names and all(node.value != "__doc__" for node in _constants(tree)):
         # Texts that stand for themselves: nothing reads them but ``__doc__``.
-        spoken = frozenset(id(one.value) for one in ast.walk(tree) if isinstance(one, ast.Expr))
+        spoken = frozenset(id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr))
     most = max((_size(node, spoken) for node in ast.walk(tree)), default=0)
     return most if most >= VALUES else 0
 
@@ -214,26 +214,30 @@ class DerivedStep:
 
         What they want together changes with what they hold, and is no strategy's signal.
         """
-        said = self.step.strategies
-        if not said:
+        decisions = self.step.strategies
+        if not decisions:
             return (self,)
         return tuple(
             DerivedStep(
-                structs.replace(self.step, decision=_decision_of(one, self.step), twins=()),
+                structs.replace(self.step, decision=_decision_of(decision, self.step), twins=()),
                 self.prediction,
                 signal,
                 self.frames,
             )
-            for one, signal in zip(said, self.parts, strict=True)
+            for decision, signal in zip(decisions, self.parts, strict=True)
         )
 
 
-def _decision_of(one: StrategyDecision, step: Step) -> Decision:
+def _decision_of(decision: StrategyDecision, step: Step) -> Decision:
     """Return the decision of a strategy, with the measures that it shares with the account's."""
-    own, gates = step.decision, one.outcome.gate_set.gates
-    assert own is not None
-    known = dict(zip(own.gate_set.gates, own.measures, strict=True)) | dict(one.measures)
-    return Decision(one.outcome, one.target_quantity, tuple(map(known.get, gates)), one.note)
+    account_decision, gates = step.decision, decision.outcome.gate_set.gates
+    assert account_decision is not None
+    measures = dict(
+        zip(account_decision.gate_set.gates, account_decision.measures, strict=True)
+    ) | dict(decision.measures)
+    return Decision(
+        decision.outcome, decision.target_quantity, tuple(map(measures.get, gates)), decision.note
+    )
 
 
 def of_each_strategy(
@@ -242,10 +246,10 @@ def of_each_strategy(
     """Return *same* as it holds for each of several strategies that both steps asked."""
 
     @wraps(same)
-    def every(one: DerivedStep, two: DerivedStep) -> bool:
-        if not one.step.strategies or not two.step.strategies:
-            return same(one, two)
-        pairs = zip(one.by_strategy, two.by_strategy, strict=True)
+    def every(mine: DerivedStep, theirs: DerivedStep) -> bool:
+        if not mine.step.strategies or not theirs.step.strategies:
+            return same(mine, theirs)
+        pairs = zip(mine.by_strategy, theirs.by_strategy, strict=True)
         return all(a.signal is None or b.signal is None or same(a, b) for a, b in pairs)
 
     return every
@@ -286,17 +290,17 @@ def first_false_frame(
         part.instrument: _ClosedFrames(
             part,
             scales[part.instrument],
-            [one for one in data.frames if one.symbol == part.symbol],
+            [frame for frame in data.frames if frame.symbol == part.symbol],
         )
         for part in data.candles
     }
     compared = 0
-    for one in steps:
-        event = one.step.event
-        if not isinstance(event, Bar) or not one.frames:
+    for derived_step in steps:
+        event = derived_step.step.event
+        if not isinstance(event, Bar) or not derived_step.frames:
             continue
         compared += 1
-        for length_ms, wanted, newest in one.frames:
+        for length_ms, wanted, newest in derived_step.frames:
             due = closed[event.instrument].newest(length_ms, wanted, event)
             if newest != due:
                 name = f"the newest bar of the frame {INTERVAL_NAMES[length_ms]}"
@@ -343,16 +347,16 @@ class _ClosedFrames:
     def _whole(self, length_ms: int) -> list[Row]:
         first_ms = int(self._candles.open_time_ms[0])
         before = [part for part in self._before if part.interval_ms == length_ms]
-        known = [row for part in before for row in self._rows(part) if row[1] < first_ms]
+        rows = [row for part in before for row in self._rows(part) if row[1] < first_ms]
         with suppress(DataInvalid):  # not one is whole
-            known += self._rows(resample(self._candles, length_ms))
-        return sorted({row[0]: row for row in known}.values())
+            rows += self._rows(resample(self._candles, length_ms))
+        return sorted({row[0]: row for row in rows}.values())
 
-    def _rows(self, made: Candles) -> list[Row]:
-        times = (made.open_time_ms, made.closes_ms)
-        columns = (*times, made.open, made.high, made.low, made.close, made.volume)
+    def _rows(self, candles: Candles) -> list[Row]:
+        times = (candles.open_time_ms, candles.closes_ms)
+        columns = (*times, candles.open, candles.high, candles.low, candles.close, candles.volume)
         rows = zip(*(column.tolist() for column in columns), strict=True)
-        return [(self._grid(made.interval_ms, row[0])[0], *row) for row in rows]
+        return [(self._grid(candles.interval_ms, row[0])[0], *row) for row in rows]
 
 
 def _frame_shown(row: Row | None) -> str:

@@ -83,9 +83,9 @@ class Bias(NamedTuple):
 def bias(costs: Array, days: NDArray[np.int64]) -> Bias:
     """Return the mean of *costs* [order] with its error over *days* [order]."""
     count = len(np.unique(days))
-    found = mean(costs, days)
+    estimate = mean(costs, days)
     deviation = float(costs.std(ddof=1)) if len(costs) > 1 else 0.0
-    return Bias(len(costs), count, found.value, found.error, deviation)
+    return Bias(len(costs), count, estimate.value, estimate.error, deviation)
 
 
 class SettingFit(NamedTuple):
@@ -132,12 +132,12 @@ class _Sample:
 
     def costs(self, costs: ExecutionCosts, latency_ms: int) -> Array:
         """Return the cost of each order in bp; NaN where *latency_ms* leads out of the books."""
-        found = []
+        order_costs = []
         for order in self.orders:
             fill = self.paper.fill(order, costs, latency_ms)
             decimals = self.paper.decimals(order.symbol)
-            found.append(np.nan if fill is None else cost_bp(order, fill, decimals))
-        return np.array(found, dtype=np.float64)
+            order_costs.append(np.nan if fill is None else cost_bp(order, fill, decimals))
+        return np.array(order_costs, dtype=np.float64)
 
     def part(self, mine: NDArray[np.bool_]) -> _Sample:
         """Return the orders of *mine*."""
@@ -164,26 +164,26 @@ def calibrate(
     if first_outside is not None:
         at = iso(first_outside.sent_ms)
         notes.append(f"the first order outside what was given is of {first_outside.symbol} at {at}")
-    found = SlippageFindings(
+    findings = SlippageFindings(
         paper.model, executions.rows, len(orders), dict(sorted(left_out.items())), notes=notes
     )
     if not orders:
-        found.sentences.append("No order could be compared, so nothing is proposed.")
-        return found
+        findings.sentences.append("No order could be compared, so nothing is proposed.")
+        return findings
     sample = _Sample(orders, paper)
-    found.tables = tables_of(orders, sample.costs(costs, latency_ms))
+    findings.tables = tables_of(orders, sample.costs(costs, latency_ms))
     if isinstance(paper, OpenFills):
         age = duration(float(np.median([paper.age_ms(order) for order in orders])))
-        found.notes.append(f"the median order was sent {age} after the open that it is held to")
+        findings.notes.append(f"the median order was sent {age} after the open that it is held to")
     days = np.unique(sample.days)
     if len(orders) < LEAST_ORDERS or len(days) < LEAST_DAYS:
-        found.sentences.append(
+        findings.sentences.append(
             f"Too little to propose settings: {len(orders)} orders on {len(days)} days, and "
             f"{LEAST_ORDERS} on {LEAST_DAYS} days are wanted."
         )
-        return found
-    _propose(found, sample, costs, latency_ms, executions.in_minutes)
-    return found
+        return findings
+    _propose(findings, sample, costs, latency_ms, executions.in_minutes)
+    return findings
 
 
 def days_of(orders: Sequence[TakenOrder]) -> NDArray[np.int64]:
@@ -236,15 +236,21 @@ def tables_of(orders: Sequence[TakenOrder], costs: Array) -> list[Table]:
 def _row(
     name: str, costs: Array, days: NDArray[np.int64]
 ) -> tuple[str, int, int, tuple[float, float | None], float]:
-    found = bias(costs, days)
-    return name, found.orders, found.days, (found.mean, found.error), found.deviation
+    cost_bias = bias(costs, days)
+    return (
+        name,
+        cost_bias.orders,
+        cost_bias.days,
+        (cost_bias.mean, cost_bias.error),
+        cost_bias.deviation,
+    )
 
 
 # ---------------------------------------------------------------- what fits
 
 
 def _propose(
-    found: SlippageFindings,
+    findings: SlippageFindings,
     sample: _Sample,
     costs: ExecutionCosts,
     latency_ms: int,
@@ -254,34 +260,34 @@ def _propose(
     days = np.unique(sample.days)
     turn = int(days[int(np.ceil(len(days) * FITTED_SHARE))])
     early, late = sample.part(sample.days < turn), sample.part(sample.days >= turn)
-    latency = _latency(found, early, costs, latency_ms, in_minutes)
+    latency = _latency(findings, early, costs, latency_ms, in_minutes)
     if latency.proposed is not None:
         then, now = (_bias_of(late, costs, at) for at in (int(latency.proposed), latency_ms))
         if then.deviation >= now.deviation:
-            found.sentences.append(
+            findings.sentences.append(
                 f"No change of latency_ms is shown: {latency.proposed:.0f} fits the earlier days, "
                 "and on the held-out days costs do not spread less by it."
             )
             latency = latency._replace(proposed=None)
     chosen = latency_ms if latency.proposed is None else int(latency.proposed)
     fitted = _bias_of(early, costs, chosen)
-    changed = _moved(costs, fitted.mean, by_open=found.model == OpenFills.model)
+    changed = _moved(costs, fitted.mean, by_open=findings.model == OpenFills.model)
     low, high = fitted.interval or (-np.inf, np.inf)
     before = _bias_of(late, costs, latency_ms)
     after = None
     if low <= 0.0 <= high:
-        found.sentences.append(
+        findings.sentences.append(
             f"No change is shown: the mean bias of the earlier days, {fitted.sentence()}, covers 0."
         )
     elif changed == costs:
-        found.sentences.append(
+        findings.sentences.append(
             f"No change is possible: the mean bias of the earlier days is {fitted.sentence()}, and "
             "slippage_bp is at the end of its range."
         )
     else:
         after = _bias_of(late, changed, chosen)
         if abs(after.mean) >= abs(before.mean):
-            found.sentences.append(
+            findings.sentences.append(
                 f"No change is shown: what fits the earlier days ({fitted.sentence()}) does not "
                 "bring the mean bias of the held-out days nearer to 0."
             )
@@ -289,8 +295,8 @@ def _propose(
     if after is None:
         changed = costs
         after = None if chosen == latency_ms else _bias_of(late, costs, chosen)
-    found.held_out = HeldOut(turn * DAY_MS, before, after)
-    found.settings = [*_settings(found, costs, changed, fitted), latency]
+    findings.held_out = HeldOut(turn * DAY_MS, before, after)
+    findings.settings = [*_settings(findings, costs, changed, fitted), latency]
 
 
 def _moved(costs: ExecutionCosts, bias_bp: float, *, by_open: bool) -> ExecutionCosts:
@@ -304,36 +310,36 @@ def _moved(costs: ExecutionCosts, bias_bp: float, *, by_open: bool) -> Execution
 
 
 def _settings(
-    found: SlippageFindings, costs: ExecutionCosts, changed: ExecutionCosts, fitted: Bias
+    findings: SlippageFindings, costs: ExecutionCosts, changed: ExecutionCosts, fitted: Bias
 ) -> list[SettingFit]:
     """Return the slippage, and by ``next_open`` the spread, as they are and as they fit."""
     now, proposed = costs.slippage / BASIS_POINT, changed.slippage / BASIS_POINT
     interval = fitted.interval or (-np.inf, np.inf)
     low, high = (min(max(now + end, 0.0), SETTING_MOST) for end in interval)
-    made = [
+    fits = [
         SettingFit(
             "slippage_bp", now, None if proposed == now else proposed, fitted.error, low, high
         )
     ]
-    if found.model == OpenFills.model:
+    if findings.model == OpenFills.model:
         now, proposed = (2 * each.half_spread / BASIS_POINT for each in (costs, changed))
         spread = None if proposed == now else proposed
-        made.append(SettingFit("spread_bp", now, spread, None, None, None))
-        found.sentences.append(
+        fits.append(SettingFit("spread_bp", now, spread, None, None, None))
+        findings.sentences.append(
             "not identified: spread_bp apart from slippage_bp (both move a fill alike); it stays "
             "unless less than half of it fits."
         )
-    return made
+    return fits
 
 
 def _bias_of(sample: _Sample, costs: ExecutionCosts, latency_ms: int) -> Bias:
     values = sample.costs(costs, latency_ms)
-    known = np.isfinite(values)
-    return bias(values[known], sample.days[known])
+    finite = np.isfinite(values)
+    return bias(values[finite], sample.days[finite])
 
 
 def _latency(
-    found: SlippageFindings,
+    findings: SlippageFindings,
     sample: _Sample,
     costs: ExecutionCosts,
     now_ms: int,
@@ -346,12 +352,12 @@ def _latency(
         assert isinstance(sample.paper, BookFills)
         grid = np.array(sample.paper.latency_grid, dtype=np.float64)
         values = np.stack([sample.costs(costs, int(latency)) for latency in grid])
-        known = np.isfinite(values).all(axis=0)
+        finite = np.isfinite(values).all(axis=0)
         reach = f"{LATENCY_MOST_MS / 1000:g} s"
-        if known.sum() < LEAST_ORDERS:
-            why = f"the books go on for {reach} after {known.sum()} orders alone"
+        if finite.sum() < LEAST_ORDERS:
+            why = f"the books go on for {reach} after {finite.sum()} orders alone"
         else:
-            fitted = _fitted_latency(values[:, known], sample.days[known], grid)
+            fitted = _fitted_latency(values[:, finite], sample.days[finite], grid)
             if fitted is not None and fitted.interval is not None:
                 low, high = fitted.interval
                 moved = None if low <= now_ms <= high else fitted.mean
@@ -359,7 +365,7 @@ def _latency(
                     proposed=moved, error=fitted.error, low=max(low, 0.0), high=high
                 )
             why = f"the prices within {reach} do not tell it"
-    found.sentences.append(f"not identified: latency_ms ({why}).")
+    findings.sentences.append(f"not identified: latency_ms ({why}).")
     return kept
 
 
@@ -412,13 +418,13 @@ def _least_varied(grid: Array) -> Callable[[Array], Array]:
 # ---------------------------------------------------------------- shown
 
 
-def settings_table(found: SlippageFindings) -> Table:
+def settings_table(findings: SlippageFindings) -> Table:
     """Return the settings as a table of one row a key."""
     rows = []
-    for one in found.settings:
-        span = "" if one.low is None else f"{one.low:.2f} to {one.high:.2f}"
-        proposed = "no change" if one.proposed is None else f"{one.proposed:g}"
-        rows.append((one.key, f"{one.now:g}", proposed, one.error, span))
+    for setting in findings.settings:
+        span = "" if setting.low is None else f"{setting.low:.2f} to {setting.high:.2f}"
+        proposed = "no change" if setting.proposed is None else f"{setting.proposed:g}"
+        rows.append((setting.key, f"{setting.now:g}", proposed, setting.error, span))
     return Table(
         "settings",
         "[execution], fitted on the earlier days",
@@ -434,44 +440,50 @@ def settings_table(found: SlippageFindings) -> Table:
     )
 
 
-def held_out_sentence(found: SlippageFindings) -> str:
+def held_out_sentence(findings: SlippageFindings) -> str:
     """Judge the settings on the later days."""
-    held = found.held_out
+    held = findings.held_out
     assert held is not None
-    said = (
+    sentence = (
         f"Held out: {held.before.orders} orders on {held.before.days} days from "
         f"{day_text(held.from_ms)}. Mean bias {held.before.sentence()} by the present settings"
     )
-    return f"{said}." if held.after is None else f"{said}, {held.after.sentence()} by the proposed."
+    return (
+        f"{sentence}."
+        if held.after is None
+        else f"{sentence}, {held.after.sentence()} by the proposed."
+    )
 
 
-def parts_of(found: SlippageFindings, what: str) -> list[Part]:
+def parts_of(findings: SlippageFindings, what: str) -> list[Part]:
     """Return the findings as paragraphs and tables; *what* says how much was compared."""
     parts: list[Part] = [
         Paragraph(what),
-        *(Paragraph(f"Left out: {count:,} {why}.") for why, count in found.left_out.items()),
-        *(Paragraph(f"To know: {note}.") for note in found.notes),
-        *found.tables,
+        *(Paragraph(f"Left out: {count:,} {why}.") for why, count in findings.left_out.items()),
+        *(Paragraph(f"To know: {note}.") for note in findings.notes),
+        *findings.tables,
     ]
-    if found.settings:
-        parts += [settings_table(found), Paragraph(held_out_sentence(found))]
-    return [*parts, *map(Paragraph, found.sentences)]
+    if findings.settings:
+        parts += [settings_table(findings), Paragraph(held_out_sentence(findings))]
+    return [*parts, *map(Paragraph, findings.sentences)]
 
 
-def as_document(found: SlippageFindings) -> dict[str, object]:
+def as_document(findings: SlippageFindings) -> dict[str, object]:
     """Return the findings as plain values, with the figures that the tables show."""
 
-    def plain(one: Bias | None) -> dict[str, object] | None:
-        return None if one is None else {**one._asdict(), "interval": one.interval}
+    def plain(mean_bias: Bias | None) -> dict[str, object] | None:
+        return (
+            None if mean_bias is None else {**mean_bias._asdict(), "interval": mean_bias.interval}
+        )
 
-    held = found.held_out
+    held = findings.held_out
     return {
-        "model": found.model,
-        "rows": found.rows,
-        "orders": found.orders,
-        "left_out": found.left_out,
-        "figures": {each.key: each.documents() for each in found.tables},
-        "settings": [one._asdict() for one in found.settings],
+        "model": findings.model,
+        "rows": findings.rows,
+        "orders": findings.orders,
+        "left_out": findings.left_out,
+        "figures": {each.key: each.documents() for each in findings.tables},
+        "settings": [setting._asdict() for setting in findings.settings],
         "held_out": None
         if held is None
         else {
@@ -479,6 +491,6 @@ def as_document(found: SlippageFindings) -> dict[str, object]:
             "before": plain(held.before),
             "after": plain(held.after),
         },
-        "sentences": found.sentences,
-        "notes": found.notes,
+        "sentences": findings.sentences,
+        "notes": findings.notes,
     }

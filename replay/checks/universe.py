@@ -118,17 +118,21 @@ class ChoiceCheck:
 
         Which symbols a list named is not in the record.
         """
-        seen = {
+        figures = {
             key: _CandidateFigures(Decimal(turnover), Decimal(volatility), age)
             for key, turnover, volatility, age in event.seen
         }
         chosen = event.chosen
-        strange = [key for key in chosen if key not in seen or not seen[key].passes(rule, 1)]
-        if strange or len(set(chosen)) < len(chosen) or not set(seen) <= set(self._instruments):
-            yield "chosen", chosen, f"symbols that pass market.universe of {list(seen)}"
+        strange = [key for key in chosen if key not in figures or not figures[key].passes(rule, 1)]
+        if strange or len(set(chosen)) < len(chosen) or not set(figures) <= set(self._instruments):
+            yield "chosen", chosen, f"symbols that pass market.universe of {list(figures)}"
             return
-        measures = [getattr(seen[key], rule.by) for key in chosen]
-        surely = [one for key, one in seen.items() if key not in chosen and one.passes(rule, -1)]
+        measures = [getattr(figures[key], rule.by) for key in chosen]
+        surely = [
+            candidate
+            for key, candidate in figures.items()
+            if key not in chosen and candidate.passes(rule, -1)
+        ]
         if rule.file is not None:
             surely = []
         least = measures[-1] if measures else None
@@ -136,15 +140,19 @@ class ChoiceCheck:
             measures != sorted(measures, reverse=True)
             or len(chosen) > rule.top
             or (surely and len(chosen) < rule.top)
-            or (least is not None and any(getattr(one, rule.by) > least for one in surely))
+            or (
+                least is not None
+                and any(getattr(candidate, rule.by) > least for candidate in surely)
+            )
         ):
             yield "chosen", chosen, f"the first {rule.top} by {rule.by}"
         begins = (
-            f"{len(chosen)} of {len(seen)} symbols may open positions, the first by {rule.by} of "
+            f"{len(chosen)} of {len(figures)} symbols may open positions, the first by "
+            f"{rule.by} of "
             if chosen
-            else f"none of {len(seen)} symbols passes market.universe"
+            else f"none of {len(figures)} symbols passes market.universe"
         )
-        is_of_list = rule.file is not None and not seen  # it could not be used, and says why
+        is_of_list = rule.file is not None and not figures  # it could not be used, and says why
         if not event.reason.startswith(begins) and not is_of_list:
             yield "reason", event.reason, begins
 
@@ -157,20 +165,26 @@ class ChoiceCheck:
         at_ms = event.market_ms
         if at_ms == self._run.period_start_ms:
             self._begins_empty = not event.seen
-        said = {one[0]: one for one in event.seen}
+        stored = {row[0]: row for row in event.seen}
         held = {key: item for key, item in self._instruments.items() if key in self._first_ms}
-        known = {key for key in held if self._begins_empty or at_ms - DAY_MS >= self._first_ms[key]}
-        listed = [one for item in held.values() if (one := self._listed(item, at_ms)) is not None]
+        complete = {
+            key for key in held if self._begins_empty or at_ms - DAY_MS >= self._first_ms[key]
+        }
+        listed = [
+            candidate
+            for item in held.values()
+            if (candidate := self._listed(item, at_ms)) is not None
+        ]
         due = change_of(rule, tuple(self._instruments.values()), listed, now_ms=at_ms)
-        follows = {one[0]: one for one in due.seen}
+        follows = {row[0]: row for row in due.seen}
         for key in held:
-            was, now = said.get(key), follows.get(key)
-            if was == now or (now is None and key not in known):
+            was, now = stored.get(key), follows.get(key)
+            if was == now or (now is None and key not in complete):
                 continue
             if was is not None and now is not None and not self._begins_empty:
                 # The first bar of its file may lie before the record's.
                 is_older, is_other = was[3] >= now[3], was[1:3] != now[1:3]
-                if is_older and not (is_other and key in known):
+                if is_older and not (is_other and key in complete):
                     continue
             yield "seen", was, now
         for name in ("chosen", "reason") if self._begins_empty and rule.file is None else ():
@@ -203,8 +217,8 @@ def _begins_with_choice(reader: Reader, run: Run) -> bool:
 
 
 def _turnover(day: Sequence[Bar], item: Instrument) -> Decimal:
-    known = [bar.turnover for bar in day if bar.turnover is not None]
-    if len(known) == len(day):
-        return Decimal(sum(known)).scaleb(-item.turnover_decimals)
+    turnovers = [bar.turnover for bar in day if bar.turnover is not None]
+    if len(turnovers) == len(day):
+        return Decimal(sum(turnovers)).scaleb(-item.turnover_decimals)
     total = sum(bar.volume * bar.close for bar in day)
     return Decimal(total).scaleb(-item.volume_decimals - item.price_decimals)

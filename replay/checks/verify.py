@@ -193,9 +193,9 @@ def verify_run(  # noqa: PLR0913 - the options of verify
     """
     stored = reader.stored_run(run_id)
     begin, end = _bounds(reader, stored, (from_ms, until_ms), commit)
-    asked = None if from_start else begin
-    recorded = open_recorded(reader, database, run_id, from_step=asked)
-    found = Verification(run_id)
+    from_step = None if from_start else begin
+    recorded = open_recorded(reader, database, run_id, from_step=from_step)
+    verification = Verification(run_id)
     counted, total = reader.counted(run_id)
     first_compared = recorded.first if sample is None else max(recorded.first, total - sample)
     predictor = RecordedPredictor(
@@ -206,31 +206,35 @@ def verify_run(  # noqa: PLR0913 - the options of verify
     begun = recorded.beginning
     start = None if begun is None else reader.newest_of(run_id, ModelChange, until=begun.after)
     elsewhere = _cut(recorded) or Environment.recorded(start or recorded.run).differs(here)
-    _judge_run(found, reader, stored, recorded)
+    _judge_run(verification, reader, stored, recorded)
     if begun is not None or begin is not None:
-        first_compared = _judge_state(found, reader, recorded, max(first_compared, begin or 0))
-    found.from_step = first_compared
+        first_compared = _judge_state(
+            verification, reader, recorded, max(first_compared, begin or 0)
+        )
+    verification.from_step = first_compared
     if counted != total:
-        _differ(found, stored.run, "step_count", counted, total)
+        _differ(verification, stored.run, "step_count", counted, total)
     if end is not None:
         total = max(end, recorded.first)
     stored = stored._replace(step_count=total)
     # The run may grow meanwhile, and what it had is what is compared.
     rows = reader.rows(run_id, after=recorded.first - 1, until=total - 1)
-    known = run_in(reader, recorded, predictor, predictor.events(reader, run_id))
-    events = islice(known, total - recorded.first)
+    run_events = run_in(reader, recorded, predictor, predictor.events(reader, run_id))
+    events = islice(run_events, total - recorded.first)
     given = GivenEvents(reader, stored.run, recorded.config, is_whole=not recorded.first)
     if begun is not None:
-        _judge_given(found, given.of_run(), at_ms=found.from_ms or 0, sequence=begun.after)
+        _judge_given(
+            verification, given.of_run(), at_ms=verification.from_ms or 0, sequence=begun.after
+        )
     anew = _progressing(
-        _derived(found, recorded, predictor, events, given, first_compared),
+        _derived(verification, recorded, predictor, events, given, first_compared),
         total - recorded.first,
         progressed,
     )
     progressed(0, total - recorded.first)
     decide = members_of(recorded.config).values() or (recorded.config,)
     computes = recorded.forecaster is not None or any(
-        own.strategy.name not in EXACT for own in decide
+        member.strategy.name not in EXACT for member in decide
     )
     for derived, kept in zip(anew, rows, strict=True):
         if isinstance(derived.event, ModelChange):
@@ -241,27 +245,27 @@ def verify_run(  # noqa: PLR0913 - the options of verify
             elsewhere = (_cut(recorded) if is_cut else "") or Environment.recorded(
                 derived.event
             ).differs(here)
-        if computes and elsewhere and not found.elsewhere:
-            found.exact, found.elsewhere = False, elsewhere
-        found.steps += 1
+        if computes and elsewhere and not verification.elsewhere:
+            verification.exact, verification.elsewhere = False, elsewhere
+        verification.steps += 1
         if derived.sequence >= first_compared:
-            _judge(found, check, derived, kept, exact=not (computes and elsewhere))
-    found.taken = predictor.taken
-    if found.differences:
+            _judge(verification, check, derived, kept, exact=not (computes and elsewhere))
+    verification.taken = predictor.taken
+    if verification.differences:
         case = Case(
             reader,
             database,
             stored,
-            found.differences,
+            verification.differences,
             first_compared,
-            exact=found.exact,
+            exact=verification.exact,
             member_shape=check.member_shape,
-            from_step=asked,
+            from_step=from_step,
         )
         diagnosis = diagnose(case)
-        found.culprit, found.to_blame = diagnosis.culprit, diagnosis.named
-        found.likely_cause = diagnosis.sentence
-    return found
+        verification.culprit, verification.to_blame = diagnosis.culprit, diagnosis.named
+        verification.likely_cause = diagnosis.sentence
+    return verification
 
 
 def _bounds(
@@ -296,7 +300,7 @@ def _cut(recorded: RecordedRun) -> str:
 
 
 def _judge_state(
-    found: Verification,
+    verification: Verification,
     reader: Reader,
     recorded: RecordedRun,
     first: int,
@@ -307,7 +311,7 @@ def _judge_state(
     """
     run_id, run = recorded.run.run_id, recorded.run
     run_key = reader.stored_run(run_id).run_key
-    found.from_ms, found.chained = reader.decided_before(run_key, first)
+    verification.from_ms, verification.chained = reader.decided_before(run_key, first)
     if recorded.beginning is None:
         return first
     states = [reader.state_at(run_id, until=recorded.beginning.after)]
@@ -316,15 +320,15 @@ def _judge_state(
     for stored in states:
         assert stored is not None, "an engine was given it"
         state, step = stored
-        if found.state_step is None:
-            found.state_step = step
+        if verification.state_step is None:
+            verification.state_step = step
         try:
             check_state(reader, run, decode_state(state), step)
         except InvariantBroken as error:
             what = f"states.state (step {step})"
-            found.differing += 1
-            found.differences.append(
-                Difference("", found.from_ms or 0, what, "another", str(error))
+            verification.differing += 1
+            verification.differences.append(
+                Difference("", verification.from_ms or 0, what, "another", str(error))
             )
     return first
 
@@ -335,7 +339,7 @@ def _member_shape(forecaster: Forecaster | None) -> tuple[int, int] | None:
 
 
 def _judge_run(
-    found: Verification, reader: Reader, stored: StoredRun, recorded: RecordedRun
+    verification: Verification, reader: Reader, stored: StoredRun, recorded: RecordedRun
 ) -> None:
     """Check the run's own row against its configuration, its model and its first start."""
     run, config = stored.run, recorded.config
@@ -366,13 +370,13 @@ def _judge_run(
         wrong.append(("opened_gate_sets", stored.opened[-1], len(sets)))
     if recorded.beginning is None or config.strategies.named:  # of several no step names theirs
         wrong.append(("gate_sets", reader.gate_sets(stored.run_key)[: len(sets)], sets))
-    for name, one, two in wrong:
-        if one != two:
-            _differ(found, run, name, one, two)
+    for name, stored_value, due_value in wrong:
+        if stored_value != due_value:
+            _differ(verification, run, name, stored_value, due_value)
 
 
 def _derived(
-    found: Verification,
+    verification: Verification,
     recorded: RecordedRun,
     predictor: RecordedPredictor,
     events: Iterable[Event],
@@ -388,40 +392,40 @@ def _derived(
         else:
             unlike, at_ms = [*given.of(unit, predictor.forecaster)], unit.market_ms
         if at >= first_compared:
-            _judge_given(found, unlike, at_ms=at_ms, sequence=at)
+            _judge_given(verification, unlike, at_ms=at_ms, sequence=at)
         yield from steps
 
 
 def _judge_given(
-    found: Verification, unlike: Iterable[Unlike], *, at_ms: int, sequence: int
+    verification: Verification, unlike: Iterable[Unlike], *, at_ms: int, sequence: int
 ) -> None:
     """Note the fields of an event that contradict the rest of the record."""
-    for name, said, follows in unlike:
-        found.differing += 1
-        if len(found.differences) < DIFFERENCES_KEPT:
+    for name, stored, follows in unlike:
+        verification.differing += 1
+        if len(verification.differences) < DIFFERENCES_KEPT:
             what = f"event.{name} (step {sequence})"
-            found.differences.append(Difference("", at_ms, what, str(said), str(follows)))
+            verification.differences.append(Difference("", at_ms, what, str(stored), str(follows)))
 
 
-def _differ(found: Verification, run: Run, column: str, stored: object, due: object) -> None:
+def _differ(verification: Verification, run: Run, column: str, stored: object, due: object) -> None:
     """Note that *column* of the run's row is not what it is due to be."""
-    found.differing += 1
+    verification.differing += 1
     at = Difference("", run.period_start_ms, f"runs.{column}", str(stored), str(due))
-    found.differences.append(at)
+    verification.differences.append(at)
 
 
 def _judge(
-    found: Verification, check: RowCheck, derived: Step, rows: StoredRows, *, exact: bool
+    verification: Verification, check: RowCheck, derived: Step, rows: StoredRows, *, exact: bool
 ) -> None:
     compared = check.compare(derived, rows, exact=exact)
     decided = derived.decision is not None
-    found.decisions += decided
+    verification.decisions += decided
     if not compared.unequal:
-        found.tolerated += decided and compared.rounded
-        found.agreed += decided and not compared.rounded
+        verification.tolerated += decided and compared.rounded
+        verification.agreed += decided and not compared.rounded
         return
-    found.differing += 1
-    if len(found.differences) >= DIFFERENCES_KEPT:
+    verification.differing += 1
+    if len(verification.differences) >= DIFFERENCES_KEPT:
         return
     stored = check.stored(rows)
     event = stored.event
@@ -429,10 +433,12 @@ def _judge(
     opened = event.open_time_ms if isinstance(event, Bar) else event.market_ms
     # Among numbers that were rounded otherwise only the columns say which one is not.
     fields = [] if compared.rounded else list(differences_of(stored, derived))
-    fields = fields or [(name, shown(one), shown(two)) for name, one, two in compared.unequal]
-    for name, one, two in fields:
-        found.differences.append(
-            Difference(instrument, opened, f"{name} (step {stored.sequence})", one, two)
+    fields = fields or [
+        (name, shown(first), shown(second)) for name, first, second in compared.unequal
+    ]
+    for name, first, second in fields:
+        verification.differences.append(
+            Difference(instrument, opened, f"{name} (step {stored.sequence})", first, second)
         )
 
 
@@ -454,9 +460,12 @@ class GivenEvents:
         names = [bar.instrument for bar in close.bars]
         absent = tuple(key for key in self._keys if key not in names)
         due = [key for key in self._keys if key in names]
-        for name, said, follows in (("absent", close.closed.absent, absent), ("bars", names, due)):
-            if said != follows:
-                yield name, said, follows
+        for name, stored, follows in (
+            ("absent", close.closed.absent, absent),
+            ("bars", names, due),
+        ):
+            if stored != follows:
+                yield name, stored, follows
         yield from self._choices.of(*close.bars)
 
     def of(self, event: Event, forecaster: Forecaster | None) -> Iterator[Unlike]:
@@ -485,9 +494,9 @@ class GivenEvents:
         promoted = self._reader.promoted(self._run.run_id)
         for event in self._reader.of_type(self._run.run_id, RetrainingEnd):
             yield from self._of_retrained(event, None)
-        for one, two in pairwise(self._reader.of_type(self._run.run_id, ModelChange)):
-            if two.model_sha256 not in (one.model_sha256, *promoted):
-                yield "model_sha256", two.model_sha256, one.model_sha256
+        for before, after in pairwise(self._reader.of_type(self._run.run_id, ModelChange)):
+            if after.model_sha256 not in (before.model_sha256, *promoted):
+                yield "model_sha256", after.model_sha256, before.model_sha256
 
     def _of_retrained(self, event: RetrainingEnd, running: Forecaster | None) -> Iterator[Unlike]:
         """Check the outcome of a retraining against its own figures."""
@@ -498,16 +507,19 @@ class GivenEvents:
             return
         symbols = [item.symbol for item in self._run.instruments]
         earlier = [
-            one
-            for _, one in self._reader.retrainings(self._run.kind, symbols)
-            if one.level is not None and one.market_ms < event.market_ms
+            retraining
+            for _, retraining in self._reader.retrainings(self._run.kind, symbols)
+            if retraining.level is not None and retraining.market_ms < event.market_ms
         ]
         if event.test != len(earlier) + 1:
             yield "test", event.test, len(earlier) + 1
             return
         alpha = float(self._config.retrain.alpha)
         starts = self._reader.of_type(self._run.run_id, ModelChange)
-        if sum(one.market_ms < event.market_ms for one in starts) > 1 and event.alpha is not None:
+        if (
+            sum(start.market_ms < event.market_ms for start in starts) > 1
+            and event.alpha is not None
+        ):
             alpha = event.alpha  # a start may have brought another: it decides no bar
         level = level_of(alpha, event.test)
         if not math.isclose(event.level, level, rel_tol=1e-5):
@@ -516,20 +528,20 @@ class GivenEvents:
             yield from _of_reason(event, alpha)
 
 
-def of_start(said: Run | ModelChange, forecaster: Forecaster | None) -> Iterator[Unlike]:
+def of_start(start: Run | ModelChange, forecaster: Forecaster | None) -> Iterator[Unlike]:
     """Check the environment that a start names against the model and its configuration."""
     due = start_event(forecaster, warm_from=(), market_ms=0)
     for name in _BY_NOTHING if forecaster is None else ("threads",):
-        if getattr(said, name) != getattr(due, name):
-            yield name, getattr(said, name), getattr(due, name)
+        if getattr(start, name) != getattr(due, name):
+            yield name, getattr(start, name), getattr(due, name)
 
 
 def _of_verdict(event: RetrainingEnd) -> Iterator[Unlike]:
     from tracepaper.replay.learning.statistics import DayDifference, chance  # brings torch
 
     if event.difference is not None and event.p is not None:
-        said = DayDifference(event.difference, event.error, event.days, 1.0)
-        p = one_sided(event.difference, chance(said))
+        difference = DayDifference(event.difference, event.error, event.days, 1.0)
+        p = one_sided(event.difference, chance(difference))
         if not math.isclose(event.p, p, rel_tol=1e-6, abs_tol=1e-300):
             yield "p", event.p, p
     is_taken = is_better(event.difference, event.p, event.level)

@@ -75,89 +75,97 @@ def verify(
         histories = [read_funding(path) for path in funding or ()]
         settled = [check_funding(reader, place.run_id, rates) for rates in histories]
         from_ms = None if from_ is None else instant(from_)
-        found = verify_run(
+        verification = verify_run(
             reader, place.path, place.run_id, sample=sample, from_ms=from_ms, commit=commit
         )
-        check = check_of_run(reader, found)
+        check = check_of_run(reader, verification)
     if sample is None and from_ms is None and commit is None:  # a part is no parity of the run
         keep_check(place.path, checked, "verify", check)
-    holds = found.holds and all(one.holds for one in settled)
+    holds = verification.holds and all(funding_check.holds for funding_check in settled)
     if json:
-        compared = [{**asdict(one), "holds": one.holds} for one in settled]
-        print_json({**asdict(found), "funding": compared, "holds": holds})
-    elif found.holds:
-        rounding = f", {found.tolerated:,} of them within their tolerances" * bool(found.tolerated)
-        say(
-            f"{found.agreed + found.tolerated:,} of {found.decisions:,} decisions follow from the "
-            f"record of run {found.run_id} ({count_of(found.steps, 'step')}){rounding}."
+        compared = [
+            {**asdict(funding_check), "holds": funding_check.holds} for funding_check in settled
+        ]
+        print_json({**asdict(verification), "funding": compared, "holds": holds})
+    elif verification.holds:
+        rounding = f", {verification.tolerated:,} of them within their tolerances" * bool(
+            verification.tolerated
         )
-        _say_beginning(found)
-        if found.taken:
+        say(
+            f"{verification.agreed + verification.tolerated:,} of {verification.decisions:,} "
+            f"decisions follow from the record of run {verification.run_id} "
+            f"({count_of(verification.steps, 'step')}){rounding}."
+        )
+        _say_beginning(verification)
+        if verification.taken:
             say(
-                f"{found.taken:,} answers of an outside service are taken from the record: nothing "
-                "here says what it would answer now."
+                f"{verification.taken:,} answers of an outside service are taken from the record: "
+                "nothing here says what it would answer now."
             )
         if sys.stdout.isatty():
             say("The links of its chain are another check: `tracepaper audit verify`.")
-        if found.elsewhere:
-            say(f"Floats were compared within tolerances, since {found.elsewhere}.")
+        if verification.elsewhere:
+            say(f"Floats were compared within tolerances, since {verification.elsewhere}.")
     else:
-        _say_why_not(found)
+        _say_why_not(verification)
     if not json:
-        for one in settled:
-            _say_funding(one)
+        for funding_check in settled:
+            _say_funding(funding_check)
     if not holds:
         raise typer.Exit(1)
 
 
-def _say_why_not(found: Verification) -> None:
+def _say_why_not(verification: Verification) -> None:
     """Say what does not follow, and who is to blame; or that there was nothing to verify."""
-    if not found.differing:
+    if not verification.differing:
         say(
-            f"No decision is among the {found.steps:,} steps of run {found.run_id} that were "
-            "compared, so nothing was verified; ask again once it has decided."
+            f"No decision is among the {verification.steps:,} steps of run {verification.run_id} "
+            "that were compared, so nothing was verified; ask again once it has decided."
         )
         return
     say(
-        f"Run {found.run_id} does not follow from its record ({found.to_blame} is to "
-        f"blame): {found.likely_cause}."
+        f"Run {verification.run_id} does not follow from its record ({verification.to_blame} is to "
+        f"blame): {verification.likely_cause}."
     )
-    for difference in found.differences[:SHOWN]:
+    for difference in verification.differences[:SHOWN]:
         say(
             f"  {difference.instrument} {difference.field}: stored {difference.first}, "
             f"derived {difference.second}"
         )
 
 
-def _say_beginning(found: Verification) -> None:
+def _say_beginning(verification: Verification) -> None:
     """Say of a run that was not compared whole from where it was, and what covers the rest."""
-    if found.from_ms is None:
+    if verification.from_ms is None:
         return
-    since = f"They are those from {iso(found.from_ms)} on"
-    if found.state_step is None:
+    since = f"They are those from {iso(verification.from_ms)} on"
+    if verification.state_step is None:
         say(f"{since}; the state before was derived from the run's start.")
     else:
         say(
-            f"{since}, step {found.from_step:,}; the state before is the record's, as step "
-            f"{found.state_step:,} stored it, and was held to its fills, orders and ledger."
+            f"{since}, step {verification.from_step:,}; the state before is the record's, as step "
+            f"{verification.state_step:,} stored it, and was held to its fills, orders and ledger."
         )
-    if found.chained:
+    if verification.chained:
         say(
-            f"{found.chained:,} decisions that are stored before were not compared: only the chain "
-            "covers them (`tracepaper audit verify`)."
+            f"{verification.chained:,} decisions that are stored before were not compared: only "
+            "the chain covers them (`tracepaper audit verify`)."
         )
 
 
-def _say_funding(one: FundingCheck) -> None:
+def _say_funding(funding_check: FundingCheck) -> None:
     """Say how the settlements of one instrument agree with what was published."""
     say(
-        f"{one.booked:,} of {one.published:,} published settlements of {one.instrument} were "
-        "booked at the published rate."
+        f"{funding_check.booked:,} of {funding_check.published:,} published settlements of "
+        f"{funding_check.instrument} were booked at the published rate."
     )
-    for at, booked, published in one.differing[:SHOWN]:
+    for at, booked, published in funding_check.differing[:SHOWN]:
         rates = (unscaled(rate, RATE_DECIMALS) for rate in (booked, published))
         say(f"  {iso(at)}: booked at {next(rates)}, published at {next(rates)}")
-    for what, times in (("not booked", one.missing), ("not published", one.unpublished)):
+    for what, times in (
+        ("not booked", funding_check.missing),
+        ("not published", funding_check.unpublished),
+    ):
         for at in times[:SHOWN]:
             say(f"  {iso(at)}: {what}")
 
@@ -215,16 +223,18 @@ def parity(
         return
     if day is not None or service:
         raise ConfigInvalid("--day and --service are of one run and its replay; name one RUN.")
-    one, two = (
+    first_place, second_place = (
         located(spec, None if "#" in spec else database_path(db)) for spec in (first, second)
     )
-    with Reader.open(one.path) as a, Reader.open(two.path) as b:
-        found = compare_runs(ComparedRun(a, one.run_id), ComparedRun(b, two.run_id))
+    with Reader.open(first_place.path) as a, Reader.open(second_place.path) as b:
+        comparison = compare_runs(
+            ComparedRun(a, first_place.run_id), ComparedRun(b, second_place.run_id)
+        )
     if json:
-        print_json({**asdict(found), "holds": found.holds})
+        print_json({**asdict(comparison), "holds": comparison.holds})
     else:
-        _say(found)
-    if not found.holds:
+        _say(comparison)
+    if not comparison.holds:
         raise typer.Exit(1)
 
 
@@ -234,10 +244,11 @@ def _beside_books(place: RunLocation, books: Sequence[Path], json: bool) -> None
     from tracepaper.storage.database.reader import Reader
 
     with Reader.open(place.path) as reader:
-        found = compare_with_books(reader, place.run_id, books)
+        findings = compare_with_books(reader, place.run_id, books)
     _show_costs(
-        found,
-        f"Market orders beside recorded books: {found.orders:,}. Fills of the run: {found.rows:,}.",
+        findings,
+        f"Market orders beside recorded books: {findings.orders:,}. Fills of the run: "
+        f"{findings.rows:,}.",
         json,
     )
 
@@ -258,47 +269,47 @@ def _replay_day(place: RunLocation, day: str | None, service: bool, json: bool) 
             raise ConfigInvalid(f"--day {day} is no day; write it as 2025-05-26 (UTC).")
         until_ms = None if from_ms is None else from_ms + DAY_MS
         checked = CheckedRun.of(reader, place.run_id)
-        found = check_span(reader, place.path, place.run_id, from_ms=from_ms, until_ms=until_ms)
+        check = check_span(reader, place.path, place.run_id, from_ms=from_ms, until_ms=until_ms)
     if output is not None:  # the daemon stores the result as an event
-        output.write(frame_of(found))
+        output.write(frame_of(check))
         return
-    keep_check(place.path, checked, "parity", found)
+    keep_check(place.path, checked, "parity", check)
     if json:
-        print_json(found)
+        print_json(check)
     else:
-        say(f"{found.reason}.")
-    if found.outcome is not ParityOutcome.IDENTICAL:
+        say(f"{check.reason}.")
+    if check.outcome is not ParityOutcome.IDENTICAL:
         raise typer.Exit(1)
 
 
-def _say(found: Parity) -> None:
+def _say(comparison: Parity) -> None:
     """Say what agrees, what differs, and where nothing was found out."""
-    say(f"{found.identical:,} of {found.compared:,} decisions identical.")
-    if found.within_tolerance:
-        say(f"{found.within_tolerance:,} more agree within 1e-4 and decide the same.")
-    for gate, count in found.timing.items():
+    say(f"{comparison.identical:,} of {comparison.compared:,} decisions identical.")
+    if comparison.within_tolerance:
+        say(f"{comparison.within_tolerance:,} more agree within 1e-4 and decide the same.")
+    for gate, count in comparison.timing.items():
         say(f"{count:,} differ only in time ({gate}).")
-    if found.first_fill:
+    if comparison.first_fill:
         say(
-            f"{found.after_first_fill:,} more depend on fills and come after the first that "
-            f"differs: {found.first_fill}."
+            f"{comparison.after_first_fill:,} more depend on fills and come after the first that "
+            f"differs: {comparison.first_fill}."
         )
-    for name, count in (("first", found.only_in_first), ("second", found.only_in_second)):
+    for name, count in (("first", comparison.only_in_first), ("second", comparison.only_in_second)):
         if count:
             say(f"{count:,} bars are only in the {name} run.")
-    if found.missing:
-        say(f"{found.missing:,} of them lie between bars that both runs decided.")
-    for difference in found.differences:
+    if comparison.missing:
+        say(f"{comparison.missing:,} of them lie between bars that both runs decided.")
+    for difference in comparison.differences:
         say(difference.sentence())
-    if unproved := _unproved(found):
+    if unproved := _unproved(comparison):
         say(unproved)
 
 
-def _unproved(found: Parity) -> str:
+def _unproved(comparison: Parity) -> str:
     """Say why two runs without a difference do not agree; empty where they do, or differ."""
-    if found.holds or found.differences:
+    if comparison.holds or comparison.differences:
         return ""
-    if not found.compared:
+    if not comparison.compared:
         return "Nothing was compared: give two runs that decided the same bars."
     return "All that was compared differs in time alone, so nothing shows that the runs agree."
 
@@ -339,7 +350,7 @@ def lookahead(
     left = sum(max(0, len(part) - most) for part in data.candles)
     data = data.first(most)
     with FreshProcesses(*_preloaded(config)) as fresh:
-        found = check(
+        finding = check(
             config,
             data,
             fresh,
@@ -349,12 +360,12 @@ def lookahead(
             report=_report,
         )
     if left:
-        found.unproved.append(f"the {left:,} bars after the first {most:,}; give --bars")
+        finding.unproved.append(f"the {left:,} bars after the first {most:,}; give --bars")
     if json:
-        print_json({**asdict(found), "verdict": found.verdict, "holds": found.holds})
+        print_json({**asdict(finding), "verdict": finding.verdict, "holds": finding.holds})
     else:
-        _print(found)
-    if not found.holds:
+        _print(finding)
+    if not finding.holds:
         raise typer.Exit(1)
 
 
@@ -393,7 +404,7 @@ def recursive(
             f"The strategy is warm after {warmup:,} bars, and {wanted:,} are looked at; give more."
         )
     with FreshProcesses(*((MODEL,) if forecaster is not None else ())) as fresh:
-        found = check(
+        finding = check(
             config,
             data.first(wanted),
             fresh,
@@ -403,16 +414,16 @@ def recursive(
             report=_report,
         )
     if json:
-        said = {"check": "recursive", **asdict(found), "holds": found.holds}
-        print_json({**said, "warmup": warmup, "bars": wanted})
-    elif found.holds:
+        document = {"check": "recursive", **asdict(finding), "holds": finding.holds}
+        print_json({**document, "warmup": warmup, "bars": wanted})
+    elif finding.holds:
         typer.echo(
-            f"recursive: {found.probes} probes over {wanted:,} bars, {found.compared:,} steps "
+            f"recursive: {finding.probes} probes over {wanted:,} bars, {finding.compared:,} steps "
             "compared, nothing moved."
         )
     else:
-        typer.echo(f"recursive: {found.sentence()}")
-    if not found.holds:
+        typer.echo(f"recursive: {finding.sentence()}")
+    if not finding.holds:
         raise typer.Exit(1)
 
 
@@ -444,12 +455,12 @@ def _read(spec: RunSpec) -> tuple[Config, MarketData]:
     return config.model_copy(update={"market": market}), replace(data, candles=candles)
 
 
-def _print(found: LookaheadFinding) -> None:
+def _print(finding: LookaheadFinding) -> None:
     """Say the verdict with what was probed, then what it depends on, and what stays open."""
-    typer.echo(f"lookahead: {found.sentence()}")
-    for sentence in found.depends:
+    typer.echo(f"lookahead: {finding.sentence()}")
+    for sentence in finding.depends:
         typer.echo(f"To know: {sentence}.")
-    for sentence in found.unproved:
+    for sentence in finding.unproved:
         typer.echo(f"Cannot be proved: {sentence}.")
 
 
@@ -481,23 +492,24 @@ def calibrate(
 
     execution = (given := load(with_settings(config, settings))).execution
     paper = paper_by(candles, depth, execution.model, columns or ())
-    found = slippage.calibrate(
+    findings = slippage.calibrate(
         read_executions(fills), paper, costs_for(given), execution.latency_ms
     )
     _show_costs(
-        found,
-        f"{found.orders:,} orders of {found.rows:,} rows beside paper's fills by {found.model}.",
+        findings,
+        f"{findings.orders:,} orders of {findings.rows:,} rows beside paper's fills by "
+        f"{findings.model}.",
         json,
     )
 
 
-def _show_costs(found: SlippageFindings, what: str, json: bool) -> None:  # noqa: FBT001 - an option
-    """Show *found*, of which *what* says how much was compared."""
+def _show_costs(findings: SlippageFindings, what: str, json: bool) -> None:  # noqa: FBT001 - an option
+    """Show *findings*, of which *what* says how much was compared."""
     from tracepaper.daemon.terminal.console import Terminal
     from tracepaper.replay.checks import slippage
     from tracepaper.replay.document.terminal import show
 
     if json:
-        print_json(slippage.as_document(found))
+        print_json(slippage.as_document(findings))
         return
-    show(Terminal(), slippage.parts_of(found, what))
+    show(Terminal(), slippage.parts_of(findings, what))

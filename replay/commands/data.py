@@ -103,10 +103,10 @@ def import_(
     )
     imported = import_candles(file, parts)
     if json:
-        print_json({"archive": str(file), "series": [asdict(one) for one in imported]})
+        print_json({"archive": str(file), "series": [asdict(series) for series in imported]})
         return
-    for one in imported:
-        typer.echo("\n".join(_import_lines(one, file)))
+    for series in imported:
+        typer.echo("\n".join(_import_lines(series, file)))
 
 
 @app.command()
@@ -141,7 +141,7 @@ def check(
                 if not json:
                     typer.echo("\n".join(_recorded_lines(books)))
                 continue
-            found = quality(
+            file_quality = quality(
                 read_candles(
                     path,
                     symbol=symbol,
@@ -158,36 +158,40 @@ def check(
             if not json:
                 typer.echo(f"✗ {error}")
             continue
-        documents.append({"valid": True, **asdict(found)})
+        documents.append({"valid": True, **asdict(file_quality)})
         if not json:
-            typer.echo("\n".join(_lines(found)))
+            typer.echo("\n".join(_lines(file_quality)))
     if json:
         print_json({"files": documents, "refused": refused})
     if refused:
         raise typer.Exit(1)
 
 
-def _lines(found: Quality) -> list[str]:
+def _lines(quality: Quality) -> list[str]:
     from tracepaper.strategies.units import duration, iso
 
-    gaps = [f"{iso(start)} to {iso(until)}" for start, until in found.gaps[:GAPS_SHOWN]]
-    span = f"{found.rows:,} candles that open from {iso(found.first_ms)} to {iso(found.last_ms)}"
-    if found.sessions is not None:
-        span += f", {found.sessions:,} sessions of {found.calendar}"
-    scales = f"prices to {_unit(found.price_decimals)}, volume to {_unit(found.volume_decimals)}"
-    holes = f"{count_of(len(found.gaps), 'hole')}, {count_of(found.missing, 'candle')} missing"
-    if found.gaps:
-        holes += f", the longest of {duration(max(until - start for start, until in found.gaps))}"
+    gaps = [f"{iso(start)} to {iso(until)}" for start, until in quality.gaps[:GAPS_SHOWN]]
+    span = (
+        f"{quality.rows:,} candles that open from {iso(quality.first_ms)} to {iso(quality.last_ms)}"
+    )
+    if quality.sessions is not None:
+        span += f", {quality.sessions:,} sessions of {quality.calendar}"
+    scales = (
+        f"prices to {_unit(quality.price_decimals)}, volume to {_unit(quality.volume_decimals)}"
+    )
+    holes = f"{count_of(len(quality.gaps), 'hole')}, {count_of(quality.missing, 'candle')} missing"
+    if quality.gaps:
+        holes += f", the longest of {duration(max(until - start for start, until in quality.gaps))}"
     lines = [
-        f"✓ {found.path}",
-        f"  {found.instrument}, {interval_text(found.interval_ms)}, {span}",
-        f"  {scales}, turnover {_unit(found.turnover_decimals)}",
-        f"  {found.zero_volume:,} without volume, {found.flat:,} with one price alone",
-        f"  {holes}{_listed(gaps, len(found.gaps))}",
+        f"✓ {quality.path}",
+        f"  {quality.instrument}, {interval_text(quality.interval_ms)}, {span}",
+        f"  {scales}, turnover {_unit(quality.turnover_decimals)}",
+        f"  {quality.zero_volume:,} without volume, {quality.flat:,} with one price alone",
+        f"  {holes}{_listed(gaps, len(quality.gaps))}",
     ]
-    if found.open_is_previous_close is not None:
-        lines.append(f"  {found.open_is_previous_close:.1%} open at the close before")
-    return lines + [f"  ⚠ {note}" for note in (*found.notes, *found.splits)]
+    if quality.open_is_previous_close is not None:
+        lines.append(f"  {quality.open_is_previous_close:.1%} open at the close before")
+    return lines + [f"  ⚠ {note}" for note in (*quality.notes, *quality.splits)]
 
 
 def _listed(shown: Sequence[str], count: int) -> str:
@@ -203,15 +207,18 @@ def _unit(decimals: int | None) -> str:
     return f"0.{'0' * (decimals - 1)}1" if decimals else "1"
 
 
-def _import_lines(one: SeriesImport, archive: Path) -> list[str]:
+def _import_lines(series: SeriesImport, archive: Path) -> list[str]:
     from tracepaper.strategies.units import iso
 
-    known = f", {one.known:,} were there already" if one.known else ""
-    span = f"{one.added:,} candles from {iso(one.from_ms)} until {iso(one.until_ms)}"
+    existing = f", {series.known:,} were there already" if series.known else ""
+    span = f"{series.added:,} candles from {iso(series.from_ms)} until {iso(series.until_ms)}"
     return [
-        f"{one.instrument}, {interval_text(one.interval_ms)}: {span} into {archive}{known}",
-        f"  {count_of(one.gaps, 'hole')} in {one.source}",
-        *(f"  {note}" for note in one.notes),
+        (
+            f"{series.instrument}, {interval_text(series.interval_ms)}: {span} into "
+            f"{archive}{existing}"
+        ),
+        f"  {count_of(series.gaps, 'hole')} in {series.source}",
+        *(f"  {note}" for note in series.notes),
     ]
 
 
@@ -266,12 +273,12 @@ def describe(
         columns=tuple(columns or ()),
         arrays=ArrayCache(cache or default_folder()),
     )
-    found = described(material)
+    description = described(material)
     memory = round(most_resident_mb())
     if json:
-        print_json({**found, "most_resident_mb": memory})
+        print_json({**description, "most_resident_mb": memory})
         return
-    typer.echo("\n".join([*lines(found), f"at most {memory:,} MB of memory"]))
+    typer.echo("\n".join([*lines(description), f"at most {memory:,} MB of memory"]))
 
 
 def _split(dates: list[str | None], segments: Sequence[Segment], embargo_bars: int) -> Split:
@@ -348,21 +355,25 @@ def record(
     wanted = requests_of(request, symbols, out)
     if frames is None:
         exchange = exchange_of(config, url, service)
-        said = record_session(exchange, wanted, lasting=lasting, service=service is not None)
+        message = record_session(exchange, wanted, lasting=lasting, service=service is not None)
     elif url is None and lasting is None:
-        made = (_record_frames(frames, config, *one, category) for one in wanted.items())
-        said = " ".join(filter(None, made))
+        messages = (_record_frames(frames, config, *item, category) for item in wanted.items())
+        message = " ".join(filter(None, messages))
     else:
         raise ConfigInvalid("--from reads a recorded session; leave out --url and --for.")
-    if said:
-        typer.echo(said, err=True)
+    if message:
+        typer.echo(message, err=True)
     if service is not None:
         return  # reading a long file takes a while
-    found = [_quality_of(path, events=events) for path in wanted]
+    qualities = [_quality_of(path, events=events) for path in wanted]
     if json:
-        print_json([asdict(one) for one in found] if len(found) > 1 else asdict(found[0]))
+        print_json(
+            [asdict(quality) for quality in qualities]
+            if len(qualities) > 1
+            else asdict(qualities[0])
+        )
         return
-    typer.echo("\n".join(line for one in found for line in _recorded_lines(one)))
+    typer.echo("\n".join(line for quality in qualities for line in _recorded_lines(quality)))
 
 
 def _quality_of(
@@ -403,42 +414,44 @@ def _record_frames(
     )
 
 
-def _recorded_lines(found: DepthQuality | EventsQuality) -> list[str]:
+def _recorded_lines(quality: DepthQuality | EventsQuality) -> list[str]:
     """Describe what a recorder wrote, in lines."""
     from tracepaper.replay.archive.order_book import DepthQuality
     from tracepaper.strategies.units import iso
 
-    if isinstance(found, DepthQuality):
-        what = f"{found.levels} levels a side each {found.every_ms:,} ms"
-        count, each = f"{found.books:,} books", f"{found.bytes_a_book or 0:,.0f} a book"
+    if isinstance(quality, DepthQuality):
+        what = f"{quality.levels} levels a side each {quality.every_ms:,} ms"
+        count, each = f"{quality.books:,} books", f"{quality.bytes_a_book or 0:,.0f} a book"
         more = []
     else:
-        what = " and ".join(found.topics)
-        each = f"{found.bytes_an_event or 0:,.1f} an event (a changed level or a trade)"
-        count = f"{found.frames:,} frames"
-        late = f"{found.late_p50_ms or 0:,.0f} ms (median) and {found.late_p99_ms or 0:,.0f} (p99)"
+        what = " and ".join(quality.topics)
+        each = f"{quality.bytes_an_event or 0:,.1f} an event (a changed level or a trade)"
+        count = f"{quality.frames:,} frames"
+        late = (
+            f"{quality.late_p50_ms or 0:,.0f} ms (median) and {quality.late_p99_ms or 0:,.0f} (p99)"
+        )
         more = [
-            f"  {found.changes:,} changed levels, {found.trades:,} trades",
+            f"  {quality.changes:,} changed levels, {quality.trades:,} trades",
             f"  received {late} after the exchange's time",
         ]
-    lines = [f"✓ {found.path}", f"  {found.instrument}, {what}, from {found.source}"]
+    lines = [f"✓ {quality.path}", f"  {quality.instrument}, {what}, from {quality.source}"]
     gaps = [
         f"{iso(gap.from_ms)} to {iso(gap.until_ms)} ({gap.cause})"
-        for gap in found.gaps[:GAPS_SHOWN]
+        for gap in quality.gaps[:GAPS_SHOWN]
     ]
-    if found.first_ms is None or found.last_ms is None:
+    if quality.first_ms is None or quality.last_ms is None:
         lines.append(f"  no {count.partition(' ')[2]} yet")
     else:
-        whole = f", {duration(found.recorded_ms)} without the gaps"
+        whole = f", {duration(quality.recorded_ms)} without the gaps"
         lines += [
-            f"  {count} from {iso(found.first_ms)} to {iso(found.last_ms)}{whole}",
+            f"  {count} from {iso(quality.first_ms)} to {iso(quality.last_ms)}{whole}",
             *more,
-            f"  {found.bytes:,} bytes, {each}",
-            f"  {len(found.gaps)} gaps{_listed(gaps, len(found.gaps))}",
+            f"  {quality.bytes:,} bytes, {each}",
+            f"  {len(quality.gaps)} gaps{_listed(gaps, len(quality.gaps))}",
         ]
-    if isinstance(found, DepthQuality) and found.thin:
-        lines.append(f"  {found.thin:,} books lack levels on a side")
-    return lines + ([f"  {found.torn}"] if found.torn else [])
+    if isinstance(quality, DepthQuality) and quality.thin:
+        lines.append(f"  {quality.thin:,} books lack levels on a side")
+    return lines + ([f"  {quality.torn}"] if quality.torn else [])
 
 
 @app.command()
@@ -468,18 +481,18 @@ def list_(
     from tracepaper.strategies.units import iso
 
     file = database_path(archive, config)
-    found = held(file)
+    archived = held(file)
     if json:
-        print_json({"archive": str(file), "series": [asdict(one) for one in found]})
+        print_json({"archive": str(file), "series": [asdict(series) for series in archived]})
         return
-    if not found:
+    if not archived:
         typer.echo(f"{file} holds no candles yet; `tracepaper data import` brings some.")
-    for one in found:
-        missing = sum(until - start for start, until in one.gaps) // one.interval_ms
+    for series in archived:
+        missing = sum(until - start for start, until in series.gaps) // series.interval_ms
         typer.echo(
-            f"{one.instrument}, {interval_text(one.interval_ms)}: {one.bars:,} candles that open "
-            f"from {iso(one.first_ms)} to {iso(one.last_ms)}, {count_of(len(one.gaps), 'hole')}, "
-            f"{missing:,} missing"
+            f"{series.instrument}, {interval_text(series.interval_ms)}: {series.bars:,} candles "
+            f"that open from {iso(series.first_ms)} to {iso(series.last_ms)}, "
+            f"{count_of(len(series.gaps), 'hole')}, {missing:,} missing"
         )
 
 
@@ -522,20 +535,20 @@ def fetch(
     quiet = json or not sys.stderr.isatty()
     outcomes = run_loop(fetch_order(load(config), order, quiet=quiet))
     if json:
-        series = [asdict(one) for one in outcomes]
+        series = [asdict(outcome) for outcome in outcomes]
         print_json({"archive": str(order.archive), "series": series})
         return
-    for one in outcomes:
-        typer.echo(_outcome_line(one, order.archive))
+    for outcome in outcomes:
+        typer.echo(_outcome_line(outcome, order.archive))
 
 
-def _outcome_line(one: Outcome, archive: Path) -> str:
-    count = len(one.absent)
+def _outcome_line(outcome: Outcome, archive: Path) -> str:
+    count = len(outcome.absent)
     spans = (
         f"{count} spans of it, asked for twice" if count > 1 else "a span of it, asked for twice"
     )
     lacking = f"; the exchange lacks {spans}" if count else ""
     return (
-        f"{one.instrument}, {interval_text(one.interval_ms)}: {one.bars:,} candles fetched into "
-        f"{archive}{lacking}"
+        f"{outcome.instrument}, {interval_text(outcome.interval_ms)}: {outcome.bars:,} candles "
+        f"fetched into {archive}{lacking}"
     )

@@ -38,7 +38,7 @@ class Folds(NamedTuple):
 
 
 def folds_of(
-    found: Checkpoint,
+    checkpoint: Checkpoint,
     request: DataRequest,
     text: str,
     changes: Sequence[str],
@@ -56,7 +56,7 @@ def folds_of(
     )
     from tracepaper.replay.learning.recipe import recipe_of
 
-    card: Mapping[str, Any] = found.card
+    card: Mapping[str, Any] = checkpoint.card
     # First, for they refuse what cannot be had before minutes have passed.
     recipe = recipe_of(card)
     recipe.check("--folds")
@@ -70,35 +70,35 @@ def folds_of(
         recipe.kind.suits(recipe_of(other), material)
     say = Console(stderr=True).print
     own_folds = refit(card, material, text, say=say, each=each)
-    made = tables(own_folds)
+    fold_tables = tables(own_folds)
     others = {}
     for change, other in cards.items():
         say(f"With {change}.")
         others[change] = refit(other, material, text, say=say, each=each)
     if others:
-        made += ablation_tables(own_folds, others)
-    return Folds(found.id, recipe.hash, text, made)
+        fold_tables += ablation_tables(own_folds, others)
+    return Folds(checkpoint.id, recipe.hash, text, fold_tables)
 
 
-def print_folds(found: Folds, html: Path | None, *, as_json: bool) -> None:
+def print_folds(folds: Folds, html: Path | None, *, as_json: bool) -> None:
     """Print what folds say, and write it as a page where *html* is given."""
     from tracepaper.daemon.terminal.console import for_tables
     from tracepaper.replay.document.terminal import show
     from tracepaper.replay.document.values import TitledParts, documents
 
     if html is not None:
-        write_page(TitledParts(f"Folds of {found.model_id}", tuple(found.tables)), html)
+        write_page(TitledParts(f"Folds of {folds.model_id}", tuple(folds.tables)), html)
     if as_json:
-        document = {"id": found.model_id, "recipe": found.recipe, "folds": found.text}
-        print_json({**document, "tables": documents(found.tables)})
+        document = {"id": folds.model_id, "recipe": folds.recipe, "folds": folds.text}
+        print_json({**document, "tables": documents(folds.tables)})
         return
-    show(for_tables(), found.tables)
+    show(for_tables(), folds.tables)
     if html is not None:
         typer.echo(f"The page is {html}.")
 
 
-def write_page(made: TitledParts, path: Path) -> None:
-    """Write *made* as one page that needs no network."""
+def write_page(document: TitledParts, path: Path) -> None:
+    """Write *document* as one page that needs no network."""
     from tracepaper.replay.page.export import write_document_page
 
-    write_document_page(made, path)
+    write_document_page(document, path)

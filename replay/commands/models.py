@@ -74,23 +74,23 @@ def list_models(
     given = [locate(str(folder)) for folder in folders or [BUNDLED]]
     if db is not None:
         given.append(kept_folder(db, ""))
-    found = list(listed(given))
+    checkpoints = list(listed(given))
     if json:
         print_json(
             {
                 "models": [
                     {"folder": str(place), "card": read, "experimental": experimental(read)}
-                    for place, read in found
+                    for place, read in checkpoints
                 ],
-                "experimental_kinds": [] if folders else _unproven(found),
+                "experimental_kinds": [] if folders else _unproven(checkpoints),
             }
         )
         return
-    if not found:
+    if not checkpoints:
         raise DataInvalid("No checkpoint lies there; `tracepaper train` makes one.")
-    for place, read in found:
+    for place, read in checkpoints:
         typer.echo((place / CARD_NAME).read_text() if card else "\n".join(_lines(place, read)))
-    if not (folders or card) and (kinds := _unproven(found)):
+    if not (folders or card) and (kinds := _unproven(checkpoints)):
         typer.echo(
             f"Experimental, for no bundled checkpoint of theirs has beaten persistence: "
             f"{', '.join(kinds)}; `tracepaper train --set model.kind=NAME` fits one."
@@ -122,18 +122,23 @@ def check(
     from tracepaper.replay.learning.inspection.model import open_checkpoint
 
     stored = open_checkpoint(model, covariates, depth or ())
-    found = stored.examined(tuple(data or ()), columns or ())
+    network_check = stored.examined(tuple(data or ()), columns or ())
     if json:
-        known = {"model": str(stored.folder), "model_id": stored.model_id, **asdict(found)}
-        print_json({**known, "gradients_in_training": stored.gradients})
+        document = {
+            "model": str(stored.folder),
+            "model_id": stored.model_id,
+            **asdict(network_check),
+        }
+        print_json({**document, "gradients_in_training": stored.gradients})
     else:
         from tracepaper.daemon.terminal.console import Terminal
         from tracepaper.replay.document.terminal import show
 
-        show(Terminal(), chain(_gradient_flow(stored.gradients), _condition(found)))
-    if found.faults:
+        show(Terminal(), chain(_gradient_flow(stored.gradients), _condition(network_check)))
+    if network_check.faults:
         raise DataInvalid(
-            f"{stored.folder} is not in order: {found.faults[0]} Train it again, or restore it."
+            f"{stored.folder} is not in order: {network_check.faults[0]} Train it again, "
+            "or restore it."
         )
 
 
@@ -160,15 +165,15 @@ def export(
 
     for package in ("onnx", "onnxscript"):
         require(package, "--to onnx", to == "onnx")
-    found = StoredNetwork.open(model).exported(to, out, bars=bars)
+    exported = StoredNetwork.open(model).exported(to, out, bars=bars)
     if json:
-        print_json(found)
+        print_json(exported)
         return
     typer.echo(
-        f"{out} holds {found['model_id']} for {to}: windows of {found['bars']:,} bars of "
-        f"{found['columns']} columns ({found['features']}) in, horizons "
-        f"{', '.join(map(str, found['horizons']))} out; it differs by at most "
-        f"{found['largest_difference']:.1e} of an output's scale."
+        f"{out} holds {exported['model_id']} for {to}: windows of {exported['bars']:,} bars of "
+        f"{exported['columns']} columns ({exported['features']}) in, horizons "
+        f"{', '.join(map(str, exported['horizons']))} out; it differs by at most "
+        f"{exported['largest_difference']:.1e} of an output's scale."
     )
 
 
@@ -193,25 +198,25 @@ def _short(value: object) -> str:
     return f"{value:.2e}" if isinstance(value, float) else str(value)
 
 
-def _condition(found: NetworkCheck) -> Iterator[Part]:
+def _condition(network_check: NetworkCheck) -> Iterator[Part]:
     """Yield the tables of a network's checks, and what is not in order."""
     from tracepaper.replay.document.values import Paragraph, table_of
 
-    if found.heads:
+    if network_check.heads:
         yield table_of(
             "heads",
-            f"Heads, at the last of {found.rows:,} bars of {found.windows} windows",
+            f"Heads, at the last of {network_check.rows:,} bars of {network_check.windows} windows",
             {"layer": "count", "head": "count", "confidence": "exact", "from": "exact",
              "to": "exact", "share": "share", "fault": "text"},
             [
                 (
-                    one.layer, one.head, f"{one.confidence:.3f}", f"{one.lowest:.3f}",
-                    f"{one.highest:.3f}", one.share, one.fault,
+                    head.layer, head.head, f"{head.confidence:.3f}", f"{head.lowest:.3f}",
+                    f"{head.highest:.3f}", head.share, head.fault,
                 )
-                for one in found.heads
+                for head in network_check.heads
             ],
         )  # fmt: skip
-    if found.gradients:
+    if network_check.gradients:
         yield table_of(
             "gradients",
             "Gradient of the outputs' mean square, root mean square of each part",
@@ -219,23 +224,23 @@ def _condition(found: NetworkCheck) -> Iterator[Part]:
              "fault": "text"},
             [
                 (of.part, of.parameters, f"{of.weights:.2e}", f"{of.gradient:.2e}", of.fault)
-                for of in found.gradients
+                for of in network_check.gradients
             ],
         )  # fmt: skip
     yield Paragraph(
-        "\n".join(found.faults)
+        "\n".join(network_check.faults)
         or "Every layer is finite, over these rows and at the extremes of what a row can hold."
     )
 
 
-def _unproven(found: Sequence[tuple[Path, Mapping[str, Any]]]) -> list[str]:
-    """Return the kinds of which no checkpoint in *found* has beaten persistence."""
+def _unproven(checkpoints: Sequence[tuple[Path, Mapping[str, Any]]]) -> list[str]:
+    """Return the kinds of which no checkpoint in *checkpoints* has beaten persistence."""
     from tracepaper.replay.learning.card import experimental
     from tracepaper.strategies.forecasters.build import model_kinds
 
     proven = {
         section.get("kind")
-        for _, card in found
+        for _, card in checkpoints
         for section, name in ((card["model"], "model"), (_network_half(card), "network_half"))
         if not experimental(card, of=name)
     }
@@ -318,14 +323,14 @@ def retrain(
         stay_behind(nice=given.retrain.nice, memory_mb=given.retrain.memory_mb)
         output = take_output()
     database = database_path(db, config)
-    asked, number = _asked(given, database, run, candidate, against, to, folder, test)
-    found = _found(asked, number, float(given.retrain.alpha))
+    retraining, number = _asked(given, database, run, candidate, against, to, folder, test)
+    judgement = _found(retraining, number, float(given.retrain.alpha))
     if service:
-        output.write(frame_of(found))
+        output.write(frame_of(judgement))
     elif json:
-        print_json(found)
+        print_json(judgement)
     else:
-        for sentence in _sentences(found, float(given.retrain.alpha)):
+        for sentence in _sentences(judgement, float(given.retrain.alpha)):
             typer.echo(sentence)
 
 
@@ -351,9 +356,9 @@ def _asked(
     from tracepaper.storage.checkpoints import ID_DIGITS, find_kept
     from tracepaper.storage.database.reader import Reader
 
-    found = located(named, database)
-    with Reader.open(found.path) as reader:
-        run, models = reader.run(found.run_id), reader.models(found.run_id)
+    place = located(named, database)
+    with Reader.open(place.path) as reader:
+        run, models = reader.run(place.run_id), reader.models(place.run_id)
     if not models.next and against is None:
         raise ConfigInvalid(
             f"Run {run.run_id} has no model to train; name a run that has one, or a model to beat "
@@ -361,12 +366,12 @@ def _asked(
         )
     rules = given.retrain
     symbols = [item.symbol for item in run.instruments]
-    number = test or 1 + tests_of(past_retrainings(found.path, run.kind, symbols))
-    asked = Retraining(
-        database=found.path,
+    number = test or 1 + tests_of(past_retrainings(place.path, run.kind, symbols))
+    retraining = Retraining(
+        database=place.path,
         run_id=run.run_id,
-        running=against or find_kept(found.path, models.next[:ID_DIGITS]),
-        folder=folder or retrain_folder(given, found.path) / BY_HAND,
+        running=against or find_kept(place.path, models.next[:ID_DIGITS]),
+        folder=folder or retrain_folder(given, place.path) / BY_HAND,
         judge_ms=time_of(rules.judge) or 0,
         min_days=rules.min_days,
         min_bars=rules.min_bars,
@@ -376,29 +381,32 @@ def _asked(
         until_ms=None if to is None else instant(to),
         candidate=candidate,
     )
-    return asked, number
+    return retraining, number
 
 
-def _found(asked: Retraining, number: int, alpha: float) -> CandidateJudgement:
+def _found(retraining: Retraining, number: int, alpha: float) -> CandidateJudgement:
     from msgspec.structs import replace
 
     from tracepaper.daemon.session.retraining import level_of
     from tracepaper.replay.learning.retraining import retrain as trained
 
-    found = trained(asked, say=lambda text: typer.echo(text, err=True))
-    if not found.is_judged:
-        return found
-    return replace(found, test=number, level=level_of(alpha, number))
+    judgement = trained(retraining, say=lambda text: typer.echo(text, err=True))
+    if not judgement.is_judged:
+        return judgement
+    return replace(judgement, test=number, level=level_of(alpha, number))
 
 
-def _sentences(found: CandidateJudgement, alpha: float) -> list[str]:
+def _sentences(judgement: CandidateJudgement, alpha: float) -> list[str]:
     from tracepaper.daemon.session.retraining import verdict
 
-    if not found.is_judged:
-        return [f"Nothing was judged: {found.reason}."]
-    outcome, reason = verdict(found, test=found.test, alpha=alpha)
+    if not judgement.is_judged:
+        return [f"Nothing was judged: {judgement.reason}."]
+    outcome, reason = verdict(judgement, test=judgement.test, alpha=alpha)
     return [
         f"{outcome.value.capitalize()}: {reason}.",
-        f"Candidate {found.candidate_sha256[:12]} lies in {found.candidate}.",
-        f"The running model is {found.running_sha256[:12]}; {found.bars:,} bars were judged.",
+        f"Candidate {judgement.candidate_sha256[:12]} lies in {judgement.candidate}.",
+        (
+            f"The running model is {judgement.running_sha256[:12]}; {judgement.bars:,} bars were "
+            "judged."
+        ),
     ]

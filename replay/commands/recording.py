@@ -41,10 +41,10 @@ def requests_of(
         return {out: request}
     if not request.events:
         raise ConfigInvalid("Several symbols, or a folder, are for --events; add it.")
-    if doubled := next((one for one in symbols if symbols.count(one) > 1), None):
+    if doubled := next((symbol for symbol in symbols if symbols.count(symbol) > 1), None):
         raise ConfigInvalid(f"{doubled} is named twice; name each symbol once.")
     out.mkdir(parents=True, exist_ok=True)
-    return {file_of(out, one): replace(request, symbol=one) for one in symbols}
+    return {file_of(out, symbol): replace(request, symbol=symbol) for symbol in symbols}
 
 
 def record_session(
@@ -106,8 +106,8 @@ def exchange_of(config: Path | None, url: str | None, service: str | None) -> Ex
 
 def _seconds(text: str) -> float:
     """Return how many seconds *text* is; raise ``ConfigInvalid`` for no time."""
-    if found := _SECONDS.fullmatch(text.strip()):
-        length_ms: int | None = int(found[1]) * 1000
+    if match := _SECONDS.fullmatch(text.strip()):
+        length_ms: int | None = int(match[1]) * 1000
     else:
         length_ms = time_of(text)
     if not length_ms:

@@ -257,7 +257,7 @@ def sweep(
     )
     kept = state or state_beside(request)
     with _progress("runs", quiet=json or not sys.stderr.isatty()) as advance:
-        found = carry_out_sweep(
+        swept = carry_out_sweep(
             request,
             executor_for(request, jobs, on),
             state=kept,
@@ -266,17 +266,17 @@ def sweep(
             ),
         )
     if html is not None:
-        found.report(html=html)
+        swept.report(html=html)
     if json:
-        print_json(found.document())
+        print_json(swept.document())
     else:
-        show_sweep(Terminal(), found)
+        show_sweep(Terminal(), swept)
         typer.echo(
             f"Its cells are in {kept}, the page is {html}."
             if html
             else f"Its cells are in {kept}; to look at them: tracepaper ui --db {kept}"
         )
-    if found.best is None:
+    if swept.best is None:
         raise typer.Exit(1)
 
 
@@ -286,10 +286,10 @@ def _objective(text: str) -> Objective:
         return text
     from tracepaper.daemon.session.user_class import imported
 
-    found = imported(text, key="--objective")
-    if not callable(found):
+    function = imported(text, key="--objective")
+    if not callable(function):
         raise ConfigInvalid(f"--objective {text} is no function; name one as module:function.")
-    return cast("Callable[[Backtest], float]", found)
+    return cast("Callable[[Backtest], float]", function)
 
 
 def demo(

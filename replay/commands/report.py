@@ -92,13 +92,13 @@ def report(
     named = located(run, None if "#" in run else database_path(db, config))
     with _progress(quiet=json or not sys.stderr.isatty()) as progress:
         series = _importance(named, importance, samples, progress) if importance else None
-        made = build_report(named.path, named.run_id, progress=progress)
-        analysis = _analysis(made, progress) if heads else None
+        run_report = build_report(named.path, named.run_id, progress=progress)
+        analysis = _analysis(run_report, progress) if heads else None
         if html is not None:
             from tracepaper.replay.page.export import run_page, write_page
             from tracepaper.replay.report.document import report_document
 
-            document = report_document(made, analysis)
+            document = report_document(run_report, analysis)
             write_page(
                 run_page(named.path, named.run_id, document=document, full=full, progress=progress),
                 html,
@@ -107,11 +107,13 @@ def report(
         from tracepaper.replay.document.pictures import write_picture
         from tracepaper.replay.report.trade_pictures import picture_chart
 
-        write_picture(picture_chart(made, last=last), chart)
+        write_picture(picture_chart(run_report, last=last), chart)
     if json:
-        print_json(as_document(made, analysis) | ({} if series is None else series.document()))
+        print_json(
+            as_document(run_report, analysis) | ({} if series is None else series.document())
+        )
         return
-    show_report(Terminal(), made, notes=notes, analysis=analysis)
+    show_report(Terminal(), run_report, notes=notes, analysis=analysis)
     if series is not None:
         show(Terminal(), series.series)
     if html is not None:
@@ -255,7 +257,9 @@ def explain(
     """
     if decision is None or depth is not None or checkpoint is not None or at is not None:
         others = (decision, full, method, fusion, residual, start_layer, discard, head_weights)
-        given = any(one not in (None, False) for one in (*others, png, page, other, compare, db))
+        given = any(
+            option not in (None, False) for option in (*others, png, page, other, compare, db)
+        )
         _explain_book(None if given else depth, checkpoint, at, as_json=json)
         return
     from tracepaper.replay.explain.attribution import ComparedWith, TypedMethod
@@ -290,12 +294,12 @@ def _explain_book(
     if depth is None or checkpoint is None:
         raise ConfigInvalid("Give --depth FILE and --checkpoint FOLDER together, or a RUN alone.")
     at_ms = None if at is None else _instant(at)
-    found = book_map(locate(checkpoint), depth, at_ms, threads=1)
+    level_map = book_map(locate(checkpoint), depth, at_ms, threads=1)
     if as_json:
-        print_json(map_document(found))
+        print_json(map_document(level_map))
         return
     console = Console()
-    show(console if console.is_terminal else Console(width=WIDE), map_parts(found))
+    show(console if console.is_terminal else Console(width=WIDE), map_parts(level_map))
 
 
 _ZONE: Final = re.compile(r"(Z|[+-]\d\d:?\d\d)$")

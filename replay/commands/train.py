@@ -116,25 +116,26 @@ def train(
     if document.get("ensemble", {}).get("members"):
         if drawn or covariates or depth:
             raise _members_wrong()
-        made = [_join(document, data, columns or (), out, cache)]
+        checkpoints = [_join(document, data, columns or (), out, cache)]
     else:
         from tracepaper.replay.learning.side_inputs import SideFiles
 
         files = SideFiles(covariates, depth or ())
         each = _each(on, jobs)
-        made = _trained(
+        checkpoints = _trained(
             document, recipe, drawn, data, columns or (), out, cache, files, each, resume=resume
         )
-    study = [] if seeds is None else _study(made)
+    study = [] if seeds is None else _study(checkpoints)
     if json:
         documents = [
-            {"folder": str(folder), "id": found.id, "card": found.card} for folder, found in made
+            {"folder": str(folder), "id": checkpoint.id, "card": checkpoint.card}
+            for folder, checkpoint in checkpoints
         ]
         several = {"checkpoints": documents, **{table.key: table.documents() for table in study}}
         print_json(documents[0] if len(documents) == 1 else several)
         return
-    for folder, found in made:
-        _print(folder, found)
+    for folder, checkpoint in checkpoints:
+        _print(folder, checkpoint)
     if study:
         from tracepaper.daemon.terminal.console import for_tables
         from tracepaper.replay.document.terminal import show
@@ -163,12 +164,12 @@ def _each(on: str | None, jobs: int | None) -> Each | None:
     return None if on is None and jobs is None else each_on(on, jobs)
 
 
-def _study(made: Sequence[tuple[Path, Checkpoint]]) -> list[Table]:
+def _study(checkpoints: Sequence[tuple[Path, Checkpoint]]) -> list[Table]:
     """Return mean and spread of what the cards of several seeds say; none where no seed draws."""
     from tracepaper.replay.learning.card import seeds_table
     from tracepaper.replay.learning.training import draws_by_seed
 
-    cards = [found.card for _, found in made]
+    cards = [checkpoint.card for _, checkpoint in checkpoints]
     if not draws_by_seed(cards[0]):
         typer.echo("These cards hold no figure that a seed changes.", err=True)
         return []
@@ -257,7 +258,7 @@ def _join(
         raise _members_wrong()
     training = document.get("training", {})
     use_threads(training.get("threads", THREADS))
-    found = combine(
+    ensemble = combine(
         (members[0], members[1]),
         DataRequest(data, ArrayCache(cache or default_folder()), columns=columns),
         out,
@@ -266,7 +267,7 @@ def _join(
         bars=training.get("explained_bars"),
         say=Console(stderr=True).print,
     )
-    return out, found
+    return out, ensemble
 
 
 def _members_wrong() -> ConfigInvalid:
@@ -322,14 +323,14 @@ def _describe(
     for_tables().print(table)
 
 
-def _print(folder: Path, found: Checkpoint) -> None:
+def _print(folder: Path, checkpoint: Checkpoint) -> None:
     from tracepaper.replay.learning.recipe import kind_of
     from tracepaper.strategies.api.model import DataSource
 
-    typer.echo(f"Wrote {folder}, checkpoint {found.id}.")
-    for sentence in found.card["honesty"]["sentences"]:
+    typer.echo(f"Wrote {folder}, checkpoint {checkpoint.id}.")
+    for sentence in checkpoint.card["honesty"]["sentences"]:
         typer.echo(f"  {sentence}")
-    kind = kind_of(found.card)
+    kind = kind_of(checkpoint.card)
     match kind.model.source:
         case DataSource.CLOSES:
             typer.echo(

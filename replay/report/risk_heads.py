@@ -49,7 +49,7 @@ def read_said(reader: Reader, record: RunRecord, card: Mapping[str, Any]) -> Sai
     run_id = str(record.run["run_id"])
     columns = ("expected_shortfall_long", "learned_regime")
     views = RunViews(reader.connection, run_id)
-    is_said = any(views.last("v_decisions", known=(name,)) is not None for name in columns)
+    is_said = any(views.last("v_decisions", not_null=(name,)) is not None for name in columns)
     levels = tuple(card.get("architecture", {}).get("quantiles", ()))
     if not (is_said or levels):
         return None

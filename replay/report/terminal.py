@@ -157,8 +157,8 @@ def decision_to_explain(database: Path, run_id: str) -> int | None:
         views = RunViews(reader.connection, run_id)
         explained = ("confidence",)
         for sequence in (
-            views.last("v_decisions", known=explained, allowed=1, action=("LONG", "SHORT")),
-            views.last("v_decisions", known=explained),
+            views.last("v_decisions", not_null=explained, allowed=1, action=("LONG", "SHORT")),
+            views.last("v_decisions", not_null=explained),
             views.last("v_decisions"),
         ):
             if sequence is not None:

@@ -199,9 +199,9 @@ def expected_schema() -> dict[tuple[str, str], tuple[str, str | None]]:
     engine = create_engine("sqlite://", poolclass=StaticPool)
     with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         create(connection)
-        made = connection.exec_driver_sql(_OBJECTS).all()
+        objects = connection.exec_driver_sql(_OBJECTS).all()
     engine.dispose()
-    return {(kind, name): (table, sql) for kind, name, table, sql in made}
+    return {(kind, name): (table, sql) for kind, name, table, sql in objects}
 
 
 def _check_schema(connection: sqlite3.Connection, warnings: list[str]) -> Iterator[ChainProblem]:

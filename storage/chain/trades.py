@@ -160,8 +160,8 @@ _BOTH_FILLS: Final = tuple(
     for column, table in (("position_side", "fills"), ("twin", "twin_fills"))
 )
 _SIDES: Final = tuple(
-    f"SELECT sequence FROM ({one} EXCEPT {other}) ORDER BY sequence LIMIT 1"
-    for one, other in (_BOTH_FILLS, reversed(_BOTH_FILLS))
+    f"SELECT sequence FROM ({query} EXCEPT {other}) ORDER BY sequence LIMIT 1"
+    for query, other in (_BOTH_FILLS, reversed(_BOTH_FILLS))
 )
 """Where the fills of both sides of hedge mode are not the account's."""
 
@@ -268,12 +268,12 @@ class _Position(Struct):
     def act(self, acted: _StoredAction) -> list[Entry]:
         """Take in a split or a dividend; return its movement of cash (docs/stocks.md, K18)."""
         action = acted.action
-        made = entitlement(action, self.quantity, self.entry_notional, acted.terms)
-        self.quantity = made.quantity
-        self.entry_notional -= made.entry
-        self.realized_pnl += made.paid - made.entry
+        effect = entitlement(action, self.quantity, self.entry_notional, acted.terms)
+        self.quantity = effect.quantity
+        self.entry_notional -= effect.entry
+        self.realized_pnl += effect.paid - effect.entry
         kind = LedgerKind.CASH_IN_LIEU if action.is_split else LedgerKind.DIVIDEND
-        return [(kind.value, acted.instrument, made.paid, None, None)] if made.paid else []
+        return [(kind.value, acted.instrument, effect.paid, None, None)] if effect.paid else []
 
     def _linear(self, fill: _StoredFill, sign: int) -> list[tuple[LedgerKind, int]]:
         opened, notional, realized = fill.quantity, fill.notional, 0
@@ -322,8 +322,8 @@ def check_terms(connection: sqlite3.Connection, run_id: str) -> ChainProblem | N
         for query, statement in _PARTS:
             for (step,) in connection.execute(query, (run_key,)):
                 return _contradicts(step, statement, "twin_fills")
-    if configured.account.position_mode != "one_way" and (found := _unlike(connection, run_key)):
-        return found
+    if configured.account.position_mode != "one_way" and (problem := _unlike(connection, run_key)):
+        return problem
     execution = configured.execution
     terms = {
         place: _Terms.of(execution, *item)
@@ -472,23 +472,23 @@ def _check_positions(
         waiting.setdefault((fill.twin, fill.instrument), []).append(fill)
     positions: dict[tuple[str | None, int], _Position] = {}
     booked: dict[tuple[int, str | None], list[Entry]] = {}
-    seen: dict[tuple[str | None, int], int] = {}  # actions that were booked, of each position
+    counts: dict[tuple[str | None, int], int] = {}  # actions that were booked, of each position
     for step, twin, place, *held in _booked_alone(connection.execute(_HOLDINGS, (run_key,))):
         book = twin, place
         behind = waiting.get(book, [])
         new: list[_StoredFill | _StoredAction] = []
         while behind and behind[-1].step <= step:
             new.append(behind.pop())
-        known = [one for one in acted if one.instrument == place and one.step <= step]
-        new = sorted((*new, *known[seen.get(book, 0) :]), key=lambda one: one.step)
-        seen[book] = len(known)
+        actions = [action for action in acted if action.instrument == place and action.step <= step]
+        new = sorted((*new, *actions[counts.get(book, 0) :]), key=lambda change: change.step)
+        counts[book] = len(actions)
         if is_taken and book not in positions:  # it was opened in the run before
             positions[book] = _Position(is_cash[place], *held)
             continue
         position = positions.setdefault(book, _Position(is_cash[place]))
-        for one in new:
-            booked[id(one), twin] = (
-                position.book(one) if isinstance(one, _StoredFill) else position.act(one)
+        for change in new:
+            booked[id(change), twin] = (
+                position.book(change) if isinstance(change, _StoredFill) else position.act(change)
             )
         if position.held != tuple(held):
             yield _disagree(step, "positions", "fills", *_tables(twin))
@@ -506,7 +506,9 @@ def _check_positions(
         for fill in fills
         for entry in booked.get((id(fill), fill.twin), [_UNKNOWN])
     ]
-    due += [(one.step, entry) for one in acted for entry in booked.get((id(one), None), [])]
+    due += [
+        (action.step, entry) for action in acted for entry in booked.get((id(action), None), [])
+    ]
     due.sort(key=lambda movement: movement[0])
 
 
@@ -517,22 +519,22 @@ _Held = tuple[Any, ...]
 def _by_step(rows: Iterable[_Held]) -> Iterator[tuple[list[_Held], list[_Held]]]:
     """Yield of each step the *rows* of positions, and of these those that are sums of two sides."""
     for _, of_step in groupby(rows, key=itemgetter(0)):
-        found = list(of_step)
-        is_hedged = any(row[1] in _SIDE_NAMES for row in found)
-        yield found, [row for row in found if is_hedged and row[1] is None]
+        holdings = list(of_step)
+        is_hedged = any(row[1] in _SIDE_NAMES for row in holdings)
+        yield holdings, [row for row in holdings if is_hedged and row[1] is None]
 
 
 def _booked_alone(rows: Iterable[_Held]) -> Iterator[_Held]:
     """Yield the *rows* of positions that fills are booked on: no sum of two sides."""
-    for found, sums in _by_step(rows):
-        yield from (row for row in found if row not in sums)
+    for holdings, sums in _by_step(rows):
+        yield from (row for row in holdings if row not in sums)
 
 
 def _check_sides(connection: sqlite3.Connection, run_key: int) -> Iterator[ChainProblem]:
     """Compare what an account in hedge mode holds with the sum of its sides."""
     last: dict[tuple[str, int], _Held] = {}
-    for found, sums in _by_step(connection.execute(_HOLDINGS, (run_key,))):
-        last.update({(twin, place): held for _, twin, place, *held in found})
+    for holdings, sums in _by_step(connection.execute(_HOLDINGS, (run_key,))):
+        last.update({(twin, place): held for _, twin, place, *held in holdings})
         for step, _, place, *held in sums:
             both = [last[side, place] for side in _SIDE_NAMES if (side, place) in last]
             if held != [sum(column) for column in zip(*both, strict=True)]:

@@ -165,8 +165,10 @@ class Walk:
         pruned = prune_point(connection, run_key)
         if pruned is not None and pruned.until_sequence >= first:
             return cls(connection, run_key, pruned.head, pruned.until_sequence + 1)
-        found = chain_head(connection, run_key, first - 1)
-        return cls(connection, run_key, ChainHead(opened) if found is None else found[1], first)
+        chain_end = chain_head(connection, run_key, first - 1)
+        return cls(
+            connection, run_key, ChainHead(opened) if chain_end is None else chain_end[1], first
+        )
 
     def commits(self, before: int = SEQUENCE_LIMIT) -> Iterator[Commit]:
         """Yield the commits that begin before step *before*, until one does not hold.
@@ -203,21 +205,23 @@ class Walk:
             if of_table := self._connection.execute(query, span).fetchall():
                 ranges[table] = of_table
         begins = dict.fromkeys(ranges, 0)
-        for one in stored:
-            if one.first != self.due:
+        for stored_commit in stored:
+            if stored_commit.first != self.due:
                 self.problem = _missing(self.due)
                 return
             rows: Rows = {}
             for table, of_table in ranges.items():
                 begin, sequence_of = begins[table], _SEQUENCE[table]
-                if begin < len(of_table) and sequence_of(of_table[begin]) <= one.last:
-                    end = begins[table] = bisect_right(of_table, one.last, begin, key=sequence_of)
+                if begin < len(of_table) and sequence_of(of_table[begin]) <= stored_commit.last:
+                    end = begins[table] = bisect_right(
+                        of_table, stored_commit.last, begin, key=sequence_of
+                    )
                     rows[table] = of_table[begin:end]
-            commit = sealed(self.head, one.first, one.last, rows)
-            self.problem = _difference(one, commit)
+            commit = sealed(self.head, stored_commit.first, stored_commit.last, rows)
+            self.problem = _difference(stored_commit, commit)
             if self.problem is not None:
                 return
-            self.head, self.due = commit.head, one.last + 1
+            self.head, self.due = commit.head, stored_commit.last + 1
             yield commit
 
 
@@ -238,13 +242,16 @@ def _difference(stored: StoredCommit, commit: Commit) -> ChainProblem | None:
     except (msgspec.MsgspecError, TypeError):
         written = {}
     present = msgspec.json.decode(commit.contents, type=dict[str, tuple[int, str]])
-    tables = [one for one in {**written, **present} if written.get(one) != present.get(one)]
+    tables = [table for table in {**written, **present} if written.get(table) != present.get(table)]
     if not tables:
         sentence = f"The commit of steps {first} to {last} was changed."
         return ChainProblem(first, ("commits",), "changed", sentence)
-    counts = {one: (present.get(one, (0, ""))[0], written.get(one, (0, ""))[0]) for one in tables}
+    counts = {
+        table: (present.get(table, (0, ""))[0], written.get(table, (0, ""))[0]) for table in tables
+    }
     named = ", ".join(
-        one if a == b else f"{one} ({a:,} rows, {b:,} written)" for one, (a, b) in counts.items()
+        table if a == b else f"{table} ({a:,} rows, {b:,} written)"
+        for table, (a, b) in counts.items()
     )
     what = {"missing"} if any(a < b for a, b in counts.values()) else set()
     what |= {"extra"} if any(a > b for a, b in counts.values()) else set()
@@ -258,7 +265,7 @@ def _misfit(commit: Commit) -> ChainProblem | None:
     due = range(commit.first, commit.last + 1)
     present = [*map(_SEQUENCE["steps"], rows)]
     if present != [*due]:
-        missing = next((at for at, one in zip(due, present, strict=False) if at != one), None)
+        missing = next((at for at, step in zip(due, present, strict=False) if at != step), None)
         return _hole(commit.first + len(present) if missing is None else missing)
     without_bar = [_SEQUENCE["steps"](row) for row in rows if row[_OPENS_AT] is None]
     events = [*map(_SEQUENCE["events"], commit.rows.get("events", ()))]

@@ -142,12 +142,12 @@ def chain_head(
     None where there is no commit, and none was pruned.
     """
     bound = SEQUENCE_LIMIT if until is None else until
-    found = None
+    row = None
     for query in (_NEWEST_COMMIT, _NEWEST_PRUNE):
-        found = found or connection.execute(query, (run_key, bound)).fetchone()
-    if found is None:
+        row = row or connection.execute(query, (run_key, bound)).fetchone()
+    if row is None:
         return None
-    last, digest, kept = found
+    last, digest, kept = row
     state = latest_state(connection, run_key, last)
     return last, ChainHead(digest, kept, NOTHING if state is None else sha256(state[0]).digest())
 

@@ -422,24 +422,24 @@ class Reader(ReadOnly):
                 return RunModels(named.model_sha256, promoted or named.model_sha256)
             if named.outcome == RetrainOutcome.PROMOTED:
                 promoted = promoted or named.candidate_sha256
-        own = stored.run.model_sha256
-        return RunModels(own, promoted or own)
+        run_model = stored.run.model_sha256
+        return RunModels(run_model, promoted or run_model)
 
     def promoted(self, run_id: str) -> list[str]:
         """Return the hashes of the models that were promoted in *run_id*, oldest first."""
         every = self.of_type(run_id, RetrainingEnd)
-        return [one.candidate_sha256 for one in every if one.takes_over]
+        return [retraining.candidate_sha256 for retraining in every if retraining.takes_over]
 
     def retrainings(
         self, kind: RunKind, symbols: Collection[str]
     ) -> list[tuple[str, RetrainingEnd]]:
         """Return (run, event) of each retraining in runs of *kind* on those *symbols*, in order."""
-        found: list[tuple[str, RetrainingEnd]] = []
+        ends: list[tuple[str, RetrainingEnd]] = []
         for run_id in self.run_ids():
             run = self.run(run_id)
             if run.kind is kind and {item.symbol for item in run.instruments} == set(symbols):
-                found += [(run_id, event) for event in self.of_type(run_id, RetrainingEnd)]
-        return found
+                ends += [(run_id, event) for event in self.of_type(run_id, RetrainingEnd)]
+        return ends
 
     def depths(self, run_id: str, instrument: str, *, until: int, books: int) -> list[Depths]:
         """Return the order books before step *until*, oldest first, back to the last start.
@@ -547,8 +547,8 @@ class Reader(ReadOnly):
             if decided >= 0:
                 decided = end_of_close(self._connection, stored.run_key, decided, len(steps))
             fills = self.fills(run_id, after=decided, until=until)
-            own = tuple(fill for fill in fills if fill.instrument == item.id)
-            since[item.id] = SinceDecided(outcome, own, parts)
+            item_fills = tuple(fill for fill in fills if fill.instrument == item.id)
+            since[item.id] = SinceDecided(outcome, item_fills, parts)
         return since
 
     def fills(self, run_id: str, *, after: int = -1, until: int | None = None) -> Iterator[Fill]:

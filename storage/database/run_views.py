@@ -129,11 +129,11 @@ class RunViews:
         least, most = self._connection.execute(query, values).fetchone()
         return least, most
 
-    def last(self, view: str, *, known: Sequence[str] = (), **equal: Condition) -> int | None:
-        """Return the last sequence of *view* at which columns *known* are not null."""
-        self._check(view, known)
+    def last(self, view: str, *, not_null: Sequence[str] = (), **equal: Condition) -> int | None:
+        """Return the last sequence of *view* at which columns *not_null* are not null."""
+        self._check(view, not_null)
         where, values = self._where(view, equal)
-        where += "".join(f" AND {name} IS NOT NULL" for name in known)
+        where += "".join(f" AND {name} IS NOT NULL" for name in not_null)
         query = f"SELECT max(sequence) FROM {view} {where}"
         (sequence,) = self._connection.execute(query, values).fetchone()
         return None if sequence is None else int(sequence)
@@ -170,8 +170,8 @@ class RunViews:
 def action_of(row: Row) -> CorporateAction:
     """Return the split or dividend of its row in ``v_events``."""
     fields = msgspec.json.decode(row["content"])
-    known = {name: row[name] for name in ("instrument", "market_ms", "seen_ms")}
-    return msgspec.convert({**fields, **known}, CorporateAction)
+    columns = {name: row[name] for name in ("instrument", "market_ms", "seen_ms")}
+    return msgspec.convert({**fields, **columns}, CorporateAction)
 
 
 def actions_of(

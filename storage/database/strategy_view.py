@@ -117,6 +117,6 @@ def since_parts(
         if is_news and fill.instrument == instrument:
             fills.setdefault(row[TWIN_FILL.twin], []).append(fill)
     return {
-        one.strategy: SinceDecided(one.outcome, tuple(fills.get(one.strategy, ())))
-        for one in decided.strategies
+        decision.strategy: SinceDecided(decision.outcome, tuple(fills.get(decision.strategy, ())))
+        for decision in decided.strategies
     }

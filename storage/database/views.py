@@ -443,7 +443,9 @@ def _holding_columns(
             "equity", _EQUITY.format(equity, account), MONEY, "cash and what is held, at the mark"
         ),
     )
-    return complete(listed, ("h", [one for one in TABLES["holdings"] if one.name != "twin"]))
+    return complete(
+        listed, ("h", [column for column in TABLES["holdings"] if column.name != "twin"])
+    )
 
 
 _OWN: Final = (

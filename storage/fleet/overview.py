@@ -133,8 +133,8 @@ def _run(server: Connection[Any], row: DictRow, is_newest: bool) -> FleetRun:  #
     (decided,) = server.execute(_DECIDED, run).fetchall()
     decision = _one(server, V_DECISIONS, run, decided["sequence"])
     held = []
-    for found in server.execute(_HELD, run).fetchall():
-        rows = _all(server, V_POSITIONS, run, found["sequence"])
+    for holding in server.execute(_HELD, run).fetchall():
+        rows = _all(server, V_POSITIONS, run, holding["sequence"])
         held += [
             FleetPosition(row["instrument"], row["quantity_text"], row["unrealized_pnl_text"])
             for row in rows  # in hedge mode two

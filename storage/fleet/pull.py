@@ -96,16 +96,16 @@ def _chosen(url: str, runs: list[_ServerRun], run: str, database: str) -> list[_
             f"{shown(url)} holds no run yet: `tracepaper db ship --to URL` brings the first."
         )
     if database:
-        runs = [one for one in runs if one.database_id.startswith(database)]
+        runs = [stored_run for stored_run in runs if stored_run.database_id.startswith(database)]
     if run:
-        exact = [one for one in runs if one.run_id == run]
-        runs = exact or [one for one in runs if one.run_id.startswith(run)]
+        exact = [stored_run for stored_run in runs if stored_run.run_id == run]
+        runs = exact or [stored_run for stored_run in runs if stored_run.run_id.startswith(run)]
     if not runs:
         named = f"run {run}" if run else f"database {database}"
         raise DataInvalid(
             f"{shown(url)} holds no {named}; `tracepaper fleet URL --json` lists what it has."
         )
-    ids = list(dict.fromkeys(one.database_id for one in runs))
+    ids = list(dict.fromkeys(stored_run.database_id for stored_run in runs))
     if len(ids) > 1:
         raise DataInvalid(
             f"{shown(url)} holds {len(ids)} databases{' with that' if run or database else ''}, "
@@ -149,7 +149,7 @@ def _fill(
         raw.execute("COMMIT")
     finally:
         writer.close()
-    return PullResult(database_id, tuple(one.run_id for one in runs), counts, absent)
+    return PullResult(database_id, tuple(run.run_id for run in runs), counts, absent)
 
 
 def _condition(table: str, only: _ServerRun | None) -> tuple[str | None, tuple[int, ...]]:
@@ -184,8 +184,8 @@ def _copy(
     source = f"FROM {table} WHERE {DATABASE} = %s {where}"
     reals = [column.name for column in TABLES[table] if column.kind == "REAL"]
     if reals:  # SQLite would store a NaN, which no record has, as a null
-        found = f"SELECT 1 {source} AND 'NaN'::double precision IN ({', '.join(reals)}) LIMIT 1"
-        if server.execute(found.encode(), values).fetchone() is not None:
+        nan_query = f"SELECT 1 {source} AND 'NaN'::double precision IN ({', '.join(reals)}) LIMIT 1"
+        if server.execute(nan_query.encode(), values).fetchone() is not None:
             raise sqlite3.IntegrityError(f"a NaN in {table}")
     query = f"SELECT {', '.join(names)} {source} ORDER BY {keys}"
     write = insert_sql(table)

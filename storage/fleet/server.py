@@ -151,10 +151,10 @@ _ADVICE: Final = (
 
 
 def _unreachable(url: str, error: Exception) -> str:
-    said = said_by(error)
-    advice = next((words for part, words in _ADVICE if part in said), "")
+    message = said_by(error)
+    advice = next((words for part, words in _ADVICE if part in message), "")
     return (
-        f"The fleet's server at {shown(url)} does not take the connection ({said}): "
+        f"The fleet's server at {shown(url)} does not take the connection ({message}): "
         f"{advice or 'start it, or correct the address'}."
     )
 
@@ -171,9 +171,9 @@ def shown(url: str) -> str:
 def said_by(error: Exception) -> str:
     """Return the server's message, in one line."""
     primary = getattr(getattr(error, "diag", None), "message_primary", None)
-    said = " ".join(str(primary or error).split()).rstrip(".")
+    message = " ".join(str(primary or error).split()).rstrip(".")
     password = os.environ.get("PGPASSWORD")
-    return said.replace(password, "…") if password else said
+    return message.replace(password, "…") if password else message
 
 
 @contextmanager

@@ -234,12 +234,12 @@ class Shipper:
                     f"run {run_id} ends at step {row[_RUN_AT.step_count] - 1}, and step "
                     f"{state.next - 1} of it"
                 )
-            own = file.execute(_HEAD, (run_key, state.next - 1)).fetchone()
+            file_head = file.execute(_HEAD, (run_key, state.next - 1)).fetchone()
             pruned = prune_point(file, run_key)
-            if own is None and pruned is not None and pruned.until_sequence == state.next - 1:
-                own = (pruned.digest,)
+            if file_head is None and pruned is not None and pruned.until_sequence == state.next - 1:
+                file_head = (pruned.digest,)
             is_pruned = pruned is not None and pruned.until_sequence >= state.next
-            if own != (state.digest,) and not (own is None and is_pruned):
+            if file_head != (state.digest,) and not (file_head is None and is_pruned):
                 raise self._diverges(
                     f"step {state.next - 1} of run {run_id} has another digest than that which"
                 )
@@ -303,8 +303,8 @@ class Shipper:
             "INSERT INTO databases VALUES (%s, %s) ON CONFLICT DO NOTHING",
             (self.database_id, only[0] if only else None),
         )
-        known = {sha256 for (sha256,) in file.execute("SELECT model_sha256 FROM models")}
-        for new in sorted(known - self._models):
+        hashes = {sha256 for (sha256,) in file.execute("SELECT model_sha256 FROM models")}
+        for new in sorted(hashes - self._models):
             row = file.execute(select("models", "model_sha256 = ?"), (new,)).fetchone()
             server.execute(_insert("models") + b" ON CONFLICT DO NOTHING", (self.database_id, *row))
             self._models.add(new)
@@ -380,11 +380,11 @@ class Shipper:
         for table, copied in rows.items():
             self._copy(server, table, copied)
             self._at(f"after {table}")
-        found = server.execute(_ARRIVED, (self.database_id, *span)).fetchone()
-        if found != (last - begun + 1, last):
+        arrived = server.execute(_ARRIVED, (self.database_id, *span)).fetchone()
+        if arrived != (last - begun + 1, last):
             raise DataInvalid(
-                f"{shown(self._url)} does not hold what was sent to it ({found}): nothing of this "
-                "group was kept; look at the server's log."
+                f"{shown(self._url)} does not hold what was sent to it ({arrived}): nothing of "
+                "this group was kept; look at the server's log."
             )
         state.next, state.digest, state.is_there = last + 1, walk.head.digest, True
         server.execute(_SET_HEAD, (state.next, state.digest, self.database_id, key))
@@ -404,9 +404,9 @@ class Shipper:
         opening: Sequence[tuple[str, Sequence[StoredRow]]],
     ) -> None:
         """Hold the run's mark for this transaction, and write the rows that open a run."""
-        found = server.execute(_MARK, (self.database_id, state.run_key)).fetchone()
+        mark = server.execute(_MARK, (self.database_id, state.run_key)).fetchone()
         expected = (state.next - 1, state.digest)
-        if found != (expected if state.is_there else None):
+        if mark != (expected if state.is_there else None):
             raise ServerLost(
                 f"Another process shipped to {shown(self._url)} meanwhile: this one begins again "
                 "behind its mark."
@@ -420,11 +420,11 @@ class Shipper:
         if not rows:
             return
         names = ", ".join(columns_of(table))
-        own = (self.database_id,)
+        key = (self.database_id,)
         with server.cursor().copy(f"COPY {table} ({names}) FROM STDIN".encode()) as copy:
             write = copy.write_row
             for row in rows:
-                write(own + row)
+                write(key + row)
 
     # ------------------------------------------------------------ prunes
 

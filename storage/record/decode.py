@@ -84,13 +84,13 @@ _Field = tuple[str, int, type[StrEnum] | type[bool] | None]
 """Name, place in the row, and the type of a value that is neither number nor plain text."""
 
 
-def _fields(table: str, made: type[Struct]) -> tuple[_Field, ...]:
-    """Return the fields of *made* that are columns of *table*."""
+def _fields(table: str, record_type: type[Struct]) -> tuple[_Field, ...]:
+    """Return the fields of *record_type* that are columns of *table*."""
     at = At(table)
     return tuple(
         (column.name, getattr(at, column.name), bool if column.scale == FLAG else column.words)
         for column in TABLES[table]
-        if column.name in made.__struct_fields__
+        if column.name in record_type.__struct_fields__
     )
 
 
@@ -283,8 +283,8 @@ class StepDecoder:
     def _named(self, fields: Sequence[_Field], row: Sequence[Any]) -> dict[str, Any]:
         """Return the fields of an order or fill by their names; null is a field's default."""
         named: dict[str, Any] = {
-            name: row[at] if made is None else made(row[at])
-            for name, at, made in fields
+            name: row[at] if convert is None else convert(row[at])
+            for name, at, convert in fields
             if row[at] is not None
         }
         named["instrument"] = self._instruments[named["instrument"]]

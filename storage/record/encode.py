@@ -257,10 +257,10 @@ class StepEncoder:
         at = self._place(event.instrument)
         holding = self._holdings.hold(key, (0, at), None, position, account, rows)
         measures = plan.pick_step((*all_finite(decision.measures), None))
-        known = outcome, decision.target_quantity
+        decided = outcome, decision.target_quantity
         if not is_judged:
-            return holding, at, (*known, *measures), None
-        return holding, at, (*known, *measures[:_PLAUSIBLE]), measures[_PLAUSIBLE + 1 :]
+            return holding, at, (*decided, *measures), None
+        return holding, at, (*decided, *measures[:_PLAUSIBLE]), measures[_PLAUSIBLE + 1 :]
 
     def _add_closed(self, event: Closed, key: tuple[int, int], values: Row) -> None:
         """Add the rows of *event*, of which that of the step has *values* beside its *key*."""
