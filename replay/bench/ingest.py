@@ -106,7 +106,7 @@ def open_frames(closing: Sequence[bytes]) -> list[bytes]:
 
 def roll_frames(closing: Sequence[bytes]) -> list[bytes]:
     """Return frames of two candles each: the closed one and the new one, as linear sends them."""
-    found = []
+    frames = []
     for frame in closing:
         parts = json.loads(frame)
         (closed,) = parts["data"]
@@ -115,8 +115,8 @@ def roll_frames(closing: Sequence[bytes]) -> list[bytes]:
         times = {"start": start, "end": start + MINUTE_MS - 1, "interval": "1"}
         rest = {"volume": "0", "turnover": "0", "confirm": False, "timestamp": parts["ts"]}
         parts["data"].append(times | new | rest)
-        found.append(json.dumps(parts, separators=(",", ":")).encode())
-    return found
+        frames.append(json.dumps(parts, separators=(",", ":")).encode())
+    return frames
 
 
 def plain_bars(frame: bytes) -> list[Bar]:

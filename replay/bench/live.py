@@ -148,7 +148,7 @@ def live_parts(
         period_start_ms=start_ms,
     )
     context = 0 if forecaster is None else forecaster.context
-    kept = BarHistory([one.id for one in instruments], context=context)
+    kept = BarHistory([instrument.id for instrument in instruments], context=context)
     predictor: Predictor = NoModel()
     if forecaster is not None:
         predictor = WorkerPredictor(

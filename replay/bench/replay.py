@@ -183,8 +183,8 @@ def measure_replay(
     }
     for turn in range(rounds):
         tell(f"round {turn + 1} of {rounds}: {bars:,} bars, of one symbol and of {SYMBOLS}")
-        one = recorded(replay_of([candles], "sma_cross"))
-        spent["one"].append(one.cpu_s / bars)
+        single = recorded(replay_of([candles], "sma_cross"))
+        spent["one"].append(single.cpu_s / bars)
         fifty = recorded(replay_of(several, "sma_cross"))
         spent["fifty"].append(fifty.cpu_s / sum(map(len, several)))
         two = recorded(replay_of([candles], "sma_cross", times=2))
@@ -203,9 +203,9 @@ def measure_replay(
         "times_plain_loop": median["one"] / median["plain"],
         "fifty_symbols_times_one": median["fifty"] / median["one"],
         "two_strategies_times_one": median["two"] / median["one"],
-        "database_bytes_per_bar": one.size / bars,
-        "rss_mb_at_a_quarter": one.memory_mb[len(one.memory_mb) // 4],
-        "rss_mb_at_the_end": one.memory_mb[-1],
+        "database_bytes_per_bar": single.size / bars,
+        "rss_mb_at_a_quarter": single.memory_mb[len(single.memory_mb) // 4],
+        "rss_mb_at_the_end": single.memory_mb[-1],
     }
 
 

@@ -73,31 +73,31 @@ def contents_of(
     interface refuses with.
     """
     progress("reading the run")
-    asked = _RouteClient(database, run_id)
-    run = asked.of_run()
-    listed = asked("/runs")
+    client = _RouteClient(database, run_id)
+    run = client.of_run()
+    listed = client("/runs")
     listed["runs"] = [row for row in listed["runs"] if row["run_id"] == run_id]
     listed["sweeps"] = []
-    series = _columns(asked, run)
+    series = _columns(client, run)
     for view in VIEWS:
-        _hold_view(asked, view)
+        _hold_view(client, view)
     for rest in ("/marks", "/health", "/refusals", *["/model"] * run["has_model"]):
-        asked.of_run(rest)
+        client.of_run(rest)
     if document is None:
         progress("working out the report")
-        asked.of_run("/report")
+        client.of_run("/report")
     else:
         parts = {"title": document.title, "parts": as_parts(document.parts)}
-        asked.hold(f"/runs/{run_id}/report", parts)
+        client.hold(f"/runs/{run_id}/report", parts)
     blocks: list[DecisionBlock] = []
-    chosen = asked.decided() if full else _chosen(asked, run, series)
+    chosen = client.decided() if full else _chosen(client, run, series)
     if full:
-        blocks = list(_blocks(asked, chosen, progress))
+        blocks = list(_blocks(client, chosen, progress))
     else:
         for sequence in chosen:
-            asked.of_run(f"/decisions/{sequence}")
-    asked.hold("/file", {"database": database.name, "run_id": run_id, "whole": len(chosen)})
-    return FileContents(asked.answers, blocks)
+            client.of_run(f"/decisions/{sequence}")
+    client.hold("/file", {"database": database.name, "run_id": run_id, "whole": len(chosen)})
+    return FileContents(client.answers, blocks)
 
 
 class _RouteClient:
@@ -151,7 +151,7 @@ def _finite(value: Any) -> Any:  # noqa: ANN401 - any value of JSON
 # ---------------------------------------------------------------- columns and rows
 
 
-def _columns(asked: _RouteClient, run: Answer) -> list[Answer]:
+def _columns(client: _RouteClient, run: Answer) -> list[Answer]:
     """Hold the columns of every instrument; return each one's decisions.
 
     A run of more bars than a file takes is held in longer cells, and its newest bars one by one.
@@ -163,10 +163,10 @@ def _columns(asked: _RouteClient, run: Answer) -> list[Answer]:
     series = []
     wanted = [(kind, {"instrument": name}) for name in names for kind in kinds]
     for kind, query in [*wanted, ("equity", {})]:
-        held = asked.of_run(f"/{kind}", points=points, **query)
+        held = client.of_run(f"/{kind}", points=points, **query)
         _round(held)
         if held["interval_ms"] > run["row"]["interval_ms"]:
-            held = asked.of_run(f"/{kind}", points=points, suffix="#newest", **newest, **query)
+            held = client.of_run(f"/{kind}", points=points, suffix="#newest", **newest, **query)
             _round(held)
         if kind == "series":
             series.append(held)
@@ -192,55 +192,55 @@ def _to_digits(column: list[float | None], digits: int) -> list[float | None]:
     return numbers_of(values)
 
 
-def _hold_view(asked: _RouteClient, view: str) -> None:
+def _hold_view(client: _RouteClient, view: str) -> None:
     """Hold the newest rows of *view*, without what no place shows."""
-    path = f"/runs/{asked.run_id}/views/{view}"
-    found: Answer | None = None
+    path = f"/runs/{client.run_id}/views/{view}"
+    answer: Answer | None = None
     after: dict[str, str] = {}
-    while found is None or (after and len(found["rows"]) < VIEW_ROWS_MAX):
-        page = asked.answer(path, sort="sequence", descending="true", limit=ROWS_MAX, **after)
+    while answer is None or (after and len(answer["rows"]) < VIEW_ROWS_MAX):
+        page = client.answer(path, sort="sequence", descending="true", limit=ROWS_MAX, **after)
         after = {"after": page["next"]} if page["next"] else {}
-        if found is None:
-            found = page
+        if answer is None:
+            answer = page
         else:
-            found["rows"] += page["rows"]
-    columns = found["columns"]
+            answer["rows"] += page["rows"]
+    columns = answer["columns"]
     kept = [
         place for place, column in enumerate(columns)
         if column["name"] != "run_id" and not column["name"].endswith("_iso")
     ]  # fmt: skip
-    found["columns"] = [columns[place] for place in kept]
-    found["rows"] = [[row[place] for place in kept] for row in found["rows"]]
-    asked.hold(path, found | {"next": None})
+    answer["columns"] = [columns[place] for place in kept]
+    answer["rows"] = [[row[place] for place in kept] for row in answer["rows"]]
+    client.hold(path, answer | {"next": None})
 
 
 # ---------------------------------------------------------------- decisions
 
 
 def _blocks(
-    asked: _RouteClient, sequences: list[int], progress: Progress
+    client: _RouteClient, sequences: list[int], progress: Progress
 ) -> Iterator[DecisionBlock]:
     for start in range(0, len(sequences), BLOCK):
         progress(f"reading decision {start:,} of {len(sequences):,}")
         block = sequences[start : start + BLOCK]
-        paths = [f"/runs/{asked.run_id}/decisions/{sequence}" for sequence in block]
-        text = packed({PREFIX + path: asked.answer(path) for path in paths})
+        paths = [f"/runs/{client.run_id}/decisions/{sequence}" for sequence in block]
+        text = packed({PREFIX + path: client.answer(path) for path in paths})
         yield DecisionBlock(block[0], block[-1], text)
 
 
-def _chosen(asked: _RouteClient, run: Answer, series: list[Answer]) -> list[int]:
+def _chosen(client: _RouteClient, run: Answer, series: list[Answer]) -> list[int]:
     """Choose the decisions that are held whole."""
     picked = {run["first_sequence"], run["warm_sequence"], run["last_sequence"]}
     for newest in (run["last_refusal"], run["last_fill"]):
         if newest is not None:
             picked |= {newest.get("decision_sequence", newest["sequence"])}
     share = max(1, len(series))
-    for one in series:
-        picked |= _of_instrument(one, share)
-    fills = _rows(asked, "fills")
+    for decisions in series:
+        picked |= _of_instrument(decisions, share)
+    fills = _rows(client, "fills")
     picked |= {fill["decision_sequence"] for fill in fills[:FILLED]}
     by_step = {fill["sequence"]: fill["decision_sequence"] for fill in fills}
-    trades = sorted(_rows(asked, "trades"), key=lambda trade: trade["net"] or 0.0)
+    trades = sorted(_rows(client, "trades"), key=lambda trade: trade["net"] or 0.0)
     for trade in trades[:TRADED] + trades[-TRADED:]:
         picked |= {by_step.get(trade[name]) for name in ("entry_sequence", "exit_sequence")}
     return sorted(sequence for sequence in picked if sequence is not None)
@@ -250,7 +250,7 @@ def _of_instrument(series: Answer, share: int) -> set[int]:
     """Choose of one of *share* instruments: the newest, refusals of every gate, and a spread."""
     sequences, refused = series["sequence"], series["refused_by"]
     judged = [(at, gate) for at, gate in zip(sequences, refused, strict=True) if gate]
-    own = [at for at, gate in judged if gate != warm.name]
+    refusals = [at for at, gate in judged if gate != warm.name]
     forecasts = [
         at for at, mean in zip(sequences, series["mean_return"], strict=True)
         if mean is not None and math.isfinite(mean)
@@ -259,12 +259,12 @@ def _of_instrument(series: Answer, share: int) -> set[int]:
     return {
         *sequences[-max(1, NEWEST // share) :],
         *{gate: at for at, gate in judged}.values(),
-        *own[-max(1, REFUSED // share) :],
+        *refusals[-max(1, REFUSED // share) :],
         *forecasts[::each],
     }
 
 
-def _rows(asked: _RouteClient, view: str) -> list[Answer]:
-    held = asked.answers[f"{PREFIX}/runs/{asked.run_id}/views/{view}"]
+def _rows(client: _RouteClient, view: str) -> list[Answer]:
+    held = client.answers[f"{PREFIX}/runs/{client.run_id}/views/{view}"]
     names = [column["name"] for column in held["columns"]]
     return [dict(zip(names, row, strict=True)) for row in held["rows"]]

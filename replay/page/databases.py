@@ -104,10 +104,10 @@ class Databases:
         for path in self.fleet.folder.glob("*/*.db"):
             with contextlib.suppress(OSError):  # another pull has replaced it
                 pulled.append((path.stat().st_mtime_ns, path))
-        found = tuple(path for _, path in sorted(pulled, reverse=True))
-        for gone in self._opened.keys() - set(found):
+        paths = tuple(path for _, path in sorted(pulled, reverse=True))
+        for gone in self._opened.keys() - set(paths):
             self._forget(gone)
-        return found
+        return paths
 
     def reader(self, path: Path) -> Reader:
         """Return the reader of one database; raise ``DataInvalid`` where it cannot be read."""
@@ -117,11 +117,11 @@ class Databases:
             self._forget(path)
             raise DataInvalid(f"{path.name} cannot be read ({error.strerror}).") from None
         identity = (state.st_dev, state.st_ino)
-        if (known := self._opened.get(path)) is not None:
-            connection = known.reader.connection
+        if (opened := self._opened.get(path)) is not None:
+            connection = opened.reader.connection
             is_changed = isinstance(connection, ImmutableConnection) and connection.is_changed
-            if known.identity == identity and not is_changed:
-                return known.reader
+            if opened.identity == identity and not is_changed:
+                return opened.reader
             self._forget(path)
         try:
             reader = Reader.open(path)
@@ -160,8 +160,8 @@ class Databases:
         """Return the sweep *sweep_id*; raise ``HttpRefusal`` where no file has it."""
         for path in self.sweeps:
             with contextlib.suppress(DataInvalid):
-                if (found := read_sweep(path)).sweep_id == sweep_id:
-                    return found
+                if (sweep := read_sweep(path)).sweep_id == sweep_id:
+                    return sweep
         raise HttpRefusal(404, "There is no such sweep; /api/v1/runs lists all.")
 
     def _shown(
@@ -182,9 +182,9 @@ class Databases:
         return ShownRun(path, run_id, reader, rollups)
 
     def _forget(self, path: Path) -> None:
-        if (known := self._opened.pop(path, None)) is not None:
+        if (opened := self._opened.pop(path, None)) is not None:
             with contextlib.suppress(DataInvalid):  # written to since: it is read anew
-                known.reader.close()
+                opened.reader.close()
         for key in [key for key in self._rollups if key[0] == path]:
             del self._rollups[key]
 

@@ -86,7 +86,7 @@ def decision(shown: ShownRun, sequence: int) -> answers.Decision:
         nearest=flips.nearest,
         reason=row["reason"],
         unfilled_reason=row["unfilled_reason"],
-        liquidations=[one.sentence for one in stored.liquidations],
+        liquidations=[liquidation.sentence for liquidation in stored.liquidations],
         held_before_text=sized[0],
         held_after_text=sized[1],
         target_text=None
@@ -99,8 +99,8 @@ def decision(shown: ShownRun, sequence: int) -> answers.Decision:
         looked=_looked(stored, close_ms),
         no_attribution=stored.no_attribution,
         notes={
-            one["name"]: one["text"] if one["number"] is None else one["number"]
-            for one in stored.notes
+            note["name"]: note["text"] if note["number"] is None else note["number"]
+            for note in stored.notes
         },
         orders=paths,
         model_id=row["model_id"] or stored.run["model_id"] or "",
@@ -147,7 +147,10 @@ class ShownPosition(NamedTuple):
 
     def words(self, base: str) -> str:
         """Say what is held: ``long 0.058 BTC``, of both sides ``long 0.1 BTC, short 0.1 BTC``."""
-        return ", ".join(side_of(one, base) for one in self.sides if float(one)) or "flat"
+        return (
+            ", ".join(side_of(quantity, base) for quantity in self.sides if float(quantity))
+            or "flat"
+        )
 
 
 def _held(shown: ShownRun, sequence: int) -> ShownPosition:
@@ -157,8 +160,8 @@ def _held(shown: ShownRun, sequence: int) -> ShownPosition:
         if json.loads(shown.views.run()["config"])["account"]["position_mode"] != "hedge":
             return ShownPosition(text, (text,))
         held = {
-            one["side"]: trimmed(one["quantity_text"])
-            for one in shown.views.rows("v_positions", sequence=sequence)
+            position["side"]: trimmed(position["quantity_text"])
+            for position in shown.views.rows("v_positions", sequence=sequence)
         }
         return ShownPosition(text, tuple(held.get(side, "0") for side in SIDES), is_hedged=True)
     return ShownPosition("0", ())
@@ -204,8 +207,10 @@ def _title(
     done = [order for order in sent if float(order["filled"] or 0) > 0]
     if done:
         order = done[0]
-        by_side = {one["position_side"]: one for one in reversed(done)}
-        traded = ", ".join(_traded(one, base) for one in reversed(by_side.values()))
+        by_side = {filled_order["position_side"]: filled_order for filled_order in reversed(done)}
+        traded = ", ".join(
+            _traded(filled_order, base) for filled_order in reversed(by_side.values())
+        )
         traded = f"{traded[0].upper()}{traded[1:]}"
         if stored.run["strategy"] == TREND:  # its reason is a direction, and both sides have it
             return f"{traded}, from {before.words(base)} to {after.words(base)}"
@@ -216,8 +221,8 @@ def _title(
     if sent:
         order = sent[0]
         verb = "buy" if order["side"] == "BUY" else "sell"
-        asked = f"{verb} {trimmed(order['quantity_text'])} {base}{_of_side(order)}"
-        return f"Sent to {asked}: {order['reason']}"
+        request = f"{verb} {trimmed(order['quantity_text'])} {base}{_of_side(order)}"
+        return f"Sent to {request}: {order['reason']}"
     return "Stayed flat" if after.is_flat else f"Kept {after.words(base)}"
 
 
@@ -238,7 +243,7 @@ def _taken(fill: Row) -> str:
 
 
 def _refused(name: str, flips: Flips) -> str:
-    gate = next(one for one in flips.gates if one.gate == name)
+    gate = next(flip for flip in flips.gates if flip.gate == name)
     if name == warm.name and gate.measure is not None:
         return f"Warming up: {gate.measure:,.0f} of {gate.threshold:,.0f} bars"
     if gate.margin is None or GATES[name].is_switch:
@@ -255,7 +260,7 @@ def _trend_noted(stored: StoredDecision) -> dict[str, Any]:
     """Return the numbers that the strategy trend noted where it decided; empty elsewhere."""
     if stored.run["strategy"] != TREND:
         return {}
-    noted = {one["name"]: one["number"] for one in stored.notes}
+    noted = {note["name"]: note["number"] for note in stored.notes}
     return noted if TREND in noted else {}
 
 
@@ -300,18 +305,20 @@ def _because(stored: StoredDecision, close_ms: int, held: ShownPosition, base: s
         parts.append(f"{text[:1].upper()}{text[1:].rstrip('.')}.")
     if row["unfilled_reason"] and not _trend_noted(stored):
         parts.append(f"The target was not ordered in full: {row['unfilled_reason'].rstrip('.')}.")
-    parts += [_part_words(one, base) for one in stored.strategies]
+    parts += [_part_words(strategy, base) for strategy in stored.strategies]
     return " ".join(part for part in parts if part)
 
 
-def _part_words(one: Row, base: str) -> str:
+def _part_words(strategy: Row, base: str) -> str:
     """Say what one of several strategies wants of the position, and what it holds of it."""
     wants, holds = (
-        side_of(trimmed(one[f"{name}_text"]), base) if one[name] else "nothing"
+        side_of(trimmed(strategy[f"{name}_text"]), base) if strategy[name] else "nothing"
         for name in ("target_quantity", "quantity")
     )
     parts = f"wants and holds {wants}" if wants == holds else f"wants {wants} and holds {holds}"
-    return f"{one['strategy']} {parts}: {one['reason'].rstrip('.')} ({stand_of(one)})."
+    return (
+        f"{strategy['strategy']} {parts}: {strategy['reason'].rstrip('.')} ({stand_of(strategy)})."
+    )
 
 
 def _flip(stored: StoredDecision, flips: Flips, held: ShownPosition, base: str) -> str:
@@ -332,13 +339,13 @@ def _forecast(shown: ShownRun, stored: StoredDecision, close: float) -> answers.
     mean, stdev = float(row["mean_return"]), as_number(row["stdev_return"])
     opened_ms = np.array([row["open_time_ms"]])
     target_ms = int(columns.times.opens_later(opened_ms, row["horizon"])[0])
-    came = None
+    outcome = None
     if (target := columns.sequence_at(row["instrument"], target_ms)) is not None:
         (bar,) = shown.views.rows("v_bars", sequence=target)
-        came = math.log(bar["close"] / close)
+        outcome = math.log(bar["close"] / close)
     quantiles = []
     if stdev is not None:
-        quantiles = [(one, mean + z * stdev) for one, z in zip(LEVELS, NORMAL, strict=True)]
+        quantiles = [(level, mean + z * stdev) for level, z in zip(LEVELS, NORMAL, strict=True)]
     return answers.Forecast(
         horizon=row["horizon"],
         mean_return=mean,
@@ -348,7 +355,7 @@ def _forecast(shown: ShownRun, stored: StoredDecision, close: float) -> answers.
         p_up=as_number(row["p_up"]),
         quantiles=quantiles,
         comes_ms=columns.times.close_ms(target_ms),
-        came=came,
+        came=outcome,
     )
 
 
@@ -366,8 +373,8 @@ def _looked(stored: StoredDecision, close_ms: int) -> answers.AttendedBlocks | N
     return answers.AttendedBlocks(
         method=config["model"]["explanation"]["method"],
         buckets=[
-            answers.Bucket(one["from_open_time_ms"], one["until_open_time_ms"], one["weight"])
-            for one in stored.buckets
+            answers.Bucket(block["from_open_time_ms"], block["until_open_time_ms"], block["weight"])
+            for block in stored.buckets
         ],
         half_within_ms=within,
         error=float(stored.decision["l1_error"] or 0.0),
@@ -382,26 +389,26 @@ def _orders(shown: ShownRun, sequence: int) -> list[answers.OrderPath]:
     its price: the open of a bar that closed later. So that all stand on one clock, fills and
     ledger have ``seen_ms``, when the engine saw the event that filled.
     """
-    found = []
+    paths = []
     for order_id in shown.columns.rows.born_orders(sequence):
         fills = shown.views.rows("v_fills", order_id=order_id)
         steps = sorted({fill["sequence"] for fill in fills})
-        told = shown.views.rows("v_events", sequence=steps) if steps else []
-        seen = {row["sequence"]: row["seen_ms"] for row in told}
+        events = shown.views.rows("v_events", sequence=steps) if steps else []
+        seen_ms = {row["sequence"]: row["seen_ms"] for row in events}
         ledger = [
             row
             for row in (shown.views.rows("v_ledger", sequence=steps) if steps else ())
             if row["order_id"] in (order_id, None)
         ]
-        found += [
+        paths += [
             answers.OrderPath(
                 _clean(order),
-                [_clean(row) | {"seen_ms": seen.get(row["sequence"])} for row in fills],
-                [_clean(row) | {"seen_ms": seen.get(row["sequence"])} for row in ledger],
+                [_clean(row) | {"seen_ms": seen_ms.get(row["sequence"])} for row in fills],
+                [_clean(row) | {"seen_ms": seen_ms.get(row["sequence"])} for row in ledger],
             )
             for order in shown.views.rows("v_orders", order_id=order_id)
         ]
-    return found
+    return paths
 
 
 def _clean(row: Row) -> dict[str, Any]:

@@ -27,8 +27,8 @@ def load_libraries(shelf: Databases) -> None:
     has_model = False
     for path in shelf.paths:
         with contextlib.suppress(TracepaperError, sqlite3.Error):  # the first request says so
-            asked = "SELECT 1 FROM v_runs WHERE model_id != ''"
-            has_model |= shelf.reader(path).connection.execute(asked).fetchone() is not None
+            query = "SELECT 1 FROM v_runs WHERE model_id != ''"
+            has_model |= shelf.reader(path).connection.execute(query).fetchone() is not None
     if has_model:
         import tracepaper.strategies.forecasters.build  # noqa: F401
 
@@ -45,7 +45,7 @@ def verify_decision(shown: ShownRun, sequence: int, report: Report) -> answers.D
         doing = f"deriving {steps} up to {opened:%H:%M} UTC, and comparing every stored value"
         report(0.5 + 0.5 * done / max(total, 1), doing)
 
-    found = verify_run(
+    verification = verify_run(
         shown.reader,
         shown.database,
         shown.run_id,
@@ -55,8 +55,8 @@ def verify_decision(shown: ShownRun, sequence: int, report: Report) -> answers.D
         progressed=progressed,
     )
     seconds = time.perf_counter() - began
-    same = found.holds
-    first = found.differences[0] if found.differences else None
+    same = verification.holds
+    first = verification.differences[0] if verification.differences else None
     return answers.DerivedDecision(
         sequence=sequence,
         same=same,
@@ -64,14 +64,14 @@ def verify_decision(shown: ShownRun, sequence: int, report: Report) -> answers.D
         field="" if first is None else first.field,
         stored="" if first is None else first.first,
         derived="" if first is None else first.second,
-        culprit=found.to_blame,
-        tolerance=_tolerance(found),
+        culprit=verification.to_blame,
+        tolerance=_tolerance(verification),
     )
 
 
-def _tolerance(found: Verification) -> str:
+def _tolerance(verification: Verification) -> str:
     """Say why not every bit was promised; empty where every bit is equal."""
-    return found.elsewhere if found.tolerated or not found.exact else ""
+    return verification.elsewhere if verification.tolerated or not verification.exact else ""
 
 
 def _decision_row(shown: ShownRun, sequence: int) -> dict[str, Any]:
@@ -92,18 +92,18 @@ def verify(shown: ShownRun, report: Report) -> answers.ParityState:
     totals = shown.rollups.known_totals()
     count = "every decision" if totals is None else f"{totals.decisions:,} decisions"
     report(0.0, f"deriving {count} again")
-    found = verify_run(shown.reader, shown.database, shown.run_id, progressed=progressed)
-    first = found.differences[0] if found.differences else None
+    verification = verify_run(shown.reader, shown.database, shown.run_id, progressed=progressed)
+    first = verification.differences[0] if verification.differences else None
     newest = shown.views.rows("v_events", newest=1)
     return answers.ParityState(
-        identical=found.agreed + found.tolerated,
-        decisions=found.decisions,
+        identical=verification.agreed + verification.tolerated,
+        decisions=verification.decisions,
         day="",
         at_ms=newest[0]["market_ms"] if newest else 0,
         first_difference=""
         if first is None
         else f"{first.field}: stored {first.first}, derived {first.second}; "
-        f"the culprit is {found.to_blame}",
+        f"the culprit is {verification.to_blame}",
     )
 
 
@@ -113,8 +113,8 @@ def report_of(shown: ShownRun) -> answers.Document:
     from tracepaper.replay.report.document import report_document
     from tracepaper.replay.report.report import build_report
 
-    made = report_document(build_report(shown.database, shown.run_id))
-    return answers.Document(**as_document(made))
+    document = report_document(build_report(shown.database, shown.run_id))
+    return answers.Document(**as_document(document))
 
 
 def model_of(shown: ShownRun) -> answers.Document:
@@ -145,10 +145,10 @@ def ask(shown: ShownRun, sequence: int, report: Report) -> answers.ModelAnswer:
     features: list[answers.FeatureShare] = []
     if (rows := of_rows(past)) is not None:
         report(0.3, "what each feature added")
-        found = by_feature(rows, share=share_of_rows(past))
-        features = [_feature(one.feature, one.mean_return) for one in found.features]
-    if (own := contributed(past)) is not None:
-        features = [_feature(*one) for one in own.features]
+        moves = by_feature(rows, share=share_of_rows(past))
+        features = [_feature(feature.feature, feature.mean_return) for feature in moves.features]
+    if (contributions := contributed(past)) is not None:
+        features = [_feature(*feature) for feature in contributions.features]
     heaviest: list[tuple[int, float]] = []
     heads: list[answers.HeadShare] = []
     attends = attending(past.forecaster) is not None and over_symbols(past.forecaster) is None
@@ -161,10 +161,12 @@ def ask(shown: ShownRun, sequence: int, report: Report) -> answers.ModelAnswer:
             (attribution.open_time_ms[at], attribution.weights[at])
             for at in attribution.heaviest(HEAVIEST)
         ]
-        features = features or [_feature(one.feature, one.all_bars) for one in full.moves.features]
+        features = features or [
+            _feature(feature.feature, feature.all_bars) for feature in full.moves.features
+        ]
         report(0.85, "where each head looked")
         heads = _heads(shown, attended, sequence)
-    features.sort(key=lambda one: -abs(one.added_bp))
+    features.sort(key=lambda feature: -abs(feature.added_bp))
     return answers.ModelAnswer(features=features, heads=heads, heaviest=heaviest)
 
 
@@ -182,25 +184,25 @@ def _heads(shown: ShownRun, past: Past, sequence: int) -> list[answers.HeadShare
     from tracepaper.replay.explain.decision import read_stored
 
     instrument = past.decided.instrument
-    found = past.forecaster.explain(instrument)
-    if found.parts:
+    attribution = past.forecaster.explain(instrument)
+    if attribution.parts:
         return []
     layers = past.forecaster.attribution_by_layer(instrument)
-    opened = found.open_time_ms
-    seen = layers[0].rows.shape[-1]
-    times = np.array(opened[-seen:])
+    opened = attribution.open_time_ms
+    width = layers[0].rows.shape[-1]
+    times = np.array(opened[-width:])
     stored = read_stored(shown.database, shown.run_id, sequence).buckets
-    starts = [one["from_open_time_ms"] for one in stored]
-    oldest = min((one for one in starts if one is not None), default=0)
+    starts = [bucket["from_open_time_ms"] for bucket in stored]
+    oldest = min((start for start in starts if start is not None), default=0)
     inside = [
         times < oldest
-        if one["from_open_time_ms"] is None
-        else (times >= one["from_open_time_ms"]) & (times < one["until_open_time_ms"])
-        for one in stored
+        if bucket["from_open_time_ms"] is None
+        else (times >= bucket["from_open_time_ms"]) & (times < bucket["until_open_time_ms"])
+        for bucket in stored
     ]
     return [
         answers.HeadShare(depth, head, None, [float(weights[block].sum()) for block in inside])
         for depth, layer in enumerate(layers)
-        if layer.rows.shape[-1] == seen
+        if layer.rows.shape[-1] == width
         for head, weights in enumerate(layer.rows.detach().cpu().numpy()[:, -len(times) :])
     ]

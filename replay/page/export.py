@@ -87,9 +87,9 @@ def one_file(
     run = f'import "tracepaper/{start}";'
     style = "\n".join(_text(name) for name in styles)
     held = "".join(
-        f'<script type="{PACKED}" data-first="{one.first}" data-last="{one.last}">{one.text}'
+        f'<script type="{PACKED}" data-first="{block.first}" data-last="{block.last}">{block.text}'
         "</script>\n"
-        for one in blocks
+        for block in blocks
     )
     policy = (
         f"default-src 'none'; script-src {_hash(names)} {_hash(run)} data:; "
@@ -112,11 +112,11 @@ def modules_of(start: str) -> dict[str, str]:
 
     A module that is a ``data:`` URL has no folder to which another could be relative.
     """
-    found: dict[str, str] = {}
+    modules: dict[str, str] = {}
     wanted = [start]
     while wanted:
         name = wanted.pop()
-        if name in found:
+        if name in modules:
             continue
 
         def absolute(relative: re.Match[str], folder: str = posixpath.dirname(name)) -> str:
@@ -125,8 +125,8 @@ def modules_of(start: str) -> dict[str, str]:
             wanted.append(place)
             return f"{before}{quote}tracepaper/{place}{quote}"
 
-        found[name] = _RELATIVE.sub(absolute, _text(name))
-    return dict(sorted(found.items()))
+        modules[name] = _RELATIVE.sub(absolute, _text(name))
+    return dict(sorted(modules.items()))
 
 
 def _text(name: str) -> str:

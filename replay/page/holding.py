@@ -50,7 +50,7 @@ class HoldingAccount:
     @property
     def newest(self) -> float:
         """The equity after the run's newest bars."""
-        at = np.array([max((one[0] for one in self.units.newest.values()), default=0.0)])
+        at = np.array([max((bar[0] for bar in self.units.newest.values()), default=0.0)])
         closes = {name: np.array([close]) for name, (_, close) in self.units.newest.items()}
         return float(self.equity(at, closes)[0])
 
@@ -71,7 +71,9 @@ class _Units:
         self._terms = costs_for(restore(run["config"]))
         self._opens = np.empty(0)  # of the decided bars, where fees are by the share
         self._splits = named_splits(json.loads(run["warnings"] or "[]"))
-        self._symbols = {name: one.symbol for name, one in columns.instruments.items()}
+        self._symbols = {
+            name: instrument.symbol for name, instrument in columns.instruments.items()
+        }
         self._after = -1  # the run is read up to this sequence
         self._rates: dict[str, dict[int, float]] = {name: {} for name in columns.instruments}
         self._pending: dict[str, list[int]] = {name: [] for name in columns.instruments}
@@ -81,13 +83,13 @@ class _Units:
         """Take note of the bars and settlements since the last time."""
         columns, rows = shown.columns, shown.columns.rows
         names, end = tuple(columns.instruments), columns.span[1]
-        for one in rows.events("funding", (self._after + 1, end)):
-            name = names[one.instrument or 0]
-            if one.market_ms not in self._rates[name]:  # one that comes twice is booked once
-                self._rates[name][one.market_ms] = json.loads(one.content)["rate"]
-                self._pending[name].append(one.market_ms)
+        for event in rows.events("funding", (self._after + 1, end)):
+            name = names[event.instrument or 0]
+            if event.market_ms not in self._rates[name]:  # one that comes twice is booked once
+                self._rates[name][event.market_ms] = json.loads(event.content)["rate"]
+                self._pending[name].append(event.market_ms)
         self._act(shown, end)
-        is_share = any(one.category is Category.STOCK for one in columns.instruments.values())
+        is_share = any(item.category is Category.STOCK for item in columns.instruments.values())
         for place, name in enumerate(names):
             if self._terms.per_share:
                 bars = columns.bars(name, (self._after + 1, end))
@@ -175,8 +177,8 @@ def _first_bar(shown: ShownRun, place: int) -> int | None:
     warmed = rows.decided_at((since, last), keys, instrument=place, newest=False)
     if warmed is None:
         return None
-    found = rows.bar_at(place, (warmed + 1, last), newest=False)
-    return None if found is None else found.sequence
+    bar = rows.bar_at(place, (warmed + 1, last), newest=False)
+    return None if bar is None else bar.sequence
 
 
 def twins(shown: ShownRun) -> list[str]:
@@ -230,16 +232,16 @@ def _held_by(shown: ShownRun, share: float | None) -> list[HoldingAccount]:
     if not units.bought:
         return []
     left = ", of what is left of a pruned run" if shown.columns.span[0] else ""
-    has_twin, found = BUY_AND_HOLD in twins(shown), []
+    has_twin, accounts = BUY_AND_HOLD in twins(shown), []
     if share and not has_twin:
         source = f"computed: the run's mean exposure, {share:.2%} of the start, {BOUGHT}{left}"
-        found.append((HELD_ALIKE, source, share))
+        accounts.append((HELD_ALIKE, source, share))
     name = f"{BUY_AND_HOLD} in full" if has_twin else BUY_AND_HOLD
-    found.append((name, f"computed: all the money, {BOUGHT}{left}", 1.0))
+    accounts.append((name, f"computed: all the money, {BOUGHT}{left}", 1.0))
     parts = len(units.newest)
     return [
         HoldingAccount(name, source, units.start, part, parts, units)
-        for name, source, part in found
+        for name, source, part in accounts
     ]
 
 
@@ -254,10 +256,10 @@ def at_bars(shown: ShownRun, bars: dict[str, Block], first: int) -> dict[int, di
     closes = {}
     for name, block in bars.items():
         before = shown.rollups.bar_before(name, first)
-        known = block if before is None else joined([before, block])
-        at = np.searchsorted(known[TIME], times, side="right") - 1
-        closes[name] = np.where(at < 0, np.nan, np.append(known["close"], np.nan)[at])
-    curves = {one.name: one.equity(times, closes).tolist() for one in accounts}
+        series = block if before is None else joined([before, block])
+        at = np.searchsorted(series[TIME], times, side="right") - 1
+        closes[name] = np.where(at < 0, np.nan, np.append(series["close"], np.nan)[at])
+    curves = {account.name: account.equity(times, closes).tolist() for account in accounts}
     return {
         int(time): {name: curve[at] for name, curve in curves.items()}
         for at, time in enumerate(times)

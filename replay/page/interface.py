@@ -14,7 +14,7 @@ from tracepaper.storage.fleet import overview
 
 STREAMED: Final = (news.StreamHello, news.StreamStep)
 _LINES: Final = (answers.Progress, answers.FinishedTask, answers.FailedTask)
-_MODULES: Final = tuple(f"{one.__name__}." for one in (answers, overview))
+_MODULES: Final = tuple(f"{module.__name__}." for module in (answers, overview))
 _REFERENCE: Final = "#/components/schemas/{name}"
 
 
@@ -36,7 +36,7 @@ def openapi() -> dict[str, Any]:
 def _operation(route: ReadRoute) -> dict[str, Any]:
     body: dict[str, Any] = {"schema": _of(route.answer)}
     if route.streams:
-        body = {"schema": {"oneOf": [_of(one) for one in _LINES]}}
+        body = {"schema": {"oneOf": [_of(line) for line in _LINES]}}
     content = "application/x-ndjson" if route.streams else "application/json"
     return {
         "summary": route.sentence,
@@ -121,15 +121,15 @@ def documentation(examples: Mapping[str, str]) -> str:
         if example := examples.get(route.path):
             parts.append(example)
     parts.append("## Types\n")
-    parts += [_type(one) for one in _types()]
+    parts += [_type(struct) for struct in _types()]
     return "\n".join(parts)
 
 
 def _types() -> list[type[Struct]]:
-    every = (one for one in vars(answers).values() if isinstance(one, type))
-    own = (one for one in every if issubclass(one, Struct) and one is not Struct)
+    every = (value for value in vars(answers).values() if isinstance(value, type))
+    structs = (value for value in every if issubclass(value, Struct) and value is not Struct)
     return [
-        *own,
+        *structs,
         fleet.Fleet,
         overview.FleetRun,
         overview.FleetPosition,

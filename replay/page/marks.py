@@ -42,8 +42,8 @@ def marks(
     )
     # An order that was sent in the range may have ended long after it.
     before_ms = 2**62 if until_ms is None else until_ms
-    found = rows_of.rested_orders((first, high), places, before_ms, MARKS_MAX + 1)
-    rested = list(dict.fromkeys(found))
+    sequences = rows_of.rested_orders((first, high), places, before_ms, MARKS_MAX + 1)
+    rested = list(dict.fromkeys(sequences))
     orders = [
         row
         for at in range(0, len(rested), AT_ONCE)

@@ -76,23 +76,25 @@ def model_document(shown: ShownRun) -> TitledParts:
     folder = kept_folder(shown.database, str(model_id))
     card = read_card(folder) if folder.is_dir() else {}
     name = card.get("model", {}).get("name", "")
-    found, horizon = read_forecasts(shown)
-    parts = [*_card(card), *came_true(found, horizon, shown.columns.interval_ms)]
+    forecasts, horizon = read_forecasts(shown)
+    parts = [*_card(card), *came_true(forecasts, horizon, shown.columns.interval_ms)]
     return TitledParts(f"Model {model_id} {name}".strip(), tuple(parts))
 
 
 def read_forecasts(shown: ShownRun) -> tuple[RunForecasts, int]:
     """Return every forecast of the run whose outcome is recorded, and their horizon in bars."""
     kinds = ("horizon", "mean_return", "stdev_return", "p_up", "p_down", "confidence")
-    said = shown.columns.decisions(kinds)
-    known = np.isfinite(said["mean_return"])
-    horizons = np.unique(said["horizon"][known])
+    decisions = shown.columns.decisions(kinds)
+    usable = np.isfinite(decisions["mean_return"])
+    horizons = np.unique(decisions["horizon"][usable])
     horizon = int(horizons[-1]) if horizons.size else 0
-    known &= said["horizon"] == horizon  # a run keeps to one, but for a model that was replaced
+    usable &= (
+        decisions["horizon"] == horizon
+    )  # a run keeps to one, but for a model that was replaced
     parts: list[dict[str, Array]] = []
-    for name in np.unique(said["instrument"][known]):
-        own = known & (said["instrument"] == name)
-        opened = said["open_time_ms"][own]
+    for name in np.unique(decisions["instrument"][usable]):
+        rows = usable & (decisions["instrument"] == name)
+        opened = decisions["open_time_ms"][rows]
         bars = shown.columns.bars(str(name))
         times, closes = bars["open_time_ms"], bars["close"]
         now, then = (
@@ -102,9 +104,9 @@ def read_forecasts(shown: ShownRun) -> tuple[RunForecasts, int]:
                 shown.columns.times.opens_later(opened.astype(np.int64), horizon).astype(float),
             ),
         )
-        came = np.where((now >= 0) & (then >= 0), np.log(closes[then] / closes[now]), np.nan)
-        parts.append({**{key: column[own] for key, column in said.items()}, "came": came})
-    one = (
+        outcomes = np.where((now >= 0) & (then >= 0), np.log(closes[then] / closes[now]), np.nan)
+        parts.append({**{key: column[rows] for key, column in decisions.items()}, "came": outcomes})
+    columns = (
         {
             key: np.concatenate([part[key] for part in parts])
             for key in (*kinds, "open_time_ms", "came")
@@ -112,15 +114,17 @@ def read_forecasts(shown: ShownRun) -> tuple[RunForecasts, int]:
         if parts
         else {key: np.empty(0) for key in (*kinds, "open_time_ms", "came")}
     )
-    kept = np.isfinite(one["came"])
-    either = one["p_up"][kept] + one["p_down"][kept]
+    kept = np.isfinite(columns["came"])
+    either = columns["p_up"][kept] + columns["p_down"][kept]
     return RunForecasts(
-        open_time_ms=one["open_time_ms"][kept].astype(np.int64),
-        mean=one["mean_return"][kept],
-        stdev=one["stdev_return"][kept],
-        up=np.divide(one["p_up"][kept], either, out=np.full(either.size, np.nan), where=either > 0),
-        confidence=one["confidence"][kept],
-        came=one["came"][kept],
+        open_time_ms=columns["open_time_ms"][kept].astype(np.int64),
+        mean=columns["mean_return"][kept],
+        stdev=columns["stdev_return"][kept],
+        up=np.divide(
+            columns["p_up"][kept], either, out=np.full(either.size, np.nan), where=either > 0
+        ),
+        confidence=columns["confidence"][kept],
+        came=columns["came"][kept],
     ), horizon
 
 
@@ -141,52 +145,54 @@ def _card(card: Mapping[str, Any]) -> Iterator[Part]:
     if why := experimental(card):
         yield Paragraph(f"Experimental: {why}.", "warning")
     yield Paragraph("What its card says", "heading")
-    yield from (Paragraph(said, "item") for said in card_sentences(card) if said)
+    yield from (Paragraph(sentence, "item") for sentence in card_sentences(card) if sentence)
 
 
-def came_true(found: RunForecasts, horizon: int, interval_ms: int) -> Iterator[Part]:
-    """Yield calibration, intervals, and risk by coverage of *found*, with errors over days."""
+def came_true(forecasts: RunForecasts, horizon: int, interval_ms: int) -> Iterator[Part]:
+    """Yield calibration, intervals, and risk by coverage of *forecasts*, with errors over days."""
     yield Paragraph("In this run", "heading")
-    if not found.came.size:
+    if not forecasts.came.size:
         yield Paragraph("No forecast of this run has an outcome yet.", "note")
         return
-    days = np.unique(found.days).size
+    days = np.unique(forecasts.days).size
     yield Paragraph(
-        f"{found.came.size:,} forecasts over {horizon} bars ({duration(horizon * interval_ms)}), "
-        f"on {count_of(days, 'UTC day')}, against the closes that came. Errors are over days; "
-        "outcomes overlap."
+        f"{forecasts.came.size:,} forecasts over {horizon} bars "
+        f"({duration(horizon * interval_ms)}), on {count_of(days, 'UTC day')}, against "
+        "the closes that came. Errors are over days; outcomes overlap."
     )
     if days < FEW_DAYS:
         yield Paragraph(
             f"{days} days are too few for an error: read none of this as proof.", "warning"
         )
-    yield from _direction(found)
-    yield from _intervals(found)
-    yield from _selective(found)
+    yield from _direction(forecasts)
+    yield from _intervals(forecasts)
+    yield from _selective(forecasts)
 
 
-def _direction(found: RunForecasts) -> Iterator[Part]:
+def _direction(forecasts: RunForecasts) -> Iterator[Part]:
     """Yield how often the price rose, by the probability that was said."""
-    moved = np.isfinite(found.up) & (found.came != 0)
+    moved = np.isfinite(forecasts.up) & (forecasts.came != 0)
     yield Paragraph("Calibration of the direction", "heading")
     if not moved.any():
         yield Paragraph("The model says no probability of a direction.", "note")
         return
-    said, rose, days = (
-        found.up[moved],
-        (found.came[moved] > 0).astype(np.float64),
-        found.days[moved],
+    probability, rose, days = (
+        forecasts.up[moved],
+        (forecasts.came[moved] > 0).astype(np.float64),
+        forecasts.days[moved],
     )
     # Bins of as many bars each: most of what is said lies near one half.
-    edges = np.quantile(said, np.linspace(0, 1, BINS + 1)[1:-1])
-    place = np.searchsorted(edges, said, side="right")
+    edges = np.quantile(probability, np.linspace(0, 1, BINS + 1)[1:-1])
+    place = np.searchsorted(edges, probability, side="right")
     rows: list[tuple[Value, ...]] = []
     for at in range(BINS):
-        own = place == at
-        if own.sum() < BINNED_LEAST:
+        inside = place == at
+        if inside.sum() < BINNED_LEAST:
             continue
-        share = statistics.mean(rose[own], days[own])
-        rows.append((float(said[own].mean()), (share.value, share.error), int(own.sum())))
+        share = statistics.mean(rose[inside], days[inside])
+        rows.append(
+            (float(probability[inside].mean()), (share.value, share.error), int(inside.sum()))
+        )
     if not rows:
         yield Paragraph(f"No bin has {BINNED_LEAST} bars yet.", "note")
         return
@@ -208,15 +214,15 @@ def _direction(found: RunForecasts) -> Iterator[Part]:
     )
 
 
-def _intervals(found: RunForecasts) -> Iterator[Part]:
+def _intervals(forecasts: RunForecasts) -> Iterator[Part]:
     """Yield how often the outcome lay inside the intervals of a normal law with the said spread."""
-    known = np.isfinite(found.stdev) & (found.stdev > 0)
+    usable = np.isfinite(forecasts.stdev) & (forecasts.stdev > 0)
     yield Paragraph("Intervals", "heading")
-    if not known.any():
+    if not usable.any():
         yield Paragraph("The model says no spread.", "note")
         return
-    away = np.abs(found.came[known] - found.mean[known]) / found.stdev[known]
-    days = found.days[known]
+    away = np.abs(forecasts.came[usable] - forecasts.mean[usable]) / forecasts.stdev[usable]
+    days = forecasts.days[usable]
     rows: list[tuple[Value, ...]] = []
     for level in LEVELS:
         share = statistics.mean((away <= ndtri(0.5 + level / 2)).astype(np.float64), days)
@@ -236,17 +242,19 @@ def _intervals(found: RunForecasts) -> Iterator[Part]:
     )
 
 
-def _selective(found: RunForecasts) -> Iterator[Part]:
+def _selective(forecasts: RunForecasts) -> Iterator[Part]:
     """Yield the risk of the bars of which the attention was surest, against random bars."""
     yield Paragraph("Risk and coverage", "heading")
     ranked = {
-        "sign wrong": statistics.sign_risk(found.mean, found.came),
-        "absolute error, bp": 1e4 * np.abs(found.came - found.mean),
+        "sign wrong": statistics.sign_risk(forecasts.mean, forecasts.came),
+        "absolute error, bp": 1e4 * np.abs(forecasts.came - forecasts.mean),
     }
     curves = {
         name: curve
         for name, risk in ranked.items()
-        if (curve := statistics.risk_curve([RankedBars(risk, found.confidence, found.days)]))
+        if (
+            curve := statistics.risk_curve([RankedBars(risk, forecasts.confidence, forecasts.days)])
+        )
         is not None
     }
     if not curves:

@@ -71,17 +71,17 @@ def since(shelf: Databases, run_id: str, after: int | None) -> News:
 
 
 def _newest(shelf: Databases) -> str:
-    found: list[tuple[int, str]] = []
+    started: list[tuple[int, str]] = []
     for path in shelf.paths:
         try:
             reader = shelf.reader(path)
             ids = reader.run_ids()
-            found += [(reader.run(run_id).started_at_ms, run_id) for run_id in ids[-1:]]
+            started += [(reader.run(run_id).started_at_ms, run_id) for run_id in ids[-1:]]
         except TracepaperError:
             continue
-    if not found:
+    if not started:
         raise HttpRefusal(404, "No database holds a run yet; `tracepaper demo` makes one.")
-    return max(found)[1]
+    return max(started)[1]
 
 
 def _steps(shown: ShownRun, first: int, last: int) -> list[StreamStep]:
@@ -91,7 +91,7 @@ def _steps(shown: ShownRun, first: int, last: int) -> list[StreamStep]:
     for block in bars.values():
         for at, sequence in enumerate(block["sequence"].tolist()):
             if not math.isnan(sequence):
-                by_step[int(sequence)] = {one: column[at] for one, column in block.items()}
+                by_step[int(sequence)] = {key: column[at] for key, column in block.items()}
     fills: dict[int, list[answers.FillMark]] = {}
     for row in shown.views.rows("v_fills", sequence=sequences):
         roles = shown.views.rows("v_orders", order_id=row["order_id"])
@@ -100,13 +100,13 @@ def _steps(shown: ShownRun, first: int, last: int) -> list[StreamStep]:
     equity: dict[int, dict[str, float]] = {}
     for view, name in (("v_equity", ""), ("v_twin_equity", "twin")):
         for row in shown.views.rows(view, sequence=sequences):
-            own = equity.setdefault(row["sequence"], {})
-            own[row[name] if name else OWN] = row["equity"]
+            by_account = equity.setdefault(row["sequence"], {})
+            by_account[row[name] if name else OWN] = row["equity"]
     computed = holding.at_bars(shown, bars, first)
     for sequence, columns in by_step.items():
         equity.setdefault(sequence, {}).update(computed.get(int(columns[TIME]), {}))
     held = holdings(shown)
-    found: list[StreamStep] = []
+    steps: list[StreamStep] = []
     for event in shown.views.rows("v_events", sequence=sequences):
         sequence, kind = event["sequence"], event["kind"]
         content = json.loads(event["content"])
@@ -114,18 +114,18 @@ def _steps(shown: ShownRun, first: int, last: int) -> list[StreamStep]:
             told_of = answers.RunEvent(
                 sequence, kind, event["market_ms"], None, told(kind, content)
             )
-            found[-1] = msgspec.structs.replace(found[-1], happening=told_of)
+            steps[-1] = msgspec.structs.replace(steps[-1], happening=told_of)
             continue
-        known = by_step.get(sequence)
-        found.append(
+        values = by_step.get(sequence)
+        steps.append(
             StreamStep(
                 run_id=shown.run_id,
                 sequence=sequence,
                 kind=kind,
                 market_ms=event["market_ms"],
                 instrument=event["instrument"],
-                bar=None if known is None else _bar(known),
-                decision=None if known is None else _decision(known, sequence),
+                bar=None if values is None else _bar(values),
+                decision=None if values is None else _decision(values, sequence),
                 fills=fills.get(sequence, []),
                 equity=equity.get(sequence, {}),
                 holdings=held if sequence == last else [],
@@ -136,13 +136,13 @@ def _steps(shown: ShownRun, first: int, last: int) -> list[StreamStep]:
                 ),
             )
         )
-    return found
+    return steps
 
 
 def _bar(columns: dict[str, Any]) -> tuple[int, float, float, float, float, float]:
     names = ("open", "high", "low", "close", "volume")
-    one, high, low, close, volume = (float(columns[name]) for name in names)
-    return int(columns[TIME]), one, high, low, close, volume
+    opening, high, low, close, volume = (float(columns[name]) for name in names)
+    return int(columns[TIME]), opening, high, low, close, volume
 
 
 def _decision(columns: dict[str, Any], sequence: int) -> dict[str, Any]:

@@ -86,9 +86,9 @@ class _Columns:
         unknown = ~np.isfinite(column)
         if unknown.any():
             column = _carried(column, unknown)
-        if (found := _whole(column)) is None:
+        if (scaled := _whole(column)) is None:
             return None
-        whole, decimals = found
+        whole, decimals = scaled
         steps = np.diff(whole, prepend=whole[0])
         zigzag = ((steps << 1) ^ (steps >> 63)).astype("<u8")
         size = max(1, math.ceil(int(zigzag.max()).bit_length() / 8))

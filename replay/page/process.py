@@ -118,8 +118,8 @@ class ReaderProcess:
         """Return the last frame of an answer, and give the turn to the next."""
         try:
             frame = refused(503, "The process that reads has died; ask again.")
-            async for found in self._frames(request):
-                frame = found
+            async for reply in self._frames(request):
+                frame = reply
             return frame
         finally:
             self._turn.release()

@@ -62,7 +62,7 @@ def rows(  # noqa: PLR0913 - each is a parameter of the address
         else:
             where.append(f"{column} = ?")
             values.append(_typed(column, columns[column].kind, wanted))
-    time = next((one for one in _TIMES if one in columns), None)
+    time = next((field for field in _TIMES if field in columns), None)
     for bound, sign in ((from_ms, ">="), (until_ms, "<")):
         if bound is None:
             continue
@@ -72,9 +72,9 @@ def rows(  # noqa: PLR0913 - each is a parameter of the address
     if sort is not None and sort not in columns:
         raise HttpRefusal(400, f"{name} has no column {sort[:40]!r} to sort by.")
     condition = " AND ".join(where)
-    order = [one for one in (sort, *_ORDER) if one is not None and one in columns]
+    order = [field for field in (sort, *_ORDER) if field is not None and field in columns]
     way = " DESC" if descending else ""
-    ordered = ", ".join(f"{one}{way}" for one in dict.fromkeys(order))
+    ordered = ", ".join(f"{field}{way}" for field in dict.fromkeys(order))
     offset = _offset(after)
     connection = shown.reader.connection
     listed = connection.execute(
@@ -88,7 +88,9 @@ def rows(  # noqa: PLR0913 - each is a parameter of the address
     end = offset + len(listed)
     return answers.Rows(
         view=name.removeprefix("v_"),
-        columns=[answers.Column(one.name, one.kind.lower(), one.doc) for one in columns.values()],
+        columns=[
+            answers.Column(field.name, field.kind.lower(), field.doc) for field in columns.values()
+        ],
         rows=[[_plain(cell) for cell in row] for row in listed],
         total=total,
         next=str(end) if len(listed) == limit and (end < total or total == COUNTED_MAX) else None,
@@ -130,10 +132,10 @@ def refusals(shown: ShownRun) -> answers.Document:
     from tracepaper.replay.report.record import read_record
 
     columns = shown.columns
-    known = {one.key: one.refused_by for one in columns.rows.outcomes}
+    refused_by = {outcome.key: outcome.refused_by for outcome in columns.rows.outcomes}
     days: dict[int, Counter[str]] = {}
     for day, key, count in columns.rows.outcome_days(columns.span):
-        days.setdefault(day, Counter())[known[key] or ""] += count
+        days.setdefault(day, Counter())[refused_by[key] or ""] += count
     parts: list[Part] = [Paragraph("Refusals by day", "heading")]
     if not any(gates := [gate for gate in columns.gates if any(of[gate] for of in days.values())]):
         parts.append(Paragraph("Nothing refused yet.", "note"))
@@ -212,7 +214,7 @@ _TOLD: Final = (
 def happenings(shown: ShownRun) -> list[answers.RunEvent]:
     """Return the newest events that are worth a line, the newest first."""
     columns, names = shown.columns, list(shown.columns.instruments)
-    found = [
+    events = [
         answers.RunEvent(
             event.sequence, event.kind, event.market_ms,
             None if event.instrument is None else names[event.instrument],
@@ -220,13 +222,13 @@ def happenings(shown: ShownRun) -> list[answers.RunEvent]:
         )
         for event in columns.rows.newest_events(_TOLD, columns.span, HAPPENINGS_MAX)
     ]  # fmt: skip
-    found += [
+    events += [
         answers.RunEvent(
             halt.sequence, HALTED, halt.market_ms, None, told(HALTED, {"limit": halt.limit})
         )
         for halt in columns.rows.halts((0, columns.span[1]))
     ]
-    return sorted(found, key=lambda one: one.sequence, reverse=True)[:HAPPENINGS_MAX]
+    return sorted(events, key=lambda happening: happening.sequence, reverse=True)[:HAPPENINGS_MAX]
 
 
 def told(kind: str, content: dict[str, Any]) -> str:
@@ -263,27 +265,42 @@ _GATES: Final = "gates"
 def compare(left: ShownRun, right: ShownRun) -> answers.Comparison:
     """Return where two runs decided the same bars differently."""
     compared = ("target_quantity", *_NUMBERS)
-    one, two = (run.columns.decisions(compared) for run in (left, right))
+    left_columns, right_columns = (run.columns.decisions(compared) for run in (left, right))
     gates = _judged(left), _judged(right)
     common, differing = 0, []
     counts = dict.fromkeys((*_FIELDS, _GATES), 0)
-    for name in np.intersect1d(one["instrument"], two["instrument"]):
-        own, other = (np.flatnonzero(run["instrument"] == name) for run in (one, two))
-        times, at, beside = np.intersect1d(
-            one["open_time_ms"][own], two["open_time_ms"][other], return_indices=True
+    for name in np.intersect1d(left_columns["instrument"], right_columns["instrument"]):
+        left_at, right_at = (
+            np.flatnonzero(run["instrument"] == name) for run in (left_columns, right_columns)
         )
-        own, other = own[at], other[beside]
+        times, at, beside = np.intersect1d(
+            left_columns["open_time_ms"][left_at],
+            right_columns["open_time_ms"][right_at],
+            return_indices=True,
+        )
+        left_at, right_at = left_at[at], right_at[beside]
         common += times.size
-        found = np.stack([_differs(one[field][own], two[field][other]) for field in _FIELDS], 1)
-        pairs = zip(one["sequence"][own].tolist(), two["sequence"][other].tolist(), strict=True)
+        differs = np.stack(
+            [
+                _differs(left_columns[field][left_at], right_columns[field][right_at])
+                for field in _FIELDS
+            ],
+            1,
+        )
+        pairs = zip(
+            left_columns["sequence"][left_at].tolist(),
+            right_columns["sequence"][right_at].tolist(),
+            strict=True,
+        )
         judged = np.array([gates[0].get(a) != gates[1].get(b) for a, b in pairs], dtype=bool)
-        found = np.column_stack([found, judged & ~found.any(axis=1)])
-        for field, count in zip(counts, found.sum(axis=0).tolist(), strict=True):
+        differs = np.column_stack([differs, judged & ~differs.any(axis=1)])
+        for field, count in zip(counts, differs.sum(axis=0).tolist(), strict=True):
             counts[field] += count
         differing += [
-            (min(int(found[place].argmax()), _DONE), int(times[place]), str(name), found[place],
-             int(one["sequence"][own[place]]), int(two["sequence"][other[place]]))
-            for place in np.flatnonzero(found.any(axis=1)).tolist()
+            (min(int(differs[place].argmax()), _DONE), int(times[place]), str(name), differs[place],
+             int(left_columns["sequence"][left_at[place]]),
+             int(right_columns["sequence"][right_at[place]]))
+            for place in np.flatnonzero(differs.any(axis=1)).tolist()
         ]  # fmt: skip
     differing.sort(key=itemgetter(0, 1, 2))
     return answers.Comparison(
@@ -295,9 +312,9 @@ def compare(left: ShownRun, right: ShownRun) -> answers.Comparison:
         differing=[
             answers.Difference(
                 instrument, at_ms, first, second,
-                [field for field, is_other in zip(counts, found, strict=True) if is_other],
+                [field for field, is_other in zip(counts, differs, strict=True) if is_other],
             )
-            for _, at_ms, instrument, found, first, second in differing[:DIFFERENCES_MAX]
+            for _, at_ms, instrument, differs, first, second in differing[:DIFFERENCES_MAX]
         ],
         total=len(differing),
     )  # fmt: skip
@@ -313,7 +330,7 @@ def _judged(shown: ShownRun) -> dict[int, list[tuple[Any, ...]]]:
     return judged
 
 
-def _differs(one: Any, two: Any) -> npt.NDArray[np.bool_]:  # noqa: ANN401 - any column
+def _differs(left: Any, right: Any) -> npt.NDArray[np.bool_]:  # noqa: ANN401 - any column
     """Return where two columns differ; two unknown numbers do not."""
-    found: npt.NDArray[np.bool_] = one != two
-    return found & ~(np.isnan(one) & np.isnan(two)) if one.dtype.kind == "f" else found
+    differs: npt.NDArray[np.bool_] = left != right
+    return differs & ~(np.isnan(left) & np.isnan(right)) if left.dtype.kind == "f" else differs

@@ -100,7 +100,7 @@ class Totals:
     @property
     def decisions(self) -> int:
         """How many decisions there are."""
-        return sum(one.times for one in self.outcomes.values())
+        return sum(outcome.times for outcome in self.outcomes.values())
 
 
 class Rollups:
@@ -145,10 +145,12 @@ class Rollups:
         if since[1] - since[0] > DIRECT_BARS and not self._builds:
             raise RollupMissing
         if since[1] >= since[0]:
-            found = self._rows.outcome_counts(since)
-            for key, one in found.items():
-                before = kept.outcomes.get(key, OutcomeCount(0, one.first, one.last))
-                kept.outcomes[key] = OutcomeCount(before.times + one.times, before.first, one.last)
+            counts = self._rows.outcome_counts(since)
+            for key, count in counts.items():
+                before = kept.outcomes.get(key, OutcomeCount(0, count.first, count.last))
+                kept.outcomes[key] = OutcomeCount(
+                    before.times + count.times, before.first, count.last
+                )
             kept.after = self.span[1]
             if since[1] - since[0] > DIRECT_BARS:
                 self._save()
@@ -194,7 +196,7 @@ class Rollups:
 
     def warm_keys(self) -> list[int]:
         """Return the keys of the outcomes that were not refused as cold."""
-        return [one.key for one in self._rows.outcomes if one.refused_by != warm.name]
+        return [outcome.key for outcome in self._rows.outcomes if outcome.refused_by != warm.name]
 
     def warm_sequence(self) -> int | None:
         """Return the first decision that was not refused as cold, None before it."""
@@ -216,11 +218,11 @@ class Rollups:
         """
         columns, interval_ms = self.columns, self.columns.interval_ms
         names = [instrument] if instrument else list(columns.instruments)
-        known = [bound for bound in map(columns.bounds_ms, names) if bound is not None]
-        if not known:
+        bounds = [bound for bound in map(columns.bounds_ms, names) if bound is not None]
+        if not bounds:
             return interval_ms, {TIME: np.empty(0)}
-        first = max(min(one for one, _ in known), -np.inf if from_ms is None else from_ms)
-        end = min(max(two for _, two in known), np.inf if until_ms is None else until_ms)
+        first = max(min(start for start, _ in bounds), -np.inf if from_ms is None else from_ms)
+        end = min(max(stop for _, stop in bounds), np.inf if until_ms is None else until_ms)
         if end <= first:
             return interval_ms, {TIME: np.empty(0)}
         cell_ms = cell_length(interval_ms, int(end - first), points)
@@ -313,11 +315,11 @@ class Rollups:
         block["refused_by"] = np.where(allowed, -1, block["refused_by"])
         self._judge(outcome, {gate: values[name] for gate, name in measures.items()}, block)
         for name, noted in columns.notes(instrument, span).items():
-            known = ~np.isnan(noted.number)
-            at = np.searchsorted(block[TIME], noted.open_time_ms[known])
+            has_number = ~np.isnan(noted.number)
+            at = np.searchsorted(block[TIME], noted.open_time_ms[has_number])
             if at.size:
                 column = block[f"note:{name}"] = np.full(outcome.size, np.nan)
-                column[at] = noted.number[known]
+                column[at] = noted.number[has_number]
         return block
 
     def _judge(self, outcome: Ints, measures: Block, block: Block) -> None:
@@ -332,11 +334,11 @@ class Rollups:
                     continue
                 place = gates.gates.index(gate)
                 threshold = gates.thresholds[place]
-                own = decided & (sets == key)
+                judged = decided & (sets == key)
                 margin = measure - threshold if declared.at_least else threshold - measure
                 if length := abs(threshold - declared.starts_at):
-                    spare[own] = (margin / length)[own]
-                failed[own] = 1 - (passed[own] >> place & 1)
+                    spare[judged] = (margin / length)[judged]
+                failed[judged] = 1 - (passed[judged] >> place & 1)
             block[f"spare:{gate}"], block[f"failed:{gate}"] = spare, failed
 
     def _accounts(self, span: Span) -> Block:
@@ -348,7 +350,7 @@ class Rollups:
         side less the short one, and ``exposures`` that of each symbol without its sign.
         """
         accounts = self.columns.accounts(span)
-        times = [one[TIME] for one in accounts.values()]
+        times = [columns[TIME] for columns in accounts.values()]
         axis = np.unique(np.concatenate([np.empty(0), *times]))
         block: Block = {TIME: axis}
         for name, account in accounts.items():
@@ -388,8 +390,8 @@ class Rollups:
         for place in range(len(self.columns.instruments)):
             column = np.full(axis.size, np.nan)
             if account:
-                own = account["instrument"] == place
-                column[np.searchsorted(axis, account[TIME][own])] = values[own]
+                mask = account["instrument"] == place
+                column[np.searchsorted(axis, account[TIME][mask])] = values[mask]
             if column.size and np.isnan(column[0]):
                 before = (self.span[0], span[0] - 1)
                 at = self._rows.decided_at(before, instrument=place, newest=True)
@@ -476,7 +478,7 @@ class Rollups:
                 facts = json.loads(file["facts"].tobytes())
                 mark, counts = facts["counted"]
                 if self._is_of(mark) and mark["after"] > self._totals.after:
-                    outcomes = {key: OutcomeCount(*one) for key, one in counts}
+                    outcomes = {key: OutcomeCount(*count) for key, count in counts}
                     self._totals = Totals(mark["after"], outcomes)
                 for place, (name, until_ms, mark) in enumerate(facts["kept"]):
                     if not self._is_of(mark) or mark["after"] <= self._after(name):
@@ -486,7 +488,7 @@ class Rollups:
                         for key in file.files
                         if key.startswith(f"{place}|")
                     }
-                    if TIME not in block or len({one.size for one in block.values()}) != 1:
+                    if TIME not in block or len({column.size for column in block.values()}) != 1:
                         return
                     self._kept[name] = _CellBlock(block, until_ms, mark["after"])
                     self._saved[name] = mark["after"]
@@ -563,18 +565,18 @@ def _rolled(
 def _last_known(column: Floats, starts: npt.NDArray[np.intp], ends: npt.NDArray[np.intp]) -> Floats:
     if not np.isnan(column).any():
         return column[ends]
-    known = np.where(np.isnan(column), -1, np.arange(column.size))
-    at = np.maximum.reduceat(known, starts)
+    places = np.where(np.isnan(column), -1, np.arange(column.size))
+    at = np.maximum.reduceat(places, starts)
     return np.where(at >= starts, column[np.maximum(at, 0)], np.nan)
 
 
 def filled(column: Floats) -> Floats:
     """Return *column* with each unknown value as the one before it, or the first that is known."""
-    known = ~np.isnan(column)
-    if known.all() or not known.any():
+    has_value = ~np.isnan(column)
+    if has_value.all() or not has_value.any():
         return column
-    at = np.maximum.accumulate(np.where(known, np.arange(column.size), -1))
-    return column[np.where(at < 0, int(np.argmax(known)), at)]
+    at = np.maximum.accumulate(np.where(has_value, np.arange(column.size), -1))
+    return column[np.where(at < 0, int(np.argmax(has_value)), at)]
 
 
 def joined(blocks: Sequence[Block]) -> Block:

@@ -132,45 +132,45 @@ def _sequence(text: str) -> int:
     return int(text)
 
 
-def _instrument(shelf: Databases, run: str, asked: InstrumentParameters) -> tuple[Any, ...]:
+def _instrument(shelf: Databases, run: str, parameters: InstrumentParameters) -> tuple[Any, ...]:
     shown = shelf.find(run)
-    name = asked.instrument
+    name = parameters.instrument
     if not shown.columns.instruments:
         raise HttpRefusal(409, "The record of this run has lost its instruments; restore a backup.")
     name = next(iter(shown.columns.instruments)) if name is None else _known(shown, name)
-    return shown, name, asked.from_ms, asked.until_ms, asked.points
+    return shown, name, parameters.from_ms, parameters.until_ms, parameters.points
 
 
 def _known(shown: ShownRun, instrument: str) -> str:
-    known = shown.columns.instruments
-    if instrument not in known:
-        raise HttpRefusal(400, f"The run has no such instrument, only {', '.join(known)}.")
+    instruments = shown.columns.instruments
+    if instrument not in instruments:
+        raise HttpRefusal(400, f"The run has no such instrument, only {', '.join(instruments)}.")
     return instrument
 
 
-def _runs(shelf: Databases, asked: CountParameters, _report: Report) -> Struct:
-    return runs.runs(shelf, counted=asked.counted)
+def _runs(shelf: Databases, parameters: CountParameters, _report: Report) -> Struct:
+    return runs.runs(shelf, counted=parameters.counted)
 
 
-def _run(shelf: Databases, asked: CountParameters, _report: Report, run: str) -> Struct:
+def _run(shelf: Databases, parameters: CountParameters, _report: Report, run: str) -> Struct:
     shown = shelf.find(run)
     pulled_ms = shelf.pulled_ms(shown.database)
-    return runs.run(shown, shelf.served, counted=asked.counted, pulled_ms=pulled_ms)
+    return runs.run(shown, shelf.served, counted=parameters.counted, pulled_ms=pulled_ms)
 
 
-def _equity(shelf: Databases, asked: RangeParameters, _report: Report, run: str) -> Struct:
-    return runs.equity(shelf.find(run), asked.from_ms, asked.until_ms, asked.points)
+def _equity(shelf: Databases, parameters: RangeParameters, _report: Report, run: str) -> Struct:
+    return runs.equity(shelf.find(run), parameters.from_ms, parameters.until_ms, parameters.points)
 
 
-def _marks(shelf: Databases, asked: MarkParameters, _report: Report, run: str) -> Struct:
+def _marks(shelf: Databases, parameters: MarkParameters, _report: Report, run: str) -> Struct:
     shown = shelf.find(run)
-    if asked.instrument is not None:
-        _known(shown, asked.instrument)
-    return marks.marks(shown, asked.from_ms, asked.until_ms, asked.instrument)
+    if parameters.instrument is not None:
+        _known(shown, parameters.instrument)
+    return marks.marks(shown, parameters.from_ms, parameters.until_ms, parameters.instrument)
 
 
 def _decision(
-    shelf: Databases, _asked: NoParameters, _report: Report, run: str, sequence: str
+    shelf: Databases, _parameters: NoParameters, _report: Report, run: str, sequence: str
 ) -> Struct:
     return decisions.decision(shelf.find(run), _sequence(sequence))
 
@@ -182,15 +182,15 @@ def _late() -> ModuleType:
     return derivations
 
 
-def _fleet(shelf: Databases, _asked: NoParameters, _report: Report) -> Struct:
+def _fleet(shelf: Databases, _parameters: NoParameters, _report: Report) -> Struct:
     return fleet.list_fleet(shelf)
 
 
-def _pull(shelf: Databases, asked: PullParameters, report: Report) -> Struct:
-    return fleet.pull_run(shelf, asked.database_id, asked.run_id, report)
+def _pull(shelf: Databases, parameters: PullParameters, report: Report) -> Struct:
+    return fleet.pull_run(shelf, parameters.database_id, parameters.run_id, report)
 
 
-def _sweep(shelf: Databases, _asked: NoParameters, _report: Report, sweep: str) -> Struct:
+def _sweep(shelf: Databases, _parameters: NoParameters, _report: Report, sweep: str) -> Struct:
     document = shelf.sweep(sweep).document
     if document is None:
         raise HttpRefusal(
@@ -201,7 +201,7 @@ def _sweep(shelf: Databases, _asked: NoParameters, _report: Report, sweep: str) 
 
 def _rows(
     shelf: Databases,
-    asked: RowParameters,
+    parameters: RowParameters,
     _report: Report,
     run: str,
     view: str,
@@ -211,25 +211,25 @@ def _rows(
         shelf.find(run),
         view,
         filters,
-        from_ms=asked.from_ms,
-        until_ms=asked.until_ms,
-        sort=asked.sort,
-        descending=asked.descending,
-        limit=asked.limit,
-        after=asked.after,
+        from_ms=parameters.from_ms,
+        until_ms=parameters.until_ms,
+        sort=parameters.sort,
+        descending=parameters.descending,
+        limit=parameters.limit,
+        after=parameters.after,
     )
 
 
-def _refusals(shelf: Databases, _asked: NoParameters, _report: Report, run: str) -> Struct:
+def _refusals(shelf: Databases, _parameters: NoParameters, _report: Report, run: str) -> Struct:
     return records.refusals(shelf.find(run))
 
 
-def _health(shelf: Databases, _asked: NoParameters, _report: Report, run: str) -> Struct:
+def _health(shelf: Databases, _parameters: NoParameters, _report: Report, run: str) -> Struct:
     return records.health(shelf.find(run), shelf.served)
 
 
 def _compare(
-    shelf: Databases, _asked: NoParameters, _report: Report, left: str, right: str
+    shelf: Databases, _parameters: NoParameters, _report: Report, left: str, right: str
 ) -> Struct:
     return records.compare(shelf.find(left), shelf.find(right))
 
@@ -242,14 +242,14 @@ ROUTES: Final = (
           CountParameters, answers.Run, _run),
     ReadRoute(f"{_R}/candles", "Candles of one instrument, in cells that fit.",
           InstrumentParameters, answers.Candles,
-          lambda shelf, asked, _, run: runs.candles(*_instrument(shelf, run, asked))),
+          lambda shelf, parameters, _, run: runs.candles(*_instrument(shelf, run, parameters))),
     ReadRoute(f"{_R}/series", "The decisions of one instrument, by cell of its candles; a cell "
           "in which nothing was decided is left out.",
           InstrumentParameters, answers.Series,
-          lambda shelf, asked, _, run: runs.series(*_instrument(shelf, run, asked))),
+          lambda shelf, parameters, _, run: runs.series(*_instrument(shelf, run, parameters))),
     ReadRoute(f"{_R}/noted", "Numbers that the strategy noted, in the cells of the candles.",
           InstrumentParameters, answers.NotedNumbers,
-          lambda shelf, asked, _, run: runs.noted(*_instrument(shelf, run, asked))),
+          lambda shelf, parameters, _, run: runs.noted(*_instrument(shelf, run, parameters))),
     ReadRoute(f"{_R}/equity", "Equity of every account and of buy and hold, at the end of "
           "each cell.",
           RangeParameters, answers.Equity, _equity),
@@ -309,24 +309,32 @@ class Call:
 def match(path: str, query: Mapping[str, str]) -> Call:
     """Find the route of *path* (without the prefix) and check *query*; raise ``HttpRefusal``."""
     for route in ROUTES:
-        if found := route.pattern.fullmatch(path):
-            return Call(route, *_checked(route, found.groupdict(), query))
+        if matched := route.pattern.fullmatch(path):
+            return Call(route, *_checked(route, matched.groupdict(), query))
     raise HttpRefusal(404, f"There is no such address; {PREFIX}/openapi.json lists all.")
 
 
 def _checked(
     route: ReadRoute, names: dict[str, str], query: Mapping[str, str]
 ) -> tuple[Struct, dict[str, str]]:
-    known = route.parameters.__struct_fields__
-    others = {name: value for name, value in query.items() if name not in known}
+    accepted = route.parameters.__struct_fields__
+    others = {name: value for name, value in query.items() if name not in accepted}
     if others and not route.is_open:
-        listed = ", ".join(known) or "no parameter"
+        listed = ", ".join(accepted) or "no parameter"
         raise HttpRefusal(
             400, f"There is no parameter {next(iter(others))[:40]!r}; it takes {listed}."
         )
-    if clash := others.keys() & {"run", "view", "shelf", "asked", "report", "_asked", "_report"}:
+    if clash := others.keys() & {
+        "run",
+        "view",
+        "shelf",
+        "parameters",
+        "report",
+        "_parameters",
+        "_report",
+    }:
         raise HttpRefusal(400, f"{min(clash)} is no column.")
-    given = {name: value for name, value in query.items() if name in known}
+    given = {name: value for name, value in query.items() if name in accepted}
     try:
         parameters = msgspec.convert(given, route.parameters, strict=False)
     except msgspec.ValidationError as error:

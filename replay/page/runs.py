@@ -31,7 +31,7 @@ from tracepaper.strategies.units import DAY_MS
 
 def runs(shelf: Databases, *, counted: bool = False) -> answers.Runs:
     """List every run of every database, the newest first; *counted* waits for every count."""
-    found: list[answers.RunRow] = []
+    rows: list[answers.RunRow] = []
     refused: list[answers.UnreadableDatabase] = []
     shown_in: dict[str, str] = {}
     for path in shelf.paths:
@@ -47,13 +47,13 @@ def runs(shelf: Databases, *, counted: bool = False) -> answers.Runs:
                 continue
             try:
                 shown = _ready(shelf.listed(path, run_id), counted=counted)
-                found.append(run_row(shown, shelf.served))
+                rows.append(run_row(shown, shelf.served))
                 shown_in[run_id] = path.name
             except (TracepaperError, sqlite3.Error, ValueError, TypeError, LookupError) as error:
                 refused.append(
                     answers.UnreadableDatabase(path.name, f"Run {run_id}: {_sentence(error)}")
                 )
-    found.sort(key=lambda row: row.started_ms, reverse=True)
+    rows.sort(key=lambda row: row.started_ms, reverse=True)
     sweeps: list[answers.SweepRow] = []
     for path in shelf.sweeps:
         try:
@@ -61,7 +61,7 @@ def runs(shelf: Databases, *, counted: bool = False) -> answers.Runs:
         except DataInvalid as error:
             refused.append(answers.UnreadableDatabase(path.name, str(error)))
     fleet = None if shelf.fleet is None else shelf.fleet.server
-    return answers.Runs(found, refused, sweeps, fleet)
+    return answers.Runs(rows, refused, sweeps, fleet)
 
 
 def _sweep_row(path: Path) -> answers.SweepRow:
@@ -141,10 +141,10 @@ def run(
         config=json.loads(row["config"]),
         instruments=[
             answers.Instrument(
-                one.id, one.symbol, one.base_coin, one.quote_coin,
-                one.price_decimals, one.quantity_decimals,
+                instrument.id, instrument.symbol, instrument.base_coin, instrument.quote_coin,
+                instrument.price_decimals, instrument.quantity_decimals,
             )
-            for one in columns.instruments.values()
+            for instrument in columns.instruments.values()
         ],
         gates=[
             answers.GateInfo(
@@ -167,7 +167,7 @@ def run(
         parity=newest_parity(shown),
         damage=answers.Damage(columns.span[1], damage) if damage else None,
         halt=halt(shown),
-        holes="".join(one.sentence for one in _states(shown) if one.kind == HOLE),
+        holes="".join(state.sentence for state in _states(shown) if state.kind == HOLE),
         notes=shown.rollups.kept_value("noted", lambda: _noted_names(shown)),
         warnings=json.loads(row["warnings"] or "[]"),
         first_sequence=first,
@@ -187,23 +187,23 @@ def run(
 def _noted_names(shown: ShownRun) -> list[answers.NoteSeries]:
     """List the names under which the strategy noted numbers anywhere in the run."""
     columns, last = shown.columns, shown.columns.span[1]
-    until, known = shown.rollups.followed.get("noted", (-1, {}))
-    known |= dict.fromkeys(columns.rows.noted((until + 1, last)))
-    shown.rollups.followed["noted"] = max(until, last), known  # a live run goes on from there
+    until, noted = shown.rollups.followed.get("noted", (-1, {}))
+    noted |= dict.fromkeys(columns.rows.noted((until + 1, last)))
+    shown.rollups.followed["noted"] = max(until, last), noted  # a live run goes on from there
     names = list(columns.instruments)
     return [
-        answers.NoteSeries(names[place], name) for place, name in sorted(known, key=itemgetter(0))
+        answers.NoteSeries(names[place], name) for place, name in sorted(noted, key=itemgetter(0))
     ]
 
 
 def holdings(shown: ShownRun) -> list[answers.InstrumentPosition]:
     """Return the newest position of every instrument; in hedge mode both sides of it."""
     nothing: Row = {"sequence": 0, "side": "FLAT", "quantity": 0.0, "quantity_text": "0"}
-    found = []
+    positions = []
     for name in shown.columns.instruments:
         rows = shown.views.rows("v_positions", newest=2, instrument=name) or [nothing]
         last = max(row["sequence"] for row in rows)
-        found += [
+        positions += [
             answers.InstrumentPosition(
                 instrument=name,
                 side=row["side"] if row["quantity"] else "FLAT",
@@ -217,7 +217,7 @@ def holdings(shown: ShownRun) -> list[answers.InstrumentPosition]:
             for row in sorted(rows, key=itemgetter("side"))
             if row["sequence"] == last
         ]
-    return found
+    return positions
 
 
 def trimmed(text: str) -> str:
@@ -233,7 +233,7 @@ def _text_of(price: float | None, shown: ShownRun, instrument: str) -> str | Non
 
 def _last_refusal(shown: ShownRun) -> answers.LastRefusal | None:
     stored = shown.columns.rows.outcomes
-    keys = [one.key for one in stored if one.refused_by not in (None, warm.name)]
+    keys = [outcome.key for outcome in stored if outcome.refused_by not in (None, warm.name)]
     sequence = shown.rollups.newest_of(keys)
     if sequence is None:
         return None
@@ -268,12 +268,12 @@ def _last_fill(views: RunViews) -> answers.LastFill | None:
 
 def halt(shown: ShownRun) -> answers.Halt | None:
     """Return what holds the run, the operator's word first; None where it may trade."""
-    for one in _states(shown):
-        if not one.is_halt:
+    for state in _states(shown):
+        if not state.is_halt:
             continue
         return answers.Halt(
-            one.by, one.since_ms, one.sequence, one.refused, one.idle_ms, one.sentence,
-            one.word, one.note, one.giver,
+            state.by, state.since_ms, state.sequence, state.refused, state.idle_ms, state.sentence,
+            state.word, state.note, state.giver,
         )  # fmt: skip
     return None
 
@@ -288,9 +288,9 @@ def newest_parity(shown: ShownRun) -> answers.ParityState | None:
     A check that was made on the run's last step is newer than every event of the run.
     """
     stored = shown.reader.stored_run(shown.run_id)
-    made = newest_check(shown.reader.connection, stored.run_key, stored.head_digest)
-    if made is not None:
-        return parity_state(made.result, made.checked_ms)
+    check = newest_check(shown.reader.connection, stored.run_key, stored.head_digest)
+    if check is not None:
+        return parity_state(check.result, check.checked_ms)
     event = shown.reader.newest_of(shown.run_id, ParityCheck)
     return None if event is None else parity_state(event, event.market_ms)
 
@@ -320,7 +320,7 @@ def parity_state(check: ParityCheck, at_ms: int) -> answers.ParityState:
 def _accounts(shown: ShownRun) -> list[answers.AccountFigures]:
     """Return the run's own account, its twins, and buy and hold."""
     views = shown.views
-    found = [
+    figures = [
         _figures(
             OWN, "the run's own account", row, views.count("v_fills"), holding.gross_exposure(shown)
         )
@@ -332,15 +332,15 @@ def _accounts(shown: ShownRun) -> list[answers.AccountFigures]:
             source = TWINS.get(name, "a shadow account of the run")
             if name in SIDES:
                 source = f"the {name.lower()} side of the account, from half of its first cash"
-            found.append(_figures(name, source, row, fills, None))
-    found = [
-        msgspec.structs.replace(one, total_return=one.equity / began - 1)
-        for one in found
-        if (began := _start(shown, "" if one.name == OWN else one.name))
+            figures.append(_figures(name, source, row, fills, None))
+    figures = [
+        msgspec.structs.replace(account, total_return=account.equity / began - 1)
+        for account in figures
+        if (began := _start(shown, "" if account.name == OWN else account.name))
     ]
     for held in holding.held(shown):
         end = held.newest
-        found.append(
+        figures.append(
             answers.AccountFigures(
                 held.name,
                 held.source,
@@ -350,7 +350,7 @@ def _accounts(shown: ShownRun) -> list[answers.AccountFigures]:
                 is_stored=False,
             )
         )
-    return found
+    return figures
 
 
 def _figures(
@@ -445,11 +445,11 @@ def equity(
 ) -> answers.Equity:
     """Return the equity of every account and of buy and hold, at the end of each cell."""
     cell_ms, block = shown.rollups.cells(ACCOUNTS, from_ms, until_ms, points)
-    found = {name: column if name == TIME else filled(column) for name, column in block.items()}
-    times = found[TIME]
-    names = [name.partition(":")[2] for name in found if name.startswith("equity:")]
+    columns = {name: column if name == TIME else filled(column) for name, column in block.items()}
+    times = columns[TIME]
+    names = [name.partition(":")[2] for name in columns if name.startswith("equity:")]
     names.sort(key=lambda name: (name != OWN, name))
-    own = {name: found[f"equity:{name}"].tolist() for name in names}
+    stored = {name: columns[f"equity:{name}"].tolist() for name in names}
     closes = {name: np.full(times.size, np.nan) for name in shown.columns.instruments}
     for name in closes:
         _, bars = shown.rollups.cells(name, from_ms, until_ms, points)
@@ -459,14 +459,16 @@ def equity(
     ends = times + cell_ms
     if cell_ms == shown.columns.interval_ms:  # a session's first and last bar may be shorter
         ends = shown.columns.times.closes_of(times.astype(np.int64)).astype(np.float64)
-    held = {one.name: one.equity(ends - 1, closes).tolist() for one in holding.held(shown)}
+    held = {
+        account.name: account.equity(ends - 1, closes).tolist() for account in holding.held(shown)
+    }
     return answers.Equity(
         interval_ms=cell_ms,
         time_ms=_whole(ends),
-        equity=own | held,
-        low={name: found[f"low:{name}"].tolist() for name in names if f"low:{name}" in found},
-        exposure=found.get("exposure", times).tolist(),
-        net_exposure=found["net_exposure"].tolist() if "net_exposure" in found else None,
+        equity=stored | held,
+        low={name: columns[f"low:{name}"].tolist() for name in names if f"low:{name}" in columns},
+        exposure=columns.get("exposure", times).tolist(),
+        net_exposure=columns["net_exposure"].tolist() if "net_exposure" in columns else None,
     )
 
 

@@ -155,7 +155,7 @@ class Page:
         """End the readers and the streams."""
         for teller in self._tellers.values():
             teller.cancel()
-        for listener in [one for every in self._listeners.values() for one in every]:
+        for listener in [listener for every in self._listeners.values() for listener in every]:
             if listener.task is not None:
                 listener.task.cancel()
         readers = (
@@ -171,14 +171,14 @@ class Page:
         query = dict(request.query)
         if len(query) > QUERY_MAX or len(query) != len(request.query):
             return _refusal(400, "Give each parameter once.")
-        asked = {"path": path, "query": query}
+        message = {"path": path, "query": query}
         if STREAMS.fullmatch(path):
-            return await self._lines(request, asked)
+            return await self._lines(request, message)
         reader = self._heavy if HEAVY.fullmatch(path) else self._quick
         reader = self._of_fleet if path == FLEET else reader
-        frame = await reader.answer(asked)
+        frame = await reader.answer(message)
         if frame.kind == process.LATER:
-            frame = await self._heavy.answer(asked)
+            frame = await self._heavy.answer(message)
         if DECISION.fullmatch(path) and frame.status == 200 and not self._served:
             # Who looks at a decision may have it derived next; beside a daemon memory is spared.
             self._prepare(self._of_decisions)
@@ -186,7 +186,7 @@ class Page:
             return _json(200, with_status(frame.body, self._status(), self._served))
         return _json(frame.status, frame.body)
 
-    async def _lines(self, request: web.Request, asked: dict[str, Any]) -> web.StreamResponse:
+    async def _lines(self, request: web.Request, message: dict[str, Any]) -> web.StreamResponse:
         """Answer in lines as they come; a client that goes away ends the work.
 
         Processes of their own do it: charts that wait for a roll-up do not wait for this, nor a
@@ -194,9 +194,9 @@ class Page:
         """
         response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson"})
         _secure(response)
-        reader = self._of_decisions if "/decisions/" in asked["path"] else self._of_runs
-        reader = self._pulling if asked["path"].startswith(FLEET) else reader
-        frames = reader.ask(asked)
+        reader = self._of_decisions if "/decisions/" in message["path"] else self._of_runs
+        reader = self._pulling if message["path"].startswith(FLEET) else reader
+        frames = reader.ask(message)
         try:
             first = await anext(frames)
             if first.kind == process.REFUSED and first.status != 200:
@@ -237,13 +237,13 @@ class Page:
     async def _follow(self, socket: web.WebSocketResponse, hello: ReplyFrame) -> None:
         listener = _Listener(socket)
         greeting = msgspec.json.decode(hello.body)["hello"]
-        known = greeting["run_id"]
+        run_id = greeting["run_id"]
         listener.messages.put_nowait(msgspec.json.encode(greeting))
-        every = self._listeners.setdefault(known, set())
+        every = self._listeners.setdefault(run_id, set())
         every.add(listener)
-        if known not in self._tellers:
-            self._tellers[known] = asyncio.create_task(
-                self._follow_run(known, greeting["sequence"])
+        if run_id not in self._tellers:
+            self._tellers[run_id] = asyncio.create_task(
+                self._follow_run(run_id, greeting["sequence"])
             )
         listener.task = asyncio.create_task(_send(listener))
         receiving = asyncio.create_task(_receive(socket))
@@ -254,8 +254,8 @@ class Page:
             listener.task.cancel()
             every.discard(listener)
             if not every:
-                del self._listeners[known]
-                self._tellers.pop(known).cancel()
+                del self._listeners[run_id]
+                self._tellers.pop(run_id).cancel()
             if listener.is_slow:
                 _cut(socket)
             else:
@@ -419,7 +419,7 @@ async def serve_until_ended(
         if signal.getsignal(number) != signal.SIG_IGN:  # as nohup has it
             asyncio.get_running_loop().add_signal_handler(number, ended.set)
     async with serving(paths, host=host, port=port, fleet=fleet) as url:
-        said = listening_at(url)
-        if said is not None:
-            await said
+        announcement = listening_at(url)
+        if announcement is not None:
+            await announcement
         await ended.wait()

@@ -133,11 +133,11 @@ def read_attention(
     for batch in reader.explanations(str(record.run["run_id"])):
         sequences, rollout, entropy = stacked(batch)
         at = np.searchsorted(decisions.sequence, sequences).clip(max=decisions.sequence.size - 1)
-        known = decisions.sequence[at] == sequences
-        if not known.any() or (total is not None and entropy.shape[1] != total.size):
+        decided = decisions.sequence[at] == sequences
+        if not decided.any() or (total is not None and entropy.shape[1] != total.size):
             continue
-        sequences, rollout, at = sequences[known], rollout[known], at[known]
-        heads = entropy[known].astype(np.float64)
+        sequences, rollout, at = sequences[decided], rollout[decided], at[decided]
+        heads = entropy[decided].astype(np.float64)
         total = heads.sum(axis=0) if total is None else total + heads.sum(axis=0)
         count += len(sequences)
         opened = decisions.open_time_ms[at]
@@ -145,21 +145,21 @@ def read_attention(
         for place in np.flatnonzero(np.isin(sequences, chosen)).tolist():
             ages[int(sequences[place])] = cells[place]
         for name in record.bars:
-            own = decisions.instrument[at] == name
-            if own.any():
+            mask = decisions.instrument[at] == name
+            if mask.any():
                 every = int(np.count_nonzero(explained[decisions.places[name]]))
-                columns.setdefault(name, _Columns(every)).add(cells[own])
-                by_head.setdefault(name, _Columns(every)).add(heads[own])
-                taken[name].append(at[own])
+                columns.setdefault(name, _Columns(every)).add(cells[mask])
+                by_head.setdefault(name, _Columns(every)).add(heads[mask])
+                taken[name].append(at[mask])
     if total is None:
         return None
     maps = []
-    for name, made in columns.items():
+    for name, map_columns in columns.items():
         at = np.concatenate(taken[name])
         bars = record.bars[name]
         rows = np.searchsorted(bars.sequence, decisions.sequence[at])
         of_heads = by_head[name].means()
-        maps.append(made.heatmap(name, decisions.confidence[at], bars, rows, of_heads))
+        maps.append(map_columns.heatmap(name, decisions.confidence[at], bars, rows, of_heads))
     return RunAttention(count, tuple(maps), total / count, ages)
 
 
@@ -182,9 +182,9 @@ def winners_and_losers(
     record: RunRecord, trades: Sequence[ClosedTrade], attention: RunAttention
 ) -> tuple[Group, ...]:
     """Return the mean measures at the entries of trades that earned, and of those that lost."""
-    known = [trade for trade in trades if trade.entry_sequence in attention.rollout_by_age]
+    explained = [trade for trade in trades if trade.entry_sequence in attention.rollout_by_age]
     return tuple(
-        _group(record, name, [trade for trade in known if (trade.profit > 0) is won], attention)
+        _group(record, name, [trade for trade in explained if (trade.profit > 0) is won], attention)
         for name, won in (("winners", True), ("losers", False))
     )
 
@@ -257,8 +257,8 @@ class InfluenceReport:
 
     def tables(self) -> tuple[Table, ...]:
         """Return the mean matrix, who is looked at, the largest shares, and those at entries."""
-        made = (_matrix(self), _led(self), _pairs(self))
-        return (*made, _entries(self)) if self.groups else made
+        tables = (_matrix(self), _led(self), _pairs(self))
+        return (*tables, _entries(self)) if self.groups else tables
 
     def document(self) -> dict[str, Any]:
         """Return plain values: shares are fractions, rows and columns in order of ``symbols``."""
@@ -308,8 +308,8 @@ def read_influence(record: RunRecord, trades: Sequence[ClosedTrade] = ()) -> Inf
             square[row, column] = (noted.number**2).sum() / decided
             place = quarter_of[np.searchsorted(closes, noted.open_time_ms)]
             sums = np.bincount(place, noted.number, minlength=QUARTERS)
-            known = each > 0
-            quarters[known[:count], row, column] = sums[known] / each[known]
+            has_decisions = each > 0
+            quarters[has_decisions[:count], row, column] = sums[has_decisions] / each[has_decisions]
     rest = np.array([times[s].size > 0 for s in symbols]) - mean.sum(axis=1)
     firsts = closes[np.searchsorted(quarter_of, np.arange(count))]
     return InfluenceReport(
@@ -342,9 +342,9 @@ def _times(noted: Mapping[str, NoteColumns]) -> Ints:
 def _of_others(matrix: Floats) -> Floats:
     """Return the mean of each column of [.., symbol, symbol] without the diagonal."""
     count = matrix.shape[-1]
-    own = np.einsum("...ii->...i", matrix)
-    found: Floats = (np.nansum(matrix, axis=-2) - np.nan_to_num(own)) / max(count - 1, 1)
-    return found
+    diagonal = np.einsum("...ii->...i", matrix)
+    means: Floats = (np.nansum(matrix, axis=-2) - np.nan_to_num(diagonal)) / max(count - 1, 1)
+    return means
 
 
 def _groups(
@@ -358,78 +358,78 @@ def _groups(
         at = int(np.searchsorted(decisions.sequence, trade.entry_sequence))
         shares = _shares_at(every[symbol], tuple(every), int(decisions.open_time_ms[at]))
         if shares.any():
-            own = float(shares[list(every).index(symbol)])
-            looks[trade.profit > 0].append((shares, own))
-    found = []
+            own_share = float(shares[list(every).index(symbol)])
+            looks[trade.profit > 0].append((shares, own_share))
+    groups = []
     for name, won in (("winners", True), ("losers", False)):
         if looks[won]:
-            rows = np.stack([np.append(shares, own) for shares, own in looks[won]])
+            rows = np.stack([np.append(shares, own_share) for shares, own_share in looks[won]])
             mean, error = rows.mean(axis=0), _error(rows)
-            found.append(
+            groups.append(
                 InfluenceGroup(
                     name, len(rows), mean[:-1], error[:-1], float(mean[-1]), float(error[-1])
                 )
             )
-    return tuple(found)
+    return tuple(groups)
 
 
 def _error(rows: Floats) -> Floats:
     """Return the standard error of the mean of [row, column] over rows; NaN of a single one."""
     if len(rows) < 2:
         return np.full(rows.shape[1], np.nan)
-    found: Floats = rows.std(axis=0, ddof=1) / np.sqrt(len(rows))
-    return found
+    errors: Floats = rows.std(axis=0, ddof=1) / np.sqrt(len(rows))
+    return errors
 
 
 def _shares_at(
     noted: Mapping[str, NoteColumns], symbols: Sequence[str], open_time_ms: int
 ) -> Floats:
     """Return the shares that one decision noted: [symbol], 0 where it noted none."""
-    found = np.zeros(len(symbols))
+    by_symbol = np.zeros(len(symbols))
     for of, shares in noted.items():
         at = int(np.searchsorted(shares.open_time_ms, open_time_ms))
         if at < shares.open_time_ms.size and shares.open_time_ms[at] == open_time_ms:
-            found[symbols.index(of)] = shares.number[at]
-    return found
+            by_symbol[symbols.index(of)] = shares.number[at]
+    return by_symbol
 
 
 # ---------------------------------------------------------------- tables
 
 
-def _matrix(found: InfluenceReport) -> Table:
+def _matrix(influence: InfluenceReport) -> Table:
     """Make a row a symbol, and a column each of those that others look at most."""
-    shown = sorted(np.argsort(-found.by_others, kind="stable")[:COLUMNS_SHOWN].tolist())
-    is_cut = len(found.symbols) > COLUMNS_SHOWN
+    shown = sorted(np.argsort(-influence.by_others, kind="stable")[:COLUMNS_SHOWN].tolist())
+    is_cut = len(influence.symbols) > COLUMNS_SHOWN
     # Where not all symbols are shown, those come first that look at others most.
-    given = found.mean.sum(axis=1) + found.rest - np.diag(found.mean)
+    given = influence.mean.sum(axis=1) + influence.rest - np.diag(influence.mean)
     order = np.argsort(-given, kind="stable") if is_cut else np.arange(given.size)
     rows = []
     for at in order.tolist():
-        values: dict[str, Value] = {"symbol": found.symbols[at]}
+        values: dict[str, Value] = {"symbol": influence.symbols[at]}
         for column in shown:
-            pair = (float(found.mean[at, column]), float(found.spread[at, column]))
-            values[found.symbols[column]] = pair
-        whole = float(found.rest[at] + found.mean[at].sum())
-        values["others"] = whole - float(found.mean[at, shown].sum())
+            pair = (float(influence.mean[at, column]), float(influence.spread[at, column]))
+            values[influence.symbols[column]] = pair
+        whole = float(influence.rest[at] + influence.mean[at].sum())
+        values["others"] = whole - float(influence.mean[at, shown].sum())
         rows.append(values)
     columns = [of_row("symbol", "forecast of", "text")]
-    columns += [of_row(found.symbols[at], found.symbols[at], "share") for at in shown]
-    if is_cut or found.rest.any():
+    columns += [of_row(influence.symbols[at], influence.symbols[at], "share") for at in shown]
+    if is_cut or influence.rest.any():
         columns.append(of_row("others", "others", "share"))
-    counts = f"{min(found.decisions):,}"
-    if max(found.decisions) > min(found.decisions):
-        counts += f" to {max(found.decisions):,}"
+    counts = f"{min(influence.decisions):,}"
+    if max(influence.decisions) > min(influence.decisions):
+        counts += f" to {max(influence.decisions):,}"
     note = (
         "How much of where a forecast looked is of each symbol's bars, by the rollout that "
         f"{counts} decisions of each symbol noted; ± is the standard deviation over decisions."
     )
     left = "A decision notes its eight largest shares; what is left is of others."
-    notes = (note, *([left] if found.rest.any() else ()))
+    notes = (note, *([left] if influence.rest.any() else ()))
     return table("influence", "Influence between symbols", columns, rows, notes=notes)
 
 
-def _quarter_columns(found: InfluenceReport) -> list[Figure[Cells]]:
-    quarters = range(1, len(found.quarters) + 1)
+def _quarter_columns(influence: InfluenceReport) -> list[Figure[Cells]]:
+    quarters = range(1, len(influence.quarters) + 1)
     return [of_row(f"quarter_{at}", f"quarter {at}", "share") for at in quarters]
 
 
@@ -440,13 +440,13 @@ def _by_quarter(values: Floats) -> dict[str, Value]:
     }
 
 
-def _led(found: InfluenceReport) -> Table:
+def _led(influence: InfluenceReport) -> Table:
     """List who is looked at by the others, the most first."""
-    others, over = found.by_others, _of_others(found.quarters)
+    others, over = influence.by_others, _of_others(influence.quarters)
     rows = [
         {
-            "symbol": found.symbols[at],
-            "own": float(found.mean[at, at]),
+            "symbol": influence.symbols[at],
+            "own": float(influence.mean[at, at]),
             "others": float(others[at]),
             **_by_quarter(over[:, at]),
         }
@@ -456,7 +456,7 @@ def _led(found: InfluenceReport) -> Table:
         of_row("symbol", "bars of", "text"),
         of_row("own", "own look", "share"),
         of_row("others", "others' looks", "share"),
-        *_quarter_columns(found),
+        *_quarter_columns(influence),
     ]
     note = (
         "Its share of where it looked itself, and of where the others looked, the mean over them: "
@@ -465,9 +465,9 @@ def _led(found: InfluenceReport) -> Table:
     return table("influence_led", "Who is looked at", columns, rows, notes=(note,))
 
 
-def _pairs(found: InfluenceReport) -> Table:
+def _pairs(influence: InfluenceReport) -> Table:
     """List the largest shares of one symbol in where another looked."""
-    apart = found.mean.copy()
+    apart = influence.mean.copy()
     np.fill_diagonal(apart, -1.0)
     order = np.argsort(-apart, axis=None, kind="stable")[: apart.size - len(apart)]
     rows = []
@@ -475,17 +475,17 @@ def _pairs(found: InfluenceReport) -> Table:
         at, of = divmod(place, len(apart))
         rows.append(
             {
-                "forecast": found.symbols[at],
-                "bars": found.symbols[of],
-                "share": (float(found.mean[at, of]), float(found.spread[at, of])),
-                **_by_quarter(found.quarters[:, at, of]),
+                "forecast": influence.symbols[at],
+                "bars": influence.symbols[of],
+                "share": (float(influence.mean[at, of]), float(influence.spread[at, of])),
+                **_by_quarter(influence.quarters[:, at, of]),
             }
         )
     columns = [
         of_row("forecast", "forecast of", "text"),
         of_row("bars", "bars of", "text"),
         of_row("share", "share", "share"),
-        *_quarter_columns(found),
+        *_quarter_columns(influence),
     ]
     note = "Over the run, and in each quarter of its decisions."
     return table("influence_pairs", "The largest influences", columns, rows, notes=(note,))
@@ -495,20 +495,20 @@ PAIRS_KEPT: Final = 100
 """Of the pairs, as many rows as the document lists by themselves; it has the whole matrix too."""
 
 
-def _entries(found: InfluenceReport) -> Table:
+def _entries(influence: InfluenceReport) -> Table:
     """Compare where the entries of winners and of losers looked."""
-    most = np.argsort(-np.max([group.mean for group in found.groups], axis=0), kind="stable")
-    own = {group.name: _estimate(group.own, group.own_error) for group in found.groups}
-    rows: list[Cells] = [{"bars": "its own", **own}]
+    most = np.argsort(-np.max([group.mean for group in influence.groups], axis=0), kind="stable")
+    own_shares = {group.name: _estimate(group.own, group.own_error) for group in influence.groups}
+    rows: list[Cells] = [{"bars": "its own", **own_shares}]
     for at in most.tolist():
         each = {
             group.name: _estimate(float(group.mean[at]), float(group.error[at]))
-            for group in found.groups
+            for group in influence.groups
         }
-        rows.append({"bars": found.symbols[at], **each})
+        rows.append({"bars": influence.symbols[at], **each})
     columns = [of_row("bars", "bars of", "text")]
     columns += [
-        of_row(group.name, f"{group.trades:,} {group.name}", "share") for group in found.groups
+        of_row(group.name, f"{group.trades:,} {group.name}", "share") for group in influence.groups
     ]
     note = "Shares of where the decisions that opened trades looked; errors over the trades."
     title = "Influence at the entries"

@@ -109,14 +109,14 @@ def ages_shown(heatmap: Heatmap) -> int:
 def _regimes(report: Report, heatmap: Heatmap) -> list[float | None]:
     """Return the commonest regime of each column, as a place in ``REGIMES``; null if unknown."""
     decisions = report.record.decisions
-    own = decisions.places[heatmap.instrument]
-    own = own[np.isfinite(decisions.confidence[own])]
-    ends = np.searchsorted(decisions.open_time_ms[own], heatmap.times_ms, side="right")
-    found: list[float | None] = []
-    for column in np.split(decisions.regime[own], ends[:-1]):
+    places = decisions.places[heatmap.instrument]
+    places = places[np.isfinite(decisions.confidence[places])]
+    ends = np.searchsorted(decisions.open_time_ms[places], heatmap.times_ms, side="right")
+    commonest: list[float | None] = []
+    for column in np.split(decisions.regime[places], ends[:-1]):
         counts = [int(np.count_nonzero(column == regime.value)) for regime in REGIMES]
-        found.append(float(np.argmax(counts)) if any(counts) else None)
-    return found
+        commonest.append(float(np.argmax(counts)) if any(counts) else None)
+    return commonest
 
 
 def confidence_chart(report: Report) -> Chart:
@@ -212,66 +212,70 @@ class MapCells:
     firsts: NDArray[np.int64]  # [cell] the bar's place in the window, or its age
 
 
-def cells_by_position(found: RolloutMap) -> MapCells:
+def cells_by_position(rollout_map: RolloutMap) -> MapCells:
     """Return the map over the bars of the window; later bars than the row's own are not seen."""
-    bars = found.weights.shape[1]
+    bars = rollout_map.weights.shape[1]
     firsts = _firsts(bars)
-    shares = np.add.reduceat(found.weights, firsts, axis=1) / _lengths(firsts, bars)
+    shares = np.add.reduceat(rollout_map.weights, firsts, axis=1) / _lengths(firsts, bars)
     return MapCells(np.where(shares > 0, shares, np.nan), firsts)
 
 
-def cells_by_age(found: RolloutMap) -> MapCells:
+def cells_by_age(rollout_map: RolloutMap) -> MapCells:
     """Return the map over the age of the bars, as each row sees them, the newest first."""
-    rows, bars = found.weights.shape
-    own = bars - 1 - found.ages[:, None]
-    source = own - np.arange(bars)
-    aged = np.take_along_axis(found.weights, np.maximum(source, 0), axis=1)
+    rows, bars = rollout_map.weights.shape
+    positions = bars - 1 - rollout_map.ages[:, None]
+    source = positions - np.arange(bars)
+    aged = np.take_along_axis(rollout_map.weights, np.maximum(source, 0), axis=1)
     aged[source < 0] = np.nan
     firsts = _firsts(bars)
-    known = np.isfinite(aged)
-    counts = np.add.reduceat(known.astype(np.float64), firsts, axis=1)
-    sums = np.add.reduceat(np.where(known, aged, 0.0), firsts, axis=1)
+    finite = np.isfinite(aged)
+    counts = np.add.reduceat(finite.astype(np.float64), firsts, axis=1)
+    sums = np.add.reduceat(np.where(finite, aged, 0.0), firsts, axis=1)
     assert sums.shape == (rows, len(firsts))
     shares = np.divide(sums, counts, out=np.full_like(sums, np.nan), where=counts > 0)
     return MapCells(np.where(shares > 0, shares, np.nan), firsts)
 
 
-def position_map_chart(found: RolloutMap, open_time_ms: Sequence[int]) -> Chart:
+def position_map_chart(rollout_map: RolloutMap, open_time_ms: Sequence[int]) -> Chart:
     """Draw the map by position; *open_time_ms* are those of its bars, oldest first."""
-    cells = cells_by_position(found)
+    cells = cells_by_position(rollout_map)
     times = [int(open_time_ms[place]) for place in cells.firsts]
     across = time_axis("bar that it looked at, UTC")
     caption = (
-        f"{len(found.ages):,} bars of the window: a row is where that bar's own decision looked, "
-        "exactly; the newest is below."
+        f"{len(rollout_map.ages):,} bars of the window: a row is where that bar's own decision "
+        "looked, exactly; the newest is below."
     )
-    panel = _map(found, cells, open_time_ms, times, across)
+    panel = _map(rollout_map, cells, open_time_ms, times, across)
     return Chart("Rollout of every bar, by position", caption, [panel])
 
 
-def age_map_chart(found: RolloutMap, open_time_ms: Sequence[int]) -> Chart:
+def age_map_chart(rollout_map: RolloutMap, open_time_ms: Sequence[int]) -> Chart:
     """Draw the map by age; *open_time_ms* are those of its bars, oldest first."""
-    cells = cells_by_age(found)
+    cells = cells_by_age(rollout_map)
     across = ChartAxis("age of the bar that it looked at, bars", unit=" bars", digits=0)
     caption = "The same rows over the age of the bars. What lies before the window is left out."
-    panel = _map(found, cells, open_time_ms, cells.firsts.tolist(), across)
+    panel = _map(rollout_map, cells, open_time_ms, cells.firsts.tolist(), across)
     return Chart("Rollout of every bar, by age", caption, [panel])
 
 
 def _map(
-    found: RolloutMap, cells: MapCells, open_time_ms: Sequence[int], x: list[int], across: ChartAxis
+    rollout_map: RolloutMap,
+    cells: MapCells,
+    open_time_ms: Sequence[int],
+    x: list[int],
+    across: ChartAxis,
 ) -> ChartPanel:
-    bars = found.weights.shape[1]
-    known = cells.shares[np.isfinite(cells.shares)]
-    high = float(np.log10(np.quantile(known, 0.995)))
-    low = max(float(np.log10(np.quantile(known, 0.005))), float(np.log10(FAINTEST / bars)))
+    bars = rollout_map.weights.shape[1]
+    shares = cells.shares[np.isfinite(cells.shares)]
+    high = float(np.log10(np.quantile(shares, 0.995)))
+    low = max(float(np.log10(np.quantile(shares, 0.005))), float(np.log10(FAINTEST / bars)))
     low = min(low, high - 0.1)
     with np.errstate(invalid="ignore"):
         logarithms = np.log10(cells.shares)
     heat = HeatLayer(
         "a bar",
         x,
-        [int(open_time_ms[bars - 1 - age]) for age in found.ages],
+        [int(open_time_ms[bars - 1 - age]) for age in rollout_map.ages],
         low,
         high,
         packed=packed(logarithms, low, high),
@@ -297,16 +301,16 @@ NAMED_MOST: Final = 40
 """Symbols that an axis has room to name."""
 
 
-def influence_chart(found: InfluenceReport) -> Chart:
+def influence_chart(influence: InfluenceReport) -> Chart:
     """Draw the mean matrix: whose forecast downwards, whose bars to the right."""
-    symbols = list(found.symbols)
+    symbols = list(influence.symbols)
     texts = [
         [f"{100 * mean:.2f} ± {100 * spread:.2f} %" for mean, spread in zip(*rows, strict=True)]
-        for rows in zip(found.mean, found.spread, strict=True)
+        for rows in zip(influence.mean, influence.spread, strict=True)
     ]
     has_labels = len(symbols) <= NAMED_MOST
     panel = ChartPanel(
-        [_matrix(found.mean, found, texts)],
+        [_matrix(influence.mean, influence, texts)],
         ChartAxis("whose bars", "category", names=symbols, has_labels=has_labels),
         ChartAxis(
             "whose forecast", "category", names=symbols, has_labels=has_labels, is_reversed=True
@@ -320,33 +324,33 @@ def influence_chart(found: InfluenceReport) -> Chart:
     return Chart("Who looks at whom", caption, [panel])
 
 
-def influence_quarters_chart(found: InfluenceReport) -> Chart | None:
+def influence_quarters_chart(influence: InfluenceReport) -> Chart | None:
     """Draw the matrix of each quarter of the run side by side; None of a single decision."""
-    if len(found.quarters) < 2:
+    if len(influence.quarters) < 2:
         return None
-    names = list(found.symbols)
+    names = list(influence.symbols)
     across = ChartAxis(kind="category", names=names, has_labels=False)
     down = ChartAxis(kind="category", names=names, has_labels=False, is_reversed=True)
     panels = [
         ChartPanel(
-            [_matrix(matrix, found)],
+            [_matrix(matrix, influence)],
             across,
             down,
             220,
             f"from {iso(from_ms)[:16].replace('T', ' ')}",
         )
-        for matrix, from_ms in zip(found.quarters, found.quarter_from_ms, strict=True)
+        for matrix, from_ms in zip(influence.quarters, influence.quarter_from_ms, strict=True)
     ]
     caption = "The same in each quarter of the run's decisions, by one scale."
     return Chart("By quarter", caption, panels, columns=len(panels))
 
 
 def _matrix(
-    matrix: Floats, found: InfluenceReport, texts: Sequence[Sequence[str]] = ()
+    matrix: Floats, influence: InfluenceReport, texts: Sequence[Sequence[str]] = ()
 ) -> HeatLayer:
     """Return a heat map of *matrix*; the scale is that of what is not a symbol's own look."""
-    count = len(found.symbols)
-    apart = found.mean[~np.eye(count, dtype=np.bool_)]
+    count = len(influence.symbols)
+    apart = influence.mean[~np.eye(count, dtype=np.bool_)]
     far = 100 * float(max(apart.max(initial=0.0), 1.0 / count))
     rows = [rounded(100 * row, 3) for row in matrix]
     return HeatLayer(

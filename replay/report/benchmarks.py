@@ -108,7 +108,7 @@ def _exposures(
     record: RunRecord, ledger: AccountRecord, held_by: Sequence[AccountRecord]
 ) -> tuple[Floats, Floats]:
     net, every = np.zeros((2, record.times_ms.size))
-    for name, held in ((name, held) for one in held_by for name, held in one.held.items()):
+    for name, held in ((name, held) for account in held_by for name, held in account.held.items()):
         bars = record.bars[name]
         closes_ms = record.bar_times.closes_of(bars.open_time_ms)
         at = np.searchsorted(closes_ms, record.times_ms, side="right") - 1
@@ -174,18 +174,18 @@ def buy_and_hold(record: RunRecord, share: float = 1.0) -> Floats:
         bars, at = record.adjusted(name), record.warm_from[name] + 1
         if at < bars.open.size:
             gain = bought(bars, at, record.cost_rate).gain(bars.open_time_ms, bars.close)
-            made = over_times(record, bars, np.diff(gain, prepend=0.0))
-            equity += share * start / len(record.bars) * made
+            profit = over_times(record, bars, np.diff(gain, prepend=0.0))
+            equity += share * start / len(record.bars) * profit
     return equity
 
 
 def over_times(record: RunRecord, bars: Bars, earned: Floats) -> Floats:
     """Return the sum of *earned* up to the start and then to each of the record's times."""
-    known = np.searchsorted(
+    closed = np.searchsorted(
         record.bar_times.closes_of(bars.open_time_ms), record.times_ms, side="right"
     )
     summed = np.concatenate(([0.0], earned.cumsum()))
-    return np.concatenate(([0.0], summed[known]))
+    return np.concatenate(([0.0], summed[closed]))
 
 
 class Episodes(NamedTuple):
@@ -251,10 +251,10 @@ def place(parts: Episodes, bars: int, chance: np.random.Generator) -> tuple[Ints
     return at[within], parts.delta[picked][within], parts.cost[picked][within]
 
 
-def value_at(bars: Bars, at: Ints, delta: Floats, known: Ints, cost: Floats) -> Floats:
-    """Return what the changes *delta* of a position at the bars *at* earned by each of *known*.
+def value_at(bars: Bars, at: Ints, delta: Floats, closed: Ints, cost: Floats) -> Floats:
+    """Return what the changes *delta* of a position at the bars *at* earned by each of *closed*.
 
-    *known* counts the bars that have closed; *cost* [change] is by notional. It equals the sum of
+    *closed* counts the bars that have closed; *cost* [change] is by notional. It equals the sum of
     ``gains`` over them, for the cost of the changes instead of that of all bars.
     """
     position = np.concatenate(([0.0], delta.cumsum()))
@@ -263,9 +263,9 @@ def value_at(bars: Bars, at: Ints, delta: Floats, known: Ints, cost: Floats) -> 
     settled = np.flatnonzero(bars.funding[1:]) + 1
     paid = position[np.searchsorted(at, settled)] * bars.close[settled - 1] * bars.funding[settled]
     paid = np.concatenate(([0.0], paid.cumsum()))
-    done = np.searchsorted(at, known)
-    close = bars.close[np.maximum(known - 1, 0)]
-    earned: Floats = cash[done] + position[done] * close - paid[np.searchsorted(settled, known)]
+    done = np.searchsorted(at, closed)
+    close = bars.close[np.maximum(closed - 1, 0)]
+    earned: Floats = cash[done] + position[done] * close - paid[np.searchsorted(settled, closed)]
     return earned
 
 
@@ -279,9 +279,9 @@ def change_costs(record: RunRecord, ledger: AccountRecord, name: str) -> Floats:
     times = np.array([fill["filled_ms"] for fill in fills], dtype=np.int64)
     at = np.searchsorted(closes_ms, times, side="right").clip(max=closes_ms.size - 1)
     notional = np.array([fill["price"] * float(fill["quantity_text"]) for fill in fills])
-    made = np.array([fill["liquidity"] == Liquidity.MAKER for fill in fills], dtype=np.float64)
+    as_maker = np.array([fill["liquidity"] == Liquidity.MAKER for fill in fills], dtype=np.float64)
     total, maker = (
-        np.bincount(at, weights, closes_ms.size) for weights in (notional, notional * made)
+        np.bincount(at, weights, closes_ms.size) for weights in (notional, notional * as_maker)
     )
     share = np.divide(maker, total, out=np.zeros(closes_ms.size), where=total > 0)
     costs: Floats = share * record.maker_rate + (1.0 - share) * record.cost_rate
@@ -298,8 +298,8 @@ def random_twins(
     """
     parts = [
         (name, episodes(held * record.shares_of(name), change_costs(record, ledger, name)))
-        for one in sides_of(record, ledger)
-        for name, held in one.held.items()
+        for account in sides_of(record, ledger)
+        for name, held in account.held.items()
     ]
     positions = sum(of.sizes.size for _, of in parts)
     if not positions or record.splits:
@@ -307,7 +307,7 @@ def random_twins(
     chance = np.random.default_rng(RANDOM_SEED)
     times = np.concatenate((record.times_ms[:1] - 1, record.times_ms))
     wanted = times[np.append(marks, record.times_ms.size)]
-    known = {
+    closed = {
         name: np.searchsorted(
             record.bar_times.closes_of(record.bars[name].open_time_ms), wanted, "right"
         )
@@ -324,7 +324,7 @@ def random_twins(
         for (name, of), first in zip(parts, early, strict=True):
             bars = adjusted[name]
             at, delta, cost = place(of, bars.open.size - first, chance)
-            curves[twin] += value_at(bars, at + first, delta, known[name], cost)
+            curves[twin] += value_at(bars, at + first, delta, closed[name], cost)
     low, median, high = np.quantile(curves[:, :-1], BAND, axis=0)
     finals = curves[:, -1]
     ahead = ledger.equity[-1] - finals
@@ -397,14 +397,14 @@ def refusals(record: RunRecord) -> list[Refusal]:
     """Return a row a gate that refused, in the order of the gates, and one of what was allowed."""
     refused = record.decisions.refused_by
     side, gross, net = forward_returns(record)
-    seen = side != 0
-    signals = _Signals(seen, gross, net)
-    found = []
+    reached = side != 0
+    signals = _Signals(reached, gross, net)
+    rows = []
     for name in gate_order():
         if (refused == name).any():
-            found.append(_row(name, refused == name, seen, signals, record))
-            seen = seen & (refused != name)
-    return [*found, _row(ALLOWED, record.decisions.allowed, side != 0, signals, record)]
+            rows.append(_row(name, refused == name, reached, signals, record))
+            reached = reached & (refused != name)
+    return [*rows, _row(ALLOWED, record.decisions.allowed, side != 0, signals, record)]
 
 
 def sides(record: RunRecord) -> Floats:
@@ -416,12 +416,12 @@ def sides(record: RunRecord) -> Floats:
 
 def _trend_sides(record: RunRecord) -> Floats:
     """Return the side of the trend, which the strategy noted wherever it decided."""
-    found = np.zeros(record.decisions.sequence.size)
+    trend_sides = np.zeros(record.decisions.sequence.size)
     for instrument, noted in record.notes.items():
-        own = record.decisions.places[instrument]
-        at = np.searchsorted(record.decisions.open_time_ms[own], noted[TREND].open_time_ms)
-        found[own[at]] = np.sign(noted[TREND].number)
-    return found
+        places = record.decisions.places[instrument]
+        at = np.searchsorted(record.decisions.open_time_ms[places], noted[TREND].open_time_ms)
+        trend_sides[places[at]] = np.sign(noted[TREND].number)
+    return trend_sides
 
 
 def _forecast_sides(decisions: Decisions) -> Floats:
@@ -432,8 +432,8 @@ def _forecast_sides(decisions: Decisions) -> Floats:
     mean, lean = decisions.mean_return, decisions.p_up - decisions.p_down
     mean, lean = np.where(np.isnan(mean), lean, mean), np.where(np.isnan(lean), mean, lean)
     up, down = (mean > 0) & (lean > 0), (mean < 0) & (lean < 0)
-    found: Floats = up.astype(np.float64) - down
-    return found
+    side: Floats = up.astype(np.float64) - down
+    return side
 
 
 def forward_returns(record: RunRecord) -> tuple[Floats, Floats, Floats]:
@@ -446,14 +446,14 @@ def forward_returns(record: RunRecord) -> tuple[Floats, Floats, Floats]:
     side = sides(record)
     ratio = np.full(side.size, np.nan)
     for name, bars in record.bars.items():
-        own = decisions.places[name]
-        ahead = np.full(own.size, np.nan)
-        reached = max(own.size - horizon - 1, 0)
+        places = decisions.places[name]
+        ahead = np.full(places.size, np.nan)
+        reached = max(places.size - horizon - 1, 0)
         opens = bars.open_time_ms
         whole = record.bar_times.bars_between(opens[:reached], opens[1 + horizon :]) == 1 + horizon
-        made = bars.open[1 + horizon :] / bars.open[1 : 1 + reached]
-        ahead[:reached] = np.where(whole, made, np.nan)
-        ratio[own] = ahead
+        change = bars.open[1 + horizon :] / bars.open[1 : 1 + reached]
+        ahead[:reached] = np.where(whole, change, np.nan)
+        ratio[places] = ahead
     gross = side * (ratio - 1.0)
     return side, gross, gross - record.cost_rate * (1.0 + ratio)
 
@@ -466,21 +466,21 @@ class _Signals(NamedTuple):
     net: Floats
 
 
-def _row(name: str, chosen: Mask, seen: Mask, signals: _Signals, record: RunRecord) -> Refusal:
-    """Return the figures of the *chosen* decisions among the signals that their gate has *seen*."""
-    known = seen & np.isfinite(signals.gross)
-    own, gross, net = chosen[known], signals.gross[known], signals.net[known]
-    spans = record.spans_of(record.decisions.open_time_ms[known], record.config.gate.horizon)
-    judged = judge(gross, own, spans)
+def _row(name: str, chosen: Mask, reached: Mask, signals: _Signals, record: RunRecord) -> Refusal:
+    """Return the figures of the *chosen* decisions among the signals that *reached* their gate."""
+    measured = reached & np.isfinite(signals.gross)
+    picked, gross, net = chosen[measured], signals.gross[measured], signals.net[measured]
+    spans = record.spans_of(record.decisions.open_time_ms[measured], record.config.gate.horizon)
+    judged = judge(gross, picked, spans)
     return Refusal(
         gate=name,
         decisions=int(np.count_nonzero(chosen)),
         signals=int(np.count_nonzero(chosen & signals.sided)),
-        measured=int(np.count_nonzero(own)),
+        measured=int(np.count_nonzero(picked)),
         days=judged.days,
-        gross_bp=_mean_bp(gross[own]),
-        net_bp=_mean_bp(net[own]),
-        passed_bp=_mean_bp(gross[~own]),
+        gross_bp=_mean_bp(gross[picked]),
+        net_bp=_mean_bp(net[picked]),
+        passed_bp=_mean_bp(gross[~picked]),
         kept_better_bp=_bp(judged.difference),
         error_bp=_bp(judged.error),
         random_low_bp=_bp(judged.low),

@@ -134,19 +134,19 @@ def _line_of(report: Report, account: str) -> LineLayer:
 
 def _dwarfing(report: Report) -> set[str]:
     """Return the accounts that would leave the run too little of the panel's height."""
-    own, *others = (100 * (curve.equity / curve.equity[0] - 1) for curve in report.curves)
+    run_change, *others = (100 * (curve.equity / curve.equity[0] - 1) for curve in report.curves)
     reach = {
         curve.name: (float(change.min()), float(change.max()))
         for curve, change in zip(report.curves[1:], others, strict=True)
     }
-    low, high = float(own.min()), float(own.max())
-    found: set[str] = set()
+    low, high = float(run_change.min()), float(run_change.max())
+    dwarfing: set[str] = set()
     for name in sorted(reach, key=lambda of: max(map(abs, reach[of])), reverse=True):
-        kept = [(low, high), *(of for other, of in reach.items() if other not in found)]
+        kept = [(low, high), *(of for other, of in reach.items() if other not in dwarfing)]
         height = max(top for _, top in kept) - min(bottom for bottom, _ in kept)
         if high > low and high - low < LEAST_HEIGHT * height:
-            found.add(name)
-    return found
+            dwarfing.add(name)
+    return dwarfing
 
 
 def exposure_share(report: Report) -> Floats:
@@ -230,15 +230,15 @@ def drawn_trades(report: Report, instrument: str, since_ms: int = 0) -> list[Clo
 
     Those that were left before *since_ms* are none of them.
     """
-    own = [
+    trades = [
         trade
         for trade in report.trades[report.shown]
         if trade.instrument == instrument and trade.exit_ms >= since_ms
     ]
-    if len(own) <= TRADES_MAX:
-        return own
-    places = np.linspace(0, len(own) - 1, TRADES_MAX).round().astype(np.int64)
-    return [own[place] for place in places]
+    if len(trades) <= TRADES_MAX:
+        return trades
+    places = np.linspace(0, len(trades) - 1, TRADES_MAX).round().astype(np.int64)
+    return [trades[place] for place in places]
 
 
 def price_chart(report: Report, instrument: str, last: int | None = None) -> Chart | None:
@@ -300,11 +300,11 @@ def _folded(
 
 def _marks(trades: Sequence[ClosedTrade]) -> list[MarkLayer]:
     """Mark entries by side, and exits by their result."""
-    found = []
+    layers = []
     entries: tuple[tuple[str, MarkShape], ...] = (("LONG", "up"), ("SHORT", "down"))
     for side, shape in entries:
         of = [trade for trade in trades if trade.side == side]
-        found.append(
+        layers.append(
             MarkLayer(
                 f"entry {side.lower()}",
                 [trade.entry_ms for trade in of],
@@ -319,7 +319,7 @@ def _marks(trades: Sequence[ClosedTrade]) -> list[MarkLayer]:
     )
     for name, won, role, shape in exits:
         of = [trade for trade in trades if (trade.profit > 0) is won]
-        found.append(
+        layers.append(
             MarkLayer(
                 name,
                 [trade.exit_ms for trade in of],
@@ -329,7 +329,7 @@ def _marks(trades: Sequence[ClosedTrade]) -> list[MarkLayer]:
                 [f"{trade.exit_reason}, {trade.profit:+,.2f}" for trade in of],
             )
         )
-    return [each for each in found if each.x]
+    return [each for each in layers if each.x]
 
 
 def _noted(report: Report, instrument: str, bars: records.Bars) -> tuple[list[Layer], list[Layer]]:
@@ -346,22 +346,26 @@ def _noted(report: Report, instrument: str, bars: records.Bars) -> tuple[list[La
         inside = whole.open_time_ms >= bars.open_time_ms[0]
         noted = NoteColumns(*(getattr(whole, of.name)[inside] for of in fields(whole)))
         times = record.bar_times.closes_of(noted.open_time_ms)
-        known = ~np.isnan(noted.number)
-        if known.any():
+        has_number = ~np.isnan(noted.number)
+        if has_number.any():
             chosen = np.unique(np.linspace(0, times.size - 1, POINTS_MAX).round().astype(np.int64))
             at, (shown,) = broken(times[chosen], noted.number[chosen])
-            is_price = low <= np.median(noted.number[known]) <= high
+            is_price = low <= np.median(noted.number[has_number]) <= high
             (beside if is_price else below).append(
                 LineLayer(name, at, rounded(shown), *NOTE_STYLES[place % len(NOTE_STYLES)])
             )
-        said = np.flatnonzero(noted.text != "")
-        said = said[np.append(True, noted.text[said][1:] != noted.text[said][:-1])[: said.size]]
-        if said.size:
-            said = said[:: -(-said.size // TRADES_MAX)]
-            prices = bars.close[np.searchsorted(bars.open_time_ms, noted.open_time_ms[said])]
-            texts = noted.text[said].tolist()
+        text_at = np.flatnonzero(noted.text != "")
+        text_at = text_at[
+            np.append(True, noted.text[text_at][1:] != noted.text[text_at][:-1])[: text_at.size]
+        ]
+        if text_at.size:
+            text_at = text_at[:: -(-text_at.size // TRADES_MAX)]
+            prices = bars.close[np.searchsorted(bars.open_time_ms, noted.open_time_ms[text_at])]
+            texts = noted.text[text_at].tolist()
             beside.append(
-                MarkLayer(name, times[said].tolist(), rounded(prices, 8), "tick", ("muted",), texts)
+                MarkLayer(
+                    name, times[text_at].tolist(), rounded(prices, 8), "tick", ("muted",), texts
+                )
             )
     return beside, below
 
@@ -369,15 +373,15 @@ def _noted(report: Report, instrument: str, bars: records.Bars) -> tuple[list[La
 def _refused(report: Report, instrument: str, bars: records.Bars) -> ChartPanel | None:
     """Count the signals that each gate refused over time, a gate a row; None without any."""
     record, decisions = report.record, report.record.decisions
-    own, opens = decisions.places[instrument], bars.open_time_ms
-    own = own[(sides(record)[own] != 0) & (decisions.open_time_ms[own] >= opens[0])]
-    refused = decisions.refused_by[own]
+    places, opens = decisions.places[instrument], bars.open_time_ms
+    places = places[(sides(record)[places] != 0) & (decisions.open_time_ms[places] >= opens[0])]
+    refused = decisions.refused_by[places]
     refusing = set(refused.tolist())
     if not (gates := [name for name in gate_order() if name in refusing]):
         return None
     edges = np.linspace(opens[0], opens[-1] + record.bar_times.interval_ms, COLUMNS + 1)
     counts = [
-        np.histogram(decisions.open_time_ms[own[refused == name]], edges)[0].tolist()
+        np.histogram(decisions.open_time_ms[places[refused == name]], edges)[0].tolist()
         for name in gates
     ]
     middles = (0.5 * (edges[1:] + edges[:-1])).round().astype(np.int64).tolist()
@@ -453,7 +457,7 @@ def caption(report: Report, instrument: str) -> str:
     drawn = len(drawn_trades(report, instrument))
     marked = f"{drawn:,} of the {every:,}" if drawn < every else f"the {every:,}"
     first = iso(int(report.record.bars[instrument].open_time_ms[0]))[:10]
-    said = f"{instrument} from {first}: {marked} closed trades of {report.shown}"
+    text = f"{instrument} from {first}: {marked} closed trades of {report.shown}"
     if _refused(report, instrument, report.record.bars[instrument]) is None:
-        return f"{said}."
-    return f"{said}; below, fuller colour is more signals refused by that gate."
+        return f"{text}."
+    return f"{text}; below, fuller colour is more signals refused by that gate."

@@ -54,20 +54,20 @@ def report_document(
     report: Report, analysis: HeadReport | InfluenceReport | None = None
 ) -> TitledParts:
     """Return the report as a document, with the *analysis* of heads or of influence if given."""
-    made = tables(report)
-    parts = [*_heading(report), *_money(report, made)]
+    remaining = tables(report)
+    parts = [*_heading(report), *_money(report, remaining)]
     if report.attention:
-        parts += _attention(report, made)
+        parts += _attention(report, remaining)
     if isinstance(analysis, InfluenceReport):
         parts += _influence(analysis)
     elif analysis is not None:
         parts += _heads(analysis)
     parts += [_section("Trades"), *trades(report), _section("Gaps in the data")]
-    parts += _taken(made, "gaps", otherwise="The data have no gap.")
+    parts += _taken(remaining, "gaps", otherwise="The data have no gap.")
     for drawn in ("months", "last_trades"):  # a calendar, and every trade with its explanation
-        made.pop(drawn, None)
-    if made:
-        parts += [_section("Others"), *made.values()]
+        remaining.pop(drawn, None)
+    if remaining:
+        parts += [_section("Others"), *remaining.values()]
     parts += _identity(report)
     record = report.record
     title = f"{record.run['strategy']} on {record.run['instruments']}"
@@ -82,40 +82,40 @@ def _known(parts: Iterable[Part | None]) -> list[Part]:
     return [part for part in parts if part is not None]
 
 
-def _taken(made: dict[str, Table], *keys: str, otherwise: str = "") -> list[Part]:
-    """Take tables out of *made* and return them; *otherwise* where the report has none of them."""
-    found: list[Part] = [made.pop(key) for key in keys if key in made]
-    return found or ([Paragraph(otherwise, "note")] if otherwise else [])
+def _taken(remaining: dict[str, Table], *keys: str, otherwise: str = "") -> list[Part]:
+    """Take tables out of *remaining* and return them; *otherwise* where the report has none."""
+    taken: list[Part] = [remaining.pop(key) for key in keys if key in remaining]
+    return taken or ([Paragraph(otherwise, "note")] if otherwise else [])
 
 
-def _money(report: Report, made: dict[str, Table]) -> list[Part]:
+def _money(report: Report, remaining: dict[str, Table]) -> list[Part]:
     sources = "; ".join(f"{of.name}: {of.source}" for of in report.accounts) + "."
     prices = [price_chart(report, name) for name in list(report.record.bars)[:INSTRUMENTS_MAX]]
     return _known(
         [
             _section("Money"),
             equity_chart(report),
-            *_taken(made, "accounts"),
-            *_taken(made, "stretches"),
+            *_taken(remaining, "accounts"),
+            *_taken(remaining, "stretches"),
             Paragraph(sources, "note"),
-            *_taken(made, "random_twins"),
+            *_taken(remaining, "random_twins"),
             rolling_chart(report),
             months(report),
-            *_taken(made, "drawdowns", "costs"),
+            *_taken(remaining, "drawdowns", "costs"),
             _section("Trading"),
             *prices,
-            *_taken(made, "trade_groups"),
+            *_taken(remaining, "trade_groups"),
             trades_chart(report),
-            *_taken(made, "trade_returns", "holding_times"),
+            *_taken(remaining, "trade_returns", "holding_times"),
             _section("Refusals"),
             Paragraph("What the gates refused, held against what they let pass."),
             refusal_chart(report.refusals),
-            *_taken(made, "refusals", "unfilled"),
+            *_taken(remaining, "refusals", "unfilled"),
         ]
     )  # fmt: skip
 
 
-def _attention(report: Report, made: dict[str, Table]) -> list[Part]:
+def _attention(report: Report, remaining: dict[str, Table]) -> list[Part]:
     assert report.attention is not None
     maps = report.attention.heatmaps
     left_out = len(maps) - INSTRUMENTS_MAX
@@ -135,25 +135,29 @@ def _attention(report: Report, made: dict[str, Table]) -> list[Part]:
             _section("Confidence"),
             confidence_chart(report),
             groups_chart(report),
-            *_taken(made, "entries", otherwise="There are not both winners and losers to compare."),
+            *_taken(
+                remaining, "entries", otherwise="There are not both winners and losers to compare."
+            ),
             head_confidence_chart(report, report.heads),
             *(heads_over_time_chart(heatmap, report.heads) for heatmap in shown),
         ]
     )
 
 
-def _heads(found: HeadReport) -> list[Part]:
-    kinds, looks, flow, *subjects = found.tables()
+def _heads(analysis: HeadReport) -> list[Part]:
+    kinds, looks, flow, *subjects = analysis.tables()
     kinds_alone = replace(kinds, title="")
-    charts = head_charts(found, flow.title)
+    charts = head_charts(analysis, flow.title)
     return [_section(kinds.title), kinds_alone, looks, *subjects, *charts]
 
 
-def _influence(found: InfluenceReport) -> list[Part]:
-    matrix, *others = found.tables()
+def _influence(analysis: InfluenceReport) -> list[Part]:
+    matrix, *others = analysis.tables()
     matrix_alone = replace(matrix, title="")
-    quarters = influence_quarters_chart(found)
-    return _known([_section(matrix.title), influence_chart(found), matrix_alone, quarters, *others])
+    quarters = influence_quarters_chart(analysis)
+    return _known(
+        [_section(matrix.title), influence_chart(analysis), matrix_alone, quarters, *others]
+    )
 
 
 # ---------------------------------------------------------------- the run and its money
@@ -173,11 +177,11 @@ def _heading(report: Report) -> Iterator[Part]:
         "lead",
     )
     yield _tiles(report)
-    yield from (Paragraph(said, "warning") for said in report.warnings)
+    yield from (Paragraph(sentence, "warning") for sentence in report.warnings)
     first, *others = report.sentences
     yield FoldedParts(
         f"{first} {len(others)} more to know before believing any of it.",
-        tuple(Paragraph(said) for said in others),
+        tuple(Paragraph(sentence) for sentence in others),
     )
 
 
@@ -190,12 +194,12 @@ def _held_as_so_far(of: AccountReport) -> str:
 
 def _tiles(report: Report) -> Table:
     """Return the figures that matter first."""
-    own = report.accounts[0]
-    figures, done, spent = own.performance, own.activity, own.costs
+    account = report.accounts[0]
+    figures, done, spent = account.performance, account.activity, account.costs
     twin = report.record.held_twin
     alike = BUY_AND_HOLD_AT if twin is None else twin.name
     held = [of for of in report.accounts if of.name.startswith(alike)]
-    found: list[tuple[str, Value, Form]] = [
+    tiles: list[tuple[str, Value, Form]] = [
         ("return", figures.total_return, "gain percent"),
         *(
             (
@@ -208,7 +212,7 @@ def _tiles(report: Report) -> Table:
     ]
     whole = report.accounts[-1]
     assert whole.name == BUY_AND_HOLD
-    found += [
+    tiles += [
         (BUY_AND_HOLD, whole.performance.total_return, "gain percent"),
         (f"bp a day, over {figures.days:,.1f} days", _day(figures.mean_day, figures.error_day),
          "gain bp"),
@@ -218,9 +222,9 @@ def _tiles(report: Report) -> Table:
         ("paid in costs", spent.gross - spent.net if spent else None, "money"),
     ]  # fmt: skip
     if not held:
-        found.append(("time in the market", done.exposure if done else None, "share"))
-    figures_of = tuple(of_row(name, name, form) for name, _, form in found)
-    return Table("tiles", "", figures_of, (tuple(value for _, value, _ in found),), look="tiles")
+        tiles.append(("time in the market", done.exposure if done else None, "share"))
+    figures_of = tuple(of_row(name, name, form) for name, _, form in tiles)
+    return Table("tiles", "", figures_of, (tuple(value for _, value, _ in tiles),), look="tiles")
 
 
 def _day(value: float | None, error: float | None) -> Value:
@@ -233,9 +237,11 @@ def months(report: Report) -> Table:
     earned = {(year, month): value for year, month, value in report.monthly}
     rows: list[tuple[Value, ...]] = []
     for year in years:
-        own = [earned.get((year, month), "") for month in range(1, 13)]
-        whole = float(np.prod([1.0 + value for value in own if not isinstance(value, str)]) - 1.0)
-        rows.append((str(year), *own, whole))
+        returns = [earned.get((year, month), "") for month in range(1, 13)]
+        whole = float(
+            np.prod([1.0 + value for value in returns if not isinstance(value, str)]) - 1.0
+        )
+        rows.append((str(year), *returns, whole))
     forms: dict[str, Form] = {"": "text", **dict.fromkeys(MONTHS, "gain tint")}
     return table_of("calendar", "Months", {**forms, "year": "gain percent"}, rows)
 

@@ -271,7 +271,7 @@ def declared(make: Make) -> Make:
 
 def tables(report: Report) -> dict[str, Table]:
     """Return the tables that *report* has something for, by their keys, in the order shown."""
-    return {made.key: made for make in TABLES for made in make(report)}
+    return {table.key: table for make in TABLES for table in make(report)}
 
 
 @declared
@@ -315,12 +315,12 @@ def _closed(report: Report) -> Iterator[Table]:
         yield table("trade_returns", title, _spread_figures("gain bp"), returns)
         title = f"Spread of holding times{whose}"
         yield table("holding_times", title, _spread_figures("span"), spans)
-    if made := markouts(report.record):
+    if rows := markouts(report.record):
         title = "After fills as maker: the close against their price"
-        yield table("makers", title, MAKERS, made, notes=(_MAKERS_NOTE,))
-    if own := report.own_trades:
-        last = own[-LAST_TRADES:]
-        title = f"Closed trades (the last {len(last)} of {len(own):,})"
+        yield table("makers", title, MAKERS, rows, notes=(_MAKERS_NOTE,))
+    if trades := report.own_trades:
+        last = trades[-LAST_TRADES:]
+        title = f"Closed trades (the last {len(last)} of {len(trades):,})"
         yield table("last_trades", title, LAST, last)
 
 
@@ -332,9 +332,9 @@ def _decided(report: Report) -> Iterator[Table]:
         every = sum(report.regimes.values())
         rows = [(name, count, count / every) for name, count in report.regimes.items()]
         yield table("regimes", "Regimes (where attention lay)", REGIMES, rows)
-    if found := _reweightings(report.record):
+    if gains := _reweightings(report.record):
         title = "What new weights were expected to gain"
-        yield table("reweightings", title, REWEIGHTINGS, found, notes=(_REWEIGHTINGS_NOTE,))
+        yield table("reweightings", title, REWEIGHTINGS, gains, notes=(_REWEIGHTINGS_NOTE,))
     if report.groups and all(of.trades for of in report.groups):
         yield table(
             "entries",
@@ -393,9 +393,9 @@ def _spreads(closed: Sequence[ClosedTrade]) -> tuple[list[_Spread], list[_Spread
     returns, spans = [], []
     for group in groups_of(closed)[:3]:
         if group.trades:
-            made = np.quantile([trade.return_bp / 1e4 for trade in group.trades], at)
+            earned = np.quantile([trade.return_bp / 1e4 for trade in group.trades], at)
             held = np.quantile([trade.held_ms for trade in group.trades], at)
-            returns.append(_Spread(group.name, tuple(made.tolist())))
+            returns.append(_Spread(group.name, tuple(earned.tolist())))
             spans.append(_Spread(group.name, tuple(held.tolist())))
     return returns, spans
 
@@ -410,13 +410,13 @@ def _fraction(points: float | None) -> float | None:
 
 def _reweightings(record: RunRecord) -> list[Cells]:
     """Return the gains that a portfolio's notes expected of its new weights, a row a rule."""
-    found: list[Cells] = []
+    rows: list[Cells] = []
     for rule, name in GAINED.items():
         # Every symbol's decision at a close notes the same; the first one's are read.
         for of in record.notes.values():
             if name in of and name + ERROR in of:
                 gain, error = of[name].number, of[name + ERROR].number
-                found.append(
+                rows.append(
                     {
                         "gained": str(rule),
                         "count": len(gain),
@@ -427,7 +427,7 @@ def _reweightings(record: RunRecord) -> list[Cells]:
                     }
                 )
                 break
-    return found
+    return rows
 
 
 _REWEIGHTINGS_NOTE: Final = (
@@ -468,11 +468,11 @@ def _reserve(report: Report) -> tuple[str, ...]:
 
 def _annual(report: Report) -> tuple[str, ...]:
     """Say what the figures by day and by year are made of, and why some are missing."""
-    record, own = report.record, report.accounts[0].performance
-    bars = count_of(own.bars, "bar")
-    said = f"Errors count blocks of five days or more: {bars} on {own.days:,.1f} days. "
-    if not is_annual(own.days):
-        said += f"Under {DAYS_TO_ANNUALISE} days nothing is annualised (–)."
+    record, performance = report.record, report.accounts[0].performance
+    bars = count_of(performance.bars, "bar")
+    sentence = f"Errors count blocks of five days or more: {bars} on {performance.days:,.1f} days. "
+    if not is_annual(performance.days):
+        sentence += f"Under {DAYS_TO_ANNUALISE} days nothing is annualised (–)."
     else:
         calendar = record.bar_times.calendar
         what = "days" if calendar is None or calendar.sessions.name == MONTHS_OF else "sessions"
@@ -482,16 +482,16 @@ def _annual(report: Report) -> tuple[str, ...]:
             if record.risk_free
             else "no risk-free rate"
         )
-        said += f"A year has {days} {what}; {rate}."
+        sentence += f"A year has {days} {what}; {rate}."
     if record.bar_times.interval_ms > DAY_MS:
-        said += " A bar is longer than a day: its return is spread evenly over its days."
+        sentence += " A bar is longer than a day: its return is spread evenly over its days."
     gone = [
         of.name
         for of in report.accounts
         if of.performance.mean_day is None and of.performance.total_return is not None
     ]
     if gone:
-        said += f" Where nothing was left ({', '.join(gone)}) returns mean nothing (–)."
+        sentence += f" Where nothing was left ({', '.join(gone)}) returns mean nothing (–)."
     held = (
         "Exposure counts the bars from the first that was no warm-up; buy and hold begins there "
         "too, with all the money"
@@ -503,20 +503,20 @@ def _annual(report: Report) -> tuple[str, ...]:
             ". In hedge mode exposure is gross, both sides added up; net is the long side less the "
             "short one, and buy and hold is compared at that of each bar without its sign"
         )
-    return said, f"{held}."
+    return sentence, f"{held}."
 
 
 def _refusal_notes(record: RunRecord, refused: Sequence[Refusal]) -> tuple[str, ...]:
     if not any(row.signals for row in refused):
         return ("Without a model's forecasts no signal has a side, so nothing is measured.",)
     cost = 2e4 * record.cost_rate
-    said = (
+    note = (
         f"Gross, for a round trip costs every signal {cost:.1f} bp, refused or not. “Passed better "
         "by” compares with what the gate saw and let pass, ± one error by day. It saved or cost "
         "only where that is clear at 95 % and more than a random gate of equal coverage makes; "
         "chance makes one of forty seem to save."
     )
-    return (said,)
+    return (note,)
 
 
 Headline = dict[str, float | int | None]
@@ -534,31 +534,31 @@ def headline(record: RunRecord, closed: Sequence[ClosedTrade]) -> Headline:
     that ended with less (docs/python.md, Y7). What a run is too short for, or did not do, is None.
     """
     account = account_report(record, record.account, closed)
-    found: Headline = {"bars": account.performance.bars}
+    values: Headline = {"bars": account.performance.bars}
     for figure in ACCOUNTS[1:]:  # the first is the account's name
         value = figure.of(account)
         if isinstance(value, tuple):
-            found[figure.key], found[f"{figure.key}_error"] = value
+            values[figure.key], values[f"{figure.key}_error"] = value
         else:
             assert not isinstance(value, str)
-            found[figure.key] = value
+            values[figure.key] = value
             if figure.key in ("mean_day", "sharpe"):
-                found[f"{figure.key}_error"] = None
+                values[f"{figure.key}_error"] = None
     held = {name: metrics.total_return(equity) for name, _, equity, _ in held_alike(record)}
-    found["buy_and_hold_return"] = held.pop(BUY_AND_HOLD)
+    values["buy_and_hold_return"] = held.pop(BUY_AND_HOLD)
     twin = record.held_twin
-    found["held_return"] = (
+    values["held_return"] = (
         next(iter(held.values()), None) if twin is None else metrics.total_return(twin.equity)
     )
     drawn = random_twins(record, record.account, _LAST)
-    found["random_twins"] = RANDOM_TWINS if drawn else 0
-    found["random_beaten"] = drawn.beaten if drawn else None
+    values["random_twins"] = RANDOM_TWINS if drawn else 0
+    values["random_beaten"] = drawn.beaten if drawn else None
     halted = next((of for of in stretches(record, closed) if of.name == UNTIL_HALT), None)
     figures = None if halted is None else halted.performance
-    found["halted_ms"] = None if halted is None else halted.until_ms
-    found["mean_day_until_halt"] = None if figures is None else figures.mean_day
-    found["mean_day_until_halt_error"] = None if figures is None else figures.error_day
-    found["sharpe_until_halt"] = None if figures is None else figures.sharpe
-    found["sharpe_until_halt_error"] = None if figures is None else figures.sharpe_error
-    found["exposure_until_halt"] = None if halted is None else halted.exposure
-    return found
+    values["halted_ms"] = None if halted is None else halted.until_ms
+    values["mean_day_until_halt"] = None if figures is None else figures.mean_day
+    values["mean_day_until_halt_error"] = None if figures is None else figures.error_day
+    values["sharpe_until_halt"] = None if figures is None else figures.sharpe
+    values["sharpe_until_halt_error"] = None if figures is None else figures.sharpe_error
+    values["exposure_until_halt"] = None if halted is None else halted.exposure
+    return values

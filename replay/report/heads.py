@@ -144,8 +144,8 @@ def read_heads(record: RunRecord) -> HeadReport:
     last = int(explained[-1])
     instrument = decisions.instrument[last]
     forecaster, half, bars = _asked(record, str(instrument), last)
-    own = explained[decisions.instrument[explained] == instrument]
-    answered = {*decisions.open_time_ms[own].tolist()}
+    rows = explained[decisions.instrument[explained] == instrument]
+    answered = {*decisions.open_time_ms[rows].tolist()}
     sequence = int(decisions.sequence[last])
     return heads_of(forecaster, bars, sequence, half=half, places=PLACES, answered=answered)
 
@@ -165,46 +165,46 @@ def heads_of(
     that were *answered*, by default all. Raises ``DataInvalid`` where the bars are too few.
     """
     first = min(forecaster.context + DECISIONS_BEFORE - 1, len(bars))
-    asked = [
+    candidates = [
         end
         for end in range(first, len(bars) + 1)
         if not answered or bars[end - 1].open_time_ms in answered
     ]
     *ends, last = (
-        asked[at] for at in np.unique(np.linspace(len(asked) - 1, 0, places).astype(int))
+        candidates[at] for at in np.unique(np.linspace(len(candidates) - 1, 0, places).astype(int))
     )
     parts = [bars[end - first : end] for end in ends]
     parts.append(bars[max(0, last - forecaster.context - DECISIONS + 1) :])
-    *_, found = every = [look_into(forecaster, part, AGE_EDGES) for part in parts]
+    *_, last_look = every = [look_into(forecaster, part, AGE_EDGES) for part in parts]
     horizon = forecaster.horizons[len(forecaster.horizons) // 2]
     shares = [
-        Probe(forecaster, part, horizon=horizon).shares(seen.rollout)
-        for part, seen in zip(parts, every, strict=True)
+        Probe(forecaster, part, horizon=horizon).shares(look.rollout)
+        for part, look in zip(parts, every, strict=True)
     ]
-    window = found.by_age.shape[-1]
+    window = last_look.by_age.shape[-1]
     edges = np.unique(np.geomspace(1, window + 1, CELLS + 1).astype(np.int64)) - 1
-    cells = np.add.reduceat(found.by_age, edges[:-1], axis=-1) / np.diff(edges)
-    decisions = found.by_age.shape[2]
+    cells = np.add.reduceat(last_look.by_age, edges[:-1], axis=-1) / np.diff(edges)
+    decisions = last_look.by_age.shape[2]
     kinds = [[[head.kind.value for head in layer] for layer in each.readings]
              for each in every]  # fmt: skip
-    kept = max(found.map.weights.shape[1], decisions)
+    kept = max(last_look.map.weights.shape[1], decisions)
     return HeadReport(
         instrument=bars[-1].instrument,
         sequence=sequence,
         half=half,
         decisions=decisions,
         window=window,
-        readings=found.readings,
-        figures=found.figures,
-        ties=found.ties,
+        readings=last_look.readings,
+        figures=last_look.figures,
+        ties=last_look.ties,
         over_run=tuple(tuple(zip(*layer, strict=True)) for layer in zip(*kinds, strict=True)),
         maps=cells.swapaxes(2, 3),
         cell_ages=tuple(edges[:-1].tolist()),
-        flow=found.flow,
-        groups=group_names(found.rollout.size),
-        rollout=found.rollout,
-        map=found.map,
-        edges=edges_of(found.by_age),
+        flow=last_look.flow,
+        groups=group_names(last_look.rollout.size),
+        rollout=last_look.rollout,
+        map=last_look.map,
+        edges=edges_of(last_look.by_age),
         open_time_ms=tuple(bar.open_time_ms for bar in bars[-kept:]),
         features={name: float(np.mean([of[name] for of in shares])) for name in shares[0]},
         horizon=horizon,
@@ -228,28 +228,28 @@ def _asked(record: RunRecord, instrument: str, place: int) -> tuple[Attending, b
     if record.config.model.own_class:
         raise DataInvalid("A class of a user's own has no heads to look into; leave --heads out.")
     with Reader.open(record.database) as reader:
-        said = reader.step(run_id, int(record.decisions.sequence[place])).prediction
-        assert isinstance(said, Forecast)
+        forecast = reader.step(run_id, int(record.decisions.sequence[place])).prediction
+        assert isinstance(forecast, Forecast)
         bars = reader.bars(run_id, instrument)
-    known = [bar for bar in bars if bar.open_time_ms <= open_time_ms]
-    folder = checkpoints.find_kept(record.database, said.model_id)
+    past = [bar for bar in bars if bar.open_time_ms <= open_time_ms]
+    folder = checkpoints.find_kept(record.database, forecast.model_id)
     vectors = recorded_covariates(
         record.database,
         kept_covariates_of(str(record.run["libraries"])),
         checkpoints.read_card(folder),
     )
     forecaster = forecaster_of(folder, record.config, mode="step", covariates=vectors)
-    asked = attending(forecaster)
+    network = attending(forecaster)
     if over_symbols(forecaster) is not None:
         raise DataInvalid(
             "Heads are looked into of networks that see one symbol, and this one sees several; "
             "leave --heads out."
         )
-    if asked is None:
+    if network is None:
         raise DataInvalid("This model has no attention to look into; leave --heads out.")
     with Reader.open(record.database) as reader:
-        recall_events(asked, reader, run_id, known)
-    return asked, asked is not forecaster, known
+        recall_events(network, reader, run_id, past)
+    return network, network is not forecaster, past
 
 
 def group_names(time: int) -> tuple[str, ...]:
@@ -297,8 +297,8 @@ KINDS: Final = (
 
 def _tied(name: str, title: str) -> Iterator[Figure[_Head]]:
     def of(head: _Head) -> Tie | None:
-        found: Tie | None = None if head.ties is None else getattr(head.ties, name)
-        return found
+        head_tie: Tie | None = None if head.ties is None else getattr(head.ties, name)
+        return head_tie
 
     yield Figure(name, title, "ratio", lambda head: (tie := of(head)) and tie.value, wide=True)
     yield Figure(f"{name}_p", "p", "measure", lambda head: (tie := of(head)) and tie.p, wide=True)
@@ -340,22 +340,24 @@ EVENTS: Final = (
 )
 
 
-def event_bars(found: RolloutMap, open_time_ms: Sequence[int]) -> list[EventBar]:
+def event_bars(rollout_map: RolloutMap, open_time_ms: Sequence[int]) -> list[EventBar]:
     """Return the bars of a map that its rows looked at most, once they were no longer recent.
 
     Recent is the newest quarter of the map. A bar's weight is held to the mean weight that the same
     rows gave to all their bars that were no longer recent.
     """
-    bars = found.weights.shape[1]
-    age = (bars - 1 - found.ages)[:, None] - np.arange(bars)
+    bars = rollout_map.weights.shape[1]
+    age = (bars - 1 - rollout_map.ages)[:, None] - np.arange(bars)
     distant = age >= max(1, bars // 4)
-    even = np.where(distant, found.weights, 0.0).sum(axis=1) / np.maximum(distant.sum(axis=1), 1)
-    relative = np.divide(found.weights, even[:, None], where=even[:, None] > 0,
-                         out=np.zeros_like(found.weights))  # fmt: skip
+    even = np.where(distant, rollout_map.weights, 0.0).sum(axis=1) / np.maximum(
+        distant.sum(axis=1), 1
+    )
+    relative = np.divide(rollout_map.weights, even[:, None], where=even[:, None] > 0,
+                         out=np.zeros_like(rollout_map.weights))  # fmt: skip
     counts = distant.sum(axis=0)
     mean = np.where(distant, relative, 0.0).sum(axis=0) / np.maximum(counts, 1)
-    seen = np.flatnonzero(counts >= max(2, len(found.ages) // 20))
-    order = seen[np.argsort(-mean[seen], kind="stable")][:EVENTS_SHOWN]
+    eligible = np.flatnonzero(counts >= max(2, len(rollout_map.ages) // 20))
+    order = eligible[np.argsort(-mean[eligible], kind="stable")][:EVENTS_SHOWN]
     times = open_time_ms[-bars:]
     return [EventBar(times[at], float(mean[at]), int(counts[at])) for at in order.tolist()]
 
@@ -383,9 +385,9 @@ def head_tables(heads: HeadReport) -> tuple[Table, Table, Table]:
     """Return the figures behind each head's kind, how it looks, and the flow below each layer."""
     every = zip(heads.readings, heads.figures, heads.ties, heads.over_run, strict=True)
     read = [
-        _Head(f"{layer}.{head}", *found)
+        _Head(f"{layer}.{head}", *parts)
         for layer, of in enumerate(every, start=1)
-        for head, found in enumerate(zip(*of, strict=True), start=1)
+        for head, parts in enumerate(zip(*of, strict=True), start=1)
     ]
     notes = (asked_of(heads), *([heads.note] if heads.note else ()))
     kinds = table("head_kinds", "Heads", KINDS, read, notes=notes, shown=len(read))

@@ -28,20 +28,20 @@ def card_sentences(card: Mapping[str, Any]) -> list[str]:
     return list(card.get("honesty", {}).get("sentences", []))
 
 
-def compared_sentences(figures: Mapping[str, Any], horizon: int, own: str) -> list[str]:
-    """Say how sign and volatility of the forecaster *own* compare at *horizon*, in bars.
+def compared_sentences(figures: Mapping[str, Any], horizon: int, forecaster: str) -> list[str]:
+    """Say how sign and volatility of *forecaster* compare at *horizon*, in bars.
 
     *figures* are a card's, with those that are paired; without a baseline of the volatility nothing
     is said of it.
     """
     main, paired = figures[str(horizon)], figures[PAIRED][str(horizon)]
-    found = []
-    if own in main.get("sign_accuracy", {}):
-        named, error = main["sign_accuracy"][own]
-        found.append(sign_sentence(figures, horizon, _named(named, error)))
+    sentences = []
+    if forecaster in main.get("sign_accuracy", {}):
+        named, error = main["sign_accuracy"][forecaster]
+        sentences.append(sign_sentence(figures, horizon, _named(named, error)))
     if paired.get("qlike"):
-        found.append(volatility_sentence(figures, horizon, main["qlike"][own][0]))
-    return found
+        sentences.append(volatility_sentence(figures, horizon, main["qlike"][forecaster][0]))
+    return sentences
 
 
 def sign_sentence(figures: Mapping[str, Any], horizon: int, named: str) -> str:

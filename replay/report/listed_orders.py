@@ -163,7 +163,7 @@ def queue_positions(
     instruments = {item.id: item for item in stored.run.instruments}
     pruned = reader.pruned(stored.run_key)
     rules = QueueRules.named(execution["queue_model"], execution["queue_exponent"])
-    found = {}
+    positions = {}
     for row in orders:
         if row["limit_price"] is None:
             continue
@@ -181,8 +181,8 @@ def queue_positions(
             for place in (first, newest)
         ]
         is_seen = pruned is None or _birth(row) > pruned.until_sequence
-        found[row["order_id"]] = QueuePosition(ahead[0] if is_seen else None, ahead[1])
-    return found
+        positions[row["order_id"]] = QueuePosition(ahead[0] if is_seen else None, ahead[1])
+    return positions
 
 
 def _birth(row: Row) -> int:
@@ -195,7 +195,7 @@ def _places(rows: RunRows, row: Row, until: int, *, newest: bool = False) -> Ite
         queues = decode_state(state).account.books[row["instrument"]].queues
         if queues is None:  # no order book fills orders
             return
-        yield from (one for one in queues.places if one.order_id == row["order_id"])
+        yield from (place for place in queues.places if place.order_id == row["order_id"])
 
 
 def _moved(

@@ -314,8 +314,8 @@ def overfitting_probability(daily: Floats) -> float | None:
         """Mean ÷ root mean square, which ranks as the Sharpe ratio does; 0 of what never moved."""
         total, squares = sums
         root = np.sqrt(squares)
-        found: Floats = np.divide(total, root, out=np.zeros_like(total), where=root > 0)
-        return found
+        ratios: Floats = np.divide(total, root, out=np.zeros_like(total), where=root > 0)
+        return ratios
 
     return lost_elsewhere(sums, ratio)
 
@@ -389,14 +389,14 @@ def worst_drawdowns(times_ms: Numbers, equity: Numbers) -> list[Drawdown]:
     times, lost = np.asarray(times_ms, dtype=np.int64), drawdowns(equity)
     # With an end put on both sides every stretch has two edges: its first bar, one past its last.
     edges = np.flatnonzero(np.diff(np.concatenate(([False], lost > 0, [False])).astype(np.int8)))
-    found = []
+    worst = []
     for start, end in zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True):
         deepest = start + int(lost[start:end].argmax())
         back = int(times[end]) if end < times.size else None
-        found.append(
+        worst.append(
             Drawdown(float(lost[deepest]), int(times[start - 1]), int(times[deepest]), back)
         )
-    return sorted(found, key=lambda one: -one.depth)[:DRAWDOWNS_SHOWN]
+    return sorted(worst, key=lambda drawdown: -drawdown.depth)[:DRAWDOWNS_SHOWN]
 
 
 def performance(

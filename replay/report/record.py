@@ -153,9 +153,9 @@ class RunRecord:
         """The index of each instrument's first bar after the warm-up; its count of bars if none."""
         refused_by = self.decisions.refused_by
         places = {}
-        for name, own in self.decisions.places.items():
-            warmed = np.flatnonzero(refused_by[own] != warm.name)
-            places[name] = int(warmed[0]) if warmed.size else own.size
+        for name, rows in self.decisions.places.items():
+            warmed = np.flatnonzero(refused_by[rows] != warm.name)
+            places[name] = int(warmed[0]) if warmed.size else rows.size
         return places
 
     @property
@@ -311,7 +311,7 @@ def _margins(views: RunViews, instruments: Iterable[str]) -> Iterator[Row]:
     for instrument in instruments:
         rows = views.rows("v_positions", newest=2, instrument=instrument)
         for row in sorted(rows, key=itemgetter("side")):
-            is_newest = row["sequence"] == max(one["sequence"] for one in rows)
+            is_newest = row["sequence"] == max(position["sequence"] for position in rows)
             if is_newest and row["margin"] is not None:
                 yield row
 
@@ -319,22 +319,22 @@ def _margins(views: RunViews, instruments: Iterable[str]) -> Iterator[Row]:
 def _decisions(columns: RunColumns) -> Decisions:
     run_id = columns.run.run_id
     counts = columns.rows.outcome_counts(columns.span).values()
-    if not (decided := sum(one.times for one in counts)):
+    if not (decided := sum(outcome.times for outcome in counts)):
         raise DataInvalid(
             f"Run {run_id} has decided no bar yet; let it run on, or choose another run."
         )
-    found = columns.decisions(_PREDICTED if columns.run.model_id else ())
-    if found["sequence"].size != decided:
+    arrays = columns.decisions(_PREDICTED if columns.run.model_id else ())
+    if arrays["sequence"].size != decided:
         raise DataInvalid(
             f"Run {run_id} holds decisions without their bars; run `tracepaper audit verify` "
             "and restore a backup."
         )
     nothing = np.full(decided, np.nan)
     return Decisions(
-        **{name: found[name] for name in ("sequence", "instrument", "open_time_ms", "allowed")},
-        **{name: found[name] for name in ("action", "refused_by", "regime")},
-        unfilled=found["unfilled_reason"],
-        **{name: found.get(name, nothing) for name in _PREDICTED},
+        **{name: arrays[name] for name in ("sequence", "instrument", "open_time_ms", "allowed")},
+        **{name: arrays[name] for name in ("action", "refused_by", "regime")},
+        unfilled=arrays["unfilled_reason"],
+        **{name: arrays.get(name, nothing) for name in _PREDICTED},
     )
 
 
@@ -344,8 +344,8 @@ def _settlements(
     """List missing settlements, and count those that came twice."""
     missing = tuple(row for row in gaps if row["cause"] == GapCause.FUNDING)
     held = sum(account.holds(row["instrument"], row["from_ms"]) for row in missing)
-    known = {(row["instrument"], row["market_ms"]) for row in settled}
-    return Settlements(missing, held, len(settled) - len(known))
+    booked = {(row["instrument"], row["market_ms"]) for row in settled}
+    return Settlements(missing, held, len(settled) - len(booked))
 
 
 def _bars(
@@ -367,9 +367,9 @@ def _bars(
         every = columns.bars(name)
         decided = every["outcome"] >= 0
         chosen = ("sequence", "open_time_ms", "open", "high", "low", "close")
-        own = {key: every[key][decided] for key in chosen}
-        closes_ms = columns.times.closes_of(own["open_time_ms"])
-        bars[name] = Bars(**own, funding=funding_in_bars(closes_ms, rates[name].items()))
+        kept = {key: every[key][decided] for key in chosen}
+        closes_ms = columns.times.closes_of(kept["open_time_ms"])
+        bars[name] = Bars(**kept, funding=funding_in_bars(closes_ms, rates[name].items()))
     return bars
 
 

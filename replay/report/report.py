@@ -80,7 +80,7 @@ def explain_trades(
 ) -> list[ExplainedTrade]:
     """Read the decision that opened each of *trades*."""
     views = RunViews(reader.connection, str(record.run["run_id"]))
-    found = []
+    explained = []
     for trade in trades:
         # By equality: a range of sequences would go over the whole run.
         if decided := views.rows("v_decisions", sequence=trade.entry_sequence):
@@ -92,8 +92,10 @@ def explain_trades(
             gates = tuple(views.rows("v_gates", sequence=trade.entry_sequence))
             by_list = decided[0]["action"] == Action.ORDERS
             orders = of_decision(reader, views, trade.entry_sequence) if by_list else ()
-            found.append(ExplainedTrade(trade, decided[0], gates, times, closes, rollout, orders))
-    return found
+            explained.append(
+                ExplainedTrade(trade, decided[0], gates, times, closes, rollout, orders)
+            )
+    return explained
 
 
 def _rollout(
@@ -266,12 +268,12 @@ def build_report(
         listed = newest_listed(RunViews(reader.connection, run_id))
         retrained = reader.of_type(run_id, RetrainingEnd)
         card = _card(record)
-        said = read_said(reader, record, card)
+        outcomes = read_said(reader, record, card)
     progress("drawing random twins")
     times, marks = _times(record), _marks(record)
     held = held_alike(record)
     names, counts = np.unique(record.decisions.regime, return_counts=True)
-    own, divided = record.account.equity, record.holds_over_split(record.account)
+    equity, divided = record.account.equity, record.holds_over_split(record.account)
     return Report(
         record=record,
         warnings=tuple(f"Warning: {text}." for text in json.loads(record.run["warnings"] or "[]")),
@@ -286,11 +288,11 @@ def build_report(
             *(_curve(of.name, of.equity, marks) for of in held),
         ),
         random=tuple(_random(record, ledgers, marks)),
-        monthly=() if divided else tuple(metrics.monthly_returns(_within(record), own)),
-        drawdowns=() if divided else tuple(metrics.worst_drawdowns(times, own)),
+        monthly=() if divided else tuple(metrics.monthly_returns(_within(record), equity)),
+        drawdowns=() if divided else tuple(metrics.worst_drawdowns(times, equity)),
         rolling=metrics.rolling_sharpe(
             record.times_ms[:0] if divided else record.times_ms,
-            own[:1] if divided else own,
+            equity[:1] if divided else equity,
             record.bar_times.interval_ms,
             record.bar_times.calendar,
             record.risk_free,
@@ -304,7 +306,7 @@ def build_report(
         explained=tuple(explained),
         listed=listed,
         heads=int(card.get("architecture", {}).get("heads", 0)),
-        said=said,
+        said=outcomes,
         stretches=stretches(record, closed[record.account.name]),
     )
 
@@ -317,17 +319,17 @@ def stretches(record: RunRecord, closed: Sequence[ClosedTrade]) -> tuple[Stretch
 
     A halted run earns nothing, which thins every mean: what it did before is told apart.
     """
-    found: list[tuple[str, int, int]] = []
+    parts: list[tuple[str, int, int]] = []
     first_ms, last_ms = int(_times(record)[0]), int(record.times_ms[-1])
-    if halts := [one.since_ms for one in record.states if one.is_halt]:
-        found.append((UNTIL_HALT, first_ms, min(halts)))
-    found += _fitted_parts(record.fitted, first_ms, last_ms)
-    if not found:
+    if halts := [lasting.since_ms for lasting in record.states if lasting.is_halt]:
+        parts.append((UNTIL_HALT, first_ms, min(halts)))
+    parts += _fitted_parts(record.fitted, first_ms, last_ms)
+    if not parts:
         return ()
     exposed = exposures(record, record.account)[1]
     return tuple(
         _stretch(record, closed, exposed, name, since, until)
-        for name, since, until in found
+        for name, since, until in parts
         if since < until
     )
 
@@ -383,8 +385,8 @@ def _random(
 ) -> Iterator[RandomTwins]:
     """Yield the random twins of every account that held something."""
     for of in ledgers:
-        if (made := random_twins(record, of, marks)) is not None:
-            yield made
+        if (twins := random_twins(record, of, marks)) is not None:
+            yield twins
 
 
 def _times(record: RunRecord) -> Ints:
@@ -412,7 +414,7 @@ def account_report(
     record: RunRecord, ledger: AccountRecord, closed: Sequence[ClosedTrade]
 ) -> AccountReport:
     """Return the figures of an account that the run stored."""
-    own = ledger is record.account
+    is_own = ledger is record.account
     net, gross = exposures(record, ledger)
     figures = metrics.performance(
         record.times_ms,
@@ -425,7 +427,9 @@ def account_report(
         figures = metrics.unknown(figures)
     return AccountReport(
         name=ledger.name,
-        source="stored" if own else f"stored: {state.TWINS.get(ledger.name, 'a shadow account')}",
+        source="stored"
+        if is_own
+        else f"stored: {state.TWINS.get(ledger.name, 'a shadow account')}",
         start=float(ledger.equity[0]),
         end=float(ledger.equity[-1]),
         performance=figures,
@@ -438,7 +442,7 @@ def account_report(
             year_days=metrics.year_days(record.bar_times.calendar),
         ),
         costs=costs(ledger, record.terms),
-        margin=_margin(record) if own else None,
+        margin=_margin(record) if is_own else None,
         net_exposure=_mean_net(record, ledger, net),
     )
 
@@ -487,18 +491,18 @@ def held_alike(record: RunRecord) -> list[HoldBenchmark]:
 
     Where the run has the twin that holds its exposure so far, that one alone stands for the first.
     """
-    found = []
+    held = []
     if record.held_twin is None:
         share = mean_exposure(record)
         if np.isfinite(share) and share > 0:
             source = f"computed: the run's mean exposure, {share:.2%} of the start, {BOUGHT}"
-            found.append(
+            held.append(
                 HoldBenchmark(
                     f"{BUY_AND_HOLD_AT}{share:.2%}", source, buy_and_hold(record, share), share
                 )
             )
     source = f"computed: all the money, {BOUGHT}"
-    return [*found, HoldBenchmark(BUY_AND_HOLD, source, buy_and_hold(record), 1.0)]
+    return [*held, HoldBenchmark(BUY_AND_HOLD, source, buy_and_hold(record), 1.0)]
 
 
 def _held_account(record: RunRecord, held: HoldBenchmark) -> AccountReport:
@@ -522,7 +526,7 @@ def _held_account(record: RunRecord, held: HoldBenchmark) -> AccountReport:
 
 def _sentences(record: RunRecord, card: Card) -> tuple[str, ...]:
     """List the caveats of this report and of the model's card."""
-    found = [PAPER_SENTENCE]
+    sentences = [PAPER_SENTENCE]
     if record.gaps:
         lost = sum(
             int(record.bar_times.bars_between(np.array(row["from_ms"]), np.array(row["until_ms"])))
@@ -530,32 +534,32 @@ def _sentences(record: RunRecord, card: Card) -> tuple[str, ...]:
             if not row["repaired_by"]
         )
         longest = max(row["until_ms"] - row["from_ms"] for row in record.gaps)
-        found.append(
+        sentences.append(
             f"Gaps in the data: {len(record.gaps):,}, the longest of {duration(longest)}. Bars "
             f"that never came: {lost:,}; annual figures do not count them."
         )
     settled = record.settlements
     if settled.missing:
-        found.append(
+        sentences.append(
             f"{len(settled.missing):,} settlements of funding never came, {settled.missing_held:,} "
             "of them while a position was held: what they would have moved is in no account."
         )
     if settled.twice:
-        found.append(f"{settled.twice:,} settlements came twice and were booked once.")
+        sentences.append(f"{settled.twice:,} settlements came twice and were booked once.")
     if record.splits:
         symbols = ", ".join(record.instruments[name].symbol for name in record.splits)
-        found.append(
+        sentences.append(
             f"Over the split of {symbols} that was not adjusted, an account that held it has no "
             "returns (–) and its trade is left out; buy and hold is computed as if adjusted, and "
             "random twins are not drawn."
         )
     if record.run["ended_at"] is None:
-        found.append("The run has not ended; this is how it stood when the report was made.")
+        sentences.append("The run has not ended; this is how it stood when the report was made.")
     if record.run["kind"] != "live":
-        found.append(OPENS_SENTENCE)
+        sentences.append(OPENS_SENTENCE)
     if record.run["model_id"] and not record.config.model.own_class:
-        found += [*_card_sentences(card), REGIMES_SENTENCE, ROLLOUT_SENTENCE]
-    return tuple(found)
+        sentences += [*_card_sentences(card), REGIMES_SENTENCE, ROLLOUT_SENTENCE]
+    return tuple(sentences)
 
 
 def _retrained_sentences(events: Sequence[RetrainingEnd]) -> Iterator[str]:
@@ -563,8 +567,8 @@ def _retrained_sentences(events: Sequence[RetrainingEnd]) -> Iterator[str]:
     if not events:
         return
     counts = Counter(event.outcome.value for event in events)
-    told = ", ".join(f"{count} {outcome}" for outcome, count in counts.items())
-    yield f"The model was retrained in service: {told}. Each is an event of the kind retrained."
+    outcomes = ", ".join(f"{count} {outcome}" for outcome, count in counts.items())
+    yield f"The model was retrained in service: {outcomes}. Each is an event of the kind retrained."
     for event in events:
         if event.takes_over:
             at = datetime.fromtimestamp(event.market_ms / 1000, UTC)
@@ -587,5 +591,5 @@ def _card(record: RunRecord) -> Card:
 def _card_sentences(card: Card) -> list[str]:
     if not card:
         return ["The checkpoint is no longer beside the database, so its card says nothing here."]
-    said = card_sentences(card) or [card["model"].get("notice", "")]
-    return [f"The model's card: {text}" for text in said if text]
+    sentences = card_sentences(card) or [card["model"].get("notice", "")]
+    return [f"The model's card: {text}" for text in sentences if text]

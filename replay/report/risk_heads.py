@@ -54,19 +54,27 @@ def read_said(reader: Reader, record: RunRecord, card: Mapping[str, Any]) -> Sai
     if not (is_said or levels):
         return None
     horizon, kept = record.config.gate.horizon, dict[int, Forecast]()
-    for one in reader.steps(run_id):
-        said = one.prediction
-        if isinstance(said, Forecast) and said.heads is not None and horizon in said.horizons:
-            kept[one.sequence] = said
-    came = _came(record, horizon)
-    known = zip(record.decisions.sequence.tolist(), np.isfinite(came[0]).tolist(), strict=True)
-    rows = [row for row, (sequence, reached) in enumerate(known) if reached and sequence in kept]
+    for step in reader.steps(run_id):
+        prediction = step.prediction
+        if (
+            isinstance(prediction, Forecast)
+            and prediction.heads is not None
+            and horizon in prediction.horizons
+        ):
+            kept[step.sequence] = prediction
+    outcomes = _came(record, horizon)
+    reachable = zip(
+        record.decisions.sequence.tolist(), np.isfinite(outcomes[0]).tolist(), strict=True
+    )
+    rows = [
+        row for row, (sequence, reached) in enumerate(reachable) if reached and sequence in kept
+    ]
     if not rows:
         return None
     every = [kept[int(sequence)] for sequence in record.decisions.sequence[rows]]
     at = every[0].horizons.index(horizon)
-    found = {name: [one.head(name, at) for one in every] for name in HEADS}
-    returned, fallen, risen, volatility, place = came[:, rows]
+    by_head = {name: [forecast.head(name, at) for forecast in every] for name in HEADS}
+    returned, fallen, risen, volatility, place = outcomes[:, rows]
     return SaidAndCame(
         horizon=horizon,
         days=record.spans_of(record.decisions.open_time_ms[rows], horizon),
@@ -74,7 +82,7 @@ def read_said(reader: Reader, record: RunRecord, card: Mapping[str, Any]) -> Sai
         # A model that a retraining put in the place of another may have other heads.
         said={
             name: np.array(numbers)
-            for name, numbers in found.items()
+            for name, numbers in by_head.items()
             if numbers[0] and len({len(each) for each in numbers}) == 1
         },
         levels=levels,
@@ -90,7 +98,7 @@ def _came(record: RunRecord, horizon: int) -> Floats:
 
     The first four are NaN where the horizon is not within the run, or has a hole.
     """
-    found = np.full((5, record.decisions.sequence.size), np.nan)
+    outcomes = np.full((5, record.decisions.sequence.size), np.nan)
     for name, places in record.decisions.places.items():
         bars = record.adjusted(name)
         logs = np.log(bars.close)
@@ -107,10 +115,10 @@ def _came(record: RunRecord, horizon: int) -> Floats:
             variance += (here - before) ** 2
         opens = bars.open_time_ms
         unbroken = record.bar_times.bars_between(opens[:whole], opens[horizon:]) == horizon
-        made = np.stack((logs[horizon:] - first, fall, rise, np.sqrt(variance)))
-        found[:4, places[:whole]] = np.where(unbroken, made, np.nan)
-        found[4, places] = record.bar_times.bars_between(np.full_like(opens, opens[0]), opens)
-    return found
+        moves = np.stack((logs[horizon:] - first, fall, rise, np.sqrt(variance)))
+        outcomes[:4, places[:whole]] = np.where(unbroken, moves, np.nan)
+        outcomes[4, places] = record.bar_times.bars_between(np.full_like(opens, opens[0]), opens)
+    return outcomes
 
 
 def _mean(values: Floats, days: Ints) -> Estimate | None:
@@ -120,45 +128,45 @@ def _mean(values: Floats, days: Ints) -> Estimate | None:
     return float(values.mean()), mean_error(values, days)
 
 
-def _tails(one: SaidAndCame) -> Iterator[Cells]:
+def _tails(comparison: SaidAndCame) -> Iterator[Cells]:
     """Yield each value at risk and its expected shortfall, and what came, in log returns."""
-    said = one.said["tails"].reshape(-1, len(TAILS), len(SHARES), 2)
+    tails = comparison.said["tails"].reshape(-1, len(TAILS), len(SHARES), 2)
     for at, (position, sign) in enumerate(zip(TAILS, (-1.0, 1.0), strict=True)):
         for place, share in enumerate(SHARES):
-            limit, expected = said[:, at, place].T
-            lost = sign * one.returned
+            limit, expected = tails[:, at, place].T
+            lost = sign * comparison.returned
             beyond = lost > limit
-            apart = beyond[one.apart]
+            apart = beyond[comparison.apart]
             yield {
                 "position": position,
                 "said": share,
-                "came": _mean(beyond.astype(np.float64), one.days),
+                "came": _mean(beyond.astype(np.float64), comparison.days),
                 "bars": apart.size,
                 "p": kupiec(int(apart.sum()), apart.size, share),
-                "lost": _mean(lost[beyond], one.days[beyond]),
+                "lost": _mean(lost[beyond], comparison.days[beyond]),
                 "expected": float(expected[beyond].mean()) if beyond.any() else None,
             }
 
 
-def _covered(one: SaidAndCame) -> Iterator[Cells]:
+def _covered(comparison: SaidAndCame) -> Iterator[Cells]:
     """Yield how often what came lay below each quantile."""
     every = {
-        "drawdown": (DRAWDOWN_LEVELS, one.fallen),
-        "runup": (DRAWDOWN_LEVELS, one.risen),
-        "quantiles": (one.levels, one.returned),
+        "drawdown": (DRAWDOWN_LEVELS, comparison.fallen),
+        "runup": (DRAWDOWN_LEVELS, comparison.risen),
+        "quantiles": (comparison.levels, comparison.returned),
     }
-    for head, (levels, came) in every.items():
-        said = one.said.get(head)
-        if said is not None and said.shape[1] == len(levels):
+    for head, (levels, outcome) in every.items():
+        quantiles = comparison.said.get(head)
+        if quantiles is not None and quantiles.shape[1] == len(levels):
             for at, level in enumerate(levels):
-                below = _mean((came <= said[:, at]).astype(np.float64), one.days)
+                below = _mean((outcome <= quantiles[:, at]).astype(np.float64), comparison.days)
                 of = "return" if head == "quantiles" else head
                 yield {"of": of, "said": level, "came": below}
 
 
-def _regimes(one: SaidAndCame) -> Iterator[Cells]:
+def _regimes(comparison: SaidAndCame) -> Iterator[Cells]:
     """Yield the bars of each regime of the network's own."""
-    odds = one.said["regimes"][:, ::2]
+    odds = comparison.said["regimes"][:, ::2]
     probable = odds.argmax(axis=1)
     for number in range(odds.shape[1]):
         inside = probable == number
@@ -166,7 +174,7 @@ def _regimes(one: SaidAndCame) -> Iterator[Cells]:
             "regime": number + 1,
             "bars": int(inside.sum()),
             "share": float(inside.mean()),
-            "volatility": _mean(one.volatility[inside], one.days[inside]),
+            "volatility": _mean(comparison.volatility[inside], comparison.days[inside]),
         }
 
 
@@ -200,18 +208,22 @@ _REGIMES_NOTE: Final = (
 )
 
 
-def tables_of(one: SaidAndCame | None) -> Iterator[Table]:
+def tables_of(comparison: SaidAndCame | None) -> Iterator[Table]:
     """Yield the tables of what heads said and what came; none of a run without heads."""
-    if one is None:
+    if comparison is None:
         return
-    ahead = f"in {one.horizon} bars"
-    if "tails" in one.said:
+    ahead = f"in {comparison.horizon} bars"
+    if "tails" in comparison.said:
         title = f"Tails that the network forecast, and losses {ahead}"
-        yield table("head_tails", title, _TAIL_FIGURES, list(_tails(one)), notes=(_TAILS_NOTE,))
-    if rows := list(_covered(one)):
+        yield table(
+            "head_tails", title, _TAIL_FIGURES, list(_tails(comparison)), notes=(_TAILS_NOTE,)
+        )
+    if rows := list(_covered(comparison)):
         title = f"Quantiles that the network forecast, and what came {ahead}"
         yield table("head_quantiles", title, _COVERED_FIGURES, rows)
-    if "regimes" in one.said:
+    if "regimes" in comparison.said:
         title = f"Regimes of the network's own, and the volatility {ahead}"
         notes = (_REGIMES_NOTE,)
-        yield table("learned_regimes", title, _REGIME_FIGURES, list(_regimes(one)), notes=notes)
+        yield table(
+            "learned_regimes", title, _REGIME_FIGURES, list(_regimes(comparison)), notes=notes
+        )

@@ -82,19 +82,19 @@ def lasting_states(columns: RunColumns, *, until: int | None = None) -> tuple[La
         for event in columns.rows.events("command", (0, last))
     ]
     resumed = max((at for at, _, of in commands if of.kind is CommandKind.RESUME), default=-1)
-    found = []
+    states = []
     if words := [command for command in commands if command[0] > resumed]:
         (sequence, since_ms, _), (_, _, newest_command) = words[0], words[-1]
-        found.append(span.state("operator", operator.name, since_ms, sequence, newest_command))
+        states.append(span.state("operator", operator.name, since_ms, sequence, newest_command))
     halts = columns.rows.halts((resumed + 1, last))
     if halts:
         halt = halts[-1]
-        found.append(span.state("limit", halt.limit, halt.since_ms, halt.sequence))
+        states.append(span.state("limit", halt.limit, halt.since_ms, halt.sequence))
     elif (state := span.refused_by_drawdown(resumed)) is not None:
-        found.append(state)
+        states.append(state)
     if (holes := span.holes()) is not None:
-        found.append(holes)
-    return tuple(found)
+        states.append(holes)
+    return tuple(states)
 
 
 def command_of(content: dict[str, Any], market_ms: int = 0) -> Command:

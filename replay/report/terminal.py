@@ -288,9 +288,9 @@ def _factors(noted: Mapping[str, float] | None) -> tuple[float, float] | None:
 def _accounts(views: RunViews) -> Iterator[Row]:
     """Yield the newest equity row of the run's account, of each twin, and what has no share."""
     equity, parts = Decimal(0), {}
-    for own in views.rows("v_equity", newest=1):
-        equity = Decimal(own["equity_text"])
-        yield {"account": "this run", "fills": views.count("v_fills"), **own}
+    for equity_row in views.rows("v_equity", newest=1):
+        equity = Decimal(equity_row["equity_text"])
+        yield {"account": "this run", "fills": views.count("v_fills"), **equity_row}
     for name, _ in sorted(views.counts("v_twin_equity", "twin")):
         (row,) = views.rows("v_twin_equity", newest=1, twin=name)
         parts[name] = Decimal(row["equity_text"])

@@ -41,13 +41,13 @@ def trades(report: Report) -> list[Part]:
     if not closed:
         return [Paragraph("No trade was closed.", "note")]
     shown = len(report.explained)
-    said = f"{count_of(len(closed), 'closed trade')} of {report.shown}"
+    text = f"{count_of(len(closed), 'closed trade')} of {report.shown}"
     if report.shown != report.record.account.name:
-        said += ", for this run closed none"
+        text += ", for this run closed none"
     if shown < len(closed):
-        said += f"; the {shown // 2} best and the {shown // 2} worst are explained here"
-    said += ". Open one to see why it was opened and where the model looked."
-    return [Paragraph(said), *map(_trade, report.explained)]
+        text += f"; the {shown // 2} best and the {shown // 2} worst are explained here"
+    text += ". Open one to see why it was opened and where the model looked."
+    return [Paragraph(text), *map(_trade, report.explained)]
 
 
 def _trade(explained: ExplainedTrade) -> FoldedParts:
@@ -70,7 +70,7 @@ def _trade(explained: ExplainedTrade) -> FoldedParts:
 def _said(explained: ExplainedTrade) -> str:
     """Describe the position, and the decision that opened it."""
     trade, decision = explained.trade, explained.decision
-    said = (
+    text = (
         f"{trade.side} {trade.quantity:g} {trade.instrument} at {trade.entry_price:,g}, left "
         f"{iso(trade.exit_ms)} at {trade.exit_price:,g}; {trade.fees:,.2f} of fees. Opened by "
         f"decision {trade.entry_sequence}."
@@ -78,15 +78,15 @@ def _said(explained: ExplainedTrade) -> str:
     if (mean := decision["mean_return"]) is not None:
         stdev = decision["stdev_return"]
         spread = "" if stdev is None else f" ± {1e4 * stdev:.1f}"
-        said += f" Expected {1e4 * mean:+.2f}{spread} bp over {decision['horizon']} bars."
+        text += f" Expected {1e4 * mean:+.2f}{spread} bp over {decision['horizon']} bars."
     if decision["p_up"] is not None:
-        said += (
+        text += (
             f" Up {decision['p_up']:.0%}, flat {decision['p_flat']:.0%}, "
             f"down {decision['p_down']:.0%} over {decision['horizon']} bars."
         )
     if decision["recent_mass"] is not None:
-        said += f" Regime {decision['regime']}. Under the price: where attention flowed."
-    return said
+        text += f" Regime {decision['regime']}. Under the price: where attention flowed."
+    return text
 
 
 def _gates(explained: ExplainedTrade) -> Table:

@@ -52,12 +52,14 @@ _WARMER: Final = "let warmup hold a day of bars and one more (docs/protection.md
 
 def remedies_for(instruments: Iterable[Instrument]) -> dict[str, str]:
     """Return by an unfilled reason, as the broker writes it, what lets such a target be ordered."""
-    found = {NO_VOLATILITY: _WARMER, NO_CASH: _SMALLER, NO_MARGIN: _SMALLER}
-    found |= {waits_after(role): _ANOTHER for role in PROTECTIVE}
+    remedies = {NO_VOLATILITY: _WARMER, NO_CASH: _SMALLER, NO_MARGIN: _SMALLER}
+    remedies |= {waits_after(role): _ANOTHER for role in PROTECTIVE}
     for item in instruments:
-        found |= {below(item): _LARGER for below in (below_step, below_quantity, below_notional)}
-    of_sides = {f"{side}: {reason}": told for side in SIDES for reason, told in found.items()}
-    return found | of_sides
+        remedies |= {below(item): _LARGER for below in (below_step, below_quantity, below_notional)}
+    of_sides = {
+        f"{side}: {reason}": remedy for side in SIDES for reason, remedy in remedies.items()
+    }
+    return remedies | of_sides
 
 
 _WORTH_SAYING: Final = 0.01
