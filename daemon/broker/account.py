@@ -217,14 +217,14 @@ class PaperAccount(Holdings):
         It *is_missed* where quotes fill orders and those of the bar did not come.
         """
         opened = [
-            (line, one)
+            (line, opening)
             for line in self.lines_of(bar.instrument)
-            if (one := line.open_bar(bar, is_missed=is_missed)) is not None
+            if (opening := line.open_bar(bar, is_missed=is_missed)) is not None
         ]
         if opened:
-            path = worse_path(*(one.tried for _, one in opened))
-            for line, one in opened:
-                line.follow(bar, one, path)
+            path = worse_path(*(opening.tried for _, opening in opened))
+            for line, opening in opened:
+                line.follow(bar, opening, path)
 
     def match_quote(self, quote: Quote) -> None:
         """Let *quote*, whose sizes all positions share, meet each of them in turn."""
@@ -303,7 +303,7 @@ class PaperAccount(Holdings):
         if self.sides:
             self._restore_sides(state, parts)
         else:
-            refuse_switch(*(one for name, one in parts.items() if name in SIDES))
+            refuse_switch(*(part for name, part in parts.items() if name in SIDES))
             self.books[0].restore(state)
         if self.owners and taken_over and parts.keys() != self.owners.keys():
             self._hand_out(state)
@@ -335,7 +335,7 @@ class PaperAccount(Holdings):
             owner.forget_balance()
         for key, holding in state.holdings.items():
             held = apportion(holding.quantity, weights)
-            sizes = [abs(one) for one in held]
+            sizes = [abs(part) for part in held]
             entries = apportion(holding.entry_notional, sizes if any(sizes) else weights)
             wanted = apportion(self.target(key), weights)
             for owner, quantity, entry, target in zip(owners, held, entries, wanted, strict=True):

@@ -34,13 +34,13 @@ def crossed(wanted: Sequence[int]) -> list[int]:
 
     The smaller side is met whole, the larger one by its quantities and the largest remainder.
     """
-    buys = [max(one, 0) for one in wanted]
-    sells = [max(-one, 0) for one in wanted]
+    buys = [max(quantity, 0) for quantity in wanted]
+    sells = [max(-quantity, 0) for quantity in wanted]
     met = min(sum(buys), sum(sells))
     if not met:
         return [0] * len(wanted)
     bought, sold = apportion(met, buys), apportion(met, sells)
-    return [one - other for one, other in zip(bought, sold, strict=True)]
+    return [buy - sell for buy, sell in zip(bought, sold, strict=True)]
 
 
 def funding_parts(paid: int, due: Sequence[int]) -> list[int]:
@@ -50,10 +50,10 @@ def funding_parts(paid: int, due: Sequence[int]) -> list[int]:
     paid less than is due, since its margin did not cover it, what it did not pay is shared by the
     absolute amounts.
     """
-    parts = [one // RATE_SCALE for one in due]
+    parts = [amount // RATE_SCALE for amount in due]
     left = paid - sum(parts)
     if 0 <= left <= len(parts):
-        _give(parts, left, [one % RATE_SCALE for one in due])
+        _give(parts, left, [amount % RATE_SCALE for amount in due])
         return parts
-    spared = apportion(left, [abs(one) for one in due])
-    return [one + other for one, other in zip(parts, spared, strict=True)]
+    spared = apportion(left, [abs(amount) for amount in due])
+    return [part + spare for part, spare in zip(parts, spared, strict=True)]

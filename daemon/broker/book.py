@@ -107,14 +107,16 @@ class Holdings:
         """Return the cash and the results of these books alone."""
         return _summed(Account, [book.subtotal() for book in self.books])
 
-    def reach(self, instrument: str, asked: Orders) -> tuple[int, bool]:
-        """Return the largest position that *asked* could lead to: see ``RestingOrders.reach``.
+    def reach(self, instrument: str, orders: Orders) -> tuple[int, bool]:
+        """Return the largest position that *orders* could lead to: see ``RestingOrders.reach``.
 
         Those of two sides are added up. And whether all of it can only reduce.
         """
         lines = self.lines_of(instrument)
-        found = [line.orders.reach(requests_of(asked, line.book.side), line.held) for line in lines]
-        return sum(most for most, _ in found), all(reduces for _, reduces in found)
+        line_reaches = [
+            line.orders.reach(requests_of(orders, line.book.side), line.held) for line in lines
+        ]
+        return sum(most for most, _ in line_reaches), all(reduces for _, reduces in line_reaches)
 
     def stop_distance(
         self, signal: Signal, bar: Bar, day_range: DayRange, expected: ExpectedReturn | None
@@ -291,7 +293,7 @@ class Book(Holdings):
         """
         lines = self.lines.values()
         fixed = abs(self.cash) + abs(self.paid_entries)
-        spare = MONEY_LIMIT // 2 - fixed - sum(abs(one.holding.entry_notional) for one in lines)
+        spare = MONEY_LIMIT // 2 - fixed - sum(abs(line.holding.entry_notional) for line in lines)
         if spare < 0:
             return None
         share = spare // len(self.lines)
@@ -332,16 +334,16 @@ def check_range(account: Account) -> Account:
     return account
 
 
-def requests_of(asked: Orders, side: PositionSide | None) -> tuple[OrderRequest | Cancel, ...]:
+def requests_of(orders: Orders, side: PositionSide | None) -> tuple[OrderRequest | Cancel, ...]:
     """Return the requests of a list for *side*; those that take orders back are of both.
 
     In one-way mode all of them.
     """
     if side is None:
-        return asked.requests
+        return orders.requests
     return tuple(
         request
-        for request in asked.requests
+        for request in orders.requests
         if isinstance(request, Cancel) or request.position_side is side
     )
 
@@ -353,4 +355,4 @@ def _summed(of: type[T], parts: Sequence[T]) -> T:
     """Return the sum of *parts*, field by field."""
     if len(parts) == 1:
         return parts[0]
-    return of(*(sum(getattr(one, name) for one in parts) for name in of.__struct_fields__))
+    return of(*(sum(getattr(part, name) for part in parts) for name in of.__struct_fields__))

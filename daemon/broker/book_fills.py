@@ -110,11 +110,11 @@ class TakenDepth:
 
     def forget_renewed(self, side: Side, levels: Sequence[BookLevel]) -> None:
         """Drop what a later frame put back or removed; *levels* is all that is known of *side*."""
-        known = {level.price: level.frame for level in levels}
+        frames = {level.price: level.frame for level in levels}
         self._of = {
             key: (taken, frame)
             for key, (taken, frame) in self._of.items()
-            if key[0] is not side or known.get(key[1], frame + 1) <= frame
+            if key[0] is not side or frames.get(key[1], frame + 1) <= frame
         }
 
     def entries(self) -> tuple[tuple[Side, int, int, int], ...]:
@@ -215,30 +215,30 @@ def moves_in(update: BookUpdate) -> BookMoves:
         for at_ms, is_sell, price, size, is_trade in cut
     )
     levels = [BookLevel(*numbers[at : at + _LEVEL]) for at in range(end, total, _LEVEL)]
-    found = BookMoves(rows, tuple(levels[:bids]), tuple(levels[bids:]), bool(is_whole))
-    _check(update, found)
-    return found
+    book_moves = BookMoves(rows, tuple(levels[:bids]), tuple(levels[bids:]), bool(is_whole))
+    _check(update, book_moves)
+    return book_moves
 
 
-def _check(update: BookUpdate, found: BookMoves) -> None:
-    if any(one.size < 0 or one.price < 1 for one in found.moves):
+def _check(update: BookUpdate, book_moves: BookMoves) -> None:
+    if any(move.size < 0 or move.price < 1 for move in book_moves.moves):
         raise _impossible(update, "holds a negative price or size")
-    if update.is_sampled and (found.moves or not found.is_whole):
+    if update.is_sampled and (book_moves.moves or not book_moves.is_whole):
         raise _impossible(update, "is a sample that knows what happened before it")
-    times = [one.at_ms for one in found.moves]
+    times = [move.at_ms for move in book_moves.moves]
     if times != sorted(times) or (times and times[-1] > update.market_ms):
         raise _impossible(update, "holds moves out of their order")
-    for sign, levels in ((-1, found.bids), (1, found.asks)):
+    for sign, levels in ((-1, book_moves.bids), (1, book_moves.asks)):
         prices = [sign * level.price for level in levels]
-        if any(one >= two for one, two in pairwise(prices)):
+        if any(near >= far for near, far in pairwise(prices)):
             raise _impossible(update, "holds levels that do not lead away from the touch")
         if any(level.size < 1 or level.price < 1 or level.frame > update.frame for level in levels):
             raise _impossible(update, "holds a level that no frame showed")
-    if not found.is_whole and len(found.bids) + len(found.asks) > len(_SIDES):
+    if not book_moves.is_whole and len(book_moves.bids) + len(book_moves.asks) > len(_SIDES):
         raise _impossible(update, "holds levels beyond the best, and says that it does not")
-    if not found.bids or not found.asks:
+    if not book_moves.bids or not book_moves.asks:
         raise _impossible(update, "holds a book with an empty side")
-    if found.bids[0].price >= found.asks[0].price:
+    if book_moves.bids[0].price >= book_moves.asks[0].price:
         raise _impossible(update, "holds a crossed book")
 
 

@@ -63,8 +63,8 @@ class BookPass(MarketPass):
             for waiting in self._orders:
                 if waiting.order_id in queues.places:  # nobody knows what went on: to the back
                     self._join(waiting, moved)
-        for seen in self._orders:
-            order = self._find(seen.order_id)  # a fill before it may have changed it
+        for resting in self._orders:
+            order = self._find(resting.order_id)  # a fill before it may have changed it
             if order is None or update.market_ms < order.eligible_ms:
                 continue
             if order.role is not OrderRole.LIQUIDATION:  # which the mark price decides
@@ -165,8 +165,8 @@ class BookPass(MarketPass):
     def _traded(self, move: Move) -> None:
         """Let a taker of the other side trade at a price, or through it: its size fills once."""
         used, places = 0, self._queues.places
-        for seen in sorted(self._orders, key=_best_first):
-            place, order = places.get(seen.order_id), self._find(seen.order_id)
+        for resting in sorted(self._orders, key=_best_first):
+            place, order = places.get(resting.order_id), self._find(resting.order_id)
             if place is None or order is None or order.side is move.side:
                 continue
             if order.price is None or not reaches(order.side, order.price, move.price):

@@ -82,8 +82,8 @@ class BookWatch:
             at = (move.side, move.price)
             if waiting := self.queued.get(at):
                 self.queued[at] = [
-                    one._replace(place=after_change(one.place, move.size, one.rules))
-                    for one in waiting
+                    limit._replace(place=after_change(limit.place, move.size, limit.rules))
+                    for limit in waiting
                 ]
             return False
         fills = False
@@ -93,8 +93,8 @@ class BookWatch:
             if price != move.price:
                 fills = True
                 continue
-            for number, one in enumerate(waiting):
-                place, reached = after_trade(one.place, move.size)
-                waiting[number] = one._replace(place=place)
+            for number, limit in enumerate(waiting):
+                place, reached = after_trade(limit.place, move.size)
+                waiting[number] = limit._replace(place=place)
                 fills = fills or reached > 0
         return fills

@@ -350,10 +350,10 @@ class Broker:
             _refuse_sides(intent)
         refusals = []
         for book in account.books:
-            asked = _part_of(intent, book.side)
-            if asked is None:
+            part = _part_of(intent, book.side)
+            if part is None:
                 continue
-            if refusal := self._ask(book.lines[bar.instrument], asked, bar, at_ms):
+            if refusal := self._ask(book.lines[bar.instrument], part, bar, at_ms):
                 refusals.append(refusal if book.side is None else f"{book.side}: {refusal}")
         return "; ".join(refusals) or None
 
@@ -574,11 +574,11 @@ class Broker:
 
     def state(self) -> tuple[AccountState, dict[str, AccountState]]:
         """Return what must survive a restart: of the run's account, and of those beside it."""
-        return self.own.state(), {name: one.state() for name, one in self._stored.items()}
+        return self.own.state(), {name: account.state() for name, account in self._stored.items()}
 
     def encoded_state(self) -> tuple[EncodedAccount, dict[str, EncodedAccount]]:
         """Return what decodes as :meth:`state`, of which most is known already."""
-        beside = {name: one.encoded_state() for name, one in self._stored.items()}
+        beside = {name: account.encoded_state() for name, account in self._stored.items()}
         return self.own.encoded_state(), beside
 
     @property
@@ -589,7 +589,7 @@ class Broker:
 
     def restore(
         self,
-        own: AccountState,
+        state: AccountState,
         beside: Mapping[str, AccountState],
         *,
         confirmed: Iterable[Confirmation] = (),
@@ -601,18 +601,18 @@ class Broker:
         *confirmed* are the positions that were confirmed since, oldest first; *fills* those that
         decisions have not been told of.
         """
-        self.own.restore(own, beside, taken_over=taken_over)
+        self.own.restore(state, beside, taken_over=taken_over)
         for name, shadow in self.shadows.items():
             if name in beside:  # another run may have had other ones
                 shadow.restore(beside[name], {})
         self.save = Save.NO
-        for one in confirmed:
+        for confirmation in confirmed:
             self.save = Save.LATER
-            account = self.own if one.twin is None else self.beside.get(one.twin)
-            if account is not None and one.instrument in self._confirms:
-                account.confirm(one.instrument, one.open_time_ms)
-        known = self.own.fills
-        known.update({key: list(given) for key, given in fills.items() if key in known})
+            account = self.own if confirmation.twin is None else self.beside.get(confirmation.twin)
+            if account is not None and confirmation.instrument in self._confirms:
+                account.confirm(confirmation.instrument, confirmation.open_time_ms)
+        own_fills = self.own.fills
+        own_fills.update({key: list(given) for key, given in fills.items() if key in own_fills})
 
 
 def _check(
@@ -651,8 +651,8 @@ def _part_of(intent: Intent | Orders, side: PositionSide | None) -> Intent | Ord
     return intent.sides[side] if intent.sides else intent
 
 
-def _refuse_sides(asked: Intent | Orders) -> None:
-    if isinstance(asked, Orders) and any(
-        getattr(one, "position_side", None) for one in asked.requests
+def _refuse_sides(intent: Intent | Orders) -> None:
+    if isinstance(intent, Orders) and any(
+        getattr(request, "position_side", None) for request in intent.requests
     ):
         raise StrategyFailed(ONE_WAY)

@@ -79,7 +79,7 @@ def reductions(
     of that would not do, nothing is sold: fill or kill. *step_of* are the steps of the quantities.
     """
     after, done = dict(lines), list[Reduction]()
-    for key in sorted(lines, key=lambda one: -lines[one].maintenance):
+    for key in sorted(lines, key=lambda instrument: -lines[instrument].maintenance):
         line, least = lines[key], None
         for tier, limit in line.rules.lower_tiers(line.value):
             quantity = beyond(abs(line.value), abs(line.held), limit, step_of[key])
@@ -102,7 +102,9 @@ def takeover_order(lines: Lines) -> list[str]:
     Shorts first, the largest first: a price has no limit above, so a long can bear what is left.
     """
     held = [key for key, line in lines.items() if line.held]
-    return sorted(held, key=lambda one: (lines[one].held > 0, -abs(lines[one].value)))
+    return sorted(
+        held, key=lambda instrument: (lines[instrument].held > 0, -abs(lines[instrument].value))
+    )
 
 
 def loss_of(key: str, cash: int, lines: Lines) -> int:

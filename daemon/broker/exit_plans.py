@@ -92,11 +92,11 @@ class ExitDistance(NamedTuple):
         """Read the *text* of [exits] *key* as the configuration writes it."""
         if text is None:
             return None
-        known = CONFIGURED + key
+        name = CONFIGURED + key
         if text.startswith("q"):
-            return cls(known, "q", float(text[1:]), text)
+            return cls(name, "q", float(text[1:]), text)
         unit = "%" if text.endswith("%") else text.partition(" ")[2]
-        return cls(known, unit, float(text.removesuffix(unit)), text)
+        return cls(name, unit, float(text.removesuffix(unit)), text)
 
     @property
     def words(self) -> str:
@@ -205,8 +205,8 @@ def _returns(table: Mapping[str, str]) -> Iterator[tuple[int, Level]]:
 
 def nearest(levels: Iterable[Level | None], entry: int, direction: int) -> Level | None:
     """Return the level nearest to *entry* in *direction*: of equal ones the first."""
-    known = (level for level in levels if level is not None)
-    return min(known, key=lambda level: direction * level.at(entry, direction), default=None)
+    candidates = (level for level in levels if level is not None)
+    return min(candidates, key=lambda level: direction * level.at(entry, direction), default=None)
 
 
 def _bounded(value: float, most: float) -> float:
@@ -250,18 +250,18 @@ class Planner:
         if signal.until is not None and signal.until <= at_ms:
             return "until is over already"
         levels: dict[str, Level | None] = {}
-        for name, asked, direction in (
+        for name, distance, direction in (
             ("stop", signal.stop, -sign),
             ("target", signal.target, sign),
             ("trailing", signal.trailing, -sign),
         ):
-            named = None if asked is None else self._level(name, asked, day_range)
+            named = None if distance is None else self._level(name, distance, day_range)
             configured = self._configured(name, sign, direction, day_range, expected, held)
-            found: list[Level | None] = []
+            candidates: list[Level | None] = []
             for level, is_judged in ((named, True), (configured, held is None)):
                 if isinstance(level, str):
                     return level
-                found.append(level)
+                candidates.append(level)
                 if level is None or not is_judged:
                     continue
                 at = level.at(entry, direction)
@@ -270,8 +270,8 @@ class Planner:
                 if refusal := self._refusal(level, at, price, direction):
                     return refusal
             if name == "target" and self._exits is not None:
-                found.append(self._exits.roi_at(0 if held is None else held.age_ms))
-            levels[name] = nearest(found, entry, direction)
+                candidates.append(self._exits.roi_at(0 if held is None else held.age_ms))
+            levels[name] = nearest(candidates, entry, direction)
         return Plan(sign, **levels, until_ms=signal.until)
 
     def distance(
@@ -286,16 +286,16 @@ class Planner:
         0 where there is none, or none that could protect the position.
         """
         direction = -1 if signal.action is Action.LONG else 1
-        found = []
-        for name, asked in (("stop", signal.stop), ("trailing", signal.trailing)):
-            named = None if asked is None else self._level(name, asked, day_range)
+        distances = []
+        for name, distance in (("stop", signal.stop), ("trailing", signal.trailing)):
+            named = None if distance is None else self._level(name, distance, day_range)
             configured = self._configured(name, -direction, direction, day_range, expected)
-            found += [
+            distances += [
                 direction * (level.at(price, direction) - price)
                 for level in (named, configured)
                 if isinstance(level, Level)
             ]
-        return max(min(found, default=0), 0)
+        return max(min(distances, default=0), 0)
 
     def _configured(
         self,
@@ -307,49 +307,49 @@ class Planner:
         held: HeldPosition | None = None,
     ) -> Level | str | None:
         """Return where [exits] puts *name* of a position of *sign*; a *held* one's stays."""
-        asked: ExitDistance | None = getattr(self._exits, name, None)
-        if asked is None:
+        distance: ExitDistance | None = getattr(self._exits, name, None)
+        if distance is None:
             return None
         if held is not None and held.plan is not None and held.plan.sign == sign:
             before: Level | None = getattr(held.plan, name)
-            if before is not None and before.words == asked.words:
+            if before is not None and before.words == distance.words:
                 return before
-        if asked.unit == "%":
-            return self._level(name, Percent(asked.number), day_range, asked.words)
-        if asked.unit == "atr":
-            return self._level(name, Volatility(asked.number), day_range, asked.words)
-        share = nan if expected is None else asked.share(sign, direction, expected)
+        if distance.unit == "%":
+            return self._level(name, Percent(distance.number), day_range, distance.words)
+        if distance.unit == "atr":
+            return self._level(name, Volatility(distance.number), day_range, distance.words)
+        share = nan if expected is None else distance.share(sign, direction, expected)
         if not isfinite(share):
-            return f"no forecast to place {asked.known} by"
+            return f"no forecast to place {distance.known} by"
         share = _bounded(share, _SHARE_MOST)
         rate = round(share * RATE_SCALE)
-        return Level(rate, is_price=False, is_share=True, words=asked.words)
+        return Level(rate, is_price=False, is_share=True, words=distance.words)
 
     def _level(
-        self, name: str, asked: Distance, day_range: DayRange, words: str = ""
+        self, name: str, distance: Distance, day_range: DayRange, words: str = ""
     ) -> Level | str:
-        """Return where *asked* is, or why it is nowhere; without *words* it is the signal's.
+        """Return where *distance* is, or why it is nowhere; without *words* it is the signal's.
 
         Its words hold no number that the market or its order says: they are the cause by which a
         report counts.
         """
-        known = words or {"trailing": "trailing stop"}.get(name, name)
-        number = _number(asked)
-        mean = day_range.mean() if isinstance(asked, Volatility) and isfinite(number) else 0
+        label = words or {"trailing": "trailing stop"}.get(name, name)
+        number = _number(distance)
+        mean = day_range.mean() if isinstance(distance, Volatility) and isfinite(number) else 0
         if not isfinite(number) or mean is None:
-            return NO_VOLATILITY if mean is None else f"{known} is not a finite number"
-        if isinstance(asked, Percent):
+            return NO_VOLATILITY if mean is None else f"{label} is not a finite number"
+        if isinstance(distance, Percent):
             rate = round(_bounded(number / 100, _SHARE_MOST) * RATE_SCALE)
-            words = words or f"{known} {number:g} %"
+            words = words or f"{label} {number:g} %"
             return Level(rate, is_price=False, is_share=True, words=words)
-        if isinstance(asked, Volatility):
-            words = words or f"{known} {number:g} x ATR(1d)"
-            distance = round(_bounded(number * mean, 2.0 * _PRICE_MOST))
-            return Level(distance, is_price=False, is_share=False, words=words)
+        if isinstance(distance, Volatility):
+            words = words or f"{label} {number:g} x ATR(1d)"
+            units = round(_bounded(number * mean, 2.0 * _PRICE_MOST))
+            return Level(units, is_price=False, is_share=False, words=words)
         units = round(_bounded(number * 10**self._decimals, 2.0 * _PRICE_MOST))
         is_price = name != "trailing"
         units = self.whole(units) if is_price else units
-        return Level(units, is_price=is_price, is_share=False, words=known)
+        return Level(units, is_price=is_price, is_share=False, words=label)
 
     def _refusal(self, level: Level, at: int, price: int, direction: int) -> str | None:
         """Return why *level*, which is *at* a price, cannot protect where the close is *price*.
@@ -368,8 +368,8 @@ class Planner:
         return max(divide_half_even(price, self._tick), 1) * self._tick
 
 
-def _number(asked: Distance) -> float:
-    match asked:
+def _number(distance: Distance) -> float:
+    match distance:
         case Percent(value=number) | Volatility(multiple=number):
             return number
         case number:

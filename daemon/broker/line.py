@@ -320,14 +320,14 @@ class Line:
         """
         holding = self.holding
         before = holding.quantity
-        made = entitlement(action, before, holding.entry_notional, self.terms)
-        holding.quantity = made.quantity
-        holding.entry_notional -= made.entry
-        holding.realized_pnl += made.paid - made.entry
-        if not made.quantity:
+        entitled = entitlement(action, before, holding.entry_notional, self.terms)
+        holding.quantity = entitled.quantity
+        holding.entry_notional -= entitled.entry
+        holding.realized_pnl += entitled.paid - entitled.entry
+        if not entitled.quantity:
             holding.opened_ms = 0
         kind = LedgerKind.CASH_IN_LIEU if action.is_split else LedgerKind.DIVIDEND
-        self.book.move(kind, made.paid, self.key)
+        self.book.move(kind, entitled.paid, self.key)
         if action.is_split:
             self.mark = adjusted_price(action, action.close)
         self._post_holding()
@@ -394,9 +394,9 @@ class Line:
             return None
         orders, market = self.orders, MarketPass(self)
         newer = [
-            (one.orders, one.orders.rewind())
-            for one in self.parts
-            if is_missed and one.orders.unmoved
+            (part.orders, part.orders.rewind())
+            for part in self.parts
+            if is_missed and part.orders.unmoved
         ]
         orders.expire(bar.close_time_ms - 1, unfilled=False)
         self._end_due(bar.open_time_ms, bar.open, bar.open)
@@ -440,7 +440,7 @@ class Line:
         """Let what the fills of a pass arm or end follow them; they begin at *first*."""
         journal, (entry, part) = self.journal, first
         if not self.shares:
-            self.arm([one.fill for one in journal.entries[entry:]])
+            self.arm([filled.fill for filled in journal.entries[entry:]])
         for share in self.shares:
             share.arm([fill for owner, fill in journal.parts[part:] if owner == share.owner])
 
@@ -583,12 +583,12 @@ class Trial:
         """Begin it: nobody is told of what follows."""
         account, parts = self._account, self._line.parts
         self._journal = account.journal.take()
-        self._owners = [(of, vars(of).copy()) for of in (account, *(one.book for one in parts))]
-        self._lines = [(one, one.holding, one.position, one.orders.state()) for one in parts]
-        self._stale = [one.orders.is_stale for one in parts]
+        self._owners = [(of, vars(of).copy()) for of in (account, *(part.book for part in parts))]
+        self._lines = [(part, part.holding, part.position, part.orders.state()) for part in parts]
+        self._stale = [part.orders.is_stale for part in parts]
         account.entries = None
-        for one in parts:
-            one.holding, one.book.fills = copy(one.holding), {}
+        for part in parts:
+            part.holding, part.book.fills = copy(part.holding), {}
         self._line.tried = self
         return self
 

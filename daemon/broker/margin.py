@@ -188,7 +188,7 @@ class CrossMargin(MarginPolicy):
         values = self.values()
         if values is None:
             return 0
-        bound = sum(one.initial for key, one in values.items() if key != line.key)
+        bound = sum(other.initial for key, other in values.items() if key != line.key)
         if (of_line := values.get(line.key)) is not None and not is_reversal:
             bound += of_line.rules.required(of_line.value)
         return balance_of(self._account.cash, values) - bound
@@ -218,12 +218,12 @@ class CrossMargin(MarginPolicy):
         held, left = line.held, line.held + signed_quantity(fill)
         if abs(left) <= abs(held) and held * left >= 0:
             return None
-        if (found := self.after_fill(line, fill)) is None:
+        if (outcome := self.after_fill(line, fill)) is None:
             return None
-        balance, values = found
+        balance, values = outcome
         of_line = values[line.key]
         needed = of_line.rules.required(of_line.value)
-        needed += sum(one.initial for key, one in values.items() if key != line.key)
+        needed += sum(other.initial for key, other in values.items() if key != line.key)
         return None if needed <= balance else NOT_COVERED
 
     def calls(self, line: Line) -> MarginCalls:
@@ -244,21 +244,21 @@ class CrossMargin(MarginPolicy):
         """
         before, positions = line.mark, self._positions
         line.mark_to(price)
-        for one in positions.values():
-            one.orders.is_stale = True
-            _cancel(one.orders, one.held)
+        for position in positions.values():
+            position.orders.is_stale = True
+            _cancel(position.orders, position.held)
         if is_ruin or self.is_called_at():
             values = self.values()
             assert values is not None
             steps = {key: positions[key].item.quantity_step for key in values}
-            found = []
+            cuts = []
             if not is_ruin:
-                found = reductions(self._account.cash, values, steps, self._reduced)
-            for step in found:
+                cuts = reductions(self._account.cash, values, steps, self._reduced)
+            for step in cuts:
                 reduced = positions[step.instrument]
                 what = f"reduced to risk tier {step.tier}"
                 self._close(reduced, self._ordered(reduced, step.quantity, what, at_ms))
-            if not found:
+            if not cuts:
                 self._take_over(at_ms)
         line.mark_to(before)
 
@@ -358,8 +358,8 @@ class MarginCalls:
         """Liquidate in place of *fill* where it is a close that costs more than there is."""
         if self._line.tried is not None:
             return False
-        found = self._policy.after_fill(self._line, fill)
-        if found is None or found[0] >= 0:
+        outcome = self._policy.after_fill(self._line, fill)
+        if outcome is None or outcome[0] >= 0:
             return False
         self._policy.liquidate(self._line, fill.reference_price, at_ms, is_ruin=True)
         return True

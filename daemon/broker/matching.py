@@ -67,13 +67,13 @@ class MarketPass:
         if not self._line.shares:
             return self._resting.orders
         first = () if self._resting.order is None else (self._resting.order,)
-        others = (one for line in self._line.parts for one in line.orders.others)
+        others = (order for line in self._line.parts for order in line.orders.others)
         return tuple(sorted((*first, *others), key=urgency))
 
     def _line_of(self, order_id: str) -> Line:
         """Return the share in which the order with that id rests, else the position."""
         for share in self._line.shares:
-            if any(one.order_id == order_id for one in share.orders.others):
+            if any(order.order_id == order_id for order in share.orders.others):
                 return share
         return self._line
 
@@ -87,8 +87,8 @@ class MarketPass:
         """Let every order that has reached the exchange meet *quote*; its sizes are shared."""
         self._is_quote = True
         left = {Side.BUY: quote.ask_size, Side.SELL: quote.bid_size}
-        for seen in self._orders:
-            order = self._find(seen.order_id)  # a fill before it may have changed it
+        for resting in self._orders:
+            order = self._find(resting.order_id)  # a fill before it may have changed it
             if order is None or quote.market_ms < order.eligible_ms:
                 continue
             if order.role is OrderRole.LIQUIDATION:
@@ -127,11 +127,11 @@ class MarketPass:
         Where quotes fill orders and those of the bar were missed, what a decision sent waits on.
         """
         self.match_mark(bar.open, bar.open_time_ms)
-        for seen in self._orders:
-            if is_missed and seen.role in _DECIDED:
+        for resting in self._orders:
+            if is_missed and resting.role in _DECIDED:
                 continue
-            if seen.kind is OrderKind.MARKET and not _is_younger(seen, bar):
-                order = self._find(seen.order_id)
+            if resting.kind is OrderKind.MARKET and not _is_younger(resting, bar):
+                order = self._find(resting.order_id)
                 if order is not None:
                     order = self._accepted(order)
                     self._apply_fill(order, self._executor.at_open(order, bar))
@@ -177,7 +177,7 @@ class MarketPass:
         What came to rest only after the bar had opened meets nothing: quotes bore it, and the bar
         is one that is missed and comes late.
         """
-        self._younger = {one.order_id for one in self._orders if _is_younger(one, bar)}
+        self._younger = {resting.order_id for resting in self._orders if _is_younger(resting, bar)}
         self._open(bar)
         self._trail(bar.open, bar.open)
         for start, end in pairwise(_PATHS[path](bar)):
@@ -201,8 +201,8 @@ class MarketPass:
         through on its way to the open.
         """
         price, at_ms = bar.open, bar.open_time_ms
-        for seen in self._orders:
-            order = self._find(seen.order_id)
+        for resting in self._orders:
+            order = self._find(resting.order_id)
             if order is None or order.kind is OrderKind.MARKET or _waits(order, at_ms):
                 continue
             if order.order_id in self._younger:
@@ -339,11 +339,11 @@ class MarketPass:
         """
         shares = self._line.shares
         sign = 1 if fill.side is Side.BUY else -1
-        weights = [max(sign * (one.orders.target - one.held), 0) for one in shares]
+        weights = [max(sign * (line.orders.target - line.held), 0) for line in shares]
         if order.reduce_only or not any(weights):
-            weights = [max(-sign * one.held, 0) for one in shares]
+            weights = [max(-sign * line.held, 0) for line in shares]
         if not any(weights):  # on spot the fee of a buy may leave a step more than was wanted
-            weights = [max(sign * one.held, 0) for one in shares]
+            weights = [max(sign * line.held, 0) for line in shares]
         if not any(weights):
             raise InvariantBroken(f"a fill of {fill.instrument} that no strategy asked for")
         quantities = apportion(fill.quantity, weights)
@@ -489,7 +489,9 @@ Tried = tuple[int, int]
 def try_paths(line: Line, bar: Bar) -> Tried | None:
     """Return what each path of *bar* would leave; None where none meets anything that rests."""
     if not any(
-        _may_meet(order, bar, one.orders.trail) for one in line.parts for order in one.orders.others
+        _may_meet(order, bar, part.orders.trail)
+        for part in line.parts
+        for order in part.orders.others
     ) and (line.calls is None or not line.calls.is_called_within(bar)):
         return None
     left = []
@@ -502,7 +504,9 @@ def try_paths(line: Line, bar: Bar) -> Tried | None:
 
 def worse_path(*tried: Tried | None) -> int:
     """Return the number of the path that leaves less in all, the first where both leave as much."""
-    first, second = (sum(one[path] for one in tried if one is not None) for path in (0, 1))
+    first, second = (
+        sum(equities[path] for equities in tried if equities is not None) for path in (0, 1)
+    )
     return 0 if first <= second else 1
 
 

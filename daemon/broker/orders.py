@@ -241,7 +241,7 @@ class RestingOrders:
         """Return the resting order with that id, if there is one."""
         if (order := self.order) is not None and order.order_id == order_id:
             return order
-        return next((one for one in self.others if one.order_id == order_id), None)
+        return next((other for other in self.others if other.order_id == order_id), None)
 
     # ------------------------------------------------------------ what happens to orders
 
@@ -264,16 +264,18 @@ class RestingOrders:
         if self.order is not None and order.order_id == self.order.order_id:
             self.order = None if ended else order
         else:
-            kept = [one if one.order_id != order.order_id else order for one in self.others]
-            self.others = tuple(one for one in kept if one.status not in _ENDED)
+            kept = [other if other.order_id != order.order_id else order for other in self.others]
+            self.others = tuple(other for other in kept if other.status not in _ENDED)
         if self.unmoved:
-            self.unmoved = tuple(one for one in self.unmoved if one.order_id != order.order_id)
+            self.unmoved = tuple(
+                other for other in self.unmoved if other.order_id != order.order_id
+            )
         if self.leaving:
-            self.leaving &= {one.order_id for one in self.others}
+            self.leaving &= {other.order_id for other in self.others}
 
     def move(self, order: Order, moved: Order) -> Order:
         """Take *order* as a quote *moved* or triggered it; what it was is kept: :meth:`rewind`."""
-        first = next((one for one in self.unmoved if one.order_id == order.order_id), order)
+        first = next((other for other in self.unmoved if other.order_id == order.order_id), order)
         self.note(moved)
         self.unmoved += (first,)
         return moved
@@ -283,9 +285,9 @@ class RestingOrders:
 
         A bar that was missed may come after quotes that are newer than it.
         """
-        old = {one.order_id: one for one in self.unmoved}
-        newer = {one.order_id: one for one in self.others if one.order_id in old}
-        self.others = tuple(old.get(one.order_id, one) for one in self.others)
+        old = {order.order_id: order for order in self.unmoved}
+        newer = {order.order_id: order for order in self.others if order.order_id in old}
+        self.others = tuple(old.get(order.order_id, order) for order in self.others)
         self.unmoved = ()
         return newer
 
@@ -518,8 +520,8 @@ class RestingOrders:
             self._recorded(after(order, OrderEvent.REJECT, reason=refusal))
             return
         if request.tag:
-            same = [one for one in self._listed() if one.tag == request.tag]
-            if any(_terms_of(one) == _terms_of(order) for one in same):
+            same = [other for other in self._listed() if other.tag == request.tag]
+            if any(_terms_of(other) == _terms_of(order) for other in same):
                 return
             self.withdraw(request.tag, "replaced", sent_ms=now.at_ms)
         self.add(order)
@@ -527,9 +529,9 @@ class RestingOrders:
     def _listed(self) -> list[Order]:
         """Return the orders by list of which none is on its way out."""
         return [
-            one
-            for one in self.others
-            if one.role is OrderRole.LIST and one.order_id not in self.leaving
+            order
+            for order in self.others
+            if order.role is OrderRole.LIST and order.order_id not in self.leaving
         ]
 
     def _requested(
@@ -566,7 +568,7 @@ class RestingOrders:
             return order, "it may only reduce, and there is no position for it to close"
         if request.until is not None and request.until <= now.at_ms:
             return order, "its time is over already"
-        listed = [one for one in self._listed() if not request.tag or one.tag != request.tag]
+        listed = [other for other in self._listed() if not request.tag or other.tag != request.tag]
         if len(listed) >= RESTING_MOST:
             return order, f"{RESTING_MOST} orders by list rest already"
         price = order.price or order.trigger or now.price
@@ -588,18 +590,20 @@ class RestingOrders:
         """Return the margin that the other orders by list on the side of *order* would bind."""
         return sum(
             self._filters.margin(
-                one.quantity - one.filled, one.price or one.trigger or now.price, one.side
+                other.quantity - other.filled, other.price or other.trigger or now.price, other.side
             )
-            for one in listed
-            if not one.reduce_only and one.side is order.side
+            for other in listed
+            if not other.reduce_only and other.side is order.side
         )
 
     def _reserved(self, listed: Iterable[Order], price: int) -> int:
         """Return what the resting buys among *listed* would cost."""
         return sum(
-            self._filters.notional(one.price or one.trigger or price, one.quantity - one.filled)
-            for one in listed
-            if one.side is Side.BUY
+            self._filters.notional(
+                order.price or order.trigger or price, order.quantity - order.filled
+            )
+            for order in listed
+            if order.side is Side.BUY
         )
 
     def reach(self, requests: Iterable[OrderRequest | Cancel], held: int) -> tuple[int, bool]:
@@ -611,11 +615,11 @@ class RestingOrders:
         sides = {Side.BUY: 0, Side.SELL: 0}
         only_reduces = True
         requests = tuple(requests)
-        replaced = {one.tag for one in requests if one.tag}
-        all_go = any(isinstance(one, Cancel) and not one.tag for one in requests)
-        for one in () if all_go else self._listed():
-            if not one.reduce_only and one.tag not in replaced:
-                sides[one.side] += one.quantity - one.filled
+        replaced = {request.tag for request in requests if request.tag}
+        all_go = any(isinstance(request, Cancel) and not request.tag for request in requests)
+        for order in () if all_go else self._listed():
+            if not order.reduce_only and order.tag not in replaced:
+                sides[order.side] += order.quantity - order.filled
         for request in requests:
             if isinstance(request, Cancel) or request.reduce_only:
                 continue
@@ -632,7 +636,7 @@ class RestingOrders:
         """The exchange's own order, which takes the position away; None without margin."""
         if not self.others:
             return None
-        return next((one for one in self.others if one.role is OrderRole.LIQUIDATION), None)
+        return next((order for order in self.others if order.role is OrderRole.LIQUIDATION), None)
 
     def exit_order(
         self,
@@ -667,7 +671,7 @@ class RestingOrders:
 
     def protective(self, role: OrderRole) -> Order | None:
         """Return the protective order of *role*, if there is one."""
-        return next((one for one in self.others if one.role is role), None)
+        return next((order for order in self.others if order.role is role), None)
 
     def closable(self, held: int) -> int:
         """Return how much of *held* can be closed, unsigned: dust cannot."""
@@ -690,12 +694,12 @@ def kind_of(price: int | None, trigger: int | None) -> OrderKind:
     return OrderKind.MARKET if price is None else OrderKind.LIMIT
 
 
-def _tighter(one: Order, other: Order) -> int | None:
-    """Return the trigger of *one* or of *other*, two states of an order, that is met first."""
-    if one.trigger is None or other.trigger is None:
+def _tighter(order: Order, other: Order) -> int | None:
+    """Return the trigger of *order* or of *other*, two states of an order, that is met first."""
+    if order.trigger is None or other.trigger is None:
         return other.trigger
-    tightest = max if one.side is Side.SELL else min
-    return tightest(one.trigger, other.trigger)
+    tightest = max if order.side is Side.SELL else min
+    return tightest(order.trigger, other.trigger)
 
 
 def urgency(order: Order) -> int:

@@ -142,10 +142,10 @@ class MarginRules:
 
     def refusal(self, notional: int) -> str | None:
         """Return why a position of *notional* (unsigned) may not have the leverage, or None."""
-        found = self._tier(notional)
-        if found is None:
+        numbered_tier = self._tier(notional)
+        if numbered_tier is None:
             return f"position above {_money(self._tiers[-1].limit)}, the last risk tier"
-        number, tier = found
+        number, tier = numbered_tier
         if self._leverage <= tier.max_leverage:
             return None
         return (
@@ -327,8 +327,8 @@ class Filters:
             if value is None or refusal is not None:
                 prices.append(None)
                 continue
-            found, refusal = _units(value, item.price_decimals, item.tick_size, name, "tick")
-            prices.append(found or None)
+            units, refusal = _units(value, item.price_decimals, item.tick_size, name, "tick")
+            prices.append(units or None)
         price, trigger = prices
         return Terms(quantity, price, trigger, refusal)
 

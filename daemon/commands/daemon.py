@@ -179,10 +179,10 @@ def _accounts(document: Document) -> RenderableType:
             no_wrap=column != "margin_used",  # so that its title gives way, and no number
         )
     twins = cast("dict[str, dict[str, str]]", document["twins"])
-    own = cast("dict[str, str]", document["account"])
-    accounts: Document = {"run": own, **twins}
+    run_account = cast("dict[str, str]", document["account"])
+    accounts: Document = {"run": run_account, **twins}
     equity = {name: Decimal(facts["equity"]) for name, facts in twins.items()}
-    if reserve := reserve_of(Decimal(own["equity"]), equity):
+    if reserve := reserve_of(Decimal(run_account["equity"]), equity):
         accounts[RESERVE] = {"equity": str(reserve), "cash": str(reserve)}
     for name, account in accounts.items():
         facts = cast("dict[str, str]", account)
@@ -221,7 +221,7 @@ def _held(facts: Document) -> str:
     """Return the position of an instrument; in hedge mode that of each side that has one."""
     sides = cast("dict[str, Document]", facts.get("sides", {"": facts}))
     held = (str(side.get("quantity", "0")) for side in sides.values())
-    return ", ".join(one for one in held if one != "0") or "0"
+    return ", ".join(quantity for quantity in held if quantity != "0") or "0"
 
 
 def _instrument(name: str, facts: Document) -> RenderableType:

@@ -157,17 +157,17 @@ def _follow(path: Path, url: str, option: str, *, service: bool) -> None:
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda *_: stop.set())
         say(f"Shipping {path} to {shown(url)} until Ctrl-C.", err=True)
-    said, steps = "", 0
+    reported, steps = "", 0
 
     def report(progress: ShipProgress) -> None:
-        nonlocal said, steps
+        nonlocal reported, steps
         steps = progress.steps
         if service:
             with suppress(OSError):  # the daemon has ended, and its last steps are shipped still
                 os.write(1, frame_of(progress))
-        elif progress.error != said:
-            said = progress.error
-            say(said or "Shipping goes on.", err=True)
+        elif progress.error != reported:
+            reported = progress.error
+            say(reported or "Shipping goes on.", err=True)
 
     follower = Follower(
         path,
@@ -307,7 +307,7 @@ def _table(runs: list[FleetRun]) -> object:
         )
     table.add_column("positions, last decision, alarms", overflow="fold")
     for run in runs:
-        held = ", ".join(f"{one.instrument} {one.quantity}" for one in run.positions)
+        held = ", ".join(f"{position.instrument} {position.quantity}" for position in run.positions)
         lag = f"{run.lag_steps} in {run.lag_s:.1f} s" if run.lag_steps else "0"
         equity = "" if run.equity is None else f"{Decimal(run.equity):,.2f}"
         alarms = (f"alarm: {alarm}" for alarm in run.alarms)

@@ -130,7 +130,9 @@ def _is_changed(given: Iterable[object], named: Mapping[str, Any]) -> bool:
     from tracepaper.storage.chain.integrity import audit_runs
     from tracepaper.storage.database.reader import Reader
 
-    spec = next((one for one in given if isinstance(one, str) and "#" in one), "")
+    spec = next(
+        (argument for argument in given if isinstance(argument, str) and "#" in argument), ""
+    )
     try:
         path = (
             Path(spec.rpartition("#")[0])
@@ -139,7 +141,7 @@ def _is_changed(given: Iterable[object], named: Mapping[str, Any]) -> bool:
         )
         with Reader.open(path) as reader:
             audits = audit_runs(reader.connection, reader.run_ids())
-            return any(found.problem is not None for found in audits)
+            return any(audit.problem is not None for audit in audits)
     except ConfigInvalid:
         return False
     except (TracepaperError, sqlite3.Error):

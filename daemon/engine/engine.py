@@ -172,7 +172,7 @@ class Engine:
             )
         self.members = tuple(Member(terms, instruments) for terms in members)
         self._net_sizers = {
-            item.id: NetSizer(item, max(one.remembered(item.id) for one in self.members))
+            item.id: NetSizer(item, max(member.remembered(item.id) for member in self.members))
             for item in instruments
             if self.members
         }
@@ -182,7 +182,7 @@ class Engine:
             declared = {OF_THE_RUN: DeclaredState.of(self._portfolio)}
         for member in self.members:
             declared |= {f"{member.name}/{key}": of.declared for key, of in member.states.items()}
-        self.declared = {key: one for key, one in declared.items() if one is not None}
+        self.declared = {key: state for key, state in declared.items() if state is not None}
         self._declared_by_all = self.declared.get(OF_THE_RUN)
         self.states = {
             item.id: InstrumentState(
@@ -270,7 +270,7 @@ class Engine:
         """The gate sets of the account and of all members, without repeats."""
         every = (self.states, *(member.states for member in self.members))
         evaluators = (state.gates.evaluator for states in every for state in states.values())
-        return tuple(dict.fromkeys(one.gate_set for one in evaluators))
+        return tuple(dict.fromkeys(evaluator.gate_set for evaluator in evaluators))
 
     @property
     def breach(self) -> str:
@@ -334,8 +334,8 @@ class Engine:
 
     def lacking_frames(self, now_ms: int) -> list[FrameRange]:
         """Return which candles of higher frames the known bars do not reach at *now_ms*."""
-        known = (state.history for state in self.states.values())
-        return [one for history in known for one in history.lacking_frames(now_ms)]
+        histories = (state.history for state in self.states.values())
+        return [lacking for history in histories for lacking in history.lacking_frames(now_ms)]
 
     def frames_of(self, instrument: str) -> tuple[tuple[int, int, Row | None], ...]:
         """Return of each frame its length, how many bars are wanted, and the newest handed on."""
@@ -626,21 +626,23 @@ class Engine:
     ) -> None:
         """Ask the portfolio once for all of *bars* that are to be decided and warm."""
         assert self._portfolio is not None
-        asked = {}
+        pending = {}
         for bar, filled, prediction in zip(bars, observed, predictions, strict=True):
             if filled is None or bar.open_time_ms < self._period_start_ms:
                 continue
             state = self.states[bar.instrument]
             regime, cell = state.regimes.regime, state.regimes.cell
-            said, is_finite = checked(prediction)
-            seen = state.ask_with(bar, said, self.broker.own, is_finite=is_finite)
+            forecast, is_finite = checked(prediction)
+            context = state.ask_with(bar, forecast, self.broker.own, is_finite=is_finite)
             if state.regimes.regime is not regime or state.regimes.cell != cell:
                 self.save = Save.NOW
             if state.history.is_warm:
-                asked[state.instrument.symbol] = state, seen
-        if asked:
-            answers = self._portfolio.decide({symbol: seen for symbol, (_, seen) in asked.items()})
-            for symbol, (state, _) in asked.items():
+                pending[state.instrument.symbol] = state, context
+        if pending:
+            answers = self._portfolio.decide(
+                {symbol: context for symbol, (_, context) in pending.items()}
+            )
+            for symbol, (state, _) in pending.items():
                 assert isinstance(state.strategy, PortfolioMember)
                 state.strategy.answer = answers.get(symbol, NOT_NAMED)
         if self._declared_by_all is not None and self._declared_by_all.changed():
@@ -667,19 +669,19 @@ class Engine:
             prediction, is_finite = checked(prediction)
         regimes, risk = state.regimes, self.risk.state
         regime, cell = regimes.regime, regimes.cell
-        asked = None
+        member_decisions = None
         if self.members:
-            asked = self._ask_members(bar, prediction, at_ms, is_finite=is_finite)
+            member_decisions = self._ask_members(bar, prediction, at_ms, is_finite=is_finite)
         decision = state.decide(
             bar, prediction, broker.own, is_running=not self.halted, is_finite=is_finite
         )
         if regimes.regime is not regime or regimes.cell != cell or self.risk.state is not risk:
             self.save = Save.NOW
-        if asked is None:
-            made = self._submit(bar, filled, decision, prediction, at_ms)
+        if member_decisions is None:
+            outcome = self._submit(bar, filled, decision, prediction, at_ms)
         else:
-            made = self._route(bar, filled, decision, prediction, asked, at_ms)
-        step = self._finish(bar, key, filled, made, saves=saves)
+            outcome = self._route(bar, filled, decision, prediction, member_decisions, at_ms)
+        step = self._finish(bar, key, filled, outcome, saves=saves)
         if self.shadows.bases and self.shadows.count(step, state):  # from the next bar on
             self.save = self.save or _LATER
         return step
@@ -724,7 +726,7 @@ class Engine:
         self._share_out_if_due(bar)
         key, is_running, failed = bar.instrument, not self.halted, 0
         quote = self.states[key].quote
-        decisions, asked = [], []
+        decisions, intents = [], []
         for member, of_member in self._on[key]:
             book = member.book
             if (book.subtotal().equity <= 0) is not member.is_empty:
@@ -733,14 +735,14 @@ class Engine:
             decisions.append(
                 of_member.decide(bar, prediction, book, is_running=is_running, is_finite=is_finite)
             )
-            asked.append(of_member.intent)
+            intents.append(of_member.intent)
             if member.failed:
                 failed += 1
         if failed != self.failures_stored:
             self.failures_stored = failed
             self.save = Save.NOW
         quiet = self._quiet.get(key)
-        if quiet is not None and all(map(is_, quiet.asked, asked)):
+        if quiet is not None and all(map(is_, quiet.asked, intents)):
             return decisions, quiet.wishes
         return decisions, self._net(bar, decisions, at_ms)
 
@@ -776,12 +778,12 @@ class Engine:
         filled: FilledEvent,
         decision: Decision,
         prediction: Prediction,
-        asked: tuple[list[Decision], Wishes],
+        member_decisions: tuple[list[Decision], Wishes],
         at_ms: int,
     ) -> BarOutcome:
-        """Ask the account for its *decision*, and for what each strategy was *asked*."""
+        """Ask the account for its *decision*, and for the *member_decisions*, netted."""
         key, broker, state = bar.instrument, self.broker, self.states[bar.instrument]
-        of_members, wishes = asked
+        of_members, wishes = member_decisions
         intent, quiet = state.intent, self._quiet.get(key)
         if quiet is not None and intent is quiet.intent and wishes is quiet.wishes:
             routed, done = quiet.routed, NOTHING_FILLED
@@ -794,7 +796,7 @@ class Engine:
                 self.risk.count_orders(done.orders, at_ms)
             self._quiet.pop(key, None)
             if routed.is_quiet:
-                enters = any(one.is_entry for one in wishes.intents.values())
+                enters = any(wish.is_entry for wish in wishes.intents.values())
                 asked_for = [of_member.intent for _, of_member in self._on[key]]
                 self._quiet[key] = Quiet(asked_for, intent, wishes, routed, enters)
         else:  # what a command left opposing crosses still
@@ -950,7 +952,7 @@ class Engine:
         event: Event,
         instrument: str | None,
         filled: FilledEvent | None = None,
-        made: BarOutcome = NOT_DECIDED,
+        outcome: BarOutcome = NOT_DECIDED,
         *,
         accepted: bool = True,
         belief: str | None = None,
@@ -961,7 +963,7 @@ class Engine:
         It *saves* the state where that is due; within a close only the last step does.
         """
         broker = self.broker
-        orders, twins = made.orders, made.twins
+        orders, twins = outcome.orders, outcome.twins
         if filled is None:
             filled = self._take()
         position, account, entries = broker.own.report(instrument)
@@ -987,7 +989,7 @@ class Engine:
         self.begin(sequence + 1)
         halted, self.risk.halted = self.risk.halted, None
         return Step(
-            sequence, event, accepted, made.decision, made.prediction,
+            sequence, event, accepted, outcome.decision, outcome.prediction,
             _as_they_stand(filled.orders, orders) if orders else filled.orders,
             filled.fills, position, account, twins, state, entries, belief, halted,
         )  # fmt: skip

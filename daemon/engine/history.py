@@ -354,8 +354,8 @@ class RegimeTracker:
         if mass is not None and self._bounds is not None:
             self.regime = next_regime(self.regime, mass, self._bounds)
         if explanation is not None and self._cells is not None:
-            seen = [getattr(explanation, name) for name in self._cells.names]
-            self.cell = self._cells.next_cell(self.cell, seen, self._hysteresis)
+            values = [getattr(explanation, name) for name in self._cells.names]
+            self.cell = self._cells.next_cell(self.cell, values, self._hysteresis)
 
 
 class ForecastOutcomes:

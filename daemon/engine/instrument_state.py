@@ -271,8 +271,8 @@ class InstrumentState:
                 bar, forecast, self.regimes.regime, verdict, None, self._instrument_context
             )
         else:
-            asked, self._context = self._context, None
-            context = asked or self._look(bar, prediction, account, is_finite=is_finite)
+            prepared, self._context = self._context, None
+            context = prepared or self._look(bar, prediction, account, is_finite=is_finite)
             forecast = context.forecast
         signal, before = self._signal(context), self.signal
         target = account.target(bar.instrument)
@@ -324,14 +324,14 @@ class InstrumentState:
             self._see_target(bar, reach, account, reduces=reduces)
         measures, passed = gates.evaluator.judge(gates.inputs)
         refused = gates.evaluator.first_failed(passed, reduces=gates.inputs.reduces)
-        asked = self.allowed_of(orders, bar, account, refused)
+        allowed = self.allowed_of(orders, bar, account, refused)
         action, reason = Action.ORDERS, orders.reason if refused is None else refusal(refused)
         target: int | None = None
-        if isinstance(asked, Orders):
-            self.intent = asked
+        if isinstance(allowed, Orders):
+            self.intent = allowed
         else:
-            action, target, reason = asked.action, asked.target, asked.reason
-            self.intent = None if action is Action.HOLD else asked
+            action, target, reason = allowed.action, allowed.target, allowed.reason
+            self.intent = None if action is Action.HOLD else allowed
         outcome = self.outcomes.of(
             action, reason, refused, passed, None, self.regimes, gates.evaluator
         )
@@ -384,19 +384,19 @@ class InstrumentState:
         sides: dict[PositionSide, Intent | None] = {}
         left, outlived = 0, False
         for side, book in account.sides.items():
-            standing, asked = book.target(key), None
+            standing, side_intent = book.target(key), None
             if side is named:
-                asked = intent
+                side_intent = intent
             elif action is Action.FLAT and (
                 signal.action is not Action.FLAT or signal.position_side in {None, side}
             ):
-                asked = Intent(Action.FLAT, 0, intent.reason)
+                side_intent = Intent(Action.FLAT, 0, intent.reason)
             elif refused not in INTEGRITY and self._expired(bar, book):
-                asked, outlived = Intent(Action.FLAT, 0, HORIZON), True
+                side_intent, outlived = Intent(Action.FLAT, 0, HORIZON), True
             elif refused is None:  # what could not be ordered is asked for again
-                asked = Intent(Action.HOLD, standing, intent.reason)
-            sides[side] = asked
-            left += standing if asked is None else asked.target
+                side_intent = Intent(Action.HOLD, standing, intent.reason)
+            sides[side] = side_intent
+            left += standing if side_intent is None else side_intent.target
         if action is Action.HOLD and outlived:
             intent = Intent(Action.FLAT, left, HORIZON)
         elif named is None:
@@ -602,15 +602,15 @@ class InstrumentState:
         if self.strategy.needs_forecast:
             self.gates.see_forecast(bar, prediction, self.regimes, is_finite=is_finite)
         history = self.history
-        seen: AccountView | None = None
+        view: AccountView | None = None
         if self._sees_account:
             # *bar* has filled, marked and been observed. No other bar of its close is decided yet,
             # or what was decided changed nothing that is shown here.
-            seen = account.view(self.instrument, bars_since=partial(history.bars_held, bar=bar))
+            view = account.view(self.instrument, bars_since=partial(history.bars_held, bar=bar))
         frames = {name: frame.bars for name, frame in history.frames.items()}
         regime, verdict = self.regimes.regime, self.outcomes.verdict
         return BarContext(
-            bar, forecast, regime, verdict, seen, self._instrument_context, frames, history.books
+            bar, forecast, regime, verdict, view, self._instrument_context, frames, history.books
         )
 
     def _signal(self, context: BarContext) -> Signal | Orders:
@@ -656,16 +656,16 @@ class InstrumentState:
         standing = account.target(bar.instrument)
         if signal.action is Action.HOLD:
             return standing
-        known = NO_ACCOUNT
+        sizing = NO_ACCOUNT
         if self._sizer.sees_account:
             equity = account.balance().equity
-            known = SizingAccount(equity, account.gross_of_others(bar.instrument))
+            sizing = SizingAccount(equity, account.gross_of_others(bar.instrument))
             if self._sizer.by_stop:
                 expected = self._expected(forecast)
                 stop = account.stop_distance(signal, bar, self.history.day_range, expected)
-                known = known._replace(stop=stop)
+                sizing = sizing._replace(stop=stop)
         target = self._sizer.target(
-            signal, bar, forecast, standing=standing, account=known, is_full=is_full
+            signal, bar, forecast, standing=standing, account=sizing, is_full=is_full
         )
         if not self._sizer.of_equity:
             return target

@@ -96,7 +96,10 @@ class Member:
             same = _FOLDER.sub("", why)  # wherever it is derived again
             line = " ".join(same.split())[:_SENTENCE_MOST]
             # A lone surrogate, of a file's name say, could be stored nowhere.
-            text = "".join(one if one.isprintable() else repr(one)[1:-1] for one in line)
+            text = "".join(
+                character if character.isprintable() else repr(character)[1:-1]
+                for character in line
+            )
             self.know(failed=f"set aside: {text}")
 
     def observe(self, bar: Bar, whole: InstrumentHistory) -> None:
@@ -178,10 +181,10 @@ class NetStrategy(Strategy):
         """Net the strategies of *members*, by name."""
         self.members = dict(members)
         every = self.members.values()
-        self.warmup = min(one.warmup for one in every)  # the first that is warm trades
-        self.gates = INTEGRITY.intersection(*(one.gates for one in every))
-        self.needs_forecast = any(one.needs_forecast for one in every)
-        wanted = [frame_bars(one) for one in every]
+        self.warmup = min(strategy.warmup for strategy in every)  # the first that is warm trades
+        self.gates = INTEGRITY.intersection(*(strategy.gates for strategy in every))
+        self.needs_forecast = any(strategy.needs_forecast for strategy in every)
+        wanted = [frame_bars(strategy) for strategy in every]
         self.frames = tuple(dict.fromkeys(name for of in wanted for name in of))
         self.frames_warmup = {
             name: max(of[name] for of in wanted if name in of) for name in self.frames

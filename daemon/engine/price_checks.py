@@ -197,13 +197,13 @@ class PriceBelief:
 
     def _announces(self, mark: Mark) -> bool:
         """Return whether *mark* announces an absurd rate that is not known, or not as of late."""
-        known, rate = self._announced, mark.funding_rate
-        if rate is None or known is None:
+        announced, rate = self._announced, mark.funding_rate
+        if rate is None or announced is None:
             return rate is not None
-        before = known.funding_rate
+        before = announced.funding_rate
         assert before is not None
         is_other = 2 * abs(rate - before) > largest_rate(self._instrument)
-        return is_other or mark.market_ms - known.market_ms >= HOUR_MS // 2
+        return is_other or mark.market_ms - announced.market_ms >= HOUR_MS // 2
 
     # ------------------------------------------------------------ what the engine does
 
@@ -233,15 +233,15 @@ class PriceBelief:
         if abs(funding.rate) <= most:
             return True, None
         rate = _percent_of_rate(funding.rate)
-        said = f"a funding rate of {rate} is beyond {_percent_of_rate(most)}"
+        words = f"a funding rate of {rate} is beyond {_percent_of_rate(most)}"
         mark = self._announced
         if mark is not None and abs(mark.market_ms - funding.market_ms) <= HOUR_MS:
             announced = mark.funding_rate
             assert announced is not None
             if abs(announced - funding.rate) <= most:
-                return True, f"believed on the ticker's {_percent_of_rate(announced)}: {said}"
-            said += f", and the ticker announced {_percent_of_rate(announced)}"
-        return False, f"not believed: {said}"
+                return True, f"believed on the ticker's {_percent_of_rate(announced)}: {words}"
+            words += f", and the ticker announced {_percent_of_rate(announced)}"
+        return False, f"not believed: {words}"
 
     def doubt_of(self, books: Books) -> str | None:
         """Say of *books* that some lie where no usual price does; None where none does.
@@ -258,7 +258,7 @@ class PriceBelief:
         far = mids[(mids < low - limit) | (mids > high + limit)].tolist()
         if not far:
             return None
-        base = min((low, high), key=lambda one: abs(one - far[-1]))
+        base = min((low, high), key=lambda bound: abs(bound - far[-1]))
         return (
             f"not believed unless their bar goes there: {len(far)} of {len(mids)} order books, the "
             f"last at {self._distance(far[-1], base, limit)}"
@@ -305,10 +305,10 @@ class PriceBelief:
         words = None
         if self._jumps(doubled, price.market_ms):
             others = tuple(self._others(price))
-            found = self._agreeing(price, others)
-            if found is None:
+            agreeing = self._agreeing(price, others)
+            if agreeing is None:
                 return False, f"not believed: {self._jump(price)}; {self._list(others)}"
-            words = f"believed on the {self._text(found)}: {self._jump(price)}"
+            words = f"believed on the {self._text(agreeing)}: {self._jump(price)}"
         self._move(doubled, price.market_ms)
         return True, words
 
@@ -318,17 +318,17 @@ class PriceBelief:
         held, newest = (
             (self._held_quote, self._quote) if is_quote else (self._held_mark, self._mark)
         )
-        own = newest if held is None else self._own.get(type(price))
-        if own is None or price.market_ms - own.market_ms > OWN_MS:
+        last = newest if held is None else self._own.get(type(price))
+        if last is None or price.market_ms - last.market_ms > OWN_MS:
             return None
-        return own
+        return last
 
     def _goes_on(self, price: Quote | Mark) -> bool:
         """Return whether *price* is near the last believed one of its own source."""
-        own = self._own_before(price)
-        if own is None or not self._yardstick:
+        last = self._own_before(price)
+        if last is None or not self._yardstick:
             return False
-        before = _doubled(own)
+        before = _doubled(last)
         least = max(self._ranges * self._yardstick, before / LEAST_SHARE)
         return abs(_doubled(price) - before) <= least
 
@@ -337,8 +337,8 @@ class PriceBelief:
         if isinstance(price, Trade):
             self._trade = price
             return
-        if not is_believed and (own := self._own_before(price)) is not None:
-            self._own[type(price)] = own
+        if not is_believed and (last := self._own_before(price)) is not None:
+            self._own[type(price)] = last
         if isinstance(price, Quote):
             self._quote = price
             self._held_quote = None if is_believed else price
@@ -406,8 +406,8 @@ class PriceBelief:
 
     # ------------------------------------------------------------ other sources
 
-    def _near(self, one: Price, at_ms: int) -> bool:
-        return abs(one.market_ms - at_ms) <= self._agree_ms
+    def _near(self, price: Price, at_ms: int) -> bool:
+        return abs(price.market_ms - at_ms) <= self._agree_ms
 
     def _others(self, price: Quote | Mark) -> Iterator[_SourcePrice]:
         """Yield what the other sources show about the time of *price*, each of another frame."""
@@ -431,8 +431,8 @@ class PriceBelief:
         crash, and one that says 1 speaks for nothing.
         """
         doubled, limit = _doubled(price), self._limit(price.market_ms)
-        own = self._own_before(price)
-        bases = (self._doubled,) if own is None else (self._doubled, _doubled(own))
+        last = self._own_before(price)
+        bases = (self._doubled,) if last is None else (self._doubled, _doubled(last))
         for other in others:
             for before in bases:
                 sign = 1 if doubled > before else -1
@@ -510,8 +510,8 @@ def _shown(price: Price) -> tuple[_SourcePrice, ...]:
     if isinstance(price, Trade):
         return (_SourcePrice("trade", 2 * price.price),)
     beside = (("index", price.index), ("last trade", price.last))
-    known = (_SourcePrice(name, 2 * one) for name, one in beside if one is not None)
-    return (_SourcePrice("mark", 2 * price.price), *known)
+    others = (_SourcePrice(name, 2 * other) for name, other in beside if other is not None)
+    return (_SourcePrice("mark", 2 * price.price), *others)
 
 
 def _percent_of_rate(rate: int) -> str:

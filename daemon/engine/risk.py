@@ -114,11 +114,11 @@ class RiskWatch:
         breach = self.state.breach
         return breach.limit if breach is not None and self._latches else ""
 
-    def closing(self, seen: GateInputs) -> str:
+    def closing(self, inputs: GateInputs) -> str:
         """Return why what is held is to be closed: a breach, or a universe left; empty if not."""
         if self._flattens and (breach := self.state.breach) is not None:
             return f"halted by {breach.limit}"
-        return LEFT if self._closes_outside and seen.is_outside else ""
+        return LEFT if self._closes_outside and inputs.is_outside else ""
 
     def choose(self, chosen: tuple[str, ...]) -> None:
         """Let none but the *chosen* instruments open positions from now on."""
@@ -136,19 +136,19 @@ class RiskWatch:
 
     def measure(
         self,
-        seen: GateInputs,
+        inputs: GateInputs,
         *,
         account: Account,
         market_ms: int,
         instrument: str = "",
         interval_ms: int = 1,
     ) -> None:
-        """Write this bar's measures into *seen*; ``state`` is another object where it changed.
+        """Write this bar's measures into *inputs*; ``state`` is another object where it changed.
 
         Drawdown is a fraction of the highest equity; the day's loss is money, in quote currency,
         since the first bar of the day; a trade is an order of which something was filled.
         """
-        seen.is_outside = self._has_universe and instrument not in self._inside
+        inputs.is_outside = self._has_universe and instrument not in self._inside
         if not self._measures:
             return
         state, equity = self.state, account.equity
@@ -160,34 +160,34 @@ class RiskWatch:
             after = replace(state, peak_equity=equity)
         else:
             after = state
-        seen.equity = equity
-        seen.drawdown = 1 - equity / after.peak_equity if after.peak_equity > 0 else 0.0
-        seen.daily_loss = max(after.day_equity - equity, 0) / MONEY_SCALE
-        seen.daily_trades = 1 + (after.day_trades if after.trades_day == day else 0)
-        seen.hourly_orders = 1 + (after.hour_orders if after.hour == market_ms // HOUR_MS else 0)
-        seen.losing_streak = after.streak if after.streak_day == day else 0
+        inputs.equity = equity
+        inputs.drawdown = 1 - equity / after.peak_equity if after.peak_equity > 0 else 0.0
+        inputs.daily_loss = max(after.day_equity - equity, 0) / MONEY_SCALE
+        inputs.daily_trades = 1 + (after.day_trades if after.trades_day == day else 0)
+        inputs.hourly_orders = 1 + (after.hour_orders if after.hour == market_ms // HOUR_MS else 0)
+        inputs.losing_streak = after.streak if after.streak_day == day else 0
         if self._cooldown:
-            seen.since_stop = self._since_stop(seen, instrument, market_ms, interval_ms)
-        if after.breach is None and (breach := self._breach(seen, market_ms)) is not None:
+            inputs.since_stop = self._since_stop(inputs, instrument, market_ms, interval_ms)
+        if after.breach is None and (breach := self._breach(inputs, market_ms)) is not None:
             after = replace(after, breach=breach)
             self.halted = breach if self._latches else None
-        seen.is_breached = after.breach is not None
+        inputs.is_breached = after.breach is not None
         self.state = after
 
-    def _breach(self, seen: GateInputs, at_ms: int) -> Halted | None:
+    def _breach(self, inputs: GateInputs, at_ms: int) -> Halted | None:
         """Return which limit equity went beyond, whatever the target is; None if none."""
-        if self._drawdown_most is not None and seen.drawdown > self._drawdown_most:
-            return Halted(risk_drawdown.name, seen.drawdown, self._drawdown_most, at_ms)
-        if self._loss_most is not None and seen.daily_loss > self._loss_most:
-            return Halted(risk_daily_loss.name, seen.daily_loss, self._loss_most, at_ms)
+        if self._drawdown_most is not None and inputs.drawdown > self._drawdown_most:
+            return Halted(risk_drawdown.name, inputs.drawdown, self._drawdown_most, at_ms)
+        if self._loss_most is not None and inputs.daily_loss > self._loss_most:
+            return Halted(risk_daily_loss.name, inputs.daily_loss, self._loss_most, at_ms)
         return None
 
     def _since_stop(
-        self, seen: GateInputs, instrument: str, market_ms: int, interval_ms: int
+        self, inputs: GateInputs, instrument: str, market_ms: int, interval_ms: int
     ) -> int:
         """Return the whole bars since the newest stop, at most the limit; less exposure passes."""
         stopped_ms = self.state.stopped_ms.get(instrument)
-        if stopped_ms is None or seen.reduces:
+        if stopped_ms is None or inputs.reduces:
             return self._cooldown
         return min(intervals_between(stopped_ms, market_ms, interval_ms), self._cooldown)
 
@@ -209,8 +209,8 @@ class RiskWatch:
 
     def count_fills(self, entries: Sequence[FillEntry]) -> None:
         """Count what each of the fills of *entries* means."""
-        for one in entries:
-            self.count_fill(*one)
+        for entry in entries:
+            self.count_fill(*entry)
 
     def count_fill(self, fill: Fill, order: Order, before: Position, after: Position) -> None:
         """Count what *fill* of *order* means: a trade, a stop, a position closed with a loss.

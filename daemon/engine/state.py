@@ -240,7 +240,9 @@ class Shadows:
         self.bases: dict[str, TwinBasis] = {}
         if not COUNTED.isdisjoint(self.names):
             self.bases = {key: TwinBasis() for key in strategies}
-        self._random = [key for key, one in strategies.items() if RANDOM_GATE in one.twins]
+        self._random = [
+            key for key, strategy in strategies.items() if RANDOM_GATE in strategy.twins
+        ]
 
     @property
     def random_shares(self) -> list[float]:
@@ -276,29 +278,29 @@ class Shadows:
             passes = name != RANDOM_GATE or self.bases[key].passes(
                 key, bar.open_time_ms, self.passing.get(key)
             )
-            asked: Intent | Orders | None
+            intent: Intent | Orders | None
             if name == BUY_AND_HOLD:
-                asked = state.hold(bar, account, self.bases[key].usual_exposure)
+                intent = state.hold(bar, account, self.bases[key].usual_exposure)
             elif name == FULL_SIZE or name in WITHOUT:
                 without, is_full = WITHOUT.get(name), name == FULL_SIZE
                 gates = state.gates
                 refused = gates.evaluator.first_failed(
                     decision.passed, reduces=gates.inputs.reduces, without=without
                 )
-                asked = _bound(state, bar, forecast, account, refused, is_full=is_full)
+                intent = _bound(state, bar, forecast, account, refused, is_full=is_full)
             elif state.gates.inputs.is_outside:
-                asked = _bound(state, bar, forecast, account, risk_universe.name, is_full=False)
+                intent = _bound(state, bar, forecast, account, risk_universe.name, is_full=False)
             elif isinstance(signal, Orders):
-                asked = signal if passes else None
+                intent = signal if passes else None
             else:
                 assert signal is not None  # the bar was decided
-                refused, own = None if passes else RANDOM_GATE, _of_shadow(name, signal)
-                asked = state.follow(own, bar, forecast, account, refused)
-            if asked is None:
+                refused, shadow_signal = None if passes else RANDOM_GATE, _of_shadow(name, signal)
+                intent = state.follow(shadow_signal, bar, forecast, account, refused)
+            if intent is None:
                 continue
-            broker.submit(asked, bar, at_ms, shadow=name)
+            broker.submit(intent, bar, at_ms, shadow=name)
             horizon = state.strategy.horizon
-            if isinstance(asked, Intent) and asked.is_entry and horizon is not None:
+            if isinstance(intent, Intent) and intent.is_entry and horizon is not None:
                 confirmed.append(name)
         return confirmed
 
@@ -366,20 +368,20 @@ def _bound(
     """
     signal = state.signal
     assert signal is not None  # the bar was decided
-    asked: Intent | Orders
+    intent: Intent | Orders
     if isinstance(signal, Orders):
-        asked = state.allowed_of(signal, bar, account, refused)
+        intent = state.allowed_of(signal, bar, account, refused)
     else:
         if refused in LIMITS:
             free = state.follow(signal, bar, forecast, account, None, is_full=is_full)
             held = account.held(bar.instrument)
             if abs(free.target) <= abs(held) and free.target * held >= 0:
                 refused = None
-        asked = state.follow(signal, bar, forecast, account, refused, is_full=is_full)
+        intent = state.follow(signal, bar, forecast, account, refused, is_full=is_full)
         if (closing := state.gates.risk.closing(state.gates.inputs)) and refused not in INTEGRITY:
-            asked = Intent(Action.FLAT, 0, closing)
-    is_held = refused is not None and isinstance(asked, Intent) and asked.action is Action.HOLD
-    return None if is_held else asked
+            intent = Intent(Action.FLAT, 0, closing)
+    is_held = refused is not None and isinstance(intent, Intent) and intent.action is Action.HOLD
+    return None if is_held else intent
 
 
 def _of_shadow(name: str, signal: Signal) -> Signal:
@@ -432,7 +434,7 @@ class Restart:
             engine.risk.take_over(state.risk)
         else:
             engine.risk.state = state.risk
-        fills = {key: known.fills for key, known in since.items()}
+        fills = {key: decided.fills for key, decided in since.items()}
         engine.broker.restore(
             state.account, state.twins, confirmed=confirmed, fills=fills, taken_over=taken_over
         )
@@ -446,8 +448,8 @@ class Restart:
         for key, encoded in state.declared.items():
             if key in engine.declared:
                 engine.declared[key].hand_back(encoded)
-        for key, known in since.items():
-            engine.states[key].outcomes.restored = known.verdict
+        for key, decided in since.items():
+            engine.states[key].outcomes.restored = decided.verdict
         engine.save = Save.NOW if taken_over else Save.NO
         engine.begin(next_sequence)
         if engine.members:
@@ -456,10 +458,10 @@ class Restart:
     def _restore_members(self, state: EngineState, since: Mapping[str, SinceDecided]) -> None:
         """Restore several strategies; raise ``InvariantBroken`` where shares do not add up."""
         engine = self._engine
-        own: Any = engine.broker.own
+        account: Any = engine.broker.own
         stored: Any = state.shares
-        if stored is not None and state.twins.keys() == own.owners.keys():
-            own.reserve, engine.shared_out = stored.reserve, stored.shared_out
+        if stored is not None and state.twins.keys() == account.owners.keys():
+            account.reserve, engine.shared_out = stored.reserve, stored.shared_out
             for member in engine.members:
                 member.know(failed=stored.failed.get(member.name, ""))
             engine.failures_stored = len(stored.failed)
@@ -471,10 +473,10 @@ class Restart:
                         member.book.fills[key] = list(of_member.fills)
         for key in engine.states:
             held = sum(member.book.held(key) for member in engine.members)
-            if held != own.held(key):
+            if held != account.held(key):
                 raise InvariantBroken(
                     f"the strategies' parts of {key} add up to {held}, and the account holds "
-                    f"{own.held(key)}; run `tracepaper audit verify` and restore a backup"
+                    f"{account.held(key)}; run `tracepaper audit verify` and restore a backup"
                 )
 
     def count(self, step: Step) -> None:
@@ -488,9 +490,9 @@ class Restart:
         self._engine.recall(bar)
         self._engine.broker.recall(bar)
 
-    def recall_frame(self, known: FrameBar | Depths) -> None:
+    def recall_frame(self, event: FrameBar | Depths) -> None:
         """Take in a candle of a higher timeframe, or order books, that the run already holds."""
-        self._engine.states[known.instrument].history.take(known)
+        self._engine.states[event.instrument].history.take(event)
 
     def recall_range(self, bar: Bar) -> None:
         """Take in a bar before those of :meth:`recall`: the range of a day reaches further back."""
@@ -530,8 +532,8 @@ class Restart:
         """Know a quote, believed or not, and value what is held by mark prices that are."""
         engine, state = self._engine, self._engine.states[price.instrument]
         taken = state.belief.take(price)
-        for known in (price, *taken.released):
-            if isinstance(known, Quote):
-                state.quote = known
-            elif isinstance(known, Mark) and (known is not price or taken.is_believed):
-                engine.broker.mark(known)
+        for tick in (price, *taken.released):
+            if isinstance(tick, Quote):
+                state.quote = tick
+            elif isinstance(tick, Mark) and (tick is not price or taken.is_believed):
+                engine.broker.mark(tick)

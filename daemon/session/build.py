@@ -90,7 +90,7 @@ def needs_forecaster(config: Config) -> bool:
     traits = traits_of(config)
     if config.strategies.named:
         refuse_combination(traits)
-        return any(needs_forecaster(own) for own in members_of(config).values())
+        return any(needs_forecaster(member_config) for member_config in members_of(config).values())
     name, has_model = config.strategy.name, config.model.is_given
     needed = ASKS.get(name) in (DataSource.BARS, DataSource.CLOSES)
     needed = needed or (":" in name and user_class(name).needs_forecast)
@@ -139,8 +139,10 @@ def _netted(config: Config, forecaster: Forecaster | None) -> dict[str, NetStrat
     Raises ``ConfigInvalid`` for what several strategies on one account do not take.
     """
     members: dict[str, Strategies] = {}
-    for name, own in members_of(config).items():
-        members[name] = make_strategies(own, forecaster if needs_forecaster(own) else None)
+    for name, member_config in members_of(config).items():
+        members[name] = make_strategies(
+            member_config, forecaster if needs_forecaster(member_config) else None
+        )
         for strategy in members[name].values():
             what = "reads order books" if strategy.books else ""
             if isinstance(strategy, PortfolioMember):
@@ -445,14 +447,16 @@ def build_engine(
         sessions=sessions,
     )
     members, shares = [], shares_of(config)
-    for name, own in members_of(config).items():
+    for name, member_config in members_of(config).items():
         of_member = {
             symbol: net.members[name]
             for symbol, net in strategies.items()
             if isinstance(net, NetStrategy)
         }
-        asked = forecaster if needs_forecaster(own) else None
-        members.append(MemberTerms(name, shares[name], *terms_of(own, asked, of_member)))
+        member_model = forecaster if needs_forecaster(member_config) else None
+        members.append(
+            MemberTerms(name, shares[name], *terms_of(member_config, member_model, of_member))
+        )
     if members:
         refuse_limits(config, forecaster)  # by the names of all
     terms = terms_of(account_of(config), forecaster, strategies)
@@ -470,8 +474,8 @@ def _terms(
     sessions: Sessions | None,
 ) -> tuple[Strategies, dict[str, Sizer], dict[str, GateEvaluator], EngineSettings]:
     """Return what an account trades by, or one of several strategies on it: by instrument id."""
-    if (own := user_model(forecaster)) is not None:
-        own.scale(instruments)
+    if (model := user_model(forecaster)) is not None:
+        model.scale(instruments)
     refuse_limits(config, forecaster)
     by_id = {item.id: strategies[item.symbol] for item in instruments}
     for strategy in by_id.values():
@@ -629,8 +633,8 @@ def warmup_bars(
     ranged = RANGE_BARS + 1 if config.execution.spread_slippage else 0
     of_day = DayRange(config.market.interval_ms).bars + 1 if config.exits.uses_atr else 0
     every = list[Strategy]()
-    for one in strategies.values():
-        every += one.members.values() if isinstance(one, NetStrategy) else [one]
+    for strategy in strategies.values():
+        every += strategy.members.values() if isinstance(strategy, NetStrategy) else [strategy]
     wanted = [frame_bars(strategy) for strategy in every]
     base_ms = config.market.interval_ms
     reach = [frames_reach(bars, base_ms, sessions) for bars in wanted if makes_frames]

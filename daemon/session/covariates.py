@@ -142,13 +142,13 @@ class CovariateReader:
     def __init__(
         self,
         path: Path,
-        known: RunCovariates,
+        covariates: RunCovariates,
         *,
         period_start_ms: int,
         since_ms: int,
         deadline_ms: int,
     ) -> None:
-        self._file, self._known = GrowingFile(path), known
+        self._file, self._known = GrowingFile(path), covariates
         self._period_start_ms, self._since_ms = period_start_ms, since_ms
         self._deadline_s = deadline_ms / 1000
         self._worker = Worker("covariates")
@@ -166,9 +166,9 @@ class CovariateReader:
         """
         self._file.has_changed()
         rows = self._new(self._since_ms)
-        known = {row.symbol for row in rows}
-        for symbol in config.market.symbols if ALL_SYMBOLS not in known else ():
-            if symbol not in known:
+        symbols = {row.symbol for row in rows}
+        for symbol in config.market.symbols if ALL_SYMBOLS not in symbols else ():
+            if symbol not in symbols:
                 path = str(self._file.path)
                 log.warning("no row yet, so its bars are held", symbol=symbol, file=path)
         return CovariatesRead(0, "", tuple(rows), at_ms, at_ms)
@@ -216,10 +216,10 @@ class CovariateReader:
         self._require_same_symbols(growth.file)
         new: list[CovariateRow] = []
         for symbol, rows in growth.file.chosen(self._known.columns).items():
-            known = self._known.known(symbol)
+            earlier = self._known.known(symbol)
             if growth.is_whole:
-                self._require_unchanged(known, rows)
-            newest = int(known.time_ms[-1]) if len(known) else -1
+                self._require_unchanged(earlier, rows)
+            newest = int(earlier.time_ms[-1]) if len(earlier) else -1
             start = int(np.searchsorted(rows.time_ms, max(newest, since_ms), "right"))
             start = max(start - 1, 0) if newest < since_ms else start
             times, values = rows.time_ms[start:].tolist(), rows.values[start:].tolist()
@@ -239,18 +239,19 @@ class CovariateReader:
                 "may only grow, so restore it."
             )
 
-    def _require_unchanged(self, known: CovariateRows, rows: CovariateRows) -> None:
+    def _require_unchanged(self, earlier: CovariateRows, rows: CovariateRows) -> None:
         """Raise ``DataInvalid`` where a known row has other values now."""
-        if not len(known) or not len(rows):
+        if not len(earlier) or not len(rows):
             return
-        place = np.searchsorted(rows.time_ms, known.time_ms)
+        place = np.searchsorted(rows.time_ms, earlier.time_ms)
         place[place == len(rows)] = 0
-        stands = rows.time_ms[place] == known.time_ms
-        differ = stands & (known.values != rows.values[place]).any(axis=1)
+        stands = rows.time_ms[place] == earlier.time_ms
+        differ = stands & (earlier.values != rows.values[place]).any(axis=1)
         if differ.any():
             raise DataInvalid(
-                f"{self._file.path} has other values at {iso(int(known.time_ms[differ][0]))} than "
-                "when that row was read; a file that is traded by may only grow, so restore it."
+                f"{self._file.path} has other values at {iso(int(earlier.time_ms[differ][0]))} "
+                "than when that row was read; a file that is traded by may only grow, so restore "
+                "it."
             )
 
 

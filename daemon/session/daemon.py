@@ -592,18 +592,20 @@ def _log_warming(
 
 def _shorter_windows(config: Config, lacking_ms: int) -> str:
     """Suggest windows of each trend for a past that is *lacking_ms* shorter than the longest."""
-    found = []
-    for name, own in (members_of(config) or {"": config}).items():
-        if own.strategy.name != TREND:
+    suggestions = []
+    for name, member_config in (members_of(config) or {"": config}).items():
+        if member_config.strategy.name != TREND:
             continue
-        windows_ms = [length for text in own.strategy.windows if (length := time_of(text))]
+        windows_ms = [
+            length for text in member_config.strategy.windows if (length := time_of(text))
+        ]
         past_ms = max(windows_ms) - lacking_ms
         fitting = windows_within(windows_ms, past_ms, config.market.interval_ms)
         if fitting[-1] <= past_ms / 2:
             names = ", ".join(f'"{interval_text(length)}"' for length in fitting)
             section = f"[strategies.{name}]" if name else "[strategy]"
-            found.append(f"{section} trend_windows = [{names}]")
-    return f"; it suffices for {' and '.join(found)}" if found else ""
+            suggestions.append(f"{section} trend_windows = [{names}]")
+    return f"; it suffices for {' and '.join(suggestions)}" if suggestions else ""
 
 
 def _page(database: Path, run_id: str, status: Callable[[], Mapping[str, object]]) -> MountedPage:

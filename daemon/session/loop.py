@@ -231,10 +231,10 @@ class Aside:
     the same bits.
     """
 
-    def __init__(self, forecaster: Forecaster, known: Mapping[str, Sequence[Bar]]) -> None:
+    def __init__(self, forecaster: Forecaster, bars: Mapping[str, Sequence[Bar]]) -> None:
         self.forecaster = forecaster
         self.since: list[tuple[str, tuple[Any, ...]]] = []  # the calls of the running model
-        self._known: Mapping[str, Sequence[Bar]] | None = known
+        self._known: Mapping[str, Sequence[Bar]] | None = bars
 
     def warm(self) -> None:
         """Warm the model with the bars known at the event, once."""
@@ -300,13 +300,13 @@ class InlinePredictor:
         """Return the forecast at each event of *unit*, which the model has seen."""
         match unit:
             case Close(bars=bars):  # in one batch: one of each of some instruments
-                known = self._newest(bars)
-                found = self._call("predict_many", known) if known else []
-                return [None, *self._answers(bars, known, found, recorded[1:])]
+                newest = self._newest(bars)
+                forecasts = self._call("predict_many", newest) if newest else []
+                return [None, *self._answers(bars, newest, forecasts, recorded[1:])]
             case Bar():
-                known = self._newest([unit])
-                found = [self._call("step", unit)] if known else []
-                return self._answers([unit], known, found, recorded)
+                newest = self._newest([unit])
+                forecasts = [self._call("step", unit)] if newest else []
+                return self._answers([unit], newest, forecasts, recorded)
             case RetrainingEnd(takes_over=True):
                 if (candidate := self._prepared.get(unit.candidate_sha256)) is not None:
                     self.aside = Aside(candidate, self.history.known())
@@ -324,14 +324,14 @@ class InlinePredictor:
     def _answers(
         self,
         bars: Sequence[Bar],
-        known: Sequence[Bar],
-        found: Sequence[Forecast | None],
+        newest: Sequence[Bar],
+        forecasts: Sequence[Forecast | None],
         recorded: Sequence[Prediction],
     ) -> list[Prediction]:
-        """Return what was *found* of the *known* ones of *bars*, at each of them."""
-        if not known or bars[0].open_time_ms < self._period_start_ms:
+        """Return the *forecasts* of the *newest* of *bars*, at each of *bars*."""
+        if not newest or bars[0].open_time_ms < self._period_start_ms:
             return [None] * len(bars)
-        by_key = dict(zip((bar.instrument for bar in known), found, strict=True))
+        by_key = dict(zip((bar.instrument for bar in newest), forecasts, strict=True))
         predictions: list[Prediction] = [by_key.get(bar.instrument) for bar in bars]
         for place, prediction in enumerate(recorded):
             if isinstance(prediction, PredictionTimeout):
@@ -360,8 +360,8 @@ class InlinePredictor:
             return self._started
         if bar.close_time_ms < self._period_start_ms:
             return False  # later bars before the period follow
-        known, is_early = self.history.since(key, 0), bar.open_time_ms < self._period_start_ms
-        self._call("warm", key, known if is_early else known[:-1])
+        past, is_early = self.history.since(key, 0), bar.open_time_ms < self._period_start_ms
+        self._call("warm", key, past if is_early else past[:-1])
         self._cold.remove(key)
         return not is_early
 

@@ -57,8 +57,8 @@ def make_orderbook(config: Config) -> OrderBookStrategy:
     """
     from tracepaper.strategies.forecasters.order_book import BookModel, OrderBookStrategy
 
-    found, market = checkpoints.load(checkpoint_folder(config)), config.market
-    model = BookModel.read(found.card, found.tensors, threads=config.model.threads)
+    checkpoint, market = checkpoints.load(checkpoint_folder(config)), config.market
+    model = BookModel.read(checkpoint.card, checkpoint.tensors, threads=config.model.threads)
     traded = f"{market.category}:{', '.join(market.symbols)}"
     if traded != model.instrument:
         raise ConfigInvalid(
@@ -102,14 +102,14 @@ def refuse_other_strategy(config: Config, card: Mapping[str, Any]) -> None:
     """
     from tracepaper.strategies.forecasters.build import known_kind
 
-    name, kind, known = config.strategy.name, str(card["model"].get("kind")), known_kind(card)
+    name, kind, model_kind = config.strategy.name, str(card["model"].get("kind")), known_kind(card)
     if ASKS.get(name) is DataSource.CLOSES and kind != name:
         raise ConfigInvalid(
             f"strategy.name '{name}' needs a checkpoint of that kind, and model.checkpoint "
             f"{config.model.checkpoint} is of the kind {kind}; name another, or train one by "
             f"`tracepaper train --set model.kind={name}`."
         )
-    serves_close = known is not None and known.source is DataSource.CLOSES
+    serves_close = model_kind is not None and model_kind.source is DataSource.CLOSES
     if serves_close and name in BUILT_IN and name != kind:
         raise ConfigInvalid(
             f"A {kind} checkpoint answers for all symbols of a close; set strategy.name to "
@@ -172,15 +172,17 @@ def warnings_for(config: Config) -> tuple[str, ...]:
         return ()
     card = card_of(config, None)
     trained, here = str(card["market"].get("interval", "")), config.market.interval
-    found = []
+    warnings = []
     if trained != here:
-        found.append(f"the checkpoint was trained on interval {trained}, and this run's is {here}")
+        warnings.append(
+            f"the checkpoint was trained on interval {trained}, and this run's is {here}"
+        )
     if config.model.explanation != ExplanationSection():
-        found.append(
+        warnings.append(
             "the checkpoint's quantiles of recent mass and shift are those of the usual rollout, "
             "and this run is explained by another"
         )
-    return tuple(found)
+    return tuple(warnings)
 
 
 def chosen_backend(config: Config) -> str:
@@ -264,8 +266,8 @@ def further_libraries(forecaster: Forecaster | None) -> Mapping[str, str]:
     """Return what else an answer follows from: libraries of a class, loops, a user's covariates."""
     if forecaster is None:
         return {}
-    if (own := user_model(forecaster)) is not None:
-        return own.libraries
+    if (model := user_model(forecaster)) is not None:
+        return model.libraries
     if kept := covariates_kept_as(forecaster):
         return {VECTORS: kept}
     if not forecaster.backend.startswith("native"):
@@ -284,11 +286,11 @@ def _built(
     from tracepaper.strategies.forecasters.build import RunOptions, build, known_kind
 
     refuse_other_strategy(config, checkpoint.card)
-    asked, own = config.features.own_schema, checkpoint.card["features"].get("schema_id")
-    if asked not in (None, own):
+    schema, card_schema = config.features.own_schema, checkpoint.card["features"].get("schema_id")
+    if schema not in (None, card_schema):
         raise ConfigInvalid(
-            f"[features] schema = '{asked}' is for a class of your own, and the checkpoint sees "
-            f"{own}; leave it out, or name a class with [model] class."
+            f"[features] schema = '{schema}' is for a class of your own, and the checkpoint sees "
+            f"{card_schema}; leave it out, or name a class with [model] class."
         )
     _require_books(config, checkpoint.card)
     _require_other(config, checkpoint.card)
@@ -407,8 +409,8 @@ def _number(path: Path, name: str = "") -> int | None:
         text = path.read_text(encoding="utf-8")
     except OSError:
         return None
-    found = re.search(rf"^{re.escape(name)}\s*(\d+)", text, re.MULTILINE)
-    return None if found is None else int(found[1])
+    matched = re.search(rf"^{re.escape(name)}\s*(\d+)", text, re.MULTILINE)
+    return None if matched is None else int(matched[1])
 
 
 def refuse_limits(config: Config, forecaster: Forecaster | None) -> None:

@@ -89,31 +89,31 @@ class Notices:
         Costs no more for a longer run, and nothing to speak of for a step that neither fills nor
         decides.
         """
-        found: list[Notice] = []
+        notices: list[Notice] = []
         if step.fills:
             self._daily.fills += len(step.fills)
-            found += [self._fill(fill, step) for fill in step.fills]
+            notices += [self._fill(fill, step) for fill in step.fills]
         match step.event:
             case Bar() as bar if step.accepted:
-                found += self._failures(set_aside, step)
-                self._bar(bar, step, breach, found)
+                notices += self._failures(set_aside, step)
+                self._bar(bar, step, breach, notices)
             case Command() as command:
                 self._breach = self._breach if breach else ""
                 note = _shortened(command.note)
                 note = f"{_COMMANDS[command.kind]} ({note})" if note else _COMMANDS[command.kind]
-                found.append(
+                notices.append(
                     _notice(
                         "halt", step, command=command.kind.value, note=note, giver=command.giver
                     )
                 )
             case ParityCheck() as check:
                 result = _shortened(check.reason)
-                found.append(_notice("parity", step, outcome=check.outcome.value, result=result))
+                notices.append(_notice("parity", step, outcome=check.outcome.value, result=result))
             case Gap(repaired_by="") as gap:
-                found.append(self._hole(gap, step))
+                notices.append(self._hole(gap, step))
             case _:
                 pass
-        return [notice for notice in found if notice.kind in self._kinds] if found else found
+        return [notice for notice in notices if notice.kind in self._kinds] if notices else notices
 
     def of_feed(self, age_s: float, lost_s: float, market_ms: int) -> list[Notice]:
         """Return the notice that the feed is lost, or back, at an *age_s* of its newest frame."""
@@ -133,7 +133,7 @@ class Notices:
         role = next((o.role for o in step.orders if o.order_id == fill.order_id), OrderRole.SIGNAL)
         held = step.position if getattr(step.event, "instrument", "") == fill.instrument else None
         if held is not None and fill.position_side is not None:
-            (held,) = (one.position for one in step.twins if one.twin == fill.position_side)
+            (held,) = (twin.position for twin in step.twins if twin.twin == fill.position_side)
         return _notice(
             "fills" if role in _PLAIN_ROLES else "stops",
             step,
@@ -148,7 +148,7 @@ class Notices:
             equity=_money(step.account.equity),
         )
 
-    def _bar(self, bar: Bar, step: Step, breach: str, found: list[Notice]) -> None:
+    def _bar(self, bar: Bar, step: Step, breach: str, notices: list[Notice]) -> None:
         refusals, daily = self._refusals, self._daily
         if daily.first is None:
             refusals.begin(bar, step)
@@ -156,17 +156,17 @@ class Notices:
         if (decision := step.decision) is not None:
             refusals.count(decision)
             daily.count(decision)
-            self._limit(decision, step, breach, found)
+            self._limit(decision, step, breach, notices)
             is_late = decision.refused_by in _LATE
             self._late_count += is_late
             if is_late is not (bar.instrument in self._late):
-                self._lateness(bar, decision, step, found)
+                self._lateness(bar, decision, step, notices)
         if bar.close_time_ms >= refusals.until_ms:
             if refusals.refused:
-                found.append(_refusals(refusals, step))
+                notices.append(_refusals(refusals, step))
             refusals.begin(bar, step)
         if bar.close_time_ms >= daily.until_ms:
-            found.append(_summary(daily, step))
+            notices.append(_summary(daily, step))
             daily.begin(bar, step)
 
     def _failures(self, set_aside: Mapping[str, str], step: Step) -> Iterator[Notice]:
@@ -176,7 +176,7 @@ class Notices:
             note = _shortened(set_aside[name])
             yield _notice("halt", step, command=f"strategy {name}", note=note)
 
-    def _limit(self, decision: Decision, step: Step, breach: str, found: list[Notice]) -> None:
+    def _limit(self, decision: Decision, step: Step, breach: str, notices: list[Notice]) -> None:
         """Tell of a limit once it is breached; where it only refuses, once a day."""
         if self._on_breach == "refuse":
             breach = decision.refused_by or ""
@@ -191,22 +191,22 @@ class Notices:
             self._breach = breach
         if breach:
             equity, action = _money(step.account.equity), _ACTIONS[self._on_breach]
-            found.append(_notice("limits", step, limit=breach, equity=equity, action=action))
+            notices.append(_notice("limits", step, limit=breach, equity=equity, action=action))
 
-    def _lateness(self, bar: Bar, decision: Decision, step: Step, found: list[Notice]) -> None:
+    def _lateness(self, bar: Bar, decision: Decision, step: Step, notices: list[Notice]) -> None:
         """Take in that decisions of the bar's instrument have become late, or are in time again."""
         symbol = self._instruments[bar.instrument].symbol
         if bar.instrument not in self._late:
             if not self._late:
                 words = f"{symbol} is held: {_shortened(decision.reason)}"
-                found.append(_notice("late", step, state="late", words=words, symbol=symbol))
+                notices.append(_notice("late", step, state="late", words=words, symbol=symbol))
             self._late.add(bar.instrument)
             return
         self._late.discard(bar.instrument)
         if not self._late:
             count, self._late_count = self._late_count, 0
             words = f"after {count} that {'was' if count == 1 else 'were'} late"
-            found.append(_notice("late", step, state="in time again", words=words, symbol=symbol))
+            notices.append(_notice("late", step, state="in time again", words=words, symbol=symbol))
 
     def _hole(self, gap: Gap, step: Step) -> Notice:
         symbol = self._instruments[gap.instrument].symbol

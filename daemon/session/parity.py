@@ -78,11 +78,11 @@ class DailyParity(ScheduledJob):
     async def _do(self) -> None:
         self.is_checking = True
         try:
-            found = await self._check(self._day_before())
+            check = await self._check(self._day_before())
         finally:
             self.is_checking = False
         now_ms = self._clock.market_ms()
-        event = msgspec.structs.replace(found, market_ms=now_ms, seen_ms=now_ms)
+        event = msgspec.structs.replace(check, market_ms=now_ms, seen_ms=now_ms)
         await self._submit(event)
         self.last = event
         is_well = event.outcome is ParityOutcome.IDENTICAL

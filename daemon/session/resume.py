@@ -372,22 +372,22 @@ def recall_bars(engine: Engine, reader: Reader, run: Run, history: BarHistory | 
 
 
 def recall_events(
-    model: Forecaster | None, reader: Reader, run_id: str, known: Iterable[Bar]
+    model: Forecaster | None, reader: Reader, run_id: str, bars: Iterable[Bar]
 ) -> None:
-    """Show *model* again what of the events of *run_id* it knew at the bars *known*.
+    """Show *model* again what of the events of *run_id* it knew at *bars*.
 
     A model that reads nothing of the run beside its own bars is left as it is.
     """
-    source, bars = run_source(model), list(known)
+    source, past = run_source(model), list(bars)
     if isinstance(source, RunCovariates):
-        events: list[Event] = [*reader.of_type(run_id, CovariatesRead), *bars]
+        events: list[Event] = [*reader.of_type(run_id, CovariatesRead), *past]
         for event in events:
             source.see(event)
         return
-    if source is None or not bars:
+    if source is None or not past:
         return
-    first = min(bar.open_time_ms for bar in bars)
-    last = max(bar.open_time_ms for bar in bars)
+    first = min(bar.open_time_ms for bar in past)
+    last = max(bar.open_time_ms for bar in past)
     after = (reader.step_opened(reader.stored_run(run_id).run_key, first) or 0) - 1
     recall_lookback(model, reader, run_id, after)
     for _, _, event, _ in reader.events(run_id, after):
@@ -487,8 +487,8 @@ def check_fills(
             after = sequence
     for fill in reader.fills(run.run_id, after=after, until=until):
         posted[fill.position_side].line(fill.instrument).post(fill)
-    cash, funding = opened.account.cash + sum(one.cash for one in posted.values()), 0
-    held = [(side, *one) for side, book in books.items() for one in book.holdings.items()]
+    cash, funding = opened.account.cash + sum(account.cash for account in posted.values()), 0
+    held = [(side, *entry) for side, book in books.items() for entry in book.holdings.items()]
     for side, key, holding in held:
         added = posted[side].line(key).holding
         funding += holding.funding_paid - added.funding_paid

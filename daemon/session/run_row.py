@@ -197,7 +197,10 @@ def strategy_sha256(config: Config) -> str:
     Empty for every other built-in strategy.
     """
     if config.strategies.named:
-        ids = {name: strategy_sha256(own) for name, own in members_of(config).items()}
+        ids = {
+            name: strategy_sha256(member_config)
+            for name, member_config in members_of(config).items()
+        }
         named = json.dumps(ids, sort_keys=True)
         return hashlib.sha256(named.encode()).hexdigest() if any(ids.values()) else ""
     name = config.strategy.name

@@ -73,11 +73,11 @@ async def new_candidates(config: Config, client: MarketDataClient, now_ms: int) 
     rule = config.market.universe
     assert rule is not None
     listed = await client.listed(Category(config.market.category))
-    traded = [one for one in listed if one.quote == rule.quote]
-    found = choose(rule, traded, count=rule.candidates, now_ms=now_ms, names=list_of(config))
-    if not found.chosen:
-        raise ConfigInvalid(f"No run begins: {found.reason}.")
-    return tuple(one.symbol for one in found.chosen)
+    traded = [candidate for candidate in listed if candidate.quote == rule.quote]
+    change = choose(rule, traded, count=rule.candidates, now_ms=now_ms, names=list_of(config))
+    if not change.chosen:
+        raise ConfigInvalid(f"No run begins: {change.reason}.")
+    return tuple(candidate.symbol for candidate in change.chosen)
 
 
 class Universe(ScheduledJob):
@@ -122,13 +122,13 @@ class Universe(ScheduledJob):
             names = list_of(self._config)
             listed: Sequence[TradedSymbol] = await self._client.listed(category)
         except ConfigInvalid as error:
-            found = nothing_chosen(str(error), self._now_ms())
+            change = nothing_chosen(str(error), self._now_ms())
         else:
-            found = change_of(
+            change = change_of(
                 self._rule, self._instruments, listed, now_ms=self._now_ms(), names=names
             )
-        (log.info if found.chosen else log.warning)("universe", choice=found.reason)
-        return found
+        (log.info if change.chosen else log.warning)("universe", choice=change.reason)
+        return change
 
     def _now_ms(self) -> int:
         """Return the time of a choice: not before it was due, though our clock may be behind."""

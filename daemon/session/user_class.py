@@ -194,14 +194,14 @@ def _made(made_of: type[Own], options: dict[str, object]) -> Own:
     with ForeignCode(made_of.__name__, "when its State was made"):
         check_declared(made_of.__name__, made_of.State)
     _check_decide(made_of)
-    made = made_or_refused(
+    instance = made_or_refused(
         made_of.__name__,
         lambda: _called(made_of, options),
         "[strategy.options]",
         "take them as one dictionary, or by their names",
     )
-    check_declarations(made, _declarations(made))
-    return made
+    check_declarations(instance, _declarations(instance))
+    return instance
 
 
 def made_or_refused(name: str, make: Callable[[], _Made], options: str, form: str) -> _Made:

@@ -210,8 +210,8 @@ def packages_of(made_of: type) -> list[str]:
     for path in own_sources(Path(inspect.getfile(made_of)).resolve(), root):
         if path.suffix == ".py":
             names |= {name[0] for name in names_of(parsed(path), ()) if name}
-    own = {path.stem for path in root.iterdir()} if root.name not in INSTALLED else set()
-    return sorted(names - sys.stdlib_module_names - own - {"tracepaper"})
+    own_modules = {path.stem for path in root.iterdir()} if root.name not in INSTALLED else set()
+    return sorted(names - sys.stdlib_module_names - own_modules - {"tracepaper"})
 
 
 def versions_of(made_of: type) -> dict[str, str]:
@@ -344,8 +344,8 @@ _ADDRESS: Final = re.compile(r"0x[0-9a-fA-F]+")
 _SET: Final = re.compile(r"\{((?:(?!: )[^{}])*)\}")
 
 
-def _in_order(found: re.Match[str]) -> str:
-    return "{" + ", ".join(sorted(found[1].split(", "))) + "}"
+def _in_order(matched: re.Match[str]) -> str:
+    return "{" + ", ".join(sorted(matched[1].split(", "))) + "}"
 
 
 def short(value: object, *, quoted: bool = True) -> str:
@@ -354,8 +354,8 @@ def short(value: object, *, quoted: bool = True) -> str:
     Addresses of objects are left out, and the elements of a set are sorted.
     """
     try:
-        told = _ADDRESS.sub("0x…", repr(value) if quoted else str(value))
-        text = " ".join(_SET.sub(_in_order, told).split())
+        raw = _ADDRESS.sub("0x…", repr(value) if quoted else str(value))
+        text = " ".join(_SET.sub(_in_order, raw).split())
     except Exception as error:  # noqa: BLE001 - what a user's object says of itself is foreign too
         text = f"({type(value).__name__} has no text: {type(error).__name__})"
     return text if len(text) <= 80 else text[:77] + "…"  # a line's worth

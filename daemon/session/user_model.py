@@ -158,8 +158,8 @@ def _schema(config: Config, model: Model) -> tuple[Schema, str]:
     named = config.features.own_schema or model.features
     if named is None:
         return None, ""
-    found = schema_of(str(named), config.market.interval_ms)
-    return found, found.schema_id
+    schema = schema_of(str(named), config.market.interval_ms)
+    return schema, schema.schema_id
 
 
 def _is_date(text: str | None) -> bool:
