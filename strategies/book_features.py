@@ -89,16 +89,16 @@ def reading_of(card: Mapping[str, Any]) -> BookReading | None:
 
 def scale_of(card: Mapping[str, Any]) -> CovariateScale:
     """Return how *card* scales the columns of books; raise ``CheckpointMismatch`` for others."""
-    found, reading = (
+    scale, reading = (
         CovariateScale.of(section_beside(card, SECTION) or {}, PREFIX),
         reading_of(card),
     )
-    if reading is None or found.columns != reading.columns:
+    if reading is None or scale.columns != reading.columns:
         raise CheckpointMismatch(
             "The card's features.book lists other columns than this version makes of its levels; "
             "train it again."
         )
-    return found
+    return scale
 
 
 _OF_LEVELS: Final = (
@@ -110,14 +110,14 @@ _OF_A_LEVEL: Final = tuple(name for name in _OF_LEVELS if not name.endswith("wal
 
 def groups(levels: int) -> list[tuple[str, int, int]]:
     """Return the groups of so many *levels*: a name, the first place and the one after the last."""
-    found, first = [], 0
+    ranges, first = [], 0
     for end in ENDS:
         last = min(end, levels)
         if last > first:
             name = f"{last}" if last == first + 1 else f"{first + 1}_{last}"
-            found.append((name, first, last))
+            ranges.append((name, first, last))
         first = last
-    return found
+    return ranges
 
 
 def group_of(feature: str) -> str:

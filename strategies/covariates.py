@@ -153,7 +153,10 @@ class CovariateScale:
     @property
     def features(self) -> tuple[str, ...]:
         """The names of the features."""
-        return (*(feature_name(one, self.prefix) for one in self.columns), f"{self.prefix}age")
+        return (
+            *(feature_name(column, self.prefix) for column in self.columns),
+            f"{self.prefix}age",
+        )
 
     @classmethod
     def of(cls, section: Mapping[str, Any], prefix: str = PREFIX) -> CovariateScale:
@@ -168,7 +171,7 @@ class CovariateScale:
             and all(isinstance(name, str) for name in columns)
             and all(_are_numbers(numbers, len(columns)) for numbers in (centre, scale))
         )
-        if not is_whole or not all(one > 0 for one in scale or ()):
+        if not is_whole or not all(number > 0 for number in scale or ()):
             raise CheckpointMismatch(
                 f"The card's features.{'vectors' if prefix == PREFIX else prefix.rstrip('_')} must "
                 "list columns, with a centre and a scale above 0 of each; use the card that was "
@@ -202,11 +205,11 @@ class CovariateScale:
         }
 
 
-def _are_numbers(found: object, count: int) -> bool:
+def _are_numbers(values: object, count: int) -> bool:
     return (
-        isinstance(found, list | tuple)
-        and len(found) == count
-        and all(type(one) in {int, float} and bool(np.isfinite(one)) for one in found)
+        isinstance(values, list | tuple)
+        and len(values) == count
+        and all(type(value) in {int, float} and bool(np.isfinite(value)) for value in values)
     )
 
 
@@ -216,12 +219,12 @@ def section_beside(card: Mapping[str, Any], name: str) -> Mapping[str, Any] | No
     Raises ``CheckpointMismatch`` where it is no table.
     """
     features = card.get("features")
-    found = features.get(name) if isinstance(features, Mapping) else None
-    if found is not None and not isinstance(found, Mapping):
+    section = features.get(name) if isinstance(features, Mapping) else None
+    if section is not None and not isinstance(section, Mapping):
         raise CheckpointMismatch(
             f"The card's features.{name} must be a table; use the card that was written."
         )
-    return found
+    return section
 
 
 def takes_vectors(card: Mapping[str, Any]) -> bool:
@@ -248,17 +251,17 @@ class CovariateColumns:
 
     def at(self, symbol: str, closes_ms: Ids, interval_ms: int) -> NDArray[np.float32]:
         """Return [bar, feature] rows of bars by their closes; NaN where nothing is known."""
-        found = np.full((len(closes_ms), len(self.names)), np.nan, dtype=np.float32)
+        scaled = np.full((len(closes_ms), len(self.names)), np.nan, dtype=np.float32)
         rows = self.source.at(symbol, closes_ms)
         has = np.isfinite(rows.values).all(axis=1) & bool(rows.values.shape[1])
         if not has.any():
-            return found
+            return scaled
         values = rows.values[has]
         standard = (values - np.array(self.scale.centre)) / np.array(self.scale.scale)
-        found[has, :-1] = np.clip(standard, -CLIP, CLIP)
+        scaled[has, :-1] = np.clip(standard, -CLIP, CLIP)
         age = (closes_ms[has] - rows.time_ms[has]) / interval_ms
-        found[has, -1] = np.minimum(np.log1p(age) / 2.0, CLIP)
-        return found
+        scaled[has, -1] = np.minimum(np.log1p(age) / 2.0, CLIP)
+        return scaled
 
     def newest(self, symbol: str, close_ms: int, interval_ms: int) -> NDArray[np.float32]:
         """Return the row [feature] of a bar that is to be answered now."""

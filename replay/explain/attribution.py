@@ -107,8 +107,8 @@ def contributed(past: PastOf[Forecaster]) -> ModelContributions | None:
 
     Raises ``DataInvalid`` where that is not the stored forecast.
     """
-    own = user_model(past.forecaster)
-    added = None if own is None else own.contributions(past.decided.instrument)
+    model = user_model(past.forecaster)
+    added = None if model is None else model.contributions(past.decided.instrument)
     if added is None:
         return None
     at, total = past.horizon_index, sum(added.values())
@@ -143,17 +143,17 @@ def by_feature(past: PastOf[RowForecaster], *, share: float | None = None) -> By
 
     *share* is that of an ensemble, where the model is a half.
     """
-    found = past.forecaster.explain(past.decided.instrument)
+    explained = past.forecaster.explain(past.decided.instrument)
     at = past.horizon_index
     horizon = past.forecast.horizons[at]
-    root = found.sigma * float(np.sqrt(horizon))
-    mean, log_variance = found.added.mean[at] * root, found.added.log_variance[at]
-    mean_base = float(found.added.mean_base[at]) * root
-    volatility_base = float(np.exp(0.5 * found.added.log_variance_base[at]))
+    root = explained.sigma * float(np.sqrt(horizon))
+    mean, log_variance = explained.added.mean[at] * root, explained.added.log_variance[at]
+    mean_base = float(explained.added.mean_base[at]) * root
+    volatility_base = float(np.exp(0.5 * explained.added.log_variance_base[at]))
     whole_mean = mean_base + float(mean.sum())
     volatility = volatility_base * float(np.exp(0.5 * log_variance.sum())) * root
     names = past.forecaster.trained.schema.names
-    columns = (names, found.row.tolist(), mean.tolist(), np.exp(0.5 * log_variance).tolist())
+    columns = (names, explained.row.tolist(), mean.tolist(), np.exp(0.5 * log_variance).tolist())
     features = [FeatureAdded(*column) for column in zip(*columns, strict=True)]
     return ByFeature(
         horizon=horizon,
@@ -165,7 +165,7 @@ def by_feature(past: PastOf[RowForecaster], *, share: float | None = None) -> By
             abs(whole_mean - past.forecast.mean_return[at]),
             abs(volatility - past.forecast.volatility[at]),
         ),
-        features=tuple(sorted(features, key=lambda one: -abs(np.log(one.volatility)))),
+        features=tuple(sorted(features, key=lambda feature: -abs(np.log(feature.volatility)))),
         share=share,
     )
 
@@ -209,30 +209,30 @@ ALONE: Final = ComparedWith()
 """Compared with nothing."""
 
 
-def method_of(asked: TypedMethod, stored: Rollout = PLAIN) -> Rollout:
+def method_of(typed: TypedMethod, stored: Rollout = PLAIN) -> Rollout:
     """Return the method with its options; what was not given is as *stored* has it.
 
     The options of another method than that which was stored begin with their defaults. Raises
     ``AttentionInvalid`` for what is no method or no option of it, ``DataInvalid`` for weights that
     are none.
     """
-    name = asked.method or stored.name
+    name = typed.method or stored.name
     base = stored if name == stored.name else PLAIN
-    fusion = asked.fusion or (base.fusion if name == "rollout" else None)
+    fusion = typed.fusion or (base.fusion if name == "rollout" else None)
     given = {
-        "residual_weight": asked.residual,
-        "start_layer": asked.start_layer,
-        "discard_ratio": asked.discard,
-        "head_weights": None if asked.head_weights is None else head_weights(asked.head_weights),
+        "residual_weight": typed.residual,
+        "start_layer": typed.start_layer,
+        "discard_ratio": typed.discard,
+        "head_weights": None if typed.head_weights is None else head_weights(typed.head_weights),
     }
-    options: dict[str, Any] = {name: one for name, one in given.items() if one is not None}
+    options: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     return dataclasses.replace(base, fusion=fusion_of(name, fusion), **options)
 
 
-def check_asked(asked: TypedMethod) -> None:
+def check_asked(typed: TypedMethod) -> None:
     """Raise ``ConfigInvalid`` for what is no method, no option, or no option of that method."""
     try:
-        method_of(asked)
+        method_of(typed)
     except (AttentionInvalid, DataInvalid) as error:
         raise ConfigInvalid(str(error)) from None
 
@@ -252,13 +252,13 @@ class ByMethod:
     common: float
 
 
-def explain_by(past: Past, asked: TypedMethod) -> ByMethod:
-    """Attribute the decision by the method *asked*; raise ``AttentionInvalid`` if it cannot be."""
+def explain_by(past: Past, typed: TypedMethod) -> ByMethod:
+    """Attribute the decision by the method *typed*; raise ``AttentionInvalid`` if it cannot be."""
     horizon = past.forecast.horizons[past.horizon_index]
-    method = dataclasses.replace(method_of(asked, past.forecaster.method), horizon=horizon)
-    found = Probe(past.forecaster, past.bars, horizon=horizon).looked(method)
+    method = dataclasses.replace(method_of(typed, past.forecaster.method), horizon=horizon)
+    looked = Probe(past.forecaster, past.bars, horizon=horizon).looked(method)
     usual = attribute(past)
-    weights = found.weights[0, 0].double().numpy()
+    weights = looked.weights[0, 0].double().numpy()
     same = np.array(usual.weights[-len(weights) :])
     bars = past.bars[-len(weights) :]
     return ByMethod(
@@ -268,7 +268,7 @@ def explain_by(past: Past, asked: TypedMethod) -> ByMethod:
             tuple(bar.open_time_ms for bar in bars),
             tuple(bar.close / 10**past.price_decimals for bar in bars),
             tuple(weights.tolist()),
-            float(found.l1_error[0, 0]),
+            float(looked.l1_error[0, 0]),
             None,
         ),
         rank_correlation(weights[:-1], same[:-1]),
@@ -293,10 +293,10 @@ class MemberView:
 
     def by_age(self, ages: int) -> Floats:
         """Return the weights by age, the decided bar first, as many as *ages*."""
-        found = np.zeros(ages)
-        own = np.array(self.weights[::-1])[:ages]
-        found[: own.size] = own
-        return found
+        padded = np.zeros(ages)
+        newest = np.array(self.weights[::-1])[:ages]
+        padded[: newest.size] = newest
+        return padded
 
 
 @dataclass(frozen=True)
@@ -315,18 +315,18 @@ def compare(first: MemberView, second: MemberView) -> SideBySide:
     """Measure how far *first* and *second* agree."""
     ages = max(len(first.weights), len(second.weights))
     both = min(len(first.weights), len(second.weights))
-    one, other = first.by_age(ages), second.by_age(ages)
-    known = dict(zip(second.times_ms, second.weights, strict=True))
+    left, right = first.by_age(ages), second.by_age(ages)
+    weights = dict(zip(second.times_ms, second.weights, strict=True))
     bars = sum(
-        min(weight, known.get(time, 0.0))
+        min(weight, weights.get(time, 0.0))
         for time, weight in zip(first.times_ms, first.weights, strict=True)
     )
     return SideBySide(
         first,
         second,
-        float(np.minimum(one, other).sum()),
+        float(np.minimum(left, right).sum()),
         float(bars),
-        rank_correlation(one[1:both], other[1:both]),
+        rank_correlation(left[1:both], right[1:both]),
         tuple(
             _common(of.mean(axis=0), beside.mean(axis=0))
             for of, beside in zip(first.layers, second.layers, strict=False)
@@ -334,14 +334,14 @@ def compare(first: MemberView, second: MemberView) -> SideBySide:
     )
 
 
-def _common(one: Floats, other: Floats) -> float:
-    both = min(one.size, other.size)
-    return float(np.minimum(one[:both], other[:both]).sum())
+def _common(first: Floats, second: Floats) -> float:
+    both = min(first.size, second.size)
+    return float(np.minimum(first[:both], second[:both]).sum())
 
 
 def sided(past: Past, name: str) -> MemberView:
     """Return one side: the decision of *past* under the *name* that people are shown."""
-    found = attribute(past)
+    attribution = attribute(past)
     horizon = past.forecast.horizons[past.horizon_index]
     probe = Probe(past.forecaster, past.bars, horizon=horizon)
     again, added = probe.figures(), probe.contributions().mean_return.sum(axis=0)
@@ -353,8 +353,8 @@ def sided(past: Past, name: str) -> MemberView:
         horizon,
         again.mean_return,
         again.lean,
-        found.open_time_ms,
-        found.weights,
+        attribution.open_time_ms,
+        attribution.weights,
         dict(zip(probe.names, added.tolist(), strict=True)),
         tuple(look.rows.flip(-1).double().cpu().numpy() for look in looks),
     )
@@ -375,29 +375,31 @@ def by_model(database: Path, past: Past, model: str) -> Past:
             f"of {minutes}; choose another model."
         )
     vectors = recorded_covariates(database, kept_covariates_of(past.run.libraries), card)
-    found = attending(
+    forecaster = attending(
         forecaster_of(folder, restore(past.run.config), mode="step", covariates=vectors)
     )
-    if found is None:
+    if forecaster is None:
         raise DataInvalid(f"{model} has no attention to compare; choose a network's checkpoint.")
     run_id, instrument = past.run.run_id, past.decided.instrument
     with Reader.open(database) as reader:
-        bars = reader.bars(run_id, instrument, found.context, until=past.sequence)
-        recall_events(found, reader, run_id, bars)
-    if len(bars) < found.context:
+        bars = reader.bars(run_id, instrument, forecaster.context, until=past.sequence)
+        recall_events(forecaster, reader, run_id, bars)
+    if len(bars) < forecaster.context:
         raise DataInvalid(
             f"Run {run_id} holds {len(bars):,} bars up to decision {past.sequence}, and {model} "
-            f"looks back on {found.context:,}; choose a later decision."
+            f"looks back on {forecaster.context:,}; choose a later decision."
         )
-    found.warm(instrument, bars[:-1])
-    forecast = found.step(bars[-1])
+    forecaster.warm(instrument, bars[:-1])
+    forecast = forecaster.step(bars[-1])
     if forecast is None:
         raise DataInvalid(f"{model} gives no forecast at that bar; choose another decision.")
-    made: Past = PastOf(past.run, past.sequence, found, forecast, tuple(bars), past.price_decimals)
-    return made
+    recomputed: Past = PastOf(
+        past.run, past.sequence, forecaster, forecast, tuple(bars), past.price_decimals
+    )
+    return recomputed
 
 
-def as_document(found: SideBySide) -> dict[str, Any]:
+def as_document(compared: SideBySide) -> dict[str, Any]:
     """Return the comparison as plain values; returns are log returns."""
     return {
         "sides": [
@@ -411,12 +413,12 @@ def as_document(found: SideBySide) -> dict[str, Any]:
                 "weights": list(side.weights),
                 "features": side.features,
             }
-            for side in (found.first, found.second)
+            for side in (compared.first, compared.second)
         ],
-        "common_ages": found.common_ages,
-        "common_bars": found.common_bars,
-        "rank_correlation": found.rank_correlation,
-        "common_by_layer": list(found.common_by_layer),
+        "common_ages": compared.common_ages,
+        "common_bars": compared.common_bars,
+        "rank_correlation": compared.rank_correlation,
+        "common_by_layer": list(compared.common_by_layer),
     }
 
 
@@ -458,11 +460,11 @@ class Influence:
 
 
 def influence(
-    database: Path, run_id: str, sequence: int, asked: TypedMethod | None = None
+    database: Path, run_id: str, sequence: int, typed: TypedMethod | None = None
 ) -> Influence:
     """Return the influence between assets in a decision, recomputed by the model that decided.
 
-    *asked* is a rollout by another residual, or without the layers below a start. Raises
+    *typed* is a rollout by another residual, or without the layers below a start. Raises
     ``AttentionInvalid`` for another method or option, ``DataInvalid`` where it has no forecast, the
     run no longer has the bars or the model is not over several symbols, and ``CheckpointMismatch``
     where its checkpoint is gone.
@@ -470,21 +472,23 @@ def influence(
     with Reader.open(database) as reader:
         run = reader.run(run_id)
         step = reader.step(run_id, sequence)
-        said, event = stored_forecast(run, step), step.event
+        forecast, event = stored_forecast(run, step), step.event
         assert isinstance(event, Bar)
-        forecaster = over_symbols(kept_forecaster(database, run, said.model_id)[1])
+        forecaster = over_symbols(kept_forecaster(database, run, forecast.model_id)[1])
         if forecaster is None:
-            raise DataInvalid(f"The model {said.model_id} sees one symbol; leave --full as it is.")
+            raise DataInvalid(
+                f"The model {forecast.model_id} sees one symbol; leave --full as it is."
+            )
         for item in run.instruments:
             # The bars of a close are steps in a row, so others' may be stored after this one.
             until = sequence + len(run.instruments)
             bars = reader.bars(run_id, item.id, forecaster.context + 1, until=until)
-            known = [bar for bar in bars if bar.open_time_ms <= event.open_time_ms]
-            forecaster.warm(item.id, known)
+            past_bars = [bar for bar in bars if bar.open_time_ms <= event.open_time_ms]
+            forecaster.warm(item.id, past_bars)
     if why := forecaster.lacking:
         raise DataInvalid(f"Run {run_id} lacks what decision {sequence} looked back on: {why}.")
     symbol, symbols = event.instrument.partition(":")[2], forecaster.symbols
-    method = PLAIN if asked is None else method_of(asked)
+    method = PLAIN if typed is None else method_of(typed)
     if method.name != "rollout":
         raise AttentionInvalid(
             f"A network over several symbols is explained by its rollout, not by {method.name}; "
@@ -511,7 +515,7 @@ def influence(
             )
             for place in order.tolist()
         ),
-        float(np.abs(matrix[at] - SymbolAnswer.of(said).shares).max()),
+        float(np.abs(matrix[at] - SymbolAnswer.of(forecast).shares).max()),
         method.residual_weight,
         method.start_layer,
     )

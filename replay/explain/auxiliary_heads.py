@@ -151,8 +151,8 @@ def _difference(
     names = ("p_down", "p_flat", "p_up")
     furthest = max(
         (
-            abs(noted[name] - one)
-            for name, one in zip(names, odds[at], strict=True)
+            abs(noted[name] - probability)
+            for name, probability in zip(names, odds[at], strict=True)
             if name in noted
         ),
         default=0.0,
@@ -164,9 +164,9 @@ def _difference(
 
 def _config_of(run: Run) -> Config:
     config = restore(run.config)
-    if (found := checkpoint_sha256(config)) != run.strategy_sha256:
+    if (sha256 := checkpoint_sha256(config)) != run.strategy_sha256:
         raise CheckpointMismatch(
-            f"The checkpoint {config.strategy.options.get('checkpoint')} is {found[:12]} now, and "
+            f"The checkpoint {config.strategy.options.get('checkpoint')} is {sha256[:12]} now, and "
             f"{run.strategy_sha256[:12]} decided; restore it."
         )
     return config

@@ -110,10 +110,10 @@ class StoredDecision:
         if all(row["gate"] != confidence.name for row in self.gates):
             return ""
         figures = self.card.get("figures", {})
-        said = entropy_sentence(figures.get("gates", {}))
-        if not said:
+        sentence = entropy_sentence(figures.get("gates", {}))
+        if not sentence:
             return "The model's card has no figure of what the entropy gate is worth."
-        return f"On untouched bars, by the model's card: {said[0].lower()}{said[1:]}"
+        return f"On untouched bars, by the model's card: {sentence[0].lower()}{sentence[1:]}"
 
     @property
     def halt(self) -> str:
@@ -155,10 +155,10 @@ class StoredDecision:
         if self._asks is DataSource.ORDER_BOOKS:
             return self._order_book_attention
         if not self.run["model_id"]:
-            asked = f"The strategy {self.run['strategy']} asks no model"
+            clause = f"The strategy {self.run['strategy']} asks no model"
             if self.strategies:
-                asked = "None of the strategies asks a model"
-            return f"{asked}, so nothing looked back."
+                clause = "None of the strategies asks a model"
+            return f"{clause}, so nothing looked back."
         if (deadline := self.decision["late_deadline_ms"]) is not None:
             return (
                 f"The model did not answer within its {deadline:,} ms, so nothing was attributed."
@@ -315,13 +315,13 @@ def _netted(views: RunViews, sequence: int, config: Mapping[str, Any]) -> tuple[
     return tuple(sorted(rows, key=itemgetter("strategy")))
 
 
-def stand_of(one: Row) -> str:
+def stand_of(row: Row) -> str:
     """Return how the gates of one strategy judged its answer, and why its target is not asked."""
-    said = "all passed"
-    if (gate := one["refused_by"]) is not None:
-        measure, threshold, _ = json.loads(one["gates"])[gate]
-        said = f"{gate}: {measured(gate, measure)} of {measured(gate, threshold)}"
-    return said if (unfilled := one["unfilled_reason"]) is None else f"{said}; {unfilled}"
+    stand = "all passed"
+    if (gate := row["refused_by"]) is not None:
+        measure, threshold, _ = json.loads(row["gates"])[gate]
+        stand = f"{gate}: {measured(gate, measure)} of {measured(gate, threshold)}"
+    return stand if (unfilled := row["unfilled_reason"]) is None else f"{stand}; {unfilled}"
 
 
 def _no_such_decision(views: RunViews, sequence: int) -> str:
@@ -466,14 +466,16 @@ def _allowed_sentence(near: GateMargin | None, failed: Sequence[GateMargin]) -> 
 
 
 def _refused_sentence(failed: Sequence[GateMargin]) -> str:
-    if (cold := next((one for one in failed if one.gate == warm.name), None)) and cold.margin:
+    if (
+        cold := next((failure for failure in failed if failure.gate == warm.name), None)
+    ) and cold.margin:
         # The count stops one short where candles of a frame are lacking.
         lacking = f"{-cold.margin:,.0f} more bars"
         if cold.margin == -1:
             lacking = "one more bar, or candles of a higher timeframe"
         return f"It needs {lacking}."
     if len(failed) > 1:
-        names = ", ".join(short(one.gate) for one in failed)
+        names = ", ".join(short(failure.gate) for failure in failed)
         return f"All of {names} would have had to pass."
     (gate,) = failed
     name, declared = gate.gate, GATES[gate.gate]

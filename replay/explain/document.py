@@ -137,11 +137,11 @@ def explain_decision(
         check_asked(method)
     path, run_id, sequence = locate(decision, database)
     stored = read_stored(path, run_id, sequence)
-    found = RecomputedAnswer()
+    recomputed = RecomputedAnswer()
     missing: DataInvalid | CheckpointMismatch | AttentionInvalid | None = None
     try:
         if full or method or other or write_page is not None:
-            found = _recompute(
+            recomputed = _recompute(
                 path,
                 run_id,
                 sequence,
@@ -151,27 +151,29 @@ def explain_decision(
                 other=other,
             )
         elif stored.has_forecast and json.loads(stored.run["config"])["model"].get("class"):
-            found = _of_own_model(path, run_id, sequence)
+            recomputed = _of_own_model(path, run_id, sequence)
     except (DataInvalid, CheckpointMismatch, AttentionInvalid) as error:
         missing = error
     if as_json:
-        print_json(document(stored, found, None if missing is None else str(missing)))
+        print_json(document(stored, recomputed, None if missing is None else str(missing)))
     else:
-        show(Terminal(), _parts(stored, found))
+        show(Terminal(), _parts(stored, recomputed))
     if missing is not None:
         raise missing
     if png is not None:
-        chart = blocks_chart(path, stored) if found.full is None else looked_chart(found.full)
+        chart = (
+            blocks_chart(path, stored) if recomputed.full is None else looked_chart(recomputed.full)
+        )
         write_picture(structs.replace(chart, title=_decision_title(stored)), png)
         _say(f"The picture is {png}.")
     if write_page is not None:
-        if found.full is None:
+        if recomputed.full is None:
             raise DataInvalid(
                 "A page shows where a network looked, and this model has no attention; leave "
                 "--page out."
             )
         heads = read_heads_at(path, open_past(path, run_id, sequence))
-        write_page(decision_document(stored, found.full, heads, found.compared))
+        write_page(decision_document(stored, recomputed.full, heads, recomputed.compared))
 
 
 def _say(sentence: str) -> None:
@@ -179,7 +181,7 @@ def _say(sentence: str) -> None:
 
 
 def document(
-    stored: StoredDecision, found: RecomputedAnswer, missing: str | None
+    stored: StoredDecision, recomputed: RecomputedAnswer, missing: str | None
 ) -> dict[str, Any]:
     """Return everything about one decision as plain values; returns are log returns."""
     flips = asdict(flips_of(stored))
@@ -196,14 +198,14 @@ def document(
         "strategies": stored.strategies,
         "liquidations": [
             {
-                "said": one.sentence,
-                "fills": one.fills,
-                "parts": one.parts,
-                "canceled": one.canceled,
-                "cost": one.cost,
-                "fee": one.fee,
+                "said": liquidation.sentence,
+                "fills": liquidation.fills,
+                "parts": liquidation.parts,
+                "canceled": liquidation.canceled,
+                "cost": liquidation.cost,
+                "fee": liquidation.fee,
             }
-            for one in stored.liquidations
+            for liquidation in stored.liquidations
         ],
         "orders": listed(stored.orders, title="", queues=stored.queues).documents(),
         "gates": [
@@ -213,13 +215,13 @@ def document(
         "flips": flips,
         "buckets": stored.buckets,
         "no_attribution": stored.no_attribution,
-        "full": None if found.full is None else _full(found.full),
-        "by_feature": None if found.by_feature is None else asdict(found.by_feature),
-        "by_method": None if found.by_method is None else asdict(found.by_method),
-        "compared": None if found.compared is None else as_document(found.compared),
-        "influence": None if found.influence is None else asdict(found.influence),
-        "books": None if found.books is None else map_document(found.books),
-        "contributions": None if found.contributed is None else asdict(found.contributed),
+        "full": None if recomputed.full is None else _full(recomputed.full),
+        "by_feature": None if recomputed.by_feature is None else asdict(recomputed.by_feature),
+        "by_method": None if recomputed.by_method is None else asdict(recomputed.by_method),
+        "compared": None if recomputed.compared is None else as_document(recomputed.compared),
+        "influence": None if recomputed.influence is None else asdict(recomputed.influence),
+        "books": None if recomputed.books is None else map_document(recomputed.books),
+        "contributions": None if recomputed.contributed is None else asdict(recomputed.contributed),
         "full_missing": missing,
     }
 
@@ -233,13 +235,13 @@ def _compared(path: Path, run_id: str, sequence: int, against: ComparedWith) -> 
     past = open_past(path, run_id, sequence)
     if against.model is not None:
         other, name = by_model(path, past, against.model), against.model
-        own = past.forecaster.model_id
+        label = past.forecaster.model_id
     else:
         assert against.decision is not None
         place = locate(against.decision, None if "#" in against.decision else path)
         other, name = open_past(*place), f"decision {place[2]:,}"
-        own = f"decision {sequence:,}"
-    return compare(sided(past, own), sided(other, name))
+        label = f"decision {sequence:,}"
+    return compare(sided(past, label), sided(other, name))
 
 
 def _recompute(
@@ -285,24 +287,24 @@ def _of_own_model(path: Path, run_id: str, sequence: int) -> RecomputedAnswer:
     return RecomputedAnswer(contributed=contributed(past))
 
 
-def _parts(stored: StoredDecision, found: RecomputedAnswer) -> Iterator[Part]:
-    if found.full is not None:
-        yield Paragraph(found.full.deletion.sentence, "strong")
+def _parts(stored: StoredDecision, recomputed: RecomputedAnswer) -> Iterator[Part]:
+    if recomputed.full is not None:
+        yield Paragraph(recomputed.full.deletion.sentence, "strong")
     yield from stored_parts(stored)
-    if found.full is not None:
-        yield from full_parts(found.full)
-    if found.by_feature is not None:
-        yield from feature_parts(found.by_feature)
-    if found.contributed is not None:
-        yield from contributed_parts(found.contributed)
-    if found.by_method is not None:
-        yield from method_parts(found.by_method)
-    if found.compared is not None:
-        yield from compared_parts(found.compared)
-    if found.influence is not None:
-        yield from influence_parts(found.influence)
-    if found.books is not None:
-        yield from map_parts(found.books)
+    if recomputed.full is not None:
+        yield from full_parts(recomputed.full)
+    if recomputed.by_feature is not None:
+        yield from feature_parts(recomputed.by_feature)
+    if recomputed.contributed is not None:
+        yield from contributed_parts(recomputed.contributed)
+    if recomputed.by_method is not None:
+        yield from method_parts(recomputed.by_method)
+    if recomputed.compared is not None:
+        yield from compared_parts(recomputed.compared)
+    if recomputed.influence is not None:
+        yield from influence_parts(recomputed.influence)
+    if recomputed.books is not None:
+        yield from map_parts(recomputed.books)
 
 
 FEATURES_MAX: Final = 15
@@ -312,16 +314,16 @@ BINS: Final = 48
 
 def looked_chart(full: Full) -> Chart:
     """Draw the close, each past bar's share of the rollout, and what each added to the mean."""
-    found, moves = full.attribution, full.moves
-    times = list(found.open_time_ms[:-1])
+    attribution, moves = full.attribution, full.moves
+    times = list(attribution.open_time_ms[:-1])
     moved = [BASIS_POINTS * added for added in moves.by_bar[:-1]]
     relevant = [BASIS_POINTS * added for added in moves.relevance[:-1]]
-    shares = [100 * weight for weight in found.weights[:-1]]
+    shares = [100 * weight for weight in attribution.weights[:-1]]
     looked = LineLayer("attention", times, rounded(shares), width=1.0, is_filled=True)
     roles: list[ChartRole] = ["gain" if each > 0 else "loss" for each in moved]
     panels = [
         ChartPanel(
-            [LineLayer("close", times, rounded(found.close[:-1], 8), "ink", 1.2)],
+            [LineLayer("close", times, rounded(attribution.close[:-1], 8), "ink", 1.2)],
             time_axis(),
             ChartAxis("close"),
             170,
@@ -348,7 +350,7 @@ def looked_chart(full: Full) -> Chart:
     caption = (
         f"Each past bar's share of the rollout, and what it added to the mean, by integrated "
         f"gradients and by relevance. The decided bar itself, not drawn, holds "
-        f"{found.weights[-1]:.1%} and added {BASIS_POINTS * moves.by_bar[-1]:+.2f} and "
+        f"{attribution.weights[-1]:.1%} and added {BASIS_POINTS * moves.by_bar[-1]:+.2f} and "
         f"{BASIS_POINTS * moves.relevance[-1]:+.2f} bp. Where attention flowed is not why. Times "
         "are UTC."
     )
@@ -359,14 +361,14 @@ def attribution_chart(full: Full) -> Chart:
     """Draw a bar a feature: what its values at the decided bar and before added to the mean."""
     moves = full.moves
     features = moves.features[:FEATURES_MAX]
-    own = [BASIS_POINTS * each.decided_bar for each in features]
+    decided = [BASIS_POINTS * each.decided_bar for each in features]
     past = [BASIS_POINTS * (each.all_bars - each.decided_bar) for each in features]
     caption = (
         f"Integrated gradients from rows that say nothing ({BASIS_POINTS * moves.neutral:+.2f} bp) "
         f"to these ({BASIS_POINTS * moves.forecast:+.2f} bp): the largest features of "
         f"{len(moves.features)}."
     )
-    sides = {"at the decided bar": own, "at all bars before": past}
+    sides = {"at the decided bar": decided, "at all bars before": past}
     panel = _by_feature([each.feature for each in features], sides)
     return Chart("", caption, [panel])
 
@@ -389,28 +391,28 @@ def _by_feature(
     )
 
 
-def age_chart(found: SideBySide) -> Chart:
+def age_chart(compared: SideBySide) -> Chart:
     """Draw the rollout of both by age."""
-    ages = max(len(found.first.weights), len(found.second.weights))
-    panel = _by_age([side.by_age(ages) for side in (found.first, found.second)], found)
+    ages = max(len(compared.first.weights), len(compared.second.weights))
+    panel = _by_age([side.by_age(ages) for side in (compared.first, compared.second)], compared)
     return Chart("", "The rollout of both by age, the decided bar at 0.", [panel])
 
 
-def layer_chart(found: SideBySide, layer: int) -> Chart:
+def layer_chart(compared: SideBySide, layer: int) -> Chart:
     """Draw the mean attention of the heads of *layer* of both by age; 0 is the lowest."""
-    rows = [side.layers[layer].mean(axis=0) for side in (found.first, found.second)]
+    rows = [side.layers[layer].mean(axis=0) for side in (compared.first, compared.second)]
     ages = max(map(len, rows))
-    panel = _by_age([np.pad(row, (0, ages - len(row))) for row in rows], found, height=170)
+    panel = _by_age([np.pad(row, (0, ages - len(row))) for row in rows], compared, height=170)
     caption = (
         f"Layer {layer + 1}: the mean of its heads from the decided bar; they have "
-        f"{found.common_by_layer[layer]:.0%} in common."
+        f"{compared.common_by_layer[layer]:.0%} in common."
     )
     return Chart("", caption, [panel])
 
 
-def features_chart(found: SideBySide) -> Chart | None:
+def features_chart(compared: SideBySide) -> Chart | None:
     """Draw each feature's contribution to both; None where they have none in common."""
-    first, second = found.first, found.second
+    first, second = compared.first, compared.second
     names = [name for name in first.features if name in second.features]
     names.sort(key=lambda name: -max(abs(side.features[name]) for side in (first, second)))
     names = names[:FEATURES_MAX]
@@ -425,7 +427,7 @@ def features_chart(found: SideBySide) -> Chart | None:
     return Chart("", "What each feature added to both.", [panel])
 
 
-def _by_age(rows: list[Floats], found: SideBySide, *, height: int = 260) -> ChartPanel:
+def _by_age(rows: list[Floats], compared: SideBySide, *, height: int = 260) -> ChartPanel:
     """Return lines of the share in each cell of age, the cells logarithmic."""
     ages = len(rows[0])
     firsts = np.unique(np.geomspace(1, ages + 1, BINS + 1).astype(np.int64))[:-1] - 1
@@ -434,7 +436,7 @@ def _by_age(rows: list[Floats], found: SideBySide, *, height: int = 260) -> Char
     lasts = [*(firsts[1:] - 1).tolist(), ages - 1]
     spans = [f"age {first} to {last}" for first, last in zip(firsts.tolist(), lasts, strict=True)]
     ticks = [(float(place), str(firsts[place])) for place in places[:: max(1, len(places) // 10)]]
-    sides: tuple[MemberView, MemberView] = (found.first, found.second)
+    sides: tuple[MemberView, MemberView] = (compared.first, compared.second)
     roles: tuple[ChartRole, ChartRole] = ("accent", "muted")
     return ChartPanel(
         [

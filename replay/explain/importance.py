@@ -79,24 +79,24 @@ def read_importance(
             columns = RunColumns(reader, run_id).decisions(("mean_return",))
             spans = columns["open_time_ms"] // span_ms * span_ms
             bars = _of_bars(reader, run_id, columns, spans, interval_ms)
-    found = [] if bars is None else [bars]
+    tables = [] if bars is None else [bars]
     if samples:
-        found.append(_of_features(database, run_id, columns, spans, samples, progress))
-    if not found:
+        tables.append(_of_features(database, run_id, columns, spans, samples, progress))
+    if not tables:
         raise DataInvalid(
             f"No decision of run {run_id} stored where its model looked; give --samples to ask a "
             "model what its features added, or choose a run of an attention model."
         )
-    return RunImportance(tuple(found))
+    return RunImportance(tuple(tables))
 
 
 def _span_ms(every: str, interval_ms: int) -> int:
-    known = re.fullmatch(r"([1-9][0-9]{0,5})([mhd]?)", every)
-    if known is None:
+    parsed = re.fullmatch(r"([1-9][0-9]{0,5})([mhd]?)", every)
+    if parsed is None:
         raise ConfigInvalid(
             f"'{every:.40}' is no span; give a time such as 1d or 4h, or bars: 500."
         )
-    span_ms = int(known[1]) * _UNITS.get(known[2], interval_ms)
+    span_ms = int(parsed[1]) * _UNITS.get(parsed[2], interval_ms)
     if span_ms % interval_ms:
         raise ConfigInvalid(
             f"A span of {every} is no whole number of the run's bars; give a multiple of them."
@@ -121,15 +121,15 @@ def _of_bars(
         # Models of a run may differ in how far they look and in their heads.
         for _, alike in groupby(batch, key=lambda row: (len(row[1]), len(row[3]))):
             sequences, rollout, _ = stacked(list(alike))
-            known = np.isin(sequences, columns["sequence"])
-            at = np.searchsorted(columns["sequence"], sequences[known])
-            own = owners[at]
-            counts += np.bincount(own, minlength=size)
-            cells = cells_by_age(rollout[known], columns["open_time_ms"][at] // interval_ms)
+            decided = np.isin(sequences, columns["sequence"])
+            at = np.searchsorted(columns["sequence"], sequences[decided])
+            row_owners = owners[at]
+            counts += np.bincount(row_owners, minlength=size)
+            cells = cells_by_age(rollout[decided], columns["open_time_ms"][at] // interval_ms)
             for name, shares in by_age(cells):
                 of_age = powers.setdefault(name, np.zeros((3, size)))
                 for power in range(3):
-                    of_age[power] += np.bincount(own, shares**power, minlength=size)
+                    of_age[power] += np.bincount(row_owners, shares**power, minlength=size)
     rows = [
         _row(
             (str(names[owner // starts.size]), int(starts[owner % starts.size])),
@@ -216,9 +216,9 @@ def _of_features(
     total: dict[str, float] = {}
     what = ""
     for instrument in dict.fromkeys(columns["instrument"][answered].tolist()):
-        own = answered & (columns["instrument"] == instrument)
-        for span in np.unique(spans[own]).tolist():
-            sequences = columns["sequence"][own & (spans == span)]
+        of_symbol = answered & (columns["instrument"] == instrument)
+        for span in np.unique(spans[of_symbol]).tolist():
+            sequences = columns["sequence"][of_symbol & (spans == span)]
             # Evenly over the span: the middles of as many equal parts.
             count = min(samples, len(sequences))
             chosen = sequences[((np.arange(count) + 0.5) * len(sequences) / count).astype(int)]
@@ -251,12 +251,12 @@ def _added(database: Path, run_id: str, sequence: int) -> tuple[str, dict[str, f
     """Attribute one decision's forecast to its features; say in words what is divided."""
     past = open_any(database, run_id, sequence)
     if (rows := of_rows(past)) is not None:
-        found = by_feature(rows).features
-        said = "what they added to the log volatility of the tree or linear model"
-        return said, {one.feature: float(np.log(one.volatility)) for one in found}
-    asked = open_past(database, run_id, sequence)
-    horizon = asked.forecast.horizons[asked.horizon_index]
-    probe = Probe(asked.forecaster, asked.bars, horizon=horizon)
+        features = by_feature(rows).features
+        words = "what they added to the log volatility of the tree or linear model"
+        return words, {feature.feature: float(np.log(feature.volatility)) for feature in features}
+    opened = open_past(database, run_id, sequence)
+    horizon = opened.forecast.horizons[opened.horizon_index]
+    probe = Probe(opened.forecaster, opened.bars, horizon=horizon)
     added = probe.contributions().mean_return.sum(axis=0)
-    said = "what they added to the network's mean return (integrated gradients)"
-    return said, dict(zip(probe.names, added.tolist(), strict=True))
+    words = "what they added to the network's mean return (integrated gradients)"
+    return words, dict(zip(probe.names, added.tolist(), strict=True))

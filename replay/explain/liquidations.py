@@ -50,27 +50,27 @@ class Liquidation:
         """What was liquidated, at which price, why, and what it cost, in two sentences."""
         if not self.fills:
             return f"{_capital(CALLED)}: {_counted(self.canceled)} canceled, which was enough."
-        said = f"Liquidated: {'; '.join(map(self._closed, self.fills))}, as {self._why}"
+        text = f"Liquidated: {'; '.join(map(self._closed, self.fills))}, as {self._why}"
         if self.canceled:
-            said += f", after {_counted(self.canceled)} canceled"
-        said += (
+            text += f", after {_counted(self.canceled)} canceled"
+        text += (
             f". It cost {self.cost:,.2f}: {-self.realized:,.2f} of realized loss and "
             f"{self.fee:,.2f} of fees"
         )
         if round(self.beyond, 2):
-            said += f"; {self.beyond:,.2f} of the loss is the way from the call to the close"
-        return f"{said}."
+            text += f"; {self.beyond:,.2f} of the loss is the way from the call to the close"
+        return f"{text}."
 
     def _closed(self, fill: Row) -> str:
         side = "long" if fill["side"] == Side.SELL else "short"
         symbol = fill["instrument"].partition(":")[2]
-        said = (
+        text = (
             f"{side} {fill['quantity_text']} {symbol}, called at {fill['reference_price_text']} "
             f"and closed at {fill['price_text']}"
         )
-        own = [row for row in self.parts if row["order_id"] == fill["order_id"]]
-        shares = ", ".join(f"{row['twin']} {row['quantity_text']}" for row in own)
-        return f"{said} (of {shares})" if own else said
+        parts = [row for row in self.parts if row["order_id"] == fill["order_id"]]
+        shares = ", ".join(f"{row['twin']} {row['quantity_text']}" for row in parts)
+        return f"{text} (of {shares})" if parts else text
 
     @property
     def _why(self) -> str:
@@ -109,16 +109,16 @@ def liquidations_of(
     parts = views.rows("v_twin_fills", sequence=steps, model=model)
     money = views.rows("v_ledger", sequence=steps, kind=(_REALIZED, _FEE))
     canceled = Counter(row["sequence"] for row in views.rows("v_orders", reason=CALLED))
-    made = []
+    liquidations = []
     for sequence in steps:
-        own = [fill for fill in fills if fill["sequence"] == sequence]
+        filled = [fill for fill in fills if fill["sequence"] == sequence]
         if not is_cross:
-            own = [fill for fill in own if fill["instrument"] == decision["instrument"]]
-        for group in [own] if is_cross else [[fill] for fill in own]:
+            filled = [fill for fill in filled if fill["instrument"] == decision["instrument"]]
+        for group in [filled] if is_cross else [[fill] for fill in filled]:
             ids = {fill["order_id"] for fill in group}
             of_group = [row for row in parts if row["order_id"] in ids]
             lost = [row for row in money if row["order_id"] in ids]
-            made.append(
+            liquidations.append(
                 Liquidation(
                     tuple(group),
                     tuple(row for row in of_group if row["twin"] not in (*TWINS, *SIDES)),
@@ -127,7 +127,7 @@ def liquidations_of(
                     fee=-_sum_of(lost, _FEE),
                 )
             )
-    return tuple(made)
+    return tuple(liquidations)
 
 
 def _sum_of(lines: list[Row], name: str) -> float:

@@ -49,7 +49,7 @@ def book_map(folder: Path, path: Path, at_ms: int | None, *, threads: int) -> Bo
     check_fits(recorded.header, card, path)
     config = network.config
     books = _until(recorded, path, at_ms, config.window).shallower(config.levels)
-    seen = network.explain(torch.from_numpy(tokens_of(books)))
+    attribution = network.explain(torch.from_numpy(tokens_of(books)))
     header = recorded.header
     sentences = card.get("honesty", {}).get("sentences", [])
     return BookMap(
@@ -58,12 +58,12 @@ def book_map(folder: Path, path: Path, at_ms: int | None, *, threads: int) -> Bo
         at_ms=int(books.seen_ms[-1]),
         every_ms=header.every_ms,
         horizons=config.horizons,
-        probabilities=tuple(tuple(row) for row in seen.probabilities.tolist()),
+        probabilities=tuple(tuple(row) for row in attribution.probabilities.tolist()),
         books=books,
         price_decimals=header.price_decimals,
         quantity_decimals=header.quantity_decimals,
-        weights=seen.weights.numpy().reshape(len(books), len(SIDES), config.levels),
-        l1_error=seen.l1_error,
+        weights=attribution.weights.numpy().reshape(len(books), len(SIDES), config.levels),
+        l1_error=attribution.l1_error,
         says=(*sentences, *([recorded.torn] if recorded.torn else [])),
     )
 

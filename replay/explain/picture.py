@@ -75,29 +75,29 @@ AGES_SHOWN: Final = 9
 SHADES: Final = " ░▒▓█"
 
 
-def map_document(found: BookMap) -> dict[str, Any]:
+def map_document(mapped: BookMap) -> dict[str, Any]:
     """Return the whole map with prices and sizes as texts, oldest book first."""
-    books = found.books
+    books = mapped.books
     return {
-        "instrument": found.instrument,
-        "model": found.model_id,
-        "at": iso(found.at_ms),
-        "says": list(found.says),
-        "every_ms": found.every_ms,
+        "instrument": mapped.instrument,
+        "model": mapped.model_id,
+        "at": iso(mapped.at_ms),
+        "says": list(mapped.says),
+        "every_ms": mapped.every_ms,
         "answers": [
             {"horizon": horizon, **dict(zip(MOVES, shares, strict=True))}
-            for horizon, shares in zip(found.horizons, found.probabilities, strict=True)
+            for horizon, shares in zip(mapped.horizons, mapped.probabilities, strict=True)
         ],
         "seen_ms": books.seen_ms.tolist(),
         **{
             side: {
-                "price": _texts(books.price[-1, place], found.price_decimals),
-                "size": _texts(books.size[-1, place], found.quantity_decimals),
-                "weights": found.weights[:, place].tolist(),
+                "price": _texts(books.price[-1, place], mapped.price_decimals),
+                "size": _texts(books.size[-1, place], mapped.quantity_decimals),
+                "weights": mapped.weights[:, place].tolist(),
             }
             for place, side in enumerate(SIDES)
         },
-        "l1_error": found.l1_error,
+        "l1_error": mapped.l1_error,
     }
 
 
@@ -105,24 +105,26 @@ def _texts(numbers: NDArray[np.int64], decimals: int) -> list[str]:
     return [unscaled(number, decimals) for number in numbers.tolist()]
 
 
-def map_parts(found: BookMap) -> Iterator[Part]:
+def map_parts(mapped: BookMap) -> Iterator[Part]:
     """Yield the answer and the map: ranges of levels down, the newest books first."""
-    yield Paragraph(f"{found.instrument} at {iso(found.at_ms)}, model {found.model_id}", "strong")
-    yield from map(Paragraph, found.says)
+    yield Paragraph(
+        f"{mapped.instrument} at {iso(mapped.at_ms)}, model {mapped.model_id}", "strong"
+    )
+    yield from map(Paragraph, mapped.says)
     forms: dict[str, Form] = {"books ahead": "count", **dict.fromkeys(MOVES, "exact")}
     answers: list[tuple[Value, ...]] = [
         (horizon, *(f"{share:.1%}" for share in shares))
-        for horizon, shares in zip(found.horizons, found.probabilities, strict=True)
+        for horizon, shares in zip(mapped.horizons, mapped.probabilities, strict=True)
     ]
     yield table_of("answers", "Which way the mid moves", forms, answers)
-    yield _map_table(found)
+    yield _map_table(mapped)
 
 
-def _map_table(found: BookMap) -> Table:
+def _map_table(mapped: BookMap) -> Table:
     """Return the share of each range of levels and ages, with a shade by the largest of them."""
-    ages = ranges(len(found.books), AGES_SHOWN)
-    levels = ranges(found.books.levels, LEVELS_SHOWN)
-    newest_first = found.weights[::-1]
+    ages = ranges(len(mapped.books), AGES_SHOWN)
+    levels = ranges(mapped.books.levels, LEVELS_SHOWN)
+    newest_first = mapped.weights[::-1]
     shares = {
         (place, row): [
             float(newest_first[start:stop, place, first:last].sum()) for start, stop in ages
@@ -141,7 +143,7 @@ def _map_table(found: BookMap) -> Table:
         named = str(first + 1) if last == first + 1 else f"{first + 1}–{last}"
         shaded = [f"{100 * share:.1f}{_shade(share, largest)}" for share in cells]
         rows.append((SIDES[place], named, *shaded, f"{100 * sum(cells):.1f}"))
-    columns = [_age(start, stop, found.every_ms) for start, stop in ages]
+    columns = [_age(start, stop, mapped.every_ms) for start, stop in ages]
     forms: dict[str, Form] = {"side": "text", **dict.fromkeys(["level", *columns, "all"], "exact")}
     return table_of("map", f"Where it looked ({LOOKED}), % of all", forms, rows)
 
@@ -156,13 +158,13 @@ def ranges(count: int, most: int) -> list[tuple[int, int]]:
 
     The last holds all that is left.
     """
-    found: list[tuple[int, int]] = []
+    spans: list[tuple[int, int]] = []
     start, width = 0, 1
     while start < count:
-        stop = count if len(found) == most - 1 else min(start + width, count)
-        found.append((start, stop))
+        stop = count if len(spans) == most - 1 else min(start + width, count)
+        spans.append((start, stop))
         start, width = stop, 2 * width
-    return found
+    return spans
 
 
 def _age(start: int, stop: int, every_ms: int) -> str:

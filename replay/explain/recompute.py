@@ -155,9 +155,9 @@ def open_past(database: Path, run_id: str, sequence: int) -> Past:
 
     Raises ``DataInvalid`` as ``open_any``, and for a model without attention.
     """
-    found = open_any(database, run_id, sequence)
-    forecaster, model_id = attending(found.forecaster), found.forecaster.model_id
-    if over_symbols(found.forecaster) is not None:
+    past = open_any(database, run_id, sequence)
+    forecaster, model_id = attending(past.forecaster), past.forecaster.model_id
+    if over_symbols(past.forecaster) is not None:
         raise DataInvalid(
             f"The model {model_id} looks at several symbols, of which `explain --full` "
             "and `--method rollout` say what it looked at; leave comparisons and pages out."
@@ -167,8 +167,8 @@ def open_past(database: Path, run_id: str, sequence: int) -> Past:
             f"The model {model_id} has no attention to look back through; leave --full "
             "and --method out, and see its gates and its forecast."
         )
-    half = forecaster is not found.forecaster
-    return PastOf(**{**vars(found), "forecaster": forecaster, "is_half": half})
+    half = forecaster is not past.forecaster
+    return PastOf(**{**vars(past), "forecaster": forecaster, "is_half": half})
 
 
 def open_any(database: Path, run_id: str, sequence: int) -> PastOf[Forecaster]:
@@ -232,15 +232,15 @@ def kept_forecaster(database: Path, run: Run, model_id: str) -> tuple[Path, Fore
     """
     config = restore(run.config)
     if config.model.own_class:
-        own = load_model(config)
-        refuse_other_model(own, run.model_sha256, run.run_id)
-        if type(own.model).contributions is Model.contributions:
+        own_model = load_model(config)
+        refuse_other_model(own_model, run.model_sha256, run.run_id)
+        if type(own_model.model).contributions is Model.contributions:
             raise DataInvalid(
                 f"The model {config.model.own_class} is a class of a user's own, which does not "
                 "say where it looked; leave --full out, or implement contributions."
             )
-        own.scale(run.instruments)
-        return Path(inspect.getfile(type(own.model))).parent, own
+        own_model.scale(run.instruments)
+        return Path(inspect.getfile(type(own_model.model))).parent, own_model
     folder = None
     if not checkpoints.kept_folder(database, model_id).is_dir():
         folder = checkpoints.find_bundled(model_id)
@@ -249,27 +249,28 @@ def kept_forecaster(database: Path, run: Run, model_id: str) -> tuple[Path, Fore
     vectors = recorded_covariates(
         database, kept_covariates_of(run.libraries), checkpoints.read_card(folder)
     )
-    found: Forecaster = forecaster_of(folder, config, mode="step", covariates=vectors)
-    if found.model_id != model_id:
+    forecaster: Forecaster = forecaster_of(folder, config, mode="step", covariates=vectors)
+    if forecaster.model_id != model_id:
         raise DataInvalid(
-            f"{folder} holds the checkpoint {found.model_id}, and {model_id} decided; restore it."
+            f"{folder} holds the checkpoint {forecaster.model_id}, and {model_id} decided; "
+            "restore it."
         )
-    return folder, found
+    return folder, forecaster
 
 
 def attribute(past: Past) -> FullAttribution:
     """Return the attribution at full resolution, compared with the buckets that were stored."""
-    found = past.forecaster.explain(past.decided.instrument)
+    attribution = past.forecaster.explain(past.decided.instrument)
     closes = {bar.open_time_ms: bar.close / 10**past.price_decimals for bar in past.bars}
-    parts = found.parts
+    parts = attribution.parts
     return FullAttribution(
-        found.open_time_ms,
-        tuple(closes[time] for time in found.open_time_ms),
-        found.weights,
-        found.l1_error,
-        _difference(past.forecast.explanation, found, past.decided),
-        _frames(past, parts, found.open_time_ms),
-        _modalities(parts, found.open_time_ms),
+        attribution.open_time_ms,
+        tuple(closes[time] for time in attribution.open_time_ms),
+        attribution.weights,
+        attribution.l1_error,
+        _difference(past.forecast.explanation, attribution, past.decided),
+        _frames(past, parts, attribution.open_time_ms),
+        _modalities(parts, attribution.open_time_ms),
     )
 
 
@@ -277,24 +278,24 @@ def _modalities(
     parts: Sequence[AttendedPart], open_time_ms: Sequence[int]
 ) -> tuple[ModalityShare, ...]:
     """Return the share of each modality; empty of a network that does not tell them apart."""
-    found = []
+    shares = []
     for name in dict.fromkeys(part.modality for part in parts if part.modality):
-        own = [part for part in parts if part.modality == name]
-        weight = sum(part.share for part in own)
+        chosen = [part for part in parts if part.modality == name]
+        weight = sum(part.share for part in chosen)
         levels = {
-            group: sum(part.share for part in own if part.levels == group)
-            for group in dict.fromkeys(part.levels for part in own if part.levels)
+            group: sum(part.share for part in chosen if part.levels == group)
+            for group in dict.fromkeys(part.levels for part in chosen if part.levels)
         }
-        by_bar = dict.fromkeys((part.start for part in own), 0.0)
-        for part in own:
+        by_bar = dict.fromkeys((part.start for part in chosen), 0.0)
+        for part in chosen:
             by_bar[part.start] += part.share
         bars = [AttendedPart(1, start, 1, share) for start, share in by_bar.items()]
-        found.append(ModalityShare(name, weight, _heaviest(bars, open_time_ms), levels))
-    return tuple(found)
+        shares.append(ModalityShare(name, weight, _heaviest(bars, open_time_ms), levels))
+    return tuple(shares)
 
 
-def _heaviest(own: Sequence[AttendedPart], open_time_ms: Sequence[int]) -> tuple[HeavyBar, ...]:
-    heaviest = sorted(own, key=lambda part: -part.share)[:FRAME_BARS]
+def _heaviest(parts: Sequence[AttendedPart], open_time_ms: Sequence[int]) -> tuple[HeavyBar, ...]:
+    heaviest = sorted(parts, key=lambda part: -part.share)[:FRAME_BARS]
     return tuple(HeavyBar(open_time_ms[part.start], part.share) for part in heaviest)
 
 
@@ -302,29 +303,29 @@ def _frames(
     past: Past, parts: Sequence[AttendedPart], open_time_ms: Sequence[int]
 ) -> tuple[FrameShare, ...]:
     """Return the share of each timeframe; empty of a network that sees bars of one."""
-    found = []
+    shares = []
     for symbol, frame in sorted({(part.symbol, part.frame) for part in parts if not part.modality}):
-        own = [part for part in parts if (part.symbol, part.frame) == (symbol, frame)]
-        found.append(
+        chosen = [part for part in parts if (part.symbol, part.frame) == (symbol, frame)]
+        shares.append(
             FrameShare(
                 frame * past.decided.interval_ms,
-                sum(part.share for part in own),
-                len(own),
-                _heaviest(own, open_time_ms),
+                sum(part.share for part in chosen),
+                len(chosen),
+                _heaviest(chosen, open_time_ms),
                 symbol,
             )
         )
-    return tuple(found)
+    return tuple(shares)
 
 
-def _difference(stored: Explanation | None, found: Attribution, decided: Bar) -> float:
+def _difference(stored: Explanation | None, attribution: Attribution, decided: Bar) -> float:
     """Return the largest difference between a stored bucket and the sum of its bars' weights."""
     if stored is None or stored.older_mass is None:
         return 0.0
     kept = np.append(np.frombuffer(stored.buckets, "<f4").astype(np.float64), stored.older_mass)
-    blocks = np.array(found.open_time_ms) // (decided.interval_ms * BLOCK_BARS)
+    blocks = np.array(attribution.open_time_ms) // (decided.interval_ms * BLOCK_BARS)
     at = np.minimum(blocks[-1] - blocks, len(kept) - 1)
-    sums = np.bincount(at, weights=found.weights, minlength=len(kept))
+    sums = np.bincount(at, weights=attribution.weights, minlength=len(kept))
     return float(np.abs(sums - kept).max())
 
 
@@ -479,19 +480,19 @@ def _further(past: Past, sigma: float) -> tuple[Table, ...]:
 
     *sigma* is the volatility of a bar.
     """
-    forecast, asked = past.forecast, past.forecaster
+    forecast, forecaster = past.forecast, past.forecaster
     if (
         forecast.heads is None
-        and (outputs := asked.explain(past.decided.instrument).outputs) is not None
+        and (outputs := forecaster.explain(past.decided.instrument).outputs) is not None
     ):
-        levels = asked.model.levels
-        made = head_forecasts(outputs, np.array([sigma]), forecast.horizons, levels)
-        forecast = msgspec.structs.replace(forecast, heads=None if made is None else made[0])
+        levels = forecaster.model.levels
+        heads = head_forecasts(outputs, np.array([sigma]), forecast.horizons, levels)
+        forecast = msgspec.structs.replace(forecast, heads=None if heads is None else heads[0])
     return auxiliary_tables(forecast)
 
 
 def moves_of(
-    found: Contributions,
+    contributions: Contributions,
     decided: Sequence[float],
     names: Sequence[str],
     attribution: FullAttribution,
@@ -500,11 +501,11 @@ def moves_of(
 
     *decided* is the decided bar's row, *names* the features in its order.
     """
-    table = found.mean_return
+    table = contributions.mean_return
     heaviest = table[attribution.heaviest(HEAVIEST)].sum(axis=0)
     features = [
-        FeatureMove(name, value, float(own), float(heavy), float(total))
-        for name, value, own, heavy, total in zip(
+        FeatureMove(name, value, float(at_decided), float(heavy), float(total))
+        for name, value, at_decided, heavy, total in zip(
             names, decided, table[-1], heaviest, table.sum(axis=0), strict=True
         )
     ]
@@ -512,9 +513,9 @@ def moves_of(
     newest = len(by_bar) - 1
     largest = np.argsort(-np.abs(by_bar), kind="stable")[:HEAVIEST].tolist()
     return Moves(
-        found.forecast,
-        found.neutral,
-        found.gap,
+        contributions.forecast,
+        contributions.neutral,
+        contributions.gap,
         rank_correlation(np.abs(by_bar[:-1]), np.array(attribution.weights[:-1])),
         tuple(sorted(features, key=lambda move: -abs(move.all_bars))),
         tuple(
@@ -522,24 +523,24 @@ def moves_of(
                 attribution.open_time_ms[place],
                 newest - place,
                 float(by_bar[place]),
-                float(found.relevance[place]),
+                float(contributions.relevance[place]),
                 attribution.weights[place],
                 names[int(np.abs(table[place]).argmax())],
             )
             for place in largest
         ),
         tuple(by_bar.tolist()),
-        tuple(found.relevance.tolist()),
+        tuple(contributions.relevance.tolist()),
     )
 
 
-def rank_correlation(one: Floats, other: Floats) -> float | None:
+def rank_correlation(first: Floats, second: Floats) -> float | None:
     """Return Spearman's correlation; None where either is the same everywhere."""
-    if len(one) == 0 or np.ptp(one) == 0 or np.ptp(other) == 0:
+    if len(first) == 0 or np.ptp(first) == 0 or np.ptp(second) == 0:
         return None
     from scipy.stats import spearmanr  # takes long; a decision that is only read ranks nothing
 
-    correlation, _p_value = cast("tuple[float, float]", spearmanr(one, other))
+    correlation, _p_value = cast("tuple[float, float]", spearmanr(first, second))
     return float(correlation)
 
 
@@ -575,10 +576,10 @@ def delete(
         trial("relevance", largest),
         trial(RECENCY, range(past - count, past)),
     )
-    *found, newest = ranked
+    *rivals, newest = ranked
     beat = tuple(
         each.order
-        for each in found
+        for each in rivals
         if each.mean_return > newest.mean_return and (each.left or 0.0) < (newest.left or 0.0)
     )
     chance = [

@@ -136,8 +136,8 @@ def _forecast(decision: Mapping[str, Any]) -> str:
         )
     if (fall := decision["expected_drawdown"]) is not None:
         parts.append(f"a fall of {_bp(fall)} bp on the way is as likely as not")
-    if (own := decision["learned_allocation"]) is not None:
-        parts.append(f"the network itself would hold {own:+.3f}")
+    if (allocation := decision["learned_allocation"]) is not None:
+        parts.append(f"the network itself would hold {allocation:+.3f}")
     parts.append(f"regime {decision['regime']}")
     if (learned := decision["learned_regime"]) is not None:
         parts.append(f"the network's regime {learned}")
@@ -163,10 +163,10 @@ def _netted(stored: StoredDecision) -> Table:
     }  # fmt: skip
     rows = [
         (
-            one["strategy"], one["action"], one["target_quantity_text"], one["quantity_text"],
-            one["reason"], stand_of(one),
+            row["strategy"], row["action"], row["target_quantity_text"], row["quantity_text"],
+            row["reason"], stand_of(row),
         )
-        for one in stored.strategies
+        for row in stored.strategies
     ]  # fmt: skip
     return table_of("strategies", "What each strategy wants of the account's position", forms, rows)
 
@@ -246,66 +246,72 @@ def full_parts(full: Full) -> Iterator[Part]:
         f"Rank correlation of these contributions with the rollout, over the past bars: {rank}."
     )
     yield from _deletion_parts(full.deletion)
-    if (made := full.multiplications) is not None:
+    if (products := full.multiplications) is not None:
         yield Paragraph(
-            f"ProbSparse makes {made.sparse / made.dense:.1%} of the multiplications of dense "
-            f"attention in the same layers (sampled keys and attending queries), and "
-            f"{made.computed / made.dense:.1%} where it takes the sampled ones from all products."
+            f"ProbSparse makes {products.sparse / products.dense:.1%} of the multiplications of "
+            f"dense attention in the same layers (sampled keys and attending queries), and "
+            f"{products.computed / products.dense:.1%} where it takes the sampled ones from all "
+            "products."
         )
     yield from full.further
 
 
-def feature_parts(found: ByFeature) -> Iterator[Part]:
+def feature_parts(added: ByFeature) -> Iterator[Part]:
     """Yield the features that added most to mean and volatility."""
     yield table_of(
         "by_feature",
-        f"Added by each feature, over {found.horizon} bars",
+        f"Added by each feature, over {added.horizon} bars",
         {"feature": "text", "value": "exact", "mean, bp": "points", "volatility ×": "exact"},
         [
-            ("the usual bar", "", found.mean_base, f"{found.volatility_base:.3g}"),
+            ("the usual bar", "", added.mean_base, f"{added.volatility_base:.3g}"),
             *(
-                (one.feature, f"{one.value:+.3f}", one.mean_return, f"{one.volatility:.4f}")
-                for one in found.features[:FEATURES_SHOWN]
+                (
+                    feature.feature,
+                    f"{feature.value:+.3f}",
+                    feature.mean_return,
+                    f"{feature.volatility:.4f}",
+                )
+                for feature in added.features[:FEATURES_SHOWN]
             ),
         ],
     )
-    rest = len(found.features) - FEATURES_SHOWN
+    rest = len(added.features) - FEATURES_SHOWN
     yield Paragraph(
         f"With {max(rest, 0)} further features the means sum to "
-        f"{BASIS_POINTS * found.mean_return:+.3f} bp and the factors multiply to a volatility of "
-        f"{BASIS_POINTS * found.volatility:.2f} bp; what was stored differs by at most "
-        f"{found.gap:.1e}."
+        f"{BASIS_POINTS * added.mean_return:+.3f} bp and the factors multiply to a volatility of "
+        f"{BASIS_POINTS * added.volatility:.2f} bp; what was stored differs by at most "
+        f"{added.gap:.1e}."
     )
-    if found.share is not None:
+    if added.share is not None:
         yield Paragraph(
-            f"These are of the ensemble's row model, which has {found.share:.2f} of the log "
-            f"variance; the network has {1 - found.share:.2f}, and the mean."
+            f"These are of the ensemble's row model, which has {added.share:.2f} of the log "
+            f"variance; the network has {1 - added.share:.2f}, and the mean."
         )
 
 
 CONTRIBUTIONS_SHOWN: Final = 8
 
 
-def contributed_parts(found: ModelContributions) -> Iterator[Part]:
+def contributed_parts(added: ModelContributions) -> Iterator[Part]:
     """Yield the largest contributions of a user's own model, and what all of them sum to."""
     yield table_of(
         "contributions",
-        f"Added to the mean by each feature, over {found.horizon} bars, as the model says",
+        f"Added to the mean by each feature, over {added.horizon} bars, as the model says",
         {"feature": "text", "mean, bp": "points"},
-        list(found.features[:CONTRIBUTIONS_SHOWN]),
+        list(added.features[:CONTRIBUTIONS_SHOWN]),
     )
-    rest = max(len(found.features) - CONTRIBUTIONS_SHOWN, 0)
+    rest = max(len(added.features) - CONTRIBUTIONS_SHOWN, 0)
     yield Paragraph(
         f"With {rest} further features they sum to the stored "
-        f"{BASIS_POINTS * found.mean_return:+.3f} bp. They are computed when asked, and not stored."
+        f"{BASIS_POINTS * added.mean_return:+.3f} bp. They are computed when asked, and not stored."
     )
 
 
-def attribution_parts(found: FullAttribution) -> Iterator[Part]:
+def attribution_parts(attribution: FullAttribution) -> Iterator[Part]:
     """Yield the decided bar and the heaviest past ones, with their closes."""
-    newest = len(found.weights) - 1
-    heaviest = found.heaviest(HEAVIEST)
-    most = found.weights[heaviest[0]] or 1.0
+    newest = len(attribution.weights) - 1
+    heaviest = attribution.heaviest(HEAVIEST)
+    most = attribution.weights[heaviest[0]] or 1.0
     yield table_of(
         "bars",
         f"Bar by bar: the decided bar and the {HEAVIEST} heaviest of {newest:,} before it "
@@ -313,24 +319,24 @@ def attribution_parts(found: FullAttribution) -> Iterator[Part]:
         {"bar": "text", "age": "exact", "close": "exact", "weight": "measure", "": "bar"},
         [
             (
-                iso(found.open_time_ms[place]),
+                iso(attribution.open_time_ms[place]),
                 str(newest - place),
-                f"{found.close[place]:,g}",
-                found.weights[place],
-                None if place == newest else found.weights[place] / most,
+                f"{attribution.close[place]:,g}",
+                attribution.weights[place],
+                None if place == newest else attribution.weights[place] / most,
             )
             for place in [newest, *sorted(heaviest, reverse=True)]
         ],
     )
-    said = f"Weights sum to 1 within {found.l1_error:.1e}"
-    if (difference := found.largest_bucket_difference) is not None:
-        said += f"; the stored buckets differ by at most {difference:.1e}"
-    yield Paragraph(f"{said}.")
-    if found.frames:
+    sentence = f"Weights sum to 1 within {attribution.l1_error:.1e}"
+    if (difference := attribution.largest_bucket_difference) is not None:
+        sentence += f"; the stored buckets differ by at most {difference:.1e}"
+    yield Paragraph(f"{sentence}.")
+    if attribution.frames:
         yield table_of(
             "timeframes",
             "By symbol and timeframe, of closed bars"
-            if any(of.symbol for of in found.frames)
+            if any(of.symbol for of in attribution.frames)
             else "By timeframe, of closed bars",
             {"timeframe": "text", "bars": "count", "weight": "measure",
              "heaviest of them": "text"},
@@ -341,17 +347,17 @@ def attribution_parts(found: FullAttribution) -> Iterator[Part]:
                     of.weight,
                     _heavy_bars(of.heaviest),
                 )
-                for of in found.frames
+                for of in attribution.frames
             ],
         )  # fmt: skip
-    if found.modalities:
+    if attribution.modalities:
         yield table_of(
             "modalities",
             "By modality of the bars",
             {"modality": "text", "weight": "measure", "heaviest bars of it": "text"},
-            [(of.modality, of.weight, _heavy_bars(of.heaviest)) for of in found.modalities],
+            [(of.modality, of.weight, _heavy_bars(of.heaviest)) for of in attribution.modalities],
         )
-    for of in found.modalities:
+    for of in attribution.modalities:
         if of.levels:
             yield table_of(
                 "levels",
@@ -365,9 +371,9 @@ def _heavy_bars(bars: tuple[HeavyBar, ...]) -> str:
     return "  ".join(f"{iso(bar.open_time_ms)} {bar.weight:.4f}" for bar in bars)
 
 
-def compared_parts(found: SideBySide) -> Iterator[Part]:
+def compared_parts(compared: SideBySide) -> Iterator[Part]:
     """Yield two decisions, or two models on one, side by side, and what they have in common."""
-    first, second = found.first, found.second
+    first, second = compared.first, compared.second
     both = [name for name in first.features if name in second.features]
     both.sort(key=lambda name: -max(abs(first.features[name]), abs(second.features[name])))
     figures = (
@@ -389,18 +395,20 @@ def compared_parts(found: SideBySide) -> Iterator[Part]:
     )  # fmt: skip
     yield table("compared", "Beside each other", figures, (first, second), turned=True)
     layers = ", ".join(
-        f"{layer} {common:.0%}" for layer, common in enumerate(found.common_by_layer, start=1)
+        f"{layer} {common:.0%}" for layer, common in enumerate(compared.common_by_layer, start=1)
     )
-    yield Paragraph(f"{in_common(found)} In common by layer, in the mean of its heads: {layers}.")
+    yield Paragraph(
+        f"{in_common(compared)} In common by layer, in the mean of its heads: {layers}."
+    )
 
 
-def in_common(found: SideBySide) -> str:
+def in_common(compared: SideBySide) -> str:
     """Say what the two have in common."""
-    ranks = found.rank_correlation
+    ranks = compared.rank_correlation
     alike = "no order to compare" if ranks is None else f"a rank correlation of {ranks:+.2f}"
     return (
-        f"They give {found.common_ages:.0%} of their weight to the same ages and "
-        f"{found.common_bars:.0%} to the same bars; over past ages they have {alike}."
+        f"They give {compared.common_ages:.0%} of their weight to the same ages and "
+        f"{compared.common_bars:.0%} to the same bars; over past ages they have {alike}."
     )
 
 
@@ -408,18 +416,18 @@ def _added_by(feature: str) -> Figure[MemberView]:
     return Figure(feature, f"{feature} added, bp", "points", lambda side: side.features[feature])
 
 
-def method_parts(found: ByMethod) -> Iterator[Part]:
+def method_parts(explained: ByMethod) -> Iterator[Part]:
     """Yield the attribution by a method of one's choice, and how far it agrees with the stored."""
     given = ", ".join(
-        f"{name.replace('_', ' ')} {value}" for name, value in found.options.items() if value
+        f"{name.replace('_', ' ')} {value}" for name, value in explained.options.items() if value
     )
-    yield Paragraph(f"By the method {found.method} ({given})")
-    yield from attribution_parts(found.attribution)
-    ranks = found.rank_correlation
+    yield Paragraph(f"By the method {explained.method} ({given})")
+    yield from attribution_parts(explained.attribution)
+    ranks = explained.rank_correlation
     alike = "no order to compare" if ranks is None else f"rank correlation {ranks:+.2f}"
     yield Paragraph(
         f"Beside the explanation that was stored, over the same bars: {alike}, and "
-        f"{found.common:.0%} of the weight on the same bars."
+        f"{explained.common:.0%} of the weight on the same bars."
     )
 
 
@@ -449,8 +457,8 @@ def _moved_by_feature(moves: Moves) -> Table:
     )  # fmt: skip
 
 
-def _deletion_parts(found: Deletion) -> Iterator[Part]:
-    chance = found.of("random")
+def _deletion_parts(deletion: Deletion) -> Iterator[Part]:
+    chance = deletion.of("random")
     columns = [(each.mean_return, each.lean, each.left or 0.0) for each in chance]
     means = [sum(column) / len(chance) for column in zip(*columns, strict=True)]
     named = {
@@ -461,8 +469,8 @@ def _deletion_parts(found: Deletion) -> Iterator[Part]:
         "decided": "the decided bar alone",
         "past": "all but the decided bar",
     }
-    trials = {order: found.of(order)[0] for order in named}
-    trials["random"] = Trial("random", None, found.bars, *means)
+    trials = {order: deletion.of(order)[0] for order in named}
+    trials["random"] = Trial("random", None, deletion.bars, *means)
     yield table_of(
         "deletion",
         "Rows made neutral, and how far the forecast then moves (deletion); these past rows alone, "
@@ -486,31 +494,31 @@ def _points(log_return: float) -> str:
     return f"{log_return * BASIS_POINTS:+.3f}"
 
 
-def influence_parts(found: Influence) -> Iterator[Part]:
+def influence_parts(influence: Influence) -> Iterator[Part]:
     """Yield the decided symbol's heaviest bars, and the matrix of all."""
-    most = found.heaviest[0].weight or 1.0
+    most = influence.heaviest[0].weight or 1.0
     yield table_of(
         "heaviest",
-        f"Where {found.symbol} looked, over {found.bars:,} bars of each asset ({LOOKED})",
+        f"Where {influence.symbol} looked, over {influence.bars:,} bars of each asset ({LOOKED})",
         {"asset": "text", "bar": "text", "weight": "measure", "": "bar"},
         [
-            (one.symbol, iso(one.open_time_ms), one.weight, one.weight / most)
-            for one in found.heaviest
+            (token.symbol, iso(token.open_time_ms), token.weight, token.weight / most)
+            for token in influence.heaviest
         ],
     )
-    forms: dict[str, Form] = {"": "text", **dict.fromkeys(found.symbols, "exact")}
+    forms: dict[str, Form] = {"": "text", **dict.fromkeys(influence.symbols, "exact")}
     yield table_of(
         "influence",
         "Influence: the share of each asset (column) in where each looked (row)",
         forms,
         [
             (symbol, *(f"{share:.3f}" for share in row))
-            for symbol, row in zip(found.symbols, found.matrix, strict=True)
+            for symbol, row in zip(influence.symbols, influence.matrix, strict=True)
         ],
     )
-    said = f"Its shares differ by at most {found.largest_difference:.1e} from those stored"
-    residual, start = found.residual_weight, found.start_layer
+    sentence = f"Its shares differ by at most {influence.largest_difference:.1e} from those stored"
+    residual, start = influence.residual_weight, influence.start_layer
     if (residual, start) == (PLAIN.residual_weight, PLAIN.start_layer):
-        yield Paragraph(f"{said}.")
+        yield Paragraph(f"{sentence}.")
     else:
-        yield Paragraph(f"{said}; these are of residual {residual:g} from layer {start} on.")
+        yield Paragraph(f"{sentence}; these are of residual {residual:g} from layer {start} on.")

@@ -142,15 +142,15 @@ class CudaEfficient:
 class ChunkedBackend:
     """The plain formulas over some queries at a time, in linear memory: any type, anywhere.
 
-    What float64 runs by on CUDA, where no flash kernel takes it. With *seen* [batch or 1, query]
+    What float64 runs by on CUDA, where no flash kernel takes it. With *counts* [batch or 1, query]
     each query sees so many leading keys of any number; one that sees none reads 0, and its
     logsumexp is -inf.
     """
 
     name = "chunked"
 
-    def __init__(self, seen: Tensor | None = None) -> None:
-        self._seen = seen
+    def __init__(self, counts: Tensor | None = None) -> None:
+        self._seen = counts
 
     def forward(
         self, query: Tensor, key: Tensor, value: Tensor, *, causal: bool, scale: float
@@ -203,17 +203,17 @@ class ChunkedBackend:
         """
         wide = torch.promote_types(query.dtype, torch.float32)
         pairs, time = query.shape[0] * query.shape[1], key.shape[2]
-        seen = self._seen
+        counts = self._seen
         if causal:
-            seen = torch.arange(1, query.shape[2] + 1, device=query.device)[None]
+            counts = torch.arange(1, query.shape[2] + 1, device=query.device)[None]
         size = max(1, chunk_entries(query.device) // (pairs * time))
         places = torch.arange(time, device=key.device)
         for start in range(0, query.shape[2], size):
             rows = slice(start, min(start + size, query.shape[2]))
-            last = time if seen is None else max(1, int(seen[:, rows].amax()))
+            last = time if counts is None else max(1, int(counts[:, rows].amax()))
             scores = scale * (query[:, :, rows].to(wide) @ key[:, :, :last].to(wide).mT)
-            if seen is not None:
-                hidden = places[:last] >= seen[:, rows, None]  # [batch or 1, row, key]
+            if counts is not None:
+                hidden = places[:last] >= counts[:, rows, None]  # [batch or 1, row, key]
                 scores.masked_fill_(hidden[:, None], float("-inf"))
             yield rows, scores
 

@@ -355,7 +355,7 @@ def _joined(calls: Sequence[Sequence[Layer]]) -> list[Layer]:
         queries, keys = call[0].shape[2:]
     if len(parts) == 1 or queries != keys:
         return last
-    return [_lengthened(own) for own in zip(*parts, strict=True)]
+    return [_lengthened(layers) for layers in zip(*parts, strict=True)]
 
 
 def _is_before(layer: Layer, following: Layer) -> bool:

@@ -183,8 +183,8 @@ def is_finite(tensor: Tensor) -> bool:
 
     A sum is cheap; it overflows for large finite values too, so only then is each looked at.
     """
-    seen = tensor.detach()
-    return bool(torch.isfinite(seen.sum())) or bool(torch.isfinite(seen).all())
+    values = tensor.detach()
+    return bool(torch.isfinite(values.sum())) or bool(torch.isfinite(values).all())
 
 
 def require_finite(tensor: Tensor, place: str) -> Tensor:

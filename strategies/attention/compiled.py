@@ -79,7 +79,7 @@ def opened(path: Path) -> Loops | None:
 def found() -> dict[str, Loops]:
     """Return the objects that are built and run here, by their names, the fastest first."""
     loops = {name: opened(FOLDER / file_of(name)) for name in NAMES}
-    return {name: one for name, one in loops.items() if one is not None}
+    return {name: built for name, built in loops.items() if built is not None}
 
 
 def available() -> tuple[str, ...]:
@@ -112,9 +112,9 @@ def push_rows(layer: Operand, weights: Tensor, name: str) -> Tensor:
     product = weights.new_empty(layer.batch, layer.heads, rows, layer.keys)
     # What no row asks for may have a logsumexp of anything: it is made to give nothing. A query
     # that says it sees nothing is asked all the same, so that one that lies is found.
-    asked = (weights != 0).any(dim=1)[:, None]
+    has_weight = (weights != 0).any(dim=1)[:, None]
     sums = layer.logsumexp.masked_fill(torch.isneginf(layer.logsumexp), 0.0)
-    sums = sums.masked_fill(~asked, torch.inf)
+    sums = sums.masked_fill(~has_weight, torch.inf)
     tensors = [_plain(x) for x in (layer.query, layer.key, sums, weights)]
     _call(name, "rollout", *map(_at, (*tensors, product)), _sizes(layer, rows), *_factors(layer))
     return product
@@ -197,7 +197,7 @@ def scan_rows(
     keys, _, rollout = rings
     streams, width = len(counts), rollout.shape[2]
     given = [x if x.stride(2) == 1 else x.contiguous() for x in (query, *new)]
-    made = WindowRows(
+    attended = WindowRows(
         query.new_empty(pairs, time, dim),
         query.new_empty(pairs, time, 4),
         query.new_empty(streams, time, width),
@@ -210,8 +210,8 @@ def scan_rows(
     before = (ctypes.c_long * streams)(*counts)
     shape = (ctypes.c_long * len(sizes))(*sizes)
     tensors = map(_at, (*given, *rings))
-    _call(name, "scan", *tensors, before, *map(_at, made), shape, scale)
-    return made
+    _call(name, "scan", *tensors, before, *map(_at, attended), shape, scale)
+    return attended
 
 
 def _call(name: str, function: str, *arguments: object) -> None:

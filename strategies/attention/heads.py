@@ -100,8 +100,8 @@ def divergence(first: Tensor, second: Tensor) -> Tensor:
     """Return the Jensen–Shannon divergence of distributions [..., n] in bits, within [0, 1]."""
     middle = 0.5 * (first + second)
     entropy: Tensor = torch.special.entr(torch.stack([middle, first, second]))
-    mixed, one, other = entropy.sum(dim=-1).unbind()
-    nats: Tensor = mixed - 0.5 * (one + other)
+    mixed, left, right = entropy.sum(dim=-1).unbind()
+    nats: Tensor = mixed - 0.5 * (left + right)
     return (nats / math.log(2.0)).clamp(0.0, 1.0)
 
 
@@ -289,12 +289,12 @@ class HeadFigures(NamedTuple):
     @property
     def marks(self) -> tuple[str, ...]:
         """What it is beside its kind, by the thresholds of ``LEGEND``."""
-        found = {
+        marks = {
             "focused": self.focus is not None and self.focus >= EVENT_SHARE,
             "stable": self.stability >= STABLE_ABOVE,
             "apart": self.apart >= APART_ABOVE,
         }
-        return tuple(name for name, holds in found.items() if holds)
+        return tuple(name for name, holds in marks.items() if holds)
 
 
 def head_figures(weights: Tensor, rows: Sequence[int], visible: int) -> list[HeadFigures]:
@@ -338,7 +338,10 @@ def read_heads(layers: Sequence[Read], rows: Sequence[int] | Tensor) -> list[lis
             "Heads are read from rows that see equally many keys; give later rows."
         )
     visible = counts.pop()
-    return [[read_head(one, wanted, visible) for one in layer.rows(wanted)[0]] for layer in layers]
+    return [
+        [read_head(weights, wanted, visible) for weights in layer.rows(wanted)[0]]
+        for layer in layers
+    ]
 
 
 def specialisation(rows: Tensor) -> Tensor:
@@ -399,23 +402,23 @@ def ties_of(
     weights = weights.double()
     by_age = rows_by_age(weights, rows)[:, :visible]
     profile = by_age.mean(dim=0).clamp_min(torch.finfo(torch.float64).tiny)
-    looks, seen = torch.zeros(2, weights.shape[-1], dtype=torch.float64)
+    looks, counts = torch.zeros(2, weights.shape[-1], dtype=torch.float64)
     for at, row in enumerate(rows):
         reach = min(row + 1, visible)
         bars = slice(row + 1 - reach, row + 1)
         looks[bars] += (by_age[at, :reach] / profile[:reach]).flip(0)
-        seen[bars] += 1
-    known = seen >= max(_ROWS_MIN, len(rows) // 2)
-    if int(known.sum()) < _TIED_BARS:
+        counts[bars] += 1
+    enough = counts >= max(_ROWS_MIN, len(rows) // 2)
+    if int(enough.sum()) < _TIED_BARS:
         return None
-    looks = looks[known] / seen[known]
-    size = moved.double()[known]
+    looks = looks[enough] / counts[enough]
+    size = moved.double()[enough]
     edge = size.sort(descending=True).values[max(1, round(EXTREME_SHARE * len(size))) - 1]
     extreme = (size >= edge).double()
     ranks = _ranks(looks)
     return Ties(
-        _tie(ranks, _ranks(volume.double()[known])),
-        _tie(ranks, _ranks(volatility.double()[known])),
+        _tie(ranks, _ranks(volume.double()[enough])),
+        _tie(ranks, _ranks(volatility.double()[enough])),
         _tie(looks / looks.mean(), extreme / extreme.mean()),
     )
 

@@ -71,7 +71,7 @@ def _backward(
     ]
     if len(parts) == 1:
         return parts[0]
-    to_query, to_key, to_value = (torch.cat(own) for own in zip(*parts, strict=True))
+    to_query, to_key, to_value = (torch.cat(grads) for grads in zip(*parts, strict=True))
     return to_query, to_key, to_value
 
 
@@ -129,9 +129,9 @@ def window_forward(
     cuts = _Cuts(batch, heads, time, window, -(-time // window))
     cut = [cuts.cut(x) for x in (query, key, value)]
     wide = [x.flatten(0, 1) for x in cut]
-    own = _forward(kernel, wide[0], wide[1], wide[2], causal=True, scale=scale)
-    output = own.output.unflatten(0, (batch, -1))  # [batch, block, head, size, dim]
-    logsumexp = own.logsumexp.unflatten(0, (batch, -1))
+    inner = _forward(kernel, wide[0], wide[1], wide[2], causal=True, scale=scale)
+    output = inner.output.unflatten(0, (batch, -1))  # [batch, block, head, size, dim]
+    logsumexp = inner.logsumexp.unflatten(0, (batch, -1))
     if cuts.blocks > 1 and window > 1:
         past = _forward(
             kernel, _newer(cut[0]), _older(cut[1]), _older(cut[2]), causal=True, scale=scale
@@ -169,8 +169,8 @@ def window_backward(
             scale=scale,
         )
 
-    own = share(*(x.flatten(0, 1) for x in (grad, query, key, value, output, logsumexp)))
-    grads = [x.unflatten(0, (batch, -1)) for x in own]
+    inner = share(*(x.flatten(0, 1) for x in (grad, query, key, value, output, logsumexp)))
+    grads = [x.unflatten(0, (batch, -1)) for x in inner]
     if cuts.blocks > 1 and window > 1:
         past = share(
             _newer(grad),
@@ -237,11 +237,11 @@ class _KernelAttention(torch.autograd.Function):
         kernel, mask, scale = options
         if mask.kind is MaskKind.WINDOW:
             attend_so = getattr(kernel, "window_forward", partial(window_forward, kernel))
-            found = attend_so(query, key, value, window=mask.window_bars, scale=scale)
+            result = attend_so(query, key, value, window=mask.window_bars, scale=scale)
         else:
             causal = mask.kind is MaskKind.CAUSAL
-            found = kernel.forward(query, key, value, causal=causal, scale=scale)
-        output, logsumexp = found
+            result = kernel.forward(query, key, value, causal=causal, scale=scale)
+        output, logsumexp = result
         ctx.save_for_backward(query, key, value, output, logsumexp)
         ctx.mark_non_differentiable(logsumexp)
         ctx.options = options
@@ -323,8 +323,8 @@ def attend(
     query, key, value = ruled(query, key, value)
     factor = 1.0 / math.sqrt(query.shape[-1]) if scale is None else scale
     largest = check_products(query, key, factor, value=value)[2] if checked else 0.0
-    made = _attend(query, key, value, mask, factor=factor, backend=backend)
-    return refuse_overflow(made, largest, key.shape[2])
+    attended = _attend(query, key, value, mask, factor=factor, backend=backend)
+    return refuse_overflow(attended, largest, key.shape[2])
 
 
 @exact
@@ -354,48 +354,48 @@ def cross_attend(
     largest = check_products(query, key, factor, value=value)[2]
     shown = _checked_seen(seen, query, key)
     kernel = ChunkedBackend(shown)
-    made = Attention(*kernel_attention(query, key, value, kernel, Mask.full(), factor))
-    return refuse_overflow(made, largest, key.shape[2])
+    attended = Attention(*kernel_attention(query, key, value, kernel, Mask.full(), factor))
+    return refuse_overflow(attended, largest, key.shape[2])
 
 
 def _written_out(
-    query: Tensor, key: Tensor, value: Tensor, seen: Tensor, factor: float
+    query: Tensor, key: Tensor, value: Tensor, counts: Tensor, factor: float
 ) -> Attention:
     """Attend with all scores stored: an export has no blocks of keys that numbers choose."""
-    shown = torch.arange(key.shape[2], device=key.device) < seen[:, None, :, None]
+    shown = torch.arange(key.shape[2], device=key.device) < counts[:, None, :, None]
     scores = (factor * query @ key.mT).float().masked_fill(~shown, -torch.inf)
     logsumexp = scores.logsumexp(dim=-1)
     entries = (scores - logsumexp.clamp_min(torch.finfo(scores.dtype).min)[..., None]).exp()
     return Attention(entries.to(value.dtype) @ value, logsumexp)
 
 
-def _checked_seen(seen: Tensor, query: Tensor, key: Tensor) -> Tensor:
-    """Return *seen* as [batch or 1, query]; raise where it is not whole numbers of keys."""
-    check_tensors(seen=seen)
-    fits = seen.shape in (query.shape[2:3], (len(query), query.shape[2]))
-    if seen.is_floating_point() or seen.dtype == torch.bool or not fits:
+def _checked_seen(counts: Tensor, query: Tensor, key: Tensor) -> Tensor:
+    """Return *counts* as [batch or 1, query]; raise where it is not whole numbers of keys."""
+    check_tensors(seen=counts)
+    fits = counts.shape in (query.shape[2:3], (len(query), query.shape[2]))
+    if counts.is_floating_point() or counts.dtype == torch.bool or not fits:
         raise AttentionInvalid(
-            f"seen is {seen.dtype} {list(seen.shape)} for {query.shape[2]} queries; give one whole "
-            "number a query."
+            f"seen is {counts.dtype} {list(counts.shape)} for {query.shape[2]} queries; give one "
+            "whole number a query."
         )
-    if not bool(((seen >= 0) & (seen <= key.shape[2])).all()):
+    if not bool(((counts >= 0) & (counts <= key.shape[2])).all()):
         raise AttentionInvalid(
             f"seen must be from 0 to {key.shape[2]}, the keys that there are; count them anew."
         )
-    return seen.to(query.device).view(-1, query.shape[2])
+    return counts.to(query.device).view(-1, query.shape[2])
 
 
-def refuse_overflow(made: Attention, largest: float, keys: int) -> Attention:
-    """Return *made* of finite inputs, values as large as *largest*; raise if they overflowed.
+def refuse_overflow(attended: Attention, largest: float, keys: int) -> Attention:
+    """Return *attended* of finite inputs, values as large as *largest*; raise if they overflowed.
 
     Kernels sum values before they divide by a row's mass, and float16 may round above its range.
     """
-    kind = made.output.dtype
-    if largest * keys > torch.finfo(kind).max and not is_finite(made.output):
+    kind = attended.output.dtype
+    if largest * keys > torch.finfo(kind).max and not is_finite(attended.output):
         raise AttentionInvalid(
             f"value is as large as {largest:.3g}, and sums of it overflow {kind}; scale it down."
         )
-    return made
+    return attended
 
 
 def _attend(

@@ -109,8 +109,8 @@ class Layer(Read):
         """
         check_tensors(query=query)
         sums = query.new_zeros(query.shape[:-1], dtype=working_type(query))
-        made = cls(query, key, value, sums, mask, scale, softcap, sinks)
-        return replace(made, logsumexp=made.natural_logsumexp(working_type(query)))
+        layer = cls(query, key, value, sums, mask, scale, softcap, sinks)
+        return replace(layer, logsumexp=layer.natural_logsumexp(working_type(query)))
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
@@ -131,15 +131,15 @@ class Layer(Read):
             torch.linalg.vector_norm(x.detach(), dim=-1, dtype=kind).amax().double()
             for x in (self.query, self.key)
         ]
-        one, other = torch.stack(lengths).tolist()
-        if not (math.isfinite(one) and math.isfinite(other)):
-            name = "query" if not math.isfinite(one) else "key"
+        query_length, key_length = torch.stack(lengths).tolist()
+        if not (math.isfinite(query_length) and math.isfinite(key_length)):
+            name = "query" if not math.isfinite(query_length) else "key"
             if not is_finite(self.query if name == "query" else self.key):
                 raise AttentionInvalid(f"A layer has a NaN or infinite {name}; find its source.")
             raise AttentionInvalid(
                 "query and key are so large that their products can overflow; scale them down."
             )
-        size = abs(self.factor) * one * other
+        size = abs(self.factor) * query_length * key_length
         if size > torch.finfo(kind).max:
             raise AttentionInvalid(
                 f"query and key are so large that their products can overflow {kind}; scale them "
@@ -205,29 +205,29 @@ class Layer(Read):
         self._check_weights(weights)
         weights = weights.to(self.query.device, self.operand.kind)
         if fuse.fusion == "mean" and not fuse.discard_ratio:
-            made = self._advance_mean(weights, fuse)
+            carried = self._advance_mean(weights, fuse)
         elif fuse.backend in {"auto", "tiles"}:
-            made = self._advance_fused(weights, fuse)
+            carried = self._advance_fused(weights, fuse)
         else:
             raise AttentionInvalid(
                 f"The backend {fuse.backend} takes the heads' mean without discarding; choose "
                 "tiles."
             )
         if self.operand.kind == working_type(self.query):
-            return made
+            return carried
         kind = working_type(self.query)
-        kept = None if made.kept is None else made.kept.to(kind)
-        return CarriedRows(made.above.to(kind), made.moved.to(kind), kept)
+        kept = None if carried.kept is None else carried.kept.to(kind)
+        return CarriedRows(carried.above.to(kind), carried.moved.to(kind), kept)
 
     def _advance_mean(self, weights: Tensor, fuse: Fuse) -> CarriedRows:
         """Return *weights* below the heads' mean, each head's mass checked."""
-        asked = (weights != 0).any(dim=1)  # [batch, query]
-        some = asked.any(dim=0)
-        blind = torch.isneginf(self.operand.logsumexp) & asked[:, None]
+        has_weight = (weights != 0).any(dim=1)  # [batch, query]
+        some = has_weight.any(dim=0)
+        blind = torch.isneginf(self.operand.logsumexp) & has_weight[:, None]
         # Together, so that a device is asked once.
         flags = torch.stack([some.all(), (weights >= 0).all(), blind.any()]).tolist()
         rows = None if flags[0] else some.nonzero()[:, 0]
-        lost = self._lost(blind, asked[:, None], some=flags[2])
+        lost = self._lost(blind, has_weight[:, None], some=flags[2])
         product, mass = self._product(weights, fuse, rows, is_positive=flags[1])
         wanted = weights.sum(dim=-1)[:, None]
         if lost is not None:
@@ -292,7 +292,7 @@ class Layer(Read):
             return torch.full((heads,), 1.0 / heads, dtype=kind, device=self.query.device)
         return fuse.shares.to(self.query.device, kind)
 
-    def _lost(self, blind: Tensor, asked: Tensor, *, some: bool) -> Tensor | None:
+    def _lost(self, blind: Tensor, has_weight: Tensor, *, some: bool) -> Tensor | None:
         """Return the mass of each query that no key gets [batch, head, query], None for none.
 
         That is all of queries that are *blind*, if there are *some*, and what sinks take.
@@ -302,7 +302,7 @@ class Layer(Read):
         if self.sinks is None:
             return lost
         taken = (self.sinks.to(logsumexp)[:, None] - logsumexp).exp()
-        taken = taken.masked_fill(~asked | blind, 0.0)
+        taken = taken.masked_fill(~has_weight | blind, 0.0)
         return taken if lost is None else taken + lost
 
     # --- single rows
@@ -314,9 +314,9 @@ class Layer(Read):
         Raises ``AttentionInvalid`` for queries that are not there and rows that do not sum to 1.
         """
         chosen = torch.tensor(check_rows(queries, self.shape[2]), device=self.query.device)
-        found = self.operand.rows(chosen)
-        self._check_ones(found.sum(dim=-1), chosen)
-        return found.to(working_type(self.query))
+        weights = self.operand.rows(chosen)
+        self._check_ones(weights.sum(dim=-1), chosen)
+        return weights.to(working_type(self.query))
 
     @explanation
     def visible(self, queries: Sequence[int] | None = None) -> Tensor:
@@ -442,8 +442,8 @@ class Layer(Read):
             lengths = self.value_norms().to(self.operand.kind)
 
             def by_norm(tile: Entries) -> Tensor:
-                own = lengths[tile.batch, :, tile.keys]
-                return torch.einsum("bhrk,bhk->brk", tile.values, own) / tile.values.shape[1]
+                part = lengths[tile.batch, :, tile.keys]
+                return torch.einsum("bhrk,bhk->brk", tile.values, part) / tile.values.shape[1]
 
             return by_norm
         if fuse.fusion == "gradient":
@@ -458,8 +458,8 @@ class Layer(Read):
             slopes = gradient.detach().to(kind).unflatten(1, (-1, group))
 
             def by_gradient(tile: Entries) -> Tensor:
-                own = slopes[tile.batch, :, :, tile.rows]  # [batch, key head, group, row, dim]
-                moved = own @ value[tile.batch, :, None, tile.keys].mT
+                part = slopes[tile.batch, :, :, tile.rows]  # [batch, key head, group, row, dim]
+                moved = part @ value[tile.batch, :, None, tile.keys].mT
                 return tile.values.mul_(moved.flatten(1, 2)).clamp_min_(0.0).mean(dim=1)
 
             return by_gradient

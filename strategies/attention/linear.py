@@ -69,9 +69,9 @@ def draw_directions(heads: int, dim: int, features: int, *, seed: int) -> Tensor
     draw = torch.Generator().manual_seed(seed)
     blocks = -(-features // dim)
     normal = torch.randn(heads, blocks, dim, dim, generator=draw, dtype=torch.float64)
-    found, triangle = torch.linalg.qr(normal)
+    rotations, triangle = torch.linalg.qr(normal)
     # With the signs of the diagonal every rotation is as likely; without them the mean is off.
-    even = found * triangle.diagonal(dim1=-2, dim2=-1).sign()[..., None, :]
+    even = rotations * triangle.diagonal(dim1=-2, dim2=-1).sign()[..., None, :]
     turned: Tensor = even.flatten(1, 2)[:, :features]
     lengths = torch.randn(heads, features, dim, generator=draw, dtype=torch.float64).norm(dim=-1)
     directions: Tensor = turned * lengths[..., None]
@@ -96,8 +96,8 @@ def random_features(query: Tensor, key: Tensor, directions: Tensor) -> tuple[Ten
         exponents[0].amax(dim=-1, keepdim=True).detach(),
         exponents[1].amax(dim=(-2, -1), keepdim=True).detach(),
     )
-    found = [(each - most).exp() + 1e-6 for each, most in zip(exponents, largest, strict=True)]
-    return found[0], found[1]
+    features = [(each - most).exp() + 1e-6 for each, most in zip(exponents, largest, strict=True)]
+    return features[0], features[1]
 
 
 @exact
@@ -123,8 +123,8 @@ def attend_linearly(query: Tensor, key: Tensor, value: Tensor, mask: Mask) -> Li
     wide = torch.cat((value, torch.ones_like(value[..., :1])), dim=-1)
     before = wide.new_zeros(*wide.shape[:2], key.shape[-1], wide.shape[-1])
     parts = []
-    for own in _chunks(query.shape[-2]):
-        q, k, v = query[..., own, :], key[..., own, :], wide[..., own, :]
+    for rows in _chunks(query.shape[-2]):
+        q, k, v = query[..., rows, :], key[..., rows, :], wide[..., rows, :]
         parts.append(q @ before + (q @ k.mT).tril() @ v)
         before = before + k.mT @ v
     read = torch.cat(parts, dim=-2)
@@ -156,8 +156,8 @@ def push_linearly(layer: LinearLayer, weights: Tensor, mask: Mask) -> Tensor:
         return (((held @ layer.query) @ layer.key.mT).mean(dim=1)).to(weights.dtype)
     after = held.new_zeros(*held.shape[:3], layer.key.shape[-1])
     parts = []
-    for own in reversed(list(_chunks(layer.query.shape[-2]))):
-        q, k, w = layer.query[..., own, :], layer.key[..., own, :], held[..., own]
+    for rows in reversed(list(_chunks(layer.query.shape[-2]))):
+        q, k, w = layer.query[..., rows, :], layer.key[..., rows, :], held[..., rows]
         parts.append(after @ k.mT + w @ (q @ k.mT).tril())
         after = after + w @ q
     return torch.cat(parts[::-1], dim=-1).mean(dim=1).to(weights.dtype)

@@ -74,9 +74,11 @@ class Mask:
             if value is None or (name == "first" and isinstance(value, int)):
                 continue
             object.__setattr__(self, name, _whole_numbers(value, name))
-        seen = self.seen
-        if seen is not None and (
-            not isinstance(seen, Tensor) or seen.is_floating_point() or seen.dtype == torch.bool
+        counts = self.seen
+        if counts is not None and (
+            not isinstance(counts, Tensor)
+            or counts.is_floating_point()
+            or counts.dtype == torch.bool
         ):
             raise AttentionInvalid("seen must hold whole numbers, int64 [query] or [batch, query].")
         if self.dense is not None and not (
@@ -121,8 +123,8 @@ class Mask:
         kept = Mask(causal=False, dense=table)
         if table.shape[1] > 1 and not bool((table == table[:, :1]).all()):
             return kept
-        made = _recognised(table[:, 0])
-        return kept if made is None else made
+        recognised = _recognised(table[:, 0])
+        return kept if recognised is None else recognised
 
     @property
     def kind(self) -> MaskKind:
@@ -186,15 +188,15 @@ def _recognised(table: Tensor) -> Mask | None:
     is_older = shown & (lowest > starts[:, None])
     after = int((highest - at).masked_fill(~is_newer, -1).amax())
     before = int((at - lowest).masked_fill(~is_older, -1).amax())
-    made = Mask(
+    mask = Mask(
         causal=after == 0,
         before=None if before < 0 else before,
         after=None if after <= 0 else after,
         starts=None if bool((starts == 0).all()) else starts,
         stops=None if bool((stops == keys).all()) else stops,
     )
-    is_same = torch.equal(shown_table(made, batch, queries, keys, table.device), table)
-    return made if is_same else None
+    is_same = torch.equal(shown_table(mask, batch, queries, keys, table.device), table)
+    return mask if is_same else None
 
 
 def shown_table(
@@ -216,8 +218,8 @@ def shown_table(
     if mask.stops is not None:
         shown = shown & (key < torch.tensor(mask.stops, device=device)[:, None, None])
     if mask.seen is not None:
-        seen = mask.seen.to(key.device).view(-1, queries)
-        shown = shown & (key < seen[..., None])
+        counts = mask.seen.to(key.device).view(-1, queries)
+        shown = shown & (key < counts[..., None])
     return shown.expand(batch, queries, keys)
 
 

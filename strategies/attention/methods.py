@@ -124,7 +124,9 @@ def head_weights(text: str) -> tuple[float, ...] | tuple[tuple[float, ...], ...]
     Numbers stand between commas, lists between slashes. Raises ``DataInvalid`` where it is none.
     """
     try:
-        layers = tuple(tuple(float(one) for one in layer.split(",")) for layer in text.split("/"))
+        layers = tuple(
+            tuple(float(number) for number in layer.split(",")) for layer in text.split("/")
+        )
     except ValueError:
         raise DataInvalid(
             f"The head weights are {text[:40]!r}; give one number a head, as 1,0,0,0, or such a "
@@ -154,7 +156,9 @@ class AttendedTokens:
         if self._content_free is None:
             raise AttentionInvalid("This explanation has no content share; choose rollout.")
         empty = self._content_free()
-        apart = [(own - empty[name]).abs().sum(dim=-1) for name, own in self.weights.items()]
+        apart = [
+            (weights - empty[name]).abs().sum(dim=-1) for name, weights in self.weights.items()
+        ]
         return 0.5 * torch.stack(apart).sum(dim=0)
 
 
@@ -184,19 +188,19 @@ def rollout(
     if numbers or method.start_layer:
         check_start(method.start_layer, max(numbers, default=-1) + 1)
     first = _first_held(reads[-1], start)
-    found = _carried(steps, first, method, backend)
-    total = torch.stack([own.sum(dim=-1) for own in found.values()]).sum(dim=0)
-    found = _shares_of(found, total)
+    carried = _carried(steps, first, method, backend)
+    total = torch.stack([weights.sum(dim=-1) for weights in carried.values()]).sum(dim=0)
+    carried = _shares_of(carried, total)
 
     def content_free() -> Mapping[str, Tensor]:
         with torch.no_grad():
             empty = [[(number, read.content_free()) for number, read in step] for step in steps]
             plain = Rollout(method.residual_weight, start_layer=method.start_layer)
             held = _carried(empty, first, plain, backend)
-            sums = torch.stack([own.sum(dim=-1) for own in held.values()]).sum(dim=0)
+            sums = torch.stack([weights.sum(dim=-1) for weights in held.values()]).sum(dim=0)
             return _shares_of(held, sums)
 
-    return AttendedTokens(found, (1.0 - total).clamp_min(0.0), content_free)
+    return AttendedTokens(carried, (1.0 - total).clamp_min(0.0), content_free)
 
 
 @explanation
@@ -212,7 +216,7 @@ def carry_down(
 
 def _shares_of(held: Mapping[str, Tensor], total: Tensor) -> dict[str, Tensor]:
     least = torch.finfo(total.dtype).tiny
-    return {name: own / total.clamp_min(least)[..., None] for name, own in held.items()}
+    return {name: weights / total.clamp_min(least)[..., None] for name, weights in held.items()}
 
 
 _Steps = Sequence[Sequence[tuple[int, Read]]]
@@ -254,13 +258,17 @@ def _carried(
     for step in reversed(steps):
         used = [(n, r) for n, r in step if not r.residual or n >= method.start_layer]
         asking = [read.target for _, read in used]
-        below = {name: own for name, own in held.items() if name not in asking}
+        below = {name: weights for name, weights in held.items() if name not in asking}
         for number, read in used:
             fuse = Fuse(backend=backend)
             if read.residual:
-                own = None if shares is None else shares[numbers.index(number)]
+                head_shares = None if shares is None else shares[numbers.index(number)]
                 fuse = Fuse(
-                    method.fusion, own, method.discard_ratio, method.residual_weight, backend
+                    method.fusion,
+                    head_shares,
+                    method.discard_ratio,
+                    method.residual_weight,
+                    backend,
                 )
             given = _asked(read, held)
             share = 1.0 / asking.count(read.target)
@@ -303,14 +311,14 @@ def _add(held: dict[str, Tensor], name: str, weights: Tensor) -> None:
     if name not in held:
         held[name] = weights
         return
-    own = held[name]
-    if own.shape[-1] != weights.shape[-1]:
+    before = held[name]
+    if before.shape[-1] != weights.shape[-1]:
         raise AttentionInvalid(
-            f"The stream {name!r} has {own.shape[-1]} tokens and is read with "
+            f"The stream {name!r} has {before.shape[-1]} tokens and is read with "
             f"{weights.shape[-1]}; give each read the whole of its streams."
         )
-    kind = torch.promote_types(own.dtype, weights.dtype)
-    held[name] = own.to(weights.device, kind) + weights.to(kind)
+    kind = torch.promote_types(before.dtype, weights.dtype)
+    held[name] = before.to(weights.device, kind) + weights.to(kind)
 
 
 def confidence(reads: Sequence[Read], queries: Sequence[int]) -> list[Tensor]:
@@ -369,17 +377,17 @@ def rollout_buckets(
     when a head does not keep its mass.
     """
     first = bucket_bars if first_bucket_bars is None else first_bucket_bars
-    made = _rolled(layers, method, bucket_bars=bucket_bars, first=first, backend=backend)
-    ring, buckets = made.values.shape[2], int(made.bucket[-1]) + 1
+    rolled = _rolled(layers, method, bucket_bars=bucket_bars, first=first, backend=backend)
+    ring, buckets = rolled.values.shape[2], int(rolled.bucket[-1]) + 1
     if ring == buckets:
-        return _finished(made.values)
-    weights = made.values.new_zeros(*made.values.shape[:2], buckets)
-    column = torch.arange(ring, device=made.bucket.device)
+        return _finished(rolled.values)
+    weights = rolled.values.new_zeros(*rolled.values.shape[:2], buckets)
+    column = torch.arange(ring, device=rolled.bucket.device)
     # A row's columns hold its own bucket and the ``ring - 1`` before it.
-    place = made.bucket[:, None] - (made.bucket[:, None] - column) % ring
-    seen = (place >= 0).expand_as(made.values)
+    place = rolled.bucket[:, None] - (rolled.bucket[:, None] - column) % ring
+    has_bucket = (place >= 0).expand_as(rolled.values)
     weights.scatter_add_(
-        2, place.clamp_min(0).expand_as(made.values), made.values.masked_fill(~seen, 0.0)
+        2, place.clamp_min(0).expand_as(rolled.values), rolled.values.masked_fill(~has_bucket, 0.0)
     )
     return _finished(weights)
 
@@ -405,11 +413,11 @@ def rollout_by_age(
             "A full mask looks both ways, so its rows have no age; use rollout_buckets."
         )
     first = bucket_bars if first_bucket_bars is None else first_bucket_bars
-    made = _rolled(layers, method, bucket_bars=bucket_bars, first=first, backend=backend)
-    ring = made.values.shape[2]
-    ages = torch.arange(ring, device=made.bucket.device)
-    place = made.bucket[:, None] - ages  # [time, age]
-    weights = made.values.gather(2, (place % ring).expand_as(made.values))
+    rolled = _rolled(layers, method, bucket_bars=bucket_bars, first=first, backend=backend)
+    ring = rolled.values.shape[2]
+    ages = torch.arange(ring, device=rolled.bucket.device)
+    place = rolled.bucket[:, None] - ages  # [time, age]
+    weights = rolled.values.gather(2, (place % ring).expand_as(rolled.values))
     return _finished(weights.masked_fill_(place < 0, 0.0))
 
 
@@ -458,14 +466,14 @@ def _rolled(
     values.scatter_(2, (bucket % ring)[:, None].expand(batch, -1, 1), 1.0)
     for depth, number in enumerate(used):
         layer, rho = layers[number], method.residual_weight
-        known = values.to(layer.operand.kind)
+        below = values.to(layer.operand.kind)
         if method.fusion == "mean" and method.discard_ratio == 0.0:
             reach = _reach(mask, depth, time) if is_whole_ring else None
             bars = (bucket_bars, lead, reach)
-            values = _mean_of_all_rows(layer, known, shares[number], rho, bars, backend)
+            values = _mean_of_all_rows(layer, below, shares[number], rho, bars, backend)
         else:
             fuse = Fuse(method.fusion, shares[number], method.discard_ratio, rho)
-            values = layer.advance_all(known, fuse)
+            values = layer.advance_all(below, fuse)
     return _BucketRing(values, bucket)
 
 
@@ -494,9 +502,9 @@ def _mean_of_all_rows(
     tolerance = mass_tolerance(operand.kind, layer.largest)
     loops = compiled.choose(operand) if backend == "auto" else None
     if loops is not None and operand.group == 1 and operand.softcap is None:
-        made, masses = compiled.bucket_rows(operand, values, shares, rho, loops)
+        mixed, masses = compiled.bucket_rows(operand, values, shares, rho, loops)
         check_mass(masses, torch.ones_like(masses), tolerance)
-        return made
+        return mixed
     result = rho * values
     mass = values.new_zeros(layer.shape[:3])
     for tile in operand.entries(whole=True):
@@ -579,8 +587,8 @@ def flow(
         dtype=torch.float64,
         device="cpu",
     )
-    made = flows / flows.sum(dim=-1, keepdim=True)
-    return AttendedTokens({"bars": made}, made.new_zeros(batch, len(wanted)))
+    normalised = flows / flows.sum(dim=-1, keepdim=True)
+    return AttendedTokens({"bars": normalised}, normalised.new_zeros(batch, len(wanted)))
 
 
 def _looking_back(first: int, whole: int) -> Tensor:

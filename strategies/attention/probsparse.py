@@ -92,8 +92,8 @@ class Multiplications:
 
     def __add__(self, other: Multiplications) -> Multiplications:
         """Add those of another layer."""
-        own, others = vars(self), vars(other)
-        return Multiplications(**{name: own[name] + others[name] for name in own})
+        counts, others = vars(self), vars(other)
+        return Multiplications(**{name: counts[name] + others[name] for name in counts})
 
 
 def multiplications(time: int, *, factor: int = FACTOR) -> Multiplications:
@@ -229,8 +229,8 @@ def sparse_entropy(rows: SparseRows) -> Tensor:
     """Return every row's entropy in nats [batch, head, time]: ``ln n`` for a lazy row."""
     batch, heads, _, time = rows.weights.shape
     lazy = visible_counts(time, rows.mask).to(rows.weights.device, rows.weights.dtype).log()
-    own: Tensor = torch.special.entr(rows.weights)
-    return lazy.expand(batch, heads, time).scatter(2, rows.active, own.sum(dim=-1))
+    entropy: Tensor = torch.special.entr(rows.weights)
+    return lazy.expand(batch, heads, time).scatter(2, rows.active, entropy.sum(dim=-1))
 
 
 @explanation
@@ -283,14 +283,14 @@ def _spread(query: Tensor, key: Tensor, samples: Tensor, score: Score) -> Tensor
     with torch.no_grad():
         spread = query.new_empty(windows, heads, time)
         for window in range(0, windows, at_once):
-            own = slice(window, window + at_once)
+            batch = slice(window, window + at_once)
             for start in range(0, time, step):
                 rows = slice(start, start + step)
                 sampled = products(
-                    query[own, :, rows], key[own], samples[rows]
+                    query[batch, :, rows], key[batch], samples[rows]
                 )  # [.., row, sample]
                 mean = sampled.sum(dim=-1) / divisor
-                torch.sub(sampled.amax(dim=-1), mean, out=spread[own, :, rows])
+                torch.sub(sampled.amax(dim=-1), mean, out=spread[batch, :, rows])
         return spread
 
 
@@ -407,11 +407,11 @@ class _SumOfTaps(torch.autograd.Function):
     def backward(ctx: FunctionCtx, *above: Tensor) -> Tensor:
         """Map the gradient of the sums to that of the terms."""
         del ctx
-        [own] = above
-        terms = own.new_zeros(own.shape[0], own.shape[1], TAPS, own.shape[2])
-        terms[:, :-1, 0] = own[:, 1:]
-        terms[:, :, 1] = own
-        terms[:, 1:, 2] = own[:, :-1]
+        [gradient] = above
+        terms = gradient.new_zeros(gradient.shape[0], gradient.shape[1], TAPS, gradient.shape[2])
+        terms[:, :-1, 0] = gradient[:, 1:]
+        terms[:, :, 1] = gradient
+        terms[:, 1:, 2] = gradient[:, :-1]
         return terms
 
 
@@ -525,9 +525,9 @@ class SparseRead(Read):
     @explanation
     def confidence(self, queries: Sequence[int]) -> Tensor:
         """Return that of each row, 0 where it was lazy: even by construction, not by choice."""
-        found = super().confidence(queries)
+        confidence = super().confidence(queries)
         chosen = check_rows(queries, self.shape[2])
-        return found.masked_fill(~self._is_row(chosen).any(dim=-1), 0.0)
+        return confidence.masked_fill(~self._is_row(chosen).any(dim=-1), 0.0)
 
     def content_free(self) -> SparseRead:
         """Return it with every row lazy."""

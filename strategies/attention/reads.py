@@ -197,19 +197,19 @@ class Read(ABC):
             above, scaled = weights, weights / sums.masked_fill(sums == 0, torch.inf)[:, None]
         else:
             totals = fuse.residual_weight + (1.0 - fuse.residual_weight) * sums
-            asked = (weights != 0).any(dim=1)
-            if not bool(((totals > 0) | ~asked).all()):
+            has_weight = (weights != 0).any(dim=1)
+            if not bool(((totals > 0) | ~has_weight).all()):
                 raise AttentionInvalid(
                     "A row kept no attention at all; raise residual_weight or lower discard_ratio."
                 )
-            above = scaled = weights / totals.masked_fill(~asked, 1.0)[:, None]
+            above = scaled = weights / totals.masked_fill(~has_weight, 1.0)[:, None]
         return CarriedRows(above, carry_by(parts, fused, scaled, rows, self.shape[3]), kept)
 
 
 def rows_with_weight(weights: Tensor) -> Tensor | None:
     """Return the queries that any of *weights* [batch, row, query] asks for; None for all."""
-    asked = (weights != 0).flatten(0, 1).any(dim=0)
-    return None if bool(asked.all()) else asked.nonzero()[:, 0]
+    has_weight = (weights != 0).flatten(0, 1).any(dim=0)
+    return None if bool(has_weight.all()) else has_weight.nonzero()[:, 0]
 
 
 def row_confidence(entropy: Tensor, visible: Tensor) -> Tensor:
@@ -322,15 +322,15 @@ class GridRead(Read):
 
     def rows(self, queries: Sequence[int]) -> Tensor:
         """Return the rows of the tokens *queries*: [1, head, row, token]."""
-        found = []
+        rows = []
         for token in check_rows(queries, self.shape[2]):
             place = divmod(token, self.grid[1])
             line = torch.tensor([place[1 - self.axis]], device="cpu")
             row = self.along.take(line).rows([place[self.axis]])[0]  # [head, 1, place]
             every = row.new_zeros(row.shape[0], *self.grid)
             every.select(2 - self.axis, int(line)).copy_(row[:, 0])
-            found.append(every.flatten(1))
-        return torch.stack(found, dim=1)[None]
+            rows.append(every.flatten(1))
+        return torch.stack(rows, dim=1)[None]
 
     @explanation
     def entropy(self, queries: Sequence[int] | None = None) -> Tensor:
@@ -340,14 +340,14 @@ class GridRead(Read):
         for at, token in enumerate(wanted):
             place = divmod(token, self.grid[1])
             by_line.setdefault(place[1 - self.axis], []).append((at, place[self.axis]))
-        found: list[Tensor] = [torch.empty(0, device="cpu")] * len(wanted)
+        entropies: list[Tensor] = [torch.empty(0, device="cpu")] * len(wanted)
         for line, pairs in by_line.items():
-            own = self.along.take(torch.tensor([line], device="cpu")).entropy(
+            of_line = self.along.take(torch.tensor([line], device="cpu")).entropy(
                 [place for _, place in pairs]
             )
-            for (at, _), entropy in zip(pairs, own[0].unbind(-1), strict=True):
-                found[at] = entropy
-        return torch.stack(found, dim=-1)[None]
+            for (at, _), entropy in zip(pairs, of_line[0].unbind(-1), strict=True):
+                entropies[at] = entropy
+        return torch.stack(entropies, dim=-1)[None]
 
     def visible(self, queries: Sequence[int] | None = None) -> Tensor:
         """Return how many tokens each of *queries* sees."""

@@ -89,10 +89,10 @@ def discard(fused: Tensor, mask: Mask, ratio: float, *, slack: float) -> Tensor:
     """
     if ratio == 0.0:
         return fused
-    seen = visible(fused.shape[-1], mask, device=fused.device)
+    shown = visible(fused.shape[-1], mask, device=fused.device)
     kept = []
     for matrix in fused:
-        ordered = matrix[seen].sort().values
+        ordered = matrix[shown].sort().values
         edge = ordered[int(ratio * ordered.numel())]
         lowest = edge * (1.0 - (1.0 + FADE) * slack)
         share = ((matrix - lowest) / (edge * FADE * slack)).clamp(0.0, 1.0)

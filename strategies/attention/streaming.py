@@ -29,8 +29,8 @@ class TailRing:
 
     def move(self, stream: int, count: int, *, start: int, to: int) -> None:
         """Copy *count* rows of one stream from *start* on, which may overlap, to *to*."""
-        own = self.rows[stream]
-        own.narrow(self.dim, to, count).copy_(own.narrow(self.dim, start, count).clone())
+        rows = self.rows[stream]
+        rows.narrow(self.dim, to, count).copy_(rows.narrow(self.dim, start, count).clone())
 
 
 class TailRings:
@@ -84,10 +84,12 @@ class TailRings:
             [(end, _)] = Counter(ends).most_common(1)
         if end + count > self._length:
             end = self._kept
-        for stream, own in enumerate(ends, streams.start):
-            if own != end:
+        for stream, stream_end in enumerate(ends, streams.start):
+            if stream_end != end:
                 for ring in self._rings:
-                    ring.move(stream, self._kept, start=own - self._kept, to=end - self._kept)
+                    ring.move(
+                        stream, self._kept, start=stream_end - self._kept, to=end - self._kept
+                    )
                 self.ends[stream] = end
         return end
 
@@ -235,8 +237,8 @@ class Stream:
         first = end + 1 - self.mask.visible(self.steps, self.steps + 1)
         keys, values = self._keys[layer].rows[0], self._values[layer].rows[0]
         keys[:, :, end], values[:, :, end] = key, value
-        seen = keys[:, :, first : end + 1].to(self._working)
-        scores = (seen @ query[..., None].to(self._working))[..., 0] * query.shape[-1] ** -0.5
+        shown = keys[:, :, first : end + 1].to(self._working)
+        scores = (shown @ query[..., None].to(self._working))[..., 0] * query.shape[-1] ** -0.5
         total = scores.logsumexp(dim=-1)
         shares = (scores - total[..., None]).exp()
         read = values[:, :, first : end + 1].to(self._working)

@@ -155,12 +155,12 @@ class Operand:
             batch = slice(pairs.start // heads, pairs.stop // heads)
             yield pairs, batch, slice(0, self.heads)
         for element in range(self.batch) if at_once < heads else ():
-            for own in _cuts(0, heads, at_once):
+            for part in _cuts(0, heads, at_once):
                 first = element * heads
                 yield (
-                    slice(first + own.start, first + own.stop),
+                    slice(first + part.start, first + part.stop),
                     slice(element, element + 1),
-                    slice(own.start * self.group, own.stop * self.group),
+                    slice(part.start * self.group, part.stop * self.group),
                 )
 
     def _span(self, batch: slice, low: int, high: int) -> tuple[int, int]:
@@ -206,19 +206,19 @@ class Operand:
             bounds: Sequence[int] | None = getattr(mask, name)
             if bounds is None:
                 continue
-            own = bounds[batch]
-            edge = ends_of(own)
+            edges = bounds[batch]
+            edge = ends_of(edges)
             if (keys.start >= edge) if name == "starts" else (keys.stop <= edge):
                 continue
             key = torch.arange(keys.start, keys.stop, device=self.device)
-            place = torch.tensor(own, device=self.device)[:, None]
+            place = torch.tensor(edges, device=self.device)[:, None]
             hidden = key < place if name == "starts" else key >= place
             scores.masked_fill_(hidden[:, None, None], -torch.inf)
         if self._seen is not None:
-            seen = self._seen[batch, rows]  # [batch, row]
-            if int(seen.amin()) < keys.stop:
+            counts = self._seen[batch, rows]  # [batch, row]
+            if int(counts.amin()) < keys.stop:
                 key = torch.arange(keys.start, keys.stop, device=self.device)
-                scores.masked_fill_((key >= seen[..., None])[:, None], -torch.inf)
+                scores.masked_fill_((key >= counts[..., None])[:, None], -torch.inf)
         if self._dense is not None:
             table = self._dense
             table = table[batch] if len(table) > 1 else table
@@ -257,11 +257,11 @@ class Operand:
             hidden |= age > self.mask.before
         if self.mask.after is not None:
             hidden |= age < -self.mask.after
-        made = torch.zeros(age.shape, dtype=self.kind, device=self.device)
-        made = made.masked_fill_(hidden, -torch.inf)[:, None]
+        added = torch.zeros(age.shape, dtype=self.kind, device=self.device)
+        added = added.masked_fill_(hidden, -torch.inf)[:, None]
         if name is not None:
-            self._hidden[name] = made
-        return made
+            self._hidden[name] = added
+        return added
 
     # --- what the mask shows
 
@@ -270,11 +270,11 @@ class Operand:
         at = torch.tensor(list(range(self.queries) if rows is None else rows), device="cpu")
         mask = self.mask
         if mask.dense is not None:
-            found = torch.zeros(self.batch, len(at), dtype=torch.int64, device=self.device)
+            counts = torch.zeros(self.batch, len(at), dtype=torch.int64, device=self.device)
             for tile in self.scores(at.to(self.device)):
                 if tile.heads.start == 0:
-                    found[tile.batch, tile.at] += (~torch.isneginf(tile.values[:, 0])).sum(-1)
-            return found
+                    counts[tile.batch, tile.at] += (~torch.isneginf(tile.values[:, 0])).sum(-1)
+            return counts
         place = at + torch.tensor(self._first, device="cpu")[:, None]  # [batch, row]
         low, high = torch.zeros_like(place), torch.full_like(place, self.keys)
         if mask.before is not None:
@@ -295,13 +295,13 @@ class Operand:
 
     def natural_logsumexp(self) -> Tensor:
         """Return the logsumexp of the scores, [batch, head, query]; -inf where nothing is seen."""
-        found = torch.full_like(self.logsumexp, -torch.inf)
+        logsumexp = torch.full_like(self.logsumexp, -torch.inf)
         for tile in self.scores():
             largest = tile.values.amax(dim=-1).clamp_min_(-1e30)
             sums = tile.values.sub_(largest[..., None]).exp2_().sum(dim=-1)
-            own = found[tile.batch, tile.heads, tile.at]
-            own.copy_(torch.logaddexp2(own, largest + sums.log2()))
-        return found / LOG2_E
+            part = logsumexp[tile.batch, tile.heads, tile.at]
+            part.copy_(torch.logaddexp2(part, largest + sums.log2()))
+        return logsumexp / LOG2_E
 
     def carry_heads(self, weights: Tensor, rows: Tensor | None, *, is_positive: bool) -> Tensor:
         """Return each head's ``wᵀA`` [batch, head, row, key] of *weights* [batch, row, query].
@@ -320,8 +320,8 @@ class Operand:
         minus = self.minus.masked_fill((weights == 0).all(dim=1)[:, None], -torch.inf)
         used = weights if rows is None else weights[:, :, rows]
         for tile in self.entries(rows, minus=minus):
-            own = used[tile.batch, None, :, tile.at]
-            result[tile.batch, tile.heads, :, tile.keys] += own @ tile.values
+            part = used[tile.batch, None, :, tile.at]
+            result[tile.batch, tile.heads, :, tile.keys] += part @ tile.values
         return result
 
     def carry_fused(
@@ -337,10 +337,10 @@ class Operand:
         minus = self.minus.masked_fill((weights == 0).all(dim=1)[:, None], -torch.inf)
         used = weights if rows is None else weights[:, :, rows]
         for tile in self.entries(rows, minus=minus, whole=True):
-            own = used[tile.batch, :, tile.at]  # [batch, row, query]
+            part = used[tile.batch, :, tile.at]  # [batch, row, query]
             sums = tile.values.sum(dim=-1)  # [batch, head, query]
-            mass[tile.batch] += sums @ own.mT
-            fused[tile.batch, :, tile.keys] += own @ fuse_mean(tile.values, shares)
+            mass[tile.batch] += sums @ part.mT
+            fused[tile.batch, :, tile.keys] += part @ fuse_mean(tile.values, shares)
         return fused, mass
 
     def mass_and_entropy(self, rows: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -357,10 +357,10 @@ class Operand:
 
     def rows(self, queries: Tensor) -> Tensor:
         """Return the probabilities of *queries*: [batch, head, row, key]."""
-        found = self.minus.new_zeros(self.batch, self.heads, len(queries), self.keys)
+        weights = self.minus.new_zeros(self.batch, self.heads, len(queries), self.keys)
         for tile in self.entries(queries):
-            found[tile.batch, tile.heads, tile.at, tile.keys] = tile.values
-        return found
+            weights[tile.batch, tile.heads, tile.at, tile.keys] = tile.values
+        return weights
 
 
 def fuse_mean(values: Tensor, shares: Tensor) -> Tensor:
@@ -430,8 +430,8 @@ def smallest_kept(
         computed = [0] * batch
         for tile in parts(None):
             fused = fuse(tile).contiguous()
-            for element, own in enumerate(fused, tile.batch.start):
-                bits = own.view(as_integer).flatten()
+            for element, entries in enumerate(fused, tile.batch.start):
+                bits = entries.view(as_integer).flatten()
                 computed[element] += bits.numel()
                 inside = bits[(bits >> shift >> RADIX_BITS) == prefixes[element]]
                 digits = (inside >> shift) & ((1 << RADIX_BITS) - 1)

@@ -80,8 +80,8 @@ def push_rows(layer: Operand, weights: Tensor, *, precision: str = PRECISION) ->
     kernel = import_module("tracepaper.strategies.attention.triton_kernel")
     batch, heads, time, dim = layer.query.shape
     rows, device = weights.shape[1], weights.device
-    mask, asked = layer.mask, (weights != 0).flatten(0, 1).any(dim=0)
-    place = asked.nonzero()[:, 0]
+    mask, has_weight = layer.mask, (weights != 0).flatten(0, 1).any(dim=0)
+    place = has_weight.nonzero()[:, 0]
     query, logsumexp, shares = layer.query, layer.logsumexp, weights
     if len(place) < time:
         query, logsumexp = query.index_select(2, place), logsumexp.index_select(2, place)

@@ -109,15 +109,15 @@ class Probe:
             raise DataInvalid(
                 f"The model looks back on {forecaster.context} bars, not {len(bars)}; give more."
             )
-        known = bars[-(forecaster.receptive_field + model.schema.lookback - 1) :]
-        block = features.compute(model.schema, features.columns(known))
+        recent = bars[-(forecaster.receptive_field + model.schema.lookback - 1) :]
+        block = features.compute(model.schema, features.columns(recent))
         sigma = float(block.sigma[-1])
         if not (math.isfinite(sigma) and bool(np.isfinite(block.values[-1]).all())):
             raise DataInvalid(
-                f"The features of the bar at {known[-1].open_time_ms} are not finite, so it has "
+                f"The features of the bar at {recent[-1].open_time_ms} are not finite, so it has "
                 "no forecast to take apart; choose another decision."
             )
-        decided = known[block.first :]
+        decided = recent[block.first :]
         self.names = model.schema.names
         self.rows: Rows = np.nan_to_num(block.values[block.first :], nan=0.0, posinf=0, neginf=0)
         self._network = model.network
@@ -159,8 +159,8 @@ class Probe:
         """
         rows = self._rows.detach().requires_grad_()
         with relevance_rules(self._network):
-            found = relevance(self._mean(rows), rows)
-        added: Floats = found.double().cpu().numpy()
+            scores = relevance(self._mean(rows), rows)
+        added: Floats = scores.double().cpu().numpy()
         return added
 
     def shares(self, rollout: Floats) -> dict[str, float]:
@@ -170,18 +170,18 @@ class Probe:
         """
         rows = self._rows.detach().requires_grad_()
         (slope,) = torch.autograd.grad(self._mean(rows), rows)
-        found = feature_attribution(
+        shares = feature_attribution(
             self._rows.double(), slope.double(), torch.from_numpy(rollout).to(slope.device)
         )
-        return dict(zip(self.names, found.tolist(), strict=True))
+        return dict(zip(self.names, shares.tolist(), strict=True))
 
     def looked(self, method: Rollout) -> BarWeights:
         """Return where the decided bar looked, by *method*: weights [1, 1, bars], the newest ones.
 
         Raises ``AttentionInvalid`` where the network cannot be asked so.
         """
-        found = self._network.explain(self._rows[None], self._positions, method).rollout
-        return BarWeights(found.weights.cpu(), found.l1_error.cpu())
+        rollout = self._network.explain(self._rows[None], self._positions, method).rollout
+        return BarWeights(rollout.weights.cpu(), rollout.l1_error.cpu())
 
     def _mean(self, rows: Tensor) -> Tensor:
         """Return the mean return [] of *rows* [bar, feature], differentiably."""
@@ -270,8 +270,8 @@ def look_into(
     for layer in zip(*looks, strict=True):
         # Each decision's window begins a bar later: [head, decision, bar].
         laid = torch.zeros(len(layer[0].rows), count, window + count - 1)
-        for at, one in enumerate(layer):
-            laid[:, at, at : at + window] = one.rows[:, -window:].cpu()
+        for at, look in enumerate(layer):
+            laid[:, at, at : at + window] = look.rows[:, -window:].cpu()
         readings.append(tuple(read_head(head, decided, window) for head in laid))
         figures.append(tuple(head_figures(laid, decided, window)))
         ties.append(tuple(ties_of(head, decided, window, *series) for head in laid))

@@ -54,12 +54,12 @@ class Attribution:
     """What it says, where it has heads that only some networks have."""
 
 
-def bars_needed(rows: int, own: FeatureSchema, seen: FeatureSchema) -> int:
-    """Return the bars on which an answer by *rows* rows of *own* and one row of *seen* depends.
+def bars_needed(rows: int, schema: FeatureSchema, wider: FeatureSchema) -> int:
+    """Return the bars on which an answer by *rows* rows of *schema* and one of *wider* depends.
 
-    *seen* is *own*, or a wider schema of which only the newest row is needed whole.
+    *wider* is *schema*, or a wider one of which only the newest row is needed whole.
     """
-    return max(rows + own.lookback - 1, seen.lookback)
+    return max(rows + schema.lookback - 1, wider.lookback)
 
 
 def require_one_of_each(bars: Sequence[Bar]) -> None:
@@ -113,16 +113,16 @@ class InstrumentMemory:
     def take_all(self, bars: Sequence[Bar]) -> FeatureRows:
         """Take in *bars*; return the rows of the last of them: those with a row."""
         self.admit(bars)
-        known = len(self.tail)
+        before = len(self.tail)
         columns = features.columns([*self.tail, *bars])
-        if known < self._schema.lookback - 1:
+        if before < self._schema.lookback - 1:
             block = features.compute_part(self._schema, self._part, columns)
         else:
             block = features.compute(self._schema, columns)
-        first = max(known, block.first)
+        first = max(before, block.first)
         self.tail.extend(bars)
         self.features_current = False
-        count = np.arange(first + 1, known + len(bars) + 1)
+        count = np.arange(first + 1, before + len(bars) + 1)
         return FeatureRows(
             block.values[first:], block.sigma[first:], np.minimum(count, self._schema.lookback)
         )
@@ -148,16 +148,16 @@ class FeatureMemory:
 
     def of(self, instrument: str) -> InstrumentMemory:
         """Return what is remembered of *instrument*."""
-        if (known := self._instruments.get(instrument)) is None:
+        if (memory := self._instruments.get(instrument)) is None:
             used = len(self._instruments)
             if used == self._room:
                 # By as many as there are, so that copies stay few, but not beyond those expected.
                 more = max(1, min(used, self._expected - used))
                 self._features.extend(more)
                 self._room += more
-            known = InstrumentMemory(instrument, self._schema, used, part=self._part)
-            self._instruments[instrument] = known
-        return known
+            memory = InstrumentMemory(instrument, self._schema, used, part=self._part)
+            self._instruments[instrument] = memory
+        return memory
 
     def take_group(self, bars: Sequence[Bar]) -> FeatureRows:
         """Take in one bar of each of several instruments; return their rows.
@@ -167,15 +167,15 @@ class FeatureMemory:
         """
         require_one_of_each(bars)
         memories = [self.of(bar.instrument) for bar in bars]
-        for known, bar in zip(memories, bars, strict=True):
-            known.admit([bar])
-        for known in memories:
-            if not known.features_current:
-                self._features.warm(known.stream, list(known.tail))
-                known.features_current = True
-        taken = self._features.step(bars, [known.stream for known in memories])
-        for known, bar in zip(memories, bars, strict=True):
-            known.tail.append(bar)
+        for memory, bar in zip(memories, bars, strict=True):
+            memory.admit([bar])
+        for memory in memories:
+            if not memory.features_current:
+                self._features.warm(memory.stream, list(memory.tail))
+                memory.features_current = True
+        taken = self._features.step(bars, [memory.stream for memory in memories])
+        for memory, bar in zip(memories, bars, strict=True):
+            memory.tail.append(bar)
         return taken
 
 
@@ -214,11 +214,11 @@ class FeatureWindow:
         *taken* has a row for the last of *bars*, and may be of a wider schema. One that is not
         whole is left out. A value that is not finite is neutral for later bars.
         """
-        own = len(self._schema.names)
+        width = len(self._schema.names)
         whole = taken.complete(self._schema)
         for bar, row, sigma, is_whole in zip(
             bars[len(bars) - len(taken.values) :],
-            taken.values[:, :own],
+            taken.values[:, :width],
             taken.sigma.tolist(),
             whole.tolist(),
             strict=True,
@@ -237,15 +237,15 @@ class FeatureWindow:
         symbol, close_ms = bar.instrument.rpartition(":")[2], bar.closed_ms
         self._pushed += 1
         self._lacking[self._pushed] = close_ms
-        own = len(self._schema.recipe.names)
-        numbers = [one for one in self._lacking if self._pushed - one < self._window]
-        closes = np.array([self._lacking[one] for one in numbers])
+        width = len(self._schema.recipe.names)
+        numbers = [pushed for pushed in self._lacking if self._pushed - pushed < self._window]
+        closes = np.array([self._lacking[pushed] for pushed in numbers])
         rows = other.known(symbol, closes, close_ms)
         is_known = np.isfinite(rows).all(axis=1)
         for number, values in zip(
             np.array(numbers)[is_known].tolist(), rows[is_known], strict=True
         ):
-            self._rows[number - self._pushed - 1][own:] = values
+            self._rows[number - self._pushed - 1][width:] = values
         still = np.array(numbers)[~is_known].tolist()
         self._lacking = {number: self._lacking[number] for number in still}
 
@@ -301,10 +301,10 @@ class CheckpointForecaster(ABC):
     def warm(self, instrument: str, bars: Sequence[Bar]) -> None:
         """Forget *instrument*, then take in *bars* (oldest first); only the last ones matter."""
         given = bars if self.warms_by_all else bars[-self.context :]
-        known = self.memory.of(instrument)
-        known.clear()
-        taken = known.take_all(given)
-        self.remember(known, given, taken)
+        memory = self.memory.of(instrument)
+        memory.clear()
+        taken = memory.take_all(given)
+        self.remember(memory, given, taken)
         if self.dropout is not None:
             self.dropout.warm(instrument, given, taken)
 
@@ -332,7 +332,7 @@ class CheckpointForecaster(ABC):
         return self._completed(bars, self.answer(bars, taken, is_group=False))
 
     @abstractmethod
-    def remember(self, known: InstrumentMemory, bars: Sequence[Bar], taken: FeatureRows) -> None:
+    def remember(self, memory: InstrumentMemory, bars: Sequence[Bar], taken: FeatureRows) -> None:
         """Begin an instrument anew with *bars*, whose last ones have the rows *taken*."""
 
     @abstractmethod

@@ -86,10 +86,12 @@ def _processor() -> str:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").split("\n\n")[0].splitlines()
     except OSError:
         lines = []
-    told = {name.strip(): value.strip() for name, _, value in (one.partition(":") for one in lines)}
-    if "vendor_id" not in told:
+    fields = {
+        name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)
+    }
+    if "vendor_id" not in fields:
         return platform.processor() or platform.machine()
-    return f"{told['vendor_id']} {told.get('cpu family', '?')}/{told.get('model', '?')}"
+    return f"{fields['vendor_id']} {fields.get('cpu family', '?')}/{fields.get('model', '?')}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,10 +136,10 @@ def model_kinds() -> Mapping[str, ModelKind]:
     """Return every kind by its name: by what it is asked about, and networks first."""
     from tracepaper.strategies import forecasters, networks
 
-    order, known = list(DataSource), KINDS.of(networks, forecasters).values()
+    order, kinds = list(DataSource), KINDS.of(networks, forecasters).values()
     return {
         kind.name: kind
-        for kind in sorted(known, key=lambda kind: (order.index(kind.source), not kind.has_network))
+        for kind in sorted(kinds, key=lambda kind: (order.index(kind.source), not kind.has_network))
     }
 
 
@@ -169,14 +171,14 @@ def build(
         )
     options = replace(options, vectors=vectors)
     kind = known_kind(card)
-    own = None if kind is None else kind.build
-    found: Forecaster = (own or network_forecaster)(card, tensors, options)
-    if options.dropout_passes and DROPOUT_SPREAD not in found.measures:
+    builder = None if kind is None else kind.build
+    forecaster: Forecaster = (builder or network_forecaster)(card, tensors, options)
+    if options.dropout_passes and DROPOUT_SPREAD not in forecaster.measures:
         raise ConfigInvalid(
             "model.dropout_passes is for a network that was trained with dropout, or an ensemble "
             "with one, and this checkpoint has none; set it to 0."
         )
-    return found
+    return forecaster
 
 
 NetworkForecaster = StreamingForecaster | WindowedForecaster
@@ -206,9 +208,9 @@ def network_forecaster(
     if options.say is not None:
         network.hold_by(options.say)
     model = _model(card, network, options.vectors)
-    found: NetworkForecaster
+    forecaster: NetworkForecaster
     if streams:
-        found = StreamingForecaster(
+        forecaster = StreamingForecaster(
             model,
             mode=mode,
             threads=threads,
@@ -221,13 +223,13 @@ def network_forecaster(
             refuse_method(method, kind.name)
         takes_kernel = network.attend_by(attends_by)
         dtype = "bfloat16" if takes_kernel and kernels.is_half(attends_by) else "float32"
-        found = WindowedForecaster(
+        forecaster = WindowedForecaster(
             model, threads=threads, backend=attends_by, dtype=dtype, method=method, mode=mode
         )
     if options.dropout_passes and network.dropping():
-        found.dropout = DropoutPasses(model, options.dropout_passes)
-        found.measures = found.measures | {DROPOUT_SPREAD}
-    return found
+        forecaster.dropout = DropoutPasses(model, options.dropout_passes)
+        forecaster.measures = forecaster.measures | {DROPOUT_SPREAD}
+    return forecaster
 
 
 def refuse_method(method: Rollout, kind: str) -> None:
@@ -279,26 +281,28 @@ def choose_backend(card: Mapping[str, Any], wanted: str, *, device: str) -> str:
     if named is not None and named.build is not None and named.source is DataSource.BARS:
         return _own_backend(wanted, (named.name,))  # nothing attends: it is recorded by its name
     kind, config = architecture(card)
-    own = kind.backend(config)
-    if own is None:
+    backend = kind.backend(config)
+    if backend is None:
         dtype = torch.bfloat16 if kernels.is_half(wanted) else torch.float32
         heads = getattr(config, "heads", None)
         return kernels.resolve(
             wanted, device, dtype, None if heads is None else config.dim // heads
         )
     streams: Any = config
-    return _own_backend(wanted, stream_backends(streams, device) if own == TILES else (own,))
+    return _own_backend(
+        wanted, stream_backends(streams, device) if backend == TILES else (backend,)
+    )
 
 
-def _own_backend(wanted: str, own: Sequence[str]) -> str:
-    """Return what is *wanted* of a checkpoint's *own* backends, the first for ``auto``."""
-    if wanted != "auto" and wanted not in own:
-        names = " or ".join(reversed(own))
+def _own_backend(wanted: str, backends: Sequence[str]) -> str:
+    """Return what is *wanted* of a checkpoint's own *backends*, the first for ``auto``."""
+    if wanted != "auto" and wanted not in backends:
+        names = " or ".join(reversed(backends))
         raise ConfigInvalid(
             f"model.backend is {wanted!r}, but this checkpoint's network attends by {names} alone; "
             f"set it to auto or {names}."
         )
-    return own[0] if wanted == "auto" else wanted
+    return backends[0] if wanted == "auto" else wanted
 
 
 def require_device(device: str) -> None:
@@ -383,9 +387,9 @@ def filled(make: Callable[[], AnyModule], tensors: Mapping[str, Tensor]) -> AnyM
     for name, tensor in wanted.items():
         given = tensors.get(name)
         if given is None or given.shape != tensor.shape:
-            found = "missing" if given is None else f"of shape {list(given.shape)}"
+            state = "missing" if given is None else f"of shape {list(given.shape)}"
             raise CheckpointMismatch(
-                f"The weight {name} is {found}, but the card's architecture has "
+                f"The weight {name} is {state}, but the card's architecture has "
                 f"{list(tensor.shape)}; use the checkpoint that the card belongs to."
             )
         if not bool(torch.isfinite(given).all()):
@@ -474,22 +478,22 @@ def known_schema(card: Mapping[str, Any], vectors: CovariateSource | None = None
 
     Raises ``ConfigInvalid`` for an unknown one, and where it needs covariates and has none.
     """
-    found = features.schema(str(section_of(card, "features").get("schema_id")))
+    schema = features.schema(str(section_of(card, "features").get("schema_id")))
     other, of_books = other_of(card), reading_of(card) is not None
     if other or of_books:
         if vectors is None:
             what = "reads order books" if of_books else "asks another symbol"
             raise ConfigInvalid(f"No model of several parts {what}; use the part alone.")
-        of_run = CovariateColumns(scale_of(card), vectors) if of_books else asked(found, vectors)
-        return features.with_covariates(found, of_run)
+        of_run = CovariateColumns(scale_of(card), vectors) if of_books else asked(schema, vectors)
+        return features.with_covariates(schema, of_run)
     if not takes_vectors(card):
-        return found
+        return schema
     if vectors is None:
         raise ConfigInvalid(
             f"The model was trained with the covariates {', '.join(vector_scale(card).columns)}; "
             'name a file of them by [model] covariates = "FILE", or --covariates FILE.'
         )
-    return features.with_covariates(found, CovariateColumns(vector_scale(card), vectors))
+    return features.with_covariates(schema, CovariateColumns(vector_scale(card), vectors))
 
 
 def calibration_of(
@@ -514,15 +518,15 @@ def calibration_of(
 
 def _confidence(section: Mapping[str, Any]) -> FittedConfidence | None:
     """Return the fitted confidence of a card; raise for inputs that nothing here reads."""
-    found = _fitted(section, "confidence", FittedConfidence)
-    if found is not None:
-        for name in (*found.sign.names, *found.volatility.names):
+    fitted = _fitted(section, "confidence", FittedConfidence)
+    if fitted is not None:
+        for name in (*fitted.sign.names, *fitted.volatility.names):
             if not is_known(name):
                 raise CheckpointMismatch(
                     f"The card's calibration.confidence names the input {shown(name)}, which this "
                     "version does not read; train it again."
                 )
-    return found
+    return fitted
 
 
 def _fitted(section: Mapping[str, Any], name: str, kind: type[AnyFit]) -> AnyFit | None:
@@ -544,12 +548,12 @@ def _ascending(name: str, values: object) -> tuple[float, ...]:
             f"The card's calibration.quantiles.{name} must list 1 to {_QUANTILES_MAX} numbers; "
             "train it again."
         )
-    found = tuple(_finite(value, f"quantiles.{name}") for value in values)
-    if any(later < earlier for earlier, later in pairwise(found)):
+    quantiles = tuple(_finite(value, f"quantiles.{name}") for value in values)
+    if any(later < earlier for earlier, later in pairwise(quantiles)):
         raise CheckpointMismatch(
             f"The card's calibration.quantiles.{name} must not fall; train it again."
         )
-    return found
+    return quantiles
 
 
 def _finite(value: object, name: str) -> float:
@@ -561,10 +565,10 @@ def _finite(value: object, name: str) -> float:
 
 
 def _temperature(calibration: Mapping[str, Any], horizons: tuple[int, ...]) -> tuple[float, ...]:
-    found = per_horizon(calibration.get("temperature", 1.0), horizons)
-    if min(found) <= 0:
+    temperatures = per_horizon(calibration.get("temperature", 1.0), horizons)
+    if min(temperatures) <= 0:
         raise CheckpointMismatch("The card's calibration.temperature must be above 0.")
-    return found
+    return temperatures
 
 
 def per_horizon(value: object, horizons: tuple[int, ...]) -> tuple[float, ...]:

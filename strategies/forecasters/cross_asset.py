@@ -143,13 +143,13 @@ class TogetherModel:
         these returns no slope. Sizes sum to at most 1.
         """
         if allocation is not None:
-            found = weights_of(allocation[None])[0].double()
+            weights = weights_of(allocation[None])[0].double()
         else:
             at = self.config.horizons.index(self.horizon)
             expected = relative[..., at].double() * self.relative_slope[at]
             apart = expected - expected.mean(dim=0)
-            found = apart / apart.abs().sum(dim=0).clamp_min(1e-12)
-        return np.asarray(found.numpy().round(DECIMALS)) + 0.0  # no negative zero
+            weights = apart / apart.abs().sum(dim=0).clamp_min(1e-12)
+        return np.asarray(weights.numpy().round(DECIMALS)) + 0.0  # no negative zero
 
 
 class LastClose(NamedTuple):
@@ -191,9 +191,9 @@ class TogetherForecaster(CheckpointForecaster):
         self._before: tuple[int, Array | None] = -1, None  # a close, and where each looked at it
         torch.set_num_threads(threads)
 
-    def remember(self, known: InstrumentMemory, bars: Sequence[Bar], taken: FeatureRows) -> None:
+    def remember(self, memory: InstrumentMemory, bars: Sequence[Bar], taken: FeatureRows) -> None:
         """Begin the window of one symbol anew."""
-        symbol = known.instrument.partition(":")[2]
+        symbol = memory.instrument.partition(":")[2]
         self._windows.pop(symbol, None)
         self._bars.forget(symbol)
         self._before = -1, None
@@ -227,9 +227,9 @@ class TogetherForecaster(CheckpointForecaster):
         sigma = np.array([sigmas[symbol] for symbol in self.symbols])
         if not np.isfinite(sigma).all():
             sigma = np.full(len(sigma), np.nan)
-        said = self._answers(close.look, sigma, self._explained(close, before))
+        predictions = self._answers(close.look, sigma, self._explained(close, before))
         self._before = self._newest_ms, close.by_time
-        answers = dict(zip(self.symbols, said, strict=True))
+        answers = dict(zip(self.symbols, predictions, strict=True))
         return [answers[symbol_of(bar)] for bar in bars]
 
     def last_close(self, method: Rollout = PLAIN) -> LastClose:
@@ -287,41 +287,41 @@ class TogetherForecaster(CheckpointForecaster):
         )  # fmt: skip
 
     def _answers(
-        self, look: CrossLook, sigma: Array, found: Sequence[Explanation]
+        self, look: CrossLook, sigma: Array, explained: Sequence[Explanation]
     ) -> list[Forecast]:
         """Return the forecast of each symbol, with what is said beside it."""
-        said, model = look.outputs, self.model
+        outputs, model = look.outputs, self.model
         answers = forecasts(
-            said.each.map(lambda part: part[0]),
+            outputs.each.map(lambda part: part[0]),
             sigma,
-            found,
+            explained,
             horizons=self.horizons,
             temperature=model.temperature,
             model_id=self.model_id,
         )
-        allocation = None if said.allocation is None else said.allocation[0]
-        weights = model.weights(said.relative[0], allocation)[:, 0].tolist()
+        allocation = None if outputs.allocation is None else outputs.allocation[0]
+        weights = model.weights(outputs.relative[0], allocation)[:, 0].tolist()
         unit = sigma[:, None] * np.sqrt(self.horizons) * np.array(model.relative_slope)
-        relative = said.relative[0, :, 0].double().numpy() * unit
+        relative = outputs.relative[0, :, 0].double().numpy() * unit
         shares = look.influence.double().numpy()
         return [
             replace(
-                one,
+                answer,
                 further=SymbolAnswer(weight, tuple(apart), tuple(row)).encoded(),
                 heads=heads,
             )
-            for one, weight, apart, row, heads in zip(
-                answers, weights, relative.tolist(), shares.tolist(), _heads(said), strict=True
+            for answer, weight, apart, row, heads in zip(
+                answers, weights, relative.tolist(), shares.tolist(), _heads(outputs), strict=True
             )
         ]
 
 
-def _heads(said: CrossOutputs) -> list[HeadForecasts | None]:
+def _heads(outputs: CrossOutputs) -> list[HeadForecasts | None]:
     """Pack each symbol's row of the correlations at each horizon; None without that head."""
-    if said.loadings is None:
-        return [None] * said.relative.shape[1]
-    own = said.loadings[0, :, 0].double()  # [symbol, horizon, factor]
-    rows = torch.einsum("ahf,bhf->ahb", own, own)
+    if outputs.loadings is None:
+        return [None] * outputs.relative.shape[1]
+    loadings = outputs.loadings[0, :, 0].double()  # [symbol, horizon, factor]
+    rows = torch.einsum("ahf,bhf->ahb", loadings, loadings)
     rows.diagonal(dim1=0, dim2=2).fill_(1.0)
     return [HeadForecasts(correlations=row.numpy().astype("<f4").tobytes()) for row in rows]
 

@@ -45,7 +45,7 @@ class DropoutPasses:
         self, bars: Sequence[Bar], answers: Sequence[Forecast | None], taken: FeatureRows
     ) -> list[Forecast | None]:
         """Take in *bars*; return their *answers*, each with the spread at its horizons."""
-        found = list(answers)
+        completed = list(answers)
         first = len(bars) - len(taken.values)
         for at, (bar, answer) in enumerate(zip(bars[first:], answers[first:], strict=True)):
             window = self._windows[bar.instrument]
@@ -58,8 +58,8 @@ class DropoutPasses:
                         answer.heads or HeadForecasts(),
                         dropout_spread=spread.astype("<f4").tobytes(),
                     )
-                    found[first + at] = replace(answer, heads=heads)
-        return found
+                    completed[first + at] = replace(answer, heads=heads)
+        return completed
 
     def _spread(self, window: FeatureWindow, seed: int) -> Array:
         """Return the sample standard deviation over passes of each horizon's mean: [horizon]."""
@@ -78,5 +78,5 @@ class DropoutPasses:
         finally:
             for module in dropping:
                 module.eval()
-        found: Array = means.std(axis=0, ddof=1)
-        return found
+        spread: Array = means.std(axis=0, ddof=1)
+        return spread

@@ -119,7 +119,7 @@ class OrderBookStrategy(Strategy):
         look = self.model.look(books)
         odds = look.probabilities[self.at].double().tolist()
         move = max(range(len(MOVES)), key=odds.__getitem__)
-        note = {f"p_{name}": one for name, one in zip(MOVES, odds, strict=True)}
+        note = {f"p_{name}": probability for name, probability in zip(MOVES, odds, strict=True)}
         note |= shares_of(look, self.config.levels)
         if move == _FLAT:
             return Signal(Action.HOLD, "the mid is expected to stay", note=note)
@@ -136,10 +136,10 @@ class OrderBookStrategy(Strategy):
             return f"the newest order book is older than {self._stale_ms:,} ms"
         if len(books) < window:
             return f"fewer order books since the last gap than the {window:,} that are looked at"
-        seen = books.part(len(books) - window, len(books)).shallower(levels)
-        if seen.levels < levels or not bool((seen.size[-1] > 0).all()):
+        newest = books.part(len(books) - window, len(books)).shallower(levels)
+        if newest.levels < levels or not bool((newest.size[-1] > 0).all()):
             return f"a side of the newest order book has fewer than {levels:,} levels"
-        return seen
+        return newest
 
 
 def shares_of(look: OrderBookAttribution, levels: int) -> dict[str, float]:

@@ -103,9 +103,9 @@ def forecasts(
     volatility = np.exp(0.5 * variance) * root
     figures = (mean * root, stdev, p_down, p_flat, p_up, volatility)
     columns = [map(tuple, figure.tolist()) for figure in figures]
-    made = map(Forecast, repeat(horizons), *columns, repeat(model_id), explained)
+    answers = map(Forecast, repeat(horizons), *columns, repeat(model_id), explained)
     heads = head_forecasts(outputs, sigmas, horizons, levels or {})
-    return list(made) if heads is None else list(map(_with_heads, made, heads))
+    return list(answers) if heads is None else list(map(_with_heads, answers, heads))
 
 
 def _with_heads(forecast: Forecast, heads: HeadForecasts) -> Forecast:
@@ -119,48 +119,48 @@ def head_forecasts(
 
     Arguments are those of ``forecasts``; raises ``CheckpointMismatch`` for levels that do not fit.
     """
-    said: dict[str, Said] = {
+    heads: dict[str, Said] = {
         name: part.flatten(0, 1).float().numpy()
         for name in HeadForecasts.__struct_fields__
         if (part := getattr(outputs, name, None)) is not None
     }
-    if not said:
+    if not heads:
         return None
     rows = len(sigmas)
     by_horizon = [
         _in_returns(
-            with_factors({name: one[:, at] for name, one in said.items()}, levels, horizon),
+            with_factors({name: values[:, at] for name, values in heads.items()}, levels, horizon),
             sigmas,
             horizon,
         )
         for at, horizon in enumerate(horizons)
     ]
     packed = [
-        _packed(np.concatenate([one[name].reshape(rows, -1) for one in by_horizon], axis=1))
-        if name in said
+        _packed(np.concatenate([values[name].reshape(rows, -1) for values in by_horizon], axis=1))
+        if name in heads
         else [b""] * rows
         for name in HeadForecasts.__struct_fields__
     ]
     return list(map(HeadForecasts, *packed))
 
 
-def _in_returns(said: Mapping[str, Said], sigmas: Floats, horizon: int) -> dict[str, Array]:
-    """Convert what heads *said* to one horizon, [row, ..] by name, from σ √h to log returns."""
+def _in_returns(heads: Mapping[str, Said], sigmas: Floats, horizon: int) -> dict[str, Array]:
+    """Convert what *heads* said to one horizon, [row, ..] by name, from σ √h to log returns."""
     unit = sigmas * np.sqrt(horizon)
-    found: dict[str, Array] = {}
-    for name, values in said.items():
+    returns: dict[str, Array] = {}
+    for name, values in heads.items():
         match name:
             case "allocation":
-                found[name] = values.astype(np.float64)
+                returns[name] = values.astype(np.float64)
             case "regimes":
                 odds, mean = np.exp(values[:, :2].astype(np.float64)).transpose(1, 0, 2)
-                found[name] = np.stack((odds, unit[:, None] * np.sqrt(mean)), axis=-1)
+                returns[name] = np.stack((odds, unit[:, None] * np.sqrt(mean)), axis=-1)
             case "path":
                 roots = sigmas[:, None] * np.sqrt(path_steps(horizon))
-                found[name] = roots[..., None] * values
+                returns[name] = roots[..., None] * values
             case _:
-                found[name] = unit[(..., *(None,) * (values.ndim - 1))] * values
-    return found
+                returns[name] = unit[(..., *(None,) * (values.ndim - 1))] * values
+    return returns
 
 
 def explanations(
@@ -172,10 +172,10 @@ def explanations(
     of a stream, where there is no shift; *context* is the receptive field in bars.
     """
     recent = recent_mass(by_age, context).tolist()
-    known = ~np.isnan(before[:, -1])
+    has_before = ~np.isnan(before[:, -1])
     shifts = [
         float(moved) if has_shift else None
-        for moved, has_shift in zip(shift(before, by_age), known, strict=True)
+        for moved, has_shift in zip(shift(before, by_age), has_before, strict=True)
     ]
     rollout = advanced.rollout.reshape(len(by_age), -1)  # [bar, buckets + 1]
     errors = np.abs(1.0 - rollout.sum(axis=1, dtype=np.float64)).tolist()
@@ -218,34 +218,36 @@ def _packed(rows: NDArray[np.floating]) -> list[bytes]:
     return [whole[at : at + size] for at in range(0, len(whole), size)]
 
 
-def with_factors(said: Mapping[str, Said], levels: Levels, horizon: int) -> dict[str, Said]:
-    """Multiply what heads *said*, [row, ..] by name, by the factors of the calibration slice.
+def with_factors(heads: Mapping[str, Said], levels: Levels, horizon: int) -> dict[str, Said]:
+    """Multiply what *heads* said, [row, ..] by name, by the factors of the calibration slice.
 
     Raises ``CheckpointMismatch`` for factors that do not fit the heads.
     """
-    found = dict(said)
-    for head, by in levels_for("factors", levels, said, horizon).items():
+    scaled = dict(heads)
+    for head, by in levels_for("factors", levels, heads, horizon).items():
         if head == "path":
-            middle = said[head][..., 1:2]
-            found[head] = (middle + by[:, None] * (said[head] - middle)).astype(np.float32)
+            middle = heads[head][..., 1:2]
+            scaled[head] = (middle + by[:, None] * (heads[head] - middle)).astype(np.float32)
         else:
-            found[head] = (said[head] * by).astype(np.float32)
-    return found
+            scaled[head] = (heads[head] * by).astype(np.float32)
+    return scaled
 
 
-def levels_for(of: str, levels: Levels, said: Mapping[str, Said], horizon: int) -> dict[str, Array]:
-    """Read the numbers of each head that *said* something, of a card's levels.
+def levels_for(
+    of: str, levels: Levels, heads: Mapping[str, Said], horizon: int
+) -> dict[str, Array]:
+    """Read the numbers of each of *heads*, of a card's levels.
 
     Raises ``CheckpointMismatch`` where they do not fit it.
     """
-    made: dict[str, Array] = {}
+    numbers: dict[str, Array] = {}
     for head, values in levels.get(of, {}).get(str(horizon), {}).items():
         shape = _SHAPES[of].get(head, ())
-        found = np.array(values, dtype=np.float64) if isinstance(values, list) else np.empty(0)
-        if not shape or found.size != np.prod(shape) or not np.isfinite(found).all():
+        array = np.array(values, dtype=np.float64) if isinstance(values, list) else np.empty(0)
+        if not shape or array.size != np.prod(shape) or not np.isfinite(array).all():
             raise CheckpointMismatch(
                 f"The card's calibration.further.{of} does not fit the head {head}; train it again."
             )
-        if head in said:
-            made[head] = found.reshape(shape)
-    return made
+        if head in heads:
+            numbers[head] = array.reshape(shape)
+    return numbers

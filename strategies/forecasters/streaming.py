@@ -97,12 +97,12 @@ class StreamingForecaster(CheckpointForecaster):
         """Return what *instrument*'s stream attended with; see ``StreamingNetwork.history``."""
         return self.network.history(self._state, self._stream(self.memory.of(instrument)))
 
-    def remember(self, known: InstrumentMemory, bars: Sequence[Bar], taken: FeatureRows) -> None:
+    def remember(self, memory: InstrumentMemory, bars: Sequence[Bar], taken: FeatureRows) -> None:
         """Begin its stream anew, in chunks of a fixed size."""
-        self._state.clear(self._stream(known))
+        self._state.clear(self._stream(memory))
         positions = positions_of(bars[len(bars) - len(taken.values) :])
-        for part, advanced in self._chunks(known, self._own(taken.values), positions):
-            known.by_age = cells_by_age(advanced.rollout[0, -1:], positions[part][-1:])
+        for part, advanced in self._chunks(memory, self._own(taken.values), positions):
+            memory.by_age = cells_by_age(advanced.rollout[0, -1:], positions[part][-1:])
 
     def answer(
         self, bars: Sequence[Bar], taken: FeatureRows, *, is_group: bool
@@ -110,12 +110,12 @@ class StreamingForecaster(CheckpointForecaster):
         """Return the answers: of a group by one pass, of known bars chunk by chunk."""
         answers: list[Forecast | None] = [None] * len(bars)
         if not is_group:
-            known, first = self.memory.of(bars[0].instrument), len(bars) - len(taken.values)
+            memory, first = self.memory.of(bars[0].instrument), len(bars) - len(taken.values)
             rows, positions = self._own(taken.values), positions_of(bars[first:])
             usable = _usable(rows, taken.sigma)
-            for part, advanced in self._chunks(known, rows, positions):
+            for part, advanced in self._chunks(memory, rows, positions):
                 [answers[first + part.start : first + part.stop]] = self._forecasts(
-                    [known], advanced, usable[None, part], positions[None, part]
+                    [memory], advanced, usable[None, part], positions[None, part]
                 )
             return answers
         ready = np.flatnonzero(taken.complete(self.model.schema)).tolist()
@@ -129,10 +129,10 @@ class StreamingForecaster(CheckpointForecaster):
             self._state,
             _tensor(rows)[:, None],
             positions,
-            streams=[self._stream(known) for known in chosen],
+            streams=[self._stream(memory) for memory in chosen],
         )
-        made = self._forecasts(chosen, advanced, sigmas, positions)
-        for at, [forecast] in zip(ready, made, strict=True):
+        answered = self._forecasts(chosen, advanced, sigmas, positions)
+        for at, [forecast] in zip(ready, answered, strict=True):
             answers[at] = forecast
         return answers
 
@@ -144,15 +144,15 @@ class StreamingForecaster(CheckpointForecaster):
         """
         self._decided(instrument)
         positions, layers = self._layers(instrument)
-        found = rollout(
+        attended = rollout(
             layers,
             [len(positions) - 1],
             self.method,
             backend="auto" if self.device != "cpu" else self.backend,
         )
-        weights = found.weights["bars"][0, 0].tolist()
+        weights = attended.weights["bars"][0, 0].tolist()
         times = (positions * self.memory.of(instrument).tail[-1].interval_ms).tolist()
-        return Attribution(instrument, tuple(times), tuple(weights), float(found.l1_error[0, 0]))
+        return Attribution(instrument, tuple(times), tuple(weights), float(attended.l1_error[0, 0]))
 
     def _layers(self, instrument: str) -> tuple[Ids, list[Layer]]:
         """Return the positions of *instrument*'s stream, and its layers over them."""
@@ -184,17 +184,17 @@ class StreamingForecaster(CheckpointForecaster):
         if self._state.counts[self._stream(self.memory.of(instrument))] < self.receptive_field:
             raise self._undecided(instrument)
 
-    def _stream(self, known: InstrumentMemory) -> int:
+    def _stream(self, memory: InstrumentMemory) -> int:
         """Return the place in the state of an instrument; make room for it where there is none."""
-        while known.stream >= (room := len(self._state.counts)):
+        while memory.stream >= (room := len(self._state.counts)):
             self._state.extend(max(1, min(room, self._expected - room)))
-        return known.stream
+        return memory.stream
 
     def _own(self, rows: Rows) -> Rows:
         return rows[:, : len(self.model.schema.names)]
 
     def _chunks(
-        self, known: InstrumentMemory, rows: Rows, positions: Ids
+        self, memory: InstrumentMemory, rows: Rows, positions: Ids
     ) -> Iterator[tuple[slice, Advance]]:
         """Take in *rows* chunk by chunk; yield which rows, and what the network says of them."""
         done = 0
@@ -204,7 +204,7 @@ class StreamingForecaster(CheckpointForecaster):
                 self._state,
                 _tensor(rows[part])[None],
                 positions[None, part],
-                streams=[self._stream(known)],
+                streams=[self._stream(memory)],
                 padded=True,
             )
             part = slice(done, done + advanced.rollout.shape[1])
@@ -228,13 +228,15 @@ class StreamingForecaster(CheckpointForecaster):
         unknown = np.full_like(by_age[0, :1], np.nan)
         first = np.stack([unknown if x.by_age is None else x.by_age for x in memories])
         before = np.concatenate([first, by_age[:, :-1]], axis=1)
-        made = self._answers(advanced, by_age, before, sigmas.ravel())
+        by_bar = self._answers(advanced, by_age, before, sigmas.ravel())
         answers: list[list[Forecast | None]] = []
-        for at, known in enumerate(memories):
-            known.by_age = by_age[at, -1:]
-            short = self.receptive_field - 1 - (self._state.counts[known.stream] - bars)
-            own = made[at * bars : (at + 1) * bars]
-            answers.append([None if index < short else one for index, one in enumerate(own)])
+        for at, memory in enumerate(memories):
+            memory.by_age = by_age[at, -1:]
+            short = self.receptive_field - 1 - (self._state.counts[memory.stream] - bars)
+            of_stream = by_bar[at * bars : (at + 1) * bars]
+            answers.append(
+                [None if index < short else forecast for index, forecast in enumerate(of_stream)]
+            )
         return answers
 
     def _answers(

@@ -108,8 +108,8 @@ class TreeModel:
 
     def answer(self, rows: NDArray[np.floating]) -> tuple[Floats, Floats]:
         """Return mean and log variance, [row, horizon] each."""
-        found = self._scorer.scores(rows)
-        return found[:, self._horizons :], found[:, : self._horizons]
+        scores = self._scorer.scores(rows)
+        return scores[:, self._horizons :], scores[:, : self._horizons]
 
     def added(self, row: NDArray[np.floating]) -> RowContributions:
         """Return the exact Shapley values of the row: see ``contributions``."""
@@ -165,12 +165,12 @@ class GlmModel:
         )
 
     def _linear(self, rows: NDArray[np.floating], weights: Floats) -> Floats:
-        found = np.empty((len(rows), len(weights)))
+        sums = np.empty((len(rows), len(weights)))
         for start in range(0, len(rows), _BLOCK_ROWS):
             part = slice(start, start + _BLOCK_ROWS)
             # A matrix product would round by the number of rows; a sum along the row does not.
-            found[part] = ((rows[part] - self._centre)[:, None, :] * weights).sum(axis=-1)
-        return found
+            sums[part] = ((rows[part] - self._centre)[:, None, :] * weights).sum(axis=-1)
+        return sums
 
 
 ROW_MEASURES: Final = frozenset({"mean_return", "stdev_return", "volatility"})
@@ -221,7 +221,7 @@ class RowForecaster(CheckpointForecaster):
         self._roots = np.sqrt(trained.horizons)
         self._spread = np.array(trained.spread)
 
-    def remember(self, known: InstrumentMemory, bars: Sequence[Bar], taken: FeatureRows) -> None:
+    def remember(self, memory: InstrumentMemory, bars: Sequence[Bar], taken: FeatureRows) -> None:
         """Do nothing: the features' lookback is all that an answer needs."""
 
     def answer(
@@ -233,8 +233,8 @@ class RowForecaster(CheckpointForecaster):
         ready = np.flatnonzero(taken.complete(self.trained.schema)).tolist()
         if ready:
             first = len(bars) - len(taken.values)
-            said = self.forecasts(taken.values[ready], taken.sigma[ready])
-            for at, forecast in zip(ready, said, strict=True):
+            predictions = self.forecasts(taken.values[ready], taken.sigma[ready])
+            for at, forecast in zip(ready, predictions, strict=True):
                 answers[first + at] = forecast
         return answers
 
@@ -243,10 +243,10 @@ class RowForecaster(CheckpointForecaster):
 
         Raises ``InvariantBroken`` before the first decision.
         """
-        known = self.memory.of(instrument)
-        if len(known.tail) < self.context:
+        memory = self.memory.of(instrument)
+        if len(memory.tail) < self.context:
             raise self._undecided(instrument)
-        taken = InstrumentMemory(instrument, self.trained.schema).take_all(list(known.tail))
+        taken = InstrumentMemory(instrument, self.trained.schema).take_all(list(memory.tail))
         row = taken.values[-1]
         return RowAdded(row, float(taken.sigma[-1]), self.trained.model.added(row))
 
@@ -307,7 +307,7 @@ class EnsembleForecaster(CheckpointForecaster):
                 "The halves of an ensemble must speak of the same horizons; train both with the "
                 "same horizons."
             )
-        if len(shares) != len(network.horizons) or not all(0 <= one <= 1 for one in shares):
+        if len(shares) != len(network.horizons) or not all(0 <= share <= 1 for share in shares):
             raise ConfigInvalid(
                 "An ensemble needs one share from 0 to 1 for each horizon; fit it again."
             )
@@ -330,9 +330,9 @@ class EnsembleForecaster(CheckpointForecaster):
         self.warms_by_all = network.warms_by_all
         self.dropout = network.dropout
 
-    def remember(self, known: InstrumentMemory, bars: Sequence[Bar], taken: FeatureRows) -> None:
+    def remember(self, memory: InstrumentMemory, bars: Sequence[Bar], taken: FeatureRows) -> None:
         """Let the network begin anew."""
-        self.network.remember(known, bars, taken)
+        self.network.remember(memory, bars, taken)
 
     def answer(
         self, bars: Sequence[Bar], taken: FeatureRows, *, is_group: bool
@@ -347,24 +347,26 @@ class EnsembleForecaster(CheckpointForecaster):
         """
         return self.network.explain(instrument)
 
-    def _mixed(self, said: Sequence[Forecast | None], seen: FeatureRows) -> list[Forecast | None]:
-        """Return each forecast of the network mixed with the row model's; *seen* are its rows.
+    def _mixed(
+        self, answers: Sequence[Forecast | None], taken: FeatureRows
+    ) -> list[Forecast | None]:
+        """Return each forecast of the network mixed with the row model's; *taken* are its rows.
 
         None where a half lacks its history: the row model's is longer where its features are.
         """
         schema = self.rows.trained.schema
-        first = len(said) - len(seen.values)
-        whole = np.flatnonzero(seen.complete(schema)).tolist()
-        network = {at: one for at in whole if (one := said[first + at]) is not None}
-        found: list[Forecast | None] = [None] * len(said)
+        first = len(answers) - len(taken.values)
+        whole = np.flatnonzero(taken.complete(schema)).tolist()
+        network = {at: forecast for at in whole if (forecast := answers[first + at]) is not None}
+        mixed: list[Forecast | None] = [None] * len(answers)
         if not network:
-            return found
+            return mixed
         ready = list(network)
-        own = seen.values[ready, : len(schema.names)]
-        figures = self.rows.figures(own, seen.sigma[ready])
-        for at, one in zip(ready, self._of_halves([*network.values()], *figures), strict=True):
-            found[first + at] = one
-        return found
+        rows = taken.values[ready, : len(schema.names)]
+        figures = self.rows.figures(rows, taken.sigma[ready])
+        for at, forecast in zip(ready, self._of_halves([*network.values()], *figures), strict=True):
+            mixed[first + at] = forecast
+        return mixed
 
     def _of_halves(
         self, network: Sequence[Forecast], mean: Floats, volatility: Floats
@@ -373,26 +375,26 @@ class EnsembleForecaster(CheckpointForecaster):
 
         These are [row, horizon].
         """
-        own = np.array([one.volatility for one in network])
-        logs = self._shares * np.log(own) + (1.0 - self._shares) * np.log(volatility)
+        of_network = np.array([forecast.volatility for forecast in network])
+        logs = self._shares * np.log(of_network) + (1.0 - self._shares) * np.log(volatility)
         mixed = np.exp(logs)
-        said = np.empty((len(network), 4, len(self.horizons)), dtype="<f4")
-        said[:, 0], said[:, 1] = [one.mean_return for one in network], own
-        said[:, 2], said[:, 3] = mean, volatility
-        columns = ((mixed * self._spread).tolist(), mixed.tolist(), said)
-        for one, stdev, both, halves_of in zip(network, *columns, strict=True):
+        packed = np.empty((len(network), 4, len(self.horizons)), dtype="<f4")
+        packed[:, 0], packed[:, 1] = [forecast.mean_return for forecast in network], of_network
+        packed[:, 2], packed[:, 3] = mean, volatility
+        columns = ((mixed * self._spread).tolist(), mixed.tolist(), packed)
+        for forecast, stdev, both, halves_of in zip(network, *columns, strict=True):
             yield Forecast(
-                one.horizons,
-                one.mean_return,
+                forecast.horizons,
+                forecast.mean_return,
                 tuple(stdev),
-                one.p_down,
-                one.p_flat,
-                one.p_up,
+                forecast.p_down,
+                forecast.p_flat,
+                forecast.p_up,
                 tuple(both),
-                one.model_id,
-                one.explanation,
+                forecast.model_id,
+                forecast.explanation,
                 halves_of.tobytes(),
-                one.heads,
+                forecast.heads,
             )
 
 
@@ -403,8 +405,8 @@ def network_half(forecaster: Forecaster) -> Forecaster:
 
 def row_half(forecaster: Forecaster) -> RowForecaster | None:
     """Return what answers by one row: a forecaster itself, or an ensemble's half; else None."""
-    found = forecaster.rows if isinstance(forecaster, EnsembleForecaster) else forecaster
-    return found if isinstance(found, RowForecaster) else None
+    half = forecaster.rows if isinstance(forecaster, EnsembleForecaster) else forecaster
+    return half if isinstance(half, RowForecaster) else None
 
 
 def network_shares(forecaster: Forecaster) -> tuple[float, ...] | None:
@@ -417,8 +419,8 @@ def halves(forecast: Forecast) -> Floats:
 
     Empty where one model answered.
     """
-    found = np.frombuffer(forecast.further, dtype="<f4").astype(np.float64)
-    return found.reshape(-1, 2, len(forecast.horizons))
+    numbers = np.frombuffer(forecast.further, dtype="<f4").astype(np.float64)
+    return numbers.reshape(-1, 2, len(forecast.horizons))
 
 
 # ---------------------------------------------------------------- from a card
@@ -438,7 +440,7 @@ def trained_rows(
     if not (
         isinstance(horizons, list | tuple)
         and 0 < len(horizons) <= _HORIZONS_MAX
-        and all(type(one) is int and 1 <= one <= _HORIZON_MAX for one in horizons)
+        and all(type(horizon) is int and 1 <= horizon <= _HORIZON_MAX for horizon in horizons)
     ):
         raise CheckpointMismatch(
             "The card's architecture.horizons must list whole bars; use the card that was written."

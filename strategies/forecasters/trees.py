@@ -84,9 +84,9 @@ class Trees:
         for name, kind in _TYPES.items():
             if arrays[name].dtype != kind or arrays[name].ndim != 1:
                 raise _malformed(f"the array {name} is no row of {np.dtype(kind).name}")
-        found = cls(**{name: np.ascontiguousarray(arrays[name]) for name in _TYPES})
-        found.check(features)
-        return found
+        trees = cls(**{name: np.ascontiguousarray(arrays[name]) for name in _TYPES})
+        trees.check(features)
+        return trees
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         """Return what ``read`` takes."""
@@ -140,9 +140,9 @@ class Trees:
 
     def goes_left(self, rows: Floats) -> NDArray[np.bool_]:
         """Return [row, node]: whether each row, were it at the node, would go left."""
-        seen = rows[:, self.feature]
-        unknown = np.isnan(seen)
-        left = np.where(unknown, 0.0, seen) <= self.threshold
+        values = rows[:, self.feature]
+        unknown = np.isnan(values)
+        left = np.where(unknown, 0.0, values) <= self.threshold
         return np.where(unknown & (self.nan_is_missing > 0), self.default_left > 0, left)
 
 
@@ -213,11 +213,11 @@ class Scorer:
         wide = np.asarray(rows, dtype=np.float64)
         if len(wide) == 1:
             return self._one(wide[0])
-        found = np.empty((len(wide), len(self._ensembles)))
+        scores = np.empty((len(wide), len(self._ensembles)))
         for start in range(0, len(wide), _BLOCK_ROWS):
             part = wide[start : start + _BLOCK_ROWS]
-            found[start : start + len(part)] = self._block(part)
-        return found
+            scores[start : start + len(part)] = self._block(part)
+        return scores
 
     def _tabulate(self, spans: Ints) -> None:
         """Make, a feature after another, the leaves that are left below each of its thresholds."""
@@ -234,45 +234,45 @@ class Scorer:
         tables, thresholds = [np.full((1, len(trees.leaves)), full, dtype=word)], []
         for feature in self._features.tolist():
             at = np.flatnonzero(trees.feature == feature)
-            known, place = np.unique(trees.threshold[at], return_inverse=True)
-            table = np.full((len(known) + 2, len(trees.leaves)), full, dtype=word)
+            edges, place = np.unique(trees.threshold[at], return_inverse=True)
+            table = np.full((len(edges) + 2, len(trees.leaves)), full, dtype=word)
             np.bitwise_and.at(table, (place + 1, of_tree[at]), kept[at])
             table[:-1] = np.bitwise_and.accumulate(table[:-1], axis=0)
             lost = at[nan_right[at]]
             np.bitwise_and.at(table[-1], of_tree[lost], kept[lost])
             tables.append(table)
-            thresholds.append(known)
+            thresholds.append(edges)
         self._table = np.concatenate(tables)
-        sizes = np.array([len(known) + 2 for known in thresholds], dtype=np.int64)
+        sizes = np.array([len(edges) + 2 for edges in thresholds], dtype=np.int64)
         self._first = 1 + np.cumsum(sizes) - sizes
         self._of_nan = self._first + sizes - 1
         self._thresholds = np.full((len(thresholds), max(map(len, thresholds), default=0)), np.inf)
-        for row, known in zip(self._thresholds, thresholds, strict=True):
-            row[: len(known)] = known
+        for row, edges in zip(self._thresholds, thresholds, strict=True):
+            row[: len(edges)] = edges
 
     def _one(self, row: Floats) -> Floats:
         """Return [1, ensemble] of one row, by fewer and smaller calls than a block takes."""
-        seen = row.take(self._features)
-        at = np.add.reduce(seen[:, None] > self._thresholds, axis=1, dtype=np.int64) + self._first
-        if seen @ seen != seen @ seen:  # there is a NaN
-            at = np.where(np.isnan(seen), self._of_nan, at)
+        values = row.take(self._features)
+        at = np.add.reduce(values[:, None] > self._thresholds, axis=1, dtype=np.int64) + self._first
+        if values @ values != values @ values:  # there is a NaN
+            at = np.where(np.isnan(values), self._of_nan, at)
         left = np.bitwise_and.reduce(self._table.take(at, axis=0), axis=0)
         return self._sums(left[None])
 
     def _block(self, rows: Floats) -> Floats:
         left = np.repeat(self._table[:1], len(rows), axis=0)  # [row, tree]
-        for column, known in enumerate(self._thresholds):
-            seen = rows[:, self._features[column]]
-            at = np.searchsorted(known, seen) + self._first[column]
-            left &= self._table[np.where(np.isnan(seen), self._of_nan[column], at)]
+        for column, edges in enumerate(self._thresholds):
+            values = rows[:, self._features[column]]
+            at = np.searchsorted(edges, values) + self._first[column]
+            left &= self._table[np.where(np.isnan(values), self._of_nan[column], at)]
         return self._sums(left)
 
     def _sums(self, left: NDArray[Any]) -> Floats:
         """Return [row, ensemble] from the leaves that no feature has cleared: [row, tree]."""
         # The lowest bit that is set: as many zeros stand below it as leaves lie to its left.
         leaf = self._leaf_starts + np.bitwise_count((left - self._word.type(1)) & ~left)
-        found: Floats = np.add.reduceat(self._values.take(leaf), self._ensembles, axis=1)
-        return found
+        sums: Floats = np.add.reduceat(self._values.take(leaf), self._ensembles, axis=1)
+        return sums
 
 
 def _malformed(what: str) -> CheckpointMismatch:
@@ -310,7 +310,7 @@ def contributions(trees: Trees, rows: NDArray[np.floating]) -> ShapleyValues:
     paths = _paths(trees)
     ensemble = np.repeat(np.arange(len(trees.trees)), trees.trees)
     of_leaf = np.repeat(ensemble, trees.leaves)
-    found = np.zeros((len(wide), len(trees.trees), wide.shape[1]))
+    shapley = np.zeros((len(wide), len(trees.trees), wide.shape[1]))
     if len(paths.slot_leaf):
         longest = int(paths.slot_place.max()) + 1
         cell = of_leaf[paths.slot_leaf] * wide.shape[1] + paths.slot_feature
@@ -318,13 +318,13 @@ def contributions(trees: Trees, rows: NDArray[np.floating]) -> ShapleyValues:
         for start in range(0, len(wide), block):
             part = slice(start, start + block)
             for at, added in enumerate(_added(trees, paths, wide[part], longest), start):
-                sums = np.bincount(cell, added, minlength=found[0].size)
-                found[at] = sums.reshape(found[0].shape)
+                sums = np.bincount(cell, added, minlength=shapley[0].size)
+                shapley[at] = sums.reshape(shapley[0].shape)
     total = np.add.reduceat(trees.leaf_rows, trees.leaf_starts)
     reached = trees.leaf_rows / np.repeat(total, trees.leaves)
     base: Floats = np.zeros(len(trees.trees))
     np.add.at(base, of_leaf, reached * trees.value)
-    return ShapleyValues(found, base)
+    return ShapleyValues(shapley, base)
 
 
 def _added(trees: Trees, paths: _Paths, rows: Floats, longest: int) -> Floats:
@@ -382,7 +382,7 @@ def _paths(trees: Trees) -> _Paths:
 
 def _rows_at_children(trees: Trees) -> list[tuple[float, float]]:
     """Return, for each node, the training rows that went left and right."""
-    found = []
+    by_side = []
     of_tree = np.repeat(np.arange(len(trees.leaves)), trees.leaves - 1)
     nodes, leaves = trees.node_starts[of_tree], trees.leaf_starts[of_tree]
     for side in (trees.left, trees.right):
@@ -390,5 +390,5 @@ def _rows_at_children(trees: Trees) -> list[tuple[float, float]]:
         rows = np.empty(len(side))
         rows[inner] = trees.node_rows[(nodes + side)[inner]]
         rows[~inner] = trees.leaf_rows[(leaves + ~side)[~inner]]
-        found.append(rows.tolist())
-    return list(zip(*found, strict=True))
+        by_side.append(rows.tolist())
+    return list(zip(*by_side, strict=True))

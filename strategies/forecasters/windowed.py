@@ -75,7 +75,7 @@ class _FullWindow(NamedTuple):
     instrument: str
     sigma: float
     rows: Rows  # [window, feature]; none where it attends
-    seen: _NetworkAnswer | None  # None without attention: its rows are answered with others
+    answer: _NetworkAnswer | None  # None without attention: its rows are answered with others
 
 
 class WindowedForecaster(CheckpointForecaster):
@@ -156,15 +156,15 @@ class WindowedForecaster(CheckpointForecaster):
         joined = self.model.schema.covariates
         return None if joined is None else joined.source
 
-    def remember(self, known: InstrumentMemory, bars: Sequence[Bar], taken: FeatureRows) -> None:
+    def remember(self, memory: InstrumentMemory, bars: Sequence[Bar], taken: FeatureRows) -> None:
         """Begin its window anew."""
-        self._windows.pop(known.instrument, None)
-        window = self._windows[known.instrument]
+        self._windows.pop(memory.instrument, None)
+        window = self._windows[memory.instrument]
         for _ in window.take(bars, taken):
             pass
         if self.attends and window.is_full:
             # The shift of the next bar needs this bar's rollout.
-            self._explained(known, [self._see(window)])
+            self._explained(memory, [self._see(window)])
 
     def answer(
         self, bars: Sequence[Bar], taken: FeatureRows, *, is_group: bool
@@ -176,29 +176,31 @@ class WindowedForecaster(CheckpointForecaster):
             if not ready:
                 continue
             explained: list[Explanation | None] = [None] * len(ready)
-            seen = [one.seen for one in ready if one.seen is not None]
-            if seen:
-                outputs = together([one.outputs for one in seen])
+            looked = [window.answer for window in ready if window.answer is not None]
+            if looked:
+                outputs = together([answer.outputs for answer in looked])
                 # Of a group each bar follows its own instrument's last one.
-                each = [slice(at, at + 1) for at in range(len(seen))] if is_group else [slice(None)]
+                each = (
+                    [slice(at, at + 1) for at in range(len(looked))] if is_group else [slice(None)]
+                )
                 for cut in each:
-                    known = self.memory.of(ready[cut][0].instrument)
-                    explained[cut] = self._explained(known, seen[cut])
+                    memory = self.memory.of(ready[cut][0].instrument)
+                    explained[cut] = self._explained(memory, looked[cut])
             else:
-                x = torch.from_numpy(np.stack([one.rows for one in ready])).to(self._place)
+                x = torch.from_numpy(np.stack([window.rows for window in ready])).to(self._place)
                 with torch.inference_mode():
                     outputs = self._network(x).cpu()
-            said = forecasts(
+            predictions = forecasts(
                 outputs,
-                np.array([one.sigma for one in ready]),
+                np.array([window.sigma for window in ready]),
                 explained,
                 horizons=self.horizons,
                 temperature=self.model.temperature,
                 model_id=self.model_id,
                 levels=self.model.levels,
             )
-            for one, forecast in zip(ready, said, strict=True):
-                answers[one.place] = forecast
+            for window, forecast in zip(ready, predictions, strict=True):
+                answers[window.place] = forecast
         return answers
 
     def _taken(self, bars: Sequence[Bar], taken: FeatureRows, places: range) -> list[_FullWindow]:
@@ -211,9 +213,9 @@ class WindowedForecaster(CheckpointForecaster):
             bar, window = bars[place], self._windows[bars[place].instrument]
             for sigma in window.take([bar], row_at(taken, place - first)):
                 if window.is_full:
-                    seen = self._see(window) if self.attends else None
+                    answer = self._see(window) if self.attends else None
                     rows = NO_ROWS.values if self.attends else window.rows
-                    ready.append(_FullWindow(place, bar.instrument, sigma, rows, seen))
+                    ready.append(_FullWindow(place, bar.instrument, sigma, rows, answer))
         return ready
 
     def _decided(self, instrument: str) -> FeatureWindow:
@@ -235,11 +237,11 @@ class WindowedForecaster(CheckpointForecaster):
 
     def _look(self, window: FeatureWindow) -> ExplainedOutputs:
         x, positions = self._inputs(window)
-        seen = self._network.explain(x, positions, self.method, half=self.dtype == "bfloat16")
-        return seen._replace(
-            outputs=seen.outputs.map(lambda part: part.detach().cpu()),
-            rollout=seen.rollout._replace(weights=seen.rollout.weights.cpu()),
-            confidence=seen.confidence.float().cpu(),
+        explained = self._network.explain(x, positions, self.method, half=self.dtype == "bfloat16")
+        return explained._replace(
+            outputs=explained.outputs.map(lambda part: part.detach().cpu()),
+            rollout=explained.rollout._replace(weights=explained.rollout.weights.cpu()),
+            confidence=explained.confidence.float().cpu(),
         )
 
     def _require_method(self) -> None:
@@ -267,23 +269,23 @@ class WindowedForecaster(CheckpointForecaster):
         )
 
     def _explained(
-        self, known: InstrumentMemory, seen: Sequence[_NetworkAnswer]
+        self, memory: InstrumentMemory, answers: Sequence[_NetworkAnswer]
     ) -> list[Explanation]:
         """Return the explanations of bars that followed each other; the last one's row is kept."""
-        rows = np.array([one.row for one in seen])
-        by_age = cells_by_age(rows, np.array([one.position for one in seen]))
-        first = np.full_like(by_age[:1], np.nan) if known.by_age is None else known.by_age
+        rows = np.array([answer.row for answer in answers])
+        by_age = cells_by_age(rows, np.array([answer.position for answer in answers]))
+        first = np.full_like(by_age[:1], np.nan) if memory.by_age is None else memory.by_age
         shifts = shift(np.concatenate((first, by_age[:-1])), by_age).tolist()
-        if known.by_age is None:
+        if memory.by_age is None:
             shifts[0] = None
-        known.by_age = by_age[-1:]
-        heads = np.array([one.confidence.ravel() for one in seen])
+        memory.by_age = by_age[-1:]
+        heads = np.array([answer.confidence.ravel() for answer in answers])
         return explained_rows(
             rows,
             heads,
             recent=recent_mass(by_age, self.receptive_field).tolist(),
             shifts=shifts,
-            errors=[one.l1_error for one in seen],
+            errors=[answer.l1_error for answer in answers],
             content_free=CONTENT_FREE,
         )
 

@@ -46,14 +46,14 @@ Settings = Mapping[str, Mapping[str, object]]
 
 def limits(settings: Settings) -> dict[str, float]:
     """Return the thresholds of the risk gates that are configured; the others are not declared."""
-    asked = ((name, configured(GATES[name], settings)) for name in gate_order(GateKind.RISK))
-    found = {name: float(value) for name, value in asked if value is not None}
-    causes = found.keys() if settings["risk"]["on_breach"] != "refuse" else set[str]()
+    thresholds = ((name, configured(GATES[name], settings)) for name in gate_order(GateKind.RISK))
+    declared = {name: float(value) for name, value in thresholds if value is not None}
+    causes = declared.keys() if settings["risk"]["on_breach"] != "refuse" else set[str]()
     if settings.get("market", {}).get("universe") is not None:
         causes = {*causes, UNIVERSE}
     return {
         name: value
-        for name, value in found.items()
+        for name, value in declared.items()
         if not (only_with := GATES[name].only_with) or causes & set(only_with)
     }
 
@@ -70,26 +70,26 @@ def thresholds_of(
 
     Raises ``ConfigInvalid`` for a quantile that the card does not have.
     """
-    found: dict[str, float] = {}
+    thresholds: dict[str, float] = {}
     for name in names:
-        asked = GATES[name]
-        if isinstance(asked.threshold, StrategyWarmup):
-            found[name] = float(warmup)
-        elif asked.calibrated_as:
-            text = _calibrated(asked, settings, calibration)
-            found[name] = threshold_of(text, asked.calibrated_as, calibration, key=key_of(asked))
+        gate = GATES[name]
+        if isinstance(gate.threshold, StrategyWarmup):
+            thresholds[name] = float(warmup)
+        elif gate.calibrated_as:
+            text = _calibrated(gate, settings, calibration)
+            thresholds[name] = threshold_of(text, gate.calibrated_as, calibration, key=key_of(gate))
         else:
-            value = configured(asked, settings)
-            found[name] = float(interval_ms if value is None else value)
-    return found
+            value = configured(gate, settings)
+            thresholds[name] = float(interval_ms if value is None else value)
+    return thresholds
 
 
-def _calibrated(asked: Gate, settings: Settings, calibration: Calibration | None) -> str:
+def _calibrated(gate: Gate, settings: Settings, calibration: Calibration | None) -> str:
     """Return the threshold as configured, or what stands for a default: see ``ThresholdKey``.
 
     What the card says it has earned holds for its chosen confidence, at its horizon.
     """
-    key, text = asked.threshold, str(configured(asked, settings))
+    key, text = gate.threshold, str(configured(gate, settings))
     if not isinstance(key, ThresholdKey) or text not in (AUTO, key.default):
         return text
     if calibration is None:
@@ -97,14 +97,14 @@ def _calibrated(asked: Gate, settings: Settings, calibration: Calibration | None
     if text != AUTO:
         return text
     fitted = fitted_for(settings, calibration)
-    earned = fitted is not None and fitted.strict and fitted.chosen == asked.chosen_by
+    earned = fitted is not None and fitted.strict and fitted.chosen == gate.chosen_by
     return key.strict if earned else MILDEST
 
 
 def fitted_for(settings: Settings, calibration: Calibration | None) -> FittedConfidence | None:
     """Return the card's fitted confidence; None where it has none at ``gate.horizon``."""
-    found = None if calibration is None else calibration.confidence
-    return found if found is not None and found.horizon == settings["gate"]["horizon"] else None
+    fitted = None if calibration is None else calibration.confidence
+    return fitted if fitted is not None and fitted.horizon == settings["gate"]["horizon"] else None
 
 
 def confidence_by(
@@ -114,33 +114,33 @@ def confidence_by(
 
     Raises ``ConfigInvalid`` where one is named that the model, giving *measures*, does not have.
     """
-    asked, fitted = str(settings["gate"]["confidence_by"]), fitted_for(settings, calibration)
-    if asked == AUTO:
+    choice, fitted = str(settings["gate"]["confidence_by"]), fitted_for(settings, calibration)
+    if choice == AUTO:
         return ENTROPY if fitted is None else fitted.chosen
-    if asked == CALIBRATED and fitted is None:
+    if choice == CALIBRATED and fitted is None:
         raise ConfigInvalid(
             "gate.confidence_by is 'calibrated', and the model's card has no fitted confidence at "
             f"gate.horizon {settings['gate']['horizon']}; train it again, or choose entropy or "
             "margin."
         )
-    if asked == MARGIN and "probabilities" not in measures:
+    if choice == MARGIN and "probabilities" not in measures:
         raise ConfigInvalid(
             "gate.confidence_by is 'margin', and the model gives no probabilities; choose entropy "
             "or auto."
         )
-    return asked
+    return choice
 
 
-def configured(asked: Gate, settings: Settings) -> Any:  # noqa: ANN401 - as the section holds it
+def configured(gate: Gate, settings: Settings) -> Any:  # noqa: ANN401 - as the section holds it
     """Return the configured threshold of a gate; None where it is absent."""
-    key = asked.threshold
-    return settings[asked.section][key.name] if isinstance(key, ThresholdKey) else key
+    key = gate.threshold
+    return settings[gate.section][key.name] if isinstance(key, ThresholdKey) else key
 
 
-def key_of(asked: Gate) -> str:
+def key_of(gate: Gate) -> str:
     """Return the key of the threshold as people write it, ``gate.shift``; else the gate's name."""
-    key = asked.threshold
-    return f"{asked.section}.{key.name}" if isinstance(key, ThresholdKey) else asked.name
+    key = gate.threshold
+    return f"{gate.section}.{key.name}" if isinstance(key, ThresholdKey) else gate.name
 
 
 def threshold_of(text: str, measure: str, calibration: Calibration | None, *, key: str) -> float:
@@ -209,7 +209,7 @@ class GateEvaluator:
         self.plausible_at = at
         self.plausible_most = math.inf if at is None else self.gate_set.thresholds[at]
 
-    def judge(self, seen: GateInputs) -> tuple[tuple[float | None, ...], int]:
+    def judge(self, inputs: GateInputs) -> tuple[tuple[float | None, ...], int]:
         """Return every gate's measure, and a mask whose bit i says that gate i passed.
 
         A measure that cannot be computed (or is not finite) is null and fails.
@@ -217,7 +217,7 @@ class GateEvaluator:
         measures: list[float | None] = []
         passed = 0
         for measure_of, threshold, at_least, bit in self._tests:
-            measure = measure_of(seen)
+            measure = measure_of(inputs)
             if measure is not None:
                 measure += 0.0  # -0.0 is 0.0, as it is stored and hashed
                 if not math.isfinite(measure):
@@ -337,7 +337,7 @@ def is_finite_forecast(forecast: Forecast) -> bool:
         explanation.confidence, explanation.content_free, explanation.recent_mass,
         explanation.shift,
     )  # fmt: skip
-    return all(one is None or math.isfinite(one) for one in given)
+    return all(number is None or math.isfinite(number) for number in given)
 
 
 def _all_finite(packed: bytes) -> bool:

@@ -86,7 +86,7 @@ def heads_of(explanation: Explanation | None) -> tuple[float, ...]:
 def names_for(forecast: Forecast) -> tuple[str, ...]:
     """Return the names of the inputs that forecasts like this one give."""
     explained = forecast.explanation is not None
-    plain = [name for name, one in INPUTS.items() if explained or not one.of_attention]
+    plain = [name for name, reader in INPUTS.items() if explained or not reader.of_attention]
     return (*plain, *(f"{HEAD}{i}" for i in range(len(heads_of(forecast.explanation)))))
 
 
@@ -108,14 +108,14 @@ def is_known(name: str) -> bool:
 def values_of(names: Sequence[str], forecast: Forecast, at: int) -> list[float | None]:
     """Return the inputs *names* at the horizon in place *at*; None for what is not known."""
     heads = heads_of(forecast.explanation)
-    found: list[float | None] = []
+    values: list[float | None] = []
     for name in names:
-        if (one := INPUTS.get(name)) is not None:
-            found.append(one.read(forecast, at))
+        if (reader := INPUTS.get(name)) is not None:
+            values.append(reader.read(forecast, at))
         else:
             number = int(name.removeprefix(HEAD))
-            found.append(heads[number] if number < len(heads) else None)
-    return found
+            values.append(heads[number] if number < len(heads) else None)
+    return values
 
 
 def sign_confidence(fitted: FittedConfidence, forecast: Forecast, at: int) -> float | None:
@@ -347,8 +347,8 @@ def gate(  # noqa: PLR0913 - what a gate declares, each by its keyword
 def _zero_if_reducing(measure: Measure) -> Measure:
     """Measure 0 where the target lowers the exposure: no limit may hold up a way out."""
 
-    def measured_as(seen: GateInputs) -> float | None:
-        return 0.0 if seen.reduces else measure(seen)
+    def measured_as(inputs: GateInputs) -> float | None:
+        return 0.0 if inputs.reduces else measure(inputs)
 
     return measured_as
 
@@ -356,8 +356,8 @@ def _zero_if_reducing(measure: Measure) -> Measure:
 def gate_order(*kinds: GateKind) -> tuple[str, ...]:
     """Return the names of all gates, or of those of *kinds*, in the order in which they refuse."""
     places = list(GateKind)
-    ordered = sorted(GATES.values(), key=lambda one: places.index(one.kind))
-    return tuple(one.name for one in ordered if not kinds or one.kind in kinds)
+    ordered = sorted(GATES.values(), key=lambda gate: places.index(gate.kind))
+    return tuple(gate.name for gate in ordered if not kinds or gate.kind in kinds)
 
 
 def gates_left_out() -> dict[str, str]:

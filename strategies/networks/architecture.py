@@ -332,13 +332,13 @@ class Trace:
     ) -> None:
         """Add an attention: one that is no layer of its own belongs to the last one."""
         layer = max((of.layer for of in self.reads if of.layer is not None), default=-1)
-        made = replace(read, step=len(self.reads), layer=layer + is_layer)
-        self.reads.append(made)
+        placed = replace(read, step=len(self.reads), layer=layer + is_layer)
+        self.reads.append(placed)
         if attended is not None:
             self.attended.append(attended)
         if decides:
-            at = self.places.get(made.target, (made.shape[2] - 1,))
-            self.decided.append((made, at))
+            at = self.places.get(placed.target, (placed.shape[2] - 1,))
+            self.decided.append((placed, at))
 
     def map(self, taps: Taps) -> None:
         """Add a map of time."""
@@ -386,7 +386,7 @@ class Trace:
             first.setdefault(read.target, read.shape[2])
         first = {name: first[name] for name in self.sizes}
         ends: Tensor | None = None
-        found: list[LayerAttribution] = []
+        layers: list[LayerAttribution] = []
         group: list[Read] = []
         maps: list[Read] = []
         above = first
@@ -394,15 +394,15 @@ class Trace:
             group.append(read)
             if isinstance(read, MapRead):
                 maps.append(read)
-            decides = [one for one in group if id(one) in deciding]
+            decides = [member for member in group if id(member) in deciding]
             if not decides:
                 continue
-            below, above = above, above | {one.target: one.shape[2] for one in group}
-            number = None if method.head_weights is None else len(found)
-            step = _Step(self, group, below, above, _of_layer(method, number), is_lowest=not found)
+            below, above = above, above | {member.target: member.shape[2] for member in group}
+            number = None if method.head_weights is None else len(layers)
+            step = _Step(self, group, below, above, _of_layer(method, number), is_lowest=not layers)
             at = deciding[id(decides[0])]
             rows = decides[0].rows(at)[0].mean(dim=1)
-            if not self.ahead.keys().isdisjoint(one.target for one in group):
+            if not self.ahead.keys().isdisjoint(member.target for member in group):
                 every = torch.eye(len(step), dtype=rows.dtype, device=rows.device)
                 if ends is None:
                     ends = torch.cat(
@@ -419,14 +419,14 @@ class Trace:
                 step.decision = len(places)
                 ages[-1] = ages[-1][: 1 - len(places)]
             held = carry_down(
-                [one for one in maps if one.target == decides[0].source],
+                [member for member in maps if member.target == decides[0].source],
                 {decides[0].source: rows[None]},
             )
             empty = {name: rows.new_zeros(len(rows), size) for name, size in first.items()}
-            on_bars, _ = self.on_bars(empty | {name: own[0] for name, own in held.items()})
-            found.append(LayerAttribution(on_bars, torch.cat(ages), step))
+            on_bars, _ = self.on_bars(empty | {name: carried[0] for name, carried in held.items()})
+            layers.append(LayerAttribution(on_bars, torch.cat(ages), step))
             group = []
-        return found
+        return layers
 
     def _age(self, name: str, first: int, size: int) -> Tensor:
         """Return the ages [token] of a stream of *size* tokens above all but *first* below."""
@@ -474,8 +474,8 @@ class _Step:
         else:
             if self.decision:
                 shares = self.ends_above[-self.decision :]
-                one = weights[:, -1:] * (shares / shares.sum())
-                weights = torch.cat((weights[:, :-1], one), dim=1)
+                spread = weights[:, -1:] * (shares / shares.sum())
+                weights = torch.cat((weights[:, :-1], spread), dim=1)
             tiny = torch.finfo(self.ends_above.dtype).tiny
             below = self.concatenated(weights / self.ends_above.clamp_min(tiny)) * self.ends
         if not self._is_lowest:
@@ -489,9 +489,9 @@ def _of_layer(method: Rollout, number: int | None) -> Rollout:
     given = method.head_weights
     if number is None or given is None:
         return method
-    own = torch.as_tensor(given, dtype=torch.float64)
-    own = own[number] if own.ndim > 1 else own
-    return replace(method, head_weights=tuple(own.tolist()))
+    weights = torch.as_tensor(given, dtype=torch.float64)
+    weights = weights[number] if weights.ndim > 1 else weights
+    return replace(method, head_weights=tuple(weights.tolist()))
 
 
 class Network(nn.Module):
@@ -594,23 +594,23 @@ class Network(nn.Module):
         ``AttentionInvalid`` for what cannot be had.
         """
         with torch.no_grad(), self._halved(x, half):
-            seen = self.trace(x, positions)
+            trace = self.trace(x, positions)
         by_gradient = method.fusion == "gradient"
-        reads = self._with_gradients(x, positions, method) if by_gradient else seen.reads
+        reads = self._with_gradients(x, positions, method) if by_gradient else trace.reads
         if method.fusion == "flow":
             time = reads[0].shape[2]
             newest = min(TIME_MAX, time)
-            found = flow(reads, [newest - 1], method, newest=newest)
+            tokens = flow(reads, [newest - 1], method, newest=newest)
             older = time - newest
-            held = {name: pad(own, (older, 0)) for name, own in found.weights.items()}
+            held = {name: pad(weights, (older, 0)) for name, weights in tokens.weights.items()}
         else:
-            found = rollout(reads, seen.start(x), method, backend=explained_by(x.device))
-            held, older = dict(found.weights), 0
-        by_bar, parts = seen.on_bars({name: own[0] for name, own in held.items()})
-        sure = [read.confidence(at)[0].mean(dim=-1) for read, at in seen.decided]
+            tokens = rollout(reads, trace.start(x), method, backend=explained_by(x.device))
+            held, older = dict(tokens.weights), 0
+        by_bar, parts = trace.on_bars({name: weights[0] for name, weights in held.items()})
+        sure = [read.confidence(at)[0].mean(dim=-1) for read, at in trace.decided]
         return ExplainedOutputs(
-            seen.outputs.map(lambda part: part[:, -1:]),
-            BarWeights(by_bar[None, :, older:], found.l1_error),
+            trace.outputs.map(lambda part: part[:, -1:]),
+            BarWeights(by_bar[None, :, older:], tokens.l1_error),
             torch.stack(sure),
             parts,
         )
@@ -668,24 +668,24 @@ class Network(nn.Module):
     def _with_gradients(self, x: Tensor, positions: Tensor, method: Rollout) -> list[Read]:
         """Return the reads of one window with the gradient of the mean return by each A·V."""
         with torch.inference_mode(mode=False), torch.enable_grad():
-            seen = self.trace(x, positions)
+            trace = self.trace(x, positions)
             horizons = self.config.horizons
             at = horizons.index(method.horizon) if method.horizon in horizons else 0
-            figure = seen.outputs.mean[0, -1, at]
+            figure = trace.outputs.mean[0, -1, at]
             slopes: Sequence[Tensor] = ()
-            if seen.attended:
-                slopes = torch.autograd.grad(figure, seen.attended, materialize_grads=True)
-        found: list[Read] = []
+            if trace.attended:
+                slopes = torch.autograd.grad(figure, trace.attended, materialize_grads=True)
+        reads: list[Read] = []
         given = iter(slopes)
-        for read in seen.reads:
+        for read in trace.reads:
             if slopes and isinstance(read, Layer | SparseRead):
                 slope = next(given)
                 # A layer that computes the decided bar alone has slopes at that bar alone.
                 slope = pad(slope, (0, 0, read.shape[2] - slope.shape[2], 0))
-                found.append(replace(read, gradient=slope))
+                reads.append(replace(read, gradient=slope))
             else:
-                found.append(read)
-        return found
+                reads.append(read)
+        return reads
 
 
 def explained_by(device: torch.device) -> str:
@@ -705,13 +705,13 @@ def network_kinds() -> Mapping[str, ModelKind]:
 
 def kind_of(name: object) -> ModelKind:
     """Return the kind of network of that name; raise ``ConfigInvalid`` where none has it."""
-    known = network_kinds()
+    kinds = network_kinds()
     if isinstance(name, str) and (kind := KINDS.get(name)) is not None and not kind.has_network:
         raise ConfigInvalid(
             kind.refusal or f"A {name} checkpoint has no network; name a network's checkpoint."
         )
-    if not isinstance(name, str) or name not in known:
+    if not isinstance(name, str) or name not in kinds:
         raise ConfigInvalid(
-            f"The model's card names the kind {shown(name)}; use {' or '.join(known)}."
+            f"The model's card names the kind {shown(name)}; use {' or '.join(kinds)}."
         )
-    return known[name]
+    return kinds[name]

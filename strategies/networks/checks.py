@@ -90,14 +90,16 @@ def check_network(network: Network, windows: Sequence[tuple[Tensor, Tensor]]) ->
     run with copies of none, and what the backward pass wrote is returned and not kept.
     """
     network.eval()
-    found = list(_not_finite(network, windows))
-    if found:
-        return NetworkCheck(windows[0][0].shape[1], len(windows), (), (), tuple(found))
+    faults = list(_not_finite(network, windows))
+    if faults:
+        return NetworkCheck(windows[0][0].shape[1], len(windows), (), (), tuple(faults))
     heads = tuple(_heads(network, windows)) if network.has_attention else ()
     gradients = tuple(_gradients(network, *windows[-1]))
-    found += [f"Layer {one.layer}, head {one.head}: {one.fault}." for one in heads if one.fault]
-    found += [f"{one.part}: {one.fault}." for one in gradients if one.fault]
-    return NetworkCheck(windows[0][0].shape[1], len(windows), heads, gradients, tuple(found))
+    faults += [
+        f"Layer {check.layer}, head {check.head}: {check.fault}." for check in heads if check.fault
+    ]
+    faults += [f"{check.part}: {check.fault}." for check in gradients if check.fault]
+    return NetworkCheck(windows[0][0].shape[1], len(windows), heads, gradients, tuple(faults))
 
 
 def _not_finite(network: Network, windows: Sequence[tuple[Tensor, Tensor]]) -> Iterator[str]:
@@ -128,9 +130,9 @@ def _heads(network: Network, windows: Sequence[tuple[Tensor, Tensor]]) -> Iterat
     even = network.content_free() + EVEN_BELOW
     for layer in range(confidence.shape[1]):
         for head in range(confidence.shape[2]):
-            seen = confidence[:, layer, head]
+            values = confidence[:, layer, head]
             share = None if shares is None else float(shares[layer][head])
-            low, high = float(seen.min()), float(seen.max())
+            low, high = float(values.min()), float(values.max())
             equal = 1.0 / confidence.shape[2]
             fault = ""
             if share is not None and share < DEAD_BELOW * equal:
@@ -139,18 +141,18 @@ def _heads(network: Network, windows: Sequence[tuple[Tensor, Tensor]]) -> Iterat
                 fault = "it has collapsed onto one bar"
             elif high < even:
                 fault = "it attends evenly, whatever the rows are"
-            yield HeadCheck(layer, head, float(seen.mean()), low, high, share, fault)
+            yield HeadCheck(layer, head, float(values.mean()), low, high, share, fault)
 
 
 def _shares(network: Network, windows: Sequence[tuple[Tensor, Tensor]]) -> list[Tensor] | None:
     """Return each head's share of its layer's output by length, [head] a layer; None if unknown."""
     every: list[list[Tensor]] = []
     for window in windows:
-        seen = network.trace(*window)
-        deciding = {id(read) for read, _ in seen.decided}
+        trace = network.trace(*window)
+        deciding = {id(read) for read, _ in trace.decided}
         pairs = [
             (read.output_weight, output)
-            for read, output in zip(seen.attending, seen.attended, strict=False)
+            for read, output in zip(trace.attending, trace.attended, strict=False)
             if id(read) in deciding
         ]
         if not pairs or any(weight is None for weight, _ in pairs):
@@ -171,8 +173,8 @@ def _gradients(network: Network, rows: Tensor, positions: Tensor) -> Iterator[Gr
     """Yield the gradient of each part after one backward pass, in the order of the network."""
     names, parameters = zip(*network.named_parameters(), strict=True)
     with torch.enable_grad():
-        outputs = [one for one in network(rows, positions) if one is not None]
-        loss = torch.stack([one[:, -1].float().square().mean() for one in outputs]).sum()
+        outputs = [tensor for tensor in network(rows, positions) if tensor is not None]
+        loss = torch.stack([tensor[:, -1].float().square().mean() for tensor in outputs]).sum()
         slopes = torch.autograd.grad(loss, parameters, allow_unused=True)
     parts: dict[str, list[tuple[Tensor, Tensor]]] = {}
     for name, parameter, slope in zip(names, parameters, slopes, strict=True):
@@ -180,14 +182,14 @@ def _gradients(network: Network, rows: Tensor, positions: Tensor) -> Iterator[Gr
         parts.setdefault(_part(name), []).append((parameter.detach(), given))
     measured = {
         part: (
-            sum(one.numel() for one, _ in pairs),
-            _root_mean_square([one for one, _ in pairs]),
+            sum(tensor.numel() for tensor, _ in pairs),
+            _root_mean_square([tensor for tensor, _ in pairs]),
             _root_mean_square([slope for _, slope in pairs]),
         )
         for part, pairs in parts.items()
     }
     tiny = torch.finfo(torch.float64).tiny
-    relative = {part: found[2] / max(found[1], tiny) for part, found in measured.items()}
+    relative = {part: figures[2] / max(figures[1], tiny) for part, figures in measured.items()}
     largest = max(relative.values())
     for part, (count, weights, gradient) in measured.items():
         fault = ""
@@ -224,7 +226,9 @@ class GradientFlow:
     def add(self) -> None:
         """Measure the gradients that the parameters hold; a part without any has 0."""
         self._steps.append(
-            torch.stack([_norm(own, of_gradient=True) for own in self._parts.values()])
+            torch.stack(
+                [_norm(parameters, of_gradient=True) for parameters in self._parts.values()]
+            )
         )
 
     def not_finite(self) -> str:
@@ -237,19 +241,19 @@ class GradientFlow:
 
         Of an even number of steps it is the lower of the middle two.
         """
-        found = torch.stack(self._steps).median(dim=0).values.tolist()
+        medians = torch.stack(self._steps).median(dim=0).values.tolist()
         self._steps.clear()
         return {
-            part: (gradient, float(_norm(own, of_gradient=False)))
-            for (part, own), gradient in zip(self._parts.items(), found, strict=True)
+            part: (gradient, float(_norm(parameters, of_gradient=False)))
+            for (part, parameters), gradient in zip(self._parts.items(), medians, strict=True)
         }
 
 
 @torch.no_grad()
 def _norm(parameters: Sequence[nn.Parameter], *, of_gradient: bool) -> Tensor:
     """Return the Euclidean norm of *parameters*, or of the gradients that they hold, as float32."""
-    tensors = [one.grad if of_gradient else one for one in parameters]
-    each = [torch.linalg.vector_norm(one.float()) for one in tensors if one is not None]
+    tensors = [tensor.grad if of_gradient else tensor for tensor in parameters]
+    each = [torch.linalg.vector_norm(tensor.float()) for tensor in tensors if tensor is not None]
     return torch.linalg.vector_norm(torch.stack(each)) if each else torch.zeros(())
 
 
@@ -309,8 +313,8 @@ def _part(name: str) -> str:
 
 
 def _root_mean_square(tensors: Sequence[Tensor]) -> float:
-    count = sum(one.numel() for one in tensors)
-    total = sum(float(one.double().square().sum()) for one in tensors)
+    count = sum(tensor.numel() for tensor in tensors)
+    total = sum(float(tensor.double().square().sum()) for tensor in tensors)
     return math.sqrt(total / count)
 
 
@@ -365,8 +369,8 @@ def export_torch(network: nn.Module, example: Example, path: Path, *, card: str)
     torch.export.save(export_program(network, example), path, extra_files={"card.toml": card})
     with torch.no_grad():
         probe = _probe(example)
-        found = torch.export.load(path).module()(*probe)
-        return _agreement_of(LastBar(network).eval()(*probe), found, "torch.export")
+        outputs = torch.export.load(path).module()(*probe)
+        return _agreement_of(LastBar(network).eval()(*probe), outputs, "torch.export")
 
 
 def export_onnx(network: nn.Module, example: Example, path: Path, *, card: str) -> float:
@@ -404,45 +408,47 @@ def export_onnx(network: nn.Module, example: Example, path: Path, *, card: str) 
 
 def run_onnx(path: Path, example: Example) -> dict[str, Tensor]:
     """Return the outputs of an ONNX file for *example*, by the fastest evaluator installed."""
-    given = {name: one.numpy() for name, one in zip(INPUTS, example, strict=True)}
+    given = {name: value.numpy() for name, value in zip(INPUTS, example, strict=True)}
     if find_spec("onnxruntime") is not None:
         session = import_module("onnxruntime").InferenceSession(
             str(path), providers=["CPUExecutionProvider"]
         )
-        names = [one.name for one in session.get_outputs()]
-        found = session.run(None, {one.name: given[one.name] for one in session.get_inputs()})
+        names = [value.name for value in session.get_outputs()]
+        outputs = session.run(
+            None, {value.name: given[value.name] for value in session.get_inputs()}
+        )
     else:
         evaluator = import_module("onnx.reference").ReferenceEvaluator(str(path))
         names = evaluator.output_names
-        found = evaluator.run(None, {name: given[name] for name in evaluator.input_names})
+        outputs = evaluator.run(None, {name: given[name] for name in evaluator.input_names})
     return {
-        name.removeprefix(OUTPUT): torch.from_numpy(one)
-        for name, one in zip(names, found, strict=True)
+        name.removeprefix(OUTPUT): torch.from_numpy(value)
+        for name, value in zip(names, outputs, strict=True)
     }
 
 
-def _agreement_of(wanted: dict[str, Tensor], found: dict[str, Tensor], route: str) -> float:
+def _agreement_of(wanted: dict[str, Tensor], exported: dict[str, Tensor], route: str) -> float:
     """Return the largest relative difference of outputs by name; raise as ``require_agreement``."""
-    return require_agreement(list(wanted.values()), [found.get(name) for name in wanted], route)
+    return require_agreement(list(wanted.values()), [exported.get(name) for name in wanted], route)
 
 
 def require_agreement(
-    wanted: Sequence[Tensor | None], found: Sequence[Tensor | None], route: str
+    wanted: Sequence[Tensor | None], exported: Sequence[Tensor | None], route: str
 ) -> float:
     """Return the largest relative difference of two tuples of outputs; None entries are left out.
 
     Raises ``AttentionInvalid`` beyond ``AGREEMENT_MAX`` or where their number or shapes differ.
     """
     here = [output for output in wanted if output is not None]
-    there = [output for output in found if output is not None]
-    if [tuple(one.shape) for one in here] != [tuple(other.shape) for other in there]:
+    there = [output for output in exported if output is not None]
+    if [tuple(tensor.shape) for tensor in here] != [tuple(other.shape) for other in there]:
         raise AttentionInvalid(
             f"The network exported by {route} has other outputs; export it from this version."
         )
     worst = 0.0
-    for one, other in zip(here, there, strict=True):
-        scale = max(float(one.detach().abs().max()), torch.finfo(one.dtype).tiny)
-        difference = float((one - other).detach().abs().max()) / scale
+    for tensor, other in zip(here, there, strict=True):
+        scale = max(float(tensor.detach().abs().max()), torch.finfo(tensor.dtype).tiny)
+        difference = float((tensor - other).detach().abs().max()) / scale
         if not difference <= AGREEMENT_MAX:
             raise AttentionInvalid(
                 f"The network exported by {route} differs by {difference:.2g} of an output's "
@@ -493,5 +499,5 @@ def _sort_by_top(
     """Return a stable sort as ONNX's TopK of everything, which gives ties to the lower index."""
     if stable is False:
         raise AttentionInvalid("Only a stable sort can be exported; ties would be left open.")
-    found = values.topk(values.shape[dim], dim=dim, largest=descending)
-    return found.values, found.indices
+    top = values.topk(values.shape[dim], dim=dim, largest=descending)
+    return top.values, top.indices

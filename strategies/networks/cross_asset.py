@@ -101,14 +101,14 @@ class CrossAssetConfig(keys.ReadKeys):
 
         Raises ``ConfigInvalid`` for a symbol that the network was not trained on.
         """
-        known = {symbol: place for place, symbol in enumerate(self.symbols)}
-        if unknown := [symbol for symbol in symbols if symbol not in known]:
+        place_of = {symbol: place for place, symbol in enumerate(self.symbols)}
+        if unknown := [symbol for symbol in symbols if symbol not in place_of]:
             raise ConfigInvalid(
                 f"The network knows {', '.join(self.symbols[:8])}"
                 f"{' and others' if len(self.symbols) > 8 else ''}, and not {unknown[0]}; train it "
                 "with its candles, or take the symbol out."
             )
-        return torch.tensor([known[symbol] for symbol in symbols], dtype=torch.int64)
+        return torch.tensor([place_of[symbol] for symbol in symbols], dtype=torch.int64)
 
 
 class CrossOutputs(NamedTuple):
@@ -169,15 +169,15 @@ class CrossAssetNetwork(nn.Module):
     def __init__(self, config: CrossAssetConfig) -> None:
         super().__init__()
         self.config = config
-        made = BlockOptions.of(config)
+        options = BlockOptions.of(config)
         self.embed = nn.Linear(config.features, config.dim)
         self.asset = nn.Embedding(len(config.symbols), config.dim)
         nn.init.normal_(self.asset.weight, std=0.02)
         self.encoding = ENCODINGS["rope"](Sizes(config.dim, config.heads, config.window))
         is_joint = config.attention == JOINT
-        self.over_time = nn.ModuleList(Block(made, depth) for depth in range(config.layers))
+        self.over_time = nn.ModuleList(Block(options, depth) for depth in range(config.layers))
         self.over_assets = nn.ModuleList(
-            Block(made, depth) for depth in range(0 if is_joint else config.layers)
+            Block(options, depth) for depth in range(0 if is_joint else config.layers)
         )
         self.norm = nn.LayerNorm(config.dim)
         self.heads = Heads(config.dim, len(config.horizons))
@@ -280,10 +280,10 @@ class CrossAssetNetwork(nn.Module):
 
 def _from_nothing(dim: int, width: int) -> nn.Linear:
     """Return a projection that begins at next to nothing."""
-    made = nn.Linear(dim, width)
-    nn.init.normal_(made.weight, std=0.01)
-    nn.init.zeros_(made.bias)
-    return made
+    layer = nn.Linear(dim, width)
+    nn.init.normal_(layer.weight, std=0.01)
+    nn.init.zeros_(layer.bias)
+    return layer
 
 
 # ---------------------------------------------------------------- what it is trained by
@@ -294,15 +294,15 @@ def relative_loss(outputs: CrossOutputs, relative: Tensor) -> Tensor:
     return functional.huber_loss(outputs.relative, relative, reduction="none")
 
 
-def correlation_loss(loadings: Tensor, came: Tensor) -> Tensor:
+def correlation_loss(loadings: Tensor, realised: Tensor) -> Tensor:
     """Return the squared errors of the correlations by *loadings*: [batch, row, horizon, pair].
 
-    *came* [batch, pair, row, horizon] are the realised ones, NaN where there is none: their error
-    is 0, and so is its gradient.
+    *realised* [batch, pair, row, horizon] are the realised ones, NaN where there is none: their
+    error is 0, and so is its gradient.
     """
     forecast = correlations_of(loadings)
-    known = torch.where(came.isfinite(), came, forecast.detach())
-    return (forecast - known).square().permute(0, 2, 3, 1)
+    target = torch.where(realised.isfinite(), realised, forecast.detach())
+    return (forecast - target).square().permute(0, 2, 3, 1)
 
 
 class PortfolioCosts(NamedTuple):

@@ -96,8 +96,8 @@ class CrossConfig(AttentionConfig):
     @property
     def columns(self) -> tuple[slice, slice]:
         """The columns of a row that are a bar's own, and those of the slower or other bars."""
-        own = slice(self.features // 2 if self.other_symbol else self.features)
-        return own, slice(own.stop, None) if self.other_symbol else own
+        bar = slice(self.features // 2 if self.other_symbol else self.features)
+        return bar, slice(bar.stop, None) if self.other_symbol else bar
 
 
 class _Stream(NamedTuple):
@@ -116,13 +116,13 @@ class CrossNetwork(Network):
     def __init__(self, config: CrossConfig) -> None:
         super().__init__(config)
         self.backend = "auto"  # of ``attend``
-        made, wide = BlockOptions.of(config), config.columns[0].stop
+        options, wide = BlockOptions.of(config), config.columns[0].stop
         self.embed = nn.Linear(wide, config.dim)
         self.embed_slower = nn.Linear(2 * wide, config.dim)
         self.clock = clock_code(config.dim, config.interval_minutes, config.clock)
         # Of a layer: within the slower timeframe, within the bars, and from these to those.
         self.layers = nn.ModuleList(
-            nn.ModuleList(Block(made, depth) for _ in range(3)) for depth in range(config.layers)
+            nn.ModuleList(Block(options, depth) for _ in range(3)) for depth in range(config.layers)
         )
         self.norm = nn.LayerNorm(config.dim)
         self.heads = heads_of(config)
@@ -139,7 +139,7 @@ class CrossNetwork(Network):
         then the bars themselves, and two rows of confidence a layer are the bar's attention to the
         bars, and its read of the slower timeframe.
         """
-        (bars, near), (slower, far), seen, frame = self.enter(x, positions)
+        (bars, near), (slower, far), visible, frame = self.enter(x, positions)
         if trace is not None:
             trace.ages[_SLOWER] = self.config.window - (frame.start + frame.length)[0]
             trace.to_bars = lambda weights: self._to_bars(weights, frame)
@@ -151,10 +151,10 @@ class CrossNetwork(Network):
             # One block's queries are of the bars, its keys and values of the slower timeframe.
             query = read.project(bars, near).query
             _, key, value = read.project(slower, far)
-            attended, logsumexp = cross_attend(query, key, value, seen)
+            attended, logsumexp = cross_attend(query, key, value, visible)
             if trace is not None:
                 crossed = Layer(
-                    query, key, value, logsumexp, Mask(causal=False, seen=seen),
+                    query, key, value, logsumexp, Mask(causal=False, seen=visible),
                     output_weight=read.project_out.weight, target=_BARS, source=_SLOWER,
                 )  # fmt: skip
                 trace.attend(crossed, attended, is_layer=False)

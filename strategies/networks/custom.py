@@ -119,18 +119,18 @@ class CustomConfig(AttentionConfig):
                 "architecture.mechanism names no class; give it as module:Class, one that derives "
                 "from tracepaper.AttentionMechanism."
             )
-        own = OWN_CLASSES.find(self.mechanism)
-        if not issubclass(own.made_of, AttentionMechanism):
+        user_class = OWN_CLASSES.find(self.mechanism)
+        if not issubclass(user_class.made_of, AttentionMechanism):
             raise ConfigInvalid(
                 f"architecture.mechanism '{self.mechanism}' is no tracepaper.AttentionMechanism; "
                 "derive from it."
             )
-        if self.source_sha256 not in {"", own.sha256}:
+        if self.source_sha256 not in {"", user_class.sha256}:
             raise CheckpointMismatch(
                 f"The sources of {self.mechanism} have changed since the model was trained; "
                 "restore them, or train again."
             )
-        return own
+        return user_class
 
 
 def by_names(section: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
@@ -151,10 +151,10 @@ class CustomNetwork(Transformer):
         self._is_tried = self._is_held = False
         self._say: Callable[[str], object] | None = None
         with self._class.guard():
-            made = [
+            mechanisms = [
                 self._class.made_of(config.heads, config.head_dim) for _ in range(config.layers)
             ]
-            self.mechanisms = nn.ModuleList(made)
+            self.mechanisms = nn.ModuleList(mechanisms)
             self.mechanisms.train(self.training)
 
     def hold_by(self, say: Callable[[str], object]) -> None:
@@ -206,9 +206,10 @@ class CustomNetwork(Transformer):
             given = mechanism(query, key)
         name, wanted = self.config.mechanism, [*query.shape[:3], key.shape[2]]
         if not isinstance(given, Tensor) or list(given.shape) != wanted:
-            found = list(given.shape) if isinstance(given, Tensor) else type(given).__name__
+            returned = list(given.shape) if isinstance(given, Tensor) else type(given).__name__
             raise AttentionInvalid(
-                f"{name} returned {found} for weights of {wanted}; return [batch, head, row, bar]."
+                f"{name} returned {returned} for weights of {wanted}; return [batch, head, row, "
+                "bar]."
             )
         if (given.dtype, given.layout, given.device) != (query.dtype, query.layout, query.device):
             raise AttentionInvalid(
@@ -217,16 +218,16 @@ class CustomNetwork(Transformer):
             )
         if torch.compiler.is_compiling():
             return given
-        seen = given.detach()
-        if not bool(torch.isfinite(seen).all()):
+        weights = given.detach()
+        if not bool(torch.isfinite(weights).all()):
             raise AttentionInvalid(f"{name} returned weights that are not finite; mend it.")
-        if bool((seen < 0).any()):
+        if bool((weights < 0).any()):
             raise AttentionInvalid(f"{name} returned weights below 0; return shares.")
-        if bool(seen.triu(1).any()):
+        if bool(weights.triu(1).any()):
             raise AttentionInvalid(
                 f"{name} gave weight to bars that are later than their row; give them 0."
             )
-        missed = float((seen.sum(dim=-1) - 1).abs().max())
+        missed = float((weights.sum(dim=-1) - 1).abs().max())
         if missed > SUM_WITHIN:
             raise AttentionInvalid(
                 f"{name} returned a row of weights whose sum misses 1 by {missed:.2g}; divide each "
@@ -243,8 +244,10 @@ class CustomNetwork(Transformer):
         draw = torch.Generator().manual_seed(_SEED)
         query, key, other = (torch.randn(shape, generator=draw).to(self.device) for _ in range(3))
         at = time // 2
-        later = [torch.cat((one[..., :at, :], other[..., at:, :]), dim=2) for one in (query, key)]
-        beside = [torch.cat((one[:1], other[1:])) for one in (query, key)]
+        later = [
+            torch.cat((tensor[..., :at, :], other[..., at:, :]), dim=2) for tensor in (query, key)
+        ]
+        beside = [torch.cat((tensor[:1], other[1:])) for tensor in (query, key)]
         with torch.random.fork_rng(devices=[]):
             self.mechanisms.eval()
             try:

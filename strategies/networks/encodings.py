@@ -127,12 +127,12 @@ def alibi_key(key: Tensor, age: Tensor) -> Tensor:
 
 def _pieces(value: Tensor, dtype: torch.dtype) -> list[Tensor]:
     """Return numbers of a half *dtype* whose sum is the float32 *value*, the largest first."""
-    found = []
+    pieces = []
     for _ in range(_PIECES):
         piece = value.to(dtype)
-        found.append(piece)
+        pieces.append(piece)
         value = value - piece.float()
-    return found
+    return pieces
 
 
 def sinusoidal_table(positions: Tensor, dim: int, period: int) -> Tensor:
@@ -217,13 +217,13 @@ ENCODINGS: Final[dict[str, type[Encoding]]] = {}
 def encoding(name: str) -> Callable[[type[Encoding]], type[Encoding]]:
     """Register a class as the encoding *name*; raise ``ConfigInvalid`` for a name that is taken."""
 
-    def known(made: type[Encoding]) -> type[Encoding]:
+    def register(kind: type[Encoding]) -> type[Encoding]:
         if name in ENCODINGS:
             raise ConfigInvalid(f"There is an encoding called {name} already.")
-        ENCODINGS[name] = made
-        return made
+        ENCODINGS[name] = kind
+        return kind
 
-    return known
+    return register
 
 
 @encoding("rope")
@@ -414,8 +414,8 @@ def _halving(time_ms: Tensor) -> Tensor:
 
     Before the first it is 0, and four years after the last that is known it stays at 1.
     """
-    known = [int(moment.timestamp() * 1_000) for moment in HALVINGS]
-    times = torch.tensor(known, device=time_ms.device)
+    halvings = [int(moment.timestamp() * 1_000) for moment in HALVINGS]
+    times = torch.tensor(halvings, device=time_ms.device)
     last = times[(torch.searchsorted(times, time_ms.contiguous(), right=True) - 1).clamp_min(0)]
     over = ((time_ms - last).double() / (_HALVING_DAYS * _DAY_MS)).clamp(0.0, 1.0)
     return torch.cat((over[..., None], _circle(over, (1,))), dim=-1)

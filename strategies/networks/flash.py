@@ -309,7 +309,7 @@ class Transformer(Network):
     ) -> None:
         """Take tokens of *columns*, and *length* of them; by default rows and the window."""
         super().__init__(config)
-        made = BlockOptions.of(config)
+        options = BlockOptions.of(config)
         self.mask = mask
         self.embed = nn.Linear(columns or config.features, config.dim)
         sizes = Sizes(config.dim, config.heads, length or config.window)
@@ -317,8 +317,8 @@ class Transformer(Network):
         self.clock = clock_code(
             config.dim, config.interval_minutes, config.clock if has_clock else ()
         )
-        self.blocks = nn.ModuleList(Block(made, depth) for depth in range(config.layers))
-        self.norm = nn.LayerNorm(config.dim) if made.norm == "pre" else nn.Identity()
+        self.blocks = nn.ModuleList(Block(options, depth) for depth in range(config.layers))
+        self.norm = nn.LayerNorm(config.dim) if options.norm == "pre" else nn.Identity()
         self.heads = heads_of(config)
 
     def run(self, x: Tensor, positions: Tensor, trace: Trace | None) -> Tensor:

@@ -65,15 +65,15 @@ def along(
     if not torch.is_grad_enabled():
         count = max(_TOKENS_AT_ONCE // lines.shape[1], 1)
     weight = block.project_out.weight
-    found, noted = [], []
+    outputs, noted = [], []
     for part in lines.split(count):
         query, key, value = block.project(part, phases)
         mixed, logsumexp = attend(query, key, value, mask, checked=False)
-        found.append(block.finish(part, mixed))
+        outputs.append(block.finish(part, mixed))
         if trace is not None:
             noted.append((query, key, logsumexp, value_norms(value, weight)))  # of values enough
-    made = (found[0] if len(found) == 1 else torch.cat(found)).unflatten(0, state.shape[:2])
+    joined = (outputs[0] if len(outputs) == 1 else torch.cat(outputs)).unflatten(0, state.shape[:2])
     if trace is None:
-        return made, None
+        return joined, None
     query, key, logsumexp, norms = (torch.cat(parts) for parts in zip(*noted, strict=True))
-    return made, Layer(query, key, None, logsumexp, mask, norms=norms)
+    return joined, Layer(query, key, None, logsumexp, mask, norms=norms)

@@ -139,15 +139,17 @@ class SparseBlock(nn.Module):
         query, key, value = mixed.permute(2, 0, 3, 1, 4).contiguous().unbind(0)
         last = [x.shape[1] - 1]
         if samples is None:
-            found, x = attend_rows(query, key, value, last), x[:, -1:]
+            attended, x = attend_rows(query, key, value, last), x[:, -1:]
         else:
-            found = attend_sparsely(
+            attended = attend_sparsely(
                 query, key, value, Mask.full(), samples, factor=self.factor, always=last
             )
         if trace is not None:
             weight = self.project_out.weight
-            trace.attend(SparseRead(found.rows, value=value, output_weight=weight), found.output)
-        joined = found.output.transpose(1, 2).flatten(2)  # [batch, time, head * dim]
+            trace.attend(
+                SparseRead(attended.rows, value=value, output_weight=weight), attended.output
+            )
+        joined = attended.output.transpose(1, 2).flatten(2)  # [batch, time, head * dim]
         x = x + self.dropout(self.project_out(joined))
         hidden = self.activation(self.rise(self.mlp_norm(x)))
         return x + self.dropout(self.fall(hidden))

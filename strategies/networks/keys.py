@@ -165,16 +165,16 @@ class Rule(NamedTuple):
     def check(self, of: object) -> None:
         """Raise ``ConfigInvalid`` unless *of* keeps it."""
         if not self.holds(of):
-            said = self.sentence
-            said = said.format(of=of) if isinstance(said, str) else said(of)
-            raise ConfigInvalid(f"architecture.{said}.")
+            sentence = self.sentence
+            sentence = sentence.format(of=of) if isinstance(sentence, str) else sentence(of)
+            raise ConfigInvalid(f"architecture.{sentence}.")
 
 
-def one_of(name: str, known: Collection[str]) -> Rule:
-    """Return the rule that a key is one of the words *known*."""
+def one_of(name: str, words: Collection[str]) -> Rule:
+    """Return the rule that a key is one of *words*."""
     return Rule(
-        lambda of: getattr(of, name) in known,
-        lambda of: f"{name} is {shown(getattr(of, name))}; choose one of {', '.join(known)}",
+        lambda of: getattr(of, name) in words,
+        lambda of: f"{name} is {shown(getattr(of, name))}; choose one of {', '.join(words)}",
     )
 
 
@@ -245,10 +245,10 @@ def listed(config: Any) -> dict[str, Any]:  # noqa: ANN401 - any dataclass of ke
     return {name: list(v) if isinstance(v, tuple) else v for name, v in values.items()}
 
 
-def nearest(name: str, known: Collection[str]) -> str:
-    """Return words that name what of *known* is like *name*; all of it where nothing is."""
-    near = get_close_matches(name, known, n=1, cutoff=0.5)
-    return f", the nearest is {near[0]}" if near else f" (known are {', '.join(known)})"
+def nearest(name: str, names: Collection[str]) -> str:
+    """Return words that name what of *names* is like *name*; all of it where nothing is."""
+    near = get_close_matches(name, names, n=1, cutoff=0.5)
+    return f", the nearest is {near[0]}" if near else f" (known are {', '.join(names)})"
 
 
 def checked(key: Key, value: object, section: str = "architecture") -> object:

@@ -117,11 +117,11 @@ def frame_of(x: Tensor, positions: Tensor, *, wide: int, count: int) -> FrameTok
     )
     start, end = bounds[:, :-1], bounds[:, 1:]
     place = start[:, :, None] + torch.arange(wide, device=x.device)  # [batch, token, wide]
-    own = place < end[:, :, None]
+    inside = place < end[:, :, None]
     taken = x.gather(
         1, place.clamp_max(x.shape[1] - 1).flatten(1)[..., None].expand(-1, -1, x.shape[2])
     )
-    taken = taken.unflatten(1, (count, wide)).masked_fill(~own[..., None], 0.0)
+    taken = taken.unflatten(1, (count, wide)).masked_fill(~inside[..., None], 0.0)
     length = end - start
     mean = taken.sum(dim=2) / length[..., None].clamp_min(1)
     last = (end - 1).clamp_min(0)

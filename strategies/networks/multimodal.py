@@ -283,8 +283,8 @@ class ModalityFusion(nn.Module):
         levels = None
         if inside is not None:
             # A head has the same columns of both, so that its shares multiply.
-            own = shares[..., self.names.index(_BOOK), :]
-            levels = (own[..., None, :] * inside.by_head).mean(dim=-1)
+            book_shares = shares[..., self.names.index(_BOOK), :]
+            levels = (book_shares[..., None, :] * inside.by_head).mean(dim=-1)
         return FusedState(mixed.flatten(-2), shares.mean(dim=-1), shares, levels)
 
 
@@ -299,9 +299,9 @@ class TradingNetwork(Network):
         self.fusion = ModalityFusion(
             config.groups, config.level_groups, dim=config.dim, heads=config.heads
         )
-        seen = (config.window - 1) // config.layers + 1  # of each layer
+        reach = (config.window - 1) // config.layers + 1  # of each layer
         self.trunk = Transformer(
-            config, Mask.window(seen), encoding=config.encoding, columns=config.dim, length=seen
+            config, Mask.window(reach), encoding=config.encoding, columns=config.dim, length=reach
         )
         self.trunk.heads = heads_of(
             config,
@@ -354,8 +354,8 @@ class TradingNetwork(Network):
         by_bar = (weights[:, None] * shares[older:].to(weights.dtype)).tolist()
         return tuple(
             AttendedPart(1, older + bar, 1, share, *name)
-            for bar, own in enumerate(by_bar)
-            for name, share in zip(names, own, strict=True)
+            for bar, row in enumerate(by_bar)
+            for name, share in zip(names, row, strict=True)
         )
 
     def content_free(self) -> float:

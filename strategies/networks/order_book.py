@@ -91,12 +91,12 @@ class OrderBookNetwork(nn.Module):
         self.embed = nn.Linear(len(COLUMNS), config.dim)
         self.place = nn.Parameter(torch.empty(config.tokens, config.dim))
         nn.init.normal_(self.place, std=0.02)
-        made = BlockOptions.of(config)
+        options = BlockOptions.of(config)
         # Tokens are mixed by themselves once a layer, after both attentions.
         self.over_levels = nn.ModuleList(
-            Block(made._replace(mlp=""), depth) for depth in range(config.layers)
+            Block(options._replace(mlp=""), depth) for depth in range(config.layers)
         )
-        self.over_time = nn.ModuleList(Block(made, depth) for depth in range(config.layers))
+        self.over_time = nn.ModuleList(Block(options, depth) for depth in range(config.layers))
         self.encoding = Rope(Sizes(config.dim, config.heads, config.window))
         self.norm = nn.LayerNorm(config.dim)
         self.direction = nn.Linear(config.dim, len(config.horizons) * len(MOVES))
@@ -145,8 +145,8 @@ class OrderBookNetwork(nn.Module):
         x = self._run(tokens[None], trace)[0]
         weights = x.new_zeros(x.shape[:2])
         weights[-1] = 1.0 / x.shape[1]
-        found = rollout(trace.reads, {"bars": weights.flatten()[None, None]})
-        by_token = found.weights["bars"][0, 0].view_as(weights)
+        attended = rollout(trace.reads, {"bars": weights.flatten()[None, None]})
+        by_token = attended.weights["bars"][0, 0].view_as(weights)
         return OrderBookAttribution(
-            self._answer(x[-1]).softmax(dim=-1), by_token, float(found.l1_error[0, 0])
+            self._answer(x[-1]).softmax(dim=-1), by_token, float(attended.l1_error[0, 0])
         )

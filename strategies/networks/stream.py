@@ -195,17 +195,17 @@ class StreamState:
         runs, first = [], 0
         for at in range(1, len(streams) + 1):
             if at == len(streams) or streams[at] != streams[at - 1] + 1:
-                own = slice(streams[first], streams[at - 1] + 1)
-                end = self.rings.settle(own, count)
-                runs.append(StreamSpan(own, slice(first, at), end, self.counts[own]))
+                adjacent = slice(streams[first], streams[at - 1] + 1)
+                end = self.rings.settle(adjacent, count)
+                runs.append(StreamSpan(adjacent, slice(first, at), end, self.counts[adjacent]))
                 first = at
         return runs
 
     def seen(self, streams: slice) -> list[LayerBuffers]:
         """Return each layer's buffers over adjacent *streams*, as views."""
-        found = self._seen.get((streams.start, streams.stop))
-        if found is None:
-            found = [
+        buffers = self._seen.get((streams.start, streams.stop))
+        if buffers is None:
+            buffers = [
                 LayerBuffers(
                     layer.keys.rows[streams].flatten(0, 1),
                     layer.values.rows[streams].flatten(0, 1),
@@ -214,8 +214,8 @@ class StreamState:
                 )
                 for layer in self.layers
             ]
-            self._seen[streams.start, streams.stop] = found
-        return found
+            self._seen[streams.start, streams.stop] = buffers
+        return buffers
 
     def advance(self, stream: int, places: Tensor, history: Tensor) -> None:
         """Count the bars just written to *stream*, at *places* [bars], and keep their history."""
@@ -299,7 +299,7 @@ class StreamingNetwork:
         them, unless the data are full of holes.
         """
         blocks = positions // BLOCK_BARS
-        columns = [state.take(stream, own) for stream, own in zip(streams, blocks, strict=True)]
+        columns = [state.take(stream, row) for stream, row in zip(streams, blocks, strict=True)]
         bars = min(map(len, columns))
         time = CHUNK_BARS if padded else bars
         rows, at = rows[:, :bars].to(self.device), positions[:, :bars]
@@ -308,14 +308,14 @@ class StreamingNetwork:
             at = at[:, np.arange(time).clip(max=bars - 1)]
         places = torch.from_numpy(at).to(self.device)
         rollout = torch.zeros(len(streams), time, state.width, device=self.device)
-        own = torch.from_numpy(np.stack([each[:bars] for each in columns])).to(self.device)
-        rollout[:, :bars].scatter_(2, own[..., None], 1.0)
+        cells = torch.from_numpy(np.stack([each[:bars] for each in columns])).to(self.device)
+        rollout[:, :bars].scatter_(2, cells[..., None], 1.0)
         runs = state.runs(streams, time)
         hidden, rollout, attended = self._layers(state, runs, rows, places, rollout)
-        known = np.array([state.counts[stream] for stream in streams])[:, None]
-        visible = np.minimum(known + np.arange(1, bars + 1), self.config.window)  # [stream, bars]
-        seen = torch.from_numpy(visible).to(self.device)
-        confidence, history = self._figures(attended, rollout[:, :bars], seen)
+        before = np.array([state.counts[stream] for stream in streams])[:, None]
+        visible = np.minimum(before + np.arange(1, bars + 1), self.config.window)  # [stream, bars]
+        reach = torch.from_numpy(visible).to(self.device)
+        confidence, history = self._figures(attended, rollout[:, :bars], reach)
         for index, stream in enumerate(streams):
             state.advance(stream, places[index, :bars], history[index])
         state.attended_pairs += self.config.layers * int(visible.sum())
@@ -378,7 +378,7 @@ class StreamingNetwork:
         for run in runs:
             state.places.rows[run.streams, run.end : run.end + rows.shape[1]] = places[run.group]
         hidden, phases = self.network.enter(rows.flatten(0, 1)[None], places.flatten())
-        seen = [state.seen(run.streams) for run in runs]
+        buffers = [state.seen(run.streams) for run in runs]
         heads, alone = self.config.heads, len(runs) == 1
         queries, keys, figures, norms = [], [], [], []
         for depth, block in enumerate(self.network.layers()):
@@ -388,15 +388,15 @@ class StreamingNetwork:
                 lengths = self.fusion.lengths(block, value.unflatten(0, (streams, -1)))
                 norms.append(lengths)
             parts = []
-            for run, kept in zip(runs, seen, strict=True):
-                past, asked = kept[depth], query
+            for run, kept in zip(runs, buffers, strict=True):
+                past, part_query = kept[depth], query
                 new = native.StreamRows(key, value, rollout)
                 if not alone:
                     pairs = slice(run.group.start * heads, run.group.stop * heads)
-                    asked = query[pairs]
+                    part_query = query[pairs]
                     new = native.StreamRows(key[pairs], value[pairs], rollout[run.group])
                 if self.backend != TILES:
-                    parts.append(self._scan(run, past, new, asked))
+                    parts.append(self._scan(run, past, new, part_query))
                     continue
                 stop = run.end + query.shape[1]
                 past.keys[:, run.end : stop] = new.keys
@@ -404,7 +404,7 @@ class StreamingNetwork:
                 past.rollout[:, run.end : stop] = new.rollout
                 if lengths is not None and past.lengths is not None:
                     past.lengths[:, :, run.end : stop] = lengths[run.group]
-                parts.append(self._attend(state, run, past, asked, depth, alone=streams == 1))
+                parts.append(self._attend(state, run, past, part_query, depth, alone=streams == 1))
             tile = _joined(parts, 0)
             hidden = block.finish(hidden, _by_head(tile.output, streams))
             rollout = self.fusion.join(depth, tile.rollout, rollout)
@@ -500,15 +500,15 @@ class StreamingNetwork:
         scores = self._scale * query @ past.keys[:, kept].mT  # [pair, tile, keys]
         streams = scores.unflatten(0, (len(run.counts), -1))  # [stream, head, tile, keys]
         if self.network.encoding.has_bias:
-            known = places[:, kept]
-            distance = known[:, None] - known[:, start - begin :, None]  # [stream, tile, keys]
+            place = places[:, kept]
+            distance = place[:, None] - place[:, start - begin :, None]  # [stream, tile, keys]
             streams += self.network.encoding.bias(distance)
         if bars > 1:
             scores[..., :TILE_BARS] += self._gone
             scores[..., -TILE_BARS:] += self._future
         if min(run.counts) + begin < 0:
-            for one, count in zip(streams, run.counts, strict=True):
-                one[..., : max(0, -count - begin)] = _HIDDEN  # before the stream's first bar
+            for stream, count in zip(streams, run.counts, strict=True):
+                stream[..., : max(0, -count - begin)] = _HIDDEN  # before the stream's first bar
         shares = torch.softmax(scores, dim=-1)
         top_score = scores.amax(-1, keepdim=True)
         mean_score = scores.mul_(shares).sum(-1, keepdim=True)

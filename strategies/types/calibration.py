@@ -43,7 +43,7 @@ class LinearScore(Struct, frozen=True, forbid_unknown_fields=True):
         if any(len(part) != len(self.names) for part in parts):
             raise ValueError("a score needs one center, scale and weight for each name")
         _finite(*self.center, *self.scale, *self.weight, self.intercept)
-        if any(one <= 0 for one in self.scale):
+        if any(number <= 0 for number in self.scale):
             raise ValueError("a scale must be above 0")
 
     def probability(self, values: Sequence[float | None]) -> float | None:
@@ -108,8 +108,8 @@ class RegimeCells(Struct, frozen=True, forbid_unknown_fields=True):
             raise ValueError("a regime's cell needs one number for each name")
         if len(self.ratio) != len(self.cells) or len(self.error) != len(self.cells):
             raise ValueError("each cell needs a ratio and its error")
-        known = (error for error in self.error if error is not None)
-        _finite(*(number for row in rows for number in row), *self.ratio, *known)
+        errors = (error for error in self.error if error is not None)
+        _finite(*(number for row in rows for number in row), *self.ratio, *errors)
         if min(self.scale) <= 0:
             raise ValueError("a scale must be above 0")
 
@@ -148,14 +148,21 @@ class GateCoverage(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def share_of(
-    known: Sequence[GateCoverage], thresholds: Mapping[str, float], regimes: Collection[str]
+    coverages: Sequence[GateCoverage], thresholds: Mapping[str, float], regimes: Collection[str]
 ) -> float | None:
     """Return the coverage of judgement gates at exactly these *thresholds*, in these *regimes*.
 
     None where it was not counted.
     """
-    asked = (thresholds, set(regimes))
-    return next((one.share for one in known if (one.thresholds, set(one.regimes)) == asked), None)
+    wanted = (thresholds, set(regimes))
+    return next(
+        (
+            coverage.share
+            for coverage in coverages
+            if (coverage.thresholds, set(coverage.regimes)) == wanted
+        ),
+        None,
+    )
 
 
 def _finite(*numbers: float) -> None:

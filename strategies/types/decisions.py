@@ -92,7 +92,7 @@ class HeadForecasts(Struct, frozen=True, gc=False, array_like=True):
     def stored(self) -> tuple[bytes, ...]:
         """Return the fields that are recorded: later additions are left out where empty."""
         every = tuple(getattr(self, name) for name in self.__struct_fields__)
-        used = max((at for at, one in enumerate(every, 1) if one), default=0)
+        used = max((at for at, field in enumerate(every, 1) if field), default=0)
         return every[: max(used, _FIRST_HEADS)]
 
 
@@ -161,8 +161,8 @@ class Forecast(Struct, frozen=True, gc=False):
 
     def allocation(self, at: int) -> float | None:
         """Read the position in [-1, 1] that the network would hold; None without the head."""
-        found = self.head("allocation", at)
-        return found[0] if found else None
+        values = self.head("allocation", at)
+        return values[0] if values else None
 
 
 class PredictionTimeout(Struct, frozen=True, gc=False):
@@ -528,7 +528,7 @@ class Step(Struct, frozen=True, gc=False):
     @property
     def strategies(self) -> tuple[StrategyDecision, ...]:
         """What each of several strategies decided, by name; empty where one alone decides."""
-        return tuple([one.decided for one in self.twins if one.decided is not None])
+        return tuple([twin.decided for twin in self.twins if twin.decided is not None])
 
 
 class Repeat(Struct, frozen=True, gc=False):
