@@ -105,23 +105,23 @@ class BookFollower:
 
     def advance(self, frame: ReadFrame, watch: Watch) -> Iterator[BookUpdate]:
         """Take in the next *frame*; yield each event that it causes."""
-        seen = self._look(watch)
-        if seen.rests and not self._is_sampled:
+        watched = self._look(watch)
+        if watched.rests and not self._is_sampled:
             # What was on its way by then met the book that stood at that time.
-            while (arrives_ms := seen.arrives_ms) is not None and arrives_ms < frame.at_ms:
+            while (arrives_ms := watched.arrives_ms) is not None and arrives_ms < frame.at_ms:
                 if self.best is None:
                     break
                 self.at_ms = max(self.at_ms, arrives_ms)
                 yield self._update(is_whole=True)
-                seen = self._look(watch)
+                watched = self._look(watch)
         if frame.cause and self._moves:
             yield self._update(is_whole=False)
-            seen = self._look(watch)
-        fills = self.apply(frame, seen)
-        if self.best is None or not seen.rests:
+            watched = self._look(watch)
+        fills = self.apply(frame, watched)
+        if self.best is None or not watched.rests:
             return
-        acts = bool(self._cause) or self._is_sampled or seen.has_strangers
-        acts = acts or seen.acts(self._quote())
+        acts = bool(self._cause) or self._is_sampled or watched.has_strangers
+        acts = acts or watched.acts(self._quote())
         if acts or fills:  # a trade alone needs no level beyond the touch
             yield self._update(is_whole=acts or frame.book is not None)
         elif len(self._moves) >= MOVES_MOST:
@@ -130,21 +130,23 @@ class BookFollower:
     def arrivals(self, until_ms: int, watch: Watch) -> Iterator[BookUpdate]:
         """Yield the events of orders that arrive by *until_ms*, all frames until then known."""
         until_ms -= self._response_ms
-        seen = self._look(watch)
-        while not self._is_sampled and (at_ms := seen.arrives_ms) is not None and at_ms <= until_ms:
+        watched = self._look(watch)
+        while (
+            not self._is_sampled and (at_ms := watched.arrives_ms) is not None and at_ms <= until_ms
+        ):
             if self.best is None:
                 break
             self.at_ms = max(self.at_ms, at_ms)
             yield self._update(is_whole=True)
-            seen = self._look(watch)
+            watched = self._look(watch)
 
     def rest(self) -> Iterator[BookUpdate]:
         """Yield what no event holds yet."""
         if self._moves and self.best is not None:
             yield self._update(is_whole=False)
 
-    def apply(self, frame: ReadFrame, seen: BookWatch | None) -> bool:
-        """Take in *frame*; return whether what happened in it fills an order of *seen*."""
+    def apply(self, frame: ReadFrame, watched: BookWatch | None) -> bool:
+        """Take in *frame*; return whether what happened in it fills an order of *watched*."""
         if frame.cause:
             self.best, self._cause = None, frame.cause
             if frame.cause != SILENT:  # nothing is missing: the next frame makes it whole
@@ -153,8 +155,8 @@ class BookFollower:
             return False
         self.frame += 1
         self.at_ms = max(self.at_ms, frame.at_ms)
-        known = self.best is not None and not self._is_sampled
-        queued = seen if seen is not None and seen.queued and known else None
+        has_book = self.best is not None and not self._is_sampled
+        queued = watched if watched is not None and watched.queued and has_book else None
         if frame.book is None:
             return queued is not None and self._trade(frame, queued)
         self._set(frame)
@@ -183,32 +185,32 @@ class BookFollower:
                 else:
                     levels.pop(price, None)
 
-    def _follow(self, frame: ReadFrame, seen: BookWatch) -> None:
+    def _follow(self, frame: ReadFrame, watched: BookWatch) -> None:
         """Note the levels that *frame* set at the prices of limits."""
         assert frame.book is not None
         if frame.is_snapshot:
-            changed = {at: self._levels(at[0]).get(at[1], (0, 0))[0] for at in seen.queued}
+            changed = {at: self._levels(at[0]).get(at[1], (0, 0))[0] for at in watched.queued}
         else:
             pairs = zip((Side.BUY, Side.SELL), frame.book, strict=True)
             changed = {
                 (side, price): size
                 for side, levels in pairs
                 for price, size in levels
-                if (side, price) in seen.queued
+                if (side, price) in watched.queued
             }
         for (side, price), size in changed.items():
             if size or self._is_in_view(side, price):
                 move = Move(self.at_ms, side, price, size)
-                seen.take(move)
+                watched.take(move)
                 self._moves.append(move)
 
-    def _trade(self, frame: ReadFrame, seen: BookWatch) -> bool:
+    def _trade(self, frame: ReadFrame, watched: BookWatch) -> bool:
         """Note the trades that reach the price of a limit; return whether they fill one."""
         fills = False
         for taker, price, size in frame.trades:
-            if seen.concerns(Side.SELL if taker is Side.BUY else Side.BUY, price):
+            if watched.concerns(Side.SELL if taker is Side.BUY else Side.BUY, price):
                 move = Move(self.at_ms, taker, price, size, is_trade=True)
-                fills = seen.take(move) or fills
+                fills = watched.take(move) or fills
                 self._moves.append(move)
         return fills
 
@@ -217,8 +219,8 @@ class BookFollower:
 
     def _is_in_view(self, side: Side, price: int) -> bool:
         """Whether a level that is gone stood before the last one that is known."""
-        known = self._levels(side)
-        return price > min(known) if side is Side.BUY else price < max(known)
+        levels = self._levels(side)
+        return price > min(levels) if side is Side.BUY else price < max(levels)
 
     def _quote(self) -> Quote:
         assert self.best is not None
@@ -231,9 +233,9 @@ class BookFollower:
         bid, ask = self.best
         if is_whole:
             bids = tuple(
-                BookLevel(one, *self._bids[one]) for one in sorted(self._bids, reverse=True)
+                BookLevel(price, *self._bids[price]) for price in sorted(self._bids, reverse=True)
             )
-            asks = tuple(BookLevel(one, *self._asks[one]) for one in sorted(self._asks))
+            asks = tuple(BookLevel(price, *self._asks[price]) for price in sorted(self._asks))
         else:
             bids, asks = (BookLevel(bid, *self._bids[bid]),), (BookLevel(ask, *self._asks[ask]),)
         cause, moves = self._cause, tuple(self._moves)

@@ -67,43 +67,43 @@ def names_of(file: Path) -> tuple[str, ...]:
 
 def choose(
     rule: UniverseRule,
-    seen: Iterable[TradedSymbol],
+    symbols: Iterable[TradedSymbol],
     *,
     count: int,
     now_ms: int,
     names: Collection[str] | None = None,
 ) -> Choice:
-    """Choose the first *count* of *seen* that pass *rule*, by its measure; ties by symbol.
+    """Choose the first *count* of *symbols* that pass *rule*, by its measure; ties by symbol.
 
     *names* are those of its list. The choice follows from the arguments alone.
     """
-    seen = tuple(seen)
+    symbols = tuple(symbols)
     passing = [
-        one
-        for one in seen
-        if (names is None or one.symbol in names)
-        and one.turnover >= rule.min_turnover
-        and rule.min_volatility <= one.volatility <= rule.max_volatility
-        and (not rule.min_age_days or age_days(one, now_ms) >= rule.min_age_days)
+        traded
+        for traded in symbols
+        if (names is None or traded.symbol in names)
+        and traded.turnover >= rule.min_turnover
+        and rule.min_volatility <= traded.volatility <= rule.max_volatility
+        and (not rule.min_age_days or age_days(traded, now_ms) >= rule.min_age_days)
     ]
-    passing.sort(key=lambda one: (-getattr(one, rule.by), one.symbol))
+    passing.sort(key=lambda traded: (-getattr(traded, rule.by), traded.symbol))
     chosen = tuple(passing[:count])
     if not chosen:
         return Choice(
             (),
-            f"none of {len(seen)} symbols passes market.universe, so no position is opened until "
-            "the next choice; loosen its limits or its list",
+            f"none of {len(symbols)} symbols passes market.universe, so no position is opened "
+            "until the next choice; loosen its limits or its list",
         )
     return Choice(
         chosen,
-        f"{len(chosen)} of {len(seen)} symbols may open positions, the first by {rule.by} of the "
-        f"{len(passing)} that pass market.universe",
+        f"{len(chosen)} of {len(symbols)} symbols may open positions, the first by {rule.by} of "
+        f"the {len(passing)} that pass market.universe",
     )
 
 
-def age_days(one: TradedSymbol, now_ms: int) -> int:
-    """Return the whole days since *one* was listed; -1 where that is not known."""
-    return (now_ms - one.listed_ms) // DAY_MS if 0 < one.listed_ms <= now_ms else UNKNOWN_AGE
+def age_days(traded: TradedSymbol, now_ms: int) -> int:
+    """Return the whole days since *traded* was listed; -1 where that is not known."""
+    return (now_ms - traded.listed_ms) // DAY_MS if 0 < traded.listed_ms <= now_ms else UNKNOWN_AGE
 
 
 def change_of(
@@ -118,21 +118,21 @@ def change_of(
 
     An instrument that is not *listed* is not chosen.
     """
-    by_symbol = {one.symbol: one for one in listed}
+    by_symbol = {traded.symbol: traded for traded in listed}
     candidates = [by_symbol[item.symbol] for item in instruments if item.symbol in by_symbol]
-    found = choose(rule, candidates, count=rule.top, now_ms=now_ms, names=names)
+    choice = choose(rule, candidates, count=rule.top, now_ms=now_ms, names=names)
     ids = {item.symbol: item.id for item in instruments}
     return UniverseChange(
-        chosen=tuple(ids[one.symbol] for one in found.chosen),
-        reason=found.reason,
+        chosen=tuple(ids[traded.symbol] for traded in choice.chosen),
+        reason=choice.reason,
         seen=tuple(
             (
-                ids[one.symbol],
-                plain(one.turnover.quantize(Decimal(1))),
-                plain(one.volatility.quantize(_SHARE)),
-                age_days(one, now_ms),
+                ids[traded.symbol],
+                plain(traded.turnover.quantize(Decimal(1))),
+                plain(traded.volatility.quantize(_SHARE)),
+                age_days(traded, now_ms),
             )
-            for one in candidates
+            for traded in candidates
         ),
         market_ms=now_ms,
         seen_ms=now_ms,

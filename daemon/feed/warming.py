@@ -115,7 +115,7 @@ class WarmUpQueue:
         self._requests = requests
         order = sorted(requests, key=lambda key: key not in urgent)  # stable: the run's order
         reached = accumulate(requests[key] for key in order)
-        ahead = sum(asked <= BEFORE_START for asked in reached)
+        ahead = sum(total <= BEFORE_START for total in reached)
         # The bars of a past value what is held: the account would be wrong until all have come.
         self.first = order[: max(ahead, len(urgent), 1)]
         self._later = {key: requests[key] for key in order[len(self.first) :]}

@@ -125,12 +125,12 @@ def _counted(frame: ReadFrame, price: Scale, size: Scale) -> ReadFrame:
     """Return *frame* in other decimals."""
     book, best = frame.book, frame.best
     if book is not None:
-        bids, asks = ([(price.one(one), size.one(two)) for one, two in side] for side in book)
+        bids, asks = ([(price.one(ticks), size.one(lots)) for ticks, lots in side] for side in book)
         book = (bids, asks)
     return frame._replace(
         book=book,
         best=None if best is None else (price.one(best[0]), price.one(best[1])),
-        trades=[(taker, price.one(one), size.one(two)) for taker, one, two in frame.trades],
+        trades=[(taker, price.one(ticks), size.one(lots)) for taker, ticks, lots in frame.trades],
     )
 
 
@@ -217,8 +217,8 @@ class SampledSource:
                 if cause := causes.get(start + row, "") if start + row else "":
                     yield ReadFrame(at_ms, cause)
                 sides = tuple(
-                    [pair for pair in zip(one, two, strict=True) if pair[1]]
-                    for one, two in zip(prices, sizes, strict=True)
+                    [pair for pair in zip(side_prices, side_sizes, strict=True) if pair[1]]
+                    for side_prices, side_sizes in zip(prices, sizes, strict=True)
                 )
                 yield ReadFrame(
                     at_ms, "", (sides[0], sides[1]), is_snapshot=True,
@@ -279,23 +279,23 @@ class BookFeed:
         events: Iterable[Event],
         watch: Watch,
         *,
-        known: Callable[[str], int] = lambda _instrument: 0,
+        frames_read: Callable[[str], int] = lambda _instrument: 0,
         known_ms: int = 0,
     ) -> Iterator[Event]:
         """Yield *events* and, before each bar, what of the books can change an order.
 
         *watch* is asked after each event. Frames that the run has dealt with are taken in silently:
-        as many as *known* says of an instrument, and those until *known_ms*.
+        as many as *frames_read* says of an instrument, and those until *known_ms*.
         """
         followed = self._followed = [
             _SourceBook(source, self._instruments[source.instrument_id], self._response_ms)
             for source in self.sources
         ]
-        for one in followed:
-            one.skip(known(one.key), known_ms)
+        for book in followed:
+            book.skip(frames_read(book.key), known_ms)
         for event in events:
-            for one in followed:
-                one.forget()
+            for book in followed:
+                book.forget()
             if isinstance(event, Bar | Closed):
                 yield from self._until(event.market_ms, followed, watch)
             yield event
@@ -304,39 +304,39 @@ class BookFeed:
         self, until_ms: int, followed: Sequence[_SourceBook], watch: Watch
     ) -> Iterator[BookUpdate]:
         """Yield what all frames until *until_ms* cause, in the order of their dates."""
-        while due := [one for one in followed if one.is_due(until_ms)]:
+        while due := [book for book in followed if book.is_due(until_ms)]:
             earliest = min(due, key=_date)
             yield from earliest.advance(earliest.take(), watch)
-        for one in followed:
-            yield from one.arrivals(until_ms, watch)
-            yield from one.rest()
+        for book in followed:
+            yield from book.arrivals(until_ms, watch)
+            yield from book.rest()
 
     def best(self, instrument: str) -> tuple[int, int] | None:
         """Return the best bid and ask of *instrument* as read so far; None where it has none."""
-        return next((one.best for one in self._followed if one.key == instrument), None)
+        return next((book.best for book in self._followed if book.key == instrument), None)
 
     def warnings(self, from_ms: int, until_ms: int) -> tuple[str, ...]:
         """Say what is missing of the books from *from_ms* to *until_ms*, without a full stop."""
-        said = []
+        texts = []
         for source in self.sources:
             count, missed_ms = source.gaps()
             if count:
-                said.append(
+                texts.append(
                     f"the book of {source.instrument_id} has {count:,} gaps of "
                     f"{missed_ms / 1000:,.1f} s in all: nothing is filled in one, and after it "
                     "what rests is at the back of its queue"
                 )
             if source.first_ms - from_ms > SILENT_MS:
-                said.append(
+                texts.append(
                     f"the book of {source.instrument_id} begins at {iso(source.first_ms)}: nothing "
                     "is filled before it"
                 )
             if until_ms - source.last_ms > SILENT_MS:
-                said.append(
+                texts.append(
                     f"the book of {source.instrument_id} ends at {iso(source.last_ms)}: nothing is "
                     "filled more than a minute after it"
                 )
-        return tuple(said)
+        return tuple(texts)
 
 
 def _date(followed: _SourceBook) -> int:

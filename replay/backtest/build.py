@@ -89,21 +89,21 @@ class Replay:
         self,
         events: Iterable[Event],
         *,
-        known: Callable[[str], int] = lambda _instrument: 0,
+        frames_read: Callable[[str], int] = lambda _instrument: 0,
         known_ms: int = 0,
     ) -> Iterable[Event]:
         """Return *events* with what of the books can change an order: ``BookFeed.between``."""
         if self.books is None:
             return events
         watch = self.engine.broker.watch
-        return self.books.between(events, watch, known=known, known_ms=known_ms)
+        return self.books.between(events, watch, frames_read=frames_read, known_ms=known_ms)
 
     def prober(self) -> Forecaster:
         """Return a second, fresh forecaster of the same model."""
-        found = load_forecaster(self.config)
-        if (own := user_model(found)) is not None:
-            own.scale(self.instruments)
-        return found
+        forecaster = load_forecaster(self.config)
+        if (model := user_model(forecaster)) is not None:
+            model.scale(self.instruments)
+        return forecaster
 
 
 def configuration(
@@ -159,10 +159,12 @@ def fit_windows(config: Config, span_ms: int) -> tuple[Config, tuple[str, ...]]:
     windows changed.
     """
     if config.strategies.named:
-        fitted_by = {name: fit_windows(own, span_ms) for name, own in members_of(config).items()}
-        words = [word for _, said in fitted_by.values() for word in said]
-        own = {name: one for name, (one, _) in fitted_by.items()}
-        return with_members(config, own), tuple(dict.fromkeys(words))
+        fitted_by = {
+            name: fit_windows(member, span_ms) for name, member in members_of(config).items()
+        }
+        words = [word for _, sentences in fitted_by.values() for word in sentences]
+        members = {name: member for name, (member, _) in fitted_by.items()}
+        return with_members(config, members), tuple(dict.fromkeys(words))
     chosen = config.strategy
     if chosen.name != TREND or chosen.trend_windows is not None:
         return config, ()
@@ -177,13 +179,13 @@ def fit_windows(config: Config, span_ms: int) -> tuple[Config, tuple[str, ...]]:
         if fitting[-1] < usual[-1]
         else f"two bars of {interval_text(config.market.interval_ms)} are longer than some of its"
     )
-    said = (
+    sentence = (
         f"the trend is taken over {', '.join(windows)}, since {because} "
         f"{', '.join(chosen.windows)}; set strategy.trend_windows to choose others"
     )
     if fitting[-1] > span_ms:
-        said += "; these candles are too few for any, so every bar is held"
-    return config.model_copy(update={"strategy": fitted}), (said,)
+        sentence += "; these candles are too few for any, so every bar is held"
+    return config.model_copy(update={"strategy": fitted}), (sentence,)
 
 
 def _multiples(interval_ms: int) -> str:
@@ -299,8 +301,8 @@ def build(
         warmup_bars=warmup_bars(strategies, config) if from_ms is not None else 0,
         closes_together=config.market.closes_together,
         lookback=DataLookback(_frames_read(config, strategies, data), books_read, market.depth),
-        chosen=lambda known, at_ms: (
-            () if rule is None else choices(rule, known, instruments, start_ms=at_ms, names=names)
+        chosen=lambda candles, at_ms: (
+            () if rule is None else choices(rule, candles, instruments, start_ms=at_ms, names=names)
         ),
     )
     if feed.actions.splits:
@@ -329,7 +331,7 @@ def build(
         period_start_ms=feed.period_start_ms,
         warnings=(
             *warnings,
-            *(one.torn.rstrip(".") for one in (*data.depth, *data.events) if one.torn),
+            *(source.torn.rstrip(".") for source in (*data.depth, *data.events) if source.torn),
             *missing,
             *fitted,
             *chain.from_iterable(
@@ -365,12 +367,12 @@ def fitted_on(card: Mapping[str, Any], candles: Sequence[Candles], from_ms: int)
     if not inside:
         return ()
     parts = ", ".join(f"{span.name} until {iso(span.until_ms)}" for span in inside)
-    said = (
+    warning = (
         f"{sum(counts.values()):,} of {opens.size:,} bars lie in the time that the model was "
         f"fitted on ({parts}): what the run earned there proves nothing; the report gives its "
         f"parts, and bars from {iso(max(span.until_ms for span in counts))} on are untouched"
     )
-    return (said,)
+    return (warning,)
 
 
 def _fill_sources(config: Config, data: MarketData) -> Sequence[FillSource]:
@@ -382,7 +384,7 @@ def _fill_sources(config: Config, data: MarketData) -> Sequence[FillSource]:
                 "execution.model 'book' needs recorded order books: give --events FILE of "
                 "`tracepaper data record --events`, or --depth FILE for orders that take at once."
             )
-        return data.events or [SampledSource(one) for one in data.depth]
+        return data.events or [SampledSource(depth) for depth in data.depth]
     if data.events and config.execution.model == "next_open":
         raise ConfigInvalid(
             "--events fill orders, and execution.model is next_open; leave one of them out."
@@ -404,9 +406,9 @@ def _refuse_split(
             f"--actions names a split within the data, and {data.frames[0].path} is not adjusted "
             "to it; leave --frame-data out."
         )
-    for own in map(unguarded, strategies.values()):
-        base = PortfolioStrategy if isinstance(own, PortfolioStrategy) else Strategy
-        if type(own).observe is not base.observe and type(own).adjust is base.adjust:
+    for strategy in map(unguarded, strategies.values()):
+        base = PortfolioStrategy if isinstance(strategy, PortfolioStrategy) else Strategy
+        if type(strategy).observe is not base.observe and type(strategy).adjust is base.adjust:
             raise ConfigInvalid(
                 f"{config.strategy.name} keeps what it observes, and --actions names a split; "
                 "define adjust(self, action), which takes its prices by action.old ÷ action.new, "
@@ -443,17 +445,17 @@ def _instruments(
     candles: Sequence[Candles], market: MarketSection, *, shared: bool
 ) -> tuple[Instrument, ...]:
     """Return one instrument a symbol, with the finest decimals of all its files."""
-    found: dict[str, Instrument] = {}
+    by_id: dict[str, Instrument] = {}
     for part in candles:
-        made = archive_instrument(
+        instrument = archive_instrument(
             part, fractional=market.fractional, currency=market.currency, shared=shared
         )
-        known = found.get(made.id)
-        if known is None or made.price_decimals > known.price_decimals:
-            found[made.id] = made if known is None else _finest(made, known)
+        before = by_id.get(instrument.id)
+        if before is None or instrument.price_decimals > before.price_decimals:
+            by_id[instrument.id] = instrument if before is None else _finest(instrument, before)
         else:
-            found[made.id] = _finest(known, made)
-    return tuple(found.values())
+            by_id[instrument.id] = _finest(before, instrument)
+    return tuple(by_id.values())
 
 
 def _finest(first: Instrument, second: Instrument) -> Instrument:

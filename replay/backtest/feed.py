@@ -96,8 +96,8 @@ class ArchiveFeed:
         )
         end_ms = max(int(part.closes_ms[-1]) for part in self.candles)
         choices = chosen([*whole.values()], self.period_start_ms)
-        if changes := [one for one in choices if one.market_ms <= end_ms]:
-            times = np.array([one.market_ms for one in changes], dtype=np.int64)
+        if changes := [change for change in choices if change.market_ms <= end_ms]:
+            times = np.array([change.market_ms for change in changes], dtype=np.int64)
             self._tracks.append(Track(times, partial(iter, changes)))
 
     def events(self) -> Iterator[Event]:

@@ -45,7 +45,7 @@ class MarketData:
         reading = SourceReader(spec, config.market, sessions_for, symbols[0] if is_chosen else None)
         candles = tuple(SOURCES["candles"].read(spec.candles, reading))
         reading = reading._replace(candles=candles)
-        rest = [one.name for one in fields(cls) if one.name != "candles"]
+        rest = [field.name for field in fields(cls) if field.name != "candles"]
         return cls(
             candles,
             **{name: tuple(SOURCES[name].read(getattr(spec, name), reading)) for name in rest},
@@ -53,7 +53,9 @@ class MarketData:
 
     def within(self, spec: RunSpec) -> RunSpec:
         """Return *spec* with these data in place of the names of their files."""
-        data: dict[str, Any] = {one.name: tuple(getattr(self, one.name)) for one in fields(self)}
+        data: dict[str, Any] = {
+            field.name: tuple(getattr(self, field.name)) for field in fields(self)
+        }
         return replace(spec, columns=(), **data)
 
     def _changed(self, change: Callable[[MarketSource, Sequence[Any]], Sequence[Any]]) -> Self:
@@ -94,11 +96,11 @@ class MarketData:
 
     def shifted(self, weeks: int) -> Self:
         """Return all of it so many *weeks* later."""
-        return self._changed(lambda source, given: [source.shift(one, weeks) for one in given])
+        return self._changed(lambda source, given: [source.shift(part, weeks) for part in given])
 
     def scaled(self, factor: int) -> Self:
         """Return it with all prices times *factor*."""
-        return self._changed(lambda source, given: [source.scale(one, factor) for one in given])
+        return self._changed(lambda source, given: [source.scale(part, factor) for part in given])
 
     def tracks(self, bars: BarSpan) -> list[Track]:
         """Return the events of every source, laid between *bars*."""

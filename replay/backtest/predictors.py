@@ -105,7 +105,7 @@ def near_arrays(first: bytes, second: bytes) -> bool:
         struct.unpack_from(f"<{count}f", second),
         strict=True,
     )
-    return all(near(one, two, SHARES) for one, two in pairs)
+    return all(near(share, other, SHARES) for share, other in pairs)
 
 
 def measures_agree(first: Decision, second: Decision) -> bool:
@@ -121,14 +121,14 @@ def predictions_agree(first: Prediction, second: Prediction) -> bool:
     if first.horizons != second.horizons:
         return False
     for name in (*RETURN_FIELDS, *SHARE_FIELDS):
-        one, two = getattr(first, name), getattr(second, name)
-        if len(one) != len(two):
+        values, others = getattr(first, name), getattr(second, name)
+        if len(values) != len(others):
             return False
-        bounds = [SHARES] * len(one)
+        bounds = [SHARES] * len(values)
         if name in RETURN_FIELDS:
             # A model that gives no deviation is held to its own numbers.
-            bounds = [RETURNS * size for size in first.stdev_return or map(abs, one)]
-        if not all(map(near, one, two, bounds)):
+            bounds = [RETURNS * size for size in first.stdev_return or map(abs, values)]
+        if not all(map(near, values, others, bounds)):
             return False
     if not heads_agree(first.heads, second.heads, len(first.horizons)):
         return False
@@ -145,17 +145,19 @@ def heads_agree(first: HeadForecasts | None, second: HeadForecasts | None, horiz
     if first is None or second is None:
         return first is second
     for name in HeadForecasts.__struct_fields__:
-        one, two = (np.frombuffer(getattr(of, name), "<f4") for of in (first, second))
-        if len(one) != len(two):
+        values, others = (np.frombuffer(getattr(of, name), "<f4") for of in (first, second))
+        if len(values) != len(others):
             return False
-        unknown = np.isnan(one)
-        if (unknown != np.isnan(two)).any():
+        unknown = np.isnan(values)
+        if (unknown != np.isnan(others)).any():
             return False
         shape = (horizons, -1, 2 if name == "regimes" else 1)
-        one, two = (np.where(unknown, 0.0, of).reshape(shape) for of in (one, two))
+        values, others = (np.where(unknown, 0.0, of).reshape(shape) for of in (values, others))
         if (
-            one.size
-            and not (np.abs(one - two) <= RETURNS * np.abs(one).max(1, keepdims=True)).all()
+            values.size
+            and not (
+                np.abs(values - others) <= RETURNS * np.abs(values).max(1, keepdims=True)
+            ).all()
         ):
             return False
     return True
@@ -163,8 +165,12 @@ def heads_agree(first: HeadForecasts | None, second: HeadForecasts | None, horiz
 
 def _explanations_agree(first: Explanation, second: Explanation) -> bool:
     for name in EXPLANATION_FIELDS:
-        one, two = getattr(first, name), getattr(second, name)
-        agree = near_arrays(one, two) if isinstance(one, bytes) else near(one, two, SHARES)
+        values, others = getattr(first, name), getattr(second, name)
+        agree = (
+            near_arrays(values, others)
+            if isinstance(values, bytes)
+            else near(values, others, SHARES)
+        )
         if not agree:
             return False
     return True
@@ -250,8 +256,8 @@ class ScanPredictor:
 
     def _is_newest(self, bar: Bar, fresh: dict[str, list[Bar]]) -> bool:
         """Return whether *bar* is newer than all that was read: a revision gets no forecast."""
-        if known := fresh.get(bar.instrument):
-            return bar.open_time_ms > known[-1].open_time_ms
+        if bars := fresh.get(bar.instrument):
+            return bar.open_time_ms > bars[-1].open_time_ms
         last = self.history.last(bar.instrument)
         return last is None or bar.open_time_ms > last.open_time_ms
 
@@ -285,18 +291,18 @@ class ScanPredictor:
                 self._next_probe = self._chunks + PROBE_EVERY_CHUNKS
                 return
 
-    def _place(self, known: int, fresh: int) -> int | None:
-        """Return the bar to probe of *known* ones, the last *fresh* new; None without a context."""
+    def _place(self, count: int, fresh: int) -> int | None:
+        """Return the bar to probe of *count* ones, the last *fresh* new; None without a context."""
         # A different place in every chunk, and never the last bar: the future must exist.
-        place = known - 2 - (self._chunks * 7_919) % max(fresh - 1, 1)
+        place = count - 2 - (self._chunks * 7_919) % max(fresh - 1, 1)
         context = self._forecaster.context
         if place + 1 < context:
-            place = min(context - 1, known - 2)
+            place = min(context - 1, count - 2)
         return place if place + 1 >= context else None
 
     def _compare(self, prober: Forecaster, key: str, past: Sequence[Bar], place: int) -> None:
         """Raise ``InvariantBroken`` unless the forecast at *place* is that of the bars up to it."""
-        waiting = {bar.open_time_ms: said for bar, said in self._waiting[key]}
+        waiting = {bar.open_time_ms: forecast for bar, forecast in self._waiting[key]}
         expected = waiting.get(past[place].open_time_ms)
         # Its context, and the bar before: the shift is held against the answer to that one.
         first = max(place - self._forecaster.context, 0)

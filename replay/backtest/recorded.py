@@ -154,8 +154,8 @@ def _find_beginning(
 def _forecaster(config: Config, database: Path, run: Run, sha256: str = "") -> Forecaster:
     """Return the model of *run*, or the one that was promoted in it with the hash *sha256*."""
     forecaster = forecaster_of_run(run, config, database, sha256=sha256)
-    if (own := user_model(forecaster)) is not None:
-        refuse_other_model(own, run.model_sha256, run.run_id)
+    if (model := user_model(forecaster)) is not None:
+        refuse_other_model(model, run.model_sha256, run.run_id)
     elif forecaster.model_sha256 != (sha256 or run.model_sha256):
         kept = checkpoints.find_kept(database, sha256[: checkpoints.ID_DIGITS] or run.model_id)
         raise DataInvalid(f"{kept} is not the checkpoint that run {run.run_id} used; restore it.")
@@ -174,8 +174,8 @@ def _reload_model(recorded: RecordedRun, database: Path, *, into: Path | None = 
     """Load the run's model once more, and keep it beside *into* as well."""
     run = recorded.run
     forecaster = forecaster_of_run(run, recorded.config, database, into=into)
-    if (own := user_model(forecaster)) is not None:
-        own.scale(run.instruments)
+    if (model := user_model(forecaster)) is not None:
+        model.scale(run.instruments)
     return forecaster
 
 

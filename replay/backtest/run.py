@@ -170,7 +170,7 @@ class ReplayPredictor:
         """
         start = start_event(replay.forecaster, warm_from=(), market_ms=replay.feed.period_start_ms)
         handed_on = self.ahead(chain((start,), replay.feed.events()))
-        return replay.with_books(handed_on, known=lambda key: frames.get(key, 0))
+        return replay.with_books(handed_on, frames_read=lambda key: frames.get(key, 0))
 
 
 class _NoForecasts:
@@ -273,7 +273,7 @@ def resume_replay(
     _refuse_short(replay, database, run_id)
     resumed = audit.resume(run_id)
     with Reader.open(database) as reader:
-        held = {_frame_key(one) for one in reader.frame_bars(run_id)}
+        held = {_frame_key(bar) for bar in reader.frame_bars(run_id)}
         booked = [action for _, action in actions_of(reader.connection, run)]
         choice = reader.newest_of(run_id, UniverseChange)
         chosen_ms = -1 if choice is None else choice.market_ms
@@ -299,9 +299,9 @@ def resume_replay(
     history = way.history
     with Reader.open(database) as reader:
         restore_engine(replay.engine, reader, resumed, history)
-        known = [] if history is None else [*chain(*history.known().values())]
+        bars = [] if history is None else [*chain(*history.known().values())]
         for model in (replay.forecaster, way.prober):
-            recall_events(model, reader, run_id, known)
+            recall_events(model, reader, run_id, bars)
     warm_from = () if history is None else history.warm_from()
     start = start_event(
         replay.forecaster,
@@ -311,7 +311,7 @@ def resume_replay(
     queues = engine.broker.frames_read()
     handed_on = replay.with_books(
         way.ahead(chain((start,), rest)),
-        known=lambda key: queues.get(key, 0),
+        frames_read=lambda key: queues.get(key, 0),
         known_ms=max(
             (at_ms + market.interval_ms for at_ms in resumed.last_open_ms.values()), default=0
         ),

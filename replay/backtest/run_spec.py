@@ -304,18 +304,18 @@ def names_a_run(item: str) -> bool:
 
 def _options(consumers: Consumer) -> list[Field[Any]]:
     """Return the fields that are declared as options and that one of *consumers* takes."""
-    declared = (one for one in fields(RunSpec) if one.metadata)
-    return [one for one in declared if one.metadata["consumers"] & consumers]
+    declared = (option for option in fields(RunSpec) if option.metadata)
+    return [option for option in declared if option.metadata["consumers"] & consumers]
 
 
-def _flag(one: Field[Any]) -> str:
+def _flag(option: Field[Any]) -> str:
     """Return the long name of its option, which typer keeps in the place of a default."""
-    return str(get_args(one.metadata["kind"])[1].default)
+    return str(get_args(option.metadata["kind"])[1].default)
 
 
 def python_arguments(consumer: Consumer) -> dict[str, Field[Any]]:
     """Return the fields that a Python call takes, by the names of its arguments."""
-    return {one.metadata["argument"] or one.name: one for one in _options(consumer)}
+    return {option.metadata["argument"] or option.name: option for option in _options(consumer)}
 
 
 def spec_of(consumer: Consumer, given: Mapping[str, object]) -> RunSpec:
@@ -325,36 +325,42 @@ def spec_of(consumer: Consumer, given: Mapping[str, object]) -> RunSpec:
     """
     taken = python_arguments(consumer)
     return RunSpec(
-        **{one.name: one.metadata["convert"](given[name], name) for name, one in taken.items()}
+        **{
+            option.name: option.metadata["convert"](given[name], name)
+            for name, option in taken.items()
+        }
     )
 
 
 def flags_of(spec: RunSpec) -> Iterator[tuple[str, str]]:
     """Yield the option and the value of whatever *spec* gives ``replay`` beside candles."""
-    for one in _options(Consumer.REPLAY):
-        value = getattr(spec, one.name)
-        if one.name not in {"candles", "config", "settings"} and value != one.default:
+    for option in _options(Consumer.REPLAY):
+        value = getattr(spec, option.name)
+        if option.name not in {"candles", "config", "settings"} and value != option.default:
             for each in value if isinstance(value, tuple) else (value,):
-                yield _flag(one), str(each)
+                yield _flag(option), str(each)
 
 
 def refuse_unused(spec: RunSpec, consumer: Consumer, subject: str) -> None:
     """Refuse what *consumer* could only ignore; *subject* begins the sentence."""
-    for one in _options(~consumer):
-        if not one.metadata["consumers"] & consumer and getattr(spec, one.name) != one.default:
-            raise ConfigInvalid(f"{subject}; leave {_flag(one)} out.")
+    for option in _options(~consumer):
+        if (
+            not option.metadata["consumers"] & consumer
+            and getattr(spec, option.name) != option.default
+        ):
+            raise ConfigInvalid(f"{subject}; leave {_flag(option)} out.")
 
 
 # ---------------------------------------------------------------- commands
 
 
 def _parameters(consumer: Consumer) -> Iterator[inspect.Parameter]:
-    for one in _options(consumer):
-        kind, info = get_args(one.metadata["kind"])
-        default = None if one.default == () else one.default
-        if one.name == "candles" and consumer in CHECKS:
+    for option in _options(consumer):
+        kind, info = get_args(option.metadata["kind"])
+        default = None if option.default == () else option.default
+        if option.name == "candles" and consumer in CHECKS:
             kind, default = list[str], inspect.Parameter.empty
-        yield _parameter(one.name, Annotated[kind, info], default)
+        yield _parameter(option.name, Annotated[kind, info], default)
 
 
 def _parameter(name: str, annotation: object, default: object) -> inspect.Parameter:
@@ -373,12 +379,14 @@ def command(consumer: Consumer) -> Callable[[Callable[..., None]], Callable[...,
         if consumer not in CHECKS:
             argument = typer.Argument(metavar="[PATH]...", help="Candles, as by --data.")
             parameters.append(_parameter("files", Annotated[list[str] | None, argument], None))
-        for one in inspect.signature(work, eval_str=True).parameters.values():
-            if one.name == "spec":
+        for parameter in inspect.signature(work, eval_str=True).parameters.values():
+            if parameter.name == "spec":
                 parameters += _parameters(consumer)
             else:
-                parameters.append(_parameter(one.name, one.annotation, one.default))
-        names = [one.name for one in _options(consumer)]
+                parameters.append(
+                    _parameter(parameter.name, parameter.annotation, parameter.default)
+                )
+        names = [option.name for option in _options(consumer)]
 
         def run(files: Sequence[str] | None = None, **given: Any) -> None:  # noqa: ANN401 - options
             values = {name: given.pop(name) for name in names}
@@ -394,7 +402,7 @@ def command(consumer: Consumer) -> Callable[[Callable[..., None]], Callable[...,
             work(spec=RunSpec(**values), **given)
 
         run.__name__, run.__doc__, run.__module__ = work.__name__, work.__doc__, work.__module__
-        run.__annotations__ = {one.name: one.annotation for one in parameters}
+        run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
         setattr(run, "__signature__", inspect.Signature(parameters))  # noqa: B010 - typer reads it
         return run
 

@@ -193,7 +193,7 @@ def _read_depth(given: Sequence[Path | DepthSource], reading: SourceReader) -> l
 def _depth_until(given: Sequence[DepthSource], cutoff: Cutoff) -> list[RecordedDepth]:
     """Leave out the later books; else their prices are tenfold, a thousand times as much asked."""
     changed = []
-    for recorded in (one.loaded() for one in given):
+    for recorded in (source.loaded() for source in given):
         books = recorded.books
         count = int(np.searchsorted(books.seen_ms, cutoff.close_ms, side="right"))
         if cutoff.cut:
@@ -248,7 +248,9 @@ SOURCES: Final[Mapping[str, MarketSource]] = {
     "funding": MarketSource(
         read=_read_funding,
         tracks=funding_tracks,
-        until=lambda given, cutoff: [one.select(one.time_ms <= cutoff.close_ms) for one in given],
+        until=lambda given, cutoff: [
+            rates.select(rates.time_ms <= cutoff.close_ms) for rates in given
+        ],
         shift=lambda rates, weeks: replace(rates, time_ms=rates.time_ms + weeks * WEEK_MS),
         scale=lambda rates, _factor: rates,
         digest=_funding_sha256,
@@ -268,7 +270,7 @@ SOURCES: Final[Mapping[str, MarketSource]] = {
         ],
         tracks=lambda _given, _bars: [],  # they fill orders: ``BookFeed`` hands them on
         until=lambda given, cutoff: [
-            ChangedSource(one, known_ms=cutoff.close_ms, cut=cutoff.cut) for one in given
+            ChangedSource(source, known_ms=cutoff.close_ms, cut=cutoff.cut) for source in given
         ],
         shift=lambda source, weeks: ChangedSource(source, later_ms=weeks * WEEK_MS),
         scale=lambda source, factor: ChangedSource(source, price_factor=factor),

@@ -49,11 +49,11 @@ def strategy_keys(name: str, params: Mapping[str, Any] | None, config: Given) ->
 
 
 def named_strategies(
-    strategies: Mapping[str, Mapping[str, Any]], known: ExitStack
+    strategies: Mapping[str, Mapping[str, Any]], stack: ExitStack
 ) -> tuple[dict[str, Any], tuple[type, ...]]:
     """Return the section ``[strategies]`` that *strategies* mean, and the classes in it.
 
-    A ``name`` may be a class, which is *known* by its name until that closes.
+    A ``name`` may be a class, which is known by its name until *stack* closes.
     """
     if not isinstance(strategies, Mapping) or not all(
         isinstance(keys, Mapping) for label, keys in strategies.items() if label != "reset"
@@ -71,9 +71,9 @@ def named_strategies(
         name = keys.get("name")
         if isinstance(name, type):
             classes.append(name)
-            name = known.enter_context(known_class(name))
-        own = dict(keys) if name is None else {**keys, "name": name}
-        section[label] = plain_values(own, f"strategies[{label!r}]")
+            name = stack.enter_context(known_class(name))
+        settings = dict(keys) if name is None else {**keys, "name": name}
+        section[label] = plain_values(settings, f"strategies[{label!r}]")
     return section, tuple(dict.fromkeys(classes))
 
 
@@ -99,8 +99,8 @@ def plain_values(value: dict[str, Any], argument: str) -> dict[str, Any]:
 def process_warnings(classes: Sequence[type]) -> tuple[str, ...]:
     """Return the run's warnings of *classes* that only this process knows."""
     return tuple(
-        form.format(one.__name__)
-        for one in classes
-        if not is_importable(one)
-        for form in ((NOT_IMPORTABLE,) if has_source(one) else (NOT_IMPORTABLE, NO_SOURCE))
+        form.format(strategy.__name__)
+        for strategy in classes
+        if not is_importable(strategy)
+        for form in ((NOT_IMPORTABLE,) if has_source(strategy) else (NOT_IMPORTABLE, NO_SOURCE))
     )

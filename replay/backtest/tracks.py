@@ -133,7 +133,7 @@ def depth_tracks(given: Sequence[DepthSource], bars: BarSpan) -> list[Track]:
         for recorded in given
         if recorded.header.instrument in closes_ms
     ]
-    return [Track(one.times, one.events) for one in cut if one.cuts]
+    return [Track(track.times, track.events) for track in cut if track.cuts]
 
 
 def depth_track(
@@ -192,18 +192,18 @@ def refuse_elsewhere(
     until_ms: int | None = None,
 ) -> None:
     """Raise ``DataInvalid`` for books of which none stood so within the candles of the period."""
-    for one in books:
+    for recorded in books:
         for part in candles:
-            if part.instrument != one.header.instrument or not len(part):
+            if part.instrument != recorded.header.instrument or not len(part):
                 continue
             begin_ms = max(int(part.open_time_ms[0]), from_ms or 0)
             end_ms = int(part.closes_ms[-1])
             end_ms = end_ms if until_ms is None else min(end_ms, until_ms)
-            first, last = np.searchsorted(one.times, (begin_ms, end_ms), side="right").tolist()
+            first, last = np.searchsorted(recorded.times, (begin_ms, end_ms), side="right").tolist()
             if begin_ms < end_ms and first == last:
                 raise DataInvalid(
-                    f"--depth holds books of {part.instrument} from {iso(int(one.times[0]))} to "
-                    f"{iso(int(one.times[-1]))}, and the bars are of {iso(begin_ms)} to "
+                    f"--depth holds books of {part.instrument} from {iso(int(recorded.times[0]))} "
+                    f"to {iso(int(recorded.times[-1]))}, and the bars are of {iso(begin_ms)} to "
                     f"{iso(end_ms)}; give books and candles of one time."
                 )
 
@@ -215,8 +215,8 @@ def with_depth(market: MarketSection, books: Sequence[DepthSource]) -> MarketSec
     it names, or where two files are of one symbol.
     """
     named: set[str] = set()
-    for one in books:
-        header = one.header
+    for recorded in books:
+        header = recorded.header
         category, _, symbol = header.instrument.partition(":")
         if category != market.category or symbol not in market.symbols:
             raise ConfigInvalid(
@@ -231,8 +231,8 @@ def with_depth(market: MarketSection, books: Sequence[DepthSource]) -> MarketSec
     if not market.depth:
         first = books[0].header
         market = market.model_copy(update={"depth": first.levels, "depth_every_ms": first.every_ms})
-    for one in books:
-        header = one.header
+    for recorded in books:
+        header = recorded.header
         if header.levels < market.depth or header.every_ms != market.depth_every_ms:
             raise ConfigInvalid(
                 f"--depth holds {header.words()}, and the run reads {market.depth} levels each "
@@ -284,13 +284,13 @@ def _times_of(candles: Candles) -> IntArray:
     return np.insert(closes, after_hole, closes[after_hole])
 
 
-def aligned(candles: Candles, known: Mapping[str, Instrument]) -> Candles:
+def aligned(candles: Candles, instruments: Mapping[str, Instrument]) -> Candles:
     """Return *candles* at the decimals of their instrument."""
-    instrument = known.get(candles.instrument)
+    instrument = instruments.get(candles.instrument)
     if instrument is None:
         raise DataInvalid(
             f"{candles.path} holds {candles.instrument}, which is not among the run's "
-            f"instruments ({', '.join(known)}): leave it out or add the symbol."
+            f"instruments ({', '.join(instruments)}): leave it out or add the symbol."
         )
     scaled = candles.aligned(instrument)
     finer = (
@@ -333,12 +333,14 @@ def refuse_contradiction(higher: Candles, bars: Candles) -> None:
     first_ms = interval_start(int(bars.open_time_ms[0]), higher.interval_ms)
     if bars.until_ms - first_ms < 2 * higher.interval_ms:
         return  # no candle of the frame is whole for certain
-    made = resample(bars, higher.interval_ms)
-    _, one, two = np.intersect1d(higher.open_time_ms, made.open_time_ms, return_indices=True)
+    resampled = resample(bars, higher.interval_ms)
+    _, rows, sum_rows = np.intersect1d(
+        higher.open_time_ms, resampled.open_time_ms, return_indices=True
+    )
     for name in ("open", "high", "low", "close", "volume"):
-        said, sums = getattr(higher, name)[one], getattr(made, name)[two]
-        if (wrong := np.flatnonzero(said != sums)).size:
-            at = iso(int(higher.open_time_ms[one][wrong[0]]))
+        values, sums = getattr(higher, name)[rows], getattr(resampled, name)[sum_rows]
+        if (wrong := np.flatnonzero(values != sums)).size:
+            at = iso(int(higher.open_time_ms[rows][wrong[0]]))
             raise DataInvalid(
                 f"{higher.path} contradicts {bars.path} in {name} of the {higher.symbol} candle of "
                 f"{at} that its bars add up to: leave it out, or mend one of them."

@@ -36,13 +36,13 @@ def choices(
     as old as its first candle.
     """
     until_ms = max(part.until_ms for part in candles)
-    found = []
+    changes = []
     at_ms = start_ms
     while at_ms <= until_ms:
         listed = _listed(candles, at_ms)
-        found.append(change_of(rule, instruments, listed, now_ms=at_ms, names=names))
+        changes.append(change_of(rule, instruments, listed, now_ms=at_ms, names=names))
         at_ms = next_choice_ms(rule, at_ms)
-    return found
+    return changes
 
 
 def list_warnings(

@@ -311,14 +311,14 @@ def surroundings() -> dict[str, Any]:
 
 def taken_over(around: Mapping[str, Any], content: Callable[[], bytes]) -> tuple[Any, str]:
     """Return the pickled task of *content*, in a process that takes over *around*; else why not."""
-    own = surroundings()
+    local = surroundings()
     for name, wanted in around["equal"].items():
-        if (has := own["equal"][name]) != wanted:
+        if (has := local["equal"][name]) != wanted:
             return None, f"{name} is {has} there and {wanted} here; install the same on every node."
-    for name in own["environment"]:
+    for name in local["environment"]:
         del os.environ[name]
     os.environ.update(around["environment"])
-    sys.path.extend(one for one in around["path"] if one not in sys.path)
+    sys.path.extend(folder for folder in around["path"] if folder not in sys.path)
     if Path(around["folder"]).is_dir():
         os.chdir(around["folder"])
     try:
@@ -362,13 +362,13 @@ class FunctionWork(Generic[U]):
     def __call__(self, unit: tuple[int, U]) -> UnitOutcome:
         """Call the function."""
         place, given = unit
-        said: list[str] = []
+        sentences: list[str] = []
         try:
             return UnitOutcome(
-                place, pickle.dumps(self.function(given, said.append)), None, tuple(said)
+                place, pickle.dumps(self.function(given, sentences.append)), None, tuple(sentences)
             )
         except TracepaperError as error:
-            return UnitOutcome(place, b"", error, tuple(said), is_refused=True)
+            return UnitOutcome(place, b"", error, tuple(sentences), is_refused=True)
 
     def failed(self, unit: tuple[int, U], why: str) -> UnitOutcome:
         """Return that the unit came to nothing."""
@@ -394,7 +394,7 @@ class Spread:
         keep: Callable[[int, R], None] = lambda _place, _value: None,
     ) -> list[R]:
         """Return the values in the order of *units*; *keep* is given each when it is there."""
-        found: dict[int, R] = {}
+        values: dict[int, R] = {}
         errors: list[TracepaperError] = []
         waiting, outstanding = iter(enumerate(units)), 0
         executor: UnitExecutor[tuple[int, U], UnitOutcome] = self.executor
@@ -406,22 +406,22 @@ class Spread:
                     outstanding += 1
                 if not outstanding:
                     break
-                one = executor.next()
+                outcome = executor.next()
                 outstanding -= 1
-                for sentence in one.said:
+                for sentence in outcome.said:
                     say(sentence)
-                if one.error is None:
-                    found[one.place] = pickle.loads(one.value)  # noqa: S301 - our own process
-                    keep(one.place, found[one.place])
-                elif one.is_refused:
-                    raise one.error
+                if outcome.error is None:
+                    values[outcome.place] = pickle.loads(outcome.value)  # noqa: S301 - our own process
+                    keep(outcome.place, values[outcome.place])
+                elif outcome.is_refused:
+                    raise outcome.error
                 else:
                     errors.append(
-                        StrategyFailed(f"Part {one.place + 1} of {len(units)}: {one.error}")
+                        StrategyFailed(f"Part {outcome.place + 1} of {len(units)}: {outcome.error}")
                     )
-                say(f"{len(found)} of {len(units)} done.")
+                say(f"{len(values)} of {len(units)} done.")
         finally:
             executor.close()
         if errors:
             raise errors[0]
-        return [found[place] for place in range(len(units))]
+        return [values[place] for place in range(len(units))]

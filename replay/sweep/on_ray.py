@@ -92,9 +92,9 @@ class OnRay(Generic[U, R]):
             # Where Ray itself has its files: sockets may lie no deeper.
             self._folder = Path(tempfile.mkdtemp(prefix="tp-ray-", dir="/tmp"))
             store, cores = 2**28 + 2 * size, self._jobs or len(os.sched_getaffinity(0))
-            own = {"include_dashboard": False, "_temp_dir": str(self._folder), **_QUIET}
-            own["_system_config"] = {"worker_niceness": 0}  # as local processes; Ray says 15
-            self._ray.init(address, num_cpus=cores, object_store_memory=store, **own)
+            options = {"include_dashboard": False, "_temp_dir": str(self._folder), **_QUIET}
+            options["_system_config"] = {"worker_niceness": 0}  # as local processes; Ray says 15
+            self._ray.init(address, num_cpus=cores, object_store_memory=store, **options)
             return
         at = f"RAY_ADDRESS {address}"
         if address.startswith("ray://"):
@@ -119,7 +119,7 @@ class OnRay(Generic[U, R]):
             handle, (unit, tries) = self._idle.pop(), self._waiting.popleft()
             answer = handle.make.remote(unit)
             self._actors.append(_Actor(handle, answer, unit, tries, self._now_s()))
-        starting = sum(one.unit is None for one in self._actors)
+        starting = sum(actor.unit is None for actor in self._actors)
         for _ in range(min(len(self._waiting) - starting, self.slots - len(self._actors))):
             handle = self._kind.remote()
             self._actors.append(_Actor(handle, handle.begin.remote(*self._stored)))
@@ -127,24 +127,24 @@ class OnRay(Generic[U, R]):
     def next(self) -> R:
         """Wait for the first worker that answers, fails for good or is over its limit."""
         while True:
-            busy = [one for one in self._actors if one.unit is not None]
-            first = min(busy, key=lambda one: one.began_s, default=None)
+            busy = [actor for actor in self._actors if actor.unit is not None]
+            first = min(busy, key=lambda actor: actor.began_s, default=None)
             left_s = None
             if first is not None and self._limit_s is not None:
                 left_s = max(0.0, first.began_s + self._limit_s - self._now_s())
-            answers = {one.answer: one for one in self._actors}
+            answers = {actor.answer: actor for actor in self._actors}
             ready, _ = self._ray.wait(list(answers), timeout=left_s)
             if ready:
-                found = self._taken(answers[ready[0]])
+                outcomes = self._taken(answers[ready[0]])
             else:
                 assert first is not None
                 assert first.unit is not None
                 self._actors.remove(first)
                 self._ray.kill(first.handle)
-                found = [self._work.failed(first.unit, too_long(self._limit_s or 0.0))]
+                outcomes = [self._work.failed(first.unit, too_long(self._limit_s or 0.0))]
             self._hand_out()
-            if found:
-                return found[0]
+            if outcomes:
+                return outcomes[0]
 
     def _taken(self, actor: _Actor[U]) -> list[R]:
         """Return the outcome that *actor* has, if its unit has come to one."""
@@ -172,7 +172,7 @@ class OnRay(Generic[U, R]):
     def close(self) -> None:
         """End every worker, and a Ray that was started for them, with its files."""
         if self._ray.is_initialized():
-            for handle in (*self._idle, *(one.handle for one in self._actors)):
+            for handle in (*self._idle, *(actor.handle for actor in self._actors)):
                 self._ray.kill(handle)
         if self._is_ours:
             self._ray.shutdown()

@@ -192,7 +192,7 @@ class SweepResult:
         if (
             best is None
             or work.made_of is not None
-            or not all(isinstance(one, str) for one in inputs)
+            or not all(isinstance(source, str) for source in inputs)
         ):
             return None
         given = spec.given
@@ -208,7 +208,7 @@ class SweepResult:
             for section, table in tables.items()
             for key, value in table.items()
         ]
-        words += ["tracepaper", "replay", *(shlex.quote(str(one)) for one in spec.candles)]
+        words += ["tracepaper", "replay", *(shlex.quote(str(source)) for source in spec.candles)]
         if isinstance(file, Path):
             words += ["-c", shlex.quote(str(file))]
         for flag, value in flags_of(spec):
@@ -334,9 +334,9 @@ class SweepResult:
         values = [cell.point[axis.name] for cell in self._valued]
         points = axis.points()
         if points and len(points) <= max(BINS, 2 * len(set(map(repr, values)))):
-            known = [repr(point) for point in points]
-            used = sorted({known.index(repr(value)) for value in values})
-            place = {known[at]: number for number, at in enumerate(used)}
+            texts = [repr(point) for point in points]
+            used = sorted({texts.index(repr(value)) for value in values})
+            place = {texts[at]: number for number, at in enumerate(used)}
             return (
                 np.array([place[repr(value)] for value in values], int),
                 [

@@ -126,13 +126,13 @@ def sweep(  # noqa: PLR0913 - the options of a sweep
             params=params,
             made_of=made_of,
         )
-    told, wanted = (progress, False) if callable(progress) else (None, progress)
+    callback, wanted = (progress, False) if callable(progress) else (None, progress)
     with notebook.progress("runs", wanted=wanted) as advance:
         return carry_out_sweep(
             replace(request, library=frames_for(data, frames)),
             executor or executor_for(request, jobs, on),
             state=None if state is None else Path(state),
-            progress=told or (lambda done, of, _best: advance(done, of)),
+            progress=callback or (lambda done, of, _best: advance(done, of)),
         )
 
 
@@ -140,10 +140,10 @@ def executor_for(
     request: SweepRequest, jobs: int | None, on: str | None = None
 ) -> UnitExecutor[Cell, CellResult]:
     """Return the executor that *on* names; this process alone where no other has the class."""
-    found: UnitExecutor[Cell, CellResult] = executor_on(on, jobs)
+    chosen: UnitExecutor[Cell, CellResult] = executor_on(on, jobs)
     made_of = request.work.made_of
     if made_of is None or is_importable(made_of):
-        return found
+        return chosen
     if on == RAY:
         raise ConfigInvalid(
             f"No worker can import {made_of.__qualname__}, which {made_of.__module__} defines here "
@@ -174,15 +174,15 @@ def carry_out_sweep(
             work = replace(work, kept_in=Path(folder))
         executor.open(work, request.search.limit_s)
         stack.callback(executor.close)
-        made = _Maker(request, work, executor, kept, counted, progress)
-        cells = made.all()
+        maker = _Maker(request, work, executor, kept, counted, progress)
+        cells = maker.all()
         sweep = Sweep(
             request=request,
             cells=tuple(cells),
             trials=counted.trials(request.data_sha256),
             registry=counted.path,
             state=state,
-            made=made.count,
+            made=maker.count,
         )
         kept.keep_document(as_document(sweep_document(sweep)))
     return sweep
@@ -241,12 +241,12 @@ class _Maker:
 
     def _points(self, place: int, span: Span, part: str) -> None:
         sampler, executor = self._sampler(place), self._executor
-        known = {number for at, of, number in self._found if (at, of) == (place, part)}
-        for number in sorted(known):
+        done = {number for at, of, number in self._found if (at, of) == (place, part)}
+        for number in sorted(done):
             result = self._found[place, part, number]
             sampler.tell(number, result.point, result.value)
             self._told(result)
-        waiting = iter(number for number in range(sampler.count) if number not in known)
+        waiting = iter(number for number in range(sampler.count) if number not in done)
         outstanding = 0
         while True:
             while outstanding < executor.slots and (wanted := next(waiting, None)) is not None:

@@ -368,17 +368,17 @@ def walk(given: object, first: int, last: int) -> list[Span]:
     The tests follow one another without a hole; the last may be shorter, but not under half.
     """
     train, test = _lengths(given)
-    found, begin = [], first
+    spans, begin = [], first
     while begin + train + test // 2 <= last:
         until = begin + train
-        found.append(Span(begin, until, min(until + test, last)))
+        spans.append(Span(begin, until, min(until + test, last)))
         begin += test
-    if not found:
+    if not spans:
         raise ConfigInvalid(
             f"The data have {(last - first) / DAY_MS:.1f} days, too few for one window of "
             f"{train / DAY_MS:g} days to train and {test / DAY_MS:g} to test; give shorter ones."
         )
-    return found
+    return spans
 
 
 def _lengths(given: object) -> tuple[int, int]:

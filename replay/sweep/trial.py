@@ -86,7 +86,9 @@ class Work:
         config = load(self.spec.given)
         options = {**config.strategy.options, **self.params}
         named = (config.model.checkpoint, options.get("checkpoint"), *self.tried_checkpoints)
-        folders = [Path(one) for one in named if isinstance(one, str) and locate(one) == Path(one)]
+        folders = [
+            Path(name) for name in named if isinstance(name, str) and locate(name) == Path(name)
+        ]
         files: dict[Path, bytes] = {}
         for folder in filter(is_checkpoint, folders):
             files |= files_of(folder)
@@ -173,11 +175,11 @@ def overrides_of(work: Work, point: Point) -> dict[str, dict[str, Any]]:
     ``section.key`` is one of the configuration, a bare name one of the strategy's params.
     """
     params = dict(work.params)
-    own = ":" in (work.strategy or "")
+    is_class = ":" in (work.strategy or "")
     sections: dict[str, dict[str, Any]] = {}
     for name, value in point.items():
         section, dot, key = name.partition(".")
-        if not dot and own:
+        if not dot and is_class:
             params[name] = value
             continue
         # A key of money is written as text; the shortest is the number that was meant.
@@ -209,11 +211,11 @@ def make(work: Work, cell: Cell) -> CellResult:
             database=database,
         )
         try:
-            found = _made(work, cell, spec)
+            outcome = _made(work, cell, spec)
         except TracepaperError as error:
             return CellResult(*cell[:4], error=str(error))
     seconds = round(SystemClock().network_s() - began_s, 3)
-    return CellResult(*cell[:4], **found, seconds=seconds)
+    return CellResult(*cell[:4], **outcome, seconds=seconds)
 
 
 def _made(work: Work, cell: Cell, spec: RunSpec) -> dict[str, Any]:
@@ -278,9 +280,9 @@ class SweepRequest:
     def header(self) -> dict[str, Any]:
         """Return all that decides every cell: a sweep goes on only with an equal one."""
         of = self.work.strategy
-        own = of is not None and ":" in of
+        is_class = of is not None and ":" in of
         with known_class(self.work.made_of):
-            made_of = class_sha256(user_class(str(of))) if own else ""
+            made_of = class_sha256(user_class(str(of))) if is_class else ""
         return {
             "strategy": of or "",
             "source_of_the_class": made_of,
@@ -303,10 +305,10 @@ def check_several(
 ) -> None:
     """Raise ``ConfigInvalid`` where a sweep would vary one of several strategies on one account."""
     those = [name for name in names if name != "strategies.reset"]
-    own = [name for name in those if name.partition(".")[0] in {name, "strategy", "strategies"}]
-    if not own and strategy is None and not params:
+    keys = [name for name in those if name.partition(".")[0] in {name, "strategy", "strategies"}]
+    if not keys and strategy is None and not params:
         return
-    what = f"{own[0]} is a key" if own else "that is an option"
+    what = f"{keys[0]} is a key" if keys else "that is an option"
     raise ConfigInvalid(
         f"[strategies] names several, and {what} of one; let the sweep vary keys that they share, "
         "such as sizing.fraction, or sweep one of them as [strategy]."
@@ -379,7 +381,8 @@ def read_request(
             data,
             first,
             has_windows=bool(data.frames)
-            or "trend_windows" in {*(one.name.rpartition(".")[2] for one in axes), *(params or {})},
+            or "trend_windows"
+            in {*(axis.name.rpartition(".")[2] for axis in axes), *(params or {})},
         ),
     )
 

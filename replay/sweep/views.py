@@ -54,8 +54,8 @@ def _parts(sweep: SweepResult) -> Iterator[Part]:
     symbols = ", ".join(request.symbols)
     count, failed = len(sweep.cells), sum(bool(cell.error) for cell in sweep.cells)
     runs = count_of(count, "run") + (f", {failed:,} of them failed" if failed else "")
-    made = "" if sweep.made == count else f" ({sweep.made:,} made now)"
-    yield Paragraph(f"sweep of {strategy} on {symbols}: {runs}{made}, by {sweep.objective}")
+    new_runs = "" if sweep.made == count else f" ({sweep.made:,} made now)"
+    yield Paragraph(f"sweep of {strategy} on {symbols}: {runs}{new_runs}, by {sweep.objective}")
     for sentence in request.warnings:
         yield Paragraph(f"Warning: {sentence}.", "warning")
     if sweep.best is None:
@@ -238,7 +238,7 @@ def _out_of_sample(sweep: SweepResult) -> Iterator[str]:
     tests = [cell for cell in sweep.cells if cell.part == TEST and cell.daily]
     if not tests:
         return
-    daily = np.array([one for cell in tests for one in cell.daily])
+    daily = np.array([value for cell in tests for value in cell.daily])
     grown = float(np.prod([1.0 + (cell.figures["return"] or 0.0) for cell in tests]) - 1.0)
     days = sum(cell.figures["days"] or 0.0 for cell in tests)
     a_bar = max(1.0, days / daily.size)  # days, where a bar is longer than one
@@ -306,11 +306,11 @@ def _cells(sweep: SweepResult) -> Table:
 
 def _heat_chart(sweep: SweepResult, heat: Heat) -> Chart:
     texts = [
-        ["" if np.isnan(one) else in_words(float(one), sweep.objective) for one in row]
+        ["" if np.isnan(value) else in_words(float(value), sweep.objective) for value in row]
         for row in heat.values
     ]
-    known = np.abs(heat.values[~np.isnan(heat.values)])
-    far = float(known.max(initial=0.0)) or 1.0
+    sizes = np.abs(heat.values[~np.isnan(heat.values)])
+    far = float(sizes.max(initial=0.0)) or 1.0
     if not sweep.maximize:
         far = -far
     cells = HeatLayer(

@@ -74,9 +74,9 @@ class ColumnRecord:
         if not self._bars:
             self._fill()
         if (column := self._values.get(name)) is None:
-            known = ", ".join(map(repr, self._values)) or "none"
+            names = ", ".join(map(repr, self._values)) or "none"
             raise StrategyFailed(
-                f"context.columns[{name!r}] was read, and columns() gives {known}."
+                f"context.columns[{name!r}] was read, and columns() gives {names}."
             )
         end = self._at + 1
         rows = column[end - self._lookback if end > self._lookback else 0 : end]

@@ -496,9 +496,9 @@ class BarColumns:
             history = self._history = BarArrays(self._shelf, bar)
         return history
 
-    def __getitem__(self, asked: tuple[Bar, int]) -> npt.NDArray[Any]:
+    def __getitem__(self, key: tuple[Bar, int]) -> npt.NDArray[Any]:
         """Return a copy of a column's last rows, where the bar in question is the newest."""
-        bar, place = asked
+        bar, place = key
         if bar is not self._newest:
             raise StrategyFailed(_LATE)
         column = memoryview(self._all[place])

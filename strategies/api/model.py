@@ -226,11 +226,11 @@ def forecasts_of(
 
 def _by_name(forecast: Forecast) -> dict[str, Any]:
     columns = ("mean_return", "stdev_return", "p_down", "p_flat", "p_up", "volatility")
-    found = {name: value for name in columns if (value := getattr(forecast, name))}
+    answer = {name: value for name in columns if (value := getattr(forecast, name))}
     if (explanation := forecast.explanation) is not None:
         values = {name: getattr(explanation, name) for name in EXPLAINED}
-        found |= {name: value for name, value in values.items() if value is not None}
-    return found
+        answer |= {name: value for name, value in values.items() if value is not None}
+    return answer
 
 
 def _column(name: str, value: object, horizons: tuple[int, ...]) -> tuple[float, ...]:

@@ -418,8 +418,8 @@ class Sizer:
             loss = forecast.expected_shortfall(self._index, is_short=is_short)
             share = sizing.shortfall / (loss * sizing.fraction) if loss else 0.0
         elif forecast is not None and mode is SizingMode.NETWORK_ALLOCATION:
-            own = forecast.allocation(self._index) or 0.0
-            share = -own if is_short else own
+            allocation = forecast.allocation(self._index) or 0.0
+            share = -allocation if is_short else allocation
         elif forecast is not None:
             mean = abs(forecast.mean_return[self._index]) * sizing.slope
             deviation = forecast.stdev_return[self._index]

@@ -126,22 +126,22 @@ def check_declared(name: str, declared: object) -> None:
         raise ConfigInvalid(f"{name}.State holds a set, which has no order; {_ADVICE}.")
 
 
-def _kinds(of: inspect.Type, seen: set[type]) -> Iterator[inspect.Type]:
+def _kinds(of: inspect.Type, visited: set[type]) -> Iterator[inspect.Type]:
     """Yield *of* and every type that it is made of."""
     yield of
     if isinstance(of, inspect.StructType):
-        if of.cls in seen:
+        if of.cls in visited:
             return
-        seen.add(of.cls)
+        visited.add(of.cls)
         for field in of.fields:
-            yield from _kinds(field.type, seen)
+            yield from _kinds(field.type, visited)
     for name in ("item_type", "key_type", "value_type", "type"):
         inner = getattr(of, name, None)
         if isinstance(inner, inspect.Type):
-            yield from _kinds(inner, seen)
+            yield from _kinds(inner, visited)
     for name in ("types", "item_types"):
         for inner in getattr(of, name, ()):
-            yield from _kinds(inner, seen)
+            yield from _kinds(inner, visited)
 
 
 SCANNED_AT_ONCE: Final = 8_192
@@ -212,14 +212,14 @@ CORE_GATES: Final = frozenset(name for name in MODEL_GATES if not GATES[name].of
 class FreshState:
     """Gives an object the ``State`` that its class declares, as that begins, when it is read."""
 
-    def __get__(self, made: StatefulStrategy | None, of: type[StatefulStrategy]) -> object:
-        """Return the state of *made*, whose class is *of*: a new one, which it then has."""
-        if made is None:
+    def __get__(self, strategy: StatefulStrategy | None, of: type[StatefulStrategy]) -> object:
+        """Return the state of *strategy*, whose class is *of*: a new one, which it then has."""
+        if strategy is None:
             return self
         if of.State is None:
             raise AttributeError(f"{of.__name__} declares no State")
-        made.state = of.State()
-        return made.state
+        strategy.state = of.State()
+        return strategy.state
 
 
 class Strategy(ABC):
@@ -420,8 +420,8 @@ def declared_gates(
 
 def remembered(strategy: Strategy) -> int:
     """Return how many of the last bars decide: the strategy's own, or the yardstick of a gate."""
-    own = strategy.warmup + (BLOCK_BARS if strategy.columns is not None else 0)
-    return max(own, YARDSTICK_MEMORY) if plausible.name in strategy.gates else own
+    bars = strategy.warmup + (BLOCK_BARS if strategy.columns is not None else 0)
+    return max(bars, YARDSTICK_MEMORY) if plausible.name in strategy.gates else bars
 
 
 NOT_NAMED: Final = Signal(Action.HOLD, "not named by the portfolio")

@@ -69,7 +69,7 @@ def refuse_frames(name: str, frames: Iterable[str], base_ms: int) -> None:
     """Refuse timeframes that bars of *base_ms* cannot make; *name* is the strategy's."""
     for frame in frames:
         if not is_made_of(INTERVALS.get(frame, 0), base_ms):
-            able = (one for one, ms in INTERVALS.items() if is_made_of(ms, base_ms))
+            able = (interval for interval, ms in INTERVALS.items() if is_made_of(ms, base_ms))
             raise ConfigInvalid(
                 f"{name}.frames name {frame!r}, which bars of market.interval "
                 f"{INTERVAL_NAMES.get(base_ms, base_ms)} cannot make; name frames of: "
@@ -162,12 +162,12 @@ class TimeframeBars:
 
             values = np.array([row[place] for row in self._rows], dtype=np.int64)
             if place == _CLOSES:
-                made: npt.NDArray[Any] = values
+                scaled: npt.NDArray[Any] = values
             elif place == _VOLUME:
-                made = values / 10**self._instrument.volume_decimals
+                scaled = values / 10**self._instrument.volume_decimals
             else:
-                made = values / 10**self._instrument.price_decimals
-            column = self._columns[place] = np.frombuffer(made.tobytes(), made.dtype)
+                scaled = values / 10**self._instrument.price_decimals
+            column = self._columns[place] = np.frombuffer(scaled.tobytes(), scaled.dtype)
         return column
 
 
@@ -307,13 +307,13 @@ class TimeframeAggregator:
     @property
     def is_warm(self) -> bool:
         """Whether what is known reaches back over all intervals that are handed on."""
-        end, known = self._end, self._known_from
-        return end is not None and known is not None and end - known >= self.wanted
+        end, start = self._end, self._known_from
+        return end is not None and start is not None and end - start >= self.wanted
 
     def warm_at(self, now_ms: int) -> int:
         """Return when what is known reaches back over all intervals, if no hole comes."""
-        known = self._known_from
-        first = self._grid.place(now_ms) + 1 if known is None else known
+        start = self._known_from
+        first = self._grid.place(now_ms) + 1 if start is None else start
         return self._grid.span(first + self.wanted)[0]
 
     def add(self, bar: Bar) -> None:
@@ -356,8 +356,8 @@ class TimeframeAggregator:
         if span[0] != bar.open_time_ms:
             return False
         row = (place, *span, bar.open, bar.high, bar.low, bar.close, bar.volume)
-        if (known := self._at(place)) is not None:
-            return known == row
+        if (existing := self._at(place)) is not None:
+            return existing == row
         if self._own_from is not None and place >= self._own_from:
             return False
         at = bisect_left(self._rows, (place,))
@@ -373,10 +373,10 @@ class TimeframeAggregator:
         to what the exchange says.
         """
         end = self._grid.place(now_ms)
-        own = end if self._own_from is None else min(self._own_from, end)
-        known = {row[_PLACE] for row in self._rows}
-        for place in range(end - self.wanted, own):
-            if place not in known:
+        own_from = end if self._own_from is None else min(self._own_from, end)
+        places = {row[_PLACE] for row in self._rows}
+        for place in range(end - self.wanted, own_from):
+            if place not in places:
                 from_ms, _ = self._grid.span(place)
                 until_ms, _ = self._grid.span(end)
                 return FrameRange(self.instrument.id, self.length_ms, from_ms, until_ms)

@@ -58,11 +58,11 @@ class Allocation(PortfolioStrategy):
 
     def __init__(self, options: Mapping[str, float | str]) -> None:
         self._rule = Rule(str(options.get("rule", Rule.INVERSE)))
-        known = _OPTIONS[self._rule]
-        if unknown := sorted(set(options) - known):
+        allowed = _OPTIONS[self._rule]
+        if unknown := sorted(set(options) - allowed):
             raise ValueError(
                 f"{unknown[0]} is no option of the rule {self._rule}; use "
-                f"{', '.join(sorted(known))}"
+                f"{', '.join(sorted(allowed))}"
             )
         require_solver(self._rule)
         self.sees_account = self._rule in SOLVED
@@ -93,8 +93,8 @@ class Allocation(PortfolioStrategy):
         risk = covariance(returns, half_life=self._half_life) * self._every
         if not risk.any():  # nothing has moved, so nothing can be weighed
             return {}
-        held = np.array([seen.share_of_equity for seen in contexts.values()])
-        found = allocate(
+        held = np.array([context.share_of_equity for context in contexts.values()])
+        weights = allocate(
             self._rule,
             risk,
             expected=self._lean * returns.mean(axis=0) * self._every,
@@ -106,7 +106,7 @@ class Allocation(PortfolioStrategy):
         goal = AllocationGoal(
             self._rule, self._every, self._half_life, self._lean, self._aversion, self._cost
         )
-        gained = expected_gain(goal, returns, held=held, weights=found)
+        gained = expected_gain(goal, returns, held=held, weights=weights)
         note: dict[str, float] = {}
         if gained is not None:
             # To a hundredth of a millionth of equity, so that no processor's last digits are kept.
@@ -115,7 +115,7 @@ class Allocation(PortfolioStrategy):
         self.state.period = period
         return {
             symbol: _held(weight, note)
-            for symbol, weight in zip(contexts, found.tolist(), strict=True)
+            for symbol, weight in zip(contexts, weights.tolist(), strict=True)
         }
 
 

@@ -46,10 +46,10 @@ class Pair(PortfolioStrategy):
 
 def _score(first: BarContext, second: BarContext) -> float:
     """Return the newest log price ratio in deviations from its mean; 0 where it never moved."""
-    one, two = first.history, second.history
-    prices, others = one.close, two.close
-    if not np.array_equal(one.time, two.time):  # a bar that one of them lacks is left out
-        _, at, there = np.intersect1d(one.time, two.time, return_indices=True)
+    history, other = first.history, second.history
+    prices, others = history.close, other.close
+    if not np.array_equal(history.time, other.time):  # a bar that one of them lacks is left out
+        _, at, there = np.intersect1d(history.time, other.time, return_indices=True)
         prices, others = prices[at], others[there]
     ratio = np.log(prices / others)
     deviation = float(ratio.std())

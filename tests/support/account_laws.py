@@ -25,10 +25,10 @@ def check_account(account: PaperAccount, opened: int | None = None) -> None:
     assert account.cash == sum(book.cash for book in account.books)
     balance = account.balance()
     if owners := [book.subtotal() for book in account.owners.values()]:  # I3
-        assert sum(one.equity for one in owners) + account.reserve == balance.equity
-        assert sum(one.fees_paid for one in owners) == balance.fees_paid
-        assert sum(one.funding_paid for one in owners) == balance.funding_paid
-        assert sum(one.realized_pnl + one.unrealized_pnl for one in owners) == (
+        assert sum(total.equity for total in owners) + account.reserve == balance.equity
+        assert sum(total.fees_paid for total in owners) == balance.fees_paid
+        assert sum(total.funding_paid for total in owners) == balance.funding_paid
+        assert sum(total.realized_pnl + total.unrealized_pnl for total in owners) == (
             balance.realized_pnl + balance.unrealized_pnl
         )
     bound = sum(line.holding.margin for line in positions)  # I5
@@ -46,9 +46,9 @@ def _check_sums(book: Book) -> None:
     """Assert that the sums that *book* keeps are those of its lines."""
     held = [line.holding for line in book.lines.values()]
     total = book.subtotal()
-    assert book.realized == total.realized_pnl == sum(one.realized_pnl for one in held)
-    assert book.fees == total.fees_paid == sum(one.fees_paid for one in held)
-    assert book.funding == total.funding_paid == sum(one.funding_paid for one in held)
+    assert book.realized == total.realized_pnl == sum(holding.realized_pnl for holding in held)
+    assert book.fees == total.fees_paid == sum(holding.fees_paid for holding in held)
+    assert book.funding == total.funding_paid == sum(holding.funding_paid for holding in held)
     assert total.unrealized_pnl == sum(
         line.value(line.held) - line.holding.entry_notional
         for line in book.lines.values()
@@ -60,9 +60,9 @@ def _check_sums(book: Book) -> None:
 
 
 def _check_line(line: Line) -> None:
-    for one in (line, *line.shares):  # I4
-        assert one.held * one.book.sign >= 0
-        assert one.held >= 0 or not one.is_cash
+    for part in (line, *line.shares):  # I4
+        assert part.held * part.book.sign >= 0
+        assert part.held >= 0 or not part.is_cash
     assert not any(share.holding.margin for share in line.shares)  # I5
     for order in line.orders.orders if line.book.sign else ():
         closes = (order.side.value == "SELL") == (line.book.sign > 0)

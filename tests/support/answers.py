@@ -18,15 +18,15 @@ def plain(text: str) -> str:
     return " ".join(text.split())
 
 
-def agree(shown: str, found: str, *, within: float) -> bool:
+def agree(shown: str, answer: str, *, within: float) -> bool:
     """Return whether two answers have the same words, and numbers that differ by so little.
 
     *within* is relative: a network's forecasts differ in their last digits between processors.
     """
-    shown, found = plain(shown), plain(found)
-    if _NUMBER.sub("#", shown) != _NUMBER.sub("#", found):
+    shown, answer = plain(shown), plain(answer)
+    if _NUMBER.sub("#", shown) != _NUMBER.sub("#", answer):
         return False
-    pairs = zip(_numbers(shown), _numbers(found), strict=True)
+    pairs = zip(_numbers(shown), _numbers(answer), strict=True)
     return all(abs(a - b) <= within * max(abs(a), abs(b)) for a, b in pairs)
 
 

@@ -96,8 +96,8 @@ def layers_of(
     fields = [dict(zip(more, each, strict=True)) for each in zip(*more.values(), strict=True)]
     given = fields or [{} for _ in queries]
     return [
-        Layer(query, key, own.pop("value", None), logsumexp, mask, **own)
-        for query, key, logsumexp, own in zip(queries, keys, sums, given, strict=True)
+        Layer(query, key, extra.pop("value", None), logsumexp, mask, **extra)
+        for query, key, logsumexp, extra in zip(queries, keys, sums, given, strict=True)
     ]
 
 
@@ -115,20 +115,20 @@ def rolled(
     backend: str = "auto",
 ) -> Rolled:
     """Return the rollout of *rows* of one stream."""
-    found = rollout(layers, rows, method, backend=backend)  # type: ignore[arg-type]
-    return Rolled(found.weights["bars"], found.l1_error)
+    result = rollout(layers, rows, method, backend=backend)  # type: ignore[arg-type]
+    return Rolled(result.weights["bars"], result.l1_error)
 
 
 def bucketed(layers: Sequence[Layer], method: Rollout = PLAIN, **options: object) -> Rolled:
     """Return every row over buckets, the oldest first."""
-    found = rollout_buckets(layers, method, **options)  # type: ignore[arg-type]
-    return Rolled(found.weights["bars"], found.l1_error)
+    result = rollout_buckets(layers, method, **options)  # type: ignore[arg-type]
+    return Rolled(result.weights["bars"], result.l1_error)
 
 
 def aged(layers: Sequence[Layer], method: Rollout = PLAIN, **options: object) -> Rolled:
     """Return every row over buckets, the newest first."""
-    found = rollout_by_age(layers, method, **options)  # type: ignore[arg-type]
-    return Rolled(found.weights["bars"], found.l1_error)
+    result = rollout_by_age(layers, method, **options)  # type: ignore[arg-type]
+    return Rolled(result.weights["bars"], result.l1_error)
 
 
 class Case(NamedTuple):
@@ -176,12 +176,12 @@ class Case(NamedTuple):
         They are a logsumexp less a mean score, which the entries weigh.
         """
         only = slice(layer, layer + 1)
-        one = Case(
+        case = Case(
             self.queries[only], self.keys[only], self.sums[only], self.matrices[only], self.mask
         )
-        return (1.0 + one.scores[0]) * one.rounding()
+        return (1.0 + case.scores[0]) * case.rounding()
 
-    def hold(self, found: Tensor, wanted: Tensor, *, ratio: float = 0.0) -> None:
+    def hold(self, weights: Tensor, wanted: Tensor, *, ratio: float = 0.0) -> None:
         """Hold weights of a rollout to *wanted*, entry by entry, within what rounding may do.
 
         Where *ratio* of the entries is discarded, others fade over ``FADE`` slacks, and an error
@@ -191,7 +191,7 @@ class Case(NamedTuple):
         # What lies below the square of a rounding is lost beside rows that sum to 1.
         faded = 0.0 if ratio == 0.0 else 2 * rounding / (FADE * min(self.slacks))
         torch.testing.assert_close(
-            found.double(), wanted.double(), rtol=rounding,
+            weights.double(), wanted.double(), rtol=rounding,
             atol=faded + torch.finfo(self.sums[0].dtype).eps ** 2,
         )  # fmt: skip
 

@@ -48,8 +48,8 @@ SPLIT = "[split]\nembargo_bars = 30\n" + "\n".join(
 def header(**keys: Any) -> DepthHeader:
     """Return the header of a file of these books."""
     of = {"instrument": f"linear:{SYMBOL}", "price_decimals": 2, "quantity_decimals": 3}
-    said = {**of, "levels": LEVELS, "every_ms": EVERY_MS, "source": "loopback"}
-    return DepthHeader(**{**said, **keys})
+    fields = {**of, "levels": LEVELS, "every_ms": EVERY_MS, "source": "loopback"}
+    return DepthHeader(**{**fields, **keys})
 
 
 def leans(count: int, *, seed: int = 3) -> np.ndarray[Any, Any]:
@@ -80,8 +80,8 @@ def book(at_ms: int, mid: int, lean: float, rng: np.random.Generator) -> Depth:
     sizes[:, 1:5] = np.round(4_000 * np.array([1 + 0.9 * lean, 1 - 0.9 * lean]))[:, None]
     sizes[:, 1:5] += rng.integers(0, 200, (2, 4))
     sides = [
-        [(mid + sign * (1 + level), int(size)) for level, size in enumerate(own)]
-        for sign, own in ((-1, sizes[0]), (1, sizes[1]))
+        [(mid + sign * (1 + level), int(size)) for level, size in enumerate(side)]
+        for sign, side in ((-1, sizes[0]), (1, sizes[1]))
     ]
     return Depth(f"linear:{SYMBOL}", packed(sides[0]), packed(sides[1]), at_ms - 5, at_ms)
 
@@ -99,22 +99,24 @@ def write_books(
 
     From *other_from_ms* on they are other ones.
     """
-    said = header(**keys)
-    made, lean = candles(count, seed=seed), leans(count, seed=seed)
+    file_header = header(**keys)
+    minutes, lean = candles(count, seed=seed), leans(count, seed=seed)
     rng = np.random.default_rng(seed + 2)
     cause = ""
-    with DepthWriter(path, said) as writer:
+    with DepthWriter(path, file_header) as writer:
         for bar in range(count):
             if any(first <= bar < last for first, last in gaps):
                 cause = "disconnected"
                 continue
             close_ms = START_MS + MINUTE_MS * (bar + 1)
-            for at_ms in range(close_ms - MINUTE_MS + said.every_ms, close_ms + 1, said.every_ms):
+            for at_ms in range(
+                close_ms - MINUTE_MS + file_header.every_ms, close_ms + 1, file_header.every_ms
+            ):
                 is_last = at_ms == close_ms
                 leaning = float(lean[bar]) if is_last else 0.0
                 if other_from_ms is not None and at_ms >= other_from_ms:
                     leaning = -0.5 if leaning > 0 else 0.5
-                one = book(at_ms, int(made.close[bar]), leaning, rng)
-                writer.add(one, cause)
+                depth = book(at_ms, int(minutes.close[bar]), leaning, rng)
+                writer.add(depth, cause)
                 cause = ""
     return path

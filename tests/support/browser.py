@@ -22,10 +22,10 @@ NAMES: Final = ("chromium", "chromium-browser", "google-chrome")
 
 def chromium() -> str:
     """Return the path of a browser; skip the test, in one line, where there is none."""
-    found = next(filter(None, map(shutil.which, NAMES)), None)
-    if found is None:
+    path = next(filter(None, map(shutil.which, NAMES)), None)
+    if path is None:
         pytest.skip("no Chromium on this machine: what a page shows in a browser is not tested")
-    return found
+    return path
 
 
 @contextmanager
@@ -42,10 +42,12 @@ def browsing() -> Iterator[Browser]:
 
 def complaints(page: Page) -> list[str]:
     """Collect errors that *page* says from now on, of its scripts and of its policy."""
-    found: list[str] = []
-    page.on("console", lambda said: found.append(said.text) if said.type == "error" else None)
-    page.on("pageerror", lambda error: found.append(str(error)))
-    return found
+    errors: list[str] = []
+    page.on(
+        "console", lambda message: errors.append(message.text) if message.type == "error" else None
+    )
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    return errors
 
 
 @contextmanager
@@ -70,13 +72,13 @@ def opened(
     context.add_init_script(first)
     page = context.new_page()
     page.set_default_timeout(1_000 * deadline_s(30))
-    said = complaints(page)
-    asked: list[str] = []
-    page.on("request", lambda request: asked.append(request.url))
+    errors = complaints(page)
+    urls: list[str] = []
+    page.on("request", lambda request: urls.append(request.url))
     try:
         page.goto(address)
         yield page
-        assert [one for one in said if not re.search(allowed, one)] == []
-        assert not offline or {url.partition(":")[0] for url in asked} <= {"file", "data"}
+        assert [error for error in errors if not re.search(allowed, error)] == []
+        assert not offline or {url.partition(":")[0] for url in urls} <= {"file", "data"}
     finally:
         context.close()

@@ -110,12 +110,12 @@ def bar(
 def bars(count: int, *, seed: int = 1, instrument_id: str = "linear:BTCUSDT") -> list[Bar]:
     """Return a seeded random walk of *count* bars whose open is the previous close."""
     rng = random.Random(seed)
-    made = []
+    walk = []
     close = 1_000_000
     for index in range(count):
         open_ = close
         close = max(open_ + rng.randint(-3_000, 3_000), 1_000)
-        made.append(
+        walk.append(
             bar(
                 close,
                 index=index,
@@ -126,7 +126,7 @@ def bars(count: int, *, seed: int = 1, instrument_id: str = "linear:BTCUSDT") ->
                 instrument_id=instrument_id,
             )
         )
-    return made
+    return walk
 
 
 def quote(
@@ -212,9 +212,11 @@ def decision(
 
 def altered(decided: Decision, **fields: Any) -> Decision:
     """Return *decided* with other *fields*, its own or its outcome's."""
-    own = {name: fields.pop(name) for name in Decision.__struct_fields__ if name in fields}
+    decision_fields = {
+        name: fields.pop(name) for name in Decision.__struct_fields__ if name in fields
+    }
     outcome = msgspec.structs.replace(decided.outcome, **fields)
-    return msgspec.structs.replace(decided, **{"outcome": outcome, **own})
+    return msgspec.structs.replace(decided, **{"outcome": outcome, **decision_fields})
 
 
 def account(equity: int = 100_000, *, cash: int | None = None) -> Account:

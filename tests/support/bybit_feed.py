@@ -119,7 +119,7 @@ async def live(
     """Run a feed whose period starts at minute 0, as soon as it caught up."""
     clock = clock or SteppedClock(server.server_ms)
     rng = random.Random(1)
-    asked = exchange_section(
+    section = exchange_section(
         rest_url=server.rest_url,
         stream_url=server.stream_url,
         time_scale=time_scale,
@@ -131,12 +131,12 @@ async def live(
         return holder[0].quote_from_ms(quote)
 
     async with (
-        BybitClient(asked, clock=clock, rng=rng, latest_ms=clock.market_ms) as client,
+        BybitClient(section, clock=clock, rng=rng, latest_ms=clock.market_ms) as client,
         LiveFeed(
             client=client,
             clock=clock,
             instruments=instruments,
-            exchange=asked,
+            exchange=section,
             queue_limit=queue_limit,
             start=start or FeedStart(interval_ms=MINUTE, period_start_ms=START_MS, warmup_bars=0),
             quote_from_ms=quote_from_ms,

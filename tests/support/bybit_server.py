@@ -202,17 +202,19 @@ class ScriptedServer:
         limit = int(query.get("limit", "200"))
         rows = self.rows.get(query["symbol"], {})
         # As the exchange does: the candle that contains ``start`` is returned as well.
-        found = [rows[at] for at in sorted(rows, reverse=True) if start - MINUTE < at <= end]
-        listed = [[str(cell) for cell in row] for row in found[:limit]]
+        candles = [rows[at] for at in sorted(rows, reverse=True) if start - MINUTE < at <= end]
+        listed = [[str(cell) for cell in row] for row in candles[:limit]]
         return {"category": query["category"], "symbol": query["symbol"], "list": listed}
 
     def _instruments(self, query: dict[str, str]) -> dict[str, Any]:
-        found = [one for one in self.filters if query.get("symbol") in (None, one["symbol"])]
-        return {"category": query["category"], "list": found, "nextPageCursor": ""}
+        instruments = [
+            item for item in self.filters if query.get("symbol") in (None, item["symbol"])
+        ]
+        return {"category": query["category"], "list": instruments, "nextPageCursor": ""}
 
     def _funding(self, query: dict[str, str]) -> dict[str, Any]:
         start, end = int(query["startTime"]), int(query["endTime"])
-        found = [
+        settlements = [
             {
                 "symbol": query["symbol"],
                 "fundingRate": rate,
@@ -221,7 +223,7 @@ class ScriptedServer:
             for settled_ms, rate in sorted(self.funding, reverse=True)
             if start <= settled_ms <= end
         ]
-        return {"category": query["category"], "list": found[: int(query["limit"])]}
+        return {"category": query["category"], "list": settlements[: int(query["limit"])]}
 
     def _tickers(self, query: dict[str, str]) -> dict[str, Any]:
         ticker = {"symbol": "BTCUSDT", "lastPrice": "100.5", "markPrice": "100.4"}
@@ -265,11 +267,16 @@ class ScriptedServer:
 
     def subscribed(self) -> list[str]:
         """Return every topic that was asked for, in order."""
-        return [topic for one in self.received if one["op"] == "subscribe" for topic in one["args"]]
+        return [
+            topic
+            for message in self.received
+            if message["op"] == "subscribe"
+            for topic in message["args"]
+        ]
 
     def pings(self) -> int:
         """Return how many pings came."""
-        return sum(one["op"] == "ping" for one in self.received)
+        return sum(message["op"] == "ping" for message in self.received)
 
     async def send(self, *frames: bytes | dict[str, Any]) -> None:
         """Send frames on every connection."""

@@ -160,18 +160,18 @@ async def daemon(
 
     config = load(None, settings(server, **sections))
     clock = ServersClock(server)
-    made = Daemon(
+    daemon = Daemon(
         config,
         database,
         kind=RunKind.LIVE,
         watch=watch,
         clock=clock,
     )
-    running = Running(server, asyncio.create_task(made.run()), clock)
+    running = Running(server, asyncio.create_task(daemon.run()), clock)
     holder.append(running)
     try:
         yield running
-        made.stop()
+        daemon.stop()
         async with deadline():
             await asyncio.wait([running.task])
     finally:
@@ -184,8 +184,8 @@ def check_record(database: Path, *, bars: int) -> None:
     with Reader.open(database) as reader:
         run_id = reader.find("last")
         assert verify_chain(reader.connection, run_id).holds
-        found = verify_run(reader, database, run_id)
-        assert found.differences == []
+        verification = verify_run(reader, database, run_id)
+        assert verification.differences == []
     with closing(sqlite3.connect(database)) as db:
         query = "SELECT open_time_ms FROM v_decisions ORDER BY sequence"
         opened = [at for (at,) in db.execute(query)]

@@ -32,22 +32,22 @@ HORIZON = 5
 def heads(names: Collection[str] = tuple(HEADS)) -> list[str]:
     """Name the heads of a network whose numbers no stored forecast follows."""
     torch.manual_seed(1)
-    own = Heads(8, 1, 3, allocation=True, risk=True, regimes=3, path=True, runup=True)
+    layer = Heads(8, 1, 3, allocation=True, risk=True, regimes=3, path=True, runup=True)
     with torch.no_grad():
-        outputs: Outputs = own(torch.randn(1, 1, 8))
+        outputs: Outputs = layer(torch.randn(1, 1, 8))
 
     def said(given: Outputs) -> Forecast:
         return forecasts(
             given, np.ones(1), [None], horizons=(HORIZON,), temperature=(1.0,), model_id="m"
         )[0]
 
-    found = []
+    dead = []
     for name in names:
         part = getattr(outputs, name, None)
         moved = part is not None and outputs._replace(**{name: _moved(part)})
         if not moved or said(moved) == said(outputs):
-            found.append(name)
-    return found
+            dead.append(name)
+    return dead
 
 
 def _moved(part: torch.Tensor) -> torch.Tensor:
@@ -57,12 +57,16 @@ def _moved(part: torch.Tensor) -> torch.Tensor:
     return part + shift
 
 
-def modalities(known: Mapping[str, tuple[str, ...]]) -> list[str]:
+def modalities(prefixes: Mapping[str, tuple[str, ...]]) -> list[str]:
     """Name the modalities of which no feature schema, covariate or order book has a column."""
-    columns = [name for one in schema_ids() for name in schema(one).names] + ["vector_mood"]
+    columns = [name for schema_id in schema_ids() for name in schema(schema_id).names] + [
+        "vector_mood"
+    ]
     columns += [PREFIX + name for name in BookReading(levels=1, every_ms=1).columns]
-    of = {next(m for m, begins in known.items() if one.startswith(begins)) for one in columns}
-    return [name for name in known if name not in of]
+    of = {
+        next(m for m, begins in prefixes.items() if column.startswith(begins)) for column in columns
+    }
+    return [name for name in prefixes if name not in of]
 
 
 def measures(names: Iterable[str], gates: Mapping[str, Gate] = GATES) -> list[str]:
@@ -76,19 +80,19 @@ def measures(names: Iterable[str], gates: Mapping[str, Gate] = GATES) -> list[st
 
 def events(kinds: Mapping[str, type], sources: Iterable[Path] | None = None) -> list[str]:
     """Name the kinds of events that nobody makes, or that nothing but their storing looks at."""
-    made, read = set[str](), set[str]()
+    called, read = set[str](), set[str]()
     for tree in map(_tree, sources or _sources()):
         for node in ast.walk(tree):
             match node:
                 case ast.Call(func=ast.Name(id="isinstance"), args=[_, kind]):
-                    read |= {one.id for one in ast.walk(kind) if isinstance(one, ast.Name)}
+                    read |= {part.id for part in ast.walk(kind) if isinstance(part, ast.Name)}
                 case ast.Call(func=ast.Name(id=name)):
-                    made.add(name)
+                    called.add(name)
                 case ast.MatchClass(cls=ast.Name(id=name)):
                     read.add(name)
                 case ast.Dict(keys=keys):
-                    read |= {one.id for one in keys if isinstance(one, ast.Name)}
-    return [kind for kind, of in kinds.items() if of.__name__ not in made & read]
+                    read |= {part.id for part in keys if isinstance(part, ast.Name)}
+    return [kind for kind, of in kinds.items() if of.__name__ not in called & read]
 
 
 def keys(config: type[BaseModel], sources: Iterable[Path] | None = None) -> list[str]:
@@ -118,8 +122,8 @@ def _fields(section: Any) -> Iterator[str]:
 def _sources() -> list[Path]:
     """List the product's modules but those that declare keys and store events."""
     left_out = {ROOT / "daemon/config/sections.py", ROOT / "storage/record/rows.py"}
-    found = (path for room in ROOMS for path in sorted((ROOT / room).rglob("*.py")))
-    return [path for path in found if path not in left_out and "assets" not in path.parts]
+    paths = (path for room in ROOMS for path in sorted((ROOT / room).rglob("*.py")))
+    return [path for path in paths if path not in left_out and "assets" not in path.parts]
 
 
 @cache

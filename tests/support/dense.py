@@ -19,14 +19,14 @@ class DenseLayers:
         self.weights = {name: value.numpy() for name, value in named.items()}
 
     def linear(self, name: str, x: Matrix) -> Matrix:
-        made: Matrix = x @ self.weights[f"{name}.weight"].T + self.weights[f"{name}.bias"]
-        return made
+        result: Matrix = x @ self.weights[f"{name}.weight"].T + self.weights[f"{name}.bias"]
+        return result
 
     def norm(self, name: str, x: Matrix) -> Matrix:
         centred = x - x.mean(-1, keepdims=True)
         scaled = centred / np.sqrt((centred**2).mean(-1, keepdims=True) + 1e-5)
-        made: Matrix = scaled * self.weights[f"{name}.weight"] + self.weights[f"{name}.bias"]
-        return made
+        result: Matrix = scaled * self.weights[f"{name}.weight"] + self.weights[f"{name}.bias"]
+        return result
 
     def feed_forward(self, name: str, x: Matrix) -> Matrix:
         hidden = self.linear(f"{name}.rise", x)

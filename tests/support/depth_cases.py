@@ -83,11 +83,11 @@ def long(
 ) -> tuple[list[Depth], DepthHeader]:
     """Return books of so many days whose mid moves as the book before leans."""
     rng = np.random.default_rng(4)
-    made, bid = [], 10_000
+    books, bid = [], 10_000
     for row in range(int(days * DAY_MS / every_ms)):
         lean = int(rng.integers(0, 2))
         sizes = (50, 5) if lean else (5, 50)
-        made.append(
+        books.append(
             depth(
                 [(bid, sizes[0]), (bid - 1, 9)],
                 [(bid + 1, sizes[1]), (bid + 2, 9)],
@@ -95,7 +95,7 @@ def long(
             )
         )
         bid += 1 if lean else -1
-    return made, header(levels=2, every_ms=every_ms, source=source)
+    return books, header(levels=2, every_ms=every_ms, source=source)
 
 
 def write(
@@ -103,8 +103,8 @@ def write(
 ) -> str:
     """Append *depths*, the first after *cause*; return what the writer found there."""
     with DepthWriter(path, header() if of is None else of) as writer:
-        for number, one in enumerate(depths):
-            writer.add(one, "" if number else cause)
+        for number, book in enumerate(depths):
+            writer.add(book, "" if number else cause)
         return writer.says
 
 
@@ -136,16 +136,16 @@ def plain_books(
     frames: Iterable[dict[str, Any]], levels: int, every_ms: int
 ) -> dict[int, tuple[Side, Side]]:
     """Return the book of each time of the grid: all frames dated until then, a later one known."""
-    book, found = PlainBook(), {}
+    book, books = PlainBook(), {}
     heard_ms: int | None = None
     for frame in frames:
         if heard_ms is not None:
             first = -(-heard_ms // every_ms) * every_ms
             for at_ms in range(first, frame["ts"], every_ms):
-                found[at_ms] = book.best(levels)
+                books[at_ms] = book.best(levels)
         book.take(frame)
         heard_ms = frame["ts"]
-    return found
+    return books
 
 
 def frame(
@@ -221,8 +221,8 @@ class Live:
                 self.clock.advance(network_s=0.001)  # it waits before it connects again
             return any(
                 "orderbook" in topic
-                for one in self.exchange.hub.connections
-                for topic in one.topics
+                for connection in self.exchange.hub.connections
+                for topic in connection.topics
             )
 
         await until(listens)
@@ -245,7 +245,7 @@ async def recording(
         async with client.stream() as stream:
             await stream.subscribe("orderbook.50.BTCUSDT")
             await work(live)
-            frames = [one for one in await stream.drain() if "topic" in one]
+            frames = [frame for frame in await stream.drain() if "topic" in frame]
         await live.end()
     return frames
 

@@ -114,10 +114,10 @@ WORLDS: Final = (
 
 def reached(start: OrderStatus, end: OrderStatus) -> bool:
     """Return whether the table of the orders leads from *start* to *end* in some steps, or none."""
-    found = {start}
-    while more := {NEXT[pair] for pair in NEXT if pair[0] in found} - found:
-        found |= more
-    return end in found
+    states = {start}
+    while more := {NEXT[pair] for pair in NEXT if pair[0] in states} - states:
+        states |= more
+    return end in states
 
 
 def sign_of(side: Side) -> int:
@@ -253,14 +253,14 @@ class Book:
 
     def _believed(self, step: Step) -> Event | None:
         """Return what the step acts on: its event, a quote that waited for it, or nothing (M34)."""
-        event, said = step.event, step.belief or ""
+        event, belief = step.event, step.belief or ""
         if isinstance(event, Quote):
             self.waiting.pop(event.instrument, None)
-            if said.startswith("not believed"):
+            if belief.startswith("not believed"):
                 self.waiting[event.instrument] = event
                 self.met["a quote waited"] += 1
                 return None
-        elif isinstance(event, Mark) and "the quote before it is believed on this one" in said:
+        elif isinstance(event, Mark) and "the quote before it is believed on this one" in belief:
             self.met["a quote was believed later"] += 1
             return self.waiting.pop(event.instrument)
         return event
@@ -454,22 +454,22 @@ class Book:
         state = engine.state().account
         assert state.cash == self.own.cash.scaleb(8) == self.ledger, "cash"
         for key, book in state.books.items():
-            own, holding = self.own.of(key), book.holding
-            assert holding.quantity == own.quantity.scaleb(3), "position and fills"
-            assert holding.entry_notional == own.entry.scaleb(8), "entry"
-            assert holding.margin == own.margin.scaleb(8), "margin"
+            position, holding = self.own.of(key), book.holding
+            assert holding.quantity == position.quantity.scaleb(3), "position and fills"
+            assert holding.entry_notional == position.entry.scaleb(8), "entry"
+            assert holding.margin == position.margin.scaleb(8), "margin"
             orders = book.orders
-            resting = {one.order_id: one for one in (orders.order, *orders.others) if one}
+            resting = {order.order_id: order for order in (orders.order, *orders.others) if order}
             shown = {
-                name: one
-                for name, one in self.known.items()
-                if one.instrument == key and one.status not in ENDED
+                name: order
+                for name, order in self.known.items()
+                if order.instrument == key and order.status not in ENDED
             }
             assert resting == shown, "what rests is not what was shown"
             self._protected(key, book)
         if self.world.category.is_cash:
             assert state.cash >= 0, "more was paid than there was"
-            assert all(one.quantity >= 0 for one in self.own.held.values()), "spot went short"
+            assert all(item.quantity >= 0 for item in self.own.held.values()), "spot went short"
         if self.world.leverage is not None:
             assert self.own.available >= Decimal("-1e-7"), "more is bound than is there"
             self._solvent(engine, event)
@@ -489,7 +489,11 @@ class Book:
                 assert sign_of(order.side) * held < 0, "it would open"
                 assert order.quantity - order.filled <= abs(held), "it would turn the position"
         if key in self.entered and plan is not None and plan.sign * held > 0 and whole:
-            roles = {one.role: one for one in book.orders.others if one.role in PROTECTIVE}
+            roles = {
+                resting.role: resting
+                for resting in book.orders.others
+                if resting.role in PROTECTIVE
+            }
             for role, wanted in (
                 (OrderRole.STOP, plan.stop),
                 (OrderRole.TARGET, plan.target),
@@ -549,7 +553,8 @@ class Laws(RuleBasedStateMachine):
         if self.world.category is Category.LINEAR:
             return int(self.book.own.equity(marks).scaleb(8))
         held = sum(
-            (one.quantity * marks[key] for key, one in self.book.own.held.items()), Decimal(0)
+            (position.quantity * marks[key] for key, position in self.book.own.held.items()),
+            Decimal(0),
         )
         return int((self.book.own.cash + held).scaleb(8))
 
@@ -561,7 +566,7 @@ class Laws(RuleBasedStateMachine):
 
     # ------------------------------------------------------------ rules
 
-    def _bar(self, key: str, seed: int, wild: int, said: int) -> Bar:
+    def _bar(self, key: str, seed: int, wild: int, volume: int) -> Bar:
         """Return the next bar of *key*: a path of whole ticks around the last close."""
         rng = random.Random(f"{seed} {key}")
         swing = self.close[key] * wild // 10_000
@@ -572,35 +577,35 @@ class Laws(RuleBasedStateMachine):
         end = start + MINUTE
         path = prices[0], max(prices), min(prices), prices[-1]
         self.close[key] = prices[-1]
-        return Bar(key, start, MINUTE, *path, said, None, end, end, Source.STREAM)
+        return Bar(key, start, MINUTE, *path, volume, None, end, end, Source.STREAM)
 
     @rule(
         seed=st.integers(0, 2**16),
         wild=st.sampled_from((100, 10, 300, 3_000)),
-        said=st.lists(st.integers(1, SAYINGS), min_size=1, max_size=5),
+        volumes=st.lists(st.integers(1, SAYINGS), min_size=1, max_size=5),
         size=st.sampled_from((10**6, 600, 40)),
     )
-    def bars(self, seed: int, wild: int, said: list[int], size: int) -> None:
+    def bars(self, seed: int, wild: int, volumes: list[int], size: int) -> None:
         """Close some bars, each of all symbols at once, with quotes before and after."""
-        for told in said:
-            made = [
-                self._bar(key, seed + told, wild, told + place)
+        for volume in volumes:
+            closed = [
+                self._bar(key, seed + volume, wild, volume + place)
                 for place, key in enumerate(self.keys)
             ]
             self.index += 1
-            end = made[0].close_time_ms
+            end = closed[0].close_time_ms
             if self.world.model is FillModel.QUOTE:
-                for one in made:
-                    self._show(one.instrument, one.close, one.close + 10, (size, size), end - 700)
+                for bar in closed:
+                    self._show(bar.instrument, bar.close, bar.close + 10, (size, size), end - 700)
             self.at_ms = end
-            if len(made) == 1:
-                self.feed(made[0])
+            if len(closed) == 1:
+                self.feed(closed[0])
             else:
-                self.feed(Closed(made[0].open_time_ms, len(made), (), end, end), made)
+                self.feed(Closed(closed[0].open_time_ms, len(closed), (), end, end), closed)
             if self.world.model is FillModel.QUOTE:
-                key = self.keys[told % len(self.keys)]
-                bid = self.close[key] - 10 * (told % 3)
-                self._show(key, bid, bid + 10, (size, size), end + 160 + told % 2_000)
+                key = self.keys[volume % len(self.keys)]
+                bid = self.close[key] - 10 * (volume % 3)
+                self._show(key, bid, bid + 10, (size, size), end + 160 + volume % 2_000)
 
     def _show(self, key: str, bid: int, ask: int, sizes: tuple[int, int], at_ms: int) -> None:
         self.at_ms = max(self.at_ms, at_ms)
@@ -663,11 +668,11 @@ class Laws(RuleBasedStateMachine):
         self._later(5)
         self.feed(Command(kind, "", self.at_ms, self.at_ms))
         if kind is not CommandKind.RESUME and self.at_ms % 2:
-            self.bars(seed=1, wild=300, said=[self.at_ms % SAYINGS, 7], size=600)
+            self.bars(seed=1, wild=300, volumes=[self.at_ms % SAYINGS, 7], size=600)
             self.feed(Command(CommandKind.RESUME, "", self.at_ms, self.at_ms))
 
-    @rule(seed=st.integers(0, 2**16), count=st.integers(1, 3), said=st.integers(1, SAYINGS))
-    def missed(self, seed: int, count: int, said: int) -> None:
+    @rule(seed=st.integers(0, 2**16), count=st.integers(1, 3), volume=st.integers(1, SAYINGS))
+    def missed(self, seed: int, count: int, volume: int) -> None:
         """Miss the quotes of some bars, which then come one by one, late, by REST."""
         first = START_MS + self.index * MINUTE
         until = first + count * MINUTE
@@ -675,18 +680,18 @@ class Laws(RuleBasedStateMachine):
             self.feed(Gap(key, first, until, GapCause.DOWN, "rest", until, until))
         for number in range(count):
             for key in self.keys:
-                late = self._bar(key, seed + number, 200, said)
+                late = self._bar(key, seed + number, 200, volume)
                 self.feed(replace(late, source=Source.REST, seen_ms=until))
             self.index += 1
         self.at_ms = until
 
-    @rule(torn=st.booleans(), said=st.integers(1, SAYINGS))
-    def kill(self, *, torn: bool, said: int) -> None:
+    @rule(torn=st.booleans(), volume=st.integers(1, SAYINGS))
+    def kill(self, *, torn: bool, volume: int) -> None:
         """Throw the engine away, one step that was not committed with it, and start again."""
         before = self._carried(self.lives.engine)
         if torn:
             close = dict(self.close)
-            lost = self._bar(self.keys[0], said, 300, said)
+            lost = self._bar(self.keys[0], volume, 300, volume)
             self._steps(self.lives.engine, lost, ())
             self.close = close
         self.lives.kill()
@@ -724,10 +729,12 @@ class Laws(RuleBasedStateMachine):
         with Reader.open(self.lives.path) as reader:
             run_id = self.lives.opened.run.run_id
             assert audit(reader.connection, run_id).holds, "the chain or the ledger broke"
-            stored = [one.decision for one in reader.steps(run_id)]
-            assert [one for one in stored if one] == self.decisions, "other decisions were stored"
-            found = verify_run(reader, self.lives.path, run_id)
-            assert found.differences == [], found.differences[:1]
+            stored = [step.decision for step in reader.steps(run_id)]
+            assert [decision for decision in stored if decision] == self.decisions, (
+                "other decisions were stored"
+            )
+            verification = verify_run(reader, self.lives.path, run_id)
+            assert verification.differences == [], verification.differences[:1]
 
 
 MET: Final[Counter[str]] = Counter()

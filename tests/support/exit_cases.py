@@ -31,8 +31,8 @@ class Says(Strategy):
 
     gates = frozenset({"operator"})
 
-    def __init__(self, said: dict[int, Signal], twins: tuple[str, ...] = ()) -> None:
-        self.said = said
+    def __init__(self, signals: dict[int, Signal], twins: tuple[str, ...] = ()) -> None:
+        self.said = signals
         self.twins = twins
 
     def decide(self, context: BarContext) -> Signal:
@@ -40,7 +40,7 @@ class Says(Strategy):
 
 
 def machine(
-    said: dict[int, Signal],
+    signals: dict[int, Signal],
     *,
     execution: FillModel = FillModel.NEXT_OPEN,
     category: Category = Category.LINEAR,
@@ -59,16 +59,16 @@ def machine(
         execution=execution,
         period_start_ms=0,
         forecaster=None,
-        strategies={"BTCUSDT": Says(said, twins)},
+        strategies={"BTCUSDT": Says(signals, twins)},
     )
 
 
-def long(**asked: Any) -> Signal:
-    return Signal(Action.LONG, "up", **asked)
+def long(**fields: Any) -> Signal:
+    return Signal(Action.LONG, "up", **fields)
 
 
-def short(**asked: Any) -> Signal:
-    return Signal(Action.SHORT, "down", **asked)
+def short(**fields: Any) -> Signal:
+    return Signal(Action.SHORT, "down", **fields)
 
 
 FLAT = Signal(Action.FLAT, "out")
@@ -109,9 +109,9 @@ def entered(signal: Signal, *after: Bar, **sections: Any) -> list[Step]:
 
 
 def at_quotes(
-    said: dict[int, Signal], events: list[Event], **more: Any
+    signals: dict[int, Signal], events: list[Event], **more: Any
 ) -> tuple[Engine, list[Step]]:
-    engine = machine(said, execution=FillModel.QUOTE, **more)
+    engine = machine(signals, execution=FillModel.QUOTE, **more)
     return engine, taken(engine, events)
 
 

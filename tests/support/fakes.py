@@ -16,15 +16,17 @@ Made = TypeVar("Made")
 
 
 @contextmanager
-def registered(known: MutableMapping[str, Made], register: Callable[[], object]) -> Iterator[None]:
+def registered(
+    registry: MutableMapping[str, Made], register: Callable[[], object]
+) -> Iterator[None]:
     """Register something, and forget it afterwards."""
-    before = dict(known)
+    before = dict(registry)
     try:
         register()
         yield
     finally:
-        known.clear()
-        known.update(before)
+        registry.clear()
+        registry.update(before)
 
 
 class ManualClock:
@@ -127,11 +129,11 @@ class FixedForecaster:
         self.warmed.append(len(bars))
 
     def step(self, bar: Bar) -> Forecast | None:
-        seen = self._seen.setdefault(bar.instrument, [])
-        seen.append(bar)
-        if len(seen) < self.context:
+        bars = self._seen.setdefault(bar.instrument, [])
+        bars.append(bar)
+        if len(bars) < self.context:
             return None
-        return self._answer(seen[-self.context :])
+        return self._answer(bars[-self.context :])
 
     def predict_many(self, bars: Sequence[Bar]) -> list[Forecast | None]:
         return [self.step(bar) for bar in bars]

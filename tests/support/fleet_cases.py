@@ -21,14 +21,14 @@ from tracepaper.storage.record.columns import TABLES, stored_columns
 
 def contents(path: Path) -> dict[str, list[tuple[Any, ...]]]:
     """Return every row of every table with the types of its values, in the order of its key."""
-    found = {}
+    by_table = {}
     with closing(sqlite3.connect(path)) as db:
         for table, columns in TABLES.items():
             keys = ", ".join(column.name for column in columns if column.is_key)
             names = ", ".join(stored_columns(table))
             rows = db.execute(f"SELECT {names} FROM {table} ORDER BY {keys}").fetchall()
-            found[table] = [tuple((type(value), value) for value in row) for row in rows]
-    return found
+            by_table[table] = [tuple((type(value), value) for value in row) for row in rows]
+    return by_table
 
 
 def assert_same(path: Path, other: Path) -> None:

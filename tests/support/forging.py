@@ -129,11 +129,11 @@ def _retell_prune(raw: sqlite3.Connection, run_key: int, pruned: PrunePoint, kep
         "ORDER BY sequence DESC LIMIT 1"
     )
     text, sequence = raw.execute(query, (run_key,)).fetchone()
-    said = json.loads(text)
-    said["kept_sha256"], said["digest"] = kept.hex(), pruned.digest.hex()
+    content = json.loads(text)
+    content["kept_sha256"], content["digest"] = kept.hex(), pruned.digest.hex()
     if pruned.state is not None:
-        said["state_sha256"] = sha256(pruned.state).hexdigest()
-    text = json.dumps(said, separators=(",", ":"))
+        content["state_sha256"] = sha256(pruned.state).hexdigest()
+    text = json.dumps(content, separators=(",", ":"))
     at = (text, run_key, sequence)
     raw.execute("UPDATE events SET content = ? WHERE run_key = ? AND sequence = ?", at)
 
@@ -205,11 +205,11 @@ def plantings(path: Path, column: str) -> Iterator[str]:
         rows = raw.execute(
             f"SELECT {', '.join(keys)}, {name} FROM {table} ORDER BY {', '.join(keys)}"
         )
-        found = rows.fetchall()
+        fetched = rows.fetchall()
     if column in CUNNING:
         yield f"UPDATE {table} SET {name} = {CUNNING[column]}"
-    for at in sorted({len(found) // 2, len(found) - 1}) if found else ():
-        *key, value = found[at]
+    for at in sorted({len(fetched) // 2, len(fetched) - 1}) if fetched else ():
+        *key, value = fetched[at]
         changed = another(value, str(meta.c[name].type))
         if column in KEYS and isinstance(value, int):
             changed = value + 2**21  # which no other row has

@@ -52,7 +52,7 @@ class Drawn(Strategy):
             "short": account.short.quantity,
             "net": account.position.quantity,
             "held": float(account.long.bars_held),
-            "sides": " ".join(str(one.exact.position_side) for one in account.fills),
+            "sides": " ".join(str(fill.exact.position_side) for fill in account.fills),
         }
         rng = random.Random(context.exact.volume * 31 + self._seed)
         roll = rng.random()
@@ -77,7 +77,7 @@ class Drawn(Strategy):
 
     @staticmethod
     def _listed(rng: random.Random, context: BarContext) -> list[OrderRequest | Cancel]:
-        asked: list[OrderRequest | Cancel] = []
+        requests: list[OrderRequest | Cancel] = []
         for _ in range(rng.randint(1, 3)):
             side = rng.choice((LONG, SHORT))
             make = rng.choice((OPENS, CLOSES, OPENS))[side]
@@ -86,10 +86,10 @@ class Drawn(Strategy):
                 limit = round(context.close * (1 + rng.uniform(-0.002, 0.002)), 1)
             tag = rng.choice(("", "a", "b"))
             quantity = rng.choice((0.4, 1.1, 2.5))
-            asked.append(make(quantity, limit, position_side=side, tag=tag))
+            requests.append(make(quantity, limit, position_side=side, tag=tag))
         if rng.random() < 0.2:
-            asked.append(Cancel(rng.choice(("", "a"))))
-        return asked
+            requests.append(Cancel(rng.choice(("", "a"))))
+        return requests
 
 
 class Scripted(Strategy):
@@ -105,8 +105,8 @@ class Scripted(Strategy):
 
     def decide(self, context: BarContext) -> Signal | Orders:
         """Return the answer of this bar: [action, side, stop in percent, strength], or orders."""
-        said = self._says.get(str((context.exact.open_time_ms - START_MS) // MINUTE), ["HOLD"])
-        return self._said.setdefault(repr(said), self._answer(*said))
+        answer = self._says.get(str((context.exact.open_time_ms - START_MS) // MINUTE), ["HOLD"])
+        return self._said.setdefault(repr(answer), self._answer(*answer))
 
     @staticmethod
     def _answer(
@@ -156,21 +156,21 @@ def walk(seed: int, count: int = 120, *, quotes: bool = False, shocks: bool = Fa
 
     A mark of a shock is far enough away that it liquidates one side.
     """
-    made: list[Event] = []
+    events: list[Event] = []
     for at, bar in enumerate(bars(count, seed=seed)):
         if quotes:
             for ms in (1_000, 20_000, 59_000):
                 price = bar.open + (bar.close - bar.open) * ms // MINUTE
                 size = 400 + 100 * (at % 9)
-                made.append(quote(price - 5, price + 5, at_ms=bar.open_time_ms + ms, size=size))
-        made.append(bar)
+                events.append(quote(price - 5, price + 5, at_ms=bar.open_time_ms + ms, size=size))
+        events.append(bar)
         at_ms = bar.close_time_ms
         if at % 10 == 9:
-            made += [
+            events += [
                 Mark(bar.instrument, bar.close + 13, at_ms, at_ms),
                 Funding(bar.instrument, (-1) ** (at // 10) * 1_234_567, at_ms, at_ms),
             ]
         if shocks and at % 25 == 24:
             far = bar.close * (87 if at % 50 == 24 else 113) // 100
-            made.append(Mark(bar.instrument, far, at_ms + 5, at_ms + 5))
-    return made
+            events.append(Mark(bar.instrument, far, at_ms + 5, at_ms + 5))
+    return events

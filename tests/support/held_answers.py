@@ -33,9 +33,9 @@ class HeldAnswers:
             self_.asked[name] += 1
             number = self_.asked[name]
             await until(lambda: not self_.holds(name, number), poll_s=0.001)
-            found = await answered(client, item, interval_ms, start_ms, end_ms)
+            answer = await answered(client, item, interval_ms, start_ms, end_ms)
             self_.given[name] += 1
-            return found
+            return answer
 
         monkeypatch.setattr(BybitClient, "candles", candles)
         monkeypatch.setattr(BybitClient, "candles_max", page)

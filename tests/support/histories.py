@@ -75,11 +75,12 @@ class Drawn(Strategy):
 
     def decide(self, context: BarContext) -> Signal | Orders:
         """Draw an answer, by the bar's volume."""
-        seen, quiet = context.account, self.quiet
-        assert seen is not None
+        account, quiet = context.account, self.quiet
+        assert account is not None
         note = {
-            "held": seen.position.quantity, "equity": seen.equity, "fills": float(len(seen.fills)),
-            "orders": float(len(seen.orders)), "bars": float(seen.position.bars_held),
+            "held": account.position.quantity, "equity": account.equity,
+            "fills": float(len(account.fills)), "orders": float(len(account.orders)),
+            "bars": float(account.position.bars_held),
         }  # fmt: skip
         rng = random.Random(context.exact.volume * 31 + self.seed)
         roll = rng.random()
@@ -234,27 +235,35 @@ def drawn_events(rng: random.Random, case: Case, *, is_focused: bool) -> list[An
             elif is_wild and not is_focused and rng.random() < 0.1:
                 jump = rng.randint(-160, 160) * 100
             close = prices[key] = max(opened + jump, 20_000)
-            one = bar(
+            candle = bar(
                 close, index=at, instrument_id=key, open_=opened,
                 high=max(opened, close) + rng.randint(0, 300),
                 low=min(opened, close) - rng.randint(0, 300),
                 volume=5_000 + rng.randint(0, 99_999),
             )  # fmt: skip
-            until_ms = one.open_time_ms + MINUTE
-            events += _books(rng, case, one)
+            until_ms = candle.open_time_ms + MINUTE
+            events += _books(rng, case, candle)
             if is_missed:
                 events.append(
-                    Gap(key, one.open_time_ms, until_ms, GapCause.DOWN, "rest", until_ms, until_ms)
+                    Gap(
+                        key,
+                        candle.open_time_ms,
+                        until_ms,
+                        GapCause.DOWN,
+                        "rest",
+                        until_ms,
+                        until_ms,
+                    )
                 )
-            events += _quotes(rng, case, one, is_missed=is_missed, is_focused=is_focused)
+            events += _quotes(rng, case, candle, is_missed=is_missed, is_focused=is_focused)
             if case.category == "linear" and rng.random() < 0.3:
                 at_ms, off = until_ms - 500, rng.randint(-4_000, 4_000) * is_wild
                 events.append(Mark(key, (opened + close) // 2 + off, at_ms, at_ms))
-            events.append(one)
+            events.append(candle)
             if case.category == "linear" and at % 16 == 15:
                 rate = rng.randint(-9, 9) * 10**6
-                events.append(Funding(key, rate, one.close_time_ms, one.close_time_ms))
-        events += _changes(rng, case, one.closed_ms)
+                events.append(Funding(key, rate, candle.close_time_ms, candle.close_time_ms))
+        events += _changes(rng, case, candle.closed_ms)
     if case.category == "stock":
         _add_actions(rng, events)
     elif len(case.items) == 2 and not case.by_quotes and rng.random() < 0.5:
@@ -263,29 +272,29 @@ def drawn_events(rng: random.Random, case: Case, *, is_focused: bool) -> list[An
 
 
 def _quotes(
-    rng: random.Random, case: Case, one: Bar, *, is_missed: bool, is_focused: bool
+    rng: random.Random, case: Case, candle: Bar, *, is_missed: bool, is_focused: bool
 ) -> Iterator[Quote]:
     """Draw the quotes of a bar, where they fill; of one that is missed, some newer than it."""
     if not case.by_quotes:
         return
     for ms in (MINUTE + 100, MINUTE + 900) if is_missed else (1_000, 20_000, 59_000):
-        price, size = one.close + rng.randint(-600, 600), 20_000
+        price, size = candle.close + rng.randint(-600, 600), 20_000
         if not is_missed:
-            on_way = one.open + (one.close - one.open) * ms // MINUTE
-            price = one.close if is_focused else on_way
+            on_way = candle.open + (candle.close - candle.open) * ms // MINUTE
+            price = candle.close if is_focused else on_way
             size = 200_000 if is_focused else rng.choice((300, 2_000, 20_000))
-        seen = quote(price - 5, price + 5, at_ms=one.open_time_ms + ms, size=size)
-        yield replace(seen, instrument=one.instrument)
+        drawn = quote(price - 5, price + 5, at_ms=candle.open_time_ms + ms, size=size)
+        yield replace(drawn, instrument=candle.instrument)
 
 
-def _books(rng: random.Random, case: Case, one: Bar) -> Iterator[BookUpdate]:
+def _books(rng: random.Random, case: Case, candle: Bar) -> Iterator[BookUpdate]:
     """Draw the books of a bar where they fill, each with what changed and was traded before it."""
     if case.model is not FillModel.BOOK:
         return
     for ms in (1_000, 20_000, 40_000, 59_000):
-        at_ms = one.open_time_ms + ms
+        at_ms = candle.open_time_ms + ms
         frame = at_ms // 1_000
-        middle = one.open + (one.close - one.open) * ms // MINUTE + rng.randint(-200, 200)
+        middle = candle.open + (candle.close - candle.open) * ms // MINUTE + rng.randint(-200, 200)
         bids, asks = (
             tuple(
                 BookLevel(middle + sign * (5 + 40 * place), rng.choice((200, 2_000, 9_000)), frame)
@@ -302,7 +311,7 @@ def _books(rng: random.Random, case: Case, one: Bar) -> Iterator[BookUpdate]:
         ]  # fmt: skip
         cause = "down" if rng.random() < 0.03 else ""
         packed = packed_moves(BookMoves(tuple(moves), bids, asks))
-        yield BookUpdate(one.instrument, cause, frame, False, packed, at_ms, at_ms)
+        yield BookUpdate(candle.instrument, cause, frame, False, packed, at_ms, at_ms)
 
 
 def _changes(rng: random.Random, case: Case, at_ms: int) -> Iterator[Any]:
@@ -323,7 +332,7 @@ def _changes(rng: random.Random, case: Case, at_ms: int) -> Iterator[Any]:
 
 def _add_actions(rng: random.Random, events: list[Any]) -> None:
     for at in sorted(rng.sample(range(20, len(events)), 3), reverse=True):
-        last = next(one for one in reversed(events[:at]) if isinstance(one, Bar))
+        last = next(event for event in reversed(events[:at]) if isinstance(event, Bar))
         is_split, at_ms = rng.random() < 0.6, last.close_time_ms + 1
         kind = CorporateActionKind("split" if is_split else "dividend")
         new, amount = (rng.choice((2, 3)), 0) if is_split else (1, 10**10)
@@ -407,7 +416,9 @@ class History:
         every = [("", fill) for fill in step.fills]
         parts = [(twin.twin, fill) for twin in step.twins for fill in twin.fills]
         for fill in step.fills if self.engine.members else ():
-            self._check_shared(fill, step.fills, [one for one in parts if _is_part(one[1], fill)])
+            self._check_shared(
+                fill, step.fills, [part for part in parts if _is_part(part[1], fill)]
+            )
         for name, fill in every + parts:
             bought, (cash, funding) = fill.side is Side.BUY, self._money[name]
             sign = 1 if bought else -1
@@ -430,12 +441,12 @@ class History:
         self, fill: Fill, fills: Sequence[Fill], parts: list[tuple[str, Fill]]
     ) -> None:
         """Assert that *parts* are those of *fill*; a liquidation is shared by what is held."""
-        whole = [one for one in fills if _is_part(one, fill)]
+        whole = [other for other in fills if _is_part(other, fill)]
         for name in ("quantity", "notional", "fee", "fee_base"):
-            shared = sum(getattr(one, name) for _, one in parts)
-            assert shared == sum(getattr(one, name) for one in whole)
-        assert {(one.price, one.side) for _, one in parts} == {
-            (one.price, one.side) for one in whole
+            shared = sum(getattr(other, name) for _, other in parts)
+            assert shared == sum(getattr(other, name) for other in whole)
+        assert {(other.price, other.side) for _, other in parts} == {
+            (other.price, other.side) for other in whole
         }
         if fill.model is not FillModel.LIQUIDATION or len(fills) > 1:
             return  # what another fill of the step has left is not known here
@@ -444,7 +455,7 @@ class History:
             name: max(sign * self._held[name, fill.instrument], 0)
             for name in self.engine.broker.own.owners
         }
-        got = {name: one.quantity for name, one in parts}
+        got = {name: other.quantity for name, other in parts}
         most = sum(held.values())
         for name, weight in held.items():
             assert abs(got.get(name, 0) * most - fill.quantity * weight) < most
@@ -474,8 +485,8 @@ class History:
         old, new = self.engine, self._opened()
         state, restart = old.state(), Restart(new)
         restart.restore(state, next_sequence=old.sequence, since=old.since_decided)
-        for one in self._bars:
-            restart.recall(one)
+        for candle in self._bars:
+            restart.recall(candle)
         assert new.state() == state
         self.engine = new
         self.counted["restarts"] += 1

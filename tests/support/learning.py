@@ -104,8 +104,8 @@ def learnable(count: int, *, seed: int = 0, symbol: str = "AAAUSDT", start: int 
 
 def segment(count: int, *, seed: int = 0, symbol: str = "AAAUSDT", start: int = 0) -> Segment:
     """Return ``learnable`` candles as one segment."""
-    found = segments_of(learnable(count, seed=seed, symbol=symbol, start=start), schema("v2-1m"))
-    return found[0]
+    segments = segments_of(learnable(count, seed=seed, symbol=symbol, start=start), schema("v2-1m"))
+    return segments[0]
 
 
 def split(first: float, second: float, third: float, *, embargo: int = 30) -> Split:
@@ -154,9 +154,9 @@ def quiet(_: object) -> None:
 def answered(capsys: pytest.CaptureFixture[str], *words: object) -> Any:
     """Run a command; return the JSON document that it prints."""
     code = invoke([str(word) for word in (*words, "--json")])
-    said = capsys.readouterr()
-    assert code == 0, said.err
-    return json.loads(said.out)
+    output = capsys.readouterr()
+    assert code == 0, output.err
+    return json.loads(output.out)
 
 
 def by_forecaster(rows: Iterable[Mapping[str, Any]], horizon: int) -> dict[str, Any]:
@@ -178,7 +178,7 @@ def recipe(form: dict[str, Any], folder: Path) -> Path:
         section["window"] = WINDOW
     if form["kind"] != "lstm":
         section["heads"] = 2
-    made = recipe_of(
+    parsed = recipe_of(
         {
             "model": {"kind": form["kind"]},
             "architecture": section,
@@ -194,8 +194,8 @@ def recipe(form: dict[str, Any], folder: Path) -> Path:
         }
     )  # fmt: skip
     path = folder / "recipe.toml"
-    path.write_text(made.text(), encoding="utf-8")
-    assert recipe_of(tomllib.loads(made.text())) == made
+    path.write_text(parsed.text(), encoding="utf-8")
+    assert recipe_of(tomllib.loads(parsed.text())) == parsed
     return path
 
 

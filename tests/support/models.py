@@ -52,11 +52,11 @@ def weights(config: AnyConfig) -> dict[str, torch.Tensor]:
 def _moved(make: Callable[[], AnyNetwork], seed: int) -> AnyNetwork:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        made = make().eval()
+        network = make().eval()
         with torch.no_grad():
-            for parameter in made.parameters():
+            for parameter in network.parameters():
                 parameter.add_(0.1 * torch.randn_like(parameter))
-    return made
+    return network
 
 
 def card(config: AnyConfig = SMALL, **calibration: Any) -> dict[str, Any]:
@@ -80,11 +80,11 @@ def forecaster(
     config: FlashConfig = SMALL, *, seed: int = 1, path: str = "step", **calibration: Any
 ) -> StreamingForecaster:
     """Return the streaming forecaster of such a checkpoint, on the CPU."""
-    made = build(
+    streaming = build(
         card(config, **calibration), network(config, seed=seed).state_dict(), RunOptions(mode=path)
     )
-    assert isinstance(made, StreamingForecaster)
-    return made
+    assert isinstance(streaming, StreamingForecaster)
+    return streaming
 
 
 _COMMON: Final[dict[str, Any]] = {
@@ -117,14 +117,14 @@ KINDS: Final[dict[str, dict[str, Any]]] = {
 
 def small(kind: str, *, by: float = 0.2, **keys: Any) -> Network:
     """Return a small network of *kind* with *keys* of its own, each weight moved *by* so much."""
-    known = network_kinds()["informer" if kind == "decoder" else kind]
+    network_kind = network_kinds()["informer" if kind == "decoder" else kind]
     section = {**_COMMON, **KINDS[kind], **keys}
     torch.manual_seed(1)
-    made: Network = known.make(known.read(section))
+    network: Network = network_kind.make(network_kind.read(section))
     with torch.no_grad():
-        for parameter in made.parameters():
+        for parameter in network.parameters():
             parameter.add_(by * torch.randn_like(parameter))
-    return made.eval()
+    return network.eval()
 
 
 TOGETHER = ("AAAUSDT", "BBBUSDT", "CCCUSDT")
@@ -135,13 +135,13 @@ TOGETHER_EVERY = 3
 def together(folder: Path, kind: str = "portfolio") -> Path:
     """Write a checkpoint of *kind* over three symbols, its weights drawn by chance."""
     torch.manual_seed(7)
-    known = schema("v2-1m")
+    features = schema("v2-1m")
     config = CrossAssetConfig(
-        symbols=TOGETHER, features=len(known.names), dim=8, layers=1, heads=2, window=8,
+        symbols=TOGETHER, features=len(features.names), dim=8, layers=1, heads=2, window=8,
         horizons=(3, 5), allocation=kind == "portfolio", every=TOGETHER_EVERY,
     )  # fmt: skip
-    made = CrossAssetNetwork(config)
-    for name, parameter in made.named_parameters():
+    network = CrossAssetNetwork(config)
+    for name, parameter in network.named_parameters():
         if name.startswith(("allocate", "relative")):
             torch.nn.init.normal_(parameter, std=1.0)
     hundredths = [place / 100 for place in range(1, 100)]
@@ -149,14 +149,16 @@ def together(folder: Path, kind: str = "portfolio") -> Path:
     described = {
         "model": {"kind": kind, "name": kind},
         "architecture": listed(config),
-        "features": {"schema_id": known.schema_id},
+        "features": {"schema_id": features.schema_id},
         "market": {"interval": "1"},
         "calibration": {
             "horizon": TOGETHER_EVERY,
             "slope": 1.0,
-            "quantiles": {name: [0.1 * one for one in hundredths] for name in measured[:2]}
+            "quantiles": {
+                name: [0.1 * hundredth for hundredth in hundredths] for name in measured[:2]
+            }
             | dict.fromkeys(measured[2:], hundredths),
         },
     }
-    save(folder, made.state_dict(), described)
+    save(folder, network.state_dict(), described)
     return folder

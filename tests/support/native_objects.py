@@ -36,8 +36,8 @@ def made(
         text=True,
         check=False,
     )
-    for found in build.rglob("native.*.so"):
-        shutil.move(found, folder)
+    for library in build.rglob("native.*.so"):
+        shutil.move(library, folder)
     shutil.copy(SOURCE, folder)
     return done
 

@@ -22,9 +22,9 @@ from tracepaper.strategies.gates.gate import GateInputs, GateKind, ThresholdForm
         "calm_halves", ThresholdForm.NUMBER, "At most so many halves.", default="3"
     ),
 )
-def calm(seen: GateInputs) -> float | None:
+def calm(inputs: GateInputs) -> float | None:
     """Distance of the close from the last one, in halves of the usual range."""
-    return 2 * seen.plausible
+    return 2 * inputs.plausible
 
 
 @gate(
@@ -35,11 +35,11 @@ def calm(seen: GateInputs) -> float | None:
     ),
     of_prediction=True,
 )
-def certain(seen: GateInputs) -> float | None:
+def certain(inputs: GateInputs) -> float | None:
     """Probability of the likeliest class."""
-    if (forecast := seen.forecast) is None:
+    if (forecast := inputs.forecast) is None:
         return None
-    at = seen.horizon_index
+    at = inputs.horizon_index
     return max(forecast.p_up[at], forecast.p_flat[at], forecast.p_down[at])
 
 

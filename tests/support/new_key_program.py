@@ -25,10 +25,10 @@ ADDED = {
 
 def add_keys(folder: Path) -> None:
     """Make the process import sections that have the keys of ``ADDED``."""
-    found = importlib.util.find_spec(NAME)
-    assert found is not None
-    assert found.origin is not None
-    text = Path(found.origin).read_text(encoding="utf-8")
+    original = importlib.util.find_spec(NAME)
+    assert original is not None
+    assert original.origin is not None
+    text = Path(original.origin).read_text(encoding="utf-8")
     for below, field in ADDED.items():
         assert text.count(below) == 1
         text = text.replace(below, below + field)

@@ -128,15 +128,15 @@ class SeasonalModel(VarianceModel):
 
 def fit(data: Dataset, recipe: Recipe) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
     """Fit one number a horizon, and shrink it towards 1."""
-    keys, found = recipe.architecture, []
+    keys, factors = recipe.architecture, []
     for place in range(len(data.horizons)):
         ratios = []
         for samples in data.samples(Part.TRAIN):
             unit = spreads(samples.segment, keys.window) / samples.segment.sigma
-            known = (samples.weights[:, place] > 0) & (unit > LEAST)
-            ratios.append(samples.labels["variance"][known, place] / unit[known] ** 2)
-        found.append(np.sqrt(np.concatenate(ratios).mean()))
-    times = keys.shrink + (1.0 - keys.shrink) * np.array(found)
+            usable = (samples.weights[:, place] > 0) & (unit > LEAST)
+            ratios.append(samples.labels["variance"][usable, place] / unit[usable] ** 2)
+        factors.append(np.sqrt(np.concatenate(ratios).mean()))
+    times = keys.shrink + (1.0 - keys.shrink) * np.array(factors)
     return {"times": times}, {"closes": keys.window}
 
 
@@ -154,7 +154,7 @@ def main(folder: Path) -> None:
     days = learning.learnable(8 * learning.DAY_BARS, seed=1, symbol="AAAUSDT")
     parts = zip(("train", "validation", "calibration"), (4, 5, 6), strict=True)
     dates = [f"split.{part}_until={date(day)}" for part, day in parts]
-    chosen = [word for one in dates for word in ("--set", one)]
+    chosen = [word for setting in dates for word in ("--set", setting)]
     data = ("--data", str(learning.write_csv(days, folder)))
     few = learning.learnable(400, seed=1, symbol="BBBUSDT")
     short = ("--data", str(learning.write_csv(few, folder)))

@@ -107,11 +107,11 @@ async def _moods(temper: str, writer: Writer, drop: bytes) -> None:
 @asynccontextmanager
 async def receivers(*tempers: str) -> AsyncIterator[Receivers]:
     """Serve a webhook and a mail server of each of *tempers*."""
-    found = Receivers()
+    servers = Receivers()
     try:
         for temper in tempers:
-            await found.listen("hook", temper, found.hook)
-            await found.listen("mail", temper, found.mail)
-        yield found
+            await servers.listen("hook", temper, servers.hook)
+            await servers.listen("mail", temper, servers.mail)
+        yield servers
     finally:
-        await found.close()
+        await servers.close()

@@ -44,8 +44,8 @@ def put(document: Any, at: Path, form: str) -> bytes:
     for key in parents:
         holder = holder[key]
     value, holder[last] = holder[last], MARK
-    own = value if isinstance(value, str) else json.dumps(value)
-    raw = form.replace(AS_SENT, own if isinstance(value, str | int | float) else "1")
+    text = value if isinstance(value, str) else json.dumps(value)
+    raw = form.replace(AS_SENT, text if isinstance(value, str | int | float) else "1")
     return json.dumps(changed[""]).replace(json.dumps(MARK), raw).encode()
 
 
@@ -63,7 +63,7 @@ def unstorable(value: object) -> list[object]:
     if isinstance(value, Struct):
         return unstorable([getattr(value, name) for name in value.__struct_fields__])
     if isinstance(value, list | tuple):
-        return [one for item in value for one in unstorable(item)]
+        return [part for item in value for part in unstorable(item)]
     if isinstance(value, int):
         return [] if -(2**63) <= value < 2**63 else [value]
     return []

@@ -49,18 +49,18 @@ def candles(symbol: str, count: int, *, seed: int = 5, start: int = 0) -> Candle
     """Return minutes of *symbol*: the leader's scale breathes at random, the led one's follows."""
     rng = np.random.default_rng(seed)
     scale = 5e-4 * np.exp(np.repeat(rng.uniform(-1.5, 1.5, -(-count // 10)), 10)[:count])
-    own = np.random.default_rng([seed, ord(symbol[0])])
+    noise = np.random.default_rng([seed, ord(symbol[0])])
     if symbol == LED:  # ten minutes after the leader
         scale = np.concatenate([np.full(10, 5e-4), scale[:-10]])
-    close = np.round(1e6 * np.exp(np.cumsum(own.normal(size=count) * scale))).astype(np.int64)
+    close = np.round(1e6 * np.exp(np.cumsum(noise.normal(size=count) * scale))).astype(np.int64)
     before = np.concatenate([close[:1], close[:-1]])
-    wick = own.integers(0, 100, count)
+    wick = noise.integers(0, 100, count)
     return Candles(
         path=f"linear_{symbol}_1m.csv", category=Category.LINEAR, symbol=symbol,
         interval_ms=MINUTE_MS, price_decimals=2, volume_decimals=3, turnover_decimals=0,
         open_time_ms=START_MS + MINUTE_MS * (start + np.arange(count, dtype=np.int64)),
         open=before, high=np.maximum(before, close) + wick, low=np.minimum(before, close) - wick,
-        close=close, volume=own.integers(1, 10**6, count), turnover=None,
+        close=close, volume=noise.integers(1, 10**6, count), turnover=None,
     )  # fmt: skip
 
 

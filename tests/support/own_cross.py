@@ -104,7 +104,7 @@ class OwnCross:
     def tier(self, symbol: str, value: Fraction) -> int:
         """Return the place of the tier of *value*."""
         tiers = self.tiers_of(symbol)
-        fits = [n for n, one in enumerate(tiers) if one.limit is None or abs(value) <= one.limit]
+        fits = [n for n, tier in enumerate(tiers) if tier.limit is None or abs(value) <= tier.limit]
         return min(fits, default=len(tiers) - 1)
 
     def maintenance(self, symbol: str, value: Fraction) -> Fraction:
@@ -117,8 +117,8 @@ class OwnCross:
         """Return the largest position that orders could lead to."""
         held = self.of(symbol).quantity
         mine = [o.signed for o in self.orders.values() if o.symbol == symbol and not o.reduce_only]
-        longest = held + sum((one for one in mine if one > 0), Fraction(0))
-        shortest = held + sum((one for one in mine if one < 0), Fraction(0))
+        longest = held + sum((size for size in mine if size > 0), Fraction(0))
+        shortest = held + sum((size for size in mine if size < 0), Fraction(0))
         if abs(longest) == abs(shortest):
             return held or longest
         return max(longest, shortest, key=abs)
@@ -129,13 +129,16 @@ class OwnCross:
 
     def balance(self) -> Fraction:
         """Return cash and all unrealized results."""
-        worth = (self.value(name, one.quantity) - one.entry for name, one in self.held.items())
+        worth = (
+            self.value(name, position.quantity) - position.entry
+            for name, position in self.held.items()
+        )
         return self.cash + sum(worth, Fraction(0))
 
     def needed(self) -> Fraction:
         """Return the maintenance margin of the account."""
         exposed = ((name, self.value(name, self.exposed(name))) for name in self.symbols)
-        return sum((self.maintenance(name, one) for name, one in exposed if one), Fraction(0))
+        return sum((self.maintenance(name, value) for name, value in exposed if value), Fraction(0))
 
     def bound(self, *, but: str) -> Fraction:
         """Return the initial margin of all, of *but* that of its position alone."""
@@ -180,11 +183,11 @@ class OwnCross:
     def liquidate(self, *, is_ruin: bool = False) -> tuple[set[str], list[Taken]]:
         """Take the steps, of a ruin the last alone; return canceled orders' ids and the fills."""
         canceled = set()
-        for name, one in list(self.orders.items()):
-            held = self.of(one.symbol).quantity
-            left = held + one.signed
-            closes = one.by_signal and held != 0 and left * held >= 0 and abs(left) <= abs(held)
-            if not one.reduce_only and not closes:
+        for name, order in list(self.orders.items()):
+            held = self.of(order.symbol).quantity
+            left = held + order.signed
+            closes = order.by_signal and held != 0 and left * held >= 0 and abs(left) <= abs(held)
+            if not order.reduce_only and not closes:
                 canceled.add(name)
                 del self.orders[name]
         if is_ruin:
@@ -205,8 +208,8 @@ class OwnCross:
     def do(self, taken: Taken) -> None:
         """Book what the engine took."""
         self.fill(*taken, even(even(abs(taken.signed) * taken.price) * self.fee))
-        for name, one in list(self.orders.items()):
-            if one.symbol == taken.symbol and one.by_signal:  # it was for another position
+        for name, order in list(self.orders.items()):
+            if order.symbol == taken.symbol and order.by_signal:  # it was for another position
                 del self.orders[name]
 
     def copy(self) -> OwnCross:
@@ -215,7 +218,10 @@ class OwnCross:
             self.cash, self.leverage, self.tiers, self.symbols, self.tick, self.step, self.slippage
         )
         other.marks = self.marks
-        other.held = {name: Position(one.quantity, one.entry) for name, one in self.held.items()}
+        other.held = {
+            name: Position(position.quantity, position.entry)
+            for name, position in self.held.items()
+        }
         other.orders, other.changed = dict(self.orders), self.changed
         return other
 
@@ -238,8 +244,8 @@ class OwnCross:
                 after = tried.copy()
                 after.do(taken)
                 if not after.is_called() and after.balance() >= 0:
-                    for one in (*sold, taken):
-                        self.do(one)
+                    for fill in (*sold, taken):
+                        self.do(fill)
                     return [*sold, taken]
             if lower:
                 sold.append(taken)
@@ -247,10 +253,10 @@ class OwnCross:
         return None
 
     def _taken_over(self) -> list[Taken]:
-        made = []
+        fills = []
         while left := [name for name in self.symbols if self.of(name).quantity]:
             size = {name: abs(self.value(name, self.of(name).quantity)) for name in left}
-            name = min(left, key=lambda one: (self.of(one).quantity > 0, -size[one]))
+            name = min(left, key=lambda symbol: (self.of(symbol).quantity > 0, -size[symbol]))
             balance, whole = self.balance(), sum(size.values())
             loss = balance if len(left) == 1 else down(balance * size[name] / whole)
             quantity = self.of(name).quantity
@@ -260,6 +266,6 @@ class OwnCross:
             else:
                 price = (size[name] + loss) / (1 + self.fee) / -quantity
                 ticks = math.floor(price / self.tick)
-            made.append(Taken(name, -quantity, max(ticks, 1) * self.tick))
-            self.do(made[-1])
-        return made
+            fills.append(Taken(name, -quantity, max(ticks, 1) * self.tick))
+            self.do(fills[-1])
+        return fills

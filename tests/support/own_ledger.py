@@ -117,13 +117,13 @@ class OwnLedger:
     @property
     def available(self) -> Decimal:
         """Cash that no position binds."""
-        return self.cash - sum((one.margin for one in self.held.values()), Decimal(0))
+        return self.cash - sum((position.margin for position in self.held.values()), Decimal(0))
 
     def equity(self, marks: dict[str, Decimal]) -> Decimal:
         """Return cash and the profit of what is held on credit, at the *marks*."""
         profits = (
-            money(one.quantity * marks[name]) - one.entry
-            for name, one in self.held.items()
-            if one.quantity
+            money(position.quantity * marks[name]) - position.entry
+            for name, position in self.held.items()
+            if position.quantity
         )
         return self.cash + sum(profits, Decimal(0))

@@ -134,7 +134,7 @@ class OwnProtection:
 
     def _reacted(self, before: int, since: int, market: int, at_ms: int) -> None:
         """Let protection follow the fills from number *since* on; *before* them that was held."""
-        roles = {one.role for one in self.fills[since:]}
+        roles = {fill.role for fill in self.fills[since:]}
         if not roles or self.plan is None:
             return
         if roles != {"SIGNAL"} and self.next is None:
@@ -149,13 +149,13 @@ class OwnProtection:
     # ------------------------------------------------------------ arming
 
     def _one(self, role: str) -> Resting | None:
-        return next((one for one in self.orders if one.role == role), None)
+        return next((order for order in self.orders if order.role == role), None)
 
     def _stand(self, role: str, price: int | None, at_ms: int) -> None:
         """Let a stop of *role* stand at *price*, or none."""
         order = self._one(role)
         if price is None:
-            self.orders = [one for one in self.orders if one.role != role]
+            self.orders = [resting for resting in self.orders if resting.role != role]
         elif order is None:
             self.orders.append(Resting(role, price, since_ms=at_ms))
         elif not order.is_triggered:
@@ -218,7 +218,7 @@ class OwnProtection:
         self._expire(at_ms)
         self._due(at_ms)
         left = {1: quote.ask_size, -1: quote.bid_size}
-        stops = [one for one in self.orders if one.role != "TARGET"]
+        stops = [resting for resting in self.orders if resting.role != "TARGET"]
         armed = list(self.orders)
         for order in stops:
             if order in self.orders:
@@ -229,7 +229,9 @@ class OwnProtection:
             if taken:
                 self._fill("SIGNAL", sign * taken, quote.ask if sign > 0 else quote.bid)
                 left[sign] -= taken
-        for order in [one for one in armed if one.role == "TARGET" and one in self.orders]:
+        for order in [
+            resting for resting in armed if resting.role == "TARGET" and resting in self.orders
+        ]:
             self._target_meets(order, quote, left, abs(before))
         self._follow(quote.bid, quote.ask, armed)
         self._reacted(before, 0, (quote.bid + quote.ask) // 2, at_ms)
@@ -260,7 +262,7 @@ class OwnProtection:
 
     def _follow(self, bid: int, ask: int, armed: list[Resting]) -> None:
         order = self._one("TRAILING")
-        if order is None or order.is_triggered or not any(order is one for one in armed):
+        if order is None or order.is_triggered or not any(order is resting for resting in armed):
             return
         if self.held > 0:
             order.price = max(order.price, bid - self.follows_by)
@@ -280,14 +282,18 @@ class OwnProtection:
             self._fill("SIGNAL", self.sent, bar.open)
         self._reacted(before, 0, bar.open, opened)
         before, since = self.held, len(self.fills)
-        met = [one for one in self.orders if one.since_ms <= opened and one.role != "UNTIL"]
+        met = [
+            resting
+            for resting in self.orders
+            if resting.since_ms <= opened and resting.role != "UNTIL"
+        ]
         if met:
             self._walk(bar, met)
         self._reacted(before, since, bar.open, bar.close_time_ms)
 
     def _walk(self, bar: Bar, met: list[Resting]) -> None:
         sign = 1 if self.held > 0 else -1
-        for order in sorted(met, key=lambda one: one.role == "TARGET"):
+        for order in sorted(met, key=lambda resting: resting.role == "TARGET"):
             beyond = sign * (bar.open - order.price)
             if order.role != "TARGET" and (beyond <= 0 or order.is_triggered):
                 self._fill(order.role, -self.held, bar.open)
@@ -301,10 +307,10 @@ class OwnProtection:
             self._way(met, (bar.open, bar.high, bar.low, bar.close)),
             self._way(met, (bar.open, bar.low, bar.high, bar.close)),
         ]
-        left = [sign * (bar.close if found is None else found[1]) for found, _ in ways]
-        found, at = ways[0] if left[0] <= left[1] else ways[1]
-        if found is not None:
-            self._fill(found[0], -self.held, found[1], is_maker=found[0] == "TARGET")
+        left = [sign * (bar.close if fill is None else fill[1]) for fill, _ in ways]
+        fill, at = ways[0] if left[0] <= left[1] else ways[1]
+        if fill is not None:
+            self._fill(fill[0], -self.held, fill[1], is_maker=fill[0] == "TARGET")
         elif at is not None:
             self._stand("TRAILING", at, 0)
 
@@ -313,7 +319,7 @@ class OwnProtection:
     ) -> tuple[tuple[str, int] | None, int | None]:
         """Return what *path* fills and for what, and where the trailing stop is after it."""
         sign = 1 if self.held > 0 else -1
-        stands = {one.role: one.price for one in met}
+        stands = {order.role: order.price for order in met}
 
         def followed(price: int) -> None:
             if "TRAILING" in stands:
@@ -333,7 +339,9 @@ class OwnProtection:
             elif "TARGET" in stands and sign * end > sign * stands["TARGET"]:
                 return ("TARGET", stands["TARGET"]), None
             elif end == start:
-                touched = [one for one in stands.items() if one[0] != "TARGET" and one[1] == end]
+                touched = [
+                    level for level in stands.items() if level[0] != "TARGET" and level[1] == end
+                ]
                 if touched:
                     return touched[0], None
             followed(end)
@@ -398,12 +406,12 @@ class OwnProtection:
             return None
         entry = self.entry if sign * self.held > 0 else close
         levels: list[Level | None] = []
-        for asked, direction in ((signal.stop, -sign), (signal.target, sign),
+        for distance, direction in ((signal.stop, -sign), (signal.target, sign),
                                  (signal.trailing, -sign)):  # fmt: skip
             is_trail = len(levels) == 2
-            level = None if asked is None else self._level(asked, is_trail=is_trail)
+            level = None if distance is None else self._level(distance, is_trail=is_trail)
             levels.append(level)
-            if asked is None:
+            if distance is None:
                 continue
             if level is None:
                 return None
@@ -413,8 +421,8 @@ class OwnProtection:
         stop, target, trailing = levels
         return Plan(sign, stop, target, trailing, signal.until)
 
-    def _level(self, asked: Distance, *, is_trail: bool) -> Level | None:
-        match asked:
+    def _level(self, distance: Distance, *, is_trail: bool) -> Level | None:
+        match distance:
             case Percent(value=number):
                 return Level(share=Fraction(number) / 100)
             case Volatility(multiple=multiple):

@@ -43,7 +43,7 @@ def _body(text: str) -> str:
 @contextmanager
 def importable(folder: Path) -> Iterator[None]:
     """Let Python import from *folder*, and forget afterwards what it did."""
-    known, bytecode = set(sys.modules), sys.dont_write_bytecode
+    modules, bytecode = set(sys.modules), sys.dont_write_bytecode
     sys.path.insert(0, str(folder))
     sys.dont_write_bytecode = True
     try:
@@ -51,6 +51,6 @@ def importable(folder: Path) -> Iterator[None]:
     finally:
         sys.path.remove(str(folder))
         sys.dont_write_bytecode = bytecode
-        for name in set(sys.modules) - known:
+        for name in set(sys.modules) - modules:
             if str(folder) in str(getattr(sys.modules[name], "__file__", "")):
                 del sys.modules[name]

@@ -53,8 +53,8 @@ def document_in(path: Path) -> dict[str, Any]:
     [document] = [
         answer for name, answer in record.items() if name.endswith(("/document", "/report"))
     ]
-    found: dict[str, Any] = document
-    return found
+    content: dict[str, Any] = document
+    return content
 
 
 def said_in(path: Path) -> str:

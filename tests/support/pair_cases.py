@@ -22,7 +22,7 @@ def cointegrated(count: int, *, seed: int = 5, interval_ms: int = 60_000) -> lis
     spread = np.zeros(count)
     for at in range(1, count):
         spread[at] = 0.98 * spread[at - 1] + rng.normal(0, 0.001)
-    made = []
+    pair = []
     for symbol, side in zip(SYMBOLS, (0.5, -0.5), strict=True):
         close = np.rint(100_000 * np.exp(common + side * spread)).astype(np.int64)
         opened = np.concatenate(([100_000], close[:-1]))
@@ -30,8 +30,8 @@ def cointegrated(count: int, *, seed: int = 5, interval_ms: int = 60_000) -> lis
             (int(o), int(max(o, c)) + 3, int(min(o, c)) - 3, int(c), 1_000)
             for o, c in zip(opened, close, strict=True)
         ]
-        made.append(made_candles(rows, symbol=symbol, interval_ms=interval_ms))
-    return made
+        pair.append(made_candles(rows, symbol=symbol, interval_ms=interval_ms))
+    return pair
 
 
 def configured(symbols: Sequence[str] = SYMBOLS, **sections: dict[str, Any]) -> Config:

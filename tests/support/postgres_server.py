@@ -33,10 +33,12 @@ _USER: Final = "nobody"
 
 
 def _programs() -> Path | None:
-    found = shutil.which("initdb")
-    if found is not None:
-        return Path(found).parent
-    folders = sorted(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda one: one.parent.name)
+    program = shutil.which("initdb")
+    if program is not None:
+        return Path(program).parent
+    folders = sorted(
+        Path("/usr/lib/postgresql").glob("*/bin"), key=lambda folder: folder.parent.name
+    )
     return folders[-1] if folders else None
 
 

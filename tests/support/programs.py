@@ -129,11 +129,11 @@ class Program:
 
 def pointing_at(served: str) -> dict[str, str]:
     """Return the settings that point a daemon at the exchange which printed *served*."""
-    said = json.loads(served.splitlines()[0])
+    document = json.loads(served.splitlines()[0])
     return {
-        "TRACEPAPER_EXCHANGE__REST_URL": said["rest_url"],
-        "TRACEPAPER_EXCHANGE__STREAM_URL": said["stream_url"],
-        "TRACEPAPER_EXCHANGE__TIME_SCALE": str(said["speed"]),
+        "TRACEPAPER_EXCHANGE__REST_URL": document["rest_url"],
+        "TRACEPAPER_EXCHANGE__STREAM_URL": document["stream_url"],
+        "TRACEPAPER_EXCHANGE__TIME_SCALE": str(document["speed"]),
         "TRACEPAPER_EXCHANGE__REQUESTS_PER_S": "100",
         "TRACEPAPER_HTTP__PORT": "0",
     }

@@ -73,27 +73,27 @@ def events_file(path: Path, script: Sequence[Say], item: Instrument = BTC) -> Pa
     )
     number = 0
     with EventsWriter(path, header) as writer:
-        for one in script:
-            at_ms = T0 + one.at
-            if one.what == "gap":
-                writer.add(at_ms, cause=one.content)
-            elif one.what in {"book", "set"}:
+        for line in script:
+            at_ms = T0 + line.at
+            if line.what == "gap":
+                writer.add(at_ms, cause=line.content)
+            elif line.what in {"book", "set"}:
                 number += 1
                 bids, asks = (
                     [[str(price), str(size)] for price, size in side.items()]
-                    for side in one.content
+                    for side in line.content
                 )
                 data = {"s": item.symbol, "b": bids, "a": asks, "u": number, "seq": number}
-                kind = "snapshot" if one.what == "book" else "delta"
+                kind = "snapshot" if line.what == "book" else "delta"
                 frame = {"topic": BOOK, "type": kind, "ts": at_ms, "cts": at_ms, "data": data}
                 writer.add(at_ms, json.dumps(frame).encode())
-            elif one.what == "trade":
+            elif line.what == "trade":
                 rows = [
                     {
                         "T": at_ms, "s": item.symbol, "S": taker, "v": str(size), "p": str(price),
                         "i": str(number), "BT": False, "RPI": False, **flags,
                     }
-                    for taker, price, size, flags in one.content
+                    for taker, price, size, flags in line.content
                 ]  # fmt: skip
                 frame = {"topic": TRADES, "type": "snapshot", "ts": at_ms, "data": rows}
                 writer.add(at_ms, json.dumps(frame).encode())
@@ -129,8 +129,8 @@ class Played:
         self.fills: list[Fill] = []
         self.orders: dict[str, Order] = {}
         self.updates: list[BookUpdate] = []
-        sent = {T0 + one.at: one.content for one in script if one.what == "send"}
-        last_ms = T0 + max(one.at for one in script) + response_ms
+        sent = {T0 + line.at: line.content for line in script if line.what == "send"}
+        last_ms = T0 + max(line.at for line in script) + response_ms
         closes = sorted({*sent, last_ms})
         books = BookFeed([source], [item], response_ms)
         for sequence, event in enumerate(
@@ -165,20 +165,30 @@ class Played:
     def rows(self) -> list[tuple[int, str, int, int, str]]:
         """Return each fill: milliseconds, side, price, quantity, and M or T."""
         return [
-            (one.filled_ms - T0, one.side.value.lower(), one.price, one.quantity, one.liquidity[0])
-            for one in self.fills
+            (
+                fill.filled_ms - T0,
+                fill.side.value.lower(),
+                fill.price,
+                fill.quantity,
+                fill.liquidity[0],
+            )
+            for fill in self.fills
         ]
 
     @property
     def ends(self) -> list[tuple[str, int]]:
         """Return of each order its status and what of it was filled, in order of birth."""
-        return [(one.status.value, one.filled) for one in self.orders.values()]
+        return [(order.status.value, order.filled) for order in self.orders.values()]
 
 
 def _bar_closing(at_ms: int) -> Bar:
-    made = bar(100, index=0)
+    template = bar(100, index=0)
     return structs.replace(
-        made, instrument=KEY, open_time_ms=at_ms - made.interval_ms, market_ms=at_ms, seen_ms=at_ms
+        template,
+        instrument=KEY,
+        open_time_ms=at_ms - template.interval_ms,
+        market_ms=at_ms,
+        seen_ms=at_ms,
     )
 
 

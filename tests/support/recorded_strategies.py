@@ -149,15 +149,15 @@ class Quoter(Strategy):
         assert context.account is not None
         close, held = float(context.history.close[-1]), context.account.position.quantity
         item = context.instrument
-        asked = [
+        requests = [
             buy(1.5, limit=to_tick(close - self._away, item), tag="bid"),
             sell(1.5, limit=to_tick(close + self._away, item), tag="ask"),
         ]
         if held > 3:
-            asked.append(sell(held, reduce_only=True, tag="out"))
+            requests.append(sell(held, reduce_only=True, tag="out"))
         if held < -3:
-            asked.append(buy(-held, reduce_only=True, tag="out"))
-        return Orders(tuple(asked), "quotes")
+            requests.append(buy(-held, reduce_only=True, tag="out"))
+        return Orders(tuple(requests), "quotes")
 
 
 class Framed(Strategy):

@@ -29,7 +29,7 @@ def decision_hashes(path: Path | str, wanted: str = "last") -> list[tuple[int, s
     """Return the open time and the hash of the identity of every decision, in order."""
     with Reader.open(Path(path)) as reader:
         run_id = reader.find(wanted)
-        instruments = {one.id: one for one in reader.run(run_id).instruments}
+        instruments = {item.id: item for item in reader.run(run_id).instruments}
         return [
             (bar.open_time_ms, decision_sha256(step, instruments[bar.instrument]).hex())
             for step in reader.steps(run_id)
@@ -42,11 +42,11 @@ def check_record(path: Path, wanted: str = "last") -> int:
     with Reader.open(path) as reader:
         run_id = reader.find(wanted)
         assert verify_chain(reader.connection, run_id).holds
-        found = verify_run(reader, path, run_id)
-        assert [one.sentence() for one in found.differences] == []
+        verification = verify_run(reader, path, run_id)
+        assert [difference.sentence() for difference in verification.differences] == []
         problem = audit(reader.connection, run_id).problem
         assert problem is None, problem.sentence
-        return found.agreed
+        return verification.agreed
 
 
 def run_again(path: Path, again: Path, wanted: str = "last") -> Parity:
@@ -55,5 +55,5 @@ def run_again(path: Path, again: Path, wanted: str = "last") -> Parity:
     second = rerun_recorded(f"{path}#{wanted}", log, again, Tally(), started_at_ms=0)
     log.end(2)
     log.close()
-    with Reader.open(path) as one, Reader.open(again) as two:
-        return compare_runs(ComparedRun(one, one.find(wanted)), ComparedRun(two, second))
+    with Reader.open(path) as stored, Reader.open(again) as repeated:
+        return compare_runs(ComparedRun(stored, stored.find(wanted)), ComparedRun(repeated, second))

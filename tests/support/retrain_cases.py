@@ -85,7 +85,7 @@ class Planted:
     def judges(self, difference_: float = -0.01, **figures: Any) -> None:
         """Let the training answer with a judgement of the candidate, of 28 days."""
         p = chance(DayDifference(difference_, 0.001, 28, 1.0)) / 2
-        found = CandidateJudgement(
+        judgement = CandidateJudgement(
             reason="",
             running_sha256=self.running.sha256,
             candidate=str(self.folder / "candidate"),
@@ -100,8 +100,8 @@ class Planted:
             error=0.001,
             p=p if difference_ < 0 else 1 - p,
         )
-        found = msgspec.structs.replace(found, **figures)
-        self.answers(f"os.write(1, {frame_of(found)!r})")
+        judgement = msgspec.structs.replace(judgement, **figures)
+        self.answers(f"os.write(1, {frame_of(judgement)!r})")
 
     def known_to(self, server: ScriptedServer) -> None:
         """Have the server know the bars that the model looks back on."""
@@ -134,8 +134,8 @@ class Planted:
             for name in names:
                 assert verify_chain(reader.connection, name).holds
                 assert audit(reader.connection, name).holds
-                found = verify_run(reader, self.database, name)
-                assert (found.differences, found.exact) == ([], True)
+                verification = verify_run(reader, self.database, name)
+                assert (verification.differences, verification.exact) == ([], True)
 
 
 def has(steps: list[Step], kind: type, count: int = 1) -> bool:

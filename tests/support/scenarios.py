@@ -80,13 +80,13 @@ class Scenario:
     def killed(self) -> list[Path]:
         """Return what it leaves that is killed: behind parts of its bars, or around an event."""
         every = [*self._made().glob("cut-*.db")]
-        made = sorted(every, key=lambda one: int(one.stem.partition("-")[2]))
+        cuts = sorted(every, key=lambda path: int(path.stem.partition("-")[2]))
         if not self.around:
-            return made
-        newest = [rows(cut, "SELECT kind FROM v_events ORDER BY sequence DESC") for cut in made]
+            return cuts
+        newest = [rows(cut, "SELECT kind FROM v_events ORDER BY sequence DESC") for cut in cuts]
         at = [place for place, kinds in enumerate(newest) if kinds[:1] == [(self.around,)]]
         wanted = {place + by for place in at[-1:] for by in (-1, 0, 1)}
-        return [cut for place, cut in enumerate(made) if place in wanted]
+        return [cut for place, cut in enumerate(cuts) if place in wanted]
 
     def _made(self) -> Path:
         config, candles, files = self.config(), self.candles(), self.files()
@@ -165,9 +165,9 @@ def _holed() -> list[Candles]:
 
 def _choosing() -> list[Candles]:
     """Return three symbols, of which another one is traded most from the middle on."""
-    found = _walk(SHORT, *THREE)()
-    volume = found[0].volume * np.where(np.arange(SHORT) < 40, 1, 9)
-    return [replace(found[0], volume=volume), *found[1:]]
+    candles = _walk(SHORT, *THREE)()
+    volume = candles[0].volume * np.where(np.arange(SHORT) < 40, 1, 9)
+    return [replace(candles[0], volume=volume), *candles[1:]]
 
 
 def _funded() -> dict[str, Any]:
@@ -287,21 +287,21 @@ OPEN_GATES: Sections = {
 
 
 def _by_model() -> Sections:
-    made = recordings.stored("small", explained_runs.checkpoint) / "small"
+    checkpoint = recordings.stored("small", explained_runs.checkpoint) / "small"
     return {
         "market": {"symbols": ["AAAUSDT"]},
         "strategy": {"name": "attention", "twins": ["ungated", "random_gate", "buy_and_hold"]},
-        "model": {"checkpoint": str(made), "threads": 1},
+        "model": {"checkpoint": str(checkpoint), "threads": 1},
         **OPEN_GATES,
     }
 
 
 def _by_portfolio() -> Sections:
-    made = recordings.stored("portfolio", models.together)
+    checkpoint = recordings.stored("portfolio", models.together)
     return {
         "market": {"symbols": list(models.TOGETHER)},
         "strategy": {"name": "portfolio", "twins": ["random_gate"]},
-        "model": {"checkpoint": str(made), "threads": 1},
+        "model": {"checkpoint": str(checkpoint), "threads": 1},
         "sizing": {"mode": "equity"},
     }
 
@@ -331,7 +331,7 @@ def _several(*symbols: str, **sections: Any) -> Callable[[], Sections]:
 
 
 def _counts(*tables: str) -> tuple[str, ...]:
-    return tuple(f"SELECT count(*) FROM {one}" for one in tables)
+    return tuple(f"SELECT count(*) FROM {table}" for table in tables)
 
 
 LIQUIDATED = "SELECT count(*) FROM v_fills WHERE model = 'liquidation'"

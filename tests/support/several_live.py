@@ -70,7 +70,9 @@ class Live:
     async def listening(self, topics: int) -> None:
         """Wait until *topics* are subscribed."""
         connections = self.exchange.hub.connections
-        await self.until(lambda: sum(len(one.topics) for one in connections) >= topics)
+        await self.until(
+            lambda: sum(len(connection.topics) for connection in connections) >= topics
+        )
 
     async def close_bar(self, expected: set[str], length_ms: int = MINUTE) -> int:
         """Let the open bar close; wait until the bars of *expected* are decided."""
@@ -106,17 +108,17 @@ async def trading(
 ) -> AsyncIterator[Live]:
     """Run a daemon until the block ends, then stop it in good order."""
     live = Live(venue)
-    made = Daemon(
+    daemon = Daemon(
         load(None, settings(venue, **sections)),
         database,
         kind=RunKind.LIVE,
         watch=live.watch,
         clock=ExchangesClock(venue),
     )
-    live.task = asyncio.create_task(made.run())
+    live.task = asyncio.create_task(daemon.run())
     try:
         yield live
-        made.stop()
+        daemon.stop()
         async with deadline():
             await asyncio.wait([live.task])
         live.task.result()
@@ -128,6 +130,6 @@ async def trading(
 def check_parity(path: Path, folder: Path) -> None:
     """Check the record, and that a replay of what it holds decides the same, bit by bit."""
     check_record(path)
-    found = run_again(path, folder / "again.db")
-    assert found.holds, found.differences
-    assert found.identical == found.compared > 0
+    parity = run_again(path, folder / "again.db")
+    assert parity.holds, parity.differences
+    assert parity.identical == parity.compared > 0

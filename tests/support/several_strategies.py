@@ -50,7 +50,7 @@ class Told(Drawn):
 
     def decide(self, context: BarContext) -> Signal:
         """Note what its own account is."""
-        said = super().decide(context)
+        answer = super().decide(context)
         assert context.account is not None
         note = {
             "held": context.account.position.quantity,
@@ -59,7 +59,7 @@ class Told(Drawn):
             "verdict": "" if context.verdict is None else context.verdict.action.value,
         }
         return Signal(
-            said.action, said.reason, said.strength, stop=said.stop, target=said.target,
+            answer.action, answer.reason, answer.strength, stop=answer.stop, target=answer.target,
             reenter=True, note=note,
         )  # fmt: skip
 
@@ -106,8 +106,8 @@ class Scripted(Strategy):
         """Return the answer of this bar."""
         opened = context.exact.open_time_ms
         self._first = opened if self._first is None else self._first
-        said = self._says.get(str((opened - self._first) // 60_000), ["HOLD"])
-        action, stop, target = (*said, None, None)[:3]
+        answer = self._says.get(str((opened - self._first) // 60_000), ["HOLD"])
+        action, stop, target = (*answer, None, None)[:3]
         return Signal(
             Action(action), "scripted",
             stop=None if stop is None else Percent(stop),
@@ -151,4 +151,4 @@ def fills_of(step: Step) -> list[tuple[str, Fill]]:
 
 def crossed_in(step: Step) -> list[tuple[str, Fill]]:
     """Return the crossings of *step*."""
-    return [one for one in fills_of(step) if one[1].model is FillModel.CROSSED]
+    return [pair for pair in fills_of(step) if pair[1].model is FillModel.CROSSED]

@@ -62,9 +62,9 @@ def opens(
     """Return when the bars of the exchange's days *first* to *last* open."""
     start, end = (moment(f"{day}T00:00:00+00:00") for day in (first, last))
     sessions = msgspec.structs.replace(sessions_named(calendar)(start, end), anchor=anchor)
-    found = Calendar(sessions, interval_ms)
-    days = [start // DAY_MS <= day <= end // DAY_MS for day in found.days.tolist()]
-    return [at for at, inside in zip(found.opens.tolist(), days, strict=True) if inside]
+    intervals = Calendar(sessions, interval_ms)
+    days = [start // DAY_MS <= day <= end // DAY_MS for day in intervals.days.tolist()]
+    return [at for at, inside in zip(intervals.opens.tolist(), days, strict=True) if inside]
 
 
 def write(

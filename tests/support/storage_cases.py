@@ -210,7 +210,7 @@ def cross_decision(number: int, *, wants_long: bool) -> Decision:
 
 def plain_steps(count: int, *, seed: int = 1) -> list[Step]:
     """Return a moving-average replay: every bar decided, a round trip every 20 bars."""
-    made = []
+    steps = []
     position = Position()
     cash = START_CASH
     resting: Order | None = None
@@ -239,7 +239,7 @@ def plain_steps(count: int, *, seed: int = 1) -> list[Step]:
             cash, cash + unrealized, position.realized_pnl, unrealized, position.fees_paid, 0
         )
         decision = cross_decision(number, wants_long=wants_long)
-        made.append(
+        steps.append(
             decided(
                 number,
                 event,
@@ -252,7 +252,7 @@ def plain_steps(count: int, *, seed: int = 1) -> list[Step]:
                 ledger=ledger,
             )
         )
-    return made
+    return steps
 
 
 def _filled(position: Position, fill: Fill, cash: int) -> tuple[Position, int]:
@@ -367,7 +367,7 @@ def other_events() -> list[Event]:
 
 def retrained(**changed: Any) -> RetrainingEnd:
     """Return the event of a retraining that was judged, and refused."""
-    known = RetrainingEnd(
+    event = RetrainingEnd(
         outcome=RetrainOutcome.REFUSED,
         reason="it's no better",
         configured_sha256="01" * 32,
@@ -388,7 +388,7 @@ def retrained(**changed: Any) -> RetrainingEnd:
         market_ms=START_MS,
         seen_ms=START_MS,
     )
-    return msgspec.structs.replace(known, **changed)
+    return msgspec.structs.replace(event, **changed)
 
 
 def undecided(number: int, event: Event, *, accepted: bool = True) -> Step:
@@ -433,15 +433,15 @@ def explained_step(number: int, index: int) -> Step:
 
 def rich_steps() -> list[Step]:
     """Return steps in which every event, answer and table occurs, on two instruments."""
-    made = [undecided(number, event) for number, event in enumerate(other_events())]
-    made += [explained_step(len(made) + index, index) for index in range(6)]
-    halted = Halted("risk.drawdown", 0.21, 0.2, made[-1].event.market_ms)
-    made[-1] = msgspec.structs.replace(made[-1], halted=halted)
+    steps = [undecided(number, event) for number, event in enumerate(other_events())]
+    steps += [explained_step(len(steps) + index, index) for index in range(6)]
+    halted = Halted("risk.drawdown", 0.21, 0.2, steps[-1].event.market_ms)
+    steps[-1] = msgspec.structs.replace(steps[-1], halted=halted)
     revision = bar(10_001, index=0, source=Source.REST)
     spot = bar(123_456, index=6, instrument_id=ETH.id, source=Source.ARCHIVE)
-    made.append(undecided(len(made), revision, accepted=False))
-    made.append(undecided(len(made), spot))
-    return made
+    steps.append(undecided(len(steps), revision, accepted=False))
+    steps.append(undecided(len(steps), spot))
+    return steps
 
 
 def write_run(

@@ -115,7 +115,7 @@ def drawn_candles(rng: random.Random, symbols: list[str], category: Category) ->
     times = [FIRST_MS + place * MINUTE for place in range(count)]
     if rng.random() < 0.3:
         del times[count // 2]
-    made = []
+    market = []
     for symbol in symbols:
         price, rows = rng.choice((5_000, 300_000)), []
         swing = max(price // rng.choice((100, 1_000, 5_000)), 1)
@@ -127,8 +127,8 @@ def drawn_candles(rng: random.Random, symbols: list[str], category: Category) ->
             high, low = max(price, close) + swing // 3, max(min(price, close) - swing // 4, 1)
             rows.append((price, high, low, close, rng.randint(0, 9_000)))
             price = close
-        made.append(candles(rows, symbol=symbol, category=category, times_ms=times))
-    return made
+        market.append(candles(rows, symbol=symbol, category=category, times_ms=times))
+    return market
 
 
 def drawn_settings(rng: random.Random, symbols: list[str], category: Category) -> dict[str, Any]:
@@ -206,7 +206,7 @@ def _between(rng: random.Random, replay: Replay, bar: Bar) -> Iterator[Event]:
         case 3:
             yield bar  # a revision
         case _:
-            item = next(one for one in replay.instruments if one.id == key)
+            item = next(instrument for instrument in replay.instruments if instrument.id == key)
             step = item.quantity_step * rng.choice((1, 2, 5))
             yield InstrumentChange(msgspec.structs.replace(item, quantity_step=step), at_ms, at_ms)
 
@@ -224,8 +224,8 @@ class Compared:
         self._group, self._seed = rng.choice((7, 50, 1_000)), rng.random()
         self._folder = folder
         by_steps, together = self._run(is_stepped=True), self._run(is_stepped=False)
-        for name, one, other in zip(Ending._fields, by_steps, together, strict=True):
-            assert one == other, (seed, name, one, other, self._given)
+        for name, stepped, other in zip(Ending._fields, by_steps, together, strict=True):
+            assert stepped == other, (seed, name, stepped, other, self._given)
         self.counted["steps"] += by_steps.steps
         self.counted["failures"] += bool(by_steps.error)
 
@@ -243,7 +243,7 @@ class Compared:
             if (stretch := taken(units, room)) is not None:
                 self.counted["stretches"] += 1
                 self.counted["bars in stretches"] += len(stretch.plausible)
-                held = any(one.position.quantity for one in stretch.repeats.values())
+                held = any(repeat.position.quantity for repeat in stretch.repeats.values())
                 self.counted["stretches with a position"] += held
                 self.counted[f"stretches of {len(stretch.repeats)} instruments"] += 1
             return stretch

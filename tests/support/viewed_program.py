@@ -20,11 +20,11 @@ def main(folder: Path) -> None:
     configure()
     with live_view(database=folder / "none.db") as watcher:
         watcher.opened(run(instruments=(instrument(),)))
-        for number, one in enumerate(bars(100)):
+        for number, event in enumerate(bars(100)):
             fills = (fill(),) if number == 7 else ()
             decided = decision()
             watcher.watch(
-                step(one, sequence=number, decided=decided, prediction=forecast(), fills=fills)
+                step(event, sequence=number, decided=decided, prediction=forecast(), fills=fills)
             )
         structlog.get_logger("run").warning("all is shown")
         (folder / "pid.new").write_text(f"{os.getpid()}\n")

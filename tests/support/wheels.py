@@ -95,21 +95,21 @@ class Installed:
 
 def installed_with_all(folder: Path) -> Installed:
     """Build the wheel and install it beside every package that this environment has."""
-    own = _installed(built(folder), folder)
-    packages = _packages(own)
+    installed = _installed(built(folder), folder)
+    packages = _packages(installed)
     (packages / "others.pth").write_text("\n".join(site.getsitepackages()), encoding="utf-8")
-    return own
+    return installed
 
 
 def installed_alone(wheel: Path, folder: Path) -> Installed:
     """Install *wheel* beside what it requires and nothing else, as without any extra."""
-    own = _installed(wheel, folder)
-    packages = _packages(own)
-    for found in _required("tracepaper"):
-        for name in {file.parts[0] for file in found.files or () if file.parts[0] != ".."}:
+    installed = _installed(wheel, folder)
+    packages = _packages(installed)
+    for package in _required("tracepaper"):
+        for name in {file.parts[0] for file in package.files or () if file.parts[0] != ".."}:
             if not (packages / name).exists():
-                (packages / name).symlink_to(Path(str(found.locate_file(name))))
-    return own
+                (packages / name).symlink_to(Path(str(package.locate_file(name))))
+    return installed
 
 
 def _installed(wheel: Path, folder: Path) -> Installed:
@@ -122,22 +122,22 @@ def _installed(wheel: Path, folder: Path) -> Installed:
     return Installed(wheel, python, folder)
 
 
-def _packages(own: Installed) -> Path:
-    (found,) = (own.folder / "venv" / "lib").glob("python*/site-packages")
-    return found
+def _packages(installed: Installed) -> Path:
+    (folder,) = (installed.folder / "venv" / "lib").glob("python*/site-packages")
+    return folder
 
 
 def _required(name: str) -> list[metadata.Distribution]:
     """Return the installed distributions that *name* requires, directly or not, without extras."""
-    found: dict[str, metadata.Distribution] = {}
+    by_key: dict[str, metadata.Distribution] = {}
     waiting = [name]
     while waiting:
         for text in metadata.distribution(waiting.pop()).requires or ():
             needed = Requirement(text)
             key = re.sub(r"[-_.]+", "-", needed.name).lower()
-            if key not in found and (
+            if key not in by_key and (
                 needed.marker is None or needed.marker.evaluate({"extra": ""})
             ):
-                found[key] = metadata.distribution(needed.name)
+                by_key[key] = metadata.distribution(needed.name)
                 waiting.append(needed.name)
-    return list(found.values())
+    return list(by_key.values())
