@@ -258,7 +258,7 @@ def test_every_run_is_checked_at_once(path: Path, capsys: pytest.CaptureFixture[
     with closing(sqlite3.connect(path)) as raw:
         raw.execute(
             "UPDATE steps SET close = close + 1 "
-            "WHERE sequence = (SELECT min(sequence) FROM steps WHERE open > 0)"
+            "WHERE run_key = 1 AND sequence = (SELECT min(sequence) FROM steps WHERE open > 0)"
         )
         raw.commit()
     assert typed(capsys, "audit", "verify", "--db", path)[0] == 0  # the newest is whole
