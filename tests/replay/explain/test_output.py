@@ -86,7 +86,7 @@ def test_json_is_one_document_with_everything(
     full = document["full"]
     assert len(full["attribution"]["weights"]) == len(full["moves"]["by_bar"])
     assert {trial["order"] for trial in full["deletion"]["trials"]} == {
-        "rollout", "relevance", "recency", "random", "decided", "past",
+        "rollout", "relevance", "newest", "random", "decided", "past",
     }  # fmt: skip
     assert (document["full_missing"], document["no_attribution"]) == (None, None)
 
