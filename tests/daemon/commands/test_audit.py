@@ -257,8 +257,8 @@ def test_every_run_is_checked_at_once(path: Path, capsys: pytest.CaptureFixture[
     assert [line.split()[4] for line in out.splitlines() if "holds" in line] == ["rich", "plain"]
     with closing(sqlite3.connect(path)) as raw:
         raw.execute(
-            "UPDATE steps SET close = close + 1 "
-            "WHERE run_key = 1 AND sequence = (SELECT min(sequence) FROM steps WHERE open > 0)"
+            "UPDATE steps SET close = close + 1 WHERE run_key = 1 AND sequence = "
+            "(SELECT min(sequence) FROM steps WHERE run_key = 1 AND open > 0)"
         )
         raw.commit()
     assert typed(capsys, "audit", "verify", "--db", path)[0] == 0  # the newest is whole
