@@ -151,7 +151,9 @@ FIRST = "(SELECT min(sequence) FROM steps WHERE open > 0)"
 LAST = "(SELECT max(sequence) FROM steps WHERE outcome IS NOT NULL)"
 FORGED = {
     "promoted": {
-        "a bar of the context": f"UPDATE steps SET low = low - 1 WHERE sequence = {FIRST} + 200",
+        "a bar of the context": (
+            f"UPDATE steps SET close = close - 1 WHERE sequence = {FIRST} + 200"
+        ),
         "what the model said": f"UPDATE answers SET mean_return = 0.01 WHERE sequence = {LAST}",
         "who said it": f"UPDATE answers SET model_id = NULL WHERE sequence = {LAST}",
         "what the model looked at": f"UPDATE answers SET recent_mass = 0.5 WHERE sequence = {LAST}",
