@@ -252,7 +252,7 @@ def test_what_a_short_may_lose_on_the_way_is_the_rise_that_the_network_says(
         said = steps[sequence].prediction
         assert isinstance(said, Forecast)
         lost = math.exp(said.head("runup", horizon)[0]) - 1
-        assert measure == pytest.approx(10_000 * lost / 100_000, rel=0.1)
+        assert measure == pytest.approx(10_000 * lost / 100_000, rel=0.01)
 
 
 @pytest.mark.parametrize(
