@@ -17,7 +17,6 @@ import struct
 import subprocess
 import sys
 import threading
-from abc import ABC, abstractmethod
 from collections.abc import (
     AsyncIterator,
     Awaitable,
@@ -323,14 +322,14 @@ async def working(
         raise error
 
 
-class Companion(ABC):
+class Companion:
     """Work beside a run: it is shown each stored step, and done in the block of ``at_work``."""
 
-    def observe(self, step: Step) -> None:  # noqa: B027 - most take in nothing
+    def observe(self, step: Step) -> None:
         """Take in a stored *step*."""
 
-    @abstractmethod
-    async def _work(self) -> None: ...
+    async def _work(self) -> None:
+        raise NotImplementedError
 
     def at_work(self, failed: Callable[[], object]) -> AbstractAsyncContextManager[None]:
         """Work in the background of the block; call *failed* where an error ends that."""
@@ -343,8 +342,8 @@ class ScheduledJob(Companion):
     def __init__(self) -> None:
         self._is_due = asyncio.Event()
 
-    @abstractmethod
-    async def _do(self) -> None: ...
+    async def _do(self) -> None:
+        raise NotImplementedError
 
     async def _work(self) -> None:
         while True:
