@@ -10,7 +10,7 @@ LOOPS := strategies/attention
 CONSTRAINTS := constraints.txt
 PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check -c $(CONSTRAINTS)
 
-.PHONY: demo test test-all costs dev check docs bench campaign mutants same-bits clients peers wheel golden ledger readme clean
+.PHONY: demo test test-all costs dev check docs bench campaign mutants clients peers wheel golden ledger readme clean
 
 demo: $(RUNTIME)
 	@$(BIN)/tracepaper demo
@@ -81,10 +81,6 @@ campaign: $(STAMP)
 # Mutations of which a test must find each; ONLY names a group, or a part of a mutation.
 mutants: $(STAMP)
 	@$(BIN)/python tests/campaigns/campaign_mutants.py --only "$(ONLY)"
-
-# Checkpoints trained by the code of the revision REV and by the tree at hand, compared byte by byte; ONLY names one.
-same-bits: $(STAMP)
-	@PYTHONPATH=tests/support $(BIN)/python tests/campaigns/same_bits.py $(REV) $(ONLY)
 
 # Each client gets an environment of its own under $(VENV)/clients; this needs the network once.
 clients: $(STAMP)
