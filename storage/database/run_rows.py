@@ -391,7 +391,7 @@ class RunRows:
 
     def filled(self, span: Span) -> list[int]:
         """Return the sequence of each fill, the newest first."""
-        query = f"SELECT sequence FROM fills WHERE {WITHIN} ORDER BY sequence DESC"
+        query = f"SELECT sequence FROM fills WHERE {WITHIN} AND book = 0 ORDER BY sequence DESC"
         values = (self._run_key, *span)
         return [sequence for (sequence,) in self._connection.execute(query, values)]
 
@@ -399,7 +399,7 @@ class RunRows:
         """Return the steps at which a price liquidated, or canceled orders for *reason*."""
         within = "run_key = ?1 AND sequence BETWEEN ?2 AND ?3"
         query = (
-            f"SELECT sequence FROM fills WHERE {within} AND model = 'liquidation' "
+            f"SELECT sequence FROM fills WHERE {within} AND book = 0 AND model = 'liquidation' "
             f"UNION SELECT sequence FROM orders WHERE {within} AND reason = ?4 "
             "ORDER BY 1"
         )
@@ -414,7 +414,7 @@ class RunRows:
         None where there are no more than those within *span*.
         """
         query = (
-            f"SELECT sequence FROM fills WHERE {WITHIN} "
+            f"SELECT sequence FROM fills WHERE {WITHIN} AND book = 0 "
             f"AND instrument IN ({', '.join('?' * len(instruments))}) "
             "ORDER BY sequence DESC LIMIT 1 OFFSET ?"
         )

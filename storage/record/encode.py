@@ -19,6 +19,7 @@ from tracepaper.storage.record.columns import (
     SOURCE_CODES,
     STEP_GATES,
     TABLES,
+    Column,
     Row,
 )
 from tracepaper.storage.record.hashing import (
@@ -384,9 +385,9 @@ class StepEncoder:
         """Add the rows of orders, fills, ledger and a breached limit."""
         rows, event = self._rows, step.event
         for ordinal, order in enumerate(step.orders):
-            rows["orders"].append((*key, ordinal, *self._columns("orders", order, 3)))
-        for ordinal, fill in enumerate(step.fills):
-            rows["fills"].append((*key, ordinal, *self._columns("fills", fill, 3)))
+            columns = self._columns(TABLES["orders"][3:], order)
+            rows["orders"].append((*key, ordinal, *columns))
+        self._add_fills(step.fills, (*key, 0), None)
         for ordinal, entry in enumerate(step.ledger):
             rows["ledger"].append((*key, ordinal, *self._ledger_columns(entry, event.market_ms)))
         if (halted := step.halted) is not None:
@@ -409,9 +410,12 @@ class StepEncoder:
                 equity, int(twin.confirmed), self._decided_text(whose, twin.decided),
             )  # fmt: skip
             rows["twin_steps"].append(row)
-            for ordinal, fill in enumerate(twin.fills):
-                columns = self._columns("twin_fills", fill, 5)
-                rows["twin_fills"].append((*key, book, ordinal, twin.twin, *columns))
+            self._add_fills(twin.fills, (*key, book), twin.twin)
+
+    def _add_fills(self, fills: Sequence[Fill], key: Row, twin: str | None) -> None:
+        for ordinal, fill in enumerate(fills):
+            columns = self._columns(TABLES["fills"][4:-1], fill)
+            self._rows["fills"].append((*key, ordinal, *columns, twin))
 
     def _decided_text(
         self, whose: tuple[int, int | None], decided: StrategyDecision | None
@@ -430,14 +434,14 @@ class StepEncoder:
         moved = (entry.kind.value, place, entry.amount, entry.balance, entry.order_id, market_ms)
         return (*moved, side)
 
-    def _columns(self, table: str, stored: Order | Fill, first: int) -> Row:
-        """Return the columns of *table* from place *first* on, of the order or fill *stored*."""
+    def _columns(self, columns: Sequence[Column], stored: Order | Fill) -> Row:
+        """Return what *columns* hold of the order or fill *stored*."""
         return tuple(
             [
                 self._place(stored.instrument)
                 if column.name == "instrument"
                 else column.value(stored)
-                for column in TABLES[table][first:]
+                for column in columns
             ]
         )
 
