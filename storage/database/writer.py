@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import sqlite3
 from contextlib import ExitStack, closing
-from itertools import compress, groupby
-from operator import itemgetter
+from itertools import compress, groupby, repeat
+from operator import is_not, itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -184,7 +184,10 @@ def _step_shape(row: Row) -> int:
 
 def _insert_of(table: str, rows: Sequence[Row]) -> tuple[str, Callable[[Row], Row] | None]:
     """Return the insert of *rows* of one length, and what picks its values; None of all of them."""
-    present = [column.count(None) < len(rows) for column in zip(*rows, strict=True)]
+    present = [
+        value is not None or any(map(is_not, map(itemgetter(place), rows), repeat(None)))
+        for place, value in enumerate(rows[0])
+    ]
     sql = insert_sql(table, tuple(compress(stored_columns(table), present)))
     return sql, None if all(present) else itemgetter(*compress(range(len(present)), present))
 
