@@ -89,6 +89,7 @@ clients: $(STAMP)
 # Other backtesters on the same candles and orders, each in an environment of its own.
 peers: $(STAMP)
 	$(BIN)/python -m pytest -q -m peers -p no:cacheprovider tests/peers
+	PYTHONPATH=tests/support $(BIN)/python tests/peers/speed.py
 
 wheel: $(STAMP)
 	$(BIN)/python -m build --wheel

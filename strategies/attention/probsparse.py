@@ -208,7 +208,7 @@ def push_sparse(rows: SparseRows, weights: Tensor, shares: Tensor | None = None)
         pushed = pushed + (lazy / counts).flip(3).cumsum(dim=3).flip(3)
     else:
         pushed = pushed + lazy.sum(dim=3, keepdim=True) / time
-    check_mass(pushed.sum(dim=-1), weights.sum(dim=-1), _TOLERANCE)
+    check_mass(pushed.sum(dim=-1), _TOLERANCE, weights.sum(dim=-1)[:, None])
     if shares is None:
         return pushed.mean(dim=1)
     return torch.einsum("h,bhmt->bmt", shares.to(weights), pushed)
