@@ -119,10 +119,9 @@ def sealed(before: ChainHead, first: int, last: int, rows: Mapping[str, Sequence
         if (of_table := rows.get(table))
     ]
     kept = kept_after(before.kept, rows)
-    states = [row[_STATE_AT] for row in rows.get("states", ()) if len(row) > _STATE_AT]
-    state = before.state
-    if states and isinstance(states[-1], bytes):
-        state = sha256(states[-1]).digest()
+    # A row of ``states`` may hold an equity alone: what a restart reads is the newest state.
+    states = [text for row in rows.get("states", ()) if isinstance(text := row[_STATE_AT], bytes)]
+    state = sha256(states[-1]).digest() if states else before.state
     # The state is the one before it: so the first digest behind a prune covers what that kept.
     content = pack((SCHEMA, first, last, parts))
     digest = sha256(b"".join((before.digest, kept, before.state, content))).digest()
