@@ -149,11 +149,14 @@ def correlated(sums: Mapping[tuple[int, int], Array]) -> Array:
 
 
 class LabelledPanel(NamedTuple):
-    """One panel's samples of a part, one a symbol, and its relative returns."""
+    """One panel's samples of a part, one a symbol; one symbol's bars are a panel of one."""
 
-    panel: Panel
     samples: tuple[Samples, ...]
-    relative: Rows  # [asset, time, horizon]
+
+    @property
+    def panel(self) -> Panel:
+        """The bars."""
+        return Panel(tuple(samples.segment for samples in self.samples))
 
     @property
     def rows(self) -> Ids:
@@ -213,14 +216,17 @@ def close_by_close(data: Dataset, split: Callable[[Sequence[Segment]], Split]) -
 def labelled_closes(data: Dataset, part: Part) -> list[LabelledPanel]:
     """Return the panels' samples of *part*; raise ``DataInvalid`` where it, or a horizon, has none.
 
-    Where *data* are some bars ``only``, the labels of the others stay.
+    Without panels each segment is one. Where *data* are some bars ``only``, the labels of the
+    others stay in a panel of several.
     """
+    if not data.panels:
+        return [LabelledPanel((samples,)) for samples in data.samples(part)]
     closes = []
     panels: Any = data.panels  # Pyright follows this module by two names
     for panel in panels:
         samples = samples_in(panel.segments, data.horizons, data.parts, part)
         if len(samples) == len(panel.segments):
-            closes.append(LabelledPanel(panel, tuple(samples), panel.relative(data.horizons)))
+            closes.append(LabelledPanel(tuple(samples)))
     if not closes:
         raise DataInvalid(f"The {part.value} part holds no labelled close; move the dates.")
     data.require_every_horizon(part, [labelled.samples[0] for labelled in closes])
@@ -381,8 +387,9 @@ class PanelChunks:
         self._config = config
         self._joint = config.attention == JOINT
         self._batch = batch
+        self._relative = {id(of): of.panel.relative(config.horizons) for of in part}
         self._correlations = (
-            {id(labelled): labelled.panel.correlations(config.horizons) for labelled in part}
+            {id(of): of.panel.correlations(config.horizons) for of in part}
             if config.factors
             else {}
         )
@@ -437,7 +444,7 @@ class PanelChunks:
             rows = np.arange(start, stop)
             values, positions = panel.rows(start, stop)[None], panel.positions(start, stop)
         across = {
-            "relative": np.nan_to_num(chosen.relative[:, rows]),
+            "relative": np.nan_to_num(self._relative[id(chosen)][:, rows]),
             "decided": decided - (0 if self._joint else start),
             "gains": np.nan_to_num(gains).astype(np.float32),
         }

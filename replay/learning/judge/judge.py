@@ -18,7 +18,6 @@ import numpy as np
 
 from tracepaper.daemon.session.user_model import UserForecaster
 from tracepaper.replay.archive.series import archive_instrument
-from tracepaper.replay.learning import statistics
 from tracepaper.replay.learning.card import NO_ATTENTION
 from tracepaper.replay.learning.dataset import Dataset
 from tracepaper.replay.learning.judge.forecasts import (
@@ -29,7 +28,7 @@ from tracepaper.replay.learning.judge.forecasts import (
     SegmentFields,
     forecasts_of,
 )
-from tracepaper.replay.learning.judge.gates import Judgement, bars_of, daily_net
+from tracepaper.replay.learning.judge.gates import Judgement, bars_of, daily_net, selective_of
 from tracepaper.replay.learning.judge.metrics import figures, paired_figures
 from tracepaper.replay.learning.openings import WHOLE, NamedSpan, SpanOpening, opened, openings_path
 from tracepaper.replay.learning.order_books import BookDataset
@@ -151,23 +150,6 @@ def _finite(
         [np.isfinite(of.reshape(len(rows), -1)).all(axis=1) for of in fields.values()]
     )
     return SegmentFields(samples, rows[finite], {name: of[finite] for name, of in fields.items()})
-
-
-def selective_of(rows: Forecasts) -> dict[str, Any]:
-    """Return what accuracy the surest bars gain, by the gates of the fields that are given."""
-    measures: dict[str, Array] = {}
-    side: Array | None = None
-    if rows.gives("probability"):
-        down, _, up = rows.value("probability").T
-        side = (rows.value("logits")[:, 2] - rows.value("logits")[:, 0]).astype(np.float64)
-        measures["direction"] = np.maximum(down, up) / (down + up)
-    if rows.gives("mean"):
-        side = rows.value("mean")
-        measures = {"edge": np.abs(side), **measures}
-    if side is None:
-        return {}
-    hit = np.where(side == 0, 0.5, np.sign(side) == np.sign(rows.labels["returns"]))
-    return statistics.table(hit.astype(np.float64), measures, rows.day)
 
 
 def _sentences(
