@@ -550,19 +550,18 @@ class HeadLosses(Objective[Batch]):
         Beside them the correlation of confidence with loss, zero where it has no weight. Weights
         and losses are float32.
         """
-        device, reads = self._device, None
-        weights = batch.weights.to(device)
-        with torch.autocast(device.type, torch.bfloat16, enabled=self._is_half):
-            rows, positions = batch.values.to(device), batch.positions.to(device)
+        batch, reads = batch.to(self._device), None
+        weights = batch.weights
+        with torch.autocast(self._device.type, torch.bfloat16, enabled=self._is_half):
             if self._options.entropy_weight:
-                trace = traced(self.network).trace(rows, positions)
+                trace = traced(self.network).trace(batch.values, batch.positions)
                 outputs, reads = trace.outputs, trace.reads
             else:
-                outputs = self.network(rows, positions)
+                outputs = self.network(batch.values, batch.positions)
         outputs = outputs.map(lambda part: part[:, -weights.shape[1] :])  # a window's last bar
         each = elementwise(
             outputs.map(Tensor.float),
-            {name: label.to(device) for name, label in batch.labels.items()},
+            batch.labels,
             weights > 0,
             self._levels,
         )

@@ -69,8 +69,7 @@ from tracepaper.replay.learning.losses import averaged, elementwise, titles
 from tracepaper.replay.learning.panel import (
     Ids,
     LabelledPanel,
-    PanelBatch,
-    PanelChunks,
+    PanelBatches,
     PanelFields,
     answered,
     close_by_close,
@@ -78,7 +77,7 @@ from tracepaper.replay.learning.panel import (
     predicted,
 )
 from tracepaper.replay.learning.recipe import DROPOUT, Chosen, Kind, Recipe, register
-from tracepaper.replay.learning.samples import no_context
+from tracepaper.replay.learning.samples import Batch, no_context
 from tracepaper.replay.learning.splits import SYMBOL_BITS, Part, split_by
 from tracepaper.replay.learning.statistics import DailyEstimate
 from tracepaper.replay.report.honesty import FEW_DAYS, compared_sentences, few_days
@@ -538,7 +537,7 @@ def usual_error(training: Sequence[LabelledPanel], horizons: Sequence[int]) -> T
     return torch.from_numpy(errors).float()
 
 
-class CrossSection(MeanLoss[PanelBatch]):
+class CrossSection(MeanLoss[Batch]):
     """What a network over several assets learns."""
 
     def __init__(
@@ -560,7 +559,7 @@ class CrossSection(MeanLoss[PanelBatch]):
         self._device = device_of(network)
         self._assets = torch.arange(len(config.symbols), device=self._device)
         self._chunks, self._validation = (
-            PanelChunks(part, network, length=options.length, batch=options.batch)
+            PanelBatches(part, network, length=options.length, batch=options.batch)
             for part in (training, validation)
         )
         shares = torch.from_numpy(loss_shares(config.horizons, options)).float()
@@ -573,19 +572,19 @@ class CrossSection(MeanLoss[PanelBatch]):
         usual = usual_error(training, config.horizons) if config.factors else torch.ones(1)
         self._usual = usual.to(self._device)
 
-    def drawn(self, generator: np.random.Generator) -> PanelBatch:
+    def drawn(self, generator: np.random.Generator) -> Batch:
         """Return the next batch that *generator* draws."""
         return self._chunks.drawn(generator)
 
-    def judged(self) -> Iterator[PanelBatch]:
+    def judged(self) -> Iterator[Batch]:
         """Yield chunks spread evenly over the validation part."""
         return self._validation.spread(_VALIDATED)
 
-    def bars(self, batch: PanelBatch) -> int:
+    def bars(self, batch: Batch) -> int:
         """Return the bars of all assets."""
         return int((batch.weights > 0).any(-1).sum()) * len(self._assets)
 
-    def loss(self, network: CrossAssetNetwork, batch: PanelBatch) -> Tensor:
+    def loss(self, network: CrossAssetNetwork, batch: Batch) -> Tensor:
         """Return the sum of all losses of *batch*, each by its share."""
         batch = batch.to(self._device)
         outputs = answered(network, self._assets, batch)
