@@ -374,10 +374,10 @@ class PanelBatches:
                 f"{least + config.every:,}; give longer candles, or lower every."
             )
 
-    def _ahead(self, panel: Panel) -> dict[str, Array]:
+    def _ahead(self, panel: Panel) -> dict[str, NDArray[Any]]:
         """Return what is known of all bars of *panel*: [asset or pair, time, horizon]."""
         horizons = self._config.horizons
-        ahead = {"relative": np.nan_to_num(panel.relative(horizons))}
+        ahead: dict[str, NDArray[Any]] = {"relative": np.nan_to_num(panel.relative(horizons))}
         if self._config.factors:
             ahead["correlations"] = panel.correlations(horizons)
         return ahead
