@@ -22,6 +22,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from tracepaper.replay.learning.registry import registering
 from tracepaper.replay.learning.splits import Part, Parts, Segment
 from tracepaper.replay.learning.statistics import VARIANCE_FLOOR
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
@@ -67,14 +68,9 @@ def label(
     name: str, *, missing: float, head: str = "", width: int = 0
 ) -> Callable[[_LabelFunction], _LabelFunction]:
     """Register the function of a label; raise ``ConfigInvalid`` for a name that is taken."""
-
-    def register(function: _LabelFunction) -> _LabelFunction:
-        if name in LABELS:
-            raise ConfigInvalid(f"There is a label called {name} already.")
-        LABELS[name] = Label(name, function, missing, head, width)
-        return function
-
-    return register
+    return registering(
+        LABELS, "label", name, lambda function: Label(name, function, missing, head, width)
+    )
 
 
 def wanted_labels(heads: Collection[str] = ()) -> dict[str, Label]:
