@@ -329,18 +329,18 @@ def _read(
         forecaster, material, horizon = _class(
             name, reading.request, reading.config, interval_ms=interval_ms
         )
-        own = forecaster.model_id
-        return _Subject(ClassModel.of(forecaster, horizon), material, own, own, None)
+        name = forecaster.model_id  # which stands for its recipe
+        return _Subject(ClassModel.of(forecaster, horizon), material, name, name, None)
     if is_rival and (untrained := _untrained(name)):
         raise ConfigInvalid(f"--compare {name}: {untrained[0]}")
     takes_none = is_rival and not _takes_files(read_card(locate(name)))
     inputs = None if takes_none else reading.files.read()
-    folder, found = _loaded(name, reading.threads, inputs)
-    recipe = recipe_of(found.card)
+    folder, checkpoint = _loaded(name, reading.threads, inputs)
+    card, recipe = checkpoint.card, recipe_of(checkpoint.card)
     kind, request = recipe.kind, reading.request._replace(inputs=inputs)
-    data = kind.arrange(kind.read_of(found.card, request, folder=folder))
-    model = kind.load(found.card, found.tensors)
-    return _Subject(model, data, found.id, recipe.hash, folder)
+    data = kind.arrange(kind.read_of(card, request, folder=folder))
+    model = kind.load(card, checkpoint.tensors)
+    return _Subject(model, data, checkpoint.id, recipe.hash, folder)
 
 
 def _judged(
@@ -407,14 +407,15 @@ def _with_rival(judged: _ModelJudgement, name: str, reading: _Reading) -> _Model
     require_interval(name, of.data, judged.interval_ms)
     try:
         every = [
-            one.compared_with(name, rival_forecasts(of.model, of.data, one)) for one in judged.every
+            judgement.compared_with(name, rival_forecasts(of.model, of.data, judgement))
+            for judgement in judged.every
         ]
     except (ConfigInvalid, DataInvalid) as error:
         raise ConfigInvalid(f"--compare {name}: {str(error).rstrip('.')}.") from None
     opened = counted(every, of.folder, of.recipe, of.model_id)
     every = [
-        replace(one, openings=before.openings)
-        for one, before in zip(opened, judged.every, strict=True)
+        replace(judgement, openings=before.openings)
+        for judgement, before in zip(opened, judged.every, strict=True)
     ]
     return judged._replace(every=every, beside=(*judged.beside, (name, of.model_id)))
 

@@ -275,7 +275,7 @@ class FittedModel(ABC):
         if untrained := data.untrained():
             model = {**self.card["model"], "trained": False}
             honesty = {"sentences": [*untrained, *stopped]}
-            return self.with_card(model=model, honesty=honesty, figures={})
+            return self.with_card(model=model, honesty=honesty)
         judgement = self.judge(data, bars=bars)
         return self.with_card(
             calibration=judgement.calibration or self.card["calibration"],

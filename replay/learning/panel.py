@@ -33,6 +33,7 @@ from tracepaper.replay.learning.samples import (
     joined,
     passes,
     samples_in,
+    windowed_rows,
 )
 from tracepaper.replay.learning.splits import Part, Segment, Split
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
@@ -171,8 +172,7 @@ class LabelledPanel(NamedTuple):
 
     def whole_rows(self, field: int) -> Ids:
         """Return the labelled bars with *field* bars up to them, themselves one."""
-        rows: Ids = self.rows
-        return rows[rows >= self.panel.first + field - 1]
+        return windowed_rows(self.samples[0], field)
 
 
 def close_by_close(data: Dataset, split: Callable[[Sequence[Segment]], Split]) -> Dataset:
@@ -414,12 +414,12 @@ class PanelBatches:
         held = config.horizons.index(config.every)
         gains[:, weights[decided, held] <= 0] = 0.0  # no return of the next part is seen
         if joint:  # each decision is a row, and sees a window
-            rows, seen = decided, decided[..., None] + np.arange(1 - config.window, 1)
+            rows, bars = decided, decided[..., None] + np.arange(1 - config.window, 1)
             first, length = 0, config.window
         else:
-            rows = seen = starts[:, None] + np.arange(self._length)
+            rows = bars = starts[:, None] + np.arange(self._length)
             first, length = int(starts[0]), self._length
-        values = np.stack([segment.values[seen] for segment in panel.segments], axis=-3)
+        values = np.stack([segment.values[bars] for segment in panel.segments], axis=-3)
         labels = {
             name: np.stack(
                 [np.nan_to_num(of.labels[name][rows], nan=LABELS[name].missing) for of in samples],

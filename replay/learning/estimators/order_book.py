@@ -43,10 +43,10 @@ from tracepaper.replay.learning.recipe import Kind, Recipe, register
 from tracepaper.replay.learning.splits import Part
 from tracepaper.replay.report.metrics import is_credible
 from tracepaper.storage.checkpoints import Checkpoint, load, save
-from tracepaper.strategies.errors import CheckpointMismatch, ConfigInvalid, DataInvalid, shown
-from tracepaper.strategies.forecasters.order_book import ORDER_BOOK
+from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
+from tracepaper.strategies.forecasters.order_book import ORDER_BOOK, BookModel
 from tracepaper.strategies.networks.order_book import MOVES, OrderBookConfig, OrderBookNetwork
-from tracepaper.strategies.order_book import KIND, Books, tokens_of
+from tracepaper.strategies.order_book import Books, tokens_of
 from tracepaper.strategies.units import iso
 
 WARMUP: Final = 0.05
@@ -102,7 +102,7 @@ class OrderBookModel(FittedModel):
     @cached_property
     def network(self) -> OrderBookNetwork:
         """The network with its weights."""
-        return network_of(self.card, self.tensors)
+        return BookModel.read(self.card, self.tensors).network
 
     def for_fold(self, data: BookDataset) -> Self:
         """Return it with the frequencies of the moves that it was fitted to, for comparison."""
@@ -150,31 +150,10 @@ class OrderBookModel(FittedModel):
         return save(folder, self.tensors, self.card)
 
 
-def network_of(card: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> OrderBookNetwork:
-    """Return the network of a card with these weights; raise ``CheckpointMismatch``."""
-    if (kind := card["model"].get("kind")) != KIND:
-        raise CheckpointMismatch(f"It is a model of the kind {shown(kind)}, not {KIND}.")
-    network = OrderBookNetwork(OrderBookConfig.read(card["architecture"]))
-    try:
-        network.load_state_dict(dict(tensors))
-    except RuntimeError as error:
-        reason = " ".join(str(error).split())
-        raise CheckpointMismatch(
-            f"The weights do not fit their architecture ({reason:.200}); restore the checkpoint."
-        ) from None
-    return network.eval()
-
-
 def load_books(folder: Path) -> tuple[OrderBookNetwork, dict[str, Any]]:
-    """Return the network in *folder* and its card; raise ``CheckpointMismatch`` for others."""
+    """Return the network in *folder* and its card; raise as ``BookModel.read`` for others."""
     checkpoint = load(folder)
-    card = checkpoint.card
-    if (kind := card["model"].get("kind")) != KIND:
-        raise CheckpointMismatch(
-            f"{folder} holds a model of the kind {shown(kind)}, not {KIND}; name one that "
-            f"`tracepaper train --set model.kind={KIND}` wrote."
-        )
-    return network_of(card, checkpoint.tensors), card
+    return BookModel.read(checkpoint.card, checkpoint.tensors).network, checkpoint.card
 
 
 def check_fits(header: DepthHeader, card: Mapping[str, Any], path: Path) -> None:
@@ -402,8 +381,8 @@ def sentences_of(figures: Mapping[str, Any]) -> list[str]:
 
 
 def load_model(card: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> OrderBookModel:
-    """Return the network of a checkpoint; raise ``CheckpointMismatch`` for one that is not."""
-    network_of(card, tensors)
+    """Return the network of a checkpoint; raise as ``BookModel.read`` for one that is not."""
+    BookModel.read(card, tensors)
     return OrderBookModel(card, tensors)
 
 

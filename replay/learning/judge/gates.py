@@ -188,8 +188,8 @@ def explained_rows(
         if not stretches:
             continue
         rows = np.concatenate(stretches)
-        said = [_as_run(forecaster, assets, stretch) for stretch in stretches]
-        for samples, of in zip(assets, zip(*said, strict=True), strict=True):
+        each = [_as_run(forecaster, assets, stretch) for stretch in stretches]
+        for samples, of in zip(assets, zip(*each, strict=True), strict=True):
             place = 0 if not parts else int(parts[-1].labels["place"][-1]) + horizon + 1
             answers = list(chain.from_iterable(of))
             parts.append(_beside(forecaster, samples, rows, answers, horizon, slope, place))

@@ -390,9 +390,9 @@ def correlations_of(
         rows = replace(every.where(np.isin(every.asset, list(names))), names=names)
         ewma = rows.value(CORRELATION, OTHERS[0])
         usual = np.array([mean[names[asset]] for asset in rows.asset.tolist()])
-        said = {LEARNT: mean_weight * usual + ewma_weight * ewma, OTHERS[0]: ewma}
-        said[OTHERS[1]] = usual
-        values = {name: {CORRELATION: of} for name, of in said.items()}
+        forecast = {LEARNT: mean_weight * usual + ewma_weight * ewma, OTHERS[0]: ewma}
+        forecast[OTHERS[1]] = usual
+        values = {name: {CORRELATION: of} for name, of in forecast.items()}
         parts += [replace(rows, values=values)] if len(rows) else []
     return concatenated(parts) if parts else None
 

@@ -92,11 +92,6 @@ class ClassModel(FittedModel):
             )
         return forecasts_of(answers, data.baselines, data.horizons).cooled({})
 
-    def tails(self, data: Dataset) -> dict[str, Any]:
-        """Return none: nothing of it is calibrated."""
-        del data
-        return {}
-
     def findings(self, results: dict[str, Any], judgement: Judgement) -> list[str]:
         """Say until when it was trained, how it stands beside others, and what it does not give."""
         model, chosen, rows = self.asked.model, results[str(self.horizon)], judgement.forecasts
