@@ -331,10 +331,10 @@ def test_a_checkpoint_is_checked_by_an_interpreter_that_drops_assertions() -> No
     """Reading the network is the check, and stands in no ``assert``."""
     script = """
 from tracepaper.replay.learning.estimators.order_book import load_model
-from tracepaper.strategies.errors import CheckpointMismatch
+from tracepaper.strategies.errors import ConfigInvalid
 try:
     load_model({"model": {"kind": "tree"}}, {})
-except CheckpointMismatch as error:
+except ConfigInvalid as error:
     print(error)
 """
     ended = subprocess.run(
