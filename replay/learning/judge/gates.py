@@ -25,6 +25,8 @@ from scipy.special import expit
 from scipy.stats import rankdata
 
 from tracepaper.daemon.config.sections import GateSection, RegimeSection
+from tracepaper.replay.archive import slice_candles
+from tracepaper.replay.archive.candles import bars_of
 from tracepaper.replay.document.values import plus_minus
 from tracepaper.replay.learning.card import (
     PERCENTS,
@@ -81,7 +83,6 @@ from tracepaper.strategies.types.calibration import (
     RegimeCells,
 )
 from tracepaper.strategies.types.decisions import Forecast, Regime
-from tracepaper.strategies.types.market import Bar, Source
 from tracepaper.strategies.units import DAY_MS
 
 _SEED: Final = 20_170_817
@@ -104,38 +105,6 @@ class Judgement(NamedTuple):
     calibration: Mapping[str, Any] = {}  # the card's section, with the verdict of this part
     pairs: Forecasts | None = None  # correlations of its symbols, where it has such heads
     held: Forecasts | None = None  # of a model with weights: what its and every rule's made
-
-
-def bars_of(segment: Segment, start: int, stop: int) -> list[Bar]:
-    """Return rows *start* until *stop* of a segment as bars."""
-    part = segment.candles
-    columns = (
-        part.open_time_ms,
-        part.closes_ms,
-        part.open,
-        part.high,
-        part.low,
-        part.close,
-        part.volume,
-    )
-    rows = zip(*(column[start:stop].tolist() for column in columns), strict=True)
-    return [
-        Bar(
-            instrument=part.instrument,
-            open_time_ms=opened,
-            interval_ms=part.interval_ms,
-            open=first,
-            high=high,
-            low=low,
-            close=close,
-            volume=volume,
-            turnover=None,
-            market_ms=closed,
-            seen_ms=closed,
-            source=Source.ARCHIVE,
-        )
-        for opened, closed, first, high, low, close, volume in rows
-    ]
 
 
 def spread_rows(
@@ -205,7 +174,8 @@ def _as_run(
 ) -> list[list[Forecast | None]]:
     """Return what a run says at *rows* of each asset, all bars up to them taken in."""
     before, first, stop = forecaster.context - 1, int(rows[0]), int(rows[-1]) + 1
-    series = [bars_of(samples.segment, first - before, stop) for samples in assets]
+    taken = slice(first - before, stop)
+    series = [bars_of(slice_candles(of.segment.candles, taken)) for of in assets]
     for bars in series:
         forecaster.warm(bars[0].instrument, bars[:before])
     if len(series) > 1:

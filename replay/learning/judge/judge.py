@@ -17,6 +17,8 @@ from typing import Any, Final, Self, TypeVar
 import numpy as np
 
 from tracepaper.daemon.session.user_model import UserForecaster
+from tracepaper.replay.archive import slice_candles
+from tracepaper.replay.archive.candles import bars_of
 from tracepaper.replay.archive.series import archive_instrument
 from tracepaper.replay.learning.card import NO_ATTENTION
 from tracepaper.replay.learning.dataset import Dataset
@@ -28,7 +30,7 @@ from tracepaper.replay.learning.judge.forecasts import (
     SegmentFields,
     forecasts_of,
 )
-from tracepaper.replay.learning.judge.gates import Judgement, bars_of, daily_net
+from tracepaper.replay.learning.judge.gates import Judgement, daily_net
 from tracepaper.replay.learning.openings import WHOLE, NamedSpan, SpanOpening, opened, openings_path
 from tracepaper.replay.learning.order_books import BookDataset
 from tracepaper.replay.learning.samples import Samples
@@ -131,7 +133,7 @@ def answers_of(
         begin, end = int(labelled[0]) - forecaster.context + 1, int(labelled[-1]) + 1
         for start in range(begin, end, SCANNED_BARS):
             stop = min(start + SCANNED_BARS, end)
-            bars = bars_of(segment, start, stop)
+            bars = bars_of(slice_candles(segment.candles, slice(start, stop)))
             forecasts = forecaster.scan(bars) if forecaster.causal else map(forecaster.step, bars)
             answers = dict(enumerate(forecasts, start))
             rows = labelled[(labelled >= start) & (labelled < stop)]
