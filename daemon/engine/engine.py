@@ -266,7 +266,6 @@ class Engine:
             or settings.calendar
             or self.members
         ) and all(state.may_repeat for state in self.states.values())
-        self._keys = [*self.states]
         self._prepared: dict[str, ModelTerms] = {}  # by the model's hash
         self.halted = False
         """Whether the operator halted trading."""
@@ -553,16 +552,17 @@ class Engine:
                 bars = (unit,)
         elif type(unit) is Close and len(unit.bars) < room:
             bars = unit.bars
-        if [*map(_INSTRUMENT, bars)] != self._keys:
-            return ()
-        interval_ms = self._interval_ms
+        states, interval_ms = self.states, self._interval_ms
         for bar in bars:
             if (
                 bar.open_time_ms != due_ms
                 or bar.seen_ms - due_ms != interval_ms
                 or bar.interval_ms != interval_ms
+                or bar.instrument not in states
             ):
                 return ()
+        if len(bars) != len(states) or (bars[1:] and [*map(_INSTRUMENT, bars)] != [*states]):
+            return ()
         return bars
 
     def _valued(self, first: int, taken: QuietUnits, repeats: Mapping[str, Repeat]) -> QuietStretch:
