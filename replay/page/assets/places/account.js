@@ -14,6 +14,7 @@ const TABLES = {
   trades: { words: "Trades", columns: ["sequence", "instrument", "side", "quantity", "opened_ms", "closed_ms", "entry_price", "exit_price", "gross", "costs", "funding", "net", "bars_held", "entry_reason", "exit_reason"] },
   orders: { words: "Orders", sided: "side", columns: ["sequence", "instrument", "created_ms", "side", "quantity", "filled", "kind", "role", "limit_price", "trigger_price", "price", "fee", "status", "reason"] },
   fills: { words: "Fills", sided: "side", columns: ["sequence", "instrument", "filled_ms", "side", "quantity", "price", "fee", "liquidity", "reason"] },
+  shortfall: { words: "Own fills", sided: "side", columns: ["sequence", "decided_ms", "instrument", "side", "paper_quantity", "account_quantity", "shortfall", "price", "fee", "size", "delay", "missed", "cause"] },
   ledger: { words: "Ledger", sided: "kind", columns: ["sequence", "market_ms", "instrument", "kind", "amount", "balance", "order_id"] },
 };
 
