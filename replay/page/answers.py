@@ -91,7 +91,9 @@ class AccountFigures(Struct, frozen=True):
     """An account of the run, or a benchmark beside it."""
 
     name: str  # of the run's own: "this run"
+    title: str  # its name in words
     source: str  # where it comes from, in a few words
+    start: float  # its equity then
     equity: float
     total_return: float
     is_stored: bool = True  # else computed: buy and hold

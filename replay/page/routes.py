@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from importlib import import_module
 from types import ModuleType
 from typing import Annotated, Any, Final
 
@@ -175,11 +176,9 @@ def _decision(
     return decisions.decision(shelf.find(run), _sequence(sequence))
 
 
-def _late() -> ModuleType:
-    """Return what takes seconds to import, and is asked for by few."""
-    from tracepaper.replay.page import derivations
-
-    return derivations
+def _late(name: str = "derivations") -> ModuleType:
+    """Return a module that takes seconds to import, and is asked for by few."""
+    return import_module(f"tracepaper.replay.page.{name}")
 
 
 def _fleet(shelf: Databases, _parameters: NoParameters, _report: Report) -> Struct:
@@ -276,6 +275,9 @@ ROUTES: Final = (
           lambda shelf, *_, run: _late().model_of(shelf.find(run)), is_heavy=True),
     ReadRoute(f"{_R}/views/{{view}}", "Rows of a documented view; any of its columns filters.",
           RowParameters, answers.Rows, _rows, is_open=True),
+    ReadRoute(f"{_R}/account", "Every account with its curve, and what is held.",
+          NoParameters, answers.Document,
+          lambda shelf, *_, run: _late("documents").account(shelf.find(run)), is_heavy=True),
     ReadRoute(f"{_R}/refusals", "Refusals by day, and what each gate saved or cost.",
           NoParameters, answers.Document, _refusals, is_heavy=True),
     ReadRoute(f"{_R}/health", "Whether the run is sound.", NoParameters, answers.Health, _health),

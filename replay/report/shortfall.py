@@ -35,7 +35,7 @@ _PARTS: Final = (
     of_row("mean", "bp of the notional ± error", "gain bp"),
 )
 _DECISIONS: Final = (
-    of_view("sequence", "decision", "text"),
+    of_view("sequence", "decision", "step"),
     of_view("decided_ms", "at", "minute"),
     of_view("instrument", "instrument", "text"),
     of_view("side", "side", "text"),

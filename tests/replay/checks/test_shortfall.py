@@ -26,6 +26,8 @@ from tracepaper.daemon.cli import invoke
 from tracepaper.daemon.session.build import resolved
 from tracepaper.replay.archive.executions import Execution, Executions, read_executions
 from tracepaper.replay.checks.shortfall import ShortfallFindings, join_fills, stored_rows
+from tracepaper.replay.page import documents
+from tracepaper.replay.page.databases import Databases
 from tracepaper.replay.samples import DEMO_CANDLES
 from tracepaper.storage.checks import store_shortfalls
 from tracepaper.storage.database.reader import Reader
@@ -343,6 +345,12 @@ def test_an_import_replaces_the_one_before_and_is_in_the_report(
         assert report[name] == answer[name]
     assert invoke([*command, fills]) == 0
     assert "Shortfall by decision" in capsys.readouterr().out
+    shelf = Databases([crossing])
+    account = documents.account(shelf.find(answer["run_id"]))
+    *_, table = account.parts
+    assert [row[0]["step"] for row in table["rows"]] == [
+        row["sequence"] for row in stored(crossing)
+    ]
 
 
 def test_what_cannot_be_joined_is_one_sentence(
