@@ -13,7 +13,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from fractions import Fraction
 from itertools import pairwise
@@ -78,19 +78,12 @@ class OrderedSide:
     account: FilledSum = field(default_factory=FilledSum)
 
 
-class Results(NamedTuple):
-    """What an account had of an ordered side, and the fees in it: money."""
-
-    result: int
-    fee: int
-
-
 class Shortfall(NamedTuple):
-    """An ordered side, both results, and what made the difference."""
+    """An ordered side, both results with the fees in them, and what made the difference."""
 
     of: OrderedSide
-    paper: Results
-    account: Results
+    paper: tuple[int, int]
+    account: tuple[int, int]
     parts: dict[str, int]  # by SHORTFALL_PARTS, whose sum is the difference
 
 
@@ -231,10 +224,11 @@ class _Ordered(NamedTuple):
         newest = None
         for position in positions if is_hedged else ("",):
             book = self.books.get((name, position), [])
-            before = book[: bisect_right(book, sent_ms, key=attrgetter("decided_ms"))]
-            same = next((of for of in reversed(before) if of.side is first.side), None)
+            end = bisect_right(book, sent_ms, key=attrgetter("decided_ms"))
+            places = range(end - 1, -1, -1)
+            same = next((book[at] for at in places if book[at].side is first.side), None)
             if same is None or (
-                same.decided_ms < before[-1].decided_ms and same.account.quantity >= same.ordered
+                same.decided_ms < book[end - 1].decided_ms and same.account.quantity >= same.ordered
             ):
                 continue
             if newest is None or same.decided_ms > newest.decided_ms:
@@ -353,8 +347,8 @@ def _shortfalls(market: _Market, book: Iterable[OrderedSide]) -> Iterator[Shortf
         ]
         yield Shortfall(
             of,
-            Results(results[0], fees[0]),
-            Results(results[-1], fees[1]),
+            (results[0], fees[0]),
+            (results[-1], fees[1]),
             {name: parts.get(name, 0) for name in SHORTFALL_PARTS},
         )
         sign = 1 if of.side is Side.BUY else -1
@@ -367,9 +361,7 @@ def _complete(account: FilledSum, paper: FilledSum) -> FilledSum:
     if account.fee is not None:
         return account
     fee, fee_base = (_part(each, account, paper) for each in (paper.fee or 0, paper.fee_base))
-    return FilledSum(
-        account.quantity, account.notional, fee, fee_base, account.opens, account.first_ms
-    )
+    return replace(account, fee=fee, fee_base=fee_base)
 
 
 def _part(amount: int, account: FilledSum, paper: FilledSum) -> int:

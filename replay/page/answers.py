@@ -486,28 +486,6 @@ class Rows(Struct, frozen=True):
     next: str | None
 
 
-class Difference(Struct, frozen=True):
-    """A decision of one bar that two runs made differently."""
-
-    instrument: str
-    open_time_ms: int
-    left: int
-    right: int
-    fields: list[str]
-
-
-class Comparison(Struct, frozen=True):
-    """Two runs beside each other, over the bars that both decided."""
-
-    left: str
-    right: str
-    common: int
-    identical: int
-    fields: dict[str, int]  # in how many common decisions each differs, the weightiest first
-    differing: list[Difference]  # the first thousand, those that did otherwise before others
-    total: int
-
-
 class Latency(Struct, frozen=True):
     """How long something took, in seconds: a decision from its bar's close, a forecast, a commit.
 

@@ -4,24 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from decimal import Decimal
-from typing import Final
+from operator import itemgetter
+from typing import Any, Final
 
 import numpy as np
+import numpy.typing as npt
 from msgspec.structs import replace
 
 from tracepaper.daemon.engine.state import RESERVE, reserve_of
+from tracepaper.replay.checks.identity import counts
 from tracepaper.replay.document.charts import LineLayer, rounded
 from tracepaper.replay.document.values import (
     Figure,
+    Form,
     Paragraph,
     Part,
     TitledParts,
     as_document,
     of_field,
     table,
+    table_of,
+    written,
 )
 from tracepaper.replay.page import answers, runs
 from tracepaper.replay.page.databases import ShownRun
+from tracepaper.replay.page.rollups import OWN
 from tracepaper.replay.report import charts
 from tracepaper.replay.report.shortfall import shortfall_tables
 from tracepaper.replay.run_columns import Floats
@@ -123,3 +130,156 @@ def _lost(equity: Floats, least: Floats) -> Floats:
     peak = np.maximum.accumulate(np.concatenate([equity[:1], equity[:-1]]))
     lost: Floats = np.where(peak > 0, np.maximum(1 - least / peak, 0.0), 0.0)
     return lost
+
+
+# ---------------------------------------------------------------- two runs
+
+_NUMBERS: Final = ("confidence", "mean_return", "stdev_return", "p_up", "p_down", "shift")
+_FIELDS: Final = (
+    *("action", "target_quantity", "allowed", "refused_by", "reason", "unfilled_reason", "regime"),
+    *_NUMBERS,
+)
+"""What two decisions are compared by, the weightiest first."""
+_DONE: Final = 2
+"""So many of them say what was done; what follows says why."""
+_GATES: Final = "gates"
+"""Stands for a difference in nothing but the gates' measures and thresholds."""
+DIFFERENCES_MAX: Final = 1_000
+FIELDS_NAMED: Final = 4
+_Differing = tuple[int, int, str, npt.NDArray[np.bool_], int, int]
+"""Its weight, its bar's open, instrument, in which fields, and both sequences."""
+
+
+def compare(left: ShownRun, right: ShownRun) -> answers.Document:
+    """Return where two runs decided the same bars differently."""
+    compared = ("target_quantity", *_NUMBERS)
+    left_columns, right_columns = (run.columns.decisions(compared) for run in (left, right))
+    gates = _judged(left), _judged(right)
+    common, differing = 0, list[_Differing]()
+    counts = dict.fromkeys((*_FIELDS, _GATES), 0)
+    for name in np.intersect1d(left_columns["instrument"], right_columns["instrument"]):
+        left_at, right_at = (
+            np.flatnonzero(run["instrument"] == name) for run in (left_columns, right_columns)
+        )
+        times, at, beside = np.intersect1d(
+            left_columns["open_time_ms"][left_at],
+            right_columns["open_time_ms"][right_at],
+            return_indices=True,
+        )
+        left_at, right_at = left_at[at], right_at[beside]
+        common += times.size
+        differs = np.stack(
+            [
+                _differs(left_columns[field][left_at], right_columns[field][right_at])
+                for field in _FIELDS
+            ],
+            1,
+        )
+        pairs = zip(
+            left_columns["sequence"][left_at].tolist(),
+            right_columns["sequence"][right_at].tolist(),
+            strict=True,
+        )
+        judged = np.array([gates[0].get(a) != gates[1].get(b) for a, b in pairs], dtype=bool)
+        differs = np.column_stack([differs, judged & ~differs.any(axis=1)])
+        for field, count in zip(counts, differs.sum(axis=0).tolist(), strict=True):
+            counts[field] += count
+        differing += [
+            (min(int(differs[place].argmax()), _DONE), int(times[place]), str(name), differs[place],
+             int(left_columns["sequence"][left_at[place]]),
+             int(right_columns["sequence"][right_at[place]]))
+            for place in np.flatnonzero(differs.any(axis=1)).tolist()
+        ]  # fmt: skip
+    differing.sort(key=itemgetter(0, 1, 2))
+    return answers.Document(
+        **as_document(TitledParts("Compare", (*_compared(left, right, common, differing, counts),)))
+    )
+
+
+def _compared(
+    left: ShownRun,
+    right: ShownRun,
+    common: int,
+    differing: list[_Differing],
+    counts: dict[str, int],
+) -> Iterator[Part]:
+    """Yield how many of the *common* decisions differ, the equity of both, and which they are."""
+    earned = [written(runs.run_row(run).total_return, "gain percent") for run in (left, right)]
+    yield Paragraph(
+        f"{common - len(differing):,} of {common:,} common decisions are the same; "
+        f"{' beside '.join(earned)}.",
+        "strong",
+    )
+    if not common:
+        yield Paragraph(
+            "The two runs decided no bar in common: they lie in other times, or one goes on where "
+            "the other ended.",
+            "note",
+        )
+        return
+    named = [f"{_named(field)} {count:,}" for field, count in counts.items() if count]
+    yield Paragraph(
+        f"Differing, in so many decisions: {', '.join(named)}."
+        if named
+        else "Every common decision is the same to the bit.",
+        "note",
+    )
+    yield _both(left, right)
+    if differing:
+        rows = [
+            (first, second, at_ms, instrument.partition(":")[2], _fields(list(counts), differs))
+            for _, at_ms, instrument, differs, first, second in differing
+        ]
+        forms: dict[str, Form] = {
+            "decision": "step", "beside": "text", "bar": "minute", "symbol": "text",
+            "what differs": "text",
+        }  # fmt: skip
+        title = f"Decisions that differ: {len(differing):,}"
+        yield table_of("differing", title, forms, rows[:DIFFERENCES_MAX])
+
+
+def _named(field: str) -> str:
+    return field.replace("_", " ")
+
+
+def _fields(names: list[str], differs: npt.NDArray[np.bool_]) -> str:
+    """Name the first fields in which a decision differs."""
+    several = [_named(name) for name, is_other in zip(names, differs, strict=True) if is_other]
+    rest = len(several) - FIELDS_NAMED
+    return ", ".join(several[:FIELDS_NAMED]) + (f" and {rest} more" if rest > 0 else "")
+
+
+def _both(left: ShownRun, right: ShownRun) -> Part:
+    """Draw the equity of both runs over the times of both."""
+    columns = [runs.equity(run, None, None, POINTS) for run in (left, right)]
+    times = np.unique(np.concatenate([np.array(of.time_ms, dtype=np.int64) for of in columns]))
+    curves, held = [], []
+    for run, of, line in zip(
+        (left, right), columns, (charts.OWN_LINE, charts.WHOLE_LINE), strict=True
+    ):
+        at = np.searchsorted(times, np.array(of.time_ms, dtype=np.int64))
+        equity, share = np.full((2, times.size), np.nan)
+        equity[at], share[at] = of.equity[OWN], of.exposure
+        name = f"{run.views.run()['strategy'].rpartition(':')[2]} {run.run_id[:8]}"
+        start = runs.accounts(run)[0].start
+        peak = np.fmax.accumulate(equity)
+        drawn = replace(line, name=name)
+        curves.append(charts.AccountCurve(drawn, equity / start - 1, 1 - equity / peak))
+        held.append(replace(drawn, x=times.tolist(), y=rounded(100 * share), width=1.0))
+    return charts.accounts_chart(times, curves, held)
+
+
+def _judged(shown: ShownRun) -> dict[int, list[tuple[Any, ...]]]:
+    """Read gate, measure and threshold of every gate that counts, by the decision's sequence."""
+    judged: dict[int, list[tuple[Any, ...]]] = {}
+    for batch in shown.views.batches("v_gates", ("sequence", "gate", "measure", "threshold")):
+        for sequence, gate, *measured in zip(*batch, strict=True):
+            if counts(gate):
+                judged.setdefault(sequence, []).append((gate, *measured))
+    return judged
+
+
+def _differs(left: Any, right: Any) -> npt.NDArray[np.bool_]:  # noqa: ANN401 - any column
+    """Return where two columns differ; two unknown numbers do not."""
+    differs: npt.NDArray[np.bool_] = left != right
+    return differs & ~(np.isnan(left) & np.isnan(right)) if left.dtype.kind == "f" else differs

@@ -227,12 +227,6 @@ def _health(shelf: Databases, _parameters: NoParameters, _report: Report, run: s
     return records.health(shelf.find(run), shelf.served)
 
 
-def _compare(
-    shelf: Databases, _parameters: NoParameters, _report: Report, left: str, right: str
-) -> Struct:
-    return records.compare(shelf.find(left), shelf.find(right))
-
-
 _R, _D = "/runs/{run}", "/runs/{run}/decisions/{sequence}"
 ROUTES: Final = (
     ReadRoute("/runs", "Every run of every database, the newest first.",
@@ -282,7 +276,9 @@ ROUTES: Final = (
           NoParameters, answers.Document, _refusals, is_heavy=True),
     ReadRoute(f"{_R}/health", "Whether the run is sound.", NoParameters, answers.Health, _health),
     ReadRoute("/runs/{left}/compare/{right}", "Two runs beside each other.",
-          NoParameters, answers.Comparison, _compare, is_heavy=True),
+          NoParameters, answers.Document,
+          lambda shelf, *_, left, right: _late("documents").compare(
+              shelf.find(left), shelf.find(right)), is_heavy=True),
     ReadRoute("/sweeps/{sweep}", "A sweep: its heat map, every run, and how much is luck.",
           NoParameters, answers.Document, _sweep),
     ReadRoute("/fleet", "Every run of a fleet: health, lag, equity, positions, last decision and "
