@@ -118,7 +118,9 @@ def _curves(shown: ShownRun, figures: list[answers.AccountFigures]) -> Iterator[
         held = [replace(held[0], name="gross exposure, both sides ÷ equity")]
         name = "net exposure, long less short"
         held.append(LineLayer(name, columns.time_ms, _percent(net), "shadow-1", 1.0, "dash"))
-    yield charts.accounts_chart(np.array(columns.time_ms, dtype=np.int64), curves, held)
+    yield Paragraph("Equity", "heading")
+    chart = charts.accounts_chart(np.array(columns.time_ms, dtype=np.int64), curves, held)
+    yield replace(chart, title="")
 
 
 def _percent(shares: list[float]) -> list[float | None]:
@@ -224,6 +226,7 @@ def _compared(
         else "Every common decision is the same to the bit.",
         "note",
     )
+    yield Paragraph("Equity", "heading")
     yield _both(left, right)
     if differing:
         rows = [
@@ -266,7 +269,7 @@ def _both(left: ShownRun, right: ShownRun) -> Part:
         drawn = replace(line, name=name)
         curves.append(charts.AccountCurve(drawn, equity / start - 1, 1 - equity / peak))
         held.append(replace(drawn, x=times.tolist(), y=rounded(100 * share), width=1.0))
-    return charts.accounts_chart(times, curves, held)
+    return replace(charts.accounts_chart(times, curves, held), title="")
 
 
 def _judged(shown: ShownRun) -> dict[int, list[tuple[Any, ...]]]:
