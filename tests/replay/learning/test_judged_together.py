@@ -56,7 +56,7 @@ from tracepaper.replay.learning.openings import FILE_NAME, NamedSpan, read_openi
 from tracepaper.replay.learning.panel import close_by_close, labelled_closes, predicted
 from tracepaper.replay.learning.recipe import Recipe, kinds, recipe_of
 from tracepaper.replay.learning.samples import FLAT_BAND
-from tracepaper.replay.learning.splits import Fold, Part, Segment, iso, walk_forward
+from tracepaper.replay.learning.splits import Fold, Part, Segment, walk_forward
 from tracepaper.replay.learning.statistics import VARIANCE_FLOOR, DayDifference, difference
 from tracepaper.replay.learning.training import train
 from tracepaper.replay.report.honesty import FEW_DAYS
@@ -65,6 +65,7 @@ from tracepaper.strategies.errors import CheckpointMismatch, ConfigInvalid
 from tracepaper.strategies.forecasters.cross_asset import TogetherModel
 from tracepaper.strategies.networks.cross_asset import CrossAssetNetwork
 from tracepaper.strategies.networks.flash import FlashConfig
+from tracepaper.strategies.units import iso
 
 pytestmark = pytest.mark.long
 
