@@ -34,7 +34,6 @@ from tracepaper.storage.record.decode import (
     ANSWER,
     HOLDING,
     OUTCOME,
-    STATE,
     STEP,
     TWIN_STEP,
     StepDecoder,
@@ -208,8 +207,7 @@ Unequal = tuple[str, object, object]
 _NAMES: Final = {
     table: tuple(f"{table}.{column}" for column in stored_columns(table)) for table in TABLES
 }
-_WHOLE_TABLES: Final = ("events", "answers", "orders", "fills", "ledger", "halts")
-_NO_STATE: Final = (None,) * len(_NAMES["states"])
+_WHOLE_TABLES: Final = ("events", "states", "answers", "orders", "fills", "ledger", "halts")
 
 
 @dataclass(frozen=True)
@@ -269,9 +267,6 @@ class RowCheck:
         (row,) = sparse["steps"]
         whole = (*row, *(None,) * (len(core) - len(row)))
         yield from _row("steps", core, whole, {STEP.outcome, STEP.holding})
-        stored, derived_states = rows.row("states"), sparse["states"]
-        derived_state = derived_states[0] if derived_states else _NO_STATE
-        yield from _row("states", stored or _NO_STATE, derived_state, {STATE.sequence})
         for table in _WHOLE_TABLES:
             yield from _rows(table, rows.sparse.get(table, ()), sparse.get(table, ()))
         yield from self._outcome(sequence, core[STEP.outcome], rows, sparse.get("outcomes", ()))

@@ -80,8 +80,7 @@ _NEWEST_COMMIT: Final = (
     "ORDER BY first_sequence DESC LIMIT 1"
 )
 _NEWEST_STATE: Final = (
-    f"SELECT state, sequence FROM states WHERE {WITHIN} AND state IS NOT NULL "
-    "ORDER BY sequence DESC LIMIT 1"
+    f"SELECT state, sequence FROM states WHERE {WITHIN} ORDER BY sequence DESC LIMIT 1"
 )
 _PRUNED_STATE: Final = (
     "SELECT state, until_sequence FROM prunes WHERE run_key = ? AND state IS NOT NULL"

@@ -504,10 +504,7 @@ class Reader(ReadOnly):
         pruned = self.pruned(run_key)
         if pruned is not None and pruned.state is not None:
             return pruned.state, pruned.until_sequence
-        query = (
-            "SELECT state, sequence FROM states WHERE run_key = ? AND state IS NOT NULL "
-            "ORDER BY sequence LIMIT 1"
-        )
+        query = "SELECT state, sequence FROM states WHERE run_key = ? ORDER BY sequence LIMIT 1"
         row: tuple[bytes, int] | None = self._connection.execute(query, (run_key,)).fetchone()
         return row
 

@@ -39,19 +39,18 @@ _ACCOUNT: Final = ("sequence", "open_time_ms", "instrument", "close", "quantity"
 _NOT_STORED: Final = -(2**63)
 _AFTER: Final = (
     "SELECT s.sequence, s.open_time_ms, s.instrument, s.close, {}, m.holding, "
-    "coalesce(m.account_unrealized_pnl, m.unrealized_pnl, 0), {} FROM {} "
+    "coalesce(m.account_unrealized_pnl, m.unrealized_pnl, 0), "
+    f"coalesce(m.equity, {_NOT_STORED}) FROM {{}} "
     "WHERE m.run_key = ? AND m.sequence BETWEEN ? AND ? AND s.open_time_ms IS NOT NULL "
     "AND s.outcome IS NOT NULL ORDER BY m.sequence"
 )
 _OWN: Final = _AFTER.format(
-    0, _NOT_STORED, "steps m JOIN steps s ON s.run_key = m.run_key AND s.sequence = m.sequence"
+    0, "steps m JOIN steps s ON s.run_key = m.run_key AND s.sequence = m.sequence"
 )
 _SHADOWS: Final = _AFTER.format(
     "m.book",
-    f"coalesce(m.equity, {_NOT_STORED})",
     "twin_steps m CROSS JOIN steps s ON s.run_key = m.run_key AND s.sequence = m.sequence",
 )
-_OWN_STORED: Final = f"SELECT sequence, equity FROM states WHERE {WITHIN} AND equity IS NOT NULL"
 _BOOK_BITS: Final = 64 - SEQUENCE_LIMIT.bit_length()
 _HOLDINGS: Final = (
     "SELECT sequence, book, coalesce(quantity, 0), cash, coalesce(twin, '') FROM holdings "
@@ -180,9 +179,6 @@ class RunRows:
         for query in (_OWN, _SHADOWS):
             *bar, book, holding, profit, stored = self._integers(query, (self._run_key, *span), 8)
             at = self._held(holding, book)
-            if query is _OWN:
-                rows = self._integers(_OWN_STORED, (self._run_key, *span), 2)
-                _spread(stored, bar[0], *rows)
             equity = np.where(stored == _NOT_STORED, self._cash[at] + profit, stored)
             whose = self._whose[at]
             for name in np.unique(whose).tolist():
@@ -368,8 +364,7 @@ class RunRows:
     def states(self, span: Span, *, newest: bool) -> Iterator[bytes]:
         """Yield the stored states of the engine, the oldest or the *newest* first."""
         query = (
-            f"SELECT state FROM states WHERE {WITHIN} AND state IS NOT NULL "
-            f"ORDER BY sequence {'DESC' if newest else ''}"
+            f"SELECT state FROM states WHERE {WITHIN} ORDER BY sequence {'DESC' if newest else ''}"
         )
         for (state,) in self._connection.execute(query, (self._run_key, *span)):
             yield state

@@ -397,8 +397,7 @@ _AVERAGE_TEXT: Final = (
     f"THEN {text(f'h.entry_notional / {_UNIT}', PRICE)} END"
 )
 
-_UNREALIZED: Final = "coalesce(m.account_unrealized_pnl, m.unrealized_pnl)"
-_EQUITY: Final = f"coalesce({{}}, {{}}.cash + {_UNREALIZED})"
+_UNREALIZED: Final = "coalesce({0}.account_unrealized_pnl, {0}.unrealized_pnl)"
 
 _POSITION_SUMS: Final = (
     ("realized_pnl", "h.realized_pnl", "profit of what was closed, before fees"),
@@ -406,21 +405,24 @@ _POSITION_SUMS: Final = (
     ("fees_paid", "h.fees_paid", "fees"),
     ("funding_paid", "h.funding_paid", "funding, positive where paid"),
 )
-_ACCOUNT_SUMS: Final = (
-    ("realized_pnl", "h.account_realized_pnl", "profit of what was closed, before fees"),
-    ("unrealized_pnl", _UNREALIZED, "profit of what is open, at the mark"),
-    ("fees_paid", "h.account_fees_paid", "fees"),
-    ("funding_paid", "h.account_funding_paid", "funding, positive where paid"),
-)
+
+
+def _account_sums(marks: str) -> tuple[tuple[str, str, str], ...]:
+    return (
+        ("realized_pnl", "h.account_realized_pnl", "profit of what was closed, before fees"),
+        ("unrealized_pnl", _UNREALIZED.format(marks), "profit of what is open, at the mark"),
+        ("fees_paid", "h.account_fees_paid", "fees"),
+        ("funding_paid", "h.account_funding_paid", "funding, positive where paid"),
+    )
 
 
 def _holding_columns(
-    sums: tuple[tuple[str, str, str], ...], whose: str, equity: str, account: str = "h"
+    sums: tuple[tuple[str, str, str], ...], whose: str, marks: str = "s", account: str = "h"
 ) -> tuple[ViewColumn, ...]:
     """Return the columns of a position and its account after a step; *sums* are *whose*.
 
-    *equity* is where it is stored, if it does not follow from the rest. *account* names the row of
-    ``holdings`` that has the cash.
+    *marks* names the row with the profit that is not realized, *account* that of ``holdings`` with
+    the cash.
     """
     listed = (
         *moment("market_ms", MARKET_MS, "market time of the step's event"),
@@ -440,7 +442,10 @@ def _holding_columns(
         ),
         *shown(account, "holdings", "cash"),
         *exact(
-            "equity", _EQUITY.format(equity, account), MONEY, "cash and what is held, at the mark"
+            "equity",
+            f"coalesce({marks}.equity, {account}.cash + {_UNREALIZED.format(marks)})",
+            MONEY,
+            "cash and what is held, at the mark",
         ),
     )
     return complete(
@@ -449,8 +454,7 @@ def _holding_columns(
 
 
 _OWN: Final = (
-    f"FROM runs r JOIN steps s ON s.run_key = r.run_key JOIN steps m ON {at_step('m')} "
-    f"LEFT JOIN states q ON {at_step('q')} "
+    "FROM runs r JOIN steps s ON s.run_key = r.run_key "
     f"JOIN holdings h ON {shared_row('h', 's.holding')} AND h.book = 0 "
 ) + _STEP_TABLES
 _TWIN: Final = (
@@ -465,7 +469,7 @@ V_POSITIONS: Final = View(
     (
         *of_step("s"),
         SIDE_HELD,
-        *_holding_columns(_POSITION_SUMS, "position's", "q.equity", "a"),
+        *_holding_columns(_POSITION_SUMS, "position's", account="a"),
         *exact(
             "liquidation_price",
             LIQUIDATED_AT,
@@ -479,7 +483,7 @@ V_POSITIONS: Final = View(
 V_EQUITY: Final = View(
     "v_equity",
     "the account after a step",
-    (*of_step("s"), *_holding_columns(_ACCOUNT_SUMS, "account's", "q.equity")),
+    (*of_step("s"), *_holding_columns(_account_sums("s"), "account's")),
     _OWN,
 )
 
@@ -489,7 +493,7 @@ V_TWIN_EQUITY: Final = View(
     (
         *of_step("s"),
         *shown("h", "holdings", "twin"),
-        *_holding_columns(_ACCOUNT_SUMS, "account's", "m.equity"),
+        *_holding_columns(_account_sums("m"), "account's", "m"),
     ),
     _TWIN,
 )

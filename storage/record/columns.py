@@ -294,17 +294,14 @@ _STEPS = (
     *_measures(STEP_GATES),
     _TURNOVER,
     _whole("account_unrealized_pnl", null=True),  # null where it is the position's
+    _whole("equity", null=True),  # null where it is cash + the account's unrealized_pnl
     _whole("ignored", null=True),  # 1: a revision of a bar, or a repeated settlement
 )
 BAR_COLUMNS: Final = (*(column.name for column in _BAR), _TURNOVER.name)
 BAR_FIELDS: Final = (*(column.name for column in _BAR_FIELDS), _TURNOVER.name)
 """Those that hold a field of the bar as it is."""
 
-_STATES = (
-    *_STEP,
-    _whole("equity", null=True),  # null where it is cash + the account's unrealized_pnl
-    _blob("state", null=True),  # the engine's, where it changed
-)
+_STATES = (*_STEP, _blob("state"))  # the engine's, where it changed
 
 _EVENTS = (
     *_STEP,

@@ -159,8 +159,7 @@ class StepDecoder:
 
     def _step(self, rows: StoredRows) -> Step:
         core = rows.core
-        answer_row, state_row = rows.row("answers"), rows.row("states")
-        event_row = rows.row("events")
+        answer_row, event_row = rows.row("answers"), rows.row("events")
         event: Event
         if core[STEP.open_time_ms] is not None:
             event = self.bar(core)
@@ -168,12 +167,7 @@ class StepDecoder:
             raise LookupError("its event is missing")
         else:
             event = self.event(event_row)
-        marks = (
-            core[STEP.unrealized_pnl],
-            core[STEP.account_unrealized_pnl],
-            None if state_row is None else state_row[STATE.equity],
-        )
-        position, account = self._book(0, core[STEP.holding], marks)
+        position, account = self._book(0, core, STEP)
         fills = rows.sparse.get("fills", ())
         return Step(
             sequence=core[STEP.sequence],
@@ -333,19 +327,18 @@ class StepDecoder:
             note,
         )
 
-    def _book(
-        self, book: int, holding: int, marks: tuple[int | None, int | None, int | None]
-    ) -> tuple[Position | None, Account]:
-        """Return position and account of a holding, at *marks*: see ``interning.Marked``."""
-        row = self._interned.holding(holding, book)
-        unrealized, of_account, equity = marks
+    def _book(self, book: int, marks: Sequence[Any], at: At) -> tuple[Position | None, Account]:
+        """Return position and account of the holding that the row *marks* names, at its marks."""
+        row = self._interned.holding(marks[at.holding], book)
+        unrealized, of_account = marks[at.unrealized_pnl], marks[at.account_unrealized_pnl]
+        equity = marks[at.equity]
         position = None
         if row[HOLDING.quantity] is not None:
             position = Position(
                 row[HOLDING.quantity],
                 row[HOLDING.entry_notional],
                 row[HOLDING.realized_pnl],
-                unrealized,  # type: ignore[arg-type]  # a row without it is damaged, and found
+                unrealized,
                 row[HOLDING.fees_paid],
                 row[HOLDING.funding_paid],
                 row[HOLDING.margin] or 0,
@@ -356,20 +349,15 @@ class StepDecoder:
             cash,
             cash + marked if equity is None else equity,
             row[HOLDING.account_realized_pnl],
-            marked,  # type: ignore[arg-type]
+            marked,
             row[HOLDING.account_fees_paid],
             row[HOLDING.account_funding_paid],
         )
 
     def _twin(self, row: Sequence[Any], fills: Sequence[Sequence[Any]]) -> TwinStep:
-        book, holding = row[TWIN_STEP.book], row[TWIN_STEP.holding]
-        marks = (
-            row[TWIN_STEP.unrealized_pnl],
-            row[TWIN_STEP.account_unrealized_pnl],
-            row[TWIN_STEP.equity],
-        )
-        position, account = self._book(book, holding, marks)
-        name = self._interned.holding(holding, book)[HOLDING.twin]
+        book = row[TWIN_STEP.book]
+        position, account = self._book(book, row, TWIN_STEP)
+        name = self._interned.holding(row[TWIN_STEP.holding], book)[HOLDING.twin]
         text, decided = row[TWIN_STEP.decided], None
         if text is not None:
             kept = read_decided(text)

@@ -33,7 +33,7 @@ from tracepaper.storage.record.hashing import (
     trimmed,
 )
 from tracepaper.storage.record.interning import HeldRows, Outcomes, Rows
-from tracepaper.storage.record.rows import CHAINED_TABLES, EVENT_KINDS
+from tracepaper.storage.record.rows import CHAINED_TABLES, EVENT_KINDS, At
 from tracepaper.strategies.errors import DataInvalid, InvariantBroken
 from tracepaper.strategies.gates.declared import plausible
 from tracepaper.strategies.types.decisions import (
@@ -57,6 +57,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from tracepaper.strategies.types.decisions import (
+        Account,
         GateSet,
         Prediction,
         QuietStretch,
@@ -79,6 +80,7 @@ _NO_ANSWER_MEASURES: Final[Row] = (None,) * len(ANSWER_GATES)
 _NO_FORECAST: Final[Row] = (None,) * (3 + len(FORECAST_COLUMNS))
 _NO_HEADS: Final[Row] = (None,) * len(HEAD_COLUMNS)
 _NO_EXPLANATION: Final[Row] = (None,) * len(EXPLANATION_COLUMNS)
+_MARKED_AT: Final = At("steps").account_unrealized_pnl
 _PLAUSIBLE: Final = STEP_GATES.index(plausible.name)
 _RepeatedBar = tuple[int, int, Row, Row | None]
 """Holding, instrument, the values before the measure ``plausible``, those behind, where it is."""
@@ -175,19 +177,17 @@ class StepEncoder:
                 answered = plan.pick_answer(judged)
         holding = self._holdings.hold(key, (0, place), None, step.position, account, rows)
         unrealized = None if step.position is None else step.position.unrealized_pnl
-        of_account = account.unrealized_pnl
+        of_account, equity = _marks(account, unrealized)
         rows["steps"].append(
             trimmed(
                 (
                     *key, holding, *bar, unrealized, outcome, target, *measures, turnover,
-                    None if of_account == unrealized else of_account,
-                    None if step.accepted else 1,
+                    of_account, equity, None if step.accepted else 1,
                 )
             )
         )  # fmt: skip
-        equity = None if account.equity == account.cash + of_account else account.equity
-        if step.state is not None or equity is not None:
-            rows["states"].append((*key, equity, step.state))
+        if step.state is not None:
+            rows["states"].append((*key, step.state))
         if (
             step.prediction is not None
             or note is not None
@@ -208,7 +208,10 @@ class StepEncoder:
             raise InvariantBroken(f"A run holds {SEQUENCE_LIMIT} steps; open a new run.")
         repeated: dict[str, _RepeatedBar | None] = {}
         rows, run_key, interval_ms = self._rows["steps"], self._run_key, self._interval_ms
-        closed: Row | None = None  # the row of a close but for its key and its account's profit
+        closed: Row | None = None  # the row of a close but for its key and the account's marks
+        account = stretch.account
+        worth = account.equity - account.unrealized_pnl
+        is_paid = worth != account.cash  # for what is held: spot alone stores the equity
         plausible, profits, source, code = stretch.plausible, stretch.unrealized, None, 0
         sequence, number = stretch.first, 0
         for place, unit in enumerate(stretch.units):
@@ -216,10 +219,11 @@ class StepEncoder:
             if isinstance(unit, Close):
                 if closed is None:
                     self.add(stretch.closed_at(sequence, place, unit))
-                    closed = None if self._has_more(sequence) else rows[-1][2:-1]
+                    closed = rows[-1][2:_MARKED_AT]
                 else:
                     profit = stretch.account_unrealized[place - 1]
-                    self._add_closed(unit.closed, (run_key, sequence), (*closed, profit))
+                    marks = (profit, profit + worth) if is_paid else (profit,)
+                    self._add_closed(unit.closed, (run_key, sequence), (*closed, *marks))
                 sequence += 1
             of_account = stretch.account_unrealized[place]
             for bar in bars:
@@ -234,8 +238,10 @@ class StepEncoder:
                         run_key, sequence, holding, at, *_OF_BAR(bar),
                         market_ms - bar.open_time_ms - interval_ms, bar.seen_ms - market_ms,
                         code, unrealized, *before, *judged, bar.turnover,
+                        None if of_account == unrealized else of_account,
+                        of_account + worth if is_paid else None,
                     )  # fmt: skip
-                    rows.append(trimmed(row if of_account == unrealized else (*row, of_account)))
+                    rows.append(trimmed(row))
                 else:
                     account = stretch.account_at(of_account)
                     step = stretch.step_at(sequence, bar, number, account)
@@ -252,7 +258,7 @@ class StepEncoder:
         assert decision is not None
         assert isinstance(event, Bar)
         key, rows = (self._run_key, step.sequence), self._rows
-        if self._has_more(step.sequence):
+        if (answers := rows["answers"]) and answers[-1][:2] == key:
             return None
         plan, outcome = self.outcomes.store(decision.outcome, step.sequence, rows)
         at = self._place(event.instrument)
@@ -267,11 +273,6 @@ class StepEncoder:
         """Add the rows of *event*, of which that of the step has *values* beside its *key*."""
         self._rows["steps"].append((*key, *values))
         self._rows["events"].append(self._event_row(event, key, None)[0])
-
-    def _has_more(self, sequence: int) -> bool:
-        """Return whether step *sequence*, which was added last, has rows that each like it has."""
-        key, rows = (self._run_key, sequence), self._rows
-        return any(rows[table] and rows[table][-1][:2] == key for table in ("answers", "states"))
 
     # ------------------------------------------------------------ events
 
@@ -383,11 +384,10 @@ class StepEncoder:
             position, account = twin.position, twin.account
             whose = (book, place)
             holding = self._holdings.hold(key, whose, twin.twin, position, account, rows)
-            unrealized, of_account = position.unrealized_pnl, account.unrealized_pnl
-            equity = None if account.equity == account.cash + of_account else account.equity
+            unrealized = position.unrealized_pnl
             row = (
-                *key, book, holding, unrealized, None if of_account == unrealized else of_account,
-                equity, int(twin.confirmed), self._decided_text(whose, twin.decided),
+                *key, book, holding, unrealized, *_marks(account, unrealized), int(twin.confirmed),
+                self._decided_text(whose, twin.decided),
             )  # fmt: skip
             rows["twin_steps"].append(row)
             self._add_fills(twin.fills, (*key, book), twin.twin)
@@ -424,6 +424,18 @@ class StepEncoder:
                 for column in columns
             ]
         )
+
+
+def _marks(account: Account, unrealized: int | None) -> tuple[int | None, int | None]:
+    """Return profit and equity of *account* as far as they do not follow from the rest.
+
+    *unrealized* is the profit of the position beside it.
+    """
+    of_account = account.unrealized_pnl
+    return (
+        None if of_account == unrealized else of_account,
+        None if account.equity == account.cash + of_account else account.equity,
+    )
 
 
 def _forecast_columns(forecast: Forecast, preferred: int | None) -> Row:

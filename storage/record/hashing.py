@@ -115,10 +115,9 @@ def sealed(before: ChainHead, first: int, last: int, rows: Mapping[str, Sequence
         if rows.get(table)
     ]
     kept = kept_after(before.kept, rows)
-    states = [row[_STATE_AT] for row in rows.get("states", ()) if len(row) > _STATE_AT]
     state = before.state
-    if states and isinstance(states[-1], bytes):
-        state = sha256(states[-1]).digest()
+    if states := rows.get("states"):
+        state = sha256(states[-1][_STATE_AT]).digest()  # type: ignore[arg-type]
     # The state is the one before it: so the first digest behind a prune covers what that kept.
     content = pack((SCHEMA, first, last, parts))
     digest = sha256(b"".join((before.digest, kept, before.state, content))).digest()
