@@ -58,7 +58,7 @@ _HOLDINGS: Final = (
 )
 _OUTCOMES: Final = (
     "SELECT sequence, action, allowed, refused_by, reason, unfilled_reason, regime, gate_set, "
-    f"passed FROM outcomes WHERE {WITHIN} ORDER BY sequence"
+    f"passed FROM outcomes WHERE {WITHIN} AND book = 0 ORDER BY sequence"
 )
 _STEP_COLUMNS: Final = frozenset(column.name for column in TABLES["steps"])
 _NOTES: Final = (

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from tracepaper.storage.database.strategy_view import V_STRATEGY_DECISIONS
 from tracepaper.storage.database.view_columns import (
     _WEIGHT,
     A_SIDE_EACH,
@@ -272,7 +271,7 @@ RUN_VIEWS: Final = (V_RUNS, V_COMMITS, V_BARS, V_GAPS, V_COMMANDS, V_EVENTS)
 _DECIDED: Final = (
     "FROM runs r JOIN steps s ON s.run_key = r.run_key AND s.open_time_ms IS NOT NULL "
     "JOIN instruments i ON i.run_key = r.run_key AND i.instrument = s.instrument "
-    f"JOIN outcomes o ON {shared_row('o', 's.outcome')} "
+    f"JOIN outcomes o ON {shared_row('o', 's.outcome')} AND o.book = 0 "
 )
 _SAID: Final = ("recent_mass", "older_mass", "shift", "l1_error")
 
@@ -313,7 +312,7 @@ V_GATES: Final = View(
         ViewColumn("passed", "o.passed >> g.ordinal & 1", "1 or 0", "INTEGER", is_flag=True),
     ),
     "FROM runs r JOIN steps s ON s.run_key = r.run_key AND s.outcome IS NOT NULL "
-    f"JOIN outcomes o ON {shared_row('o', 's.outcome')} "
+    f"JOIN outcomes o ON {shared_row('o', 's.outcome')} AND o.book = 0 "
     "JOIN gate_sets g ON g.run_key = r.run_key AND g.gate_set = o.gate_set "
     f"LEFT JOIN answers a ON {at_step('a')}",
 )
@@ -378,6 +377,59 @@ V_NOTES: Final = View(
     "JOIN json_each(a.note) n",
 )
 
+# A measure that is not the account's.
+_OF_STRATEGY: Final = "m.measures, '$.\"' || g.gate || '\"'"
+_GATES: Final = (
+    f"(SELECT json_group_object(g.gate, json_array(CASE WHEN json_type({_OF_STRATEGY}) IS NULL "
+    f"THEN {MEASURE} ELSE json_extract({_OF_STRATEGY}) END, g.threshold, "
+    "o.passed >> g.ordinal & 1)) FROM gate_sets g "
+    "WHERE g.run_key = r.run_key AND g.gate_set = o.gate_set)"
+)
+_UNREALIZED: Final = "coalesce({0}.account_unrealized_pnl, {0}.unrealized_pnl)"
+_TWIN: Final = (
+    f"AND EXISTS (SELECT 1 FROM twin_steps) CROSS JOIN twin_steps m ON {at_step('m')} "
+    f"JOIN holdings h ON {shared_row('h', 'm.holding')} AND h.book = m.book "
+)
+
+V_STRATEGY_DECISIONS: Final = View(
+    "v_strategy_decisions",
+    "what one of several strategies on one account decided at a bar, and its sub-account then",
+    (
+        *of_step("s"),
+        INSTRUMENT,
+        *moment("open_time_ms", "s.open_time_ms", "the bar that was decided"),
+        ViewColumn("strategy", "h.twin", "its name in [strategies]"),
+        *shown("o", "outcomes", "action", "allowed", "refused_by"),
+        *shown("m", "twin_steps", "target_quantity"),
+        *shown("o", "outcomes", "reason", "unfilled_reason", "regime"),
+        ViewColumn(
+            "gates", _GATES, "JSON: of each gate its measure, its threshold, and 1 if it passed"
+        ),
+        *shown("m", "twin_steps", "note"),
+        *exact("quantity", "h.quantity", QUANTITY, "its part of the position, signed"),
+        *exact("realized_pnl", "h.account_realized_pnl", MONEY, "its profit of what was closed"),
+        *exact(
+            "unrealized_pnl",
+            _UNREALIZED.format("m"),
+            MONEY,
+            "its profit of what is open, at the mark",
+        ),
+        *exact("fees_paid", "h.account_fees_paid", MONEY, "its fees"),
+        *exact("funding_paid", "h.account_funding_paid", MONEY, "its funding, positive where paid"),
+        *exact(
+            "equity",
+            f"coalesce(m.equity, h.cash + {_UNREALIZED.format('m')})",
+            MONEY,
+            "of its sub-account",
+        ),
+    ),
+    f"FROM runs r JOIN steps s ON s.run_key = r.run_key AND s.open_time_ms IS NOT NULL {_TWIN}"
+    f"JOIN outcomes o ON {shared_row('o', 'm.outcome')} AND o.book = m.book "
+    "JOIN instruments i ON i.run_key = r.run_key AND i.instrument = s.instrument "
+    f"LEFT JOIN answers a ON {at_step('a')}",
+)
+"""Its sub-account is the row of that name in ``v_twin_equity``."""
+
 DECISION_VIEWS: Final = (V_DECISIONS, V_GATES, V_EXPLANATIONS, V_NOTES, V_STRATEGY_DECISIONS)
 
 # ---------------------------------------------------------------- orders, fills, positions, equity
@@ -396,8 +448,6 @@ _AVERAGE_TEXT: Final = (
     f"AND h.entry_notional % {_UNIT} = 0 "
     f"THEN {text(f'h.entry_notional / {_UNIT}', PRICE)} END"
 )
-
-_UNREALIZED: Final = "coalesce({0}.account_unrealized_pnl, {0}.unrealized_pnl)"
 
 _POSITION_SUMS: Final = (
     ("realized_pnl", "h.realized_pnl", "profit of what was closed, before fees"),
@@ -457,11 +507,6 @@ _OWN: Final = (
     "FROM runs r JOIN steps s ON s.run_key = r.run_key "
     f"JOIN holdings h ON {shared_row('h', 's.holding')} AND h.book = 0 "
 ) + _STEP_TABLES
-_TWIN: Final = (
-    "FROM runs r JOIN steps s ON s.run_key = r.run_key "
-    f"AND EXISTS (SELECT 1 FROM twin_steps) CROSS JOIN twin_steps m ON {at_step('m')} "
-    f"JOIN holdings h ON {shared_row('h', 'm.holding')} AND h.book = m.book "
-) + _STEP_TABLES
 
 V_POSITIONS: Final = View(
     "v_positions",
@@ -495,7 +540,7 @@ V_TWIN_EQUITY: Final = View(
         *shown("h", "holdings", "twin"),
         *_holding_columns(_account_sums("m"), "account's", "m"),
     ),
-    _TWIN,
+    f"FROM runs r JOIN steps s ON s.run_key = r.run_key {_TWIN}{_STEP_TABLES}",
 )
 
 

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from tracepaper.storage.record.answer_json import decided_text, note_text
 from tracepaper.storage.record.columns import (
     ANSWER_GATES,
     BAR_COLUMNS,
@@ -54,7 +53,7 @@ from tracepaper.strategies.types.market import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from tracepaper.strategies.types.decisions import (
         Account,
@@ -63,7 +62,6 @@ if TYPE_CHECKING:
         QuietStretch,
         Run,
         Step,
-        StrategyDecision,
         TwinStep,
     )
     from tracepaper.strategies.types.market import Event
@@ -116,7 +114,6 @@ class StepEncoder:
         self._places = {instrument.id: i for i, instrument in enumerate(run.instruments)}
         self._scales = {instrument.id: scales(instrument) for instrument in run.instruments}
         self._holdings = HeldRows()
-        self._decided: dict[tuple[int, int | None], tuple[StrategyDecision, str]] = {}
         self._rows: Rows = {table: [] for table in CHAINED_TABLES}
 
     def forget(self) -> None:
@@ -167,7 +164,7 @@ class StepEncoder:
         outcome = target = note = None
         measures, answered = _NO_MEASURES, _NO_ANSWER_MEASURES
         if decision is not None:
-            note = None if decision.note is None else note_text(decision.note)
+            note = _json(decision.note)
             plan, outcome = self.outcomes.store(decision.outcome, sequence, rows)
             if len(decision.measures) != plan.length:
                 raise InvariantBroken("A decision needs one measure for each of its gates.")
@@ -210,8 +207,9 @@ class StepEncoder:
         rows, run_key, interval_ms = self._rows["steps"], self._run_key, self._interval_ms
         closed: Row | None = None  # the row of a close but for its key and the account's marks
         account = stretch.account
-        worth = account.equity - account.unrealized_pnl
-        is_paid = worth != account.cash  # for what is held: spot alone stores the equity
+        # What a run of spot paid for what it holds; all others store no equity.
+        worth: int | None = account.equity - account.unrealized_pnl
+        worth = None if worth == account.cash else worth
         plausible, profits, source, code = stretch.plausible, stretch.unrealized, None, 0
         sequence, number = stretch.first, 0
         for place, unit in enumerate(stretch.units):
@@ -222,8 +220,8 @@ class StepEncoder:
                     closed = rows[-1][2:_MARKED_AT]
                 else:
                     profit = stretch.account_unrealized[place - 1]
-                    marks = (profit, profit + worth) if is_paid else (profit,)
-                    self._add_closed(unit.closed, (run_key, sequence), (*closed, *marks))
+                    values = (*closed, *_quiet_marks(profit, None, worth))
+                    self._add_closed(unit.closed, (run_key, sequence), values)
                 sequence += 1
             of_account = stretch.account_unrealized[place]
             for bar in bars:
@@ -238,8 +236,7 @@ class StepEncoder:
                         run_key, sequence, holding, at, *_OF_BAR(bar),
                         market_ms - bar.open_time_ms - interval_ms, bar.seen_ms - market_ms,
                         code, unrealized, *before, *judged, bar.turnover,
-                        None if of_account == unrealized else of_account,
-                        of_account + worth if is_paid else None,
+                        *_quiet_marks(of_account, unrealized, worth),
                     )  # fmt: skip
                     rows.append(trimmed(row))
                 else:
@@ -385,9 +382,14 @@ class StepEncoder:
             whose = (book, place)
             holding = self._holdings.hold(key, whose, twin.twin, position, account, rows)
             unrealized = position.unrealized_pnl
+            decision: Row = (None,) * 4
+            if (decided := twin.decided) is not None:
+                _, outcome = self.outcomes.store(decided.outcome, key[1], rows, book)
+                texts = _json(dict(decided.measures) or None), _json(decided.note)
+                decision = outcome, decided.target_quantity, *texts
             row = (
                 *key, book, holding, unrealized, *_marks(account, unrealized), int(twin.confirmed),
-                self._decided_text(whose, twin.decided),
+                *decision,
             )  # fmt: skip
             rows["twin_steps"].append(row)
             self._add_fills(twin.fills, (*key, book), twin.twin)
@@ -396,17 +398,6 @@ class StepEncoder:
         for ordinal, fill in enumerate(fills):
             columns = self._columns(TABLES["fills"][4:-1], fill)
             self._rows["fills"].append((*key, ordinal, *columns, twin))
-
-    def _decided_text(
-        self, whose: tuple[int, int | None], decided: StrategyDecision | None
-    ) -> str | None:
-        """Return the text of what was *decided*, written once while it is the same object."""
-        if decided is None:
-            return None
-        last = self._decided.get(whose)
-        if last is None or last[0] is not decided:
-            last = self._decided[whose] = decided, decided_text(decided)
-        return last[1]
 
     def _ledger_columns(self, entry: LedgerEntry, market_ms: int) -> Row:
         place = None if entry.instrument is None else self._place(entry.instrument)
@@ -426,6 +417,10 @@ class StepEncoder:
         )
 
 
+def _json(values: Mapping[str, float | str | None] | None) -> str | None:
+    return None if values is None else msgspec.json.encode(values).decode()
+
+
 def _marks(account: Account, unrealized: int | None) -> tuple[int | None, int | None]:
     """Return profit and equity of *account* as far as they do not follow from the rest.
 
@@ -436,6 +431,16 @@ def _marks(account: Account, unrealized: int | None) -> tuple[int | None, int | 
         None if of_account == unrealized else of_account,
         None if account.equity == account.cash + of_account else account.equity,
     )
+
+
+def _quiet_marks(of_account: int, unrealized: int | None, worth: int | None) -> Row:
+    """Return what :func:`_marks` does, without nulls at the end.
+
+    The equity is *worth* more than the profit of the account; None where it is not stored.
+    """
+    if worth is None:
+        return () if of_account == unrealized else (of_account,)
+    return (None if of_account == unrealized else of_account, of_account + worth)
 
 
 def _forecast_columns(forecast: Forecast, preferred: int | None) -> Row:
