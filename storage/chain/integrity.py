@@ -217,16 +217,13 @@ def _check_schema(connection: sqlite3.Connection, warnings: list[str]) -> Iterat
         elif definition != (table, sql):
             yield _redefined(kind, name)
     for kind, name in expected:
-        sentence = f"The {kind} {name} is missing: {_REMEDY.get(kind, 'restore a backup')}."
+        sentence = f"The {kind} {name} is missing: restore a backup."
         yield ChainProblem(None, (name,), "missing", sentence)
-
-
-_REMEDY: Final = {"view": "drop it, and the next run makes it anew"}
 
 
 def _redefined(kind: str, name: str) -> ChainProblem:
     sentence = f"The {kind} {name} is not as this version makes it, so what it shows may mislead: "
-    sentence += f"{_REMEDY.get(kind, 'restore a backup')}."
+    sentence += "restore a backup."
     return ChainProblem(None, (name,), "changed", sentence)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from tracepaper.storage.database.view_columns import (
     _WEIGHT,
@@ -45,9 +45,6 @@ from tracepaper.strategies.months import MONTH_MS
 from tracepaper.strategies.types.decisions import BLOCK_BARS
 from tracepaper.strategies.types.market import CommandKind, CommandOrigin, GapCause, Source
 from tracepaper.strategies.units import DAY_MS, MINUTE_MS, WEEK_MS, any_of
-
-if TYPE_CHECKING:
-    from sqlalchemy import Connection
 
 # ---------------------------------------------------------------- runs, bars, gaps and events
 
@@ -685,13 +682,6 @@ ACCOUNT_VIEWS: Final = (
 
 VIEWS: Final[tuple[View, ...]] = (*RUN_VIEWS, *DECISION_VIEWS, *ACCOUNT_VIEWS, V_CHECKS)
 """Every view; ``view.row`` says what a row is, ``view.columns`` what each column means."""
-
-
-def create_views(connection: Connection) -> None:
-    """Make every view anew; views are code, so they follow the version and need no migration."""
-    for view in VIEWS:
-        connection.exec_driver_sql(f"DROP VIEW IF EXISTS {view.name}")
-        connection.exec_driver_sql(view.sql)
 
 
 _TYPES: Final = """\
