@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from operator import attrgetter
+from operator import attrgetter, sub
 from typing import TYPE_CHECKING, Final
 
 import msgspec
+from msgspec.structs import astuple
 
 from tracepaper.storage.record.columns import (
     ANSWER_GATES,
@@ -20,6 +21,8 @@ from tracepaper.storage.record.columns import (
     TABLES,
     Column,
     Row,
+    Value,
+    stored_columns,
 )
 from tracepaper.storage.record.hashing import (
     NOTHING,
@@ -28,11 +31,18 @@ from tracepaper.storage.record.hashing import (
     Commit,
     all_finite,
     finite,
+    opened_digest,
     sealed,
     trimmed,
 )
 from tracepaper.storage.record.interning import HeldRows, Outcomes, Rows
-from tracepaper.storage.record.rows import CHAINED_TABLES, EVENT_KINDS, At
+from tracepaper.storage.record.rows import (
+    CHAINED_TABLES,
+    EVENT_KINDS,
+    FIRST,
+    instrument_row,
+    run_row,
+)
 from tracepaper.strategies.errors import DataInvalid, InvariantBroken
 from tracepaper.strategies.gates.declared import plausible
 from tracepaper.strategies.types.decisions import (
@@ -45,8 +55,6 @@ from tracepaper.strategies.types.decisions import (
 from tracepaper.strategies.types.market import (
     Bar,
     BookUpdate,
-    Close,
-    Closed,
     Depths,
     Instrument,
     InstrumentChange,
@@ -55,6 +63,7 @@ from tracepaper.strategies.types.market import (
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from tracepaper.storage.record.rows import Previous
     from tracepaper.strategies.types.decisions import (
         Account,
         GateSet,
@@ -78,10 +87,15 @@ _NO_ANSWER_MEASURES: Final[Row] = (None,) * len(ANSWER_GATES)
 _NO_FORECAST: Final[Row] = (None,) * (3 + len(FORECAST_COLUMNS))
 _NO_HEADS: Final[Row] = (None,) * len(HEAD_COLUMNS)
 _NO_EXPLANATION: Final[Row] = (None,) * len(EXPLANATION_COLUMNS)
-_MARKED_AT: Final = At("steps").account_unrealized_pnl
-_PLAUSIBLE: Final = STEP_GATES.index(plausible.name)
-_RepeatedBar = tuple[int, int, Row, Row | None]
-"""Holding, instrument, the values before the measure ``plausible``, those behind, where it is."""
+_STEP_COLUMNS: Final = stored_columns("steps")
+_SEQUENCE, _OPENED, _DELAYS, _UNREALIZED, _PLAUSIBLE, _TURNOVER, _ACCOUNT, _EQUITY = map(
+    _STEP_COLUMNS.index,
+    (
+        *("sequence", "open_time_ms", "market_delay_ms", "unrealized_pnl"),
+        *(f"measure_{plausible.name}", "turnover", "account_unrealized_pnl", "equity"),
+    ),
+)
+_CODE_OF: Final = {id(source): code for source, code in SOURCE_CODES.items()}
 _OF_BAR: Final = attrgetter(*(name for name in BAR_FIELDS if name != "turnover"))
 _OF_FORECAST: Final = attrgetter(*FORECAST_COLUMNS)
 _OF_EXPLANATION: Final = attrgetter(*EXPLANATION_COLUMNS)
@@ -115,6 +129,18 @@ class StepEncoder:
         self._scales = {instrument.id: scales(instrument) for instrument in run.instruments}
         self._holdings = HeldRows()
         self._rows: Rows = {table: [] for table in CHAINED_TABLES}
+
+    def opening(self, run: Run, gate_sets: int, previous: Previous = FIRST) -> dict[str, list[Row]]:
+        """Return the rows of *run* as it is opened with its *gate_sets*; the chain begins there."""
+        sets = self.outcomes.opening_rows()
+        opened = run_row(run, self._run_key, gate_sets, previous)
+        instruments = [
+            instrument_row(instrument, self._run_key, place)
+            for place, instrument in enumerate(run.instruments)
+        ]
+        head = opened_digest(opened, instruments, sets)
+        self.head = ChainHead(head)
+        return {"runs": [(*opened, head, 0, head)], "instruments": instruments, "gate_sets": sets}
 
     def forget(self) -> None:
         """Forget the rows that steps share: the next step brings its own again."""
@@ -199,77 +225,72 @@ class StepEncoder:
     def add_stretch(self, stretch: QuietStretch) -> None:
         """Add the rows of each step of *stretch*, as :meth:`add` does.
 
-        After the first bar of an instrument only numbers change, where its row alone holds it all.
+        After the first unit only numbers change, where the rows of ``steps`` hold it all.
         """
         if stretch.next_sequence > SEQUENCE_LIMIT:
             raise InvariantBroken(f"A run holds {SEQUENCE_LIMIT} steps; open a new run.")
-        repeated: dict[str, _RepeatedBar | None] = {}
-        rows, run_key, interval_ms = self._rows["steps"], self._run_key, self._interval_ms
-        closed: Row | None = None  # the row of a close but for its key and the account's marks
-        account = stretch.account
-        # What a run of spot paid for what it holds; all others store no equity.
-        worth: int | None = account.equity - account.unrealized_pnl
-        worth = None if worth == account.cash else worth
-        plausible, profits, source, code = stretch.plausible, stretch.unrealized, None, 0
-        sequence, number = stretch.first, 0
-        for place, unit in enumerate(stretch.units):
-            bars: Sequence[Bar] = (unit,) if isinstance(unit, Bar) else unit.bars
-            if isinstance(unit, Close):
-                if closed is None:
-                    self.add(stretch.closed_at(sequence, place, unit))
-                    closed = rows[-1][2:_MARKED_AT]
-                else:
-                    profit = stretch.account_unrealized[place - 1]
-                    values = (*closed, *_quiet_marks(profit, None, worth))
-                    self._add_closed(unit.closed, (run_key, sequence), values)
-                sequence += 1
-            of_account = stretch.account_unrealized[place]
-            for bar in bars:
-                key = bar.instrument
-                if (repeat := repeated.get(key)) is not None:
-                    holding, at, before, after = repeat
-                    unrealized, market_ms = profits[number], bar.market_ms
-                    if bar.source is not source:  # an enum is slow to look up
-                        source, code = bar.source, SOURCE_CODES[bar.source]
-                    judged = () if after is None else (plausible[number], *after)
-                    row = (
-                        run_key, sequence, holding, at, *_OF_BAR(bar),
-                        market_ms - bar.open_time_ms - interval_ms, bar.seen_ms - market_ms,
-                        code, unrealized, *before, *judged, bar.turnover,
-                        *_quiet_marks(of_account, unrealized, worth),
-                    )  # fmt: skip
-                    rows.append(trimmed(row))
-                else:
-                    account = stretch.account_at(of_account)
-                    step = stretch.step_at(sequence, bar, number, account)
-                    self.add(step)
-                    if key not in repeated:
-                        is_judged = stretch.repeats[key].plausible_at is not None
-                        repeated[key] = self._repeated(step, is_judged=is_judged)
-                sequence, number = sequence + 1, number + 1
+        for unit in range(stretch.units):
+            for step in stretch.steps(unit):
+                self.add(step)
+            answers = self._rows["answers"]
+            if not unit and not (answers and int(answers[-1][1] or 0) >= stretch.first):
+                self._repeat(stretch)
+                break
         self.due = stretch.next_sequence
 
-    def _repeated(self, step: Step, *, is_judged: bool) -> _RepeatedBar | None:
-        """Return what bars repeat after *step*, which was added; None where more rows follow."""
-        decision, position, account, event = step.decision, step.position, step.account, step.event
-        assert decision is not None
-        assert isinstance(event, Bar)
-        key, rows = (self._run_key, step.sequence), self._rows
-        if (answers := rows["answers"]) and answers[-1][:2] == key:
-            return None
-        plan, outcome = self.outcomes.store(decision.outcome, step.sequence, rows)
-        at = self._place(event.instrument)
-        holding = self._holdings.hold(key, (0, at), None, position, account, rows)
-        measures = plan.pick_step((*all_finite(decision.measures), None))
-        decided = outcome, decision.target_quantity
-        if not is_judged:
-            return holding, at, (*decided, *measures), None
-        return holding, at, (*decided, *measures[:_PLAUSIBLE]), measures[_PLAUSIBLE + 1 :]
-
-    def _add_closed(self, event: Closed, key: tuple[int, int], values: Row) -> None:
-        """Add the rows of *event*, of which that of the step has *values* beside its *key*."""
-        self._rows["steps"].append((*key, *values))
-        self._rows["events"].append(self._event_row(event, key, None)[0])
+    def _repeat(self, stretch: QuietStretch) -> None:
+        """Add the rows of all units of *stretch* but the first, whose rows were added last."""
+        count, units, closes = len(stretch.repeats), stretch.units - 1, stretch.closes[1:]
+        if not units:
+            return
+        rows, width = self._rows["steps"], count + bool(closes)
+        of_close = rows[-width][2:_ACCOUNT]  # what each close repeats, but for key and marks
+        like = [row + (None,) * (len(_STEP_COLUMNS) - len(row)) for row in rows[-count:]]
+        columns: list[Sequence[Value]] = [values * units for values in zip(*like, strict=True)]
+        sequences: Sequence[int] = range(self.due, stretch.next_sequence)
+        at_close = sequences[::width]
+        if closes:
+            sequences = [at for first in at_close for at in range(first + 1, first + width)]
+        columns[_SEQUENCE] = sequences
+        _, opened, _, *prices, turnover, market_ms, seen_ms, sources = zip(
+            *map(astuple, stretch.bars[count:]), strict=True
+        )
+        columns[_OPENED : _OPENED + 1 + len(prices)] = opened, *prices
+        # Every bar is seen at its close.
+        columns[_DELAYS : _DELAYS + 3] = (
+            [*map(sub, market_ms, seen_ms)],
+            [*map(sub, seen_ms, market_ms)],
+            [_CODE_OF[id(source)] for source in sources],
+        )
+        columns[_UNREALIZED] = unrealized = stretch.unrealized[count:]
+        is_judged = [repeat.plausible_at is not None for repeat in stretch.repeats.values()]
+        columns[_PLAUSIBLE] = [
+            measure if judged else None
+            for measure, judged in zip(stretch.plausible[count:], is_judged * units, strict=True)
+        ]
+        columns[_TURNOVER] = turnover
+        profits = [profit for profit in stretch.account_unrealized[1:] for _ in range(count)]
+        if count > 1:
+            pairs = zip(profits, unrealized, strict=True)
+            columns[_ACCOUNT] = [None if profit == own else profit for profit, own in pairs]
+        worth = stretch.account.equity - stretch.account.unrealized_pnl
+        is_paid = worth != stretch.account.cash  # for what is held: spot alone stores the equity
+        if is_paid:
+            columns[_EQUITY] = [worth + profit for profit in profits]
+        while columns[-1].count(None) == len(turnover):
+            columns.pop()
+        added: list[Row] = list(zip(*columns, strict=True))
+        if None in columns[-1]:
+            added = [*map(trimmed, added)]
+        if not closes:
+            rows += added
+            return
+        for unit, (closed, at) in enumerate(zip(closes, at_close, strict=True)):
+            key = (self._run_key, at)
+            self._rows["events"].append(self._event_row(closed, key, None)[0])
+            profit = stretch.account_unrealized[unit]
+            rows.append((*key, *of_close, profit, *((worth + profit,) if is_paid else ())))
+            rows += added[unit * count : (unit + 1) * count]
 
     # ------------------------------------------------------------ events
 
@@ -431,16 +452,6 @@ def _marks(account: Account, unrealized: int | None) -> tuple[int | None, int | 
         None if of_account == unrealized else of_account,
         None if account.equity == account.cash + of_account else account.equity,
     )
-
-
-def _quiet_marks(of_account: int, unrealized: int | None, worth: int | None) -> Row:
-    """Return what :func:`_marks` does, without nulls at the end.
-
-    The equity is *worth* more than the profit of the account; None where it is not stored.
-    """
-    if worth is None:
-        return () if of_account == unrealized else (of_account,)
-    return (None if of_account == unrealized else of_account, of_account + worth)
 
 
 def _forecast_columns(forecast: Forecast, preferred: int | None) -> Row:
