@@ -8,18 +8,18 @@ The rules are docs/storage.md, S10 to S13.
 from __future__ import annotations
 
 import sqlite3
+from contextlib import closing
 from functools import cache
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Final
 
 from msgspec import MsgspecError, Struct
-from sqlalchemy import StaticPool, create_engine
 
 from tracepaper.storage.chain.trades import check_terms, check_trades
 from tracepaper.storage.chain.verify import ChainProblem, ChainReport, verify_chain
 from tracepaper.storage.checkpoints import ID_DIGITS, Identity
 from tracepaper.storage.database.chunks import select
-from tracepaper.storage.database.writer import create
+from tracepaper.storage.database.writer import in_memory
 from tracepaper.storage.record.columns import SEQUENCE_LIMIT
 from tracepaper.storage.record.rows import OF_A_STEP
 from tracepaper.strategies.units import MONEY_DECIMALS, unscaled
@@ -196,11 +196,8 @@ def check_keys(connection: sqlite3.Connection) -> Iterator[ChainProblem]:
 @cache
 def expected_schema() -> dict[tuple[str, str], tuple[str, str | None]]:
     """Return table and statement of every object of a new database, by type and name."""
-    engine = create_engine("sqlite://", poolclass=StaticPool)
-    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-        create(connection)
-        objects = connection.exec_driver_sql(_OBJECTS).all()
-    engine.dispose()
+    with closing(in_memory()) as connection:
+        objects = connection.execute(_OBJECTS).fetchall()
     return {(kind, name): (table, sql) for kind, name, table, sql in objects}
 
 

@@ -31,7 +31,7 @@ from tracepaper.strategies.errors import AuditUnwritable
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from sqlalchemy import Connection, Table
+    from sqlalchemy import Connection
 
     from tracepaper.storage.record.columns import Row
 
@@ -199,22 +199,13 @@ def _empty() -> bytes:
         return raw.serialize()
 
 
-def make_tables(connection: Connection) -> None:
-    """Make every table with its indexes."""
-    for table in metadata.sorted_tables:
-        _make_table(connection, table)
-
-
-def _make_table(connection: Connection, table: Table) -> None:
-    connection.execute(CreateTable(table))
-    for index in table.indexes:
-        connection.execute(CreateIndex(index))
-
-
 def create(connection: Connection) -> None:
     """Make tables and views in one transaction."""
     connection.exec_driver_sql("BEGIN IMMEDIATE")
-    make_tables(connection)
+    for table in metadata.sorted_tables:
+        connection.execute(CreateTable(table))
+        for index in table.indexes:
+            connection.execute(CreateIndex(index))
     for view in VIEWS:
         connection.exec_driver_sql(view.sql)
     connection.exec_driver_sql(f"PRAGMA application_id = {APPLICATION_ID}")
