@@ -15,6 +15,7 @@ from tracepaper.storage.database.chunks import (
     WITHIN,
     PrunePoint,
     RunLocation,
+    Span,
     StoredRun,
     confirmed_since,
     end_of_close,
@@ -28,9 +29,8 @@ from tracepaper.storage.database.chunks import (
     step_rows,
 )
 from tracepaper.storage.database.connection import ReadOnly
-from tracepaper.storage.database.strategy_view import since_parts
 from tracepaper.storage.record.columns import stored_columns
-from tracepaper.storage.record.decode import STEP, StepDecoder, StoredRows
+from tracepaper.storage.record.decode import FILL, STEP, StepDecoder, StoredRows
 from tracepaper.storage.record.rows import (
     EVENT_KINDS,
     OF_A_RUN,
@@ -41,6 +41,7 @@ from tracepaper.storage.record.rows import (
 from tracepaper.strategies.errors import DataInvalid
 from tracepaper.strategies.types.decisions import (
     Confirmation,
+    FillModel,
     GateSet,
     OrderStatus,
     SinceDecided,
@@ -504,10 +505,7 @@ class Reader(ReadOnly):
         pruned = self.pruned(run_key)
         if pruned is not None and pruned.state is not None:
             return pruned.state, pruned.until_sequence
-        query = (
-            "SELECT state, sequence FROM states WHERE run_key = ? AND state IS NOT NULL "
-            "ORDER BY sequence LIMIT 1"
-        )
+        query = "SELECT state, sequence FROM states WHERE run_key = ? ORDER BY sequence LIMIT 1"
         row: tuple[bytes, int] | None = self._connection.execute(query, (run_key,)).fetchone()
         return row
 
@@ -543,13 +541,32 @@ class Reader(ReadOnly):
             decided = steps.get(place, -1)
             step = self.step(run_id, decided) if decided >= 0 else None
             outcome = None if step is None or step.decision is None else step.decision.outcome
-            parts = since_parts(self._connection, decoder, step, item.id, span)
+            parts = {} if step is None else self._parts_since(decoder, step, item.id, span)
             if decided >= 0:
                 decided = end_of_close(self._connection, stored.run_key, decided, len(steps))
             fills = self.fills(run_id, after=decided, until=until)
             item_fills = tuple(fill for fill in fills if fill.instrument == item.id)
             since[item.id] = SinceDecided(outcome, item_fills, parts)
         return since
+
+    def _parts_since(
+        self, decoder: StepDecoder, decided: Step, instrument: str, span: Span
+    ) -> dict[str, SinceDecided]:
+        """Return each strategy's outcome at the step *decided*, and its fills since in *span*."""
+        fills: dict[str, list[Fill]] = {decision.strategy: [] for decision in decided.strategies}
+        if not fills:
+            return {}
+        query = select("fills", f"{WITHIN} AND book > 0")
+        for row in self._connection.execute(query, (span[0], decided.sequence, span[-1])):
+            fill = decoder.fill(row)
+            # What crossed at that very decision was no news to it.
+            is_news = row[FILL.sequence] > decided.sequence or fill.model is FillModel.CROSSED
+            if is_news and fill.instrument == instrument:
+                fills.setdefault(row[FILL.twin], []).append(fill)
+        return {
+            decision.strategy: SinceDecided(decision.outcome, tuple(fills[decision.strategy]))
+            for decision in decided.strategies
+        }
 
     def fills(self, run_id: str, *, after: int = -1, until: int | None = None) -> Iterator[Fill]:
         """Yield the fills of the run's own account after step *after* until *until*, in order."""

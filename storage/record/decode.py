@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import msgspec
 from msgspec import Struct
 
-from tracepaper.storage.record.answer_json import read_decided
 from tracepaper.storage.record.columns import (
     ANSWER_GATES,
     BAR_FIELDS,
@@ -45,6 +44,7 @@ from tracepaper.strategies.types.decisions import (
     Regime,
     Run,
     Step,
+    StrategyDecision,
     TwinStep,
 )
 from tracepaper.strategies.types.market import Bar
@@ -98,6 +98,9 @@ _ORDER: Final = _fields("orders", Order)
 _FILL: Final = _fields("fills", Fill)
 
 
+_measures: Final = msgspec.json.Decoder(dict[str, float | None]).decode
+
+
 class StoredRows(NamedTuple):
     """The rows of one step as read."""
 
@@ -117,16 +120,19 @@ class StoredRows(NamedTuple):
 
 
 class InternedRows(NamedTuple):
-    """Look-ups of the rows that steps share, by the sequence (and book) that names them."""
+    """Look-ups of the rows that steps share."""
 
-    outcome: Callable[[int], Sequence[Any]]
-    holding: Callable[[int, int], Sequence[Any]]
+    row: Callable[[str, int, int], Sequence[Any]]  # by table, sequence and book
     gate_set: Callable[[int], GateSet]
 
 
 def heads_of(packed: bytes | None) -> HeadForecasts | None:
     """Read the column ``answers.heads``."""
     return None if packed is None else msgspec.msgpack.decode(packed, type=HeadForecasts)
+
+
+def _noted(text: str | None) -> dict[str, float | str | None] | None:
+    return None if text is None else msgspec.json.decode(text, type=dict[str, float | str | None])
 
 
 _NOT_FINITE: Final = Forecast((1,), *((nan,),) * 6, model_id="")
@@ -159,8 +165,7 @@ class StepDecoder:
 
     def _step(self, rows: StoredRows) -> Step:
         core = rows.core
-        answer_row, state_row = rows.row("answers"), rows.row("states")
-        event_row = rows.row("events")
+        answer_row, event_row = rows.row("answers"), rows.row("events")
         event: Event
         if core[STEP.open_time_ms] is not None:
             event = self.bar(core)
@@ -168,12 +173,7 @@ class StepDecoder:
             raise LookupError("its event is missing")
         else:
             event = self.event(event_row)
-        marks = (
-            core[STEP.unrealized_pnl],
-            core[STEP.account_unrealized_pnl],
-            None if state_row is None else state_row[STATE.equity],
-        )
-        position, account = self._book(0, core[STEP.holding], marks)
+        position, account = self._book(0, core, STEP)
         fills = rows.sparse.get("fills", ())
         return Step(
             sequence=core[STEP.sequence],
@@ -305,47 +305,46 @@ class StepDecoder:
     def _decision(self, core: Sequence[Any], answer_row: Sequence[Any] | None) -> Decision | None:
         if core[STEP.outcome] is None:
             return None
-        outcome = self._interned.outcome(core[STEP.outcome])
+        outcome = self._outcome(core[STEP.outcome], 0)
         measures = dict(zip(STEP_GATES, _STEP_MEASURES(core), strict=True))
         note = None
         if answer_row is not None:
-            if answer_row[ANSWER.note] is not None:
-                note = msgspec.json.decode(
-                    answer_row[ANSWER.note], type=dict[str, float | str | None]
-                )
+            note = _noted(answer_row[ANSWER.note])
             measures.update(zip(ANSWER_GATES, _ANSWER_MEASURES(answer_row), strict=True))
-        gate_set = self._interned.gate_set(outcome[OUTCOME.gate_set])
         return Decision(
-            DecisionOutcome(
-                Action(outcome[OUTCOME.action]),
-                outcome[OUTCOME.reason],
-                bool(outcome[OUTCOME.allowed]),
-                outcome[OUTCOME.refused_by],
-                gate_set,
-                outcome[OUTCOME.passed],
-                Regime(outcome[OUTCOME.regime]),
-                outcome[OUTCOME.unfilled_reason],
-                outcome[OUTCOME.regime_cell],
-                outcome[OUTCOME.size_factor],
-            ),
+            outcome,
             core[STEP.target_quantity],
-            tuple(measures.get(gate) for gate in gate_set.gates),
+            tuple(measures.get(gate) for gate in outcome.gate_set.gates),
             note,
         )
 
-    def _book(
-        self, book: int, holding: int, marks: tuple[int | None, int | None, int | None]
-    ) -> tuple[Position | None, Account]:
-        """Return position and account of a holding, at *marks*: see ``interning.Marked``."""
-        row = self._interned.holding(holding, book)
-        unrealized, of_account, equity = marks
+    def _outcome(self, sequence: int, book: int) -> DecisionOutcome:
+        row = self._interned.row("outcomes", sequence, book)
+        return DecisionOutcome(
+            Action(row[OUTCOME.action]),
+            row[OUTCOME.reason],
+            bool(row[OUTCOME.allowed]),
+            row[OUTCOME.refused_by],
+            self._interned.gate_set(row[OUTCOME.gate_set]),
+            row[OUTCOME.passed],
+            Regime(row[OUTCOME.regime]),
+            row[OUTCOME.unfilled_reason],
+            row[OUTCOME.regime_cell],
+            row[OUTCOME.size_factor],
+        )
+
+    def _book(self, book: int, marks: Sequence[Any], at: At) -> tuple[Position | None, Account]:
+        """Return position and account of the holding that the row *marks* names, at its marks."""
+        row = self._interned.row("holdings", marks[at.holding], book)
+        unrealized, of_account = marks[at.unrealized_pnl], marks[at.account_unrealized_pnl]
+        equity = marks[at.equity]
         position = None
         if row[HOLDING.quantity] is not None:
             position = Position(
                 row[HOLDING.quantity],
                 row[HOLDING.entry_notional],
                 row[HOLDING.realized_pnl],
-                unrealized,  # type: ignore[arg-type]  # a row without it is damaged, and found
+                unrealized,
                 row[HOLDING.fees_paid],
                 row[HOLDING.funding_paid],
                 row[HOLDING.margin] or 0,
@@ -356,24 +355,24 @@ class StepDecoder:
             cash,
             cash + marked if equity is None else equity,
             row[HOLDING.account_realized_pnl],
-            marked,  # type: ignore[arg-type]
+            marked,
             row[HOLDING.account_fees_paid],
             row[HOLDING.account_funding_paid],
         )
 
     def _twin(self, row: Sequence[Any], fills: Sequence[Sequence[Any]]) -> TwinStep:
-        book, holding = row[TWIN_STEP.book], row[TWIN_STEP.holding]
-        marks = (
-            row[TWIN_STEP.unrealized_pnl],
-            row[TWIN_STEP.account_unrealized_pnl],
-            row[TWIN_STEP.equity],
-        )
-        position, account = self._book(book, holding, marks)
-        name = self._interned.holding(holding, book)[HOLDING.twin]
-        text, decided = row[TWIN_STEP.decided], None
-        if text is not None:
-            kept = read_decided(text)
-            decided = kept.decision(name, self._interned.gate_set(kept.gate_set))
+        book = row[TWIN_STEP.book]
+        position, account = self._book(book, row, TWIN_STEP)
+        name = self._interned.row("holdings", row[TWIN_STEP.holding], book)[HOLDING.twin]
+        decided = None
+        if (outcome := row[TWIN_STEP.outcome]) is not None:
+            decided = StrategyDecision(
+                name,
+                self._outcome(outcome, book),
+                row[TWIN_STEP.target_quantity],
+                tuple(_measures(row[TWIN_STEP.measures] or "{}").items()),
+                _noted(row[TWIN_STEP.note]),
+            )
         return TwinStep(
             name,
             position or Position(),
