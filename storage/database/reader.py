@@ -30,7 +30,7 @@ from tracepaper.storage.database.chunks import (
 from tracepaper.storage.database.connection import ReadOnly
 from tracepaper.storage.database.strategy_view import since_parts
 from tracepaper.storage.record.columns import stored_columns
-from tracepaper.storage.record.decode import STEP, StepDecoder, StoredRows
+from tracepaper.storage.record.decode import BAR_READ, StepDecoder, StoredRows
 from tracepaper.storage.record.rows import (
     EVENT_KINDS,
     OF_A_RUN,
@@ -83,6 +83,10 @@ class _NamesModel(Struct):
     outcome: str = ""
 
 
+_FED: Final = (
+    f"SELECT sequence, ignored, {', '.join(BAR_READ)} FROM steps WHERE {WITHIN} ORDER BY sequence"
+)
+_BESIDE: Final = tuple(select(table, WITHIN) for table in ("events", "answers"))
 _EVENTS: Final = f"SELECT {', '.join(stored_columns('events'))} FROM events"
 _NAMING_MODELS: Final = (
     "SELECT kind, content FROM events WHERE kind IN ('model_change', 'retrained')"
@@ -258,12 +262,20 @@ class Reader(ReadOnly):
 
         A forecast that was refused for its numbers was stored without them: here they are NaN.
         """
-        _, decoder = self._decoding(run_id)
-        for rows in self.rows(run_id, after=after):
-            row, answer, event_row = rows.core, rows.row("answers"), rows.row("events")
-            prediction = None if answer is None else decoder.given(answer)
-            event = decoder.bar(row) if event_row is None else decoder.event(event_row)
-            yield row[STEP.sequence], row[STEP.ignored] is None, event, prediction
+        stored, decoder = self._decoding(run_id)
+        last, execute = self._last_sequence(stored.run_key), self._connection.execute
+        for start in range(after + 1, last + 1, CHUNK_STEPS):
+            span = stored.run_key, start, min(start + CHUNK_STEPS - 1, last)
+            events, answers = ({row[1]: row for row in execute(query, span)} for query in _BESIDE)
+            for row in execute(_FED, span).fetchall():
+                sequence, event_row = row[0], events.get(row[0])
+                prediction = decoder.given(answers[sequence]) if sequence in answers else None
+                event: Event
+                if event_row is None:
+                    event = decoder.bar_of(row[2:], sequence)
+                else:
+                    event = decoder.event(event_row)
+                yield sequence, row[1] is None, event, prediction
 
     def explanations(self, run_id: str) -> Iterator[list[tuple[int, bytes, float, bytes]]]:
         """Yield (sequence, buckets, older mass, entropy) of every explained answer, in order.
