@@ -47,6 +47,7 @@ from tracepaper.strategies.builtin import TREND
 from tracepaper.strategies.gates.gate import (
     AUTO,
     GATES,
+    GateKind,
     ThresholdForm,
     ThresholdKey,
     gate_order,
@@ -494,6 +495,20 @@ TWIN_NAMES: Final = (
     *("uncorrelated", *gates_left_out()),
 )
 """Every shadow account."""
+
+
+def _droppable(value: str) -> str:
+    names = gate_order(GateKind.JUDGEMENT, GateKind.RISK)
+    if value not in names:
+        raise ValueError(f"write {', '.join(names)} instead of {value!r}")
+    return value
+
+
+DroppedGates = Annotated[
+    tuple[Annotated[str, AfterValidator(_droppable)], ...],
+    BeforeValidator(several),
+    AfterValidator(lambda names: tuple(sorted(set(names)))),
+]
 
 
 def _twin_name(value: str) -> str:

@@ -45,8 +45,14 @@ Settings = Mapping[str, Mapping[str, object]]
 
 
 def limits(settings: Settings) -> dict[str, float]:
-    """Return the thresholds of the risk gates that are configured; the others are not declared."""
-    thresholds = ((name, configured(GATES[name], settings)) for name in gate_order(GateKind.RISK))
+    """Return the thresholds of the risk gates that are configured; the others are not declared.
+
+    Nor is one that ``gate.drop`` names.
+    """
+    dropped = settings["gate"].get("drop", ())
+    assert isinstance(dropped, tuple)
+    names = (name for name in gate_order(GateKind.RISK) if name not in dropped)
+    thresholds = ((name, configured(GATES[name], settings)) for name in names)
     declared = {name: float(value) for name, value in thresholds if value is not None}
     causes = declared.keys() if settings["risk"]["on_breach"] != "refuse" else set[str]()
     if settings.get("market", {}).get("universe") is not None:
