@@ -14,6 +14,7 @@ import numpy.typing as npt
 from tracepaper.daemon.session.run_row import sessions_of
 from tracepaper.storage.database.run_rows import WHOLE, Columns, RunRows, Span
 from tracepaper.storage.database.run_views import RunViews
+from tracepaper.storage.memory_log import MemoryLog
 from tracepaper.strategies.errors import DataInvalid
 from tracepaper.strategies.sessions import Calendar, closes_of, opens_later
 from tracepaper.strategies.units import MONEY_SCALE, RATE_SCALE
@@ -80,7 +81,8 @@ class RunColumns:
     A span is the first and the last sequence, and everything where it is left out.
     """
 
-    def __init__(self, reader: Reader, run_id: str) -> None:
+    def __init__(self, source: Reader | MemoryLog, run_id: str) -> None:
+        reader = source.reader if isinstance(source, MemoryLog) else source
         stored = reader.stored_run(run_id)
         self.run, self.run_key = stored.run, stored.run_key
         sessions, self.interval_ms = sessions_of(stored.run), stored.run.interval_ms

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sqlite3
 from contextlib import ExitStack, closing
+from itertools import compress, groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -23,11 +25,15 @@ from tracepaper.storage.database.connection import (
 from tracepaper.storage.database.lock import FileWatch, InstanceLock
 from tracepaper.storage.database.schema import metadata
 from tracepaper.storage.database.views import create_views
-from tracepaper.storage.record.columns import APPLICATION_ID, SCHEMA
+from tracepaper.storage.record.columns import APPLICATION_ID, SCHEMA, insert_sql, stored_columns
 from tracepaper.strategies.errors import AuditUnwritable
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
     from sqlalchemy import Connection, Table
+
+    from tracepaper.storage.record.columns import Row
 
 WRITE_TIMEOUT_S: Final = 1.0
 """How long one attempt to write waits for the write lock of another process."""
@@ -150,6 +156,49 @@ def _connect_writing(path: Path) -> Connection:
 
     engine = create_engine("sqlite://", creator=connect, poolclass=StaticPool)
     return engine.connect().execution_options(isolation_level="AUTOCOMMIT")
+
+
+_OPENED_AT: Final = stored_columns("steps").index("open_time_ms")
+
+
+def insert_rows(raw: sqlite3.Connection, rows: Mapping[str, Sequence[Row]]) -> None:
+    """Insert *rows* by table, in the order of the tables; a row may lack nulls at its end."""
+    for table, of_table in rows.items():
+        # Binding a null costs as much as four numbers, so what is null in all rows of a shape
+        # is left out. They stay in order: every page is filled before the next one is begun.
+        shape = _step_shape if table == "steps" else len
+        parts = [list(part) for _, part in groupby(of_table, shape)]
+        shapes: dict[int, list[Row]] = {}
+        for part in parts:
+            shapes.setdefault(shape(part[0]), []).extend(part)
+        inserts = {key: _insert_of(table, alike) for key, alike in shapes.items()}
+        for part in parts:
+            sql, chosen = inserts[shape(part[0])]
+            raw.executemany(sql, part if chosen is None else map(chosen, part))
+
+
+def _step_shape(row: Row) -> int:
+    """Return what tells rows of ``steps`` apart: their length, below 0 of a step without a bar."""
+    return len(row) if row[_OPENED_AT] is not None else -len(row)
+
+
+def _insert_of(table: str, rows: Sequence[Row]) -> tuple[str, Callable[[Row], Row] | None]:
+    """Return the insert of *rows* of one length, and what picks its values; None of all of them."""
+    present = [column.count(None) < len(rows) for column in zip(*rows, strict=True)]
+    sql = insert_sql(table, tuple(compress(stored_columns(table), present)))
+    return sql, None if all(present) else itemgetter(*compress(range(len(present)), present))
+
+
+def in_memory() -> Connection:
+    """Return the connection of a new database in memory, with tables and views."""
+
+    def connect() -> sqlite3.Connection:
+        return sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False)
+
+    engine = create_engine("sqlite://", creator=connect, poolclass=StaticPool)
+    connection = engine.connect().execution_options(isolation_level="AUTOCOMMIT")
+    create(connection)
+    return connection
 
 
 def make_tables(connection: Connection) -> None:

@@ -28,11 +28,18 @@ from tracepaper.storage.record.hashing import (
     Commit,
     all_finite,
     finite,
+    opened_digest,
     sealed,
     trimmed,
 )
 from tracepaper.storage.record.interning import HeldRows, Outcomes, Rows
-from tracepaper.storage.record.rows import CHAINED_TABLES, EVENT_KINDS
+from tracepaper.storage.record.rows import (
+    CHAINED_TABLES,
+    EVENT_KINDS,
+    FIRST,
+    instrument_row,
+    run_row,
+)
 from tracepaper.strategies.errors import DataInvalid, InvariantBroken
 from tracepaper.strategies.gates.declared import plausible
 from tracepaper.strategies.types.decisions import (
@@ -55,6 +62,7 @@ from tracepaper.strategies.types.market import (
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from tracepaper.storage.record.rows import Previous
     from tracepaper.strategies.types.decisions import (
         GateSet,
         Prediction,
@@ -115,6 +123,18 @@ class StepEncoder:
         self._holdings = HeldRows()
         self._decided: dict[tuple[int, int | None], tuple[StrategyDecision, str]] = {}
         self._rows: Rows = {table: [] for table in CHAINED_TABLES}
+
+    def opening(self, run: Run, gate_sets: int, previous: Previous = FIRST) -> dict[str, list[Row]]:
+        """Return the rows of *run* as it is opened with its *gate_sets*; the chain begins there."""
+        sets = self.outcomes.opening_rows()
+        opened = run_row(run, self._run_key, gate_sets, previous)
+        instruments = [
+            instrument_row(instrument, self._run_key, place)
+            for place, instrument in enumerate(run.instruments)
+        ]
+        head = opened_digest(opened, instruments, sets)
+        self.head = ChainHead(head)
+        return {"runs": [(*opened, head, 0, head)], "instruments": instruments, "gate_sets": sets}
 
     def forget(self) -> None:
         """Forget the rows that steps share: the next step brings its own again."""

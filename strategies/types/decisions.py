@@ -580,7 +580,7 @@ class QuietStretch(Struct, frozen=True, gc=False):
         repeat = self.repeats[bar.instrument]
         decision = repeat.decision_at(self.plausible[number])
         position = replace(repeat.position, unrealized_pnl=self.unrealized[number])
-        return _without_trade(sequence, bar, decision, position, account)
+        return quiet_step(sequence, bar, account, decision, position)
 
     def closed_at(self, sequence: int, unit: int, close: Close) -> Step:
         """Return step *sequence*: that of the event of *close*, the stretch's *unit* from 0 on.
@@ -588,16 +588,17 @@ class QuietStretch(Struct, frozen=True, gc=False):
         None of its bars has valued the account yet.
         """
         before = self.account_unrealized[unit - 1] if unit else self.account.unrealized_pnl
-        return _without_trade(sequence, close.closed, None, None, self.account_at(before))
+        return quiet_step(sequence, close.closed, self.account_at(before))
 
 
-def _without_trade(
+def quiet_step(
     sequence: int,
     event: Event,
-    decision: Decision | None,
-    position: Position | None,
     account: Account,
+    decision: Decision | None = None,
+    position: Position | None = None,
 ) -> Step:
+    """Return the step of an *event* that trades nothing and changes no state."""
     return Step(
         sequence, event, accepted=True, decision=decision, prediction=None, orders=(), fills=(),
         position=position, account=account, twins=(), state=None,
