@@ -46,8 +46,8 @@ from tracepaper.strategies.api.model import DataSource
 from tracepaper.strategies.builtin import TREND
 from tracepaper.strategies.gates.gate import (
     AUTO,
+    DROPPABLE,
     GATES,
-    GateKind,
     ThresholdForm,
     ThresholdKey,
     gate_order,
@@ -498,7 +498,7 @@ TWIN_NAMES: Final = (
 
 
 def _droppable(value: str) -> str:
-    names = gate_order(GateKind.JUDGEMENT, GateKind.RISK)
+    names = gate_order(*DROPPABLE)
     if value not in names:
         raise ValueError(f"write {', '.join(names)} instead of {value!r}")
     return value

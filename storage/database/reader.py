@@ -41,6 +41,7 @@ from tracepaper.storage.record.rows import (
 from tracepaper.strategies.errors import DataInvalid
 from tracepaper.strategies.types.decisions import (
     Confirmation,
+    Forecast,
     GateSet,
     OrderStatus,
     SinceDecided,
@@ -276,6 +277,23 @@ class Reader(ReadOnly):
                 else:
                     event = decoder.event(event_row)
                 yield sequence, row[1] is None, event, prediction
+
+    def forecasts(self, run_id: str, most: int) -> list[Forecast]:
+        """Return the first forecasts of *run_id* whose numbers are stored, *most* of them."""
+        stored, decoder = self._decoding(run_id)
+        query = select("answers", f"{WITHIN} AND horizon IS NOT NULL")
+        rows = self._connection.execute(f"{query} LIMIT ?", (*run_span(stored.run_key), most))
+        given = map(decoder.prediction, rows)
+        return [forecast for forecast in given if isinstance(forecast, Forecast)]
+
+    def bars_before(self, run_key: int, instrument: int, open_time_ms: int, most: int) -> list[int]:
+        """Return when the last bars of an instrument's place opened before a time, oldest first."""
+        query = (
+            f"SELECT open_time_ms FROM steps WHERE {WITHIN} AND instrument = ? "
+            "AND open_time_ms < ? AND ignored IS NULL ORDER BY sequence DESC LIMIT ?"
+        )
+        rows = self._connection.execute(query, (*run_span(run_key), instrument, open_time_ms, most))
+        return [opened for (opened,) in rows][::-1]
 
     def explanations(self, run_id: str) -> Iterator[list[tuple[int, bytes, float, bytes]]]:
         """Yield (sequence, buckets, older mass, entropy) of every explained answer, in order.
