@@ -21,6 +21,7 @@ from tracepaper.replay.document.values import (
     Cells,
     Estimate,
     Paragraph,
+    Part,
     Table,
     TitledParts,
     documents,
@@ -331,7 +332,7 @@ def what_if_document(result: WhatIf) -> TitledParts:
         f"{result.changed:,} of {count_of(result.decisions, 'decision')} are others, "
         f"{result.moved:,} with another target; {iso(result.from_ms)} to {iso(result.until_ms)}."
     )
-    parts = (
+    parts: tuple[Part, ...] = (
         Paragraph(f"{'; '.join(result.change)}.", "lead"),
         Paragraph(sentence),
         *(Paragraph(note, "warning") for note in result.notes),

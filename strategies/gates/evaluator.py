@@ -20,6 +20,7 @@ from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.gates import declared
 from tracepaper.strategies.gates.gate import (
     AUTO,
+    DROPPABLE,
     GATES,
     MILDEST,
     UNIVERSE,
@@ -147,6 +148,12 @@ def key_of(gate: Gate) -> str:
     """Return the key of the threshold as people write it, ``gate.shift``; else the gate's name."""
     key = gate.threshold
     return f"{gate.section}.{key.name}" if isinstance(key, ThresholdKey) else gate.name
+
+
+def is_movable(gate: Gate) -> bool:
+    """Return whether a key sets the threshold of a gate that judges by degrees."""
+    is_declared = isinstance(gate.threshold, ThresholdKey) and not gate.is_switch
+    return is_declared and gate.kind in DROPPABLE
 
 
 def threshold_of(text: str, measure: str, calibration: Calibration | None, *, key: str) -> float:

@@ -4,6 +4,7 @@ import { getOf, source } from "../api.js";
 import { DocumentView } from "../document.js";
 import { count } from "../format.js";
 import { useAnswer, Waiting } from "../hooks.js";
+import { WhatIf } from "./whatif.js";
 
 function Place({ ask, of, doing }) {
   const answer = useAnswer(ask, of);
@@ -18,9 +19,10 @@ const ofRun = (name, run) => ({ ask: (signal) => getOf(run.row.run_id, name, { s
 export const ReportView = ({ run }) =>
   html`<${Place} ...${ofRun("report", run)} doing=${`working out the report of ${count(run.row.decisions)} decisions`} />`;
 
-/** Refusals over time, and what each gate saved or cost. */
+/** Refusals over time, and what each gate saved or cost; what other thresholds would have made. */
 export const GatesView = ({ run }) =>
-  html`<${Place} ...${ofRun("refusals", run)} doing="Counting refusals, and what each gate saved or cost" />`;
+  html`<${Place} ...${ofRun("refusals", run)} doing="Counting refusals, and what each gate saved or cost" />
+    ${!source.isRecord && html`<${WhatIf} key=${run.row.run_id} run=${run} />`}`;
 
 /** The card of the run's model, and how its forecasts came true. */
 export const ModelView = ({ run }) => html`<${Place} ...${ofRun("model", run)} doing="reading what the model said and what came" />`;
