@@ -20,7 +20,7 @@ from tracepaper.strategies.sessions import Calendar, closes_of, opens_later
 from tracepaper.strategies.units import MONEY_SCALE, RATE_SCALE
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from tracepaper.storage.database.reader import Reader
     from tracepaper.strategies.types.decisions import GateSet
@@ -154,15 +154,18 @@ class RunColumns:
         ]
         return np.array(fields, type(nothing))[at]
 
-    def decisions(self, names: Sequence[str] = ()) -> Columns:
+    def decisions(
+        self, names: Sequence[str] = (), every: Mapping[str, Columns] | None = None
+    ) -> Columns:
         """Return every decision in the order of the run, a row each.
 
         ``sequence``, ``instrument`` (its id), ``open_time_ms``, ``OUTCOME_WORDS``, ``allowed``, and
-        *names* as :meth:`forecasts` has them.
+        *names* as :meth:`forecasts` has them. *every* is :meth:`bars` of each instrument, where
+        that was read.
         """
         parts: list[Columns] = []
         for instrument in self.instruments:
-            bars = self.bars(instrument)
+            bars = self.bars(instrument) if every is None else every[instrument]
             decided = bars["outcome"] >= 0
             chosen = ("sequence", "open_time_ms", "outcome")
             part = {name: bars[name][decided] for name in chosen}

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 from tracepaper.storage.audit import GROUP_STEPS
 from tracepaper.storage.database.reader import Reader
-from tracepaper.storage.database.writer import in_memory, insert_rows, raw_of
+from tracepaper.storage.database.writer import in_memory, insert_rows
 from tracepaper.storage.record.encode import StepEncoder
 from tracepaper.strategies.errors import InvariantBroken
 from tracepaper.strategies.types.decisions import QuietStretch, quiet_step
@@ -35,8 +35,7 @@ class MemoryLog:
 
     def __init__(self, model: Identity | None = None) -> None:
         """Take what the run's *model* is known by."""
-        self._connection = in_memory()
-        self._raw = raw_of(self._connection)
+        self._raw = in_memory()
         insert_rows(self._raw, {"models": [] if model is None else [tuple(model)]})
         self._taken: list[Sequence[Step] | QuietStretch] = []
         self._due = 0  # the sequence of the next step
@@ -108,5 +107,4 @@ class MemoryLog:
 
     def close(self) -> None:
         """Forget the run."""
-        self._connection.close()
-        self._connection.engine.dispose()
+        self._raw.close()

@@ -118,7 +118,7 @@ def run_events(
             stretch = engine.stretch(units, room) if predictor.is_silent else None
             if stretch is not None:
                 log.append_stretch(stretch)
-                count += len(stretch.units)
+                count += stretch.units
                 tally.bars += len(stretch.plausible)
                 tally.decisions += len(stretch.plausible)
             else:
