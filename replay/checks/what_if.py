@@ -118,19 +118,29 @@ class DecisionLog:
         """Keep what each bar of *stretch* repeats."""
         worth = stretch.account.equity - stretch.account.unrealized_pnl
         self.account = stretch.last[1]
-        for unit, profit in zip(stretch.units, stretch.account_unrealized, strict=True):
-            for bar in (unit,) if isinstance(unit, Bar) else unit.bars:
-                self._take(bar, stretch.repeats[bar.instrument].decision, worth + profit)
+        judged = [self._judged(key, repeat.decision) for key, repeat in stretch.repeats.items()]
+        values = (
+            [bar.open_time_ms for bar in stretch.bars],
+            *(list(column) * stretch.units for column in zip(*judged, strict=True)),
+            [worth + profit for profit in stretch.account_unrealized for _ in judged],
+        )
+        for row, more in zip(self._rows, values, strict=True):
+            row.extend(more)
+        self.decisions += [repeat.decision for repeat in stretch.repeats.values()] * stretch.units
 
     def _take(self, bar: Bar, decision: Decision, equity: int) -> None:
-        opens, places, targets, verdicts, equities = self._rows
-        opens.append(bar.open_time_ms)
-        places.append(self._places[bar.instrument])
-        target = decision.target_quantity
-        targets.append(NO_TARGET if target is None else target)
-        verdicts.append(self.code(decision.outcome.action, decision.outcome.refused_by))
-        equities.append(equity)
+        values = (bar.open_time_ms, *self._judged(bar.instrument, decision), equity)
+        for row, value in zip(self._rows, values, strict=True):
+            row.append(value)
         self.decisions.append(decision)
+
+    def _judged(self, instrument: str, decision: Decision) -> tuple[int, int, int]:
+        target, outcome = decision.target_quantity, decision.outcome
+        return (
+            self._places[instrument],
+            NO_TARGET if target is None else target,
+            self.code(outcome.action, outcome.refused_by),
+        )
 
     def code(self, action: str, refused_by: str | None) -> int:
         """Return the place of a verdict in ``verdicts``."""
