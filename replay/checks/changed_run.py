@@ -124,9 +124,11 @@ def changed_run(
     changes: Sections = NOTHING,
     drop_gates: Sequence[str] = (),
     from_ms: int | None = None,
+    shadows: bool = False,
 ) -> ChangedRun:
     """Return *run_id* with the keys of *changes*, without *drop_gates*, from *from_ms* on.
 
+    Nothing that the run's own account does follows from its *shadows*, which take half the time.
     Raises ``ConfigInvalid`` for keys that cannot be changed so, ``DataInvalid`` for a run whose
     record does not hold what the change needs.
     """
@@ -154,7 +156,7 @@ def changed_run(
         gate_horizon=config.gate.horizon,
     )
     _refuse_size(reader, run, config)
-    engine, bars = _engine(run, config, forecaster)
+    engine, bars = _engine(run, config, forecaster, shadows=shadows)
     for sha256 in reader.promoted(run_id):
         promoted = _forecaster(reader, run, sha256, 1 if forecaster is None else forecaster.context)
         engine.prepare(sha256, terms_for(config, engine, promoted, run))
@@ -221,9 +223,13 @@ def _refuse_size(reader: Reader, run: Run, config: Config) -> None:
             return
 
 
-def _engine(run: Run, config: Config, forecaster: RecordedForecaster | None) -> tuple[Engine, int]:
+def _engine(
+    run: Run, config: Config, forecaster: RecordedForecaster | None, *, shadows: bool = True
+) -> tuple[Engine, int]:
     """Return the engine of a run, and how many bars it wants before its period."""
     strategies = make_strategies(config, forecaster)
+    for strategy in () if shadows else strategies.values():
+        strategy.twins = ()
     engine = build_engine(
         config,
         run.instruments,

@@ -129,9 +129,13 @@ class DecisionLog:
         self.decisions += [repeat.decision for repeat in stretch.repeats.values()] * stretch.units
 
     def _take(self, bar: Bar, decision: Decision, equity: int) -> None:
-        values = (bar.open_time_ms, *self._judged(bar.instrument, decision), equity)
-        for row, value in zip(self._rows, values, strict=True):
-            row.append(value)
+        opens, places, targets, verdicts, equities = self._rows
+        place, target, verdict = self._judged(bar.instrument, decision)
+        opens.append(bar.open_time_ms)
+        places.append(place)
+        targets.append(target)
+        verdicts.append(verdict)
+        equities.append(equity)
         self.decisions.append(decision)
 
     def _judged(self, instrument: str, decision: Decision) -> tuple[int, int, int]:

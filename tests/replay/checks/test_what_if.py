@@ -93,7 +93,13 @@ def test_it_equals_a_replay_of_the_change(
     )
     with Reader.open(path) as reader, MemoryLog() as log, MemoryLog() as expected:
         changed_run(
-            reader, path, reader.find("last"), changes=changes, drop_gates=drop, from_ms=from_ms
+            reader,
+            path,
+            reader.find("last"),
+            changes=changes,
+            drop_gates=drop,
+            from_ms=from_ms,
+            shadows=True,
         ).derive(log)
         run_replay(replay, expected, Tally())
         derived = rows_of(log)
@@ -122,7 +128,7 @@ def test_each_decision_is_compared_and_what_it_made_is_added_up(
     path = CASES[name].recorded()
     result = of(path, **change)
     with Reader.open(path) as reader, MemoryLog() as log:
-        changed_run(reader, path, reader.find("last"), **change).derive(log)
+        changed_run(reader, path, reader.find("last"), shadows=True, **change).derive(log)
         before, after = (
             [step for step in of_run.steps(run_id) if step.decision is not None]
             for of_run, run_id in ((reader, result.run_id), (log.reader, result.run_id))
