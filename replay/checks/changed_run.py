@@ -363,7 +363,7 @@ def _later(  # noqa: C901 - one case a kind of event
                 continue
             case Bar(instrument=key, open_time_ms=open_ms):
                 if open_ms >= first_ms[key]:
-                    bars.append((sequence, event, answer if open_ms >= start_ms else None))
+                    bars.append((sequence, event, answer))  # before the start nobody asks
                 waiting -= 1
                 if waiting <= 0:
                     here = {bar.instrument for _, bar, _ in bars if isinstance(bar, Bar)}

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from recordings import copied
 from scenarios import SCENARIOS, Scenario
@@ -70,6 +71,7 @@ def rows_of(log: MemoryLog, until: int | None = None) -> Rows:
         (MODEL, {"sizing": {"mode": "equity", "fraction": "0.3"}}, (), 0),
         ("a model with gates", FEE, (), 0.9),
         ("crossing", FEE, (), 0.3),
+        ("crossing", {}, (), 0.6),
         ("crossing", {"strategy": {"slow": 9}}, ("risk.daily_trades",), 0),
         ("isolated margin", {"account": {"leverage": "10"}}, (), 0),
         ("declared state and columns", FEE, (), 0.6),
@@ -119,7 +121,7 @@ def of(path: Path, **change: Any) -> WhatIf:
     [
         (MODEL, {"drop_gates": ["direction"]}),
         ("several symbols", {"changes": {"sizing": {"mode": "equity", "fraction": "0.2"}, **FEE}}),
-        ("crossing", {"changes": {"strategy": {"slow": 9}}}),
+        ("a hole", {"changes": {"strategy": {"slow": 9}}}),
     ],
 )
 def test_each_decision_is_compared_and_what_it_made_is_added_up(
@@ -153,6 +155,9 @@ def test_each_decision_is_compared_and_what_it_made_is_added_up(
     cash = 100_000.0
     for account, steps in ((recorded, before), (changed, after)):
         assert made(account) == pytest.approx(steps[-1].account.equity / 1e8 - cash)
+        equity = np.array([cash, *(step.account.equity / 1e8 for step in steps)])
+        peaks = np.maximum.accumulate(equity)
+        assert account["max_drawdown"] == pytest.approx(float((1 - equity / peaks).max()))
         assert account["fees"] == pytest.approx(steps[-1].account.fees_paid / 1e8)
     assert made(difference) == pytest.approx(made(changed) - made(recorded))
 
