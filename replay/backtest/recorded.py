@@ -240,8 +240,13 @@ class RecordedPredictor:
         reader: Reader,
         run_id: str,
         rows: Iterable[tuple[int, Event, Prediction]] | None = None,
+        *,
+        place: Mapping[str, Any] | None = None,
     ) -> Iterator[Event]:
-        """Yield the recorded events in order, from the run-in on, or those of *rows*."""
+        """Yield the recorded events in order, from the run-in on, or those of *rows*.
+
+        With a *place* they are those of a new run there: its starts name it, and it has no ends.
+        """
         if rows is None:
             beginning = self._run.beginning
             before = -1 if beginning is None else beginning.fed_from - 1
@@ -249,7 +254,7 @@ class RecordedPredictor:
             for model in (self._run.forecaster, self._prober):
                 recall_lookback(model, reader, run_id, before)
             rows = ((sequence, event, answer) for sequence, _, event, answer in stored)
-        events = self._queue_answers(rows)
+        events = self._queue_answers(rows if place is None else _without_ends(rows, place))
         return events if self._scan is None else self._scan.read_ahead(events)
 
     @property
@@ -408,7 +413,7 @@ def rerun_recorded(
         for sha256 in reader.promoted(named.run_id):
             kept = checkpoints.find_kept(named.path, sha256[: checkpoints.ID_DIGITS])
             checkpoints.keep(kept, database)
-        events = without_ends(predictor.events(reader, named.run_id, rows), place)
+        events = predictor.events(reader, named.run_id, rows, place=place)
         run_events(events, predictor, recorded.engine, audit, tally)
     return run.run_id
 
@@ -475,10 +480,12 @@ def _rows_from(
             yield sequence, bar_after(splits, event) if isinstance(event, Bar) else event, stored
 
 
-def without_ends(events: Iterable[Event], place: Mapping[str, Any] = {}) -> Iterator[Event]:
-    """Yield *events* without ends, prunes and daily replays, each start with this *place*."""
-    for event in events:
+def _without_ends(
+    rows: Iterable[tuple[int, Event, Prediction]], place: Mapping[str, Any]
+) -> Iterator[tuple[int, Event, Prediction]]:
+    """Yield *rows* without ends, prunes and daily replays, each start with this *place*."""
+    for sequence, event, answer in rows:
         if isinstance(event, ModelChange):
-            yield msgspec.structs.replace(event, **place)
+            yield sequence, msgspec.structs.replace(event, **place), answer
         elif not isinstance(event, RunEnd | Prune | ParityCheck):
-            yield event
+            yield sequence, event, answer

@@ -32,7 +32,6 @@ from tracepaper.replay.backtest.recorded import (
     RecordedForecaster,
     RecordedPredictor,
     RecordedRun,
-    without_ends,
 )
 from tracepaper.replay.backtest.run import StepLog, Tally, run_events
 from tracepaper.storage.database.chunks import StoredRun
@@ -98,7 +97,7 @@ class ChangedRun:
         predictor = RecordedPredictor(recorded, None, self.database, probes=False)
         rows = _later(self.reader, self.run, self.first_ms) if self.first_ms else None
         log.begin(self.run, self.engine.gate_sets)
-        events = without_ends(predictor.events(self.reader, self.run.run_id, rows))
+        events = predictor.events(self.reader, self.run.run_id, rows, place={})
         run_events(events, predictor, self.engine, log, Tally())
 
     @property
