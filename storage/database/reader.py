@@ -30,7 +30,7 @@ from tracepaper.storage.database.chunks import (
 )
 from tracepaper.storage.database.connection import ReadOnly
 from tracepaper.storage.record.columns import stored_columns
-from tracepaper.storage.record.decode import FILL, STEP, StepDecoder, StoredRows
+from tracepaper.storage.record.decode import BAR_READ, FILL, StepDecoder, StoredRows
 from tracepaper.storage.record.rows import (
     EVENT_KINDS,
     OF_A_RUN,
@@ -42,6 +42,7 @@ from tracepaper.strategies.errors import DataInvalid
 from tracepaper.strategies.types.decisions import (
     Confirmation,
     FillModel,
+    Forecast,
     GateSet,
     OrderStatus,
     SinceDecided,
@@ -84,6 +85,10 @@ class _NamesModel(Struct):
     outcome: str = ""
 
 
+_FED: Final = (
+    f"SELECT sequence, ignored, {', '.join(BAR_READ)} FROM steps WHERE {WITHIN} ORDER BY sequence"
+)
+_BESIDE: Final = tuple(select(table, WITHIN) for table in ("events", "answers"))
 _EVENTS: Final = f"SELECT {', '.join(stored_columns('events'))} FROM events"
 _NAMING_MODELS: Final = (
     "SELECT kind, content FROM events WHERE kind IN ('model_change', 'retrained')"
@@ -259,12 +264,37 @@ class Reader(ReadOnly):
 
         A forecast that was refused for its numbers was stored without them: here they are NaN.
         """
-        _, decoder = self._decoding(run_id)
-        for rows in self.rows(run_id, after=after):
-            row, answer, event_row = rows.core, rows.row("answers"), rows.row("events")
-            prediction = None if answer is None else decoder.given(answer)
-            event = decoder.bar(row) if event_row is None else decoder.event(event_row)
-            yield row[STEP.sequence], row[STEP.ignored] is None, event, prediction
+        stored, decoder = self._decoding(run_id)
+        last, execute = self._last_sequence(stored.run_key), self._connection.execute
+        for start in range(after + 1, last + 1, CHUNK_STEPS):
+            span = stored.run_key, start, min(start + CHUNK_STEPS - 1, last)
+            events, answers = ({row[1]: row for row in execute(query, span)} for query in _BESIDE)
+            for row in execute(_FED, span).fetchall():
+                sequence, event_row = row[0], events.get(row[0])
+                prediction = decoder.given(answers[sequence]) if sequence in answers else None
+                event: Event
+                if event_row is None:
+                    event = decoder.bar_of(row[2:], sequence)
+                else:
+                    event = decoder.event(event_row)
+                yield sequence, row[1] is None, event, prediction
+
+    def forecasts(self, run_id: str, most: int) -> list[Forecast]:
+        """Return the first forecasts of *run_id* whose numbers are stored, *most* of them."""
+        stored, decoder = self._decoding(run_id)
+        query = select("answers", f"{WITHIN} AND horizon IS NOT NULL")
+        rows = self._connection.execute(f"{query} LIMIT ?", (*run_span(stored.run_key), most))
+        given = map(decoder.prediction, rows)
+        return [forecast for forecast in given if isinstance(forecast, Forecast)]
+
+    def bars_before(self, run_key: int, instrument: int, open_time_ms: int, most: int) -> list[int]:
+        """Return when the last bars of an instrument's place opened before a time, oldest first."""
+        query = (
+            f"SELECT open_time_ms FROM steps WHERE {WITHIN} AND instrument = ? "
+            "AND open_time_ms < ? AND ignored IS NULL ORDER BY sequence DESC LIMIT ?"
+        )
+        rows = self._connection.execute(query, (*run_span(run_key), instrument, open_time_ms, most))
+        return [opened for (opened,) in rows][::-1]
 
     def explanations(self, run_id: str) -> Iterator[list[tuple[int, bytes, float, bytes]]]:
         """Yield (sequence, buckets, older mass, entropy) of every explained answer, in order.

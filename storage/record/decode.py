@@ -77,7 +77,9 @@ _EXPLANATION: Final = _gather("answers", EXPLANATION_COLUMNS)
 _STEP_MEASURES: Final = _gather("steps", [measure_name(gate) for gate in STEP_GATES])
 _ANSWER_MEASURES: Final = _gather("answers", [measure_name(gate) for gate in ANSWER_GATES])
 _FINITE: Final[int] = getattr(ANSWER, measure_name("finite"))
-_BAR: Final = _gather("steps", BAR_FIELDS)
+BAR_READ: Final = (*BAR_FIELDS, "instrument", "market_delay_ms", "seen_delay_ms", "source")
+"""The columns of ``steps`` that make a bar."""
+_BAR: Final = _gather("steps", BAR_READ)
 
 
 _Field = tuple[str, int, type[StrEnum] | type[bool] | None]
@@ -208,25 +210,25 @@ class StepDecoder:
 
     def bar(self, row: Sequence[Any]) -> Bar:
         """Return the bar of a ``steps`` row; raise ``DataInvalid`` where it holds none."""
+        return self.bar_of(_BAR(row), row[STEP.sequence])
+
+    def bar_of(self, values: Sequence[Any], sequence: int) -> Bar:
+        """Return the bar of step *sequence*, of whose row *values* are the columns ``BAR_READ``."""
         try:
-            opened = row[STEP.open_time_ms]
-            market_ms = opened + self._interval_ms + row[STEP.market_delay_ms]
-            seen_ms = market_ms + row[STEP.seen_delay_ms]
-            instrument = self._instruments[row[STEP.instrument]]
-            source = SOURCES[row[STEP.source]]
-            values = _BAR(row)
-            if None in values[:-1]:  # the last is the turnover, which may be unknown
+            (
+                opened_ms, first, high, low, close, volume, turnover,
+                place, market_delay_ms, seen_delay_ms, code,
+            ) = values  # fmt: skip
+            market_ms = opened_ms + self._interval_ms + market_delay_ms
+            if None in (first, high, low, close, volume):
                 raise ValueError("a bar without a number")
+            # By places, and not by names, which take twice as long.
+            return Bar(
+                self._instruments[place], opened_ms, self._interval_ms, first, high, low, close,
+                volume, turnover, market_ms, market_ms + seen_delay_ms, SOURCES[code],
+            )  # fmt: skip
         except _IMPOSSIBLE as error:
-            raise _damaged(row[STEP.sequence], error) from error
-        return Bar(
-            instrument,
-            interval_ms=self._interval_ms,
-            market_ms=market_ms,
-            seen_ms=seen_ms,
-            source=source,
-            **dict(zip(BAR_FIELDS, values, strict=True)),
-        )
+            raise _damaged(sequence, error) from error
 
     def prediction(self, row: Sequence[Any]) -> Prediction:
         """Return the prediction that an ``answers`` row holds."""
@@ -252,14 +254,11 @@ class StepDecoder:
         horizons, *others = msgspec.msgpack.decode(row[ANSWER.horizons])
         at = horizons.index(horizon)
         columns = [
-            ()
-            if rest is None
-            else tuple(
-                nan if number is None else number  # null is stored for what was not finite
-                for number in (*rest[:at], at_horizon, *rest[at:])
-            )
+            () if rest is None else (*rest[:at], at_horizon, *rest[at:])
             for at_horizon, rest in zip(_FORECAST(row), others, strict=True)
         ]
+        if any(None in column for column in columns):  # it is stored for what was not finite
+            columns = [tuple(nan if n is None else n for n in column) for column in columns]
         model_id = row[ANSWER.model_id]
         return Forecast(
             tuple(horizons),
