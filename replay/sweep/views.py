@@ -50,7 +50,7 @@ def show_sweep(console: Console, sweep: SweepResult) -> None:
 
 def _parts(sweep: SweepResult) -> Iterator[Part]:
     request = sweep.request
-    strategy = request.work.strategy or "the configured strategy"
+    strategy = request.work.strategy or "several strategies"
     symbols = ", ".join(request.symbols)
     count, failed = len(sweep.cells), sum(bool(cell.error) for cell in sweep.cells)
     runs = count_of(count, "run") + (f", {failed:,} of them failed" if failed else "")
@@ -276,7 +276,7 @@ def sweep_document(sweep: SweepResult) -> TitledParts:
     if sweep.command is not None:
         parts.append(Paragraph("The best point again, with its whole record:"))
         parts.append(Paragraph(sweep.command, "code"))
-    name = sweep.request.work.strategy or "the configured strategy"
+    name = sweep.request.work.strategy or "several strategies"
     return TitledParts(f"Sweep of {name}", tuple(parts))
 
 
