@@ -29,6 +29,7 @@ from tracepaper.daemon.config.market import MarketSection
 from tracepaper.daemon.config.notify import NotifySection
 from tracepaper.daemon.config.secrets import TOKENS, faults_of_secrets, secret_in
 from tracepaper.daemon.config.sections import (
+    MODES_OF,
     AccountSection,
     ExchangeSection,
     ExecutionSection,
@@ -249,6 +250,7 @@ def load_with_origins(
     sources += [(SET, settings), (caller, overrides)]
     _refuse_secrets(sources)
     config, origins = _merge([(DATA, data), *sources], file=sources[0][0])
+    _refuse_uncounted(sources, config.sizing, origins)
     config = _with_model_defaults(config, origins)
     # Checked here and not by the sections: a stored run that says so is still read.
     if config.strategies.named and (both := [at for at in origins if at[0] == "strategy"]):
@@ -378,6 +380,28 @@ def _refuse_secrets(sources: Iterable[tuple[str, Sections]]) -> None:
             raise ConfigInvalid(f"{_origin_of(origin, section, key)}: [{section}] {key} {fault}.")
 
 
+def _refuse_uncounted(
+    sources: Sequence[tuple[str, Sections]], sizing: SizingSection, origins: Origins
+) -> None:
+    """Refuse a key of [sizing] that does not count in the mode which its source or one before sets.
+
+    A file may hold every key, as ``config init`` writes it: a default is refused by --set alone.
+    """
+    default = SizingSection()
+    mode: str = default.mode
+    for origin, tables in sources:
+        table = tables.get("sizing", {})
+        mode = table.get("mode", mode)
+        for key in table:
+            is_last = origins["sizing", key] == _origin_of(origin, "sizing", key)
+            is_changed = getattr(sizing, key) != getattr(default, key) or origin == SET
+            if mode not in (modes := MODES_OF.get(key, (mode,))) and is_last and is_changed:
+                raise ConfigInvalid(
+                    f"{_origin_of(origin, 'sizing', key)}: [sizing] {key} counts with mode "
+                    f"{', '.join(modes)} alone, and mode is {mode}; change it, or take {key} out."
+                )
+
+
 def _origin_of(origin: str, section: str, key: str) -> str:
     """Return the source of a key: of the environment, the variable."""
     return f"{PREFIX}{section}__{key}".upper() if origin == ENVIRONMENT else origin
@@ -431,6 +455,9 @@ def _first_fault(error: ValidationError, origins: Origins, file: str) -> str:
     if first["type"] == "extra_forbidden":
         if (where := ELSEWHERE.get(key.lower().replace("_", ""))) is not None:
             return f"{origin}: [{section}] has no key {key!r}: {where}."
+        table, dot, option = key.partition(".")
+        if dot and table in model.model_fields:
+            suggested = f', as it is set whole: give {section}.{table} as JSON, {{"{option}": …}}'
         return f"{origin}: [{section}] has no key {key!r}{suggested}; correct it."
     reason = first["msg"].removeprefix("Value error, ")
     if not key:
