@@ -250,7 +250,7 @@ def load_with_origins(
     sources += [(SET, settings), (caller, overrides)]
     _refuse_secrets(sources)
     config, origins = _merge([(DATA, data), *sources], file=sources[0][0])
-    _refuse_uncounted(sources, config.sizing, origins)
+    _refuse_uncounted(sources, config, origins)
     config = _with_model_defaults(config, origins)
     # Checked here and not by the sections: a stored run that says so is still read.
     if config.strategies.named and (both := [at for at in origins if at[0] == "strategy"]):
@@ -381,13 +381,15 @@ def _refuse_secrets(sources: Iterable[tuple[str, Sections]]) -> None:
 
 
 def _refuse_uncounted(
-    sources: Sequence[tuple[str, Sections]], sizing: SizingSection, origins: Origins
+    sources: Sequence[tuple[str, Sections]], config: Config, origins: Origins
 ) -> None:
-    """Refuse a key of [sizing] that does not count in the mode which its source or one before sets.
+    """Refuse a key of [sizing] that counts neither in the mode of its source nor in one of the run.
 
-    A file may hold every key, as ``config init`` writes it: a default is refused by --set alone.
+    A mode that a later source sets lays aside what goes with the one before it. A file may hold every key, as ``config init`` writes it: a default is refused by --set alone.
     """
-    default = SizingSection()
+    sizing, default = config.sizing, SizingSection()
+    members = config.strategies.named.values()
+    of_run = {sizing.mode, *(member.sizing.get("mode") for member in members)}
     mode: str = default.mode
     for origin, tables in sources:
         table = tables.get("sizing", {})
@@ -395,10 +397,11 @@ def _refuse_uncounted(
         for key in table:
             is_last = origins["sizing", key] == _origin_of(origin, "sizing", key)
             is_changed = getattr(sizing, key) != getattr(default, key) or origin == SET
-            if mode not in (modes := MODES_OF.get(key, (mode,))) and is_last and is_changed:
+            modes = MODES_OF.get(key, (mode,))
+            if is_last and is_changed and not {mode, *of_run} & {*modes}:
                 raise ConfigInvalid(
-                    f"{_origin_of(origin, 'sizing', key)}: [sizing] {key} counts with mode "
-                    f"{', '.join(modes)} alone, and mode is {mode}; change it, or take {key} out."
+                    f"{origins['sizing', key]}: [sizing] {key} counts with mode {', '.join(modes)} "
+                    f"alone, and mode is {sizing.mode}; change it, or take {key} out."
                 )
 
 
@@ -455,9 +458,9 @@ def _first_fault(error: ValidationError, origins: Origins, file: str) -> str:
     if first["type"] == "extra_forbidden":
         if (where := ELSEWHERE.get(key.lower().replace("_", ""))) is not None:
             return f"{origin}: [{section}] has no key {key!r}: {where}."
-        table, dot, option = key.partition(".")
-        if dot and table in model.model_fields:
-            suggested = f', as it is set whole: give {section}.{table} as JSON, {{"{option}": …}}'
+        whole, dot, option = key.partition(".")
+        if dot and whole in model.model_fields:
+            suggested = f'; {section}.{whole} is set whole: give it as JSON, {{"{option}": …}}'
         return f"{origin}: [{section}] has no key {key!r}{suggested}; correct it."
     reason = first["msg"].removeprefix("Value error, ")
     if not key:

@@ -228,7 +228,7 @@ class RunSpec(MarketSpec):
     settings: tuple[str, ...] = option(SetOption, (ALL & ~Consumer.RESUME) & ~PYTHON)
     strategy: str | None = option(
         _text("--strategy", None, "A name or module:Class, as --set strategy.name=NAME."),
-        Consumer.REPLAY | CHECKS,
+        Consumer.REPLAY | Consumer.SWEEP | CHECKS,
     )
     resume: str | None = option(
         _text("--resume", "RUN", "Continue an interrupted replay."),
@@ -341,7 +341,10 @@ def flags_of(spec: RunSpec) -> Iterator[tuple[str, str]]:
     """Yield the option and the value of whatever *spec* gives ``replay`` beside candles."""
     for option in _options(Consumer.REPLAY):
         value = getattr(spec, option.name)
-        if option.name not in {"candles", "config", "settings"} and value != option.default:
+        if (
+            option.name not in {"candles", "config", "settings", "strategy"}
+            and value != option.default
+        ):
             for each in value if isinstance(value, tuple) else (value,):
                 yield _flag(option), str(each)
 

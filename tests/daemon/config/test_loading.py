@@ -107,7 +107,10 @@ def test_a_table_within_a_section_is_read_whole_and_decides_the_run(
         ('[exits]\nminimal_roi = {"30" = -1}', "write minutes and returns from 0 on"),
         ("[strategy]\ncommission = 0.001", "has no key 'commission': write [execution] taker_fee"),
         ("[strategy]\nqqqqqq = 1", "has no key 'qqqqqq' (it knows name, fast, slow"),
-        ('[strategy]\n"options.low" = 30', 'give strategy.options as JSON, {"low": …}; correct it'),
+        (
+            '[strategy]\n"options.low" = 30',
+            'strategy.options is set whole: give it as JSON, {"low": …}; correct it',
+        ),
         ("[markt]\na = 1", "there is no section [markt]; the nearest is 'market'"),
         ('cash = "1"', "cash stands outside its section; put it below [account]"),
         ("market = 5", "market is a section; write [market]"),
@@ -164,6 +167,8 @@ def test_a_size_of_another_mode_is_refused_and_not_ignored(text: str, tmp_path: 
     file = tmp_path / "fixed.toml"
     file.write_text('[sizing]\nmode = "fixed"\nquantity = "2"\n', encoding="utf-8")
     assert load(with_settings(file, ["sizing.mode=equity"])).sizing.mode == "equity"
+    file.write_text('[sizing]\nquantity = "2"\n', encoding="utf-8")
+    assert load(with_settings(file, ["sizing.mode=fixed"])).sizing.quantity == 2
 
 
 def test_a_fault_in_the_environment_names_the_variable(monkeypatch: pytest.MonkeyPatch) -> None:
