@@ -96,6 +96,7 @@ _SEQUENCE, _OPENED, _DELAYS, _UNREALIZED, _PLAUSIBLE, _TURNOVER, _ACCOUNT = map(
         *(f"measure_{plausible.name}", "turnover", "account_unrealized_pnl"),
     ),
 )
+_WITH_BOOKS: Final = (Depths, BookUpdate)
 _CODE_OF: Final = {id(source): code for source, code in SOURCE_CODES.items()}
 _OF_BAR: Final = attrgetter(*(name for name in BAR_FIELDS if name != "turnover"))
 _OF_FORECAST: Final = attrgetter(*FORECAST_COLUMNS)
@@ -335,7 +336,7 @@ class StepEncoder:
             place = self._place(content.pop("instrument"))
         market_ms, seen_ms = content.pop("market_ms"), content.pop("seen_ms")
         books = None
-        if isinstance(event, Depths | BookUpdate):
+        if isinstance(event, _WITH_BOOKS):
             del content["books"]
             books = event.books
         text = msgspec.json.encode(content).decode()

@@ -40,7 +40,6 @@ PARTS: Final[Mapping[str, tuple[str, ...]]] = {
         )
         for kind in ("book_fills", "cross", "hedge", "several", "universe")
     },
-    "backtests": (*_PYTHON, "tests/campaigns/campaign_backtests.py", "--rounds", "200"),
     "flood": (*_PYTHON, "tests/campaigns/campaign_flood.py"),
     "fleet": (*_PYTHON, "tests/campaigns/campaign_fleet.py"),
     **{

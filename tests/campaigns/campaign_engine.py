@@ -4,9 +4,10 @@
 
 Of ``accounts`` (``histories``) and ``stretch`` (``stretches``) a history is one seed. Of each five
 accounts one has a universe, one is filled by order books, and one is of cross margin, where quotes
-jump by so much that closes would ruin it. A stretch is written by steps and at once: both end with
-the same digest. ``laws`` plays the state machine of ``engine_laws`` over engine and log with kills,
-in each of its worlds; what breaks a law is shrunk to the fewest rules and printed.
+jump by so much that closes would ruin it; a log stores the beginning of each, with restarts, and
+its record is checked. A stretch is written by steps and at once: both end with the same digest.
+``laws`` plays the state machine of ``engine_laws`` over engine and log with kills, in each of its
+worlds; what breaks a law is shrunk to the fewest rules and printed.
 """
 
 from __future__ import annotations
@@ -19,11 +20,20 @@ from pathlib import Path
 from typing import Final
 
 from engine_laws import MET, WORLDS, examine
-from histories import KINDS, History
+from histories import KINDS, History, RecordedHistory
 from stretches import Compared
 
+RECORDED_EVENTS: Final = 150
+
+
+def accounts(seed: int, kind: str, folder: Path) -> Counter[str]:
+    """Play a history, and its first events once more into a log."""
+    recorded = RecordedHistory(seed, folder / f"{seed}.db", kind, most=RECORDED_EVENTS)
+    return History(seed, kind).counted + recorded.counted
+
+
 PARTS: Final[Mapping[str, Callable[[int, Path], Counter[str]]]] = {
-    "accounts": lambda seed, _: History(seed, KINDS[seed % len(KINDS)]).counted,
+    "accounts": lambda seed, folder: accounts(seed, KINDS[seed % len(KINDS)], folder),
     "stretch": lambda seed, folder: Compared(seed, folder).counted,
 }
 

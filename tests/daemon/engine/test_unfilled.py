@@ -11,6 +11,7 @@ from builders import MINUTE, START_MS, bar, instrument, quote
 from tracepaper import backtest
 from tracepaper.daemon.config.loading import load
 from tracepaper.daemon.engine.engine import Engine
+from tracepaper.daemon.engine.state import decode_state
 from tracepaper.daemon.session.build import build_engine
 from tracepaper.replay.checks.identity import decision_identity
 from tracepaper.strategies.api.context import BarContext, Signal
@@ -165,6 +166,18 @@ def test_what_the_filters_refuse_is_tried_again_when_the_filters_change() -> Non
     second = machine.step(bar(10_100, index=1, instrument_id="spot:BTCUSDT"), None)
     assert unfilled([*first, second]) == ["notional below 500", None]
     assert second.orders[0].status is OrderStatus.ACCEPTED
+
+
+def test_another_reason_is_stored_with_its_step() -> None:
+    machine = engine("LONG", account={"cash": "1000"})
+    steps = []
+    for index, least in enumerate((500, 600)):
+        strict = instrument(category=Category.SPOT, min_notional=least * 10**8)
+        steps.append(machine.step(InstrumentChange(strict, START_MS, START_MS), None))
+        steps.append(machine.step(bar(10_100, index=index, instrument_id="spot:BTCUSDT"), None))
+    assert unfilled(steps) == ["notional below 500", "notional below 600"]
+    assert steps[-1].state is not None
+    assert decode_state(steps[-1].state) == machine.state()
 
 
 def test_a_refusal_is_part_of_no_identity_that_parity_compares() -> None:
