@@ -385,7 +385,8 @@ def _refuse_uncounted(
 ) -> None:
     """Refuse a key of [sizing] that counts neither in the mode of its source nor in one of the run.
 
-    A mode that a later source sets lays aside what goes with the one before it. A file may hold every key, as ``config init`` writes it: a default is refused by --set alone.
+    A mode that a later source sets lays aside what goes with the one before it. A file may hold
+    every key, as ``config init`` writes it: a default is refused by --set alone.
     """
     sizing, default = config.sizing, SizingSection()
     members = config.strategies.named.values()
