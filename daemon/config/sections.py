@@ -7,9 +7,10 @@ environment, ``config check``, ``config init`` and ``deploy/config.example.toml`
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from decimal import Decimal
 from pathlib import Path
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Final, Literal, get_args
 
 from pydantic import (
     AfterValidator,
@@ -384,6 +385,24 @@ class SizingSection(Section):
         description="A target of the same side is kept unless the new one differs by more than "
         "this share of it; absent: by the strategy's no-trade band, as trend has, else 0.25.",
     )
+
+
+MODES_OF: Final[Mapping[str, tuple[str, ...]]] = {
+    "quantity": ("fixed",),
+    "notional": ("notional", "tanh", "volatility"),
+    "basis": ("tanh", "volatility"),
+    "fraction": ("equity", "allocation", "kelly", "expected_shortfall", "network_allocation",
+                 "tanh", "volatility"),
+    "weights": ("allocation",),
+    "scale": ("tanh",),
+    "kelly": ("kelly",),
+    "risk": ("risk",),
+    "shortfall": ("expected_shortfall",),
+    "target_volatility": ("volatility",),
+    "volatility": ("volatility",),
+    "lookback": ("volatility",),
+}  # fmt: skip
+"""Keys of [sizing] that count in some modes alone."""
 
 
 class ExecutionSection(FillKeys):

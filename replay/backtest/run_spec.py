@@ -226,6 +226,10 @@ class RunSpec(MarketSpec):
         ConfigOption, ALL, _configured
     )
     settings: tuple[str, ...] = option(SetOption, (ALL & ~Consumer.RESUME) & ~PYTHON)
+    strategy: str | None = option(
+        _text("--strategy", None, "A name or module:Class, as --set strategy.name=NAME."),
+        Consumer.REPLAY | Consumer.SWEEP | CHECKS,
+    )
     resume: str | None = option(
         _text("--resume", "RUN", "Continue an interrupted replay."),
         Consumer.REPLAY | Consumer.RESUME,
@@ -253,13 +257,14 @@ class RunSpec(MarketSpec):
 
     @property
     def given(self) -> Given:
-        """The configuration with what ``--set`` lays over its file."""
+        """The configuration with what ``--set`` and ``--strategy`` lay over its file."""
         from tracepaper.daemon.config.loading import with_settings
 
-        if not self.settings:
+        named = () if self.strategy is None else (f"strategy.name={self.strategy}",)
+        if not (settings := (*self.settings, *named)):
             return self.config
         assert not isinstance(self.config, Mapping), "only a command has settings"
-        return with_settings(self.config, self.settings)
+        return with_settings(self.config, settings)
 
     @property
     def sections(self) -> Sections:
@@ -336,7 +341,10 @@ def flags_of(spec: RunSpec) -> Iterator[tuple[str, str]]:
     """Yield the option and the value of whatever *spec* gives ``replay`` beside candles."""
     for option in _options(Consumer.REPLAY):
         value = getattr(spec, option.name)
-        if option.name not in {"candles", "config", "settings"} and value != option.default:
+        if (
+            option.name not in {"candles", "config", "settings", "strategy"}
+            and value != option.default
+        ):
             for each in value if isinstance(value, tuple) else (value,):
                 yield _flag(option), str(each)
 
@@ -356,11 +364,8 @@ def refuse_unused(spec: RunSpec, consumer: Consumer, subject: str) -> None:
 
 def _parameters(consumer: Consumer) -> Iterator[inspect.Parameter]:
     for option in _options(consumer):
-        kind, info = get_args(option.metadata["kind"])
         default = None if option.default == () else option.default
-        if option.name == "candles" and consumer in CHECKS:
-            kind, default = list[str], inspect.Parameter.empty
-        yield _parameter(option.name, Annotated[kind, info], default)
+        yield _parameter(option.name, option.metadata["kind"], default)
 
 
 def _parameter(name: str, annotation: object, default: object) -> inspect.Parameter:
@@ -375,10 +380,8 @@ def command(consumer: Consumer) -> Callable[[Callable[..., None]], Callable[...,
     """
 
     def of(work: Callable[..., None]) -> Callable[..., None]:
-        parameters: list[inspect.Parameter] = []
-        if consumer not in CHECKS:
-            argument = typer.Argument(metavar="[PATH]...", help="Candles, as by --data.")
-            parameters.append(_parameter("files", Annotated[list[str] | None, argument], None))
+        argument = typer.Argument(metavar="[PATH]...", help="Candles, as by --data.")
+        parameters = [_parameter("files", Annotated[list[str] | None, argument], None)]
         for parameter in inspect.signature(work, eval_str=True).parameters.values():
             if parameter.name == "spec":
                 parameters += _parameters(consumer)

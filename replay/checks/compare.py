@@ -42,6 +42,7 @@ from tracepaper.storage.record.encode import StepEncoder
 from tracepaper.strategies.errors import DataInvalid
 from tracepaper.strategies.gates.gate import GATES
 from tracepaper.strategies.types.decisions import Decision, Explanation, Forecast, Step
+from tracepaper.strategies.units import iso
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ class Difference:
     def sentence(self) -> str:
         """Say it in one line."""
         return (
-            f"{self.instrument} bar {self.open_time_ms}: {self.field} is {self.first} in the "
+            f"{self.instrument} bar {iso(self.open_time_ms)}: {self.field} is {self.first} in the "
             f"first and {self.second} in the second"
         )
 
@@ -109,7 +110,12 @@ def shown(value: object) -> str:
     """Return *value* as a difference shows it; hashes and blobs by their first digits."""
     if isinstance(value, bytes):
         return value.hex()[:24] + ("…" if len(value) > 12 else "")  # 24 digits
-    return str(value)
+    if isinstance(value, tuple):
+        return ", ".join(map(shown, value)) or "none"
+    if isinstance(value, Struct):
+        fields = (f"{name} {shown(getattr(value, name))}" for name in value.__struct_fields__)
+        return f"({', '.join(fields)})"
+    return "none" if value is None else str(value)
 
 
 @dataclass

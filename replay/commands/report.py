@@ -162,7 +162,8 @@ def explain(
         str | None,
         typer.Argument(
             metavar="RUN[:SEQUENCE]",
-            help="Which decision, by default the last; RUN may be last, a prefix or FILE#RUN.",
+            help="Which decision, by default the last; in place of SEQUENCE the time at which its "
+            "bar opened (UTC). RUN may be last, a prefix or FILE#RUN.",
         ),
     ] = None,
     *,
@@ -257,7 +258,7 @@ def explain(
 
     With --depth, show the attribution of an order-book network instead, by level and time.
     """
-    if decision is None or depth is not None or checkpoint is not None or at is not None:
+    if depth is not None or checkpoint is not None or at is not None:
         others = (decision, full, method, fusion, residual, start_layer, discard, head_weights)
         given = any(
             option not in (None, False) for option in (*others, png, page, other, compare, db)
@@ -267,6 +268,7 @@ def explain(
     from tracepaper.replay.explain.attribution import ComparedWith, TypedMethod
     from tracepaper.replay.explain.document import explain_decision
 
+    decision = decision or "last"
     typed = TypedMethod(method, fusion, residual, start_layer, discard, head_weights)
     database = None if "#" in decision else database_path(db)
     write_page = None
