@@ -19,20 +19,15 @@ from msgspec import Struct
 from tracepaper.daemon.broker.account import ENTRIES, Intent, Ownership
 from tracepaper.daemon.broker.broker import NOTHING_FILLED, Broker, FilledEvent, Save
 from tracepaper.daemon.broker.router import RouteResult, Wishes
-from tracepaper.daemon.engine.instrument_state import InstrumentState, checked
-from tracepaper.daemon.engine.member import (
-    NEVER,
-    Member,
-    MemberTerms,
-    NetSizer,
-    NetStrategy,
-    period_of,
-)
+from tracepaper.daemon.engine.history import Lookback
+from tracepaper.daemon.engine.instrument_state import InstrumentState, MemberState, checked
+from tracepaper.daemon.engine.member import NEVER, Member, NetSizer, NetStrategy, period_of
 from tracepaper.daemon.engine.price_checks import PLAIN, Price, Prices
 from tracepaper.daemon.engine.risk import RiskWatch
 from tracepaper.daemon.engine.state import (
     EngineSettings,
     EngineState,
+    MemberTerms,
     ModelTerms,
     Shadows,
     SharesState,
@@ -170,33 +165,34 @@ class Engine:
                 "A strategy that decides for all symbols of a close trades no account in hedge "
                 'mode; set account.position_mode to "one_way".'
             )
-        self.members = tuple(Member(terms, instruments) for terms in members)
+        account = MemberTerms("", 0, strategies, sizers, gates, settings)
+        lookbacks = {item.id: [Lookback(item, terms) for terms in members] for item in instruments}
         self._net_sizers = {
-            item.id: NetSizer(item, max(member.remembered(item.id) for member in self.members))
+            item.id: NetSizer(item, max(of.remembered for of in lookbacks[item.id]))
             for item in instruments
-            if self.members
+            if members
         }
+        if members:
+            account = account._replace(sizers=self._net_sizers)
+        self.markets: dict[str, InstrumentState] = {}
+        for item in instruments:
+            of_members = lookbacks[item.id]
+            whole = [Lookback(item, account, of_members), *of_members]
+            self.markets[item.id] = InstrumentState(item, whole, (account, *members))
+        self.states = {
+            key: MemberState(market, account, self.risk) for key, market in self.markets.items()
+        }
+        """Who decides for the account on each instrument: its strategy, or what nets several."""
+        self.members = tuple(Member(terms, self.markets) for terms in members)
         # One object has one state, whose owner is the run.
-        declared = {key: DeclaredState.of(strategy) for key, strategy in strategies.items()}
+        declared = {key: state.declared for key, state in self.states.items()}
         if self._portfolio is not None:
             declared = {OF_THE_RUN: DeclaredState.of(self._portfolio)}
         for member in self.members:
             declared |= {f"{member.name}/{key}": of.declared for key, of in member.states.items()}
         self.declared = {key: state for key, state in declared.items() if state is not None}
         self._declared_by_all = self.declared.get(OF_THE_RUN)
-        self.states = {
-            item.id: InstrumentState(
-                item,
-                strategies[item.id],
-                self._net_sizers.get(item.id) or sizers[item.id],
-                gates[item.id],
-                settings,
-                self.risk,
-                self._declared_by_all or self.declared.get(item.id),
-            )
-            for item in instruments
-        }
-        self.prices = Prices({key: state.belief for key, state in self.states.items()})
+        self.prices = Prices({key: market.belief for key, market in self.markets.items()})
         with_twins = (
             {} if self.is_hedged else {item.id: strategies[item.id] for item in instruments}
         )
@@ -209,7 +205,7 @@ class Engine:
         self.broker = Broker(
             instruments,
             settings.broker,
-            {key: state.history.day_range for key, state in self.states.items()},
+            {key: market.history.day_range for key, market in self.markets.items()},
             shadows=self.shadows.names,
             reports_fills=[key for key, of in strategies.items() if of.sees_account],
             confirms=[key for key, of in every if of.horizon is not None],
@@ -234,12 +230,6 @@ class Engine:
         self.failures_stored = 0  # members, as the state was stored last
         for member in self.members:
             member.book = self.broker.own.owners[member.name]
-            for key, state in self.states.items():
-                if member.states[key].strategy.needs_forecast:
-                    state.regimes = member.states[key].regimes  # of one model, with one card
-        for key, state in self.states.items():
-            for member in self.members:
-                member.share(key, state)
         self._on = {
             key: [(member, member.states[key]) for member in self.members] for key in self.states
         }
@@ -319,34 +309,34 @@ class Engine:
 
     def warmup_of(self, instrument: str) -> int:
         """Return how many of the last bars decide on *instrument*."""
-        return self.states[instrument].history.reach
+        return self.markets[instrument].history.reach
 
     def warm_at(self, instrument: str, now_ms: int) -> int | None:
         """Return when *instrument* is decided on from enough bars; None where it is, at *now_ms*.
 
         No exchange's word is in it: bars that are missing by then make it later.
         """
-        return self.states[instrument].history.warm_at(now_ms)
+        return self.markets[instrument].history.warm_at(now_ms)
 
     def bars_before(self, start_ms: int) -> int:
         """Return how many bars of each instrument a new run wants before its period."""
-        return max(state.history.bars_before(start_ms) for state in self.states.values())
+        return max(market.history.bars_before(start_ms) for market in self.markets.values())
 
     def lacking_frames(self, now_ms: int) -> list[FrameRange]:
         """Return which candles of higher frames the known bars do not reach at *now_ms*."""
-        histories = (state.history for state in self.states.values())
+        histories = (market.history for market in self.markets.values())
         return [lacking for history in histories for lacking in history.lacking_frames(now_ms)]
 
     def frames_of(self, instrument: str) -> tuple[tuple[int, int, Row | None], ...]:
         """Return of each frame its length, how many bars are wanted, and the newest handed on."""
-        return self.states[instrument].history.newest_frames
+        return self.markets[instrument].history.newest_frames
 
     def _declared_columns(self) -> dict[str, list[ColumnRecord]]:
         """Return what strategies on each instrument declare."""
         declared: dict[str, list[ColumnRecord]] = {}
-        for key, state in self.states.items():
-            for each in (state, *(of_member for _, of_member in self._on[key])):
-                if (columns := each.history.record.columns) is not None:
+        for key, market in self.markets.items():
+            for decider in market.deciders:
+                if (columns := decider.lookback.record.columns) is not None:
                     declared.setdefault(key, []).append(columns)
         return declared
 
@@ -374,7 +364,7 @@ class Engine:
 
     def range_bars_of(self, instrument: str) -> int:
         """Return how many of the last bars decide the range of a day of *instrument*."""
-        return self.states[instrument].history.range_bars
+        return self.markets[instrument].history.range_bars
 
     # ------------------------------------------------------------ one step
 
@@ -400,7 +390,7 @@ class Engine:
                 return self._settle(event)
             case CorporateAction():
                 if event.is_split:
-                    self.states[event.instrument].adjust(event)
+                    self.markets[event.instrument].adjust(event)
                 self.broker.on_action(event)
                 return self._finish(event, event.instrument)
             case Command():
@@ -416,9 +406,9 @@ class Engine:
                 self.broker.on_gap(event)
                 return self._finish(event, event.instrument)
             case FrameBar() | Depths():
-                state = self.states[event.instrument]
-                is_part = state.history.take(event)
-                belief = state.doubt_of(event) if isinstance(event, Depths) else None
+                market = self.markets[event.instrument]
+                is_part = market.history.take(event)
+                belief = market.doubt_of(event) if isinstance(event, Depths) else None
                 return self._finish(event, event.instrument, accepted=is_part, belief=belief)
             case Closed() | RunEnd() | Prune() | CovariatesRead() | RetrainingEnd() | ParityCheck():
                 pass
@@ -596,20 +586,27 @@ class Engine:
             return NOTHING_FILLED
         self.broker.on_bar(bar, is_last=is_last)
         filled = self._take()
+        self._show(bar)
+        return filled
+
+    def _show(self, bar: Bar) -> None:
+        """Show *bar* to all that looks back on bars, once."""
+        key = bar.instrument
+        state = self.states[key]
+        if state.take_ahead(bar):
+            return
+        self.markets[key].observe(bar)
         state.observe(bar)
         for member in self.members:
-            member.observe(bar, state.history)
-        return filled
+            member.observe(bar)
 
     def recall(self, bar: Bar) -> None:
         """Observe a bar that only warms up: what is declared stays as it is."""
-        key = bar.instrument
-        self.states[key].observe(bar)
-        for member in self.members:
-            member.observe(bar, self.states[key].history)
-        for states in (self.states, *(member.states for member in self.members)):
-            if (declared := states[key].declared) is not None:
-                declared.hand_back(declared.encoded)
+        self._show(bar)
+        declared = [decider.declared for decider in self.markets[bar.instrument].deciders]
+        for state in (self._declared_by_all, *declared):
+            if state is not None:
+                state.hand_back(state.encoded)
 
     def _take(self) -> FilledEvent:
         """Return what was done since the last call; limits count it."""
@@ -636,8 +633,8 @@ class Engine:
             context = state.ask_with(bar, forecast, self.broker.own, is_finite=is_finite)
             if state.regimes.regime is not regime or state.regimes.cell != cell:
                 self.save = Save.NOW
-            if state.history.is_warm:
-                pending[state.instrument.symbol] = state, context
+            if state.lookback.is_warm(state.history):
+                pending[state.market.instrument.symbol] = state, context
         if pending:
             answers = self._portfolio.decide(
                 {symbol: context for symbol, (_, context) in pending.items()}
@@ -725,13 +722,11 @@ class Engine:
         """
         self._share_out_if_due(bar)
         key, is_running, failed = bar.instrument, not self.halted, 0
-        quote = self.states[key].quote
         decisions, intents = [], []
         for member, of_member in self._on[key]:
             book = member.book
             if (book.subtotal().equity <= 0) is not member.is_empty:
                 member.know(is_empty=not member.is_empty)
-            of_member.quote = quote
             decisions.append(
                 of_member.decide(bar, prediction, book, is_running=is_running, is_finite=is_finite)
             )
@@ -767,7 +762,7 @@ class Engine:
         assert isinstance(state.strategy, NetStrategy)
         state.strategy.net(net, reasons)
         self._net_sizers[key].net = net
-        quote, price = state.quote, bar.close
+        quote, price = state.market.quote, bar.close
         if quote is not None and self._by_quotes:
             price = divide_half_even(quote.bid + quote.ask, 2)
         return Wishes(intents, net, price)
@@ -842,14 +837,14 @@ class Engine:
     def _price(self, price: Price) -> Step:
         """Let *price* act if it is believed, and then what was believed on it."""
         key = price.instrument
-        taken = self.states[key].belief.take(price)
+        taken = self.markets[key].belief.take(price)
         if taken is PLAIN:
             self._act(price)
             return self._finish(price, key)
         if taken.is_believed:
             self._act(price)
         elif isinstance(price, Quote):
-            self.states[key].quote = price  # gates ask how old it is
+            self.markets[key].quote = price  # gates ask how old it is
             self.broker.expire(key, price.market_ms)
         for held in taken.released:
             self._act(held)
@@ -860,7 +855,7 @@ class Engine:
         if type(price) is BookUpdate:
             self.broker.on_book(price)
         elif type(price) is Quote:
-            self.states[price.instrument].quote = price
+            self.markets[price.instrument].quote = price
             self.broker.on_quote(price)
         elif type(price) is Mark:
             self.broker.on_mark(price)
@@ -873,7 +868,7 @@ class Engine:
         key = funding.instrument
         if funding.market_ms <= self.prices.settled_ms(key):
             return self._finish(funding, key, accepted=False)
-        is_believed, words = self.states[key].belief.belief_in_rate(funding)
+        is_believed, words = self.markets[key].belief.belief_in_rate(funding)
         if not is_believed:
             return self._finish(funding, key, accepted=False, belief=words)
         self.prices.settled[key] = funding.market_ms
@@ -906,14 +901,13 @@ class Engine:
         """Return the newest close of each instrument that has one."""
         return {
             key: bar.close
-            for key, state in self.states.items()
-            if (bar := state.history.last_bar) is not None
+            for key, market in self.markets.items()
+            if (bar := market.history.last_bar) is not None
         }
 
     def _change_instrument(self, instrument: Instrument) -> None:
         """Use the exchange's new filters: for targets, orders and prices from now on."""
-        for states in (self.states, *(member.states for member in self.members)):
-            states[instrument.id].change(instrument)
+        self.markets[instrument.id].change(instrument)
         self.broker.change(instrument)
         # A restart begins with filters, and knows no marks: the record must value it alike.
         self.mark_at_closes()
@@ -935,8 +929,8 @@ class Engine:
 
     def forget_passing(self) -> None:
         """Drop what a restart drops, so that a replay of the record does the same here."""
-        for state in self.states.values():
-            state.forget_passing()
+        for market in self.markets.values():
+            market.forget_passing()
         self.broker.forget()
         self.mark_at_closes()
 
@@ -1018,7 +1012,7 @@ class Engine:
 
     def _carried(self, account: object, twins: object) -> tuple[Any, ...]:
         """Return the fields of ``EngineState``, with *account* and *twins* as they are given."""
-        regimes = {key: state.regimes for key, state in self.states.items()}
+        regimes = {key: market.regimes for key, market in self.markets.items()}
         return (
             self.halted,
             {key: of.regime for key, of in regimes.items() if of.regime is not Regime.UNKNOWN},

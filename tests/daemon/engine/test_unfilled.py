@@ -17,7 +17,7 @@ from tracepaper.daemon.broker.orders import RestingOrders
 from tracepaper.daemon.broker.rules import Filters
 from tracepaper.daemon.config.loading import load
 from tracepaper.daemon.engine.engine import Engine
-from tracepaper.daemon.engine.instrument_state import InstrumentState
+from tracepaper.daemon.engine.instrument_state import MemberState
 from tracepaper.daemon.session.build import build_engine
 from tracepaper.replay.checks.identity import decision_identity
 from tracepaper.strategies.api.context import BarContext, Signal
@@ -89,7 +89,7 @@ PLANTED = [
     (Filters, "refusal", _refuses_all),
     (Filters, "refusal", _never),
     (RestingOrders, "expire", _nothing),
-    (InstrumentState, "unfilled", _says_nothing),
+    (MemberState, "unfilled", _says_nothing),
     (Line, "post", _loses_a_unit),
 ]
 
