@@ -21,7 +21,14 @@ from tracepaper.daemon.broker.broker import NOTHING_FILLED, Broker, FilledEvent,
 from tracepaper.daemon.broker.router import RouteResult, Wishes
 from tracepaper.daemon.engine.history import Lookback
 from tracepaper.daemon.engine.instrument_state import InstrumentState, MemberState, checked
-from tracepaper.daemon.engine.member import NEVER, Member, NetSizer, NetStrategy, period_of
+from tracepaper.daemon.engine.member import (
+    NEVER,
+    UNCHANGED,
+    Member,
+    NetSizer,
+    net_signal,
+    period_of,
+)
 from tracepaper.daemon.engine.price_checks import PLAIN, Price, Prices
 from tracepaper.daemon.engine.risk import RiskWatch
 from tracepaper.daemon.engine.state import (
@@ -48,6 +55,7 @@ from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.gates.evaluator import GateEvaluator
 from tracepaper.strategies.types.decisions import (
     Decision,
+    Fill,
     FillModel,
     GateSet,
     Order,
@@ -118,6 +126,14 @@ class BarOutcome(Struct, frozen=True, gc=False):
 
 
 NOT_DECIDED: Final = BarOutcome()
+
+
+class MemberAnswers(NamedTuple):
+    """What several strategies decided on a bar, and what that is together."""
+
+    decisions: list[Decision]
+    wishes: Wishes
+    signal: Signal  # of the account, for its gates to judge
 
 
 class Quiet(NamedTuple):
@@ -596,9 +612,11 @@ class Engine:
         if state.take_ahead(bar):
             return
         self.markets[key].observe(bar)
-        state.observe(bar)
-        for member in self.members:
-            member.observe(bar)
+        if not self.members:
+            state.observe(bar)
+        for member, of_member in self._on[key]:
+            if not member.failed:
+                member.observe(of_member, bar)
 
     def recall(self, bar: Bar) -> None:
         """Observe a bar that only warms up: what is declared stays as it is."""
@@ -666,18 +684,23 @@ class Engine:
             prediction, is_finite = checked(prediction)
         regimes, risk = state.regimes, self.risk.state
         regime, cell = regimes.regime, regimes.cell
-        member_decisions = None
+        is_running, answers = not self.halted, None
         if self.members:
-            member_decisions = self._ask_members(bar, prediction, at_ms, is_finite=is_finite)
-        decision = state.decide(
-            bar, prediction, broker.own, is_running=not self.halted, is_finite=is_finite
-        )
+            answers = self._ask_members(bar, prediction, at_ms, is_finite=is_finite)
+            decision = state.decide_net(
+                answers.signal, bar, prediction, broker.own,
+                is_running=is_running, is_finite=is_finite,
+            )  # fmt: skip
+        else:
+            decision = state.decide(
+                bar, prediction, broker.own, is_running=is_running, is_finite=is_finite
+            )
         if regimes.regime is not regime or regimes.cell != cell or self.risk.state is not risk:
             self.save = Save.NOW
-        if member_decisions is None:
+        if answers is None:
             outcome = self._submit(bar, filled, decision, prediction, at_ms)
         else:
-            outcome = self._route(bar, filled, decision, prediction, member_decisions, at_ms)
+            outcome = self._route(bar, filled, decision, prediction, answers, at_ms)
         step = self._finish(bar, key, filled, outcome, saves=saves)
         if self.shadows.bases and self.shadows.count(step, state):  # from the next bar on
             self.save = self.save or _LATER
@@ -715,11 +738,8 @@ class Engine:
 
     def _ask_members(
         self, bar: Bar, prediction: Prediction, at_ms: int, *, is_finite: bool | None
-    ) -> tuple[list[Decision], Wishes]:
-        """Return what each strategy decides on *bar*, as if its sub-account were the account.
-
-        And what that is together, for the account's own gates to judge.
-        """
+    ) -> MemberAnswers:
+        """Return what each strategy decides on *bar*, as if its sub-account were the account."""
         self._share_out_if_due(bar)
         key, is_running, failed = bar.instrument, not self.halted, 0
         decisions, intents = [], []
@@ -738,10 +758,10 @@ class Engine:
             self.save = Save.NOW
         quiet = self._quiet.get(key)
         if quiet is not None and all(map(is_, quiet.asked, intents)):
-            return decisions, quiet.wishes
-        return decisions, self._net(bar, decisions, at_ms)
+            return MemberAnswers(decisions, quiet.wishes, UNCHANGED)
+        return self._net(bar, decisions, at_ms)
 
-    def _net(self, bar: Bar, decisions: Sequence[Decision], at_ms: int) -> Wishes:
+    def _net(self, bar: Bar, decisions: list[Decision], at_ms: int) -> MemberAnswers:
         """Net the *decisions* of the strategies on *bar*, for the account's own gates to judge."""
         key, broker, state = bar.instrument, self.broker, self.states[bar.instrument]
         intents: dict[str, Intent] = {}
@@ -759,13 +779,11 @@ class Engine:
             if target != before:
                 reasons.append(f"{name}: {decision.reason}")
             net += target
-        assert isinstance(state.strategy, NetStrategy)
-        state.strategy.net(net, reasons)
         self._net_sizers[key].net = net
         quote, price = state.market.quote, bar.close
         if quote is not None and self._by_quotes:
             price = divide_half_even(quote.bid + quote.ask, 2)
-        return Wishes(intents, net, price)
+        return MemberAnswers(decisions, Wishes(intents, net, price), net_signal(net, reasons))
 
     def _route(
         self,
@@ -773,12 +791,12 @@ class Engine:
         filled: FilledEvent,
         decision: Decision,
         prediction: Prediction,
-        member_decisions: tuple[list[Decision], Wishes],
+        answers: MemberAnswers,
         at_ms: int,
     ) -> BarOutcome:
-        """Ask the account for its *decision*, and for the *member_decisions*, netted."""
+        """Ask the account for its *decision*, and its members for their *answers*."""
         key, broker, state = bar.instrument, self.broker, self.states[bar.instrument]
-        of_members, wishes = member_decisions
+        of_members, wishes, _ = answers
         intent, quiet = state.intent, self._quiet.get(key)
         if quiet is not None and intent is quiet.intent and wishes is quiet.wishes:
             routed, done = quiet.routed, NOTHING_FILLED
@@ -797,23 +815,27 @@ class Engine:
         else:  # what a command left opposing crosses still
             broker.cross(key, wishes.price, bar.market_ms)
             routed, done = RouteResult(None, {}), broker.take()
-        twins = []
+        twins: list[TwinStep] = []
+        refusals, refused_by = routed.refusals, decision.refused_by
+        are_filled = filled.beside or done.beside
         for (member, of_member), wished in zip(self._on[key], of_members, strict=True):
-            name = member.name
-            refusal, confirms, is_asked = None, False, name in routed.refusals
+            name, book = member.name, member.book
+            refusal, confirms, is_asked = None, False, name in refusals
             if is_asked:
-                refusal = routed.refusals[name]
-                confirms = wishes.intents[name].is_entry and refusal is None
-            elif of_member.intent is not None and decision.refused_by is not None:
+                refusal = refusals[name]
+                confirms = refusal is None and wishes.intents[name].action in ENTRIES
+            elif of_member.intent is not None and refused_by is not None:
                 is_asked = True
-                refusal = f"the account's gate {decision.refused_by} refused what was netted"
+                refusal = f"the account's gate {refused_by} refused what was netted"
             decided = of_member.unfilled(wished, refusal) if is_asked else wished
-            fills = (*filled.beside.get(name, ()), *done.beside.get(name, ()))
+            fills: tuple[Fill, ...] = ()
+            if are_filled:
+                fills = (*filled.beside.get(name, ()), *done.beside.get(name, ()))
             twins.append(
                 TwinStep(
                     name,
-                    member.book.position(key),
-                    member.book.subtotal(),
+                    book.lines[key].position,
+                    book.subtotal(),
                     fills,
                     confirms,
                     member.keep(key, decided, decision, self._places),

@@ -318,7 +318,33 @@ class MemberState:
             prepared, self._context = self._context, None
             context = prepared or self._look(bar, prediction, account, is_finite=is_finite)
             forecast = context.forecast
-        signal, before = self._signal(context), self.signal
+        return self._judge(self._signal(context), bar, forecast, account)
+
+    def decide_net(
+        self,
+        signal: Signal,
+        bar: Bar,
+        prediction: Prediction,
+        account: Holdings,
+        *,
+        is_running: bool,
+        is_finite: bool | None,
+    ) -> Decision:
+        """Return what :meth:`decide` does where *signal* is what several strategies want."""
+        bars = self.lookback.warm_bars(self.history)
+        self.gates.see_bar(bar, bars, self.market, is_running=is_running)
+        if self.strategy.needs_forecast:
+            self.gates.see_forecast(bar, prediction, self.regimes, is_finite=is_finite)
+        forecast = prediction if isinstance(prediction, Forecast) else None
+        if not self.lookback.is_warm(self.history):
+            signal = _COLD
+        return self._judge(signal, bar, forecast, account)
+
+    def _judge(
+        self, signal: Signal | Orders, bar: Bar, forecast: Forecast | None, account: Holdings
+    ) -> Decision:
+        """Return what *signal* comes to for *account*, by the gates."""
+        gates, last, before = self.gates, self.outcomes.newest, self.signal
         target = account.target(bar.instrument)
         standing, self._standing, self.signal = self._standing, target, signal
         if not isinstance(signal, Signal):  # the usual class is quickly told

@@ -69,12 +69,10 @@ class Member:
             )
             self.know(failed=f"set aside: {text}")
 
-    def observe(self, bar: Bar) -> None:
-        """Show *bar* to its strategy, unless that has failed."""
-        if self.failed:
-            return
+    def observe(self, state: MemberState, bar: Bar) -> None:
+        """Show *bar* to its strategy in *state*; one that fails is set aside."""
         try:
-            self.states[bar.instrument].observe(bar)
+            state.observe(bar)
         except StrategyFailed as error:
             self.fail(str(error))
 
@@ -158,18 +156,18 @@ class NetStrategy(Strategy):
         self.frames_warmup = {
             name: max(of[name] for of in wanted if name in of) for name in self.frames
         }
-        self.answer = UNCHANGED
 
-    def net(self, target: int, reasons: Sequence[str]) -> None:
-        """Answer with the net *target*, which *reasons* explain; none of them changes none."""
-        self.answer = UNCHANGED
-        if reasons:
-            action = Action.FLAT if not target else Action.LONG if target > 0 else Action.SHORT
-            self.answer = Signal(action, "; ".join(reasons))
+    def decide(self, context: BarContext) -> Signal:  # noqa: ARG002
+        """Change nothing: each strategy is asked by itself, and :func:`net_signal` nets them."""
+        return UNCHANGED
 
-    def decide(self, context: BarContext) -> Signal:  # noqa: ARG002 - each strategy has its own
-        """Return the netted decisions."""
-        return self.answer
+
+def net_signal(target: int, reasons: Sequence[str]) -> Signal:
+    """Return the signal of a net *target*, which *reasons* explain; none of them changes none."""
+    if not reasons:
+        return UNCHANGED
+    action = Action.FLAT if not target else Action.LONG if target > 0 else Action.SHORT
+    return Signal(action, "; ".join(reasons))
 
 
 class NetSizer(Sizer):
