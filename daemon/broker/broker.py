@@ -220,7 +220,7 @@ class Broker:
                     or self.is_cross
                 ):
                     for account in self._accounts:
-                        account.match_bar(bar)
+                        account.positions[key].match_bar(bar)
                     break
         mark = self._marked.pop(key, None)
         if mark is None:
@@ -245,14 +245,14 @@ class Broker:
                     self.save = Save.NOW
             return
         for account in self._accounts:
-            account.match_bar(bar, is_missed=True)
+            account.positions[key].match_bar(bar, is_missed=True)
             account.journal.mark_down()
 
     def on_quote(self, quote: Quote) -> None:
         """Fill what rests by *quote*, where quotes fill orders."""
         if self._by_quotes:
             for account in self._accounts:
-                account.match_quote(quote)
+                account.positions[quote.instrument].match_quote(quote)
 
     def on_book(self, update: BookUpdate) -> None:
         """Fill what rests by *update* of an order book, where books fill orders."""
@@ -260,7 +260,7 @@ class Broker:
             self.save = Save.NOW  # places in queues
             moved = moves_in(update)
             for account in self._accounts:
-                account.match_book(update, moved)
+                account.positions[update.instrument].match_book(update, moved)
 
     def on_mark(self, mark: Mark) -> None:
         """Value what is held by *mark*, and liquidate what it has reached."""
@@ -489,7 +489,8 @@ class Broker:
         """Return how many frames of each instrument's book the accounts know of."""
         read: dict[str, int] = {}
         for key, lines in self._lines.items():  # a new shadow account knows of none
-            frames = [line.queues.frame for line in lines if line.queues is not None]
+            queues = [line.positions.queues for line in lines]
+            frames = [each.frame for each in queues if each is not None]
             if frames:
                 read[key] = max(frames)
         return read

@@ -22,7 +22,7 @@ from tracepaper.daemon.broker.cross_margin import (
     takeover_order,
 )
 from tracepaper.daemon.broker.line import Holding, Line, signed_quantity
-from tracepaper.daemon.broker.matching import MarketPass, touched
+from tracepaper.daemon.broker.matching import touched
 from tracepaper.daemon.broker.orders import OrderEvent, RestingOrders, after
 from tracepaper.daemon.broker.rules import MarginRules
 from tracepaper.strategies.types.decisions import Fill, Order, OrderRole
@@ -31,6 +31,7 @@ from tracepaper.strategies.units import divide_half_even
 
 if TYPE_CHECKING:
     from tracepaper.daemon.broker.account import PaperAccount
+    from tracepaper.daemon.broker.positions import Positions
 
 CALLED: Final = "the account's maintenance ratio reached 100 %"
 NOT_COVERED: Final = "the available balance did not cover its margin at that price"
@@ -63,8 +64,8 @@ class MarginPolicy:
         """Return when prices of the position *line* call the account; None but on cross margin."""
         return None
 
-    def match_mark(self, line: Line, mark: int, at_ms: int) -> None:
-        """Liquidate what the *mark* price of the position *line* takes away."""
+    def match_mark(self, positions: Positions, mark: int, at_ms: int) -> None:
+        """Liquidate what the *mark* price of *positions* takes away."""
 
     def is_reached(self, instrument: str, prices: Mapping[str, int]) -> bool:  # noqa: ARG002
         """Return whether the newest of *prices*, that of *instrument*, takes a position away."""
@@ -119,15 +120,14 @@ class IsolatedMargin(MarginPolicy):
             else None
         )
 
-    def match_mark(self, line: Line, mark: int, at_ms: int) -> None:
-        """Liquidate the position of *line* where *mark* has reached that price."""
-        if not line.held:
-            return
-        if line.orders.liquidation is None:  # taken over
-            line.set_liquidation_price(at_ms)
-        market, first = MarketPass(line), line.journal.begin()
-        market.match_mark(mark, at_ms)
-        line.protect_fills(first)
+    def match_mark(self, positions: Positions, mark: int, at_ms: int) -> None:
+        """Liquidate each of *positions* where *mark* has reached that price."""
+        held = [line for line in positions.lines if line.held]
+        for line in held:
+            if line.orders.liquidation is None:  # taken over
+                line.set_liquidation_price(at_ms)
+        if held:
+            positions.match_mark(mark, at_ms)
 
     def is_reached(self, instrument: str, prices: Mapping[str, int]) -> bool:
         """Return whether the price of *instrument* reaches the liquidation price of a position."""
@@ -232,8 +232,9 @@ class CrossMargin(MarginPolicy):
 
     # ------------------------------------------------------------ liquidation
 
-    def match_mark(self, line: Line, mark: int, at_ms: int) -> None:
-        """Liquidate the account where it is called with *line* at *mark*."""
+    def match_mark(self, positions: Positions, mark: int, at_ms: int) -> None:
+        """Liquidate the account where it is called with *positions* at *mark*."""
+        (line,) = positions.lines
         if self.is_called_at({line.key: mark}):
             self.liquidate(line, mark, at_ms)
 
@@ -300,11 +301,9 @@ class CrossMargin(MarginPolicy):
     def _close(self, line: Line, order: Order) -> None:
         """Fill the exchange's own *order*; exit orders follow."""
         order = after(order, OrderEvent.ACCEPT)
-        market, first = MarketPass(line), line.journal.begin()
         line.orders.others += (order,)
         fills = line.executor.reduced if order.price is None else line.executor.liquidated
-        market.book(fills(order, line.mark, order.created_ms))
-        line.protect_fills(first)
+        line.positions.close(fills(order, line.mark, order.created_ms))
 
 
 class MarginCalls:
@@ -318,7 +317,7 @@ class MarginCalls:
 
     def _is_at(self, price: int) -> bool:
         """Return whether the account is called with the instrument at *price*."""
-        if self._line.tried is not None and self._line.tried.is_over:
+        if self._line.positions.tried is not None and self._line.positions.tried.is_over:
             return False
         return self._policy.is_called_at({self._line.key: price})
 
@@ -349,14 +348,14 @@ class MarginCalls:
 
     def liquidate(self, price: int, at_ms: int) -> None:
         """Liquidate with the instrument at *price*."""
-        if self._line.tried is not None:
-            self._line.tried.is_over = True
+        if self._line.positions.tried is not None:
+            self._line.positions.tried.is_over = True
         else:
             self._policy.liquidate(self._line, price, at_ms)
 
     def ruins(self, fill: Fill, at_ms: int) -> bool:
         """Liquidate in place of *fill* where it is a close that costs more than there is."""
-        if self._line.tried is not None:
+        if self._line.positions.tried is not None:
             return False
         outcome = self._policy.after_fill(self._line, fill)
         if outcome is None or outcome[0] >= 0:

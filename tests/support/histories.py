@@ -410,9 +410,8 @@ class History:
 
     def _add(self, step: Step) -> None:
         """Add the fills of *step* to what is held."""
-        for side in (*SIDES, None):  # the fills of a position are in order of time
-            times = [fill.filled_ms for fill in step.fills if fill.position_side is side]
-            assert times == sorted(times)
+        times = [fill.filled_ms for fill in step.fills]
+        assert times == sorted(times)
         every = [("", fill) for fill in step.fills]
         parts = [(twin.twin, fill) for twin in step.twins for fill in twin.fills]
         for fill in step.fills if self.engine.members else ():

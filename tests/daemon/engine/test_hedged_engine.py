@@ -135,7 +135,7 @@ def test_sides_that_end_together_are_not_asked_for_again() -> None:
     made: list[Event] = [*before, wide, *after]
     steps = run(scripted(says, sizing={"mode": "fixed", "quantity": "0.4"}), made)
     assert sides(steps[5]) == (400, -400)
-    assert [fill.position_side for fill in steps[6].fills] == [LONG, SHORT]
+    assert {fill.position_side for fill in steps[6].fills} == {LONG, SHORT}
     held, ended = steps[5].decision, steps[6].decision
     assert held is not None
     assert ended is not None
