@@ -623,7 +623,7 @@ def _check(
     is_shared: bool,
 ) -> None:
     """Raise ``ConfigInvalid`` for what hedge mode or several owners do not take."""
-    by_book, is_hedged = settings.execution is FillModel.BOOK, settings.is_hedged
+    is_hedged = settings.is_hedged
     for item in instruments:
         if is_hedged and item.quote_coin == "USDC":
             raise ConfigInvalid(
@@ -635,11 +635,6 @@ def _check(
                 f"{item.id} counts price times quantity in more than {MONEY_DECIMALS} "
                 "decimals, which no two strategies can share exactly; trade it by [strategy]."
             )
-    if is_hedged and by_book:
-        raise ConfigInvalid(
-            "Order books fill no orders of an account in hedge mode; set account.position_mode "
-            'to "one_way", or leave --events out and execution.model at next_open.'
-        )
     assert not (is_hedged and settings.is_cross)
 
 

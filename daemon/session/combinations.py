@@ -77,9 +77,6 @@ LIVE + UNIVERSE + BOOK_FILLS
 LIVE + SYMBOLS + BOOK_FILLS
     execution.model 'book' fills no orders of several symbols; start a daemon for each, or set
     execution.model = "quote".
-BOOK_FILLS + HEDGE
-    execution.model 'book' fills no orders of an account in hedge mode; set account.position_mode to
-    "one_way", or set execution.model = "quote".
 SHARES + SEVERAL
     [strategies] share no account of shares, whose splits and dividends have no parts; trade them by
     [strategy].

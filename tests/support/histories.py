@@ -146,8 +146,8 @@ KINDS = ("", "", "universe", "book", "focused")
 def drawn_case(rng: random.Random, kind: str) -> Case:
     """Draw a configuration of a *kind*; one that is focused is of cross margin by quotes."""
     is_focused, by_book = kind == "focused", kind == "book"
-    shapes = {"": ("one", "one", "hedge", "several"), "universe": ("several",)}
-    shape = rng.choice(shapes.get(kind, ("one", "several")))
+    shapes = {"universe": ("several",), "focused": ("one", "several")}
+    shape = rng.choice(shapes.get(kind, ("one", "one", "hedge", "several")))
     category = "linear"
     if not is_focused and shape != "hedge" and rng.random() < 0.15:
         is_stock = shape == "one" and rng.random() < 0.4 and not by_book

@@ -659,6 +659,25 @@ SCENARIOS: dict[str, Scenario] = {
         ),
         day_ms=4 * MINUTE_MS,
     ),
+    "hedge mode by a book": Scenario(
+        sections=_sections(
+            {"name": hedged_cases.DRAWN, "options": {"seed": 1}},
+            market={"interval": "1"},
+            sizing={"mode": "notional", "notional": "40000"},
+            account={
+                "cash": "100000", "position_mode": "hedge", "margin": "isolated",
+                "leverage": "10",
+            },
+            execution={"model": "book"},
+        ),
+        candles=_of_market,
+        files=_events,
+        shows=_counts(
+            "v_fills WHERE position_side = 'LONG'", "v_fills WHERE position_side = 'SHORT'"
+        ),
+        forged=("UPDATE fills SET position_side = 'SHORT' WHERE position_side = 'LONG'",),
+        day_ms=4 * MINUTE_MS,
+    ),
     "a model with gates": Scenario(
         sections=_by_model,
         candles=_learnable(explained_runs.BARS, "AAAUSDT"),

@@ -16,12 +16,14 @@ from hedged_cases import (
 )
 from msgspec.structs import replace
 
+from tracepaper.daemon.broker.book_fills import BookLevel, BookMoves, packed_moves
 from tracepaper.daemon.config.loading import Config
 from tracepaper.daemon.engine.engine import Engine
 from tracepaper.daemon.session.build import build_engine
 from tracepaper.strategies.errors import ConfigInvalid, InvariantBroken, StrategyFailed
 from tracepaper.strategies.types.decisions import Action, FillModel, OrderRole, OrderStatus, Step
 from tracepaper.strategies.types.market import (
+    BookUpdate,
     Command,
     CommandKind,
     Event,
@@ -238,29 +240,24 @@ def test_a_side_that_a_mark_reaches_is_liquidated_and_the_other_one_stands() -> 
     assert 0 < lost <= margin
 
 
-def test_the_size_of_a_quote_is_shared_by_both_sides() -> None:
+def displayed(close: int, at_ms: int, model: FillModel) -> Event:
+    """Return a quote, or a book of one level, that shows 4,000 around *close*."""
+    if model is FillModel.QUOTE:
+        return quote(close - 5, close + 5, at_ms=at_ms, size=4_000)
+    bids, asks = ((BookLevel(close + off, 4_000, at_ms),) for off in (-5, 5))
+    moves = packed_moves(BookMoves((), bids, asks))
+    return BookUpdate(KEY, "", at_ms, is_sampled=False, books=moves, market_ms=at_ms, seen_ms=at_ms)
+
+
+@pytest.mark.parametrize("model", [FillModel.QUOTE, FillModel.BOOK])
+def test_what_the_market_shows_is_shared_by_both_sides(model: FillModel) -> None:
+    listed = [{"side": "BUY", "of": side, "quantity": 3} for side in ("LONG", "SHORT")]
     engine = built(
-        configured(
-            {
-                "says": {
-                    "1": ["SHORT"],
-                    "3": [
-                        "ORDERS",
-                        [
-                            {"side": "BUY", "of": "LONG", "quantity": 3},
-                            {"side": "BUY", "of": "SHORT", "quantity": 3},
-                        ],
-                    ],
-                }
-            },
-            of=SCRIPTED,
-        ),
-        FillModel.QUOTE,
+        configured({"says": {"1": ["SHORT"], "3": ["ORDERS", listed]}}, of=SCRIPTED), model
     )
     events: list[Event] = []
     for one in bars(8):
-        close = one.close
-        events += [one, quote(close - 5, close + 5, at_ms=one.close_time_ms + 500, size=4_000)]
+        events += [one, displayed(one.close, one.close_time_ms + 500, model)]
     steps = run(engine, events)
     fills = steps[7].fills
     assert [(f.position_side, f.quantity) for f in fills] == [(LONG, 3_000), (SHORT, 1_000)]
@@ -346,7 +343,5 @@ def test_what_hedge_mode_does_not_take_is_one_sentence() -> None:
             period_start_ms=0,
             forecaster=None,
         )
-    with pytest.raises(ConfigInvalid, match="Order books fill no orders"):
-        built(config, FillModel.BOOK)
     with pytest.raises(ConfigInvalid, match="decides for all symbols of a close trades no account"):
         built(configured({}, of=PAIR))
