@@ -635,7 +635,6 @@ def _check(
                 f"{item.id} counts price times quantity in more than {MONEY_DECIMALS} "
                 "decimals, which no two strategies can share exactly; trade it by [strategy]."
             )
-    assert not (is_hedged and settings.is_cross)
 
 
 def _part_of(intent: Intent | Orders, side: PositionSide | None) -> Intent | Orders | None:

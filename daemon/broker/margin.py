@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final
 
 from tracepaper.daemon.broker.cross_margin import (
     CrossLine,
+    Reduction,
     balance_of,
     is_called,
     loss_of,
@@ -146,32 +147,31 @@ class CrossMargin(MarginPolicy):
     # ------------------------------------------------------------ what it is worth and needs
 
     @property
-    def _positions(self) -> dict[str, Line]:
-        (book,) = self._account.books
-        return book.lines
+    def _positions(self) -> list[Line]:
+        return [line for book in self._account.books for line in book.lines.values()]
 
     def values(
-        self, prices: Mapping[str, int] = {}, trial: tuple[str, Holding] | None = None
-    ) -> dict[str, CrossLine] | None:
-        """Return the quantity held or ordered of each instrument, at *prices* where they say one.
+        self, prices: Mapping[str, int] = {}, trial: tuple[Line, Holding] | None = None
+    ) -> dict[Line, CrossLine] | None:
+        """Return the quantity held or ordered in each position, at *prices* where they say one.
 
         A *trial* holds something else of one. None where something is held that no price has
         valued yet: so the account of another run, before its first bars.
         """
         values = {}
-        for key, line in self._positions.items():
+        for line in self._positions:
             holding = line.holding
-            if trial is not None and trial[0] == key:
+            if trial is not None and trial[0] is line:
                 holding = trial[1]
             if not holding.quantity and not line.orders.rests:
                 continue
-            price = prices.get(key) or line.mark
+            price = prices.get(line.key) or line.mark
             if not price:
                 if holding.quantity:
                     return None
                 continue
             assert line.margin is not None
-            values[key] = CrossLine(
+            values[line] = CrossLine(
                 line.margin,
                 holding.quantity,
                 holding.entry_notional,
@@ -181,15 +181,15 @@ class CrossMargin(MarginPolicy):
         return values
 
     def spendable(self, line: Line, *, is_reversal: bool) -> int:
-        """Return the margin balance that no position and no order of another instrument binds.
+        """Return the margin balance that no other position and no order of one binds.
 
         A reversal frees what the position of *line* binds.
         """
         values = self.values()
         if values is None:
             return 0
-        bound = sum(other.initial for key, other in values.items() if key != line.key)
-        if (of_line := values.get(line.key)) is not None and not is_reversal:
+        bound = sum(value.initial for other, value in values.items() if other is not line)
+        if (of_line := values.get(line)) is not None and not is_reversal:
             bound += of_line.rules.required(of_line.value)
         return balance_of(self._account.cash, values) - bound
 
@@ -206,11 +206,11 @@ class CrossMargin(MarginPolicy):
         """Whether bars of *instrument* call the account: no mark price came since the last one."""
         return instrument not in self._account.marked
 
-    def after_fill(self, line: Line, fill: Fill) -> tuple[int, dict[str, CrossLine]] | None:
+    def after_fill(self, line: Line, fill: Fill) -> tuple[int, dict[Line, CrossLine]] | None:
         """Return balance and values after *fill* of *line*, at the price that it met."""
         holding = copy(line.holding)
         moved = holding.trade(signed_quantity(fill), fill.notional, None) - fill.fee
-        values = self.values({line.key: fill.reference_price}, (line.key, holding))
+        values = self.values({line.key: fill.reference_price}, (line, holding))
         return None if values is None else (balance_of(self._account.cash + moved, values), values)
 
     def refusal(self, line: Line, fill: Fill) -> str | None:
@@ -221,9 +221,9 @@ class CrossMargin(MarginPolicy):
         if (outcome := self.after_fill(line, fill)) is None:
             return None
         balance, values = outcome
-        of_line = values[line.key]
+        of_line = values[line]
         needed = of_line.rules.required(of_line.value)
-        needed += sum(other.initial for key, other in values.items() if key != line.key)
+        needed += sum(value.initial for other, value in values.items() if other is not line)
         return None if needed <= balance else NOT_COVERED
 
     def calls(self, line: Line) -> MarginCalls:
@@ -234,41 +234,44 @@ class CrossMargin(MarginPolicy):
 
     def match_mark(self, positions: Positions, mark: int, at_ms: int) -> None:
         """Liquidate the account where it is called with *positions* at *mark*."""
-        (line,) = positions.lines
-        if self.is_called_at({line.key: mark}):
-            self.liquidate(line, mark, at_ms)
+        if self.is_called_at({positions.lines[0].key: mark}):
+            self.liquidate(positions, mark, at_ms)
 
-    def liquidate(self, line: Line, price: int, at_ms: int, *, is_ruin: bool = False) -> None:
-        """Take the steps of a liquidation with *line* at *price*, and as few as do.
+    def liquidate(
+        self, marked: Positions, price: int, at_ms: int, *, is_ruin: bool = False
+    ) -> None:
+        """Take the steps of a liquidation with what is *marked* at *price*, and as few as do.
 
         A *is_ruin* is one by a close that would cost more than there is: all is taken over.
         """
-        before, positions = line.mark, self._positions
-        line.mark_to(price)
-        for position in positions.values():
+        before = marked.lines[0].mark
+        for line in marked.lines:
+            line.mark_to(price)
+        for position in self._positions:
             position.orders.is_stale = True
             _cancel(position.orders, position.held)
         if is_ruin or self.is_called_at():
             values = self.values()
             assert values is not None
-            steps = {key: positions[key].item.quantity_step for key in values}
-            cuts = []
+            steps = {line: line.item.quantity_step for line in values}
+            cuts = list[Reduction[Line]]()
             if not is_ruin:
                 cuts = reductions(self._account.cash, values, steps, self._reduced)
             for step in cuts:
-                reduced = positions[step.instrument]
+                reduced = step.key
                 what = f"reduced to risk tier {step.tier}"
                 self._close(reduced, self._ordered(reduced, step.quantity, what, at_ms))
             if not cuts:
                 self._take_over(at_ms)
-        line.mark_to(before)
+        for line in marked.lines:
+            line.mark_to(before)
 
     def _take_over(self, at_ms: int) -> None:
         """Let the exchange's engine take every position over, where the balance is used up."""
-        for key in takeover_order(self.values() or {}):
-            values, line = self.values() or {}, self._positions[key]
-            value = values[key]
-            loss = loss_of(key, self._account.cash, values)
+        for line in takeover_order(self.values() or {}):
+            values = self.values() or {}
+            value = values[line]
+            loss = loss_of(line, self._account.cash, values)
             price = value.rules.bankruptcy(abs(value.value), value.held, loss)
             order = self._ordered(line, abs(value.held), "taken over", at_ms, price=price)
             self._close(line, order)
@@ -286,9 +289,8 @@ class CrossMargin(MarginPolicy):
             price=price,
         )
 
-    def _reduced(self, key: str, value: CrossLine, quantity: int) -> tuple[CrossLine, int]:
+    def _reduced(self, line: Line, value: CrossLine, quantity: int) -> tuple[CrossLine, int]:
         """Return *value* after *quantity* of it was closed at the market, and the cash it moves."""
-        line = self._positions[key]
         order = self._ordered(line, quantity, "", 0)
         fill, holding = line.executor.reduced(order, line.mark, 0), copy(line.holding)
         realized = holding.trade(signed_quantity(fill), fill.notional, None)
@@ -307,7 +309,7 @@ class CrossMargin(MarginPolicy):
 
 
 class MarginCalls:
-    """When a path of prices of one position calls an account on cross margin, and what follows.
+    """When a path of prices of one instrument calls an account on cross margin, and what follows.
 
     While fills are tried, a call ends the trial: no path leaves less.
     """
@@ -351,16 +353,17 @@ class MarginCalls:
         if self._line.positions.tried is not None:
             self._line.positions.tried.is_over = True
         else:
-            self._policy.liquidate(self._line, price, at_ms)
+            self._policy.liquidate(self._line.positions, price, at_ms)
 
-    def ruins(self, fill: Fill, at_ms: int) -> bool:
-        """Liquidate in place of *fill* where it is a close that costs more than there is."""
+    def ruins(self, line: Line, fill: Fill) -> bool:
+        """Liquidate in place of *fill* of *line* where that is a close that costs too much."""
         if self._line.positions.tried is not None:
             return False
-        outcome = self._policy.after_fill(self._line, fill)
+        outcome = self._policy.after_fill(line, fill)
         if outcome is None or outcome[0] >= 0:
             return False
-        self._policy.liquidate(self._line, fill.reference_price, at_ms, is_ruin=True)
+        price, at_ms = fill.reference_price, fill.filled_ms
+        self._policy.liquidate(line.positions, price, at_ms, is_ruin=True)
         return True
 
 

@@ -313,7 +313,7 @@ class MarketPass:
                 return False
             fill = affordable
         calls = self._calls
-        if calls is not None and calls.ruins(fill, fill.filled_ms):
+        if calls is not None and calls.ruins(position, fill):
             if (left := self._find(order.order_id)) is not None:
                 self._end(left, LIQUIDATED_FIRST)
             return False

@@ -986,7 +986,8 @@ class Engine:
         if self._observed and instrument is not None:
             position = self._observed[instrument][None]
         if not twins and instrument is not None and (filled.beside or self.is_hedged):
-            twins = self.shadows.steps(broker, instrument, filled.beside)
+            observed = self._observed.get(instrument)
+            twins = self.shadows.steps(broker, instrument, filled.beside, positions=observed)
         if self._quiet and (orders or filled is not NOTHING_FILLED or type(event) not in _QUIET):
             self._quiet.clear()
         sequence = self.sequence

@@ -93,9 +93,6 @@ SPOT + HEDGE
 SHARES + HEDGE
     [account] position_mode = "hedge" is for linear positions, and shares are paid in full; take it
     out.
-CROSS + HEDGE
-    [account] position_mode = "hedge" has no cross margin yet; set account.margin to isolated or
-    none.
 HEDGE + SEVERAL
     [account] position_mode = "hedge" is for one strategy, and [strategies] names several; take it
     out, or trade by [strategy].

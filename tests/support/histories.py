@@ -16,6 +16,8 @@ from msgspec.structs import replace
 
 from tracepaper.daemon.broker.book import Holdings
 from tracepaper.daemon.broker.book_fills import BookLevel, BookMoves, Move, packed_moves
+from tracepaper.daemon.broker.cross_margin import balance_of
+from tracepaper.daemon.broker.margin import CrossMargin
 from tracepaper.daemon.config.loading import load
 from tracepaper.daemon.engine.engine import Engine
 from tracepaper.daemon.engine.state import Restart
@@ -146,13 +148,13 @@ KINDS = ("", "", "universe", "book", "focused")
 def drawn_case(rng: random.Random, kind: str) -> Case:
     """Draw a configuration of a *kind*; one that is focused is of cross margin by quotes."""
     is_focused, by_book = kind == "focused", kind == "book"
-    shapes = {"universe": ("several",), "focused": ("one", "several")}
+    shapes = {"universe": ("several",), "focused": ("one", "hedge", "several")}
     shape = rng.choice(shapes.get(kind, ("one", "one", "hedge", "several")))
     category = "linear"
     if not is_focused and shape != "hedge" and rng.random() < 0.15:
         is_stock = shape == "one" and rng.random() < 0.4 and not by_book
         category = "stock" if is_stock else "spot"
-    margins = ["none", "isolated", "isolated"] + (["cross", "cross"] if shape != "hedge" else [])
+    margins = ["none", "isolated", "isolated", "cross", "cross"]
     margin = "none" if category != "linear" else "cross" if is_focused else rng.choice(margins)
     by_quotes = is_focused or rng.random() < 0.4
     symbols = ["BTCUSDT", "ETHUSDT"][: 2 if kind == "universe" else rng.randint(1, 2)]
@@ -425,12 +427,25 @@ class History:
             paid = fill.price * fill.quantity * self._unit(fill.instrument)
             self._money[name] = cash - sign * paid - fill.fee, funding
             self.counted[fill.model] += 1
+        if step.fills and isinstance(step.event, Quote):
+            self._check_debt(step.fills[-1])
         self.counted["fills"] += len(step.fills)
         self.counted["steps"] += 1
         if isinstance(step.event, CorporateAction):
             for name, account in self._accounts():
                 key = step.event.instrument
                 self._held[name, key] = account.held(key)
+
+    def _check_debt(self, last: Fill) -> None:
+        """Assert that the *last* fill of a quote left no debt on cross margin at what it met.
+
+        The marks of the account may be older: it comes to less at them.
+        """
+        account = self.engine.broker.own
+        if isinstance(account.policy, CrossMargin):
+            values = account.policy.values({last.instrument: last.reference_price})
+            assert values is not None
+            assert balance_of(account.cash, values) >= 0
 
     def _unit(self, key: str) -> int:
         item = self._items[key]

@@ -586,6 +586,24 @@ SCENARIOS: dict[str, Scenario] = {
             "DELETE FROM fills WHERE position_side = 'SHORT'",
         ),
     ),
+    "hedge mode on cross margin": Scenario(
+        sections=_sections(
+            {"name": hedged_cases.DRAWN, "options": {"seed": 3, "lists": False}}, *THREE,
+            sizing={"mode": "notional", "notional": "60000"},
+            account={
+                "cash": "6000", "position_mode": "hedge", "margin": "cross", "leverage": "50",
+            },
+        ),
+        candles=_wild,
+        shows=(
+            LIQUIDATED,
+            "SELECT count(DISTINCT position_side) > 1 FROM v_fills WHERE model = 'liquidation'",
+        ),
+        forged=(
+            "UPDATE fills SET quantity = quantity - 1 WHERE model = 'liquidation'",
+            "UPDATE holdings SET realized_pnl = realized_pnl + 1 WHERE twin = 'SHORT'",
+        ),
+    ),
     "frames": Scenario(
         sections=_sections(
             {"name": "recorded_strategies:Framed"},

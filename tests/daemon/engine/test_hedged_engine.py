@@ -17,7 +17,7 @@ from hedged_cases import (
 from msgspec.structs import replace
 
 from tracepaper.daemon.broker.book_fills import BookLevel, BookMoves, packed_moves
-from tracepaper.daemon.config.loading import Config
+from tracepaper.daemon.config.loading import Config, load
 from tracepaper.daemon.engine.engine import Engine
 from tracepaper.daemon.session.build import build_engine
 from tracepaper.strategies.errors import ConfigInvalid, InvariantBroken, StrategyFailed
@@ -72,6 +72,32 @@ def test_a_bar_has_one_path_for_both_sides() -> None:
     assert sides(step) == (0, 0)
     # Where the price rose first that was a target and a stop, and so where it fell first.
     assert len({fill.price > 1_000_000 for fill in step.fills}) == 1
+
+
+def test_long_only_on_cross_margin_is_as_in_one_way_mode() -> None:
+    strategy = {"name": "sma_cross", "fast": 2, "slow": 5, "long_only": True}
+    account = {"cash": "3000", "margin": "cross", "leverage": "50"}
+    hedge, one_way = (
+        built(
+            load(
+                None,
+                {
+                    "strategy": strategy, "account": {**account, "position_mode": mode},
+                    "sizing": {"mode": "notional", "notional": "120000"},
+                },
+            )
+        )
+        for mode in ("hedge", "one_way")
+    )  # fmt: skip
+    models = set()
+    for close in bars(200, seed=4):
+        wide = replace(close, low=close.low * (100 - 3 * (close.volume % 7 == 0)) // 100)
+        step, other = hedge.step(wide, None), one_way.step(wide, None)
+        assert step.account == other.account
+        assert [replace(fill, position_side=None) for fill in step.fills] == list(other.fills)
+        check_account(hedge.broker.own)
+        models |= {fill.model for fill in step.fills}
+    assert FillModel.LIQUIDATION in models
 
 
 def test_a_signal_is_of_the_side_that_it_names_and_flat_of_both_or_one() -> None:
