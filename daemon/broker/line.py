@@ -47,7 +47,6 @@ from tracepaper.strategies.units import RATE_SCALE, divide_half_even
 
 if TYPE_CHECKING:
     from tracepaper.daemon.broker.book import Book
-    from tracepaper.daemon.broker.margin import MarginCalls
     from tracepaper.daemon.broker.positions import Positions
 
 
@@ -118,7 +117,7 @@ class Line:
     """One instrument in one book."""
 
     __slots__ = (
-        "binds", "book", "calls", "executor", "holding", "is_cash", "item", "journal",
+        "binds", "book", "executor", "holding", "is_cash", "item", "journal",
         "key", "margin", "mark", "notional", "orders", "owner", "position", "positions",
         "protector", "shares", "terms", "whole",
     )  # fmt: skip
@@ -155,7 +154,6 @@ class Line:
             net=None if whole is None else whole.orders,
         )
         self.protector = Protector(self, settings.exits)
-        self.calls: MarginCalls | None = None
         self.change(item)
 
     def change(self, item: Instrument) -> None:
@@ -164,7 +162,6 @@ class Line:
         if self.whole is None:
             self.margin = account.policy.rules(item) or self.margin
             self.binds = self.margin if account.policy.is_isolated else None
-            self.calls = account.policy.calls(self)
         self.orders.change(item, self.margin)
         self.protector.change(item)
         costs = self.book.settings.costs_for(self.key)
@@ -340,7 +337,7 @@ class Line:
         """Whether anything rests here or in a share, or has a time at which it is closed."""
         if self.orders.rests or self.protector.is_active:
             return True
-        if self.calls is not None and self.held:
+        if self.positions.calls is not None and self.held:
             return True  # a bar may call the account
         for share in self.shares:  # noqa: SIM110 - at every bar; a generator costs more
             if share.waits:

@@ -61,8 +61,8 @@ class MarginPolicy:
         """Return why the account cannot bear *fill*, or None: what only closes is always borne."""
         return None
 
-    def calls(self, line: Line) -> MarginCalls | None:  # noqa: ARG002
-        """Return when prices of the position *line* call the account; None but on cross margin."""
+    def calls(self, positions: Positions) -> MarginCalls | None:  # noqa: ARG002
+        """Return when prices of *positions* call the account; None but on cross margin."""
         return None
 
     def match_mark(self, positions: Positions, mark: int, at_ms: int) -> None:
@@ -226,9 +226,9 @@ class CrossMargin(MarginPolicy):
         needed += sum(value.initial for other, value in values.items() if other is not line)
         return None if needed <= balance else NOT_COVERED
 
-    def calls(self, line: Line) -> MarginCalls:
-        """Return when a path of prices of *line* calls the account."""
-        return MarginCalls(self, line)
+    def calls(self, positions: Positions) -> MarginCalls:
+        """Return when a path of prices of *positions* calls the account."""
+        return MarginCalls(self, positions)
 
     # ------------------------------------------------------------ liquidation
 
@@ -314,12 +314,12 @@ class MarginCalls:
     While fills are tried, a call ends the trial: no path leaves less.
     """
 
-    def __init__(self, policy: CrossMargin, line: Line) -> None:
-        self._policy, self._line = policy, line
+    def __init__(self, policy: CrossMargin, positions: Positions) -> None:
+        self._policy, self._positions, self._line = policy, positions, positions.lines[0]
 
     def _is_at(self, price: int) -> bool:
         """Return whether the account is called with the instrument at *price*."""
-        if self._line.positions.tried is not None and self._line.positions.tried.is_over:
+        if self._positions.tried is not None and self._positions.tried.is_over:
             return False
         return self._policy.is_called_at({self._line.key: price})
 
@@ -350,14 +350,14 @@ class MarginCalls:
 
     def liquidate(self, price: int, at_ms: int) -> None:
         """Liquidate with the instrument at *price*."""
-        if self._line.positions.tried is not None:
-            self._line.positions.tried.is_over = True
+        if self._positions.tried is not None:
+            self._positions.tried.is_over = True
         else:
-            self._policy.liquidate(self._line.positions, price, at_ms)
+            self._policy.liquidate(self._positions, price, at_ms)
 
     def ruins(self, line: Line, fill: Fill) -> bool:
         """Liquidate in place of *fill* of *line* where that is a close that costs too much."""
-        if self._line.positions.tried is not None:
+        if self._positions.tried is not None:
             return False
         outcome = self._policy.after_fill(line, fill)
         if outcome is None or outcome[0] >= 0:

@@ -58,7 +58,7 @@ class MarketPass:
         """Let events pass *positions*."""
         self.journal = positions.journal
         self._lines, self._parts = positions.lines, positions.parts
-        self._calls = positions.lines[0].calls
+        self._calls = positions.calls
         self._executor = positions.lines[0].executor
         self._younger: set[str] = set()  # than the bar that passes: ids of orders
         self._is_quote = False  # what passes
@@ -492,7 +492,7 @@ def worse_path(positions: Positions, bar: Bar) -> int | None:
 
     None where neither meets anything that rests.
     """
-    calls = positions.lines[0].calls
+    calls = positions.calls
     if not any(
         _may_meet(order, bar, part.orders.trail)
         for part in positions.parts

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 class Positions:
     """The positions of an account in one instrument, and the shares in them."""
 
-    __slots__ = ("account", "journal", "lines", "parts", "queues", "tried")
+    __slots__ = ("account", "calls", "journal", "lines", "parts", "queues", "tried")
 
     def __init__(self, account: PaperAccount, lines: Sequence[Line], queues: Queues | None) -> None:
         """Join the *lines* of positions, one for each side; *queues* where books fill orders."""
@@ -38,6 +38,7 @@ class Positions:
         self.tried: Trial | None = None  # while fills are tried on them
         for part in self.parts:
             part.positions = self
+        self.calls = account.policy.calls(self)
 
     @property
     def waits(self) -> bool:
@@ -113,8 +114,7 @@ class Positions:
         for part in self.parts:
             if part.protector.is_timed or not matching.passes(part.orders, bar):
                 return False
-        calls = self.lines[0].calls
-        return calls is None or not calls.is_called_within(bar)
+        return self.calls is None or not self.calls.is_called_within(bar)
 
     def _expire(self, market_ms: int, *, unfilled: bool = True) -> None:
         for line in self.lines:

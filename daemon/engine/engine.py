@@ -716,22 +716,16 @@ class Engine:
         if (intent := state.intent) is not None:
             refusal = broker.submit(intent, bar, at_ms)
             decision = state.unfilled(decision, refusal)
-        confirmed: Sequence[str] = ()
         if broker.shadows:
-            confirmed = self.shadows.follow(broker, state, bar, prediction, decision, at_ms)
-        elif self.is_hedged:
-            confirmed = [
-                side.value
-                for side, book in broker.own.sides.items()
-                if book.confirmed_ms(key) == bar.open_time_ms
-            ]
+            self.shadows.follow(broker, state, bar, prediction, decision, at_ms)
         orders = broker.take().orders
         if orders and self.risk.active:
             self.risk.count_orders(orders, at_ms)
         twins: tuple[TwinStep, ...] = ()
         if broker.beside:
             observed = self._observed.get(key)
-            twins = self.shadows.steps(broker, key, filled.beside, confirmed, observed)
+            decided_ms = bar.open_time_ms
+            twins = self.shadows.steps(broker, key, filled.beside, decided_ms, observed)
         return BarOutcome(decision, prediction, orders, twins)
 
     # ------------------------------------------------------------ several strategies

@@ -274,15 +274,14 @@ class Shadows:
         prediction: Prediction,
         decision: Decision,
         at_ms: int,
-    ) -> list[str]:
-        """Let the accounts act at a *decision*; return which of them confirmed their position.
+    ) -> None:
+        """Let the accounts act at a *decision*.
 
         They skip the judgement gates and the limits, but for those that leave one thing out; inputs
         that could not be believed bind all.
         """
-        confirmed: list[str] = []
         if decision.refused_by in INTEGRITY:
-            return confirmed
+            return
         key, signal = bar.instrument, state.signal
         forecast = prediction if isinstance(prediction, Forecast) else None
         for name in state.strategy.twins:
@@ -308,13 +307,8 @@ class Shadows:
                 assert signal is not None  # the bar was decided
                 refused, shadow_signal = None if passes else RANDOM_GATE, _of_shadow(name, signal)
                 intent = state.follow(shadow_signal, bar, forecast, account, refused)
-            if intent is None:
-                continue
-            broker.submit(intent, bar, at_ms, shadow=name)
-            horizon = state.strategy.horizon
-            if isinstance(intent, Intent) and intent.is_entry and horizon is not None:
-                confirmed.append(name)
-        return confirmed
+            if intent is not None:
+                broker.submit(intent, bar, at_ms, shadow=name)
 
     def count(self, step: Step, state: MemberState) -> bool:
         """Add what *step* did to what the accounts depend on; return whether it counts.
@@ -343,10 +337,10 @@ class Shadows:
         broker: Broker,
         instrument: str,
         fills: Mapping[str, tuple[Fill, ...]],
-        confirmed: Iterable[str] = (),
+        decided_ms: int = -1,
         positions: Mapping[str | None, Position] | None = None,
     ) -> tuple[TwinStep, ...]:
-        """Return what a step holds of each account; *confirmed* did so with their positions.
+        """Return what a step holds of each account, that of the bar of *decided_ms* perhaps.
 
         The *positions* are those at the step's bar, where a later one of its close may end them.
         """
@@ -357,7 +351,7 @@ class Shadows:
                     positions[name] if positions else account.position(instrument),
                     account.subtotal(),
                     fills.get(name, ()) if fills else (),
-                    name in confirmed,
+                    account.confirmed_ms(instrument) == decided_ms,
                 )
                 for name, account in broker.beside.items()
             ]

@@ -412,6 +412,11 @@ class History:
 
     def _add(self, step: Step) -> None:
         """Add the fills of *step* to what is held."""
+        for twin in step.twins if not self.engine.members else ():
+            account, event = self.engine.broker.beside[twin.twin], step.event
+            if isinstance(event, Bar):  # what a restart learns of the step is so
+                confirmed_ms = account.confirmed_ms(event.instrument)
+                assert twin.confirmed is (confirmed_ms == event.open_time_ms)
         times = [fill.filled_ms for fill in step.fills]
         assert times == sorted(times)
         every = [("", fill) for fill in step.fills]
