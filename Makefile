@@ -10,7 +10,7 @@ LOOPS := strategies/attention
 CONSTRAINTS := constraints.txt
 PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check -c $(CONSTRAINTS)
 
-.PHONY: demo test test-all costs dev check docs bench campaign mutants same-bits clients peers wheel golden ledger readme clean
+.PHONY: demo test test-all costs dev check docs bench campaign mutants clients peers wheel golden ledger readme clean
 
 demo: $(RUNTIME)
 	@$(BIN)/tracepaper demo
@@ -82,10 +82,6 @@ campaign: $(STAMP)
 mutants: $(STAMP)
 	@$(BIN)/python tests/campaigns/campaign_mutants.py --only "$(ONLY)"
 
-# Checkpoints trained by the code of the revision REV and by the tree at hand, compared byte by byte; ONLY names one.
-same-bits: $(STAMP)
-	@PYTHONPATH=tests/support $(BIN)/python tests/campaigns/same_bits.py $(REV) $(ONLY)
-
 # Each client gets an environment of its own under $(VENV)/clients; this needs the network once.
 clients: $(STAMP)
 	$(BIN)/python -m pytest -q -m clients -p no:cacheprovider tests/clients
@@ -93,6 +89,7 @@ clients: $(STAMP)
 # Other backtesters on the same candles and orders, each in an environment of its own.
 peers: $(STAMP)
 	$(BIN)/python -m pytest -q -m peers -p no:cacheprovider tests/peers
+	PYTHONPATH=tests/support $(BIN)/python tests/peers/speed.py
 
 wheel: $(STAMP)
 	$(BIN)/python -m build --wheel

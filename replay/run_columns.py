@@ -14,12 +14,13 @@ import numpy.typing as npt
 from tracepaper.daemon.session.run_row import sessions_of
 from tracepaper.storage.database.run_rows import WHOLE, Columns, RunRows, Span
 from tracepaper.storage.database.run_views import RunViews
+from tracepaper.storage.memory_log import MemoryLog
 from tracepaper.strategies.errors import DataInvalid
 from tracepaper.strategies.sessions import Calendar, closes_of, opens_later
 from tracepaper.strategies.units import MONEY_SCALE, RATE_SCALE
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from tracepaper.storage.database.reader import Reader
     from tracepaper.strategies.types.decisions import GateSet
@@ -80,7 +81,8 @@ class RunColumns:
     A span is the first and the last sequence, and everything where it is left out.
     """
 
-    def __init__(self, reader: Reader, run_id: str) -> None:
+    def __init__(self, source: Reader | MemoryLog, run_id: str) -> None:
+        reader = source.reader if isinstance(source, MemoryLog) else source
         stored = reader.stored_run(run_id)
         self.run, self.run_key = stored.run, stored.run_key
         sessions, self.interval_ms = sessions_of(stored.run), stored.run.interval_ms
@@ -152,15 +154,18 @@ class RunColumns:
         ]
         return np.array(fields, type(nothing))[at]
 
-    def decisions(self, names: Sequence[str] = ()) -> Columns:
+    def decisions(
+        self, names: Sequence[str] = (), every: Mapping[str, Columns] | None = None
+    ) -> Columns:
         """Return every decision in the order of the run, a row each.
 
         ``sequence``, ``instrument`` (its id), ``open_time_ms``, ``OUTCOME_WORDS``, ``allowed``, and
-        *names* as :meth:`forecasts` has them.
+        *names* as :meth:`forecasts` has them. *every* is :meth:`bars` of each instrument, where
+        that was read.
         """
         parts: list[Columns] = []
         for instrument in self.instruments:
-            bars = self.bars(instrument)
+            bars = self.bars(instrument) if every is None else every[instrument]
             decided = bars["outcome"] >= 0
             chosen = ("sequence", "open_time_ms", "outcome")
             part = {name: bars[name][decided] for name in chosen}

@@ -10,7 +10,6 @@ import asyncio
 import itertools
 import sqlite3
 from concurrent.futures import ThreadPoolExecutor
-from operator import itemgetter
 from typing import TYPE_CHECKING, Final, Self, TypeVar
 
 from msgspec import Struct
@@ -18,15 +17,10 @@ from msgspec import Struct
 from tracepaper.storage.checkpoints import kept_identity
 from tracepaper.storage.database.chunks import WITHIN, StoredRun, chain_head, latest_state, run_span
 from tracepaper.storage.database.reader import Reader
-from tracepaper.storage.database.writer import Writer, advice, is_busy, open_writer
-from tracepaper.storage.record.columns import insert_sql, stored_columns
+from tracepaper.storage.database.writer import Writer, advice, insert_rows, is_busy, open_writer
 from tracepaper.storage.record.encode import StepEncoder
-from tracepaper.storage.record.hashing import ChainHead, Commit, opened_digest
-from tracepaper.storage.record.rows import (
-    Previous,
-    instrument_row,
-    run_row,
-)
+from tracepaper.storage.record.hashing import ChainHead, Commit
+from tracepaper.storage.record.rows import Previous
 from tracepaper.strategies.errors import AuditUnwritable, DataInvalid, InvariantBroken
 from tracepaper.strategies.types.decisions import (
     Account,
@@ -34,6 +28,7 @@ from tracepaper.strategies.types.decisions import (
     QuietStretch,
     Run,
     Step,
+    quiet_step,
 )
 from tracepaper.strategies.types.market import (
     Bar,
@@ -131,23 +126,6 @@ _UPDATE_HEAD: Final = "UPDATE runs SET step_count = ?, head_digest = ? WHERE run
 Result = TypeVar("Result")
 
 
-_OPENED_AT: Final = stored_columns("steps").index("open_time_ms")
-
-
-def _step_shape(row: Row) -> int:
-    """Return what tells rows of ``steps`` apart: their length, below 0 of a step without a bar."""
-    return len(row) if row[_OPENED_AT] is not None else -len(row)
-
-
-def _insert_of(table: str, rows: Sequence[Row]) -> tuple[str, Callable[[Row], Row] | None]:
-    """Return the insert of *rows* of one length, and what picks its values; None of all of them."""
-    present = [column.count(None) < len(rows) for column in zip(*rows, strict=True)]
-    sql = insert_sql(table, tuple(itertools.compress(stored_columns(table), present)))
-    return sql, None if all(present) else itemgetter(
-        *itertools.compress(range(len(present)), present)
-    )
-
-
 _AT_ONCE: Final = (Command, ModelChange, RetrainingEnd, ParityCheck)
 """Events that are committed before anything else happens, though they neither decide nor trade."""
 _PRICES: Final = (Quote, Mark, Trade, Depths, BookUpdate)
@@ -172,7 +150,7 @@ class SqlAuditLog:
         # Not encoded yet; what belongs together, together.
         self._taken: list[Sequence[Step] | QuietStretch] = []
         self._last: tuple[Event, Account] | None = None  # of the last step taken
-        self._opening: list[tuple[str, list[Row]]] = []  # the rows of a run that is not stored yet
+        self._opening: dict[str, list[Row]] = {}  # the rows of a run that is not stored yet
         self._models: dict[str, Row] = {}  # rows of models that are not stored yet, by their hash
         self._has_decided = False
         self._path = path  # beside which the checkpoints lie
@@ -231,19 +209,7 @@ class SqlAuditLog:
         run_key = newest_key + 1
         encoder = StepEncoder(run, run_key, gate_sets)
         previous = Previous() if before is None else Previous(*before)
-        opened = run_row(run, run_key, len(gate_sets), previous)
-        instruments = [
-            instrument_row(instrument, run_key, place)
-            for place, instrument in enumerate(run.instruments)
-        ]
-        sets = encoder.outcomes.opening_rows()
-        head = opened_digest(opened, instruments, sets)
-        encoder.head = ChainHead(head)
-        self._opening = [
-            ("runs", [(*opened, head, 0, head)]),
-            ("instruments", instruments),
-            ("gate_sets", list(sets)),
-        ]
+        self._opening = encoder.opening(run, len(gate_sets), previous)
         self._drop_buffers()
         self._add_model(run.model_id, run.model_sha256)
         self._has_decided = self._is_leaving = False
@@ -270,7 +236,7 @@ class SqlAuditLog:
             self.flush()
         resumed = read_resumed(self._raw, run_id)
         self._drop_buffers()
-        self._opening = []
+        self._opening = {}
         self._is_leaving = False
         self._run_key, self._due = resumed.run_key, resumed.next_sequence
         self._encoder = StepEncoder(
@@ -298,21 +264,7 @@ class SqlAuditLog:
         last = self._last
         if last is None:
             raise InvariantBroken("A run without a step has nothing to note.")
-        self.append_now(
-            Step(
-                self._due,
-                event,
-                accepted=True,
-                decision=None,
-                prediction=None,
-                orders=(),
-                fills=(),
-                position=None,
-                account=last[1],
-                twins=(),
-                state=None,
-            )
-        )
+        self.append_now(quiet_step(self._due, event, last[1]))
         self.flush(also)
 
     def close(self) -> None:
@@ -473,39 +425,18 @@ class SqlAuditLog:
         self._look_at_file()
         self._writer.file.settle()
         self._is_writable = True
-        self._opening = []
+        self._opening = {}
         self._drop_buffers()
 
     def _write(self, commits: Sequence[Commit]) -> None:
         """Insert the rows of *commits* and move the head of the run's row."""
-        self._insert("models", list(self._models.values()))
-        for table, opening in self._opening:
-            self._insert(table, opening)
+        insert_rows(self._raw, {"models": [*self._models.values()], **self._opening})
         for commit in commits:
-            self._write_rows(commit)
             digest, kept, _ = commit.head
             link = (self._run_key, commit.first, commit.last, digest, kept, commit.contents)
-            self._insert("commits", [link])
+            insert_rows(self._raw, {**commit.rows, "commits": [link]})
         last = commits[-1]
         self._raw.execute(_UPDATE_HEAD, (last.last + 1, last.head.digest, self._run_key))
-
-    def _write_rows(self, commit: Commit) -> None:
-        for table, rows in commit.rows.items():
-            # Binding a null costs as much as four numbers, so what is null in all rows of a shape
-            # is left out. They stay in order: every page is filled before the next one is begun.
-            shape = _step_shape if table == "steps" else len
-            parts = [list(part) for _, part in itertools.groupby(rows, shape)]
-            shapes: dict[int, list[Row]] = {}
-            for part in parts:
-                shapes.setdefault(shape(part[0]), []).extend(part)
-            inserts = {key: _insert_of(table, alike) for key, alike in shapes.items()}
-            for part in parts:
-                sql, chosen = inserts[shape(part[0])]
-                self._raw.executemany(sql, part if chosen is None else map(chosen, part))
-
-    def _insert(self, table: str, rows: Sequence[Row]) -> None:
-        if rows:
-            self._raw.executemany(insert_sql(table), rows)
 
     def _begin_write(self) -> None:
         """Take the write lock; wait while another process (a shell, say) holds it.

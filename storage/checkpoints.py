@@ -19,6 +19,7 @@ import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import lru_cache
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
@@ -84,9 +85,13 @@ def dump(card: Card) -> str:
     return "\n".join(_table(card, ())).strip() + "\n"
 
 
+_tables = lru_cache(maxsize=16)(tomllib.loads)
+"""A card is read at every load of a configuration, and parsing it takes thirty milliseconds."""
+
+
 def parse(text: str) -> dict[str, Any]:
     """Return the card that ``dump`` wrote as *text*; raise ``tomllib.TOMLDecodeError``."""
-    return {key: _without_nan(value) for key, value in tomllib.loads(text).items()}
+    return {key: _without_nan(value) for key, value in _tables(text).items()}
 
 
 def _without_nan(value: object) -> object:

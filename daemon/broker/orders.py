@@ -423,6 +423,7 @@ class RestingOrders:
                 closes = target * held < 0 and covered == abs(held)
                 placed, why = replace(placed, quantity=covered), filters.no_funds
                 takes = filters.refusal(placed, price, reduces=closes) is None
+        self.journal.has_changes |= (why or "") != self.shortfall
         self.shortfall = why or ""
         if takes:
             self.order = self._recorded(after(placed, OrderEvent.ACCEPT))

@@ -10,7 +10,8 @@ The rules are docs/time.md, T2, and docs/decisions.md, G13 to G18.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from operator import is_
+from itertools import chain
+from operator import attrgetter, call, is_
 from typing import Any, Final, NamedTuple, assert_never
 
 import msgspec
@@ -20,7 +21,12 @@ from tracepaper.daemon.broker.account import ENTRIES, Intent, Ownership
 from tracepaper.daemon.broker.broker import NOTHING_FILLED, Broker, FilledEvent, Save
 from tracepaper.daemon.broker.router import RouteResult, Wishes
 from tracepaper.daemon.engine.history import Lookback
-from tracepaper.daemon.engine.instrument_state import InstrumentState, MemberState, checked
+from tracepaper.daemon.engine.instrument_state import (
+    InstrumentState,
+    LookAhead,
+    MemberState,
+    checked,
+)
 from tracepaper.daemon.engine.member import (
     NEVER,
     UNCHANGED,
@@ -134,6 +140,14 @@ class MemberAnswers(NamedTuple):
     decisions: list[Decision]
     wishes: Wishes
     signal: Signal  # of the account, for its gates to judge
+
+
+class QuietUnits(NamedTuple):
+    """What is taken of the units of a stretch: ``closes`` has the event of each close."""
+
+    bars: list[Bar]
+    closes: list[Closed]
+    plausible: list[float]  # of each bar
 
 
 class Quiet(NamedTuple):
@@ -487,10 +501,10 @@ class Engine:
         confirms = any(repeat.decision.action in ENTRIES for repeat in repeats.values())
         if confirms or self.save:
             room = min(room, -first % STATE_EVERY_STEPS)
-        taken, plausible = self._take_repeats(units, room, repeats, most)
-        if not taken:
+        taken = self._take_repeats(units, room, repeats, most)
+        if not taken.bars:
             return None
-        stretch = self._valued(first, taken, plausible, repeats)
+        stretch = self._valued(first, taken, repeats)
         self.begin(stretch.next_sequence)
         if confirms:
             self.save = self.save or _LATER
@@ -498,8 +512,8 @@ class Engine:
 
     def _take_repeats(
         self, units: UnitQueue, room: int, repeats: Mapping[str, Repeat], most: Mapping[str, int]
-    ) -> tuple[list[Bar | Close], list[float]]:
-        """Take the units whose bars follow at once and repeat *repeats*; return how plausible.
+    ) -> QuietUnits:
+        """Take the units whose bars follow at once and repeat *repeats*.
 
         What a strategy answers to the unit that ends it waits for that unit's step, an error too.
         """
@@ -507,85 +521,71 @@ class Engine:
         # Where the last bars of instruments differ, no close follows all of them at once.
         opened = {bar.open_time_ms for key in states if (bar := states[key].history.last_bar)}
         due_ms = max(opened) + interval_ms if len(opened) == 1 else -1
-        ahead = {key: states[key].look_ahead(repeats[key], most[key]) for key in states}
-        taken, plausible = list[Bar | Close](), list[float]()
+        ahead = [states[key].look_ahead(repeats[key], most[key]) for key in states]
+        observe, repeat = ([*map(attrgetter(name), ahead)] for name in LookAhead._fields)
+        taken = QuietUnits([], [], [])
         unit = units.peek()
-        while bars := self._following(unit, room, due_ms):
-            assert isinstance(unit, Bar | Close)
-            bar, failure, measured = bars[0], None, list[float]()
+        kind = type(unit)
+        while type(unit) is kind and (bars := self._following(unit, room, due_ms)):
             try:
+                taken.plausible.extend(map(call, observe, bars))
+                is_repeated = False not in [*map(call, repeat, bars)]
+            except Exception:  # noqa: BLE001 - whatever a strategy raises; kept for that bar's step
+                is_repeated = False
+            if not is_repeated:
                 for bar in bars:
-                    measured += (ahead[bar.instrument].observe(bar),)
-                for bar in bars:
-                    if not ahead[bar.instrument].repeats(bar):
-                        measured = []
-            except Exception as error:  # noqa: BLE001 - whatever a strategy raises
-                failure, measured = error, list[float]()
-            if not measured:
-                for each in bars:
-                    state = states[each.instrument]
-                    if state.history.last_bar is each:
-                        state.keep_answer(each, failure if each is bar else None)
+                    states[bar.instrument].keep_answer(bar)
                 break
-            taken.append(unit)
-            plausible += measured
-            room -= len(bars) + (type(unit) is Close)
+            taken.bars.extend(bars)
+            if type(unit) is Close:
+                taken.closes.append(unit.closed)
+                room -= 1
+            room -= len(bars)
             due_ms += interval_ms
             unit = units.advance()
-        return taken, plausible
+        del taken.plausible[len(taken.bars) :]
+        return taken
 
     def _following(self, unit: Unit | None, room: int, due_ms: int) -> Sequence[Bar]:
         """Return the bars of *unit*, where every instrument has one, on time, that opens *due_ms*.
 
-        None of any other unit, and of one that takes more than *room* steps.
+        They lie in the order of the instruments. None of any other unit, and of one that takes
+        more than *room* steps.
         """
-        states, interval_ms = self.states, self._interval_ms
         bars: Sequence[Bar] = ()
         if type(unit) is Bar:
-            if room > 0 and unit.instrument in states and len(states) == 1:
+            if room:
                 bars = (unit,)
-        elif (
-            type(unit) is Close
-            and len(unit.bars) == len(states) < room
-            and {bar.instrument for bar in unit.bars} == states.keys()
-        ):
+        elif type(unit) is Close and len(unit.bars) < room:
             bars = unit.bars
-        for bar in bars:
+        if len(bars) != len(self.states):
+            return ()
+        interval_ms = self._interval_ms
+        for bar, key in zip(bars, self.states, strict=True):
             if (
                 bar.open_time_ms != due_ms
+                or bar.instrument != key
                 or bar.seen_ms - due_ms != interval_ms
                 or bar.interval_ms != interval_ms
             ):
                 return ()
         return bars
 
-    def _valued(
-        self,
-        first: int,
-        taken: Sequence[Bar | Close],
-        plausible: Sequence[float],
-        repeats: Mapping[str, Repeat],
-    ) -> QuietStretch:
+    def _valued(self, first: int, taken: QuietUnits, repeats: Mapping[str, Repeat]) -> QuietStretch:
         """Return the stretch of the units *taken*; accounts and strategies go on after it."""
-        broker, account = self.broker, self.broker.own.balance()
-        lines, bars, closes = broker.own.books[0].lines, list[Bar](), 0
-        for unit in taken:
-            if isinstance(unit, Bar):
-                bars.append(unit)
-            else:
-                bars += unit.bars
-                closes += 1
-        profit = {key: lines[key].profit_at for key in repeats}
-        profits = [profit[bar.instrument](bar.close) for bar in bars]
-        count = len(repeats)
-        totals = profits
-        if count > 1:
-            totals = [sum(profits[at : at + count]) for at in range(0, len(profits), count)]
-        for key, repeat in repeats.items():
-            broker.follow([bar for bar in bars if bar.instrument == key])
+        broker, account, bars = self.broker, self.broker.own.balance(), taken.bars
+        count, lines = len(repeats), broker.own.books[0].lines
+        columns: list[Sequence[int]] = []  # of each instrument, the profit after each of its bars
+        for place, (key, repeat) in enumerate(repeats.items()):
+            own = bars[place::count]
+            columns.append([lines[key].profit_at(bar.close) for bar in own])
+            broker.follow(own)
             self.states[key].end_stretch(repeat)
-        after = first + len(bars) + closes
-        return QuietStretch(first, after, taken, plausible, profits, totals, repeats, account)
+        totals = [*map(sum, zip(*columns, strict=True))] if count > 1 else columns[0]
+        profits = [*chain.from_iterable(zip(*columns, strict=True))] if count > 1 else columns[0]
+        return QuietStretch(
+            first, bars, taken.closes, taken.plausible, profits, totals, repeats, account
+        )
 
     # ------------------------------------------------------------ a bar, from top to bottom
 

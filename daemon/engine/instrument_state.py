@@ -616,13 +616,21 @@ class MemberState:
             if sizes_by_bars:
                 sizer.observe(bar)
             if sees_bars:
-                strategy.observe(bar)
+                try:
+                    strategy.observe(bar)
+                except Exception as error:
+                    self._answer = error
+                    raise
             push(bar)
             return measured
 
         def repeats(bar: Bar) -> bool:
             nonlocal newest, least, most
-            answer = decide(BarContext(bar, None, regime, outcome, None, shared))
+            try:
+                answer = decide(BarContext(bar, None, regime, outcome, None, shared))
+            except Exception as error:
+                self._answer = error
+                raise
             if answer is not newest:
                 allowed = self._as_allowed(answer)
                 if allowed != signal:
@@ -651,11 +659,10 @@ class MemberState:
         """Go on after bars that repeated *repeat*, as after their steps."""
         self._standing = repeat.decision.target_quantity
 
-    def keep_answer(self, bar: Bar, error: Exception | None = None) -> None:
-        """Keep the answer to *bar*, which was looked ahead at, or its *error*, for its step."""
-        self.ahead = bar
-        if error is not None:
-            self._answer = error
+    def keep_answer(self, bar: Bar) -> None:
+        """Keep the answer to *bar*, or its error, for its step, where it was looked ahead at."""
+        if self.history.last_bar is bar:
+            self.ahead = bar
 
     # ------------------------------------------------------------ the steps of that line
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from tracepaper.daemon.clock import SystemClock
 from tracepaper.daemon.commands.options import reads_record
+from tracepaper.daemon.session.models import card_of
 from tracepaper.replay.backtest.build import Replay, build, configuration
 from tracepaper.replay.backtest.market_data import MarketData
 from tracepaper.replay.backtest.recorded import rerun_recorded
@@ -21,8 +22,10 @@ from tracepaper.replay.backtest.run import (
 )
 from tracepaper.replay.backtest.run_spec import Consumer, RunSpec, names_a_run, refuse_unused
 from tracepaper.storage.audit import SqlAuditLog
+from tracepaper.storage.checkpoints import identity
 from tracepaper.storage.covariates import kept_covariates
 from tracepaper.storage.database.lock import lock_file
+from tracepaper.storage.memory_log import MemoryLog
 from tracepaper.strategies.errors import ConfigInvalid
 
 
@@ -58,8 +61,6 @@ def make_run(spec: RunSpec, watch: Watch | None = None) -> MadeRun:
             else f"{database} does not exist, so it holds no run that could go on (one that was "
             "stopped before its first bars is not stored); leave --resume out to begin it."
         )
-    if spec.mode not in ("scan", "step"):
-        raise ConfigInvalid(f"--mode is {spec.mode!r}; write scan or step.")
     began_s = clock.network_s()
     is_new, kept = not database.exists(), _kept(database)
     audit = SqlAuditLog.open(database)
@@ -85,13 +86,32 @@ def make_run(spec: RunSpec, watch: Watch | None = None) -> MadeRun:
     return MadeRun(database, run_id, tally, clock.network_s() - began_s)
 
 
+def run_in_memory(spec: RunSpec) -> MemoryLog:
+    """Return the finished run of *spec*, which is neither resumed nor a record fed again.
+
+    Nothing is written to a disk. Raises what :func:`make_run` raises.
+    """
+    wall_ms = SystemClock().wall_ms
+    replay = _replay_of(spec, None, wall_ms())
+    model = None
+    if replay.forecaster is not None:
+        card = card_of(replay.config, replay.forecaster)
+        model = identity(str(card["model"].get("weights_sha256")), card)
+    log = MemoryLog(model)
+    run_replay(replay, log, Tally())
+    log.end(wall_ms())
+    return log
+
+
 def _resume(spec: RunSpec, wanted: str, audit: SqlAuditLog, database: Path, tally: Tally) -> str:
     refuse_unused(spec, Consumer.RESUME, f"Run {wanted} goes on by its own configuration")
     data = MarketData.read(spec, sessions_for=sessions_before(database, wanted))
     return resume_replay(wanted, data, audit, database, tally, until_ms=spec.until_ms)
 
 
-def _replay_of(spec: RunSpec, database: Path, started_at_ms: int) -> Replay:
+def _replay_of(spec: RunSpec, database: Path | None, started_at_ms: int) -> Replay:
+    if spec.mode not in ("scan", "step"):
+        raise ConfigInvalid(f"--mode is {spec.mode!r}; write scan or step.")
     data = MarketData.read(spec)
     return build(
         configuration(spec.given, data.candles, spec.sections, caller=spec.caller),

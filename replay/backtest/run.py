@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain, islice
 from pathlib import Path
-from typing import Final
+from typing import Final, Protocol
 
 from tracepaper.daemon.config.loading import restore
 from tracepaper.daemon.engine.engine import Engine
@@ -34,7 +34,7 @@ from tracepaper.storage.database.run_views import actions_of
 from tracepaper.strategies.api.strategy import Forecaster
 from tracepaper.strategies.book_features import WANTED, books_read_by
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
-from tracepaper.strategies.types.decisions import Prediction
+from tracepaper.strategies.types.decisions import GateSet, Prediction, QuietStretch, Run, Step
 from tracepaper.strategies.types.market import (
     Bar,
     Closed,
@@ -99,10 +99,10 @@ def run_events(
     events: Iterable[Event],
     predictor: KnownPredictor,
     engine: Engine,
-    audit: SqlAuditLog,
+    log: StepLog,
     tally: Tally,
 ) -> None:
-    """Take known *events* through *engine* into *audit*, whole wherever it stops.
+    """Take known *events* through *engine* into *log*, whole wherever it stops.
 
     Nothing is awaited: the events are there, *predictor* answers in this thread, and steps are
     committed in groups, for a replay can always be run again. An event, or the bars of one close,
@@ -114,17 +114,17 @@ def run_events(
     due = PROGRESS_EVENTS
     with settled_heap():
         while units.peek() is not None:
-            room = min(audit.room, due - count)
+            room = min(log.room, due - count)
             stretch = engine.stretch(units, room) if predictor.is_silent else None
             if stretch is not None:
-                audit.append_stretch(stretch)
-                count += len(stretch.units)
+                log.append_stretch(stretch)
+                count += stretch.units
                 tally.bars += len(stretch.plausible)
                 tally.decisions += len(stretch.plausible)
             else:
                 unit = units.next()
                 steps = steps_of(engine, unit, predictor.predict(unit))
-                audit.append_now(*steps)
+                log.append_now(*steps)
                 count += 1
                 for step in steps:
                     tally.bars += type(step.event) is Bar
@@ -135,23 +135,17 @@ def run_events(
                 if tally.stopped():
                     tally.finished = False
                     break
-    audit.flush()
+    log.flush()
     if count:
         tally.equity = engine.broker.own.balance().equity
     tally.progress(tally.bars)
 
 
-def run_replay(replay: Replay, audit: SqlAuditLog, tally: Tally) -> None:
+def run_replay(replay: Replay, log: StepLog, tally: Tally) -> None:
     """Open the run of *replay* and take it to its end, or until it is stopped."""
     way = predictor_over(replay)
-    audit.begin(replay.run, replay.engine.gate_sets)
-    run_events(
-        way.events(replay),
-        way.predictor,
-        replay.engine,
-        audit,
-        tally,
-    )
+    log.begin(replay.run, replay.engine.gate_sets)
+    run_events(way.events(replay), way.predictor, replay.engine, log, tally)
 
 
 @dataclass(frozen=True)
@@ -171,6 +165,31 @@ class ReplayPredictor:
         start = start_event(replay.forecaster, warm_from=(), market_ms=replay.feed.period_start_ms)
         handed_on = self.ahead(chain((start,), replay.feed.events()))
         return replay.with_books(handed_on, frames_read=lambda key: frames.get(key, 0))
+
+
+class StepLog(Protocol):
+    """Takes the steps of a run, in order: a ``SqlAuditLog``, or a ``MemoryLog``."""
+
+    def begin(self, run: Run, gate_sets: Sequence[GateSet]) -> None:
+        """Open *run* with the *gate_sets* known at its start."""
+        ...
+
+    @property
+    def room(self) -> int:
+        """Steps until a group is full; a stretch has no more."""
+        ...
+
+    def append_now(self, *steps: Step) -> None:
+        """Take *steps*: all of them or none are kept."""
+        ...
+
+    def append_stretch(self, stretch: QuietStretch) -> None:
+        """Take the steps of *stretch*."""
+        ...
+
+    def flush(self) -> None:
+        """Keep what was taken."""
+        ...
 
 
 class _NoForecasts:

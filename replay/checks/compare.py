@@ -208,7 +208,7 @@ Unequal = tuple[str, object, object]
 _NAMES: Final = {
     table: tuple(f"{table}.{column}" for column in stored_columns(table)) for table in TABLES
 }
-_WHOLE_TABLES: Final = ("events", "answers", "orders", "fills", "twin_fills", "ledger", "halts")
+_WHOLE_TABLES: Final = ("events", "answers", "orders", "fills", "ledger", "halts")
 _NO_STATE: Final = (None,) * len(_NAMES["states"])
 
 

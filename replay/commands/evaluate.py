@@ -27,14 +27,13 @@ from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 from tracepaper.strategies.extras import require
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from tracepaper.daemon.config.loading import Given
     from tracepaper.daemon.session.user_model import UserForecaster
     from tracepaper.replay.document.values import Table
     from tracepaper.replay.learning.dataset import Dataset
-    from tracepaper.replay.learning.fitted import DataRequest
-    from tracepaper.replay.learning.judge.forecasts import ModelForecasts
+    from tracepaper.replay.learning.fitted import DataRequest, FittedModel
     from tracepaper.replay.learning.judge.judge import SpanJudgement
     from tracepaper.replay.learning.openings import NamedSpan
     from tracepaper.replay.learning.side_inputs import SideFiles, SideInputs
@@ -166,19 +165,10 @@ def evaluate(
             inspected | {"covariates": covariates, "depth": depth},
             "examines a checkpoint's network or arrays, which a class does not show; leave it out.",
         )
-        judged = _of_class(checkpoint, request, given, chosen)
-    else:
-        judged = _of_checkpoint(
-            checkpoint,
-            request,
-            chosen,
-            asked,
-            vectors=beside,
-            threads=options.threads,
-            bars=options.explained_bars,
-        )
+    reading = _Reading(request, beside, given, options.threads)
+    judged = _judged(reading, checkpoint, chosen, asked, options.explained_bars)
     for name in compare or ():
-        judged = _with_rival(judged, name, request, given, vectors=beside, threads=options.threads)
+        judged = _with_rival(judged, name, reading)
     _print(judged, html, as_json=json)
 
 
@@ -307,45 +297,70 @@ def _loaded(name: str, threads: int, inputs: SideInputs | None) -> tuple[Path, C
     return folder, found
 
 
-def _of_checkpoint(
+class _Reading(NamedTuple):
+    """How models and their data are read."""
+
+    request: DataRequest
+    files: SideFiles
+    config: Given  # of classes
+    threads: int
+
+
+class _Subject(NamedTuple):
+    """A model, and what it is judged on."""
+
+    model: FittedModel
+    data: Any  # what its kind reads
+    model_id: str
+    recipe: str  # its hash
+    folder: Path | None  # None of a class
+
+
+def _read(
+    reading: _Reading, name: str, *, interval_ms: int | None = None, is_rival: bool = False
+) -> _Subject:
+    """Read a checkpoint or a class; files that a compared model does not take are not its own."""
+    from tracepaper.daemon.config.values import MODULE_CLASS
+    from tracepaper.replay.learning.judge.judge import ClassModel
+    from tracepaper.replay.learning.recipe import recipe_of
+    from tracepaper.storage.checkpoints import locate, read_card
+
+    if MODULE_CLASS.match(name) is not None:
+        forecaster, material, horizon = _class(
+            name, reading.request, reading.config, interval_ms=interval_ms
+        )
+        name = forecaster.model_id  # which stands for its recipe
+        return _Subject(ClassModel.of(forecaster, horizon), material, name, name, None)
+    if is_rival and (untrained := _untrained(name)):
+        raise ConfigInvalid(f"--compare {name}: {untrained[0]}")
+    takes_none = is_rival and not _takes_files(read_card(locate(name)))
+    inputs = None if takes_none else reading.files.read()
+    folder, checkpoint = _loaded(name, reading.threads, inputs)
+    card, recipe = checkpoint.card, recipe_of(checkpoint.card)
+    kind, request = recipe.kind, reading.request._replace(inputs=inputs)
+    data = kind.arrange(kind.read_of(card, request, folder=folder))
+    model = kind.load(card, checkpoint.tensors)
+    return _Subject(model, data, checkpoint.id, recipe.hash, folder)
+
+
+def _judged(
+    reading: _Reading,
     name: str,
-    request: DataRequest,
     spans: Sequence[NamedSpan],
     asked: Mapping[str, int],
-    *,
-    vectors: SideFiles,
-    threads: int,
     bars: int | None,
 ) -> _ModelJudgement:
+    """Judge the model *name* on every span, and inspect it as *asked*."""
     from tracepaper.replay.learning.inspection.inspections import examined
     from tracepaper.replay.learning.inspection.model import Subject
-    from tracepaper.replay.learning.judge.judge import counted, judge_checkpoint
-    from tracepaper.replay.learning.recipe import recipe_of
+    from tracepaper.replay.learning.judge.judge import counted, judge_model
 
-    inputs = vectors.read()
-    folder, found = _loaded(name, threads, inputs)
-    card, recipe = found.card, recipe_of(found.card)
-    material = recipe.kind.read_of(card, request._replace(inputs=inputs), folder=folder)
+    of = _read(reading, name)
     # First, for they refuse what cannot be had before minutes have passed.
-    findings: list[Table] = []
-    if asked:
-        findings += examined(Subject.of(card, found.tensors, material), asked)
-    every = [judge_checkpoint(card, found.tensors, material, span, bars=bars) for span in spans]
-    every = counted(every, folder, recipe.hash, found.id)
-    return _ModelJudgement(found.id, recipe.hash, material.interval_ms, every, findings)
-
-
-def _of_class(
-    name: str, request: DataRequest, file: Given, spans: Sequence[NamedSpan]
-) -> _ModelJudgement:
-    """Judge the user's class *name*, as *file* configures it."""
-    from tracepaper.replay.learning.judge.judge import counted, judge_class
-
-    forecaster, material, horizon = _class(name, request, file)
-    every = [judge_class(forecaster, material, span, horizon=horizon) for span in spans]
-    own = forecaster.model_id
-    every = counted(every, None, own, own)
-    return _ModelJudgement(own, own, material.interval_ms, every)
+    findings = list(examined(Subject.of(of.model, of.data), asked)) if asked else []
+    every = [judge_model(of.model, of.data, span, bars=bars) for span in spans]
+    every = counted(every, of.folder, of.recipe, of.model_id)
+    return _ModelJudgement(of.model_id, of.recipe, of.data.interval_ms, every, findings)
 
 
 def _class(
@@ -378,64 +393,31 @@ def _class(
     return forecaster, material, given.gate.horizon
 
 
-def _with_rival(
-    judged: _ModelJudgement,
-    name: str,
-    request: DataRequest,
-    file: Given,
-    *,
-    vectors: SideFiles,
-    threads: int,
-) -> _ModelJudgement:
+def _with_rival(judged: _ModelJudgement, name: str, reading: _Reading) -> _ModelJudgement:
     """Return *judged* with what the model *name* says of the same bars, which opens each span."""
-    from functools import partial
-
-    from tracepaper.daemon.config.values import MODULE_CLASS
     from tracepaper.replay.learning.judge.judge import (
         counted,
         require_interval,
-        rival_checkpoint,
-        rival_class,
+        rival_forecasts,
     )
-    from tracepaper.replay.learning.recipe import recipe_of
 
-    ask: Callable[[SpanJudgement], ModelForecasts]
-    if MODULE_CLASS.match(name) is not None:
-        forecaster, material, _ = _class(name, request, file, interval_ms=judged.interval_ms)
-        own = recipe = forecaster.model_id
-        folder, ask = None, partial(rival_class, forecaster, material)
-    else:
-        folder, found, inputs = _beside(name, threads, vectors)
-        own, recipe = found.id, recipe_of(found.card).hash
-        kind = recipe_of(found.card).kind
-        material = kind.read_of(found.card, request._replace(inputs=inputs))
-        ask = partial(rival_checkpoint, found.card, found.tensors, material)
-    if own in (judged.model_id, *(other for _, other in judged.beside)):
+    of = _read(reading, name, interval_ms=judged.interval_ms, is_rival=True)
+    if of.model_id in (judged.model_id, *(other for _, other in judged.beside)):
         raise ConfigInvalid(f"--compare {name} is a model that is judged already; leave it out.")
-    require_interval(name, material, judged.interval_ms)
+    require_interval(name, of.data, judged.interval_ms)
     try:
-        every = [one.compared_with(name, ask(one)) for one in judged.every]
+        every = [
+            judgement.compared_with(name, rival_forecasts(of.model, of.data, judgement))
+            for judgement in judged.every
+        ]
     except (ConfigInvalid, DataInvalid) as error:
         raise ConfigInvalid(f"--compare {name}: {str(error).rstrip('.')}.") from None
-    opened = counted(every, folder, recipe, own)
+    opened = counted(every, of.folder, of.recipe, of.model_id)
     every = [
-        replace(one, openings=before.openings)
-        for one, before in zip(opened, judged.every, strict=True)
+        replace(judgement, openings=before.openings)
+        for judgement, before in zip(opened, judged.every, strict=True)
     ]
-    return judged._replace(every=every, beside=(*judged.beside, (name, own)))
-
-
-def _beside(
-    name: str, threads: int, vectors: SideFiles
-) -> tuple[Path, Checkpoint, SideInputs | None]:
-    """Return the compared model, with the covariates where it was trained with some."""
-    from tracepaper.storage.checkpoints import locate, read_card
-
-    if untrained := _untrained(name):
-        raise ConfigInvalid(f"--compare {name}: {untrained[0]}")
-    inputs = vectors.read() if _takes_files(read_card(locate(name))) else None
-    folder, found = _loaded(name, threads, inputs)
-    return folder, found, inputs
+    return judged._replace(every=every, beside=(*judged.beside, (name, of.model_id)))
 
 
 def _tell_untrained(said: Sequence[str], *, as_json: bool) -> None:

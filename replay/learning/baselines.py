@@ -30,6 +30,7 @@ from tracepaper.replay.learning.boosting import (
     import_lightgbm,
 )
 from tracepaper.replay.learning.fit import FitOptions, heads_fit
+from tracepaper.replay.learning.registry import registering
 from tracepaper.replay.learning.samples import Samples, predict
 from tracepaper.replay.learning.splits import Segment
 from tracepaper.replay.learning.statistics import VARIANCE_FLOOR
@@ -332,14 +333,12 @@ def baseline(
     One of both answers what ``Asked.of`` names.
     Raises ``ConfigInvalid`` for a name that is taken.
     """
-
-    def known(read: Read) -> Read:
-        if name in BASELINES:
-            raise ConfigInvalid(f"There is a baseline called {name} already.")
-        BASELINES[name] = Baseline(name, of, fit, read, needs_lightgbm, on_request)
-        return read
-
-    return known
+    return registering(
+        BASELINES,
+        "baseline",
+        name,
+        lambda read: Baseline(name, of, fit, read, needs_lightgbm, on_request),
+    )
 
 
 # --- of the mean

@@ -408,29 +408,21 @@ def experimental(card: Mapping[str, Any], *, of: str = "model") -> str:
     if main is None:
         return "its card has no figures on untouched time beside persistence"
     horizon, figures = main
-    model, steady = _own(figures, "qlike", of), _pair(figures, "qlike", STEADY)
-    if model is not None and steady is not None and model[0] + model[1] < steady[0]:
-        return ""
-    coined = [_pair(figures, "sign_accuracy", name) for name in COINS]
-    signs = [_own(figures, "sign_accuracy", of), *coined]
-    accuracy, *coins = (None if pair is None else pair[0] for pair in signs)
-    rivals = [coin for coin in coins if coin is not None]
-    if (
-        accuracy is not None
-        and signs[0] is not None
-        and rivals
-        and accuracy - signs[0][1] > max(rivals)
-    ):
-        return ""
     reasons = []
+    model, steady = (_pair(figures, "qlike", name) for name in (of, STEADY))
     if model is not None and steady is not None:
+        if model[0] + model[1] < steady[0]:
+            return ""
         reasons.append(
             f"QLIKE {model[0]:.4f} {plus_minus(model[1], '.4f')} beside {steady[0]:.4f} of {STEADY}"
         )
-    if signs[0] is not None and rivals:
-        share, error = signs[0]
+    signs = _pair(figures, "sign_accuracy", of)
+    coins = [pair[0] for name in COINS if (pair := _pair(figures, "sign_accuracy", name))]
+    if signs is not None and coins:
+        if signs[0] - signs[1] > max(coins):
+            return ""
         reasons.append(
-            f"{share:.1%} {plus_minus(error, '.1%')} of signs beside {max(rivals):.1%} by "
+            f"{signs[0]:.1%} {plus_minus(signs[1], '.1%')} of signs beside {max(coins):.1%} by "
             "persistence, its reverse or a coin"
         )
     if not reasons:
@@ -451,12 +443,6 @@ def _figures(card: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]] | None:
     name = wanted if wanted in by_horizon else by_horizon[len(by_horizon) // 2]
     section = figures[name]
     return (name, section) if isinstance(section, Mapping) else None
-
-
-def _own(figures: Mapping[str, Any], figure: str, of: str) -> tuple[float, float] | None:
-    """Return a figure of the judged model, which a card of a network alone calls ``network``."""
-    pair = _pair(figures, figure, of)
-    return _pair(figures, figure, "network") if pair is None and of == "model" else pair
 
 
 def _pair(figures: Mapping[str, Any], figure: str, name: str) -> tuple[float, float] | None:

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cache, cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from tracepaper.replay.archive import Candles, merge_candles, read_candles, slice_candles
 from tracepaper.replay.archive.candles import resample
 from tracepaper.replay.archive.sessions import common_sessions, counted_by, sessions_named
+from tracepaper.replay.learning import card as cards
 from tracepaper.replay.learning.array_cache import ArrayCache, ArraySpec, code_key
 from tracepaper.replay.learning.baselines import (
     Answer,
@@ -39,6 +40,7 @@ from tracepaper.replay.learning.samples import (
     NO_LABEL,
     Labels,
     Samples,
+    no_context,
     samples_in,
     targets,
     wanted_labels,
@@ -66,7 +68,14 @@ from tracepaper.strategies.features.rows import (
 )
 from tracepaper.strategies.months import MONTH_MS
 from tracepaper.strategies.types.market import Category
-from tracepaper.strategies.units import DAY_MS, INTERVALS, bars_in, interval_text, time_of
+from tracepaper.strategies.units import (
+    DAY_MS,
+    INTERVALS,
+    MINUTE_MS,
+    bars_in,
+    interval_text,
+    time_of,
+)
 
 if TYPE_CHECKING:
     from tracepaper.replay.learning.openings import NamedSpan
@@ -117,6 +126,8 @@ class Dataset:
     """What must be said of closes that are not used, a sentence each."""
     narrow: Dataset | None = None
     """The same bars by the features of one member of an ensemble, where the others have more."""
+    unit: ClassVar[str] = "rows of features"
+    """What a network sees, in words."""
 
     @classmethod
     def read(  # noqa: PLR0913 - how files are read
@@ -249,8 +260,8 @@ class Dataset:
 
     @property
     def panel_symbols(self) -> tuple[str, ...]:
-        """The symbols of the panels, in their order."""
-        return self.panels[0].symbols
+        """The symbols of the panels, in their order; none where there are no panels."""
+        return self.panels[0].symbols if self.panels else ()
 
     def folded(self, fold: Fold) -> Self:
         """Return the same by *fold*, whose baselines are fitted anew.
@@ -297,6 +308,61 @@ class Dataset:
     def compared(self, keys: NDArray[np.int64]) -> Self:
         """Return the same of the bars *keys* alone, with the baselines that need no fitting."""
         return replace(self, stored=unfitted(), only=keys)
+
+    @property
+    def torn(self) -> Sequence[str]:
+        """What is left out of files whose recorder was killed (D4)."""
+        return () if self.vectors is None else self.vectors.torn
+
+    @property
+    def words(self) -> Sequence[str]:
+        """The options that name what lies beside the candles."""
+        return () if self.vectors is None else self.vectors.words
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of the features."""
+        return self.schema.names
+
+    @property
+    def of_network(self) -> dict[str, Any]:
+        """What of a network's keys follows from the data."""
+        minutes = self.interval_ms // MINUTE_MS
+        return {"interval_minutes": minutes, "symbols": self.panel_symbols}
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What tells a fit from others: a kept state is taken up by one with the same alone."""
+        return {
+            "candles": [source.sha256 for source in self.sources],
+            "split": cards.parts_section(self.split),
+            "features": self.schema.schema_id,
+            **({} if self.vectors is None else {"vectors": self.vectors.sha256}),
+        }
+
+    @property
+    def card(self) -> dict[str, Any]:
+        """The sections of a card that say what was learnt from."""
+        interval = cards.interval_name(self.interval_ms)
+        return {
+            "features": cards.features_section(self.schema, self.vectors) | self.read_as,
+            "market": cards.market_section(interval, self.sources, self.times),
+            "split": cards.split_section(self.split),
+            "data": cards.data_section(self.sources),
+        }
+
+    def bars(self, part: Part) -> int:
+        """Return how many labelled bars *part* has."""
+        return sum(int(of.weights.any(axis=1).sum()) for of in self.samples(part))
+
+    def require(self, config: Any) -> None:  # noqa: ANN401 - of any network
+        """Raise ``ConfigInvalid`` where no answer of that network can be calibrated, or judged."""
+        from tracepaper.replay.learning.panel import labelled_closes
+
+        field = config.receptive_field
+        for part in (Part.CALIBRATION, Part.TEST) if self.fold is None else ():
+            if not any(len(closes.whole_rows(field)) for closes in labelled_closes(self, part)):
+                raise no_context(part, field)
 
     @property
     def embargo_ms(self) -> int:

@@ -37,6 +37,7 @@ from tracepaper.replay.learning.losses import (
     constants,
     elementwise,
     head_scores,
+    titles,
     traced,
     trained_confidence,
 )
@@ -180,6 +181,8 @@ class Objective(ABC, Generic[AnyBatch]):
 
     network: Any
     """What learns: a module of the objective's own type."""
+    titles: str
+    """What it is trained by, as a card names it."""
 
     @abstractmethod
     def batches(self, done: int) -> Iterator[AnyBatch]:
@@ -282,7 +285,7 @@ class Fit:
         self.network: nn.Module = objective.network
         self.progress = Progress(steps=policy.steps)
         self.best: dict[str, Tensor] = {}
-        self._objective = objective
+        self.objective = objective
         self._policy = policy
         self._optimiser = torch.optim.AdamW([dict(group) for group in policy.groups])
         self._random: dict[str, Tensor] = {}
@@ -299,7 +302,7 @@ class Fit:
         """
         progress, policy = self.progress, self._policy
         self._draw_on()
-        batches = self._objective.batches(progress.step * policy.accumulate)
+        batches = self.objective.batches(progress.step * policy.accumulate)
         while progress.step < policy.steps and not self.finished():
             loss = self._step(batches)
             if not math.isfinite(loss):
@@ -347,7 +350,7 @@ class Fit:
         self._optimiser.zero_grad(set_to_none=True)
         total, bars = 0.0, 0
         for _ in range(policy.accumulate):
-            loss, count = self._objective.gradient(next(batches))
+            loss, count = self.objective.gradient(next(batches))
             total, bars = total + loss, bars + count
         self._flow.add()
         norm = nn.utils.clip_grad_norm_(self.network.parameters(), policy.clip)
@@ -363,7 +366,7 @@ class Fit:
         """Score what is judged; keep its weights where they are the best."""
         averaged, progress = self._policy.averaged, self.progress
         judged = self.network if averaged is None else averaged.module
-        score = self._objective.validate(judged, progress)
+        score = self.objective.validate(judged, progress)
         # Made anew, for a state that was read has its parts in another order.
         progress.gradients = {
             part: [*progress.gradients.get(part, []), list(norms)]
@@ -380,7 +383,7 @@ class Fit:
 
     def finished(self) -> bool:
         """Return whether it has waited long enough for a better score."""
-        return self._objective.finished() or self._waited >= self._policy.patience
+        return self.objective.finished() or self._waited >= self._policy.patience
 
     def save(self) -> None:
         """Write the whole state into the folder, where there is one."""
@@ -394,7 +397,7 @@ class Fit:
         device = device_of(self.network)
         if device.type == "cuda":
             random["cuda"] = torch.cuda.get_rng_state(device)
-        learnt, values = self._objective.state()
+        learnt, values = self.objective.state()
         tensors = {
             **under("network", self.network.state_dict()),
             **under("best", self.best),
@@ -436,7 +439,7 @@ class Fit:
             moments.setdefault(int(at), {})[kind] = tensor
         groups = self._optimiser.state_dict()["param_groups"]
         self._optimiser.load_state_dict({"state": moments, "param_groups": groups})
-        self._objective.restore(stripped("weights", tensors), facts)
+        self.objective.restore(stripped("weights", tensors), facts)
         self._random = stripped("random", tensors)
         return True
 
@@ -476,6 +479,7 @@ class HeadLosses(Objective[Batch]):
         if options.entropy_weight:
             traced(network)
         self.network: Network = network
+        self.titles = titles(network.given_heads)
         self._options = options
         self._validation = validation
         self._levels = levels
@@ -546,19 +550,18 @@ class HeadLosses(Objective[Batch]):
         Beside them the correlation of confidence with loss, zero where it has no weight. Weights
         and losses are float32.
         """
-        device, reads = self._device, None
-        weights = batch.weights.to(device)
-        with torch.autocast(device.type, torch.bfloat16, enabled=self._is_half):
-            rows, positions = batch.values.to(device), batch.positions.to(device)
+        batch, reads = batch.to(self._device), None
+        weights = batch.weights
+        with torch.autocast(self._device.type, torch.bfloat16, enabled=self._is_half):
             if self._options.entropy_weight:
-                trace = traced(self.network).trace(rows, positions)
+                trace = traced(self.network).trace(batch.values, batch.positions)
                 outputs, reads = trace.outputs, trace.reads
             else:
-                outputs = self.network(rows, positions)
+                outputs = self.network(batch.values, batch.positions)
         outputs = outputs.map(lambda part: part[:, -weights.shape[1] :])  # a window's last bar
         each = elementwise(
             outputs.map(Tensor.float),
-            {name: label.to(device) for name, label in batch.labels.items()},
+            batch.labels,
             weights > 0,
             self._levels,
         )

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, Self, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Final, NamedTuple, Protocol, Self, TypeVar
 
 from torch import Tensor
 
@@ -19,8 +19,22 @@ from tracepaper.replay.learning.array_cache import ArrayCache
 from tracepaper.replay.learning.baselines import save_judged, stored_baselines
 from tracepaper.replay.learning.dataset import Dataset, intervals_of
 from tracepaper.replay.learning.fit import Fit, Observe
-from tracepaper.replay.learning.judge.metrics import TAILS, tail_factors
-from tracepaper.replay.learning.recipe import Kind, Recipe, kind_of, recipe_of
+from tracepaper.replay.learning.judge.forecasts import OF_MODEL, Forecasts
+from tracepaper.replay.learning.judge.gates import (
+    Judgement,
+    explained_rows,
+    gates_section,
+    judged_gates,
+    selective_of,
+)
+from tracepaper.replay.learning.judge.heads import (
+    correlation_figures,
+    correlation_sentences,
+    correlations_of,
+)
+from tracepaper.replay.learning.judge.metrics import TAILS, figures, paired_figures, tail_factors
+from tracepaper.replay.learning.panel import labelled_closes
+from tracepaper.replay.learning.recipe import Recipe, kind_of, recipe_of
 from tracepaper.replay.learning.side_inputs import OtherInputs, SideInputs, inputs_of
 from tracepaper.replay.learning.splits import IN_MEMORY, Part, split_by, split_of
 from tracepaper.storage.checkpoints import Checkpoint
@@ -30,12 +44,12 @@ from tracepaper.strategies.other_symbol import OTHER
 
 if TYPE_CHECKING:
     from tracepaper.replay.learning.inspection.model import Mix
-    from tracepaper.replay.learning.judge.forecasts import Forecasts
-    from tracepaper.replay.learning.judge.gates import Judgement
+    from tracepaper.strategies.api.strategy import Forecaster
     from tracepaper.strategies.forecasters.tabular import TrainedRows
-    from tracepaper.strategies.networks.architecture import Network
 
 
+EXPLAINED_BARS: Final = 120_000
+"""Bars of calibration and test to explain."""
 Say = Callable[[str], None]
 U = TypeVar("U")
 R = TypeVar("R")
@@ -110,55 +124,23 @@ class DataRequest(NamedTuple):
 class FittedModel(ABC):
     """What was fitted; each step returns it with more of its card: calibrated, then evaluated.
 
-    *data* are what its kind reads: a ``Dataset``, or a ``BookDataset``.
+    *data* are what its kind reads: a ``Dataset``, or a ``BookDataset``, whose model says of each
+    step what it does instead.
     """
 
     card: Mapping[str, Any]  # complete once it is evaluated
     tensors: Mapping[str, Tensor]
     stopped: str = ""  # why the fit ended before its time; else empty
+    called: ClassVar[str] = OF_MODEL
+    """What its figures call it."""
+    members: ClassVar[tuple[str, ...]] = ()
+    """Of the forecasters in its tables those that it is made of."""
+    shows_gates: ClassVar[bool] = True
+    """Whether rules of trading by its gates are shown."""
 
     def with_card(self, **sections: Any) -> Self:  # noqa: ANN401 - sections of a card
         """Return it with these *sections* on its card."""
         return type(self)({**self.card, **sections}, self.tensors, self.stopped)
-
-    @abstractmethod
-    def calibrated(self, data: Any, *, bars: int | None = None) -> Self:  # noqa: ANN401
-        """Return it with what the calibration slice says; *bars* of it are explained."""
-
-    @abstractmethod
-    def evaluated(self, data: Any, *, bars: int | None = None) -> Self:  # noqa: ANN401
-        """Return it with its figures on untouched time and the sentences that follow."""
-
-    @abstractmethod
-    def save(self, folder: Path, data: Any) -> Checkpoint:  # noqa: ANN401
-        """Write the checkpoint into *folder*; return it."""
-
-    def for_fold(self, data: Any) -> Self:  # noqa: ANN401
-        """Return it with what its answers need beside its weights: by default nothing."""
-        del data
-        return self
-
-    @abstractmethod
-    def answers(self, data: Any, part: Part) -> Forecasts:  # noqa: ANN401
-        """Return its forecasts of *part*, beside every baseline."""
-
-    def held(self, data: Any) -> Forecasts | None:  # noqa: ANN401
-        """Return what weights made of the test part: its own and every rule's; None without any."""
-        del data
-        return None
-
-    @abstractmethod
-    def judge(self, data: Any, *, bars: int | None = None) -> Judgement:  # noqa: ANN401
-        """Return its forecasts of the test part and figures; *bars* are explained for gates."""
-
-    def tails(self, data: Any) -> dict[str, Any]:  # noqa: ANN401
-        """Return ``[calibration.tails]``; empty of a model that forecasts no distribution."""
-        del data
-        return {}
-
-
-class CandleModel(FittedModel):
-    """What fitted models of candles share: evaluation by ``judge``, and the stored baselines."""
 
     @property
     def horizon(self) -> int:
@@ -166,7 +148,7 @@ class CandleModel(FittedModel):
         return int(self.card["calibration"]["horizon"])
 
     @cached_property
-    def network(self) -> Network | None:
+    def network(self) -> Any:  # noqa: ANN401 - of its kind
         """The network of bars that can be examined; None where there is none."""
         return None
 
@@ -180,102 +162,159 @@ class CandleModel(FittedModel):
         """How both make one forecast; None where only one is there."""
         return None
 
-    @abstractmethod
-    def scaled(self, data: Dataset) -> Self:
-        """Return it with the scales of its forecasts, fitted on the calibration slice."""
+    # --- what a kind says
 
-    def calibrated_forecasts(self, data: Dataset, part: Part) -> Forecasts:
+    @abstractmethod
+    def answers(self, data: Any, part: Part) -> Forecasts:  # noqa: ANN401
+        """Return its forecasts of *part*, beside every baseline."""
+
+    def calibrated_forecasts(self, data: Any, part: Part) -> Forecasts:  # noqa: ANN401
         """Forecast *part* by the scales of the calibration slice: by default as ``answers``."""
         return self.answers(data, part)
 
-    def tails(self, data: Dataset) -> dict[str, Any]:
-        """Return ``[calibration.tails]``: the card's, or that of the slice where it is at hand."""
+    def scaled(self, data: Any) -> Self:  # noqa: ANN401
+        """Return it with the scales of its forecasts, fitted on the calibration slice."""
+        del data
+        return self
+
+    def for_fold(self, data: Any) -> Self:  # noqa: ANN401
+        """Return it with what its answers need beside its weights: by default nothing."""
+        del data
+        return self
+
+    def forecaster(self, data: Any) -> Forecaster | None:  # noqa: ANN401
+        """Return the forecaster of a run over *data*; None where nothing of it is explained."""
+        del data
+        return None
+
+    @property
+    def usually_explained(self) -> int:
+        """How many bars are explained where no number is asked for: as many as in minutes."""
+        return EXPLAINED_BARS
+
+    def explained(self, data: Any, part: Part, bars: int | None) -> Forecasts | None:  # noqa: ANN401
+        """Return what a run says at up to so many *bars* of *part*, as ``explained_rows``.
+
+        None where nothing is explained.
+        """
+        if (forecaster := self.forecaster(data)) is None:
+            return None
+        horizon = self.horizon
+        return explained_rows(
+            forecaster,
+            [closes.samples for closes in labelled_closes(data, part)],
+            horizon=horizon,
+            slope=self.card["calibration"]["slope"][str(horizon)],
+            bars=bars or self.usually_explained,
+        )
+
+    def held(self, data: Any) -> Forecasts | None:  # noqa: ANN401
+        """Return what weights made of the test part: its own and every rule's; None without any."""
+        del data
+        return None
+
+    def pairs(self, data: Any) -> Forecasts | None:  # noqa: ANN401
+        """Return the correlations of the test part's symbols beside others; None without any."""
+        return correlations_of(data, Part.TEST, self.card["calibration"].get("correlation", {}))
+
+    def findings(self, results: dict[str, Any], judgement: Judgement) -> list[str]:
+        """Return the sentences that follow from the figures *results*; add those of its kind.
+
+        *judgement* has the forecasts, the figures of gates, and what weights made.
+        """
+        gates = judgement.figures
+        return cards.sentences(results, gates, horizon=self.horizon, name=self.called)
+
+    # --- what follows
+
+    def calibrated(self, data: Any, *, bars: int | None = None) -> Self:  # noqa: ANN401
+        """Return it with what the calibration slice says; *bars* of it are explained."""
+        model = self.scaled(data)
+        explained = model.explained(data, Part.CALIBRATION, bars)
+        if explained is None:
+            return model
+        return model.with_card(calibration=gates_section(explained, model.card["calibration"]))
+
+    def judge(self, data: Any, *, bars: int | None = None) -> Judgement:  # noqa: ANN401
+        """Return its forecasts of the test part and figures; *bars* are explained for gates."""
+        section, horizon = self.card["calibration"], self.horizon
+        table = self.calibrated_forecasts(data, Part.TEST)
+        explained = self.explained(data, Part.TEST, bars)
+        if explained is None:
+            judged = Judgement(table, {"selective": selective_of(table.at(horizon))}, [])
+        else:
+            judged = judged_gates(table, explained, section, data.split.second_span_ms)
+            if not self.shows_gates:
+                judged = judged._replace(forecasts=table, explained=None, rules={})
+        judged = judged._replace(held=self.held(data), pairs=self.pairs(data))
+        results = figures(table, self.called) | paired_figures(table, leave=self.members)
+        results["gates"] = judged.figures
+        sentences = self.findings(results, judged)
+        if judged.pairs is not None:
+            results["correlation"] = correlation_figures(judged.pairs)
+            sentences += correlation_sentences(judged.pairs, horizon=horizon)
+        return judged._replace(figures=results, sentences=[*sentences, *judged.sentences])
+
+    def tails(self, data: Any) -> dict[str, Any]:  # noqa: ANN401
+        """Return ``[calibration.tails]``: the card's, or that of the slice where it is at hand.
+
+        Empty of a model that forecasts no distribution.
+        """
         if TAILS in self.card["calibration"]:
             return dict(self.card["calibration"][TAILS])
         if not data.has(Part.CALIBRATION):
             return {}
         return tail_factors(self.calibrated_forecasts(data, Part.CALIBRATION))
 
-    def evaluated(self, data: Dataset, *, bars: int | None = None) -> Self:
+    def evaluated(self, data: Any, *, bars: int | None = None) -> Self:  # noqa: ANN401
         """Return it with the figures of the test part and the sentences that follow from them.
 
         Of too few order books there is neither, and the card says why.
         """
+        stopped = [self.stopped] if self.stopped else []
         if untrained := data.untrained():
-            return self.with_card(
-                model={**self.card["model"], "trained": False},
-                honesty={"sentences": [*untrained, *([self.stopped] if self.stopped else [])]},
-                figures={},
-            )
+            model = {**self.card["model"], "trained": False}
+            honesty = {"sentences": [*untrained, *stopped]}
+            return self.with_card(model=model, honesty=honesty)
         judgement = self.judge(data, bars=bars)
         return self.with_card(
             calibration=judgement.calibration or self.card["calibration"],
-            honesty={
-                "sentences": [*judgement.sentences, *([self.stopped] if self.stopped else [])]
-            },
+            honesty={"sentences": [*judgement.sentences, *stopped]},
             figures=judgement.figures,
         )
 
-    def save(self, folder: Path, data: Dataset) -> Checkpoint:
-        """Write the checkpoint, with the baselines that its figures stand beside."""
+    def save(self, folder: Path, data: Any) -> Checkpoint:  # noqa: ANN401
+        """Write the checkpoint, with the baselines that its figures stand beside; return it."""
         return save_judged(folder, self.tensors, self.card, data.fitted)
 
 
-def candle_kind(card: Mapping[str, Any]) -> Kind:
-    """Return the kind of a card; raise ``ConfigInvalid`` unless it is of models of candles."""
+def candle_model(card: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> FittedModel:
+    """Return the model of candles that a checkpoint holds; raise ``ConfigInvalid`` for another."""
     kind = kind_of(card)
     if kind.model.source == DataSource.ORDER_BOOKS:
         raise ConfigInvalid(
             f"A model of the kind {kind.name} reads {kind.model.source}, not candles; name another."
         )
-    return kind
+    return kind.load(card, tensors)
 
 
-def candle_model(card: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> CandleModel:
-    """Return the model of candles that a checkpoint holds."""
-    model = candle_kind(card).load(card, tensors)
-    assert isinstance(model, CandleModel)
-    return model
-
-
-def candle_card(
-    data: Dataset,
+def card_of(
+    data: Any,  # noqa: ANN401 - what the recipe's kind reads
     recipe: Recipe,
     run: FitRun,
     *,
     architecture: Mapping[str, Any],
     training: Mapping[str, Any],
-    calibration: Mapping[str, Any],
+    calibration: Mapping[str, Any] = {},
 ) -> dict[str, Any]:
-    """Return the card of a model of candles that is not calibrated yet."""
+    """Return the card of a model that is not calibrated yet."""
     return {
         "model": cards.model_section(recipe.kind.name, run.name, run.created_ms),
         "architecture": architecture,
-        "features": cards.features_section(data.schema, data.vectors) | data.read_as,
-        "market": cards.market_section(
-            cards.interval_name(data.interval_ms), data.sources, data.times
-        ),
+        **data.card,
         "training": training,
-        "calibration": {**calibration, "horizon": recipe.horizon},
-        "split": cards.split_section(data.split),
-        "data": cards.data_section(data.sources),
+        "calibration": {**calibration, **({"horizon": recipe.horizon} if recipe.horizon else {})},
         "versions": cards.versions_section(),
-    }
-
-
-def fit_facts(
-    data: Dataset, schema_id: str, kind: str, architecture: Mapping[str, Any]
-) -> dict[str, Any]:
-    """Return the network, the candles and the split of a fit, which tell it from others.
-
-    A kept state of a fit is taken up by one with the same facts alone.
-    """
-    return {
-        "network": {"kind": kind, **architecture},
-        "candles": [source.sha256 for source in data.sources],
-        "split": cards.parts_section(data.split),
-        "features": schema_id,
-        **({} if data.vectors is None else {"vectors": data.vectors.sha256}),
     }
 
 

@@ -20,6 +20,7 @@ from scipy import stats
 from torch import Tensor, nn
 from torch.nn import functional
 
+from tracepaper.replay.learning.registry import registering
 from tracepaper.replay.learning.samples import LABELS, NO_LABEL, Fields, Samples, predict, thinned
 from tracepaper.replay.learning.statistics import VARIANCE_FLOOR
 from tracepaper.replay.report.metrics import mean_error
@@ -78,26 +79,12 @@ ADDED: Final[dict[str, AddedLoss]] = {}
 
 def loss(name: str, title: str, *, is_price: bool) -> Callable[[Elementwise], Elementwise]:
     """Register a loss; raise ``ConfigInvalid`` for a name that is taken."""
-
-    def known(of: Elementwise) -> Elementwise:
-        if name in LOSSES:
-            raise ConfigInvalid(f"There is a loss called {name} already.")
-        LOSSES[name] = Loss(name, title, of, is_price)
-        return of
-
-    return known
+    return registering(LOSSES, "loss", name, lambda of: Loss(name, title, of, is_price))
 
 
 def added(head: str, title: str, *, to: str) -> Callable[[OfHead], OfHead]:
     """Register the loss of a head; raise ``ConfigInvalid`` for a head that has one."""
-
-    def known(of: OfHead) -> OfHead:
-        if head in ADDED:
-            raise ConfigInvalid(f"The head {head} has a loss already.")
-        ADDED[head] = AddedLoss(title, to, of)
-        return of
-
-    return known
+    return registering(ADDED, "loss of a head", head, lambda of: AddedLoss(title, to, of))
 
 
 def student_t_nll(value: Tensor, mean: Tensor, log_scale: Tensor, dof: Tensor) -> Tensor:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Final
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 import numpy as np
 
@@ -16,7 +16,7 @@ from tracepaper.replay.archive.columns import instant
 from tracepaper.replay.archive.order_book import DepthHeader, read_depth
 from tracepaper.replay.learning.splits import Fold, Part, Span
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
-from tracepaper.strategies.order_book import Books, Integers
+from tracepaper.strategies.order_book import COLUMNS, Books, Integers
 from tracepaper.strategies.units import DAY_MS, MINUTE_MS, iso
 
 if TYPE_CHECKING:
@@ -32,6 +32,12 @@ SHARES: Final = (0.7, 0.8)
 """Of all books: where training and validation end; the rest stays untouched for the figures."""
 
 
+SCHEMA: Final = "book-1"
+"""Of the columns of a token (``strategies/order_book.py``)."""
+FEATURES: Final = {"schema_id": SCHEMA, "columns": list(COLUMNS), "lookback": 1}
+"""``[features]`` of a card, which no recipe chooses."""
+
+
 @dataclass(frozen=True)
 class BookSource:
     """A file as the card names it."""
@@ -42,6 +48,8 @@ class BookSource:
     books: int
     from_ms: int
     until_ms: int
+    symbol: ClassVar[str] = ""  # the file names it
+    columns: ClassVar[tuple[str, ...]] = ()
 
 
 @dataclass(frozen=True)
@@ -50,7 +58,7 @@ class BookDataset:
 
     header: DepthHeader
     stretches: tuple[Books, ...]
-    files: tuple[BookSource, ...]
+    sources: tuple[BookSource, ...]
     torn: tuple[str, ...] = ()
     """What is left out of files whose recorder was killed (D4)."""
     parts: Fold | None = None
@@ -60,6 +68,10 @@ class BookDataset:
     fold: Fold | None = None
     """Of several that are fitted anew, the one that stands in ``parts``."""
     notes: ClassVar[tuple[str, ...]] = ()
+    words: ClassVar[tuple[str, ...]] = ()
+    names: ClassVar[tuple[str, ...]] = ()
+    panel_symbols: ClassVar[tuple[str, ...]] = ()
+    unit: ClassVar[str] = "books"
 
     @classmethod
     def read(cls, paths: Sequence[str | Path]) -> BookDataset:
@@ -107,7 +119,69 @@ class BookDataset:
 
     def untrained(self) -> list[str]:
         """Return why nothing can be said of what is learnt from it; empty where it can."""
-        return untrained_by(self.recorded_ms, {file.source for file in self.files})
+        return untrained_by(self.recorded_ms, {file.source for file in self.sources})
+
+    @property
+    def of_network(self) -> dict[str, Any]:
+        """What of a network's keys follows from the data: levels, as many as the files hold.
+
+        A recipe that is fitted anew keeps its own.
+        """
+        return {} if self.parts is not None else {"levels": self.header.levels}
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What tells a fit from others: a kept state is taken up by one with the same alone."""
+        return {"books": [file.sha256 for file in self.sources]}
+
+    @property
+    def card(self) -> dict[str, Any]:
+        """The sections of a card that say what was learnt from."""
+        header, files = self.header, map(asdict, self.sources)
+        category, _, symbol = header.instrument.partition(":")
+        return {
+            "features": FEATURES,
+            "market": {
+                "symbols": [symbol],
+                "category": category,
+                "interval": f"{header.every_ms} ms",
+                "every_ms": header.every_ms,
+                "price_decimals": header.price_decimals,
+                "quantity_decimals": header.quantity_decimals,
+            },
+            "data": {
+                "recorded_ms": self.recorded_ms,
+                "stretches": len(self.stretches),
+                "files": [
+                    {key: file[key] for key in ("name", "sha256", "source", "books")}
+                    | {"from": iso(file["from_ms"]), "until": iso(file["until_ms"])}
+                    for file in files
+                ],
+            },
+        }
+
+    def bars(self, part: Part) -> int:
+        """Return how many books *part* has."""
+        return sum(map(len, self.books(part)))
+
+    def suits(self, config: Any) -> None:  # noqa: ANN401 - of a network of books
+        """Raise ``ConfigInvalid`` where books are too shallow for that network."""
+        if config.levels > self.header.levels:
+            raise ConfigInvalid(
+                f"architecture.levels is {config.levels}, and the files hold {self.header.levels}; "
+                "give as many at most."
+            )
+
+    def require(self, config: Any) -> None:  # noqa: ANN401 - of a network of books
+        """Raise as ``suits``, and ``DataInvalid`` where no book to learn from knows a horizon."""
+        self.suits(config)
+        longest = max(map(len, self.books(Part.TRAIN)), default=0)
+        if longest <= config.horizons[-1]:
+            raise DataInvalid(
+                f"{self.sources[0].name} holds {longest} books in a row to learn from, and the "
+                f"horizon of {config.horizons[-1]} needs more; record longer, ask for fewer folds, "
+                "or give shorter horizons."
+            )
 
     def untouched(self) -> tuple[tuple[str, ...], int, int] | None:
         """Return its symbol, and from and until when its last part is; None where untrained."""

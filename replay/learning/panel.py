@@ -25,12 +25,15 @@ from tracepaper.replay.learning.dataset import Dataset
 from tracepaper.replay.learning.samples import (
     LABELS,
     RETURN_LIMIT,
+    Batch,
     Fields,
     Samples,
     fields_of,
     first_position,
     joined,
+    passes,
     samples_in,
+    windowed_rows,
 )
 from tracepaper.replay.learning.splits import Part, Segment, Split
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
@@ -40,7 +43,7 @@ from tracepaper.strategies.networks.cross_asset import JOINT, CrossAssetNetwork,
 Ids = NDArray[np.int64]
 Rows = NDArray[np.float32]
 
-_ROWS_AT_ONCE: Final = 2_048
+_AT_ONCE: Final = 2_048
 """Bars that are answered in one pass; bounds memory."""
 LEAST: Final = 2
 """Symbols of a network over several."""
@@ -149,11 +152,14 @@ def correlated(sums: Mapping[tuple[int, int], Array]) -> Array:
 
 
 class LabelledPanel(NamedTuple):
-    """One panel's samples of a part, one a symbol, and its relative returns."""
+    """One panel's samples of a part, one a symbol; one symbol's bars are a panel of one."""
 
-    panel: Panel
     samples: tuple[Samples, ...]
-    relative: Rows  # [asset, time, horizon]
+
+    @property
+    def panel(self) -> Panel:
+        """The bars."""
+        return Panel(tuple(samples.segment for samples in self.samples))
 
     @property
     def rows(self) -> Ids:
@@ -166,8 +172,7 @@ class LabelledPanel(NamedTuple):
 
     def whole_rows(self, field: int) -> Ids:
         """Return the labelled bars with *field* bars up to them, themselves one."""
-        rows: Ids = self.rows
-        return rows[rows >= self.panel.first + field - 1]
+        return windowed_rows(self.samples[0], field)
 
 
 def close_by_close(data: Dataset, split: Callable[[Sequence[Segment]], Split]) -> Dataset:
@@ -213,14 +218,17 @@ def close_by_close(data: Dataset, split: Callable[[Sequence[Segment]], Split]) -
 def labelled_closes(data: Dataset, part: Part) -> list[LabelledPanel]:
     """Return the panels' samples of *part*; raise ``DataInvalid`` where it, or a horizon, has none.
 
-    Where *data* are some bars ``only``, the labels of the others stay.
+    Without panels each segment is one. Where *data* are some bars ``only``, the labels of the
+    others stay in a panel of several.
     """
+    if not data.panels:
+        return [LabelledPanel((samples,)) for samples in data.samples(part)]
     closes = []
     panels: Any = data.panels  # Pyright follows this module by two names
     for panel in panels:
         samples = samples_in(panel.segments, data.horizons, data.parts, part)
         if len(samples) == len(panel.segments):
-            closes.append(LabelledPanel(panel, tuple(samples), panel.relative(data.horizons)))
+            closes.append(LabelledPanel(tuple(samples)))
     if not closes:
         raise DataInvalid(f"The {part.value} part holds no labelled close; move the dates.")
     data.require_every_horizon(part, [labelled.samples[0] for labelled in closes])
@@ -301,8 +309,17 @@ def predicted(network: CrossAssetNetwork, panel: Panel, rows: Ids) -> PanelField
     if not len(rows):
         raise DataInvalid("There is no close to forecast; give longer candles.")
     network.eval()
+    field, assets = network.config.receptive_field, network.config.places(panel.symbols)
+    is_joint = network.config.attention == JOINT
+    parts: list[CrossOutputs] = []
     with torch.inference_mode():
-        parts = list(_outputs(network, panel, rows))
+        for chosen, start, stop in passes(rows, panel.first, field, 1 if is_joint else _AT_ONCE):
+            x = torch.from_numpy(panel.rows(start, stop))[None]
+            outputs: CrossOutputs = network(x, assets, panel.positions(start, stop))
+            at = torch.from_numpy(chosen - start)
+            if not is_joint:  # which answers its last bar alone
+                outputs = outputs.map(partial(torch.index_select, dim=2, index=at))
+            parts.append(outputs)
     heads = {}
     for name in ("relative", "allocation", "loadings"):
         of = [given[0] for part in parts if (given := getattr(part, name)) is not None]
@@ -318,83 +335,36 @@ def predicted(network: CrossAssetNetwork, panel: Panel, rows: Ids) -> PanelField
     return PanelFields(rows, each, heads)
 
 
-def _outputs(network: CrossAssetNetwork, panel: Panel, rows: Ids) -> Iterator[CrossOutputs]:
-    """Yield the answers at *rows*: of one pass over many bars, or of each row's own window."""
-    field = network.config.receptive_field
-    assets = network.config.places(panel.symbols)
-    at_once = 1 if network.config.attention == JOINT else _ROWS_AT_ONCE
-    for first in range(int(rows[0]), int(rows[-1]) + 1, at_once):
-        chosen = rows[(rows >= first) & (rows < first + at_once)]
-        if not len(chosen):
-            continue
-        start, stop = max(first - field + 1, panel.first), int(chosen[-1]) + 1
-        x = torch.from_numpy(panel.rows(start, stop))[None]
-        outputs: CrossOutputs = network(x, assets, panel.positions(start, stop))
-        if at_once > 1:
-            at = torch.from_numpy(chosen - start)
-            outputs = outputs.map(partial(torch.index_select, dim=2, index=at))
-        yield outputs
-
-
 # ---------------------------------------------------------------- batches
 
 
-class PanelBatch(NamedTuple):
-    """Chunks of one length: tensors with a leading [batch, asset], labels of the last bars."""
-
-    values: Tensor  # [batch, asset, time, feature]
-    positions: Tensor  # int64 [time], those of the first chunk: differences alone matter
-    labels: dict[str, Tensor]  # [batch, asset, row, horizon]
-    weights: Tensor  # [batch, row, horizon]
-    across: dict[str, Tensor]
-    """Of all assets together: relative [batch, asset, row, horizon]; decided, int64
-    [batch, decision], the rows whose weights are held until the next; gains
-    [batch, asset, decision], simple returns while they are held; of a network that learns them
-    correlations [batch, pair, row, horizon], NaN where none is known."""
-
-    def to(self, device: torch.device) -> PanelBatch:
-        """Return the batch on *device*."""
-        moved = [
-            {name: each.to(device) for name, each in part.items()}
-            if isinstance(part, dict)
-            else part.to(device)
-            for part in self
-        ]
-        return PanelBatch(*moved)  # type: ignore[arg-type]
-
-
-_ROW_AXES: Final = {"relative": 2, "correlations": 2, "decided": 1, "gains": 2}
-"""The axis of rows or decisions of what a batch holds of all assets together."""
-
-
-class PanelChunks:
-    """Batches of chunks drawn at random from the labelled bars of a part, by a seed.
+class PanelBatches:
+    """Batches of chunks of the labelled bars of a part, drawn at random by a seed, or spread.
 
     Of a network that answers every row a chunk is *length* bars, each of which is a sample; of
-    joint attention a window for each decision, as many as *length* bars hold.
+    joint attention a window for each decision, as many as *length* bars hold. The labels of a batch
+    are [batch, asset, row, horizon] and its weights [batch, row, horizon]. ``across`` is of all
+    assets together: relative [batch, asset, row, horizon]; decided, int64 [batch, decision], the
+    rows whose weights are held until the next; gains [batch, asset, decision], simple returns while
+    they are held; of a network that learns them correlations [batch, pair, row, horizon], NaN where
+    none is known.
     """
 
     def __init__(
         self, part: Sequence[LabelledPanel], network: CrossAssetNetwork, *, length: int, batch: int
     ) -> None:
-        config = network.config
-        self._config = config
+        config = self._config = network.config
         self._joint = config.attention == JOINT
         self._batch = batch
-        self._correlations = (
-            {id(labelled): labelled.panel.correlations(config.horizons) for labelled in part}
-            if config.factors
-            else {}
-        )
         spans = [labelled.span(config.receptive_field) for labelled in part]
         lengths = [stop - first for first, stop in spans]
         self._length = min(length, max(lengths))
         self._part = [
-            (labelled, *span)
+            (labelled, self._ahead(labelled.panel), *span)
             for labelled, span, count in zip(part, spans, lengths, strict=True)
             if count >= self._length
         ]
-        weights = np.array([stop - first - self._length + 1 for _, first, stop in self._part])
+        weights = np.array([stop - first - self._length + 1 for *_, first, stop in self._part])
         self._shares = weights / weights.sum()
         least = config.every + (config.window if self._joint else 0)
         if self._length < least + config.every:
@@ -404,90 +374,74 @@ class PanelChunks:
                 f"{least + config.every:,}; give longer candles, or lower every."
             )
 
-    def drawn(self, generator: np.random.Generator) -> PanelBatch:
-        """Return the next batch that *generator* draws."""
-        chosen, first, stop = self._part[int(generator.choice(len(self._part), p=self._shares))]
-        starts = generator.integers(first, stop - self._length + 1, self._batch)
-        return self._joined([self._chunk(chosen, int(start)) for start in starts])
+    def _ahead(self, panel: Panel) -> dict[str, NDArray[Any]]:
+        """Return what is known of all bars of *panel*: [asset or pair, time, horizon]."""
+        horizons = self._config.horizons
+        ahead: dict[str, NDArray[Any]] = {"relative": np.nan_to_num(panel.relative(horizons))}
+        if self._config.factors:
+            ahead["correlations"] = panel.correlations(horizons)
+        return ahead
 
-    def spread(self, count: int) -> Iterator[PanelBatch]:
+    def drawn(self, generator: np.random.Generator) -> Batch:
+        """Return the next batch that *generator* draws."""
+        place = int(generator.choice(len(self._part), p=self._shares))
+        *_, first, stop = self._part[place]
+        starts = generator.integers(first, stop - self._length + 1, self._batch)
+        return self._joined(place, starts)
+
+    def spread(self, count: int) -> Iterator[Batch]:
         """Yield *count* batches, their chunks evenly spread over the part."""
         for number in range(count):
-            chosen, first, stop = self._part[number % len(self._part)]
+            place = number % len(self._part)
+            *_, first, stop = self._part[place]
             wide = stop - self._length - first
-            starts = first + wide * (number * self._batch + np.arange(self._batch)) // max(
-                count * self._batch - 1, 1
-            )
-            yield self._joined([self._chunk(chosen, int(start)) for start in starts])
+            last = max(count * self._batch - 1, 1)
+            numbers = number * self._batch + np.arange(self._batch)
+            yield self._joined(place, first + wide * numbers // last)
 
-    def _chunk(self, chosen: LabelledPanel, start: int) -> PanelBatch:
-        """Return one chunk of *chosen*, as a batch of one."""
-        config, panel, samples = self._config, chosen.panel, chosen.samples
-        window, stop = config.window, start + self._length
-        decided = np.arange(start + window - 1 if self._joint else start, stop)
-        decided = panel.decisions(decided, config.every)
-        gains = np.expm1(panel.moves(config.every)[:, decided])
+    def _joined(self, place: int, starts: Ids) -> Batch:
+        """Return the chunks of a panel at *starts*, with as many decisions as the shortest has."""
+        config, joint = self._config, self._joint
+        labelled, ahead, *_ = self._part[place]
+        panel, samples, weights = labelled.panel, labelled.samples, labelled.samples[0].weights
+        skipped = config.window - 1 if joint else 0
+        every = [
+            panel.decisions(np.arange(start + skipped, start + self._length), config.every)
+            for start in starts.tolist()
+        ]
+        decided = np.stack([of[: min(map(len, every))] for of in every])
+        gains = np.nan_to_num(np.expm1(panel.moves(config.every)[:, decided]))
         held = config.horizons.index(config.every)
-        gains[:, samples[0].weights[decided, held] <= 0] = 0.0  # no return of the next part is seen
-        if self._joint:
-            rows = decided
-            values = np.stack([panel.rows(row - window + 1, row + 1) for row in rows.tolist()])
-            positions = panel.positions(0, window)
+        gains[:, weights[decided, held] <= 0] = 0.0  # no return of the next part is seen
+        if joint:  # each decision is a row, and sees a window
+            rows, bars = decided, decided[..., None] + np.arange(1 - config.window, 1)
+            first, length = 0, config.window
         else:
-            rows = np.arange(start, stop)
-            values, positions = panel.rows(start, stop)[None], panel.positions(start, stop)
-        across = {
-            "relative": np.nan_to_num(chosen.relative[:, rows]),
-            "decided": decided - (0 if self._joint else start),
-            "gains": np.nan_to_num(gains).astype(np.float32),
-        }
-        if self._correlations:
-            across["correlations"] = self._correlations[id(chosen)][:, rows].astype(np.float32)
+            rows = bars = starts[:, None] + np.arange(self._length)
+            first, length = int(starts[0]), self._length
+        values = np.stack([segment.values[bars] for segment in panel.segments], axis=-3)
         labels = {
             name: np.stack(
-                [np.nan_to_num(s.labels[name][rows], nan=LABELS[name].missing) for s in samples]
+                [np.nan_to_num(of.labels[name][rows], nan=LABELS[name].missing) for of in samples],
+                axis=1,
             )
             for name in samples[0].labels
         }
-        return PanelBatch(
-            torch.from_numpy(values),
-            positions,
-            {name: torch.from_numpy(label)[None] for name, label in labels.items()},
-            torch.from_numpy(samples[0].weights[rows])[None],
-            {name: torch.from_numpy(of)[None] for name, of in across.items()},
-        )
-
-    def _joined(self, chunks: Sequence[PanelBatch]) -> PanelBatch:
-        """Return *chunks* as one batch, with as many decisions each as the shortest has.
-
-        Of joint attention every window is a decision, so these are the rows as well.
-        """
-        least = min(chunk.across["decided"].shape[1] for chunk in chunks)
-
-        def cat(parts: Iterator[Tensor], axis: int, *, is_cut: bool) -> Tensor:
-            return torch.cat([part.narrow(axis, 0, least) if is_cut else part for part in parts])
-
-        joint, first = self._joint, chunks[0]
-        return PanelBatch(
-            cat((chunk.values for chunk in chunks), 0, is_cut=joint),
-            first.positions,
-            {
-                name: cat((chunk.labels[name] for chunk in chunks), 2, is_cut=joint)
-                for name in first.labels
-            },
-            cat((chunk.weights for chunk in chunks), 1, is_cut=joint),
-            {
-                name: cat(
-                    (chunk.across[name] for chunk in chunks),
-                    _ROW_AXES[name],
-                    is_cut=joint or name in ("decided", "gains"),
-                )
-                for name in first.across
-            },
+        across: dict[str, NDArray[Any]] = {
+            **{name: of[:, rows].swapaxes(0, 1).astype(np.float32) for name, of in ahead.items()},
+            "decided": decided if joint else decided - starts[:, None],
+            "gains": gains.swapaxes(0, 1).astype(np.float32),
+        }
+        return Batch(
+            torch.from_numpy(values.reshape(-1, *values.shape[-3:])),
+            {name: torch.from_numpy(of) for name, of in labels.items()},
+            torch.from_numpy(weights[rows]),
+            panel.positions(first, first + length),
+            {name: torch.from_numpy(np.ascontiguousarray(of)) for name, of in across.items()},
         )
 
 
-def answered(network: CrossAssetNetwork, assets: Tensor, batch: PanelBatch) -> CrossOutputs:
+def answered(network: CrossAssetNetwork, assets: Tensor, batch: Batch) -> CrossOutputs:
     """Return what *network* says of *batch* at its labelled rows: [batch, asset, row, ..]."""
     outputs: CrossOutputs = network(batch.values, assets, batch.positions)
     if network.config.attention != JOINT:

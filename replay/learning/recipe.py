@@ -30,7 +30,7 @@ from tracepaper.replay.learning.boosting import BoostingOptions
 from tracepaper.replay.learning.dataset import in_bars, intervals_of, own_interval
 from tracepaper.replay.learning.splits import TrainingFile
 from tracepaper.storage.checkpoints import dump
-from tracepaper.strategies.api.model import DataSource, ModelKind, Registry
+from tracepaper.strategies.api.model import DataSource, ModelKind, Registry, no_network
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.forecasters.build import HALVES, model_kinds
 from tracepaper.strategies.forecasters.tabular import ENSEMBLE, ROW_KINDS
@@ -50,7 +50,9 @@ from tracepaper.strategies.units import time_of
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from tracepaper.replay.learning.fit import Fit
     from tracepaper.replay.learning.fitted import DataRequest, FitRun, FittedModel
+    from tracepaper.replay.learning.order_books import BookSource
 
 
 Document = Mapping[str, Any]
@@ -198,10 +200,18 @@ class Kind:
     """Whether an ensemble may join it with a model of rows."""
     holds_out_calibration: bool = False
     """Whether a fold needs a part of its own to calibrate on."""
+    make: Callable[[Any], Any] | None = None
+    """The ``Keys`` → its network; None for that of ``model``."""
+    learn: Callable[..., Fit] = no_network
+    """A network, data, options, folder and facts → the fit of what is a network."""
 
     def __reduce__(self) -> tuple[Callable[[str], Kind], tuple[str]]:
         """Pickle its name: each process has the kinds that are registered."""
         return _registered, (self.name,)
+
+    def network(self, config: Any) -> Any:  # noqa: ANN401 - of the kind
+        """Return its untrained network of that configuration."""
+        return (self.make or self.model.make)(config)
 
     @property
     def name(self) -> str:
@@ -506,7 +516,7 @@ def over(document: Document, given: Document) -> dict[str, Any]:
     }
 
 
-def command(sources: Sequence[TrainingFile], given: Sequence[str] = ()) -> str:
+def command(sources: Sequence[TrainingFile | BookSource], given: Sequence[str] = ()) -> str:
     """Return the command that makes a checkpoint again from its card and the same files.
 
     *given* are the options that name what lies beside the candles.

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -22,6 +22,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from tracepaper.replay.learning.registry import registering
 from tracepaper.replay.learning.splits import Part, Parts, Segment
 from tracepaper.replay.learning.statistics import VARIANCE_FLOOR
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
@@ -67,14 +68,9 @@ def label(
     name: str, *, missing: float, head: str = "", width: int = 0
 ) -> Callable[[_LabelFunction], _LabelFunction]:
     """Register the function of a label; raise ``ConfigInvalid`` for a name that is taken."""
-
-    def register(function: _LabelFunction) -> _LabelFunction:
-        if name in LABELS:
-            raise ConfigInvalid(f"There is a label called {name} already.")
-        LABELS[name] = Label(name, function, missing, head, width)
-        return function
-
-    return register
+    return registering(
+        LABELS, "label", name, lambda function: Label(name, function, missing, head, width)
+    )
 
 
 def wanted_labels(heads: Collection[str] = ()) -> dict[str, Label]:
@@ -201,13 +197,27 @@ def uniqueness(labelled: NDArray[np.bool_], horizon: int) -> Array:
 class Batch:
     """Tensors [batch, time, ..]: features, labels by name and sample weights by horizon.
 
-    ``positions`` int64 [batch, time] are absolute bar numbers, ``open_time_ms // interval_ms``.
+    ``positions`` int64 [batch, time] are absolute bar numbers, ``open_time_ms // interval_ms``. Of
+    several assets features are [batch, asset, time, feature], and all have the positions [time];
+    see ``PanelBatches``.
     """
 
     values: Tensor
     labels: dict[str, Tensor]
     weights: Tensor
     positions: Tensor
+    across: dict[str, Tensor] = field(default_factory=dict)
+
+    def to(self, device: torch.device) -> Batch:
+        """Return the batch on *device*."""
+        labels, across = (
+            {name: each.to(device) for name, each in part.items()}
+            for part in (self.labels, self.across)
+        )
+        values, weights, positions = (
+            of.to(device) for of in (self.values, self.weights, self.positions)
+        )
+        return Batch(values, labels, weights, positions, across)
 
     def pieces(self, size: int) -> list[Batch]:
         """Split the batch into views of at most *size* samples each."""
@@ -424,16 +434,22 @@ def outputs_at(network: Network, segment: Segment, rows: Ids) -> Iterator[Output
         yield from answer(network, segment, rows)
 
 
+def passes(rows: Ids, first: int, field: int, at_once: int) -> Iterator[tuple[Ids, int, int]]:
+    """Yield those of *rows* that one pass answers, with the first bar that it sees and its end.
+
+    A pass spans *at_once* bars, and sees *field* bars up to its first, from *first* on.
+    """
+    for begin in range(int(rows[0]), int(rows[-1]) + 1, at_once):
+        chosen = rows[(rows >= begin) & (rows < begin + at_once)]
+        if len(chosen):
+            yield chosen, max(begin - field + 1, first), int(chosen[-1]) + 1
+
+
 def _by_row(network: Network, segment: Segment, rows: Ids) -> Iterator[Outputs]:
     """Yield the outputs of chunks of *rows*, each of one pass over all bars between."""
-    device = network.device
-    for first in range(int(rows[0]), int(rows[-1]) + 1, _CHUNK_ROWS):
-        chosen = rows[(rows >= first) & (rows < first + _CHUNK_ROWS)]
-        if not len(chosen):
-            continue
-        start = max(first - network.config.receptive_field + 1, segment.first)
-        values = segment.values[start : int(chosen[-1]) + 1, : network.config.features]
-        x = torch.from_numpy(values).to(device)[None]
+    device, config = network.device, network.config
+    for chosen, start, stop in passes(rows, segment.first, config.receptive_field, _CHUNK_ROWS):
+        x = torch.from_numpy(segment.values[start:stop, : config.features]).to(device)[None]
         positions = first_position(segment, start) + torch.arange(x.shape[1], device=device)
         outputs: Outputs = network(x, positions)
         at = torch.from_numpy(chosen - start).to(device)

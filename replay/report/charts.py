@@ -391,7 +391,7 @@ def _refused(report: Report, instrument: str, bars: records.Bars) -> ChartPanel 
 def counts_panel(
     name: str, times_ms: Sequence[int], gates: Sequence[str], counts: Sequence[Sequence[int]]
 ) -> ChartPanel:
-    """Draw *counts* [gate][time], the darker, the more."""
+    """Draw *counts* by gate and time, the darker, the more."""
     most = float(max(map(max, counts)))
     cells = HeatLayer(name, times_ms, range(len(gates)), 0.0, most, counts, digits=0)
     height = 30 + 24 * len(gates)

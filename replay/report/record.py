@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from functools import cached_property
@@ -33,6 +33,7 @@ from tracepaper.replay.run_columns import (
 )
 from tracepaper.storage.checkpoints import FittedSpan, fitted_spans
 from tracepaper.storage.database.reader import Reader
+from tracepaper.storage.database.run_rows import Columns
 from tracepaper.storage.database.run_views import Row, RunViews, actions_of
 from tracepaper.strategies.errors import DataInvalid
 from tracepaper.strategies.gates.declared import warm
@@ -278,7 +279,8 @@ def read_record(reader: Reader, database: Path, run_id: str) -> RunRecord:
     with RunViews(reader.connection, run_id).snapshot():
         columns = RunColumns(reader, run_id)
         views, run = columns.views, columns.views.run()
-        decisions = _decisions(columns)
+        every = {name: columns.bars(name) for name in columns.instruments}
+        decisions = _decisions(columns, every)
         config = restore(run["config"])
         account, *twins = _accounts(columns, decisions)
         settled, gaps = views.rows("v_events", kind="funding"), views.rows("v_gaps")
@@ -292,7 +294,7 @@ def read_record(reader: Reader, database: Path, run_id: str) -> RunRecord:
             config=config,
             terms=costs_for(config),
             times_ms=columns.times.closes_of(np.unique(decisions.open_time_ms)),
-            bars=_bars(columns, decisions, settled, actions),
+            bars=_bars(columns, every, decisions, settled, actions),
             decisions=decisions,
             account=account,
             twins=tuple(twins),
@@ -316,14 +318,14 @@ def _margins(views: RunViews, instruments: Iterable[str]) -> Iterator[Row]:
                 yield row
 
 
-def _decisions(columns: RunColumns) -> Decisions:
+def _decisions(columns: RunColumns, every: Mapping[str, Columns]) -> Decisions:
     run_id = columns.run.run_id
     counts = columns.rows.outcome_counts(columns.span).values()
     if not (decided := sum(outcome.times for outcome in counts)):
         raise DataInvalid(
             f"Run {run_id} has decided no bar yet; let it run on, or choose another run."
         )
-    arrays = columns.decisions(_PREDICTED if columns.run.model_id else ())
+    arrays = columns.decisions(_PREDICTED if columns.run.model_id else (), every)
     if arrays["sequence"].size != decided:
         raise DataInvalid(
             f"Run {run_id} holds decisions without their bars; run `tracepaper audit verify` "
@@ -350,6 +352,7 @@ def _settlements(
 
 def _bars(
     columns: RunColumns,
+    every: Mapping[str, Columns],
     decisions: Decisions,
     settlements: Sequence[Row],
     actions: Sequence[tuple[int, CorporateAction]],
@@ -364,10 +367,9 @@ def _bars(
             rates[action.instrument][action.market_ms] = rate
     bars = {}
     for name in decisions.places:
-        every = columns.bars(name)
-        decided = every["outcome"] >= 0
+        decided = every[name]["outcome"] >= 0
         chosen = ("sequence", "open_time_ms", "open", "high", "low", "close")
-        kept = {key: every[key][decided] for key in chosen}
+        kept = {key: every[name][key][decided] for key in chosen}
         closes_ms = columns.times.closes_of(kept["open_time_ms"])
         bars[name] = Bars(**kept, funding=funding_in_bars(closes_ms, rates[name].items()))
     return bars

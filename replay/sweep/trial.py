@@ -1,15 +1,12 @@
-"""One trial: its request, its run, its figures.
-
-Its log is a temporary file that is then removed (docs/python.md, Y14).
-"""
+"""One trial: its request, its run in memory, its figures (docs/python.md, Y14)."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import math
-import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -23,7 +20,7 @@ from tracepaper.daemon.session.run_row import code_version
 from tracepaper.daemon.session.user_class import known_class, user_class
 from tracepaper.daemon.session.user_code import class_sha256
 from tracepaper.replay.backtest.build import configuration, fit_windows, fitted_on, span_of
-from tracepaper.replay.backtest.make import make_run
+from tracepaper.replay.backtest.make import make_run, run_in_memory
 from tracepaper.replay.backtest.market_data import MarketData
 from tracepaper.replay.backtest.run_spec import RunSpec
 from tracepaper.replay.backtest.strategy_keys import plain_values, strategy_keys
@@ -50,6 +47,7 @@ from tracepaper.replay.sweep.space import (
 from tracepaper.storage.checkpoints import files_of, hold, is_checkpoint, locate
 from tracepaper.storage.covariates import file_bytes
 from tracepaper.storage.database.reader import Reader
+from tracepaper.storage.memory_log import IN_MEMORY
 from tracepaper.storage.sweeps import CellKey
 from tracepaper.strategies.errors import ConfigInvalid, TracepaperError, shown
 from tracepaper.strategies.units import DAY_MS
@@ -201,29 +199,32 @@ def overrides_of(work: Work, point: Point) -> dict[str, dict[str, Any]]:
 def make(work: Work, cell: Cell) -> CellResult:
     """Make one run; what goes wrong in it is its outcome, in one sentence."""
     began_s = SystemClock().network_s()
-    with tempfile.TemporaryDirectory(prefix="tracepaper-sweep-") as folder:
-        is_kept = work.kept_in is not None
-        database = kept_database(work, cell) if is_kept else Path(folder) / "run.db"
-        spec = replace(
-            work.spec,
-            start=None if cell.from_ms is None else str(cell.from_ms),
-            end=None if cell.until_ms is None else str(cell.until_ms),
-            database=database,
-        )
-        try:
-            outcome = _made(work, cell, spec)
-        except TracepaperError as error:
-            return CellResult(*cell[:4], error=str(error))
+    spec = replace(
+        work.spec,
+        start=None if cell.from_ms is None else str(cell.from_ms),
+        end=None if cell.until_ms is None else str(cell.until_ms),
+    )
+    try:
+        outcome = _made(work, cell, spec)
+    except TracepaperError as error:
+        return CellResult(*cell[:4], error=str(error))
     seconds = round(SystemClock().network_s() - began_s, 3)
     return CellResult(*cell[:4], **outcome, seconds=seconds)
 
 
 def _made(work: Work, cell: Cell, spec: RunSpec) -> dict[str, Any]:
-    with known_class(work.made_of):
-        run = make_run(replace(spec, overrides=overrides_of(work, cell.point)))
-    with Reader.open(run.database) as reader:
-        record = read_record(reader, run.database, run.run_id)
-        row = reader.run(run.run_id)
+    with ExitStack() as stack:
+        with known_class(work.made_of):
+            spec = replace(spec, overrides=overrides_of(work, cell.point))
+            if work.kept_in is None:
+                log = stack.enter_context(run_in_memory(spec))
+                database, run_id, reader = IN_MEMORY, log.run.run_id, log.reader
+            else:
+                database = kept_database(work, cell)
+                run_id = make_run(replace(spec, database=database)).run_id
+                reader = stack.enter_context(Reader.open(database))
+        record = read_record(reader, database, run_id)
+        row = reader.run(run_id)
     equity = record.account.equity[: 1 if record.holds_over_split(record.account) else None]
     return {
         "figures": headline(record, closed_trades(record, record.account)),
@@ -231,7 +232,7 @@ def _made(work: Work, cell: Cell, spec: RunSpec) -> dict[str, Any]:
         "config_sha256": row.config_sha256,
         "strategy_sha256": row.strategy_sha256,
         "model_sha256": row.model_sha256,
-        "run_id": "" if work.kept_in is None else run.run_id,
+        "run_id": "" if work.kept_in is None else run_id,
     }
 
 

@@ -45,13 +45,12 @@ if TYPE_CHECKING:
 
 _RUN: Final = "SELECT run_key, parent_run_id FROM runs WHERE run_id = ?"
 _INSTRUMENTS: Final = "SELECT instrument, category FROM instruments WHERE run_key = ?"
-_FILLED: Final = (
-    "SELECT sequence, {}, instrument, side, quantity, notional, fee, fee_base, model, order_id "
-    "FROM {} WHERE run_key = ? ORDER BY {}"
-)
 # In hedge mode the account's own fills are those of its sides: see _SIDES.
-_FILLS: Final = _FILLED.format("position_side", "fills", "sequence, ordinal")
-_TWIN_FILLS: Final = _FILLED.format("twin", "twin_fills", "sequence, book, ordinal")
+_FILLS: Final = (
+    "SELECT sequence, coalesce(twin, position_side), instrument, side, quantity, notional, fee, "
+    "fee_base, model, order_id, book = 0 FROM fills WHERE run_key = ? "
+    "AND (book = 0 OR twin NOT IN ('LONG', 'SHORT')) ORDER BY sequence, book, ordinal"
+)
 _HOLDINGS: Final = (
     "SELECT sequence, twin, instrument, quantity, entry_notional, realized_pnl, fees_paid "
     "FROM holdings WHERE run_key = ? AND instrument IS NOT NULL AND quantity IS NOT NULL "
@@ -81,7 +80,8 @@ _ORDERED: Final = (
     "SELECT order_id, max(sequence), filled FROM orders WHERE run_key = ? GROUP BY order_id"
 )
 _SUMS: Final = (
-    "SELECT order_id, max(sequence), sum(quantity) FROM fills WHERE run_key = ? GROUP BY order_id"
+    "SELECT order_id, max(sequence), sum(quantity) FROM fills WHERE run_key = ? AND book = 0 "
+    "GROUP BY order_id"
 )
 
 
@@ -103,7 +103,7 @@ _CONTRADICTIONS: Final = (
     ),
     (
         (
-            "SELECT sequence FROM fills f WHERE run_key = ? AND NOT EXISTS "
+            "SELECT sequence FROM fills f WHERE run_key = ? AND book = 0 AND NOT EXISTS "
             "(SELECT 1 FROM orders o WHERE o.run_key = f.run_key AND o.sequence = f.sequence "
             "AND o.order_id = f.order_id AND o.side = f.side AND o.instrument = f.instrument "
             "AND o.position_side IS f.position_side) ORDER BY sequence LIMIT 1"
@@ -114,8 +114,8 @@ _CONTRADICTIONS: Final = (
 )
 """Where the rows of one step contradict each other: a query, what it finds, and in which table."""
 _PRICED: Final = (
-    "SELECT sequence, instrument, side, quantity, price, notional, fee, fee_base, liquidity "
-    "FROM {} WHERE run_key = ? ORDER BY sequence"
+    "SELECT sequence, instrument, book > 0, side, quantity, price, notional, fee, fee_base, "
+    "liquidity FROM fills WHERE run_key = ? ORDER BY book > 0, sequence"
 )
 _CONFIGURED: Final = "SELECT run_key, config FROM runs WHERE run_id = ?"
 _SCALES: Final = (
@@ -129,17 +129,18 @@ _PARTS: Final = (
         (
             "SELECT sequence FROM (SELECT run_key, sequence, order_id, sum(quantity) AS quantity, "
             "sum(notional) AS notional, sum(fee) AS fee, sum(fee_base) AS fee_base FROM fills "
-            "WHERE run_key = ? GROUP BY sequence, order_id) f WHERE (quantity, notional, fee, "
+            "WHERE run_key = ? AND book = 0 GROUP BY sequence, order_id) f "
+            "WHERE (quantity, notional, fee, "
             "fee_base) IS NOT (SELECT sum(t.quantity), sum(t.notional), sum(t.fee), sum(t.fee_base)"
-            " FROM twin_fills t WHERE t.run_key = f.run_key AND t.sequence = f.sequence "
-            "AND t.order_id = f.order_id "
+            " FROM fills t WHERE t.run_key = f.run_key AND t.sequence = f.sequence "
+            "AND t.book > 0 AND t.order_id = f.order_id "
             "AND t.model <> 'crossed') ORDER BY sequence LIMIT 1"
         ),
         "the strategies' parts of a fill do not add up to it",
     ),
     (
         (
-            "SELECT sequence FROM twin_fills WHERE run_key = ? AND model = 'crossed' "
+            "SELECT sequence FROM fills WHERE run_key = ? AND book > 0 AND model = 'crossed' "
             "GROUP BY sequence, instrument HAVING sum(fee) <> 0 OR sum(CASE side WHEN 'BUY' "
             "THEN quantity ELSE -quantity END) <> 0 OR min(price) <> max(price) "
             "ORDER BY sequence LIMIT 1"
@@ -155,9 +156,9 @@ _SUMMED: Final = (
     "max(filled_ms), count(*)"
 )
 _BOTH_FILLS: Final = tuple(
-    f"SELECT sequence, order_id, {column}, {_SUMMED} FROM {table} WHERE run_key = ?1 "
-    "GROUP BY 1, 2, 3, 4, 5, 6, 7"
-    for column, table in (("position_side", "fills"), ("twin", "twin_fills"))
+    f"SELECT sequence, order_id, {column}, {_SUMMED} FROM fills WHERE run_key = ?1 "
+    f"AND book {books} GROUP BY 1, 2, 3, 4, 5, 6, 7"
+    for column, books in (("position_side", "= 0"), ("twin", "> 0"))
 )
 _SIDES: Final = tuple(
     f"SELECT sequence FROM ({query} EXCEPT {other}) ORDER BY sequence LIMIT 1"
@@ -218,6 +219,7 @@ class _StoredFill(NamedTuple):
     fee_base: int
     model: str
     order_id: str
+    is_own: bool  # of the run's own account
 
 
 class _StoredAction(NamedTuple):
@@ -321,7 +323,7 @@ def check_terms(connection: sqlite3.Connection, run_id: str) -> ChainProblem | N
     if configured.strategies:
         for query, statement in _PARTS:
             for (step,) in connection.execute(query, (run_key,)):
-                return _contradicts(step, statement, "twin_fills")
+                return _contradicts(step, statement, "fills")
     if configured.account.position_mode != "one_way" and (problem := _unlike(connection, run_key)):
         return problem
     execution = configured.execution
@@ -329,11 +331,10 @@ def check_terms(connection: sqlite3.Connection, run_id: str) -> ChainProblem | N
         place: _Terms.of(execution, *item)
         for place, *item in connection.execute(_SCALES, (run_key,))
     }
-    for table in ("fills", "twin_fills"):
-        for step, place, *fill in connection.execute(_PRICED.format(table), (run_key,)):
-            is_part = bool(configured.strategies) and table == "twin_fills"
-            if statement := terms[place].contradiction(*fill, is_part=is_part):
-                return _contradicts(step, statement, table)
+    for step, place, is_beside, *fill in connection.execute(_PRICED, (run_key,)):
+        is_part = bool(configured.strategies) and is_beside
+        if statement := terms[place].contradiction(*fill, is_part=is_part):
+            return _contradicts(step, statement, "fills")
     return None
 
 
@@ -341,7 +342,7 @@ def _unlike(connection: sqlite3.Connection, run_key: int) -> ChainProblem | None
     for query in _SIDES:
         for (step,) in connection.execute(query, (run_key,)):
             statement = "the fills of the sides are not those of the account"
-            return _contradicts(step, statement, "twin_fills")
+            return _contradicts(step, statement, "fills")
     return None
 
 
@@ -465,10 +466,8 @@ def _check_positions(
 ) -> Iterator[ChainProblem]:
     """Check every position against the fills before it; *due* takes their movements of cash."""
     fills = [_StoredFill(*row) for row in connection.execute(_FILLS, (run_key,))]
-    of_twins = [_StoredFill(*row) for row in connection.execute(_TWIN_FILLS, (run_key,))]
-    of_twins = [fill for fill in of_twins if fill.twin not in _SIDE_NAMES]  # are the own ones
     waiting: dict[tuple[str | None, int], list[_StoredFill]] = {}
-    for fill in reversed((*fills, *of_twins)):  # the oldest is taken from the end
+    for fill in reversed(fills):  # the oldest is taken from the end
         waiting.setdefault((fill.twin, fill.instrument), []).append(fill)
     positions: dict[tuple[str | None, int], _Position] = {}
     booked: dict[tuple[int, str | None], list[Entry]] = {}
@@ -491,7 +490,7 @@ def _check_positions(
                 position.book(change) if isinstance(change, _StoredFill) else position.act(change)
             )
         if position.held != tuple(held):
-            yield _disagree(step, "positions", "fills", *_tables(twin))
+            yield _disagree(step, "positions", "fills", "holdings", "fills")
             return
     for (twin, place), left in waiting.items():
         position = positions.setdefault((twin, place), _Position(is_cash[place]))
@@ -499,11 +498,12 @@ def _check_positions(
             fill = left.pop()
             booked[id(fill), twin] = position.book(fill)
         if left:
-            yield _disagree(left[-1].step, "positions", "fills", *_tables(twin))
+            yield _disagree(left[-1].step, "positions", "fills", "holdings", "fills")
             return
     due += [
         (fill.step, entry)
         for fill in fills
+        if fill.is_own
         for entry in booked.get((id(fill), fill.twin), [_UNKNOWN])
     ]
     due += [
@@ -584,10 +584,6 @@ _LIQUIDATION: Final = FillModel.LIQUIDATION.value
 
 _UNKNOWN: Final[Entry] = ("", 0, 0, "", "")
 """Stands for the movement of a fill before the first position of an account taken over."""
-
-
-def _tables(twin: str | None) -> tuple[str, str]:
-    return ("holdings", "fills") if twin is None else ("holdings", "twin_fills")
 
 
 def _check_ledger(

@@ -554,7 +554,7 @@ class Reader(ReadOnly):
     def fills(self, run_id: str, *, after: int = -1, until: int | None = None) -> Iterator[Fill]:
         """Yield the fills of the run's own account after step *after* until *until*, in order."""
         stored, decoder = self._decoding(run_id)
-        query = select("fills", WITHIN)
+        query = select("fills", f"{WITHIN} AND book = 0")
         span = (stored.run_key, after + 1, run_span(stored.run_key, until)[-1])
         for row in self._connection.execute(query, span):
             yield decoder.fill(row)

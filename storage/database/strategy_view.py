@@ -18,7 +18,7 @@ from tracepaper.storage.database.view_columns import (
 )
 from tracepaper.storage.record.answer_json import KeptDecision
 from tracepaper.storage.record.columns import MONEY, QUANTITY
-from tracepaper.storage.record.decode import TWIN_FILL
+from tracepaper.storage.record.decode import FILL
 from tracepaper.strategies.types.decisions import Fill, FillModel, SinceDecided, Step
 
 if TYPE_CHECKING:
@@ -110,12 +110,12 @@ def since_parts(
         return {}
     span = (span[0], decided.sequence, span[-1])
     fills: dict[str, list[Fill]] = {}
-    for row in connection.execute(select("twin_fills", WITHIN), span):
-        fill = decoder.fill(row, "twin_fills")
+    for row in connection.execute(select("fills", f"{WITHIN} AND book > 0"), span):
+        fill = decoder.fill(row)
         # What crossed at that very decision was no news to it.
-        is_news = row[TWIN_FILL.sequence] > decided.sequence or fill.model is FillModel.CROSSED
+        is_news = row[FILL.sequence] > decided.sequence or fill.model is FillModel.CROSSED
         if is_news and fill.instrument == instrument:
-            fills.setdefault(row[TWIN_FILL.twin], []).append(fill)
+            fills.setdefault(row[FILL.twin], []).append(fill)
     return {
         decision.strategy: SinceDecided(decision.outcome, tuple(fills.get(decision.strategy, ())))
         for decision in decided.strategies

@@ -174,12 +174,12 @@ def caused(alias: str, table: str) -> ViewColumn:
     return ViewColumn(
         "decision_sequence",
         f"(SELECT c.birth FROM {table} c WHERE {at_step('c', alias)} "
-        f"AND c.ordinal = {alias}.ordinal AND {born} <= {alias}.sequence "
+        f"AND c.order_id = {alias}.order_id AND {born} <= {alias}.sequence "
         f"AND EXISTS (SELECT 1 FROM orders y WHERE y.order_id = {alias}.order_id "
         f"AND y.run_key = {run} AND y.sequence = {born}) "
         f"AND NOT EXISTS (SELECT 1 FROM events x WHERE x.run_key = {run} AND x.sequence = {born}) "
         f"AND NOT EXISTS (SELECT 1 FROM fills z WHERE z.run_key = {run} AND z.sequence = {born} "
-        "AND z.model IN ('quote', 'book')))",
+        "AND z.book = 0 AND z.model IN ('quote', 'book')) LIMIT 1)",
         "the decision that caused the order; null where a command (FLATTEN) or a fill between bars "
         "did, or one of the run from which the order was taken over",
         "INTEGER",
@@ -268,7 +268,7 @@ def _before(fill: str) -> str:
     """
     since = (
         f"coalesce((SELECT sum({_signed('b')}) FROM fills b "
-        f"WHERE b.run_key = {fill}.run_key AND b.sequence > {{}} "
+        f"WHERE b.run_key = {fill}.run_key AND b.sequence > {{}} AND b.book = 0 "
         f"AND (b.sequence, b.ordinal) < ({fill}.sequence, {fill}.ordinal) "
         f"AND b.instrument = {fill}.instrument AND b.position_side IS {fill}.position_side), 0)"
     )
@@ -302,7 +302,7 @@ _CLOSES: Final = (
 def _opening(column: str) -> str:
     """Return *column* of the fill that opened the trade which fill ``f`` closed."""
     return (
-        f"(SELECT g.{column} FROM fills g WHERE g.run_key = f.run_key "
+        f"(SELECT g.{column} FROM fills g WHERE g.run_key = f.run_key AND g.book = 0 "
         "AND g.instrument = f.instrument AND g.position_side IS f.position_side "
         "AND (g.sequence, g.ordinal) < (f.sequence, f.ordinal) "
         f"AND (abs({_before('g')}) < i.quantity_step OR {_turned('g')}) "
@@ -330,7 +330,7 @@ def _within(alias: str) -> str:
 def _over(aggregate: str, condition: str = "1") -> str:
     """Return *aggregate* over the fills ``x`` of the trade that satisfy *condition*."""
     return (
-        f"(SELECT {aggregate} FROM fills x WHERE {_within('x')} "
+        f"(SELECT {aggregate} FROM fills x WHERE {_within('x')} AND x.book = 0 "
         "AND x.instrument = f.instrument AND x.position_side IS f.position_side "
         "AND (x.sequence, x.ordinal) >= (e.sequence, e.ordinal) "
         f"AND (x.sequence, x.ordinal) <= (f.sequence, f.ordinal) AND {condition})"
@@ -454,9 +454,9 @@ V_TRADES: Final = View(
             )
         ),
     ),
-    "FROM runs r JOIN fills f ON f.run_key = r.run_key "
+    "FROM runs r JOIN fills f ON f.run_key = r.run_key AND f.book = 0 "
     "JOIN instruments i ON i.run_key = r.run_key AND i.instrument = f.instrument "
-    f"JOIN fills e ON e.run_key = f.run_key AND e.sequence = {_opening('sequence')} "
+    f"JOIN fills e ON e.run_key = f.run_key AND e.book = 0 AND e.sequence = {_opening('sequence')} "
     f"AND e.ordinal = {_opening('ordinal')} "
     # Of an order that was taken over from another run the birth is that run's.
     "LEFT JOIN answers d ON d.run_key = e.run_key AND d.sequence = e.birth AND EXISTS "

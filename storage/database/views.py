@@ -495,17 +495,17 @@ V_TWIN_EQUITY: Final = View(
 )
 
 
-def _fill_columns(table: str) -> tuple[ViewColumn, ...]:
-    return (
-        ViewColumn("ordinal", "f.ordinal", "place among the fills of the step", "INTEGER"),
-        *shown("f", table, "order_id"),
-        INSTRUMENT,
-        *shown("f", table, "side", "quantity", "price", "reference_price", "notional", "fee"),
-        *shown("f", table, "fee_base", "liquidity", "model", "reason", "filled_ms"),
-    )
-
-
-_FILLED_BY: Final = "JOIN instruments i ON i.run_key = r.run_key AND i.instrument = f.instrument"
+_FILL_COLUMNS: Final = (
+    ViewColumn("ordinal", "f.ordinal", "place among the fills of the step", "INTEGER"),
+    *shown("f", "fills", "order_id"),
+    INSTRUMENT,
+    *shown("f", "fills", "side", "quantity", "price", "reference_price", "notional", "fee"),
+    *shown("f", "fills", "fee_base", "liquidity", "model", "reason", "filled_ms"),
+)
+_FILLED: Final = (
+    "FROM runs r JOIN fills f ON f.run_key = r.run_key AND f.book {} 0 "
+    "JOIN instruments i ON i.run_key = r.run_key AND i.instrument = f.instrument"
+)
 
 V_FILLS: Final = View(
     "v_fills",
@@ -513,24 +513,27 @@ V_FILLS: Final = View(
     complete(
         (
             *of_step("f"),
-            *_fill_columns("fills"),
+            *_FILL_COLUMNS,
             ViewColumn("status", "o.status", "of its order after the step"),
             caused("f", "fills"),
         ),
         ("f", TABLES["fills"]),
     ),
-    f"FROM runs r JOIN fills f ON f.run_key = r.run_key {_FILLED_BY} "
-    f"LEFT JOIN orders o ON {at_step('o', 'f')} AND o.order_id = f.order_id",
+    f"{_FILLED.format('=')} LEFT JOIN orders o ON {at_step('o', 'f')} AND o.order_id = f.order_id",
 )
 
 V_TWIN_FILLS: Final = View(
     "v_twin_fills",
     "a fill of a shadow account",
     complete(
-        (*of_step("f"), *shown("f", "twin_fills", "twin"), *_fill_columns("twin_fills")),
-        ("f", TABLES["twin_fills"]),
+        (
+            *of_step("f"),
+            ViewColumn("twin", "f.twin", "its name, such as `ungated`"),
+            *_FILL_COLUMNS,
+        ),
+        ("f", TABLES["fills"]),
     ),
-    f"FROM runs r JOIN twin_fills f ON f.run_key = r.run_key {_FILLED_BY}",
+    _FILLED.format(">"),
 )
 
 
@@ -539,7 +542,8 @@ def _of_fills(sql: str) -> str:
 
     With the plus they are found by the order: else SQLite would read all fills of the run.
     """
-    return f"(SELECT {sql} FROM fills f WHERE f.order_id = o.order_id AND +f.run_key = o.run_key)"
+    of_order = "f.order_id = o.order_id AND +f.run_key = o.run_key AND +f.book = 0"
+    return f"(SELECT {sql} FROM fills f WHERE {of_order})"
 
 
 _MEAN_PRICE: Final = _of_fills("sum(CAST(f.price AS REAL) * f.quantity) / sum(f.quantity)")

@@ -80,7 +80,7 @@ _WORDS: Final = (
     (re.compile(r"(json_extract\([^()]*_ms'\))"), r"\1::bigint"),
     (re.compile(r"\bsum\((\w\.\w+)\)"), r"sum(\1)::bigint"),
     (re.compile(r"\bsum\(CAST"), "real_sum(CAST"),
-    (re.compile(r"\+(\w\.run_key)\b"), r"\1"),  # the plus keeps one of SQLite's indexes out
+    (re.compile(r"\+(\w\.\w+)\b"), r"\1"),  # the plus keeps one of SQLite's indexes out
     # What comes later in the same run: so said, it is looked up order by order, to the run's end.
     (
         re.compile(r"\b(\w\.sequence > \w\.sequence)\b"),

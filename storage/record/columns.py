@@ -482,7 +482,10 @@ _ORDERS = (
     _claim("triggered", "1 once its trigger was touched"),
 )
 
-_FILLED = (
+_FILLS = (
+    *_STEP,
+    _key("book"),  # 0: the run's account; i: twin i of the step
+    _key("ordinal"),
     _text("order_id", "the order: sequence and ordinal of its birth"),
     _whole("instrument"),
     _text("side", "`BUY` or `SELL`", Side),
@@ -500,6 +503,7 @@ _FILLED = (
         "while_down", "1 inside a bar whose quotes nobody heard, the daemon being down or cut off"
     ),
     _POSITION_SIDE,
+    _text("twin", null=True),  # its name, such as ``ungated``
 )
 
 _LEDGER = (
@@ -593,15 +597,8 @@ TABLES: Final[dict[str, tuple[Column, ...]]] = {
     "outcomes": _OUTCOMES,
     "holdings": _HOLDINGS,
     "orders": (*_ORDERS, _POSITION_SIDE, _OWNER),
-    "fills": (*_STEP, _key("ordinal"), *_FILLED),
+    "fills": _FILLS,
     "twin_steps": _TWIN_STEPS,
-    "twin_fills": (
-        *_STEP,
-        _key("book"),
-        _key("ordinal"),
-        _text("twin", "its name, such as `ungated`"),
-        *_FILLED,
-    ),
     "ledger": (*_LEDGER, _POSITION_SIDE),
     "halts": _HALTS,
     "prunes": _PRUNES,

@@ -60,7 +60,7 @@ ANSWER: Final = At("answers")
 OUTCOME: Final = At("outcomes")
 HOLDING: Final = At("holdings")
 TWIN_STEP: Final = At("twin_steps")
-TWIN_FILL: Final = At("twin_fills")
+FILL: Final = At("fills")
 LEDGER: Final = At("ledger")
 HALT: Final = At("halts")
 SOURCES: Final = {code: source for source, code in SOURCE_CODES.items()}
@@ -95,7 +95,7 @@ def _fields(table: str, record_type: type[Struct]) -> tuple[_Field, ...]:
 
 
 _ORDER: Final = _fields("orders", Order)
-_FILLS: Final = {table: _fields(table, Fill) for table in ("fills", "twin_fills")}
+_FILL: Final = _fields("fills", Fill)
 
 
 class StoredRows(NamedTuple):
@@ -174,6 +174,7 @@ class StepDecoder:
             None if state_row is None else state_row[STATE.equity],
         )
         position, account = self._book(0, core[STEP.holding], marks)
+        fills = rows.sparse.get("fills", ())
         return Step(
             sequence=core[STEP.sequence],
             event=event,
@@ -181,13 +182,10 @@ class StepDecoder:
             decision=self._decision(core, answer_row),
             prediction=None if answer_row is None else self.prediction(answer_row),
             orders=tuple(self.order(row) for row in rows.sparse.get("orders", ())),
-            fills=tuple(self.fill(row) for row in rows.sparse.get("fills", ())),
+            fills=self._fills(fills, 0),
             position=position,
             account=account,
-            twins=tuple(
-                self._twin(row, rows.sparse.get("twin_fills", ()))
-                for row in rows.sparse.get("twin_steps", ())
-            ),
+            twins=tuple(self._twin(row, fills) for row in rows.sparse.get("twin_steps", ())),
             state=rows.state,
             ledger=tuple(self._entry(row) for row in rows.sparse.get("ledger", ())),
             belief=None if event_row is None else event_row[EVENT.belief],
@@ -276,9 +274,12 @@ class StepDecoder:
         """Return the order of an ``orders`` row."""
         return Order(**self._named(_ORDER, row))
 
-    def fill(self, row: Sequence[Any], table: str = "fills") -> Fill:
-        """Return the fill of a row of ``fills`` or ``twin_fills``."""
-        return Fill(**self._named(_FILLS[table], row))
+    def fill(self, row: Sequence[Any]) -> Fill:
+        """Return the fill of a ``fills`` row."""
+        return Fill(**self._named(_FILL, row))
+
+    def _fills(self, rows: Sequence[Sequence[Any]], book: int) -> tuple[Fill, ...]:
+        return tuple(self.fill(row) for row in rows if row[FILL.book] == book)
 
     def _named(self, fields: Sequence[_Field], row: Sequence[Any]) -> dict[str, Any]:
         """Return the fields of an order or fill by their names; null is a field's default."""
@@ -377,7 +378,7 @@ class StepDecoder:
             name,
             position or Position(),
             account,
-            tuple(self.fill(fill, "twin_fills") for fill in fills if fill[TWIN_FILL.book] == book),
+            self._fills(fills, book),
             bool(row[TWIN_STEP.confirmed]),
             decided,
         )

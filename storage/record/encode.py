@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from operator import attrgetter
+from operator import attrgetter, sub
 from typing import TYPE_CHECKING, Final
 
 import msgspec
+from msgspec.structs import astuple
 
 from tracepaper.storage.record.answer_json import decided_text, note_text
 from tracepaper.storage.record.columns import (
@@ -19,7 +20,10 @@ from tracepaper.storage.record.columns import (
     SOURCE_CODES,
     STEP_GATES,
     TABLES,
+    Column,
     Row,
+    Value,
+    stored_columns,
 )
 from tracepaper.storage.record.hashing import (
     NOTHING,
@@ -28,11 +32,18 @@ from tracepaper.storage.record.hashing import (
     Commit,
     all_finite,
     finite,
+    opened_digest,
     sealed,
     trimmed,
 )
 from tracepaper.storage.record.interning import HeldRows, Outcomes, Rows
-from tracepaper.storage.record.rows import CHAINED_TABLES, EVENT_KINDS
+from tracepaper.storage.record.rows import (
+    CHAINED_TABLES,
+    EVENT_KINDS,
+    FIRST,
+    instrument_row,
+    run_row,
+)
 from tracepaper.strategies.errors import DataInvalid, InvariantBroken
 from tracepaper.strategies.gates.declared import plausible
 from tracepaper.strategies.types.decisions import (
@@ -45,8 +56,6 @@ from tracepaper.strategies.types.decisions import (
 from tracepaper.strategies.types.market import (
     Bar,
     BookUpdate,
-    Close,
-    Closed,
     Depths,
     Instrument,
     InstrumentChange,
@@ -55,6 +64,7 @@ from tracepaper.strategies.types.market import (
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from tracepaper.storage.record.rows import Previous
     from tracepaper.strategies.types.decisions import (
         GateSet,
         Prediction,
@@ -78,9 +88,16 @@ _NO_ANSWER_MEASURES: Final[Row] = (None,) * len(ANSWER_GATES)
 _NO_FORECAST: Final[Row] = (None,) * (3 + len(FORECAST_COLUMNS))
 _NO_HEADS: Final[Row] = (None,) * len(HEAD_COLUMNS)
 _NO_EXPLANATION: Final[Row] = (None,) * len(EXPLANATION_COLUMNS)
-_PLAUSIBLE: Final = STEP_GATES.index(plausible.name)
-_RepeatedBar = tuple[int, int, Row, Row | None]
-"""Holding, instrument, the values before the measure ``plausible``, those behind, where it is."""
+_STEP_COLUMNS: Final = stored_columns("steps")
+_SEQUENCE, _OPENED, _DELAYS, _UNREALIZED, _PLAUSIBLE, _TURNOVER, _ACCOUNT = map(
+    _STEP_COLUMNS.index,
+    (
+        *("sequence", "open_time_ms", "market_delay_ms", "unrealized_pnl"),
+        *(f"measure_{plausible.name}", "turnover", "account_unrealized_pnl"),
+    ),
+)
+_WITH_BOOKS: Final = (Depths, BookUpdate)
+_CODE_OF: Final = {id(source): code for source, code in SOURCE_CODES.items()}
 _OF_BAR: Final = attrgetter(*(name for name in BAR_FIELDS if name != "turnover"))
 _OF_FORECAST: Final = attrgetter(*FORECAST_COLUMNS)
 _OF_EXPLANATION: Final = attrgetter(*EXPLANATION_COLUMNS)
@@ -115,6 +132,18 @@ class StepEncoder:
         self._holdings = HeldRows()
         self._decided: dict[tuple[int, int | None], tuple[StrategyDecision, str]] = {}
         self._rows: Rows = {table: [] for table in CHAINED_TABLES}
+
+    def opening(self, run: Run, gate_sets: int, previous: Previous = FIRST) -> dict[str, list[Row]]:
+        """Return the rows of *run* as it is opened with its *gate_sets*; the chain begins there."""
+        sets = self.outcomes.opening_rows()
+        opened = run_row(run, self._run_key, gate_sets, previous)
+        instruments = [
+            instrument_row(instrument, self._run_key, place)
+            for place, instrument in enumerate(run.instruments)
+        ]
+        head = opened_digest(opened, instruments, sets)
+        self.head = ChainHead(head)
+        return {"runs": [(*opened, head, 0, head)], "instruments": instruments, "gate_sets": sets}
 
     def forget(self) -> None:
         """Forget the rows that steps share: the next step brings its own again."""
@@ -201,76 +230,71 @@ class StepEncoder:
     def add_stretch(self, stretch: QuietStretch) -> None:
         """Add the rows of each step of *stretch*, as :meth:`add` does.
 
-        After the first bar of an instrument only numbers change, where its row alone holds it all.
+        After the first unit only numbers change, where the rows of ``steps`` hold it all.
         """
         if stretch.next_sequence > SEQUENCE_LIMIT:
             raise InvariantBroken(f"A run holds {SEQUENCE_LIMIT} steps; open a new run.")
-        repeated: dict[str, _RepeatedBar | None] = {}
-        rows, run_key, interval_ms = self._rows["steps"], self._run_key, self._interval_ms
-        closed: Row | None = None  # the row of a close but for its key and its account's profit
-        plausible, profits, source, code = stretch.plausible, stretch.unrealized, None, 0
-        sequence, number = stretch.first, 0
-        for place, unit in enumerate(stretch.units):
-            bars: Sequence[Bar] = (unit,) if isinstance(unit, Bar) else unit.bars
-            if isinstance(unit, Close):
-                if closed is None:
-                    self.add(stretch.closed_at(sequence, place, unit))
-                    closed = None if self._has_more(sequence) else rows[-1][2:-1]
-                else:
-                    profit = stretch.account_unrealized[place - 1]
-                    self._add_closed(unit.closed, (run_key, sequence), (*closed, profit))
-                sequence += 1
-            of_account = stretch.account_unrealized[place]
-            for bar in bars:
-                key = bar.instrument
-                if (repeat := repeated.get(key)) is not None:
-                    holding, at, before, after = repeat
-                    unrealized, market_ms = profits[number], bar.market_ms
-                    if bar.source is not source:  # an enum is slow to look up
-                        source, code = bar.source, SOURCE_CODES[bar.source]
-                    judged = () if after is None else (plausible[number], *after)
-                    row = (
-                        run_key, sequence, holding, at, *_OF_BAR(bar),
-                        market_ms - bar.open_time_ms - interval_ms, bar.seen_ms - market_ms,
-                        code, unrealized, *before, *judged, bar.turnover,
-                    )  # fmt: skip
-                    rows.append(trimmed(row if of_account == unrealized else (*row, of_account)))
-                else:
-                    account = stretch.account_at(of_account)
-                    step = stretch.step_at(sequence, bar, number, account)
-                    self.add(step)
-                    if key not in repeated:
-                        is_judged = stretch.repeats[key].plausible_at is not None
-                        repeated[key] = self._repeated(step, is_judged=is_judged)
-                sequence, number = sequence + 1, number + 1
+        for unit in range(stretch.units):
+            for step in stretch.steps(unit):
+                self.add(step)
+            if not unit and not self._has_more(stretch.first):
+                self._repeat(stretch)
+                break
         self.due = stretch.next_sequence
 
-    def _repeated(self, step: Step, *, is_judged: bool) -> _RepeatedBar | None:
-        """Return what bars repeat after *step*, which was added; None where more rows follow."""
-        decision, position, account, event = step.decision, step.position, step.account, step.event
-        assert decision is not None
-        assert isinstance(event, Bar)
-        key, rows = (self._run_key, step.sequence), self._rows
-        if self._has_more(step.sequence):
-            return None
-        plan, outcome = self.outcomes.store(decision.outcome, step.sequence, rows)
-        at = self._place(event.instrument)
-        holding = self._holdings.hold(key, (0, at), None, position, account, rows)
-        measures = plan.pick_step((*all_finite(decision.measures), None))
-        decided = outcome, decision.target_quantity
-        if not is_judged:
-            return holding, at, (*decided, *measures), None
-        return holding, at, (*decided, *measures[:_PLAUSIBLE]), measures[_PLAUSIBLE + 1 :]
+    def _repeat(self, stretch: QuietStretch) -> None:
+        """Add the rows of all units of *stretch* but the first, whose rows were added last."""
+        count, units, closes = len(stretch.repeats), stretch.units - 1, stretch.closes[1:]
+        if not units:
+            return
+        rows, width = self._rows["steps"], count + bool(closes)
+        of_close = rows[-width][2:-1]  # what each close repeats, but for its key and its profit
+        like = [row + (None,) * (len(_STEP_COLUMNS) - len(row)) for row in rows[-count:]]
+        columns: list[Sequence[Value]] = [values * units for values in zip(*like, strict=True)]
+        sequences: Sequence[int] = range(self.due, stretch.next_sequence)
+        at_close = sequences[::width]
+        if closes:
+            sequences = [at for first in at_close for at in range(first + 1, first + width)]
+        columns[_SEQUENCE] = sequences
+        _, opened, _, *prices, turnover, market_ms, seen_ms, sources = zip(
+            *map(astuple, stretch.bars[count:]), strict=True
+        )
+        columns[_OPENED : _OPENED + 1 + len(prices)] = opened, *prices
+        # Every bar is seen at its close.
+        columns[_DELAYS : _DELAYS + 3] = (
+            [*map(sub, market_ms, seen_ms)],
+            [*map(sub, seen_ms, market_ms)],
+            [_CODE_OF[id(source)] for source in sources],
+        )
+        columns[_UNREALIZED] = unrealized = stretch.unrealized[count:]
+        is_judged = [repeat.plausible_at is not None for repeat in stretch.repeats.values()]
+        columns[_PLAUSIBLE] = [
+            measure if judged else None
+            for measure, judged in zip(stretch.plausible[count:], is_judged * units, strict=True)
+        ]
+        columns[_TURNOVER] = turnover
+        if count > 1:
+            profits = [profit for profit in stretch.account_unrealized[1:] for _ in range(count)]
+            pairs = zip(profits, unrealized, strict=True)
+            columns[_ACCOUNT] = [None if profit == own else profit for profit, own in pairs]
+        while columns[-1].count(None) == len(turnover):
+            columns.pop()
+        added: list[Row] = list(zip(*columns, strict=True))
+        if None in columns[-1]:
+            added = [*map(trimmed, added)]
+        if not closes:
+            rows += added
+            return
+        for unit, (closed, at) in enumerate(zip(closes, at_close, strict=True)):
+            key = (self._run_key, at)
+            self._rows["events"].append(self._event_row(closed, key, None)[0])
+            rows.append((*key, *of_close, stretch.account_unrealized[unit]))
+            rows += added[unit * count : (unit + 1) * count]
 
-    def _add_closed(self, event: Closed, key: tuple[int, int], values: Row) -> None:
-        """Add the rows of *event*, of which that of the step has *values* beside its *key*."""
-        self._rows["steps"].append((*key, *values))
-        self._rows["events"].append(self._event_row(event, key, None)[0])
-
-    def _has_more(self, sequence: int) -> bool:
-        """Return whether step *sequence*, which was added last, has rows that each like it has."""
-        key, rows = (self._run_key, sequence), self._rows
-        return any(rows[table] and rows[table][-1][:2] == key for table in ("answers", "states"))
+    def _has_more(self, first: int) -> bool:
+        """Return whether a step from *first* on has rows that each like it has."""
+        added = (rows[-1] for table in ("answers", "states") if (rows := self._rows[table]))
+        return any(int(row[1] or 0) >= first for row in added)
 
     # ------------------------------------------------------------ events
 
@@ -312,7 +336,7 @@ class StepEncoder:
             place = self._place(content.pop("instrument"))
         market_ms, seen_ms = content.pop("market_ms"), content.pop("seen_ms")
         books = None
-        if isinstance(event, Depths | BookUpdate):
+        if isinstance(event, _WITH_BOOKS):
             del content["books"]
             books = event.books
         text = msgspec.json.encode(content).decode()
@@ -364,9 +388,9 @@ class StepEncoder:
         """Add the rows of orders, fills, ledger and a breached limit."""
         rows, event = self._rows, step.event
         for ordinal, order in enumerate(step.orders):
-            rows["orders"].append((*key, ordinal, *self._columns("orders", order, 3)))
-        for ordinal, fill in enumerate(step.fills):
-            rows["fills"].append((*key, ordinal, *self._columns("fills", fill, 3)))
+            columns = self._columns(TABLES["orders"][3:], order)
+            rows["orders"].append((*key, ordinal, *columns))
+        self._add_fills(step.fills, (*key, 0), None)
         for ordinal, entry in enumerate(step.ledger):
             rows["ledger"].append((*key, ordinal, *self._ledger_columns(entry, event.market_ms)))
         if (halted := step.halted) is not None:
@@ -389,9 +413,12 @@ class StepEncoder:
                 equity, int(twin.confirmed), self._decided_text(whose, twin.decided),
             )  # fmt: skip
             rows["twin_steps"].append(row)
-            for ordinal, fill in enumerate(twin.fills):
-                columns = self._columns("twin_fills", fill, 5)
-                rows["twin_fills"].append((*key, book, ordinal, twin.twin, *columns))
+            self._add_fills(twin.fills, (*key, book), twin.twin)
+
+    def _add_fills(self, fills: Sequence[Fill], key: Row, twin: str | None) -> None:
+        for ordinal, fill in enumerate(fills):
+            columns = self._columns(TABLES["fills"][4:-1], fill)
+            self._rows["fills"].append((*key, ordinal, *columns, twin))
 
     def _decided_text(
         self, whose: tuple[int, int | None], decided: StrategyDecision | None
@@ -410,14 +437,14 @@ class StepEncoder:
         moved = (entry.kind.value, place, entry.amount, entry.balance, entry.order_id, market_ms)
         return (*moved, side)
 
-    def _columns(self, table: str, stored: Order | Fill, first: int) -> Row:
-        """Return the columns of *table* from place *first* on, of the order or fill *stored*."""
+    def _columns(self, columns: Sequence[Column], stored: Order | Fill) -> Row:
+        """Return what *columns* hold of the order or fill *stored*."""
         return tuple(
             [
                 self._place(stored.instrument)
                 if column.name == "instrument"
                 else column.value(stored)
-                for column in TABLES[table][first:]
+                for column in columns
             ]
         )
 

@@ -66,6 +66,10 @@ def trimmed(row: Row) -> Row:
     return row[:end]
 
 
+def _all_trimmed(rows: Sequence[Row]) -> list[Row]:
+    return [row if row[-1] is not None else trimmed(row) for row in rows]  # without most calls
+
+
 class ChainHead(NamedTuple):
     """Where a chain stands: its newest digest, and what that covers besides its own commit.
 
@@ -110,15 +114,14 @@ def kept_after(kept: bytes, rows: Mapping[str, Sequence[Row]]) -> bytes:
 def sealed(before: ChainHead, first: int, last: int, rows: Mapping[str, Sequence[Row]]) -> Commit:
     """Return the commit of *rows*, which are those of the steps *first* to *last*."""
     parts = [
-        (table, len(rows[table]), sha256(pack(list(map(trimmed, rows[table])))).digest())
+        (table, len(of_table), sha256(pack(_all_trimmed(of_table))).digest())
         for table in CHAINED_TABLES
-        if rows.get(table)
+        if (of_table := rows.get(table))
     ]
     kept = kept_after(before.kept, rows)
-    states = [row[_STATE_AT] for row in rows.get("states", ()) if len(row) > _STATE_AT]
-    state = before.state
-    if states and isinstance(states[-1], bytes):
-        state = sha256(states[-1]).digest()
+    # A row of ``states`` may hold an equity alone: what a restart reads is the newest state.
+    states = [text for row in rows.get("states", ()) if isinstance(text := row[_STATE_AT], bytes)]
+    state = sha256(states[-1]).digest() if states else before.state
     # The state is the one before it: so the first digest behind a prune covers what that kept.
     content = pack((SCHEMA, first, last, parts))
     digest = sha256(b"".join((before.digest, kept, before.state, content))).digest()

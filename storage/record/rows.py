@@ -59,7 +59,6 @@ SPARSE_TABLES: Final = (
     "orders",
     "fills",
     "twin_steps",
-    "twin_fills",
     "ledger",
     "halts",
 )
@@ -70,8 +69,7 @@ RUN_TABLES: Final = ("steps", *SPARSE_TABLES)
 CHAINED_TABLES: Final = (*RUN_TABLES, "gate_sets")
 """The tables whose rows a commit covers, in the order in which they are hashed."""
 KEPT_TABLES: Final = (
-    "events", "outcomes", "holdings", "orders", "fills", "twin_fills", "ledger", "halts",
-    "gate_sets",
+    "events", "outcomes", "holdings", "orders", "fills", "ledger", "halts", "gate_sets",
 )  # fmt: skip
 """Those of which a prune keeps rows: trades, halts, what later steps refer to, and of the events
 the ``KEPT_EVENTS``."""

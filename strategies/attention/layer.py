@@ -37,6 +37,7 @@ from tracepaper.strategies.attention.reads import (
     CarriedRows,
     Fuse,
     Read,
+    rows_with_weight,
 )
 from tracepaper.strategies.attention.tiles import (
     FLOOR,
@@ -128,7 +129,7 @@ class Layer(Read):
         """The largest |score| that the norms of query and key allow (Cauchy and Schwarz)."""
         kind = working_type(self.query)
         lengths = [
-            torch.linalg.vector_norm(x.detach(), dim=-1, dtype=kind).amax().double()
+            torch.linalg.vector_norm(x.detach(), dim=-1, dtype=kind).amax()
             for x in (self.query, self.key)
         ]
         query_length, key_length = torch.stack(lengths).tolist()
@@ -185,9 +186,15 @@ class Layer(Read):
         )
 
     def natural_logsumexp(self, kind: torch.dtype) -> Tensor:
-        """Return the logsumexp of the scores and the sinks, over tiles, in the type *kind*."""
-        zeros = torch.zeros(self.shape[:3], dtype=kind, device=self.query.device)
+        """Return the logsumexp of the scores and the sinks in the type *kind*.
+
+        A kernel of CUDA gives it where there is one for the layer; else it is summed over tiles.
+        """
         _ = self.largest
+        if self.query.device.type == "cuda" and kind == torch.float32 and self._is_square():
+            query, key = self.query.detach(), self._key_by_head().detach()
+            return attend(query, key, key, self.mask, scale=self.factor, checked=False).logsumexp
+        zeros = torch.zeros(self.shape[:3], dtype=kind, device=self.query.device)
         total = self._operand(kind, zeros).natural_logsumexp()
         if self.sinks is not None:
             total = torch.logaddexp(total, self.sinks.to(total)[:, None])
@@ -221,22 +228,16 @@ class Layer(Read):
 
     def _advance_mean(self, weights: Tensor, fuse: Fuse) -> CarriedRows:
         """Return *weights* below the heads' mean, each head's mass checked."""
-        has_weight = (weights != 0).any(dim=1)  # [batch, query]
-        some = has_weight.any(dim=0)
-        blind = torch.isneginf(self.operand.logsumexp) & has_weight[:, None]
-        # Together, so that a device is asked once.
-        flags = torch.stack([some.all(), (weights >= 0).all(), blind.any()]).tolist()
-        rows = None if flags[0] else some.nonzero()[:, 0]
-        lost = self._lost(blind, has_weight[:, None], some=flags[2])
-        product, mass = self._product(weights, fuse, rows, is_positive=flags[1])
-        wanted = weights.sum(dim=-1)[:, None]
-        if lost is not None:
-            mass = mass + lost @ weights.mT
+        product, mass = self._product(weights, fuse, rows_with_weight(weights))
+        if self._lost is not None:
+            is_unused = (weights == 0).all(dim=1)[:, None]
+            mass = mass + self._lost.masked_fill(is_unused, 0.0) @ weights.mT
         tolerance = mass_tolerance(self.operand.kind, self.largest)
-        check_mass(mass, wanted.expand_as(mass), tolerance)
-        if not flags[2]:
+        check_mass(mass, tolerance, weights.sum(dim=-1)[:, None])
+        if self._blind is None:
             return CarriedRows(weights, product)
-        kept = torch.einsum("h,bhq->bq", self._shares(fuse), blind.to(product.dtype))[:, None]
+        blind = self._blind.to(product.dtype)
+        kept = torch.einsum("h,bhq->bq", self._shares(fuse), blind)[:, None]
         return CarriedRows(weights, product, weights * kept)
 
     @explanation
@@ -258,9 +259,7 @@ class Layer(Read):
             result[tile.batch, tile.rows] += share * moved
         return result / totals[..., None]
 
-    def _product(
-        self, weights: Tensor, fuse: Fuse, rows: Tensor | None, *, is_positive: bool
-    ) -> tuple[Tensor, Tensor]:
+    def _product(self, weights: Tensor, fuse: Fuse, rows: Tensor | None) -> tuple[Tensor, Tensor]:
         """Return ``Σ_h shares_h wᵀA_h`` [batch, row, key], and each head's mass."""
         operand, shares = self.operand, self._shares(fuse)
         backend = check_backend(fuse.backend, self.query.device)
@@ -269,10 +268,10 @@ class Layer(Read):
             if self.query.device.type == "cuda" and triton_rollout.takes(operand):
                 # What a device cannot hold is known when its kernel is asked.
                 with suppress(AttentionInvalid):
-                    product = triton_rollout.push_rows(operand, weights)
+                    product = triton_rollout.push_rows(operand, weights, rows)
             backend = compiled.choose(operand) or "tiles"
         elif backend == "triton":
-            product = triton_rollout.push_rows(operand, weights)
+            product = triton_rollout.push_rows(operand, weights, rows)
         if (
             backend in compiled.NAMES
             and weights.shape[1] <= ROWS_A_HEAD_MAX
@@ -282,7 +281,7 @@ class Layer(Read):
         if product is None:
             if weights.shape[1] > ROWS_A_HEAD_MAX:
                 return operand.carry_fused(weights, rows, shares)
-            product = operand.carry_heads(weights, rows, is_positive=is_positive)
+            product = operand.carry_heads(weights, rows)
         product = product.to(weights.dtype)
         return torch.einsum("h,bhrk->brk", shares, product), product.sum(dim=-1)
 
@@ -292,18 +291,27 @@ class Layer(Read):
             return torch.full((heads,), 1.0 / heads, dtype=kind, device=self.query.device)
         return fuse.shares.to(self.query.device, kind)
 
-    def _lost(self, blind: Tensor, has_weight: Tensor, *, some: bool) -> Tensor | None:
-        """Return the mass of each query that no key gets [batch, head, query], None for none.
+    @cached_property
+    def _blind(self) -> Tensor | None:
+        """The queries that see nothing, boolean [batch, head, query]; None for none."""
+        mask, (_, _, queries, keys) = self.mask, self.shape
+        if mask.kind is MaskKind.FULL or (mask.kind is not MaskKind.OTHER and queries == keys):
+            return None  # a device is not asked what the mask says
+        blind = torch.isneginf(self.operand.logsumexp)
+        return blind if bool(blind.any()) else None
 
-        That is all of queries that are *blind*, if there are *some*, and what sinks take.
+    @cached_property
+    def _lost(self) -> Tensor | None:
+        """The mass of each query that no key gets [batch, head, query], None for none.
+
+        That is all of a query that sees nothing, and what sinks take.
         """
-        logsumexp = self.operand.logsumexp
-        lost = blind.to(logsumexp.dtype) if some else None
+        logsumexp, blind = self.operand.logsumexp, self._blind
+        lost = None if blind is None else blind.to(logsumexp.dtype)
         if self.sinks is None:
             return lost
         taken = (self.sinks.to(logsumexp)[:, None] - logsumexp).exp()
-        taken = taken.masked_fill(~has_weight | blind, 0.0)
-        return taken if lost is None else taken + lost
+        return taken if blind is None or lost is None else taken.masked_fill(blind, 0.0) + lost
 
     # --- single rows
 
@@ -313,7 +321,7 @@ class Layer(Read):
 
         Raises ``AttentionInvalid`` for queries that are not there and rows that do not sum to 1.
         """
-        chosen = torch.tensor(check_rows(queries, self.shape[2]), device=self.query.device)
+        chosen = torch.tensor(check_rows(queries, self.shape[2]), device="cpu")
         weights = self.operand.rows(chosen)
         self._check_ones(weights.sum(dim=-1), chosen)
         return weights.to(working_type(self.query))
@@ -335,7 +343,7 @@ class Layer(Read):
         check_backend(backend, self.query.device)
         operand = self.operand
         if queries is not None:
-            chosen = torch.tensor(check_rows(queries, self.shape[2]), device=self.query.device)
+            chosen = torch.tensor(check_rows(queries, self.shape[2]), device="cpu")
             mass, entropy = operand.mass_and_entropy(chosen)
         else:
             chosen = None
@@ -344,8 +352,8 @@ class Layer(Read):
                 loops = loops if backend == "auto" else backend
                 mass, entropy = compiled.row_masses(operand, loops)
             elif self._is_square():
-                query, key = operand.query.to(operand.kind), operand.key.to(operand.kind)
-                key = key.repeat_interleave(operand.group, dim=1)
+                query = operand.query.to(operand.kind)
+                key = self._key_by_head().detach().to(operand.kind)
                 mean_key, true = attend(
                     query, key, key, self.mask, scale=operand.scale, checked=False
                 )
@@ -362,6 +370,10 @@ class Layer(Read):
         # Rounding may fall below 0 on a row that sees one key alone.
         return entropy.clamp_min(0.0).to(working_type(self.query))
 
+    def _key_by_head(self) -> Tensor:
+        """Return the key of each head, for kernels that share none."""
+        return self.key.repeat_interleave(self.shape[1] // self.key.shape[1], dim=1)
+
     def _is_square(self) -> bool:
         """Whether a kernel attends as this layer does."""
         plain = self.softcap is None and self.sinks is None and self.mask.kind != MaskKind.OTHER
@@ -370,12 +382,9 @@ class Layer(Read):
 
     def _check_ones(self, mass: Tensor, rows: Tensor | None) -> None:
         """Raise ``AttentionInvalid`` unless each row's mass is 1, its sink's taken in."""
-        blind = torch.isneginf(self.operand.logsumexp)
-        lost = self._lost(blind, torch.ones_like(blind), some=True)
-        assert lost is not None, "some are taken for blind"
-        mass = mass + (lost if rows is None else lost[:, :, rows])
-        tolerance = mass_tolerance(self.operand.kind, self.largest)
-        check_mass(mass, torch.ones_like(mass), tolerance)
+        if self._lost is not None:
+            mass = mass + (self._lost if rows is None else self._lost[:, :, rows])
+        check_mass(mass, mass_tolerance(self.operand.kind, self.largest))
 
     # --- the same layer otherwise
 

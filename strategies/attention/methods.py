@@ -503,7 +503,7 @@ def _mean_of_all_rows(
     loops = compiled.choose(operand) if backend == "auto" else None
     if loops is not None and operand.group == 1 and operand.softcap is None:
         mixed, masses = compiled.bucket_rows(operand, values, shares, rho, loops)
-        check_mass(masses, torch.ones_like(masses), tolerance)
+        check_mass(masses, tolerance)
         return mixed
     result = rho * values
     mass = values.new_zeros(layer.shape[:3])
@@ -512,7 +512,7 @@ def _mean_of_all_rows(
         columns = _columns(tile.keys.start, tile.keys.stop, bars)
         mean = fuse_mean(tile.values, shares)
         result[tile.batch, tile.rows, columns] += mean @ values[tile.batch, tile.keys, columns]
-    check_mass(mass, torch.ones_like(mass), tolerance)
+    check_mass(mass, tolerance)
     return result
 
 

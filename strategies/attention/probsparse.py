@@ -6,10 +6,10 @@ Zhou et al. (2021), Informer, arXiv:2012.07436. Each query samples some keys; th
 and uniform rows, so its rollout and its entropies are exact in O(u·N).
 
 Three points differ from the code that the paper came with: the sampled keys follow from a seed, so
-that a decision can be recomputed, the score subtracts the mean of the sample (``score`` chooses
-theirs), and a lazy causal row is a true average of what it sees, in
-its output and in its attention alike. Ranking the whole sequence looks ahead: under a causal mask
-one future bar changes earlier rows, so nothing here may serve a batched pass.
+that a decision can be recomputed, the score subtracts the mean of the sample, and a lazy causal row
+is a true average of what it sees, in its output and in its attention alike. Ranking the whole
+sequence looks ahead: under a causal mask one future bar changes earlier rows, so nothing here may
+serve a batched pass.
 
 Distilling (convolution, activation, max-pooling of time) leaves rollout undefined without a
 convention. Ours makes each stage a row-stochastic map: a pooled position rests on the bars in
@@ -25,7 +25,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Final, Literal, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import torch
 
@@ -56,8 +56,6 @@ if TYPE_CHECKING:
     from torch.autograd.function import FunctionCtx
 
 FACTOR: Final = 5
-Score = Literal["sample_mean", "published"]
-"""What a query's largest sampled product is compared with: their mean, or their sum ÷ all keys."""
 _AXES: Final = 4
 _SAMPLED_ROWS: Final = 512
 """Rows whose sampled keys are gathered at once: the gather is the largest array here."""
@@ -127,14 +125,12 @@ def attend_sparsely(
     *,
     factor: int = FACTOR,
     always: Sequence[int] = (),
-    score: Score = "sample_mean",
 ) -> SparseAttention:
     """Return ProbSparse attention of [batch, head, time, dim] tensors; differentiable.
 
     *samples* are ``sample_keys`` of the same time and mask. The rows in *always* attend whatever
     their spread, so that the row being decided has an attention of its own. Ties in spread go to
-    the earlier row. *score* "published" is that of the paper's code, ``max - sum / time``. Raises
-    ``AttentionInvalid`` on shapes that do not fit.
+    the earlier row. Raises ``AttentionInvalid`` on shapes that do not fit.
     """
     _check_mask(mask)
     check_tensors(query=query, key=key, value=value, samples=samples)
@@ -150,7 +146,7 @@ def attend_sparsely(
             "them with sample_keys for this length."
         )
     query, key, value = ruled(query, key, value)
-    spread = _spread(query, key, samples, score)
+    spread = _spread(query, key, samples)
     for row in check_rows(always, time) if len(always) else ():
         spread[:, :, row] = torch.inf
     active = _largest(spread, _top(time, factor))  # [batch, head, u]
@@ -212,7 +208,7 @@ def push_sparse(rows: SparseRows, weights: Tensor, shares: Tensor | None = None)
         pushed = pushed + (lazy / counts).flip(3).cumsum(dim=3).flip(3)
     else:
         pushed = pushed + lazy.sum(dim=3, keepdim=True) / time
-    check_mass(pushed.sum(dim=-1), weights.sum(dim=-1), _TOLERANCE)
+    check_mass(pushed.sum(dim=-1), _TOLERANCE, weights.sum(dim=-1)[:, None])
     if shares is None:
         return pushed.mean(dim=1)
     return torch.einsum("h,bhmt->bmt", shares.to(weights), pushed)
@@ -267,13 +263,12 @@ def _top(time: int, factor: int) -> int:
     return min(time, max(1, factor * math.ceil(math.log(time))))
 
 
-def _spread(query: Tensor, key: Tensor, samples: Tensor, score: Score) -> Tensor:
+def _spread(query: Tensor, key: Tensor, samples: Tensor) -> Tensor:
     """Return how much each query's sampled products spread: [batch, head, time], no gradient."""
     samples = samples.to(query.device)
     kind = working_type(query)
     query, key = query.detach().to(kind), key.detach().to(kind)
     time, count = samples.shape
-    divisor = count if score == "sample_mean" else key.shape[2]
     is_dense = key.shape[2] <= _DENSE_RATIO * count
     products = _sampled_from_all if is_dense else _sampled_from_gathered
     windows, heads = query.shape[:2]
@@ -289,7 +284,7 @@ def _spread(query: Tensor, key: Tensor, samples: Tensor, score: Score) -> Tensor
                 sampled = products(
                     query[batch, :, rows], key[batch], samples[rows]
                 )  # [.., row, sample]
-                mean = sampled.sum(dim=-1) / divisor
+                mean = sampled.sum(dim=-1) / count
                 torch.sub(sampled.amax(dim=-1), mean, out=spread[batch, :, rows])
         return spread
 

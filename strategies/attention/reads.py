@@ -208,8 +208,8 @@ class Read(ABC):
 
 def rows_with_weight(weights: Tensor) -> Tensor | None:
     """Return the queries that any of *weights* [batch, row, query] asks for; None for all."""
-    has_weight = (weights != 0).flatten(0, 1).any(dim=0)
-    return None if bool(has_weight.all()) else has_weight.nonzero()[:, 0]
+    rows = weights.flatten(0, 1).any(dim=0).nonzero()[:, 0]
+    return None if len(rows) == weights.shape[2] else rows
 
 
 def row_confidence(entropy: Tensor, visible: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import cache
+from functools import cache, lru_cache
 from importlib import import_module
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Final
@@ -65,12 +65,14 @@ def takes(layer: Operand) -> bool:
     return query.device.type != "cuda" or generation_of(query.device) >= least
 
 
-def push_rows(layer: Operand, weights: Tensor, *, precision: str = PRECISION) -> Tensor:
+def push_rows(
+    layer: Operand, weights: Tensor, used: Tensor | None = None, *, precision: str = PRECISION
+) -> Tensor:
     """Return each head's ``wᵀA`` [batch, head, row, time] in float32; *weights* [batch, row, time].
 
-    No query without any weight is read. *precision* is that of products of float32 numbers, by
-    Triton's name. Raises ``AttentionInvalid`` for float64, heads of more than ``DIM_MAX``, and
-    what a device cannot hold.
+    Only the queries *used* (int64, ascending, None for all) are read. *precision* is that of
+    products of float32 numbers, by Triton's name. Raises ``AttentionInvalid`` for float64, heads
+    of more than ``DIM_MAX``, and what a device cannot hold.
     """
     if not takes(layer):
         raise AttentionInvalid(
@@ -80,25 +82,19 @@ def push_rows(layer: Operand, weights: Tensor, *, precision: str = PRECISION) ->
     kernel = import_module("tracepaper.strategies.attention.triton_kernel")
     batch, heads, time, dim = layer.query.shape
     rows, device = weights.shape[1], weights.device
-    mask, has_weight = layer.mask, (weights != 0).flatten(0, 1).any(dim=0)
-    place = has_weight.nonzero()[:, 0]
-    query, logsumexp, shares = layer.query, layer.logsumexp, weights
-    if len(place) < time:
-        query, logsumexp = query.index_select(2, place), logsumexp.index_select(2, place)
-        shares = shares.index_select(2, place)
+    mask, query, minus, shares = layer.mask, layer.query, layer.minus, weights
+    if used is not None:
+        query, minus, shares = (x.index_select(2, used) for x in (query, minus, shares))
     is_causal = mask.kind is not MaskKind.FULL
     window = mask.window_bars if mask.kind is MaskKind.WINDOW else time
-    starts = torch.arange(0, time, TILE, device=device)
-    if is_causal:
-        first = torch.searchsorted(place, starts)
-        # The last key of a tile is seen by queries up to a window after it.
-        last = torch.searchsorted(place, starts + (TILE - 1 + window))
+    if used is None:
+        place, first, last = _all_spans(time, window, device, is_causal=is_causal)
     else:
-        first, last = torch.zeros_like(starts), torch.full_like(starts, len(place))
+        place, first, last = _spans(used, time, window, is_causal=is_causal)
     rows_a_program = 1 if rows == 1 else ROWS
     row_blocks = -(-rows // rows_a_program)
     result = torch.empty(batch, heads, rows, time, dtype=torch.float32, device=device)
-    programs = len(starts) * row_blocks * batch * heads
+    programs = len(first) * row_blocks * batch * heads
     if programs > _GRID_MOST:
         raise AttentionInvalid(
             f"{rows} rows of {time} bars are {programs:,} programs, and a grid takes "
@@ -107,11 +103,11 @@ def push_rows(layer: Operand, weights: Tensor, *, precision: str = PRECISION) ->
     arguments = (
         query.contiguous(),
         layer.key.contiguous(),
-        (logsumexp * -LOG2_E).float().contiguous(),
+        minus.float().contiguous(),
         shares.float().contiguous(),
-        place.int(),
-        first.int(),
-        last.int(),
+        place,
+        first,
+        last,
         result,
         layer.scale * LOG2_E if layer.softcap is None else layer.scale / layer.softcap,
         0.0 if layer.softcap is None else layer.softcap * LOG2_E,
@@ -121,7 +117,7 @@ def push_rows(layer: Operand, weights: Tensor, *, precision: str = PRECISION) ->
         heads,
         layer.group,
         window,
-        len(starts),
+        len(first),
         row_blocks,
     )
     options = {
@@ -139,6 +135,28 @@ def push_rows(layer: Operand, weights: Tensor, *, precision: str = PRECISION) ->
     }
     launch(kernel.push_kernel[(programs,)], arguments, options)
     return result
+
+
+def _spans(
+    used: Tensor, time: int, window: int, *, is_causal: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return *used*, and the first and one past the last of them that see each block of keys."""
+    starts = torch.arange(0, time, TILE, device=used.device)
+    if is_causal:
+        first = torch.searchsorted(used, starts)
+        # The last key of a tile is seen by queries up to a window after it.
+        last = torch.searchsorted(used, starts + (TILE - 1 + window))
+    else:
+        first, last = torch.zeros_like(starts), torch.full_like(starts, len(used))
+    return used.int(), first.int(), last.int()
+
+
+@lru_cache(maxsize=64)
+def _all_spans(
+    time: int, window: int, device: torch.device, *, is_causal: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return ``_spans`` of every bar, which layer after layer asks for."""
+    return _spans(torch.arange(time, device=device), time, window, is_causal=is_causal)
 
 
 def launch(

@@ -57,8 +57,8 @@ class BookModel:
         if kind is None or kind.source is not DataSource.ORDER_BOOKS:
             named = section_of(card, "model").get("kind")
             raise ConfigInvalid(
-                f"The checkpoint is of the kind {shown(named)}, and strategy.name '{KIND}' takes "
-                f"one that `tracepaper train --set model.kind={KIND}` wrote."
+                f"The checkpoint is of the kind {shown(named)}, not {KIND}; name one that "
+                f"`tracepaper train --set model.kind={KIND}` wrote."
             )
         config = OrderBookConfig.read(section_of(card, "architecture"))
         market = section_of(card, "market")

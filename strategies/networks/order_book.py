@@ -69,6 +69,11 @@ class OrderBookConfig(keys.ReadKeys):
     )
 
     @property
+    def receptive_field(self) -> int:
+        """How many books one answer depends on at most."""
+        return self.window
+
+    @property
     def tokens(self) -> int:
         """Tokens of one book."""
         return len(SIDES) * self.levels

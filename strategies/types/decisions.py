@@ -9,7 +9,7 @@ time is an ``int`` of UTC milliseconds of *market time*.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from enum import StrEnum
 from struct import unpack_from
 from typing import Final
@@ -17,7 +17,7 @@ from typing import Final
 from msgspec import Struct
 from msgspec.structs import replace
 
-from tracepaper.strategies.types.market import Bar, Close, Event, Instrument, RunKind, Side
+from tracepaper.strategies.types.market import Bar, Closed, Event, Instrument, RunKind, Side
 
 BLOCK_BARS: Final = 64
 """Bars in one absolute block of time: the unit of window hashes and of rollout buckets."""
@@ -549,13 +549,14 @@ class Repeat(Struct, frozen=True, gc=False):
 class QuietStretch(Struct, frozen=True, gc=False):
     """Steps in a row that change nothing but prices: each bar repeats the newest decision.
 
-    ``plausible`` and ``unrealized`` hold one number a bar, in the order of the steps;
-    ``account_unrealized`` holds one a unit, which all bars of a close share.
+    Each unit has a bar of every instrument, in the order of ``repeats``, and is a close of them
+    where there are ``closes``. ``plausible`` and ``unrealized`` hold one number a bar, in the order
+    of the steps; ``account_unrealized`` holds one a unit, which all bars of a close share.
     """
 
     first: int  # sequence of the first step
-    next_sequence: int  # of the step after the last
-    units: Sequence[Bar | Close]
+    bars: Sequence[Bar]
+    closes: Sequence[Closed]  # the event of each unit; empty of bars by themselves
     plausible: Sequence[float]
     unrealized: Sequence[int]  # of the position in the bar's instrument, in money
     account_unrealized: Sequence[int]  # of the account after the unit, in money
@@ -563,11 +564,19 @@ class QuietStretch(Struct, frozen=True, gc=False):
     account: Account  # before the first step
 
     @property
+    def units(self) -> int:
+        """How many bars by themselves, or closes, it has."""
+        return len(self.account_unrealized)
+
+    @property
+    def next_sequence(self) -> int:
+        """The sequence of the step after the last."""
+        return self.first + len(self.bars) + len(self.closes)
+
+    @property
     def last(self) -> tuple[Event, Account]:
         """The event of the last step, and the account after it."""
-        unit = self.units[-1]
-        event = unit if isinstance(unit, Bar) else unit.bars[-1]
-        return event, self.account_at(self.account_unrealized[-1])
+        return self.bars[-1], self.account_at(self.account_unrealized[-1])
 
     def account_at(self, unrealized: int) -> Account:
         """Return the account after a unit that leaves it with so much profit."""
@@ -575,29 +584,32 @@ class QuietStretch(Struct, frozen=True, gc=False):
         equity = account.equity - account.unrealized_pnl + unrealized
         return replace(account, equity=equity, unrealized_pnl=unrealized)
 
-    def step_at(self, sequence: int, bar: Bar, number: int, account: Account) -> Step:
-        """Return step *sequence*: that of *bar*, the stretch's bar of that *number* from 0 on."""
-        repeat = self.repeats[bar.instrument]
-        decision = repeat.decision_at(self.plausible[number])
-        position = replace(repeat.position, unrealized_pnl=self.unrealized[number])
-        return _without_trade(sequence, bar, decision, position, account)
+    def steps(self, unit: int) -> Iterator[Step]:
+        """Yield the steps of a *unit*, which are counted from 0 on."""
+        count = len(self.repeats)
+        sequence = self.first + unit * (count + bool(self.closes))
+        if self.closes:
+            # None of its bars has valued the account yet.
+            before = self.account_unrealized[unit - 1] if unit else self.account.unrealized_pnl
+            yield quiet_step(sequence, self.closes[unit], self.account_at(before))
+            sequence += 1
+        account = self.account_at(self.account_unrealized[unit])
+        for at in range(unit * count, (unit + 1) * count):
+            repeat = self.repeats[self.bars[at].instrument]
+            decision = repeat.decision_at(self.plausible[at])
+            position = replace(repeat.position, unrealized_pnl=self.unrealized[at])
+            yield quiet_step(sequence, self.bars[at], account, decision, position)
+            sequence += 1
 
-    def closed_at(self, sequence: int, unit: int, close: Close) -> Step:
-        """Return step *sequence*: that of the event of *close*, the stretch's *unit* from 0 on.
 
-        None of its bars has valued the account yet.
-        """
-        before = self.account_unrealized[unit - 1] if unit else self.account.unrealized_pnl
-        return _without_trade(sequence, close.closed, None, None, self.account_at(before))
-
-
-def _without_trade(
+def quiet_step(
     sequence: int,
     event: Event,
-    decision: Decision | None,
-    position: Position | None,
     account: Account,
+    decision: Decision | None = None,
+    position: Position | None = None,
 ) -> Step:
+    """Return the step of an *event* that trades nothing and changes no state."""
     return Step(
         sequence, event, accepted=True, decision=decision, prediction=None, orders=(), fills=(),
         position=position, account=account, twins=(), state=None,

@@ -21,8 +21,6 @@ from typing import Final
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 PASSED: Final = ROOT / "daemon" / "campaign.toml"
-EXAMPLES: Final = 1_000_000
-CHUNK: Final = 100_000
 ROUNDS: Final = 100
 TEN: Final = 10
 _PYTHON: Final = (sys.executable,)
@@ -34,18 +32,7 @@ PARTS: Final[Mapping[str, tuple[str, ...]]] = {
     "pyright": (*_PYTHON, "-m", "pyright", "--pythonpath", sys.executable),
     "pythons": (*_PYTHON, "tests/campaigns/campaign_pythons.py"),
     "processors": (*_PYTHON, "tests/campaigns/campaign_processors.py"),
-    "accounts": (*_PYTHON, "tests/campaigns/campaign_accounts.py"),
-    "stretch": (*_PYTHON, "tests/campaigns/campaign_stretch.py"),
-    "laws": (*_ENGINE, "--examples", "0", "--laws", "300"),
-    **{
-        f"engine_{first // CHUNK}": (
-            *(*_ENGINE, "--examples", str(CHUNK), "--laws", "0"),
-            *("--from-seed", str(first)),
-        )
-        for first in range(0, EXAMPLES, CHUNK)
-    },
-    "parity": (*_PYTHON, "tests/campaigns/campaign_parity.py"),
-    "live": (*_PYTHON, "tests/campaigns/campaign_live.py"),
+    **{part: (*_ENGINE, part) for part in ("accounts", "stretch", "laws")},
     **{
         f"live_{kind}": (
             *(*_PYTHON, "tests/campaigns/campaign.py", "--kind", kind, "--rounds", "2"),
@@ -53,7 +40,6 @@ PARTS: Final[Mapping[str, tuple[str, ...]]] = {
         )
         for kind in ("book_fills", "cross", "hedge", "several", "universe")
     },
-    "backtests": (*_PYTHON, "tests/campaigns/campaign_backtests.py", "--rounds", "200"),
     "flood": (*_PYTHON, "tests/campaigns/campaign_flood.py"),
     "fleet": (*_PYTHON, "tests/campaigns/campaign_fleet.py"),
     **{

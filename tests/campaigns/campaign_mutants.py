@@ -7,14 +7,10 @@ the product. The tests of the groups are collected once and run once as they are
 functions each test runs and how long it takes. Then each mutation is made in a fork of that
 process, and no file changes: the tests that run its definition are run until one fails, near ones
 first; one that does not end has failed. What a test runs in another program is not mutated, and
-tests marked ``long`` are left out. A survivor that the table does not know fails the command: their
-number cannot grow.
+tests marked ``long`` are left out. A survivor fails the command.
 
 Mutations that were drawn meet only the nearest of the fast tests, in the order of the draw, so that
 those judged before an interruption are a fair sample. Their survivors are printed.
-
-``build/mutants.json`` keeps what was found with the hash of the sources that it follows from, so
-that an interrupted campaign goes on, and a new test is all that runs against the survivors.
 """
 
 from __future__ import annotations
@@ -23,8 +19,6 @@ import argparse
 import ast
 import builtins
 import gc
-import hashlib
-import json
 import multiprocessing
 import os
 import re
@@ -49,7 +43,6 @@ import pytest
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 TABLE: Final = "tests/campaigns/mutations.toml"
-MEMORY: Final = "build/mutants.json"
 PACKAGES: Final = ("daemon", "replay", "storage", "strategies")
 FORK: Final = multiprocessing.get_context("fork")
 PROBE: Final = "__mutant_is_run__"
@@ -70,7 +63,6 @@ class Mutation(NamedTuple):
     definition: str  # ``function``, ``Class.method`` or ``Class``: the end of its dotted name
     old: str
     new: str
-    survives: str = ""  # why no test finds it, where none does
 
     def __str__(self) -> str:
         return f"{self.definition}: {self.old} -> {self.new}"
@@ -286,70 +278,10 @@ def kill(mutate: Callable[[], None], items: Sequence[pytest.Item]) -> str:
 
 
 class Verdict(NamedTuple):
-    """What became of a mutation: what found it, and the hashes of the test modules that said so."""
+    """What became of a mutation: what found it, and the seconds that its tests took."""
 
     found: str
-    keys: Mapping[str, str]
     seconds: float
-
-
-class Memory:
-    """What earlier campaigns found, for as long as the sources that it follows from stay."""
-
-    def __init__(self, path: Path, names: Iterable[str], root: Path) -> None:
-        self._path = path
-        self._root = root
-        self._stored: dict[str, dict[str, Any]] = {"traced": {}, "judged": {}}
-        path.parent.mkdir(exist_ok=True)
-        for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
-            kind, name, value = json.loads(line)
-            self._stored[kind][name] = value
-        self._shared = hashlib.sha256("\n".join(sorted(names)).encode())
-        for source in sources(root).values():
-            self._shared.update(source.encode())
-        for pattern in ("tests/**/conftest.py", "tests/support/*.py", "tests/data/*"):
-            for shared in sorted(root.glob(pattern)):
-                self._shared.update(shared.read_bytes() if shared.is_file() else b"")
-
-    def key(self, module: str) -> str:
-        """Return the hash of all sources that a test module's outcome follows from."""
-        found = self._shared.copy()
-        found.update((self._root / module).read_bytes())
-        return found.hexdigest()
-
-    def traced(self, module: str) -> dict[str, Traced] | None:
-        """Return what the tests of *module* run, where that is known."""
-        key, tests = self._stored["traced"].get(module, ("", {}))
-        if key != self.key(module):
-            return None
-        return {name: Traced(seconds, frozenset(ran)) for name, (seconds, ran) in tests.items()}
-
-    def keep_traced(self, module: str, found: Mapping[str, Traced]) -> None:
-        """Keep what the tests of *module* run."""
-        tests = {name: [one.seconds, sorted(one.ran)] for name, one in found.items()}
-        self._keep("traced", module, [self.key(module), tests])
-
-    def judged(self, mutation: Mutation) -> Verdict:
-        """Return what is known of *mutation*, from those modules alone that are unchanged."""
-        verdict = Verdict(*self._stored["judged"].get(str(mutation), ("", {}, 0)))
-        still = {name: key for name, key in verdict.keys.items() if self._is_same(name, key)}
-        return verdict if still == verdict.keys else Verdict("", {} if verdict.found else still, 0)
-
-    def finder(self, mutation: Mutation) -> str:
-        """Return the test that found *mutation* last, though sources have changed since."""
-        return str(self._stored["judged"].get(str(mutation), [""])[0])
-
-    def keep_judged(self, mutation: Mutation, verdict: Verdict) -> None:
-        """Keep what became of *mutation*."""
-        self._keep("judged", str(mutation), verdict)
-
-    def _is_same(self, module: str, key: str) -> bool:
-        return (self._root / module).exists() and self.key(module) == key
-
-    def _keep(self, kind: str, name: str, value: Sequence[Any]) -> None:
-        self._stored[kind][name] = value
-        with self._path.open("a", encoding="utf-8") as lines:
-            lines.write(json.dumps([kind, name, value]) + "\n")
 
 
 class Task(NamedTuple):
@@ -452,16 +384,14 @@ class Budget:
         return True
 
     def _judge(self, items: Sequence[pytest.Item]) -> None:
-        names = {f"{one.path}:{one.definition}" for one in self._mutants.values()}
-        memory = Memory(self._root / MEMORY, names, self._root)
         self._functions = functions(self._root)
         gc.freeze()  # forks neither walk nor copy what is here
         setattr(builtins, PROBE, set().add)
         for path, tree in self._probed.items():
             self._swap(path, sources(self._root)[path], tree)
-        traced = self._traced(items, memory)
+        traced = self._traced(items)
         by_name = {item.nodeid: item for item in items}
-        for mutation, verdict in self._verdicts(by_name, traced, memory):
+        for mutation, verdict in self._verdicts(by_name, traced):
             self.verdicts[mutation] = verdict
             print(
                 f"{'killed' if verdict.found else 'SURVIVED':9}{mutation.group}  {mutation}  "
@@ -474,58 +404,40 @@ class Budget:
         name = str(self._root / path)
         swap(name, self._functions[name], before, after)
 
-    def _traced(self, items: Sequence[pytest.Item], memory: Memory) -> dict[str, Traced]:
+    def _traced(self, items: Sequence[pytest.Item]) -> dict[str, Traced]:
         """Return what each of the tests runs, which says too that they pass as they are."""
         traced: dict[str, Traced] = {}
-        unknown: dict[str, list[pytest.Item]] = {}
-        for module, own in groupby(items, key=module_of_item):
-            known = memory.traced(module)
-            if known is None:
-                unknown.setdefault(module, []).extend(own)
-            else:
-                traced |= known
         limit_s = 6 * self._least_limit_s
-        tasks = (Task(name, partial(trace, own), limit_s) for name, own in unknown.items())
-        for name, answer, seconds in forked(tasks, self._jobs):
-            found: dict[str, Traced] = {} if isinstance(answer, str) else answer
-            memory.keep_traced(name, found)
-            traced |= found
+        tasks = (
+            Task(module, partial(trace, list(own)), limit_s)
+            for module, own in groupby(items, key=lambda item: module_of(item.nodeid))
+        )
+        for module, answer, seconds in forked(tasks, self._jobs):
+            traced |= {} if isinstance(answer, str) else answer
             problem = f": {answer} without any mutation" if isinstance(answer, str) else ""
-            print(f"traced   {name}  {seconds:.0f} s{problem}", file=sys.__stderr__, flush=True)
+            print(f"traced   {module}  {seconds:.0f} s{problem}", file=sys.__stderr__, flush=True)
         return traced
 
     def _verdicts(
-        self, items: Mapping[str, pytest.Item], traced: Mapping[str, Traced], memory: Memory
+        self, items: Mapping[str, pytest.Item], traced: Mapping[str, Traced]
     ) -> Iterator[tuple[Mutation, Verdict]]:
-        """Yield each mutation and what becomes of it, those first of which it is known."""
-        tasks: list[Task] = []
-        chosen_by: dict[Mutation, list[str]] = {}
+        """Yield each mutation and what becomes of it."""
         near = {
             name: {test: one for test, one in traced.items() if module_of(test) in modules}
             for name, group in self._table.items()
             for modules in [{*group.modules}]
         }
+        tasks: list[Task] = []
         asked = {one for group in self._table.values() for one in group.mutations}
         for mutation in filter(asked.__contains__, self._mutants):
             mutant, own = self._mutants[mutation], near[mutation.group]
-            limit_s = self._table[mutation.group].limit_s
-            tests = chosen(own, mutant, memory.finder(mutation), limit_s)
-            known = memory.judged(mutation)
-            left = [test for test in tests if module_of(test) not in known.keys]
-            if known.found or not left:
-                yield mutation, known
-                continue
-            chosen_by[mutation] = tests
-            seconds = sum(own[test].seconds for test in left)
+            tests = chosen(own, mutant, self._table[mutation.group].limit_s)
+            seconds = sum(own[test].seconds for test in tests)
             mutate = partial(self._swap, mutant.path, self._probed[mutant.path], mutant.source)
-            work = partial(kill, mutate, [items[test] for test in left])
+            work = partial(kill, mutate, [items[test] for test in tests])
             tasks.append(Task(mutation, work, self._least_limit_s + 4 * seconds))
         for mutation, found, seconds in forked(tasks, self._jobs):
-            by = [found] if found in items else chosen_by[mutation]
-            keys = {module: memory.key(module) for module in map(module_of, by)}
-            verdict = Verdict(found, keys, seconds)
-            memory.keep_judged(mutation, verdict)
-            yield mutation, verdict
+            yield mutation, Verdict(found, seconds)
 
 
 def module_of(test: str) -> str:
@@ -533,18 +445,13 @@ def module_of(test: str) -> str:
     return test.partition("::")[0]
 
 
-def module_of_item(item: pytest.Item) -> str:
-    """Return the path of the module of an item."""
-    return module_of(item.nodeid)
-
-
 def chosen(
-    traced: Mapping[str, Traced], mutant: Mutant, first: str = "", limit_s: float = float("inf")
+    traced: Mapping[str, Traced], mutant: Mutant, limit_s: float = float("inf")
 ) -> list[str]:
     """Return the tests that run *mutant*'s definition: near ones first, cheap modules before dear.
 
-    Where none does, as of a class body, all are returned. *first* is run before all others. The
-    nearest that end within *limit_s* are returned, but at least one.
+    Where none does, as of a class body, all are returned. The nearest that end within *limit_s*
+    are returned, but at least one.
     """
     name = f"{mutant.path}:{mutant.definition}"
     tests = [test for test, one in traced.items() if name in one.ran]
@@ -555,12 +462,12 @@ def chosen(
         module = module_of(test)
         seconds[module] = seconds.get(module, 0.0) + traced[test].seconds
 
-    def rank(test: str) -> tuple[bool, bool, int, bool, float, str]:
+    def rank(test: str) -> tuple[bool, int, bool, float, str]:
         module = module_of(test)
         near = Path(os.path.commonpath([module.removeprefix("tests/"), mutant.path])).parts
         is_long = traced[test].seconds > LONG_TEST_S
         is_other = Path(module).stem != f"test_{mutant.path.stem}"
-        return test != first, is_long, -len(near), is_other, seconds[module], module
+        return is_long, -len(near), is_other, seconds[module], module
 
     ranked = sorted(tests, key=rank)
     ends = accumulate(traced[test].seconds for test in ranked)
@@ -595,7 +502,7 @@ def random_groups(
 
 
 def judge(table: Mapping[str, Group], budget: Budget, marks: str, root: Path) -> int:
-    """Judge *table* with the tests of these *marks*; return 1 where what survives is not in it."""
+    """Judge *table* with the tests of these *marks*; return 1 where a mutation survives."""
     modules = sorted({module for group in table.values() for module in group.modules})
     with tempfile.TemporaryDirectory(prefix="mutants-") as place:
         os.environ["TMPDIR"] = tempfile.tempdir = place  # of forks, which do not tidy up
@@ -605,18 +512,14 @@ def judge(table: Mapping[str, Group], budget: Budget, marks: str, root: Path) ->
         tempfile.tempdir = None
     if budget.problem:
         raise MutationLost(budget.problem)
-    is_wrong = False
     print()
     for name, group in table.items():
         print(row(name, [budget.verdicts[one] for one in group.mutations]))
     print(row("all", list(budget.verdicts.values())))
-    for mutation, (found, *_) in budget.verdicts.items():
-        if not found:
-            print(f"survives: {mutation}  {mutation.survives or 'NEW: add a test that finds it'}")
-        elif mutation.survives:
-            print(f"is found now: {mutation}  take its fourth text out of {TABLE}")
-        is_wrong |= bool(found) is bool(mutation.survives)
-    return int(is_wrong)
+    survivors = [mutation for mutation, verdict in budget.verdicts.items() if not verdict.found]
+    for mutation in survivors:
+        print(f"survives: {mutation}  add a test that finds it")
+    return int(bool(survivors))
 
 
 def row(name: str, verdicts: Sequence[Verdict]) -> str:

@@ -1,4 +1,4 @@
-"""What a record has to add up to, from its database alone: fills, fees, sides, parts, universe.
+"""What a record has to add up to, from its database alone: sides, parts, universe.
 
 Imports nothing of ours.
 """
@@ -8,8 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import sqlite3
-from dataclasses import dataclass
-from decimal import ROUND_HALF_EVEN, Decimal
+from decimal import Decimal
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,66 +16,12 @@ from drawn import RoundFailed
 
 FEES: Final = {"TAKER": Decimal("0.00055"), "MAKER": Decimal("0.0002")}
 MONEY: Final = Decimal("1e-8")
-ROUNDED: Final = Decimal("1e-6")
-"""What rounding of the partial closes of a whole run comes to at most."""
 
 
 def asked(database: Path, query: str) -> list[tuple[Any, ...]]:
     """Return the rows of *query*."""
     with contextlib.closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True)) as connection:
         return connection.execute(query).fetchall()
-
-
-@dataclass
-class Held:
-    """A position as its fills make it: quantity, what it cost, and what was earned by closing."""
-
-    quantity: Decimal = Decimal(0)
-    cost: Decimal = Decimal(0)
-    earned: Decimal = Decimal(0)
-
-    def fill(self, signed: Decimal, price: Decimal) -> None:
-        """Take a fill: what closes goes first, at its share of the cost."""
-        if self.quantity * signed < 0:
-            closes = min(abs(signed), abs(self.quantity)).copy_sign(self.quantity)
-            cost = self.cost * closes / self.quantity
-            self.earned += closes * price - cost
-            self.cost -= cost
-            self.quantity -= closes
-            signed += closes
-        self.quantity += signed
-        self.cost += signed * price
-
-
-def check_fills(database: Path, name: str, *, is_hedged: bool) -> None:
-    """Hold each fee to its rate, and each position, of each side in hedge mode, to its fills."""
-    held: dict[tuple[str, str | None], Held] = {}
-    for key, of, side, quantity, price, fee, liquidity in asked(
-        database,
-        "SELECT instrument, position_side, side, quantity_text, price_text, fee_text, liquidity "
-        "FROM v_fills ORDER BY sequence, ordinal",
-    ):
-        amount, at = Decimal(quantity), Decimal(price)
-        right = (amount * at * FEES[liquidity]).quantize(MONEY, rounding=ROUND_HALF_EVEN)
-        if Decimal(fee) != right:
-            raise RoundFailed(f"{name}: a fee of {fee} was paid on {amount * at}, not {right}")
-        if (of is None) is is_hedged:
-            raise RoundFailed(f"{name}: a fill of {key} is of the side {of}")
-        position = held.setdefault((key, of), Held())
-        position.fill(amount if side == "BUY" else -amount, at)
-        if (of == "LONG" and position.quantity < 0) or (of == "SHORT" and position.quantity > 0):
-            raise RoundFailed(f"{name}: the {of} side of {key} became {position.quantity}")
-    for (key, of), position in held.items():
-        only = "" if of is None else f" AND side = '{of}'"
-        ((text, earned),) = asked(
-            database,
-            "SELECT quantity_text, realized_pnl_text FROM v_positions "
-            f"WHERE instrument = '{key}'{only} ORDER BY sequence DESC LIMIT 1",
-        )
-        if Decimal(text) != position.quantity:
-            raise RoundFailed(f"{name}: {text} of {key} is held, and fills say {position.quantity}")
-        if abs(Decimal(earned) - position.earned) > ROUNDED:
-            raise RoundFailed(f"{name}: {key} earned {earned}, and fills say {position.earned}")
 
 
 def check_sides(database: Path, name: str) -> None:

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import random
-from contextlib import nullcontext
+import shutil
+import sqlite3
+from collections.abc import Callable
+from contextlib import closing, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import campaign
 import pytest
 from builders import MINUTE, START_MS, bar, instrument, quote
+from checker import check_parts, check_sides, check_universe
 from drawn import KINDS, RoundFailed
+from histories import RecordedHistory
 from storage_cases import run, write_run
 
 from tracepaper.daemon.broker import matching
@@ -37,6 +43,51 @@ def test_what_a_round_draws_is_a_configuration(kind: str, tmp_path: Path) -> Non
         load(sections)
         with pytest.raises(ConfigInvalid, match="write a time such as"):  # what a round once drew
             load({**sections, "retrain": {"time_limit": "15s"}})
+
+
+CHOICES = "UPDATE events SET {} WHERE kind = 'universe'"
+SUMS: dict[str, tuple[int, str, Callable[[Path, str], None], dict[str, str]]] = {
+    "parts": (
+        11,
+        "",
+        partial(check_parts, is_all=False),
+        {
+            "parts hold": "UPDATE holdings SET quantity = quantity + 1 WHERE book = 1 AND "
+            "sequence = (SELECT max(sequence) FROM holdings WHERE book = 1)"
+        },
+    ),
+    "sides": (
+        16,
+        "",
+        check_sides,
+        {"both sides have": "UPDATE holdings SET cash = cash + 1 WHERE book = 1"},
+    ),
+    "universe": (
+        2,
+        "universe",
+        check_universe,
+        {
+            "outside": CHOICES.format("content = json_set(content, '$.chosen', json('[]'))"),
+            "made twice": CHOICES.format("market_ms = 7"),
+            "nothing was ever chosen": CHOICES.format("kind = 'closed'"),
+        },
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SUMS)
+def test_what_does_not_add_up_is_found(name: str, tmp_path: Path) -> None:
+    seed, kind, check, forgeries = SUMS[name]
+    path = tmp_path / "run.db"
+    assert RecordedHistory(seed, path, kind, most=150).counted["fills"] > 5
+    check(path, "a history")
+    for said, statement in forgeries.items():
+        forged = Path(shutil.copy(path, tmp_path / "forged.db"))
+        with closing(sqlite3.connect(forged)) as database:
+            database.execute(statement)
+            database.commit()
+        with pytest.raises(RoundFailed, match=said):
+            check(forged, "a history")
 
 
 class Enters(Strategy):

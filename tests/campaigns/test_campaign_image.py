@@ -1,4 +1,4 @@
-"""The campaign of the image finds what is planted, and reads a Dockerfile as Docker does."""
+"""The campaign of the image finds what is planted."""
 
 from __future__ import annotations
 

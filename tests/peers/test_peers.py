@@ -15,82 +15,18 @@ to the digit and the accounts as near as the peer computes. Elsewhere the rules 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from decimal import Decimal
 from pathlib import Path
-from typing import Any
 
 import pytest
-
-from tracepaper.daemon.config.loading import load
-from tracepaper.replay.archive import read_candles
-from tracepaper.replay.backtest.build import build
-from tracepaper.replay.backtest.market_data import MarketData
-from tracepaper.replay.backtest.run import Tally, run_replay
-from tracepaper.storage.audit import SqlAuditLog
-from tracepaper.storage.database.reader import Reader
-from tracepaper.storage.database.run_views import Row, RunViews
-
-CANDLES = Path(__file__).parents[1] / "data" / "candles" / "binance_um_BTCUSDT_1m_2025-05.csv.gz"
-CASH, FEE = "10000000", "0.00055"
-Peer = Callable[[str, dict[str, Any]], dict[str, Any]]
+from other_backtesters import Ours, Peer, signed
 
 pytestmark = [pytest.mark.peers, pytest.mark.timeout(1_800)]
 
 
-class Ours:
-    """A run of crossing averages, long and short, and what a peer is given of it."""
-
-    def __init__(self, folder: Path, quantity: str) -> None:
-        candles = read_candles(CANDLES)
-        config = load(
-            None,
-            {
-                "market": {"symbols": ["BTCUSDT"], "interval": "1", "category": "linear"},
-                "strategy": {"name": "sma_cross", "fast": 3, "slow": 8, "long_only": False},
-                "sizing": {"mode": "fixed", "quantity": quantity},
-                "execution": {"taker_fee": FEE, "slippage_bp": "0", "spread_bp": "0"},
-                "account": {"cash": CASH},
-            },
-        )
-        path = folder / "ours.db"
-        log = SqlAuditLog.open(path)
-        run_replay(
-            build(config, MarketData([candles]), started_at_ms=1, database=path), log, Tally()
-        )
-        log.close()
-        with Reader.open(path) as reader:
-            views = RunViews(reader.connection, reader.find("last"))
-            self.bars, self.fills = views.rows("v_bars"), views.rows("v_fills")
-            self.equity, self.ledger = views.rows("v_equity"), views.rows("v_ledger")
-        assert len(self.fills) > 200
-        self.places = {bar["open_time_ms"]: place for place, bar in enumerate(self.bars)}
-
-    def task(self) -> dict[str, Any]:
-        """Return candles and orders as text: an order stands at the bar that decided it."""
-        return {
-            "cash": CASH,
-            "fee": FEE,
-            "times_ms": [bar["open_time_ms"] for bar in self.bars],
-            "candles": [
-                [bar[f"{name}_text"] for name in ("open", "high", "low", "close")]
-                for bar in self.bars
-            ],
-            "orders": [[self.place(fill) - 1, str(signed(fill))] for fill in self.fills],
-        }
-
-    def place(self, fill: Row) -> int:
-        """Return which bar's open filled *fill*."""
-        return self.places[fill["filled_ms"]]
-
-
-def signed(fill: Row) -> Decimal:
-    quantity = Decimal(fill["quantity_text"])
-    return quantity if fill["side"] == "BUY" else -quantity
-
-
 def test_backtesting_py_comes_to_the_same_equity_at_every_close(peer: Peer, tmp_path: Path) -> None:
     ours = Ours(tmp_path, "1")
+    assert len(ours.fills) > 200
     theirs = peer("backtesting", ours.task())
     decided = [row["equity"] for row in ours.equity if row["instrument"] is not None]
     closes = decided[-len(ours.bars) :]
@@ -107,6 +43,7 @@ def test_nautilus_fills_the_same_orders_at_the_same_prices_and_fees(
     peer: Peer, tmp_path: Path
 ) -> None:
     ours = Ours(tmp_path, "0.123")
+    assert len(ours.fills) > 200
     theirs = peer("nautilus", ours.task())
     own = [(ours.place(fill), signed(fill), Decimal(fill["price_text"])) for fill in ours.fills]
     assert [(at, Decimal(q), Decimal(price)) for at, q, price, _ in theirs["fills"]] == own

@@ -7,11 +7,12 @@ by its last price, is compared by its sum. Elsewhere the rules differ as docs/mo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+from other_backtesters import Peer
 from queue_cases import BTC, T0, Played, Say, book, events_file, send, shows, trade
 
 from tracepaper.daemon.broker.book_fills import QueueModel
@@ -19,7 +20,6 @@ from tracepaper.replay.backtest.book_feed import EventsSource
 from tracepaper.strategies.api.context import OrderRequest, buy, sell
 from tracepaper.strategies.types.market import Instrument
 
-Peer = Callable[[str, dict[str, Any]], dict[str, Any]]
 Fills = list[tuple[int, int, float, float]]  # number of the order, ms, last price, quantity
 
 pytestmark = [pytest.mark.peers, pytest.mark.timeout(1_800)]

@@ -159,19 +159,19 @@ def test_a_one_way_run_shows_the_side_by_its_sign(tmp_path: Path) -> None:
 
 
 FORGED = [
-    ("UPDATE fills SET position_side = 'SHORT' WHERE position_side = 'LONG'", "fills"),
-    ("UPDATE fills SET position_side = NULL", "fills"),
-    ("UPDATE twin_fills SET fee = fee + 1 WHERE book = 1", "twin_fills"),
-    ("DELETE FROM twin_fills WHERE book = 2", "twin_fills"),
-    ("UPDATE twin_fills SET twin = 'SHORT' WHERE book = 1", "twin_fills"),
-    ("DELETE FROM fills WHERE position_side = 'SHORT'", "twin_fills"),
+    ("UPDATE fills SET position_side = 'SHORT' WHERE book = 0 AND position_side = 'LONG'", "fills"),
+    ("UPDATE fills SET position_side = NULL WHERE book = 0", "fills"),
+    ("UPDATE fills SET fee = fee + 1 WHERE book = 1", "fills"),
+    ("DELETE FROM fills WHERE book = 2", "fills"),
+    ("UPDATE fills SET twin = 'SHORT' WHERE book = 1", "fills"),
+    ("DELETE FROM fills WHERE book = 0 AND position_side = 'SHORT'", "fills"),
 ]
 FORGED_POSITIONS = [
     "UPDATE holdings SET quantity = quantity + 1 WHERE twin = 'LONG' AND quantity > 0",
     "UPDATE holdings SET quantity = quantity + 1 WHERE twin IS NULL AND quantity IS NOT NULL",
     "UPDATE holdings SET realized_pnl = realized_pnl + 1 WHERE twin = 'SHORT'",
     "UPDATE ledger SET position_side = 'SHORT' WHERE position_side = 'LONG' AND kind = 'fee'",
-    "DELETE FROM fills WHERE position_side = 'SHORT'",
+    "DELETE FROM fills WHERE book = 0 AND position_side = 'SHORT'",
 ]
 
 

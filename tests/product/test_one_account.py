@@ -108,10 +108,10 @@ def test_one_that_was_set_aside_stays_so_after_a_restart(tmp_path: Path) -> None
 
 
 FORGED = [
-    ("UPDATE twin_fills SET fee = fee + 1 WHERE model <> 'crossed'", "do not add up to it"),
-    ("DELETE FROM twin_fills WHERE model <> 'crossed' AND book = 1", "do not add up to it"),
-    ("UPDATE twin_fills SET fee = 1 WHERE model = 'crossed' AND book = 1", "add up to nothing"),
-    ("DELETE FROM twin_fills WHERE model = 'crossed' AND book = 1", "add up to nothing"),
+    ("UPDATE fills SET fee = fee + 1 WHERE book > 0 AND model <> 'crossed'", "do not add up to it"),
+    ("DELETE FROM fills WHERE model <> 'crossed' AND book = 1", "do not add up to it"),
+    ("UPDATE fills SET fee = 1 WHERE model = 'crossed' AND book = 1", "add up to nothing"),
+    ("DELETE FROM fills WHERE model = 'crossed' AND book = 1", "add up to nothing"),
 ]
 
 
@@ -128,7 +128,7 @@ def test_parts_that_do_not_add_up_are_found(tmp_path: Path) -> None:
             problem = check_terms(connection, run_id)
             assert problem is not None
             assert said in problem.sentence
-            assert problem.tables == ("twin_fills",)
+            assert problem.tables == ("fills",)
             connection.rollback()
 
 

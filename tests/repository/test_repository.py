@@ -1,4 +1,4 @@
-"""The repository: packages and folders agree, and every module says what it is."""
+"""The repository: packages, folders, dependencies and pointers agree."""
 
 from __future__ import annotations
 
@@ -38,19 +38,6 @@ def tracked() -> list[str]:
     """Return the files of the repository, relative to its root."""
     done = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True)
     return [os.fsdecode(name) for name in done.stdout.split(b"\0")[:-1]]
-
-
-def strange(names: Iterable[str]) -> list[str]:
-    """Return those of *names* that hold anything but letters, digits and ``._-/@``."""
-    return [name for name in names if re.fullmatch(r"[A-Za-z0-9._/@-]+", name) is None]
-
-
-def test_no_file_has_a_name_that_a_shell_would_have_to_quote() -> None:
-    assert strange(["docs/a-b.md", ".ci/run", "a@.service", "A-\udcf1 9].", "a b"]) == [
-        "A-\udcf1 9].",
-        "a b",
-    ]
-    assert strange(tracked()) == [], "a test or a program left it behind: remove it"
 
 
 def sources() -> list[Path]:
@@ -157,15 +144,6 @@ def test_no_package_reaches_for_files_or_modules_of_a_package_above() -> None:
         if (named := named_above(package, path.read_text(encoding="utf-8")))
     }
     assert found == {}
-
-
-def test_every_module_says_in_its_first_line_what_it_is() -> None:
-    silent = [
-        path
-        for path in sources()
-        if not (ast.get_docstring(parsed(path.read_text(encoding="utf-8"))) or "").strip()
-    ]
-    assert silent == []
 
 
 def spoken(path: Path) -> str:

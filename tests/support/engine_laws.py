@@ -33,7 +33,7 @@ from msgspec.structs import replace
 from own_ledger import OwnLedger
 
 from tracepaper.daemon.broker.orders import NEXT, PROTECTIVE
-from tracepaper.daemon.config.loading import load
+from tracepaper.daemon.config.loading import Config, load
 from tracepaper.daemon.engine.engine import Engine
 from tracepaper.daemon.session.build import build_engine, resolved
 from tracepaper.daemon.session.resume import OpenedRun, Opening, open_run
@@ -42,11 +42,13 @@ from tracepaper.storage.audit import SqlAuditLog
 from tracepaper.storage.chain.integrity import audit
 from tracepaper.storage.database.reader import Reader
 from tracepaper.strategies.types.decisions import (
+    Action,
     Decision,
     Fill,
     FillModel,
     Liquidity,
     Order,
+    OrderKind,
     OrderRole,
     OrderStatus,
     Step,
@@ -82,6 +84,7 @@ TIERS: Final = (
     RiskTier(0, 200_000_000, 1_000, 210 * MONEY_SCALE),
 )
 """0.5 % to 2,000 at 100 times, 1 % to 20,000 at 25 times, then 2 % at 10 times."""
+FILL_WITHIN_MS: Final = Config().execution.fill_within_ms
 SAYINGS: Final = 2**20
 """Volumes of bars, each of which tells the strategy something else."""
 
@@ -249,6 +252,8 @@ class Book:
         if isinstance(shown, Quote):
             self._shown(step, shown)
         self._stops(before, shown)
+        self._in_time(before, shown)
+        self._reasoned(step)
         self._account(step)
 
     def _believed(self, step: Step) -> Event | None:
@@ -437,6 +442,39 @@ class Book:
                 return False
             best = event.high if buys else event.low
         return best >= trigger if buys else best <= trigger
+
+    def _in_time(self, before: dict[str, Order], event: Event | None) -> None:
+        """No order at the market outlives the time within which a quote has to fill it."""
+        if not isinstance(event, Quote):
+            return
+        for order in before.values():
+            if (
+                order.instrument == event.instrument
+                and order.kind is OrderKind.MARKET
+                and order.role in DECIDED
+                and event.market_ms - order.eligible_ms > FILL_WITHIN_MS
+            ):
+                assert self.known[order.order_id].status in ENDED, "an order waits for ever"
+
+    def _reasoned(self, step: Step) -> None:
+        """Hold an allowed target to its end: a position, an order or a reason."""
+        event, decision = step.event, step.decision
+        if not isinstance(event, Bar) or decision is None or decision.target_quantity is None:
+            return
+        if decision.refused_by is not None and decision.action is Action.HOLD:
+            assert decision.unfilled_reason is None, "a refused bar gives one reason, not two"
+            return
+        item, held = self.items[event.instrument], self.own.of(event.instrument).quantity.scaleb(3)
+        rests = any(
+            order.instrument == event.instrument
+            and order.role is OrderRole.SIGNAL
+            and order.status not in ENDED
+            for order in self.known.values()
+        )
+        near = item.quantity_step if self.world.category.is_cash else 0
+        is_near = abs(decision.target_quantity - held) <= near
+        assert rests or is_near or decision.unfilled_reason, "a bar without its reason"
+        self.met["a bar by its reason"] += not (rests or is_near)
 
     # ------------------------------------------------------------ the account
 

@@ -1,6 +1,7 @@
 """Random histories through an engine, whose accounts keep their laws at every step.
 
-Now and then the engine is made anew from what it carries, and carries the same.
+Now and then the engine is made anew from what it carries, and carries the same; or a log stores the
+history, and a start takes it up from there.
 """
 
 from __future__ import annotations
@@ -8,11 +9,13 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from account_laws import check_account
-from builders import MINUTE, bar, instrument, quote
+from builders import MINUTE, START_MS, bar, instrument, quote
 from msgspec.structs import replace
+from records import check_record
 
 from tracepaper.daemon.broker.book import Holdings
 from tracepaper.daemon.broker.book_fills import BookLevel, BookMoves, Move, packed_moves
@@ -22,6 +25,8 @@ from tracepaper.daemon.config.loading import load
 from tracepaper.daemon.engine.engine import Engine
 from tracepaper.daemon.engine.state import Restart
 from tracepaper.daemon.session.build import build_engine, resolved
+from tracepaper.daemon.session.resume import Opening, open_run
+from tracepaper.storage.audit import SqlAuditLog
 from tracepaper.strategies.api.context import (
     BarContext,
     Cancel,
@@ -51,6 +56,7 @@ from tracepaper.strategies.types.market import (
     Mark,
     Quote,
     RiskTier,
+    RunKind,
     Side,
     UniverseChange,
 )
@@ -376,8 +382,17 @@ class History:
         # Of each account what its fills and settlements left of the first cash, and its funding.
         self._money = {name: (of.subtotal().cash, 0) for name, of in self._accounts()}
         events = drawn_events(self._rng, self.case, is_focused=kind == "focused")
+        self._begin()
         for event in events[:most]:
             self._take(event)
+            if self.case.category != "stock" and self._rng.random() < RESTARTS:
+                self._restart()
+
+    def _begin(self) -> None:
+        """Take what a start itself brings."""
+
+    def _keep(self, steps: list[Step]) -> None:
+        """Store *steps*."""
 
     def _opened(self) -> Engine:
         config = resolved(load(None, self.case.given), self.case.model)
@@ -397,6 +412,7 @@ class History:
             self._bars += bars
         else:
             steps = [engine.step(event, None)]
+        self._keep(steps)
         if isinstance(event, Bar):
             self._bars.append(event)
         elif isinstance(event, InstrumentChange):
@@ -407,8 +423,6 @@ class History:
         for account in (engine.broker.own, *engine.broker.shadows.values()):
             check_account(account, self._cash)
         self._check_held()
-        if self.case.category != "stock" and self._rng.random() < RESTARTS:
-            self._restart()
 
     def _add(self, step: Step) -> None:
         """Add the fills of *step* to what is held."""
@@ -508,4 +522,54 @@ class History:
             restart.recall(candle)
         assert new.state() == state
         self.engine = new
+        self.counted["restarts"] += 1
+
+
+class RecordedHistory(History):
+    """A history that a log stores, and that restarts take up from there; its record holds.
+
+    Choices of a universe are drawn and follow from no rule: then the record is not derived.
+    """
+
+    def __init__(self, seed: int, path: Path, kind: str = "", *, most: int | None = None) -> None:
+        """Play it as ``History`` does, into the new database *path*."""
+        self._path, self._at_ms = path, START_MS
+        super().__init__(seed, kind, most=most)
+        self._log.end(2)
+        self._log.close()
+        if kind != "universe":
+            self.counted["derived"] += check_record(path)
+
+    def _opened(self) -> Engine:
+        self._log = SqlAuditLog.open(self._path)
+        opening = Opening(
+            config=resolved(load(None, self.case.given), self.case.model),
+            kind=RunKind.LIVE,
+            execution=self.case.model,
+            database=self._path,
+            instruments=tuple(self._items.values()),
+            forecaster=None,
+            period_start_ms=START_MS,
+            wall_ms=1,
+            is_served=True,
+        )
+        self._run = open_run(opening, self._log)
+        return self._run.engine
+
+    def _begin(self) -> None:
+        at_ms = self._at_ms
+        for item in self._run.instruments:
+            self._take(InstrumentChange(item, at_ms, at_ms))
+        self._take(self._run.started(at_ms))
+
+    def _keep(self, steps: list[Step]) -> None:
+        self._log.append_now(*steps)
+        self._at_ms = max(self._at_ms, *(step.event.market_ms for step in steps))
+
+    def _restart(self) -> None:
+        self._log.close()
+        state = self.engine.state()
+        self.engine = self._opened()
+        assert self.engine.state() == state
+        self._begin()
         self.counted["restarts"] += 1

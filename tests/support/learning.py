@@ -18,8 +18,11 @@ from tracepaper.replay.archive import Candles
 from tracepaper.replay.learning.boosting import BoostingOptions
 from tracepaper.replay.learning.estimators.tabular import RowKeys
 from tracepaper.replay.learning.judge.forecasts import Forecasts
-from tracepaper.replay.learning.recipe import Recipe, kinds, recipe_of
+from tracepaper.replay.learning.judge.judge import SpanJudgement, judge_model
+from tracepaper.replay.learning.openings import NamedSpan
+from tracepaper.replay.learning.recipe import Recipe, kind_of, kinds, recipe_of
 from tracepaper.replay.learning.splits import Segment, Split, iso, segments_of
+from tracepaper.storage.checkpoints import Checkpoint
 from tracepaper.strategies.features.rows import schema
 from tracepaper.strategies.networks.flash import FlashConfig
 from tracepaper.strategies.types.market import Category
@@ -145,6 +148,15 @@ def write_csv(candles: Candles, folder: Path) -> Path:
         rows.append(f"{row[0]},{prices},{row[5] / 1000:.3f}")
     path.write_bytes(gzip.compress("\n".join(rows).encode(), mtime=0))
     return path
+
+
+def judge_checkpoint(
+    found: Checkpoint, material: Any, span: NamedSpan, *, bars: int | None = None
+) -> SpanJudgement:
+    """Return the judgement of a checkpoint on *span* of *material*."""
+    kind = kind_of(found.card)
+    model = kind.load(found.card, found.tensors)
+    return judge_model(model, kind.arrange(material), span, bars=bars)
 
 
 def quiet(_: object) -> None:

@@ -102,8 +102,9 @@ def spreads(segment: Segment, window: int) -> NDArray[np.float64]:
 class SeasonalModel(VarianceModel):
     """What was fitted."""
 
-    def forecaster(self) -> Forecaster:
+    def forecaster(self, data: Dataset) -> Forecaster:
         """Return what a run asks."""
+        del data
         named = {"id": "", "sha256": ""} | self.card["model"]
         card = {**self.card, "model": named}
         return SeasonalForecaster(card, self.tensors, RunOptions(mode="scan"))

@@ -354,7 +354,7 @@ SCENARIOS: dict[str, Scenario] = {
             f"UPDATE fills SET price = price + 1 {LATEST}",
             "UPDATE steps SET close = close - 1 WHERE sequence = (SELECT min(sequence) FROM fills)",
             "UPDATE events SET content = json_set(content, '$.rate', 7) WHERE kind = 'funding'",
-            "UPDATE twin_fills SET fee = fee - 1",
+            "UPDATE fills SET fee = fee - 1 WHERE book > 0",
         ),
     ),
     "exits": Scenario(
@@ -536,8 +536,8 @@ SCENARIOS: dict[str, Scenario] = {
             "SELECT count(*) FROM v_twin_fills WHERE model = 'crossed'",
         ),
         forged=(
-            "UPDATE twin_fills SET fee = fee + 1 WHERE model <> 'crossed'",
-            "DELETE FROM twin_fills WHERE model = 'crossed' AND book = 1",
+            "UPDATE fills SET fee = fee + 1 WHERE book > 0 AND model <> 'crossed'",
+            "DELETE FROM fills WHERE model = 'crossed' AND book = 1",
             "UPDATE twin_steps SET decided = json_set(decided, '$[2]', 7) WHERE decided <> ''",
             ("UPDATE twin_steps SET decided = json_set(decided, '$[7]', json('{\"gap\": 3}')) "
             "WHERE decided <> ''"),
@@ -556,8 +556,8 @@ SCENARIOS: dict[str, Scenario] = {
             "SELECT count(DISTINCT twin) > 1 FROM v_twin_fills WHERE model = 'liquidation'",
         ),
         forged=(
-            "UPDATE twin_fills SET quantity = quantity - 1 WHERE model = 'liquidation'",
-            "DELETE FROM twin_fills WHERE model = 'liquidation' AND book = 1",
+            "UPDATE fills SET quantity = quantity - 1 WHERE book > 0 AND model = 'liquidation'",
+            "DELETE FROM fills WHERE model = 'liquidation' AND book = 1",
         ),
     ),
     "hedge mode": Scenario(
@@ -574,16 +574,16 @@ SCENARIOS: dict[str, Scenario] = {
             "v_fills WHERE position_side = 'LONG'", "v_fills WHERE position_side = 'SHORT'"
         ),
         forged=(
-            "UPDATE fills SET position_side = 'SHORT' WHERE position_side = 'LONG'",
+            "UPDATE fills SET position_side = 'SHORT' WHERE book = 0 AND position_side = 'LONG'",
             "UPDATE orders SET position_side = 'SHORT' WHERE position_side = 'LONG'",
             ("UPDATE ledger SET position_side = 'SHORT' WHERE position_side = 'LONG' "
             "AND kind = 'fee'"),
             "UPDATE ledger SET position_side = NULL",
-            "UPDATE twin_fills SET fee = fee + 1 WHERE book = 1",
+            "UPDATE fills SET fee = fee + 1 WHERE book = 1",
             "UPDATE twin_steps SET unrealized_pnl = unrealized_pnl + 1 WHERE book = 2",
             "UPDATE holdings SET realized_pnl = realized_pnl + 1 WHERE twin = 'SHORT'",
             "UPDATE holdings SET margin = margin + 1 WHERE twin = 'LONG'",
-            "DELETE FROM fills WHERE position_side = 'SHORT'",
+            "DELETE FROM fills WHERE book = 0 AND position_side = 'SHORT'",
         ),
     ),
     "hedge mode on cross margin": Scenario(

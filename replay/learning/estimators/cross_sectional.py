@@ -14,10 +14,11 @@ The rules are docs/several.md, P23 to P31.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from functools import cached_property
-from itertools import chain, combinations
-from typing import Any, Final, NamedTuple
+from itertools import combinations
+from pathlib import Path
+from typing import Any, Final, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -28,22 +29,17 @@ from tracepaper.replay.document.values import plus_minus
 from tracepaper.replay.learning import card as cards
 from tracepaper.replay.learning.card import ROUND_TRIP_COST
 from tracepaper.replay.learning.dataset import Dataset
-from tracepaper.replay.learning.estimators.networks import calibrated, scales_of
+from tracepaper.replay.learning.estimators.networks import NetworkModel, fit
 from tracepaper.replay.learning.fit import (
     Fit,
     FitOptions,
     MeanLoss,
-    device_called,
     device_of,
     loss_shares,
     policy_of,
 )
 from tracepaper.replay.learning.fitted import (
-    CandleModel,
     DataRequest,
-    FitRun,
-    candle_card,
-    fit_facts,
     read_candles,
     read_candles_of,
 )
@@ -56,47 +52,34 @@ from tracepaper.replay.learning.judge.forecasts import (
     named_asset,
 )
 from tracepaper.replay.learning.judge.gates import (
-    AnsweredRows,
     Judgement,
-    bars_of,
-    gates_section,
-    judged_gates,
-    rows_of,
-    spread_rows,
 )
 from tracepaper.replay.learning.judge.heads import (
-    correlation_figures,
-    correlation_sentences,
     learn_correlations,
     pair_rows,
     with_head,
 )
-from tracepaper.replay.learning.judge.heads import correlations_of as correlations_of_part
 from tracepaper.replay.learning.judge.metrics import (
     PORTFOLIOS,
-    TAILS,
     MetricView,
     compare,
     estimate,
-    figures,
-    paired_figures,
 )
 from tracepaper.replay.learning.losses import averaged, elementwise, titles
 from tracepaper.replay.learning.panel import (
     Ids,
     LabelledPanel,
-    PanelBatch,
-    PanelChunks,
+    PanelBatches,
     PanelFields,
     answered,
     close_by_close,
     labelled_closes,
     predicted,
 )
-from tracepaper.replay.learning.recipe import DROPOUT, Chosen, Kind, Recipe, command, register
-from tracepaper.replay.learning.samples import FLAT_BAND, no_context
+from tracepaper.replay.learning.recipe import DROPOUT, Chosen, Kind, Recipe, register
+from tracepaper.replay.learning.samples import Batch, no_context
 from tracepaper.replay.learning.splits import SYMBOL_BITS, Part, split_by
-from tracepaper.replay.learning.statistics import VARIANCE_FLOOR, DailyEstimate
+from tracepaper.replay.learning.statistics import DailyEstimate
 from tracepaper.replay.report.honesty import FEW_DAYS, compared_sentences, few_days
 from tracepaper.replay.report.metrics import is_credible
 from tracepaper.strategies.allocation import (
@@ -122,9 +105,7 @@ from tracepaper.strategies.networks.cross_asset import (
     relative_loss,
 )
 from tracepaper.strategies.networks.keys import listed
-from tracepaper.strategies.types.decisions import Forecast
-from tracepaper.strategies.types.market import Bar
-from tracepaper.strategies.units import DAY_MS, MINUTE_MS
+from tracepaper.strategies.units import DAY_MS
 
 
 def rank_sentences(by_horizon: Mapping[str, Any], *, horizon: int) -> list[str]:
@@ -384,125 +365,71 @@ def arrange(data: Dataset) -> Dataset:
     return close_by_close(data, lambda _: data.split)
 
 
-def fit(data: Dataset, recipe: Recipe, run: FitRun) -> CrossAssetModel:
-    """Fit the network of *recipe* to the panels of *data*."""
-    for sentence in data.notes if data.fold is None else ():
-        run.say(sentence)
-    config = recipe.architecture
-    if data.fold is None:  # before minutes of fitting
-        for part in (Part.CALIBRATION, Part.TEST):
-            field = config.receptive_field
-            if not any(len(labelled.whole_rows(field)) for labelled in labelled_closes(data, part)):
-                raise no_context(part, field)
-    config = replace(
-        config,
-        symbols=data.panel_symbols,
-        features=len(data.schema.names),
-        interval_minutes=data.interval_ms // MINUTE_MS,
-    )
-    torch.manual_seed(recipe.options.seed)
-    network = CrossAssetNetwork(config).to(device_called(recipe.device))
-    weights = sum(parameter.numel() for parameter in network.parameters())
-    run.say(
-        f"{recipe.kind.name}: {weights:,} weights; an answer depends on "
-        f"{config.receptive_field:,} rows of features of each of {len(config.symbols)} symbols."
-    )
-    learnt = CrossSection(
-        network,
-        labelled_closes(data, Part.TRAIN),
-        labelled_closes(data, Part.VALIDATION),
-        recipe.options,
-    )
-    policy = policy_of(network, recipe.options)
-    facts = fit_facts(data, recipe.schema_id, recipe.kind.name, listed(config))
-    running = Fit(
-        learnt,
-        policy._replace(patience=recipe.options.patience),
-        folder=run.folder,
-        about={"options": asdict(recipe.options), **facts},
-    )
-    run.complete(running)
-    bars = sum(len(labelled.rows) for labelled in labelled_closes(data, Part.TRAIN))
-    training = {
-        **recipe.document()["training"],
-        "best_step": running.progress.best_step,
-        "last_step": running.progress.step,
-        "bars": bars * len(data.panel_symbols),
-        "closes": bars,
-        "flat_band": FLAT_BAND,
-        "variance_floor": VARIANCE_FLOOR,
-        "losses": ", ".join(
-            [
-                titles(()),
-                "Huber of the relative return",
-                *(["squared error of correlations"] if config.factors else []),
-                *(["negative utility net of fees"] if config.allocation else []),
-            ]
-        ),
-        "not_used": list(data.notes),
-        "command": command(data.sources),
-    }
-    card = candle_card(
-        data, recipe, run, architecture=listed(config), training=training, calibration={}
-    )
-    card["gradients"] = running.progress.gradients_section()
-    return CrossAssetModel(card, running.best, running.progress.stopped)
-
-
 def load(card: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> CrossAssetModel:
     """Return the network of a checkpoint; raise ``CheckpointMismatch`` where it does not fit."""
     TogetherModel.read(card, tensors)
     return CrossAssetModel(card, tensors)
 
 
-class CrossAssetModel(CandleModel):
-    """A fitted network over several assets."""
+class CrossAssetModel(NetworkModel):
+    """A fitted network over several assets, which answers at closes that all of them have."""
+
+    shows_gates = False
 
     @cached_property
     def model(self) -> TogetherModel:
         """The network and its scales, checked."""
         return TogetherModel.read(self.card, self.tensors)
 
-    def for_fold(self, data: Dataset) -> CrossAssetModel:
+    @cached_property
+    def network(self) -> CrossAssetNetwork:
+        """The network with its weights, checked."""
+        return self.model.network
+
+    def forecaster(self, data: Dataset) -> TogetherForecaster:
+        """Return the forecaster of a run over all symbols."""
+        return TogetherForecaster(self.model, data.panel_symbols, threads=torch.get_num_threads())
+
+    @property
+    def usually_explained(self) -> int:
+        """Those that its training explained; of all assets, each close by a pass over all."""
+        chosen = self.card["training"].get("explained_bars")
+        return chosen or EXPLAINED_CLOSES * len(self.model.config.symbols)
+
+    def for_fold(self, data: Dataset) -> Self:
         """Return it with the slopes that its weights are scaled by."""
         return self.scaled(data)
 
-    def scaled(self, data: Dataset) -> CrossAssetModel:
-        """Return it with temperature and slopes of the calibration slice."""
-        answered = self._answered(data, Part.CALIBRATION)
-        relative = {}
+    def scaled(self, data: Dataset) -> Self:
+        """Return it with the slopes of relative returns and correlations, too."""
+        answered, relative = self._answered(data, Part.CALIBRATION), {}
         for at, horizon in enumerate(data.horizons):
             forecast, value = (
                 np.concatenate([of.ravel() for of in every])
                 for every in (
                     [fields.heads["relative"][..., at] for _, fields in answered],
-                    [labelled.relative[:, fields.rows, at] for labelled, fields in answered],
+                    [
+                        labelled.panel.relative([horizon])[:, fields.rows, 0]
+                        for labelled, fields in answered
+                    ],
                 )
             )
             finite = np.isfinite(value)
             relative[str(horizon)] = cards.slope(
                 forecast[finite].astype(np.float64), value[finite].astype(np.float64)
             )
-        scales = scales_of(_table(answered, data))
-        section = self.card["calibration"] | scales | {"relative_slope": relative}
-        return self.with_card(calibration=section)
-
-    def calibrated(self, data: Dataset, *, bars: int | None = None) -> CrossAssetModel:
-        """Return it with what the calibration slice says of its scales and its gates."""
-        model = self.scaled(data)
-        section = dict(model.card["calibration"])
-        if self.card["architecture"]["factors"]:
+        model = super().scaled(data)
+        section = {**model.card["calibration"], "relative_slope": relative}
+        if self.model.config.factors:
             section["correlation"] = learn_correlations(data)
-        model = model.with_card(calibration=section)
-        explained = model.explained(data, Part.CALIBRATION, bars)
-        return model.with_card(calibration=gates_section(explained, section))
+        return model.with_card(calibration=section)
 
     def _answered(self, data: Dataset, part: Part) -> list[tuple[LabelledPanel, PanelFields]]:
         """Return the answers at every labelled close of *part* with a whole field before it.
 
         Where *data* are some bars only, at their closes alone.
         """
-        network, answers = self.model.network, []
+        network, answers = self.network, []
         closes = None if data.only is None else np.unique(data.only >> SYMBOL_BITS)
         for labelled in labelled_closes(data, part):
             rows = labelled.whole_rows(network.config.receptive_field)
@@ -519,11 +446,12 @@ class CrossAssetModel(CandleModel):
 
     def answers(self, data: Dataset, part: Part) -> Forecasts:
         """Return the network's forecasts of each asset at the closes of *part*."""
-        return _table(self._answered(data, part), data)
-
-    def calibrated_forecasts(self, data: Dataset, part: Part) -> Forecasts:
-        """Return its forecasts of *part* by temperature and slopes of its card."""
-        return calibrated(self.answers(data, part), self.card["calibration"])
+        answers = [
+            SegmentFields(samples, fields.rows, of_asset)
+            for labelled, fields in self._answered(data, part)
+            for samples, of_asset in zip(labelled.samples, fields.each, strict=True)
+        ]
+        return forecasts_of(answers, data.baselines, data.horizons)
 
     def held(self, data: Dataset) -> Forecasts | None:
         """Return what the network's weights and every rule's made of the test part's decisions."""
@@ -534,54 +462,20 @@ class CrossAssetModel(CandleModel):
         if not decisions:
             return None
         at = config.horizons.index(self.horizon)
-        weights = with_rules(_weights_of(self.model), self.model.network, at)
+        weights = with_rules(_weights_of(self.model), self.network, at)
         return portfolio_returns(decisions, weights)
 
-    def explained(self, data: Dataset, part: Part, bars: int | None) -> Forecasts:
-        """Forecast and explain labelled closes of *part*, spread evenly and shared by panels."""
-        horizon = self.horizon
-        forecaster = TogetherForecaster(
-            self.model, data.panel_symbols, threads=torch.get_num_threads()
-        )
-        labelled = labelled_closes(data, part)
-        bars = bars or self.card["training"].get("explained_bars")
-        closes = bars // len(data.panel_symbols) if bars else EXPLAINED_CLOSES
-        share = max(closes // len(labelled), 1)
-        answered: list[AnsweredRows] = []
-        for panel in labelled:
-            stretches = spread_rows(panel.samples[0], horizon, forecaster.context, share)
-            if stretches:
-                parts = [_as_run(forecaster, panel, rows) for rows in stretches]
-                answers = [list(chain.from_iterable(of)) for of in zip(*parts, strict=True)]
-                rows = np.concatenate(stretches)
-                answered += map(AnsweredRows, panel.samples, [rows] * len(answers), answers)
-        slope = self.card["calibration"]["slope"][str(horizon)]
-        return rows_of(forecaster, answered, horizon=horizon, slope=slope)
+    def findings(self, results: dict[str, Any], judgement: Judgement) -> list[str]:
+        """Return the sentences of ranks across the assets, and of what weights made."""
+        sentences = [cards.NOTICE, *rank_sentences(results, horizon=self.horizon)]
+        if judgement.held is not None:
+            results["weights"] = portfolio_figures(judgement.held)
+            sentences += portfolio_sentences(results["weights"])
+        return sentences
 
-    def judge(self, data: Dataset, *, bars: int | None = None) -> Judgement:
-        """Return its calibrated forecasts of the test part, and their figures."""
-        section = self.card["calibration"]
-        table, held = self.calibrated_forecasts(data, Part.TEST), self.held(data)
-        results, sentences = figures(table) | paired_figures(table), []
-        if held is not None:
-            results["weights"] = portfolio_figures(held)
-            sentences = portfolio_sentences(results["weights"])
-        if "quantiles" in section:
-            explained = self.explained(data, Part.TEST, bars)
-            gates = judged_gates(table, explained, section, data.split.second_span_ms)
-            section, results["gates"] = gates.calibration, gates.figures
-            sentences += gates.sentences
-        sentences = [cards.NOTICE, *rank_sentences(results, horizon=self.horizon), *sentences]
-        pairs = self._pairs(data)
-        if pairs is not None:
-            results["correlation"] = correlation_figures(pairs)
-            sentences += correlation_sentences(pairs, horizon=self.horizon)
-        return Judgement(table, results, sentences, calibration=section, pairs=pairs, held=held)
-
-    def _pairs(self, data: Dataset) -> Forecasts | None:
-        """Return the correlations of a head of the test part beside others; None without one."""
-        learnt = self.card["calibration"].get("correlation", {})
-        table = correlations_of_part(data, Part.TEST, learnt) if self.model.config.factors else None
+    def pairs(self, data: Dataset) -> Forecasts | None:
+        """Return the correlations of a head beside others; None of a network without one."""
+        table = super().pairs(data)
         if table is None:
             return None
         names = [" ".join(sorted(pair)) for pair in combinations(data.panel_symbols, 2)]
@@ -596,34 +490,6 @@ class CrossAssetModel(CandleModel):
                 for at, horizon in enumerate(data.horizons)
             ]
         return with_head(table, concatenated(parts))
-
-    def tails(self, data: Dataset) -> dict[str, Any]:
-        """Return ``[calibration.tails]`` of the card; empty where it has none."""
-        del data
-        return dict(self.card["calibration"].get(TAILS, {}))
-
-
-def _table(answered: Sequence[tuple[LabelledPanel, PanelFields]], data: Dataset) -> Forecasts:
-    """Return the forecasts of every asset beside the baselines', asset after asset."""
-    answers = [
-        SegmentFields(samples, fields.rows, of_asset)
-        for labelled, fields in answered
-        for samples, of_asset in zip(labelled.samples, fields.each, strict=True)
-    ]
-    return forecasts_of(answers, data.baselines, data.horizons)
-
-
-def _as_run(
-    forecaster: TogetherForecaster, labelled: LabelledPanel, rows: Ids
-) -> list[Sequence[Forecast | None]]:
-    """Return what a run would say at *rows* of each symbol, all closes up to them taken in."""
-    start, stop = int(rows[0]) - forecaster.context + 1, int(rows[-1]) + 1
-    bars: list[list[Bar]] = [bars_of(each, start, stop) for each in labelled.panel.segments]
-    for series in bars:
-        forecaster.warm(series[0].instrument, series[: forecaster.context - 1])
-    closes = zip(*(series[forecaster.context - 1 :] for series in bars), strict=True)
-    forecasts = [forecaster.predict_many(close) for close in closes]
-    return [[forecasts[row - int(rows[0])][at] for row in rows.tolist()] for at in range(len(bars))]
 
 
 def _weights_of(model: TogetherModel) -> WeightsAt:
@@ -671,7 +537,7 @@ def usual_error(training: Sequence[LabelledPanel], horizons: Sequence[int]) -> T
     return torch.from_numpy(errors).float()
 
 
-class CrossSection(MeanLoss[PanelBatch]):
+class CrossSection(MeanLoss[Batch]):
     """What a network over several assets learns."""
 
     def __init__(
@@ -683,10 +549,17 @@ class CrossSection(MeanLoss[PanelBatch]):
     ) -> None:
         super().__init__(network, seed=options.seed, accumulate=options.accumulate)
         config = network.config
+        learnt = {
+            titles(()): True,
+            "Huber of the relative return": True,
+            "squared error of correlations": config.factors,
+            "negative utility net of fees": config.allocation,
+        }
+        self.titles = ", ".join(title for title, is_learnt in learnt.items() if is_learnt)
         self._device = device_of(network)
         self._assets = torch.arange(len(config.symbols), device=self._device)
         self._chunks, self._validation = (
-            PanelChunks(part, network, length=options.length, batch=options.batch)
+            PanelBatches(part, network, length=options.length, batch=options.batch)
             for part in (training, validation)
         )
         shares = torch.from_numpy(loss_shares(config.horizons, options)).float()
@@ -699,19 +572,19 @@ class CrossSection(MeanLoss[PanelBatch]):
         usual = usual_error(training, config.horizons) if config.factors else torch.ones(1)
         self._usual = usual.to(self._device)
 
-    def drawn(self, generator: np.random.Generator) -> PanelBatch:
+    def drawn(self, generator: np.random.Generator) -> Batch:
         """Return the next batch that *generator* draws."""
         return self._chunks.drawn(generator)
 
-    def judged(self) -> Iterator[PanelBatch]:
+    def judged(self) -> Iterator[Batch]:
         """Yield chunks spread evenly over the validation part."""
         return self._validation.spread(_VALIDATED)
 
-    def bars(self, batch: PanelBatch) -> int:
+    def bars(self, batch: Batch) -> int:
         """Return the bars of all assets."""
         return int((batch.weights > 0).any(-1).sum()) * len(self._assets)
 
-    def loss(self, network: CrossAssetNetwork, batch: PanelBatch) -> Tensor:
+    def loss(self, network: CrossAssetNetwork, batch: Batch) -> Tensor:
         """Return the sum of all losses of *batch*, each by its share."""
         batch = batch.to(self._device)
         outputs = answered(network, self._assets, batch)
@@ -747,6 +620,21 @@ class CrossSection(MeanLoss[PanelBatch]):
         return mean / self._usual * self._shares[0]
 
 
+def learn_closes(
+    network: CrossAssetNetwork,
+    data: Dataset,
+    options: FitOptions,
+    *,
+    folder: Path,
+    about: Mapping[str, Any],
+) -> Fit:
+    """Return the fit of a network to the closes that all symbols have."""
+    training, validation = (labelled_closes(data, part) for part in (Part.TRAIN, Part.VALIDATION))
+    learnt = CrossSection(network, training, validation, options)
+    policy = policy_of(network, options)._replace(patience=options.patience)
+    return Fit(learnt, policy, folder=folder, about={"options": asdict(options), **about})
+
+
 for _kind in KINDS.values():
     register(
         Kind(
@@ -762,5 +650,7 @@ for _kind in KINDS.values():
             defaults={"length": 512, "batch": 4},
             arrange=arrange,
             holds_out_calibration=True,
+            make=CrossAssetNetwork,
+            learn=learn_closes,
         )
     )

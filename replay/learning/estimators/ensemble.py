@@ -21,27 +21,21 @@ from tracepaper.replay.learning import statistics
 from tracepaper.replay.learning.baselines import unfitted
 from tracepaper.replay.learning.boosting import BoostingOptions
 from tracepaper.replay.learning.dataset import Dataset
-from tracepaper.replay.learning.estimators.networks import explained_rows, network_forecasts
+from tracepaper.replay.learning.estimators.networks import NetworkModel, network_forecasts
 from tracepaper.replay.learning.estimators.tabular import RowKeys, row_fields, spread, spreading
 from tracepaper.replay.learning.fitted import (
-    CandleModel,
     DataRequest,
     FitRun,
+    FittedModel,
     candle_model,
     read_candles,
     read_candles_of,
 )
 from tracepaper.replay.learning.inspection.model import Mix
 from tracepaper.replay.learning.judge.forecasts import MODEL, OF_MODEL, Forecasts
-from tracepaper.replay.learning.judge.gates import Judgement, gates_section, judged_gates
+from tracepaper.replay.learning.judge.gates import Judgement
 from tracepaper.replay.learning.judge.judge import NORMAL
-from tracepaper.replay.learning.judge.metrics import (
-    TAILS,
-    MetricView,
-    figures,
-    paired_figures,
-    tail_factors,
-)
+from tracepaper.replay.learning.judge.metrics import TAILS, MetricView, tail_factors
 from tracepaper.replay.learning.recipe import Kind, Recipe, register
 from tracepaper.replay.learning.samples import judged_rows
 from tracepaper.replay.learning.splits import Part, iso
@@ -86,10 +80,8 @@ def read(recipe: Recipe, request: DataRequest) -> Dataset:
 def fit(data: Dataset, recipe: Recipe, run: FitRun) -> EnsembleModel:
     """Fit both members and their scales, then the shares, on the calibration slice."""
 
-    def fitted(member: Recipe, data: Dataset) -> CandleModel:
-        model = member.kind.fit(data, member, run._replace(name=member.name))
-        assert isinstance(model, CandleModel)
-        return model.scaled(data)
+    def fitted(member: Recipe, data: Dataset) -> FittedModel:
+        return member.kind.fit(data, member, run._replace(name=member.name)).scaled(data)
 
     network, rows = recipe.members
     both = fitted(network, data.narrow or data), fitted(rows, data)
@@ -101,7 +93,7 @@ def fit(data: Dataset, recipe: Recipe, run: FitRun) -> EnsembleModel:
 
 
 def join(
-    network: CandleModel, rows: CandleModel, data: Dataset, *, name: str, created_ms: int
+    network: FittedModel, rows: FittedModel, data: Dataset, *, name: str, created_ms: int
 ) -> EnsembleModel:
     """Return the ensemble of two members, its shares fitted on the calibration slice of *data*.
 
@@ -122,7 +114,7 @@ def join(
 
 def read_members(
     network: Path, rows: Path, request: DataRequest
-) -> tuple[CandleModel, CandleModel, Dataset]:
+) -> tuple[FittedModel, FittedModel, Dataset]:
     """Return the checkpoints in two folders, and the candles on which ``join`` judges them.
 
     Baselines are those beside the member that has all features.
@@ -175,8 +167,11 @@ def require_pair(network: Mapping[str, Any], rows: Mapping[str, Any]) -> str:
     return wider(*both).schema_id
 
 
-class EnsembleModel(CandleModel):
+class EnsembleModel(NetworkModel):
     """A network and a model of rows as one."""
+
+    called = OF_MODEL
+    members = NAMES
 
     @cached_property
     def network(self) -> Network:
@@ -196,7 +191,7 @@ class EnsembleModel(CandleModel):
             )
         return rows
 
-    def _member(self, half: str) -> CandleModel:
+    def _member(self, half: str) -> FittedModel:
         return candle_model(part_of(self.card, half), tensors_of(self.tensors, half))
 
     @property
@@ -251,31 +246,22 @@ class EnsembleModel(CandleModel):
         mix = _mixed(self._of_members(data, part), shares)
         return spreading(mix, section["spread"]).cooled(section["temperature"])
 
-    def calibrated(self, data: Dataset, *, bars: int | None = None) -> EnsembleModel:
-        """Return it with what gates need of the calibration slice; its scales are known."""
-        explained = explained_rows(self, data, Part.CALIBRATION, bars)
-        return self.with_card(calibration=gates_section(explained, self.card["calibration"]))
+    def calibrated_forecasts(self, data: Dataset, part: Part) -> Forecasts:
+        """Return the mix's forecasts, which its members' scales have calibrated already."""
+        return self.answers(data, part)
 
-    def judge(self, data: Dataset, *, bars: int | None = None) -> Judgement:
-        """Return the mix's forecasts of the test part and their figures; *bars* are explained."""
-        table = self.answers(data, Part.TEST)
-        results = figures(table, OF_MODEL) | paired_figures(table, leave=NAMES)
-        for horizon, rows in table.by_horizon():
+    def findings(self, results: dict[str, Any], judgement: Judgement) -> list[str]:
+        """Return the sentences of every network, and what the mix gains over each member."""
+        for horizon, rows in judgement.forecasts.by_horizon():
             results[str(horizon)]["qlike_gain"] = _gains(rows)
-        explained = explained_rows(self, data, Part.TEST, bars)
-        gates = judged_gates(table, explained, self.card["calibration"], data.split.second_span_ms)
-        sentences = cards.sentences(results, gates.figures, horizon=self.horizon, name=OF_MODEL)
+        sentences = FittedModel.findings(self, results, judgement)
         main = results[str(self.horizon)]
-        sentences.append(
-            _members_sentence(self.card, main["qlike_gain"], self.horizon, main["days"])
-        )
-        return gates._replace(
-            figures={**results, "gates": gates.figures}, sentences=[*sentences, *gates.sentences]
-        )
+        gains = _members_sentence(self.card, main["qlike_gain"], self.horizon, main["days"])
+        return [*sentences, gains]
 
 
 def _first_card(
-    network: CandleModel, rows: CandleModel, data: Dataset, name: str, at: int
+    network: FittedModel, rows: FittedModel, data: Dataset, name: str, at: int
 ) -> dict[str, Any]:
     """Return the card of an ensemble without shares; the members' cards stand in ``[parts]``."""
     parts = {}

@@ -9,7 +9,7 @@ The rules are docs/orderbook.md, D10 to D12.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Final, Self
@@ -25,13 +25,15 @@ from tracepaper.replay.archive.columns import instant
 from tracepaper.replay.archive.order_book import DepthHeader
 from tracepaper.replay.document.values import plus_minus
 from tracepaper.replay.learning import statistics
-from tracepaper.replay.learning.card import NOTICE, model_section, versions_section
+from tracepaper.replay.learning.card import NOTICE
+from tracepaper.replay.learning.estimators.networks import fit
 from tracepaper.replay.learning.fit import Fit, MeanLoss, Policy
-from tracepaper.replay.learning.fitted import DataRequest, FitRun, FittedModel
+from tracepaper.replay.learning.fitted import DataRequest, FittedModel
 from tracepaper.replay.learning.judge.forecasts import MODEL, Forecasts, concatenated
 from tracepaper.replay.learning.judge.gates import Judgement
 from tracepaper.replay.learning.judge.metrics import BOOK_DAYS, BOOKS, views
 from tracepaper.replay.learning.order_books import (
+    FEATURES,
     JUDGED_SOURCE,
     UNKNOWN,
     BookDataset,
@@ -40,17 +42,13 @@ from tracepaper.replay.learning.order_books import (
 from tracepaper.replay.learning.recipe import Kind, Recipe, register
 from tracepaper.replay.learning.splits import Part
 from tracepaper.replay.report.metrics import is_credible
-from tracepaper.storage.checkpoints import Checkpoint, load, read_card, save
-from tracepaper.strategies.api.model import DataSource
-from tracepaper.strategies.errors import CheckpointMismatch, ConfigInvalid, DataInvalid, shown
-from tracepaper.strategies.forecasters.build import known_kind
-from tracepaper.strategies.forecasters.order_book import ORDER_BOOK
+from tracepaper.storage.checkpoints import Checkpoint, load, save
+from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
+from tracepaper.strategies.forecasters.order_book import ORDER_BOOK, BookModel
 from tracepaper.strategies.networks.order_book import MOVES, OrderBookConfig, OrderBookNetwork
-from tracepaper.strategies.order_book import COLUMNS, KIND, Books, tokens_of
+from tracepaper.strategies.order_book import Books, tokens_of
 from tracepaper.strategies.units import iso
 
-SCHEMA: Final = "book-1"
-"""Of the columns of a token (``strategies/order_book.py``)."""
 WARMUP: Final = 0.05
 CLIP: Final = 1.0
 WEIGHT_DECAY: Final = 0.01
@@ -76,85 +74,11 @@ class BookFitOptions:
     threads: Annotated[int, Meta(ge=1, description="PyTorch threads.")] = 2
 
 
-FEATURES: Final = {"schema_id": SCHEMA, "columns": list(COLUMNS), "lookback": 1}
-"""``[features]`` of a card, which no recipe chooses."""
-
-
 def read(_: Recipe, request: DataRequest) -> BookDataset:
     """Return the recorded order books, which every recipe reads alike."""
     if request.columns:
         raise ConfigInvalid("Order books have no columns to choose; leave --columns out.")
     return BookDataset.read(request.paths)
-
-
-def suits(recipe: Recipe, data: BookDataset) -> None:
-    """Raise ``ConfigInvalid`` where books are too shallow to be fitted anew by *recipe*."""
-    levels, held = recipe.architecture.levels, data.header.levels
-    if data.parts is not None and levels > held:
-        raise ConfigInvalid(
-            f"architecture.levels is {levels}, and the files hold {held}; give as many at most."
-        )
-
-
-def fit(data: BookDataset, recipe: Recipe, run: FitRun) -> OrderBookModel:
-    """Fit a network on *data*.
-
-    It has as many levels as the files hold. Raises ``DataInvalid`` where no book of the training
-    part knows a horizon. Nothing that the fit measures is said: below seven days of the exchange's
-    own depth it would mean nothing.
-    """
-    header, config, options = data.header, recipe.architecture, recipe.options
-    if data.fold is None:
-        torch.set_num_threads(options.threads)
-        config = replace(config, levels=header.levels)
-        for sentence in (*data.torn, *data.untrained()):
-            run.say(sentence)
-    suits(recipe, data)
-    training, validation = (
-        [books.shallower(config.levels) for books in data.books(part)]
-        for part in (Part.TRAIN, Part.VALIDATION)
-    )
-    longest = max(map(len, training), default=0)
-    if longest <= config.horizons[-1]:
-        raise DataInvalid(
-            f"{data.files[0].name} holds {longest} books in a row to learn from, and the "
-            f"horizon of {config.horizons[-1]} needs more; record longer, ask for fewer folds, or "
-            "give shorter horizons."
-        )
-    about = {
-        "options": asdict(options),
-        "network": asdict(config),
-        "books": [file.sha256 for file in data.files],
-    }
-    run = run._replace(observe=lambda _: None)
-    network, stopped = fit_network(training, validation, config, options, run, about)
-    category, _, symbol = header.instrument.partition(":")
-    card = {
-        "model": dict(model_section(KIND, run.name, run.created_ms)),
-        "architecture": asdict(config),
-        "features": FEATURES,
-        "market": {
-            "symbols": [symbol],
-            "category": category,
-            "interval": f"{header.every_ms} ms",
-            "every_ms": header.every_ms,
-            "price_decimals": header.price_decimals,
-            "quantity_decimals": header.quantity_decimals,
-        },
-        "calibration": {"moves": list(MOVES)},
-        "data": {
-            "recorded_ms": data.recorded_ms,
-            "stretches": len(data.stretches),
-            "files": [
-                {key: file[key] for key in ("name", "sha256", "source", "books")}
-                | {"from": iso(file["from_ms"]), "until": iso(file["until_ms"])}
-                for file in map(asdict, data.files)
-            ],
-        },
-        "training": asdict(options),
-        "versions": versions_section(),
-    }
-    return OrderBookModel(card, network.state_dict(), stopped)
 
 
 def read_of(card: Mapping[str, Any], request: DataRequest, **_: Any) -> BookDataset:  # noqa: ANN401 - a path has none
@@ -164,7 +88,7 @@ def read_of(card: Mapping[str, Any], request: DataRequest, **_: Any) -> BookData
     """
     data = BookDataset.read(request.paths)
     check_fits(data.header, card, Path(request.paths[0]))
-    if any(file.source != JUDGED_SOURCE for file in data.files):
+    if any(file.source != JUDGED_SOURCE for file in data.sources):
         raise DataInvalid(
             "Only books that `tracepaper data record` took from the exchange are judged; give "
             "files of them alone."
@@ -178,12 +102,18 @@ class OrderBookModel(FittedModel):
     @cached_property
     def network(self) -> OrderBookNetwork:
         """The network with its weights."""
-        return network_of(self.card, self.tensors)
+        return BookModel.read(self.card, self.tensors).network
 
     def for_fold(self, data: BookDataset) -> Self:
         """Return it with the frequencies of the moves that it was fitted to, for comparison."""
         horizons = self.card["architecture"]["horizons"]
         return self.with_card(frequencies=frequencies_of(data.books(Part.TRAIN), horizons))
+
+    def scaled(self, data: BookDataset) -> Self:
+        """Return it with what its judgement needs; its probabilities are not scaled."""
+        if data.untrained():
+            return self
+        return self.with_card(split={"untouched_from": iso(data.untouched_ms)}).for_fold(data)
 
     def answers(self, data: BookDataset, part: Part) -> Forecasts:
         """Return its forecasts of *part*, beside frequencies and the last move.
@@ -209,23 +139,10 @@ class OrderBookModel(FittedModel):
         figures = {str(at): figures_of(rows) for at, rows in table.by_horizon()}
         return Judgement(table, figures, sentences_of(figures))
 
-    def calibrated(self, data: BookDataset, *, bars: int | None = None) -> Self:
-        """Return it as it is: its probabilities are not scaled."""
-        del data, bars
-        return self
-
-    def evaluated(self, data: BookDataset, *, bars: int | None = None) -> Self:
-        """Return it with its figures on untouched books, or with why there are none."""
-        del bars
-        result, sentences = self, data.untrained()
-        trained = not sentences
-        if trained:
-            result = self.with_card(split={"untouched_from": iso(data.untouched_ms)}).for_fold(data)
-            judged = result.judge(data)
-            result, sentences = result.with_card(figures=judged.figures), judged.sentences
-        sentences += [self.stopped] if self.stopped else []
-        model = {**self.card["model"], "trained": trained}
-        return result.with_card(model=model, honesty={"sentences": sentences})
+    def tails(self, data: BookDataset) -> dict[str, Any]:
+        """Return none: it forecasts no distribution."""
+        del data
+        return {}
 
     def save(self, folder: Path, data: BookDataset) -> Checkpoint:
         """Write the checkpoint into *folder*; return it."""
@@ -233,40 +150,10 @@ class OrderBookModel(FittedModel):
         return save(folder, self.tensors, self.card)
 
 
-def network_of(card: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> OrderBookNetwork:
-    """Return the network of a card with these weights; raise ``CheckpointMismatch``."""
-    if (kind := card["model"].get("kind")) != KIND:
-        raise CheckpointMismatch(f"It is a model of the kind {shown(kind)}, not {KIND}.")
-    network = OrderBookNetwork(OrderBookConfig.read(card["architecture"]))
-    try:
-        network.load_state_dict(dict(tensors))
-    except RuntimeError as error:
-        reason = " ".join(str(error).split())
-        raise CheckpointMismatch(
-            f"The weights do not fit their architecture ({reason:.200}); restore the checkpoint."
-        ) from None
-    return network.eval()
-
-
-def is_of_books(folder: Path) -> bool:
-    """Return whether *folder* holds a checkpoint of order books."""
-    try:
-        kind = known_kind(read_card(folder))
-    except CheckpointMismatch:
-        return False
-    return kind is not None and kind.source is DataSource.ORDER_BOOKS
-
-
 def load_books(folder: Path) -> tuple[OrderBookNetwork, dict[str, Any]]:
-    """Return the network in *folder* and its card; raise ``CheckpointMismatch`` for others."""
+    """Return the network in *folder* and its card; raise as ``BookModel.read`` for others."""
     checkpoint = load(folder)
-    card = checkpoint.card
-    if (kind := card["model"].get("kind")) != KIND:
-        raise CheckpointMismatch(
-            f"{folder} holds a model of the kind {shown(kind)}, not {KIND}; name one that "
-            f"`tracepaper train --set model.kind={KIND}` wrote."
-        )
-    return network_of(card, checkpoint.tensors), card
+    return BookModel.read(checkpoint.card, checkpoint.tensors).network, checkpoint.card
 
 
 def check_fits(header: DepthHeader, card: Mapping[str, Any], path: Path) -> None:
@@ -288,31 +175,21 @@ def check_fits(header: DepthHeader, card: Mapping[str, Any], path: Path) -> None
 # --- the fit
 
 
-def fit_network(
-    training: list[Books],
-    validation: list[Books],
-    config: OrderBookConfig,
+def learn_books(
+    network: OrderBookNetwork,
+    data: BookDataset,
     options: BookFitOptions,
-    run: FitRun | None = None,
+    *,
+    folder: Path | None = None,
     about: Mapping[str, Any] | None = None,
-) -> tuple[OrderBookNetwork, str]:
-    """Return a network fitted on windows of *training*, the best of its looks at *validation*.
-
-    Every book of a window is a sample. The same options give the same network on one machine.
-    Beside it why it stopped before its time, in words; else an empty text. *run* keeps its state,
-    and *about* says what it is fitted to.
-    """
-    torch.manual_seed(options.seed)
-    network = OrderBookNetwork(config)
+) -> Fit:
+    """Return the fit to windows of *data*, every book of which is a sample."""
+    training, validation = (
+        [books.shallower(network.config.levels) for books in data.books(part)]
+        for part in (Part.TRAIN, Part.VALIDATION)
+    )
     learnt = _Moves(network, training, validation, options)
-    policy = _policy(network, options)
-    running = Fit(learnt, policy, folder=run and run.folder, about=about)
-    if run is None:
-        running.run(lambda _: None)
-    else:
-        run.complete(running)
-    network.load_state_dict(running.best)
-    return network.eval(), running.progress.stopped
+    return Fit(learnt, _policy(network, options), folder=folder, about=about)
 
 
 def _policy(network: OrderBookNetwork, options: BookFitOptions) -> Policy:
@@ -337,6 +214,8 @@ def _policy(network: OrderBookNetwork, options: BookFitOptions) -> Policy:
 
 class _Moves(MeanLoss[Books]):
     """What a network of order books learns: the next moves of the mid, at every book."""
+
+    titles = "cross-entropy of the moves"
 
     def __init__(
         self,
@@ -502,8 +381,8 @@ def sentences_of(figures: Mapping[str, Any]) -> list[str]:
 
 
 def load_model(card: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> OrderBookModel:
-    """Return the network of a checkpoint; raise ``CheckpointMismatch`` for one that is not."""
-    network_of(card, tensors)
+    """Return the network of a checkpoint; raise as ``BookModel.read`` for one that is not."""
+    BookModel.read(card, tensors)
     return OrderBookModel(card, tensors)
 
 
@@ -516,9 +395,10 @@ register(
         read_of,
         fit,
         load_model,
-        listed=asdict,
-        suits=suits,
+        suits=lambda recipe, data: data.suits(recipe.architecture),
         shared=(),
         fixed={"features": FEATURES},
+        make=OrderBookNetwork,
+        learn=learn_books,
     )
 )

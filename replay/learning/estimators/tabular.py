@@ -26,24 +26,23 @@ from tracepaper.replay.learning.boosting import (
     import_lightgbm,
 )
 from tracepaper.replay.learning.dataset import Dataset
-from tracepaper.replay.learning.estimators.networks import EXPLAINED_BARS
 from tracepaper.replay.learning.fitted import (
-    CandleModel,
+    EXPLAINED_BARS,
     FitRun,
-    candle_card,
+    FittedModel,
+    card_of,
     read_candles,
     read_candles_of,
 )
 from tracepaper.replay.learning.judge.forecasts import (
     MODEL,
-    OF_MODEL,
     Forecasts,
     SegmentFields,
     forecasts_of,
 )
-from tracepaper.replay.learning.judge.gates import Judgement, answered_rows, coverage
-from tracepaper.replay.learning.judge.judge import NORMAL, selective_of
-from tracepaper.replay.learning.judge.metrics import TAILS, figures, paired_figures, tail_factors
+from tracepaper.replay.learning.judge.gates import Judgement
+from tracepaper.replay.learning.judge.judge import NORMAL
+from tracepaper.replay.learning.judge.metrics import TAILS, tail_factors
 from tracepaper.replay.learning.recipe import Kind, Recipe, command, register
 from tracepaper.replay.learning.samples import Fields, Samples
 from tracepaper.replay.learning.splits import Part
@@ -51,10 +50,8 @@ from tracepaper.replay.learning.statistics import COVERAGE, VARIANCE_FLOOR
 from tracepaper.replay.report.honesty import compared_sentences, few_days
 from tracepaper.strategies.api.model import ModelKind
 from tracepaper.strategies.api.strategy import Forecaster
-from tracepaper.strategies.features.rolling import Array
 from tracepaper.strategies.forecasters.tabular import (
     ROW_KINDS,
-    ROW_MEASURES,
     GlmModel,
     RowForecaster,
     RowModel,
@@ -95,14 +92,12 @@ def row_kind(
         training = {
             **of_fit,
             **recipe.kind.shared_training(recipe),
-            "bars": sum(int(s.weights.any(axis=1).sum()) for s in data.samples(Part.TRAIN)),
+            "bars": data.bars(Part.TRAIN),
             "variance_floor": VARIANCE_FLOOR,
             "command": command(data.sources),
         }
         architecture = {**listed(recipe.architecture), "horizons": list(data.horizons)}
-        card = candle_card(
-            data, recipe, run, architecture=architecture, training=training, calibration={}
-        )
+        card = card_of(data, recipe, run, architecture=architecture, training=training)
         return load(card, {name: torch.from_numpy(array) for name, array in arrays.items()})
 
     return Kind(
@@ -120,12 +115,16 @@ def row_kind(
     )
 
 
-class VarianceModel(CandleModel):
+class VarianceModel(FittedModel):
     """A fitted model that forecasts mean and variance, and no more."""
 
     @abstractmethod
-    def forecaster(self) -> Forecaster:
+    def forecaster(self, data: Dataset) -> Forecaster:
         """Return the forecaster of a run, by which the measures of gates are taken."""
+
+    def explained(self, data: Dataset, part: Part, bars: int | None) -> Forecasts | None:
+        """Return what a run says of the calibration slice: no untouched bar is explained."""
+        return None if part is Part.TEST else super().explained(data, part, bars)
 
     def calibrated_forecasts(self, data: Dataset, part: Part) -> Forecasts:
         """Forecast *part*, with scales by the calibrated spread."""
@@ -146,38 +145,15 @@ class VarianceModel(CandleModel):
         }
         return self.with_card(calibration=section)
 
-    def calibrated(self, data: Dataset, *, bars: int | None = None) -> Self:
-        """Return it with slopes, spreads and the quantiles of gates of the calibration slice."""
-        model = self.scaled(data)
-        section = model.card["calibration"]
-        measures = _measures(
-            model.forecaster(),
-            data.samples(Part.CALIBRATION),
-            horizon=self.horizon,
-            slope=section["slope"][str(self.horizon)],
-            bars=bars or EXPLAINED_BARS,
-        )
-        section |= {
-            "bars": len(next(iter(measures.values()))),
-            "round_trip_cost": cards.ROUND_TRIP_COST,
-            "percents": [cards.PERCENTS[0], cards.PERCENTS[-1]],
-            "quantiles": {name: list(cards.quantiles(values)) for name, values in measures.items()},
-        }
-        return model.with_card(calibration={**section, "coverage": coverage(measures, section)})
-
-    def judge(self, data: Dataset, *, bars: int | None = None) -> Judgement:
-        """Return its forecasts of the test part, their spread calibrated, and their figures."""
-        del bars  # nothing is explained
-        table = self.calibrated_forecasts(data, Part.TEST)
-        results = figures(table, OF_MODEL) | paired_figures(table)
-        sentences = [
+    def findings(self, results: dict[str, Any], judgement: Judgement) -> list[str]:
+        """Return the sentences of a model without attention."""
+        del judgement
+        return [
             cards.NOTICE,
-            *compared_sentences(results, self.horizon, OF_MODEL),
+            *compared_sentences(results, self.horizon, self.called),
             *few_days(results[str(self.horizon)]["days"]),
             WITHOUT_ATTENTION,
         ]
-        results["gates"] = {"selective": selective_of(table.at(self.horizon))}
-        return Judgement(table, results, sentences)
 
 
 class RowsModel(VarianceModel):
@@ -188,8 +164,9 @@ class RowsModel(VarianceModel):
         """The model with its arrays, checked."""
         return trained_rows(self.card, self.tensors, ROW_KINDS[self.card["model"]["kind"]])
 
-    def forecaster(self) -> Forecaster:
+    def forecaster(self, data: Dataset) -> Forecaster:
         """Return the forecaster of a run, by which the measures of gates are taken."""
+        del data
         return RowForecaster(self.rows, mode="scan", threads=1)
 
     def answers(self, data: Dataset, part: Part) -> Forecasts:
@@ -222,15 +199,6 @@ def row_fields(model: RowModel, rows: NDArray[np.float32]) -> Fields:
         "dof": np.full(mean.shape, NORMAL, dtype=np.float32),
         "variance": np.exp(log_variance).astype(np.float32),
     }
-
-
-def _measures(
-    forecaster: Forecaster, part: Sequence[Samples], *, horizon: int, slope: float, bars: int
-) -> Mapping[str, Array]:
-    """Return each calibrated gate's measure of up to *bars* bars, of the gates that it has."""
-    answered = answered_rows(forecaster, part, horizon=horizon, bars=bars)
-    forecasts = [forecast for each in answered for forecast in each.forecasts if forecast]
-    return cards.measures(forecasts, given=ROW_MEASURES, horizon=horizon, slope=slope)
 
 
 # --- the fits

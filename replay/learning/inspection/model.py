@@ -24,7 +24,7 @@ from tracepaper.replay.archive.columns import instant
 from tracepaper.replay.archive.read import candles_of_frame, is_frame, read_candles
 from tracepaper.replay.learning.dataset import Dataset, joined_to
 from tracepaper.replay.learning.estimators.tabular import row_fields
-from tracepaper.replay.learning.fitted import candle_model
+from tracepaper.replay.learning.fitted import FittedModel
 from tracepaper.replay.learning.samples import (
     Fields,
     Samples,
@@ -116,12 +116,11 @@ class Subject:
     """Of an ensemble, which has both."""
 
     @classmethod
-    def of(cls, card: Mapping[str, Any], tensors: Mapping[str, Tensor], material: Dataset) -> Self:
-        """Return that of *card* and *tensors*.
+    def of(cls, model: FittedModel, material: Dataset) -> Self:
+        """Return that of *model*.
 
         Raises ``ConfigInvalid`` where the kind of model shows nothing to examine.
         """
-        model = candle_model(card, tensors)
         if model.network is None and model.rows is None:
             raise ConfigInvalid(
                 "The model shows no network and no arrays of its own to examine; leave that out."

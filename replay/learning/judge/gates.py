@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import chain
 from typing import Any, Final, NamedTuple
 
 import msgspec
@@ -24,6 +25,8 @@ from scipy.special import expit
 from scipy.stats import rankdata
 
 from tracepaper.daemon.config.sections import GateSection, RegimeSection
+from tracepaper.replay.archive import slice_candles
+from tracepaper.replay.archive.candles import bars_of
 from tracepaper.replay.document.values import plus_minus
 from tracepaper.replay.learning.card import (
     PERCENTS,
@@ -80,7 +83,6 @@ from tracepaper.strategies.types.calibration import (
     RegimeCells,
 )
 from tracepaper.strategies.types.decisions import Forecast, Regime
-from tracepaper.strategies.types.market import Bar, Source
 from tracepaper.strategies.units import DAY_MS
 
 _SEED: Final = 20_170_817
@@ -105,72 +107,6 @@ class Judgement(NamedTuple):
     held: Forecasts | None = None  # of a model with weights: what its and every rule's made
 
 
-class AnsweredRows(NamedTuple):
-    """Labelled rows of one segment, and what a forecaster said at each."""
-
-    samples: Samples
-    rows: NDArray[np.int64]
-    forecasts: Sequence[Forecast | None]
-
-
-def bars_of(segment: Segment, start: int, stop: int) -> list[Bar]:
-    """Return rows *start* until *stop* of a segment as bars."""
-    part = segment.candles
-    columns = (
-        part.open_time_ms,
-        part.closes_ms,
-        part.open,
-        part.high,
-        part.low,
-        part.close,
-        part.volume,
-    )
-    rows = zip(*(column[start:stop].tolist() for column in columns), strict=True)
-    return [
-        Bar(
-            instrument=part.instrument,
-            open_time_ms=opened,
-            interval_ms=part.interval_ms,
-            open=first,
-            high=high,
-            low=low,
-            close=close,
-            volume=volume,
-            turnover=None,
-            market_ms=closed,
-            seen_ms=closed,
-            source=Source.ARCHIVE,
-        )
-        for opened, closed, first, high, low, close, volume in rows
-    ]
-
-
-def answered_rows(
-    forecaster: Forecaster, part: Sequence[Samples], *, horizon: int, bars: int
-) -> list[AnsweredRows]:
-    """Return the forecasts of up to *bars* labelled rows of *part*, shared equally by segments.
-
-    Of each segment they are those of ``spread_rows``, after the bars that warm the model. A
-    segment that is too short is left out.
-    """
-    share = max(bars // len(part), 1)
-    scan = forecaster.scan if forecaster.causal else partial(map, forecaster.step)
-    answered: list[AnsweredRows] = []
-    for samples in part:
-        answers: list[Forecast | None] = []
-        stretches = spread_rows(samples, horizon, forecaster.context, share)
-        for rows in stretches:
-            first, stop = int(rows[0]), int(rows[-1]) + 1
-            begin = first - forecaster.context + 1
-            series = bars_of(samples.segment, begin, stop)
-            forecaster.warm(samples.segment.candles.instrument, series[: first - begin])
-            every = list(scan(series[first - begin :]))
-            answers += [every[row - first] for row in rows.tolist()]
-        if stretches:
-            answered.append(AnsweredRows(samples, np.concatenate(stretches), answers))
-    return answered
-
-
 def spread_rows(
     samples: Samples, horizon: int, context: int, count: int
 ) -> list[NDArray[np.int64]]:
@@ -193,53 +129,99 @@ def spread_rows(
     return stretches
 
 
-def rows_of(
-    forecaster: Forecaster, answered: Sequence[AnsweredRows], *, horizon: int, slope: float
+def explained_rows(
+    forecaster: Forecaster,
+    part: Sequence[Sequence[Samples]],
+    *,
+    horizon: int,
+    slope: float,
+    bars: int,
 ) -> Forecasts:
-    """Return what *forecaster* answers at some labelled rows, beside what happened next.
+    """Return what *forecaster* says at up to *bars* labelled rows, beside what happened next.
+
+    *part* are the samples of each segment, or of all symbols in each stretch of common closes;
+    these share the *bars* equally. Of each the rows are those of ``spread_rows``, after the bars
+    that warm the model; one that is too short is left out.
 
     Labels are log returns: ``return`` from this close, ``traded`` from the next bar's open, both to
     the close *horizon* bars ahead; the variance ``realised`` of the one-bar returns until then; and
     the ``place`` of the bar, further apart between segments. ``GATE_COLUMNS`` holds every gate's
-    measure, ``INPUT_COLUMNS`` those of a fitted confidence, NaN where one is not known. Raises
-    ``DataInvalid`` where there is no row, or a row has no answer.
+    measure, ``INPUT_COLUMNS`` those of a fitted confidence, NaN where one is not known; none where
+    no probabilities are forecast. Raises ``DataInvalid`` where there is no row, or a row has no
+    answer.
     """
+    share = max(bars // len(part[0]) // len(part), 1)
     parts: list[Forecasts] = []
-    fitted = None if forecaster.calibration is None else forecaster.calibration.confidence
-    for samples, rows, chosen in answered:
-        forecasts = [forecast for forecast in chosen if forecast is not None]
-        if len(forecasts) != len(chosen):
-            raise DataInvalid("A bar with a full context has no forecast; check the checkpoint.")
-        place = 0 if not parts else int(parts[-1].labels["place"][-1]) + horizon + 1
-        values = {
-            MODEL: _law(forecasts, horizon),
-            GATE_COLUMNS: measures(
-                forecasts,
-                given=forecaster.measures,
-                horizon=horizon,
-                slope=slope,
-                fitted=fitted if fitted is not None and fitted.horizon == horizon else None,
-            ),
-            INPUT_COLUMNS: _inputs(forecasts, horizon),
-        }
-        labels = _outcomes(samples.segment, rows, horizon) | {"place": rows - rows[0] + place}
-        opened = samples.segment.open_time_ms
-        parts.append(
-            Forecasts(
-                samples.segment.keys[rows] & SYMBOL_MASK,
-                opened[rows],
-                opened[rows + horizon],
-                np.full(len(rows), horizon),
-                samples.segment.interval_ms,
-                labels,
-                values,
-            )
-        )
+    for assets in part:
+        stretches = spread_rows(assets[0], horizon, forecaster.context, share)
+        if not stretches:
+            continue
+        rows = np.concatenate(stretches)
+        each = [_as_run(forecaster, assets, stretch) for stretch in stretches]
+        for samples, of in zip(assets, zip(*each, strict=True), strict=True):
+            place = 0 if not parts else int(parts[-1].labels["place"][-1]) + horizon + 1
+            answers = list(chain.from_iterable(of))
+            parts.append(_beside(forecaster, samples, rows, answers, horizon, slope, place))
     if not parts:
         raise DataInvalid(
             f"No segment holds {forecaster.context} bars before a labelled one; give more data."
         )
     return concatenated(parts)
+
+
+def _as_run(
+    forecaster: Forecaster, assets: Sequence[Samples], rows: Ints
+) -> list[list[Forecast | None]]:
+    """Return what a run says at *rows* of each asset, all bars up to them taken in."""
+    before, first, stop = forecaster.context - 1, int(rows[0]), int(rows[-1]) + 1
+    taken = slice(first - before, stop)
+    series = [bars_of(slice_candles(of.segment.candles, taken)) for of in assets]
+    for bars in series:
+        forecaster.warm(bars[0].instrument, bars[:before])
+    if len(series) > 1:
+        closes = zip(*(bars[before:] for bars in series), strict=True)
+        every = zip(*map(forecaster.predict_many, closes), strict=True)
+        return [[of_asset[row - first] for row in rows.tolist()] for of_asset in every]
+    scan = forecaster.scan if forecaster.causal else partial(map, forecaster.step)
+    answers = list(scan(series[0][before:]))
+    return [[answers[row - first] for row in rows.tolist()]]
+
+
+def _beside(
+    forecaster: Forecaster,
+    samples: Samples,
+    rows: Ints,
+    answers: Sequence[Forecast | None],
+    horizon: int,
+    slope: float,
+    place: int,
+) -> Forecasts:
+    """Return the *answers* at *rows* of one segment beside what happened, as ``explained_rows``."""
+    forecasts = [forecast for forecast in answers if forecast is not None]
+    if len(forecasts) != len(answers):
+        raise DataInvalid("A bar with a full context has no forecast; check the checkpoint.")
+    fitted = None if forecaster.calibration is None else forecaster.calibration.confidence
+    values = {
+        MODEL: _law(forecasts, horizon),
+        GATE_COLUMNS: measures(
+            forecasts,
+            given=forecaster.measures,
+            horizon=horizon,
+            slope=slope,
+            fitted=fitted if fitted is not None and fitted.horizon == horizon else None,
+        ),
+        INPUT_COLUMNS: _inputs(forecasts, horizon),
+    }
+    segment = samples.segment
+    return Forecasts(
+        segment.keys[rows] & SYMBOL_MASK,
+        segment.open_time_ms[rows],
+        segment.open_time_ms[rows + horizon],
+        np.full(len(rows), horizon),
+        segment.interval_ms,
+        _outcomes(segment, rows, horizon) | {"place": rows - rows[0] + place},
+        values,
+    )
 
 
 def _outcomes(segment: Segment, rows: Ints, horizon: int) -> dict[str, NDArray[Any]]:
@@ -254,17 +236,21 @@ def _outcomes(segment: Segment, rows: Ints, horizon: int) -> dict[str, NDArray[A
 
 def _law(forecasts: Sequence[Forecast], horizon: int) -> dict[str, Array]:
     at = forecasts[0].horizons.index(horizon)
-    up = np.array([forecast.p_up[at] for forecast in forecasts])
-    down = np.array([forecast.p_down[at] for forecast in forecasts])
-    return {
+    law = {
         "mean": np.array([forecast.mean_return[at] for forecast in forecasts]),
         "stdev": np.array([forecast.stdev_return[at] for forecast in forecasts]),
-        "margin": np.abs(up - down) / (up + down),
         "volatility": np.array([forecast.volatility[at] for forecast in forecasts]),
     }
+    if not forecasts[0].p_up:
+        return law
+    up = np.array([forecast.p_up[at] for forecast in forecasts])
+    down = np.array([forecast.p_down[at] for forecast in forecasts])
+    return {**law, "margin": np.abs(up - down) / (up + down)}
 
 
 def _inputs(forecasts: Sequence[Forecast], horizon: int) -> dict[str, Array]:
+    if not forecasts[0].p_up:
+        return {}
     at, names = forecasts[0].horizons.index(horizon), names_for(forecasts[0])
     inputs = np.array([values_of(names, forecast, at) for forecast in forecasts], dtype=np.float64)
     return {name: inputs[:, place] for place, name in enumerate(names)}
@@ -300,6 +286,23 @@ def selective(explained: Forecasts) -> dict[str, Any]:
         },
         explained.day,
     )
+
+
+def selective_of(rows: Forecasts) -> dict[str, Any]:
+    """Return what accuracy the surest bars gain, by the gates of the fields that are given."""
+    measures: dict[str, Array] = {}
+    side: Array | None = None
+    if rows.gives("probability"):
+        down, _, up = rows.value("probability").T
+        side = (rows.value("logits")[:, 2] - rows.value("logits")[:, 0]).astype(np.float64)
+        measures["direction"] = np.maximum(down, up) / (down + up)
+    if rows.gives("mean"):
+        side = rows.value("mean")
+        measures = {"edge": np.abs(side), **measures}
+    if side is None:
+        return {}
+    hit = np.where(side == 0, 0.5, np.sign(side) == np.sign(rows.labels["returns"]))
+    return table(hit.astype(np.float64), measures, rows.day)
 
 
 def separate(

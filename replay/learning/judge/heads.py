@@ -18,8 +18,9 @@ The rules are docs/models.md, L59 to L62.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import combinations
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -54,7 +55,6 @@ from tracepaper.replay.learning.judge.metrics import (
 )
 from tracepaper.replay.learning.panel import (
     LEAST_BARS,
-    LabelledPanel,
     close_by_close,
     correlated,
     labelled_closes,
@@ -341,32 +341,21 @@ _OF: Final = {LEARNT: "learnt of EWMA and the training part", MODEL: "the networ
 _BESIDE: Final = {OTHERS[0]: "EWMA's", OTHERS[1]: "the training part's mean", LEARNT: "their blend"}
 
 
-class _Rows(NamedTuple):
-    """Correlations of one horizon: [row, pair]."""
-
-    pairs: tuple[str, ...]
-    open_time_ms: NDArray[np.int64]
-    ewma: Array
-    realised: Array
-
-
 def learn_correlations(material: Dataset) -> dict[str, dict[str, Any]]:
     """Return ``calibration.correlation`` of a card, learnt of the training part, by horizon.
 
     Empty of a single symbol, and of symbols without enough bars in common.
     """
-    panels = _panels(material, Part.TRAIN)
-    by_horizon: dict[str, dict[str, Any]] = {}
-    for column, horizon in enumerate(material.horizons):
-        rows = _rows(panels, column, horizon)
-        if rows is None:
-            continue
-        mean = rows.realised.mean(axis=0)
-        sides = [np.broadcast_to(mean, rows.realised.shape).ravel(), rows.ewma.ravel()]
-        weights = _weights(np.stack(sides, axis=1), rows.realised.ravel())
+    table, by_horizon = _pairs(material, Part.TRAIN), {}
+    for horizon, rows in [] if table is None else table.by_horizon():
+        realised = rows.labels[CORRELATION]
+        mean = {asset: float(realised[rows.asset == asset].mean()) for asset in rows.names}
+        usual = np.array([mean[asset] for asset in rows.asset.tolist()])
+        sides = np.stack([usual, rows.value(CORRELATION, OTHERS[0])], axis=1)
+        weights = _weights(sides, realised)
         by_horizon[str(horizon)] = {
-            "pairs": list(rows.pairs),
-            "mean": [rounded(value) for value in mean.tolist()],
+            "pairs": list(rows.names.values()),
+            "mean": [rounded(value) for value in mean.values()],
             "mean_weight": rounded(weights[0]),
             "ewma_weight": rounded(weights[1]),
         }
@@ -392,29 +381,19 @@ def correlations_of(
     Each row is a pair, of those that the card knows and the candles hold; None where there is none.
     Raises ``CheckpointMismatch`` for what cannot be read.
     """
-    panels = _panels(material, part) if learnt else []
-    parts = []
-    for column, horizon in enumerate(material.horizons):
-        section = learnt.get(str(horizon))
-        rows = None if section is None else _rows(panels, column, horizon)
-        if section is None or rows is None:
+    table, parts = _pairs(material, part) if learnt else None, []
+    for horizon, every in [] if table is None else table.by_horizon():
+        if (section := learnt.get(str(horizon))) is None:
             continue
         mean, mean_weight, ewma_weight = _read(section)
-        for at, pair in enumerate(rows.pairs):
-            if pair not in mean:
-                continue
-            ewma, usual = rows.ewma[:, at], np.full(len(rows.ewma), mean[pair])
-            blend = mean_weight * usual + ewma_weight * ewma
-            parts.append(
-                pair_rows(
-                    pair,
-                    rows.open_time_ms,
-                    horizon,
-                    material.interval_ms,
-                    {LEARNT: blend, OTHERS[0]: ewma, OTHERS[1]: usual},
-                    rows.realised[:, at],
-                )
-            )
+        names = {asset: pair for asset, pair in every.names.items() if pair in mean}
+        rows = replace(every.where(np.isin(every.asset, list(names))), names=names)
+        ewma = rows.value(CORRELATION, OTHERS[0])
+        usual = np.array([mean[names[asset]] for asset in rows.asset.tolist()])
+        forecast = {LEARNT: mean_weight * usual + ewma_weight * ewma, OTHERS[0]: ewma}
+        forecast[OTHERS[1]] = usual
+        values = {name: {CORRELATION: of} for name, of in forecast.items()}
+        parts += [replace(rows, values=values)] if len(rows) else []
     return concatenated(parts) if parts else None
 
 
@@ -497,42 +476,34 @@ def correlation_sentences(table: Forecasts, *, horizon: int) -> list[str]:
     ]
 
 
-def _panels(material: Dataset, part: Part) -> list[LabelledPanel]:
-    """Return the closes of *part* that all symbols have; empty of fewer than two symbols."""
+def _pairs(material: Dataset, part: Part) -> Forecasts | None:
+    """Return EWMA's correlations at the labelled closes of *part*, beside the realised.
+
+    None of fewer than two symbols, and where no close that all have knows any at all horizons.
+    """
     if len({segment.candles.symbol for segment in material.segments}) < 2:
-        return []
+        return None
     try:
         data = material if material.panels else close_by_close(material, lambda _: material.split)
-        return labelled_closes(data, part)
+        closes = labelled_closes(data, part)
     except (ConfigInvalid, DataInvalid):
-        return []
-
-
-def _rows(panels: Sequence[LabelledPanel], column: int, horizon: int) -> _Rows | None:
-    """Return the correlations of one horizon; None where it is short, or no bar has any."""
-    if horizon < LEAST_BARS or not panels:
         return None
-    parts = [_of_panel(panel, column, horizon) for panel in panels]
-    opened, ewma, realised = (np.concatenate(of) for of in zip(*parts, strict=True))
-    if not len(opened):
-        return None
-    pairs = [" ".join(sorted(pair)) for pair in combinations(panels[0].panel.symbols, 2)]
-    order = np.argsort(pairs)  # as a card lists them
-    return _Rows(tuple(sorted(pairs)), opened, ewma[:, order], realised[:, order])
-
-
-def _of_panel(
-    of: LabelledPanel, column: int, horizon: int
-) -> tuple[NDArray[np.int64], Array, Array]:
-    """Return times [row], EWMA's correlations and the realised [row, pair] of the labelled bars."""
-    panel = of.panel
-    labelled = np.logical_and.reduce([each.weights[:, column] > 0 for each in of.samples])
-    rows = np.flatnonzero(labelled)
-    # From zero at the start of the panel: ratios of it count.
-    smooth = {
-        pair: lfilter([1.0 - EWMA_DECAY], [1.0, -EWMA_DECAY], product)[rows]
-        for pair, product in panel.products().items()
-    }
-    realised, ewma = panel.correlations((horizon,))[:, rows, 0].T, correlated(smooth).T
-    usable = np.isfinite(realised).all(axis=1) & np.isfinite(ewma).all(axis=1)
-    return panel.segments[0].open_time_ms[rows][usable], ewma[usable], realised[usable]
+    parts = []
+    for column, horizon in enumerate(material.horizons):
+        for of in closes if horizon >= LEAST_BARS else ():
+            panel = of.panel
+            rows = np.flatnonzero(np.all([each.weights[:, column] > 0 for each in of.samples], 0))
+            # From zero at the start of the panel: ratios of it count.
+            smooth = {
+                pair: lfilter([1.0 - EWMA_DECAY], [1.0, -EWMA_DECAY], product)[rows]
+                for pair, product in panel.products().items()
+            }
+            realised, ewma = panel.correlations((horizon,))[:, rows, 0], correlated(smooth)
+            usable = np.isfinite(realised).all(axis=0) & np.isfinite(ewma).all(axis=0)
+            opened = panel.segments[0].open_time_ms[rows][usable]
+            names = [" ".join(sorted(pair)) for pair in combinations(panel.symbols, 2)]
+            for place in np.argsort(names).tolist() if usable.any() else ():
+                of_pair = {OTHERS[0]: ewma[place, usable]}
+                beside = names[place], opened, horizon, material.interval_ms, of_pair
+                parts.append(pair_rows(*beside, realised[place, usable]))
+    return concatenated(parts) if parts else None

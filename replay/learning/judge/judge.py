@@ -12,28 +12,27 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Self, TypeVar
 
 import numpy as np
 
 from tracepaper.daemon.session.user_model import UserForecaster
+from tracepaper.replay.archive import slice_candles
+from tracepaper.replay.archive.candles import bars_of
 from tracepaper.replay.archive.series import archive_instrument
-from tracepaper.replay.learning import statistics
 from tracepaper.replay.learning.card import NO_ATTENTION
 from tracepaper.replay.learning.dataset import Dataset
+from tracepaper.replay.learning.fitted import FittedModel
 from tracepaper.replay.learning.judge.forecasts import (
-    OF_MODEL,
     Forecasts,
     Ints,
     ModelForecasts,
     SegmentFields,
     forecasts_of,
 )
-from tracepaper.replay.learning.judge.gates import Judgement, bars_of, daily_net
-from tracepaper.replay.learning.judge.metrics import figures, paired_figures
+from tracepaper.replay.learning.judge.gates import Judgement, daily_net
 from tracepaper.replay.learning.openings import WHOLE, NamedSpan, SpanOpening, opened, openings_path
 from tracepaper.replay.learning.order_books import BookDataset
-from tracepaper.replay.learning.recipe import kind_of
 from tracepaper.replay.learning.samples import Samples
 from tracepaper.replay.learning.splits import Part, Segment, Split, date_ms, iso
 from tracepaper.replay.report.honesty import compared_sentences, few_days
@@ -67,28 +66,50 @@ def split_at(segments: Sequence[Segment], forecaster: UserForecaster) -> Split:
     return Split(until_ms, until_ms + 1, until_ms + 2, max(forecaster.horizons))
 
 
-def class_forecasts(forecaster: UserForecaster, material: Dataset) -> Forecasts:
-    """Return what a class forecasts of the test part, beside every baseline.
+@dataclass(frozen=True)
+class ClassModel(FittedModel):
+    """A user's class, which is judged as what is fitted is; its card names horizons alone."""
 
-    Raises ``ConfigInvalid`` where no bar of that part was forecast.
-    """
-    answers = answers_of(forecaster, material, forecaster.measures)
-    if not answers:
-        raise ConfigInvalid(
-            f"The model forecast no bar after {iso(material.split.train_until_ms)}; give candles "
-            "of a later time."
-        )
-    return forecasts_of(answers, material.baselines, material.horizons).cooled({})
+    asked: Any = None  # the ``UserForecaster``
 
+    @classmethod
+    def of(cls, forecaster: UserForecaster, horizon: int) -> Self:
+        """Return it, judged at the *horizon* of the gates where the class forecasts that."""
+        horizons = forecaster.horizons
+        chosen = horizon if horizon in horizons else horizons[0]
+        card = {"architecture": {"horizons": horizons}, "calibration": {"horizon": chosen}}
+        return cls(card, {}, asked=forecaster)
 
-def judge_user_class(forecaster: UserForecaster, material: Dataset, *, horizon: int) -> Judgement:
-    """Return what a class forecasts of the test part, its figures, and sentences about them."""
-    table = class_forecasts(forecaster, material)
-    results = figures(table, OF_MODEL) | paired_figures(table)
-    chosen = horizon if horizon in table.horizons else table.horizons[0]
-    sentences = _sentences(results, chosen, forecaster, material.split)
-    results["gates"] = {"selective": selective_of(table.at(chosen))}
-    return Judgement(table, results, sentences)
+    def answers(self, data: Dataset, part: Part) -> Forecasts:
+        """Return what the class forecasts of the test part, beside every baseline.
+
+        Raises ``ConfigInvalid`` where no bar of that part was forecast.
+        """
+        del part
+        answers = answers_of(self.asked, data, self.asked.measures)
+        if not answers:
+            raise ConfigInvalid(
+                f"The model forecast no bar after {iso(data.split.train_until_ms)}; give candles "
+                "of a later time."
+            )
+        return forecasts_of(answers, data.baselines, data.horizons).cooled({})
+
+    def findings(self, results: dict[str, Any], judgement: Judgement) -> list[str]:
+        """Say until when it was trained, how it stands beside others, and what it does not give."""
+        model, chosen, rows = self.asked.model, results[str(self.horizon)], judgement.forecasts
+        if model.trained_until is None:
+            when = (
+                "The class does not say until when it was trained (trained_until): the bars from "
+                f"{iso(int(rows.open_ms.min()))} on were judged, and they flatter a model that saw "
+                "them."
+            )
+        else:
+            until = iso(date_ms(model.trained_until))
+            when = f"Judged on bars after {until}, until which its class says that it was trained."
+        lines = [when, *compared_sentences(results, self.horizon, self.called)]
+        if left := sorted(_MEASURES - frozenset(self.asked.measures)):
+            lines.append(f"It gives no {', '.join(left)}: their figures are left out.")
+        return [*lines, NO_ATTENTION, *few_days(chosen["days"])]
 
 
 def answers_of(
@@ -112,7 +133,7 @@ def answers_of(
         begin, end = int(labelled[0]) - forecaster.context + 1, int(labelled[-1]) + 1
         for start in range(begin, end, SCANNED_BARS):
             stop = min(start + SCANNED_BARS, end)
-            bars = bars_of(segment, start, stop)
+            bars = bars_of(slice_candles(segment.candles, slice(start, stop)))
             forecasts = forecaster.scan(bars) if forecaster.causal else map(forecaster.step, bars)
             answers = dict(enumerate(forecasts, start))
             rows = labelled[(labelled >= start) & (labelled < stop)]
@@ -153,46 +174,6 @@ def _finite(
     return SegmentFields(samples, rows[finite], {name: of[finite] for name, of in fields.items()})
 
 
-def selective_of(rows: Forecasts) -> dict[str, Any]:
-    """Return what accuracy the surest bars gain, by the gates of the fields that are given."""
-    measures: dict[str, Array] = {}
-    side: Array | None = None
-    if rows.gives("probability"):
-        down, _, up = rows.value("probability").T
-        side = (rows.value("logits")[:, 2] - rows.value("logits")[:, 0]).astype(np.float64)
-        measures["direction"] = np.maximum(down, up) / (down + up)
-    if rows.gives("mean"):
-        side = rows.value("mean")
-        measures = {"edge": np.abs(side), **measures}
-    if side is None:
-        return {}
-    hit = np.where(side == 0, 0.5, np.sign(side) == np.sign(rows.labels["returns"]))
-    return statistics.table(hit.astype(np.float64), measures, rows.day)
-
-
-def _sentences(
-    by_horizon: Mapping[str, Mapping[str, Any]],
-    horizon: int,
-    forecaster: UserForecaster,
-    split: Split,
-) -> list[str]:
-    chosen = by_horizon[str(horizon)]
-    until = iso(split.train_until_ms)
-    if forecaster.model.trained_until is None:
-        when = (
-            f"The class does not say until when it was trained (trained_until): the bars after "
-            f"{until} were judged, and they flatter a model that saw them."
-        )
-    else:
-        when = f"Judged on bars after {until}, until which its class says that it was trained."
-    lines = [when]
-    lines += compared_sentences(by_horizon, horizon, OF_MODEL)
-    if left := sorted(_MEASURES - frozenset(forecaster.measures)):
-        lines.append(f"It gives no {', '.join(left)}: their figures are left out.")
-    lines.append(NO_ATTENTION)
-    return [*lines, *few_days(chosen["days"])]
-
-
 # --- a model of any kind on one span
 
 
@@ -208,7 +189,7 @@ class SpanJudgement:
     span: NamedSpan
     symbols: tuple[str, ...]
     judged: Judgement
-    card: Mapping[str, Any]  # empty for a class
+    card: Mapping[str, Any]
     tails: Mapping[str, Any] = field(default_factory=dict)  # ``[calibration.tails]``; empty if none
     openings: int = 1
     """Recipes that were judged on the span, this one among them."""
@@ -298,70 +279,40 @@ def counted(
     return judgements
 
 
-def judge_checkpoint(
-    card: Mapping[str, Any],
-    tensors: Mapping[str, Any],
-    material: JudgedData,
-    span: NamedSpan = WHOLE,
-    *,
-    bars: int | None = None,
+def judge_model(
+    model: FittedModel, data: JudgedData, span: NamedSpan = WHOLE, *, bars: int | None = None
 ) -> SpanJudgement:
-    """Return the judgement of a checkpoint on *span* of the time after its calibration.
+    """Return the judgement of *model* on *span* of the time that it did not learn from.
 
-    *bars* are explained, for the gates; by default as many as can be in minutes. A network over
-    several assets is judged at the closes that all of *material*'s symbols have.
+    *data* are as its kind arranges them: those of several assets at the closes that all have.
+
+    *bars* are explained, for the gates; by default as many as can be in minutes.
     """
-    kind = kind_of(card)
-    model = kind.load(card, tensors)
-    data, missing = kind.arrange(material).spanned(span).with_known_baselines()
+    data, missing = data.spanned(span).with_known_baselines()
     return SpanJudgement(
         span,
         data.symbols(Part.TEST),
         model.judge(data, bars=bars),
-        card,
+        model.card,
         missing=(*data.notes, *missing),
         tails=model.tails(data),
     )
 
 
-def judge_class(
-    forecaster: UserForecaster, material: Dataset, span: NamedSpan = WHOLE, *, horizon: int
-) -> SpanJudgement:
-    """Return the judgement of a user's class on *span* of the time after it was trained."""
-    material, missing = material.spanned(span).with_known_baselines()
-    judged = judge_user_class(forecaster, material, horizon=horizon)
-    return SpanJudgement(span, material.symbols(Part.TEST), judged, {}, missing=missing)
-
-
 # --- other models
 
 
-def rival_checkpoint(
-    card: Mapping[str, Any],
-    tensors: Mapping[str, Any],
-    material: JudgedData,
-    judgement: SpanJudgement,
-) -> ModelForecasts:
-    """Return a checkpoint's forecasts of the rows of *judgement*, of the same interval.
+def rival_forecasts(model: FittedModel, data: AnyData, judgement: SpanJudgement) -> ModelForecasts:
+    """Return the forecasts of *model* of the rows of *judgement*, of the same interval.
 
     Raises ``ConfigInvalid`` where it learnt from that time, or answers none of these rows.
     """
-    kind = kind_of(card)
-    same = _same_rows(kind.arrange(material), judgement, card["architecture"]["horizons"])
-    model = kind.load(card, tensors)
+    same = _same_rows(data, judgement, model.card["architecture"]["horizons"])
     rival = ModelForecasts(model.answers(same, Part.TEST), model.held(same))
     if not (judgement.forecasts.places(rival.forecasts) >= 0).any():
         unit = judgement.forecasts.unit
         raise ConfigInvalid(f"it answers none of the {unit} that the judged model answers")
     return rival
-
-
-def rival_class(
-    forecaster: UserForecaster, material: Dataset, judgement: SpanJudgement
-) -> ModelForecasts:
-    """Return the forecasts of a user's class for the bars of *judgement*; raises likewise."""
-    same = _same_rows(material, judgement, material.horizons)
-    return ModelForecasts(class_forecasts(forecaster, same))
 
 
 def require_interval(name: str, material: JudgedData, interval_ms: int) -> None:

@@ -33,6 +33,7 @@ from tracepaper.replay.learning import statistics
 from tracepaper.replay.learning.card import rounded
 from tracepaper.replay.learning.judge.forecasts import MODEL, Forecasts, words
 from tracepaper.replay.learning.losses import ADDED
+from tracepaper.replay.learning.registry import registering
 from tracepaper.replay.learning.splits import SYMBOL_BITS
 from tracepaper.replay.learning.statistics import (
     COVERAGE,
@@ -49,7 +50,6 @@ from tracepaper.replay.learning.statistics import (
 from tracepaper.replay.report import metrics
 from tracepaper.replay.report.honesty import FEW_DAYS, LEVEL, PAIRED
 from tracepaper.replay.report.metrics import BLOCK_DAYS
-from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.features.rolling import Array
 from tracepaper.strategies.types.decisions import SHARES
 
@@ -275,14 +275,9 @@ def metric(
     **how: Any,  # noqa: ANN401 - fields of ``Metric``
 ) -> Callable[[Terms], Terms]:
     """Register the terms of a metric; raise ``ConfigInvalid`` for a name that is taken."""
-
-    def register(terms: Terms) -> Terms:
-        if name in of:
-            raise ConfigInvalid(f"There is a metric called {name} already.")
-        of[name] = Metric(name, title, frozenset(needs), terms, **how)
-        return terms
-
-    return register
+    return registering(
+        of, "metric", name, lambda terms: Metric(name, title, frozenset(needs), terms, **how)
+    )
 
 
 def views(

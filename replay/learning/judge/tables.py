@@ -68,6 +68,7 @@ from tracepaper.replay.learning.judge.metrics import (
     verdict_of,
     views,
 )
+from tracepaper.replay.learning.registry import registering
 from tracepaper.replay.learning.splits import iso
 from tracepaper.replay.learning.statistics import (
     RISK_COVERAGES,
@@ -80,7 +81,6 @@ from tracepaper.replay.learning.statistics import (
 )
 from tracepaper.replay.report import metrics
 from tracepaper.replay.report.honesty import FEW_DAYS, LEVEL
-from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.features.rolling import Array
 from tracepaper.strategies.units import DAY_MS
 
@@ -226,29 +226,12 @@ def shown(
     caption: str = "",
 ) -> Callable[[Of], Of]:
     """Register what makes tables of a span; raise ``ConfigInvalid`` for a name that is taken."""
-
-    def known(of: Of) -> Of:
-        _refuse_twice(name)
-        SHOWN[name] = SpanFigure(of, chart, caption)
-        return of
-
-    return known
+    return registering(SHOWN, "figure", name, lambda of: SpanFigure(of, chart, caption))
 
 
 def across(name: str) -> Callable[[OfAll], OfAll]:
     """Register what makes tables of all spans; raise ``ConfigInvalid`` for a name that is taken."""
-
-    def known(of: OfAll) -> OfAll:
-        _refuse_twice(name)
-        ACROSS[name] = of
-        return of
-
-    return known
-
-
-def _refuse_twice(name: str) -> None:
-    if name in SHOWN or name in ACROSS:
-        raise ConfigInvalid(f"There is a figure called {name} already.")
+    return registering(ACROSS, "figure", name, lambda of: of)
 
 
 def tables_of(judgement: SpanJudgement) -> list[Table]:

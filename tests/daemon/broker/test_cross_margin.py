@@ -193,6 +193,20 @@ def test_the_account_is_called_where_its_maintenance_margin_reaches_its_balance(
     assert 0 <= desk.equity < MONEY_SCALE // 10, "a tick of two units at most is left"
 
 
+def test_an_order_is_paid_from_what_no_other_position_binds_and_a_reversal_from_its_own_too() -> (
+    None
+):
+    desk = Desk(cash="1000", leverage="10")
+    desk.enter(BTC, 2_000)
+    desk.enter(ETH, -1_000)
+    own = desk.broker.own
+    money = 1_000 - Fraction("1.65")  # the fees of both entries
+    others = 100 + Fraction("0.605")  # a tenth, and the fee of closing where that is lost
+    bound = 200 + Fraction("0.99")
+    for is_reversal, left in ((True, money - others), (False, money - others - bound)):
+        assert own.spendable(own.line(BTC), is_reversal=is_reversal) == left * MONEY_SCALE
+
+
 def test_a_fall_of_one_symbol_liquidates_the_others_too() -> None:
     desk = Desk(cash="400", leverage="10")
     desk.enter(BTC, 1_000)

@@ -417,6 +417,10 @@ def test_the_tier_of_the_size_sets_the_maintenance_margin() -> None:
     assert (near.liquidation, near.bankruptcy) == (90_453, 90_000)
     assert (far.liquidation, far.bankruptcy) == (90_657, 90_000)  # (900 x 40 - 100) / .99 / 40
     assert "risk tier 2 (1 %)" in far.reason
+    # 1 % less 100, and 0.055 % of what is left where the margin is lost.
+    assert rules.maintenance(large) == (30_000 + 1_980) * MONEY_SCALE // 100
+    limit = TIERS[0].limit  # what both tiers ask for there is the same
+    assert abs(rules.maintenance(limit + 1) - rules.maintenance(limit)) < 10
 
 
 def test_a_position_of_exactly_a_tiers_limit_belongs_to_it() -> None:

@@ -13,6 +13,9 @@ import pytest
 from aiohttp import web
 from builders import instrument
 from bybit_server import FILTERS, MINUTE, START_MS, ScriptedServer, SteppedClock, exchange_section
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from odd_values import odd, put, unstorable
 from structlog.testing import capture_logs
 
 from tracepaper.daemon.bybit.client import BybitClient
@@ -231,6 +234,67 @@ async def test_whatever_a_call_is_answered_it_is_asked_again_and_never_ends_a_pr
             <= 1 + (clock.network_s() - begun_s) // 60
         )
         assert not server.asked("other")
+
+
+TIER = {
+    "symbol": "BTCUSDT",
+    "riskLimitValue": "2000000",
+    "maintenanceMargin": "0.005",
+    "initialMargin": "0.01",
+    "maxLeverage": "100.00",
+    "mmDeduction": "",
+    "isLowestRisk": 1,
+}
+TICKER = {
+    "symbol": "BTCUSDT",
+    "lastPrice": "100.5",
+    "markPrice": "100.4",
+    "fundingRate": "0.0001",
+    "nextFundingTime": str(START_MS + 8 * HOUR),
+}
+GOOD: dict[str, tuple[str, Call, dict[str, Any]]] = {
+    **{
+        name: (*CALLS[name][:2], result)
+        for name, result in {
+            "time": {"timeSecond": str(NOW_MS // 1_000), "timeNano": f"{NOW_MS}000000"},
+            "klines": pages([row(START_MS + index * MINUTE) for index in reversed(range(3))]),
+            "instrument": pages(
+                filters(leverageFilter={"maxLeverage": "100.00"}), nextPageCursor=""
+            ),
+            "funding": pages([SETTLED]),
+            "tickers": pages([TICKER]),
+        }.items()
+    },
+    "risk tiers": (
+        "risk-limit", lambda rest: rest.risk_tiers(BITCOIN), pages([TIER], nextPageCursor="")
+    ),
+}  # fmt: skip
+"""Of a call its path, the call, and a result that is read."""
+
+
+def document(name: str) -> dict[str, Any]:
+    return {"retCode": 0, "retMsg": "OK", "result": GOOD[name][2], "time": NOW_MS}
+
+
+@pytest.mark.parametrize("name", GOOD)
+@settings(max_examples=12)
+@given(data=st.data())
+async def test_any_value_of_an_answer_in_any_form_is_read_or_asked_again(
+    name: str, data: st.DataObject
+) -> None:
+    path, call, _ = GOOD[name]
+    clock, good = SteppedClock(NOW_MS), put(document(name), ("retMsg",), '"OK"')
+    async with ScriptedServer() as server, asking(server, clock, is_proven=True) as rest:
+        server.answer_next(path, web.Response(body=good))
+        expected = await clock.finish(call(rest))
+        assert expected
+        for body in data.draw(st.lists(odd(document(name)), min_size=1, max_size=40)):
+            server.answer_next(path, *(web.Response(body=one) for one in (body, good)))
+            found = await clock.finish(call(rest))
+            is_read = bool(server.answers[path])
+            server.answers[path].clear()
+            assert is_read or found == expected, body
+            assert not unstorable(found), body
 
 
 RAW: dict[str, bytes] = {

@@ -90,17 +90,6 @@ def test_what_is_refused_names_the_address_and_what_to_do(
     assert "no database zz; `tracepaper fleet URL --json` lists" in err
 
 
-def test_what_was_changed_on_the_server_is_found(
-    path: Path, postgres: Cluster, fleet_url: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    typed(capsys, "db", "ship", "--to", fleet_url, "--db", path, "--once")
-    postgres.sql(fleet_url, "UPDATE steps SET close = close + 1 WHERE sequence = 33")
-    code, out, _ = typed(capsys, "audit", "verify", "--from", fleet_url)
-    assert code == 1
-    assert "Steps 0 to 63" in out
-    assert "digest of their commit: steps" in out
-
-
 def test_a_file_that_is_shipped_is_pruned_after_all_has_arrived(
     tmp_path: Path,
     postgres: Cluster,

@@ -1,10 +1,12 @@
-"""Accounts keep their laws through random histories, and a restart carries the same."""
+"""Accounts keep their laws through random histories; a restart and the record carry the same."""
 
 from __future__ import annotations
 
 from collections import Counter
+from pathlib import Path
 
-from histories import History
+import pytest
+from histories import History, RecordedHistory
 
 HISTORIES = ((5, ""), (9, ""), (3, "book"), (2, "universe"))
 EVENTS = 120
@@ -15,3 +17,14 @@ def test_accounts_keep_their_laws_at_every_step_of_random_histories() -> None:
     for seed, kind in HISTORIES:
         reached += History(seed, kind, most=EVENTS).counted
     assert {"fills", "restarts", "crossed", "liquidation"} <= reached.keys()
+
+
+@pytest.mark.parametrize(
+    ("seed", "kind"), [(1, ""), (6, ""), (15, ""), (3, "book"), (14, "focused")]
+)
+def test_what_is_stored_of_a_random_history_holds_and_restarts_go_on_with_it(
+    seed: int, kind: str, tmp_path: Path
+) -> None:
+    counted = RecordedHistory(seed, tmp_path / "run.db", kind, most=EVENTS).counted
+    assert counted["restarts"]
+    assert min(counted["fills"], counted["derived"]) > 10

@@ -14,8 +14,9 @@ from tracepaper.daemon.broker.line import Line
 from tracepaper.daemon.broker.orders import Latency, OrdersState, RestingOrders
 from tracepaper.daemon.broker.rules import Filters
 from tracepaper.daemon.engine.engine import Engine
+from tracepaper.daemon.engine.instrument_state import InstrumentState
 from tracepaper.strategies.errors import InvariantBroken
-from tracepaper.strategies.types.decisions import Fill, Order
+from tracepaper.strategies.types.decisions import Decision, Fill, Order
 
 MARGIN_BY_QUOTES, TWO_BY_QUOTES, MARGIN_BY_BARS, _, SPOT_BY_QUOTES, SPOT_BY_BARS = WORLDS
 
@@ -62,6 +63,10 @@ def _never(_honest: Callable[..., Any]) -> Callable[..., None]:
     return lambda *_given, **_named: None
 
 
+def _says_nothing(_honest: Callable[..., Any]) -> Callable[..., Decision]:
+    return lambda _state, decision, _refusal: decision
+
+
 PLANTED: list[tuple[World, Any, str, Callable[..., Any]]] = [
     (SPOT_BY_BARS, Line, "post", _loses_a_unit),
     (MARGIN_BY_BARS, matching, "touched", _only_beyond),
@@ -72,6 +77,8 @@ PLANTED: list[tuple[World, Any, str, Callable[..., Any]]] = [
     (SPOT_BY_BARS, Filters, "refusal", _never),
     (TWO_BY_QUOTES, PaperAccount, "match_mark", _never),
     (TWO_BY_QUOTES, Engine, "forget_passing", _never),
+    (MARGIN_BY_QUOTES, RestingOrders, "expire", _nothing),
+    (SPOT_BY_BARS, InstrumentState, "unfilled", _says_nothing),
 ]
 
 

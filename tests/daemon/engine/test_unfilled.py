@@ -2,27 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import campaign_engine
 import pytest
 from builders import MINUTE, START_MS, bar, instrument, quote
-from campaign_engine import Refuted, examined
 
 from tracepaper import backtest
-from tracepaper.daemon.broker.line import Line
-from tracepaper.daemon.broker.orders import RestingOrders
-from tracepaper.daemon.broker.rules import Filters
 from tracepaper.daemon.config.loading import load
 from tracepaper.daemon.engine.engine import Engine
-from tracepaper.daemon.engine.instrument_state import MemberState
+from tracepaper.daemon.engine.state import decode_state
 from tracepaper.daemon.session.build import build_engine
 from tracepaper.replay.checks.identity import decision_identity
 from tracepaper.strategies.api.context import BarContext, Signal
 from tracepaper.strategies.api.strategy import Strategy
-from tracepaper.strategies.types.decisions import Action, Decision, FillModel, OrderStatus, Step
+from tracepaper.strategies.types.decisions import Action, FillModel, OrderStatus, Step
 from tracepaper.strategies.types.market import (
     Category,
     Command,
@@ -32,90 +26,6 @@ from tracepaper.strategies.types.market import (
 from tracepaper.strategies.units import DAY_MS
 
 CANDLES = Path(__file__).parents[3] / "replay/samples/binance_um_BTCUSDT_1m_2025-05-26.csv.gz"
-EXAMPLES = 10_000
-
-
-def test_no_bar_of_ten_thousand_examples_is_without_its_reason() -> None:
-    ends: dict[str, int] = {}
-    for seed in range(EXAMPLES):
-        for ending, count in examined(seed).items():
-            ends[ending] = ends.get(ending, 0) + count
-    assert set(ends) == {"a position", "an order", "a reason"}
-    assert min(ends.values()) > EXAMPLES / 2
-
-
-# ---------------------------------------------------------------- the examiner says no
-
-
-def _done_once_refused(honest: Callable[..., str | None]) -> Callable[..., str | None]:
-    """Return the broker's submit as it once was: a target that was refused is not tried again."""
-
-    def submit(self: RestingOrders, target: int, *given: Any, **named: Any) -> str | None:
-        if getattr(self, "gave_up", None) == target:
-            return None
-        refusal = honest(self, target, *given, **named)
-        self.gave_up = target if refusal else None  # type: ignore[attr-defined]
-        return refusal
-
-    return submit
-
-
-def _refuses_all(_honest: Callable[..., Any]) -> Callable[..., str]:
-    return lambda *_given, **_named: "no"
-
-
-def _never(_honest: Callable[..., Any]) -> Callable[..., None]:
-    return lambda *_given, **_named: None
-
-
-def _nothing(_honest: Callable[..., Any]) -> Callable[..., tuple[()]]:
-    return lambda *_given, **_named: ()
-
-
-def _says_nothing(_honest: Callable[..., Any]) -> Callable[..., Decision]:
-    return lambda _state, decision, _refusal: decision
-
-
-def _loses_a_unit(honest: Callable[..., None]) -> Callable[..., None]:
-    def post(self: Line, fill: Any) -> None:
-        honest(self, fill)
-        self.book.cash -= 1
-
-    return post
-
-
-PLANTED = [
-    (RestingOrders, "submit", _done_once_refused),
-    (Filters, "refusal", _refuses_all),
-    (Filters, "refusal", _never),
-    (RestingOrders, "expire", _nothing),
-    (MemberState, "unfilled", _says_nothing),
-    (Line, "post", _loses_a_unit),
-]
-
-
-@pytest.mark.parametrize(
-    ("where", "name", "plant"), PLANTED, ids=[str(p[2].__name__) for p in PLANTED]
-)
-def test_the_examiner_refutes_an_engine_that_is_wrong(
-    monkeypatch: pytest.MonkeyPatch, where: type, name: str, plant: Callable[..., Any]
-) -> None:
-    monkeypatch.setattr(where, name, plant(getattr(where, name)))
-    with pytest.raises(Refuted, match="seed"):
-        _examine(2_000)
-
-
-def _examine(count: int) -> None:
-    for seed in range(count):
-        examined(seed)
-
-
-def test_every_example_is_a_function_of_its_seed() -> None:
-    first, second = (campaign_engine.drawn(7).events for _ in range(2))
-    assert first == second
-
-
-# ---------------------------------------------------------------- by hand
 
 
 class Wants(Strategy):
@@ -256,6 +166,18 @@ def test_what_the_filters_refuse_is_tried_again_when_the_filters_change() -> Non
     second = machine.step(bar(10_100, index=1, instrument_id="spot:BTCUSDT"), None)
     assert unfilled([*first, second]) == ["notional below 500", None]
     assert second.orders[0].status is OrderStatus.ACCEPTED
+
+
+def test_another_reason_is_stored_with_its_step() -> None:
+    machine = engine("LONG", account={"cash": "1000"})
+    steps = []
+    for index, least in enumerate((500, 600)):
+        strict = instrument(category=Category.SPOT, min_notional=least * 10**8)
+        steps.append(machine.step(InstrumentChange(strict, START_MS, START_MS), None))
+        steps.append(machine.step(bar(10_100, index=index, instrument_id="spot:BTCUSDT"), None))
+    assert unfilled(steps) == ["notional below 500", "notional below 600"]
+    assert steps[-1].state is not None
+    assert decode_state(steps[-1].state) == machine.state()
 
 
 def test_a_refusal_is_part_of_no_identity_that_parity_compares() -> None:

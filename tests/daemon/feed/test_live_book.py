@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from depth_cases import FIRST_MS
+from recordings import run_into
 from records import rows
 from seeded_events import ITEM, MINUTE_MS, SeededMarket, seeded_market
 
@@ -20,7 +21,7 @@ from tracepaper.replay.archive.book_events import EventsFile, EventsWriter
 from tracepaper.replay.backtest.book_feed import EventsSource
 from tracepaper.replay.backtest.build import Replay, build
 from tracepaper.replay.backtest.market_data import MarketData
-from tracepaper.replay.backtest.run import Tally, predictor_over, run_events, run_replay
+from tracepaper.replay.backtest.run import Tally, predictor_over, run_events
 from tracepaper.replay.checks.verify import verify_run
 from tracepaper.storage.audit import SqlAuditLog
 from tracepaper.storage.database.reader import Reader
@@ -144,10 +145,7 @@ def test_whenever_a_bar_comes_the_events_are_those_of_a_replay(
 ) -> None:
     known, path = tmp_path / "known.db", tmp_path / "live.db"
     replay = built(known, market, response_ms, latency_ms)
-    log = SqlAuditLog.open(known)
-    run_replay(replay, log, Tally())
-    log.end(1)
-    log.close()
+    run_into(known, replay)
     live(path, market, late_ms, response_ms, latency_ms)
     found, wanted = rows(path, EVENTS), rows(known, EVENTS)
     bars = [place for place, event in enumerate(found) if event[0] == "bar"]

@@ -10,17 +10,14 @@ from typing import Any
 import pytest
 from exchange_client import candles as made_candles
 from exchange_client import walk_rows
+from recordings import record
 from records import check_record, rows
 from several_live import check_parity, trading
 
 from tracepaper.daemon.config.loading import load
 from tracepaper.replay.archive import read_candles
 from tracepaper.replay.backtest.book_feed import EventsSource
-from tracepaper.replay.backtest.build import build
-from tracepaper.replay.backtest.market_data import MarketData
-from tracepaper.replay.backtest.run import Tally, run_replay
 from tracepaper.replay.exchange.server import EmbeddedExchange, ExchangeSettings
-from tracepaper.storage.audit import SqlAuditLog
 from tracepaper.strategies.api.context import BarContext, Orders, buy, sell
 from tracepaper.strategies.api.strategy import Strategy
 from tracepaper.strategies.units import to_tick
@@ -112,19 +109,9 @@ async def test_a_replay_of_the_recorded_events_fills_what_the_daemon_filled(
         )
     again = tmp_path / "replayed.db"
     del given["market"]["record_events"]
-    replay = build(
-        load(None, given),
-        MarketData(
-            [read_candles(str(candles), category="linear")],
-            events=[EventsSource(folder / f"{SYMBOL}.events")],
-        ),
-        started_at_ms=1,
-        database=again,
-    )
-    log = SqlAuditLog.open(again)
-    run_replay(replay, log, Tally())
-    log.end(1)
-    log.close()
+    bars = read_candles(str(candles), category="linear")
+    events = [EventsSource(folder / f"{SYMBOL}.events")]
+    record(again, load(None, given), [bars], events=events)
     check_record(again)
     assert rows(again, FILLS) == found
 

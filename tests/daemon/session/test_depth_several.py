@@ -12,16 +12,13 @@ from typing import Any
 from depth_cases import FIRST_MS, header, walk, write
 from exchange_client import candles as made_candles
 from exchange_client import walk_rows
+from recordings import record
 from records import check_record
 from several_live import trading
 
 from tracepaper.daemon.config.loading import load
 from tracepaper.replay.archive.order_book import StoredDepth
-from tracepaper.replay.backtest.build import build
-from tracepaper.replay.backtest.market_data import MarketData
-from tracepaper.replay.backtest.run import Tally, run_replay
 from tracepaper.replay.exchange.server import EmbeddedExchange, ExchangeSettings
-from tracepaper.storage.audit import SqlAuditLog
 from tracepaper.strategies.api.context import BarContext, Orders, Signal
 from tracepaper.strategies.api.strategy import PortfolioStrategy
 from tracepaper.strategies.types.decisions import Action
@@ -86,13 +83,7 @@ def test_each_symbol_of_a_replay_sees_its_own_books(tmp_path: Path) -> None:
             )
             depth.append(StoredDepth(tmp_path / symbol))
     path = tmp_path / "a.db"
-    audit = SqlAuditLog.open(path)
-    config = load(None, sections())
-    run_replay(
-        build(config, MarketData(data, depth=depth), started_at_ms=0, database=path), audit, Tally()
-    )
-    audit.end(1)
-    audit.close()
+    record(path, load(None, sections()), data, depth=depth)
     assert noted(path, "age") == {"BTCUSDT": [0.0] * BARS, "ETHUSDT": [-1.0] * BARS}
     assert noted(path, "count")["BTCUSDT"] == [30.0] * BARS
     check_record(path)

@@ -11,16 +11,13 @@ from typing import Any
 import pytest
 from learning import learnable
 from models import TOGETHER, TOGETHER_CONTEXT, TOGETHER_EVERY, together
+from recordings import record
 from records import rows
 from several_live import SPEED, check_parity, trading
 
 from tracepaper.daemon.config.loading import load as load_config
 from tracepaper.replay.archive import Candles, slice_candles
-from tracepaper.replay.backtest.build import build
-from tracepaper.replay.backtest.market_data import MarketData
-from tracepaper.replay.backtest.run import Tally, run_replay
 from tracepaper.replay.exchange.server import EmbeddedExchange, ExchangeSettings
-from tracepaper.storage.audit import SqlAuditLog
 
 OTHERS = {"AAAUSDT", "CCCUSDT"}
 BARS, START = 620, 560
@@ -99,10 +96,7 @@ async def test_killed_and_started_again_it_decides_as_a_replay_of_the_candles_do
     assert rows(killed, "SELECT count(*) FROM v_fills")[0][0] > 3
     assert rows(killed, "SELECT count(*) FROM v_twin_fills WHERE twin = 'ungated'")[0][0] > 3
     path = tmp_path / "archive.db"
-    audit = SqlAuditLog.open(path)
-    config = load_config(None, given)
-    run_replay(build(config, MarketData(candles), started_at_ms=0, database=path), audit, Tally())
-    audit.close()
+    record(path, load_config(None, given), candles)
     live_said, said = weights(killed), weights(path)
     assert len(live_said) >= 3 * 5
     assert live_said == {key: said[key] for key in live_said}

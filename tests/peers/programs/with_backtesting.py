@@ -5,6 +5,7 @@ A market order of a bar is filled at the next bar's open, as it is here. Sizes a
 
 import json
 import sys
+import time
 from pathlib import Path
 
 import pandas as pd
@@ -32,7 +33,7 @@ frame = pd.DataFrame(
     index=pd.to_datetime(task["times_ms"], unit="ms"),
 )
 frame["Volume"] = 1.0
-done = Backtest(
+backtest = Backtest(
     frame,
     Given,
     cash=float(task["cash"]),
@@ -42,9 +43,13 @@ done = Backtest(
     hedging=False,
     exclusive_orders=False,
     finalize_trades=False,
-).run()
+)
+began = time.process_time()
+done = backtest.run()
+cpu_s = time.process_time() - began
 closed = done["_trades"]
 answer = {
+    "cpu_s": cpu_s,
     "equity": [float(value) for value in done["_equity_curve"]["Equity"]],
     "trades": [
         [int(one.EntryBar), int(one.ExitBar), float(one.Size), float(one.EntryPrice),

@@ -7,6 +7,7 @@ before are sent at that quote.
 
 import json
 import sys
+import time
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -94,7 +95,10 @@ engine.add_data(
 )
 given = Given()
 engine.add_strategy(given)
+began = time.process_time()
 engine.run()
+cpu_s = time.process_time() - began
 account = engine.portfolio.account(VENUE)
-answer = {"fills": given.fills, "cash": str(account.balance_total(USDT).as_decimal())}
+cash = str(account.balance_total(USDT).as_decimal())
+answer = {"cpu_s": cpu_s, "fills": given.fills, "cash": cash}
 Path(sys.argv[2]).write_text(json.dumps(answer), encoding="utf-8")

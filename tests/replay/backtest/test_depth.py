@@ -17,7 +17,7 @@ import torch
 from depth_cases import FIRST_MS, header, trained, walk, write
 from exchange_client import candles as made_candles
 from exchange_client import walk_rows
-from recordings import run_into
+from recordings import record, run_into
 from records import check_record, rows
 
 from tracepaper.daemon.config.loading import load
@@ -26,9 +26,7 @@ from tracepaper.replay.archive import Candles
 from tracepaper.replay.archive.order_book import RecordedDepth, read_depth
 from tracepaper.replay.backtest.build import Replay, build
 from tracepaper.replay.backtest.market_data import MarketData
-from tracepaper.replay.backtest.run import Tally, run_replay
 from tracepaper.replay.explain.document import explain_decision
-from tracepaper.storage.audit import SqlAuditLog
 from tracepaper.storage.database.reader import Reader
 from tracepaper.strategies.api.context import BarContext, Signal
 from tracepaper.strategies.api.strategy import Strategy
@@ -250,13 +248,7 @@ def test_a_class_of_ones_own_sees_the_books_that_it_declares(tmp_path: Path, boo
         "model": {"checkpoint": "none"},
     }
     path, depth = tmp_path / "a.db", [read_depth(books)]
-    audit = SqlAuditLog.open(path)
-    replay = build(
-        load(None, given), MarketData(candles(), depth=depth), started_at_ms=0, database=path
-    )
-    run_replay(replay, audit, Tally())
-    audit.end(1)
-    audit.close()
+    record(path, load(None, given), candles(), depth=depth)
     noted = rows(path, "SELECT number FROM v_notes WHERE name = 'last_ms' ORDER BY sequence")
     closes = [FIRST_MS + (bar + 1) * MINUTE_MS for bar in range(BARS)]
     assert [int(one) for (one,) in noted][:9] == closes[:9]

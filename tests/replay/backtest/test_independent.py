@@ -12,13 +12,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from recordings import record
 
 from tracepaper.daemon.config.loading import load
 from tracepaper.replay.archive import Candles, read_candles
-from tracepaper.replay.backtest.build import build
-from tracepaper.replay.backtest.market_data import MarketData
-from tracepaper.replay.backtest.run import Tally, run_replay
-from tracepaper.storage.audit import SqlAuditLog
 from tracepaper.strategies.units import INTERVAL_NAMES
 
 CANDLES = Path(__file__).parents[2] / "data" / "candles"
@@ -91,9 +88,7 @@ def test_cash_trades_and_equity_equal_an_independent_computation(
         },
     )  # fmt: skip
     database = tmp_path / "run.db"
-    audit = SqlAuditLog.open(database)
-    run_replay(build(config, MarketData([candles]), started_at_ms=0), audit, Tally())
-    audit.close()
+    record(database, config, [candles])
     cash, equity, trades = vectorised(candles, long_only=long_only)
     with sqlite3.connect(database) as db:
         fills = db.execute("SELECT count(*) FROM v_fills").fetchone()[0]

@@ -24,11 +24,7 @@ from tracepaper.daemon.config.loading import load
 from tracepaper.replay.archive import Candles
 from tracepaper.replay.archive.book_events import EventsFile, EventsHeader, EventsWriter
 from tracepaper.replay.archive.order_book import DepthWriter
-from tracepaper.replay.backtest.build import build
-from tracepaper.replay.backtest.market_data import MarketData
-from tracepaper.replay.backtest.run import Tally, run_replay
 from tracepaper.replay.checks.book_costs import BookLevels
-from tracepaper.storage.audit import SqlAuditLog
 from tracepaper.storage.database.reader import Reader
 from tracepaper.storage.database.run_views import RunViews
 from tracepaper.strategies.order_book import SILENT_MS
@@ -275,10 +271,7 @@ def test_limits_and_stops_are_counted_apart(
         "sizing": {"mode": "fixed", "quantity": "2"},
         "exits": {"stop_loss": "0.05%"},
     }
-    replay = build(load(None, given), MarketData([walk]), started_at_ms=1, database=path)
-    audit = SqlAuditLog.open(path)
-    run_replay(replay, audit, Tally())
-    audit.close()
+    record(path, load(None, given), [walk])
     with Reader.open(path) as reader:
         views = RunViews(reader.connection, reader.find("last"))
         stops = views.count("v_orders", kind="STOP", status="FILLED")

@@ -335,20 +335,19 @@ def test_the_fills_of_a_pruned_shadow_account_are_held_to_its_positions(tmp_path
     path = explained_runs.replayed(tmp_path, bars=3 * explained_runs.CONTEXT)
     (done,) = maintenance.prune(path, keep_days=3, pruned_at_ms=5, reach=lambda _run: Lookback({}))
     assert not audited(path)
-    shadow = (
-        f"UPDATE twin_fills SET notional = notional + 1 WHERE sequence <= {done.until_sequence}"
-    )
+    pruned = f"book > 0 AND sequence <= {done.until_sequence}"
+    shadow = f"UPDATE fills SET notional = notional + 1 WHERE {pruned}"
     with closing(sqlite3.connect(path)) as raw:
-        (first,) = raw.execute("SELECT min(sequence) FROM twin_fills").fetchone()
+        (first,) = raw.execute("SELECT min(sequence) FROM fills WHERE book > 0").fetchone()
     assert first <= done.until_sequence
     forge(path, shadow)
     with Reader.open(path) as reader:
         problem = audit(reader.connection, reader.find("last")).problem
         assert problem is not None
-        assert problem.tables == ("twin_fills",)
+        assert problem.tables == ("fills",)
         told = check_trades(reader.connection, reader.find("last"))
     assert told is not None
-    assert told.tables == ("holdings", "twin_fills")
+    assert told.tables == ("holdings", "fills")
 
 
 def test_a_run_that_a_prune_left_too_little_of_is_derived_as_far_as_its_bars_go(

@@ -87,7 +87,7 @@ FLAGS = [
     "twin_steps.confirmed",
 ]  # fmt: skip
 """Every column of the schema that says yes or no."""
-UNSEEN = {"fills.while_down", "twin_fills.while_down"}
+UNSEEN = {"fills.while_down"}
 """Of them those that a replay never sets: of a live run alone."""
 
 
@@ -108,7 +108,7 @@ def plantings(path: Path, column: str) -> Iterator[str]:
                 yield f"UPDATE {table} SET {name} = {said} WHERE {where}"
 
 
-OF_A_MODEL = ("twin_steps", "twin_fills", "outcomes")
+OF_A_MODEL = ("twin_steps", "outcomes")
 """Tables of which the run without a model has no rows, or of one value alone."""
 
 

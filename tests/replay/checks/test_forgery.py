@@ -154,7 +154,7 @@ def test_a_parent_may_have_another_name_and_cannot_be_denied(plain: Path, tmp_pa
     assert not believed(forged(path, tmp_path / "denied.db", change.format("NULL")))
 
 
-OF_A_MODEL = ("answers", "twin_steps", "twin_fills")
+OF_A_MODEL = ("answers", "twin_steps", "fills")
 READ_FIRST = {
     "answers.late_deadline_ms",
     "answers.horizon",

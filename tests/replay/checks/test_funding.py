@@ -13,18 +13,15 @@ import numpy as np
 import pytest
 from exchange_client import FIRST_MS, walk_rows
 from exchange_client import candles as made_candles
+from recordings import record
 from report_cases import BTC
 
 from tracepaper import backtest
 from tracepaper.daemon.cli import invoke
 from tracepaper.daemon.config.loading import load
 from tracepaper.replay.archive import FundingRates
-from tracepaper.replay.backtest.build import build
-from tracepaper.replay.backtest.market_data import MarketData
-from tracepaper.replay.backtest.run import Tally, run_replay
 from tracepaper.replay.checks.parity import check_funding
 from tracepaper.replay.report.report import build_report
-from tracepaper.storage.audit import SqlAuditLog
 from tracepaper.storage.chain.trades import check_trades
 from tracepaper.storage.database.reader import Reader
 from tracepaper.storage.database.run_views import RunViews
@@ -59,13 +56,7 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     kept = whole.time_ms != MISSING
     first = FundingRates("a", "BTCUSDT", whole.time_ms[kept], whole.rate[kept])
     again = FundingRates("b", "BTCUSDT", whole.time_ms[5:6], whole.rate[5:6])
-    replay = build(
-        config, MarketData([given], funding=[first, again]), started_at_ms=1, database=path
-    )
-    log = SqlAuditLog.open(path)
-    run_replay(replay, log, Tally())
-    log.end(2)
-    log.close()
+    record(path, config, [given], funding=[first, again])
     return path
 
 

@@ -7,15 +7,12 @@ from pathlib import Path
 import pytest
 from exchange_client import candles as made_candles
 from exchange_client import walk_rows
+from recordings import record
 
 from tracepaper.daemon.cli import invoke
 from tracepaper.daemon.config.loading import load
 from tracepaper.replay.archive import slice_candles
-from tracepaper.replay.backtest.build import build
-from tracepaper.replay.backtest.market_data import MarketData
-from tracepaper.replay.backtest.run import Tally, run_replay
 from tracepaper.replay.checks.parity import Parity
-from tracepaper.storage.audit import SqlAuditLog
 
 
 def test_nothing_that_agrees_is_no_agreement() -> None:
@@ -34,11 +31,7 @@ def test_runs_of_no_common_bar_are_said_to_be_not_compared(
     for path, start in zip(paths, (0, 500), strict=True):
         candles = slice_candles(made_candles(walk_rows(600)), slice(start, start + 50))
         config = load(None, {"strategy": {"name": "sma_cross", "fast": 3, "slow": 7}})
-        log = SqlAuditLog.open(path)
-        run_replay(
-            build(config, MarketData([candles]), started_at_ms=1, database=path), log, Tally()
-        )
-        log.close()
+        record(path, config, [candles])
     assert invoke(["parity", *(f"{path}#last" for path in paths)]) == 1
     said = capsys.readouterr().out
     assert "Nothing was compared: give two runs that decided the same bars." in said

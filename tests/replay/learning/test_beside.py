@@ -16,6 +16,7 @@ from learning import (
     START_MS,
     by_forecaster,
     choose,
+    judge_checkpoint,
     learnable,
     quiet,
     split,
@@ -30,7 +31,7 @@ from tracepaper.replay.learning import statistics as figures
 from tracepaper.replay.learning.dataset import Dataset
 from tracepaper.replay.learning.fit import FitOptions
 from tracepaper.replay.learning.judge.forecasts import MODEL, ModelForecasts
-from tracepaper.replay.learning.judge.judge import SpanJudgement, judge_checkpoint
+from tracepaper.replay.learning.judge.judge import SpanJudgement
 from tracepaper.replay.learning.judge.metrics import LOSSES, compare
 from tracepaper.replay.learning.judge.tables import tables_across, tables_of
 from tracepaper.replay.learning.openings import FILE_NAME, NamedSpan, read_openings
@@ -135,7 +136,7 @@ def network(folder: Path, candles: str) -> Path:
 def judged(path: Path, candles: str, span: NamedSpan) -> SpanJudgement:
     found = load(path)
     material = Dataset.read([candles], lambda _: SPLIT, HORIZONS)
-    return judge_checkpoint(found.card, found.tensors, material, span, bars=600)
+    return judge_checkpoint(found, material, span, bars=600)
 
 
 def test_models_of_every_kind_are_held_to_the_same_bars(

@@ -13,8 +13,8 @@ import torch
 from learning import DAY_BARS, by_forecaster, choose, learnable, write_csv
 
 from tracepaper.daemon import cli
+from tracepaper.replay.archive.candles import bars_of
 from tracepaper.replay.learning.estimators.ensemble import require_pair
-from tracepaper.replay.learning.judge.gates import bars_of
 from tracepaper.replay.learning.recipe import recipe_of
 from tracepaper.replay.learning.splits import segments_of
 from tracepaper.storage.checkpoints import Checkpoint, load
@@ -63,7 +63,7 @@ def bars() -> list[Bar]:
     """Return the candles of 15 minutes."""
     minutes = learnable(22 * DAY_BARS)
     [segment] = segments_of(minutes, schema("v2-1m"))
-    whole = bars_of(segment, 0, len(segment))
+    whole = bars_of(segment.candles)
     step = 15
     return [
         Bar(

@@ -15,6 +15,7 @@ from learning import (
     HORIZONS,
     START_MS,
     by_forecaster,
+    judge_checkpoint,
     learnable,
     quiet,
     split,
@@ -30,7 +31,7 @@ from tracepaper.replay.learning.dataset import Dataset
 from tracepaper.replay.learning.fit import FitOptions
 from tracepaper.replay.learning.fitted import candle_model
 from tracepaper.replay.learning.judge.forecasts import MODEL
-from tracepaper.replay.learning.judge.judge import SpanJudgement, judge_checkpoint
+from tracepaper.replay.learning.judge.judge import SpanJudgement
 from tracepaper.replay.learning.judge.metrics import MEASURES, RISKS, metric
 from tracepaper.replay.learning.judge.tables import (
     ACROSS,
@@ -107,9 +108,7 @@ def network(material: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Chec
 
 @pytest.fixture(scope="module")
 def judgements(network: Checkpoint, material: Dataset) -> list[SpanJudgement]:
-    return [
-        judge_checkpoint(network.card, network.tensors, material, span, bars=700) for span in SPANS
-    ]
+    return [judge_checkpoint(network, material, span, bars=700) for span in SPANS]
 
 
 def test_spans_are_judged_each_by_itself_and_counted(
@@ -340,9 +339,9 @@ def test_candles_without_the_training_are_judged_by_what_is_stored(glm: Path, ca
     found = load(glm)
     whole = Dataset.read([candles], lambda _: SPLIT, HORIZONS)
     later = replace(whole, split=split(0.1, 0.2, 0.3), stored=None)
-    assert judge_checkpoint(found.card, found.tensors, later, SPANS[0]).missing
+    assert judge_checkpoint(found, later, SPANS[0]).missing
     kept = replace(later, stored=stored_baselines(glm, found.card))
-    judged = judge_checkpoint(found.card, found.tensors, kept, SPANS[0])
+    judged = judge_checkpoint(found, kept, SPANS[0])
     assert judged.missing == ()
     assert "har" in judged.forecasts.values
 

@@ -232,12 +232,18 @@ def test_what_a_modality_is_worth_is_asked_as_any_change_of_a_recipe(
 ) -> None:
     card = load(trained("trading")).card
     assert card["architecture"]["modalities"] == ["price", "time"]
-    other = derived(recipe_of(ablated(card, "modalities=volume")), schema("v2-1m"), 60_000)
+    other = derived(
+        recipe_of(ablated(card, "modalities=volume")), schema("v2-1m").names, interval_minutes=1
+    )
     assert isinstance(other.architecture, TradingConfig)
     assert other.architecture.modalities == ("volume",)
     assert TradingNetwork(other.architecture).fusion.names == ("volume",)
     with pytest.raises(ConfigInvalid, match="No feature is of the modality vectors"):
-        derived(recipe_of(ablated(card, "modalities=vectors")), schema("v2-1m"), 60_000)
+        derived(
+            recipe_of(ablated(card, "modalities=vectors")),
+            schema("v2-1m").names,
+            interval_minutes=1,
+        )
 
 
 def test_correlations_of_several_symbols_are_judged_beside_ewma(

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import torch
 from depth_cases import FIRST_MS, depth, header, walk, write
-from learning import by_forecaster, choose
+from learning import by_forecaster, choose, judge_checkpoint
 from pages import said_in
 
 from tracepaper.daemon.cli import invoke
@@ -26,7 +26,6 @@ from tracepaper.replay.archive.columns import instant
 from tracepaper.replay.learning.estimators.order_book import read_of
 from tracepaper.replay.learning.fitted import DataRequest, FitRun
 from tracepaper.replay.learning.judge.forecasts import MODEL, ModelForecasts
-from tracepaper.replay.learning.judge.judge import judge_checkpoint
 from tracepaper.replay.learning.judge.metrics import BOOKS, FEW, MetricView, verdict_of
 from tracepaper.replay.learning.judge.tables import tables_of
 from tracepaper.replay.learning.openings import FILE_NAME, NamedSpan, read_openings
@@ -186,7 +185,7 @@ def test_the_whole_is_what_the_card_says(
 def test_a_difference_is_that_of_the_losses_and_few_days_say_nothing(good: str, file: Path) -> None:
     model = load(Path(good))
     books = read_of(model.card, DataRequest([str(file)]))
-    one = judge_checkpoint(model.card, model.tensors, books, NamedSpan("A", None, None))
+    one = judge_checkpoint(model, books, NamedSpan("A", None, None))
     rng = np.random.default_rng(0)
     own = one.forecasts.at(1)
     rows = rng.permutation(len(own))[:100]
@@ -332,10 +331,10 @@ def test_a_checkpoint_is_checked_by_an_interpreter_that_drops_assertions() -> No
     """Reading the network is the check, and stands in no ``assert``."""
     script = """
 from tracepaper.replay.learning.estimators.order_book import load_model
-from tracepaper.strategies.errors import CheckpointMismatch
+from tracepaper.strategies.errors import ConfigInvalid
 try:
     load_model({"model": {"kind": "tree"}}, {})
-except CheckpointMismatch as error:
+except ConfigInvalid as error:
     print(error)
 """
     ended = subprocess.run(

@@ -19,6 +19,7 @@ from learning import (
     answered,
     by_forecaster,
     choose,
+    judge_checkpoint,
     learnable,
     quiet,
     split,
@@ -41,7 +42,7 @@ from tracepaper.replay.learning.fit import FitOptions, Policy, Progress, policy_
 from tracepaper.replay.learning.fitted import FitRun
 from tracepaper.replay.learning.judge.folds import refit
 from tracepaper.replay.learning.judge.forecasts import MODEL, Forecasts, ModelForecasts
-from tracepaper.replay.learning.judge.judge import SpanJudgement, judge_checkpoint
+from tracepaper.replay.learning.judge.judge import SpanJudgement
 from tracepaper.replay.learning.judge.metrics import (
     FEW,
     PORTFOLIOS,
@@ -158,7 +159,7 @@ def models(folder: Path, material: Dataset, aligned: Dataset) -> dict[str, Path]
 @pytest.fixture(scope="module")
 def judged(models: dict[str, Path], material: Dataset) -> SpanJudgement:
     found = load(models["portfolio"])
-    return judge_checkpoint(found.card, found.tensors, material, SPANS[0])
+    return judge_checkpoint(found, material, SPANS[0])
 
 
 def given(paths: Sequence[str]) -> list[str]:

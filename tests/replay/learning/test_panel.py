@@ -23,7 +23,12 @@ from tracepaper.replay.learning.estimators.cross_sectional import (
 from tracepaper.replay.learning.fitted import FitRun
 from tracepaper.replay.learning.judge.forecasts import MODEL
 from tracepaper.replay.learning.judge.metrics import rank_correlations
-from tracepaper.replay.learning.panel import PanelChunks, close_by_close, labelled_closes, predicted
+from tracepaper.replay.learning.panel import (
+    PanelBatches,
+    close_by_close,
+    labelled_closes,
+    predicted,
+)
 from tracepaper.replay.learning.recipe import recipe_of
 from tracepaper.replay.learning.splits import Part
 from tracepaper.strategies.allocation import Rule
@@ -143,7 +148,7 @@ def test_what_is_earned_after_a_part_is_not_learnt_from_in_it(material: Dataset)
     """No gain of a chunk reaches past the part's end, even of the last decisions."""
     part = labelled_closes(material, Part.TRAIN)
     made = network(allocation=True)
-    chunks = PanelChunks(part, made, length=600, batch=2)
+    chunks = PanelBatches(part, made, length=600, batch=2)
     last = list(chunks.spread(4))[-1]
     panel, stop = part[0].panel, part[0].samples[0].stop
     start = stop - 600

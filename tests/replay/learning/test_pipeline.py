@@ -15,6 +15,7 @@ import typer
 from learning import DAY_BARS, HORIZONS, choose, learnable, quiet, split, tiny, write_csv
 from typer.testing import CliRunner
 
+from tracepaper.replay.archive.candles import bars_of
 from tracepaper.replay.commands.evaluate import evaluate
 from tracepaper.replay.commands.models import check, list_models
 from tracepaper.replay.commands.train import train as train_command
@@ -22,7 +23,6 @@ from tracepaper.replay.learning.baselines import stored_baselines
 from tracepaper.replay.learning.dataset import Dataset
 from tracepaper.replay.learning.fit import FitOptions, Observe, Progress
 from tracepaper.replay.learning.fitted import Say
-from tracepaper.replay.learning.judge.gates import bars_of
 from tracepaper.replay.learning.openings import read_openings
 from tracepaper.replay.learning.recipe import Recipe, kinds
 from tracepaper.replay.learning.splits import iso, split_of
@@ -143,7 +143,7 @@ def test_a_forecaster_is_built_from_it_and_judged_by_its_quantiles(
     forecaster = build(made.card, made.tensors, RunOptions(threads=1))
     material = Dataset.read(paths[:1], lambda _: SPLIT, HORIZONS)
     known = material.segments[0]
-    bars = bars_of(known, 0, forecaster.context + 200)
+    bars = bars_of(known.candles)[: forecaster.context + 200]
     forecasts = [forecast for forecast in forecaster.scan(bars) if forecast is not None]
     assert len(forecasts) == 201
     assert forecasts[0].model_id == made.id

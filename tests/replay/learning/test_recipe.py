@@ -243,10 +243,12 @@ def test_a_row_model_has_a_recipe_of_its_own(capsys: pytest.CaptureFixture[str])
 
 def test_a_network_is_made_for_its_rows_and_its_interval() -> None:
     made = recipe_of({"architecture": {"gated": True}})
-    fitted = derived(made, schema("v2-15m"), 900_000)
+    fitted = derived(made, schema("v2-15m").names, interval_minutes=15)
     section = fitted.document()["architecture"]
     assert (section["features"], section["interval_minutes"]) == (78, 15)
-    plain = derived(recipe_of({"model": {"kind": "lstm"}}), schema("v2-15m"), 900_000)
+    plain = derived(
+        recipe_of({"model": {"kind": "lstm"}}), schema("v2-15m").names, interval_minutes=15
+    )
     assert plain.document()["architecture"]["features"] == 78
 
 

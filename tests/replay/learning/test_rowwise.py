@@ -11,11 +11,11 @@ import pytest
 from learning import DAY_BARS, HORIZONS, learnable, rows_recipe, split, write_csv
 
 from tracepaper.daemon import cli
+from tracepaper.replay.archive.candles import bars_of
 from tracepaper.replay.learning.boosting import BoostingOptions
 from tracepaper.replay.learning.dataset import Dataset
 from tracepaper.replay.learning.estimators.tabular import RowsModel, table_of
 from tracepaper.replay.learning.fitted import DataRequest
-from tracepaper.replay.learning.judge.gates import bars_of
 from tracepaper.replay.learning.recipe import recipe_of
 from tracepaper.replay.learning.splits import Part
 from tracepaper.replay.learning.training import train, train_seeds
@@ -83,7 +83,7 @@ def known(forecasts: list[Forecast | None]) -> list[Forecast]:
 def test_one_bar_and_many_are_answered_alike_in_every_bit(
     checkpoint: Checkpoint, material: Dataset
 ) -> None:
-    bars = bars_of(material.segments[0], 0, 700)
+    bars = bars_of(material.segments[0].candles)[:700]
     stepped, scanned = forecaster_of(checkpoint), forecaster_of(checkpoint, mode="scan")
     one = [stepped.step(bar) for bar in bars]
     assert one == scanned.scan(bars)
@@ -116,7 +116,7 @@ def test_the_figures_follow_from_the_weights(checkpoint: Checkpoint, material: D
 
 
 def test_contributions_sum_to_the_forecast(checkpoint: Checkpoint, material: Dataset) -> None:
-    bars = bars_of(material.segments[0], 0, 600)
+    bars = bars_of(material.segments[0].candles)[:600]
     made = forecaster_of(checkpoint)
     instrument = bars[0].instrument
     with pytest.raises(InvariantBroken, match="no decision to explain yet"):

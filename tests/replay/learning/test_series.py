@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import stock_files
 from learning import learnable
 
 from tracepaper.replay.archive import Candles, slice_candles
+from tracepaper.replay.archive.candles import bars_of
 from tracepaper.replay.learning.dataset import read_files
-from tracepaper.replay.learning.judge.gates import bars_of
 from tracepaper.replay.learning.splits import segments_of
 from tracepaper.strategies.features.rows import schema
 from tracepaper.strategies.sessions import opens_later
@@ -58,7 +57,7 @@ def test_hours_of_sessions_are_made_of_their_bars(tmp_path: Path) -> None:
     assert hours.missing == 0
     assert len(hours) == 7 * len(times) // 13
     # The first hour of a session is half a one; what a model is calibrated on closes as in a run.
-    bars = bars_of(SimpleNamespace(candles=hours), 0, 8)  # type: ignore[arg-type]
+    bars = bars_of(hours)[:8]
     lengths = [bar.closed_ms - bar.open_time_ms for bar in bars]
     assert lengths == [HALF_HOUR, *[2 * HALF_HOUR] * 6, HALF_HOUR]
     assert [bar.seen_ms for bar in bars] == hours.closes_ms[:8].tolist()

@@ -134,7 +134,7 @@ def test_a_row_without_its_step_is_found_in_every_run(path: Path, table: str) ->
 def removed(path: Path, run_key: int) -> None:
     """Remove a run from every table."""
     steps = (
-        "twin_fills", "twin_steps", "fills", "orders", "holdings", "outcomes", "answers",
+        "twin_steps", "fills", "orders", "holdings", "outcomes", "answers",
         "events", "states", "steps",
     )  # fmt: skip
     done(

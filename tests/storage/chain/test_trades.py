@@ -20,9 +20,8 @@ def contradiction(kind: str | None, price: int | None, trigger: int | None) -> s
             "quantity_decimals);"
             "CREATE TABLE orders (run_key, sequence, status, filled, quantity, kind, price, "
             "trigger, order_id, side, instrument, position_side);"
-            "CREATE TABLE fills (run_key, sequence, order_id, instrument, side, quantity, price, "
-            "notional, fee, fee_base, liquidity, position_side);"
-            "CREATE TABLE twin_fills AS SELECT * FROM fills;"
+            "CREATE TABLE fills (run_key, sequence, book, order_id, instrument, side, quantity, "
+            "price, notional, fee, fee_base, liquidity, position_side);"
             "INSERT INTO runs VALUES (0, 'run', '{}')"
         )
         connection.execute(

@@ -170,12 +170,12 @@ def test_a_commit_is_the_hash_of_the_one_before_and_of_its_rows() -> None:
     rows: dict[str, list[Row]] = {
         "steps": steps,
         "fills": [(1, 8, 0, "7-0", None)],
-        "states": [(1, 8, None, b"state")],
+        "states": [(1, 7, None, b"state"), (1, 8, 5, None)],
     }
     commit = sealed(before, 7, 8, rows)
     parts = [
         ("steps", 2, sha256(pack([(1, 7, None, 2.5), (1, 8, 3)])).digest()),
-        ("states", 1, sha256(pack([(1, 8, None, b"state")])).digest()),
+        ("states", 2, sha256(pack([(1, 7, None, b"state"), (1, 8, 5)])).digest()),
         ("fills", 1, sha256(pack([(1, 8, 0, "7-0")])).digest()),
     ]
     kept = sha256(before.kept + pack([("fills", (1, 8, 0, "7-0"))])).digest()

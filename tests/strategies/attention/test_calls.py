@@ -1,4 +1,4 @@
-"""Every public call of attention takes tensors however they lie in memory.
+"""Every public call of attention, under each way in which it may be asked: strides and autocast.
 
 Kernels behind torch's public functions read what lies beside a tensor whose last stride is not 1;
 here that is NaN, or another number, and the answer is that for the same numbers side by side.
@@ -38,6 +38,7 @@ from tracepaper.strategies.attention import (
     kernels,
     linear,
     probsparse,
+    reference,
     relevance,
     relevance_rules,
     rollout,
@@ -176,6 +177,8 @@ def sparsely(given: list[Tensor], lay: Layout) -> list[Tensor]:
     """Ask ProbSparse and linear attention, with gradients where they have some."""
     query, key, value = (x.detach().requires_grad_() for x in given[:3])
     drawn = lay(probsparse.sample_keys(TIME, Mask(), factor=1, seed=1))
+    few = probsparse.attend_rows(query, key, value, [1]).output
+    features = linear.random_features(query, key, key[0, :, :3].detach())
     made = probsparse.attend_sparsely(query, key, value, Mask(), drawn, factor=1)
     matrix = probsparse.dense_rows(made.rows)
     reads: list[Read] = [
@@ -185,13 +188,19 @@ def sparsely(given: list[Tensor], lay: Layout) -> list[Tensor]:
     ]
     even = linear.attend_linearly(query.exp(), key.exp(), value, Mask())
     inputs = (query, key, value)
+    with torch.autocast("cpu", enabled=False):  # as training does
+        slopes = [
+            *torch.autograd.grad(made.output, inputs, given[3], retain_graph=True),
+            *torch.autograd.grad(even.output, inputs, given[3]),
+        ]
     return [
         made.output,
+        few,
+        *features,
         *rolled(reads, ROWS),
         *rolled([LinearRead(even.layer)], ROWS),
         even.output,
-        *torch.autograd.grad(made.output, inputs, given[3]),
-        *torch.autograd.grad(even.output, inputs, given[3]),
+        *slopes,
     ]
 
 
@@ -239,6 +248,8 @@ CALLS: Final[dict[str, Call]] = {
     "bucketed": bucketed,
     "captured": captured,
 }
+EXPLAINS: Final = ("rollout", "fused", "weighed", "scored", "streamed", "bucketed")
+"""Calls whose answers no training differentiates."""
 PRESERVING: Final = ("every other entry", "cut out", "last dimension slowest")
 """What keeps all numbers of a tensor, so that what follows from others stays true."""
 
@@ -279,6 +290,47 @@ def test_half_types_attend_in_any_strides(dtype: torch.dtype, mask: Mask) -> Non
         found = attended(mask, "sdpa")(given, own)
         for one, true in zip(found, attended(mask, "sdpa")(plain, own), strict=True):
             torch.testing.assert_close(one, true, rtol=0, atol=0.0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("name", CALLS)
+def test_autocast_changes_nothing_and_what_explains_carries_no_gradient(
+    name: str, dtype: torch.dtype
+) -> None:
+    generator = torch.Generator().manual_seed(4)
+    given = list(torch.randn(4, BATCH, HEADS, TIME, DIM, generator=generator).to(dtype))
+    if name.startswith(EXPLAINS):
+        given = [x.requires_grad_() for x in given]
+    plain = CALLS[name](given, LAYOUTS["contiguous"])
+    with torch.autocast("cpu", torch.bfloat16):
+        under = CALLS[name](given, LAYOUTS["contiguous"])
+    for found, wanted in zip(under, plain, strict=True):
+        torch.testing.assert_close(found, wanted, rtol=0, atol=0)
+        assert not name.startswith(EXPLAINS) or not found.requires_grad
+
+
+@pytest.mark.parametrize("mask", MASKS)
+def test_gradients_are_those_of_stored_matrices_and_second_ones_are_refused(mask: Mask) -> None:
+    generator = torch.Generator().manual_seed(3)
+    drawn = torch.randn(3, BATCH, HEADS, TIME, DIM, generator=generator, dtype=torch.float64)
+    query, key, value = (x.requires_grad_() for x in drawn)
+    total = attend(query, key, value, mask).logsumexp
+    matrix = reference.attention_matrix(query, key, mask)
+    scores = query @ key.mT * query.shape[-1] ** -0.5
+    entropies = reference.logsumexp(query, key, mask) - (matrix * scores).sum(dim=-1)
+    for own, dense in (
+        (trained_entropy(query, key, total, mask), entropies),
+        (attend(query, key, value, mask).output, matrix @ value),
+    ):
+        torch.testing.assert_close(own, dense, rtol=0, atol=1e-12)
+        above = torch.rand(own.shape, dtype=own.dtype)
+        wanted = torch.autograd.grad(dense, (query, key), above, retain_graph=True)
+        with torch.autocast("cpu", torch.bfloat16):
+            first = torch.autograd.grad(own, (query, key), above, create_graph=True)
+        for slope, other in zip(first, wanted, strict=True):
+            torch.testing.assert_close(slope, other, rtol=0, atol=1e-11)
+        with pytest.raises(RuntimeError, match="once_differentiable"):
+            torch.autograd.grad(torch.stack([x.square().sum() for x in first]).sum(), query)
 
 
 def test_every_public_call_is_asked_here() -> None:

@@ -1,0 +1,1006 @@
+"""What networks learn from beside bars: covariates, order books, and another symbol's bars.
+
+Each is a scene: a small network that was trained by it, and a run. What holds of all is asked of
+every scene; what is of one alone stands below. Covariates say the next half hour's volatility
+beforehand; of order books the second to the fifth level lean as it will be, the others are noise.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import sqlite3
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
+from functools import cache, cached_property
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import book_modality_cases as book_cases
+import numpy as np
+import other_symbol_cases as other_cases
+import pytest
+import stock_files
+from book_modality_cases import ENDS, EVERY_MS, LEVELS, SPLIT, leans, write_books
+from killed_replays import killed, resumed
+from learning import DAY_BARS, MINUTE_MS, START_MS, Say, choose, learnable, write_csv
+from other_symbol_cases import LEADER, LED, closes
+from recordings import record
+from records import run_again
+
+from tracepaper.daemon.cli import invoke
+from tracepaper.daemon.config.loading import Config, restore
+from tracepaper.daemon.config.loading import load as load_config
+from tracepaper.daemon.session.loop import (
+    BarHistory,
+    InlinePredictor,
+    Worker,
+    WorkerPredictor,
+    drive,
+    gathered,
+)
+from tracepaper.daemon.session.models import load_forecaster
+from tracepaper.daemon.session.run_row import continues, start_event
+from tracepaper.replay.archive import Candles, slice_candles
+from tracepaper.replay.archive.candles import bars_of
+from tracepaper.replay.archive.order_book import read_depth
+from tracepaper.replay.backtest.build import build
+from tracepaper.replay.backtest.market_data import MarketData
+from tracepaper.replay.backtest.predictors import ScanPredictor
+from tracepaper.replay.checks.parity import ComparedRun, compare_runs
+from tracepaper.replay.checks.verify import verify_run
+from tracepaper.replay.learning.dataset import Dataset, joined_to, read_files
+from tracepaper.replay.learning.fitted import DataRequest, candle_model, read_candles_of
+from tracepaper.replay.learning.side_inputs import BookInputs, CovariateInputs
+from tracepaper.replay.learning.splits import Fold, Part, Split, segments_of
+from tracepaper.storage.audit import SqlAuditLog
+from tracepaper.storage.checkpoints import Checkpoint, load
+from tracepaper.storage.covariates import kept_covariates, read_covariates
+from tracepaper.storage.database.reader import Reader
+from tracepaper.strategies.api.strategy import Forecaster
+from tracepaper.strategies.book_features import RunBooks, reading_of
+from tracepaper.strategies.covariates import (
+    CovariateColumns,
+    CovariateRows,
+    CovariateScale,
+    FixedCovariates,
+    rows_of,
+    run_source,
+)
+from tracepaper.strategies.errors import CheckpointMismatch
+from tracepaper.strategies.features.rows import (
+    FeatureStreams,
+    columns,
+    compute,
+    schema,
+    with_covariates,
+)
+from tracepaper.strategies.forecasters.build import build as forecaster_of
+from tracepaper.strategies.order_book import Books, packed_books
+from tracepaper.strategies.types.decisions import Forecast
+from tracepaper.strategies.types.market import Bar, Depths, Event
+
+COUNT, SHORT, MANY = book_cases.COUNT, 640, 12_000  # bars that train, of a run, of eight days
+FIRST = 700  # the first bar that any covariate is known at
+HOLE = (600, 605)  # bars without a book, or without the leader's bar
+AT = START_MS + MINUTE_MS * np.arange(FIRST, COUNT, 7) + 30_000
+NUMBERS = np.random.default_rng(5).normal(size=(len(AT), 2)) * (1.0, 900.0)
+CSV = f"bybit_linear_{LED}_1m.csv.gz"
+GATES = choose("strategy.name=attention", "gate.edge=0.001")
+FEW = choose("evaluation.explained_bars=500", "evaluation.threads=1")
+
+
+def written(path: Path, names: Sequence[str] = ("mood", "heat"), *, changed_after: int = 0) -> Path:
+    """Write the covariates with columns in any order; those after a time, where given, others."""
+    held: dict[str, Any] = {"mood": NUMBERS[:, 0], "heat": NUMBERS[:, 1]}
+    rows = [",".join(("time", *names))]
+    for place, at in enumerate(AT.tolist()):
+        is_other = changed_after and at > changed_after
+        given = (repr(9.0 if is_other else float(held[name][place])) for name in names)
+        rows.append(",".join([str(at), *given]))
+    path.write_text("\n".join(rows), encoding="utf-8")
+    return path
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A network that learns from something beside the bars, in a folder with all that it needs."""
+
+    name: str
+    folder: Path
+    candles: dict[str, Candles]
+    """By symbol, as many bars as are trained on."""
+    beside: tuple[object, ...]
+    """The words that name its files to ``train`` and ``evaluate``."""
+    warm: int
+    """Bars of a run before the first answer."""
+    lacks: Sequence[int]
+    """Bars of a run that lack what stands beside them."""
+    bars: int = SHORT
+    """Of a run."""
+
+    def data(self, *symbols: str, folder: Path | None = None) -> list[object]:
+        """Return the words that name candle files, by default of all symbols."""
+        held = self.folder if folder is None else folder
+        names = [f"bybit_linear_{symbol}_1m.csv.gz" for symbol in symbols or self.candles]
+        return [word for name in names for word in ("--data", held / name)]
+
+    def training(self, out: Path, *more: object) -> list[str]:
+        """Return the words of a training."""
+        words = ("train", self.folder / "recipe.toml", *self.data(), *self.beside, "--out", out)
+        return [str(word) for word in (*words, *more)]
+
+    def config(self, *, file: Path | None = None) -> Config:
+        """Return the configuration of a run, which reads covariates of *file*."""
+        given: dict[str, dict[str, Any]] = {
+            "market": {"symbols": list(self.candles)},
+            "strategy": {"name": "attention"},
+            "gate": {"horizon": 30, "direction": "0.3", "edge": "0.001"},
+            "model": {"checkpoint": str(self.folder / "out"), "threads": 1},
+        }
+        if self.name == "books":
+            given["market"] |= {"depth": LEVELS, "depth_every_ms": EVERY_MS}
+        if self.name == "covariates":
+            given["model"]["covariates"] = str(file or self.folder / "run.csv")
+        return load_config(None, given)
+
+    def fed(self, *, books: Path | None = None, other_from: int | None = None) -> MarketData:
+        """Return what a run is fed; from the leader's bar *other_from* on closes are others."""
+        made = [slice_candles(candles, slice(0, self.bars)) for candles in self.candles.values()]
+        if self.name != "another symbol":
+            file = books or self.folder / "books.depth"
+            return MarketData(made, depth=[read_depth(file)] if self.name == "books" else [])
+        led, leader = made
+        close = leader.close.copy()
+        if other_from is not None:
+            close[other_from] = (leader.high[other_from] + leader.low[other_from]) // 2 + 3
+        leader = replace(leader, close=close)
+        return MarketData([led, slice_candles(leader, np.delete(np.arange(self.bars), self.lacks))])
+
+    def run(self, path: Path, mode: str = "scan", **changed: Any) -> Path:
+        """Record a run into *path*, of which something is *changed*; return it."""
+        config = self.config(file=changed.pop("file", None))
+        data = self.fed(**changed)
+        record(path, config, data.candles, depth=data.depth, mode=mode)
+        return path
+
+    @cached_property
+    def checkpoint(self) -> Checkpoint:
+        """What was trained."""
+        return load(self.folder / "out")
+
+    @cached_property
+    def database(self) -> Path:
+        """A run."""
+        return self.run(self.folder / "run.db")
+
+
+def _covariates(folder: Path) -> Scene:
+    written(folder / "news.csv")
+    written(folder / "run.csv", ("heat", "mood"))  # found by their names
+    (folder / "recipe.toml").write_text(book_cases.RECIPE + SPLIT, "utf-8")
+    beside = ("--covariates", folder / "news.csv")
+    return Scene("covariates", folder, {LED: learnable(COUNT)}, beside, 495, range(495, FIRST), 900)
+
+
+def _books(folder: Path) -> Scene:
+    write_books(folder / "books.depth", COUNT, gaps=(HOLE,))
+    (folder / "recipe.toml").write_text(book_cases.RECIPE + SPLIT, "utf-8")
+    beside = ("--depth", folder / "books.depth")
+    return Scene("books", folder, {LED: book_cases.candles(COUNT)}, beside, 495, range(*HOLE))
+
+
+def _another(folder: Path) -> Scene:
+    (folder / "recipe.toml").write_text(other_cases.RECIPE + other_cases.SPLIT, "utf-8")
+    candles = {symbol: other_cases.candles(symbol, COUNT) for symbol in (LED, LEADER)}
+    warm = 479 + other_cases.WINDOW - 1
+    return Scene("another symbol", folder, candles, (), warm, range(610, 613))
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Callable[[Path], Scene]], Scene]:
+    """Return what makes a scene, trained once for all tests."""
+
+    @cache
+    def of(make: Callable[[Path], Scene]) -> Scene:
+        scene = make(tmp_path_factory.mktemp("scene"))
+        for candles in scene.candles.values():
+            write_csv(candles, scene.folder)
+        assert invoke(scene.training(scene.folder / "out")) == 0
+        (scene.folder / "few").mkdir()
+        for candles in scene.candles.values():
+            write_csv(slice_candles(candles, slice(0, scene.bars)), scene.folder / "few")
+        return scene
+
+    return of
+
+
+@pytest.fixture(params=[_covariates, _books, _another])
+def scene(request: pytest.FixtureRequest, scenes: Callable[..., Scene]) -> Scene:
+    """Return each scene in turn."""
+    made: Scene = scenes(request.param)
+    return made
+
+
+@pytest.fixture
+def news(scenes: Callable[..., Scene]) -> Scene:
+    """Return the scene of covariates."""
+    return scenes(_covariates)
+
+
+@pytest.fixture
+def books(scenes: Callable[..., Scene]) -> Scene:
+    """Return the scene of order books."""
+    return scenes(_books)
+
+
+@pytest.fixture
+def other(scenes: Callable[..., Scene]) -> Scene:
+    """Return the scene of another symbol."""
+    return scenes(_another)
+
+
+def answers(database: Path) -> dict[int, float | None]:
+    """Return the mean that was forecast of each bar of the symbol that is asked, by its place."""
+    query = (
+        "SELECT open_time_ms, mean_return FROM v_decisions WHERE instrument = ? ORDER BY sequence"
+    )
+    with closing(sqlite3.connect(database)) as opened:
+        rows = opened.execute(query, (f"linear:{LED}",)).fetchall()
+    return {(at - START_MS) // MINUTE_MS: mean for at, mean in rows}
+
+
+def compared(one: Path, two: Path) -> int:
+    """Return how many decisions the newest runs of two databases have in common, all identical."""
+    with Reader.open(one) as first, Reader.open(two) as second:
+        found = compare_runs(*(ComparedRun(of, of.find("last")) for of in (first, second)))
+    assert found.differences == []
+    return found.compared
+
+
+def check(database: Path) -> None:
+    with Reader.open(database) as reader:
+        assert verify_run(reader, database, reader.find("last")).differences == []
+
+
+# ---------------------------------------------------------------- what holds of all
+
+
+def test_a_run_verifies_and_refuses_the_bars_that_lack_it(scene: Scene) -> None:
+    check(scene.database)
+    found = answers(scene.database)
+    assert [place for place, mean in found.items() if mean is None] == sorted(
+        {*range(scene.warm), *scene.lacks}
+    )
+    query = "SELECT refused_by, count(*) FROM v_decisions WHERE instrument = ? GROUP BY 1"
+    with closing(sqlite3.connect(scene.database)) as opened:
+        refused = dict(opened.execute(query, (f"linear:{LED}",)).fetchall())
+    assert (refused["warm"], refused["finite"]) == (scene.warm, len(scene.lacks))
+
+
+def test_what_comes_later_moves_no_answer_and_what_came_before_moves_them(
+    scene: Scene, tmp_path: Path
+) -> None:
+    """Planted: other covariates or books from a time on, or another close of the leader."""
+    whole, cut = answers(scene.database), START_MS + MINUTE_MS * 800
+    at_ms = START_MS + MINUTE_MS * 560
+    changes: list[tuple[int, dict[str, Any]]]
+    if scene.name == "covariates":
+        file = written(tmp_path / "other.csv", changed_after=cut)
+        # The first row after the cut counts for the bar that closed after it.
+        changes = [(int(AT[cut < AT][0] - 30_000 - START_MS) // MINUTE_MS, {"file": file})]
+    elif scene.name == "books":  # a book of the very close counts for its bar
+        changes = [
+            (first, {"books": write_books(tmp_path / f"{first}.depth", COUNT, gaps=(HOLE,),
+                                          other_from_ms=from_ms)})
+            for first, from_ms in ((560, at_ms + 1), (559, at_ms))
+        ]  # fmt: skip
+    else:
+        changes = [(600, {"other_from": 600, "mode": mode}) for mode in ("scan", "step")]
+    for number, (first, changed) in enumerate(changes):
+        moved = answers(scene.run(tmp_path / f"{number}.db", **changed))
+        assert next(place for place in whole if whole[place] != moved[place]) == first
+        assert sum(whole[place] != moved[place] for place in whole) > 10
+
+
+@pytest.mark.parametrize("make", [_books, _another])
+def test_a_replay_killed_anywhere_goes_on_as_if_it_had_not_been(
+    make: Callable[[Path], Scene],
+    scenes: Callable[..., Scene],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    scene = scenes(make)
+    data, last = scene.fed(), scene.lacks[-2] * len(scene.candles)
+    cut = killed(
+        lambda path: build(scene.config(), data, started_at_ms=0, database=path),
+        tmp_path,
+        monkeypatch,
+        bars=last,
+        every=1,
+        group_steps=1,
+    )
+    resumed(cut, data)
+    assert compared(scene.database, cut) == sum(map(len, data.candles))
+    check(cut)
+
+
+def test_the_full_explanation_has_the_share_of_each_part(scene: Scene, say: Say) -> None:
+    query = "SELECT max(sequence) FROM v_decisions WHERE instrument = ?"
+    with closing(sqlite3.connect(scene.database)) as opened:
+        (sequence,) = opened.execute(query, (f"linear:{LED}",)).fetchone()
+    words = ("explain", f"last:{sequence}", "--full", "--db", scene.database)
+    code, out, err = say(*words, "--json")
+    assert code == 0, err
+    found = json.loads(out)["full"]["attribution"]
+    of, key = ("frames", "symbol") if scene.name == "another symbol" else ("modalities", "modality")
+    shares = {part[key]: part["weight"] for part in found[of]}
+    assert sum(shares.values()) == pytest.approx(1.0, abs=1e-5)
+    code, out, err = say(*words)
+    assert code == 0, err
+    if scene.name == "another symbol":
+        # Rollout keeps half at each of two reads (A34): the other symbol has 1 - 0.5².
+        assert shares[LEADER] == pytest.approx(0.75, abs=1e-6)
+        assert [frame["bars"] for frame in found["frames"]] == [9, other_cases.WINDOW]
+        assert found["largest_bucket_difference"] < 1e-6
+        assert "By symbol and timeframe, of closed bars" in out
+        assert f"{LEADER} 1m" in out
+        return
+    name = {"covariates": "vectors", "books": "book"}[scene.name]
+    assert shares.keys() == {"price", "volume", "time", name}
+    assert shares[name] > 0
+    if scene.name == "books":
+        levels = found["modalities"][-1]["levels"]
+        assert levels.keys() == {"mid", "1", "2_5", "6"}
+        assert sum(levels.values()) == pytest.approx(shares[name], rel=1e-5)
+        assert "By levels of the order book" in out
+
+
+def test_what_judges_a_checkpoint_takes_it_and_asks_for_it(scene: Scene, say: Say) -> None:
+    folder, data = scene.folder / "out", scene.data()
+    asked = {
+        "covariates": "was trained with the covariates mood, heat; give a file of them by --covar",
+        "books": "was trained with order books; give files of them by --depth",
+        "another symbol": f"asks {LEADER}, and no --data holds",
+    }[scene.name]
+    lacking = scene.data(LED)
+    for command, more in (("models check", ()), ("evaluate", FEW)):
+        words = (*command.split(), folder)
+        code, out, err = say(*words, *data, *scene.beside, *more, "--json")
+        assert code == 0, (out, err)
+        code, out, err = say(*words, *lacking, *more)
+        if command == "evaluate" and scene.name == "books":
+            assert "seven days are needed" in out  # nothing is said of few books
+        elif command == "evaluate" and scene.name == "covariates":
+            assert "--covariates FILE" in err
+        else:
+            assert asked in err, err
+            assert code != 0
+
+
+def test_what_cannot_be_is_refused_in_a_sentence_and_leaves_nothing(
+    news: Scene, books: Scene, other: Scene, tmp_path: Path, say: Say
+) -> None:
+    few = write_books(tmp_path / "few.depth", 40, every_ms=30_000)
+    shallow = write_books(tmp_path / "shallow.depth", 40, levels=3)
+    spot = write_books(tmp_path / "spot.depth", 40, instrument=f"spot:{LED}")
+    late, strange = tmp_path / "late.csv", tmp_path / "strange.csv"
+    late.write_text(f"time,mood\n{START_MS + MINUTE_MS * (COUNT + 9)},1\n", encoding="utf-8")
+    strange.write_text(f"time,symbol,mood,heat\n{START_MS},BBBUSDT,1,2\n", encoding="utf-8")
+    one = written(tmp_path / "one.csv", ("mood",))
+    kept = sorted(path.name for path in tmp_path.iterdir())
+
+    def train(of: Scene, *words: object, data: Sequence[object] = ()) -> tuple[object, ...]:
+        found = data or of.data()
+        return ("train", of.folder / "recipe.toml", *found, *words, "--out", tmp_path / "o")
+
+    def run(
+        of: Scene, *words: object, symbols: Sequence[str] = (), horizon: int = 30
+    ) -> tuple[object, ...]:
+        given = (
+            *GATES,
+            *choose(
+                f"gate.horizon={horizon}",
+                f"model.checkpoint={of.folder / 'out'}",
+                "model.threads=1",
+            ),
+        )
+        found = of.data(*symbols, folder=of.folder / "few")
+        return ("replay", *found, *given, *words, "--db", tmp_path / "r.db")
+
+    def fed(file: object) -> tuple[str, ...]:
+        return choose(f"model.covariates={file}")
+
+    depth, rows, file = ("--depth", books.folder / "books.depth"), "--covariates", "news.csv"
+    its = fed(news.folder / file)
+    modality = "they are a modality of the kind trading"
+    only = choose('modalities=["price", "volume", "time"]')
+    asks = choose('modalities=["price", "book"]')
+    nothing = ("train", "--data", "x.csv", "--out", "y", rows, "v.csv")
+    cases: list[tuple[tuple[object, ...], int, str]] = [
+        (train(news, rows, late), 1, "nothing that a bar of the candles could know"),
+        ((*nothing, *choose("model.kind=flash")), 2, modality),
+        ((*nothing, *choose("model.kind=glm")), 2, modality),
+        (("evaluate", "default", *news.data(), *news.beside), 2, "was trained without covariates"),
+        (run(news), 2, "the covariates mood, heat; name a file of them by [model] covariates"),
+        (run(news, *fed(tmp_path / "none.csv")), 1, "none.csv cannot be read"),
+        (run(news, *fed(one)), 1, "lacks the column 'heat', which the model was trained with"),
+        (run(news, *fed(strange)), 1, "has no row of AAAUSDT; add some"),
+        (run(news, *its, horizon=7), 2, "7"),
+        (run(news, *its, *choose("model.retrain=7d")), 2, "is not retrained in service"),
+        (run(news, *its, *choose("model.class=tree:Tree")), 2, "covariates are a checkpoint's"),
+        (train(books, *depth, *choose("model.kind=flash")), 2, "a modality of the kind trading"),
+        (train(books, *depth, *only), 2, "name book as well, or give no --depth"),
+        (train(books, *asks), 2, "No feature is of the modality book; leave it out, give --depth"),
+        (train(books, *depth, rows, "x.csv"), 2, "give one of them"),
+        (train(books, *depth, *depth), 1, "of the same time"),
+        (train(books, *depth, "--depth", few), 1, "of one depth and pace"),
+        (train(books, "--depth", spot), 1, f"books of spot:{LED}, and the candles are of linear:"),
+        (("evaluate", "default", *books.data(), *depth), 2, "without order books; leave --depth"),
+        (run(books), 2, "order books of 6 levels each 20,000 ms, and [market] has depth = 0"),
+        (run(books, "--depth", shallow), 2, "and [market] has depth = 3"),
+        (run(books, *depth, *fed("x.csv")), 2, "take out [model] covariates"),
+        (run(books, *depth, *choose("model.retrain=7d")), 2, "is not retrained in service"),
+        (run(other, symbols=[LED]), 2, f"has {LED} alone; add {LEADER} to market.symbols"),
+        (run(other, symbols=[LEADER]), 2, "for another symbol, and the run has none"),
+        (run(other, *choose("market.gather_ms=0")), 2, "decides each bar alone; set it above 0"),
+        (run(other, *choose("model.retrain=7d")), 2, "is not retrained in service"),
+        (train(other, data=other.data(LED)), 1, f"asks {LEADER}, and no --data holds enough bars"),
+        (train(other, data=other.data(LEADER)), 1, "no bars of a symbol of the same time"),
+        (train(other, *choose("other_symbol=CCCUSDT")), 1, "asks CCCUSDT, and no --data holds"),
+        (train(other, *choose("other_symbol=")), 2, "architecture.frame is 1; it must be at least"),
+        (train(other, *choose("ensemble.kind=tree")), 2, "leave other_symbol out"),
+        (
+            train(other, *choose("features.schema_id=v2", "features.intervals=1m,5m")), 2,
+            "bars of one interval; name one",
+        ),
+        (train(other, rows, "x.csv"), 2, "has no encoder for covariates"),
+        (("models", "check", other.folder / "out"), 1, f"asks {LEADER}, and no --data holds"),
+    ]  # fmt: skip
+    wrong = []
+    for words, code, sentence in cases:
+        found, _, err = say(*words)
+        if found != code or sentence not in err or "Traceback" in err:
+            wrong.append((sentence, found, err))
+    assert wrong == []
+    assert sorted(path.name for path in tmp_path.iterdir()) == kept
+
+
+# ---------------------------------------------------------------- covariates
+
+
+def test_the_card_names_columns_scale_and_file(news: Scene) -> None:
+    card = news.checkpoint.card
+    file = read_covariates(news.folder / "news.csv")
+    of, until = card["features"]["vectors"], START_MS + MINUTE_MS * ENDS[0]
+    before = NUMBERS[until > AT]
+    assert of["columns"] == ["mood", "heat"]
+    assert of["sha256"] == file.sha256
+    assert of["centre"] == pytest.approx(before.mean(axis=0).tolist())
+    assert of["scale"] == pytest.approx(before.std(axis=0).tolist())
+    assert card["features"]["names"][-3:] == ["vector_mood", "vector_heat", "vector_age"]
+    assert "vectors" in card["architecture"]["modalities"]
+    assert "--covariates news.csv" in card["training"]["command"]
+
+
+def test_what_is_learnt_begins_with_the_first_bar_that_has_a_vector(news: Scene) -> None:
+    first, second, third = (START_MS + MINUTE_MS * end for end in ENDS)
+    split = Split(first, second, third, embargo_bars=30)
+    supplied = CovariateInputs(read_covariates(news.folder / "news.csv"))
+    data = [str(news.folder / CSV)]
+    own = Dataset.read(data, lambda _: split, (5, 30), vectors=supplied).segments[0]
+    assert own.first == FIRST  # whose close is the first at or after the first row's time
+    known = np.searchsorted(AT, own.close_time_ms[FIRST:], side="right") - 1
+    assert (
+        np.diff(own.values[FIRST:, 78]).astype(bool).tolist()
+        == np.diff(known).astype(bool).tolist()
+    )
+    assert np.isnan(own.values[FIRST - 1]).all()
+
+
+def test_verify_says_which_file_was_changed_and_which_is_missing(news: Scene, say: Say) -> None:
+    (kept,) = kept_covariates(news.database).iterdir()
+    whole = kept.read_bytes()
+    kept.write_bytes(whole.replace(b",-", b",", 1))
+    code, _, err = say("verify", "last", "--db", news.database)
+    assert code != 0
+    assert f"{kept} was changed since the run" in err
+    kept.unlink()
+    code, _, err = say("verify", "last", "--db", news.database)
+    kept.write_bytes(whole)
+    assert code != 0
+    assert "covariates that the run used are not kept any more" in err
+
+
+def test_a_run_does_not_go_on_with_another_file(news: Scene) -> None:
+    file = news.folder / "run.csv"
+    with Reader.open(news.database) as reader:
+        run = reader.stored_run(reader.find("last")).run
+    given, whole = restore(run.config), file.read_text("utf-8")
+    goes_on = []
+    for text in (whole.replace(",-", ",", 1), whole):
+        file.write_text(text, encoding="utf-8")
+        model = load_forecaster(given, mode="scan")
+        goes_on.append(continues(run, given, model, model_sha256=run.model_sha256))
+    assert goes_on == [False, True]
+
+
+def test_a_bar_that_a_sessions_end_cuts_short_has_no_row_of_later(tmp_path: Path) -> None:
+    hour, half = 3_600_000, 1_800_000
+    path = stock_files.write(
+        tmp_path / "nasdaq_AAA_30m.csv", stock_files.opens("2015-01-02", "2015-06-30", half)
+    )
+    [hours] = read_files([f"AAA={path}"], (hour,), calendar="XNAS").candles[hour]
+    evening = np.flatnonzero(np.diff(hours.closes_ms) > 10 * hour)
+    at = hours.closes_ms[evening] + 600_000  # before an hour after the last bar's open is over
+    rows = rows_of(at, np.arange(1.0, 1 + len(at))[:, None] / 100)
+    joined = CovariateColumns(
+        CovariateScale(("mood",), (0.0,), (1.0,)), FixedCovariates("", {"": rows})
+    )
+    (segment,) = joined_to(segments_of(hours, schema("v2-1h")), joined)
+    first, own = segment.first, segment.values[segment.first :]
+    known = np.searchsorted(at, hours.closes_ms[first:], side="right")
+    assert own[:, 78] == pytest.approx(known / 100)
+    assert set(np.flatnonzero(np.diff(known)) + first) <= set(evening)
+    wide, bars = with_covariates(schema("v2-1h"), joined), bars_of(hours)
+    assert np.array_equal(compute(wide, columns(bars)).values[first:], own)
+    streams = FeatureStreams(wide)
+    stepped = np.concatenate([streams.step([one]).values for one in bars])
+    assert np.array_equal(stepped[first:, 78:], own[:, 78:])
+
+
+# ---------------------------------------------------------------- covariates on folds
+
+
+TWO_DAYS = 2 * DAY_BARS
+MINUTES = START_MS + MINUTE_MS * np.arange(100, TWO_DAYS, 7)
+TOLD = np.random.default_rng(3).normal(size=(len(MINUTES), 2))
+OF_CARD = CovariateScale(("heat", "mood"), (40.0, 50.0), (6.0, 7.0))
+
+
+def minute(bar: int) -> int:
+    return START_MS + MINUTE_MS * bar
+
+
+LEARNT = minute(1_400)
+FOLD = Fold(
+    ((minute(0), LEARNT),),
+    ((LEARNT, minute(1_600)),),
+    ((minute(1_600), minute(2_000)),),
+    embargo_ms=0,
+)
+LATE_SPLIT = Split(minute(2_100), minute(2_200), minute(2_300), embargo_bars=30)
+
+
+@pytest.fixture(scope="module")
+def two_days(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(write_csv(learnable(TWO_DAYS), tmp_path_factory.mktemp("candles")))
+
+
+def on_fold(two_days: str, path: Path, numbers: np.ndarray) -> Dataset:
+    """Return what a fold learns from, where a file of covariates holds *numbers*."""
+    pairs = zip(MINUTES.tolist(), numbers.tolist(), strict=True)
+    rows = [f"{time},{mood!r},{heat!r}" for time, (mood, heat) in pairs]
+    path.write_text("\n".join(["time,mood,heat", *rows]), encoding="utf-8")
+    supplied = CovariateInputs(read_covariates(path), OF_CARD)
+    material = Dataset.read([two_days], lambda _: LATE_SPLIT, (5, 30), vectors=supplied)
+    return material.folded(FOLD)
+
+
+def learnt(material: Dataset) -> np.ndarray:
+    """Return the features of the bars that close before the fold's fit ends."""
+    (own,) = material.segments
+    return own.values[own.close_time_ms < LEARNT]
+
+
+def with_other_rows_later() -> np.ndarray:
+    return np.where((MINUTES >= LEARNT)[:, None], 9.0 - 40.0 * TOLD, TOLD)
+
+
+def test_a_fold_is_standardised_by_what_it_learns_from_alone(two_days: str, tmp_path: Path) -> None:
+    material = on_fold(two_days, tmp_path / "v.csv", TOLD)
+    before = TOLD[MINUTES < LEARNT][:, ::-1]  # in the card's order
+    assert isinstance(material.vectors, CovariateInputs)
+    assert material.vectors.scale == CovariateScale(
+        OF_CARD.columns, tuple(before.mean(axis=0).tolist()), tuple(before.std(axis=0).tolist())
+    )
+    (own,) = material.segments
+    assert own.values.shape[1] == len(material.schema.names)
+    given = own.values[own.first :, 78]
+    assert np.abs(given[own.close_time_ms[own.first :] < LEARNT].mean()) < 0.2  # not the card's
+
+
+def test_rows_after_a_folds_fit_move_nothing_that_it_learns(two_days: str, tmp_path: Path) -> None:
+    one = on_fold(two_days, tmp_path / "v.csv", TOLD)
+    two = on_fold(two_days, tmp_path / "v.csv", with_other_rows_later())
+    assert np.array_equal(learnt(one), learnt(two), equal_nan=True)
+    assert not np.array_equal(one.segments[0].values, two.segments[0].values, equal_nan=True)
+
+
+def test_a_scale_of_all_rows_is_found_to_look_ahead(
+    two_days: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    honest = CovariateScale.fitted
+
+    def leaking(
+        columns: Sequence[str], every: Sequence[CovariateRows], until_ms: int
+    ) -> CovariateScale:
+        return honest(columns, every, until_ms + MINUTE_MS * TWO_DAYS)
+
+    monkeypatch.setattr(CovariateScale, "fitted", leaking)
+    one = on_fold(two_days, tmp_path / "v.csv", TOLD)
+    two = on_fold(two_days, tmp_path / "v.csv", with_other_rows_later())
+    assert not np.array_equal(learnt(one), learnt(two), equal_nan=True)
+
+
+# ---------------------------------------------------------------- order books
+
+
+def by_hand(newest: Books, before: Books | None, levels: int) -> dict[str, float]:
+    """Return some features of a book from its levels one by one, as D21 words them."""
+    bids, asks = (
+        [
+            (float(p), float(s))
+            for p, s in zip(newest.price[0, side], newest.size[0, side], strict=True)
+        ]
+        for side in (0, 1)
+    )
+    mid = (bids[0][0] + asks[0][0]) / 2
+    first, last = 2, min(5, levels)
+    held = {"bid": bids[first - 1 : last], "ask": asks[first - 1 : last]}
+    size = {side: sum(s for _, s in own) for side, own in held.items()}
+    name = f"{first}_{last}"
+    found = {
+        "mid_spread": (asks[0][0] - bids[0][0]) / mid * 1e4,
+        f"{name}_imbalance": (size["bid"] - size["ask"]) / (size["bid"] + size["ask"]),
+    }
+    whole = sum(s for _, s in bids + asks)
+    for side, own in held.items():
+        found[f"{name}_{side}_share"] = size[side] / whole
+        found[f"{name}_{side}_wall"] = max(s for _, s in own) / size[side]
+        found[f"{name}_{side}_distance"] = (
+            sum(s * abs(p - mid) for p, s in own) / size[side] / mid * 1e4
+        )
+    if before is None:
+        return found | {"mid_moved": 0.0, f"{name}_bid_grown": 0.0, f"{name}_ask_grown": 0.0}
+    was = {side: float(before.size[0, at, first - 1 : last].sum()) for at, side in enumerate(held)}
+    mid_before = float(before.price[0, 0, 0] + before.price[0, 1, 0]) / 2
+    grown = {f"{name}_{side}_grown": math.log(size[side] / was[side]) for side in held}
+    return found | grown | {"mid_moved": (mid / mid_before - 1) * 1e4}
+
+
+def test_a_row_is_what_a_reader_of_the_rule_would_compute(books: Scene) -> None:
+    supplied = BookInputs.read([books.folder / "books.depth"])
+    (file,) = supplied.files[LED]
+    closes = START_MS + MINUTE_MS * np.arange(1, 40, dtype=np.int64)
+    found = supplied.source.at(LED, closes)
+    assert found.time_ms.tolist() == closes.tolist()  # a book of the very millisecond counts
+    names = supplied.reading.columns
+    for place, close_ms in enumerate(closes.tolist()):
+        at = int(np.searchsorted(file.times, close_ms, side="right")) - 1
+        before = file.part(at - 1, at) if at else None
+        row = dict(zip(names, found.values[place].tolist(), strict=True))
+        wanted = by_hand(file.part(at, at + 1), before, LEVELS)
+        assert {name: row[name] for name in wanted} == pytest.approx(wanted, rel=1e-9, abs=1e-9)
+
+
+def test_training_and_a_run_have_the_same_row_of_each_bar(books: Scene) -> None:
+    """The file, read by places, against the run's own events in the order in which they came."""
+    supplied = BookInputs.read([books.folder / "books.depth"])
+    reading = reading_of(books.checkpoint.card)
+    assert reading == supplied.reading
+    live = RunBooks(supplied.reading)
+    with Reader.open(books.database) as reader:
+        events = [event for _, _, event, _ in reader.events(reader.find("last"))]
+    for event in events:
+        live.see(event)
+    closes = np.array([event.close_time_ms for event in events if isinstance(event, Bar)])
+    one, two = supplied.source.at(LED, closes), live.at(LED, closes)
+    assert np.array_equal(one.values, two.values, equal_nan=True)
+    assert np.array_equal(one.time_ms, two.time_ms)
+    lacks = np.isnan(one.values).any(axis=1)
+    assert np.flatnonzero(lacks).tolist() == list(range(*HOLE))
+
+
+def test_bars_without_a_book_are_no_samples(books: Scene) -> None:
+    first, second, third = (START_MS + MINUTE_MS * end for end in ENDS)
+    split = Split(first, second, third, embargo_bars=30)
+    supplied = BookInputs.read([books.folder / "books.depth"])
+    data = Dataset.read([str(books.folder / CSV)], lambda _: split, (5, 30), vectors=supplied)
+    (segment,) = data.segments
+    lacks = segment.lacks
+    assert lacks is not None
+    assert np.flatnonzero(lacks).tolist() == list(range(*HOLE))
+    assert np.isfinite(segment.values[segment.first :]).all()
+    without = Dataset.read([str(books.folder / CSV)], lambda _: split, (5, 30))
+    assert without.segments[0].lacks is None
+
+
+def test_the_card_says_which_books_and_claims_nothing_of_few(books: Scene) -> None:
+    card = books.checkpoint.card
+    of = card["features"]["book"]
+    assert (of["levels"], of["every_ms"]) == (LEVELS, EVERY_MS)
+    assert [file["name"] for file in of["files"]] == ["books.depth"]
+    assert "--depth books.depth" in card["training"]["command"]
+    assert set(card["architecture"]["levels"]) == {"", "mid", "1", "2_5", "6"}
+    assert card["model"]["trained"] is False
+    assert "figures" not in card
+    first, second = card["honesty"]["sentences"]
+    assert first.startswith("untrained: 2,595.0 minutes of depth, seven days are needed")
+    assert "loopback are no recording of the exchange itself" in second
+
+
+def test_a_run_whose_books_begin_late_is_sampled_where_there_is_none(
+    books: Scene, tmp_path: Path, say: Say
+) -> None:
+    """A pass over known bars is held to its own answers at a bar without a book, too."""
+    write_books(tmp_path / "late.depth", SHORT, gaps=((0, SHORT - 5),))
+    books.run(tmp_path / "late.db", books=tmp_path / "late.depth")
+    said = answers(tmp_path / "late.db")
+    assert [mean is not None for mean in said.values()][-6:] == [False] + 5 * [True]
+    check(tmp_path / "late.db")
+    query = "SELECT min(sequence) FROM v_decisions WHERE refused_by = 'finite'"
+    code, out, _ = say("audit", "sql", query, "--db", tmp_path / "late.db")
+    sequence = out.split()[-1]
+    code, _, err = say("explain", f"last:{sequence}", "--full", "--db", tmp_path / "late.db")
+    assert code == 1
+    assert "was refused by the gate finite, for its model gave no usable forecast" in err
+
+
+def test_a_run_is_fed_its_own_books_and_decides_the_same(books: Scene, tmp_path: Path) -> None:
+    again = tmp_path / "again.db"
+    found = run_again(books.database, again)
+    assert (found.compared, found.identical, found.differences) == (SHORT, SHORT, [])
+    check(again)
+
+
+def test_a_false_book_gives_no_row_nor_does_what_stood_before_it(books: Scene) -> None:
+    """Planted in the last or the last but one book of a bar: its mid is 2 % off, or 0.5 %."""
+    supplied = BookInputs.read([books.folder / "books.depth"])
+    (file,) = supplied.files[LED]
+    bar, close_ms = bars_of(book_cases.candles(COUNT))[20], START_MS + 21 * MINUTE_MS
+    at = int(np.searchsorted(file.times, close_ms)) - 1  # before the one of the close
+    for false, factor, known, has_before in (
+        (1, 1.02, False, False), (1, 1.005, True, True),
+        (0, 0.98, True, False), (None, 1.0, True, True),
+    ):  # fmt: skip
+        live = RunBooks(supplied.reading)
+        live.see(bars_of(book_cases.candles(COUNT))[19])
+        for place in (0, 1):
+            one = file.part(at + place, at + place + 1)
+            price = one.price if place != false else np.round(one.price * factor).astype(np.int64)
+            told = replace(one, price=price)
+            seen_ms = int(one.seen_ms[0])
+            live.see(packed_books(f"linear:{LED}", told, every_ms=EVERY_MS, seen_ms=seen_ms))
+        live.see(bar)
+        row = live.at(LED, np.array([close_ms])).values[0]
+        assert bool(np.isfinite(row).all()) is known, (false, factor)
+        moved = row[supplied.reading.columns.index("2_5_bid_grown")]
+        assert bool(known and moved != 0) is has_before, (false, factor)
+
+
+def test_a_changed_book_of_the_record_is_found(books: Scene, tmp_path: Path) -> None:
+    """Without the book of one bar, the answers of that bar and those after it do not follow."""
+    with Reader.open(books.database) as reader:
+        run_id = reader.find("last")
+        events = [event for _, _, event, _ in reader.events(run_id)]
+    place = max(at for at, event in enumerate(events) if isinstance(event, Depths)) - 20
+    place = next(at for at in range(place, 0, -1) if isinstance(events[at], Depths))
+    live = RunBooks(BookInputs.read([books.folder / "books.depth"]).reading)
+    for event in events[:place] + events[place + 1 :]:
+        live.see(event)
+    bar = next(event for event in events[place:] if isinstance(event, Bar))
+    assert np.isnan(live.at(LED, np.array([bar.close_time_ms])).values).all()
+
+
+def test_heads_are_told_at_bars_that_were_answered(books: Scene, say: Say) -> None:
+    code, out, err = say("report", "last", "--heads", "--db", books.database, "--json")
+    assert code == 0, err
+    assert json.loads(out)["heads"]["decisions"] > 0
+
+
+def test_what_a_killed_recorder_left_is_told_and_left_out(
+    books: Scene, tmp_path: Path, say: Say
+) -> None:
+    torn, told = tmp_path / "torn.depth", "The last 12 bytes of"
+    torn.write_bytes((books.folder / "books.depth").read_bytes() + b"half a block")
+    code, _, err = say(*replace(books, beside=("--depth", torn)).training(tmp_path / "out"))
+    assert code == 0
+    assert told in err
+    with Reader.open(books.run(tmp_path / "torn.db", books=torn)) as reader:
+        warnings = reader.run(reader.find("last")).warnings
+    assert [told in one and one.endswith("left out") for one in warnings].count(True) == 1
+
+
+@pytest.mark.parametrize(
+    ("changed", "sentence"),
+    [
+        ({"levels": "six"}, "must name levels and every_ms"),
+        ({"levels": 4}, "lists other columns than this version makes"),
+        ({"scale": [0.0]}, "with a centre and a scale above 0"),
+    ],
+)
+def test_a_card_that_does_not_say_its_books_is_refused(
+    books: Scene, changed: dict[str, Any], sentence: str
+) -> None:
+    found = books.checkpoint
+    features = {**found.card["features"], "book": {**found.card["features"]["book"], **changed}}
+    card = {**found.card, "features": features}
+    with pytest.raises(CheckpointMismatch, match=sentence):
+        forecaster_of(card, found.tensors)
+
+
+def test_of_seven_days_it_learns_the_levels_that_tell_and_is_judged(
+    books: Scene, tmp_path: Path, say: Say
+) -> None:
+    """With books the forecast volatility follows their lean; without them it can only in part."""
+    write_csv(book_cases.candles(MANY), tmp_path)
+    write_books(tmp_path / "books.depth", MANY, every_ms=MINUTE_MS, source="exchange")
+    (tmp_path / "recipe.toml").write_text(book_cases.RECIPE, "utf-8")
+    more = ("training.steps=200", "training.batch=8", "training.learning_rate=0.003")
+    made = replace(books, folder=tmp_path, beside=("--depth", tmp_path / "books.depth"))
+    words = made.training(tmp_path / "with", *choose(*more))
+    code, _, err = say(*words)
+    assert code == 0, err
+    at = words.index("--depth")
+    words[words.index("--out") + 1] = str(tmp_path / "without")
+    code, _, err = say(*words[:at], *words[at + 2 :])
+    assert code == 0, err
+    followed = {}
+    for name in ("with", "without"):
+        found = load(tmp_path / name)
+        beside = BookInputs.read([tmp_path / "books.depth"]) if name == "with" else None
+        data = read_candles_of(found.card, DataRequest([str(tmp_path / CSV)], inputs=beside))
+        said = candle_model(found.card, found.tensors).answers(data, Part.TEST)
+        (segment,), shortest = data.segments, said.at(said.horizons[0])
+        places = np.flatnonzero(np.isin(segment.keys, shortest.keys))
+        assert len(places) == len(shortest.keys) > 1_000
+        forecast = np.log(shortest.value("scale") * shortest.labels["unit"])
+        followed[name] = float(np.corrcoef(forecast, leans(MANY)[places])[0, 1])
+    assert followed["with"] > 0.8
+    assert followed["without"] < 0.7
+    assert load(tmp_path / "with").card["figures"]
+    given = (
+        "evaluate", tmp_path / "with", "--data", tmp_path / CSV, "--depth",
+        tmp_path / "books.depth", *choose("evaluation.explained_bars=500"), "--json",
+    )  # fmt: skip
+    code, out, err = say(*given)
+    assert code == 0, err
+    assert json.loads(out)["id"] == load(tmp_path / "with").id
+    code, _, err = say(*given[:4], *choose("evaluation.explained_bars=500"))
+    assert code == 2
+    assert "order books of 6 levels each 60,000 ms; give files of them by --depth" in err
+
+
+# ---------------------------------------------------------------- another symbol
+
+
+def test_the_card_has_both_symbols_and_the_columns_of_the_other(other: Scene) -> None:
+    card = other.checkpoint.card
+    assert card["architecture"]["other_symbol"] == LEADER
+    assert card["market"]["symbols"] == [LED, LEADER]
+    names = card["features"]["names"]
+    assert names[78:] == [f"other_{name}" for name in names[:78]]
+    assert card["figures"]["30"]["bars"] <= COUNT  # the leader's own bars are not judged
+
+
+def test_a_step_for_each_bar_decides_as_one_pass_over_known_bars(
+    other: Scene, tmp_path: Path
+) -> None:
+    step = other.run(tmp_path / "step.db", mode="step")
+    assert compared(other.database, step) == 2 * SHORT - len(other.lacks)
+
+
+async def test_the_live_loop_decides_as_the_replay(other: Scene, tmp_path: Path) -> None:
+    """The model in its worker thread, fed one event after the other; verify derives it again."""
+    path = tmp_path / "live.db"
+    audit = SqlAuditLog.open(path)
+    replay = build(other.config(), other.fed(), started_at_ms=0, database=path, mode="step")
+    model = replay.forecaster
+    assert model is not None
+    history = BarHistory([item.id for item in replay.instruments], context=model.context)
+    predictor = WorkerPredictor(
+        model, history, Worker("live"), period_start_ms=replay.run.period_start_ms,
+        deadline_ms=600_000,
+    )  # fmt: skip
+    start = start_event(model, warm_from=(), market_ms=replay.feed.period_start_ms)
+
+    async def feed() -> AsyncIterator[Event | None]:
+        for event in chain((start,), replay.feed.events()):
+            yield event
+
+    audit.begin(replay.run, replay.engine.gate_sets)
+    await drive(feed(), predictor, replay.engine, audit)
+    audit.end(1)
+    audit.close()
+    assert compared(other.database, path) == 2 * SHORT - len(other.lacks)
+    check(path)
+
+
+def test_a_forged_bar_of_the_other_is_found_at_the_decisions_that_asked_it(
+    other: Scene, tmp_path: Path, say: Say
+) -> None:
+    forged = tmp_path / "forged.db"
+    shutil.copy(other.database, forged)
+    shutil.copytree(f"{other.database}.checkpoints", f"{forged}.checkpoints")
+    at_ms = START_MS + 600 * MINUTE_MS
+    with closing(sqlite3.connect(forged)) as opened:
+        of = "SELECT max(sequence) FROM v_decisions WHERE instrument = ? AND open_time_ms = ?"
+        (sequence,) = opened.execute(of, (f"linear:{LEADER}", at_ms)).fetchone()
+        of = "SELECT sequence FROM steps ORDER BY sequence LIMIT 1 OFFSET ?"
+        (step,) = opened.execute(of, (sequence,)).fetchone()
+        opened.execute("UPDATE steps SET close = close + 5000 WHERE sequence = ?", (step,))
+        opened.commit()
+    code, out, _ = say("audit", "verify", "last", "--db", forged)
+    assert code == 1, out
+    with Reader.open(forged) as reader:
+        found = verify_run(reader, forged, reader.find("last"))
+    assert found.differences
+    assert any(LED in str(one) for one in found.differences)
+
+
+def forecaster(other: Scene) -> Forecaster:
+    found = other.checkpoint
+    return forecaster_of(found.card, found.tensors)
+
+
+def means(predictions: Iterator[tuple[Event, object]]) -> dict[int, Any]:
+    """Return what was said of each bar of the led symbol, in bytes."""
+    return {
+        (event.open_time_ms - START_MS) // MINUTE_MS: said
+        for event, said in predictions
+        if isinstance(event, Bar) and event.instrument.endswith(LED)
+    }
+
+
+def by_step(model: Forecaster, events: Sequence[Event]) -> Iterator[tuple[Event, object]]:
+    history = BarHistory([f"linear:{LED}", f"linear:{LEADER}"], context=model.context)
+    predictor = InlinePredictor(model, history, period_start_ms=0)
+    start = start_event(model, warm_from=(), market_ms=START_MS)
+    for unit in gathered([start, *events]):
+        said = predictor.predict(unit)
+        bars = getattr(unit, "bars", None)
+        yield from zip([unit] if bars is None or not isinstance(bars, list) else [unit, *bars],
+                       said, strict=True)  # fmt: skip
+
+
+def by_scan(other: Scene, events: Sequence[Event]) -> Iterator[tuple[Event, object]]:
+    model, keys = forecaster(other), [f"linear:{LED}", f"linear:{LEADER}"]
+    predictor = ScanPredictor(model, forecaster(other), keys, period_start_ms=0)
+    start = start_event(model, warm_from=(), market_ms=START_MS)
+    for event in predictor.read_ahead([start, *events]):
+        yield event, predictor.predict(event)[0]
+    assert predictor.probed
+
+
+def test_a_late_bar_of_the_other_is_the_same_live_in_one_pass_and_after_a_warm_start(
+    other: Scene,
+) -> None:
+    """Four closes lack the leader's bar, which comes after the fourth of the led symbol."""
+    events = list(closes(SHORT, lacks=[610], late=3))
+    live = means(by_step(forecaster(other), events))
+    scanned = means(by_scan(other, events))
+    assert list(map(str, live.values())) == list(map(str, scanned.values()))  # NaN is itself here
+    answered = [
+        place for place in range(other.warm, SHORT) if np.isfinite(live[place].mean_return[0])
+    ]
+    assert [*range(other.warm, SHORT)] == sorted([*answered, 610, 611, 612, 613])
+    on_time = means(by_step(forecaster(other), list(closes(SHORT))))
+    for place in (614, 625, SHORT - 1):  # what came late is known by then, as if it had been early
+        assert live[place].mean_return == on_time[place].mean_return
+    never = means(by_step(forecaster(other), list(closes(SHORT, lacks=[610]))))
+    assert never[625].mean_return != on_time[625].mean_return
+    model = forecaster(other)
+    source = run_source(model)
+    assert source is not None
+    for event in events:
+        source.see(event)
+    own = [one for one in events if isinstance(one, Bar) and one.instrument.endswith(LED)]
+    for place in (611, 620, SHORT - 1):
+        model.warm(own[0].instrument, own[place - model.context : place])
+        said = model.step(own[place])
+        assert str(said) == str(live[place])
+    assert isinstance(live[SHORT - 1], Forecast)
