@@ -406,6 +406,8 @@ class Broker:
         """Confirm the position of an entry; return its exit orders and why it cannot be entered."""
         plan, refusal = self._planned(line, intent, bar, at_ms)
         if intent.action not in ENTRIES or refusal is not None:
+            if refusal is not None and line.key in self._confirms:
+                self.save = Save.NOW  # else the step says that its entry confirmed the position
             return None, refusal
         # Not at once: the step says in a bit that a position was confirmed.
         self.save = self.save or _LATER

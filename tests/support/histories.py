@@ -567,6 +567,7 @@ class RecordedHistory(History):
         self._at_ms = max(self._at_ms, *(step.event.market_ms for step in steps))
 
     def _restart(self) -> None:
+        self._log.flush()  # the first steps wait for a bar
         self._log.close()
         state = self.engine.state()
         self.engine = self._opened()
