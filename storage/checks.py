@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 import msgspec
 
-from tracepaper.storage.record.columns import insert_sql, stored_columns
+from tracepaper.storage.record.columns import Value, insert_sql, stored_columns
 from tracepaper.strategies.errors import TracepaperError
 from tracepaper.strategies.types.market import ParityCheck
 
 if TYPE_CHECKING:
     import sqlite3
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from tracepaper.storage.database.reader import Reader
@@ -55,12 +56,8 @@ def store_check(database: Path, checked: CheckedRun, check: StoredCheck) -> str:
 
     A file that cannot be written, or that a daemon writes, keeps no row of it.
     """
-    from sqlalchemy.exc import DBAPIError  # only where something is written
-
-    from tracepaper.storage.database.writer import advice, open_writer
-
     result = check.result
-    row = {
+    row: dict[str, Value] = {
         "run_key": checked.run_key,
         "checked_ms": check.checked_ms,
         "kind": check.kind,
@@ -71,14 +68,36 @@ def store_check(database: Path, checked: CheckedRun, check: StoredCheck) -> str:
         "identical": result.identical + result.within_tolerance,
         "content": msgspec.json.encode(result).decode(),
     }
+    return _store(database, "checks", [row])
+
+
+def store_shortfalls(database: Path, run_key: int, rows: Sequence[Mapping[str, Value]]) -> str:
+    """Store *rows* of ``shortfalls`` in place of the run's; return as :func:`store_check` does."""
+    first = f"DELETE FROM shortfalls WHERE run_key = {run_key:d}"
+    return _store(database, "shortfalls", rows, first=first)
+
+
+def _store(
+    database: Path, table: str, rows: Sequence[Mapping[str, Value]], *, first: str = ""
+) -> str:
+    """Insert *rows* after the statement *first*, in one transaction."""
+    from sqlalchemy.exc import DBAPIError  # only where something is written
+
+    from tracepaper.storage.database.writer import advice, open_writer
+
     try:
         writer = open_writer(database)
     except (TracepaperError, OSError) as error:
         return str(error)
+    insert = insert_sql(table).replace("INSERT", "INSERT OR REPLACE")
+    names = stored_columns(table)
     try:
-        values = tuple(row[name] for name in stored_columns("checks"))
-        insert = insert_sql("checks").replace("INSERT", "INSERT OR REPLACE")
-        writer.connection.exec_driver_sql(insert, values)
+        writer.connection.exec_driver_sql("BEGIN IMMEDIATE")
+        if first:
+            writer.connection.exec_driver_sql(first)
+        for row in rows:
+            writer.connection.exec_driver_sql(insert, tuple(row[name] for name in names))
+        writer.connection.exec_driver_sql("COMMIT")
     except DBAPIError as error:
         return f"{database} cannot be written ({error.orig}); {advice(error)}."
     finally:

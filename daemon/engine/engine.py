@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
-from operator import attrgetter, call, is_
+from operator import attrgetter, is_
 from typing import Any, Final, NamedTuple, assert_never
 
 import msgspec
@@ -21,12 +21,7 @@ from tracepaper.daemon.broker.account import ENTRIES, Intent, Ownership
 from tracepaper.daemon.broker.broker import NOTHING_FILLED, Broker, FilledEvent, Save
 from tracepaper.daemon.broker.router import RouteResult, Wishes
 from tracepaper.daemon.engine.history import Lookback
-from tracepaper.daemon.engine.instrument_state import (
-    InstrumentState,
-    LookAhead,
-    MemberState,
-    checked,
-)
+from tracepaper.daemon.engine.instrument_state import InstrumentState, MemberState, checked
 from tracepaper.daemon.engine.member import (
     NEVER,
     UNCHANGED,
@@ -109,6 +104,7 @@ STATE_EVERY_STEPS: Final = 1_024
 _NOTED: Final = frozenset({RunEnd, Prune})
 """What the log notes by itself: no engine sees it as it happens, so none stores its state there."""
 
+_INSTRUMENT: Final = attrgetter("instrument")
 _QUIET: Final = frozenset({Bar, Close, Closed})
 """What may change nothing but prices."""
 
@@ -521,15 +517,19 @@ class Engine:
         # Where the last bars of instruments differ, no close follows all of them at once.
         opened = {bar.open_time_ms for key in states if (bar := states[key].history.last_bar)}
         due_ms = max(opened) + interval_ms if len(opened) == 1 else -1
-        ahead = [states[key].look_ahead(repeats[key], most[key]) for key in states]
-        observe, repeat = ([*map(attrgetter(name), ahead)] for name in LookAhead._fields)
+        ahead = {key: states[key].look_ahead(repeats[key], most[key]) for key in states}
+        observe = {key: of.observe for key, of in ahead.items()}
+        repeat = {key: of.repeats for key, of in ahead.items()}
         taken = QuietUnits([], [], [])
-        unit = units.peek()
+        measured, unit = taken.plausible, units.peek()
         kind = type(unit)
         while type(unit) is kind and (bars := self._following(unit, room, due_ms)):
+            is_repeated = True
             try:
-                taken.plausible.extend(map(call, observe, bars))
-                is_repeated = False not in [*map(call, repeat, bars)]
+                for bar in bars:
+                    measured.append(observe[bar.instrument](bar))
+                for bar in bars:
+                    is_repeated = repeat[bar.instrument](bar) and is_repeated
             except Exception:  # noqa: BLE001 - whatever a strategy raises; kept for that bar's step
                 is_repeated = False
             if not is_repeated:
@@ -543,7 +543,7 @@ class Engine:
             room -= len(bars)
             due_ms += interval_ms
             unit = units.advance()
-        del taken.plausible[len(taken.bars) :]
+        del measured[len(taken.bars) :]
         return taken
 
     def _following(self, unit: Unit | None, room: int, due_ms: int) -> Sequence[Bar]:
@@ -558,17 +558,17 @@ class Engine:
                 bars = (unit,)
         elif type(unit) is Close and len(unit.bars) < room:
             bars = unit.bars
-        if len(bars) != len(self.states):
-            return ()
-        interval_ms = self._interval_ms
-        for bar, key in zip(bars, self.states, strict=True):
+        states, interval_ms = self.states, self._interval_ms
+        for bar in bars:
             if (
                 bar.open_time_ms != due_ms
-                or bar.instrument != key
                 or bar.seen_ms - due_ms != interval_ms
                 or bar.interval_ms != interval_ms
+                or bar.instrument not in states
             ):
                 return ()
+        if len(bars) != len(states) or (bars[1:] and [*map(_INSTRUMENT, bars)] != [*states]):
+            return ()
         return bars
 
     def _valued(self, first: int, taken: QuietUnits, repeats: Mapping[str, Repeat]) -> QuietStretch:

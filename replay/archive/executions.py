@@ -37,6 +37,10 @@ NAMES: Final[Mapping[str, tuple[str, ...]]] = {
     "order type": ("ordertype",),
     "stop": ("stopordertype", "model"),
     "created": ("createdtime", "createtime", "ordertime", "createdms"),
+    "position": ("positionside",),
+    "fee": ("execfee", "tradingfee", "fees", "fee"),
+    "fee coin": ("feecurrency", "feecoin"),
+    "fee base": ("feebase",),
 }  # fmt: skip
 """Meaning → the names of its column, letters and digits alone; the first that is there counts."""
 REQUIRED: Final = {
@@ -57,11 +61,13 @@ _TRUE: Final = ("true", "1", "maker", "yes")
 _FALSE: Final = ("false", "0", "taker", "no")
 _NO_STOP: Final = ("", "unknown", "--", "next_open", "quote")
 """Of Bybit's ``stopOrderType``, and of the ``model`` of ``v_fills``."""
+_FILLS: Final = ("", "trade", "busttrade", "adltrade")
+"""Of Bybit's ``execType``, in lower case: those that change a position."""
 
 
 @dataclass(frozen=True)
 class Execution:
-    """A fill that took liquidity. Times are UTC ms; ``order`` is empty where it is not known."""
+    """A fill. Times are UTC ms; ``order`` is empty where it is not known."""
 
     symbol: str
     side: Side
@@ -70,18 +76,33 @@ class Execution:
     time_ms: int
     created_ms: int | None  # when its order was created
     order: str
+    position_side: str = ""  # `LONG` or `SHORT`, of a file that says which side of a hedge it is
+    fee: Decimal | None = None  # in ``fee_coin``, below 0 where received; None where not known
+    fee_coin: str = ""  # empty where the file does not say
+    fee_base: Decimal | None = None  # in the base coin, of ``v_fills``
+    apart: str = ""  # why it says nothing of taking liquidity; empty of a taker
 
 
 @dataclass
 class Executions:
-    """The taker fills of one file, and how many rows were left out, by the reason."""
+    """The fills of one file, and how many rows were left out, by the reason."""
 
     path: str
     rows: int
-    taken: list[Execution]
-    left_out: Counter[str] = field(default_factory=Counter)
+    fills: list[Execution]
+    dropped: Counter[str] = field(default_factory=Counter)  # rows that are no further fills
     notes: list[str] = field(default_factory=list)
     in_minutes: bool = False  # no time has seconds
+
+    @property
+    def taken(self) -> list[Execution]:
+        """The fills that took liquidity by an order that was no stop."""
+        return [execution for execution in self.fills if not execution.apart]
+
+    @property
+    def left_out(self) -> Counter[str]:
+        """The number of rows that are not among ``taken``, by the reason."""
+        return self.dropped + Counter(each.apart for each in self.fills if each.apart)
 
 
 @dataclass(frozen=True)
@@ -110,9 +131,9 @@ class _Rows:
 def read_executions(path: Path) -> Executions:
     """Read the fills of the file at *path*; commas, semicolons or tabs stand between its cells.
 
-    Each execution id counts once. Makers, stops and what is no trade (funding, liquidations) are
-    counted in ``left_out``. Raises ``DataInvalid``, one sentence, where the file lacks a column or
-    holds what is no number, no side or no time.
+    Each execution id counts once. What is no fill (funding) is counted in ``dropped``; makers,
+    stops and liquidations are fills that stand apart. Raises ``DataInvalid``, one sentence, where
+    the file lacks a column or holds what is no number, no side or no time.
     """
     try:
         rows = _read(path)
@@ -120,14 +141,14 @@ def read_executions(path: Path) -> Executions:
         raise DataInvalid(f"{path} is no CSV ({error}); export your fills again.") from None
     executions = Executions(str(path), len(rows.cells), [])
     chosen = _distinct(
-        rows, [row for row in range(executions.rows) if _counts(rows, row, executions)], executions
+        rows, [row for row in range(executions.rows) if _is_fill(rows, row, executions)], executions
     )
     times = _times(rows, "time", chosen, executions)
     created = _times(rows, "created", chosen, executions) if "created" in rows.columns else {}
     for row in chosen:
         if created.get(row, 0) > times[row]:
             raise rows.refuse(row, "created", "is after the fill")
-        executions.taken.append(
+        executions.fills.append(
             Execution(
                 _symbol(rows, row),
                 _side(rows, row),
@@ -136,6 +157,11 @@ def read_executions(path: Path) -> Executions:
                 times[row],
                 created.get(row),
                 rows.cell(row, "order"),
+                _position_side(rows, row),
+                _amount(rows, row, "fee"),
+                rows.cell(row, "fee coin").upper(),
+                _amount(rows, row, "fee base"),
+                _apart(rows, row),
             )
         )
     executions.in_minutes = bool(times) and not any(at % MINUTE_MS for at in times.values())
@@ -217,25 +243,29 @@ def _refuse_twice(path: Path, header: Sequence[str], columns: Mapping[str, int])
             )
 
 
-def _counts(rows: _Rows, row: int, executions: Executions) -> bool:
-    """Say whether the row is a fill that took liquidity by an order that was no stop."""
+def _is_fill(rows: _Rows, row: int, executions: Executions) -> bool:
+    """Return whether the row changed a position."""
     kind = rows.cell(row, "type")
-    if kind and kind.lower() != "trade":
-        executions.left_out[f"of type {kind}"] += 1
-        return False
+    if kind.lower() not in _FILLS:
+        executions.dropped[f"of type {kind}"] += 1
+    return kind.lower() in _FILLS
+
+
+def _apart(rows: _Rows, row: int) -> str:
+    """Return why the row is no fill that took liquidity by an order that was no stop."""
+    kind = rows.cell(row, "type")
+    if kind.lower() not in _FILLS[:2]:
+        return f"of type {kind}"
     if rows.cell(row, "stop").lower() not in _NO_STOP:
-        executions.left_out["of stops, which paper fills along a bar"] += 1
-        return False
+        return "of stops, which paper fills along a bar"
     maker = rows.cell(row, "maker").lower()
     if maker and maker not in _TRUE + _FALSE:
         raise rows.refuse(row, "maker", f"is neither true nor false but {maker[:40]!r}")
     if maker in _TRUE:
-        executions.left_out["of makers"] += 1
-        return False
+        return "of makers"
     if not maker and rows.cell(row, "order type").lower() not in ("", "market"):
-        executions.left_out["of limits that may have been makers"] += 1
-        return False
-    return True
+        return "of limits that may have been makers"
+    return ""
 
 
 def _distinct(rows: _Rows, chosen: Sequence[int], executions: Executions) -> list[int]:
@@ -253,7 +283,7 @@ def _distinct(rows: _Rows, chosen: Sequence[int], executions: Executions) -> lis
                 f"{rows.path}: line {rows.lines[row]} contradicts line {rows.lines[before]}, which "
                 f"has the same execution id {name[:40]}; remove one of them."
             )
-        executions.left_out["repeated, the same execution id"] += 1
+        executions.dropped["repeated, the same execution id"] += 1
     if "maker" not in rows.columns and "order type" not in rows.columns:
         executions.notes.append("no column says which fills were makers, so all count as takers")
     return kept
@@ -279,14 +309,29 @@ def _side(rows: _Rows, row: int) -> Side:
     return side
 
 
-def _number(rows: _Rows, row: int, meaning: str) -> Decimal:
+def _position_side(rows: _Rows, row: int) -> str:
+    """Return the side of a hedge that the row names; "close long" sells the long one."""
+    words = (rows.cell(row, "position") or rows.cell(row, "side")).upper().split()
+    is_named = len(words) > 1 or bool(rows.cell(row, "position"))
+    return words[-1] if is_named and words[-1] in ("LONG", "SHORT") else ""
+
+
+def _amount(rows: _Rows, row: int, meaning: str) -> Decimal | None:
+    """Return a fee; None where the cell is empty or the column is not there."""
+    if rows.cell(row, meaning) in ("", "--"):
+        return None
+    return _number(rows, row, meaning, is_signed=True)
+
+
+def _number(rows: _Rows, row: int, meaning: str, *, is_signed: bool = False) -> Decimal:
     text = rows.cell(row, meaning)
     try:
         number = Decimal(text)
     except InvalidOperation:
         raise rows.refuse(row, meaning, f"is not a number but {text[:40]!r}") from None
-    if not number.is_finite() or number <= 0:
-        raise rows.refuse(row, meaning, f"is not above zero but {text[:40]}")
+    if not number.is_finite() or (number <= 0 and not is_signed):
+        what = "finite" if is_signed else "above zero"
+        raise rows.refuse(row, meaning, f"is not {what} but {text[:40]}")
     if abs(number.adjusted()) > DIGITS_MOST:
         raise rows.refuse(row, meaning, f"is out of range with {text[:40]}")
     return number

@@ -47,15 +47,20 @@ class TakenOrder(NamedTuple):
         return self.time_ms if self.created_ms is None else self.created_ms
 
 
-def orders_of(executions: Iterable[Execution]) -> list[TakenOrder]:
-    """Return the orders of *executions*, oldest first; a fill without an order's id is its own."""
+def by_order(executions: Iterable[Execution]) -> list[list[Execution]]:
+    """Return *executions* by their orders; a fill without an order's id is its own."""
     groups: dict[object, list[Execution]] = defaultdict(list)
     for place, execution in enumerate(executions):
         groups[
             (execution.symbol, execution.side, execution.order) if execution.order else place
         ].append(execution)
+    return list(groups.values())
+
+
+def orders_of(executions: Iterable[Execution]) -> list[TakenOrder]:
+    """Return the orders of *executions*, oldest first."""
     orders = []
-    for fills in groups.values():
+    for fills in by_order(executions):
         quantity = sum((execution.quantity for execution in fills), Decimal(0))
         paid = sum((execution.price * execution.quantity for execution in fills), Decimal(0))
         price = fills[0].price if len(fills) == 1 else paid / quantity

@@ -24,7 +24,7 @@ from tracepaper.daemon.commands.options import (
     say,
 )
 from tracepaper.replay.backtest.run_spec import Consumer, RunSpec, command
-from tracepaper.strategies.errors import ConfigInvalid
+from tracepaper.strategies.errors import AuditUnwritable, ConfigInvalid
 from tracepaper.strategies.units import DAY_MS, RATE_DECIMALS, count_of, iso, unscaled
 
 if TYPE_CHECKING:
@@ -468,6 +468,7 @@ def _report(sentence: str) -> None:
     typer.echo(sentence, err=True)
 
 
+@reads_record
 def calibrate(
     fills: Annotated[
         Path, typer.Argument(metavar="FILLS", help="Your own fills: Bybit's export as CSV.")
@@ -479,11 +480,24 @@ def calibrate(
     ] = None,
     columns: ColumnsOption = None,
     depth: DepthOption = None,
+    run: Annotated[
+        str | None,
+        typer.Option(metavar="RUN", help="Hold them to this run's decisions, and store that."),
+    ] = None,
+    db: DatabaseOption = None,
     config: ConfigOption = None,
     settings: SetOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Compare your real fills with what paper would have had; propose slippage and latency."""
+    """Compare your real fills with what paper would have had; propose slippage and latency.
+
+    With --run, say of each decision what paper had, what your account had, and why they differ.
+    """
+    if run is not None:
+        if candles or depth:
+            raise ConfigInvalid("--run takes prices from the run; leave --candles and --depth out.")
+        _join(fills, located(run, None if "#" in run else database_path(db, config)), json)
+        return
     from tracepaper.daemon.config.loading import load, with_settings
     from tracepaper.daemon.session.build import costs_for
     from tracepaper.replay.archive.executions import read_executions
@@ -501,6 +515,54 @@ def calibrate(
         f"{findings.model}.",
         json,
     )
+
+
+def _join(fills: Path, place: RunLocation, json: bool) -> None:  # noqa: FBT001 - an option
+    """Hold the fills of a file to the decisions of a run, store that, and show it."""
+    from tracepaper.daemon.terminal.console import Terminal
+    from tracepaper.replay.archive.executions import read_executions
+    from tracepaper.replay.checks.shortfall import join_fills, stored_rows
+    from tracepaper.replay.document.terminal import show
+    from tracepaper.replay.document.values import Paragraph, Part
+    from tracepaper.replay.report.shortfall import shortfall_tables
+    from tracepaper.storage.checks import store_shortfalls
+    from tracepaper.storage.database.reader import Reader
+    from tracepaper.storage.database.run_views import RunViews
+
+    executions = read_executions(fills)
+    with Reader.open(place.path) as reader:
+        findings = join_fills(reader, place.run_id, executions)
+        rows = stored_rows(reader, place.run_id, findings)
+        run_key = reader.stored_run(place.run_id).run_key
+    if reason := store_shortfalls(place.path, run_key, rows):
+        raise AuditUnwritable(f"The shortfall is not stored: {reason}")
+    with Reader.open(place.path) as reader:
+        tables = tuple(
+            shortfall_tables(RunViews(reader.connection, place.run_id).rows("v_shortfall"))
+        )
+    if json:
+        print_json(
+            {
+                "run_id": place.run_id,
+                "rows": findings.rows,
+                "fills": findings.joined,
+                "left_out": findings.left_out,
+                "notes": findings.notes,
+                **{each.key: each.documents() for each in tables},
+            }
+        )
+        return
+    what = (
+        f"{findings.joined:,} fills of {findings.rows:,} rows beside {len(rows):,} decisions of "
+        f"run {place.run_id}."
+    )
+    parts: list[Part] = [
+        Paragraph(what),
+        *(Paragraph(f"Left out: {count:,} {why}.") for why, count in findings.left_out.items()),
+        *(Paragraph(f"To know: {note}.") for note in findings.notes),
+        *tables,
+    ]
+    show(Terminal(), parts)
 
 
 def _show_costs(findings: SlippageFindings, what: str, json: bool) -> None:  # noqa: FBT001 - an option

@@ -25,7 +25,7 @@ Cells = Mapping[str, Value]
 Form = Literal[
     "text", "count", "money", "gain", "percent", "gain percent", "ratio", "gain ratio", "bp",
     "gain bp", "share", "days", "measure", "points", "minute", "second", "span", "exact", "bar",
-    "signed", "gain bar", "mark", "gain tint",
+    "signed", "gain bar", "mark", "gain tint", "step",
 ]  # fmt: skip
 _PATTERNS: Final = {
     "gain": ("{:+,.2f}", 1.0), "gain percent": ("{:+,.2f}", 100.0), "gain ratio": ("{:+,.2f}", 1.0),
@@ -33,6 +33,7 @@ _PATTERNS: Final = {
     "share": ("{:,.1f}", 100.0), "ratio": ("{:,.2f}", 1.0), "bp": ("{:,.1f}", 1e4),
     "days": ("{:,.1f}", 1.0), "measure": ("{:.4f}", 1.0), "count": ("{:,}", 1),
     "points": ("{:+.3f}", 1e4), "signed": ("{:+.4f}", 1.0), "gain tint": ("{:+.2f}", 100.0),
+    "step": ("{:d}", 1),
 }  # fmt: skip
 _UNITS: Final = {"gain percent": " %", "percent": " %", "share": " %", "gain tint": " %"}
 _WITHOUT_SIGN: Final[dict[Form, Form]] = {
@@ -162,7 +163,7 @@ def as_parts(parts: Iterable[Part]) -> list[dict[str, Any]]:
     """Return *parts* as plain values for the page, numbers of tables as they are written.
 
     A cell is its text, or an object of ``text`` with what applies of ``tone``, ``sort`` (the number
-    to sort by), ``bar`` (a length of 0 to 1) and ``tint`` (-1 to 1).
+    to sort by), ``bar`` (a length of 0 to 1), ``tint`` (-1 to 1) and ``step`` (of a decision).
     """
     return [_as_part(part) for part in parts]
 
@@ -233,6 +234,8 @@ def _cell(value: Value, form: Form, most: float) -> str | dict[str, Any]:
         cell["tone"] = tone_name
     if form in BARS:
         cell["bar"] = max(0.0, min(abs(float(number)), 1.0))
+    if form == "step":  # opens the decision
+        cell["step"] = number
     if form == "gain tint":
         cell["tint"] = round(number / most, 3)
     return cell

@@ -91,7 +91,9 @@ class AccountFigures(Struct, frozen=True):
     """An account of the run, or a benchmark beside it."""
 
     name: str  # of the run's own: "this run"
+    title: str  # its name in words
     source: str  # where it comes from, in a few words
+    start: float  # its equity then
     equity: float
     total_return: float
     is_stored: bool = True  # else computed: buy and hold
@@ -482,28 +484,6 @@ class Rows(Struct, frozen=True):
     rows: list[list[Any]]
     total: int
     next: str | None
-
-
-class Difference(Struct, frozen=True):
-    """A decision of one bar that two runs made differently."""
-
-    instrument: str
-    open_time_ms: int
-    left: int
-    right: int
-    fields: list[str]
-
-
-class Comparison(Struct, frozen=True):
-    """Two runs beside each other, over the bars that both decided."""
-
-    left: str
-    right: str
-    common: int
-    identical: int
-    fields: dict[str, int]  # in how many common decisions each differs, the weightiest first
-    differing: list[Difference]  # the first thousand, those that did otherwise before others
-    total: int
 
 
 class Latency(Struct, frozen=True):

@@ -81,7 +81,7 @@ def contents_of(
     series = _columns(client, run)
     for view in VIEWS:
         _hold_view(client, view)
-    for rest in ("/marks", "/health", "/refusals", *["/model"] * run["has_model"]):
+    for rest in ("/marks", "/account", "/health", "/refusals", *["/model"] * run["has_model"]):
         client.of_run(rest)
     if document is None:
         progress("working out the report")

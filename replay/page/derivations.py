@@ -23,7 +23,9 @@ HEAVIEST: Final = 20
 
 
 def load_libraries(shelf: Databases) -> None:
-    """Load what deriving a decision of *shelf* needs: torch alone takes a second or two."""
+    """Load what documents, and decisions of *shelf*, need: torch alone takes a second or two."""
+    import tracepaper.replay.page.documents
+
     has_model = False
     for path in shelf.paths:
         with contextlib.suppress(TracepaperError, sqlite3.Error):  # the first request says so

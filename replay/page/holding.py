@@ -34,6 +34,7 @@ class HoldingAccount:
     """An account that bought a *share* of the start's money in equal parts, and holds it."""
 
     name: str
+    title: str
     source: str
     start: float
     share: float
@@ -235,13 +236,13 @@ def _held_by(shown: ShownRun, share: float | None) -> list[HoldingAccount]:
     has_twin, accounts = BUY_AND_HOLD in twins(shown), []
     if share and not has_twin:
         source = f"computed: the run's mean exposure, {share:.2%} of the start, {BOUGHT}{left}"
-        accounts.append((HELD_ALIKE, source, share))
+        accounts.append((HELD_ALIKE, "buy and hold at its own exposure", source, share))
     name = f"{BUY_AND_HOLD} in full" if has_twin else BUY_AND_HOLD
-    accounts.append((name, f"computed: all the money, {BOUGHT}{left}", 1.0))
+    accounts.append((name, "buy and hold", f"computed: all the money, {BOUGHT}{left}", 1.0))
     parts = len(units.newest)
     return [
-        HoldingAccount(name, source, units.start, part, parts, units)
-        for name, source, part in accounts
+        HoldingAccount(name, title, source, units.start, part, parts, units)
+        for name, title, source, part in accounts
     ]
 
 

@@ -1,17 +1,14 @@
-"""Rows of the views, refusals, health, and two runs beside each other."""
+"""Rows of the views, refusals, and health."""
 
 from __future__ import annotations
 
 import json
 import math
 from collections import Counter
-from operator import itemgetter
 from typing import Any, Final
 
 import numpy as np
-import numpy.typing as npt
 
-from tracepaper.replay.checks.identity import counts
 from tracepaper.replay.page import answers
 from tracepaper.replay.page.databases import HttpRefusal, ShownRun
 from tracepaper.replay.page.runs import halt, newest_parity
@@ -26,7 +23,6 @@ SHOWN_VIEWS: Final = {view.name: view for view in VIEWS if view.name != "v_runs"
 COUNTED_MAX: Final = 100_000
 """Rows beyond these are not counted: a view of a year has millions."""
 HAPPENINGS_MAX: Final = 200
-DIFFERENCES_MAX: Final = 1_000
 _TIMES: Final = ("open_time_ms", "filled_ms", "closed_ms", "created_ms", "market_ms", "from_ms")
 _ORDER: Final = ("sequence", "ordinal")
 
@@ -246,91 +242,3 @@ def told(kind: str, content: dict[str, Any]) -> str:
         return f"Started with {content.get('model_id') or 'no model'}"
     plain = {"end": "Ended in good order", "prune": "Older steps were pruned"}
     return str(content.get("reason") or plain.get(kind) or kind.replace("_", " "))
-
-
-# ---------------------------------------------------------------- two runs
-
-_NUMBERS: Final = ("confidence", "mean_return", "stdev_return", "p_up", "p_down", "shift")
-_FIELDS: Final = (
-    *("action", "target_quantity", "allowed", "refused_by", "reason", "unfilled_reason", "regime"),
-    *_NUMBERS,
-)
-"""What two decisions are compared by, the weightiest first."""
-_DONE: Final = 2
-"""So many of them say what was done; what follows says why."""
-_GATES: Final = "gates"
-"""Stands for a difference in nothing but the gates' measures and thresholds."""
-
-
-def compare(left: ShownRun, right: ShownRun) -> answers.Comparison:
-    """Return where two runs decided the same bars differently."""
-    compared = ("target_quantity", *_NUMBERS)
-    left_columns, right_columns = (run.columns.decisions(compared) for run in (left, right))
-    gates = _judged(left), _judged(right)
-    common, differing = 0, []
-    counts = dict.fromkeys((*_FIELDS, _GATES), 0)
-    for name in np.intersect1d(left_columns["instrument"], right_columns["instrument"]):
-        left_at, right_at = (
-            np.flatnonzero(run["instrument"] == name) for run in (left_columns, right_columns)
-        )
-        times, at, beside = np.intersect1d(
-            left_columns["open_time_ms"][left_at],
-            right_columns["open_time_ms"][right_at],
-            return_indices=True,
-        )
-        left_at, right_at = left_at[at], right_at[beside]
-        common += times.size
-        differs = np.stack(
-            [
-                _differs(left_columns[field][left_at], right_columns[field][right_at])
-                for field in _FIELDS
-            ],
-            1,
-        )
-        pairs = zip(
-            left_columns["sequence"][left_at].tolist(),
-            right_columns["sequence"][right_at].tolist(),
-            strict=True,
-        )
-        judged = np.array([gates[0].get(a) != gates[1].get(b) for a, b in pairs], dtype=bool)
-        differs = np.column_stack([differs, judged & ~differs.any(axis=1)])
-        for field, count in zip(counts, differs.sum(axis=0).tolist(), strict=True):
-            counts[field] += count
-        differing += [
-            (min(int(differs[place].argmax()), _DONE), int(times[place]), str(name), differs[place],
-             int(left_columns["sequence"][left_at[place]]),
-             int(right_columns["sequence"][right_at[place]]))
-            for place in np.flatnonzero(differs.any(axis=1)).tolist()
-        ]  # fmt: skip
-    differing.sort(key=itemgetter(0, 1, 2))
-    return answers.Comparison(
-        left=left.run_id,
-        right=right.run_id,
-        common=common,
-        identical=common - len(differing),
-        fields={field: count for field, count in counts.items() if count},
-        differing=[
-            answers.Difference(
-                instrument, at_ms, first, second,
-                [field for field, is_other in zip(counts, differs, strict=True) if is_other],
-            )
-            for _, at_ms, instrument, differs, first, second in differing[:DIFFERENCES_MAX]
-        ],
-        total=len(differing),
-    )  # fmt: skip
-
-
-def _judged(shown: ShownRun) -> dict[int, list[tuple[Any, ...]]]:
-    """Read gate, measure and threshold of every gate that counts, by the decision's sequence."""
-    judged: dict[int, list[tuple[Any, ...]]] = {}
-    for batch in shown.views.batches("v_gates", ("sequence", "gate", "measure", "threshold")):
-        for sequence, gate, *measured in zip(*batch, strict=True):
-            if counts(gate):
-                judged.setdefault(sequence, []).append((gate, *measured))
-    return judged
-
-
-def _differs(left: Any, right: Any) -> npt.NDArray[np.bool_]:  # noqa: ANN401 - any column
-    """Return where two columns differ; two unknown numbers do not."""
-    differs: npt.NDArray[np.bool_] = left != right
-    return differs & ~(np.isnan(left) & np.isnan(right)) if left.dtype.kind == "f" else differs

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from importlib import import_module
 from types import ModuleType
 from typing import Annotated, Any, Final
 
@@ -175,11 +176,9 @@ def _decision(
     return decisions.decision(shelf.find(run), _sequence(sequence))
 
 
-def _late() -> ModuleType:
-    """Return what takes seconds to import, and is asked for by few."""
-    from tracepaper.replay.page import derivations
-
-    return derivations
+def _late(name: str = "derivations") -> ModuleType:
+    """Return a module that takes seconds to import, and is asked for by few."""
+    return import_module(f"tracepaper.replay.page.{name}")
 
 
 def _fleet(shelf: Databases, _parameters: NoParameters, _report: Report) -> Struct:
@@ -228,12 +227,6 @@ def _health(shelf: Databases, _parameters: NoParameters, _report: Report, run: s
     return records.health(shelf.find(run), shelf.served)
 
 
-def _compare(
-    shelf: Databases, _parameters: NoParameters, _report: Report, left: str, right: str
-) -> Struct:
-    return records.compare(shelf.find(left), shelf.find(right))
-
-
 _R, _D = "/runs/{run}", "/runs/{run}/decisions/{sequence}"
 ROUTES: Final = (
     ReadRoute("/runs", "Every run of every database, the newest first.",
@@ -276,11 +269,16 @@ ROUTES: Final = (
           lambda shelf, *_, run: _late().model_of(shelf.find(run)), is_heavy=True),
     ReadRoute(f"{_R}/views/{{view}}", "Rows of a documented view; any of its columns filters.",
           RowParameters, answers.Rows, _rows, is_open=True),
+    ReadRoute(f"{_R}/account", "Every account with its curve, and what is held.",
+          NoParameters, answers.Document,
+          lambda shelf, *_, run: _late("documents").account(shelf.find(run)), is_heavy=True),
     ReadRoute(f"{_R}/refusals", "Refusals by day, and what each gate saved or cost.",
           NoParameters, answers.Document, _refusals, is_heavy=True),
     ReadRoute(f"{_R}/health", "Whether the run is sound.", NoParameters, answers.Health, _health),
     ReadRoute("/runs/{left}/compare/{right}", "Two runs beside each other.",
-          NoParameters, answers.Comparison, _compare, is_heavy=True),
+          NoParameters, answers.Document,
+          lambda shelf, *_, left, right: _late("documents").compare(
+              shelf.find(left), shelf.find(right)), is_heavy=True),
     ReadRoute("/sweeps/{sweep}", "A sweep: its heat map, every run, and how much is luck.",
           NoParameters, answers.Document, _sweep),
     ReadRoute("/fleet", "Every run of a fleet: health, lag, equity, positions, last decision and "

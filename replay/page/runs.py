@@ -6,12 +6,13 @@ import json
 import sqlite3
 from operator import itemgetter
 from pathlib import Path
+from typing import Final
 
 import msgspec
 import numpy as np
 
 from tracepaper.daemon.broker.account import SIDES
-from tracepaper.daemon.engine.state import TWINS
+from tracepaper.daemon.engine.state import BUY_AND_HOLD, TWINS
 from tracepaper.replay.page import answers, holding
 from tracepaper.replay.page.databases import Databases, ShownRun, as_number
 from tracepaper.replay.page.rollups import ACCOUNTS, OWN, TIME, Block, filled, numbers_of, words_of
@@ -23,6 +24,7 @@ from tracepaper.storage.sweeps import read_sweep
 from tracepaper.strategies.errors import DataInvalid, TracepaperError
 from tracepaper.strategies.gates.declared import warm
 from tracepaper.strategies.gates.gate import GATES
+from tracepaper.strategies.types.decisions import PositionSide
 from tracepaper.strategies.types.market import ParityCheck, ParityOutcome
 from tracepaper.strategies.units import DAY_MS
 
@@ -160,7 +162,7 @@ def run(
             )
             for gate in columns.gates
         ],
-        accounts=_accounts(shown),
+        accounts=accounts(shown),
         holdings=holdings(shown),
         last_refusal=_last_refusal(shown),
         last_fill=_last_fill(shown.views),
@@ -317,7 +319,14 @@ def parity_state(check: ParityCheck, at_ms: int) -> answers.ParityState:
 # ---------------------------------------------------------------- accounts
 
 
-def _accounts(shown: ShownRun) -> list[answers.AccountFigures]:
+_TITLES: Final = {
+    PositionSide.LONG.value: "long side",
+    PositionSide.SHORT.value: "short side",
+    BUY_AND_HOLD: "buy and hold at its own exposure",  # that of a shadow account
+}
+
+
+def accounts(shown: ShownRun) -> list[answers.AccountFigures]:
     """Return the run's own account, its twins, and buy and hold."""
     views = shown.views
     figures = [
@@ -334,7 +343,7 @@ def _accounts(shown: ShownRun) -> list[answers.AccountFigures]:
                 source = f"the {name.lower()} side of the account, from half of its first cash"
             figures.append(_figures(name, source, row, fills, None))
     figures = [
-        msgspec.structs.replace(account, total_return=account.equity / began - 1)
+        msgspec.structs.replace(account, start=began, total_return=account.equity / began - 1)
         for account in figures
         if (began := _start(shown, "" if account.name == OWN else account.name))
     ]
@@ -343,7 +352,9 @@ def _accounts(shown: ShownRun) -> list[answers.AccountFigures]:
         figures.append(
             answers.AccountFigures(
                 held.name,
+                held.title,
                 held.source,
+                held.start,
                 end,
                 end / held.start - 1,
                 mean_exposure=held.share,
@@ -358,7 +369,9 @@ def _figures(
 ) -> answers.AccountFigures:
     return answers.AccountFigures(
         name=name,
+        title=_TITLES.get(name, name.replace("_", " ")),
         source=source,
+        start=0.0,
         equity=float(row["equity"]),
         total_return=0.0,
         realized=as_number(row["realized_pnl"]),

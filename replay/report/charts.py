@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import fields
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 from msgspec.structs import replace
@@ -67,10 +67,7 @@ def broken(
 
 
 def equity_chart(report: Report) -> Chart:
-    """Draw equity against the other accounts and the random twins, drawdown and exposure.
-
-    Accounts that dwarf the run have a panel of their own.
-    """
+    """Draw equity against the other accounts and the random twins, drawdown and exposure."""
     times = report.marks_ms.tolist()
     returns: list[Layer] = []
     for twins in report.random:
@@ -78,27 +75,15 @@ def equity_chart(report: Report) -> Chart:
         role: ChartRole = "soft" if twins is report.random[0] else "faint"
         name = f"random twins of {twins.of}, 5–95 %"
         returns.append(BandLayer(name, times, rounded(low), rounded(high), role))
-    losses: list[Layer] = []
-    dwarfing, beside = _dwarfing(report), list[Layer]()
     labels = {of.name: of.label for of in report.accounts}
-    for curve in reversed(report.curves):
-        change = 100 * (curve.equity / curve.equity[0] - 1)
-        at, (change, lost) = broken(
-            report.marks_ms,
-            change,
-            -100 * curve.drawdown,
-            calendar=report.record.bar_times.calendar,
+    curves = [
+        AccountCurve(
+            replace(_line_of(report, curve.name), name=labels[curve.name]),
+            curve.equity / curve.equity[0] - 1,
+            curve.drawdown,
         )
-        drawn = _line_of(report, curve.name)
-        drawn = replace(drawn, name=labels[curve.name], x=at)
-        panel_of = beside if curve.name in dwarfing else returns
-        panel_of.append(replace(drawn, y=rounded(change)))
-        losses.append(replace(drawn, y=rounded(lost), width=1.0))
-    across = time_axis()
-    of_return = ChartAxis("return, %", unit=" %", digits=2)
-    of_others = ChartAxis("return of accounts that went further, %", unit=" %", digits=2)
-    others = [ChartPanel(beside, across, of_others, 140)] if beside else []
-    title = "Equity"
+        for curve in report.curves
+    ]
     held = LineLayer(
         "position",
         times,
@@ -107,45 +92,84 @@ def equity_chart(report: Report) -> Chart:
         is_step=True,
         is_filled=True,
     )
+    calendar = report.record.bar_times.calendar
+    return accounts_chart(report.marks_ms, curves, [held], below=returns, calendar=calendar)
+
+
+class AccountCurve(NamedTuple):
+    """How an account is drawn, its return since the start and its share lost from the peak."""
+
+    line: LineLayer  # without its points
+    change: Floats
+    lost: Floats
+
+
+def accounts_chart(
+    times_ms: Ints,
+    curves: Sequence[AccountCurve],
+    held: Sequence[Layer],
+    *,
+    below: Sequence[Layer] = (),
+    calendar: Calendar | None = None,
+) -> Chart:
+    """Draw accounts at *times_ms*, the run's own first, over the position *held*.
+
+    *below* lies under their returns. Accounts that dwarf the run have a panel of their own.
+    """
+    returns, beside, losses = [*below], list[Layer](), list[Layer]()
+    dwarfs = _dwarfing([curve.change for curve in curves])
+    for place, curve in reversed(list(enumerate(curves))):
+        at, (change, lost) = broken(
+            times_ms, 100 * curve.change, -100 * curve.lost, calendar=calendar
+        )
+        drawn = replace(curve.line, x=at)
+        (beside if place in dwarfs else returns).append(replace(drawn, y=rounded(change)))
+        losses.append(replace(drawn, y=rounded(lost), width=1.0))
+    across = time_axis()
+    of_return = ChartAxis("return, %", unit=" %", digits=2)
+    of_others = ChartAxis("return of accounts that went further, %", unit=" %", digits=2)
+    of_held = ChartAxis("position, %", unit=" %", digits=1, has_zero=True)
     panels = [
         ChartPanel(returns, across, of_return, 300),
-        *others,
+        *([ChartPanel(beside, across, of_others, 140)] if beside else []),
         ChartPanel(losses, across, ChartAxis("drawdown, %", unit=" %", digits=2), 110),
-        ChartPanel(
-            [held], across, ChartAxis("position, %", unit=" %", digits=1, has_zero=True), 90
-        ),
+        ChartPanel(held, across, of_held, 90),
     ]
     caption = "Return since the start, share lost from the peak, and the position held."
-    return Chart(title, caption, panels, is_aligned=True, lines_first=LINES_FIRST)
+    return Chart("Equity", caption, panels, is_aligned=True, lines_first=LINES_FIRST)
 
 
 def _line_of(report: Report, account: str) -> LineLayer:
     """Return how *account* is drawn, without its points."""
     if account == report.record.account.name:
-        return LineLayer("", (), (), "accent", 2.2)
+        return OWN_LINE
     shadows = [of.name for of in report.record.twins]
     if account in shadows:
-        style = SHADOW_STYLES[shadows.index(account) % len(SHADOW_STYLES)]
-        return LineLayer("", (), (), *style)
-    if account == BUY_AND_HOLD:
-        return LineLayer("", (), (), "ink", 1.2, "dot")
-    return LineLayer("", (), (), "muted", 1.3)
+        return shadow_line(shadows.index(account))
+    return WHOLE_LINE if account == BUY_AND_HOLD else OTHER_LINE
 
 
-def _dwarfing(report: Report) -> set[str]:
-    """Return the accounts that would leave the run too little of the panel's height."""
-    run_change, *others = (100 * (curve.equity / curve.equity[0] - 1) for curve in report.curves)
-    reach = {
-        curve.name: (float(change.min()), float(change.max()))
-        for curve, change in zip(report.curves[1:], others, strict=True)
-    }
-    low, high = float(run_change.min()), float(run_change.max())
-    dwarfing: set[str] = set()
-    for name in sorted(reach, key=lambda of: max(map(abs, reach[of])), reverse=True):
+OWN_LINE: Final = LineLayer("", (), (), "accent", 2.2)
+WHOLE_LINE: Final = LineLayer("", (), (), "ink", 1.2, "dot")
+OTHER_LINE: Final = LineLayer("", (), (), "muted", 1.3)
+"""How the run's account, buy and hold with all the money, and other benchmarks are drawn."""
+
+
+def shadow_line(place: int) -> LineLayer:
+    """Return how the shadow account of that place is drawn."""
+    return LineLayer("", (), (), *SHADOW_STYLES[place % len(SHADOW_STYLES)])
+
+
+def _dwarfing(changes: Sequence[Floats]) -> set[int]:
+    """Return the places of *changes* that would leave the first too little of a panel's height."""
+    (low, high), *others = ((float(of.min()), float(of.max())) for of in changes)
+    reach = dict(enumerate(others, start=1))
+    dwarfing: set[int] = set()
+    for place in sorted(reach, key=lambda of: max(map(abs, reach[of])), reverse=True):
         kept = [(low, high), *(of for other, of in reach.items() if other not in dwarfing)]
         height = max(top for _, top in kept) - min(bottom for bottom, _ in kept)
         if high > low and high - low < LEAST_HEIGHT * height:
-            dwarfing.add(name)
+            dwarfing.add(place)
     return dwarfing
 
 

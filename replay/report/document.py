@@ -62,7 +62,9 @@ def report_document(
         parts += _influence(analysis)
     elif analysis is not None:
         parts += _heads(analysis)
-    parts += [_section("Trades"), *trades(report), _section("Gaps in the data")]
+    parts += [_section("Trades"), *trades(report)]
+    parts += _taken(remaining, "shortfall", "shortfall_decisions")
+    parts += [_section("Gaps in the data")]
     parts += _taken(remaining, "gaps", otherwise="The data have no gap.")
     for drawn in ("months", "last_trades"):  # a calendar, and every trade with its explanation
         remaining.pop(drawn, None)

@@ -45,6 +45,7 @@ from tracepaper.replay.report.report import (
     stretches,
 )
 from tracepaper.replay.report.risk_heads import tables_of
+from tracepaper.replay.report.shortfall import shortfall_tables
 from tracepaper.replay.report.trades import (
     ClosedTrade,
     TradeGroup,
@@ -358,6 +359,11 @@ def _listed(report: Report) -> Iterator[Table]:
     if report.listed:
         title = "Orders by list, and what became of each"
         yield listed(report.listed, title=title, shown=LAST_TRADES)
+
+
+@declared
+def _shortfall(report: Report) -> Iterator[Table]:
+    yield from shortfall_tables(report.shortfalls)
 
 
 @declared

@@ -240,6 +240,7 @@ class Report:
     heads: int  # of a layer of the run's model; 0 where its card is not at hand
     said: SaidAndCame | None  # what auxiliary heads said; None of a run without them
     stretches: tuple[Stretch, ...]  # up to a halt, and by what the model was fitted on
+    shortfalls: tuple[Row, ...]  # of ``v_shortfall``: a trader's own fills beside the run's
 
     @property
     def own_trades(self) -> tuple[ClosedTrade, ...]:
@@ -265,7 +266,8 @@ def build_report(
         attention = read_attention(reader, record, wanted)
         grouped = next((name for name, of in closed.items() if of), record.account.name)
         explained = explain_trades(reader, record, chosen(closed[grouped]), attention)
-        listed = newest_listed(RunViews(reader.connection, run_id))
+        views = RunViews(reader.connection, run_id)
+        listed, shortfalls = newest_listed(views), tuple(views.rows("v_shortfall"))
         retrained = reader.of_type(run_id, RetrainingEnd)
         card = _card(record)
         outcomes = read_said(reader, record, card)
@@ -308,6 +310,7 @@ def build_report(
         heads=int(card.get("architecture", {}).get("heads", 0)),
         said=outcomes,
         stretches=stretches(record, closed[record.account.name]),
+        shortfalls=shortfalls,
     )
 
 

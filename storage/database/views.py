@@ -39,6 +39,7 @@ from tracepaper.storage.record.columns import (
     MONEY,
     PRICE,
     QUANTITY,
+    SHORTFALL_PARTS,
     TABLES,
 )
 from tracepaper.storage.record.rows import EVENT_TYPES, HALTED, INDEXED_KINDS
@@ -623,6 +624,36 @@ V_CHECKS: Final = View(
     "FROM runs r JOIN checks c ON c.run_key = r.run_key",
 )
 
+_LARGEST: Final = f"max({', '.join(f'abs(c.{part})' for part in SHORTFALL_PARTS)})"
+_CAUSES: Final = " ".join(f"WHEN abs(c.{part}) THEN '{part}'" for part in SHORTFALL_PARTS)
+
+V_SHORTFALL: Final = View(
+    "v_shortfall",
+    "what a decision ordered of one side, as paper and as a trader's own account filled it; no "
+    "part of the chain",
+    complete(
+        (
+            *of_step("c"),
+            ViewColumn("ordinal", "c.ordinal", "place among those of the step", "INTEGER"),
+            INSTRUMENT,
+            *exact(
+                "shortfall",
+                "c.account_result - c.paper_result",
+                MONEY,
+                "the account's result less paper's: the sum of its five parts",
+            ),
+            ViewColumn(
+                "cause",
+                f"CASE WHEN {_LARGEST} > 0 THEN CASE {_LARGEST} {_CAUSES} END END",
+                f"its largest part: {any_of(SHORTFALL_PARTS)}; null where there is none",
+            ),
+        ),
+        ("c", TABLES["shortfalls"]),
+    ),
+    "FROM runs r JOIN shortfalls c ON c.run_key = r.run_key "
+    "JOIN instruments i ON i.run_key = r.run_key AND i.instrument = c.instrument",
+)
+
 ACCOUNT_VIEWS: Final = (
     V_ORDERS,
     V_FILLS,
@@ -634,7 +665,13 @@ ACCOUNT_VIEWS: Final = (
     V_TWIN_EQUITY,
 )
 
-VIEWS: Final[tuple[View, ...]] = (*RUN_VIEWS, *DECISION_VIEWS, *ACCOUNT_VIEWS, V_CHECKS)
+VIEWS: Final[tuple[View, ...]] = (
+    *RUN_VIEWS,
+    *DECISION_VIEWS,
+    *ACCOUNT_VIEWS,
+    V_CHECKS,
+    V_SHORTFALL,
+)
 """Every view; ``view.row`` says what a row is, ``view.columns`` what each column means."""
 
 

@@ -559,6 +559,38 @@ _CHECKS = (
     _text("content", "JSON: the span, the first difference, or why it failed"),
 )
 
+
+def _beside(whose: str, name: str) -> tuple[Column, ...]:
+    """Return what the paper or the real account had of what a decision ordered."""
+    return (
+        _whole(f"{whose}_quantity", f"quantity that {name} filled", QUANTITY),
+        _whole(f"{whose}_notional", "price times quantity of its fills", MONEY),
+        _whole(f"{whose}_fee", "its fees; those in base at the mark", MONEY),
+        _whole(f"{whose}_ms", "market time of its first fill", TIME, null=True),
+        _whole(f"{whose}_result", "its result until the next decision that filled", MONEY),
+    )
+
+
+_SHORTFALLS = (
+    _key("run_key", "runs.run_key"),
+    _key("sequence"),
+    _key("ordinal"),
+    _whole("instrument"),
+    _text("side", "`BUY` or `SELL`", Side),
+    _POSITION_SIDE,
+    _whole("decided_ms", "market time of the decision", TIME),
+    _whole("ordered", "what it ordered; 0 of fills that no decision ordered", QUANTITY),
+    *_beside("paper", "paper"),
+    *_beside("account", "the account"),
+    _whole("price", "of the shortfall what the account's prices made", MONEY),
+    _whole("fee", "what its fees made", MONEY),
+    _whole("size", "what its quantities made, those of before included", MONEY),
+    _whole("delay", "what the market moved until the bar of its fill", MONEY),
+    _whole("missed", "all of it where the account filled nothing", MONEY),
+)
+SHORTFALL_PARTS: Final = ("price", "fee", "size", "delay", "missed")
+"""The columns of ``shortfalls`` that add up to the account's result less paper's."""
+
 # The id is made once a file; the run is the only one of a file that ``db pull`` made of it alone.
 _DATABASES = (_key("database_id", kind=TEXT), _text("only_run_id", null=True))
 _ARCHIVE_SERIES = (
@@ -603,6 +635,7 @@ TABLES: Final[dict[str, tuple[Column, ...]]] = {
     "halts": _HALTS,
     "prunes": _PRUNES,
     "checks": _CHECKS,
+    "shortfalls": _SHORTFALLS,
     "databases": _DATABASES,
     "archive_series": _ARCHIVE_SERIES,
     "archive_bars": _ARCHIVE_BARS,

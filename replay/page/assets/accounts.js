@@ -38,16 +38,6 @@ export const isHedged = (run) => run.config.account?.position_mode === "hedge";
 /** Whether the accounts beside the run's own are what it consists of: sides, or strategies. */
 export const hasParts = (run) => isHedged(run) || run.config.strategies != null;
 
-/** The accounts as a table shows them: behind several strategies what none of them has a share of. */
-export function accountRows(run) {
-  if (run.config.strategies == null) return run.accounts;
-  const parts = run.accounts.filter((each) => each.is_stored);
-  const equity = parts.slice(1).reduce((left, each) => left - each.equity, parts[0]?.equity ?? 0);
-  if (Math.abs(equity) < 0.005) return run.accounts;
-  const source = "the account's equity that no strategy has a share of: cash that trades nothing";
-  return [...parts, { name: "in reserve", source, equity, is_stored: true }, ...run.accounts.filter((each) => !each.is_stored)];
-}
-
 /** Tone, dash and width of each account, by its name. @returns {Map<string, {tone: string, dash: string, width: number}>} */
 export function accountStyles(run) {
   const [own, ...others] = run.accounts;
@@ -55,20 +45,4 @@ export function accountStyles(run) {
   others.filter((each) => each.is_stored).forEach((each, index) => styles.set(each.name, shadow(index)));
   others.filter((each) => !each.is_stored).forEach((each, index) => styles.set(each.name, BENCHMARKS[index % BENCHMARKS.length]));
   return styles;
-}
-
-const LEAST_HEIGHT = 0.2; // of a chart, that the run's own line fills
-
-/** The lines beside which the first, the run's own, would fill too little of the height: as in the report. */
-export function dwarfing([own, ...others]) {
-  const reachOf = ({ values }) => values.reduce(([low, high], value) => (value == null ? [low, high] : [Math.min(low, value), Math.max(high, value)]), [Infinity, -Infinity]);
-  const [low, high] = reachOf(own);
-  const reach = new Map(others.map((line) => [line, reachOf(line)]));
-  const found = [];
-  for (const line of [...others].sort((one, other) => Math.max(...reach.get(other).map(Math.abs)) - Math.max(...reach.get(one).map(Math.abs)))) {
-    const kept = others.filter((each) => !found.includes(each)).map((each) => reach.get(each));
-    const height = Math.max(high, ...kept.map(([, top]) => top)) - Math.min(low, ...kept.map(([bottom]) => bottom));
-    if (high > low && high - low < LEAST_HEIGHT * height) found.push(line);
-  }
-  return found;
 }

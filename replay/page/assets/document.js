@@ -5,8 +5,11 @@ import { ChartView } from "./document/chart.js";
 const ROWS_AT_ONCE = 200;
 const LONG = 32; // letters beyond which a column of text breaks its lines
 
-/** Draws `document`: {title, parts}, as `as_parts` of tracepaper.replay.document.values writes it. */
-export function DocumentView({ document: shown }) {
+/**
+ * Draws `document`: {title, parts}, as `as_parts` of tracepaper.replay.document.values writes it;
+ * `onStep` hears of a decision that is to be opened, `children` stand behind the parts.
+ */
+export function DocumentView({ document: shown, onStep, children }) {
   const places = useRef(new Map());
   const headings = shown.parts.filter((part) => part.style === "heading").map((part) => part.text);
   const go = (name) => {
@@ -14,13 +17,15 @@ export function DocumentView({ document: shown }) {
     place?.scrollIntoView({ behavior: "smooth" });
     place?.focus({ preventScroll: true });
   };
-  return html`<article class="document">
+  const open = ({ target }) => target.dataset.step && onStep?.(Number(target.dataset.step));
+  return html`<article class="document" onClick=${open}>
     <h1>${shown.title}</h1>
     ${headings.length > 2 &&
     html`<nav aria-label="sections">
       ${headings.map((name) => html`<button type="button" onClick=${() => go(name)}>${name}</button>`)}
     </nav>`}
     <${Parts} parts=${shown.parts} places=${places.current} />
+    ${children}
   </article>`;
 }
 
@@ -213,6 +218,7 @@ function Cell({ cell, title, kind = "" }) {
     const style = { width: `${(100 * cell.bar).toFixed(1)}%` };
     return html`<td data-title=${title} class="meter"><span class=${toneOf(cell)} style=${style}></span></td>`;
   }
+  if (cell.step !== undefined) return html`<td data-title=${title} class=${kind}><button type="button" data-step=${cell.step}>${cell.text}</button></td>`;
   const tint = cell.tint && {
     background: `color-mix(in srgb, var(--${cell.tint > 0 ? "gain" : "loss"}) ${Math.round(
       38 * Math.abs(cell.tint),

@@ -178,14 +178,5 @@ export function interval(ms) {
 export const word = (name) =>
   name.replace(/^confidence_(margin|calibrated)$/, "confidence").replace(/^risk[._]/, "").replaceAll("_", " ");
 
-const ACCOUNTS = { LONG: "long side", SHORT: "short side", held: "buy and hold at its own exposure", "buy_and_hold in full": "buy and hold" };
-
-/** An account's name in words; the shadow account of that name holds as much as the run did. */
-export const accountName = ({ name, is_stored: isStored }) =>
-  ACCOUNTS[name] ?? name.replaceAll("_", " ") + (name === "buy_and_hold" && isStored ? " at its own exposure" : "");
-
 /** A strategy's name without the module of its class. */
 export const strategyName = (name) => name.slice(name.lastIndexOf(":") + 1);
-
-/** What each account began with, by its name: shadow accounts of a continued run have their own. */
-export const startsOf = (run) => new Map(run.accounts.map((each) => [each.name, each.equity / (1 + each.total_return)]));

@@ -1,6 +1,6 @@
 /** The page's first sentence, and the line under it. */
 import { html } from "./vendor/htm-preact.js";
-import { accountName, count, margin, moment, number, percent, quantity, when, word, zoneName } from "./format.js";
+import { count, margin, moment, number, percent, quantity, when, word, zoneName } from "./format.js";
 
 const baseOf = (run, id) => run.instruments.find((each) => each.id === id)?.base ?? id;
 
@@ -50,7 +50,7 @@ function Against({ own, other }) {
   const size = Math.abs(gap) < 0.0005 ? `${number(Math.abs(gap) * 1e4, 1)} bp` : percent(Math.abs(gap));
   const isMean = other.name === "held";
   return html`<span class="term" title=${other.source}>
-    <b>${size}</b> ${gap < 0 ? "behind" : "ahead of"} ${accountName(other)}${isMean && other.mean_exposure != null ? `, ${percent(other.mean_exposure)}` : ""}
+    <b>${size}</b> ${gap < 0 ? "behind" : "ahead of"} ${other.title}${isMean && other.mean_exposure != null ? `, ${percent(other.mean_exposure)}` : ""}
   </span>`;
 }
 

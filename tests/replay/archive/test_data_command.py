@@ -1,10 +1,15 @@
+"""``tracepaper data``, as it is typed: candles, archives and recorded books."""
+
 from __future__ import annotations
 
 import json
 from pathlib import Path
 
 import pytest
+from depth_cases import FIRST_MS as FIRST_BOOK_MS
+from depth_cases import walk, write
 from exchange_client import FIRST_MS, MINUTE, candles
+from programs import ROOT
 from typer.testing import CliRunner
 from waiting import deadline
 
@@ -17,6 +22,7 @@ from tracepaper.strategies.units import iso
 SAMPLES = Path(__file__).parents[2] / "data" / "candles"
 BTC = str(SAMPLES / "binance_um_BTCUSDT_1m_2025-05.csv.gz")
 SOL = str(SAMPLES / "binance_um_SOLUSDT_1m_2025-05.csv.gz")
+LINEAR = str(ROOT / "replay" / "samples" / "linear_session_2026-08-09_short.jsonl.gz")
 SPOT = str(SAMPLES / "binance_spot_BTCUSDT_1h_2017-2018.csv.gz")
 
 
@@ -102,3 +108,28 @@ async def test_fetch_fills_an_archive_and_goes_on_where_it_ended(tmp_path: Path)
     bars, times = await fetched(tmp_path)
     assert bars == 150
     assert times == [FIRST_MS + i * MINUTE for i in range(250)]
+
+
+def test_recorded_frames_become_a_file_that_check_reads(tmp_path: Path) -> None:
+    out = str(tmp_path / "btc.depth")
+    text = run("record", "BTCUSDT", "--from", LINEAR, "--every", "50", "--out", out)
+    assert "linear:BTCUSDT, 50 levels a side each 50 ms, from frames" in text
+    assert "0 gaps" in text
+    assert run("check", out) == text
+    (found,) = json.loads(run("check", out, "--json"))["files"]
+    assert (found["valid"], found["instrument"], found["gaps"]) == (True, "linear:BTCUSDT", [])
+    assert found["books"] * 50 == found["recorded_ms"] > 1_000
+    assert json.loads(run("record", "BTCUSDT", "--from", LINEAR, "--out", out + "1", "--json"))
+
+
+def test_check_says_gaps_and_a_torn_end(tmp_path: Path) -> None:
+    path = tmp_path / "a.depth"
+    write(path, walk(70))
+    for number in range(1, 8):
+        write(path, walk(1, first_ms=FIRST_BOOK_MS + number * 1_000_000), cause="stopped")
+    with path.open("ab") as file:
+        file.write(b"\x1f\x8b\x08\x00TP")
+    text = run("check", str(path))
+    assert "7 gaps: 2025-01-01T00:01:09Z to 2025-01-01T00:16:40Z (stopped); " in text
+    assert "and 2 more" in text
+    assert "The last 6 bytes of" in text

@@ -436,7 +436,7 @@ def test_orders_that_nothing_covers_are_counted_and_named(
         Execution("BTCUSDT", Side.BUY, first.price, Decimal(1), START_MS - 1, None, ""),
         Execution("BTCUSDT", Side.BUY, first.price * 2, Decimal(1), first.time_ms, None, ""),
     ]
-    fills.taken += strange
+    fills.fills += strange
     found = calibrate(fills, paper, costs_of(), 100)
     assert found.orders == 108
     assert found.left_out == {

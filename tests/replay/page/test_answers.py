@@ -21,6 +21,7 @@ from tracepaper.replay.explain.decision import margin_text
 from tracepaper.replay.page import (
     decisions,
     derivations,
+    documents,
     marks,
     records,
     rollups,
@@ -146,6 +147,22 @@ def test_orders_that_rested_are_those_of_the_views(rested: ShownRun) -> None:
     middle = rows[len(rows) // 2]["created_ms"]
     before = [row["order_id"] for row in rows if row["created_ms"] < middle]
     assert [one.order_id for one in marks.marks(rested, None, middle).orders] == before
+
+
+def test_the_account_is_a_document_whose_curves_end_at_its_figures(shown: ShownRun) -> None:
+    parts = documents.account(shown).parts
+    accounts = runs.accounts(shown)
+    table, chart = (
+        next(part for part in parts if part["kind"] == kind) for kind in ("table", "chart")
+    )
+    assert [row[0] for row in table["rows"]] == [of.title for of in accounts]
+    layers = {layer["name"]: layer for layer in chart["panels"][0]["layers"]}
+    for of in accounts:
+        assert layers[of.title]["y"][-1] == pytest.approx(100 * of.total_return, abs=1e-3)
+    lost = chart["panels"][-2]["layers"][-1]
+    equity = np.array(runs.equity(shown, None, None, 20_000).equity["this run"])
+    worst = (1 - equity / np.maximum.accumulate(equity)).max()
+    assert -min(lost["y"]) >= 100 * worst - 1e-3
 
 
 def test_a_symbol_has_its_own_marks(pair_database: Path) -> None:

@@ -168,7 +168,8 @@ def test_two_runs_are_chosen_and_compared(browser: Browser, url: str) -> None:
         others.nth(1).check()
         expect(others.nth(0)).not_to_be_checked()
         page.get_by_role("button", name="Compare the two").click()
-        expect(page.locator("p.sentence")).to_contain_text("common decisions are the same")
+        strong = page.locator(".document .strong")
+        expect(strong).to_contain_text("common decisions are the same")
         page.go_back()
         expect(page.locator("h1")).to_have_text("Runs")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sqlite3
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +18,7 @@ from report_cases import BTC, cross, replayed
 import tracepaper
 from tracepaper.replay.document.charts import Chart
 from tracepaper.replay.document.values import Table
-from tracepaper.replay.page import model, records, routes, runs
+from tracepaper.replay.page import documents, model, routes, runs
 from tracepaper.replay.page.databases import Databases, HttpRefusal, ShownRun
 from tracepaper.storage.sweeps import SweepFile, is_sweep, read_sweep
 
@@ -108,24 +109,32 @@ def test_a_damaged_sweep_is_one_sentence(swept: Path, tmp_path: Path) -> None:
 
 def test_two_runs_differ_where_their_views_do(shown: ShownRun, tmp_path: Path) -> None:
     other = shown_of(replayed(tmp_path, cross(long_only=True), "--data", BTC))
-    found = records.compare(shown, other)
+    first, fields, *_, table = documents.compare(shown, other).parts
+    identical, count = map(int, re.findall(r"\d+", first["text"].replace(",", ""))[:2])
+    differing = dict(re.findall(r"([a-z ]+) (\d+)[,.]", fields["text"].partition(": ")[2]))
+    named = {name.strip(): int(times) for name, times in differing.items()}
     one, two = (
         {(row["instrument"], row["open_time_ms"]): row for row in run.views.rows("v_decisions")}
         for run in (shown, other)
     )
     common = one.keys() & two.keys()
-    assert found.common == len(common) > found.identical > 0
+    assert count == len(common) > identical > 0
+    assert first["text"].endswith(f"{_return(shown)} beside {_return(other)}.")
     for field in ("action", "allowed", "target_quantity", "reason"):
         expected = sum(one[key][field] != two[key][field] for key in common)
-        assert found.fields.get(field, 0) == expected, field
+        assert named.get(field.replace("_", " "), 0) == expected, field
     both = [dict(decision_hashes(run.database)) for run in (shown, other)]
-    assert found.identical == sum(both[0][at] == both[1][at] for _, at in common)
-    first = found.differing[0]
-    assert "action" in first.fields  # what was done otherwise comes before why
-    key = (first.instrument, first.open_time_ms)
-    assert (one[key]["sequence"], two[key]["sequence"]) == (first.left, first.right)
-    acted = ["action" in each.fields for each in found.differing]
+    assert identical == sum(both[0][at] == both[1][at] for _, at in common)
+    left, right, bar, _, what = table["rows"][0]
+    assert "action" in what  # what was done otherwise comes before why
+    key = ("linear:BTCUSDT", bar["sort"])
+    assert (one[key]["sequence"], two[key]["sequence"]) == (left["step"], int(right["sort"]))
+    acted = ["action" in fields for *_, fields in table["rows"]]
     assert acted == sorted(acted, reverse=True)
+
+
+def _return(shown: ShownRun) -> str:
+    return f"{100 * (runs.run_row(shown).total_return or 0.0):+,.2f} %"
 
 
 # ---------------------------------------------------------------- the model

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from inspect import Parameter, signature
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -46,115 +47,70 @@ def by_matrices(
     return (scores.softmax(-1) @ value).transpose(1, 2), padded
 
 
-class Version2(ModuleType):
-    """Returns a logsumexp, and a matrix that is empty without dropout, where they are asked for."""
+class Version(NamedTuple):
+    """How a version answers: by its module, an option, its open sides, and what it returns."""
 
-    def flash_attn_func(
-        self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        dropout_p: float = 0.0,
-        *,
-        softmax_scale: float | None = None,
-        causal: bool = False,
-        window_size: tuple[int, int] = (-1, -1),
-        softcap: float = 0.0,
-        return_attn_probs: bool = False,
-    ) -> Any:
-        assert softmax_scale is not None
-        output, logsumexp = by_matrices(q, k, v, softmax_scale, causal, window_size)
-        return (output, logsumexp, None) if return_attn_probs else output
+    module: str
+    option: str  # that asks for the logsumexp; empty where there is none
+    open_side: int | None  # an open side of a window
+    answers: Callable[[Tensor, Tensor, bool], Any]  # with output, logsumexp and the option
 
+    def made(self) -> ModuleType:
+        """Return its module, whose function has the parameters that its interface documents."""
 
-class Version3(ModuleType):
-    """Later builds of version 3: two results where they are asked for."""
+        def flash_attn_func(
+            q: Tensor,
+            k: Tensor,
+            v: Tensor,
+            *,
+            softmax_scale: float,
+            causal: bool = False,
+            window_size: tuple[int | None, int | None] = (self.open_side,) * 2,
+            **options: bool,
+        ) -> Any:
+            assert options.keys() <= {self.option}
+            assert self.open_side == -1 or -1 not in window_size, "an open side is None here"
+            left, right = (-1 if side is None else side for side in window_size)
+            found = by_matrices(q, k, v, softmax_scale, causal, (left, right))
+            return self.answers(*found, options.get(self.option, False))
 
-    def flash_attn_func(
-        self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        *,
-        softmax_scale: float | None = None,
-        causal: bool = False,
-        window_size: tuple[int, int] = (-1, -1),
-        return_attn_probs: bool = False,
-    ) -> Any:
-        assert softmax_scale is not None
-        output, logsumexp = by_matrices(q, k, v, softmax_scale, causal, window_size)
-        return (output, logsumexp) if return_attn_probs else output
-
-
-class Version3Early(ModuleType):
-    """Earlier builds of version 3: always two results, and no such option."""
-
-    def flash_attn_func(
-        self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        *,
-        softmax_scale: float | None = None,
-        causal: bool = False,
-        window_size: tuple[int, int] = (-1, -1),
-    ) -> Any:
-        assert softmax_scale is not None
-        return by_matrices(q, k, v, softmax_scale, causal, window_size)
-
-
-class Version4(ModuleType):
-    """Version 4: open sides are None, and the logsumexp is None unless it is asked for."""
-
-    def flash_attn_func(
-        self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        *,
-        softmax_scale: float | None = None,
-        causal: bool = False,
-        window_size: tuple[int | None, int | None] = (None, None),
-        return_lse: bool = False,
-    ) -> Any:
-        assert softmax_scale is not None
-        assert -1 not in window_size, "an open side is None here"
-        left, right = (-1 if side is None else side for side in window_size)
-        output, logsumexp = by_matrices(q, k, v, softmax_scale, causal, (left, right))
-        return output, logsumexp if return_lse else None
-
-
-class Silent(ModuleType):
-    """A version that gives no logsumexp at all."""
-
-    def flash_attn_func(
-        self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        *,
-        softmax_scale: float | None = None,
-        causal: bool = False,
-        window_size: tuple[int, int] = (-1, -1),
-    ) -> Any:
-        assert softmax_scale is not None
-        return by_matrices(q, k, v, softmax_scale, causal, window_size)[0]
+        taken = signature(flash_attn_func)
+        *named, _ = taken.parameters.values()
+        if self.option:
+            named.append(Parameter(self.option, Parameter.KEYWORD_ONLY, default=False))
+        vars(flash_attn_func)["__signature__"] = taken.replace(parameters=named)
+        module = ModuleType(self.module)
+        vars(module)["flash_attn_func"] = flash_attn_func
+        return module
 
 
 VERSIONS = {
-    "2": ("flash_attn.flash_attn_interface", Version2),
-    "3": ("flash_attn_interface", Version3),
-    "3 early": ("flash_attn_interface", Version3Early),
-    "4": ("flash_attn.cute", Version4),
-}
+    # A matrix that is empty without dropout comes with the logsumexp.
+    "2": Version(
+        "flash_attn.flash_attn_interface", "return_attn_probs", -1,
+        lambda output, logsumexp, asked: (output, logsumexp, None) if asked else output,
+    ),
+    "3": Version(
+        "flash_attn_interface", "return_attn_probs", -1,
+        lambda output, logsumexp, asked: (output, logsumexp) if asked else output,
+    ),
+    "3 early": Version(
+        "flash_attn_interface", "", -1, lambda output, logsumexp, _: (output, logsumexp)
+    ),
+    "4": Version(
+        "flash_attn.cute", "return_lse", None,
+        lambda output, logsumexp, asked: (output, logsumexp if asked else None),
+    ),
+}  # fmt: skip
+SILENT = Version("flash_attn_interface", "", -1, lambda output, _logsumexp, _asked: output)
 
 
-def install(name: str, made_of: type[ModuleType], patch: pytest.MonkeyPatch) -> ModuleType:
-    module = made_of(name)
-    parent, _, _ = name.rpartition(".")
+def install(version: Version, patch: pytest.MonkeyPatch) -> ModuleType:
+    module = version.made()
+    parent, _, _ = version.module.rpartition(".")
     if parent:
         patch.setitem(sys.modules, parent, ModuleType(parent))
-    patch.setitem(sys.modules, name, module)
+    patch.setitem(sys.modules, version.module, module)
     flash_package.cache_clear()
     return module
 
@@ -164,12 +120,12 @@ def installed(
     request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[ModuleType]:
     """Each version's module under its own name."""
-    yield install(*VERSIONS[request.param], monkeypatch)
+    yield install(VERSIONS[request.param], monkeypatch)
     flash_package.cache_clear()
 
 
 def test_a_version_without_a_logsumexp_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    install("flash_attn_interface", Silent, monkeypatch)
+    install(SILENT, monkeypatch)
     with pytest.raises(AttentionInvalid, match="returns no logsumexp"):
         FlashPackage.attend(*inputs(), Mask(), 0.3)
     flash_package.cache_clear()

@@ -1,4 +1,4 @@
-"""The streaming forecaster: warm, step and scan are one function of the last ``context`` bars."""
+"""The streaming forecaster: its own rows, and one bar of several instruments in one pass."""
 
 from __future__ import annotations
 
@@ -10,52 +10,82 @@ import models
 import numpy as np
 import pytest
 import torch
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
 from numpy.typing import NDArray
+from rounding import gamma
 
 from tracepaper.strategies.features import rows as features
+from tracepaper.strategies.features.rows import FeatureRows, FeatureStreams
 from tracepaper.strategies.forecasters.streaming import StreamingForecaster
+from tracepaper.strategies.networks.flash import FlashConfig
 from tracepaper.strategies.types.decisions import Forecast
+from tracepaper.strategies.types.market import Bar
 
-NAME = "linear:BTCUSDT"
-BARS = builders.bars(1_900, seed=5)
-FIGURES = ("mean_return", "stdev_return", "p_down", "p_flat", "p_up", "volatility")
+torch.set_num_threads(1)
+NAMES = ("linear:BTCUSDT", "spot:ETHUSDT", "linear:SOLUSDT", "spot:XRPUSDT")
+BARS = {
+    name: builders.bars(1_700, seed=seed, instrument_id=name) for seed, name in enumerate(NAMES)
+}
+LONG = builders.bars(1_900, seed=5)
+AGES = dict(zip(NAMES, (1_300, 1_000, 610, 0), strict=True))
+"""Bars known before the first step together: past a wrap, full, short of context, none."""
+ODDS = ("p_down", "p_flat", "p_up")
 MEASURES = ("confidence", "recent_mass", "older_mass", "shift")
+NEAR = gamma(3 * 2 * 16, torch.float32)
+"""In each of three layers a state takes in two sums of 16 products, in another order in a batch."""
 
 
-def table(answers: Sequence[Forecast | None]) -> NDArray[np.float64]:
-    """Return every number of the answers, [bar, number]; all of them must be forecasts."""
-    rows = []
-    for answer in answers:
-        assert answer is not None
-        assert answer.explanation is not None
-        told = answer.explanation
-        rows.append(
-            [x for name in FIGURES for x in getattr(answer, name)]
-            + [getattr(told, name) for name in MEASURES]
-            + np.frombuffer(told.entropy, "<f4").tolist()
-            + np.frombuffer(told.buckets, "<f4").tolist()
-        )
-    return np.array(rows)
+def numbers(answer: Forecast) -> NDArray[np.float64]:
+    """Return every number of *answer* in its own scale: of a return that is its deviation."""
+    told = answer.explanation
+    assert told is not None
+    deviation = np.array(answer.stdev_return)
+    return np.concatenate(
+        [
+            np.array(answer.mean_return) / deviation,
+            np.log(deviation),
+            np.log(answer.volatility),
+            [x for name in ODDS for x in getattr(answer, name)],
+            [getattr(told, name) for name in MEASURES],
+            np.frombuffer(told.entropy, "<f4"),
+            np.frombuffer(told.buckets, "<f4"),
+        ]
+    )
 
 
-@pytest.fixture(scope="module")
-def scanned() -> list[Forecast | None]:
-    return models.forecaster().scan(BARS)
+def assert_equal(found: Sequence[Forecast | None], wanted: Sequence[Forecast | None]) -> None:
+    """Hold answers against each other to ``NEAR`` of scale."""
+    assert [x is None for x in found] == [x is None for x in wanted]
+    for one, other in zip(found, wanted, strict=True):
+        if one is not None and other is not None:
+            np.testing.assert_allclose(numbers(one), numbers(other), rtol=NEAR, atol=NEAR)
+
+
+def warmed(ages: dict[str, int], config: FlashConfig = models.SMALL) -> StreamingForecaster:
+    made = models.forecaster(config)
+    for name, age in ages.items():
+        made.warm(name, BARS[name][:age])
+    return made
+
+
+# ---------------------------------------------------------------- one instrument
 
 
 def test_a_live_step_attends_one_window_a_layer() -> None:
     made = models.forecaster()
-    made.warm(NAME, BARS[:1_000])
+    made.warm(NAMES[0], LONG[:1_000])
     before = made.attended_pairs
-    for bar in BARS[1_000:1_020]:
+    for bar in LONG[1_000:1_020]:
         made.step(bar)
     assert made.attended_pairs - before == 20 * 3 * 50
 
 
 def test_the_attribution_equals_the_dense_rollout() -> None:
     made = models.forecaster()
-    made.warm(NAME, BARS[:900])
-    queries, keys, _ = zip(*_history(made), strict=True)
+    made.warm(NAMES[0], LONG[:900])
+    _, layers = made.history(NAMES[0])
+    queries, keys, _ = zip(*layers, strict=True)
     row = torch.zeros(148, dtype=torch.float64)
     row[-1] = 1.0
     age = torch.arange(148)[:, None] - torch.arange(148)
@@ -64,18 +94,13 @@ def test_the_attribution_equals_the_dense_rollout() -> None:
         scores = query[0].double() @ key[0].double().mT * query.shape[-1] ** -0.5
         shares = scores.masked_fill(hidden, -torch.inf).softmax(-1).mean(0)
         row = 0.5 * row + 0.5 * row @ shares
-    np.testing.assert_allclose(made.explain(NAME).weights, row.numpy(), rtol=0, atol=1e-6)
-
-
-def _history(made: StreamingForecaster) -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
-    _, layers = made.history(NAME)
-    return layers
+    np.testing.assert_allclose(made.explain(NAMES[0]).weights, row.numpy(), rtol=0, atol=1e-6)
 
 
 def test_the_first_answer_of_a_stream_has_no_shift() -> None:
     """With a context of one bar and no bar before it there is nothing to compare."""
     made = models.forecaster(replace(models.SMALL, window=1))
-    answers = made.scan(BARS[: made.context + 1])
+    answers = made.scan(LONG[: made.context + 1])
     first, second = answers[-2:]
     assert first is not None
     assert first.explanation is not None
@@ -85,8 +110,8 @@ def test_the_first_answer_of_a_stream_has_no_shift() -> None:
     assert second.explanation.shift == pytest.approx(0.0, abs=1e-3)
 
 
-def test_a_row_that_is_not_finite_spoils_its_own_forecast_alone(
-    monkeypatch: pytest.MonkeyPatch, scanned: list[Forecast | None]
+def test_a_row_of_a_scan_that_is_not_finite_spoils_its_own_forecast_alone(
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def broken(schema: features.FeatureSchema, columns: features.Columns) -> features.FeatureBlock:
         block = compute(schema, columns)
@@ -94,10 +119,122 @@ def test_a_row_that_is_not_finite_spoils_its_own_forecast_alone(
         return block
 
     compute = features.compute
+    scanned = models.forecaster().scan(LONG)
     monkeypatch.setattr(features, "compute", broken)
-    found = models.forecaster().scan(BARS)
+    found = models.forecaster().scan(LONG)
     assert found[:1_200] == scanned[:1_200]
     spoiled = found[1_200]
     assert spoiled is not None
     assert np.isnan(spoiled.mean_return).all()
-    assert np.isfinite(table(found[1_201:])).all()
+    assert all(one is not None and np.isfinite(numbers(one)).all() for one in found[1_201:])
+
+
+# ---------------------------------------------------------------- several in one pass
+
+
+@pytest.mark.parametrize("encoding", ["rope", "alibi", "sinusoidal", "learned"])
+def test_instruments_of_different_ages_are_stepped_as_if_alone(encoding: str) -> None:
+    config = replace(models.SMALL, encoding=encoding, window=40, clock=("week",))
+    alone, together = warmed(AGES, config), warmed(AGES, config)
+    found: list[Forecast | None] = []
+    wanted: list[Forecast | None] = []
+    for turn in range(80):
+        bars = [BARS[name][AGES[name] + turn] for name in NAMES]
+        found += together.predict_many(bars)
+        wanted += [alone.step(bar) for bar in bars]
+    assert sum(x is not None for x in wanted) > 160
+    assert any(x is None for x in wanted)
+    assert_equal(found, wanted)
+    assert together.attended_pairs == alone.attended_pairs
+
+
+@pytest.mark.slow
+def test_rings_that_wrap_around_together_keep_their_windows() -> None:
+    """A ring moves its rows to its front after 512 bars; here each does so."""
+    ages = {name: 640 + 60 * seed for seed, name in enumerate(NAMES[:2])}
+    config = replace(models.SMALL, layers=1, window=20)
+    alone, together = warmed(ages, config), warmed(ages, config)
+    for turn in range(600):
+        bars = [BARS[name][age + turn] for name, age in ages.items()]
+        assert_equal(together.predict_many(bars), [alone.step(bar) for bar in bars])
+
+
+@pytest.mark.slow
+@settings(max_examples=6, deadline=None, phases=[Phase.explicit, Phase.generate])
+@given(
+    st.lists(
+        st.lists(st.sampled_from(NAMES), min_size=1, max_size=4, unique=True),
+        min_size=30,
+        max_size=30,
+    ),
+    st.sampled_from(["rope", "alibi"]),
+)
+def test_instruments_that_miss_bars_are_stepped_as_if_alone(
+    turns: list[list[str]], encoding: str
+) -> None:
+    """Time goes on for all; who has no bar at a turn has a hole there."""
+    ages = dict.fromkeys(NAMES, 700)
+    config = replace(models.SMALL, encoding=encoding, layers=2, window=30)
+    alone, together = warmed(ages, config), warmed(ages, config)
+    for turn, present in enumerate(turns):
+        bars = [BARS[name][700 + 30 * turn] for name in present]
+        assert_equal(together.predict_many(bars), [alone.step(bar) for bar in bars])
+
+
+def test_steps_scans_and_warms_of_one_go_between_steps_of_all() -> None:
+    ages = dict.fromkeys(NAMES, 800)
+    alone, together = warmed(ages), warmed(ages)
+    first, second = NAMES[:2]
+
+    def step_all(at: int) -> None:
+        bars = [BARS[name][at] for name in NAMES]
+        assert_equal(together.predict_many(bars), [alone.step(bar) for bar in bars])
+
+    step_all(800)
+    for made in (alone, together):
+        made.step(BARS[first][801])
+        made.scan(BARS[second][801:870])
+        made.warm(NAMES[2], BARS[NAMES[2]][100:850])
+    step_all(870)
+    step_all(871)
+    assert together.explain(second).weights == pytest.approx(
+        alone.explain(second).weights, abs=1e-6
+    )
+
+
+def test_the_bits_of_a_group_depend_on_its_members_and_their_order_alone() -> None:
+    """Not on which instruments are known beside them, nor on where these lie in memory."""
+    group = (NAMES[2], NAMES[0])
+    orders = (NAMES, group, NAMES[::-1], (NAMES[0], NAMES[1], NAMES[2]))
+    found = []
+    for order in orders:
+        made = warmed(dict.fromkeys(order, 800))
+        found.append(
+            [made.predict_many([BARS[name][at] for name in group]) for at in range(800, 840)]
+        )
+    assert found[1:] == found[:1] * 3
+
+
+def test_a_row_that_is_not_finite_spoils_its_own_forecast_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ages = dict.fromkeys(NAMES, 800)
+    alone, together = warmed(ages), warmed(ages)
+    step = FeatureStreams.step
+
+    def broken(
+        self: FeatureStreams, bars: Sequence[Bar], streams: Sequence[int] = (0,)
+    ) -> FeatureRows:
+        rows = step(self, bars, streams)
+        rows.values[[bar is BARS[NAMES[0]][800] for bar in bars], 3] = np.inf
+        return rows
+
+    monkeypatch.setattr(FeatureStreams, "step", broken)
+    for at in (800, 801):
+        bars = [BARS[name][at] for name in NAMES]
+        found, wanted = together.predict_many(bars), [alone.step(bar) for bar in bars]
+        assert_equal(found[1:], wanted[1:])
+        spoiled = found[0]
+        assert spoiled is not None
+        assert np.isnan(spoiled.mean_return).all() == (at == 800)
+        assert spoiled.p_up == pytest.approx(wanted[0].p_up if wanted[0] else (), abs=1e-6)

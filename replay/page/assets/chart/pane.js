@@ -1,7 +1,7 @@
 /** The chart as a component: it keeps a frame loaded around the view, and tells what is pointed at. */
 import { html, useEffect, useLayoutEffect, useMemo, useRef, useState } from "../vendor/htm-preact.js";
 import { Swatch, accountStyles, hasParts } from "../accounts.js";
-import { accountName, interval as intervalText, number, percent, plain, startsOf, word } from "../format.js";
+import { interval as intervalText, number, percent, plain, word } from "../format.js";
 import { colours, onTheme } from "../theme.js";
 import { useSlow } from "../hooks.js";
 import { Chart, within } from "./chart.js";
@@ -42,14 +42,14 @@ function legendHeight(lines, width) {
 /** The accounts of the equity pane: own, a shadow account or the parts that it consists of, a benchmark. */
 export function accountLines(run) {
   const [own, ...others] = run.accounts;
-  const began = startsOf(run);
+  const began = new Map(run.accounts.map((each) => [each.name, each.start]));
   const styles = accountStyles(run);
   const asReturn = (name) => (frame) => frame.equity[name]?.map((value) => (value == null ? null : (value / (began.get(name) ?? began.get(own.name)) - 1) * 100));
   const twins = others.filter((each) => each.is_stored);
   const first = hasParts(run) ? twins.length : 1;
   const rest = others.filter((each) => !each.is_stored);
   return [own, ...twins.slice(0, first), ...rest.slice(0, 1), ...twins.slice(first)].filter(Boolean).slice(0, hasParts(run) ? LINES_OF_PARTS : LINES).map((account, index) => ({
-    name: accountName(account),
+    name: account.title,
     ...styles.get(account.name),
     isShadow: index > 0 && account.is_stored,
     column: asReturn(account.name),

@@ -5,25 +5,29 @@ import { DocumentView } from "../document.js";
 import { count } from "../format.js";
 import { useAnswer, Waiting } from "../hooks.js";
 
-function Place({ ask, of, doing }) {
+function Place({ ask, of, doing, onStep, children }) {
   const answer = useAnswer(ask, of);
   if (answer.error) return html`<div class="place"><p class="loss" role="alert">${answer.error.message}</p></div>`;
   if (!answer.value) return html`<div class="place"><${Waiting} doing=${doing} /></div>`;
-  return html`<${DocumentView} document=${answer.value} />`;
+  return html`<${DocumentView} document=${answer.value} onStep=${onStep}>${children}<//>`;
 }
 
-const ofRun = (name, run) => ({ ask: (signal) => getOf(run.row.run_id, name, { signal }), of: [name, run.row.run_id] });
+/** A document of a run, asked for again with another `version`; `children` stand at its end. */
+export function OfRun({ name, run, version = 0, ...rest }) {
+  const ask = (signal) => getOf(run.row.run_id, name, { signal });
+  return html`<${Place} ask=${ask} of=${[name, run.row.run_id, version]} ...${rest} />`;
+}
 
 /** Performance, costs, refusals and attention of the whole run, as `tracepaper report` writes it. */
 export const ReportView = ({ run }) =>
-  html`<${Place} ...${ofRun("report", run)} doing=${`working out the report of ${count(run.row.decisions)} decisions`} />`;
+  html`<${OfRun} name="report" run=${run} doing=${`working out the report of ${count(run.row.decisions)} decisions`} />`;
 
 /** Refusals over time, and what each gate saved or cost. */
 export const GatesView = ({ run }) =>
-  html`<${Place} ...${ofRun("refusals", run)} doing="Counting refusals, and what each gate saved or cost" />`;
+  html`<${OfRun} name="refusals" run=${run} doing="Counting refusals, and what each gate saved or cost" />`;
 
 /** The card of the run's model, and how its forecasts came true. */
-export const ModelView = ({ run }) => html`<${Place} ...${ofRun("model", run)} doing="reading what the model said and what came" />`;
+export const ModelView = ({ run }) => html`<${OfRun} name="model" run=${run} doing="reading what the model said and what came" />`;
 
 /** Heat map, every run, and what luck would do. */
 export const SweepView = ({ sweep }) =>

@@ -27,7 +27,7 @@ export function Table({ caption, columns, rows, empty, onRow = null, sorted = nu
           ${columns.map(
             ({ title, text }, index) =>
               html`<th key=${title} scope="col" class=${text ? "text" : ""} aria-sort=${order?.column === index ? (order.down ? "descending" : "ascending") : undefined}>
-                <button onClick=${() => turn(index)}>${title}${order?.column === index ? (order.down ? " ↓" : " ↑") : ""}</button>
+                <button onClick=${() => turn(index)}>${title}</button>
               </th>`,
           )}
         </tr>
@@ -95,7 +95,7 @@ export function ViewTable({ run, view, caption, columns: wanted, instruments = [
                 ${shown.map(
                   (name) =>
                     html`<th key=${name} scope="col" class=${isText(rows, at(name)) ? "text" : ""} title=${rows.columns[at(name)].meaning} aria-sort=${order.name === name ? (order.down ? "descending" : "ascending") : undefined}>
-                      <button onClick=${() => turn(name)}>${titleOf(name)}${order.name === name ? (order.down ? " ↓" : " ↑") : ""}</button>
+                      <button onClick=${() => turn(name)}>${titleOf(name)}</button>
                     </th>`,
                 )}
               </tr>
