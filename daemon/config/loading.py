@@ -29,6 +29,7 @@ from tracepaper.daemon.config.market import MarketSection
 from tracepaper.daemon.config.notify import NotifySection
 from tracepaper.daemon.config.secrets import TOKENS, faults_of_secrets, secret_in
 from tracepaper.daemon.config.sections import (
+    MODES_OF,
     AccountSection,
     ExchangeSection,
     ExecutionSection,
@@ -249,6 +250,7 @@ def load_with_origins(
     sources += [(SET, settings), (caller, overrides)]
     _refuse_secrets(sources)
     config, origins = _merge([(DATA, data), *sources], file=sources[0][0])
+    _refuse_uncounted(sources, config, origins)
     config = _with_model_defaults(config, origins)
     # Checked here and not by the sections: a stored run that says so is still read.
     if config.strategies.named and (both := [at for at in origins if at[0] == "strategy"]):
@@ -302,14 +304,17 @@ def own_classes(config: Config) -> tuple[str, ...]:
     return tuple(name for name in named if ":" in name)
 
 
-def restore(text: str) -> Config:
-    """Return the configuration that ``canonical_json`` wrote, as a run keeps it."""
+def restore(text: str, settings: Sections = NOTHING) -> Config:
+    """Return the configuration that ``canonical_json`` wrote, as a run keeps it.
+
+    The keys of *settings* lie over it, as ``--set`` gives them.
+    """
     try:
         tables = json.loads(text)
     except json.JSONDecodeError as error:
         raise ConfigInvalid(f"The stored configuration is not JSON: {error}.") from None
     stored = "the stored configuration"
-    return _merge([(stored, tables)], stored)[0]
+    return _merge([(stored, tables), (SET, settings)], stored)[0]
 
 
 def _read_toml(path: Path) -> dict[str, Any]:
@@ -378,6 +383,32 @@ def _refuse_secrets(sources: Iterable[tuple[str, Sections]]) -> None:
             raise ConfigInvalid(f"{_origin_of(origin, section, key)}: [{section}] {key} {fault}.")
 
 
+def _refuse_uncounted(
+    sources: Sequence[tuple[str, Sections]], config: Config, origins: Origins
+) -> None:
+    """Refuse a key of [sizing] that counts neither in the mode of its source nor in one of the run.
+
+    A mode that a later source sets lays aside what goes with the one before it. A file may hold
+    every key, as ``config init`` writes it: a default is refused by --set alone.
+    """
+    sizing, default = config.sizing, SizingSection()
+    members = config.strategies.named.values()
+    of_run = {sizing.mode, *(member.sizing.get("mode") for member in members)}
+    mode: str = default.mode
+    for origin, tables in sources:
+        table = tables.get("sizing", {})
+        mode = table.get("mode", mode)
+        for key in table:
+            is_last = origins["sizing", key] == _origin_of(origin, "sizing", key)
+            is_changed = getattr(sizing, key) != getattr(default, key) or origin == SET
+            modes = MODES_OF.get(key, (mode,))
+            if is_last and is_changed and not {mode, *of_run} & {*modes}:
+                raise ConfigInvalid(
+                    f"{origins['sizing', key]}: [sizing] {key} counts with mode {', '.join(modes)} "
+                    f"alone, and mode is {sizing.mode}; change it, or take {key} out."
+                )
+
+
 def _origin_of(origin: str, section: str, key: str) -> str:
     """Return the source of a key: of the environment, the variable."""
     return f"{PREFIX}{section}__{key}".upper() if origin == ENVIRONMENT else origin
@@ -431,6 +462,9 @@ def _first_fault(error: ValidationError, origins: Origins, file: str) -> str:
     if first["type"] == "extra_forbidden":
         if (where := ELSEWHERE.get(key.lower().replace("_", ""))) is not None:
             return f"{origin}: [{section}] has no key {key!r}: {where}."
+        whole, dot, option = key.partition(".")
+        if dot and whole in model.model_fields:
+            suggested = f'; {section}.{whole} is set whole: give it as JSON, {{"{option}": …}}'
         return f"{origin}: [{section}] has no key {key!r}{suggested}; correct it."
     reason = first["msg"].removeprefix("Value error, ")
     if not key:

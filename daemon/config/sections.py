@@ -7,9 +7,10 @@ environment, ``config check``, ``config init`` and ``deploy/config.example.toml`
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from decimal import Decimal
 from pathlib import Path
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Final, Literal, get_args
 
 from pydantic import (
     AfterValidator,
@@ -29,6 +30,7 @@ from tracepaper.daemon.config.values import (
     SQLITE,
     TREND_WINDOWS,
     WINDOWS_MAX,
+    DroppedGates,
     Duration,
     Exact,
     FeatureSchemaName,
@@ -313,6 +315,8 @@ class GateSection(GateThresholds):
     the sign is right, the margin of the directions, or auto: what the model's card chose."""
     on_refusal: Literal["hold", "flat"] = "hold"
     """What a refused judgement does to an open position."""
+    drop: DroppedGates = ()
+    """Gates of judgement and of risk that are left out, such as shifted."""
 
     @field_validator("regimes")
     @classmethod
@@ -381,6 +385,24 @@ class SizingSection(Section):
         description="A target of the same side is kept unless the new one differs by more than "
         "this share of it; absent: by the strategy's no-trade band, as trend has, else 0.25.",
     )
+
+
+MODES_OF: Final[Mapping[str, tuple[str, ...]]] = {
+    "quantity": ("fixed",),
+    "notional": ("notional", "tanh", "volatility"),
+    "basis": ("tanh", "volatility"),
+    "fraction": ("equity", "allocation", "kelly", "expected_shortfall", "network_allocation",
+                 "tanh", "volatility"),
+    "weights": ("allocation",),
+    "scale": ("tanh",),
+    "kelly": ("kelly",),
+    "risk": ("risk",),
+    "shortfall": ("expected_shortfall",),
+    "target_volatility": ("volatility",),
+    "volatility": ("volatility",),
+    "lookback": ("volatility",),
+}  # fmt: skip
+"""Keys of [sizing] that count in some modes alone."""
 
 
 class ExecutionSection(FillKeys):

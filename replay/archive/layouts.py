@@ -448,15 +448,15 @@ def _named(table: RawTable, field: str, name: str) -> str:
     """Return the column of *table* that is written *name*."""
     if table.bare:
         raise DataInvalid(
-            f"{table.path} has no names of columns, so none is {name}: leave --columns "
-            f"{field}={name} out, or add a first line such as {','.join(OHLCV)}."
+            f"{table.path} has no names of columns, so none is {name}: name none for {field}, or "
+            f"add a first line such as {','.join(OHLCV)}."
         )
     by_name = {column.rpartition(SAME)[2]: column for column in table.columns}
     meant = by_name.get(name) or by_name.get(normalise(name))
     if meant is None:
         raise DataInvalid(
-            f"{table.path} has no column {name} (found {', '.join(by_name)}): correct --columns "
-            f"{field}={name}."
+            f"{table.path} has no column {name} (found {', '.join(by_name)}): name another for "
+            f"{field}."
         )
     return meant
 

@@ -122,7 +122,7 @@ def _columns(value: object, _name: str) -> tuple[str, ...]:
     return tuple(f"{name}={'' if column is None else column}" for name, column in value.items())
 
 
-def _moment(value: Any, name: str) -> str | None:  # noqa: ANN401 - a user's
+def moment(value: Any, name: str) -> str | None:  # noqa: ANN401 - a user's
     """Return *value* as the text of a time on the command line; without a zone it is UTC."""
     from tracepaper.replay.archive.columns import instant
 
@@ -220,12 +220,16 @@ class MarketSpec:
 class RunSpec(MarketSpec):
     """All that one run takes; *overrides* are keys of the configuration that win over all."""
 
-    start: str | None = option(FromOption, RUNS | PYTHON, _moment)
-    end: str | None = option(ToOption, RUNS | PYTHON, _moment)
+    start: str | None = option(FromOption, RUNS | PYTHON, moment)
+    end: str | None = option(ToOption, RUNS | PYTHON, moment)
     config: Path | Sections | None = option(  # noqa: RUF009 - a field
         ConfigOption, ALL, _configured
     )
     settings: tuple[str, ...] = option(SetOption, (ALL & ~Consumer.RESUME) & ~PYTHON)
+    strategy: str | None = option(
+        _text("--strategy", None, "A name or module:Class, as --set strategy.name=NAME."),
+        Consumer.REPLAY | Consumer.SWEEP | CHECKS,
+    )
     resume: str | None = option(
         _text("--resume", "RUN", "Continue an interrupted replay."),
         Consumer.REPLAY | Consumer.RESUME,
@@ -253,13 +257,14 @@ class RunSpec(MarketSpec):
 
     @property
     def given(self) -> Given:
-        """The configuration with what ``--set`` lays over its file."""
+        """The configuration with what ``--set`` and ``--strategy`` lay over its file."""
         from tracepaper.daemon.config.loading import with_settings
 
-        if not self.settings:
+        named = () if self.strategy is None else (f"strategy.name={self.strategy}",)
+        if not (settings := (*self.settings, *named)):
             return self.config
         assert not isinstance(self.config, Mapping), "only a command has settings"
-        return with_settings(self.config, self.settings)
+        return with_settings(self.config, settings)
 
     @property
     def sections(self) -> Sections:
@@ -336,7 +341,10 @@ def flags_of(spec: RunSpec) -> Iterator[tuple[str, str]]:
     """Yield the option and the value of whatever *spec* gives ``replay`` beside candles."""
     for option in _options(Consumer.REPLAY):
         value = getattr(spec, option.name)
-        if option.name not in {"candles", "config", "settings"} and value != option.default:
+        if (
+            option.name not in {"candles", "config", "settings", "strategy"}
+            and value != option.default
+        ):
             for each in value if isinstance(value, tuple) else (value,):
                 yield _flag(option), str(each)
 
@@ -356,11 +364,8 @@ def refuse_unused(spec: RunSpec, consumer: Consumer, subject: str) -> None:
 
 def _parameters(consumer: Consumer) -> Iterator[inspect.Parameter]:
     for option in _options(consumer):
-        kind, info = get_args(option.metadata["kind"])
         default = None if option.default == () else option.default
-        if option.name == "candles" and consumer in CHECKS:
-            kind, default = list[str], inspect.Parameter.empty
-        yield _parameter(option.name, Annotated[kind, info], default)
+        yield _parameter(option.name, option.metadata["kind"], default)
 
 
 def _parameter(name: str, annotation: object, default: object) -> inspect.Parameter:
@@ -375,10 +380,8 @@ def command(consumer: Consumer) -> Callable[[Callable[..., None]], Callable[...,
     """
 
     def of(work: Callable[..., None]) -> Callable[..., None]:
-        parameters: list[inspect.Parameter] = []
-        if consumer not in CHECKS:
-            argument = typer.Argument(metavar="[PATH]...", help="Candles, as by --data.")
-            parameters.append(_parameter("files", Annotated[list[str] | None, argument], None))
+        argument = typer.Argument(metavar="[PATH]...", help="Candles, as by --data.")
+        parameters = [_parameter("files", Annotated[list[str] | None, argument], None)]
         for parameter in inspect.signature(work, eval_str=True).parameters.values():
             if parameter.name == "spec":
                 parameters += _parameters(consumer)

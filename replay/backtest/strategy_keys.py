@@ -34,13 +34,17 @@ def strategy_name(strategy: object) -> str | None:
     )
 
 
+def has_options(name: str) -> bool:
+    """Return whether the params of strategy *name* are keys of its options, not of the section."""
+    return ":" in name or ASKS.get(name) in (DataSource.CLOSES, DataSource.ORDER_BOOKS)
+
+
 def strategy_keys(name: str, params: Mapping[str, Any] | None, config: Given) -> dict[str, Any]:
     """Return the keys of ``[strategy]`` that mean *name* with *params* over the configured ones."""
     if params is not None and not isinstance(params, Mapping):
         raise ConfigInvalid(f"params is {shown(params)}; give a dictionary of options.")
     options = plain_values(dict(params or {}), "params")
-    has_options = ":" in name or ASKS.get(name) in (DataSource.CLOSES, DataSource.ORDER_BOOKS)
-    if not has_options:
+    if not has_options(name):
         return {**options, "name": name}
     configured = load(config).strategy
     if configured.name == name:

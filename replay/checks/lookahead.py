@@ -61,7 +61,7 @@ from tracepaper.strategies.api.context import Signal
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid, StrategyFailed, TracepaperError
 from tracepaper.strategies.types.decisions import Action
 from tracepaper.strategies.types.market import Bar, Closed
-from tracepaper.strategies.units import WEEK_MS
+from tracepaper.strategies.units import WEEK_MS, iso
 
 LOOKS: Final = 4
 """Equal runs, each in a process of its own, before what moved is believed to be no chance."""
@@ -446,7 +446,7 @@ class _Check:
             if not same(one, two):
                 first = difference_of(one, two)
                 self._found.depends.append(
-                    f"it depends {on}, first at {first.instrument} bar {first.open_time_ms}"
+                    f"it depends {on}, first at {first.instrument} bar {iso(first.open_time_ms)}"
                 )
                 return
 

@@ -29,7 +29,12 @@ from tracepaper.daemon.session.parity import unchecked
 from tracepaper.daemon.session.run_row import sessions_of
 from tracepaper.replay.archive.series import FundingRates
 from tracepaper.replay.backtest.predictors import Environment, measures_agree, predictions_agree
-from tracepaper.replay.checks.compare import Difference, decision_differences, differences_of
+from tracepaper.replay.checks.compare import (
+    Difference,
+    decision_differences,
+    differences_of,
+    shown,
+)
 from tracepaper.replay.checks.identity import decision_identity, scale_factor
 from tracepaper.replay.checks.verify import Verification, verify_run
 from tracepaper.storage.checks import CheckedRun, StoredCheck, store_check
@@ -38,7 +43,7 @@ from tracepaper.storage.database.run_views import RunViews
 from tracepaper.strategies.errors import DataInvalid, TracepaperError
 from tracepaper.strategies.gates.gate import GATES
 from tracepaper.strategies.sessions import Calendar, closes_of
-from tracepaper.strategies.types.decisions import Decision, Forecast, Run, Step
+from tracepaper.strategies.types.decisions import Decision, Fill, Forecast, Run, Step
 from tracepaper.strategies.types.market import (
     Bar,
     Instrument,
@@ -46,7 +51,15 @@ from tracepaper.strategies.types.market import (
     ParityCheck,
     ParityOutcome,
 )
-from tracepaper.strategies.units import DAY_MS, day_text, minute_text, unscaled, visible
+from tracepaper.strategies.units import (
+    DAY_MS,
+    MONEY_DECIMALS,
+    day_text,
+    iso,
+    minute_text,
+    unscaled,
+    visible,
+)
 
 DIFFERENCES_KEPT: Final = 20
 SHOWN: Final = 60
@@ -133,7 +146,8 @@ def compare_runs(first: ComparedRun, second: ComparedRun) -> Parity:
         for open_ms, key in last.items():
             if agreed[open_ms] and equities[open_ms] != theirs[open_ms]:
                 comparison.equity_differing += 1
-                _keep(comparison, key, [("equity", str(equities[open_ms]), str(theirs[open_ms]))])
+                texts = (unscaled(of[open_ms], MONEY_DECIMALS) for of in (equities, theirs))
+                _keep(comparison, key, [("equity", next(texts), next(texts))])
     missed = sorted(others.keys() - shared)
     comparison.only_in_first, comparison.only_in_second = len(alone), len(missed)
     _count_holes(comparison, shared, alone, ("decided", "missing"))
@@ -159,8 +173,9 @@ def _after_first_fill(
             for side, filled in enumerate((fill, other)):
                 known_from[side] += [] if filled is None else [filled[0]]
             at_ms = min(filled[1] for filled in (fill, other) if filled is not None)
-            fills = f"{_fill_text(fill)} in the first and {_fill_text(other)} in the second"
-            apart.append((at_ms, f"{key} at {at_ms}: {fills}"))
+            texts = ["none" if filled is None else filled[2] for filled in (fill, other)]
+            fills = f"{texts[0]} in the first and {texts[1]} in the second"
+            apart.append((at_ms, f"{key} at {iso(at_ms)}: {fills}"))
             break
     if not apart:
         return frozenset()
@@ -173,8 +188,8 @@ def _after_first_fill(
     return frozenset(bars)
 
 
-_Filled = tuple[int, int, str, str, str]
-"""The sequence of its step, its time, side, and exact quantity and price of a fill."""
+_Filled = tuple[int, int, str]
+"""The sequence of its step, its time, and side with exact quantity and price of a fill."""
 
 
 def _filled(source: ComparedRun) -> dict[str, list[_Filled]]:
@@ -185,19 +200,22 @@ def _filled(source: ComparedRun) -> dict[str, list[_Filled]]:
         for fill in step.fills:
             item = scales[fill.instrument]
             fills.setdefault(fill.instrument, []).append(
-                (
-                    step.sequence,
-                    fill.filled_ms,
-                    fill.side.value,
-                    unscaled(fill.quantity, item.quantity_decimals),
-                    unscaled(fill.price, item.price_decimals),
-                )
+                (step.sequence, fill.filled_ms, _fill_text(fill, item))
             )
     return fills
 
 
-def _fill_text(filled: _Filled | None) -> str:
-    return "none" if filled is None else f"{filled[2]} {filled[3]} at {filled[4]}"
+def _fill_text(fill: Fill, scale: Instrument) -> str:
+    quantity = unscaled(fill.quantity, scale.quantity_decimals)
+    return f"{fill.side} {quantity} at {unscaled(fill.price, scale.price_decimals)}"
+
+
+def _fills_text(step: Step, scale: Instrument) -> str:
+    texts = (
+        f"{_fill_text(fill, scale)} (fee {unscaled(fill.fee, MONEY_DECIMALS)})"
+        for fill in step.fills
+    )
+    return ", ".join(texts) or "none"
 
 
 def _count_holes(
@@ -291,7 +309,8 @@ def _judge(
         return False
     if comparison.fills_compared and not _same_fills(first_step, second_step, *scale):
         comparison.fills_differing += 1
-        _keep(comparison, key, [("fills", str(first_step.fills), str(second_step.fills))])
+        fills = _fills_text(first_step, scale[0]), _fills_text(second_step, scale[1])
+        _keep(comparison, key, [("fills", *fills)])
     return True
 
 
@@ -311,7 +330,7 @@ def _only_timing(
             return str(refused)
     same = _target(first_decision, first) == _target(second_decision, second)
     if not same and first_decision.action == second_decision.action == "HOLD":
-        return "held since"  # an earlier refusal by time left another target standing
+        return "held since a refusal by time"  # which left another target standing
     return ""
 
 
@@ -394,7 +413,7 @@ def _identity_fields(
     """Return which parts of the identities of two decisions differ."""
     mine, theirs = decision_identity(first_step, first), decision_identity(second_step, second)
     return [
-        (name, str(a), str(b))
+        (name, shown(a), shown(b))
         for name, a, b in zip(mine._fields, mine, theirs, strict=True)
         if a != b
     ]

@@ -37,7 +37,7 @@ from tracepaper.strategies.months import MONTH_MS
 from tracepaper.strategies.sessions import Calendar
 from tracepaper.strategies.types.decisions import Decision, Prediction, Step, StrategyDecision
 from tracepaper.strategies.types.market import Bar, Instrument
-from tracepaper.strategies.units import INTERVAL_NAMES
+from tracepaper.strategies.units import INTERVAL_NAMES, iso, unscaled
 
 _NONSENSE: Final = -40.0
 """Later numbers are multiplied by it, and stand so much lower."""
@@ -305,7 +305,8 @@ def first_false_frame(
             if newest != due:
                 name = f"the newest bar of the frame {INTERVAL_NAMES[length_ms]}"
                 at = event.instrument, event.open_time_ms
-                return compared, Difference(*at, name, _frame_shown(newest), _frame_shown(due))
+                texts = [_frame_shown(row, scales[event.instrument]) for row in (newest, due)]
+                return compared, Difference(*at, name, *texts)
     return compared, None
 
 
@@ -359,5 +360,9 @@ class _ClosedFrames:
         return [(self._grid(candles.interval_ms, row[0])[0], *row) for row in rows]
 
 
-def _frame_shown(row: Row | None) -> str:
-    return "none" if row is None else f"that of {row[1]} with close {row[6]} and volume {row[7]}"
+def _frame_shown(row: Row | None, scale: Instrument) -> str:
+    if row is None:
+        return "none"
+    close = unscaled(row[6], scale.price_decimals)
+    volume = unscaled(row[7], scale.volume_decimals)
+    return f"that of {iso(row[1])} with close {close} and volume {volume}"

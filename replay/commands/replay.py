@@ -186,9 +186,6 @@ def sweep(
             show_default=False,
         ),
     ] = "sharpe",
-    strategy: Annotated[
-        str | None, typer.Option(help="A name or module:Class; by default the configured one.")
-    ] = None,
     sampler: Annotated[
         str, typer.Option(help="grid (default), random or tpe.", show_default=False)
     ] = "grid",
@@ -253,7 +250,6 @@ def sweep(
             direction=direction,
             limit_s=limit,
         ),
-        strategy=strategy,
     )
     kept = state or state_beside(request)
     with _progress("runs", quiet=json or not sys.stderr.isatty()) as advance:

@@ -20,6 +20,7 @@ import numpy as np
 
 from tracepaper.daemon.commands.options import located
 from tracepaper.daemon.config.values import ASKS
+from tracepaper.replay.archive.columns import instant
 from tracepaper.replay.explain.liquidations import Liquidation, liquidations_of
 from tracepaper.replay.report.honesty import entropy_sentence
 from tracepaper.replay.report.listed_orders import (
@@ -52,6 +53,7 @@ from tracepaper.strategies.types.market import Command
 from tracepaper.strategies.units import iso
 
 _LAST: Final = "last"
+_TIMED: Final = re.compile(r"(?P<run>.+?):(?P<time>\d{4}-\d\d-\d\d.*)")
 _SUFFIXES: Final = ("_margin", "_calibrated")
 
 
@@ -231,16 +233,20 @@ class StoredDecision:
 def locate(decision: str, database: Path | None) -> tuple[Path, str, int]:
     """Return (database, run id, sequence) of ``RUN:SEQUENCE``, where RUN may be ``FILE#RUN``.
 
-    ``RUN`` alone and ``RUN:last`` are the run's last decision.
+    ``RUN`` alone and ``RUN:last`` are the run's last decision, ``RUN:TIME`` that of the bar which
+    opened then.
     """
+    if (timed := _TIMED.fullmatch(decision)) is not None:
+        named = located(timed["run"], database)
+        return named.path, named.run_id, _decision_at(named.path, named.run_id, timed["time"])
     run, separator, sequence = decision.rpartition(":")
     if not separator or sequence == _LAST:
         named = located(run if separator else decision, database)
         return named.path, named.run_id, last_decision(named.path, named.run_id)
     if not re.fullmatch(r"[0-9]{1,18}", sequence):
         raise ConfigInvalid(
-            f"{decision!r} is no decision; write RUN:SEQUENCE, say last:6000, or last for the "
-            "newest."
+            f"{decision!r} is no decision; write RUN:SEQUENCE, say last:6000, RUN:TIME for the bar "
+            "that opened then, or last for the newest."
         )
     named = located(run, database)
     return named.path, named.run_id, int(sequence)
@@ -255,6 +261,21 @@ def last_decision(database: Path, run_id: str) -> int:
             if not newest:
                 raise DataInvalid(_no_such_decision(views, 0))
             return int(newest[0]["sequence"])
+
+
+def _decision_at(database: Path, run_id: str, time: str) -> int:
+    """Return the sequence of the decision of the bar that opened at *time*, ISO text."""
+    open_time_ms = instant(time)
+    with Reader.open(database) as reader:
+        rows = RunViews(reader.connection, run_id).rows("v_decisions", open_time_ms=open_time_ms)
+    if len(rows) == 1:
+        return int(rows[0]["sequence"])
+    each = ", ".join(f"{run_id}:{row['sequence']} ({row['instrument']})" for row in rows)
+    raise DataInvalid(
+        f"Several decisions are of bars that opened at {iso(open_time_ms)}; choose of {each}."
+        if rows
+        else f"Run {run_id} has no decision of a bar that opened at {iso(open_time_ms)}."
+    )
 
 
 def read_stored(database: Path, run_id: str, sequence: int) -> StoredDecision:

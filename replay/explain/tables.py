@@ -92,13 +92,13 @@ def stored_parts(stored: StoredDecision) -> Iterator[Part]:
         yield Paragraph(stored.trend)
     elif (side := flips.side) is not None:
         pointed = {
-            "LONG": "It pointed up",
-            "SHORT": "It pointed down",
-        }.get(side.side, "The mean and the classes disagreed")
+            "LONG": "The forecast pointed up",
+            "SHORT": "The forecast pointed down",
+        }.get(side.side, "The mean and the classes of the forecast disagreed")
         yield Paragraph(
             f"{pointed}: the mean is {side.mean_return * BASIS_POINTS:+.2f} bp from zero "
             f"({abs(side.mean_over_stdev):.1%} of its standard deviation), and up less down is "
-            f"{side.lean:+.3f}; the side turns where both change sign."
+            f"{side.lean:+.3f}; its side turns where both change sign."
         )
     yield from _attended(stored)
 

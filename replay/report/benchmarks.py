@@ -380,7 +380,7 @@ class Refusal:
 
     gate: str
     decisions: int
-    signals: int  # with a side
+    signals: int | None  # with a side; None in a run where nothing gives one
     measured: int  # whose horizon lies within the run, without a hole
     days: int  # UTC days on which they lie
     gross_bp: float | None
@@ -475,7 +475,7 @@ def _row(name: str, chosen: Mask, reached: Mask, signals: _Signals, record: RunR
     return Refusal(
         gate=name,
         decisions=int(np.count_nonzero(chosen)),
-        signals=int(np.count_nonzero(chosen & signals.sided)),
+        signals=int(np.count_nonzero(chosen & signals.sided)) if signals.sided.any() else None,
         measured=int(np.count_nonzero(picked)),
         days=judged.days,
         gross_bp=_mean_bp(gross[picked]),

@@ -476,7 +476,10 @@ def _annual(report: Report) -> tuple[str, ...]:
     """Say what the figures by day and by year are made of, and why some are missing."""
     record, performance = report.record, report.accounts[0].performance
     bars = count_of(performance.bars, "bar")
-    sentence = f"Errors count blocks of five days or more: {bars} on {performance.days:,.1f} days. "
+    sentence = (
+        "Standard errors (±) take blocks of at least five days as independent; the run has "
+        f"{bars} on {performance.days:,.1f} days. "
+    )
     if not is_annual(performance.days):
         sentence += f"Under {DAYS_TO_ANNUALISE} days nothing is annualised (–)."
     else:
@@ -514,7 +517,8 @@ def _annual(report: Report) -> tuple[str, ...]:
 
 def _refusal_notes(record: RunRecord, refused: Sequence[Refusal]) -> tuple[str, ...]:
     if not any(row.signals for row in refused):
-        return ("Without a model's forecasts no signal has a side, so nothing is measured.",)
+        why = "A refusal stores no signal, and its side is the forecast's"
+        return (f"{why}: without forecasts none is counted (–), so nothing is measured.",)
     cost = 2e4 * record.cost_rate
     note = (
         f"Gross, for a round trip costs every signal {cost:.1f} bp, refused or not. “Passed better "
@@ -522,6 +526,8 @@ def _refusal_notes(record: RunRecord, refused: Sequence[Refusal]) -> tuple[str, 
         "only where that is clear at 95 % and more than a random gate of equal coverage makes; "
         "chance makes one of forty seem to save."
     )
+    if ":" in record.config.strategy.name:
+        note += " A refusal stores no signal: the side is the forecast's, whatever the class said."
     return (note,)
 
 

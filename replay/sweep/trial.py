@@ -23,7 +23,7 @@ from tracepaper.replay.backtest.build import configuration, fit_windows, fitted_
 from tracepaper.replay.backtest.make import make_run, run_in_memory
 from tracepaper.replay.backtest.market_data import MarketData
 from tracepaper.replay.backtest.run_spec import RunSpec
-from tracepaper.replay.backtest.strategy_keys import plain_values, strategy_keys
+from tracepaper.replay.backtest.strategy_keys import has_options, plain_values, strategy_keys
 from tracepaper.replay.checks.lookahead import MODEL
 from tracepaper.replay.dataframes import Library
 from tracepaper.replay.report import metrics
@@ -65,7 +65,7 @@ LIMIT_S: Final = 600.0
 class Work:
     """What all runs of a sweep share; handed to each worker once."""
 
-    strategy: str | None  # None for the configured one
+    strategy: str | None  # None for several on one account
     params: Mapping[str, Any]
     spec: RunSpec  # of each of them, with what was read of its files
     made_of: type | None = None  # a class that only this process knows
@@ -173,26 +173,21 @@ def overrides_of(work: Work, point: Point) -> dict[str, dict[str, Any]]:
     ``section.key`` is one of the configuration, a bare name one of the strategy's params.
     """
     params = dict(work.params)
-    is_class = ":" in (work.strategy or "")
+    strategy = point.get("strategy.name", work.strategy)
+    takes_options = strategy is not None and has_options(strategy)
     sections: dict[str, dict[str, Any]] = {}
     for name, value in point.items():
-        section, dot, key = name.partition(".")
-        if not dot and is_class:
-            params[name] = value
-            continue
+        bare = name.removeprefix("strategy.options.") if takes_options else name
+        section, dot, key = bare.partition(".")
         # A key of money is written as text; the shortest is the number that was meant.
-        written = str(value) if isinstance(value, float) else value
-        if dot:
-            sections.setdefault(section, {})[key] = written
-        else:
-            params[name] = written
-    if work.strategy is not None:
+        is_key = isinstance(value, float) and (dot or not takes_options)
+        keys = sections.setdefault(section, {}) if dot else params
+        keys[key or bare] = str(value) if is_key else value
+    if strategy is not None:
         sections["strategy"] = {
+            **strategy_keys(strategy, params, work.spec.given),
             **sections.get("strategy", {}),
-            **strategy_keys(work.strategy, params, work.spec.given),
         }
-    elif params:
-        sections["strategy"] = {**sections.get("strategy", {}), **params}
     return sections
 
 
@@ -338,6 +333,8 @@ def read_request(
     configured = load(given)
     if configured.strategies.named:
         check_several([axis.name for axis in axes], strategy, params)
+    else:
+        strategy = strategy or configured.strategy.name
     data = MarketData.read(spec)
     first, last = bounds(data.candles, spec.from_ms, spec.until_ms)
     spans = [Span(None if spec.from_ms is None else first, None if spec.until_ms is None else last)]

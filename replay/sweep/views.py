@@ -50,18 +50,21 @@ def show_sweep(console: Console, sweep: SweepResult) -> None:
 
 def _parts(sweep: SweepResult) -> Iterator[Part]:
     request = sweep.request
-    strategy = request.work.strategy or "the configured strategy"
+    strategy = request.work.strategy or "several strategies"
     symbols = ", ".join(request.symbols)
     count, failed = len(sweep.cells), sum(bool(cell.error) for cell in sweep.cells)
     runs = count_of(count, "run") + (f", {failed:,} of them failed" if failed else "")
     new_runs = "" if sweep.made == count else f" ({sweep.made:,} made now)"
-    yield Paragraph(f"sweep of {strategy} on {symbols}: {runs}{new_runs}, by {sweep.objective}")
+    is_walk = request.spans[0].test_ms is not None or len(request.spans) > 1
+    best = f", the best {CELLS_SHOWN} of them" * (count - failed > CELLS_SHOWN and not is_walk)
+    yield Paragraph(
+        f"sweep of {strategy} on {symbols}: {runs}{new_runs}, by {sweep.objective}{best}"
+    )
     for sentence in request.warnings:
         yield Paragraph(f"Warning: {sentence}.", "warning")
     if sweep.best is None:
         yield Paragraph(f"No run succeeded; the first says: {sweep.first_error}")
         return
-    is_walk = request.spans[0].test_ms is not None or len(request.spans) > 1
     yield _windows(sweep) if is_walk else _best_cells(sweep)
     if (heat := sweep.heat()) is not None and len(heat.columns) > 1:
         yield _heat(sweep, heat)
@@ -179,9 +182,9 @@ def luck(sweep: SweepResult) -> Iterator[str]:
         else:
             failed = f" ({beside.failed} more failed)" if beside.failed else ""
             yield (
-                f"The {len(beside.values)} points one step beside it{failed} have the median "
-                f"{in_words(beside.median, sweep.objective)}: a peak that its neighbours do not "
-                "share is chance."
+                f"The {count_of(len(beside.values), 'point')} one step beside it{failed} came to a "
+                f"median of {in_words(beside.median, sweep.objective)}: a peak that its neighbours "
+                "do not share is chance."
             )
     mean, error = best.figures["mean_day"], best.figures["mean_day_error"]
     if mean is not None and error:
@@ -276,7 +279,7 @@ def sweep_document(sweep: SweepResult) -> TitledParts:
     if sweep.command is not None:
         parts.append(Paragraph("The best point again, with its whole record:"))
         parts.append(Paragraph(sweep.command, "code"))
-    name = sweep.request.work.strategy or "the configured strategy"
+    name = sweep.request.work.strategy or "several strategies"
     return TitledParts(f"Sweep of {name}", tuple(parts))
 
 

@@ -19,6 +19,7 @@ from tracepaper.daemon.config.loading import (
     load_with_origins,
     render,
     restore,
+    with_settings,
 )
 from tracepaper.daemon.config.values import plain
 from tracepaper.storage import checkpoints
@@ -106,6 +107,10 @@ def test_a_table_within_a_section_is_read_whole_and_decides_the_run(
         ('[exits]\nminimal_roi = {"30" = -1}', "write minutes and returns from 0 on"),
         ("[strategy]\ncommission = 0.001", "has no key 'commission': write [execution] taker_fee"),
         ("[strategy]\nqqqqqq = 1", "has no key 'qqqqqq' (it knows name, fast, slow"),
+        (
+            '[strategy]\n"options.low" = 30',
+            'strategy.options is set whole: give it as JSON, {"low": …}; correct it',
+        ),
         ("[markt]\na = 1", "there is no section [markt]; the nearest is 'market'"),
         ('cash = "1"', "cash stands outside its section; put it below [account]"),
         ("market = 5", "market is a section; write [market]"),
@@ -149,6 +154,21 @@ def test_what_cannot_be_used_is_refused_in_one_sentence(
     assert "paper.toml" in sentence
     assert sentence.endswith(".")
     assert "\n" not in sentence
+
+
+@pytest.mark.parametrize("text", ["fraction=0.5", "quantity=1", "basis=equity"])
+def test_a_size_of_another_mode_is_refused_and_not_ignored(text: str, tmp_path: Path) -> None:
+    key, _, value = text.partition("=")
+    with pytest.raises(ConfigInvalid, match=rf"\[sizing\] {key} counts with mode .* is notional"):
+        load(with_settings(None, [f"sizing.{text}"]))
+    with pytest.raises(ConfigInvalid, match=f"the command line: .sizing. {key} counts"):
+        load(None, {"sizing": {key: value.replace("1", "2")}})
+    # Keys of a file go with the mode of that file, of which a later source may choose another.
+    file = tmp_path / "fixed.toml"
+    file.write_text('[sizing]\nmode = "fixed"\nquantity = "2"\n', encoding="utf-8")
+    assert load(with_settings(file, ["sizing.mode=equity"])).sizing.mode == "equity"
+    file.write_text('[sizing]\nquantity = "2"\n', encoding="utf-8")
+    assert load(with_settings(file, ["sizing.mode=fixed"])).sizing.quantity == 2
 
 
 def test_a_fault_in_the_environment_names_the_variable(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -196,7 +216,7 @@ OTHER: dict[str, dict[str, object]] = {
     "features": {"schema": "v2"},
     "gate": {"edge": "2"},
     "regime": {"hysteresis": "0.2"},
-    "sizing": {"quantity": "2"},
+    "sizing": {"notional": "2000"},
     "strategies": {name: {"share": "0.5", "name": "sma_cross"} for name in ("one", "two")},
     "exits": {"stop_loss": "2%"},
     "execution": {"latency_ms": 1},

@@ -253,5 +253,5 @@ def test_lookahead_holds_candles_of_the_frame_to_their_closes(
     if holds:
         assert found.unproved == []
         assert found.depends == [
-            "it depends on the absolute price, first at linear:BTCUSDT bar 1735693620000"
+            "it depends on the absolute price, first at linear:BTCUSDT bar 2025-01-01T01:07:00Z"
         ]

@@ -40,14 +40,20 @@ def test_every_source_is_a_field_of_the_spec_and_of_the_data() -> None:
 
 @pytest.mark.parametrize(
     ("command", "lacks"),
-    [("replay", ()), ("sweep", ("--category", "--mode", "--resume")), ("lookahead", ("--from",))],
+    [
+        ("replay", ()),
+        ("sweep", ("--category", "--mode", "--resume")),
+        ("lookahead", ("--from",)),
+        ("recursive", ("--from",)),
+    ],
 )
 def test_a_command_has_the_options_of_its_fields_alone(
     command: str, lacks: tuple[str, ...], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert invoke([command, "--help"]) == 0
     told = capsys.readouterr().out
-    has = ("--data", "--columns", "--actions", "--frame-data", "--depth", "--events", "--set")
+    has = ("[PATH]", "--data", "--columns", "--actions", "--frame-data", "--depth", "--events",
+           "--set", "--strategy")  # fmt: skip
     assert [flag for flag in (*has, *lacks) if flag in told] == list(has)
 
 

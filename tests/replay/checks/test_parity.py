@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -35,3 +36,17 @@ def test_runs_of_no_common_bar_are_said_to_be_not_compared(
     assert invoke(["parity", *(f"{path}#last" for path in paths)]) == 1
     said = capsys.readouterr().out
     assert "Nothing was compared: give two runs that decided the same bars." in said
+
+
+def test_fills_that_differ_are_said_with_prices_and_the_bar_by_its_time(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    paths = [tmp_path / "one.db", tmp_path / "two.db"]
+    for path, slippage in zip(paths, ("0", "3"), strict=True):
+        keys = {"strategy": {"name": "sma_cross", "fast": 3, "slow": 7}}
+        config = load(None, {**keys, "execution": {"slippage_bp": slippage}})
+        record(path, config, [made_candles(walk_rows(40))])
+    assert invoke(["parity", *(f"{path}#last" for path in paths)]) == 1
+    side = r"(BUY|SELL) [\d.]+ at [\d.]+ \(fee [\d.]+\)"
+    line = rf"linear:BTCUSDT bar 20\S+:00Z: fills is {side} in the first and {side} in the second"
+    assert re.search(line, capsys.readouterr().out)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import math
 import shutil
 import tomllib
@@ -36,12 +37,23 @@ def test_a_decision_is_found_by_last_by_prefix_and_by_file(database: Path) -> No
     assert locate(f"{run_id[:6]}:40", database) == wanted
     assert locate(f"{database}#{run_id}:40", None) == wanted
     assert locate(f"{database}#last:40", None) == wanted
+    opened = read_stored(database, run_id, 40).decision["open_time_iso"]
+    assert locate(f"last:{opened}", database) == wanted
+    with pytest.raises(DataInvalid, match="no decision of a bar that opened at 2020-01-01"):
+        locate("last:2020-01-01", database)
 
 
 def test_a_missing_decision_names_the_nearest(database: Path) -> None:
     run_id = explained_runs.run_id(database)
     with pytest.raises(DataInvalid, match=rf"no decision 999; the nearest is {run_id}:60\."):
         read_stored(database, run_id, 999)
+
+
+def test_without_a_run_the_last_decision_is_explained(
+    database: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert invoke(["explain", "--db", str(database), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["decision"]["sequence"] == 60
 
 
 def test_a_decision_without_a_model_says_so(database: Path) -> None:

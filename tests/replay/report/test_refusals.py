@@ -80,6 +80,10 @@ def test_every_decision_is_in_one_row(attention_report: Report) -> None:
     assert (rows[0].signals, rows[0].net_bp, rows[0].said) == (0, None, "")
 
 
+def test_without_forecasts_signals_are_unknown_and_not_none(cross_report: Report) -> None:
+    assert {row.signals for row in cross_report.refusals} == {None}
+
+
 def test_a_signal_whose_horizon_has_a_hole_in_it_is_not_measured(
     attention_report: Report,
 ) -> None:

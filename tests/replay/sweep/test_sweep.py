@@ -34,7 +34,7 @@ from tracepaper.replay.checks.isolation import FreshProcesses
 from tracepaper.replay.report import metrics
 from tracepaper.replay.sweep.executor import InThisProcess, LocalProcesses, serve
 from tracepaper.replay.sweep.run import Sweep
-from tracepaper.replay.sweep.trial import Cell, CellResult, read_request
+from tracepaper.replay.sweep.trial import Cell, CellResult, overrides_of, read_request
 from tracepaper.storage.sweeps import SweepFile, TrialRegistry, Trials
 
 SPACE = {"fast": [3, 5, 9], "slow": [12, 20, 40]}
@@ -333,6 +333,15 @@ def test_a_cell_that_goes_wrong_says_so_and_the_others_go_on(candles: Path, tmp_
     assert found.trials.number == 2
     assert "7 runs, 5 of them failed" in repr(found)
     assert "Failed: how = refuses: " in repr(found)
+
+
+def test_the_options_of_a_configured_class_are_swept_by_either_name(candles: Path) -> None:
+    spec = RunSpec(candles=(str(candles),), config={"strategy": {"name": "odd:Odd"}})
+    for name in ("how", "strategy.options.how"):
+        work = read_request(spec, {name: ["fine"]}, "return").work
+        assert overrides_of(work, {name: 0.5})["strategy"]["options"] == {"how": 0.5}
+    # A point that names the strategy or its options wins.
+    assert overrides_of(work, {"strategy.name": "trend"})["strategy"] == {"name": "trend"}
 
 
 def test_a_process_whose_sweep_was_killed_ends_by_itself(candles: Path, tmp_path: Path) -> None:
