@@ -21,27 +21,26 @@ from tracepaper.daemon.broker.book import (
     Holdings,
     check_range,
 )
-from tracepaper.daemon.broker.book_fills import BookMoves, QueueRules
+from tracepaper.daemon.broker.book_fills import QueueRules, Queues
 from tracepaper.daemon.broker.execution import ExecutionCosts, TrueRange
 from tracepaper.daemon.broker.exit_plans import Exits, ExpectedReturn
 from tracepaper.daemon.broker.journal import Journal
 from tracepaper.daemon.broker.line import Holding, Line
 from tracepaper.daemon.broker.margin import CrossMargin, IsolatedMargin, MarginPolicy
-from tracepaper.daemon.broker.matching import worse_path
 from tracepaper.daemon.broker.orders import FILL_WITHIN_MS, Latency
+from tracepaper.daemon.broker.positions import Positions
 from tracepaper.strategies.api.context import Signal
 from tracepaper.strategies.errors import ConfigInvalid, InvariantBroken
 from tracepaper.strategies.types.decisions import (
     Account,
     Action,
-    Fill,
     FillModel,
     LedgerEntry,
     LedgerKind,
     Position,
     PositionSide,
 )
-from tracepaper.strategies.types.market import Bar, BookUpdate, Instrument, Quote, Side
+from tracepaper.strategies.types.market import Instrument, Side
 from tracepaper.strategies.units import RATE_SCALE
 
 SIDES: Final = tuple(PositionSide)
@@ -156,6 +155,15 @@ class PaperAccount(Holdings):
         self._weights: list[int] = []
         if owners:
             self._open_shares(items, owners)
+        self.positions = {
+            item.id: Positions(
+                self,
+                self.lines_of(item.id),
+                Queues(settings.queue) if settings.execution is FillModel.BOOK else None,
+            )
+            for item in items
+        }
+        """What meets the market together, by instrument."""
         if len(self.books) == 1:
             # The book's own answers, without a call between: every step asks for them.
             for name in ("held", "target", "position", "balance", "subtotal"):
@@ -211,38 +219,9 @@ class PaperAccount(Holdings):
 
     # ------------------------------------------------------------ what the market does
 
-    def match_bar(self, bar: Bar, *, is_missed: bool = False) -> None:
-        """Let *bar* meet every position, on the one path that leaves all of them with less.
-
-        It *is_missed* where quotes fill orders and those of the bar did not come.
-        """
-        opened = [
-            (line, opening)
-            for line in self.lines_of(bar.instrument)
-            if (opening := line.open_bar(bar, is_missed=is_missed)) is not None
-        ]
-        if opened:
-            path = worse_path(*(opening.tried for _, opening in opened))
-            for line, opening in opened:
-                line.follow(bar, opening, path)
-
-    def match_quote(self, quote: Quote) -> None:
-        """Let *quote*, whose sizes all positions share, meet each of them in turn."""
-        for line in self.lines_of(quote.instrument):
-            first = len(self.journal.entries)
-            line.match_quote(quote)
-            if len(self.books) > 1:
-                quote = _left_of(quote, self.journal.fills[first:])
-
-    def match_book(self, update: BookUpdate, moved: BookMoves) -> None:
-        """Let *update* of an order book, which holds *moved*, meet every position."""
-        for line in self.lines_of(update.instrument):
-            line.match_book(update, moved)
-
     def match_mark(self, instrument: str, mark: int, at_ms: int) -> None:
         """Liquidate what of *instrument* is at its liquidation price at *mark*, or the account."""
-        for line in self.lines_of(instrument):
-            self.policy.match_mark(line, mark, at_ms)
+        self.policy.match_mark(self.positions[instrument], mark, at_ms)
 
     def pay_funding(self, instrument: str, rate: int) -> None:
         """Settle funding of every position, and share it: the side that receives comes first."""
@@ -364,15 +343,3 @@ def posting_account(
     for key, line in ({} if state is None else state.books).items():
         account.line(key).hold(line.holding)
     return account
-
-
-def _left_of(quote: Quote, fills: Iterable[Fill]) -> Quote:
-    """Return *quote* with the sizes that are left of it after *fills*."""
-    taken = dict.fromkeys(Side, 0)
-    for fill in fills:
-        taken[fill.side] += fill.quantity
-    return replace(
-        quote,
-        ask_size=max(quote.ask_size - taken[Side.BUY], 0),
-        bid_size=max(quote.bid_size - taken[Side.SELL], 0),
-    )

@@ -37,7 +37,7 @@ from tracepaper.strategies.types.decisions import FillModel, Order, OrderRole, O
 from tracepaper.strategies.types.market import BookUpdate, Quote, Side
 
 if TYPE_CHECKING:
-    from tracepaper.daemon.broker.line import Line
+    from tracepaper.daemon.broker.positions import Positions
 
 NO_QUEUE: Final = (
     "a resting limit needs recorded events (--events), and these sampled books serve orders that "
@@ -48,8 +48,8 @@ NO_QUEUE: Final = (
 class BookPass(MarketPass):
     """The resting orders, while one update of the book passes them."""
 
-    def __init__(self, line: Line, queues: Queues) -> None:
-        super().__init__(line)
+    def __init__(self, positions: Positions, queues: Queues) -> None:
+        super().__init__(positions)
         self._is_quote = True  # what it moves or triggers, it moves at once
         self._queues = queues
 

@@ -50,7 +50,7 @@ class BookWatch:
         self._others: list[tuple[Order, int]] = []
         arriving: list[int] = []
         for line in self._lines:
-            resting, queues = line.orders, (line.whole or line).queues
+            resting, queues = line.orders, line.positions.queues
             assert queues is not None
             for order in resting.orders:
                 place = queues.places.get(order.order_id)

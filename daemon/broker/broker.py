@@ -220,7 +220,7 @@ class Broker:
                     or self.is_cross
                 ):
                     for account in self._accounts:
-                        account.match_bar(bar)
+                        account.positions[key].match_bar(bar)
                     break
         mark = self._marked.pop(key, None)
         if mark is None:
@@ -245,14 +245,14 @@ class Broker:
                     self.save = Save.NOW
             return
         for account in self._accounts:
-            account.match_bar(bar, is_missed=True)
+            account.positions[key].match_bar(bar, is_missed=True)
             account.journal.mark_down()
 
     def on_quote(self, quote: Quote) -> None:
         """Fill what rests by *quote*, where quotes fill orders."""
         if self._by_quotes:
             for account in self._accounts:
-                account.match_quote(quote)
+                account.positions[quote.instrument].match_quote(quote)
 
     def on_book(self, update: BookUpdate) -> None:
         """Fill what rests by *update* of an order book, where books fill orders."""
@@ -260,7 +260,7 @@ class Broker:
             self.save = Save.NOW  # places in queues
             moved = moves_in(update)
             for account in self._accounts:
-                account.match_book(update, moved)
+                account.positions[update.instrument].match_book(update, moved)
 
     def on_mark(self, mark: Mark) -> None:
         """Value what is held by *mark*, and liquidate what it has reached."""
@@ -406,6 +406,8 @@ class Broker:
         """Confirm the position of an entry; return its exit orders and why it cannot be entered."""
         plan, refusal = self._planned(line, intent, bar, at_ms)
         if intent.action not in ENTRIES or refusal is not None:
+            if refusal is not None and line.key in self._confirms:
+                self.save = Save.NOW  # else the step says that its entry confirmed the position
             return None, refusal
         # Not at once: the step says in a bit that a position was confirmed.
         self.save = self.save or _LATER
@@ -489,7 +491,8 @@ class Broker:
         """Return how many frames of each instrument's book the accounts know of."""
         read: dict[str, int] = {}
         for key, lines in self._lines.items():  # a new shadow account knows of none
-            frames = [line.queues.frame for line in lines if line.queues is not None]
+            queues = [line.positions.queues for line in lines]
+            frames = [each.frame for each in queues if each is not None]
             if frames:
                 read[key] = max(frames)
         return read
@@ -622,7 +625,7 @@ def _check(
     is_shared: bool,
 ) -> None:
     """Raise ``ConfigInvalid`` for what hedge mode or several owners do not take."""
-    by_book, is_hedged = settings.execution is FillModel.BOOK, settings.is_hedged
+    is_hedged = settings.is_hedged
     for item in instruments:
         if is_hedged and item.quote_coin == "USDC":
             raise ConfigInvalid(
@@ -634,12 +637,6 @@ def _check(
                 f"{item.id} counts price times quantity in more than {MONEY_DECIMALS} "
                 "decimals, which no two strategies can share exactly; trade it by [strategy]."
             )
-    if is_hedged and by_book:
-        raise ConfigInvalid(
-            "Order books fill no orders of an account in hedge mode; set account.position_mode "
-            'to "one_way", or leave --events out and execution.model at next_open.'
-        )
-    assert not (is_hedged and settings.is_cross)
 
 
 def _part_of(intent: Intent | Orders, side: PositionSide | None) -> Intent | Orders | None:

@@ -11,7 +11,7 @@ instrument.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Generic, NamedTuple, TypeVar
 
 from tracepaper.daemon.broker.rules import MarginRules, beyond
 
@@ -41,28 +41,30 @@ class CrossLine(NamedTuple):
         return self.rules.maintenance(self.exposed)
 
 
-Lines = Mapping[str, CrossLine]
-"""Of each instrument in which anything is held or rests."""
+K = TypeVar("K")
+"""Names a position: by its instrument, or in hedge mode by its side as well."""
+Lines = Mapping[K, CrossLine]
+"""Of each position in which anything is held or rests."""
 
 
-class Reduction(NamedTuple):
+class Reduction(NamedTuple, Generic[K]):
     """What a position is reduced by, to the limit of which tier."""
 
-    instrument: str
+    key: K
     quantity: int  # unsigned
     tier: int
 
 
-Reduced = Callable[[str, CrossLine, int], tuple[CrossLine, int]]
-"""From instrument, line and quantity to the line after a close at the market, and its cash."""
+Reduced = Callable[[K, CrossLine, int], tuple[CrossLine, int]]
+"""From position, line and quantity to the line after a close at the market, and its cash."""
 
 
-def balance_of(cash: int, lines: Lines) -> int:
+def balance_of(cash: int, lines: Lines[K]) -> int:
     """Return the margin balance: *cash* and the unrealized results."""
     return cash + sum(line.profit for line in lines.values())
 
 
-def is_called(cash: int, lines: Lines) -> bool:
+def is_called(cash: int, lines: Lines[K]) -> bool:
     """Return whether the maintenance ratio is at 100 % or above: the account is liquidated."""
     if not any(line.exposed or line.held for line in lines.values()):
         return False
@@ -70,16 +72,16 @@ def is_called(cash: int, lines: Lines) -> bool:
 
 
 def reductions(
-    cash: int, lines: Lines, step_of: Mapping[str, int], reduced: Reduced
-) -> list[Reduction]:
+    cash: int, lines: Lines[K], step_of: Mapping[K, int], reduced: Reduced[K]
+) -> list[Reduction[K]]:
     """Return the reductions to lower risk tiers that end the liquidation, or none.
 
     The position with the largest maintenance margin comes first. It goes to the highest tier that
     ends the liquidation; where none does, to the lowest, and the next position follows. Where all
     of that would not do, nothing is sold: fill or kill. *step_of* are the steps of the quantities.
     """
-    after, done = dict(lines), list[Reduction]()
-    for key in sorted(lines, key=lambda instrument: -lines[instrument].maintenance):
+    after, done = dict(lines), list[Reduction[K]]()
+    for key in sorted(lines, key=lambda key: -lines[key].maintenance):
         line, least = lines[key], None
         for tier, limit in line.rules.lower_tiers(line.value):
             quantity = beyond(abs(line.value), abs(line.held), limit, step_of[key])
@@ -96,18 +98,16 @@ def reductions(
     return []
 
 
-def takeover_order(lines: Lines) -> list[str]:
-    """Return the held instruments in which order the engine takes them over.
+def takeover_order(lines: Lines[K]) -> list[K]:
+    """Return the held positions in which order the engine takes them over.
 
     Shorts first, the largest first: a price has no limit above, so a long can bear what is left.
     """
     held = [key for key, line in lines.items() if line.held]
-    return sorted(
-        held, key=lambda instrument: (lines[instrument].held > 0, -abs(lines[instrument].value))
-    )
+    return sorted(held, key=lambda key: (lines[key].held > 0, -abs(lines[key].value)))
 
 
-def loss_of(key: str, cash: int, lines: Lines) -> int:
+def loss_of(key: K, cash: int, lines: Lines[K]) -> int:
     """Return the part of the balance that the takeover of *key* loses: its share of the value.
 
     Below 0 where the balance is: the exchange's fund bears that. The last one loses all of it.

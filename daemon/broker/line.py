@@ -14,19 +14,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from copy import copy
-from typing import TYPE_CHECKING, NamedTuple, Self
+from typing import TYPE_CHECKING
 
 from msgspec import Struct
 
-from tracepaper.daemon.broker import matching, splits
-from tracepaper.daemon.broker.book_fills import BookMoves, Queues, QueueState
-from tracepaper.daemon.broker.book_matching import BookPass
+from tracepaper.daemon.broker import splits
+from tracepaper.daemon.broker.book_fills import QueueState
 from tracepaper.daemon.broker.execution import DayRange, Executor
 from tracepaper.daemon.broker.exit_orders import ProtectionState, Protector
 from tracepaper.daemon.broker.exit_plans import ExpectedReturn, HeldPosition, Plan
-from tracepaper.daemon.broker.matching import MarketPass, Tried
 from tracepaper.daemon.broker.orders import Moment, OrdersState, RestingOrders
-from tracepaper.daemon.broker.rules import Bounds, MarginRules
+from tracepaper.daemon.broker.rules import NO_CASH, Bounds, MarginRules
 from tracepaper.strategies.api.context import Orders, Signal
 from tracepaper.strategies.corporate_actions import ShareTerms, adjusted_price, entitlement
 from tracepaper.strategies.errors import InvariantBroken
@@ -36,22 +34,20 @@ from tracepaper.strategies.types.decisions import (
     FillModel,
     LedgerKind,
     Liquidity,
-    Order,
     Position,
 )
 from tracepaper.strategies.types.market import (
     Bar,
-    BookUpdate,
     CorporateAction,
     Instrument,
     Quote,
     Side,
 )
-from tracepaper.strategies.units import MONEY_LIMIT, RATE_SCALE, divide_half_even
+from tracepaper.strategies.units import RATE_SCALE, divide_half_even
 
 if TYPE_CHECKING:
     from tracepaper.daemon.broker.book import Book
-    from tracepaper.daemon.broker.margin import MarginCalls
+    from tracepaper.daemon.broker.positions import Positions
 
 
 class Holding(Struct, gc=False, array_like=True):
@@ -112,13 +108,6 @@ class BookState(Struct, frozen=True, array_like=True):
     queues: QueueState | None = None  # None where no order book fills orders
 
 
-class BarOpening(NamedTuple):
-    """What the open of a bar left a line to do, before it follows one of the bar's paths."""
-
-    tried: Tried | None = None  # None where nothing that rests is met by either path
-    newer: Sequence[tuple[RestingOrders, dict[str, Order]]] = ()  # what quotes after it moved
-
-
 def signed_quantity(fill: Fill) -> int:
     """Return the quantity of *fill*, below 0 where it sells."""
     return fill.quantity if fill.side is Side.BUY else -fill.quantity
@@ -128,12 +117,14 @@ class Line:
     """One instrument in one book."""
 
     __slots__ = (
-        "binds", "book", "calls", "executor", "holding", "is_cash", "item", "journal",
-        "key", "margin", "mark", "notional", "orders", "owner", "parts", "position", "protector",
-        "queues", "shares", "terms", "tried", "whole",
+        "binds", "book", "executor", "holding", "is_cash", "item", "journal",
+        "key", "margin", "mark", "notional", "orders", "owner", "position", "positions",
+        "protector", "shares", "terms", "whole",
     )  # fmt: skip
     orders: RestingOrders
     executor: Executor
+    positions: Positions
+    """All of the account that meets the market together with this line."""
 
     def __init__(self, book: Book, item: Instrument, whole: Line | None = None) -> None:
         """Open the line of *item* in *book*; of a share, *whole* is the position's."""
@@ -141,11 +132,8 @@ class Line:
         self.book, self.key, self.owner = book, item.id, book.owner
         self.whole = whole
         self.shares: list[Line] = []
-        self.parts: tuple[Line, ...] = (self,)
-        """What meets the market together: the position, and its shares."""
         if whole is not None:
             whole.shares.append(self)
-            whole.parts = (whole, *whole.shares)
         self.is_cash = item.category.is_cash
         self.terms = ShareTerms.of(item)
         self.notional = self.terms.notional
@@ -155,7 +143,6 @@ class Line:
         self.margin: MarginRules | None = None  # what orders of a position are judged by
         self.binds: MarginRules | None = None  # what an isolated position binds and is called by
         by_book, latency = account.is_filled_by_books, settings.latency
-        self.queues = Queues(settings.queue) if by_book and whole is None else None
         self.journal = account.journal
         self.orders = RestingOrders(
             item,
@@ -167,8 +154,6 @@ class Line:
             net=None if whole is None else whole.orders,
         )
         self.protector = Protector(self, settings.exits)
-        self.tried: Trial | None = None  # while fills are tried on it
-        self.calls: MarginCalls | None = None
         self.change(item)
 
     def change(self, item: Instrument) -> None:
@@ -177,7 +162,6 @@ class Line:
         if self.whole is None:
             self.margin = account.policy.rules(item) or self.margin
             self.binds = self.margin if account.policy.is_isolated else None
-            self.calls = account.policy.calls(self)
         self.orders.change(item, self.margin)
         self.protector.change(item)
         costs = self.book.settings.costs_for(self.key)
@@ -336,11 +320,10 @@ class Line:
 
     def refusal(self, fill: Fill) -> str | None:
         """Return why the account cannot bear *fill*, or None: what only closes is always borne."""
-        return None if self.tried is not None else self.book.account.policy.refusal(self, fill)
-
-    def trial(self) -> Trial:
-        """Return a trial of fills."""
-        return Trial(self)
+        if self.is_cash and fill.side is Side.BUY and fill.notional + fill.fee > self.book.cash:
+            return NO_CASH
+        is_tried = self.positions.tried is not None
+        return None if is_tried else self.book.account.policy.refusal(self, fill)
 
     def set_liquidation_price(self, at_ms: int) -> None:
         """Put the exchange's own order where it liquidates."""
@@ -354,95 +337,17 @@ class Line:
         """Whether anything rests here or in a share, or has a time at which it is closed."""
         if self.orders.rests or self.protector.is_active:
             return True
-        if self.calls is not None and self.held:
+        if self.positions.calls is not None and self.held:
             return True  # a bar may call the account
         for share in self.shares:  # noqa: SIM110 - at every bar; a generator costs more
             if share.waits:
                 return True
         return False
 
-    def match_quote(self, quote: Quote) -> None:
-        """Let what rests meet *quote*."""
-        if not self.waits:
-            return
-        self.orders.expire(quote.market_ms)
-        self._end_due(quote.market_ms, quote.bid, quote.ask)
-        market, first = MarketPass(self), self.journal.begin()
-        market.match_quote(quote)
-        self._end_pass(first, quote.market_ms)
-
-    def match_book(self, update: BookUpdate, moved: BookMoves) -> None:
-        """Let what rests meet *update* of an order book, which holds *moved*."""
-        assert self.queues is not None
-        self.orders.is_stale = True  # places in queues
-        at_ms = update.market_ms
-        self.orders.expire(at_ms)
-        self._end_due(at_ms, moved.bids[0].price, moved.asks[0].price)
-        market, first = BookPass(self, self.queues), self.journal.begin()
-        market.match(update, moved)
-        self._end_pass(first, at_ms)
-
-    def open_bar(self, bar: Bar, *, is_missed: bool) -> BarOpening | None:
-        """Let market orders meet the open of *bar*, and try both of its paths.
-
-        A bar *is_missed* where quotes fill orders and those of the bar did not come. An order whose
-        time ends inside a bar meets none of it. What the fill of an entry arms may be met inside
-        the same bar, and what it opens on margin be liquidated. None where the rest of the bar does
-        nothing.
-        """
-        if not self.waits or self._is_passed_by(bar):
-            return None
-        orders, market = self.orders, MarketPass(self)
-        newer = [
-            (part.orders, part.orders.rewind())
-            for part in self.parts
-            if is_missed and part.orders.unmoved
-        ]
-        orders.expire(bar.close_time_ms - 1, unfilled=False)
-        self._end_due(bar.open_time_ms, bar.open, bar.open)
-        first = self.journal.begin()
-        market.match_open(bar, is_missed=is_missed)
-        self._end_pass(first, bar.open_time_ms)
-        tried = matching.try_paths(self, bar)
-        return None if tried is None and not newer else BarOpening(tried, newer)
-
-    def follow(self, bar: Bar, opened: BarOpening, path: int) -> None:
-        """Let what rests meet that *path* of *bar* after its open."""
-        if opened.tried is not None:
-            market, first = MarketPass(self), self.journal.begin()
-            market.walk(bar, path)
-            self._end_pass(first, bar.close_time_ms)
-        for orders, moved in opened.newer:
-            orders.resume(moved, bar.open_time_ms)
-
-    def _is_passed_by(self, bar: Bar) -> bool:
-        """Return whether *bar* leaves all that rests as it is, and calls no account."""
-        for line in self.parts:
-            if line.protector.is_timed or not matching.passes(line.orders, bar):
-                return False
-        return self.calls is None or not self.calls.is_called_within(bar)
-
-    def _end_due(self, market_ms: int, bid: int, ask: int) -> None:
-        """Let act what a position's time or age is reached of, the market at *bid* and *ask*."""
-        for line in self.parts:
-            if line.protector.is_timed:
-                line.protector.act_if_due(market_ms, bid, ask)
-        if self.shares:
-            self.agree()
-
-    def _end_pass(self, first: tuple[int, int], at_ms: int) -> None:
-        """Let protection and margin follow the fills of a pass, which begin at *first*."""
-        self.protect_fills(first)
-        if self.binds is not None and len(self.journal.entries) > first[0]:
-            self.set_liquidation_price(at_ms)
-
-    def protect_fills(self, first: tuple[int, int]) -> None:
-        """Let what the fills of a pass arm or end follow them; they begin at *first*."""
-        journal, (entry, part) = self.journal, first
-        if not self.shares:
-            self.arm([filled.fill for filled in journal.entries[entry:]])
-        for share in self.shares:
-            share.arm([fill for owner, fill in journal.parts[part:] if owner == share.owner])
+    def is_moved_by(self, owner: str, fill: Fill) -> bool:
+        """Return whether *fill*, of *owner* or of the account, is of this line."""
+        is_of = fill.instrument == self.key and fill.position_side is self.book.side
+        return is_of and owner == self.owner
 
     def arm(self, fills: Sequence[Fill]) -> None:
         """Let protection follow *fills*."""
@@ -544,19 +449,22 @@ class Line:
 
     def state(self) -> BookState:
         """Return the state that must survive a restart."""
-        queues = None
-        if self.queues is not None:
-            queues = self.queues.state(sorted(self.orders.leaving))
-        return BookState(self.holding, self.orders.state(), self.protector.state, queues)
+        queues = self.positions.queues
+        state = None
+        if queues is not None and self is self.positions.lines[0]:
+            leaving = (part.orders.leaving for part in self.positions.parts)
+            state = queues.state(sorted(frozenset[str]().union(*leaving)))
+        return BookState(self.holding, self.orders.state(), self.protector.state, state)
 
     def restore(self, state: BookState) -> None:
         """Take over what survived a restart; marks follow with the bars that are fed again."""
         self.hold(state.holding)
         self.orders.restore(state.orders)
         self.protector.state = state.protection
-        if state.queues is not None and self.queues is not None:
-            self.queues.restore(state.queues)
-            self.orders.leaving = frozenset(state.queues.leaving)
+        if state.queues is not None and self.positions.queues is not None:
+            self.positions.queues.restore(state.queues)
+            for part in self.positions.parts:
+                part.orders.leaving = frozenset(state.queues.leaving)
 
     def hold(self, holding: Holding) -> None:
         """Hold what *holding* says, of another account perhaps, whose margin was another."""
@@ -567,46 +475,3 @@ class Line:
             needed = self.binds.required(held.entry_notional)
             held.margin = max(min(needed, self.book.account.available), 0)
         self._post_holding()
-
-
-class Trial:
-    """What fills of one instrument would do to its account: in the end all of it is taken back.
-
-    It bears every one of them.
-    """
-
-    def __init__(self, line: Line) -> None:
-        self._line, self._account = line, line.book.account
-        self.is_over = False  # the account was called: no path leaves less
-
-    def __enter__(self) -> Self:
-        """Begin it: nobody is told of what follows."""
-        account, parts = self._account, self._line.parts
-        self._journal = account.journal.take()
-        self._owners = [(of, vars(of).copy()) for of in (account, *(part.book for part in parts))]
-        self._lines = [(part, part.holding, part.position, part.orders.state()) for part in parts]
-        self._stale = [part.orders.is_stale for part in parts]
-        account.entries = None
-        for part in parts:
-            part.holding, part.book.fills = copy(part.holding), {}
-        self._line.tried = self
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Take everything back."""
-        self._line.tried = None
-        for of, kept in self._owners:
-            vars(of).update(kept)
-        for (line, holding, position, orders), stale in zip(self._lines, self._stale, strict=True):
-            line.holding, line.position = holding, position
-            line.orders.restore(orders)
-            line.orders.is_stale = stale
-        self._account.journal.swap(self._journal)
-
-    def equity(self, price: int) -> int:
-        """Return the equity with the instrument at *price*; the least once it was called."""
-        line = self._line
-        if self.is_over:
-            return -MONEY_LIMIT
-        entry = 0 if line.is_cash else line.holding.entry_notional
-        return line.book.cash + line.notional(price, line.held) - entry

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final
 
 from tracepaper.daemon.broker.cross_margin import (
     CrossLine,
+    Reduction,
     balance_of,
     is_called,
     loss_of,
@@ -22,7 +23,7 @@ from tracepaper.daemon.broker.cross_margin import (
     takeover_order,
 )
 from tracepaper.daemon.broker.line import Holding, Line, signed_quantity
-from tracepaper.daemon.broker.matching import MarketPass, touched
+from tracepaper.daemon.broker.matching import touched
 from tracepaper.daemon.broker.orders import OrderEvent, RestingOrders, after
 from tracepaper.daemon.broker.rules import MarginRules
 from tracepaper.strategies.types.decisions import Fill, Order, OrderRole
@@ -31,6 +32,7 @@ from tracepaper.strategies.units import divide_half_even
 
 if TYPE_CHECKING:
     from tracepaper.daemon.broker.account import PaperAccount
+    from tracepaper.daemon.broker.positions import Positions
 
 CALLED: Final = "the account's maintenance ratio reached 100 %"
 NOT_COVERED: Final = "the available balance did not cover its margin at that price"
@@ -59,12 +61,12 @@ class MarginPolicy:
         """Return why the account cannot bear *fill*, or None: what only closes is always borne."""
         return None
 
-    def calls(self, line: Line) -> MarginCalls | None:  # noqa: ARG002
-        """Return when prices of the position *line* call the account; None but on cross margin."""
+    def calls(self, positions: Positions) -> MarginCalls | None:  # noqa: ARG002
+        """Return when prices of *positions* call the account; None but on cross margin."""
         return None
 
-    def match_mark(self, line: Line, mark: int, at_ms: int) -> None:
-        """Liquidate what the *mark* price of the position *line* takes away."""
+    def match_mark(self, positions: Positions, mark: int, at_ms: int) -> None:
+        """Liquidate what the *mark* price of *positions* takes away."""
 
     def is_reached(self, instrument: str, prices: Mapping[str, int]) -> bool:  # noqa: ARG002
         """Return whether the newest of *prices*, that of *instrument*, takes a position away."""
@@ -119,15 +121,14 @@ class IsolatedMargin(MarginPolicy):
             else None
         )
 
-    def match_mark(self, line: Line, mark: int, at_ms: int) -> None:
-        """Liquidate the position of *line* where *mark* has reached that price."""
-        if not line.held:
-            return
-        if line.orders.liquidation is None:  # taken over
-            line.set_liquidation_price(at_ms)
-        market, first = MarketPass(line), line.journal.begin()
-        market.match_mark(mark, at_ms)
-        line.protect_fills(first)
+    def match_mark(self, positions: Positions, mark: int, at_ms: int) -> None:
+        """Liquidate each of *positions* where *mark* has reached that price."""
+        held = [line for line in positions.lines if line.held]
+        for line in held:
+            if line.orders.liquidation is None:  # taken over
+                line.set_liquidation_price(at_ms)
+        if held:
+            positions.match_mark(mark, at_ms)
 
     def is_reached(self, instrument: str, prices: Mapping[str, int]) -> bool:
         """Return whether the price of *instrument* reaches the liquidation price of a position."""
@@ -146,32 +147,31 @@ class CrossMargin(MarginPolicy):
     # ------------------------------------------------------------ what it is worth and needs
 
     @property
-    def _positions(self) -> dict[str, Line]:
-        (book,) = self._account.books
-        return book.lines
+    def _positions(self) -> list[Line]:
+        return [line for book in self._account.books for line in book.lines.values()]
 
     def values(
-        self, prices: Mapping[str, int] = {}, trial: tuple[str, Holding] | None = None
-    ) -> dict[str, CrossLine] | None:
-        """Return the quantity held or ordered of each instrument, at *prices* where they say one.
+        self, prices: Mapping[str, int] = {}, trial: tuple[Line, Holding] | None = None
+    ) -> dict[Line, CrossLine] | None:
+        """Return the quantity held or ordered in each position, at *prices* where they say one.
 
         A *trial* holds something else of one. None where something is held that no price has
         valued yet: so the account of another run, before its first bars.
         """
         values = {}
-        for key, line in self._positions.items():
+        for line in self._positions:
             holding = line.holding
-            if trial is not None and trial[0] == key:
+            if trial is not None and trial[0] is line:
                 holding = trial[1]
             if not holding.quantity and not line.orders.rests:
                 continue
-            price = prices.get(key) or line.mark
+            price = prices.get(line.key) or line.mark
             if not price:
                 if holding.quantity:
                     return None
                 continue
             assert line.margin is not None
-            values[key] = CrossLine(
+            values[line] = CrossLine(
                 line.margin,
                 holding.quantity,
                 holding.entry_notional,
@@ -181,15 +181,15 @@ class CrossMargin(MarginPolicy):
         return values
 
     def spendable(self, line: Line, *, is_reversal: bool) -> int:
-        """Return the margin balance that no position and no order of another instrument binds.
+        """Return the margin balance that no other position and no order of one binds.
 
         A reversal frees what the position of *line* binds.
         """
         values = self.values()
         if values is None:
             return 0
-        bound = sum(other.initial for key, other in values.items() if key != line.key)
-        if (of_line := values.get(line.key)) is not None and not is_reversal:
+        bound = sum(value.initial for other, value in values.items() if other is not line)
+        if (of_line := values.get(line)) is not None and not is_reversal:
             bound += of_line.rules.required(of_line.value)
         return balance_of(self._account.cash, values) - bound
 
@@ -206,11 +206,11 @@ class CrossMargin(MarginPolicy):
         """Whether bars of *instrument* call the account: no mark price came since the last one."""
         return instrument not in self._account.marked
 
-    def after_fill(self, line: Line, fill: Fill) -> tuple[int, dict[str, CrossLine]] | None:
+    def after_fill(self, line: Line, fill: Fill) -> tuple[int, dict[Line, CrossLine]] | None:
         """Return balance and values after *fill* of *line*, at the price that it met."""
         holding = copy(line.holding)
         moved = holding.trade(signed_quantity(fill), fill.notional, None) - fill.fee
-        values = self.values({line.key: fill.reference_price}, (line.key, holding))
+        values = self.values({line.key: fill.reference_price}, (line, holding))
         return None if values is None else (balance_of(self._account.cash + moved, values), values)
 
     def refusal(self, line: Line, fill: Fill) -> str | None:
@@ -221,53 +221,57 @@ class CrossMargin(MarginPolicy):
         if (outcome := self.after_fill(line, fill)) is None:
             return None
         balance, values = outcome
-        of_line = values[line.key]
+        of_line = values[line]
         needed = of_line.rules.required(of_line.value)
-        needed += sum(other.initial for key, other in values.items() if key != line.key)
+        needed += sum(value.initial for other, value in values.items() if other is not line)
         return None if needed <= balance else NOT_COVERED
 
-    def calls(self, line: Line) -> MarginCalls:
-        """Return when a path of prices of *line* calls the account."""
-        return MarginCalls(self, line)
+    def calls(self, positions: Positions) -> MarginCalls:
+        """Return when a path of prices of *positions* calls the account."""
+        return MarginCalls(self, positions)
 
     # ------------------------------------------------------------ liquidation
 
-    def match_mark(self, line: Line, mark: int, at_ms: int) -> None:
-        """Liquidate the account where it is called with *line* at *mark*."""
-        if self.is_called_at({line.key: mark}):
-            self.liquidate(line, mark, at_ms)
+    def match_mark(self, positions: Positions, mark: int, at_ms: int) -> None:
+        """Liquidate the account where it is called with *positions* at *mark*."""
+        if self.is_called_at({positions.lines[0].key: mark}):
+            self.liquidate(positions, mark, at_ms)
 
-    def liquidate(self, line: Line, price: int, at_ms: int, *, is_ruin: bool = False) -> None:
-        """Take the steps of a liquidation with *line* at *price*, and as few as do.
+    def liquidate(
+        self, marked: Positions, price: int, at_ms: int, *, is_ruin: bool = False
+    ) -> None:
+        """Take the steps of a liquidation with what is *marked* at *price*, and as few as do.
 
         A *is_ruin* is one by a close that would cost more than there is: all is taken over.
         """
-        before, positions = line.mark, self._positions
-        line.mark_to(price)
-        for position in positions.values():
+        before = marked.lines[0].mark
+        for line in marked.lines:
+            line.mark_to(price)
+        for position in self._positions:
             position.orders.is_stale = True
             _cancel(position.orders, position.held)
         if is_ruin or self.is_called_at():
             values = self.values()
             assert values is not None
-            steps = {key: positions[key].item.quantity_step for key in values}
-            cuts = []
+            steps = {line: line.item.quantity_step for line in values}
+            cuts = list[Reduction[Line]]()
             if not is_ruin:
                 cuts = reductions(self._account.cash, values, steps, self._reduced)
             for step in cuts:
-                reduced = positions[step.instrument]
+                reduced = step.key
                 what = f"reduced to risk tier {step.tier}"
                 self._close(reduced, self._ordered(reduced, step.quantity, what, at_ms))
             if not cuts:
                 self._take_over(at_ms)
-        line.mark_to(before)
+        for line in marked.lines:
+            line.mark_to(before)
 
     def _take_over(self, at_ms: int) -> None:
         """Let the exchange's engine take every position over, where the balance is used up."""
-        for key in takeover_order(self.values() or {}):
-            values, line = self.values() or {}, self._positions[key]
-            value = values[key]
-            loss = loss_of(key, self._account.cash, values)
+        for line in takeover_order(self.values() or {}):
+            values = self.values() or {}
+            value = values[line]
+            loss = loss_of(line, self._account.cash, values)
             price = value.rules.bankruptcy(abs(value.value), value.held, loss)
             order = self._ordered(line, abs(value.held), "taken over", at_ms, price=price)
             self._close(line, order)
@@ -285,9 +289,8 @@ class CrossMargin(MarginPolicy):
             price=price,
         )
 
-    def _reduced(self, key: str, value: CrossLine, quantity: int) -> tuple[CrossLine, int]:
+    def _reduced(self, line: Line, value: CrossLine, quantity: int) -> tuple[CrossLine, int]:
         """Return *value* after *quantity* of it was closed at the market, and the cash it moves."""
-        line = self._positions[key]
         order = self._ordered(line, quantity, "", 0)
         fill, holding = line.executor.reduced(order, line.mark, 0), copy(line.holding)
         realized = holding.trade(signed_quantity(fill), fill.notional, None)
@@ -300,25 +303,23 @@ class CrossMargin(MarginPolicy):
     def _close(self, line: Line, order: Order) -> None:
         """Fill the exchange's own *order*; exit orders follow."""
         order = after(order, OrderEvent.ACCEPT)
-        market, first = MarketPass(line), line.journal.begin()
         line.orders.others += (order,)
         fills = line.executor.reduced if order.price is None else line.executor.liquidated
-        market.book(fills(order, line.mark, order.created_ms))
-        line.protect_fills(first)
+        line.positions.close(fills(order, line.mark, order.created_ms))
 
 
 class MarginCalls:
-    """When a path of prices of one position calls an account on cross margin, and what follows.
+    """When a path of prices of one instrument calls an account on cross margin, and what follows.
 
     While fills are tried, a call ends the trial: no path leaves less.
     """
 
-    def __init__(self, policy: CrossMargin, line: Line) -> None:
-        self._policy, self._line = policy, line
+    def __init__(self, policy: CrossMargin, positions: Positions) -> None:
+        self._policy, self._positions, self._line = policy, positions, positions.lines[0]
 
     def _is_at(self, price: int) -> bool:
         """Return whether the account is called with the instrument at *price*."""
-        if self._line.tried is not None and self._line.tried.is_over:
+        if self._positions.tried is not None and self._positions.tried.is_over:
             return False
         return self._policy.is_called_at({self._line.key: price})
 
@@ -349,19 +350,20 @@ class MarginCalls:
 
     def liquidate(self, price: int, at_ms: int) -> None:
         """Liquidate with the instrument at *price*."""
-        if self._line.tried is not None:
-            self._line.tried.is_over = True
+        if self._positions.tried is not None:
+            self._positions.tried.is_over = True
         else:
-            self._policy.liquidate(self._line, price, at_ms)
+            self._policy.liquidate(self._positions, price, at_ms)
 
-    def ruins(self, fill: Fill, at_ms: int) -> bool:
-        """Liquidate in place of *fill* where it is a close that costs more than there is."""
-        if self._line.tried is not None:
+    def ruins(self, line: Line, fill: Fill) -> bool:
+        """Liquidate in place of *fill* of *line* where that is a close that costs too much."""
+        if self._positions.tried is not None:
             return False
-        outcome = self._policy.after_fill(self._line, fill)
+        outcome = self._policy.after_fill(line, fill)
         if outcome is None or outcome[0] >= 0:
             return False
-        self._policy.liquidate(self._line, fill.reference_price, at_ms, is_ruin=True)
+        price, at_ms = fill.reference_price, fill.filled_ms
+        self._policy.liquidate(line.positions, price, at_ms, is_ruin=True)
         return True
 
 

@@ -8,8 +8,9 @@ the side at which it would be filled, and is then a market order, or a limit, at
 Bars. Nobody knows in which order a bar's prices came. Both paths are tried, open-high-low-close
 and open-low-high-close, and the one that leaves the account with less at the close is believed.
 
-Shares. Where several strategies share a position, one event meets its net order and the protection
-of every share in one pass. A fill of a share's order is one of the position too; a fill of the
+Positions. One event meets all orders of an account's positions in an instrument in one pass: in
+hedge mode those of both sides, and where several strategies share a position, its net order and the
+protection of every share. A fill of a share's order is one of the position too; a fill of the
 position's own order is apportioned to the shares at once.
 
 The rules are docs/money.md, M11 to M14, and docs/orders.md, B2 to B4.
@@ -17,6 +18,7 @@ The rules are docs/money.md, M11 to M14, and docs/orders.md, B2 to B4.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import pairwise
 from operator import attrgetter
 from typing import TYPE_CHECKING, Final
@@ -26,7 +28,6 @@ from msgspec.structs import replace
 from tracepaper.daemon.broker.apportion import apportion
 from tracepaper.daemon.broker.journal import FillEntry
 from tracepaper.daemon.broker.orders import OrderEvent, RestingOrders, after, urgency
-from tracepaper.daemon.broker.rules import NO_CASH
 from tracepaper.strategies.errors import InvariantBroken
 from tracepaper.strategies.types.decisions import (
     Fill,
@@ -40,6 +41,7 @@ from tracepaper.strategies.types.market import Bar, Quote, Side
 
 if TYPE_CHECKING:
     from tracepaper.daemon.broker.line import Line
+    from tracepaper.daemon.broker.positions import Positions
 
 WOULD_TAKE: Final = "post-only, and it would have taken"
 LIQUIDATED_FIRST: Final = "the position was liquidated first"
@@ -50,32 +52,38 @@ _DECIDED: Final = frozenset({OrderRole.SIGNAL, OrderRole.LIST})
 
 
 class MarketPass:
-    """The resting orders of a position and of its shares, while one event passes them."""
+    """The resting orders of positions and of their shares, while one event passes them."""
 
-    def __init__(self, line: Line) -> None:
-        """Let events pass the position of *line*."""
-        self.journal = line.journal
-        self._line = line
-        self._resting = line.orders
-        self._executor = line.executor
+    def __init__(self, positions: Positions) -> None:
+        """Let events pass *positions*."""
+        self.journal = positions.journal
+        self._lines, self._parts = positions.lines, positions.parts
+        self._calls = positions.calls
+        self._executor = positions.lines[0].executor
         self._younger: set[str] = set()  # than the bar that passes: ids of orders
         self._is_quote = False  # what passes
 
     @property
     def _orders(self) -> tuple[Order, ...]:
         """Every order that rests, in the order in which they meet the market."""
-        if not self._line.shares:
-            return self._resting.orders
-        first = () if self._resting.order is None else (self._resting.order,)
-        others = (order for line in self._line.parts for order in line.orders.others)
+        if len(self._parts) == 1:
+            return self._parts[0].orders.orders
+        signalled = (line.orders.order for line in self._lines)
+        first = [order for order in signalled if order is not None]
+        others = (order for part in self._parts for order in part.orders.others)
         return tuple(sorted((*first, *others), key=urgency))
 
     def _line_of(self, order_id: str) -> Line:
-        """Return the share in which the order with that id rests, else the position."""
-        for share in self._line.shares:
-            if any(order.order_id == order_id for order in share.orders.others):
-                return share
-        return self._line
+        """Return the position or the share in which the order with that id rests."""
+        for part in self._parts[1:]:
+            if part.orders.find(order_id) is not None:
+                return part
+        return self._parts[0]
+
+    def _position_of(self, order: Order) -> Line:
+        """Return the position that *order*, which rests, is of."""
+        line = self._line_of(order.order_id)
+        return line.whole or line
 
     def _find(self, order_id: str) -> Order | None:
         """Return the resting order with that id, if there is one."""
@@ -139,20 +147,22 @@ class MarketPass:
     def match_mark(self, mark: int, at_ms: int) -> None:
         """Liquidate the position, or the account, where *mark* has reached that price."""
         self._called(mark, mark, at_ms)
-        order = self._resting.liquidation
-        if order is not None and touched(order, mark):
-            self._liquidate(order, mark, at_ms)
+        for line in self._lines:
+            order = line.orders.liquidation
+            if order is not None and touched(order, mark):
+                self._liquidate(order, mark, at_ms)
 
     def _called(self, start: int, end: int, at_ms: int) -> int | None:
         """Liquidate an account on cross margin where the way to *end* calls it; return where."""
-        if (calls := self._line.calls) is None or (at := calls.at(start, end)) is None:
+        if (calls := self._calls) is None or (at := calls.at(start, end)) is None:
             return None
         calls.liquidate(at, at_ms)
         return at
 
     def _liquidate(self, order: Order, mark: int, at_ms: int) -> None:
         """Reduce the position at *mark* to a lower risk tier, or let all of it be taken over."""
-        if (reduction := self._line.holding.reduction(self._line.binds, mark)) is not None:
+        line = self._position_of(order)
+        if (reduction := line.holding.reduction(line.binds, mark)) is not None:
             quantity, tier = reduction
             reduced = replace(order, reason=f"{order.reason}: reduced to risk tier {tier}")
             whole = self._executor.reduced(reduced, mark, at_ms)
@@ -254,9 +264,9 @@ class MarketPass:
 
     def _trail(self, bid: int, ask: int) -> None:
         """Let a trailing stop follow the market, which stands at *bid* and *ask*; never back."""
-        for line in self._line.parts:
-            if line.orders.trail:
-                self._trail_by(line.orders, bid, ask)
+        for part in self._parts:
+            if part.orders.trail:
+                self._trail_by(part.orders, bid, ask)
 
     def _trail_by(self, resting: RestingOrders, bid: int, ask: int) -> None:
         order = resting.protective(OrderRole.TRAILING)
@@ -291,29 +301,31 @@ class MarketPass:
 
     def _apply_fill(self, order: Order, fill: Fill) -> bool:
         """Book *fill* of *order*; return False where the account could not bear it."""
-        if self._is_beyond_bankruptcy(order, fill):
+        position = self._position_of(order)
+        if self._is_beyond_bankruptcy(position, order, fill):
             return False
-        if (refusal := self._refusal(fill)) is not None:
+        if (refusal := position.refusal(fill)) is not None:
             affordable = None
             if order.role is not OrderRole.LIST:
-                affordable = self._affordable(order, fill)
+                affordable = self._affordable(position, order, fill)
             if affordable is None:
-                self._end_short(order, refusal)
+                self._end_short(position, order, refusal)
                 return False
             fill = affordable
-        calls = self._line.calls
-        if calls is not None and calls.ruins(fill, fill.filled_ms):
+        calls = self._calls
+        if calls is not None and calls.ruins(position, fill):
             if (left := self._find(order.order_id)) is not None:
                 self._end(left, LIQUIDATED_FIRST)
             return False
         filled = self.book(fill)
         if refusal is not None:
-            self._end_short(filled, refusal)
+            self._end_short(position, filled, refusal)
         return True
 
     def book(self, fill: Fill) -> Order:
         """Book *fill* of an order that rests, in position and shares; return the order after it."""
-        position, line = self._line, self._line_of(fill.order_id)
+        line = self._line_of(fill.order_id)
+        position = line.whole or line
         before = position.position
         position.post(fill)
         if line is not position:
@@ -321,23 +333,22 @@ class MarketPass:
         order = line.orders.apply_fill(fill, line.held)
         if line is not position:
             position.agree()
-            self._resting.resize(position.held)
-            self._resting.serve(position.held)
+            position.orders.resize(position.held)
+            position.orders.serve(position.held)
         elif position.shares:
-            self._apportion(fill, order)
+            self._apportion(position.shares, fill, order)
         self.journal.entries.append(FillEntry(fill, order, before, position.position))
         if (bounds := position.holding.bounds(position.binds)) is not None:
             # What is left of the event meets the position as it is now.
-            self._resting.amend_liquidation(bounds, position.held)
+            position.orders.amend_liquidation(bounds, position.held)
         return order
 
-    def _apportion(self, fill: Fill, order: Order) -> None:
-        """Give each share its part of *fill* of the position's own *order*.
+    def _apportion(self, shares: Sequence[Line], fill: Fill, order: Order) -> None:
+        """Give each of *shares* its part of *fill* of the position's own *order*.
 
         It goes by what each still wants in that direction, else by what each holds on the other
         side. Where the order only reduces, by liquidation say, nobody wants more than is left.
         """
-        shares = self._line.shares
         sign = 1 if fill.side is Side.BUY else -1
         weights = [max(sign * (line.orders.target - line.held), 0) for line in shares]
         if order.reduce_only or not any(weights):
@@ -359,37 +370,30 @@ class MarketPass:
             if order.reduce_only:
                 share.want(share.held, "liquidated")
 
-    def _refusal(self, fill: Fill) -> str | None:
-        """Return why the account cannot bear *fill*, or None."""
-        line = self._line
-        if line.is_cash and fill.side is Side.BUY and fill.notional + fill.fee > line.book.cash:
-            return NO_CASH
-        return line.refusal(fill)
-
-    def _end_short(self, order: Order, refusal: str) -> None:
+    def _end_short(self, position: Line, order: Order, refusal: str) -> None:
         """End *order*, which the account cannot bear; nothing asks again for what is missing."""
         self._end(order, refusal)
         if order.role is OrderRole.SIGNAL:
-            self._resting.shortfall = refusal
+            position.orders.shortfall = refusal
 
-    def _affordable(self, order: Order, fill: Fill) -> Fill | None:
+    def _affordable(self, position: Line, order: Order, fill: Fill) -> Fill | None:
         """Return as much of *fill* of *order* as the account bears in whole steps, if any."""
         step = self._executor.step
         fewest, most = 0, fill.quantity // step
         while fewest < most:
             middle = (fewest + most + 1) // 2
-            if self._refusal(self._executor.part(order, fill, middle * step)) is None:
+            if position.refusal(self._executor.part(order, fill, middle * step)) is None:
                 fewest = middle
             else:
                 most = middle - 1
         return self._executor.part(order, fill, fewest * step) if fewest else None
 
-    def _is_beyond_bankruptcy(self, order: Order, fill: Fill) -> bool:
-        """Return whether the position was liquidated instead: *fill* would lose more than it has.
+    def _is_beyond_bankruptcy(self, position: Line, order: Order, fill: Fill) -> bool:
+        """Return whether *position* was liquidated instead: *fill* would lose more than it has.
 
         The exchange lets nobody close at a price beyond the bankruptcy price.
         """
-        bound = self._resting.liquidation
+        bound = position.orders.liquidation
         if bound is None or order.role is OrderRole.LIQUIDATION or fill.side is not bound.side:
             return False
         assert bound.price is not None
@@ -482,32 +486,25 @@ _PATHS: Final = (
     attrgetter("open", "low", "high", "close"),
 )
 
-Tried = tuple[int, int]
-"""What an account would have at a bar's close after its first path, and after its second."""
 
+def worse_path(positions: Positions, bar: Bar) -> int | None:
+    """Return the number of the path of *bar* that leaves less, the first where both leave as much.
 
-def try_paths(line: Line, bar: Bar) -> Tried | None:
-    """Return what each path of *bar* would leave; None where none meets anything that rests."""
+    None where neither meets anything that rests.
+    """
+    calls = positions.calls
     if not any(
         _may_meet(order, bar, part.orders.trail)
-        for part in line.parts
+        for part in positions.parts
         for order in part.orders.others
-    ) and (line.calls is None or not line.calls.is_called_within(bar)):
+    ) and (calls is None or not calls.is_called_within(bar)):
         return None
     left = []
     for path in (0, 1):
-        with line.trial() as trial:
-            MarketPass(line).walk(bar, path)
+        with positions.trial() as trial:
+            MarketPass(positions).walk(bar, path)
             left.append(trial.equity(bar.close))
-    return left[0], left[1]
-
-
-def worse_path(*tried: Tried | None) -> int:
-    """Return the number of the path that leaves less in all, the first where both leave as much."""
-    first, second = (
-        sum(equities[path] for equities in tried if equities is not None) for path in (0, 1)
-    )
-    return 0 if first <= second else 1
+    return 0 if left[0] <= left[1] else 1
 
 
 def matters_from(order: Order, quote: Quote, trail: int = 0) -> int | None:

@@ -20,13 +20,14 @@ from msgspec import Struct
 from tracepaper.daemon.broker.account import ENTRIES, Intent, Ownership
 from tracepaper.daemon.broker.broker import NOTHING_FILLED, Broker, FilledEvent, Save
 from tracepaper.daemon.broker.router import RouteResult, Wishes
-from tracepaper.daemon.engine.instrument_state import InstrumentState, checked
+from tracepaper.daemon.engine.history import Lookback
+from tracepaper.daemon.engine.instrument_state import InstrumentState, MemberState, checked
 from tracepaper.daemon.engine.member import (
     NEVER,
+    UNCHANGED,
     Member,
-    MemberTerms,
     NetSizer,
-    NetStrategy,
+    net_signal,
     period_of,
 )
 from tracepaper.daemon.engine.price_checks import PLAIN, Price, Prices
@@ -34,6 +35,7 @@ from tracepaper.daemon.engine.risk import RiskWatch
 from tracepaper.daemon.engine.state import (
     EngineSettings,
     EngineState,
+    MemberTerms,
     ModelTerms,
     Shadows,
     SharesState,
@@ -54,6 +56,7 @@ from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.gates.evaluator import GateEvaluator
 from tracepaper.strategies.types.decisions import (
     Decision,
+    Fill,
     FillModel,
     GateSet,
     Order,
@@ -127,6 +130,14 @@ class BarOutcome(Struct, frozen=True, gc=False):
 NOT_DECIDED: Final = BarOutcome()
 
 
+class MemberAnswers(NamedTuple):
+    """What several strategies decided on a bar, and what that is together."""
+
+    decisions: list[Decision]
+    wishes: Wishes
+    signal: Signal  # of the account, for its gates to judge
+
+
 class QuietUnits(NamedTuple):
     """What is taken of the units of a stretch: ``closes`` has the event of each close."""
 
@@ -180,33 +191,34 @@ class Engine:
                 "A strategy that decides for all symbols of a close trades no account in hedge "
                 'mode; set account.position_mode to "one_way".'
             )
-        self.members = tuple(Member(terms, instruments) for terms in members)
+        account = MemberTerms("", 0, strategies, sizers, gates, settings)
+        lookbacks = {item.id: [Lookback(item, terms) for terms in members] for item in instruments}
         self._net_sizers = {
-            item.id: NetSizer(item, max(member.remembered(item.id) for member in self.members))
+            item.id: NetSizer(item, max(of.remembered for of in lookbacks[item.id]))
             for item in instruments
-            if self.members
+            if members
         }
+        if members:
+            account = account._replace(sizers=self._net_sizers)
+        self.markets: dict[str, InstrumentState] = {}
+        for item in instruments:
+            of_members = lookbacks[item.id]
+            whole = [Lookback(item, account, of_members), *of_members]
+            self.markets[item.id] = InstrumentState(item, whole, (account, *members))
+        self.states = {
+            key: MemberState(market, account, self.risk) for key, market in self.markets.items()
+        }
+        """Who decides for the account on each instrument: its strategy, or what nets several."""
+        self.members = tuple(Member(terms, self.markets) for terms in members)
         # One object has one state, whose owner is the run.
-        declared = {key: DeclaredState.of(strategy) for key, strategy in strategies.items()}
+        declared = {key: state.declared for key, state in self.states.items()}
         if self._portfolio is not None:
             declared = {OF_THE_RUN: DeclaredState.of(self._portfolio)}
         for member in self.members:
             declared |= {f"{member.name}/{key}": of.declared for key, of in member.states.items()}
         self.declared = {key: state for key, state in declared.items() if state is not None}
         self._declared_by_all = self.declared.get(OF_THE_RUN)
-        self.states = {
-            item.id: InstrumentState(
-                item,
-                strategies[item.id],
-                self._net_sizers.get(item.id) or sizers[item.id],
-                gates[item.id],
-                settings,
-                self.risk,
-                self._declared_by_all or self.declared.get(item.id),
-            )
-            for item in instruments
-        }
-        self.prices = Prices({key: state.belief for key, state in self.states.items()})
+        self.prices = Prices({key: market.belief for key, market in self.markets.items()})
         with_twins = (
             {} if self.is_hedged else {item.id: strategies[item.id] for item in instruments}
         )
@@ -219,7 +231,7 @@ class Engine:
         self.broker = Broker(
             instruments,
             settings.broker,
-            {key: state.history.day_range for key, state in self.states.items()},
+            {key: market.history.day_range for key, market in self.markets.items()},
             shadows=self.shadows.names,
             reports_fills=[key for key, of in strategies.items() if of.sees_account],
             confirms=[key for key, of in every if of.horizon is not None],
@@ -244,12 +256,6 @@ class Engine:
         self.failures_stored = 0  # members, as the state was stored last
         for member in self.members:
             member.book = self.broker.own.owners[member.name]
-            for key, state in self.states.items():
-                if member.states[key].strategy.needs_forecast:
-                    state.regimes = member.states[key].regimes  # of one model, with one card
-        for key, state in self.states.items():
-            for member in self.members:
-                member.share(key, state)
         self._on = {
             key: [(member, member.states[key]) for member in self.members] for key in self.states
         }
@@ -328,34 +334,34 @@ class Engine:
 
     def warmup_of(self, instrument: str) -> int:
         """Return how many of the last bars decide on *instrument*."""
-        return self.states[instrument].history.reach
+        return self.markets[instrument].history.reach
 
     def warm_at(self, instrument: str, now_ms: int) -> int | None:
         """Return when *instrument* is decided on from enough bars; None where it is, at *now_ms*.
 
         No exchange's word is in it: bars that are missing by then make it later.
         """
-        return self.states[instrument].history.warm_at(now_ms)
+        return self.markets[instrument].history.warm_at(now_ms)
 
     def bars_before(self, start_ms: int) -> int:
         """Return how many bars of each instrument a new run wants before its period."""
-        return max(state.history.bars_before(start_ms) for state in self.states.values())
+        return max(market.history.bars_before(start_ms) for market in self.markets.values())
 
     def lacking_frames(self, now_ms: int) -> list[FrameRange]:
         """Return which candles of higher frames the known bars do not reach at *now_ms*."""
-        histories = (state.history for state in self.states.values())
+        histories = (market.history for market in self.markets.values())
         return [lacking for history in histories for lacking in history.lacking_frames(now_ms)]
 
     def frames_of(self, instrument: str) -> tuple[tuple[int, int, Row | None], ...]:
         """Return of each frame its length, how many bars are wanted, and the newest handed on."""
-        return self.states[instrument].history.newest_frames
+        return self.markets[instrument].history.newest_frames
 
     def _declared_columns(self) -> dict[str, list[ColumnRecord]]:
         """Return what strategies on each instrument declare."""
         declared: dict[str, list[ColumnRecord]] = {}
-        for key, state in self.states.items():
-            for each in (state, *(of_member for _, of_member in self._on[key])):
-                if (columns := each.history.record.columns) is not None:
+        for key, market in self.markets.items():
+            for decider in market.deciders:
+                if (columns := decider.lookback.record.columns) is not None:
                     declared.setdefault(key, []).append(columns)
         return declared
 
@@ -383,7 +389,7 @@ class Engine:
 
     def range_bars_of(self, instrument: str) -> int:
         """Return how many of the last bars decide the range of a day of *instrument*."""
-        return self.states[instrument].history.range_bars
+        return self.markets[instrument].history.range_bars
 
     # ------------------------------------------------------------ one step
 
@@ -409,7 +415,7 @@ class Engine:
                 return self._settle(event)
             case CorporateAction():
                 if event.is_split:
-                    self.states[event.instrument].adjust(event)
+                    self.markets[event.instrument].adjust(event)
                 self.broker.on_action(event)
                 return self._finish(event, event.instrument)
             case Command():
@@ -425,9 +431,9 @@ class Engine:
                 self.broker.on_gap(event)
                 return self._finish(event, event.instrument)
             case FrameBar() | Depths():
-                state = self.states[event.instrument]
-                is_part = state.history.take(event)
-                belief = state.doubt_of(event) if isinstance(event, Depths) else None
+                market = self.markets[event.instrument]
+                is_part = market.history.take(event)
+                belief = market.doubt_of(event) if isinstance(event, Depths) else None
                 return self._finish(event, event.instrument, accepted=is_part, belief=belief)
             case Closed() | RunEnd() | Prune() | CovariatesRead() | RetrainingEnd() | ParityCheck():
                 pass
@@ -595,20 +601,29 @@ class Engine:
             return NOTHING_FILLED
         self.broker.on_bar(bar, is_last=is_last)
         filled = self._take()
-        state.observe(bar)
-        for member in self.members:
-            member.observe(bar, state.history)
+        self._show(bar)
         return filled
+
+    def _show(self, bar: Bar) -> None:
+        """Show *bar* to all that looks back on bars, once."""
+        key = bar.instrument
+        state = self.states[key]
+        if state.take_ahead(bar):
+            return
+        self.markets[key].observe(bar)
+        if not self.members:
+            state.observe(bar)
+        for member, of_member in self._on[key]:
+            if not member.failed:
+                member.observe(of_member, bar)
 
     def recall(self, bar: Bar) -> None:
         """Observe a bar that only warms up: what is declared stays as it is."""
-        key = bar.instrument
-        self.states[key].observe(bar)
-        for member in self.members:
-            member.observe(bar, self.states[key].history)
-        for states in (self.states, *(member.states for member in self.members)):
-            if (declared := states[key].declared) is not None:
-                declared.hand_back(declared.encoded)
+        self._show(bar)
+        declared = [decider.declared for decider in self.markets[bar.instrument].deciders]
+        for state in (self._declared_by_all, *declared):
+            if state is not None:
+                state.hand_back(state.encoded)
 
     def _take(self) -> FilledEvent:
         """Return what was done since the last call; limits count it."""
@@ -635,8 +650,8 @@ class Engine:
             context = state.ask_with(bar, forecast, self.broker.own, is_finite=is_finite)
             if state.regimes.regime is not regime or state.regimes.cell != cell:
                 self.save = Save.NOW
-            if state.history.is_warm:
-                pending[state.instrument.symbol] = state, context
+            if state.lookback.is_warm(state.history):
+                pending[state.market.instrument.symbol] = state, context
         if pending:
             answers = self._portfolio.decide(
                 {symbol: context for symbol, (_, context) in pending.items()}
@@ -668,18 +683,23 @@ class Engine:
             prediction, is_finite = checked(prediction)
         regimes, risk = state.regimes, self.risk.state
         regime, cell = regimes.regime, regimes.cell
-        member_decisions = None
+        is_running, answers = not self.halted, None
         if self.members:
-            member_decisions = self._ask_members(bar, prediction, at_ms, is_finite=is_finite)
-        decision = state.decide(
-            bar, prediction, broker.own, is_running=not self.halted, is_finite=is_finite
-        )
+            answers = self._ask_members(bar, prediction, at_ms, is_finite=is_finite)
+            decision = state.decide_net(
+                answers.signal, bar, prediction, broker.own,
+                is_running=is_running, is_finite=is_finite,
+            )  # fmt: skip
+        else:
+            decision = state.decide(
+                bar, prediction, broker.own, is_running=is_running, is_finite=is_finite
+            )
         if regimes.regime is not regime or regimes.cell != cell or self.risk.state is not risk:
             self.save = Save.NOW
-        if member_decisions is None:
+        if answers is None:
             outcome = self._submit(bar, filled, decision, prediction, at_ms)
         else:
-            outcome = self._route(bar, filled, decision, prediction, member_decisions, at_ms)
+            outcome = self._route(bar, filled, decision, prediction, answers, at_ms)
         step = self._finish(bar, key, filled, outcome, saves=saves)
         if self.shadows.bases and self.shadows.count(step, state):  # from the next bar on
             self.save = self.save or _LATER
@@ -695,42 +715,31 @@ class Engine:
         if (intent := state.intent) is not None:
             refusal = broker.submit(intent, bar, at_ms)
             decision = state.unfilled(decision, refusal)
-        confirmed: Sequence[str] = ()
         if broker.shadows:
-            confirmed = self.shadows.follow(broker, state, bar, prediction, decision, at_ms)
-        elif self.is_hedged:
-            confirmed = [
-                side.value
-                for side, book in broker.own.sides.items()
-                if book.confirmed_ms(key) == bar.open_time_ms
-            ]
+            self.shadows.follow(broker, state, bar, prediction, decision, at_ms)
         orders = broker.take().orders
         if orders and self.risk.active:
             self.risk.count_orders(orders, at_ms)
         twins: tuple[TwinStep, ...] = ()
         if broker.beside:
             observed = self._observed.get(key)
-            twins = self.shadows.steps(broker, key, filled.beside, confirmed, observed)
+            decided_ms = bar.open_time_ms
+            twins = self.shadows.steps(broker, key, filled.beside, decided_ms, observed)
         return BarOutcome(decision, prediction, orders, twins)
 
     # ------------------------------------------------------------ several strategies
 
     def _ask_members(
         self, bar: Bar, prediction: Prediction, at_ms: int, *, is_finite: bool | None
-    ) -> tuple[list[Decision], Wishes]:
-        """Return what each strategy decides on *bar*, as if its sub-account were the account.
-
-        And what that is together, for the account's own gates to judge.
-        """
+    ) -> MemberAnswers:
+        """Return what each strategy decides on *bar*, as if its sub-account were the account."""
         self._share_out_if_due(bar)
         key, is_running, failed = bar.instrument, not self.halted, 0
-        quote = self.states[key].quote
         decisions, intents = [], []
         for member, of_member in self._on[key]:
             book = member.book
             if (book.subtotal().equity <= 0) is not member.is_empty:
                 member.know(is_empty=not member.is_empty)
-            of_member.quote = quote
             decisions.append(
                 of_member.decide(bar, prediction, book, is_running=is_running, is_finite=is_finite)
             )
@@ -742,10 +751,10 @@ class Engine:
             self.save = Save.NOW
         quiet = self._quiet.get(key)
         if quiet is not None and all(map(is_, quiet.asked, intents)):
-            return decisions, quiet.wishes
-        return decisions, self._net(bar, decisions, at_ms)
+            return MemberAnswers(decisions, quiet.wishes, UNCHANGED)
+        return self._net(bar, decisions, at_ms)
 
-    def _net(self, bar: Bar, decisions: Sequence[Decision], at_ms: int) -> Wishes:
+    def _net(self, bar: Bar, decisions: list[Decision], at_ms: int) -> MemberAnswers:
         """Net the *decisions* of the strategies on *bar*, for the account's own gates to judge."""
         key, broker, state = bar.instrument, self.broker, self.states[bar.instrument]
         intents: dict[str, Intent] = {}
@@ -763,13 +772,11 @@ class Engine:
             if target != before:
                 reasons.append(f"{name}: {decision.reason}")
             net += target
-        assert isinstance(state.strategy, NetStrategy)
-        state.strategy.net(net, reasons)
         self._net_sizers[key].net = net
-        quote, price = state.quote, bar.close
+        quote, price = state.market.quote, bar.close
         if quote is not None and self._by_quotes:
             price = divide_half_even(quote.bid + quote.ask, 2)
-        return Wishes(intents, net, price)
+        return MemberAnswers(decisions, Wishes(intents, net, price), net_signal(net, reasons))
 
     def _route(
         self,
@@ -777,12 +784,12 @@ class Engine:
         filled: FilledEvent,
         decision: Decision,
         prediction: Prediction,
-        member_decisions: tuple[list[Decision], Wishes],
+        answers: MemberAnswers,
         at_ms: int,
     ) -> BarOutcome:
-        """Ask the account for its *decision*, and for the *member_decisions*, netted."""
+        """Ask the account for its *decision*, and its members for their *answers*."""
         key, broker, state = bar.instrument, self.broker, self.states[bar.instrument]
-        of_members, wishes = member_decisions
+        of_members, wishes, _ = answers
         intent, quiet = state.intent, self._quiet.get(key)
         if quiet is not None and intent is quiet.intent and wishes is quiet.wishes:
             routed, done = quiet.routed, NOTHING_FILLED
@@ -801,23 +808,27 @@ class Engine:
         else:  # what a command left opposing crosses still
             broker.cross(key, wishes.price, bar.market_ms)
             routed, done = RouteResult(None, {}), broker.take()
-        twins = []
+        twins: list[TwinStep] = []
+        refusals, refused_by = routed.refusals, decision.refused_by
+        are_filled = filled.beside or done.beside
         for (member, of_member), wished in zip(self._on[key], of_members, strict=True):
-            name = member.name
-            refusal, confirms, is_asked = None, False, name in routed.refusals
+            name, book = member.name, member.book
+            refusal, confirms, is_asked = None, False, name in refusals
             if is_asked:
-                refusal = routed.refusals[name]
-                confirms = wishes.intents[name].is_entry and refusal is None
-            elif of_member.intent is not None and decision.refused_by is not None:
+                refusal = refusals[name]
+                confirms = refusal is None and wishes.intents[name].action in ENTRIES
+            elif of_member.intent is not None and refused_by is not None:
                 is_asked = True
-                refusal = f"the account's gate {decision.refused_by} refused what was netted"
+                refusal = f"the account's gate {refused_by} refused what was netted"
             decided = of_member.unfilled(wished, refusal) if is_asked else wished
-            fills = (*filled.beside.get(name, ()), *done.beside.get(name, ()))
+            fills: tuple[Fill, ...] = ()
+            if are_filled:
+                fills = (*filled.beside.get(name, ()), *done.beside.get(name, ()))
             twins.append(
                 TwinStep(
                     name,
-                    member.book.position(key),
-                    member.book.subtotal(),
+                    book.lines[key].position,
+                    book.subtotal(),
                     fills,
                     confirms,
                     member.keep(key, decided, decision),
@@ -841,14 +852,14 @@ class Engine:
     def _price(self, price: Price) -> Step:
         """Let *price* act if it is believed, and then what was believed on it."""
         key = price.instrument
-        taken = self.states[key].belief.take(price)
+        taken = self.markets[key].belief.take(price)
         if taken is PLAIN:
             self._act(price)
             return self._finish(price, key)
         if taken.is_believed:
             self._act(price)
         elif isinstance(price, Quote):
-            self.states[key].quote = price  # gates ask how old it is
+            self.markets[key].quote = price  # gates ask how old it is
             self.broker.expire(key, price.market_ms)
         for held in taken.released:
             self._act(held)
@@ -859,7 +870,7 @@ class Engine:
         if type(price) is BookUpdate:
             self.broker.on_book(price)
         elif type(price) is Quote:
-            self.states[price.instrument].quote = price
+            self.markets[price.instrument].quote = price
             self.broker.on_quote(price)
         elif type(price) is Mark:
             self.broker.on_mark(price)
@@ -872,7 +883,7 @@ class Engine:
         key = funding.instrument
         if funding.market_ms <= self.prices.settled_ms(key):
             return self._finish(funding, key, accepted=False)
-        is_believed, words = self.states[key].belief.belief_in_rate(funding)
+        is_believed, words = self.markets[key].belief.belief_in_rate(funding)
         if not is_believed:
             return self._finish(funding, key, accepted=False, belief=words)
         self.prices.settled[key] = funding.market_ms
@@ -905,14 +916,13 @@ class Engine:
         """Return the newest close of each instrument that has one."""
         return {
             key: bar.close
-            for key, state in self.states.items()
-            if (bar := state.history.last_bar) is not None
+            for key, market in self.markets.items()
+            if (bar := market.history.last_bar) is not None
         }
 
     def _change_instrument(self, instrument: Instrument) -> None:
         """Use the exchange's new filters: for targets, orders and prices from now on."""
-        for states in (self.states, *(member.states for member in self.members)):
-            states[instrument.id].change(instrument)
+        self.markets[instrument.id].change(instrument)
         self.broker.change(instrument)
         # A restart begins with filters, and knows no marks: the record must value it alike.
         self.mark_at_closes()
@@ -934,8 +944,8 @@ class Engine:
 
     def forget_passing(self) -> None:
         """Drop what a restart drops, so that a replay of the record does the same here."""
-        for state in self.states.values():
-            state.forget_passing()
+        for market in self.markets.values():
+            market.forget_passing()
         self.broker.forget()
         self.mark_at_closes()
 
@@ -969,7 +979,8 @@ class Engine:
         if self._observed and instrument is not None:
             position = self._observed[instrument][None]
         if not twins and instrument is not None and (filled.beside or self.is_hedged):
-            twins = self.shadows.steps(broker, instrument, filled.beside)
+            observed = self._observed.get(instrument)
+            twins = self.shadows.steps(broker, instrument, filled.beside, positions=observed)
         if self._quiet and (orders or filled is not NOTHING_FILLED or type(event) not in _QUIET):
             self._quiet.clear()
         sequence = self.sequence
@@ -1017,7 +1028,7 @@ class Engine:
 
     def _carried(self, account: object, twins: object) -> tuple[Any, ...]:
         """Return the fields of ``EngineState``, with *account* and *twins* as they are given."""
-        regimes = {key: state.regimes for key, state in self.states.items()}
+        regimes = {key: market.regimes for key, market in self.markets.items()}
         return (
             self.halted,
             {key: of.regime for key, of in regimes.items() if of.regime is not Regime.UNKNOWN},

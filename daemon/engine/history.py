@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Final, NamedTuple
 
 from msgspec.structs import replace
 
 from tracepaper.daemon.broker.execution import RANGE_BARS, DayRange
-from tracepaper.daemon.engine.state import EngineSettings, ModelTerms
+from tracepaper.daemon.engine.state import EngineSettings, MemberTerms, ModelTerms
 from tracepaper.strategies.api.columns import ColumnRecord
 from tracepaper.strategies.api.context import BarRecord
-from tracepaper.strategies.api.sizing import Sizer
-from tracepaper.strategies.api.strategy import Strategy, remembered
+from tracepaper.strategies.api.strategy import remembered
 from tracepaper.strategies.api.timeframes import (
     FrameRange,
     Row,
@@ -27,6 +26,7 @@ from tracepaper.strategies.gates.evaluator import (
     YARDSTICK_MEMORY,
     GateEvaluator,
     Plausibility,
+    RegimeBounds,
     next_regime,
 )
 from tracepaper.strategies.order_book import OrderBookHistory
@@ -63,6 +63,55 @@ class FollowingBars(NamedTuple):
     tick: int
 
 
+class Lookback:
+    """How far a strategy and its sizes look back on an instrument, and the bars it is shown.
+
+    That of several strategies together has theirs as its *members*: it is warm where one of them
+    is.
+    """
+
+    __slots__ = ("_members", "frames", "needed", "record", "remembered", "warmup", "writes_record")
+
+    def __init__(
+        self, instrument: Instrument, terms: MemberTerms, members: Sequence[Lookback] = ()
+    ) -> None:
+        strategy, sizer = terms.strategies[instrument.id], terms.sizers[instrument.id]
+        settings, exits = terms.settings, terms.settings.broker.exits
+        self._members = members
+        self.warmup, self.needed = strategy.warmup, max(strategy.warmup, sizer.bars)
+        declared = strategy.columns
+        columns = None if declared is None else ColumnRecord(instrument, strategy.warmup, declared)
+        self.record = BarRecord(instrument, strategy.warmup, columns)
+        self.writes_record = strategy.reads_history or columns is not None
+        self.frames = frame_bars(strategy)
+        """Bars of each higher timeframe, by its name."""
+        self.remembered = max(
+            remembered(strategy),
+            sizer.bars,
+            DayRange(settings.interval_ms).bars + 1 if exits is not None and exits.uses_atr else 0,
+        )
+
+    def is_warm(self, history: InstrumentHistory) -> bool:
+        """Return whether the last bars are known in *history* that the strategy looks back on."""
+        if history.bars < self.warmup:
+            return False
+        if self._members and self.frames:
+            return any(member.is_warm(history) for member in self._members)
+        return not self.frames or all(
+            history.frames[name].reaches(count) for name, count in self.frames.items()
+        )
+
+    def warm_bars(self, history: InstrumentHistory) -> int:
+        """Return the bars that are known, for the gate ``warm``.
+
+        What a timeframe lacks is lacking too.
+        """
+        bars, needed = history.bars, self.needed
+        if self.frames and not self.is_warm(history):
+            return min(bars, (self.warmup if self._members else needed) - 1)
+        return bars if bars < needed else needed  # noqa: FURB136 - without a call, at every bar
+
+
 class InstrumentHistory:
     """Bars, higher timeframes and order books of one instrument, as far as decisions depend on it.
 
@@ -73,60 +122,48 @@ class InstrumentHistory:
     __slots__ = (
         "_base_ms",
         "_calendar",
+        "_instrument",
+        "_lookbacks",
         "_needed",
-        "_of",
-        "_parts",
         "_recent",
-        "_record",
+        "_records",
         "_splits",
-        "_strategy_needs",
         "_tick",
-        "_writes_record",
         "bars",
         "books",
         "day_range",
         "frames",
-        "knows_bars",
         "last_bar",
         "missing_bars",
         "plausibility",
         "plausible",
         "reach",
-        "record",
         "remembered",
     )
 
     def __init__(
         self,
         instrument: Instrument,
-        strategy: Strategy,
-        sizer: Sizer,
+        lookbacks: Sequence[Lookback],
         settings: EngineSettings,
         *,
+        books: int,
         judges_bars: bool,
     ) -> None:
-        """Keep what *strategy* and *sizer* look back on; *judges_bars* adds the usual range."""
+        """Keep what *lookbacks* look back on, and *books*; *judges_bars* adds the usual range."""
         self._base_ms, self._calendar = settings.interval_ms, settings.calendar
-        self._of = instrument, strategy, settings
+        self._instrument, self._lookbacks = instrument, lookbacks
         self._tick = instrument.tick_size
         self.last_bar: Bar | None = None
-        self._parts: list[InstrumentHistory] = []  # of each of several strategies
-        # As many as strategy and sizer look back on.
-        self._strategy_needs, self._needed = strategy.warmup, max(strategy.warmup, sizer.bars)
-        self.bars, self.knows_bars = 0, False
-        declared = strategy.columns
-        columns = None if declared is None else ColumnRecord(instrument, strategy.warmup, declared)
-        self.record = BarRecord(instrument, strategy.warmup, columns)
-        self._writes_record = strategy.reads_history or columns is not None
-        self.books = OrderBookHistory(strategy.books) if strategy.books else None
+        self._needed = max(lookback.needed for lookback in lookbacks)
+        self.bars = 0
+        self._records = tuple(lookback.record for lookback in lookbacks if lookback.writes_record)
+        self.books = OrderBookHistory(books) if books else None
         self.frames = self._new_frames()
         self._splits = SplitWatch() if instrument.category is Category.STOCK else None
         self.day_range = DayRange(settings.interval_ms)  # for distances in volatility
-        exits = settings.broker.exits
         self.remembered = max(
-            remembered(strategy),
-            sizer.bars,
-            self.day_range.bars + 1 if exits is not None and exits.uses_atr else 0,
+            *(lookback.remembered for lookback in lookbacks),
             0 if self._splits is None else watched_bars(settings),
             RANGE_BARS + 1 if settings.broker.costs.ranges else 0,
         )
@@ -141,11 +178,15 @@ class InstrumentHistory:
         self.missing_bars, self.plausible = 0, 0.0
 
     def _new_frames(self) -> dict[str, TimeframeAggregator]:
-        instrument, strategy, settings = self._of
-        sessions = None if settings.calendar is None else settings.calendar.sessions
+        """Return each timeframe, as far back as any lookback goes."""
+        wanted: dict[str, int] = {}
+        for lookback in self._lookbacks:
+            for name, count in lookback.frames.items():
+                wanted[name] = max(count, wanted.get(name, 0))
+        sessions = None if self._calendar is None else self._calendar.sessions
         return {
-            name: TimeframeAggregator(instrument, name, settings.interval_ms, count, sessions)
-            for name, count in frame_bars(strategy).items()
+            name: TimeframeAggregator(self._instrument, name, self._base_ms, count, sessions)
+            for name, count in wanted.items()
         }
 
     def adjust(self, action: CorporateAction) -> None:
@@ -153,8 +194,9 @@ class InstrumentHistory:
         assert self._recent is not None
         bars = [adjusted_bar(action, bar) for bar in self._recent]
         self._recent.clear()
-        self.last_bar, self.bars, self.knows_bars = None, 0, False
-        self.record.clear()
+        self.last_bar, self.bars = None, 0
+        for record in self._records:
+            record.clear()
         self.frames = self._new_frames()
         self._splits = SplitWatch()
         if self.plausibility is not None:
@@ -169,14 +211,6 @@ class InstrumentHistory:
 
     # ------------------------------------------------------------ a bar
 
-    def share(self, whole: InstrumentHistory) -> None:
-        """Take from *whole*, which is shown each bar first, all that no strategy changes.
-
-        Of higher timeframes each history has its own. The whole is warm where one part is.
-        """
-        whole._parts.append(self)
-        self.plausibility, self.day_range = whole.plausibility, whole.day_range
-
     def observe(self, bar: Bar) -> None:
         """Take in the next closed bar."""
         last = self.last_bar
@@ -190,8 +224,8 @@ class InstrumentHistory:
                 self.missing_bars = self.bars_between(last.open_time_ms, bar) - 1
         if self.plausibility is not None:
             self._judge(bar, self.plausibility)
-        if self._writes_record:
-            self.record.append(bar)
+        for record in self._records:
+            record.append(bar)
         if self.frames:
             for frame in self.frames.values():
                 frame.add(bar)
@@ -200,29 +234,15 @@ class InstrumentHistory:
         self.last_bar = bar
         if self.bars < self._needed:
             self.bars += 1
-            self.knows_bars = self.bars >= self._strategy_needs
 
     def follow_at_once(self) -> FollowingBars:
         """Return what takes in bars that follow the last one at once, where bars alone decide."""
         self.missing_bars = 0
         return FollowingBars(
             None if self.plausibility is None else self.plausibility.add,
-            self.record.append if self._writes_record else None,
+            self._records[0].append if self._records else None,
             self._tick,
         )
-
-    def observe_part(self, bar: Bar, whole: InstrumentHistory) -> None:
-        """Take in *bar* as far as it is not that of the *whole*, which was shown it first."""
-        self.last_bar, self.missing_bars = bar, whole.missing_bars
-        self.plausible = whole.plausible
-        if self._writes_record:
-            self.record.append(bar)
-        if self.frames:
-            for frame in self.frames.values():
-                frame.add(bar)
-        if self.bars < self._needed:
-            self.bars += 1
-            self.knows_bars = self.bars >= self._strategy_needs
 
     def _judge(self, bar: Bar, plausibility: Plausibility) -> None:
         self.plausible = plausibility.add(bar, self._tick)
@@ -256,8 +276,6 @@ class InstrumentHistory:
             if self.books is not None:
                 self.books.add(given)
             return True
-        for part in self._parts:
-            part.take(given)
         for frame in self.frames.values():
             if frame.length_ms == given.interval_ms:
                 return frame.take(given)
@@ -266,29 +284,13 @@ class InstrumentHistory:
     # ------------------------------------------------------------ what is known
 
     @property
-    def is_warm(self) -> bool:
-        """Whether the last bars are known that the strategy looks back on."""
-        if self._parts:
-            return any(part.is_warm for part in self._parts)
-        return self.knows_bars and (
-            not self.frames or all(frame.is_warm for frame in self.frames.values())
-        )
-
-    @property
     def is_full(self) -> bool:
-        """Whether all bars are known that strategy and size look back on."""
+        """Whether all bars are known that strategies and sizes look back on."""
         return self.bars >= self._needed
-
-    @property
-    def warm_bars(self) -> int:
-        """The bars that are known, for the gate ``warm``: what a timeframe lacks is lacking too."""
-        if self.frames and not self.is_warm:
-            return min(self.bars, (self._strategy_needs if self._parts else self._needed) - 1)
-        return self.bars
 
     def warm_at(self, now_ms: int) -> int | None:
         """Return when all will be known that is looked back on; None where it is, at *now_ms*."""
-        if self.is_warm and self.is_full:
+        if self.is_full and self._lookbacks[0].is_warm(self):
             return None
         bars_ms = now_ms + (self._needed - self.bars) * self._base_ms
         frames = (frame.warm_at(now_ms) for frame in self.frames.values() if not frame.is_warm)
@@ -337,8 +339,8 @@ class RegimeTracker:
 
     __slots__ = ("_bounds", "_cells", "_hysteresis", "cell", "regime")
 
-    def __init__(self, settings: EngineSettings) -> None:
-        self._bounds, self._cells = settings.bounds, settings.cells
+    def __init__(self, settings: EngineSettings, bounds: RegimeBounds | None) -> None:
+        self._bounds, self._cells = bounds, settings.cells
         self._hysteresis = settings.hysteresis
         self.regime = Regime.UNKNOWN
         self.cell: int | None = None

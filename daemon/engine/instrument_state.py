@@ -1,7 +1,8 @@
-"""``InstrumentState``: the strategy, gates and prices of one instrument, and its decisions."""
+"""``InstrumentState``: past and prices of one instrument; ``MemberState``: who decides on it."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from math import nan
 from typing import TYPE_CHECKING, Final, NamedTuple
@@ -13,14 +14,19 @@ from tracepaper.daemon.broker.book import Holdings
 from tracepaper.daemon.broker.exit_plans import ExpectedReturn
 from tracepaper.daemon.broker.line import Line
 from tracepaper.daemon.broker.rules import below_step
-from tracepaper.daemon.engine.history import ForecastOutcomes, InstrumentHistory, RegimeTracker
+from tracepaper.daemon.engine.history import (
+    ForecastOutcomes,
+    InstrumentHistory,
+    Lookback,
+    RegimeTracker,
+)
 from tracepaper.daemon.engine.price_checks import PriceBelief
 from tracepaper.daemon.engine.risk import GateJudgement, RiskWatch
 from tracepaper.daemon.engine.state import (
     INTEGRITY,
     JUDGEMENT,
     RANDOM_GATE,
-    EngineSettings,
+    MemberTerms,
     ModelTerms,
 )
 from tracepaper.strategies.api.context import (
@@ -34,11 +40,11 @@ from tracepaper.strategies.api.context import (
     Signal,
     is_protected,
 )
-from tracepaper.strategies.api.sizing import NO_ACCOUNT, Sizer, SizingAccount
+from tracepaper.strategies.api.sizing import NO_ACCOUNT, SizingAccount
 from tracepaper.strategies.api.strategy import DeclaredState, PortfolioMember, Strategy
 from tracepaper.strategies.errors import StrategyFailed
 from tracepaper.strategies.gates.declared import plausible
-from tracepaper.strategies.gates.evaluator import GateEvaluator, is_finite_forecast
+from tracepaper.strategies.gates.evaluator import is_finite_forecast
 from tracepaper.strategies.gates.gate import refusal
 from tracepaper.strategies.types.decisions import (
     Action,
@@ -81,10 +87,81 @@ _COLD: Final = Signal(Action.HOLD, "fewer bars than the warm-up")
 
 
 class InstrumentState:
-    """What the engine knows of one instrument, and how it decides there.
+    """What all that decide on one instrument share: its past, its prices, its regime."""
 
-    At each close the engine lets it :meth:`observe` the bar and :meth:`decide` for the run's own
-    account; a shadow account follows the same signal by :meth:`follow`.
+    __slots__ = (
+        "belief", "deciders", "history", "instrument", "lookbacks", "quote", "regimes",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        instrument: Instrument,
+        lookbacks: Sequence[Lookback],
+        every: Sequence[MemberTerms],
+    ) -> None:
+        """Keep what *lookbacks* look back on; *every* are the terms of the account and members."""
+        key, settings = instrument.id, every[0].settings
+        self.instrument = instrument
+        self.history = InstrumentHistory(
+            instrument,
+            lookbacks,
+            settings,
+            books=every[0].strategies[key].books,
+            judges_bars=any(plausible.name in of.gates[key].gate_set.gates for of in every),
+        )
+        bounds = (of.settings.bounds for of in every)  # of one model, with one card
+        self.regimes = RegimeTracker(settings, next((of for of in bounds if of is not None), None))
+        self.quote: Quote | None = None  # the newest, believed or not
+        self.belief = PriceBelief(
+            instrument,
+            self.history,
+            ranges=settings.usual_ranges,
+            agree_ms=settings.agree_within_ms,
+        )
+        self.lookbacks, self.deciders = lookbacks, list[MemberState]()
+
+    def change(self, instrument: Instrument) -> None:
+        """Use the exchange's new filters; decimals stay for as long as a run lasts."""
+        self.instrument = instrument
+        self.history.change(instrument)
+        self.belief.change(instrument)
+        for decider in self.deciders:
+            decider.change(instrument)
+
+    def adjust(self, action: CorporateAction) -> None:
+        """Take the bars before a split as those of the shares after it; see docs/stocks.md, K21."""
+        self.history.adjust(action)
+        for decider in self.deciders:
+            decider.adjust(action)
+
+    def forget_passing(self) -> None:
+        """Drop what a restarted process does not know: prices and order books."""
+        self.quote = None
+        self.belief.forget()
+        if self.history.books is not None:
+            self.history.books.forget()
+
+    def observe(self, bar: Bar) -> None:
+        """Take in *bar*, once."""
+        history = self.history
+        before = history.last_bar
+        history.observe(bar)
+        if history.books is not None:
+            self.belief.hide_false(history.books, bar, before)
+        history.day_range.push(bar)
+
+    def doubt_of(self, depths: Depths) -> str | None:
+        """Say which of the order books of *depths* are not believed yet; None where none are."""
+        books = self.history.books
+        return None if books is None else self.belief.doubt_of(books.books_of(depths))
+
+
+class MemberState:
+    """How one strategy decides on one instrument: its sizes, its gates, and its last decision.
+
+    The strategy is that of an account, one of several on it, or what nets them. At each close it is
+    shown the bar, then it decides for its account; a shadow account follows the same signal by
+    :meth:`follow`.
     """
 
     # By slots: of so many attributes a dictionary is slower at every access.
@@ -105,15 +182,14 @@ class InstrumentState:
         "_standing",
         "_wants_protection",
         "ahead",
-        "belief",
         "declared",
         "gates",
         "history",
-        "instrument",
         "intent",
+        "lookback",
+        "market",
         "member",
         "outcomes",
-        "quote",
         "regimes",
         "signal",
         "strategy",
@@ -121,33 +197,24 @@ class InstrumentState:
 
     def __init__(
         self,
-        instrument: Instrument,
-        strategy: Strategy,
-        sizer: Sizer,
-        gates: GateEvaluator,
-        settings: EngineSettings,
+        market: InstrumentState,
+        terms: MemberTerms,
         risk: RiskWatch,
-        declared: DeclaredState | None,
         member: Member | None = None,
     ) -> None:
-        """Decide by *strategy*, *sizer* and *gates* for the account, or for one of several."""
-        self.instrument, self.member = instrument, member
+        """Decide on *market* by *terms*, for one *member* of several where that is named."""
+        instrument, settings = market.instrument, terms.settings
+        key = instrument.id
+        strategy, sizer = terms.strategies[key], terms.sizers[key]
+        self.lookback = lookback = market.lookbacks[len(market.deciders)]
+        market.deciders.append(self)  # the account's first, then those of its members
+        self.market, self.member = market, member
+        self.history, self.regimes = market.history, market.regimes
         self.strategy = strategy
         self._sizer, self._sizes_by_bars = sizer, sizer.bars > 0
-        self.declared = declared  # of this instrument alone, or of the portfolio
-        judges_bars = plausible.name in gates.gate_set.gates
-        self.history = InstrumentHistory(
-            instrument, strategy, sizer, settings, judges_bars=judges_bars
-        )
-        self.gates = GateJudgement(gates, risk, instrument, settings)
-        self.regimes, self.outcomes = RegimeTracker(settings), ForecastOutcomes()
-        self.quote: Quote | None = None  # the newest, believed or not
-        self.belief = PriceBelief(
-            instrument,
-            self.history,
-            ranges=settings.usual_ranges,
-            agree_ms=settings.agree_within_ms,
-        )
+        self.declared = DeclaredState.of(strategy)
+        self.gates = GateJudgement(terms.gates[key], risk, instrument, settings)
+        self.outcomes = ForecastOutcomes()
         self.signal: Signal | Orders | None = None  # the newest, whatever became of it
         self._exits = settings.broker.exits
         # Whether the newest signal asks for a stop, a target or a time limit, or [exits] do.
@@ -158,13 +225,13 @@ class InstrumentState:
         # Of a stretch: the bar that was observed before its step, the answer to it, or the error.
         self.ahead: Bar | None = None
         self._answer: Signal | Orders | Exception | None = None
-        self._instrument_context = InstrumentContext.of(instrument, self.history.record)
+        self._instrument_context = InstrumentContext.of(instrument, lookback.record)
         self._sees_account = strategy.sees_account
         # Where ``_look`` would look at nothing but the bar and the last verdict.
         self._looks_at_bar_alone = not (
             strategy.needs_forecast
             or strategy.sees_account
-            or self.history.frames
+            or lookback.frames
             or self.history.books is not None
             or isinstance(strategy, PortfolioMember)
         )
@@ -186,60 +253,36 @@ class InstrumentState:
     def change_model(self, terms: ModelTerms) -> None:
         """Judge and size by another model's card from now on."""
         self.outcomes.forget()
-        self.gates.change_model(terms.gates[self.instrument.id], terms)
+        self.gates.change_model(terms.gates[self.market.instrument.id], terms)
         self.regimes.change_model(terms)
         self._sizer.change_model(terms.sizing_slope, terms.fitted)
 
     def change(self, instrument: Instrument) -> None:
-        """Use the exchange's new filters; decimals stay for as long as a run lasts."""
-        self.instrument = instrument
+        """Use the exchange's new filters."""
         self._instrument_context = replace(self._instrument_context, instrument=instrument)
         self._sizer.change(instrument)
-        self.history.change(instrument)
-        self.belief.change(instrument)
         self._standing = None  # a repeated signal may have another size now
 
     def adjust(self, action: CorporateAction) -> None:
-        """Take the bars before a split as those of the shares after it; see docs/stocks.md, K21."""
-        self.history.adjust(action)
+        """Take the bars before a split as those of the shares after it."""
         self._sizer.adjust(action)
         self.strategy.adjust(action)
-
-    def forget_passing(self) -> None:
-        """Drop what a restarted process does not know: prices and order books."""
-        self.quote = None
-        self.belief.forget()
-        if self.history.books is not None:
-            self.history.books.forget()
 
     # ------------------------------------------------------------ a bar, from top to bottom
 
     def observe(self, bar: Bar) -> None:
-        """Show *bar* to all that looks back on bars, once."""
-        if bar is self.ahead:
-            if isinstance(self._answer, Exception):
-                raise self._answer
-            return
-        history = self.history
-        before = history.last_bar
-        history.observe(bar)
+        """Show *bar*, which its market has observed, to what decides."""
         if self._sizes_by_bars:
             self._sizer.observe(bar)
         self.strategy.observe(bar)
-        if history.books is not None:
-            self.belief.hide_false(history.books, bar, before)
-        history.day_range.push(bar)
 
-    def observe_part(self, bar: Bar, whole: InstrumentHistory, *, shows: bool) -> None:
-        """Show *bar* as :meth:`observe` does, after the *whole* that all strategies share.
-
-        It *shows* it to the strategy unless that has failed.
-        """
-        self.history.observe_part(bar, whole)
-        if self._sizes_by_bars:
-            self._sizer.observe(bar)
-        if shows:
-            self.strategy.observe(bar)
+    def take_ahead(self, bar: Bar) -> bool:
+        """Return whether *bar* was observed ahead of its step; raise what it was answered with."""
+        if bar is not self.ahead:
+            return False
+        if isinstance(self._answer, Exception):
+            raise self._answer
+        return True
 
     def ask_with(
         self, bar: Bar, prediction: Prediction, account: Holdings, *, is_finite: bool | None
@@ -263,7 +306,8 @@ class InstrumentState:
         numbers were, None where there are none.
         """
         gates, last = self.gates, self.outcomes.newest
-        gates.see_bar(bar, self.history, self.quote, self.instrument.status, is_running=is_running)
+        bars = self.lookback.warm_bars(self.history)
+        gates.see_bar(bar, bars, self.market, is_running=is_running)
         if self._looks_at_bar_alone:
             verdict = self.outcomes.restored if last is None else last.outcome
             forecast = prediction if isinstance(prediction, Forecast) else None
@@ -274,7 +318,33 @@ class InstrumentState:
             prepared, self._context = self._context, None
             context = prepared or self._look(bar, prediction, account, is_finite=is_finite)
             forecast = context.forecast
-        signal, before = self._signal(context), self.signal
+        return self._judge(self._signal(context), bar, forecast, account)
+
+    def decide_net(
+        self,
+        signal: Signal,
+        bar: Bar,
+        prediction: Prediction,
+        account: Holdings,
+        *,
+        is_running: bool,
+        is_finite: bool | None,
+    ) -> Decision:
+        """Return what :meth:`decide` does where *signal* is what several strategies want."""
+        bars = self.lookback.warm_bars(self.history)
+        self.gates.see_bar(bar, bars, self.market, is_running=is_running)
+        if self.strategy.needs_forecast:
+            self.gates.see_forecast(bar, prediction, self.regimes, is_finite=is_finite)
+        forecast = prediction if isinstance(prediction, Forecast) else None
+        if not self.lookback.is_warm(self.history):
+            signal = _COLD
+        return self._judge(signal, bar, forecast, account)
+
+    def _judge(
+        self, signal: Signal | Orders, bar: Bar, forecast: Forecast | None, account: Holdings
+    ) -> Decision:
+        """Return what *signal* comes to for *account*, by the gates."""
+        gates, last, before = self.gates, self.outcomes.newest, self.signal
         target = account.target(bar.instrument)
         standing, self._standing, self.signal = self._standing, target, signal
         if not isinstance(signal, Signal):  # the usual class is quickly told
@@ -459,15 +529,10 @@ class InstrumentState:
             return decision
         outcome = decision.outcome
         if refusal is None and not decision.target_quantity and outcome.action in ENTRIES:
-            refusal = below_step(self.instrument)
+            refusal = below_step(self.market.instrument)
         if outcome.unfilled_reason == refusal:
             return decision
         return self.outcomes.unfilled(decision, refusal)
-
-    def doubt_of(self, depths: Depths) -> str | None:
-        """Say which of the order books of *depths* are not believed yet; None where none are."""
-        books = self.history.books
-        return None if books is None else self.belief.doubt_of(books.books_of(depths))
 
     # ------------------------------------------------------------ bars ahead of their steps
 
@@ -482,7 +547,7 @@ class InstrumentState:
             and self.strategy.horizon is None
             and not self._sizer.sees_account
             and self.gates.evaluator.is_plain
-            and self.instrument.category is not Category.STOCK
+            and self.market.instrument.category is not Category.STOCK
         )
 
     @property
@@ -507,7 +572,7 @@ class InstrumentState:
             or not last.outcome.allowed
             or last.outcome.size_factor is not None
             # Whatever else leaves a target open may have gone at the next bar.
-            or last.outcome.unfilled_reason not in {None, below_step(self.instrument)}
+            or last.outcome.unfilled_reason not in {None, below_step(self.market.instrument)}
             or not isinstance(signal, Signal)
             or self.is_noted
             or (self._wants_protection and is_entry(signal.action))
@@ -613,8 +678,12 @@ class InstrumentState:
         if self._sees_account:
             # *bar* has filled, marked and been observed. No other bar of its close is decided yet,
             # or what was decided changed nothing that is shown here.
-            view = account.view(self.instrument, bars_since=partial(history.bars_held, bar=bar))
-        frames = {name: frame.bars for name, frame in history.frames.items()}
+            view = account.view(
+                self.market.instrument, bars_since=partial(history.bars_held, bar=bar)
+            )
+        frames = {
+            name: history.frames[name].last(count) for name, count in self.lookback.frames.items()
+        }
         regime, verdict = self.regimes.regime, self.outcomes.verdict
         return BarContext(
             bar, forecast, regime, verdict, view, self._instrument_context, frames, history.books
@@ -629,9 +698,7 @@ class InstrumentState:
             answer, self.ahead, self._answer = self._answer, None, None
             assert isinstance(answer, Signal | Orders)
             return answer
-        history = self.history
-        is_warm = history.is_warm if history.frames else history.knows_bars
-        if not is_warm:
+        if not self.lookback.is_warm(self.history):
             return self._as_allowed(_COLD)
         strategy, member = self.strategy, self.member
         asks = strategy.decide(context) if member is None else member.ask(strategy, context)
@@ -717,9 +784,7 @@ class InstrumentState:
         reduces: bool | None = None,
     ) -> None:
         notional = self.value_of(bar.close, target if size is None else size)
-        self.gates.see_target(
-            bar, target, account, self.history, self.quote, notional, reduces=reduces
-        )
+        self.gates.see_target(bar, target, account, self.market, notional, reduces=reduces)
 
     def _expected(self, forecast: Forecast | None) -> ExpectedReturn | None:
         """Return the forecast by which [exits] place a level; None where none does."""

@@ -8,19 +8,17 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Final, NamedTuple
+from typing import Final
 
 from tracepaper.daemon.broker.book import Book
-from tracepaper.daemon.engine.history import InstrumentHistory
-from tracepaper.daemon.engine.instrument_state import InstrumentState
+from tracepaper.daemon.engine.instrument_state import InstrumentState, MemberState
 from tracepaper.daemon.engine.risk import RiskWatch
-from tracepaper.daemon.engine.state import INTEGRITY, EngineSettings
+from tracepaper.daemon.engine.state import INTEGRITY, MemberTerms
 from tracepaper.strategies.api.context import BarContext, Orders, Signal
 from tracepaper.strategies.api.sizing import NO_ACCOUNT, Sizer, Sizing, SizingAccount, SizingMode
-from tracepaper.strategies.api.strategy import DeclaredState, Strategy
+from tracepaper.strategies.api.strategy import Strategy
 from tracepaper.strategies.api.timeframes import frame_bars
 from tracepaper.strategies.errors import StrategyFailed
-from tracepaper.strategies.gates.evaluator import GateEvaluator
 from tracepaper.strategies.types.decisions import (
     Action,
     Decision,
@@ -37,21 +35,10 @@ _FOLDER: Final = re.compile(r"(?<!\S)(?:[A-Za-z]:)?(?:[/\\][^\s/\\]+)*[/\\](?=[^
 _SENTENCE_MOST: Final = 300
 
 
-class MemberTerms(NamedTuple):
-    """What the engine is given of one of several strategies; mappings are by instrument id."""
-
-    name: str
-    share: int  # 10⁻¹⁰ of the account
-    strategies: Mapping[str, Strategy]
-    sizers: Mapping[str, Sizer]
-    gates: Mapping[str, GateEvaluator]
-    settings: EngineSettings  # as if it traded alone, without limits
-
-
 class Member:
     """One of several strategies: whether it is asked, and its state of each instrument."""
 
-    def __init__(self, terms: MemberTerms, instruments: Sequence[Instrument]) -> None:
+    def __init__(self, terms: MemberTerms, markets: Mapping[str, InstrumentState]) -> None:
         self.name = terms.name
         self.failed = ""  # why, once it failed
         self.is_empty = False  # its sub-account has no equity
@@ -60,28 +47,8 @@ class Member:
         self.decided: dict[str, StrategyDecision] = {}  # as the newest steps hold it
         risk = RiskWatch({})
         self.states = {
-            item.id: InstrumentState(
-                item,
-                terms.strategies[item.id],
-                terms.sizers[item.id],
-                terms.gates[item.id],
-                terms.settings,
-                risk,
-                DeclaredState.of(terms.strategies[item.id]),
-                self,
-            )
-            for item in instruments
+            key: MemberState(market, terms, risk, self) for key, market in markets.items()
         }
-
-    def share(self, key: str, whole: InstrumentState) -> None:
-        """Share with the account's state of an instrument what no strategy changes."""
-        state = self.states[key]
-        state.history.share(whole.history)
-        state.regimes = whole.regimes
-
-    def remembered(self, key: str) -> int:
-        """Return how many of the last bars of an instrument decide."""
-        return self.states[key].history.remembered
 
     def know(self, *, failed: str | None = None, is_empty: bool | None = None) -> None:
         """Learn that it failed before, or whether its sub-account has no equity."""
@@ -101,10 +68,10 @@ class Member:
             )
             self.know(failed=f"set aside: {text}")
 
-    def observe(self, bar: Bar, whole: InstrumentHistory) -> None:
-        """Show *bar*, which *whole* has observed."""
+    def observe(self, state: MemberState, bar: Bar) -> None:
+        """Show *bar* to its strategy in *state*; one that fails is set aside."""
         try:
-            self.states[bar.instrument].observe_part(bar, whole, shows=not self.failed)
+            state.observe(bar)
         except StrategyFailed as error:
             self.fail(str(error))
 
@@ -185,18 +152,18 @@ class NetStrategy(Strategy):
         self.frames_warmup = {
             name: max(of[name] for of in wanted if name in of) for name in self.frames
         }
-        self.answer = UNCHANGED
 
-    def net(self, target: int, reasons: Sequence[str]) -> None:
-        """Answer with the net *target*, which *reasons* explain; none of them changes none."""
-        self.answer = UNCHANGED
-        if reasons:
-            action = Action.FLAT if not target else Action.LONG if target > 0 else Action.SHORT
-            self.answer = Signal(action, "; ".join(reasons))
+    def decide(self, context: BarContext) -> Signal:  # noqa: ARG002
+        """Change nothing: each strategy is asked by itself, and :func:`net_signal` nets them."""
+        return UNCHANGED
 
-    def decide(self, context: BarContext) -> Signal:  # noqa: ARG002 - each strategy has its own
-        """Return the netted decisions."""
-        return self.answer
+
+def net_signal(target: int, reasons: Sequence[str]) -> Signal:
+    """Return the signal of a net *target*, which *reasons* explain; none of them changes none."""
+    if not reasons:
+        return UNCHANGED
+    action = Action.FLAT if not target else Action.LONG if target > 0 else Action.SHORT
+    return Signal(action, "; ".join(reasons))
 
 
 class NetSizer(Sizer):

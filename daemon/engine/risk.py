@@ -46,6 +46,7 @@ from tracepaper.strategies.units import DAY_MS, HOUR_MS, MONEY_SCALE
 if TYPE_CHECKING:
     from tracepaper.daemon.broker.book import Holdings
     from tracepaper.daemon.engine.history import InstrumentHistory, RegimeTracker
+    from tracepaper.daemon.engine.instrument_state import InstrumentState
     from tracepaper.daemon.engine.state import EngineSettings, ModelTerms
 
 TRADING: Final = "Trading"
@@ -285,21 +286,19 @@ class GateJudgement:
     def see_bar(
         self,
         bar: Bar,
-        history: InstrumentHistory,
-        quote: Quote | None,
-        status: str,
+        bars: int,
+        market: InstrumentState,
         *,
         is_running: bool,
     ) -> None:
-        """Lay out *bar* for the gates: *quote* is the newest, *status* the exchange's word."""
-        inputs = self.inputs
-        inputs.running = is_running
-        inputs.bars = history.warm_bars if history.frames else history.bars
+        """Lay out *bar* of *market* for the gates, where so many *bars* are known."""
+        inputs, history = self.inputs, market.history
+        inputs.running, inputs.bars = is_running, bars
         inputs.missing_bars, inputs.plausible = history.missing_bars, history.plausible
         inputs.late_ms = max(bar.seen_ms - bar.open_time_ms - bar.interval_ms, 0)
         if self._by_quotes:
-            inputs.quote_age_ms = _age_ms(quote, bar)
-            inputs.is_tradable = status == TRADING
+            inputs.quote_age_ms = _age_ms(market.quote, bar)
+            inputs.is_tradable = market.instrument.status == TRADING
 
     def judge_next(self, history: InstrumentHistory) -> tuple[tuple[float | None, ...], int]:
         """Return the verdict on a bar that follows the last one directly and closes where it did.
@@ -331,8 +330,7 @@ class GateJudgement:
         bar: Bar,
         target: int,
         account: Holdings,
-        history: InstrumentHistory,
-        quote: Quote | None,
+        market: InstrumentState,
         notional: int,
         *,
         reduces: bool | None = None,
@@ -345,10 +343,10 @@ class GateJudgement:
         inputs.notional, inputs.is_short = notional, target < 0
         if self.risk.sees_gross:
             inputs.gross = notional + account.gross_of_others(bar.instrument)
-        if self._by_quotes and quote is not None:
+        if self._by_quotes and (quote := market.quote) is not None:
             inputs.spread_bp = 20_000 * (quote.ask - quote.bid) / (quote.ask + quote.bid)
-        if history.plausibility is not None:
-            inputs.range_bp = history.plausibility.range_bp()
+        if (plausibility := market.history.plausibility) is not None:
+            inputs.range_bp = plausibility.range_bp()
         self.risk.measure(
             inputs,
             account=account.balance(),

@@ -17,7 +17,7 @@ import math
 from collections.abc import Iterable, Mapping
 from decimal import Decimal
 from hashlib import sha256
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import msgspec
 from msgspec import Struct
@@ -29,6 +29,7 @@ from tracepaper.daemon.broker.broker import Broker, Save
 from tracepaper.daemon.engine.price_checks import AGREE_WITHIN_MS, USUAL_RANGES, Price
 from tracepaper.daemon.engine.risk import RiskState
 from tracepaper.strategies.api.context import Orders, Signal
+from tracepaper.strategies.api.sizing import Sizer
 from tracepaper.strategies.api.strategy import Strategy
 from tracepaper.strategies.errors import InvariantBroken
 from tracepaper.strategies.gates.declared import risk_universe, warm
@@ -66,7 +67,7 @@ from tracepaper.strategies.types.market import (
 
 if TYPE_CHECKING:
     from tracepaper.daemon.engine.engine import Engine
-    from tracepaper.daemon.engine.instrument_state import InstrumentState
+    from tracepaper.daemon.engine.instrument_state import MemberState
 
 INTEGRITY: Final = frozenset(gate_order(GateKind.INTEGRITY))
 JUDGEMENT: Final = frozenset(gate_order(GateKind.JUDGEMENT))
@@ -192,6 +193,17 @@ class ModelTerms(Struct, frozen=True):
         return min(self.slope, 1.0)
 
 
+class MemberTerms(NamedTuple):
+    """What decides for an account, or of one of several strategies on it; by instrument id."""
+
+    name: str  # empty of the account
+    share: int  # 10⁻¹⁰ of the account
+    strategies: Mapping[str, Strategy]
+    sizers: Mapping[str, Sizer]
+    gates: Mapping[str, GateEvaluator]
+    settings: EngineSettings  # of a strategy as if it traded alone, without limits
+
+
 class SharesState(Struct, frozen=True, array_like=True):
     """What several strategies on one account carry besides their sub-accounts."""
 
@@ -257,20 +269,19 @@ class Shadows:
     def follow(
         self,
         broker: Broker,
-        state: InstrumentState,
+        state: MemberState,
         bar: Bar,
         prediction: Prediction,
         decision: Decision,
         at_ms: int,
-    ) -> list[str]:
-        """Let the accounts act at a *decision*; return which of them confirmed their position.
+    ) -> None:
+        """Let the accounts act at a *decision*.
 
         They skip the judgement gates and the limits, but for those that leave one thing out; inputs
         that could not be believed bind all.
         """
-        confirmed: list[str] = []
         if decision.refused_by in INTEGRITY:
-            return confirmed
+            return
         key, signal = bar.instrument, state.signal
         forecast = prediction if isinstance(prediction, Forecast) else None
         for name in state.strategy.twins:
@@ -296,15 +307,10 @@ class Shadows:
                 assert signal is not None  # the bar was decided
                 refused, shadow_signal = None if passes else RANDOM_GATE, _of_shadow(name, signal)
                 intent = state.follow(shadow_signal, bar, forecast, account, refused)
-            if intent is None:
-                continue
-            broker.submit(intent, bar, at_ms, shadow=name)
-            horizon = state.strategy.horizon
-            if isinstance(intent, Intent) and intent.is_entry and horizon is not None:
-                confirmed.append(name)
-        return confirmed
+            if intent is not None:
+                broker.submit(intent, bar, at_ms, shadow=name)
 
-    def count(self, step: Step, state: InstrumentState) -> bool:
+    def count(self, step: Step, state: MemberState) -> bool:
         """Add what *step* did to what the accounts depend on; return whether it counts.
 
         Bars after the warm-up alone do. A start does this for the steps behind the stored state.
@@ -331,10 +337,10 @@ class Shadows:
         broker: Broker,
         instrument: str,
         fills: Mapping[str, tuple[Fill, ...]],
-        confirmed: Iterable[str] = (),
+        decided_ms: int = -1,
         positions: Mapping[str | None, Position] | None = None,
     ) -> tuple[TwinStep, ...]:
-        """Return what a step holds of each account; *confirmed* did so with their positions.
+        """Return what a step holds of each account, that of the bar of *decided_ms* perhaps.
 
         The *positions* are those at the step's bar, where a later one of its close may end them.
         """
@@ -345,7 +351,7 @@ class Shadows:
                     positions[name] if positions else account.position(instrument),
                     account.subtotal(),
                     fills.get(name, ()) if fills else (),
-                    name in confirmed,
+                    account.confirmed_ms(instrument) == decided_ms,
                 )
                 for name, account in broker.beside.items()
             ]
@@ -353,7 +359,7 @@ class Shadows:
 
 
 def _bound(
-    state: InstrumentState,
+    state: MemberState,
     bar: Bar,
     forecast: Forecast | None,
     account: Holdings,
@@ -427,9 +433,9 @@ class Restart:
         engine = self._engine
         engine.halted = state.halted
         for key, regime in state.regimes.items():
-            engine.states[key].regimes.regime = regime
+            engine.markets[key].regimes.regime = regime
         for key, cell in state.cells.items():
-            engine.states[key].regimes.cell = cell
+            engine.markets[key].regimes.cell = cell
         if taken_over:
             engine.risk.take_over(state.risk)
         else:
@@ -492,11 +498,11 @@ class Restart:
 
     def recall_frame(self, event: FrameBar | Depths) -> None:
         """Take in a candle of a higher timeframe, or order books, that the run already holds."""
-        self._engine.states[event.instrument].history.take(event)
+        self._engine.markets[event.instrument].history.take(event)
 
     def recall_range(self, bar: Bar) -> None:
         """Take in a bar before those of :meth:`recall`: the range of a day reaches further back."""
-        self._engine.states[bar.instrument].history.day_range.push(bar)
+        self._engine.markets[bar.instrument].history.day_range.push(bar)
 
     def repeat(self, event: Event) -> None:
         """Take in an *event* whose step is known: it causes nothing.
@@ -507,8 +513,7 @@ class Restart:
         engine = self._engine
         match event:
             case Bar():
-                state = engine.states[event.instrument]
-                last = state.history.last_bar
+                last = engine.markets[event.instrument].history.last_bar
                 if last is None or event.open_time_ms > last.open_time_ms:
                     engine.recall(event)
                     engine.broker.warm_up(event)
@@ -523,17 +528,17 @@ class Restart:
             case InstrumentChange():
                 engine.mark_at_closes()
             case CorporateAction() if event.is_split:
-                engine.states[event.instrument].adjust(event)
+                engine.markets[event.instrument].adjust(event)
                 engine.broker.adjust(event)
             case _:
                 pass
 
     def _repeat_price(self, price: Price) -> None:
         """Know a quote, believed or not, and value what is held by mark prices that are."""
-        engine, state = self._engine, self._engine.states[price.instrument]
-        taken = state.belief.take(price)
+        engine, market = self._engine, self._engine.markets[price.instrument]
+        taken = market.belief.take(price)
         for tick in (price, *taken.released):
             if isinstance(tick, Quote):
-                state.quote = tick
+                market.quote = tick
             elif isinstance(tick, Mark) and (tick is not price or taken.is_believed):
                 engine.broker.mark(tick)

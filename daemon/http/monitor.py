@@ -23,6 +23,7 @@ from tracepaper.strategies.types.decisions import (
     Prediction,
     Run,
     Step,
+    TwinStep,
 )
 from tracepaper.strategies.types.market import (
     LEVERAGE_DECIMALS,
@@ -350,8 +351,12 @@ class Monitor:
         """Return the run's own account; on margin also the margin of all positions."""
         document = account_document(last.account)
         if self._margin:
-            held = [(self._margin.get(key), step.position) for key, step in self.bars.items()]
-            positions = [(rules, position) for rules, position in held if rules and position]
+            positions = [
+                (rules, position)
+                for key, step in self.bars.items()
+                if (rules := self._margin.get(key)) is not None
+                for position in _positions_of(step)
+            ]
             used = sum(rules.used_by(position) for rules, position in positions)
             document["margin_used"] = unscaled(used, MONEY_DECIMALS)
             if any(rules.is_cross for rules in self._margin.values()):
@@ -365,7 +370,7 @@ class Monitor:
 
         In hedge mode both of its sides.
         """
-        sides = [twin for twin in step.twins if twin.twin in SIDES]
+        sides = _sides_of(step)
         if not sides:
             return self._use_document(name, step.position)
         decimals = self._instruments[name].quantity_decimals
@@ -422,6 +427,17 @@ class _TimedAudit:
         begun_s = self._clock.network_s()
         await self._audit.append(*steps)
         self._took_s.add(self._clock.network_s() - begun_s)
+
+
+def _sides_of(step: Step) -> Sequence[TwinStep]:
+    """Return both sides of the account at *step*, in hedge mode; else none."""
+    return [twin for twin in step.twins if twin.twin in SIDES]
+
+
+def _positions_of(step: Step) -> list[Position]:
+    """Return what is held of the instrument of *step*: one position, or both sides."""
+    own = [] if step.position is None else [step.position]
+    return [side.position for side in _sides_of(step)] or own
 
 
 def account_document(account: Account) -> Document:

@@ -19,11 +19,12 @@ from tracepaper.daemon.config.sections import RegimeSection
 from tracepaper.daemon.config.several import account_of, each_changed, members_of, shares_of
 from tracepaper.daemon.config.values import ASKS
 from tracepaper.daemon.engine.engine import Engine
-from tracepaper.daemon.engine.member import MemberTerms, NetStrategy
+from tracepaper.daemon.engine.member import NetStrategy
 from tracepaper.daemon.engine.state import (
     SIZED_BY_FORECAST,
     UNCORRELATED,
     EngineSettings,
+    MemberTerms,
     ModelTerms,
 )
 from tracepaper.daemon.session.combinations import Trait, refuse_combination, traits_of

@@ -77,9 +77,6 @@ LIVE + UNIVERSE + BOOK_FILLS
 LIVE + SYMBOLS + BOOK_FILLS
     execution.model 'book' fills no orders of several symbols; start a daemon for each, or set
     execution.model = "quote".
-BOOK_FILLS + HEDGE
-    execution.model 'book' fills no orders of an account in hedge mode; set account.position_mode to
-    "one_way", or set execution.model = "quote".
 SHARES + SEVERAL
     [strategies] share no account of shares, whose splits and dividends have no parts; trade them by
     [strategy].
@@ -96,9 +93,6 @@ SPOT + HEDGE
 SHARES + HEDGE
     [account] position_mode = "hedge" is for linear positions, and shares are paid in full; take it
     out.
-CROSS + HEDGE
-    [account] position_mode = "hedge" has no cross margin yet; set account.margin to isolated or
-    none.
 HEDGE + SEVERAL
     [account] position_mode = "hedge" is for one strategy, and [strategies] names several; take it
     out, or trade by [strategy].

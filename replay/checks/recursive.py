@@ -370,7 +370,7 @@ def _recall_event(engine: Engine, event: CorporateAction | Depths, before: list[
         Restart(engine).recall_frame(event)
         return before
     if event.is_split:
-        engine.states[event.instrument].history.day_range.adjust(event)
+        engine.markets[event.instrument].history.day_range.adjust(event)
     return [_adjusted(bar, event) for bar in before]
 
 

@@ -298,6 +298,7 @@ class TimeframeAggregator:
         self._place: int | None = None  # of the bar that is being made
         self._count = self._open = self._high = self._low = self._volume = 0
         self.bars = TimeframeBars((), instrument)
+        self._last: dict[int, TimeframeBars] = {}  # of fewer intervals, by how many
 
     @property
     def reach(self) -> int:
@@ -307,8 +308,21 @@ class TimeframeAggregator:
     @property
     def is_warm(self) -> bool:
         """Whether what is known reaches back over all intervals that are handed on."""
+        return self.reaches(self.wanted)
+
+    def reaches(self, count: int) -> bool:
+        """Return whether what is known reaches back over *count* intervals."""
         end, start = self._end, self._known_from
-        return end is not None and start is not None and end - start >= self.wanted
+        return end is not None and start is not None and end - start >= count
+
+    def last(self, count: int) -> TimeframeBars:
+        """Return the bars of the last *count* intervals that have closed, at most ``wanted``."""
+        if count == self.wanted or self._end is None:
+            return self.bars
+        if (bars := self._last.get(count)) is None:
+            first, end = (bisect_left(self._rows, (at,)) for at in (self._end - count, self._end))
+            bars = self._last[count] = TimeframeBars(self._rows[first:end], self.instrument)
+        return bars
 
     def warm_at(self, now_ms: int) -> int:
         """Return when what is known reaches back over all intervals, if no hole comes."""
@@ -398,3 +412,4 @@ class TimeframeAggregator:
         self._rows = self._rows[bisect_left(self._rows, (end - self.wanted,)) :]
         closed = self._rows[: bisect_left(self._rows, (end,))]
         self.bars = TimeframeBars(closed, self.instrument)
+        self._last = {}

@@ -199,6 +199,10 @@ _PLAIN: Final = frozenset(
 """Gates that look at nothing but the command, the count of bars, the lateness and the hole."""
 
 
+Verdict = tuple[tuple[float | None, ...], int]
+"""Every gate's measure, and a mask whose bit i says that gate i passed."""
+
+
 class GateEvaluator:
     """The gates that a strategy declared, with their thresholds, ready to judge bars."""
 
@@ -221,12 +225,28 @@ class GateEvaluator:
         at = ordered.index(declared.plausible.name) if declared.plausible.name in ordered else None
         self.plausible_at = at
         self.plausible_most = math.inf if at is None else self.gate_set.thresholds[at]
+        self._facts: tuple[float, ...] = ()  # by which it judged last, where it is plain
+        self._verdict: Verdict = (), 0
 
-    def judge(self, inputs: GateInputs) -> tuple[tuple[float | None, ...], int]:
+    def judge(self, inputs: GateInputs) -> Verdict:
         """Return every gate's measure, and a mask whose bit i says that gate i passed.
 
         A measure that cannot be computed (or is not finite) is null and fails.
         """
+        if not self.is_plain:
+            return self._judge(inputs)
+        plausible = inputs.plausible
+        facts = inputs.running, inputs.bars, inputs.missing_bars, inputs.late_ms
+        if facts != self._facts or not plausible <= self.plausible_most:
+            self._verdict = self._judge(inputs)
+            # A bar that is not plausible is judged by itself.
+            self._facts = facts if plausible <= self.plausible_most else ()
+        elif (at := self.plausible_at) is not None:  # as at most bars
+            measures, passed = self._verdict
+            return (*measures[:at], plausible + 0.0, *measures[at + 1 :]), passed
+        return self._verdict
+
+    def _judge(self, inputs: GateInputs) -> Verdict:
         measures: list[float | None] = []
         passed = 0
         for measure_of, threshold, at_least, bit in self._tests:

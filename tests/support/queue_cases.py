@@ -157,7 +157,7 @@ class Played:
     @property
     def places(self) -> list[QueuePlace]:
         """Return the places of the account's limits, as they are in the end."""
-        queues = self.broker.own.line(KEY).queues
+        queues = self.broker.own.positions[KEY].queues
         assert queues is not None
         return [*queues.places.values()]
 

@@ -586,6 +586,24 @@ SCENARIOS: dict[str, Scenario] = {
             "DELETE FROM fills WHERE book = 0 AND position_side = 'SHORT'",
         ),
     ),
+    "hedge mode on cross margin": Scenario(
+        sections=_sections(
+            {"name": hedged_cases.DRAWN, "options": {"seed": 3, "lists": False}}, *THREE,
+            sizing={"mode": "notional", "notional": "60000"},
+            account={
+                "cash": "6000", "position_mode": "hedge", "margin": "cross", "leverage": "50",
+            },
+        ),
+        candles=_wild,
+        shows=(
+            LIQUIDATED,
+            "SELECT count(DISTINCT position_side) > 1 FROM v_fills WHERE model = 'liquidation'",
+        ),
+        forged=(
+            "UPDATE fills SET quantity = quantity - 1 WHERE model = 'liquidation'",
+            "UPDATE holdings SET realized_pnl = realized_pnl + 1 WHERE twin = 'SHORT'",
+        ),
+    ),
     "frames": Scenario(
         sections=_sections(
             {"name": "recorded_strategies:Framed"},
@@ -657,6 +675,25 @@ SCENARIOS: dict[str, Scenario] = {
             ("UPDATE events SET content = json_set(content, '$.is_sampled', json('true')) "
             "WHERE kind = 'book'"),
         ),
+        day_ms=4 * MINUTE_MS,
+    ),
+    "hedge mode by a book": Scenario(
+        sections=_sections(
+            {"name": hedged_cases.DRAWN, "options": {"seed": 1}},
+            market={"interval": "1"},
+            sizing={"mode": "notional", "notional": "40000"},
+            account={
+                "cash": "100000", "position_mode": "hedge", "margin": "isolated",
+                "leverage": "10",
+            },
+            execution={"model": "book"},
+        ),
+        candles=_of_market,
+        files=_events,
+        shows=_counts(
+            "v_fills WHERE position_side = 'LONG'", "v_fills WHERE position_side = 'SHORT'"
+        ),
+        forged=("UPDATE fills SET position_side = 'SHORT' WHERE position_side = 'LONG'",),
         day_ms=4 * MINUTE_MS,
     ),
     "a model with gates": Scenario(

@@ -227,7 +227,7 @@ def test_an_account_in_rupiah_buys_bitcoins_and_pays_rates_of_ten_decimals() -> 
     paper = PaperAccount([item], BrokerSettings(FillModel.NEXT_OPEN, terms, cash, Latency(0)))
     line = paper.line(item.id)
     line.submit(10_000, "why", Moment(0, 0, price, 0))
-    paper.match_bar(bar(open_=price, instrument_id=item.id))
+    paper.positions[item.id].match_bar(bar(open_=price, instrument_id=item.id))
     (bought,) = paper.journal.take().fills
     assert Decimal(bought.notional).scaleb(-8) == 17_000_000_000
     assert Decimal(bought.fee).scaleb(-8) == Decimal("9350001.7")

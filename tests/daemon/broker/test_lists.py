@@ -76,12 +76,12 @@ class Desk:
         at_ms = START_MS + 60_000 + after_ms
         seen = quote(bid, ask, size=size, at_ms=at_ms, instrument_id=self.item.id)
         self.account.journal.take()
-        self.account.match_quote(seen)
+        self.account.positions[self.item.id].match_quote(seen)
         return self.account.journal.take()
 
     def bar(self, open_: int, high: int, low: int, close: int) -> Any:
         self.account.journal.take()
-        self.account.match_bar(self.next_bar(open_, high, low, close))
+        self.account.positions[self.item.id].match_bar(self.next_bar(open_, high, low, close))
         return self.account.journal.take()
 
     def next_bar(self, open_: int, high: int, low: int, close: int) -> Bar:
@@ -303,7 +303,7 @@ def test_a_stop_limit_that_a_quote_triggered_takes_no_price_of_a_missed_bar_befo
         late = desk.next_bar(10_000, 10_570, 10_000, 10_560)
         late = replace(late, open_time_ms=START_MS + 60_000)
         desk.account.journal.take()
-        desk.account.match_bar(late, is_missed=is_missed)
+        desk.account.positions[desk.item.id].match_bar(late, is_missed=is_missed)
         met = desk.account.journal.take()
         assert [fill.price for fill in met.fills] == prices
 
@@ -389,7 +389,7 @@ def test_a_gap_fills_what_had_rested_at_its_own_price_and_a_stop_at_the_open() -
     desk.bar(10_000, 10_010, 9_990, 10_000)  # both have arrived, and rest
     opened = desk.next_bar(9_800, 9_850, 9_750, 9_800)
     desk.account.journal.take()
-    desk.account.match_bar(opened)
+    desk.account.positions[desk.item.id].match_bar(opened)
     (through,) = desk.account.journal.take().fills
     assert (through.price, through.liquidity) == (9_900, Liquidity.MAKER)
     assert (through.reference_price, through.filled_ms) == (9_900, opened.open_time_ms)

@@ -291,7 +291,7 @@ def test_an_order_that_closes_at_the_bankruptcy_price_is_filled_there() -> None:
     now = Moment(START_MS, 0, 95_000, account.held(KEY))
     account.line(KEY).submit(0, "out", now)
     account.journal.take()
-    account.match_quote(quote(90_000, 90_010, at_ms=START_MS + 1))
+    account.positions[KEY].match_quote(quote(90_000, 90_010, at_ms=START_MS + 1))
     (fill,) = account.journal.take().fills
     assert (fill.price, fill.model, account.held(KEY)) == (90_000, FillModel.QUOTE, 0)
 

@@ -159,7 +159,7 @@ class Machine:
         )
         self.close = at_bid
         self.account.journal.take()
-        self.account.match_quote(seen)
+        self.account.positions[self.item.id].match_quote(seen)
         met = self.account.journal.take()
         left = {Side.BUY: seen.ask_size, Side.SELL: seen.bid_size}
         for fill in met.fills:
@@ -193,7 +193,7 @@ class Machine:
             instrument_id=self.item.id,
         )
         self.account.journal.take()
-        self.account.match_bar(seen)
+        self.account.positions[self.item.id].match_bar(seen)
         met = self.account.journal.take()
         for fill in met.fills:
             self._in_bar(fill, seen)

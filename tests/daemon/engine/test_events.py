@@ -162,13 +162,13 @@ def test_a_start_goes_on_in_the_cell_of_its_record() -> None:
     engine, again = by_cells(), by_cells()
     steps = [engine.step(one, seen(0.6)) for one in bars(20)]
     state = next(step.state for step in reversed(steps) if step.state is not None)
-    assert engine.states[KEY].regimes.cell == 2
+    assert engine.markets[KEY].regimes.cell == 2
     Restart(again).restore(decode_state(state), next_sequence=20)
-    assert again.states[KEY].regimes.cell == 2
+    assert again.markets[KEY].regimes.cell == 2
     between = seen(0.499)  # nearer to the other cell, and not by enough to leave this one
     for one in (engine, again):
         one.step(bar(10_100, index=20), between)
-        assert one.states[KEY].regimes.cell == 2
+        assert one.markets[KEY].regimes.cell == 2
 
 
 def test_the_usual_range_is_the_median_of_an_even_number_of_bars() -> None:
@@ -176,7 +176,7 @@ def test_the_usual_range_is_the_median_of_an_even_number_of_bars() -> None:
     for index in range(10):
         half = 5 if index % 2 else 15
         engine.step(bar(10_000, index=index, high=10_000 + half, low=10_000 - half), None)
-    assert engine.states[KEY].history.usual_range() == 40
+    assert engine.markets[KEY].history.usual_range() == 40
 
 
 def test_a_breach_closes_nothing_over_the_operator_s_halt() -> None:

@@ -16,12 +16,14 @@ from hedged_cases import (
 )
 from msgspec.structs import replace
 
-from tracepaper.daemon.config.loading import Config
+from tracepaper.daemon.broker.book_fills import BookLevel, BookMoves, packed_moves
+from tracepaper.daemon.config.loading import Config, load
 from tracepaper.daemon.engine.engine import Engine
 from tracepaper.daemon.session.build import build_engine
 from tracepaper.strategies.errors import ConfigInvalid, InvariantBroken, StrategyFailed
 from tracepaper.strategies.types.decisions import Action, FillModel, OrderRole, OrderStatus, Step
 from tracepaper.strategies.types.market import (
+    BookUpdate,
     Command,
     CommandKind,
     Event,
@@ -72,6 +74,32 @@ def test_a_bar_has_one_path_for_both_sides() -> None:
     assert len({fill.price > 1_000_000 for fill in step.fills}) == 1
 
 
+def test_long_only_on_cross_margin_is_as_in_one_way_mode() -> None:
+    strategy = {"name": "sma_cross", "fast": 2, "slow": 5, "long_only": True}
+    account = {"cash": "3000", "margin": "cross", "leverage": "50"}
+    hedge, one_way = (
+        built(
+            load(
+                None,
+                {
+                    "strategy": strategy, "account": {**account, "position_mode": mode},
+                    "sizing": {"mode": "notional", "notional": "120000"},
+                },
+            )
+        )
+        for mode in ("hedge", "one_way")
+    )  # fmt: skip
+    models = set()
+    for close in bars(200, seed=4):
+        wide = replace(close, low=close.low * (100 - 3 * (close.volume % 7 == 0)) // 100)
+        step, other = hedge.step(wide, None), one_way.step(wide, None)
+        assert step.account == other.account
+        assert [replace(fill, position_side=None) for fill in step.fills] == list(other.fills)
+        check_account(hedge.broker.own)
+        models |= {fill.model for fill in step.fills}
+    assert FillModel.LIQUIDATION in models
+
+
 def test_a_signal_is_of_the_side_that_it_names_and_flat_of_both_or_one() -> None:
     engine = scripted(
         {
@@ -98,8 +126,8 @@ def test_a_signal_is_of_the_side_that_it_names_and_flat_of_both_or_one() -> None
 
 
 def test_a_stop_of_one_side_leaves_the_other_and_that_side_waits() -> None:
-    engine = scripted({"0": ["SHORT"], "1": ["LONG", None, 0.01], "5": ["LONG", None, 0.01]})
-    steps = run(engine, list(bars(12, seed=5)))
+    says = {"0": ["SHORT"], "1": ["LONG", None, 0.01], "5": ["LONG", None, 0.01]}
+    steps = run(scripted(says, horizon=20), list(bars(12, seed=5)))
     stops = [o for s in steps for o in s.orders if o.role is OrderRole.STOP and o.filled]
     assert stops[0].position_side is LONG
     assert sides(steps[-1])[1] < 0
@@ -108,6 +136,7 @@ def test_a_stop_of_one_side_leaves_the_other_and_that_side_waits() -> None:
     assert str(refused.unfilled_reason) == (
         "LONG: closed by its stop; it enters again after another signal"
     )
+    assert steps[5].state is not None  # without it a restart would take that for a confirmation
 
 
 def test_a_side_outlives_its_horizon_by_itself() -> None:
@@ -135,7 +164,7 @@ def test_sides_that_end_together_are_not_asked_for_again() -> None:
     made: list[Event] = [*before, wide, *after]
     steps = run(scripted(says, sizing={"mode": "fixed", "quantity": "0.4"}), made)
     assert sides(steps[5]) == (400, -400)
-    assert [fill.position_side for fill in steps[6].fills] == [LONG, SHORT]
+    assert {fill.position_side for fill in steps[6].fills} == {LONG, SHORT}
     held, ended = steps[5].decision, steps[6].decision
     assert held is not None
     assert ended is not None
@@ -238,29 +267,24 @@ def test_a_side_that_a_mark_reaches_is_liquidated_and_the_other_one_stands() -> 
     assert 0 < lost <= margin
 
 
-def test_the_size_of_a_quote_is_shared_by_both_sides() -> None:
+def displayed(close: int, at_ms: int, model: FillModel) -> Event:
+    """Return a quote, or a book of one level, that shows 4,000 around *close*."""
+    if model is FillModel.QUOTE:
+        return quote(close - 5, close + 5, at_ms=at_ms, size=4_000)
+    bids, asks = ((BookLevel(close + off, 4_000, at_ms),) for off in (-5, 5))
+    moves = packed_moves(BookMoves((), bids, asks))
+    return BookUpdate(KEY, "", at_ms, is_sampled=False, books=moves, market_ms=at_ms, seen_ms=at_ms)
+
+
+@pytest.mark.parametrize("model", [FillModel.QUOTE, FillModel.BOOK])
+def test_what_the_market_shows_is_shared_by_both_sides(model: FillModel) -> None:
+    listed = [{"side": "BUY", "of": side, "quantity": 3} for side in ("LONG", "SHORT")]
     engine = built(
-        configured(
-            {
-                "says": {
-                    "1": ["SHORT"],
-                    "3": [
-                        "ORDERS",
-                        [
-                            {"side": "BUY", "of": "LONG", "quantity": 3},
-                            {"side": "BUY", "of": "SHORT", "quantity": 3},
-                        ],
-                    ],
-                }
-            },
-            of=SCRIPTED,
-        ),
-        FillModel.QUOTE,
+        configured({"says": {"1": ["SHORT"], "3": ["ORDERS", listed]}}, of=SCRIPTED), model
     )
     events: list[Event] = []
     for one in bars(8):
-        close = one.close
-        events += [one, quote(close - 5, close + 5, at_ms=one.close_time_ms + 500, size=4_000)]
+        events += [one, displayed(one.close, one.close_time_ms + 500, model)]
     steps = run(engine, events)
     fills = steps[7].fills
     assert [(f.position_side, f.quantity) for f in fills] == [(LONG, 3_000), (SHORT, 1_000)]
@@ -346,7 +370,5 @@ def test_what_hedge_mode_does_not_take_is_one_sentence() -> None:
             period_start_ms=0,
             forecaster=None,
         )
-    with pytest.raises(ConfigInvalid, match="Order books fill no orders"):
-        built(config, FillModel.BOOK)
     with pytest.raises(ConfigInvalid, match="decides for all symbols of a close trades no account"):
         built(configured({}, of=PAIR))

@@ -12,7 +12,7 @@ from stretches import Compared
 
 from tracepaper.daemon.broker.broker import Save
 from tracepaper.daemon.engine import engine
-from tracepaper.daemon.engine.instrument_state import InstrumentState
+from tracepaper.daemon.engine.instrument_state import MemberState
 from tracepaper.daemon.engine.units import UnitQueue
 from tracepaper.strategies.errors import DataInvalid
 from tracepaper.strategies.types.market import Unit
@@ -39,13 +39,13 @@ def test_a_state_that_is_not_stored_is_seen(
 def test_a_strategy_that_is_asked_twice_is_seen(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    signal = vars(InstrumentState)["_signal"]
+    signal = vars(MemberState)["_signal"]
 
-    def forgetful(self: InstrumentState, context: object) -> object:
+    def forgetful(self: MemberState, context: object) -> object:
         self.ahead = None
         return signal(self, context)
 
-    monkeypatch.setattr(InstrumentState, "_signal", forgetful)
+    monkeypatch.setattr(MemberState, "_signal", forgetful)
     with pytest.raises(AssertionError, match="calls"):
         Compared(FAILS, tmp_path)
 

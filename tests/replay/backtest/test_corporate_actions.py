@@ -434,7 +434,7 @@ def test_a_split_that_is_suspected_soon_after_one_is_judged_by_what_a_start_woul
     )
 
     def plausible(*known: Bar | CorporateAction) -> float:
-        history = build(given, data, started_at_ms=1).engine.states["stock:ACME"].history
+        history = build(given, data, started_at_ms=1).engine.markets["stock:ACME"].history
         for one in known:
             history.adjust(one) if isinstance(one, CorporateAction) else history.observe(one)
         return history.plausible
