@@ -31,7 +31,7 @@ DONE, FAILED, WRONG_USAGE, INTERRUPTED = 0, 1, 2, 130
 PANELS: Final = {
     "Trade on paper": ("demo", "run", "replay", "sweep"),
     "Check": ("verify", "parity", "lookahead", "recursive", "calibrate"),
-    "Understand": ("ui", "explain", "report"),
+    "Understand": ("ui", "explain", "report", "whatif"),
     "Learn": ("train", "evaluate", "retrain", "models"),
     "Records and candles": ("audit", "exchange", "data", "bench"),
     "Operate": ("status", "command", "notify", "db", "fleet", "config", "doctor"),

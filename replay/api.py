@@ -25,7 +25,7 @@ import warnings
 import weakref
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from datetime import date
 from functools import cached_property
@@ -39,7 +39,7 @@ from tracepaper.daemon.session.user_code import has_source
 from tracepaper.replay import notebook
 from tracepaper.replay.backtest.make import make_run
 from tracepaper.replay.backtest.run import Watch
-from tracepaper.replay.backtest.run_spec import Consumer, RunSpec, spec_of
+from tracepaper.replay.backtest.run_spec import Consumer, RunSpec, moment, spec_of
 from tracepaper.replay.backtest.strategy_keys import (
     NO_SOURCE,
     named_strategies,
@@ -366,10 +366,47 @@ class Backtest:
         from tracepaper.replay.checks.verify import verify_run
 
         self._require_open()
-        with ExitStack() as stack, Reader.open(self.database) as reader:
+        with self._own_classes(), Reader.open(self.database) as reader:
+            return verify_run(reader, self.database, self.run_id, sample=sample)
+
+    def what_if(
+        self,
+        changes: Sections | None = None,
+        *,
+        drop_gates: Sequence[str] = (),
+        start: str | float | date | None = None,
+    ) -> Text:
+        """Run it again from its record with the keys of *changes*, and compare every decision.
+
+        *changes* are sections as in ``backtest``'s *config*, *drop_gates* gates that are left out,
+        and from *start* on it begins with another account. Forecasts are the stored ones. The
+        ``document`` is that of ``tracepaper whatif --json``. Raises ``ConfigInvalid`` for keys that
+        decide what the run was fed, ``DataInvalid`` where the record lacks what a change needs.
+        """
+        from tracepaper.replay.checks.changed_run import changed_run
+        from tracepaper.replay.checks.what_if import as_json, show_what_if, what_if
+
+        self._require_open()
+        from_ms = RunSpec(start=moment(start, "start")).from_ms
+        with self._own_classes(), Reader.open(self.database) as reader:
+            changed = changed_run(
+                reader,
+                self.database,
+                self.run_id,
+                changes=changes or {},
+                drop_gates=drop_gates,
+                from_ms=from_ms,
+            )
+            result = what_if(changed)
+        return Text(text_of(lambda console: show_what_if(console, result)), as_json(result))
+
+    @contextmanager
+    def _own_classes(self) -> Iterator[None]:
+        """Let the classes that this process alone knows be found by their names."""
+        with ExitStack() as stack:
             for strategy_class in self._classes:
                 stack.enter_context(known_class(strategy_class))
-            return verify_run(reader, self.database, self.run_id, sample=sample)
+            yield
 
     # ------------------------------------------------------------ its life
 

@@ -304,14 +304,17 @@ def own_classes(config: Config) -> tuple[str, ...]:
     return tuple(name for name in named if ":" in name)
 
 
-def restore(text: str) -> Config:
-    """Return the configuration that ``canonical_json`` wrote, as a run keeps it."""
+def restore(text: str, settings: Sections = NOTHING) -> Config:
+    """Return the configuration that ``canonical_json`` wrote, as a run keeps it.
+
+    The keys of *settings* lie over it, as ``--set`` gives them.
+    """
     try:
         tables = json.loads(text)
     except json.JSONDecodeError as error:
         raise ConfigInvalid(f"The stored configuration is not JSON: {error}.") from None
     stored = "the stored configuration"
-    return _merge([(stored, tables)], stored)[0]
+    return _merge([(stored, tables), (SET, settings)], stored)[0]
 
 
 def _read_toml(path: Path) -> dict[str, Any]:

@@ -30,6 +30,7 @@ from tracepaper.daemon.config.values import (
     SQLITE,
     TREND_WINDOWS,
     WINDOWS_MAX,
+    DroppedGates,
     Duration,
     Exact,
     FeatureSchemaName,
@@ -314,6 +315,8 @@ class GateSection(GateThresholds):
     the sign is right, the margin of the directions, or auto: what the model's card chose."""
     on_refusal: Literal["hold", "flat"] = "hold"
     """What a refused judgement does to an open position."""
+    drop: DroppedGates = ()
+    """Gates of judgement and of risk that are left out, such as shifted."""
 
     @field_validator("regimes")
     @classmethod

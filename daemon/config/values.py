@@ -46,6 +46,7 @@ from tracepaper.strategies.api.model import DataSource
 from tracepaper.strategies.builtin import TREND
 from tracepaper.strategies.gates.gate import (
     AUTO,
+    DROPPABLE,
     GATES,
     ThresholdForm,
     ThresholdKey,
@@ -494,6 +495,20 @@ TWIN_NAMES: Final = (
     *("uncorrelated", *gates_left_out()),
 )
 """Every shadow account."""
+
+
+def _droppable(value: str) -> str:
+    names = gate_order(*DROPPABLE)
+    if value not in names:
+        raise ValueError(f"write {', '.join(names)} instead of {value!r}")
+    return value
+
+
+DroppedGates = Annotated[
+    tuple[Annotated[str, AfterValidator(_droppable)], ...],
+    BeforeValidator(several),
+    AfterValidator(lambda names: tuple(sorted(set(names)))),
+]
 
 
 def _twin_name(value: str) -> str:

@@ -255,7 +255,6 @@ class Engine:
         }
         self._columns = self._declared_columns()
         self._quiet: dict[str, Quiet] = {}
-        self._places = {gate_set: place for place, gate_set in enumerate(self.gate_sets)}
         self._by_quotes = settings.broker.execution is FillModel.QUOTE
         self._interval_ms, self._period_start_ms = settings.interval_ms, settings.period_start_ms
         # Whether a stretch is ever possible: nothing decides but bars, and no limit watches.
@@ -821,7 +820,7 @@ class Engine:
                     member.book.subtotal(),
                     fills,
                     confirms,
-                    member.keep(key, decided, decision, self._places),
+                    member.keep(key, decided, decision),
                 )
             )
         return BarOutcome(decision, prediction, done.orders, tuple(twins))

@@ -25,7 +25,6 @@ from tracepaper.strategies.types.decisions import (
     Action,
     Decision,
     Forecast,
-    GateSet,
     StrategyDecision,
 )
 from tracepaper.strategies.types.market import Bar, Instrument
@@ -137,9 +136,7 @@ class Member:
             self.fail(str(error))
             return True
 
-    def keep(
-        self, key: str, decision: Decision, net: Decision, places: Mapping[GateSet, int]
-    ) -> StrategyDecision:
+    def keep(self, key: str, decision: Decision, net: Decision) -> StrategyDecision:
         """Return *decision* beside the *net* one of the account, as the step holds it.
 
         What is as it was is the same object: nothing of it is stored anew.
@@ -165,7 +162,6 @@ class Member:
                 self.name,
                 outcome,
                 decision.target_quantity,
-                places[outcome.gate_set],
                 measures,
                 decision.note,
             )

@@ -554,6 +554,7 @@ def model_terms(
         )
         if not config.gate.learned_regimes:
             names.discard(learned_regime.name)
+        names.difference_update(config.gate.drop)
         thresholds = thresholds_of(
             names,
             sections,

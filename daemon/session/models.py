@@ -124,9 +124,8 @@ def make_together(
 
     Raises ``ConfigInvalid`` for options that it does not have.
     """
-    from tracepaper.strategies.forecasters.cross_asset import over_symbols
-
-    if (several := over_symbols(forecaster)) is None:
+    every: int | None = getattr(forecaster, "every", None)
+    if forecaster is None or every is None:
         raise ConfigInvalid(
             f"strategy.name '{config.strategy.name}' needs a checkpoint of that kind; name it by "
             "model.checkpoint."
@@ -134,10 +133,10 @@ def make_together(
     return CrossAssetStrategy(
         config.market.symbols,
         config.strategy.options,
-        context=several.context,
-        every=several.every,
+        context=forecaster.context,
+        every=every,
         horizon_index=horizon_index,
-        has_correlations="correlations" in several.measures,
+        has_correlations="correlations" in forecaster.measures,
     )
 
 

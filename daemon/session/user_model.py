@@ -19,6 +19,7 @@ from typing import Any, Final
 
 import numpy as np
 import structlog
+from msgspec import to_builtins
 from numpy.typing import NDArray
 
 from tracepaper.daemon.config.loading import Config
@@ -94,7 +95,7 @@ def load_model(config: Config, *, mode: str = "step") -> UserForecaster:
         "architecture": {"context": model.context, "horizons": list(model.horizons)},
         "features": {"schema_id": schema_id},
         "market": {},
-        "calibration": {},
+        "calibration": _as_section(model.calibration, model.horizons),
         "measures": {"given": sorted(model.measures), "outside": model.is_outside},
         "options": {"json": json.dumps(config.settings()["model"]["options"], sort_keys=True)},
         "files": {written: file_sha256(path) for written, path in files.items()},
@@ -104,6 +105,16 @@ def load_model(config: Config, *, mode: str = "step") -> UserForecaster:
     identified = identity(sources_sha256, card)
     model.deadline_s = config.model.deadline_ms / 1000
     return UserForecaster(model, schema, identified, card, mode=mode, config=config)
+
+
+def _as_section(calibration: Calibration | None, horizons: Sequence[int]) -> dict[str, Any]:
+    """Return *calibration* as a card's section, as ``gates.card.calibration_of`` reads it."""
+    if calibration is None:
+        return {}
+    section: dict[str, Any] = to_builtins(calibration)
+    section["slope"] = {str(horizon): calibration.slope.get(horizon, 1.0) for horizon in horizons}
+    section["regimes"] = section.pop("cells")
+    return {name: value for name, value in section.items() if value is not None}
 
 
 def model_class(name: str) -> type[Model]:

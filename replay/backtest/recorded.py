@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import secrets
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import msgspec
 
@@ -45,10 +45,14 @@ from tracepaper.storage.chain.starting_point import Beginnings, Lookback, Starti
 from tracepaper.storage.database.chunks import StoredRun
 from tracepaper.storage.database.reader import Reader
 from tracepaper.storage.database.run_views import actions_of
+from tracepaper.strategies.api.model import OF_MEASURE, given_by
 from tracepaper.strategies.api.strategy import Forecaster
 from tracepaper.strategies.corporate_actions import bar_after
-from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
+from tracepaper.strategies.errors import ConfigInvalid, DataInvalid, InvariantBroken
+from tracepaper.strategies.gates.card import calibration_of, section_of
+from tracepaper.strategies.gates.gate import HEAD_MEASURES
 from tracepaper.strategies.types.decisions import (
+    Forecast,
     Prediction,
     PredictionTimeout,
     Run,
@@ -195,8 +199,6 @@ class RecordedPredictor:
     A model that was promoted in service is read from its copy beside *database*.
     """
 
-    is_silent = False
-
     def __init__(
         self,
         recorded: RecordedRun,
@@ -216,6 +218,7 @@ class RecordedPredictor:
         self._scan: ScanPredictor | None = None
         self.taken = 0  # answers of an external service, which are taken from the record
         self._is_outside = forecaster is not None and forecaster.is_outside
+        self.is_silent = forecaster is None
         if forecaster is None or self._is_outside:
             return
         if run.mode == "scan" and (prober is not None or not probes):
@@ -237,8 +240,13 @@ class RecordedPredictor:
         reader: Reader,
         run_id: str,
         rows: Iterable[tuple[int, Event, Prediction]] | None = None,
+        *,
+        place: Mapping[str, Any] | None = None,
     ) -> Iterator[Event]:
-        """Yield the recorded events in order, from the run-in on, or those of *rows*."""
+        """Yield the recorded events in order, from the run-in on, or those of *rows*.
+
+        With a *place* they are those of a new run there: its starts name it, and it has no ends.
+        """
         if rows is None:
             beginning = self._run.beginning
             before = -1 if beginning is None else beginning.fed_from - 1
@@ -246,7 +254,7 @@ class RecordedPredictor:
             for model in (self._run.forecaster, self._prober):
                 recall_lookback(model, reader, run_id, before)
             rows = ((sequence, event, answer) for sequence, _, event, answer in stored)
-        events = self._queue_answers(rows)
+        events = self._queue_answers(rows if place is None else _without_ends(rows, place))
         return events if self._scan is None else self._scan.read_ahead(events)
 
     @property
@@ -285,7 +293,7 @@ class RecordedPredictor:
     def _queue_answers(self, rows: Iterable[tuple[int, Event, Prediction]]) -> Iterator[Event]:
         """Yield the events of *rows*, and queue each stored answer for ``predict``."""
         for sequence, event, stored in rows:
-            if isinstance(event, RetrainingEnd) and event.takes_over:
+            if isinstance(event, RetrainingEnd) and event.takes_over and not self._is_outside:
                 self._promote(event, is_derived=sequence >= self._run.first)
             if self._inline is not None or self._is_outside:
                 was_late = isinstance(stored, PredictionTimeout)
@@ -326,6 +334,48 @@ def run_in(
     return remaining
 
 
+# ---------------------------------------------------------------- without its model
+
+
+class RecordedForecaster:
+    """Stands where a model did whose forecasts are stored: its card and what it gave, no weights.
+
+    Raises ``InvariantBroken`` where it is asked: ``RecordedPredictor`` answers from the record.
+    """
+
+    is_outside = True
+    causal = False
+    scanned_at_once = 1
+    vectors = None
+
+    def __init__(
+        self, run: Run, card: Mapping[str, Any], forecasts: Sequence[Forecast], *, context: int
+    ) -> None:
+        """Take the *card* that the record of *run* keeps, and some of its *forecasts*."""
+        self.model_id, self.model_sha256 = run.model_id, run.model_sha256
+        self.mode, self.device, self.dtype = run.mode, run.device, run.dtype
+        self.threads, self.backend = run.threads, run.backend
+        self.context, self.horizons = context, forecasts[0].horizons
+        section = section_of(card, "calibration", {})
+        # No gate reads what a network without content would give: forecasts carry it.
+        self.calibration = calibration_of(section, 0.0, self.horizons)
+        self.every = section_of(card, "architecture", {}).get("every")  # of one of several symbols
+        declared = card.get("measures", {}).get("given")
+        self.measures = frozenset(declared or set().union(*map(_measures_of, forecasts)))
+
+    def _refuse(self, *_asked: object) -> NoReturn:
+        raise InvariantBroken("a model that is not loaded was asked for a forecast")
+
+    warm = step = predict_many = scan = _refuse
+
+
+def _measures_of(forecast: Forecast) -> set[str]:
+    """Return which of ``MEASURES`` and ``HEAD_MEASURES`` *forecast* holds."""
+    given, heads = given_by(forecast), forecast.heads
+    measures = {name for name, of in OF_MEASURE.items() if given.keys() >= set(of)}
+    return measures | {name for name in HEAD_MEASURES if getattr(heads, name, b"")}
+
+
 # ---------------------------------------------------------------- into a new run
 
 
@@ -363,7 +413,7 @@ def rerun_recorded(
         for sha256 in reader.promoted(named.run_id):
             kept = checkpoints.find_kept(named.path, sha256[: checkpoints.ID_DIGITS])
             checkpoints.keep(kept, database)
-        events = _without_ends(predictor.events(reader, named.run_id, rows), place)
+        events = predictor.events(reader, named.run_id, rows, place=place)
         run_events(events, predictor, recorded.engine, audit, tally)
     return run.run_id
 
@@ -430,10 +480,12 @@ def _rows_from(
             yield sequence, bar_after(splits, event) if isinstance(event, Bar) else event, stored
 
 
-def _without_ends(events: Iterable[Event], place: dict[str, Any]) -> Iterator[Event]:
-    """Yield *events* without ends, prunes and daily replays, each start with this *place*."""
-    for event in events:
+def _without_ends(
+    rows: Iterable[tuple[int, Event, Prediction]], place: Mapping[str, Any]
+) -> Iterator[tuple[int, Event, Prediction]]:
+    """Yield *rows* without ends, prunes and daily replays, each start with this *place*."""
+    for sequence, event, answer in rows:
         if isinstance(event, ModelChange):
-            yield msgspec.structs.replace(event, **place)
+            yield sequence, msgspec.structs.replace(event, **place), answer
         elif not isinstance(event, RunEnd | Prune | ParityCheck):
-            yield event
+            yield sequence, event, answer

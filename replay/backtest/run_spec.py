@@ -122,7 +122,7 @@ def _columns(value: object, _name: str) -> tuple[str, ...]:
     return tuple(f"{name}={'' if column is None else column}" for name, column in value.items())
 
 
-def _moment(value: Any, name: str) -> str | None:  # noqa: ANN401 - a user's
+def moment(value: Any, name: str) -> str | None:  # noqa: ANN401 - a user's
     """Return *value* as the text of a time on the command line; without a zone it is UTC."""
     from tracepaper.replay.archive.columns import instant
 
@@ -220,8 +220,8 @@ class MarketSpec:
 class RunSpec(MarketSpec):
     """All that one run takes; *overrides* are keys of the configuration that win over all."""
 
-    start: str | None = option(FromOption, RUNS | PYTHON, _moment)
-    end: str | None = option(ToOption, RUNS | PYTHON, _moment)
+    start: str | None = option(FromOption, RUNS | PYTHON, moment)
+    end: str | None = option(ToOption, RUNS | PYTHON, moment)
     config: Path | Sections | None = option(  # noqa: RUF009 - a field
         ConfigOption, ALL, _configured
     )

@@ -6,9 +6,8 @@ column, bit for bit or within its tolerance.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any, Final
 
 import msgspec
@@ -32,9 +31,7 @@ from tracepaper.storage.database.reader import Reader
 from tracepaper.storage.record.columns import ANSWER_GATES, TABLES, measure_name, stored_columns
 from tracepaper.storage.record.decode import (
     ANSWER,
-    HOLDING,
     OUTCOME,
-    STATE,
     STEP,
     TWIN_STEP,
     StepDecoder,
@@ -214,8 +211,7 @@ Unequal = tuple[str, object, object]
 _NAMES: Final = {
     table: tuple(f"{table}.{column}" for column in stored_columns(table)) for table in TABLES
 }
-_WHOLE_TABLES: Final = ("events", "answers", "orders", "fills", "ledger", "halts")
-_NO_STATE: Final = (None,) * len(_NAMES["states"])
+_WHOLE_TABLES: Final = ("events", "states", "answers", "orders", "fills", "ledger", "halts")
 
 
 @dataclass(frozen=True)
@@ -275,63 +271,48 @@ class RowCheck:
         (row,) = sparse["steps"]
         whole = (*row, *(None,) * (len(core) - len(row)))
         yield from _row("steps", core, whole, {STEP.outcome, STEP.holding})
-        stored, derived_states = rows.row("states"), sparse["states"]
-        derived_state = derived_states[0] if derived_states else _NO_STATE
-        yield from _row("states", stored or _NO_STATE, derived_state, {STATE.sequence})
         for table in _WHOLE_TABLES:
             yield from _rows(table, rows.sparse.get(table, ()), sparse.get(table, ()))
-        yield from self._outcome(sequence, core[STEP.outcome], rows, sparse.get("outcomes", ()))
-        yield from self._holdings(sequence, rows, sparse)
+        twins, named_by = rows.sparse.get("twin_steps", ()), {TWIN_STEP.outcome, TWIN_STEP.holding}
+        yield from _rows("twin_steps", twins, sparse["twin_steps"], named_by)
+        outcomes, holdings = {0: core[STEP.outcome]}, {0: core[STEP.holding]}
+        for twin in twins:
+            outcomes[twin[TWIN_STEP.book]] = twin[TWIN_STEP.outcome]
+            holdings[twin[TWIN_STEP.book]] = twin[TWIN_STEP.holding]
+        for table, named in (("outcomes", outcomes), ("holdings", holdings)):
+            yield from self._shared(table, sequence, named, rows, sparse[table])
 
-    def _outcome(
+    def _shared(
         self,
+        table: str,
         sequence: int,
-        named: int | None,
+        named: Mapping[int, int | None],
         rows: StoredRows,
         derived: Sequence[Sequence[Any]],
     ) -> Iterator[Unequal]:
-        """Compare the outcome that the step names, and see that it uses the one it brought."""
-        if (named is None) != (not derived):
-            yield "steps.outcome", named, derived
-        elif named is not None:
-            read = partial(self._interned.outcome, named)
-            row = self._named("outcomes", named, sequence, read)
-            yield from _row("outcomes", row, derived[0], {OUTCOME.sequence})
-        for row in rows.sparse.get("outcomes", ()):
-            if named != sequence:
-                yield "outcomes.sequence", row[OUTCOME.sequence], None
+        """Compare the rows of *table* that the books name, and see that they use those of the step.
 
-    def _holdings(
-        self, sequence: int, rows: StoredRows, derived: Mapping[str, Sequence[Sequence[Any]]]
-    ) -> Iterator[Unequal]:
-        """Compare what each book holds, the step's own account first."""
-        twins = rows.sparse.get("twin_steps", ())
-        made_twins = derived.get("twin_steps", ())
-        yield from _rows("twin_steps", twins, made_twins, {TWIN_STEP.holding})
-        own_book = {0: rows.core[STEP.holding]}
-        named = own_book | {row[TWIN_STEP.book]: row[TWIN_STEP.holding] for row in twins}
-        for holding in derived.get("holdings", ()):
-            book = holding[HOLDING.book]
-            if book not in named:
-                continue  # a twin's step is missing, which was said
-            at = named[book]
-            read = partial(self._interned.holding, at, book)
-            row = self._named("holdings", at, sequence, read)
-            yield from _row("holdings", row, holding, {HOLDING.sequence})
-        for row in rows.sparse.get("holdings", ()):
-            if named.get(row[HOLDING.book]) != sequence:
-                yield "holdings.sequence", row[HOLDING.sequence], None
+        The rows of a step of its own are found by the sequence that each book has *named*.
+        """
+        due = {row[OUTCOME.book]: row for row in derived}
+        for book, at in named.items():
+            if (at is None) != (book not in due):
+                yield f"{table}.sequence", at, due.get(book)
+            elif at is not None:
+                row = self._named(table, at, sequence, book)
+                yield from _row(table, row, due[book], {OUTCOME.sequence})
+        for row in rows.sparse.get(table, ()):
+            if named.get(row[OUTCOME.book]) != sequence:
+                yield f"{table}.sequence", row[OUTCOME.sequence], None
 
-    def _named(
-        self, table: str, named: int, sequence: int, read: Callable[[], Sequence[Any]]
-    ) -> Sequence[Any]:
+    def _named(self, table: str, named: int, sequence: int, book: int) -> Sequence[Any]:
         """Return the row of *table* that step *sequence* names; it cannot be a later one."""
         if named > sequence:
             raise DataInvalid(
                 f"Step {sequence} names row {named} of {table}, which is later; run `tracepaper "
                 "audit verify` and restore a backup."
             )
-        return read()
+        return self._interned.row(table, named, book)
 
 
 def _row(

@@ -1,4 +1,4 @@
-"""``tracepaper report`` and ``tracepaper explain``."""
+"""``tracepaper report``, ``explain`` and ``whatif``."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ import typer
 from tracepaper.daemon.commands.options import (
     ConfigOption,
     DatabaseOption,
+    FromOption,
     JsonOption,
+    SetOption,
     database_path,
     located,
     print_json,
@@ -319,3 +321,46 @@ def _instant(text: str) -> int:
             f"--at is {text!r}, a time without a zone; write it as 2026-08-09T21:27:30Z."
         )
     return instant(text)
+
+
+@reads_record
+def whatif(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="An id, a prefix, last, or FILE#RUN.")],
+    *,
+    settings: SetOption = None,
+    drop_gate: Annotated[
+        list[str] | None,
+        typer.Option("--drop-gate", metavar="NAME", help="Leave this gate out; repeat."),
+    ] = None,
+    from_: FromOption = None,
+    db: DatabaseOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Run a recorded run again with other keys, without a gate or from later on; compare decisions.
+
+    It takes the run's own bars and forecasts, in memory: no model is loaded, nothing is written.
+    """
+    from tracepaper.daemon.config.loading import NOTHING, WithSettings, with_settings
+    from tracepaper.daemon.terminal.console import Terminal
+    from tracepaper.replay.backtest.run_spec import RunSpec
+    from tracepaper.replay.checks.changed_run import changed_run
+    from tracepaper.replay.checks.what_if import as_json, show_what_if, what_if
+    from tracepaper.storage.database.reader import Reader
+
+    given = with_settings(None, settings)
+    place = located(run, None if "#" in run else database_path(db))
+    with Reader.open(place.path) as reader:
+        result = what_if(
+            changed_run(
+                reader,
+                place.path,
+                place.run_id,
+                changes=given.settings if isinstance(given, WithSettings) else NOTHING,
+                drop_gates=drop_gate or (),
+                from_ms=RunSpec(start=from_).from_ms,
+            )
+        )
+    if json:
+        print_json(as_json(result))
+    else:
+        show_what_if(Terminal(), result)

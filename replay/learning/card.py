@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from scipy.special import log_softmax
 
 from tracepaper.replay.document.values import Form, Table, plus_minus, table_of
-from tracepaper.replay.learning.splits import Split, TrainingFile, iso
+from tracepaper.replay.learning.splits import Split, TrainingFile
 from tracepaper.replay.report.honesty import compared_sentences, entropy_sentence, few_days
 from tracepaper.strategies.errors import DataInvalid, shown
 from tracepaper.strategies.features.rolling import Array
@@ -25,7 +25,7 @@ from tracepaper.strategies.features.rows import FeatureSchema
 from tracepaper.strategies.gates.gate import GATES, GateInputs
 from tracepaper.strategies.types.calibration import CALIBRATED, FittedConfidence
 from tracepaper.strategies.types.decisions import Forecast
-from tracepaper.strategies.units import MINUTE_MS, count_of, interval_text
+from tracepaper.strategies.units import MINUTE_MS, count_of, interval_text, iso
 
 if TYPE_CHECKING:
     from tracepaper.replay.learning.side_inputs import SideInputs
@@ -139,7 +139,7 @@ def interval_name(interval_ms: int) -> str:
 
 def model_section(kind: str, name: str, created_ms: int) -> dict[str, object]:
     """Return ``[model]``; the store adds id and SHA-256."""
-    return {"kind": kind, "name": name, "created": iso(created_ms), "notice": NOTICE}
+    return {"kind": kind, "name": name, "created": iso(created_ms // 1000 * 1000), "notice": NOTICE}
 
 
 def features_section(schema: FeatureSchema, vectors: SideInputs | None = None) -> dict[str, object]:

@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from tracepaper.replay.learning.losses import (
+    CONSTANTS,
     LOSSES,
     TaskWeights,
     averaged,
@@ -183,6 +184,8 @@ class Objective(ABC, Generic[AnyBatch]):
     """What learns: a module of the objective's own type."""
     titles: str
     """What it is trained by, as a card names it."""
+    constants: Mapping[str, float] = {}
+    """What its labels are made by, as a card names it."""
 
     @abstractmethod
     def batches(self, done: int) -> Iterator[AnyBatch]:
@@ -479,7 +482,7 @@ class HeadLosses(Objective[Batch]):
         if options.entropy_weight:
             traced(network)
         self.network: Network = network
-        self.titles = titles(network.given_heads)
+        self.titles, self.constants = titles(network.given_heads), CONSTANTS
         self._options = options
         self._validation = validation
         self._levels = levels

@@ -21,7 +21,15 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from tracepaper.replay.learning.registry import registering
-from tracepaper.replay.learning.samples import LABELS, NO_LABEL, Fields, Samples, predict, thinned
+from tracepaper.replay.learning.samples import (
+    FLAT_BAND,
+    LABELS,
+    NO_LABEL,
+    Fields,
+    Samples,
+    predict,
+    thinned,
+)
 from tracepaper.replay.learning.statistics import VARIANCE_FLOOR
 from tracepaper.replay.report.metrics import mean_error
 from tracepaper.strategies.attention.layer import Layer
@@ -57,6 +65,8 @@ class Loss(NamedTuple):
     """Whether it says where the price goes; of volatility each label says more."""
 
 
+CONSTANTS: Final = {"flat_band": FLAT_BAND, "variance_floor": VARIANCE_FLOOR}
+"""What the labels of bars are made by."""
 LOSSES: Final[dict[str, Loss]] = {}
 """Every loss by its name; their order is that of the axis *task*."""
 

@@ -17,10 +17,11 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple, Protocol
 
 from tracepaper.replay.learning.recipe import recipe_of
-from tracepaper.replay.learning.splits import date_ms, date_of, iso
+from tracepaper.replay.learning.splits import date_ms, date_of
 from tracepaper.storage.checkpoints import BUNDLED, dump
 from tracepaper.storage.sweeps import registry_path
 from tracepaper.strategies.errors import ConfigInvalid, shown
+from tracepaper.strategies.units import iso
 
 FILE_NAME: Final = "openings.toml"
 

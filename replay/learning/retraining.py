@@ -41,7 +41,7 @@ from tracepaper.replay.learning.judge.judge import answers_of
 from tracepaper.replay.learning.judge.metrics import LOSSES, compare
 from tracepaper.replay.learning.openings import SpanOpening, opened, openings_path
 from tracepaper.replay.learning.recipe import as_recipe, over, read_recipe, recipe_of
-from tracepaper.replay.learning.splits import iso, split_of
+from tracepaper.replay.learning.splits import split_of
 from tracepaper.replay.learning.training import FitView, train_seeds
 from tracepaper.storage import checkpoints
 from tracepaper.storage.candles import HistoryWriter
@@ -51,7 +51,7 @@ from tracepaper.strategies.errors import CheckpointMismatch, ConfigInvalid, Data
 from tracepaper.strategies.other_symbol import other_of
 from tracepaper.strategies.types.decisions import Run
 from tracepaper.strategies.types.market import Bar, Instrument
-from tracepaper.strategies.units import DAY_MS
+from tracepaper.strategies.units import DAY_MS, iso
 
 SHARES: Final = (0.8, 0.9)
 """Of the bars before the judged time: until where is trained, and until where is validated."""

@@ -37,7 +37,7 @@ from tracepaper.strategies.errors import CheckpointMismatch, ConfigInvalid, show
 from tracepaper.strategies.features import rolling, rows, v2
 from tracepaper.strategies.features.rolling import Array
 from tracepaper.strategies.features.rows import Columns, FeatureSchema, compute
-from tracepaper.strategies.units import DAY_MS
+from tracepaper.strategies.units import DAY_MS, iso
 
 IN_MEMORY: Final = ArrayCache(None)
 SYMBOL_BITS: Final = 32
@@ -332,11 +332,6 @@ def date_ms(text: str) -> int:
     if moment.tzinfo is None:
         moment = moment.replace(tzinfo=UTC)
     return round(moment.timestamp() * 1000)
-
-
-def iso(ms: int) -> str:
-    """Return UTC milliseconds as an ISO text."""
-    return datetime.fromtimestamp(ms / 1000, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def date_of(ms: int) -> str:

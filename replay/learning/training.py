@@ -35,10 +35,10 @@ from tracepaper.replay.learning.fitted import DataRequest, Each, FitRun, Say
 from tracepaper.replay.learning.openings import opened_by_training
 from tracepaper.replay.learning.recipe import Recipe, recipe_of
 from tracepaper.replay.learning.samples import Samples
-from tracepaper.replay.learning.splits import Part, iso
+from tracepaper.replay.learning.splits import Part
 from tracepaper.storage.checkpoints import Checkpoint, is_checkpoint, load, save
 from tracepaper.strategies.features.rows import schema_of
-from tracepaper.strategies.units import DAY_MS, duration, interval_text
+from tracepaper.strategies.units import DAY_MS, duration, interval_text, iso
 
 
 def train(

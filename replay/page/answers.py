@@ -85,6 +85,7 @@ class GateInfo(Struct, frozen=True):
     is_capped: bool  # once passed, its measure says no more
     starts_at: float  # where the measure begins
     refused: int | None  # decisions that it refused first; null until they are counted
+    key: str = ""  # of the configuration, by which a what-if may move the threshold
 
 
 class AccountFigures(Struct, frozen=True):

@@ -74,6 +74,14 @@ class RowParameters(Struct, frozen=True):
     after: str | None = None
 
 
+class ChangeParameters(Struct, frozen=True, forbid_unknown_fields=True):
+    """What is changed: keys, gates that are left out, a later start."""
+
+    changes: str = ""
+    drop: str = ""
+    from_ms: Time | None = None
+
+
 class PullParameters(Struct, frozen=True, forbid_unknown_fields=True):
     """A run of the fleet."""
 
@@ -92,6 +100,8 @@ MEANINGS: Final[Mapping[str, str]] = {
     "from_ms": "first open time, UTC ms; the beginning where it is left out",
     "until_ms": "end of the range, exclusive, UTC ms; the newest bar where it is left out",
     "points": "at most so many cells",
+    "changes": "`section.key=value`, with semicolons between",
+    "drop": "names of gates, with commas between",
     "counted": "wait for counts that a long run has not yet; they are null otherwise",
     "sort": "a column of the view",
     "descending": "whether the last row comes first",
@@ -267,6 +277,12 @@ ROUTES: Final = (
     ReadRoute(f"{_R}/model", "The run's model: its card, and how its forecasts came true.",
           NoParameters, answers.Document,
           lambda shelf, *_, run: _late().model_of(shelf.find(run)), is_heavy=True),
+    ReadRoute(f"{_R}/what-if", "What other keys, fewer gates or a later start would have made "
+          "of the run.",
+          ChangeParameters, answers.Document,
+          lambda shelf, parameters, _, run: _late().what_if_of(
+              shelf.find(run), parameters.changes, parameters.drop, parameters.from_ms),
+          is_heavy=True),
     ReadRoute(f"{_R}/views/{{view}}", "Rows of a documented view; any of its columns filters.",
           RowParameters, answers.Rows, _rows, is_open=True),
     ReadRoute(f"{_R}/account", "Every account with its curve, and what is held.",

@@ -23,6 +23,7 @@ from tracepaper.storage.database.run_views import Row, RunViews
 from tracepaper.storage.sweeps import read_sweep
 from tracepaper.strategies.errors import DataInvalid, TracepaperError
 from tracepaper.strategies.gates.declared import warm
+from tracepaper.strategies.gates.evaluator import is_movable, key_of
 from tracepaper.strategies.gates.gate import GATES
 from tracepaper.strategies.types.decisions import PositionSide
 from tracepaper.strategies.types.market import ParityCheck, ParityOutcome
@@ -159,6 +160,7 @@ def run(
                 is_capped=GATES[gate].is_capped,
                 starts_at=GATES[gate].starts_at,
                 refused=None if refused is None else refused[gate],
+                key=key_of(GATES[gate]) if is_movable(GATES[gate]) else "",
             )
             for gate in columns.gates
         ],

@@ -8,18 +8,18 @@ The rules are docs/storage.md, S10 to S13.
 from __future__ import annotations
 
 import sqlite3
+from contextlib import closing
 from functools import cache
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Final
 
 from msgspec import MsgspecError, Struct
-from sqlalchemy import StaticPool, create_engine
 
 from tracepaper.storage.chain.trades import check_terms, check_trades
 from tracepaper.storage.chain.verify import ChainProblem, ChainReport, verify_chain
 from tracepaper.storage.checkpoints import ID_DIGITS, Identity
 from tracepaper.storage.database.chunks import select
-from tracepaper.storage.database.writer import create
+from tracepaper.storage.database.writer import in_memory
 from tracepaper.storage.record.columns import SEQUENCE_LIMIT
 from tracepaper.storage.record.rows import OF_A_STEP
 from tracepaper.strategies.units import MONEY_DECIMALS, unscaled
@@ -196,11 +196,8 @@ def check_keys(connection: sqlite3.Connection) -> Iterator[ChainProblem]:
 @cache
 def expected_schema() -> dict[tuple[str, str], tuple[str, str | None]]:
     """Return table and statement of every object of a new database, by type and name."""
-    engine = create_engine("sqlite://", poolclass=StaticPool)
-    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-        create(connection)
-        objects = connection.exec_driver_sql(_OBJECTS).all()
-    engine.dispose()
+    with closing(in_memory()) as connection:
+        objects = connection.execute(_OBJECTS).fetchall()
     return {(kind, name): (table, sql) for kind, name, table, sql in objects}
 
 
@@ -217,16 +214,13 @@ def _check_schema(connection: sqlite3.Connection, warnings: list[str]) -> Iterat
         elif definition != (table, sql):
             yield _redefined(kind, name)
     for kind, name in expected:
-        sentence = f"The {kind} {name} is missing: {_REMEDY.get(kind, 'restore a backup')}."
+        sentence = f"The {kind} {name} is missing: restore a backup."
         yield ChainProblem(None, (name,), "missing", sentence)
-
-
-_REMEDY: Final = {"view": "drop it, and the next run makes it anew"}
 
 
 def _redefined(kind: str, name: str) -> ChainProblem:
     sentence = f"The {kind} {name} is not as this version makes it, so what it shows may mislead: "
-    sentence += f"{_REMEDY.get(kind, 'restore a backup')}."
+    sentence += "restore a backup."
     return ChainProblem(None, (name,), "changed", sentence)
 
 

@@ -54,7 +54,7 @@ _BOOKS: Final = (
     "SELECT sequence, json_extract(content, '$.count') FROM events "
     f"WHERE {WITHIN} AND kind = 'depth' AND instrument = ? ORDER BY sequence DESC"
 )
-_STORED: Final = f"SELECT {{}} FROM states WHERE {WITHIN} AND state IS NOT NULL"
+_STORED: Final = f"SELECT {{}} FROM states WHERE {WITHIN}"
 _STATE: Final = _STORED.format("min(sequence)")
 _CHANGE: Final = f"SELECT min(sequence) FROM events WHERE {WITHIN} AND kind = 'model_change'"
 _NEXT_BAR: Final = f"SELECT min(sequence) FROM steps WHERE {WITHIN} AND {_BAR}"

@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 
 _RUN: Final = "SELECT run_key, parent_run_id FROM runs WHERE run_id = ?"
 _INSTRUMENTS: Final = "SELECT instrument, category FROM instruments WHERE run_key = ?"
-# In hedge mode the account's own fills are those of its sides: see _SIDES.
+# In hedge mode the account's own fills are those of its sides: see _PARTS.
 _FILLS: Final = (
     "SELECT sequence, coalesce(twin, position_side), instrument, side, quantity, notional, fee, "
     "fee_base, model, order_id, book = 0 FROM fills WHERE run_key = ? "
@@ -124,19 +124,24 @@ _SCALES: Final = (
 )
 
 
+_SUMMED: Final = (
+    "SELECT sequence, order_id, {} AS position_side, side, model, liquidity, price, "
+    "sum(quantity), sum(notional), sum(fee), sum(fee_base), max(filled_ms) FROM fills "
+    "WHERE run_key = ?1 AND book {} GROUP BY 1, 2, 3, 4, 5, 6, 7"
+)
+_BOTH_FILLS: Final = (
+    _SUMMED.format("position_side", "= 0"),
+    _SUMMED.format(
+        "CASE WHEN twin IN ('LONG', 'SHORT') THEN twin END", "> 0 AND model <> 'crossed'"
+    ),
+)
 _PARTS: Final = (
-    (
+    *(
         (
-            "SELECT sequence FROM (SELECT run_key, sequence, order_id, sum(quantity) AS quantity, "
-            "sum(notional) AS notional, sum(fee) AS fee, sum(fee_base) AS fee_base FROM fills "
-            "WHERE run_key = ? AND book = 0 GROUP BY sequence, order_id) f "
-            "WHERE (quantity, notional, fee, "
-            "fee_base) IS NOT (SELECT sum(t.quantity), sum(t.notional), sum(t.fee), sum(t.fee_base)"
-            " FROM fills t WHERE t.run_key = f.run_key AND t.sequence = f.sequence "
-            "AND t.book > 0 AND t.order_id = f.order_id "
-            "AND t.model <> 'crossed') ORDER BY sequence LIMIT 1"
-        ),
-        "the strategies' parts of a fill do not add up to it",
+            f"SELECT sequence FROM ({query} EXCEPT {other}) ORDER BY sequence LIMIT 1",
+            "the parts of a fill do not add up to it",
+        )
+        for query, other in (_BOTH_FILLS, reversed(_BOTH_FILLS))
     ),
     (
         (
@@ -148,23 +153,7 @@ _PARTS: Final = (
         "what strategies crossed with each other does not add up to nothing",
     ),
 )
-"""Where the parts of several strategies contradict the account: a query, and what it finds."""
-
-
-_SUMMED: Final = (
-    "side, model, liquidity, price, sum(quantity), sum(notional), sum(fee), sum(fee_base), "
-    "max(filled_ms), count(*)"
-)
-_BOTH_FILLS: Final = tuple(
-    f"SELECT sequence, order_id, {column}, {_SUMMED} FROM fills WHERE run_key = ?1 "
-    f"AND book {books} GROUP BY 1, 2, 3, 4, 5, 6, 7"
-    for column, books in (("position_side", "= 0"), ("twin", "> 0"))
-)
-_SIDES: Final = tuple(
-    f"SELECT sequence FROM ({query} EXCEPT {other}) ORDER BY sequence LIMIT 1"
-    for query, other in (_BOTH_FILLS, reversed(_BOTH_FILLS))
-)
-"""Where the fills of both sides of hedge mode are not the account's."""
+"""Where fills of strategies, or of both sides, contradict the account's: a query, what it finds."""
 
 
 class _SymbolFees(Struct, frozen=True):
@@ -320,12 +309,10 @@ def check_terms(connection: sqlite3.Connection, run_id: str) -> ChainProblem | N
         for (step,) in connection.execute(query, (run_key,)):
             return _contradicts(step, statement, table)
     configured = msgspec.json.decode(text, type=_RunTerms)
-    if configured.strategies:
+    if configured.strategies or configured.account.position_mode != "one_way":
         for query, statement in _PARTS:
             for (step,) in connection.execute(query, (run_key,)):
                 return _contradicts(step, statement, "fills")
-    if configured.account.position_mode != "one_way" and (problem := _unlike(connection, run_key)):
-        return problem
     execution = configured.execution
     terms = {
         place: _Terms.of(execution, *item)
@@ -334,14 +321,6 @@ def check_terms(connection: sqlite3.Connection, run_id: str) -> ChainProblem | N
     for step, place, is_beside, *fill in connection.execute(_PRICED, (run_key,)):
         is_part = bool(configured.strategies) and is_beside
         if statement := terms[place].contradiction(*fill, is_part=is_part):
-            return _contradicts(step, statement, "fills")
-    return None
-
-
-def _unlike(connection: sqlite3.Connection, run_key: int) -> ChainProblem | None:
-    for query in _SIDES:
-        for (step,) in connection.execute(query, (run_key,)):
-            statement = "the fills of the sides are not those of the account"
             return _contradicts(step, statement, "fills")
     return None
 

@@ -39,7 +39,7 @@ _Rows = TypeVar("_Rows", StoredRow, list[StoredRow])
 # The interned row of a step lies in its run, under the sequence that the step names.
 _OWN_CONFIRMED: Final = (
     "SELECT NULL, s.instrument, max(s.open_time_ms) FROM steps s "
-    "JOIN outcomes o ON o.run_key = s.run_key AND o.sequence = s.outcome "
+    "JOIN outcomes o ON o.run_key = s.run_key AND o.sequence = s.outcome AND o.book = 0 "
     "WHERE s.run_key = ? AND s.sequence BETWEEN ? AND ? AND s.open_time_ms IS NOT NULL "
     "AND o.allowed AND o.action IN ('LONG', 'SHORT') GROUP BY 2"
 )
@@ -66,8 +66,10 @@ def _range(table: str) -> str:
 _STEPS: Final = _range("steps")
 _SEQUENCE: Final = At("steps").sequence
 _SPARSE: Final = tuple((table, _range(table)) for table in SPARSE_TABLES)
-_OUTCOME: Final = select("outcomes", "run_key = ? AND sequence = ?")
-_HOLDING: Final = select("holdings", "run_key = ? AND sequence = ? AND book = ?")
+_SHARED: Final = {
+    table: select(table, "run_key = ? AND sequence = ? AND book = ?")
+    for table in ("outcomes", "holdings")
+}
 _GATE: Final = At("gate_sets")
 _GATE_SETS: Final = select("gate_sets", "run_key = ?")
 _GATE_SET: Final = select("gate_sets", "run_key = ? AND gate_set = ?")
@@ -80,8 +82,7 @@ _NEWEST_COMMIT: Final = (
     "ORDER BY first_sequence DESC LIMIT 1"
 )
 _NEWEST_STATE: Final = (
-    f"SELECT state, sequence FROM states WHERE {WITHIN} AND state IS NOT NULL "
-    "ORDER BY sequence DESC LIMIT 1"
+    f"SELECT state, sequence FROM states WHERE {WITHIN} ORDER BY sequence DESC LIMIT 1"
 )
 _PRUNED_STATE: Final = (
     "SELECT state, until_sequence FROM prunes WHERE run_key = ? AND state IS NOT NULL"
@@ -190,21 +191,16 @@ def interned(connection: sqlite3.Connection, run_key: int) -> InternedRows:
     """Return the look-ups of the rows that steps share; the latest answers are remembered."""
 
     @lru_cache(maxsize=CACHED_ROWS)
-    def outcome(sequence: int) -> StoredRow:
-        key = (run_key, sequence)
-        return _require(connection.execute(_OUTCOME, key).fetchone(), "outcomes", sequence)
-
-    @lru_cache(maxsize=CACHED_ROWS)
-    def holding(sequence: int, book: int) -> StoredRow:
-        key = (run_key, sequence, book)
-        return _require(connection.execute(_HOLDING, key).fetchone(), "holdings", sequence)
+    def row(table: str, sequence: int, book: int) -> StoredRow:
+        shared = connection.execute(_SHARED[table], (run_key, sequence, book)).fetchone()
+        return _require(shared, table, sequence)
 
     @lru_cache(maxsize=CACHED_ROWS)
     def gate_set(key: int) -> GateSet:
         rows = connection.execute(_GATE_SET, (run_key, key)).fetchall()
         return gate_set_of(_require(rows, "gate_sets", key))
 
-    return InternedRows(outcome, holding, gate_set)
+    return InternedRows(row, gate_set)
 
 
 def _require(row: _Rows | None, table: str, key: int) -> _Rows:

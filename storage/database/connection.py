@@ -13,7 +13,6 @@ import sqlite3
 from pathlib import Path
 from typing import Final, NamedTuple, Self, TypeVar
 
-from tracepaper.storage.database.views import VIEWS
 from tracepaper.storage.record.columns import APPLICATION_ID, SCHEMA
 from tracepaper.strategies.errors import DataInvalid
 
@@ -62,7 +61,6 @@ def open_reader(path: Path) -> sqlite3.Connection:
     connection = connect_read_only(path)
     try:
         check_schema(path, schema_of(connection))
-        _replace_views(connection)
     except DataInvalid:
         connection.close()
         raise
@@ -94,28 +92,6 @@ class ReadOnly:
     def close(self) -> None:
         """Close the connection."""
         self._connection.close()
-
-
-def lacks_view_columns(connection: sqlite3.Connection) -> bool:
-    """Return whether a stored view lacks a column: one of a gate that was declared since."""
-    stored = "SELECT name, sql FROM main.sqlite_schema WHERE type = 'view'"
-    definitions = {str(name): str(sql) for name, sql in connection.execute(stored)}
-    return any(
-        not {column.name for column in view.columns}
-        <= {row[1] for row in connection.execute(f"PRAGMA main.table_info({view.name})")}
-        for view in VIEWS
-        if definitions.get(view.name) != view.sql
-    )
-
-
-def _replace_views(connection: sqlite3.Connection) -> None:
-    """Hide stored views that lack a gate which is declared here behind this version's."""
-    if not lacks_view_columns(connection):
-        return
-    connection.execute("PRAGMA query_only = OFF")
-    for view in VIEWS:
-        connection.execute(view.sql.replace("CREATE VIEW", "CREATE TEMP VIEW", 1))
-    connection.execute("PRAGMA query_only = ON")
 
 
 class ImmutableConnection(sqlite3.Connection):

@@ -15,6 +15,7 @@ from tracepaper.storage.database.chunks import (
     WITHIN,
     PrunePoint,
     RunLocation,
+    Span,
     StoredRun,
     confirmed_since,
     end_of_close,
@@ -28,9 +29,8 @@ from tracepaper.storage.database.chunks import (
     step_rows,
 )
 from tracepaper.storage.database.connection import ReadOnly
-from tracepaper.storage.database.strategy_view import since_parts
 from tracepaper.storage.record.columns import stored_columns
-from tracepaper.storage.record.decode import STEP, StepDecoder, StoredRows
+from tracepaper.storage.record.decode import BAR_READ, FILL, StepDecoder, StoredRows
 from tracepaper.storage.record.rows import (
     EVENT_KINDS,
     OF_A_RUN,
@@ -41,6 +41,8 @@ from tracepaper.storage.record.rows import (
 from tracepaper.strategies.errors import DataInvalid
 from tracepaper.strategies.types.decisions import (
     Confirmation,
+    FillModel,
+    Forecast,
     GateSet,
     OrderStatus,
     SinceDecided,
@@ -83,6 +85,10 @@ class _NamesModel(Struct):
     outcome: str = ""
 
 
+_FED: Final = (
+    f"SELECT sequence, ignored, {', '.join(BAR_READ)} FROM steps WHERE {WITHIN} ORDER BY sequence"
+)
+_BESIDE: Final = tuple(select(table, WITHIN) for table in ("events", "answers"))
 _EVENTS: Final = f"SELECT {', '.join(stored_columns('events'))} FROM events"
 _NAMING_MODELS: Final = (
     "SELECT kind, content FROM events WHERE kind IN ('model_change', 'retrained')"
@@ -258,12 +264,37 @@ class Reader(ReadOnly):
 
         A forecast that was refused for its numbers was stored without them: here they are NaN.
         """
-        _, decoder = self._decoding(run_id)
-        for rows in self.rows(run_id, after=after):
-            row, answer, event_row = rows.core, rows.row("answers"), rows.row("events")
-            prediction = None if answer is None else decoder.given(answer)
-            event = decoder.bar(row) if event_row is None else decoder.event(event_row)
-            yield row[STEP.sequence], row[STEP.ignored] is None, event, prediction
+        stored, decoder = self._decoding(run_id)
+        last, execute = self._last_sequence(stored.run_key), self._connection.execute
+        for start in range(after + 1, last + 1, CHUNK_STEPS):
+            span = stored.run_key, start, min(start + CHUNK_STEPS - 1, last)
+            events, answers = ({row[1]: row for row in execute(query, span)} for query in _BESIDE)
+            for row in execute(_FED, span).fetchall():
+                sequence, event_row = row[0], events.get(row[0])
+                prediction = decoder.given(answers[sequence]) if sequence in answers else None
+                event: Event
+                if event_row is None:
+                    event = decoder.bar_of(row[2:], sequence)
+                else:
+                    event = decoder.event(event_row)
+                yield sequence, row[1] is None, event, prediction
+
+    def forecasts(self, run_id: str, most: int) -> list[Forecast]:
+        """Return the first forecasts of *run_id* whose numbers are stored, *most* of them."""
+        stored, decoder = self._decoding(run_id)
+        query = select("answers", f"{WITHIN} AND horizon IS NOT NULL")
+        rows = self._connection.execute(f"{query} LIMIT ?", (*run_span(stored.run_key), most))
+        given = map(decoder.prediction, rows)
+        return [forecast for forecast in given if isinstance(forecast, Forecast)]
+
+    def bars_before(self, run_key: int, instrument: int, open_time_ms: int, most: int) -> list[int]:
+        """Return when the last bars of an instrument's place opened before a time, oldest first."""
+        query = (
+            f"SELECT open_time_ms FROM steps WHERE {WITHIN} AND instrument = ? "
+            "AND open_time_ms < ? AND ignored IS NULL ORDER BY sequence DESC LIMIT ?"
+        )
+        rows = self._connection.execute(query, (*run_span(run_key), instrument, open_time_ms, most))
+        return [opened for (opened,) in rows][::-1]
 
     def explanations(self, run_id: str) -> Iterator[list[tuple[int, bytes, float, bytes]]]:
         """Yield (sequence, buckets, older mass, entropy) of every explained answer, in order.
@@ -504,10 +535,7 @@ class Reader(ReadOnly):
         pruned = self.pruned(run_key)
         if pruned is not None and pruned.state is not None:
             return pruned.state, pruned.until_sequence
-        query = (
-            "SELECT state, sequence FROM states WHERE run_key = ? AND state IS NOT NULL "
-            "ORDER BY sequence LIMIT 1"
-        )
+        query = "SELECT state, sequence FROM states WHERE run_key = ? ORDER BY sequence LIMIT 1"
         row: tuple[bytes, int] | None = self._connection.execute(query, (run_key,)).fetchone()
         return row
 
@@ -543,13 +571,32 @@ class Reader(ReadOnly):
             decided = steps.get(place, -1)
             step = self.step(run_id, decided) if decided >= 0 else None
             outcome = None if step is None or step.decision is None else step.decision.outcome
-            parts = since_parts(self._connection, decoder, step, item.id, span)
+            parts = {} if step is None else self._parts_since(decoder, step, item.id, span)
             if decided >= 0:
                 decided = end_of_close(self._connection, stored.run_key, decided, len(steps))
             fills = self.fills(run_id, after=decided, until=until)
             item_fills = tuple(fill for fill in fills if fill.instrument == item.id)
             since[item.id] = SinceDecided(outcome, item_fills, parts)
         return since
+
+    def _parts_since(
+        self, decoder: StepDecoder, decided: Step, instrument: str, span: Span
+    ) -> dict[str, SinceDecided]:
+        """Return each strategy's outcome at the step *decided*, and its fills since in *span*."""
+        fills: dict[str, list[Fill]] = {decision.strategy: [] for decision in decided.strategies}
+        if not fills:
+            return {}
+        query = select("fills", f"{WITHIN} AND book > 0")
+        for row in self._connection.execute(query, (span[0], decided.sequence, span[-1])):
+            fill = decoder.fill(row)
+            # What crossed at that very decision was no news to it.
+            is_news = row[FILL.sequence] > decided.sequence or fill.model is FillModel.CROSSED
+            if is_news and fill.instrument == instrument:
+                fills.setdefault(row[FILL.twin], []).append(fill)
+        return {
+            decision.strategy: SinceDecided(decision.outcome, tuple(fills[decision.strategy]))
+            for decision in decided.strategies
+        }
 
     def fills(self, run_id: str, *, after: int = -1, until: int | None = None) -> Iterator[Fill]:
         """Yield the fills of the run's own account after step *after* until *until*, in order."""

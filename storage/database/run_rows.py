@@ -36,21 +36,29 @@ _BARS: Final = (
     f"holding FROM steps WHERE {WITHIN} AND instrument = ? AND {_IS_BAR} ORDER BY sequence"
 )
 _ACCOUNT: Final = ("sequence", "open_time_ms", "instrument", "close", "quantity", "equity")
+DECIDED: Final = ("sequence", "open_time_ms", "instrument", "target_quantity")
 _NOT_STORED: Final = -(2**63)
+NO_TARGET: Final = _NOT_STORED
+"""Stands where a decision asks for a list of orders."""
 _AFTER: Final = (
     "SELECT s.sequence, s.open_time_ms, s.instrument, s.close, {book}, {of}.holding, "
-    "coalesce({of}.account_unrealized_pnl, {of}.unrealized_pnl, 0), {equity} FROM {tables} "
+    "coalesce({of}.account_unrealized_pnl, {of}.unrealized_pnl, 0), "
+    f"coalesce({{of}}.equity, {_NOT_STORED}) FROM {{tables}} "
     "WHERE {of}.run_key = ? AND {of}.sequence BETWEEN ? AND ? AND s.open_time_ms IS NOT NULL "
     "AND s.outcome IS NOT NULL ORDER BY {of}.sequence"
 )
-_OWN: Final = _AFTER.format(of="s", book=0, equity=_NOT_STORED, tables="steps s")
+_OWN: Final = _AFTER.format(of="s", book=0, tables="steps s")
 _SHADOWS: Final = _AFTER.format(
     of="m",
     book="m.book",
-    equity=f"coalesce(m.equity, {_NOT_STORED})",
     tables="twin_steps m CROSS JOIN steps s ON s.run_key = m.run_key AND s.sequence = m.sequence",
 )
-_OWN_STORED: Final = f"SELECT sequence, equity FROM states WHERE {WITHIN} AND equity IS NOT NULL"
+_DECIDED: Final = (
+    f"SELECT sequence, open_time_ms, instrument, coalesce(target_quantity, {_NOT_STORED}), "
+    "outcome, holding, coalesce(account_unrealized_pnl, unrealized_pnl, 0), "
+    f"coalesce(equity, {_NOT_STORED}) FROM steps "
+    f"WHERE {WITHIN} AND open_time_ms IS NOT NULL AND outcome IS NOT NULL ORDER BY sequence"
+)
 _BOOK_BITS: Final = 64 - SEQUENCE_LIMIT.bit_length()
 _HOLDINGS: Final = (
     "SELECT sequence, book, coalesce(quantity, 0), cash, coalesce(twin, '') FROM holdings "
@@ -58,7 +66,7 @@ _HOLDINGS: Final = (
 )
 _OUTCOMES: Final = (
     "SELECT sequence, action, allowed, refused_by, reason, unfilled_reason, regime, gate_set, "
-    f"passed FROM outcomes WHERE {WITHIN} ORDER BY sequence"
+    f"passed FROM outcomes WHERE {WITHIN} AND book = 0 ORDER BY sequence"
 )
 _STEP_COLUMNS: Final = frozenset(column.name for column in TABLES["steps"])
 _NOTES: Final = (
@@ -179,9 +187,6 @@ class RunRows:
         for query in (_OWN, _SHADOWS):
             *bar, book, holding, profit, stored = self._integers(query, (self._run_key, *span), 8)
             at = self._held(holding, book)
-            if query is _OWN:
-                rows = self._integers(_OWN_STORED, (self._run_key, *span), 2)
-                _spread(stored, bar[0], *rows)
             equity = np.where(stored == _NOT_STORED, self._cash[at] + profit, stored)
             whose = self._whose[at]
             for name in np.unique(whose).tolist():
@@ -191,6 +196,19 @@ class RunRows:
                     for key, column in zip(_ACCOUNT, columns, strict=True)
                 }
         return accounts
+
+    def decided(self, span: Span = WHOLE) -> Columns:
+        """Return what was decided at each decided bar, in the order of the run.
+
+        ``sequence``, ``open_time_ms``, ``instrument`` (its place), ``target_quantity`` as it is
+        stored (``NO_TARGET`` of a list of orders), ``outcome`` (its place in ``outcomes``), and the
+        own account's ``equity`` after it.
+        """
+        *bar, outcome, holding, profit, stored = self._integers(_DECIDED, (self._run_key, *span), 8)
+        columns: Columns = dict(zip(DECIDED, bar, strict=True))
+        columns["outcome"] = np.searchsorted(self._outcome_keys, outcome)
+        equity = self._cash[self._held(holding, 0)] + profit
+        return columns | {"equity": np.where(stored == _NOT_STORED, equity, stored)}
 
     def values(self, names: Sequence[str], place: int, at: Ints) -> Columns:
         """Return columns of the forecasts, or of the steps, at an instrument's steps *at*.
@@ -367,8 +385,7 @@ class RunRows:
     def states(self, span: Span, *, newest: bool) -> Iterator[bytes]:
         """Yield the stored states of the engine, the oldest or the *newest* first."""
         query = (
-            f"SELECT state FROM states WHERE {WITHIN} AND state IS NOT NULL "
-            f"ORDER BY sequence {'DESC' if newest else ''}"
+            f"SELECT state FROM states WHERE {WITHIN} ORDER BY sequence {'DESC' if newest else ''}"
         )
         for (state,) in self._connection.execute(query, (self._run_key, *span)):
             yield state

@@ -228,8 +228,7 @@ def complete(
 # A run in hedge mode has its sides ``b`` as the first books of a step; any other one has its own
 # row ``h``, once, whatever shadow accounts it has. The account is row ``a``.
 OF_SIDES: Final = (
-    f"FROM runs r JOIN steps s ON s.run_key = r.run_key JOIN steps m ON {at_step('m')} "
-    f"LEFT JOIN states q ON {at_step('q')} "
+    "FROM runs r JOIN steps s ON s.run_key = r.run_key "
     f"LEFT JOIN twin_steps t ON {at_step('t')} AND t.book <= 2 "
     f"LEFT JOIN holdings b ON {shared_row('b', 't.holding')} AND b.book = t.book "
     "AND b.twin IN ('LONG', 'SHORT') "
@@ -240,7 +239,7 @@ OF_SIDES: Final = (
 A_SIDE_EACH: Final = (
     "WHERE (b.twin IS NOT NULL OR coalesce(t.book, 1) = 1) AND h.quantity IS NOT NULL"
 )
-MARKED_SIDE: Final = "CASE WHEN b.twin IS NULL THEN m.unrealized_pnl ELSE t.unrealized_pnl END"
+MARKED_SIDE: Final = "CASE WHEN b.twin IS NULL THEN s.unrealized_pnl ELSE t.unrealized_pnl END"
 SIDE_HELD: Final = ViewColumn(
     "side",
     "coalesce(h.twin, CASE WHEN h.quantity > 0 THEN 'LONG' WHEN h.quantity < 0 THEN 'SHORT' "

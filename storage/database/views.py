@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
-from tracepaper.storage.database.strategy_view import V_STRATEGY_DECISIONS
 from tracepaper.storage.database.view_columns import (
     _WEIGHT,
     A_SIDE_EACH,
@@ -47,9 +46,6 @@ from tracepaper.strategies.months import MONTH_MS
 from tracepaper.strategies.types.decisions import BLOCK_BARS
 from tracepaper.strategies.types.market import CommandKind, CommandOrigin, GapCause, Source
 from tracepaper.strategies.units import DAY_MS, MINUTE_MS, WEEK_MS, any_of
-
-if TYPE_CHECKING:
-    from sqlalchemy import Connection
 
 # ---------------------------------------------------------------- runs, bars, gaps and events
 
@@ -273,7 +269,7 @@ RUN_VIEWS: Final = (V_RUNS, V_COMMITS, V_BARS, V_GAPS, V_COMMANDS, V_EVENTS)
 _DECIDED: Final = (
     "FROM runs r JOIN steps s ON s.run_key = r.run_key AND s.open_time_ms IS NOT NULL "
     "JOIN instruments i ON i.run_key = r.run_key AND i.instrument = s.instrument "
-    f"JOIN outcomes o ON {shared_row('o', 's.outcome')} "
+    f"JOIN outcomes o ON {shared_row('o', 's.outcome')} AND o.book = 0 "
 )
 _SAID: Final = ("recent_mass", "older_mass", "shift", "l1_error")
 
@@ -314,7 +310,7 @@ V_GATES: Final = View(
         ViewColumn("passed", "o.passed >> g.ordinal & 1", "1 or 0", "INTEGER", is_flag=True),
     ),
     "FROM runs r JOIN steps s ON s.run_key = r.run_key AND s.outcome IS NOT NULL "
-    f"JOIN outcomes o ON {shared_row('o', 's.outcome')} "
+    f"JOIN outcomes o ON {shared_row('o', 's.outcome')} AND o.book = 0 "
     "JOIN gate_sets g ON g.run_key = r.run_key AND g.gate_set = o.gate_set "
     f"LEFT JOIN answers a ON {at_step('a')}",
 )
@@ -379,6 +375,59 @@ V_NOTES: Final = View(
     "JOIN json_each(a.note) n",
 )
 
+# A measure that is not the account's.
+_OF_STRATEGY: Final = "m.measures, '$.\"' || g.gate || '\"'"
+_GATES: Final = (
+    f"(SELECT json_group_object(g.gate, json_array(CASE WHEN json_type({_OF_STRATEGY}) IS NULL "
+    f"THEN {MEASURE} ELSE json_extract({_OF_STRATEGY}) END, g.threshold, "
+    "o.passed >> g.ordinal & 1)) FROM gate_sets g "
+    "WHERE g.run_key = r.run_key AND g.gate_set = o.gate_set)"
+)
+_UNREALIZED: Final = "coalesce({0}.account_unrealized_pnl, {0}.unrealized_pnl)"
+_TWIN: Final = (
+    f"AND EXISTS (SELECT 1 FROM twin_steps) CROSS JOIN twin_steps m ON {at_step('m')} "
+    f"JOIN holdings h ON {shared_row('h', 'm.holding')} AND h.book = m.book "
+)
+
+V_STRATEGY_DECISIONS: Final = View(
+    "v_strategy_decisions",
+    "what one of several strategies on one account decided at a bar, and its sub-account then",
+    (
+        *of_step("s"),
+        INSTRUMENT,
+        *moment("open_time_ms", "s.open_time_ms", "the bar that was decided"),
+        ViewColumn("strategy", "h.twin", "its name in [strategies]"),
+        *shown("o", "outcomes", "action", "allowed", "refused_by"),
+        *shown("m", "twin_steps", "target_quantity"),
+        *shown("o", "outcomes", "reason", "unfilled_reason", "regime"),
+        ViewColumn(
+            "gates", _GATES, "JSON: of each gate its measure, its threshold, and 1 if it passed"
+        ),
+        *shown("m", "twin_steps", "note"),
+        *exact("quantity", "h.quantity", QUANTITY, "its part of the position, signed"),
+        *exact("realized_pnl", "h.account_realized_pnl", MONEY, "its profit of what was closed"),
+        *exact(
+            "unrealized_pnl",
+            _UNREALIZED.format("m"),
+            MONEY,
+            "its profit of what is open, at the mark",
+        ),
+        *exact("fees_paid", "h.account_fees_paid", MONEY, "its fees"),
+        *exact("funding_paid", "h.account_funding_paid", MONEY, "its funding, positive where paid"),
+        *exact(
+            "equity",
+            f"coalesce(m.equity, h.cash + {_UNREALIZED.format('m')})",
+            MONEY,
+            "of its sub-account",
+        ),
+    ),
+    f"FROM runs r JOIN steps s ON s.run_key = r.run_key AND s.open_time_ms IS NOT NULL {_TWIN}"
+    f"JOIN outcomes o ON {shared_row('o', 'm.outcome')} AND o.book = m.book "
+    "JOIN instruments i ON i.run_key = r.run_key AND i.instrument = s.instrument "
+    f"LEFT JOIN answers a ON {at_step('a')}",
+)
+"""Its sub-account is the row of that name in ``v_twin_equity``."""
+
 DECISION_VIEWS: Final = (V_DECISIONS, V_GATES, V_EXPLANATIONS, V_NOTES, V_STRATEGY_DECISIONS)
 
 # ---------------------------------------------------------------- orders, fills, positions, equity
@@ -398,30 +447,30 @@ _AVERAGE_TEXT: Final = (
     f"THEN {text(f'h.entry_notional / {_UNIT}', PRICE)} END"
 )
 
-_UNREALIZED: Final = "coalesce(m.account_unrealized_pnl, m.unrealized_pnl)"
-_EQUITY: Final = f"coalesce({{}}, {{}}.cash + {_UNREALIZED})"
-
 _POSITION_SUMS: Final = (
     ("realized_pnl", "h.realized_pnl", "profit of what was closed, before fees"),
     ("unrealized_pnl", MARKED_SIDE, "profit of what is open, at the mark"),
     ("fees_paid", "h.fees_paid", "fees"),
     ("funding_paid", "h.funding_paid", "funding, positive where paid"),
 )
-_ACCOUNT_SUMS: Final = (
-    ("realized_pnl", "h.account_realized_pnl", "profit of what was closed, before fees"),
-    ("unrealized_pnl", _UNREALIZED, "profit of what is open, at the mark"),
-    ("fees_paid", "h.account_fees_paid", "fees"),
-    ("funding_paid", "h.account_funding_paid", "funding, positive where paid"),
-)
+
+
+def _account_sums(marks: str) -> tuple[tuple[str, str, str], ...]:
+    return (
+        ("realized_pnl", "h.account_realized_pnl", "profit of what was closed, before fees"),
+        ("unrealized_pnl", _UNREALIZED.format(marks), "profit of what is open, at the mark"),
+        ("fees_paid", "h.account_fees_paid", "fees"),
+        ("funding_paid", "h.account_funding_paid", "funding, positive where paid"),
+    )
 
 
 def _holding_columns(
-    sums: tuple[tuple[str, str, str], ...], whose: str, equity: str, account: str = "h"
+    sums: tuple[tuple[str, str, str], ...], whose: str, marks: str = "s", account: str = "h"
 ) -> tuple[ViewColumn, ...]:
     """Return the columns of a position and its account after a step; *sums* are *whose*.
 
-    *equity* is where it is stored, if it does not follow from the rest. *account* names the row of
-    ``holdings`` that has the cash.
+    *marks* names the row with the profit that is not realized, *account* that of ``holdings`` with
+    the cash.
     """
     listed = (
         *moment("market_ms", MARKET_MS, "market time of the step's event"),
@@ -441,7 +490,10 @@ def _holding_columns(
         ),
         *shown(account, "holdings", "cash"),
         *exact(
-            "equity", _EQUITY.format(equity, account), MONEY, "cash and what is held, at the mark"
+            "equity",
+            f"coalesce({marks}.equity, {account}.cash + {_UNREALIZED.format(marks)})",
+            MONEY,
+            "cash and what is held, at the mark",
         ),
     )
     return complete(
@@ -450,14 +502,8 @@ def _holding_columns(
 
 
 _OWN: Final = (
-    f"FROM runs r JOIN steps s ON s.run_key = r.run_key JOIN steps m ON {at_step('m')} "
-    f"LEFT JOIN states q ON {at_step('q')} "
-    f"JOIN holdings h ON {shared_row('h', 's.holding')} AND h.book = 0 "
-) + _STEP_TABLES
-_TWIN: Final = (
     "FROM runs r JOIN steps s ON s.run_key = r.run_key "
-    f"AND EXISTS (SELECT 1 FROM twin_steps) CROSS JOIN twin_steps m ON {at_step('m')} "
-    f"JOIN holdings h ON {shared_row('h', 'm.holding')} AND h.book = m.book "
+    f"JOIN holdings h ON {shared_row('h', 's.holding')} AND h.book = 0 "
 ) + _STEP_TABLES
 
 V_POSITIONS: Final = View(
@@ -466,7 +512,7 @@ V_POSITIONS: Final = View(
     (
         *of_step("s"),
         SIDE_HELD,
-        *_holding_columns(_POSITION_SUMS, "position's", "q.equity", "a"),
+        *_holding_columns(_POSITION_SUMS, "position's", account="a"),
         *exact(
             "liquidation_price",
             LIQUIDATED_AT,
@@ -480,7 +526,7 @@ V_POSITIONS: Final = View(
 V_EQUITY: Final = View(
     "v_equity",
     "the account after a step",
-    (*of_step("s"), *_holding_columns(_ACCOUNT_SUMS, "account's", "q.equity")),
+    (*of_step("s"), *_holding_columns(_account_sums("s"), "account's")),
     _OWN,
 )
 
@@ -490,9 +536,9 @@ V_TWIN_EQUITY: Final = View(
     (
         *of_step("s"),
         *shown("h", "holdings", "twin"),
-        *_holding_columns(_ACCOUNT_SUMS, "account's", "m.equity"),
+        *_holding_columns(_account_sums("m"), "account's", "m"),
     ),
-    _TWIN,
+    f"FROM runs r JOIN steps s ON s.run_key = r.run_key {_TWIN}{_STEP_TABLES}",
 )
 
 
@@ -673,13 +719,6 @@ VIEWS: Final[tuple[View, ...]] = (
     V_SHORTFALL,
 )
 """Every view; ``view.row`` says what a row is, ``view.columns`` what each column means."""
-
-
-def create_views(connection: Connection) -> None:
-    """Make every view anew; views are code, so they follow the version and need no migration."""
-    for view in VIEWS:
-        connection.exec_driver_sql(f"DROP VIEW IF EXISTS {view.name}")
-        connection.exec_driver_sql(view.sql)
 
 
 _TYPES: Final = """\

@@ -18,21 +18,20 @@ from tracepaper.storage.database.connection import (
     check_schema,
     connect_read_only,
     is_busy_error,
-    lacks_view_columns,
     schema_of,
     sqlite_status,
     unusable,
 )
 from tracepaper.storage.database.lock import FileWatch, InstanceLock
 from tracepaper.storage.database.schema import metadata
-from tracepaper.storage.database.views import create_views
+from tracepaper.storage.database.views import VIEWS
 from tracepaper.storage.record.columns import APPLICATION_ID, SCHEMA, insert_sql, stored_columns
 from tracepaper.strategies.errors import AuditUnwritable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from sqlalchemy import Connection, Table
+    from sqlalchemy import Connection
 
     from tracepaper.storage.record.columns import Row
 
@@ -122,8 +121,6 @@ def open_writer(path: Path) -> Writer:
             raw = raw_of(connection)
             if schema_of(raw) == 0:
                 create(connection)
-            else:
-                _renew_views(connection, raw)
             identify(connection)
             file.begin(raw)
         except (sqlite3.Error, DBAPIError, OSError) as error:
@@ -131,15 +128,6 @@ def open_writer(path: Path) -> Writer:
             raise AuditUnwritable(unusable(str(path), cause or error)) from error
         undo.pop_all()
         return Writer(connection, lock, file)
-
-
-def _renew_views(connection: Connection, raw: sqlite3.Connection) -> None:
-    """Make the views anew where a stored one lacks a gate that was declared since."""
-    if not lacks_view_columns(raw):
-        return
-    connection.exec_driver_sql("BEGIN IMMEDIATE")
-    create_views(connection)
-    connection.exec_driver_sql("COMMIT")
 
 
 def _connect_writing(path: Path) -> Connection:
@@ -211,23 +199,15 @@ def _empty() -> bytes:
         return raw.serialize()
 
 
-def make_tables(connection: Connection) -> None:
-    """Make every table with its indexes."""
-    for table in metadata.sorted_tables:
-        _make_table(connection, table)
-
-
-def _make_table(connection: Connection, table: Table) -> None:
-    connection.execute(CreateTable(table))
-    for index in table.indexes:
-        connection.execute(CreateIndex(index))
-
-
 def create(connection: Connection) -> None:
     """Make tables and views in one transaction."""
     connection.exec_driver_sql("BEGIN IMMEDIATE")
-    make_tables(connection)
-    create_views(connection)
+    for table in metadata.sorted_tables:
+        connection.execute(CreateTable(table))
+        for index in table.indexes:
+            connection.execute(CreateIndex(index))
+    for view in VIEWS:
+        connection.exec_driver_sql(view.sql)
     connection.exec_driver_sql(f"PRAGMA application_id = {APPLICATION_ID}")
     connection.exec_driver_sql(f"PRAGMA user_version = {SCHEMA}")
     connection.exec_driver_sql("COMMIT")

@@ -294,17 +294,14 @@ _STEPS = (
     *_measures(STEP_GATES),
     _TURNOVER,
     _whole("account_unrealized_pnl", null=True),  # null where it is the position's
+    _whole("equity", null=True),  # null where it is cash + the account's unrealized_pnl
     _whole("ignored", null=True),  # 1: a revision of a bar, or a repeated settlement
 )
 BAR_COLUMNS: Final = (*(column.name for column in _BAR), _TURNOVER.name)
 BAR_FIELDS: Final = (*(column.name for column in _BAR_FIELDS), _TURNOVER.name)
 """Those that hold a field of the bar as it is."""
 
-_STATES = (
-    *_STEP,
-    _whole("equity", null=True),  # null where it is cash + the account's unrealized_pnl
-    _blob("state", null=True),  # the engine's, where it changed
-)
+_STATES = (*_STEP, _blob("state"))  # the engine's, where it changed
 
 _EVENTS = (
     *_STEP,
@@ -390,8 +387,11 @@ EXPLANATION_COLUMNS: Final = (
     "buckets",
 )
 
+_BOOK: Final = _key("book")  # 0: the run's account; i: twin i of the step
+
 _OUTCOMES = (
     *_STEP,
+    _BOOK,
     _text("action", any_of(Action)),
     _text("reason", "the strategy's reason"),
     _whole("allowed", "1 if no gate refused it", FLAG),
@@ -410,7 +410,7 @@ _OUTCOMES = (
 
 _HOLDINGS = (
     *_STEP,
-    _key("book"),  # 0: the run's account; i: twin i of the step
+    _BOOK,
     _text("twin", "its name, such as `ungated`", null=True),
     _whole("instrument", null=True),
     _whole("quantity", "the instrument's position, signed", QUANTITY, null=True),
@@ -484,7 +484,7 @@ _ORDERS = (
 
 _FILLS = (
     *_STEP,
-    _key("book"),  # 0: the run's account; i: twin i of the step
+    _BOOK,
     _key("ordinal"),
     _text("order_id", "the order: sequence and ordinal of its birth"),
     _whole("instrument"),
@@ -529,13 +529,23 @@ _HALTS = (
 
 _TWIN_STEPS = (
     *_STEP,
-    _key("book"),  # 1 for the first twin of the step
+    _BOOK,
     _whole("holding"),  # sequence of its row in ``holdings``, same book
     _whole("unrealized_pnl", null=True),
     _whole("account_unrealized_pnl", null=True),
     _whole("equity", null=True),
     _whole("confirmed"),  # 1 where the step's bar confirmed the position for another horizon
-    Column(name="decided", kind=TEXT, null=True),  # see ``KeptDecision``
+    # The next four are the decision's of one of several strategies on one account.
+    _whole("outcome", null=True),  # sequence of its row in ``outcomes``, same book
+    _whole("target_quantity", "its part wanted, signed", QUANTITY, null=True),
+    # JSON of the measures by gate that the account's own decision lacks, or has otherwise.
+    Column(name="measures", kind=TEXT, null=True),
+    Column(
+        name="note",
+        kind=TEXT,
+        doc="JSON of the numbers and texts that it noted; else null",
+        null=True,
+    ),
 )
 
 _PRUNES = (

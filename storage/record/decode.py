@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import msgspec
 from msgspec import Struct
 
-from tracepaper.storage.record.answer_json import read_decided
 from tracepaper.storage.record.columns import (
     ANSWER_GATES,
     BAR_FIELDS,
@@ -45,6 +44,7 @@ from tracepaper.strategies.types.decisions import (
     Regime,
     Run,
     Step,
+    StrategyDecision,
     TwinStep,
 )
 from tracepaper.strategies.types.market import Bar
@@ -77,7 +77,9 @@ _EXPLANATION: Final = _gather("answers", EXPLANATION_COLUMNS)
 _STEP_MEASURES: Final = _gather("steps", [measure_name(gate) for gate in STEP_GATES])
 _ANSWER_MEASURES: Final = _gather("answers", [measure_name(gate) for gate in ANSWER_GATES])
 _FINITE: Final[int] = getattr(ANSWER, measure_name("finite"))
-_BAR: Final = _gather("steps", BAR_FIELDS)
+BAR_READ: Final = (*BAR_FIELDS, "instrument", "market_delay_ms", "seen_delay_ms", "source")
+"""The columns of ``steps`` that make a bar."""
+_BAR: Final = _gather("steps", BAR_READ)
 
 
 _Field = tuple[str, int, type[StrEnum] | type[bool] | None]
@@ -96,6 +98,9 @@ def _fields(table: str, record_type: type[Struct]) -> tuple[_Field, ...]:
 
 _ORDER: Final = _fields("orders", Order)
 _FILL: Final = _fields("fills", Fill)
+
+
+_measures: Final = msgspec.json.Decoder(dict[str, float | None]).decode
 
 
 class StoredRows(NamedTuple):
@@ -117,16 +122,19 @@ class StoredRows(NamedTuple):
 
 
 class InternedRows(NamedTuple):
-    """Look-ups of the rows that steps share, by the sequence (and book) that names them."""
+    """Look-ups of the rows that steps share."""
 
-    outcome: Callable[[int], Sequence[Any]]
-    holding: Callable[[int, int], Sequence[Any]]
+    row: Callable[[str, int, int], Sequence[Any]]  # by table, sequence and book
     gate_set: Callable[[int], GateSet]
 
 
 def heads_of(packed: bytes | None) -> HeadForecasts | None:
     """Read the column ``answers.heads``."""
     return None if packed is None else msgspec.msgpack.decode(packed, type=HeadForecasts)
+
+
+def _noted(text: str | None) -> dict[str, float | str | None] | None:
+    return None if text is None else msgspec.json.decode(text, type=dict[str, float | str | None])
 
 
 _NOT_FINITE: Final = Forecast((1,), *((nan,),) * 6, model_id="")
@@ -159,8 +167,7 @@ class StepDecoder:
 
     def _step(self, rows: StoredRows) -> Step:
         core = rows.core
-        answer_row, state_row = rows.row("answers"), rows.row("states")
-        event_row = rows.row("events")
+        answer_row, event_row = rows.row("answers"), rows.row("events")
         event: Event
         if core[STEP.open_time_ms] is not None:
             event = self.bar(core)
@@ -168,12 +175,7 @@ class StepDecoder:
             raise LookupError("its event is missing")
         else:
             event = self.event(event_row)
-        marks = (
-            core[STEP.unrealized_pnl],
-            core[STEP.account_unrealized_pnl],
-            None if state_row is None else state_row[STATE.equity],
-        )
-        position, account = self._book(0, core[STEP.holding], marks)
+        position, account = self._book(0, core, STEP)
         fills = rows.sparse.get("fills", ())
         return Step(
             sequence=core[STEP.sequence],
@@ -208,25 +210,25 @@ class StepDecoder:
 
     def bar(self, row: Sequence[Any]) -> Bar:
         """Return the bar of a ``steps`` row; raise ``DataInvalid`` where it holds none."""
+        return self.bar_of(_BAR(row), row[STEP.sequence])
+
+    def bar_of(self, values: Sequence[Any], sequence: int) -> Bar:
+        """Return the bar of step *sequence*, of whose row *values* are the columns ``BAR_READ``."""
         try:
-            opened = row[STEP.open_time_ms]
-            market_ms = opened + self._interval_ms + row[STEP.market_delay_ms]
-            seen_ms = market_ms + row[STEP.seen_delay_ms]
-            instrument = self._instruments[row[STEP.instrument]]
-            source = SOURCES[row[STEP.source]]
-            values = _BAR(row)
-            if None in values[:-1]:  # the last is the turnover, which may be unknown
+            (
+                opened_ms, first, high, low, close, volume, turnover,
+                place, market_delay_ms, seen_delay_ms, code,
+            ) = values  # fmt: skip
+            market_ms = opened_ms + self._interval_ms + market_delay_ms
+            if None in (first, high, low, close, volume):
                 raise ValueError("a bar without a number")
+            # By places, and not by names, which take twice as long.
+            return Bar(
+                self._instruments[place], opened_ms, self._interval_ms, first, high, low, close,
+                volume, turnover, market_ms, market_ms + seen_delay_ms, SOURCES[code],
+            )  # fmt: skip
         except _IMPOSSIBLE as error:
-            raise _damaged(row[STEP.sequence], error) from error
-        return Bar(
-            instrument,
-            interval_ms=self._interval_ms,
-            market_ms=market_ms,
-            seen_ms=seen_ms,
-            source=source,
-            **dict(zip(BAR_FIELDS, values, strict=True)),
-        )
+            raise _damaged(sequence, error) from error
 
     def prediction(self, row: Sequence[Any]) -> Prediction:
         """Return the prediction that an ``answers`` row holds."""
@@ -252,14 +254,11 @@ class StepDecoder:
         horizons, *others = msgspec.msgpack.decode(row[ANSWER.horizons])
         at = horizons.index(horizon)
         columns = [
-            ()
-            if rest is None
-            else tuple(
-                nan if number is None else number  # null is stored for what was not finite
-                for number in (*rest[:at], at_horizon, *rest[at:])
-            )
+            () if rest is None else (*rest[:at], at_horizon, *rest[at:])
             for at_horizon, rest in zip(_FORECAST(row), others, strict=True)
         ]
+        if any(None in column for column in columns):  # it is stored for what was not finite
+            columns = [tuple(nan if n is None else n for n in column) for column in columns]
         model_id = row[ANSWER.model_id]
         return Forecast(
             tuple(horizons),
@@ -305,47 +304,46 @@ class StepDecoder:
     def _decision(self, core: Sequence[Any], answer_row: Sequence[Any] | None) -> Decision | None:
         if core[STEP.outcome] is None:
             return None
-        outcome = self._interned.outcome(core[STEP.outcome])
+        outcome = self._outcome(core[STEP.outcome], 0)
         measures = dict(zip(STEP_GATES, _STEP_MEASURES(core), strict=True))
         note = None
         if answer_row is not None:
-            if answer_row[ANSWER.note] is not None:
-                note = msgspec.json.decode(
-                    answer_row[ANSWER.note], type=dict[str, float | str | None]
-                )
+            note = _noted(answer_row[ANSWER.note])
             measures.update(zip(ANSWER_GATES, _ANSWER_MEASURES(answer_row), strict=True))
-        gate_set = self._interned.gate_set(outcome[OUTCOME.gate_set])
         return Decision(
-            DecisionOutcome(
-                Action(outcome[OUTCOME.action]),
-                outcome[OUTCOME.reason],
-                bool(outcome[OUTCOME.allowed]),
-                outcome[OUTCOME.refused_by],
-                gate_set,
-                outcome[OUTCOME.passed],
-                Regime(outcome[OUTCOME.regime]),
-                outcome[OUTCOME.unfilled_reason],
-                outcome[OUTCOME.regime_cell],
-                outcome[OUTCOME.size_factor],
-            ),
+            outcome,
             core[STEP.target_quantity],
-            tuple(measures.get(gate) for gate in gate_set.gates),
+            tuple(measures.get(gate) for gate in outcome.gate_set.gates),
             note,
         )
 
-    def _book(
-        self, book: int, holding: int, marks: tuple[int | None, int | None, int | None]
-    ) -> tuple[Position | None, Account]:
-        """Return position and account of a holding, at *marks*: see ``interning.Marked``."""
-        row = self._interned.holding(holding, book)
-        unrealized, of_account, equity = marks
+    def _outcome(self, sequence: int, book: int) -> DecisionOutcome:
+        row = self._interned.row("outcomes", sequence, book)
+        return DecisionOutcome(
+            Action(row[OUTCOME.action]),
+            row[OUTCOME.reason],
+            bool(row[OUTCOME.allowed]),
+            row[OUTCOME.refused_by],
+            self._interned.gate_set(row[OUTCOME.gate_set]),
+            row[OUTCOME.passed],
+            Regime(row[OUTCOME.regime]),
+            row[OUTCOME.unfilled_reason],
+            row[OUTCOME.regime_cell],
+            row[OUTCOME.size_factor],
+        )
+
+    def _book(self, book: int, marks: Sequence[Any], at: At) -> tuple[Position | None, Account]:
+        """Return position and account of the holding that the row *marks* names, at its marks."""
+        row = self._interned.row("holdings", marks[at.holding], book)
+        unrealized, of_account = marks[at.unrealized_pnl], marks[at.account_unrealized_pnl]
+        equity = marks[at.equity]
         position = None
         if row[HOLDING.quantity] is not None:
             position = Position(
                 row[HOLDING.quantity],
                 row[HOLDING.entry_notional],
                 row[HOLDING.realized_pnl],
-                unrealized,  # type: ignore[arg-type]  # a row without it is damaged, and found
+                unrealized,
                 row[HOLDING.fees_paid],
                 row[HOLDING.funding_paid],
                 row[HOLDING.margin] or 0,
@@ -356,24 +354,24 @@ class StepDecoder:
             cash,
             cash + marked if equity is None else equity,
             row[HOLDING.account_realized_pnl],
-            marked,  # type: ignore[arg-type]
+            marked,
             row[HOLDING.account_fees_paid],
             row[HOLDING.account_funding_paid],
         )
 
     def _twin(self, row: Sequence[Any], fills: Sequence[Sequence[Any]]) -> TwinStep:
-        book, holding = row[TWIN_STEP.book], row[TWIN_STEP.holding]
-        marks = (
-            row[TWIN_STEP.unrealized_pnl],
-            row[TWIN_STEP.account_unrealized_pnl],
-            row[TWIN_STEP.equity],
-        )
-        position, account = self._book(book, holding, marks)
-        name = self._interned.holding(holding, book)[HOLDING.twin]
-        text, decided = row[TWIN_STEP.decided], None
-        if text is not None:
-            kept = read_decided(text)
-            decided = kept.decision(name, self._interned.gate_set(kept.gate_set))
+        book = row[TWIN_STEP.book]
+        position, account = self._book(book, row, TWIN_STEP)
+        name = self._interned.row("holdings", row[TWIN_STEP.holding], book)[HOLDING.twin]
+        decided = None
+        if (outcome := row[TWIN_STEP.outcome]) is not None:
+            decided = StrategyDecision(
+                name,
+                self._outcome(outcome, book),
+                row[TWIN_STEP.target_quantity],
+                tuple(_measures(row[TWIN_STEP.measures] or "{}").items()),
+                _noted(row[TWIN_STEP.note]),
+            )
         return TwinStep(
             name,
             position or Position(),

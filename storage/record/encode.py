@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 from msgspec.structs import astuple
 
-from tracepaper.storage.record.answer_json import decided_text, note_text
 from tracepaper.storage.record.columns import (
     ANSWER_GATES,
     BAR_COLUMNS,
@@ -62,16 +61,16 @@ from tracepaper.strategies.types.market import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from tracepaper.storage.record.rows import Previous
     from tracepaper.strategies.types.decisions import (
+        Account,
         GateSet,
         Prediction,
         QuietStretch,
         Run,
         Step,
-        StrategyDecision,
         TwinStep,
     )
     from tracepaper.strategies.types.market import Event
@@ -89,11 +88,11 @@ _NO_FORECAST: Final[Row] = (None,) * (3 + len(FORECAST_COLUMNS))
 _NO_HEADS: Final[Row] = (None,) * len(HEAD_COLUMNS)
 _NO_EXPLANATION: Final[Row] = (None,) * len(EXPLANATION_COLUMNS)
 _STEP_COLUMNS: Final = stored_columns("steps")
-_SEQUENCE, _OPENED, _DELAYS, _UNREALIZED, _PLAUSIBLE, _TURNOVER, _ACCOUNT = map(
+_SEQUENCE, _OPENED, _DELAYS, _UNREALIZED, _PLAUSIBLE, _TURNOVER, _ACCOUNT, _EQUITY = map(
     _STEP_COLUMNS.index,
     (
         *("sequence", "open_time_ms", "market_delay_ms", "unrealized_pnl"),
-        *(f"measure_{plausible.name}", "turnover", "account_unrealized_pnl"),
+        *(f"measure_{plausible.name}", "turnover", "account_unrealized_pnl", "equity"),
     ),
 )
 _WITH_BOOKS: Final = (Depths, BookUpdate)
@@ -130,7 +129,6 @@ class StepEncoder:
         self._places = {instrument.id: i for i, instrument in enumerate(run.instruments)}
         self._scales = {instrument.id: scales(instrument) for instrument in run.instruments}
         self._holdings = HeldRows()
-        self._decided: dict[tuple[int, int | None], tuple[StrategyDecision, str]] = {}
         self._rows: Rows = {table: [] for table in CHAINED_TABLES}
 
     def opening(self, run: Run, gate_sets: int, previous: Previous = FIRST) -> dict[str, list[Row]]:
@@ -193,7 +191,7 @@ class StepEncoder:
         outcome = target = note = None
         measures, answered = _NO_MEASURES, _NO_ANSWER_MEASURES
         if decision is not None:
-            note = None if decision.note is None else note_text(decision.note)
+            note = _json(decision.note)
             plan, outcome = self.outcomes.store(decision.outcome, sequence, rows)
             if len(decision.measures) != plan.length:
                 raise InvariantBroken("A decision needs one measure for each of its gates.")
@@ -203,19 +201,17 @@ class StepEncoder:
                 answered = plan.pick_answer(judged)
         holding = self._holdings.hold(key, (0, place), None, step.position, account, rows)
         unrealized = None if step.position is None else step.position.unrealized_pnl
-        of_account = account.unrealized_pnl
+        of_account, equity = _marks(account, unrealized)
         rows["steps"].append(
             trimmed(
                 (
                     *key, holding, *bar, unrealized, outcome, target, *measures, turnover,
-                    None if of_account == unrealized else of_account,
-                    None if step.accepted else 1,
+                    of_account, equity, None if step.accepted else 1,
                 )
             )
         )  # fmt: skip
-        equity = None if account.equity == account.cash + of_account else account.equity
-        if step.state is not None or equity is not None:
-            rows["states"].append((*key, equity, step.state))
+        if step.state is not None:
+            rows["states"].append((*key, step.state))
         if (
             step.prediction is not None
             or note is not None
@@ -237,7 +233,8 @@ class StepEncoder:
         for unit in range(stretch.units):
             for step in stretch.steps(unit):
                 self.add(step)
-            if not unit and not self._has_more(stretch.first):
+            answers = self._rows["answers"]
+            if not unit and not (answers and int(answers[-1][1] or 0) >= stretch.first):
                 self._repeat(stretch)
                 break
         self.due = stretch.next_sequence
@@ -248,7 +245,7 @@ class StepEncoder:
         if not units:
             return
         rows, width = self._rows["steps"], count + bool(closes)
-        of_close = rows[-width][2:-1]  # what each close repeats, but for its key and its profit
+        of_close = rows[-width][2:_ACCOUNT]  # what each close repeats, but for key and marks
         like = [row + (None,) * (len(_STEP_COLUMNS) - len(row)) for row in rows[-count:]]
         columns: list[Sequence[Value]] = [values * units for values in zip(*like, strict=True)]
         sequences: Sequence[int] = range(self.due, stretch.next_sequence)
@@ -273,10 +270,14 @@ class StepEncoder:
             for measure, judged in zip(stretch.plausible[count:], is_judged * units, strict=True)
         ]
         columns[_TURNOVER] = turnover
+        profits = [profit for profit in stretch.account_unrealized[1:] for _ in range(count)]
         if count > 1:
-            profits = [profit for profit in stretch.account_unrealized[1:] for _ in range(count)]
             pairs = zip(profits, unrealized, strict=True)
             columns[_ACCOUNT] = [None if profit == own else profit for profit, own in pairs]
+        worth = stretch.account.equity - stretch.account.unrealized_pnl
+        is_paid = worth != stretch.account.cash  # for what is held: spot alone stores the equity
+        if is_paid:
+            columns[_EQUITY] = [worth + profit for profit in profits]
         while columns[-1].count(None) == len(turnover):
             columns.pop()
         added: list[Row] = list(zip(*columns, strict=True))
@@ -288,13 +289,9 @@ class StepEncoder:
         for unit, (closed, at) in enumerate(zip(closes, at_close, strict=True)):
             key = (self._run_key, at)
             self._rows["events"].append(self._event_row(closed, key, None)[0])
-            rows.append((*key, *of_close, stretch.account_unrealized[unit]))
+            profit = stretch.account_unrealized[unit]
+            rows.append((*key, *of_close, profit, *((worth + profit,) if is_paid else ())))
             rows += added[unit * count : (unit + 1) * count]
-
-    def _has_more(self, first: int) -> bool:
-        """Return whether a step from *first* on has rows that each like it has."""
-        added = (rows[-1] for table in ("answers", "states") if (rows := self._rows[table]))
-        return any(int(row[1] or 0) >= first for row in added)
 
     # ------------------------------------------------------------ events
 
@@ -406,11 +403,15 @@ class StepEncoder:
             position, account = twin.position, twin.account
             whose = (book, place)
             holding = self._holdings.hold(key, whose, twin.twin, position, account, rows)
-            unrealized, of_account = position.unrealized_pnl, account.unrealized_pnl
-            equity = None if account.equity == account.cash + of_account else account.equity
+            unrealized = position.unrealized_pnl
+            decision: Row = (None,) * 4
+            if (decided := twin.decided) is not None:
+                _, outcome = self.outcomes.store(decided.outcome, key[1], rows, book)
+                texts = _json(dict(decided.measures) or None), _json(decided.note)
+                decision = outcome, decided.target_quantity, *texts
             row = (
-                *key, book, holding, unrealized, None if of_account == unrealized else of_account,
-                equity, int(twin.confirmed), self._decided_text(whose, twin.decided),
+                *key, book, holding, unrealized, *_marks(account, unrealized), int(twin.confirmed),
+                *decision,
             )  # fmt: skip
             rows["twin_steps"].append(row)
             self._add_fills(twin.fills, (*key, book), twin.twin)
@@ -419,17 +420,6 @@ class StepEncoder:
         for ordinal, fill in enumerate(fills):
             columns = self._columns(TABLES["fills"][4:-1], fill)
             self._rows["fills"].append((*key, ordinal, *columns, twin))
-
-    def _decided_text(
-        self, whose: tuple[int, int | None], decided: StrategyDecision | None
-    ) -> str | None:
-        """Return the text of what was *decided*, written once while it is the same object."""
-        if decided is None:
-            return None
-        last = self._decided.get(whose)
-        if last is None or last[0] is not decided:
-            last = self._decided[whose] = decided, decided_text(decided)
-        return last[1]
 
     def _ledger_columns(self, entry: LedgerEntry, market_ms: int) -> Row:
         place = None if entry.instrument is None else self._place(entry.instrument)
@@ -447,6 +437,22 @@ class StepEncoder:
                 for column in columns
             ]
         )
+
+
+def _json(values: Mapping[str, float | str | None] | None) -> str | None:
+    return None if values is None else msgspec.json.encode(values).decode()
+
+
+def _marks(account: Account, unrealized: int | None) -> tuple[int | None, int | None]:
+    """Return profit and equity of *account* as far as they do not follow from the rest.
+
+    *unrealized* is the profit of the position beside it.
+    """
+    of_account = account.unrealized_pnl
+    return (
+        None if of_account == unrealized else of_account,
+        None if account.equity == account.cash + of_account else account.equity,
+    )
 
 
 def _forecast_columns(forecast: Forecast, preferred: int | None) -> Row:

@@ -119,9 +119,9 @@ def sealed(before: ChainHead, first: int, last: int, rows: Mapping[str, Sequence
         if (of_table := rows.get(table))
     ]
     kept = kept_after(before.kept, rows)
-    # A row of ``states`` may hold an equity alone: what a restart reads is the newest state.
-    states = [text for row in rows.get("states", ()) if isinstance(text := row[_STATE_AT], bytes)]
-    state = sha256(states[-1]).digest() if states else before.state
+    state = before.state
+    if states := rows.get("states"):
+        state = sha256(states[-1][_STATE_AT]).digest()  # type: ignore[arg-type]
     # The state is the one before it: so the first digest behind a prune covers what that kept.
     content = pack((SCHEMA, first, last, parts))
     digest = sha256(b"".join((before.digest, kept, before.state, content))).digest()

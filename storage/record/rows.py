@@ -68,17 +68,15 @@ RUN_TABLES: Final = ("steps", *SPARSE_TABLES)
 """The tables keyed by step, in the order in which a step's rows are written."""
 CHAINED_TABLES: Final = (*RUN_TABLES, "gate_sets")
 """The tables whose rows a commit covers, in the order in which they are hashed."""
-KEPT_TABLES: Final = (
-    "events", "outcomes", "holdings", "orders", "fills", "ledger", "halts", "gate_sets",
-)  # fmt: skip
+OF_A_STEP: Final = ("twin_steps", "answers", "states")
+"""The tables of which no row outlives its step."""
+DROPPED_TABLES: Final = (*OF_A_STEP, "steps")
+"""Those of which a prune drops every row, children first."""
+KEPT_TABLES: Final = tuple(table for table in CHAINED_TABLES if table not in DROPPED_TABLES)
 """Those of which a prune keeps rows: trades, halts, what later steps refer to, and of the events
 the ``KEPT_EVENTS``."""
-DROPPED_TABLES: Final = ("twin_steps", "answers", "states", "steps")
-"""Those of which a prune drops every row, children first."""
 OF_A_RUN: Final = ("instruments", "gate_sets", "commits", "prunes")
 """The other tables of which every row belongs to a run."""
-OF_A_STEP: Final = ("states", "answers", "twin_steps")
-"""The tables of which no row outlives its step."""
 
 INDEXED_EVENTS: Final = (
     "funding",

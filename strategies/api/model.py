@@ -164,7 +164,7 @@ def forecast_of(
     if answer is None:
         return None
     if isinstance(answer, Forecast):
-        answer = _by_name(answer)
+        answer = given_by(answer)
     if not isinstance(answer, Mapping):
         raise AnswerMalformed(f"answered {type(answer).__name__}; return a mapping or None")
     if strange := sorted(set(answer) - _ANSWERED, key=str):
@@ -224,7 +224,8 @@ def forecasts_of(
     ]
 
 
-def _by_name(forecast: Forecast) -> dict[str, Any]:
+def given_by(forecast: Forecast) -> dict[str, Any]:
+    """Return what *forecast* holds of the names of ``OF_MEASURE``, and its other probabilities."""
     columns = ("mean_return", "stdev_return", "p_down", "p_flat", "p_up", "volatility")
     answer = {name: value for name in columns if (value := getattr(forecast, name))}
     if (explanation := forecast.explanation) is not None:

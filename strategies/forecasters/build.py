@@ -6,12 +6,9 @@ import platform
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
-from itertools import pairwise
-from math import isfinite
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
-import msgspec
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
@@ -46,25 +43,22 @@ from tracepaper.strategies.forecasters.dropout import DROPOUT_SPREAD, DropoutPas
 from tracepaper.strategies.forecasters.outputs import TrainedModel
 from tracepaper.strategies.forecasters.streaming import StreamingForecaster
 from tracepaper.strategies.forecasters.windowed import WindowedForecaster
-from tracepaper.strategies.gates.gate import is_known
+from tracepaper.strategies.gates.card import (
+    calibration_of,
+    finite_number,
+    per_horizon,
+    section_of,
+)
 from tracepaper.strategies.networks.architecture import Network, kind_of
 from tracepaper.strategies.networks.flash import TILES
 from tracepaper.strategies.networks.keys import NetworkConfig
 from tracepaper.strategies.networks.stream import stream_backends, stream_bytes
 from tracepaper.strategies.other_symbol import RunOtherBars, asked, other_of
-from tracepaper.strategies.types.calibration import (
-    Calibration,
-    FittedConfidence,
-    GateCoverage,
-    RegimeCells,
-)
 
 AnyNetwork = TypeVar("AnyNetwork", bound=Network)
 AnyModule = TypeVar("AnyModule", bound=nn.Module)
-AnyFit = TypeVar("AnyFit")
 MODES: Final = ("step", "batched", "scan")
 _PROBE_BARS: Final = 64
-_QUANTILES_MAX: Final = 1_000
 _PROBE_SEED: Final = 20_240_501
 _PROBE_CLIP: Final = 5.0  # features are clipped there
 
@@ -452,7 +446,7 @@ def _model(
         model_id=str(identity.get("id", "")),
         sha256=str(identity.get("sha256", "")),
         temperature=_temperature(calibration, horizons),
-        content_free=_finite(
+        content_free=finite_number(
             calibration.get("content_free", network.content_free()), "content_free"
         ),
         calibration=calibration_of(calibration, network.content_free(), horizons),
@@ -496,100 +490,8 @@ def known_schema(card: Mapping[str, Any], vectors: CovariateSource | None = None
     return features.with_covariates(schema, CovariateColumns(vector_scale(card), vectors))
 
 
-def calibration_of(
-    section: Mapping[str, Any], content_free: float, horizons: tuple[int, ...]
-) -> Calibration | None:
-    """Return what a card's ``[calibration]`` says to gates, checked; None without quantiles."""
-    if "quantiles" not in section:
-        return None
-    quantiles = section["quantiles"]
-    if not isinstance(quantiles, Mapping):
-        raise CheckpointMismatch("The card's calibration.quantiles is no table; train it again.")
-    slopes = per_horizon(section.get("slope", 1.0), horizons)
-    return Calibration(
-        quantiles={name: _ascending(name, values) for name, values in quantiles.items()},
-        slope=dict(zip(horizons, slopes, strict=True)),
-        content_free=_finite(section.get("content_free", content_free), "content_free"),
-        confidence=_confidence(section),
-        cells=_fitted(section, "regimes", RegimeCells),
-        coverage=_fitted(section, "coverage", tuple[GateCoverage, ...]) or (),
-    )
-
-
-def _confidence(section: Mapping[str, Any]) -> FittedConfidence | None:
-    """Return the fitted confidence of a card; raise for inputs that nothing here reads."""
-    fitted = _fitted(section, "confidence", FittedConfidence)
-    if fitted is not None:
-        for name in (*fitted.sign.names, *fitted.volatility.names):
-            if not is_known(name):
-                raise CheckpointMismatch(
-                    f"The card's calibration.confidence names the input {shown(name)}, which this "
-                    "version does not read; train it again."
-                )
-    return fitted
-
-
-def _fitted(section: Mapping[str, Any], name: str, kind: type[AnyFit]) -> AnyFit | None:
-    """Return what the card fitted under *name*, checked; None where it has none."""
-    if name not in section:
-        return None
-    try:
-        return msgspec.convert(section[name], kind)
-    except msgspec.ValidationError as error:
-        raise CheckpointMismatch(
-            f"The card's calibration.{name} cannot be read ({shown(error)}); train it again."
-        ) from None
-
-
-def _ascending(name: str, values: object) -> tuple[float, ...]:
-    """Return the quantiles of one measure; raise unless they are finite and never fall."""
-    if not isinstance(values, list | tuple) or not 1 <= len(values) <= _QUANTILES_MAX:
-        raise CheckpointMismatch(
-            f"The card's calibration.quantiles.{name} must list 1 to {_QUANTILES_MAX} numbers; "
-            "train it again."
-        )
-    quantiles = tuple(_finite(value, f"quantiles.{name}") for value in values)
-    if any(later < earlier for earlier, later in pairwise(quantiles)):
-        raise CheckpointMismatch(
-            f"The card's calibration.quantiles.{name} must not fall; train it again."
-        )
-    return quantiles
-
-
-def _finite(value: object, name: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not isfinite(value):
-        raise CheckpointMismatch(
-            f"The card's calibration.{name} must be a finite number; train it again."
-        )
-    return float(value)
-
-
 def _temperature(calibration: Mapping[str, Any], horizons: tuple[int, ...]) -> tuple[float, ...]:
     temperatures = per_horizon(calibration.get("temperature", 1.0), horizons)
     if min(temperatures) <= 0:
         raise CheckpointMismatch("The card's calibration.temperature must be above 0.")
     return temperatures
-
-
-def per_horizon(value: object, horizons: tuple[int, ...]) -> tuple[float, ...]:
-    """Return one number a horizon of a number, a list or a table with the horizons as keys."""
-    if isinstance(value, int | float):
-        return (_finite(value, "values"),) * len(horizons)
-    if isinstance(value, Mapping) and all(str(h) in value for h in horizons):
-        return tuple(_finite(value[str(h)], f"values at {h}") for h in horizons)
-    if isinstance(value, list | tuple) and len(value) == len(horizons):
-        return tuple(_finite(item, "values") for item in value)
-    raise CheckpointMismatch(
-        f"The card's calibration must have one number for each of the horizons {list(horizons)}; "
-        "train it again."
-    )
-
-
-def section_of(
-    card: Mapping[str, Any], name: str, default: Mapping[str, Any] | None = None
-) -> dict[str, Any]:
-    """Return a section of *card*; raise ``CheckpointMismatch`` where there is none."""
-    section = card.get(name, default)
-    if not isinstance(section, Mapping):
-        raise CheckpointMismatch(f"The model's card has no section [{name}]; train it again.")
-    return dict(section)

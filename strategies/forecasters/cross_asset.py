@@ -44,15 +44,13 @@ from tracepaper.strategies.forecasters.base import (
 )
 from tracepaper.strategies.forecasters.build import (
     RunOptions,
-    calibration_of,
     filled,
     known_kind,
     known_schema,
-    per_horizon,
-    section_of,
 )
 from tracepaper.strategies.forecasters.outputs import explained_rows, forecasts
 from tracepaper.strategies.forecasters.windowed import CONTENT_FREE, buckets_of
+from tracepaper.strategies.gates.card import calibration_of, per_horizon, section_of
 from tracepaper.strategies.gates.gate import MEASURES
 from tracepaper.strategies.networks.cross_asset import (
     CrossAssetConfig,

@@ -19,7 +19,8 @@ from tracepaper.strategies.api.context import BarContext, Signal
 from tracepaper.strategies.api.model import DataSource, ModelKind, register
 from tracepaper.strategies.api.strategy import Strategy
 from tracepaper.strategies.errors import ConfigInvalid, shown
-from tracepaper.strategies.forecasters.build import filled, known_kind, section_of
+from tracepaper.strategies.forecasters.build import filled, known_kind
+from tracepaper.strategies.gates.card import section_of
 from tracepaper.strategies.networks.order_book import (
     MOVES,
     OrderBookAttribution,

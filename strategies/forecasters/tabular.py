@@ -44,18 +44,16 @@ from tracepaper.strategies.forecasters.build import (
     HALVES,
     NetworkForecaster,
     RunOptions,
-    calibration_of,
     choose_backend,
     known_kind,
     known_schema,
     network_forecaster,
     part_of,
-    per_horizon,
     refuse_method,
-    section_of,
     tensors_of,
 )
 from tracepaper.strategies.forecasters.trees import Floats, Scorer, Trees
+from tracepaper.strategies.gates.card import calibration_of, per_horizon, section_of
 from tracepaper.strategies.types.calibration import Calibration
 from tracepaper.strategies.types.decisions import Forecast
 from tracepaper.strategies.types.market import Bar

@@ -20,6 +20,7 @@ from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.gates import declared
 from tracepaper.strategies.gates.gate import (
     AUTO,
+    DROPPABLE,
     GATES,
     MILDEST,
     UNIVERSE,
@@ -45,8 +46,14 @@ Settings = Mapping[str, Mapping[str, object]]
 
 
 def limits(settings: Settings) -> dict[str, float]:
-    """Return the thresholds of the risk gates that are configured; the others are not declared."""
-    thresholds = ((name, configured(GATES[name], settings)) for name in gate_order(GateKind.RISK))
+    """Return the thresholds of the risk gates that are configured; the others are not declared.
+
+    Nor is one that ``gate.drop`` names.
+    """
+    dropped = settings["gate"].get("drop", ())
+    assert isinstance(dropped, tuple)
+    names = (name for name in gate_order(GateKind.RISK) if name not in dropped)
+    thresholds = ((name, configured(GATES[name], settings)) for name in names)
     declared = {name: float(value) for name, value in thresholds if value is not None}
     causes = declared.keys() if settings["risk"]["on_breach"] != "refuse" else set[str]()
     if settings.get("market", {}).get("universe") is not None:
@@ -141,6 +148,12 @@ def key_of(gate: Gate) -> str:
     """Return the key of the threshold as people write it, ``gate.shift``; else the gate's name."""
     key = gate.threshold
     return f"{gate.section}.{key.name}" if isinstance(key, ThresholdKey) else gate.name
+
+
+def is_movable(gate: Gate) -> bool:
+    """Return whether a key sets the threshold of a gate that judges by degrees."""
+    is_declared = isinstance(gate.threshold, ThresholdKey) and not gate.is_switch
+    return is_declared and gate.kind in DROPPABLE
 
 
 def threshold_of(text: str, measure: str, calibration: Calibration | None, *, key: str) -> float:

@@ -202,6 +202,10 @@ class GateKind(StrEnum):
     RISK = "risk"  # does the account allow it? Declared only where its limit is configured
 
 
+DROPPABLE: Final = (GateKind.JUDGEMENT, GateKind.RISK)
+"""Kinds of gates that ``gate.drop`` may leave out: never one that says what may be believed."""
+
+
 class ThresholdForm(StrEnum):
     """How a threshold is written in the configuration, and what it means where it is absent."""
 

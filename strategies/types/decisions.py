@@ -488,7 +488,6 @@ class StrategyDecision(Struct, frozen=True, gc=False):
     strategy: str  # its name in [strategies]
     outcome: DecisionOutcome
     target_quantity: int | None  # signed, of its part
-    gate_set: int  # place of its gate set among those that the run was opened with
     measures: tuple[tuple[str, float | None], ...] = ()
     note: dict[str, float | str | None] | None = None
 

@@ -23,7 +23,7 @@ QUERIES: Final[Mapping[str, dict[str, str]]] = {
     "/runs/{run}/equity": {"points": "2"},
     "/runs/{run}/views/{view}": {"limit": "1"},
 }
-UNSHOWN: Final = ("/verify", "/ask", "/report", "/sweeps/{sweep}", "/fleet", "/pull")
+UNSHOWN: Final = ("/verify", "/ask", "/report", "/what-if", "/sweeps/{sweep}", "/fleet", "/pull")
 """What derives anew, answers with a whole document, or asks a fleet's server."""
 RUN_ID: Final = "3f8a0767015d8368"
 VOLATILE: Final = {

@@ -272,6 +272,9 @@ def test_params_of_numpy_are_stored_as_numbers(candles: Path) -> None:
         stored = json.loads(found.frames.run["config"])["strategy"]["options"]
         assert stored == {"least": 7}
         assert found.verify().holds
+        changed = found.what_if({"execution": {"taker_fee": "0.01"}})
+        assert "execution.taker_fee" in changed.text
+        assert changed["accounts"]["rows"][1]["fees"] > changed["accounts"]["rows"][0]["fees"]
 
 
 def test_params_lie_over_the_options_that_are_configured_for_this_class(

@@ -21,11 +21,12 @@ from tracepaper.replay.learning.judge.forecasts import Forecasts
 from tracepaper.replay.learning.judge.judge import SpanJudgement, judge_model
 from tracepaper.replay.learning.openings import NamedSpan
 from tracepaper.replay.learning.recipe import Recipe, kind_of, kinds, recipe_of
-from tracepaper.replay.learning.splits import Segment, Split, iso, segments_of
+from tracepaper.replay.learning.splits import Segment, Split, segments_of
 from tracepaper.storage.checkpoints import Checkpoint
 from tracepaper.strategies.features.rows import schema
 from tracepaper.strategies.networks.flash import FlashConfig
 from tracepaper.strategies.types.market import Category
+from tracepaper.strategies.units import iso
 
 Say = Callable[..., tuple[int, str, str]]
 """Calls a command: the exit code, output, and errors as one line."""

@@ -24,7 +24,7 @@ from tracepaper.replay.learning.estimators.tabular import VarianceModel, row_kin
 from tracepaper.replay.learning.judge.forecasts import Forecasts, SegmentFields, forecasts_of
 from tracepaper.replay.learning.recipe import Recipe
 from tracepaper.replay.learning.recipe import register as register_kind
-from tracepaper.replay.learning.splits import Part, Segment, iso
+from tracepaper.replay.learning.splits import Part, Segment
 from tracepaper.strategies.api.model import ModelKind, register
 from tracepaper.strategies.api.strategy import Forecaster
 from tracepaper.strategies.forecasters.build import RunOptions
@@ -32,7 +32,7 @@ from tracepaper.strategies.networks.keys import Horizons
 from tracepaper.strategies.types.calibration import Calibration
 from tracepaper.strategies.types.decisions import Forecast
 from tracepaper.strategies.types.market import Bar
-from tracepaper.strategies.units import DAY_MS
+from tracepaper.strategies.units import DAY_MS, iso
 
 LEAST = 1e-9
 

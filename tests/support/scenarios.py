@@ -538,9 +538,9 @@ SCENARIOS: dict[str, Scenario] = {
         forged=(
             "UPDATE fills SET fee = fee + 1 WHERE book > 0 AND model <> 'crossed'",
             "DELETE FROM fills WHERE model = 'crossed' AND book = 1",
-            "UPDATE twin_steps SET decided = json_set(decided, '$[2]', 7) WHERE decided <> ''",
-            ("UPDATE twin_steps SET decided = json_set(decided, '$[7]', json('{\"gap\": 3}')) "
-            "WHERE decided <> ''"),
+            "UPDATE twin_steps SET target_quantity = 7 WHERE outcome IS NOT NULL",
+            "UPDATE twin_steps SET measures = '{\"gap\":3}' WHERE outcome IS NOT NULL",
+            "UPDATE outcomes SET reason = 'so it is said' WHERE book = 2",
             "UPDATE holdings SET cash = cash + 1 WHERE twin = 'b'",
         ),
     ),

@@ -38,6 +38,7 @@ from tracepaper.strategies.types.decisions import (
     Regime,
     Run,
     Step,
+    StrategyDecision,
     TwinStep,
 )
 from tracepaper.strategies.types.market import (
@@ -615,9 +616,20 @@ any_events: st.SearchStrategy[Event] = st.one_of(
     st.builds(Gap, ids, times, times, st.sampled_from(GapCause), words, times, times),
     st.builds(Command, st.sampled_from(CommandKind), words, times, times),
 )
-twin_steps = st.builds(
+
+
+def _of_strategy(twin: TwinStep, decision: Decision) -> TwinStep:
+    """Return *twin* as the sub-account of a strategy that came to *decision*."""
+    measures = tuple(zip(decision.gate_set.gates, decision.measures, strict=True))
+    outcome, target = decision.outcome, decision.target_quantity
+    decided = StrategyDecision(twin.twin, outcome, target, measures, decision.note)
+    return msgspec.structs.replace(twin, decided=decided)
+
+
+shadows = st.builds(
     TwinStep, words, positions, accounts | linear_accounts, st.lists(fills, max_size=2).map(tuple)
 )
+twin_steps = shadows | st.builds(_of_strategy, shadows, decisions())
 steps = st.builds(
     Step,
     sequence=st.just(0),

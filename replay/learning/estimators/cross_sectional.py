@@ -65,7 +65,7 @@ from tracepaper.replay.learning.judge.metrics import (
     compare,
     estimate,
 )
-from tracepaper.replay.learning.losses import averaged, elementwise, titles
+from tracepaper.replay.learning.losses import CONSTANTS, averaged, elementwise, titles
 from tracepaper.replay.learning.panel import (
     Ids,
     LabelledPanel,
@@ -556,6 +556,7 @@ class CrossSection(MeanLoss[Batch]):
             "negative utility net of fees": config.allocation,
         }
         self.titles = ", ".join(title for title, is_learnt in learnt.items() if is_learnt)
+        self.constants = CONSTANTS
         self._device = device_of(network)
         self._assets = torch.arange(len(config.symbols), device=self._device)
         self._chunks, self._validation = (

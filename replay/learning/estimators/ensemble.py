@@ -38,7 +38,7 @@ from tracepaper.replay.learning.judge.judge import NORMAL
 from tracepaper.replay.learning.judge.metrics import TAILS, MetricView, tail_factors
 from tracepaper.replay.learning.recipe import Kind, Recipe, register
 from tracepaper.replay.learning.samples import judged_rows
-from tracepaper.replay.learning.splits import Part, iso
+from tracepaper.replay.learning.splits import Part
 from tracepaper.replay.learning.statistics import VARIANCE_FLOOR, DailyEstimate
 from tracepaper.replay.report.honesty import FEW_DAYS
 from tracepaper.replay.report.metrics import is_credible
@@ -273,7 +273,7 @@ def _first_card(
         parts[half] = kept
     of_network = parts[HALVES[0]]
     return {
-        "model": {"kind": ENSEMBLE, "name": name, "created": iso(at), "notice": cards.NOTICE},
+        "model": cards.model_section(ENSEMBLE, name, at),
         "architecture": of_network["architecture"],
         "features": cards.features_section(data.schema) | data.read_as,
         "market": of_network["market"],

@@ -36,9 +36,8 @@ from tracepaper.replay.learning.judge.heads import (
 from tracepaper.replay.learning.judge.metrics import TAILS, tail_factors
 from tracepaper.replay.learning.order_books import BookDataset
 from tracepaper.replay.learning.recipe import DROPOUT, Chosen, Kind, Recipe, command, register
-from tracepaper.replay.learning.samples import FLAT_BAND, judged_rows, no_context, predict
+from tracepaper.replay.learning.samples import judged_rows, no_context, predict
 from tracepaper.replay.learning.splits import Part
-from tracepaper.replay.learning.statistics import VARIANCE_FLOOR
 from tracepaper.strategies.api.model import ModelKind
 from tracepaper.strategies.api.strategy import Forecaster
 from tracepaper.strategies.forecasters.build import RunOptions, build, restore
@@ -119,8 +118,7 @@ def fit(data: Dataset | BookDataset, recipe: Recipe, run: FitRun) -> FittedModel
             "last_step": running.progress.step,
             "bars": bars,
             **({"closes": bars // len(symbols), "not_used": list(data.notes)} if symbols else {}),
-            "flat_band": FLAT_BAND,
-            "variance_floor": VARIANCE_FLOOR,
+            **running.objective.constants,
             "losses": running.objective.titles,
             "command": command(data.sources, data.words),
         },

@@ -34,13 +34,13 @@ from tracepaper.replay.learning.judge.gates import Judgement, daily_net
 from tracepaper.replay.learning.openings import WHOLE, NamedSpan, SpanOpening, opened, openings_path
 from tracepaper.replay.learning.order_books import BookDataset
 from tracepaper.replay.learning.samples import Samples
-from tracepaper.replay.learning.splits import Part, Segment, Split, date_ms, iso
+from tracepaper.replay.learning.splits import Part, Segment, Split, date_ms
 from tracepaper.replay.report.honesty import compared_sentences, few_days
 from tracepaper.strategies.api.strategy import Forecaster
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.features.rolling import Array
 from tracepaper.strategies.types.decisions import Forecast
-from tracepaper.strategies.units import DAY_MS, count_of, interval_text
+from tracepaper.strategies.units import DAY_MS, count_of, interval_text, iso
 
 SHARE_UNJUDGED: Final = 0.8
 """Of the bars of a model that does not say until when it was trained: the rest is judged."""

@@ -69,7 +69,6 @@ from tracepaper.replay.learning.judge.metrics import (
     views,
 )
 from tracepaper.replay.learning.registry import registering
-from tracepaper.replay.learning.splits import iso
 from tracepaper.replay.learning.statistics import (
     RISK_COVERAGES,
     DayDifference,
@@ -82,7 +81,7 @@ from tracepaper.replay.learning.statistics import (
 from tracepaper.replay.report import metrics
 from tracepaper.replay.report.honesty import FEW_DAYS, LEVEL
 from tracepaper.strategies.features.rolling import Array
-from tracepaper.strategies.units import DAY_MS
+from tracepaper.strategies.units import DAY_MS, iso
 
 _HEIGHT: Final = 280
 _ROLES: Final[tuple[ChartRole, ...]] = ("accent", "ink", "gain", "loss", "muted")

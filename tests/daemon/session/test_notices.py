@@ -269,7 +269,7 @@ def test_a_revision_of_a_bar_tells_nothing() -> None:
 def test_a_failed_strategy_is_told_once_and_not_by_the_words_of_a_reason() -> None:
     found = notices()
     outcome = msgspec.structs.replace(WELL.outcome, reason="set aside: not yet")
-    answered = StrategyDecision("a", outcome, 0, 0)
+    answered = StrategyDecision("a", outcome, 0)
     part = TwinStep("a", Position(0), builders.account(), (), False, answered)
     step = closed(START_MS, twins=(part,))
     assert told(found, step) == []

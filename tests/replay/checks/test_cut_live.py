@@ -25,6 +25,8 @@ from several_live import trading
 from tracepaper.daemon.engine.engine import Engine
 from tracepaper.daemon.session import loop, retraining
 from tracepaper.daemon.session.resume import recorded_reach
+from tracepaper.replay.checks.changed_run import changed_run
+from tracepaper.replay.checks.what_if import what_if
 from tracepaper.replay.exchange.server import EmbeddedExchange, ExchangeSettings
 from tracepaper.storage import audit as audit_log
 from tracepaper.storage import maintenance
@@ -145,6 +147,22 @@ def test_what_a_prune_keeps_of_a_daemon_is_derived_and_fed_again(
     assert same.holds, same.differences[:3]
     assert same.identical == found.decisions
     assert verified(again).holds
+
+
+INERT = {"sizing": {"notional": "7777"}}
+"""A key of a size that these runs are not sized by."""
+
+
+def test_a_change_without_effect_decides_all_that_a_daemon_decided(
+    recorded: dict[str, Path], name: str
+) -> None:
+    path = recorded[name]
+    with Reader.open(path) as reader:
+        result = what_if(changed_run(reader, path, reader.find("last"), changes=INERT))
+    assert not result.changed, result.causes
+    before, after, _ = ({**account, "account": ""} for account in result.accounts)
+    assert before == after
+    assert before["fills"]
 
 
 FIRST = "(SELECT min(sequence) FROM steps WHERE open > 0)"

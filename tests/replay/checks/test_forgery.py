@@ -210,9 +210,9 @@ GHOSTS = {
     "a gate set": [("INSERT INTO gate_sets SELECT run_key, 1, 0, gate, threshold, sequence "
                    "FROM gate_sets WHERE ordinal = 0")],
     "an outcome that its step does not use": [
-        (f"INSERT INTO outcomes SELECT run_key, {LAST}, action, reason, allowed, refused_by, "
-        "gate_set, passed, regime, unfilled_reason, regime_cell, size_factor FROM outcomes "
-        "WHERE sequence = (SELECT min(sequence) FROM outcomes)"),
+        (f"INSERT INTO outcomes SELECT run_key, {LAST}, "
+        f"{', '.join(stored_columns('outcomes')[2:])} "
+        "FROM outcomes WHERE sequence = (SELECT min(sequence) FROM outcomes)"),
     ],
     "a holding that its step does not use": [
         (f"INSERT INTO holdings SELECT run_key, {LAST}, "
@@ -244,8 +244,8 @@ def test_an_outcome_cannot_be_one_of_a_later_step(plain: Path, tmp_path: Path) -
             "WHERE o.sequence IN (a.sequence, b.sequence)) LIMIT 1"
         ).fetchone()
         raw.execute(
-            f"INSERT INTO outcomes SELECT run_key, {other}, action, reason, allowed, refused_by, "
-            "gate_set, passed, regime, unfilled_reason, regime_cell, size_factor "
+            f"INSERT INTO outcomes SELECT run_key, {other}, "
+            f"{', '.join(stored_columns('outcomes')[2:])} "
             f"FROM outcomes WHERE sequence = {named}"
         )
         raw.execute(f"UPDATE steps SET outcome = {other} WHERE sequence IN ({one}, {other})")

@@ -36,10 +36,11 @@ from tracepaper.replay.learning.judge.metrics import LOSSES, compare
 from tracepaper.replay.learning.judge.tables import tables_across, tables_of
 from tracepaper.replay.learning.openings import FILE_NAME, NamedSpan, read_openings
 from tracepaper.replay.learning.recipe import Recipe, kinds, recipe_of
-from tracepaper.replay.learning.splits import Split, iso
+from tracepaper.replay.learning.splits import Split
 from tracepaper.replay.learning.statistics import DayDifference, difference, holm
 from tracepaper.replay.learning.training import train
 from tracepaper.storage.checkpoints import load
+from tracepaper.strategies.units import iso
 
 DAY_MS = DAY_BARS * 60_000
 SPLIT = split(4, 4.6, 5.3)

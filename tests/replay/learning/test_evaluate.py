@@ -50,10 +50,10 @@ from tracepaper.replay.learning.judge.tables import (
 )
 from tracepaper.replay.learning.openings import FILE_NAME, NamedSpan, read_openings
 from tracepaper.replay.learning.recipe import Recipe, kinds, recipe_of
-from tracepaper.replay.learning.splits import iso
 from tracepaper.replay.learning.training import train
 from tracepaper.storage.checkpoints import Checkpoint, load
 from tracepaper.strategies.errors import ConfigInvalid
+from tracepaper.strategies.units import iso
 
 DAY_MS = DAY_BARS * 60_000
 SPLIT = split(4, 4.6, 5.3)

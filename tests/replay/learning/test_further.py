@@ -215,7 +215,7 @@ def test_a_further_head_is_one_loss_and_its_label() -> None:
     used = value == 0
     before = losses.elementwise(outputs, labels, used)
     with registered(losses.ADDED, lambda: added("allocation", "distance", to="return")(absolute)):
-        with pytest.raises(ConfigInvalid, match="head allocation has a loss already"):
+        with pytest.raises(ConfigInvalid, match="loss of a head called allocation already"):
             added("allocation", "again", to="return")(absolute)
         given = outputs._replace(allocation=value + 0.25)
         without = losses.elementwise(outputs, labels, used)

@@ -56,7 +56,7 @@ from tracepaper.replay.learning.openings import FILE_NAME, NamedSpan, read_openi
 from tracepaper.replay.learning.panel import close_by_close, labelled_closes, predicted
 from tracepaper.replay.learning.recipe import Recipe, kinds, recipe_of
 from tracepaper.replay.learning.samples import FLAT_BAND
-from tracepaper.replay.learning.splits import Fold, Part, Segment, iso, walk_forward
+from tracepaper.replay.learning.splits import Fold, Part, Segment, walk_forward
 from tracepaper.replay.learning.statistics import VARIANCE_FLOOR, DayDifference, difference
 from tracepaper.replay.learning.training import train
 from tracepaper.replay.report.honesty import FEW_DAYS
@@ -65,6 +65,7 @@ from tracepaper.strategies.errors import CheckpointMismatch, ConfigInvalid
 from tracepaper.strategies.forecasters.cross_asset import TogetherModel
 from tracepaper.strategies.networks.cross_asset import CrossAssetNetwork
 from tracepaper.strategies.networks.flash import FlashConfig
+from tracepaper.strategies.units import iso
 
 pytestmark = pytest.mark.long
 
@@ -213,7 +214,9 @@ def test_a_single_instruments_model_stands_beside_one_of_several(
         tables = answered(capsys, *words, *ONE_THREAD, *more)["spans"][0]["tables"]
         values.append(
             [
-                tables[f"beside_{loss}"]["rows"][0][str(horizon)]["value"]
+                by_forecaster(tables[f"beside_{loss}"]["rows"], horizon)[str(other)]["less"][
+                    "value"
+                ]
                 for loss in ("qlike", "sign", "across")
                 for horizon in HORIZONS
             ]
@@ -237,8 +240,9 @@ def test_ranks_are_those_of_scipy_and_an_oracle_has_all(judged: SpanJudgement) -
     np.testing.assert_allclose(found[:50], expected, atol=1e-12)
     shuffled = np.random.default_rng(0).permutation(len(one))  # in any order of its rows
     oracle = one.holding(MODEL, relative=value).where(shuffled)
-    [row] = ranked(judged.compared_with("oracle", ModelForecasts(oracle)))
-    assert row[str(HORIZONS[1])]["value"] == pytest.approx(found.mean() - 1.0)
+    against = ranked(judged.compared_with("oracle", ModelForecasts(oracle)))
+    less = by_forecaster(against, HORIZONS[1])["oracle"]["less"]
+    assert less["value"] == pytest.approx(found.mean() - 1.0)
     fields = {name: of for name, of in one.values[MODEL].items() if name != "relative"}
     blind = ModelForecasts(replace(one, values={MODEL: fields}))
     assert ranked(judged.compared_with("blind", blind))

@@ -28,10 +28,11 @@ from tracepaper.replay.learning.estimators.networks import network_forecasts
 from tracepaper.replay.learning.judge.metrics import figures
 from tracepaper.replay.learning.recipe import recipe_of
 from tracepaper.replay.learning.samples import predict
-from tracepaper.replay.learning.splits import Part, iso
+from tracepaper.replay.learning.splits import Part
 from tracepaper.storage.checkpoints import load
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.networks.flash import FlashNetwork
+from tracepaper.strategies.units import iso
 
 SPLIT = split(2.5, 3, 3.7)
 

@@ -25,13 +25,14 @@ from tracepaper.replay.learning.fit import FitOptions, Observe, Progress
 from tracepaper.replay.learning.fitted import Say
 from tracepaper.replay.learning.openings import read_openings
 from tracepaper.replay.learning.recipe import Recipe, kinds
-from tracepaper.replay.learning.splits import iso, split_of
+from tracepaper.replay.learning.splits import split_of
 from tracepaper.replay.learning.training import train
 from tracepaper.storage.checkpoints import Checkpoint, load
 from tracepaper.strategies.errors import CheckpointMismatch, ConfigInvalid
 from tracepaper.strategies.forecasters.build import RunOptions, build
 from tracepaper.strategies.gates.evaluator import threshold_of
 from tracepaper.strategies.gates.gate import GATES
+from tracepaper.strategies.units import iso
 
 DAYS = 8
 SPLIT = split(4, 5, 6.5)

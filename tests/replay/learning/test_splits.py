@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from learning import DAY_BARS, MINUTE_MS, START_MS, segment
 from learning import split as split_at
 
-from tracepaper.replay.learning.splits import Part, Split, by_shares, date_ms, iso
+from tracepaper.replay.learning.splits import Part, Split, by_shares, date_ms
 from tracepaper.strategies.errors import ConfigInvalid
+from tracepaper.strategies.units import iso
 
 KNOWN = segment(4 * DAY_BARS)
 DAY_MS = DAY_BARS * MINUTE_MS

@@ -23,7 +23,6 @@ from tracepaper.replay.backtest.market_data import MarketData
 from tracepaper.replay.checks.isolation import FreshProcesses
 from tracepaper.replay.checks.lookahead import Limits, lookahead
 from tracepaper.replay.checks.verify import verify_run
-from tracepaper.replay.learning.splits import iso
 from tracepaper.storage.checkpoints import kept_folder, load, save
 from tracepaper.storage.database.reader import Reader
 from tracepaper.strategies.api.context import BarContext, Signal
@@ -32,6 +31,7 @@ from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.features.rows import FeatureRows, FeatureStreams
 from tracepaper.strategies.types.decisions import Forecast, HeadForecasts
 from tracepaper.strategies.types.market import Bar
+from tracepaper.strategies.units import iso
 
 SYMBOLS = ("AAAUSDT", "BBBUSDT", "CCCUSDT")
 DAYS = 4

@@ -234,6 +234,21 @@ def test_other_places_are_accessible(
         assert found.violations_count == 0, found.generate_report()
 
 
+def test_a_slider_that_is_let_go_says_what_another_threshold_would_have_made(
+    browser: Browser, url: str, database: Path
+) -> None:
+    run = rows(database, "SELECT run_id FROM v_runs")[0][0]
+    with opened(browser, f"{url}/#/run/{run}/gates") as page:
+        slider = page.get_by_label("taker fee")
+        slider.focus()
+        page.keyboard.press("Home")
+        made = page.locator(".whatif .document")
+        expect(made).to_contain_text("execution.taker_fee unset → 0")
+        expect(made).to_contain_text("as recorded")
+        page.get_by_role("button", name="as recorded").click()
+        expect(made).to_have_count(0)
+
+
 def test_zooming_out_asks_coarser_cells_and_in_again_finer(page: Page) -> None:
     for _ in range(4):
         page.keyboard.press("-")

@@ -220,7 +220,7 @@ def test_a_removed_gate_is_found(path: Path) -> None:
 def test_a_removed_row_is_found_and_named(path: Path, table: str) -> None:
     connection = sqlite3.connect(path)
     (step,) = connection.execute(
-        f"SELECT min(sequence) FROM {table} WHERE run_key = 2 AND sequence > 0"
+        f"SELECT sequence FROM {table} WHERE run_key = 2 ORDER BY sequence = 0, sequence"
     ).fetchone()
     connection.close()
     tamper(path, f"DELETE FROM {table} WHERE run_key = 2 AND sequence = {step}")

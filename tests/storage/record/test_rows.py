@@ -31,14 +31,12 @@ from tracepaper.strategies.types.market import InstrumentChange
 def through_rows(steps: list[Step]) -> list[Step]:
     """Encode *steps*, then decode them from the rows alone."""
     encoder = StepEncoder(cases.run(), 3)
-    outcomes: dict[int, Row] = {}
-    holdings: dict[tuple[int, int], Row] = {}
+    shared: dict[tuple[str, int, int], Row] = {}
     sets: dict[int, list[Row]] = {}
     decoder = StepDecoder(
         cases.run(),
         InternedRows(
-            outcomes.__getitem__,
-            lambda sequence, book: holdings[sequence, book],
+            lambda table, sequence, book: shared[table, sequence, book],
             lambda key: _gate_set(sets[key]),
         ),
     )
@@ -46,10 +44,9 @@ def through_rows(steps: list[Step]) -> list[Step]:
     for step in steps:
         encoder.add(step)
         rows = encoder.take()
-        for row in rows["outcomes"]:
-            outcomes[int(row[1] or 0)] = row
-        for row in rows["holdings"]:
-            holdings[int(row[1] or 0), int(row[2] or 0)] = row
+        for table in ("outcomes", "holdings"):
+            for row in rows[table]:
+                shared[table, int(row[1] or 0), int(row[2] or 0)] = row
         for row in rows["gate_sets"]:
             sets.setdefault(int(row[1] or 0), []).append(row)
         (core,) = rows["steps"]
@@ -170,12 +167,12 @@ def test_a_commit_is_the_hash_of_the_one_before_and_of_its_rows() -> None:
     rows: dict[str, list[Row]] = {
         "steps": steps,
         "fills": [(1, 8, 0, "7-0", None)],
-        "states": [(1, 7, None, b"state"), (1, 8, 5, None)],
+        "states": [(1, 8, b"state")],
     }
     commit = sealed(before, 7, 8, rows)
     parts = [
         ("steps", 2, sha256(pack([(1, 7, None, 2.5), (1, 8, 3)])).digest()),
-        ("states", 2, sha256(pack([(1, 7, None, b"state"), (1, 8, 5)])).digest()),
+        ("states", 1, sha256(pack([(1, 8, b"state")])).digest()),
         ("fills", 1, sha256(pack([(1, 8, 0, "7-0")])).digest()),
     ]
     kept = sha256(before.kept + pack([("fills", (1, 8, 0, "7-0"))])).digest()

@@ -4,6 +4,7 @@ import { getOf, source } from "../api.js";
 import { DocumentView } from "../document.js";
 import { count } from "../format.js";
 import { useAnswer, Waiting } from "../hooks.js";
+import { WhatIf } from "./whatif.js";
 
 function Place({ ask, of, doing, onStep, children }) {
   const answer = useAnswer(ask, of);
@@ -22,9 +23,10 @@ export function OfRun({ name, run, version = 0, ...rest }) {
 export const ReportView = ({ run }) =>
   html`<${OfRun} name="report" run=${run} doing=${`working out the report of ${count(run.row.decisions)} decisions`} />`;
 
-/** Refusals over time, and what each gate saved or cost. */
+/** Refusals over time, and what each gate saved or cost; what other thresholds would have made. */
 export const GatesView = ({ run }) =>
-  html`<${OfRun} name="refusals" run=${run} doing="Counting refusals, and what each gate saved or cost" />`;
+  html`<${OfRun} name="refusals" run=${run} doing="Counting refusals, and what each gate saved or cost" />
+    ${!source.isRecord && html`<${WhatIf} key=${run.row.run_id} run=${run} />`}`;
 
 /** The card of the run's model, and how its forecasts came true. */
 export const ModelView = ({ run }) => html`<${OfRun} name="model" run=${run} doing="reading what the model said and what came" />`;

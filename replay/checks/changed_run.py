@@ -1,0 +1,382 @@
+"""A run from its record with other keys, without a gate, or from a later start, ready to be run.
+
+Its events and stored forecasts are fed to an engine of the changed configuration; no model is
+loaded. The steps equal those of ``tracepaper replay`` with that configuration over the same
+candles, bit for bit; what the record does not hold is refused, with the key.
+
+The rules are docs/identity.md, I19 and I20.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from pathlib import Path
+from typing import Final
+
+from msgspec.structs import replace
+
+from tracepaper.daemon.config.loading import DECIDES, NOTHING, Config, Sections, restore
+from tracepaper.daemon.config.several import strategy_name
+from tracepaper.daemon.engine.engine import Engine
+from tracepaper.daemon.session.build import (
+    build_engine,
+    make_strategies,
+    needs_forecaster,
+    terms_for,
+    warmup_bars,
+)
+from tracepaper.daemon.session.run_row import refuse_size, sessions_of, strategy_sha256
+from tracepaper.replay.backtest.recorded import (
+    RecordedForecaster,
+    RecordedPredictor,
+    RecordedRun,
+)
+from tracepaper.replay.backtest.run import StepLog, Tally, run_events
+from tracepaper.storage.database.chunks import StoredRun
+from tracepaper.storage.database.reader import Reader
+from tracepaper.storage.database.run_views import RunViews
+from tracepaper.strategies.builtin import TREND
+from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
+from tracepaper.strategies.gates.declared import warm
+from tracepaper.strategies.gates.gate import DROPPABLE, gate_order
+from tracepaper.strategies.types.decisions import FillModel, Prediction, Run
+from tracepaper.strategies.types.market import (
+    Bar,
+    Closed,
+    CorporateAction,
+    CovariatesRead,
+    Depths,
+    Event,
+    FrameBar,
+    Funding,
+    Gap,
+    GapCause,
+    InstrumentChange,
+    ModelChange,
+    RunKind,
+    UniverseChange,
+)
+from tracepaper.strategies.units import count_of, iso
+
+REPLAY: Final = "make another run by `tracepaper replay`"
+FORECASTS_READ: Final = 64
+"""Forecasts that show what a model gives: the first may lack what needs the one before."""
+CHANGEABLE: Final = frozenset(
+    {"strategy", "strategies", "gate", "regime", "sizing", "exits", "execution", "risk", "account"}
+)
+"""Sections that decide by what a run is fed; others decide what it is fed, or nothing."""
+_FED: Final = ("execution.model", "execution.filters")
+_AT_ITS_START: Final[Mapping[type[Event], str]] = {
+    FrameBar: "candles of higher timeframes",
+    Depths: "order books",
+    UniverseChange: "choices of market.universe",
+    CovariatesRead: "covariates",
+}
+"""Of these a record holds what the run's own start looked back on."""
+
+
+@dataclass(frozen=True)
+class ChangedRun:
+    """A recorded run with another configuration or start; ``derive`` runs it, once."""
+
+    reader: Reader
+    database: Path
+    stored: StoredRun
+    run: Run
+    before: Config
+    config: Config
+    engine: Engine
+    forecaster: RecordedForecaster | None
+    first_ms: Mapping[str, int]  # when the first bar of each instrument opens; empty: all are fed
+
+    def derive(self, log: StepLog) -> None:
+        """Take the recorded events through the engine into *log*."""
+        recorded = RecordedRun(self.run, self.config, self.engine, self.forecaster)
+        predictor = RecordedPredictor(recorded, None, self.database, probes=False)
+        rows = _later(self.reader, self.run, self.first_ms) if self.first_ms else None
+        log.begin(self.run, self.engine.gate_sets)
+        events = predictor.events(self.reader, self.run.run_id, rows, place={})
+        run_events(events, predictor, self.engine, log, Tally())
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """What is changed, each in a few words."""
+        before, words = self.before.settings(), []
+        for section, values in self.config.settings().items():
+            for key, value in values.items():
+                was = before.get(section, {}).get(key)
+                if value != was and (section, key) != ("gate", "drop"):
+                    words.append(f"{section}.{key} {_word(was)} → {_word(value)}")
+        words += [f"without {gate}" for gate in self.config.gate.drop]
+        if self.run.period_start_ms != self.stored.run.period_start_ms:
+            words.append(f"from {iso(self.run.period_start_ms)}")
+        return tuple(words)
+
+
+def changed_run(
+    reader: Reader,
+    database: Path,
+    run_id: str,
+    *,
+    changes: Sections = NOTHING,
+    drop_gates: Sequence[str] = (),
+    from_ms: int | None = None,
+    shadows: bool = False,
+) -> ChangedRun:
+    """Return *run_id* with the keys of *changes*, without *drop_gates*, from *from_ms* on.
+
+    Nothing that the run's own account does follows from its *shadows*, which take half the time.
+    Raises ``ConfigInvalid`` for keys that cannot be changed so, ``DataInvalid`` for a run whose
+    record does not hold what the change needs.
+    """
+    stored = reader.stored_run(run_id)
+    run, before = stored.run, restore(stored.run.config)
+    if drop_gates:
+        dropped = (*before.gate.drop, *drop_gates)
+        changes = {**changes, "gate": {**changes.get("gate", {}), "drop": dropped}}
+    config = restore(run.config, changes)
+    _refuse_keys(run, before, config, changes)
+    if config.sha256() == before.sha256() and from_ms is None:
+        raise ConfigInvalid("Nothing would be another; give --set, --drop-gate or --from.")
+    _refuse_run(reader, stored, before, from_ms)
+    judging = {gate for gate_set in reader.gate_sets(stored.run_key) for gate in gate_set.gates}
+    if absent := [gate for gate in drop_gates if gate not in judging]:
+        names = ", ".join(name for name in gate_order(*DROPPABLE) if name in judging)
+        raise ConfigInvalid(f"Run {run_id} has no gate {absent[0]}; it has {names or 'none'}.")
+    forecaster, bars_before = _stand_in(reader, stored, before, config)
+    run = replace(
+        run if from_ms is None else _starting(reader, stored, from_ms),
+        config=config.canonical_json(),
+        config_sha256=config.sha256(),
+        strategy=strategy_name(config),
+        strategy_sha256=strategy_sha256(config),
+        gate_horizon=config.gate.horizon,
+    )
+    _refuse_size(reader, run, config)
+    engine, bars = _engine(run, config, forecaster, shadows=shadows)
+    for sha256 in reader.promoted(run_id):
+        promoted = _forecaster(reader, run, sha256, 1 if forecaster is None else forecaster.context)
+        engine.prepare(sha256, terms_for(config, engine, promoted, run))
+    return ChangedRun(
+        reader, database, stored, replace(run, sees_account=engine.sees_account), before, config,
+        engine, forecaster, _first_bars(reader, stored, run, bars_before, bars),
+    )  # fmt: skip
+
+
+def _word(value: object) -> str:
+    return "unset" if value is None else str(value)
+
+
+def _refuse_keys(run: Run, before: Config, config: Config, changes: Sections) -> None:
+    for section, key in ((section, key) for section, keys in changes.items() for key in keys):
+        name = f"{section}.{key}"
+        if section not in CHANGEABLE and section not in {*DECIDES, "exchange"}:
+            raise ConfigInvalid(f"{name} decides nothing in a run; leave it out.")
+        if section not in CHANGEABLE or name in _FED:
+            raise ConfigInvalid(
+                f"{name} decides what a run is fed or forecasts, which the record of run "
+                f"{run.run_id} holds as it was; {REPLAY}."
+            )
+    is_new = config.strategy.name == TREND != before.strategy.name
+    if is_new and "trend_windows" not in changes.get("strategy", {}):
+        raise ConfigInvalid(
+            "strategy.name trend needs windows that fit the candles; give strategy.trend_windows."
+        )
+
+
+def _refuse_run(reader: Reader, stored: StoredRun, before: Config, from_ms: int | None) -> None:
+    """Refuse a run whose record does not hold all that another configuration would be fed."""
+    run, run_id, why = stored.run, stored.run.run_id, ""
+    if reader.decided_within(stored.run_key, None, None) is None:
+        why = f"Run {run_id} holds no decision, so none can be another"
+    elif before.execution.model == FillModel.BOOK.value:
+        why = (
+            f"Run {run_id} fills by order books, of which its record holds what its own orders "
+            f"saw; {REPLAY} --events"
+        )
+    elif strategy_sha256(before) != run.strategy_sha256:
+        why = f"The class {run.strategy} was changed since run {run_id}; restore it, or {REPLAY}"
+    elif from_ms is None and (pruned := reader.pruned(stored.run_key)) is not None:
+        why = (
+            f"Run {run_id} was pruned until step {pruned.until_sequence}, where its account is "
+            "that of its own configuration; give --from TIME, which begins with another"
+        )
+    elif from_ms is None and run.parent_run_id is not None:
+        why = (
+            f"Run {run_id} took over the account of run {run.parent_run_id}; give --from TIME, "
+            "which begins with another"
+        )
+    if why:
+        raise DataInvalid(f"{why}.")
+
+
+def _refuse_size(reader: Reader, run: Run, config: Config) -> None:
+    """Refuse a size of which no order could be taken at the first prices, as a replay does."""
+    waiting = {item.id: item for item in run.instruments}
+    for _, _, event, _ in reader.events(run.run_id):
+        if isinstance(event, Bar) and (item := waiting.pop(event.instrument, None)) is not None:
+            refuse_size(config, item, Decimal(event.open).scaleb(-item.price_decimals))
+        if not waiting:
+            return
+
+
+def _engine(
+    run: Run, config: Config, forecaster: RecordedForecaster | None, *, shadows: bool = True
+) -> tuple[Engine, int]:
+    """Return the engine of a run, and how many bars it wants before its period."""
+    strategies = make_strategies(config, forecaster)
+    for strategy in () if shadows else strategies.values():
+        strategy.twins = ()
+    engine = build_engine(
+        config,
+        run.instruments,
+        execution=FillModel(config.execution.model),
+        period_start_ms=run.period_start_ms,
+        forecaster=forecaster,
+        strategies=strategies,
+        sessions=sessions_of(run),
+    )
+    return engine, warmup_bars(strategies, config)
+
+
+def _forecaster(reader: Reader, run: Run, sha256: str, context: int) -> RecordedForecaster:
+    card = RunViews(reader.connection, run.run_id).card(sha256)
+    forecasts = reader.forecasts(run.run_id, FORECASTS_READ)
+    if not card or not forecasts:
+        raise DataInvalid(
+            f"The record of run {run.run_id} holds no forecast, or no card of its model; {REPLAY}."
+        )
+    return RecordedForecaster(run, card, forecasts, context=context)
+
+
+def _stand_in(
+    reader: Reader, stored: StoredRun, before: Config, config: Config
+) -> tuple[RecordedForecaster | None, int]:
+    """Return what stands for the model, and how many bars the run wanted before its period.
+
+    How many bars the model looks back on is what the gate ``warm`` says. The run's own gates must
+    follow from what is stored, so that another version or card is seen.
+    """
+    run, opened = stored.run, reader.gate_sets(stored.run_key)[: stored.opened[-1]]
+    contexts: list[int | None] = [None]
+    if needs_forecaster(before):
+        pairs = [pair for each in opened for pair in zip(each.gates, each.thresholds, strict=True)]
+        warm_at = {int(threshold) for gate, threshold in pairs if gate == warm.name}
+        contexts = [*sorted(warm_at, reverse=True), 1]
+    elif needs_forecaster(config):
+        raise ConfigInvalid(
+            f"strategy.name {config.strategy.name} needs forecasts, and the record of run "
+            f"{run.run_id} holds none; {REPLAY}."
+        )
+    fitting = []
+    for context in contexts:
+        stand_in = None
+        if context is not None:
+            stand_in = _forecaster(reader, run, run.model_sha256, context)
+        engine, bars = _engine(run, before, stand_in)
+        if engine.gate_sets == opened:
+            fitting.append((stand_in, bars))
+    if not fitting:
+        raise DataInvalid(
+            f"The gates of run {run.run_id} do not follow here from its configuration and its "
+            f"model's card; {REPLAY}."
+        )
+    if len({_engine(run, config, each)[0].gate_sets for each, _ in fitting}) > 1:
+        raise DataInvalid(
+            f"The change looks back on fewer bars than run {run.run_id}, whose record does not say "
+            f"how many its model needs; {REPLAY}."
+        )
+    return fitting[0]
+
+
+# ---------------------------------------------------------------- another start
+
+
+def _starting(reader: Reader, stored: StoredRun, from_ms: int) -> Run:
+    """Return the run as it begins at *from_ms*, with an account of its own."""
+    run, run_id = stored.run, stored.run.run_id
+    _, last_ms = reader.decided_within(stored.run_key, None, None) or (0, 0)
+    if not run.period_start_ms <= from_ms <= last_ms:
+        raise DataInvalid(
+            f"--from {iso(from_ms)} lies outside of run {run_id}, which decided the bars from "
+            f"{iso(run.period_start_ms)} to {iso(last_ms)}."
+        )
+    held = [words for kind, words in _AT_ITS_START.items() if reader.newest_of(run_id, kind)]
+    if held or reader.promoted(run_id):
+        raise DataInvalid(
+            f"Run {run_id} has {(*held, 'promoted models')[0]}, which a later start needs anew; "
+            f"{REPLAY} --from."
+        )
+    filters = {item.id: item for item in run.instruments}
+    for change in reader.of_type(run_id, InstrumentChange):
+        if change.market_ms < from_ms:
+            filters[change.instrument.id] = change.instrument
+    instruments = tuple(filters.values())
+    return replace(run, period_start_ms=from_ms, parent_run_id=None, instruments=instruments)
+
+
+def _first_bars(
+    reader: Reader, stored: StoredRun, run: Run, bars_before: int, bars: int
+) -> dict[str, int]:
+    """Return when the first bar of each instrument opens; nothing where all are fed.
+
+    A run that began amid its candles holds *bars_before* bars before its period: raises
+    ``DataInvalid`` where the change, which wants *bars*, looks back on more.
+    """
+    run_key, begun_ms = stored.run_key, stored.run.period_start_ms
+    first_ms, is_cut = {}, run.period_start_ms != begun_ms
+    for place, item in enumerate(run.instruments):
+        opens = reader.bars_before(run_key, place, run.period_start_ms, bars)
+        held = len(reader.bars_before(run_key, place, begun_ms, bars_before))
+        if len(opens) < bars and 0 < held == bars_before:
+            raise DataInvalid(
+                f"The change looks back on {count_of(bars, 'bar')}, and the record of run "
+                f"{run.run_id} holds {len(opens):,} before its period; give a later --from, or "
+                f"{REPLAY}."
+            )
+        first_ms[item.id] = opens[0] if opens else run.period_start_ms
+        is_cut = is_cut or (run.kind is RunKind.REPLAY and 0 < bars < held)
+    return first_ms if is_cut else {}
+
+
+def _later(  # noqa: C901 - one case a kind of event
+    reader: Reader, run: Run, first_ms: Mapping[str, int]
+) -> Iterator[tuple[int, Event, Prediction]]:
+    """Yield the rows of a run from its later start on, as a feed hands on what lies there."""
+    start_ms, closed, waiting = run.period_start_ms, list[Closed](), 0
+    settled = {
+        event.instrument
+        for event in reader.of_type(run.run_id, Funding)
+        if event.market_ms > start_ms
+    }
+    bars: list[tuple[int, Event, Prediction]] = []
+    start = reader.of_type(run.run_id, ModelChange)[0]
+    yield 0, replace(start, warm_from=(), market_ms=start_ms, seen_ms=start_ms), None
+    for sequence, _, event, answer in reader.events(run.run_id):
+        after_ms = start_ms
+        match event:
+            case Closed():
+                closed, waiting = [event], event.bars
+                continue
+            case Bar(instrument=key, open_time_ms=open_ms):
+                if open_ms >= first_ms[key]:
+                    bars.append((sequence, event, answer))  # before the start nobody asks
+                waiting -= 1
+                if waiting <= 0:
+                    here = {bar.instrument for _, bar, _ in bars if isinstance(bar, Bar)}
+                    absent = tuple(name for name in first_ms if name not in here)
+                    for each in closed if bars else ():
+                        yield sequence, replace(each, bars=len(bars), absent=absent), None
+                    yield from bars
+                    closed, bars = [], []
+                continue
+            case Gap(cause=GapCause.FUNDING, instrument=key) if key not in settled:
+                continue
+            case Gap(cause=cause, instrument=key) if cause is not GapCause.FUNDING:
+                after_ms = first_ms[key] + run.interval_ms
+            case CorporateAction(instrument=key):
+                after_ms = first_ms[key]
+        if event.market_ms > after_ms:
+            yield sequence, event, answer

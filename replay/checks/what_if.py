@@ -1,0 +1,370 @@
+"""``whatif``: what a change makes of a recorded run, decision by decision, with errors.
+
+The rule is docs/identity.md, I21.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+from rich.console import Console
+
+from tracepaper.daemon.session.run_row import code_version
+from tracepaper.replay.checks.changed_run import ChangedRun
+from tracepaper.replay.document.terminal import head, show
+from tracepaper.replay.document.values import (
+    Cells,
+    Estimate,
+    Paragraph,
+    Part,
+    Table,
+    TitledParts,
+    documents,
+    of_row,
+    table,
+)
+from tracepaper.replay.report import metrics
+from tracepaper.replay.run_columns import Floats, Ints, RunColumns
+from tracepaper.storage.audit import GROUP_STEPS
+from tracepaper.storage.database.run_rows import NO_TARGET, Columns
+from tracepaper.strategies.errors import DataInvalid
+from tracepaper.strategies.types.decisions import (
+    Account,
+    Decision,
+    GateSet,
+    QuietStretch,
+    Run,
+    Step,
+)
+from tracepaper.strategies.types.market import Bar
+from tracepaper.strategies.units import MONEY_SCALE, count_of, iso
+
+CHANGES_KEPT: Final = 100
+"""Changed decisions that are listed, each where it begins; all of them are counted."""
+ACCOUNTS: Final = (
+    of_row("account", "account", "text"),
+    of_row("profit", "profit", "gain"),
+    of_row("mean_day", "a day, bp", "gain bp"),
+    of_row("max_drawdown", "drawdown", "percent"),
+    of_row("fees", "fees", "money"),
+    of_row("fills", "fills", "count"),
+)
+CAUSES: Final = (of_row("why", "why", "text"), of_row("decisions", "decisions", "count"))
+CHANGES: Final = (
+    of_row("open_time_ms", "bar", "minute"),
+    of_row("instrument", "instrument", "text", wide=True),
+    of_row("sequence", "sequence", "text", wide=True),
+    of_row("before", "as recorded", "text"),
+    of_row("target_before", "target", "text"),
+    of_row("after", "what if", "text"),
+    of_row("target_after", "target", "text"),
+    of_row("why", "why", "text", wide=True),
+    of_row("measure", "measure", "measure"),
+    of_row("threshold", "threshold", "measure", wide=True),
+)
+_JUDGED: Final = ("target_quantity", "instrument")
+Verdict = tuple[str, str | None]
+"""An action, and the gate that refused it."""
+
+
+@dataclass(frozen=True)
+class WhatIf:
+    """What a change makes of a run: of the compared ``decisions`` so many are ``changed``."""
+
+    run_id: str
+    change: tuple[str, ...]
+    decisions: int
+    changed: int
+    moved: int  # of these with another target
+    from_ms: int  # open time of the first compared bar
+    until_ms: int  # close of the last
+    accounts: tuple[Cells, ...]  # as recorded, with the change, the difference
+    causes: tuple[Cells, ...]  # the most frequent first
+    changes: tuple[Cells, ...]  # the first ``CHANGES_KEPT``
+    notes: tuple[str, ...]
+
+
+class DecisionLog:
+    """Keeps of each step what is compared: what it decided, and the account after it."""
+
+    room = GROUP_STEPS
+
+    def __init__(self) -> None:
+        self.account: Account | None = None  # after the last step
+        self.fills = 0
+        self.decisions: list[Decision] = []  # a stretch repeats its first
+        self._rows: tuple[list[int], ...] = ([], [], [], [], [])
+        self._codes: dict[Verdict, int] = {}
+        self._places: dict[str, int] = {}
+
+    def begin(self, run: Run, gate_sets: Sequence[GateSet]) -> None:  # noqa: ARG002 - of a log
+        """Take the instruments of *run*."""
+        self._places = {item.id: place for place, item in enumerate(run.instruments)}
+
+    def append_now(self, *steps: Step) -> None:
+        """Keep what *steps* decided."""
+        for step in steps:
+            self.account = step.account
+            self.fills += len(step.fills)
+            if step.decision is not None and isinstance(step.event, Bar):
+                self._take(step.event, step.decision, step.account.equity)
+
+    def append_stretch(self, stretch: QuietStretch) -> None:
+        """Keep what each bar of *stretch* repeats."""
+        worth = stretch.account.equity - stretch.account.unrealized_pnl
+        self.account = stretch.last[1]
+        judged = [self._judged(key, repeat.decision) for key, repeat in stretch.repeats.items()]
+        values = (
+            [bar.open_time_ms for bar in stretch.bars],
+            *(list(column) * stretch.units for column in zip(*judged, strict=True)),
+            [worth + profit for profit in stretch.account_unrealized for _ in judged],
+        )
+        for row, more in zip(self._rows, values, strict=True):
+            row.extend(more)
+        self.decisions += [repeat.decision for repeat in stretch.repeats.values()] * stretch.units
+
+    def _take(self, bar: Bar, decision: Decision, equity: int) -> None:
+        opens, places, targets, verdicts, equities = self._rows
+        place, target, verdict = self._judged(bar.instrument, decision)
+        opens.append(bar.open_time_ms)
+        places.append(place)
+        targets.append(target)
+        verdicts.append(verdict)
+        equities.append(equity)
+        self.decisions.append(decision)
+
+    def _judged(self, instrument: str, decision: Decision) -> tuple[int, int, int]:
+        target, outcome = decision.target_quantity, decision.outcome
+        return (
+            self._places[instrument],
+            NO_TARGET if target is None else target,
+            self.code(outcome.action, outcome.refused_by),
+        )
+
+    def code(self, action: str, refused_by: str | None) -> int:
+        """Return the place of a verdict in ``verdicts``."""
+        return self._codes.setdefault((action, refused_by), len(self._codes))
+
+    @property
+    def verdicts(self) -> list[Verdict]:
+        """Every verdict by its code."""
+        return [*self._codes]
+
+    def columns(self) -> Columns:
+        """Return what was kept, a row a decision."""
+        names = ("open_time_ms", "instrument", "target_quantity", "verdict", "equity")
+        columns = dict(zip(names, (np.array(row, np.int64) for row in self._rows), strict=True))
+        return columns | {"place": np.arange(len(self.decisions))}
+
+    def flush(self) -> None:
+        """Do nothing: nothing waits."""
+
+
+def what_if(changed: ChangedRun) -> WhatIf:
+    """Derive *changed*, and compare each of its decisions with the record's."""
+    log, run = DecisionLog(), changed.stored.run
+    changed.derive(log)
+    columns, derived = RunColumns(changed.reader, run.run_id), log.columns()
+    stored = columns.rows.decided()
+    codes = [log.code(outcome.action, outcome.refused_by) for outcome in columns.rows.outcomes]
+    stored["verdict"] = np.array(codes, np.int64)[stored["outcome"]]
+    keys, others = (
+        of["open_time_ms"] * len(run.instruments) + of["instrument"] for of in (stored, derived)
+    )
+    if not np.array_equal(keys, others):
+        _, mine, theirs = np.intersect1d(keys, others, return_indices=True)
+        order = np.argsort(mine)
+        stored = {name: column[mine[order]] for name, column in stored.items()}
+        derived = {name: column[theirs[order]] for name, column in derived.items()}
+    if not (opens := stored["open_time_ms"]).size:
+        raise DataInvalid("No bar was decided both times; give an earlier --from.")
+    moves = stored["target_quantity"] != derived["target_quantity"]
+    differs = moves | (stored["verdict"] != derived["verdict"])
+    pairs = zip(*(of["verdict"][differs].tolist() for of in (stored, derived)), strict=True)
+    causes = Counter[str]()
+    for (before, after), times in Counter(pairs).items():
+        causes[_why(log.verdicts[before], log.verdicts[after])] += times
+    closes = columns.times.closes_of(opens)
+    listed = _beginnings(differs, stored, derived)[:CHANGES_KEPT]
+    return WhatIf(
+        run.run_id,
+        changed.words,
+        int(opens.size),
+        int(differs.sum()),
+        int(moves.sum()),
+        int(opens[0]),
+        int(closes[-1]),
+        _accounts(changed, columns, log, closes, (stored, derived)),
+        tuple({"why": why, "decisions": times} for why, times in causes.most_common()),
+        tuple(_changes(changed, log, listed, stored, derived)),
+        tuple(_notes(changed)),
+    )
+
+
+def _beginnings(differs: npt.NDArray[np.bool_], stored: Columns, derived: Columns) -> Ints:
+    """Return the places of changed decisions, unlike the one before on the same instrument."""
+    order = np.argsort(stored["instrument"], kind="stable")
+    rows = np.stack([of[name] for of in (stored, derived) for name in ("verdict", *_JUDGED)])
+    rows = rows[:, order]
+    begins = np.ones(order.size, np.bool_)
+    begins[order[1:]] = (rows[:, 1:] != rows[:, :-1]).any(axis=0)
+    return np.flatnonzero(differs & begins)
+
+
+def _notes(changed: ChangedRun) -> Iterator[str]:
+    """Yield what else may differ than the change."""
+    run = changed.stored.run
+    if run.code_version != code_version():
+        yield "Another version made the run, and what that changed counts as well."
+    if changed.forecaster is not None and changed.first_ms and run.mode == "scan":
+        yield (
+            "Forecasts are those of one pass over all bars: a replay that begins here rounds their "
+            "last bits otherwise."
+        )
+
+
+def _why(before: Verdict, after: Verdict) -> str:
+    (action, refused), (action_after, refused_after) = before, after
+    if refused == refused_after:
+        return "another target" if action == action_after else f"{action_after}, not {action}"
+    if refused_after is None:
+        return f"{refused} does not refuse"
+    return f"{refused_after} refuses" + (f" before {refused}" if refused else "")
+
+
+def _changes(
+    changed: ChangedRun, log: DecisionLog, listed: Ints, stored: Columns, derived: Columns
+) -> Iterator[Cells]:
+    """Yield the decisions in the places *listed* as they were and as they are."""
+    items, run_id = changed.run.instruments, changed.stored.run.run_id
+    for place in listed.tolist():
+        sequence, item = int(stored["sequence"][place]), items[stored["instrument"][place]]
+        before = changed.reader.step(run_id, sequence).decision
+        after = log.decisions[derived["place"][place]]
+        assert before is not None, "only what was decided is compared"
+        gate, judged = after.refused_by, after
+        if gate is None or gate == before.refused_by:
+            gate, judged = before.refused_by, before
+        at = None if gate is None else judged.gate_set.gates.index(gate)
+        verdicts = [(of.action.value, of.refused_by) for of in (before, after)]
+        yield {
+            "open_time_ms": int(stored["open_time_ms"][place]),
+            "instrument": item.id,
+            "sequence": sequence,
+            "before": _said(verdicts[0]),
+            "target_before": _quantity(before, item.quantity_decimals),
+            "after": _said(verdicts[1]),
+            "target_after": _quantity(after, item.quantity_decimals),
+            "why": _why(*verdicts),
+            "measure": None if at is None else judged.measures[at],
+            "threshold": None if at is None else judged.gate_set.thresholds[at],
+        }
+
+
+def _said(verdict: Verdict) -> str:
+    action, refused = verdict
+    return action if refused is None else f"{action}, {refused} refused"
+
+
+def _quantity(decision: Decision, decimals: int) -> float | None:
+    target = decision.target_quantity
+    return None if target is None else target / 10**decimals
+
+
+def _accounts(
+    changed: ChangedRun,
+    columns: RunColumns,
+    log: DecisionLog,
+    closes: Ints,
+    both: tuple[Columns, Columns],
+) -> tuple[Cells, ...]:
+    """Return what the account made as recorded and with the change, and the difference by day."""
+    reader, run_id, calendar = changed.reader, changed.stored.run.run_id, columns.times.calendar
+    first, last = int(both[0]["sequence"][0]), columns.span[1]
+    assert log.account is not None, "it decided"
+    paid = reader.step(run_id, last).account.fees_paid
+    if first > columns.span[0]:
+        paid -= reader.step(run_id, first - 1).account.fees_paid
+    starts = columns.equity_before(first), float(changed.config.account.cash)
+    days = metrics.return_days(closes, calendar)
+    ends = np.concatenate(([0], metrics.day_ends(closes, calendar) + 1))
+    rows: list[tuple[Floats, Floats, float | None, float, int]] = []
+    for start, of, paid_fees, filled in (
+        (starts[0], both[0], paid, len(columns.rows.filled((first, last)))),
+        (starts[1], both[1], log.account.fees_paid, log.fills),
+    ):
+        curve = np.concatenate(([start], of["equity"] / MONEY_SCALE))
+        fall = float(metrics.drawdowns(curve).max()) if (curve > 0).all() else None
+        daily = metrics.daily_returns(closes, curve, calendar)
+        rows.append((np.diff(curve[ends]), daily, fall, paid_fees / MONEY_SCALE, filled))
+    (profits, daily, fall, fees, fills), (profits2, daily2, fall2, fees2, fills2) = rows
+    apart = daily2 - daily if daily.size == daily2.size else daily[:0]
+    worse = None if fall is None or fall2 is None else fall2 - fall
+    rows.append((profits2 - profits, apart, worse, fees2 - fees, fills2 - fills))
+    return tuple(
+        {
+            "account": name,
+            "profit": _estimate(profit, days, profit.size),
+            "mean_day": _estimate(of_day, days) if of_day.size else None,
+            "max_drawdown": drawdown,
+            "fees": cost,
+            "fills": count,
+        }
+        for name, (profit, of_day, drawdown, cost, count) in zip(
+            ("as recorded", "what if", "difference"), rows, strict=True
+        )
+    )
+
+
+def _estimate(values: Floats, days: Ints, times: int = 1) -> Estimate:
+    """Return the mean of *values* and its error, so many *times*."""
+    error = metrics.mean_error(values, days)
+    return float(values.mean()) * times, None if error is None else error * times
+
+
+# ---------------------------------------------------------------- the document
+
+
+def tables(result: WhatIf) -> tuple[Table, ...]:
+    """Return the tables of what a change makes."""
+    note = "± is a standard error, by stretches of at least five days."
+    return (
+        table("accounts", "What it made", ACCOUNTS, result.accounts, notes=(note,)),
+        table("causes", "Why decisions are others", CAUSES, result.causes),
+        table("changes", "Where they begin", CHANGES, result.changes),
+    )
+
+
+def what_if_document(result: WhatIf) -> TitledParts:
+    """Return the document of what a change makes, a sentence first."""
+    sentence = (
+        f"{result.changed:,} of {count_of(result.decisions, 'decision')} are others, "
+        f"{result.moved:,} with another target; {iso(result.from_ms)} to {iso(result.until_ms)}."
+    )
+    parts: tuple[Part, ...] = (
+        Paragraph(f"{'; '.join(result.change)}.", "lead"),
+        Paragraph(sentence),
+        *(Paragraph(note, "warning") for note in result.notes),
+        *(each for each in tables(result) if each.rows),
+    )
+    return TitledParts(f"run {result.run_id} · what if", parts)
+
+
+def show_what_if(console: Console, result: WhatIf) -> None:
+    """Print what a change makes, its first sentence in a frame."""
+    document = what_if_document(result)
+    first, *parts = document.parts
+    assert isinstance(first, Paragraph)
+    head(console, document.title, first.text)
+    show(console, parts)
+
+
+def as_json(result: WhatIf) -> dict[str, Any]:
+    """Return the document as plain values."""
+    names = ("run_id", "change", "decisions", "changed", "moved", "from_ms", "until_ms", "notes")
+    return {name: getattr(result, name) for name in names} | documents(tables(result))

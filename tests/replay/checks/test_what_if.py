@@ -1,0 +1,216 @@
+"""A run again from its record, changed: it equals a replay of the change; what is said of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from recordings import copied
+from scenarios import SCENARIOS, Scenario
+from storage_cases import prune
+
+from tracepaper.daemon.config.loading import load
+from tracepaper.replay.backtest.build import build
+from tracepaper.replay.backtest.run import Tally, run_replay
+from tracepaper.replay.checks.changed_run import changed_run
+from tracepaper.replay.checks.what_if import WhatIf, as_json, what_if
+from tracepaper.storage.database.reader import Reader
+from tracepaper.storage.memory_log import MemoryLog
+from tracepaper.storage.record.columns import stored_columns
+from tracepaper.storage.record.rows import RUN_TABLES
+from tracepaper.strategies.errors import TracepaperError
+from tracepaper.strategies.types.decisions import Step
+from tracepaper.strategies.types.market import Bar
+
+Rows = dict[str, list[tuple[Any, ...]]]
+MODEL = "a strict model in one pass"
+
+
+def strict() -> dict[str, Any]:
+    """Return the sections of a model of which the gates refuse much."""
+    sections = dict(SCENARIOS["a model with gates"].sections())
+    return sections | {"gate": {**sections["gate"], "direction": "0.6"}}
+
+
+CASES = SCENARIOS | {
+    MODEL: replace(SCENARIOS["a model with gates"], sections=strict, mode="scan"),
+}
+FEE = {"execution": {"taker_fee": "0.0011"}}
+
+
+def from_of(scenario: Scenario, part: float) -> int | None:
+    """Return when the bar opens at *part* of the candles; None at their beginning."""
+    opens = scenario.candles()[0].open_time_ms
+    return int(opens[int(len(opens) * part)]) if part else None
+
+
+def rows_of(log: MemoryLog, until: int | None = None) -> Rows:
+    """Return the rows of each table, up to the step *until*, and the gate sets."""
+    connection = log.reader.connection
+    rows = {
+        table: connection.execute(
+            f"SELECT {', '.join(stored_columns(table))} FROM {table} "
+            "WHERE sequence <= coalesce(?, sequence) ORDER BY 1, 2, 3",
+            (until,),
+        ).fetchall()
+        for table in RUN_TABLES
+    }
+    return rows | {"gate_sets": connection.execute("SELECT * FROM gate_sets").fetchall()}
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "drop", "part"),
+    [
+        (MODEL, {"gate": {"direction": "0.52"}}, (), 0),
+        (MODEL, {}, ("direction",), 0),
+        (MODEL, FEE, (), 0),
+        (MODEL, {"sizing": {"mode": "equity", "fraction": "0.3"}}, (), 0),
+        ("a model with gates", FEE, (), 0.9),
+        ("crossing", FEE, (), 0.3),
+        ("crossing", {}, (), 0.6),
+        ("crossing", {"strategy": {"slow": 9}}, ("risk.daily_trades",), 0),
+        ("isolated margin", {"account": {"leverage": "10"}}, (), 0),
+        ("declared state and columns", FEE, (), 0.6),
+        ("a hole", {}, (), 0.8),
+        ("several strategies", FEE, (), 0.5),
+        ("hedge mode", FEE, (), 0),
+        ("shares", {}, (), 0.6),
+        ("a portfolio", {"sizing": {"fraction": "0.5"}}, (), 0),
+    ],
+)
+def test_it_equals_a_replay_of_the_change(
+    name: str, changes: dict[str, dict[str, Any]], drop: tuple[str, ...], part: float
+) -> None:
+    scenario = CASES[name]
+    path, from_ms = scenario.recorded(), from_of(scenario, part)
+    sections = {section: dict(keys) for section, keys in scenario.sections().items()}
+    for section, keys in {**changes, **({"gate": {"drop": drop}} if drop else {})}.items():
+        sections.setdefault(section, {}).update(keys)
+    replay = build(
+        load(None, sections), scenario.data(), started_at_ms=0, from_ms=from_ms, mode=scenario.mode
+    )
+    with Reader.open(path) as reader, MemoryLog() as log, MemoryLog() as expected:
+        changed_run(
+            reader,
+            path,
+            reader.find("last"),
+            changes=changes,
+            drop_gates=drop,
+            from_ms=from_ms,
+            shadows=True,
+        ).derive(log)
+        run_replay(replay, expected, Tally())
+        derived = rows_of(log)
+        replayed = rows_of(expected, derived["steps"][-1][1])
+    assert derived["fills"]
+    for table, rows in replayed.items():
+        assert derived[table] == rows, table
+
+
+def of(path: Path, **change: Any) -> WhatIf:
+    with Reader.open(path) as reader:
+        return what_if(changed_run(reader, path, reader.find("last"), **change))
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        (MODEL, {"drop_gates": ["direction"]}),
+        ("several symbols", {"changes": {"sizing": {"mode": "equity", "fraction": "0.2"}, **FEE}}),
+        ("a hole", {"changes": {"strategy": {"slow": 9}}}),
+    ],
+)
+def test_each_decision_is_compared_and_what_it_made_is_added_up(
+    name: str, change: dict[str, Any]
+) -> None:
+    path = CASES[name].recorded()
+    result = of(path, **change)
+    with Reader.open(path) as reader, MemoryLog() as log:
+        changed_run(reader, path, reader.find("last"), shadows=True, **change).derive(log)
+        before, after = (
+            [step for step in of_run.steps(run_id) if step.decision is not None]
+            for of_run, run_id in ((reader, result.run_id), (log.reader, result.run_id))
+        )
+    others = [
+        (first.sequence, _judged(first) != _judged(second))
+        for first, second in zip(before, after, strict=True)
+    ]
+    assert result.decisions == len(others)
+    assert result.changed == sum(differs for _, differs in others) > 0
+    causes: list[Any] = [cause["decisions"] for cause in result.causes]
+    assert sum(causes) == result.changed
+    begins, known = [], dict[str, object]()
+    for first, second in zip(before, after, strict=True):
+        assert isinstance(first.event, Bar)
+        both = _judged(first), _judged(second)
+        if both[0] != both[1] and known.get(first.event.instrument) != both:
+            begins.append(first.sequence)
+        known[first.event.instrument] = both
+    assert [each["sequence"] for each in result.changes] == begins[:100]
+    recorded, changed, difference = result.accounts
+    cash = 100_000.0
+    for account, steps in ((recorded, before), (changed, after)):
+        assert made(account) == pytest.approx(steps[-1].account.equity / 1e8 - cash)
+        equity = np.array([cash, *(step.account.equity / 1e8 for step in steps)])
+        peaks = np.maximum.accumulate(equity)
+        assert account["max_drawdown"] == pytest.approx(float((1 - equity / peaks).max()))
+        assert account["fees"] == pytest.approx(steps[-1].account.fees_paid / 1e8)
+    assert made(difference) == pytest.approx(made(changed) - made(recorded))
+
+
+def made(account: Mapping[str, Any]) -> float:
+    profit, _ = account["profit"]
+    return float(profit)
+
+
+def _judged(step: Step) -> tuple[object, ...]:
+    decision = step.decision
+    assert decision is not None
+    return decision.action, decision.refused_by, decision.target_quantity
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "said"),
+    [
+        ("crossing", {"changes": {"gate": {"shfit": "1"}}}, "shfit"),
+        ("crossing", {"changes": {"execution": {"taker_fee": "7"}}}, "taker_fee"),
+        ("crossing", {"changes": {"market": {"interval": "15"}}}, "market.interval decides what"),
+        ("crossing", {"changes": {"log": {"level": "debug"}}}, "log.level decides nothing"),
+        ("crossing", {"changes": {"strategy": {"name": "attention"}}}, "strategy"),
+        ("crossing", {"drop_gates": ["warm"]}, "warm"),
+        ("crossing", {"drop_gates": ["edge"]}, "has no gate edge"),
+        ("crossing", {}, "Nothing would be another"),
+        ("crossing", {"from_ms": 1}, "lies outside of run"),
+        ("crossing", {"changes": {"sizing": {"mode": "fixed", "quantity": "1e-9"}}}, "quantity"),
+        (MODEL, {"changes": {"gate": {"horizon": 7}}}, "gate.horizon 7 is no horizon"),
+        (MODEL, {"changes": {"model": {"threads": 2}}}, "model.threads decides what"),
+        (MODEL, {"changes": {"sizing": {"mode": "network_allocation"}}}, "needs allocation"),
+        ("frames", {"from_ms": -1}, "candles of higher timeframes"),
+        ("universe", {"from_ms": -1}, "market.universe"),
+        ("events of a book", {"changes": FEE}, "order books"),
+    ],
+)
+def test_what_the_record_does_not_hold_is_refused(
+    name: str, change: dict[str, Any], said: str
+) -> None:
+    path = CASES[name].recorded()
+    if change.get("from_ms") == -1:
+        change = {"from_ms": from_of(CASES[name], 0.8)}
+    with pytest.raises(TracepaperError, match=said) as refused:
+        of(path, **change)
+    assert str(refused.value).count("\n") == 0
+
+
+def test_a_pruned_run_is_asked_from_later_on(tmp_path: Path) -> None:
+    scenario = SCENARIOS["crossing"]
+    path, from_ms = copied(scenario.recorded(), tmp_path / "run.db"), from_of(scenario, 0.9)
+    last = scenario.candles()[0].open_time_ms[-1]
+    prune(path, keep_days=1, pruned_at_ms=int(last))
+    with pytest.raises(TracepaperError, match="pruned until step"):
+        of(path, changes=FEE)
+    result = of(path, changes=FEE, from_ms=from_ms)
+    assert as_json(result)["decisions"] == 10
