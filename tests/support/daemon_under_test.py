@@ -143,7 +143,8 @@ def settings(server: ScriptedServer, **sections: Mapping[str, Any]) -> dict[str,
         "parity": {"daily_at": "off"},
     }
     for name, section in sections.items():
-        given[name] = {**given.get(name, {}), **section}
+        before = {} if "mode" in section else given.get(name, {})  # a size goes with its mode
+        given[name] = {**before, **section}
     return given
 
 

@@ -45,5 +45,6 @@ def configured(symbols: Sequence[str] = SYMBOLS, **sections: dict[str, Any]) -> 
         "account": {"cash": "1000000"},
     }
     for name, section in sections.items():
-        given[name] = {**given.get(name, {}), **section}
+        before = {} if "mode" in section else given.get(name, {})  # a size goes with its mode
+        given[name] = {**before, **section}
     return load(None, given)

@@ -98,7 +98,8 @@ def settings(venue: EmbeddedExchange, **sections: Mapping[str, Any]) -> dict[str
         "http": {"port": 0},
     }
     for name, section in sections.items():
-        given[name] = {**given.get(name, {}), **section}
+        before = {} if "mode" in section else given.get(name, {})  # a size goes with its mode
+        given[name] = {**before, **section}
     return given
 
 

@@ -339,8 +339,9 @@ FULL: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("mode", FULL)
 def test_a_twin_of_full_size_is_a_run_by_the_usual_size(mode: str) -> None:
-    more = {"mode": mode, "kelly": "0.001", "target_volatility": "0.002"}
-    steps = with_heads(["full_size"], sizing={**FULL[mode], **more})
+    own_keys = {"kelly": {"kelly": "0.001"}, "volatility": {"target_volatility": "0.002"}}
+    sizing = {**FULL[mode], "mode": mode, **own_keys.get(mode, {})}
+    steps = with_heads(["full_size"], sizing=sizing)
     assert twin(steps, "full_size") == own(with_heads([], sizing=FULL[mode]))
     assert twin(steps, "full_size") != own(steps)
     assert any(quantity for quantity, _ in own(steps))

@@ -43,7 +43,8 @@ def configured(**sections: dict[str, Any]) -> Config:
         "account": {"cash": "10000000"},
     }
     for name, section in sections.items():
-        given[name] = {**given.get(name, {}), **section}
+        before = {} if "mode" in section else given.get(name, {})  # a size goes with its mode
+        given[name] = {**before, **section}
     return load(None, given)
 
 
