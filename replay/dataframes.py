@@ -155,6 +155,10 @@ class RunFrames(Generic[Frame]):
         """Return what comparisons of the run with its replay found; no part of the chain."""
         return self._frame("v_checks", first, last)
 
+    def shortfall(self, *, first: int | None = None, last: int | None = None) -> Frame:
+        """Return each decision as paper and as the account filled it (``v_shortfall``)."""
+        return self._frame("v_shortfall", first, last)
+
     def report(self, table: str = "accounts") -> Frame:
         """Return a table of the run's report, such as ``refusals``, ``drawdowns`` or ``costs``.
 

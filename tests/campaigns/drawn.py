@@ -107,7 +107,8 @@ def margin(_folder: Path, _candles: Path, rng: random.Random) -> Drawn:
     """Draw isolated margin, high enough that some positions are liquidated."""
     keys = {"account.margin": "isolated", "account.leverage": rng.choice((50, 75, 100))}
     bound = "SELECT count(*) FROM v_positions WHERE margin > 0"
-    return Drawn(SMA, {**keys, "sizing.quantity": rng.choice((2, 20))}, seen=bound)
+    keys |= {"sizing.mode": "fixed", "sizing.quantity": rng.choice((2, 20))}
+    return Drawn(SMA, keys, seen=bound)
 
 
 def exits(_folder: Path, _candles: Path, rng: random.Random) -> Drawn:
@@ -196,6 +197,7 @@ def cross(_folder: Path, _candles: Path, rng: random.Random) -> Drawn:
         "account.margin": "cross",
         "account.leverage": rng.choice((50, 75, 100)),
         "account.cash": CASH_OF_CROSS,
+        "sizing.mode": "fixed",
         "sizing.quantity": rng.choice((20, 40, 60)),
     }
     bound = (
