@@ -335,16 +335,16 @@ def tables(result: WhatIf) -> tuple[Table, ...]:
     note = "± is a standard error, by stretches of at least five days."
     return (
         table("accounts", "What it made", ACCOUNTS, result.accounts, notes=(note,)),
-        table("causes", "Why decisions are others", CAUSES, result.causes),
-        table("changes", "Where they begin", CHANGES, result.changes),
+        table("causes", "Why decisions change", CAUSES, result.causes),
+        table("changes", "Where the changes begin", CHANGES, result.changes),
     )
 
 
 def what_if_document(result: WhatIf) -> TitledParts:
     """Return the document of what a change makes, a sentence first."""
     sentence = (
-        f"{result.changed:,} of {count_of(result.decisions, 'decision')} are others, "
-        f"{result.moved:,} with another target; {iso(result.from_ms)} to {iso(result.until_ms)}."
+        f"{result.changed:,} of {count_of(result.decisions, 'decision')} change, "
+        f"{result.moved:,} of them the target; {iso(result.from_ms)} to {iso(result.until_ms)}."
     )
     parts: tuple[Part, ...] = (
         Paragraph(f"{'; '.join(result.change)}.", "lead"),
