@@ -183,7 +183,8 @@ def drawn_case(rng: random.Random, kind: str) -> Case:
     given: dict[str, Any] = {
         "market": {"symbols": symbols, "category": "linear" if category == "linear" else "spot"},
         "account": account,
-        "execution": {"plausible": 1_000},
+        # Shares have the configuration of spot here, whose usual fee is another.
+        "execution": {"plausible": 1_000, "taker_fee": "0.001", "maker_fee": "0.001"},
         "sizing": rng.choice(
             (
                 {"mode": "equity", "fraction": rng.choice(fractions)},
