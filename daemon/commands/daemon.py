@@ -370,10 +370,12 @@ def check(
     from tracepaper.daemon.config.loading import load, with_settings
     from tracepaper.daemon.config.several import strategy_name
     from tracepaper.daemon.http.entrance import tokens_of
+    from tracepaper.daemon.session.messenger import check_notify
     from tracepaper.daemon.session.run_row import preflight
 
     loaded = load(with_settings(_one_of(file, config), settings))
     tokens_of(loaded.http)
+    check_notify(loaded.notify)
     preflight(loaded, loaded.storage.path)
     if json:
         print_json({"valid": True, "config_sha256": loaded.sha256()})

@@ -25,6 +25,7 @@ from msgspec import Struct
 
 from tracepaper.daemon.config.loading import Config
 from tracepaper.daemon.config.several import strategy_name
+from tracepaper.daemon.http.entrance import tokens_of
 from tracepaper.strategies.errors import ConfigInvalid, FeedLost, TracepaperError
 
 PYTHON_OLDEST: Final = (3, 11)
@@ -78,6 +79,8 @@ def diagnose(config: Config, database: Path) -> Iterator[Diagnosis]:
             ("checkpoint", lambda: _checkpoint(config)),
         ]
     checks.append(("warm-up", lambda: _warm_up(config)))
+    if config.http.tokens or config.http.page:
+        checks.append(("tokens", lambda: _tokens(config)))
     if config.notify.addresses:
         checks.append(("notify", lambda: _notify(config)))
     if config.storage.ship_to:
@@ -164,6 +167,15 @@ def _configuration(config: Config) -> Finding:
         f"{strategy_name(config)} on {', '.join(market.symbols)} ({market.category}, interval "
         f"{market.interval}), hash {config.sha256()[:12]}"
     )
+
+
+def _tokens(config: Config) -> Finding:
+    """Warn of a token that cannot be read here, as ``_notify`` does of an address."""
+    try:
+        names = ", ".join(sorted(tokens_of(config.http)))
+    except ConfigInvalid as error:
+        return Verdict.WARN, str(error)
+    return Verdict.OK, f"of {names}"
 
 
 def _notify(config: Config) -> Finding:

@@ -71,6 +71,7 @@ class Notices:
         self._kinds = frozenset(section.kinds)
         self._instruments = {item.id: item for item in run.instruments}
         self._on_breach = on_breach
+        self._start_ms = run.period_start_ms
         self._breach = ""
         self._late: set[str] = set()  # instruments whose newest decision was late
         self._late_count = 0
@@ -149,6 +150,8 @@ class Notices:
         )
 
     def _bar(self, bar: Bar, step: Step, breach: str, notices: list[Notice]) -> None:
+        if bar.open_time_ms < self._start_ms:
+            return  # history, of which days have long passed
         refusals, daily = self._refusals, self._daily
         if daily.first is None:
             refusals.begin(bar, step)

@@ -52,13 +52,19 @@ def findings(
     return {row["check"]: (row["verdict"], row["detail"]) for row in rows}
 
 
-def test_an_address_that_a_shell_cannot_read_is_a_warning(
+def test_a_secret_that_a_shell_cannot_read_is_a_warning(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = configured(tmp_path, '[notify]\naddresses = ["env:NOTIFY_A"]\n')
+    text = '[notify]\naddresses = ["env:NOTIFY_A"]\n[http]\ntokens = {anna = "env:ANNA"}\n'
+    config = configured(tmp_path, text)
     db = tmp_path / "run.db"
+    verdict, detail = findings(capsys, "-c", config, "--db", db)["tokens"]
+    assert verdict == "warn"
+    assert detail.startswith("[http] tokens, anna: env:ANNA names an environment variable")
+    monkeypatch.setenv("ANNA", "a" * 32)
     verdict, detail = findings(capsys, "-c", config, "--db", db)["notify"]
     assert verdict == "warn"
+    assert invoke(["config", "check", "-c", str(config)]) == 2
     assert detail.startswith("[notify] addresses: env:NOTIFY_A names an environment variable")
     monkeypatch.setenv("NOTIFY_A", "json://127.0.0.1/hunter2")
     found = findings(capsys, "-c", config, "--db", db)["notify"]

@@ -45,7 +45,8 @@ LATE = builders.decision(measures=(("late", 9_000.0, 5_000.0, False),), reason="
 def notices(on_breach: str = "halt", **section: Any) -> Notices:
     instruments = [builders.instrument(), builders.instrument("ETHUSDT")]
     run = builders.run(instruments=instruments)
-    return Notices(NotifySection(**section), run, on_breach=on_breach)
+    begun = msgspec.structs.replace(run, period_start_ms=START_MS - MINUTE)
+    return Notices(NotifySection(**section), begun, on_breach=on_breach)
 
 
 def closed(at_ms: int, decided: Decision | None = WELL, symbol: str = "BTCUSDT", **of: Any) -> Step:
@@ -207,6 +208,8 @@ def test_the_day_is_summed_up_at_its_time() -> None:
     first = closed(MIDNIGHT_MS, twins=(holding,))
     steps = [first, filled(OrderRole.SIGNAL), closed(MIDNIGHT_MS + 29 * MINUTE, REFUSED)]
     assert told(found, *steps) == []
+    history = (START_MS - days * DAY_MS for days in (3, 2, 1))
+    assert told(notices(daily_at="00:30"), *map(closed, history)) == []
     last = closed(MIDNIGHT_MS + 30 * MINUTE, of=builders.account(101_000), twins=(later,))
     ((kind, text),) = told(found, last, closed(MIDNIGHT_MS + 31 * MINUTE))
     assert kind == "daily"
