@@ -14,7 +14,7 @@ from tracepaper.daemon.broker.line import Line
 from tracepaper.daemon.broker.orders import Latency, OrdersState, RestingOrders
 from tracepaper.daemon.broker.rules import Filters
 from tracepaper.daemon.engine.engine import Engine
-from tracepaper.daemon.engine.instrument_state import InstrumentState
+from tracepaper.daemon.engine.instrument_state import MemberState
 from tracepaper.strategies.errors import InvariantBroken
 from tracepaper.strategies.types.decisions import Decision, Fill, Order
 
@@ -78,7 +78,7 @@ PLANTED: list[tuple[World, Any, str, Callable[..., Any]]] = [
     (TWO_BY_QUOTES, PaperAccount, "match_mark", _never),
     (TWO_BY_QUOTES, Engine, "forget_passing", _never),
     (MARGIN_BY_QUOTES, RestingOrders, "expire", _nothing),
-    (SPOT_BY_BARS, InstrumentState, "unfilled", _says_nothing),
+    (SPOT_BY_BARS, MemberState, "unfilled", _says_nothing),
 ]
 
 
