@@ -576,9 +576,9 @@ class Engine:
         count, lines = len(repeats), broker.own.books[0].lines
         columns: list[Sequence[int]] = []  # of each instrument, the profit after each of its bars
         for place, (key, repeat) in enumerate(repeats.items()):
-            own = bars[place::count]
-            columns.append([lines[key].profit_at(bar.close) for bar in own])
-            broker.follow(own)
+            of_instrument = bars[place::count]
+            columns.append([lines[key].profit_at(bar.close) for bar in of_instrument])
+            broker.follow(of_instrument)
             self.states[key].end_stretch(repeat)
         totals = [*map(sum, zip(*columns, strict=True))] if count > 1 else columns[0]
         profits = [*chain.from_iterable(zip(*columns, strict=True))] if count > 1 else columns[0]

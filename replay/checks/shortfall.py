@@ -200,7 +200,7 @@ def _missed_outside(shortfalls: Sequence[Shortfall]) -> Iterator[str]:
             yield f"{count:,} decisions {where} count as missed; export the run's whole time"
 
 
-class _Ordered(NamedTuple):
+class _OrdersOfRun(NamedTuple):
     """The ordered sides of a run, by book in the order of their decisions, and by order id."""
 
     books: dict[tuple[str, str], list[OrderedSide]]
@@ -213,8 +213,8 @@ class _Ordered(NamedTuple):
         unless a later decision ordered another side, and the account has filled that one already.
         """
         first = fills[0]
-        if (known := self.by_id.get(first.order)) is not None:
-            return known
+        if (followed := self.by_id.get(first.order)) is not None:
+            return followed
         sent_ms = min(
             fill.time_ms if fill.created_ms is None else fill.created_ms for fill in fills
         )
@@ -243,7 +243,7 @@ class _Ordered(NamedTuple):
 
 def _ordered(
     columns: RunColumns, markets: Mapping[str, _Market], left_out: Counter[str]
-) -> _Ordered:
+) -> _OrdersOfRun:
     """Return what the run ordered, with paper's fills."""
     books: dict[tuple[str, str], list[OrderedSide]] = defaultdict(list)
     by_id: dict[str, OrderedSide] = {}
@@ -280,7 +280,7 @@ def _ordered(
         )
     for book_sides in books.values():
         book_sides.sort(key=lambda of: (of.decided_ms, of.sequence, of.side))
-    return _Ordered(books, by_id)
+    return _OrdersOfRun(books, by_id)
 
 
 def _whole(row: Row, name: str, decimals: int) -> int:

@@ -256,9 +256,9 @@ def _changes(
             "open_time_ms": int(stored["open_time_ms"][place]),
             "instrument": item.id,
             "sequence": sequence,
-            "before": _said(verdicts[0]),
+            "before": _verdict_text(verdicts[0]),
             "target_before": _quantity(before, item.quantity_decimals),
-            "after": _said(verdicts[1]),
+            "after": _verdict_text(verdicts[1]),
             "target_after": _quantity(after, item.quantity_decimals),
             "why": _why(*verdicts),
             "measure": None if at is None else judged.measures[at],
@@ -266,7 +266,7 @@ def _changes(
         }
 
 
-def _said(verdict: Verdict) -> str:
+def _verdict_text(verdict: Verdict) -> str:
     action, refused = verdict
     return action if refused is None else f"{action}, {refused} refused"
 
