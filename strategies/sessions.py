@@ -282,12 +282,12 @@ class SuspectedSplit(NamedTuple):
         """Name it, as the warnings of a run do; :func:`named_splits` reads it back."""
         day = datetime.fromtimestamp(self.open_time_ms / 1000, UTC).date()
         return (
-            f"{symbol}: a split of {self.new} for {self.old} on {day} is suspected that was not "
-            "adjusted; give adjusted candles"
+            f"{symbol}: the split of {self.new} for {self.old} suspected on {day} is not adjusted; "
+            "give adjusted candles"
         )
 
 
-_NAMED: Final = re.compile(r"(\S+): a split of (\d+) for (\d+) on (\d{4}-\d\d-\d\d) is suspected")
+_NAMED: Final = re.compile(r"(\S+): the split of (\d+) for (\d+) suspected on (\d{4}-\d\d-\d\d) ")
 
 
 def named_splits(sentences: Iterable[str]) -> dict[str, list[SuspectedSplit]]:
