@@ -324,11 +324,11 @@ class SplitWatch:
         if is_first:
             return None
         turnover = prices[1] * volume
-        split = self._found(open_time_ms, before, prices, turnover)
+        split = self._suspected(open_time_ms, before, prices, turnover)
         self._usual.append(turnover)
         return split
 
-    def _found(
+    def _suspected(
         self, open_time_ms: int, before: tuple[int, int], prices: tuple[int, int], turnover: int
     ) -> SuspectedSplit | None:
         fall = before[1] / prices[0]
