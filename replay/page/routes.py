@@ -264,7 +264,7 @@ ROUTES: Final = (
           lambda shelf, _, report, run, sequence: _late().verify_decision(
               shelf.find(run), _sequence(sequence), report), is_heavy=True, streams=True),
     ReadRoute(f"{_D}/ask", "Asks the run's model again about one decision; lines of JSON.",
-          NoParameters, answers.ModelAnswer,
+          NoParameters, answers.Document,
           lambda shelf, _, report, run, sequence: _late().ask(
               shelf.find(run), _sequence(sequence), report), is_heavy=True, streams=True),
     ReadRoute(f"{_R}/verify", "Derives the whole run again from its record; lines of JSON.",
