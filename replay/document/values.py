@@ -48,6 +48,8 @@ how far a ``measure`` is from its ``threshold``, a ``stack`` the parts of a whol
 ``columns`` shares over time, a ``balance`` what each ``feature`` has ``added``, and a ``timeline``
 an ``event`` after another. A terminal writes pairs in one line, and all others as tables.
 """
+PAIR: Final[Mapping[str, Form]] = {"name": "text", "value": "exact"}
+"""The figures of ``pairs``."""
 BAR_CELLS: Final = 28
 SIGNED_BAR_CELLS: Final = 16
 BARS: Final = ("bar", "gain bar")

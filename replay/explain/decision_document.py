@@ -15,6 +15,7 @@ import numpy as np
 
 from tracepaper.daemon.broker.account import SIDES
 from tracepaper.replay.document.values import (
+    PAIR,
     Figure,
     Form,
     Paragraph,
@@ -373,7 +374,6 @@ _GATES: Final = (
     ),
     Figure[GateMargin]("drawn", "", "mark", _is_drawn, wide=True),
 )
-PAIR: Final[Mapping[str, Form]] = {"name": "text", "value": "exact"}
 _SHARE: Final[Mapping[str, Form]] = {"name": "text", "share": "exact", "bar": "bar"}
 _MOMENT: Final[Mapping[str, Form]] = {"time": "second", "event": "text"}
 

@@ -404,28 +404,6 @@ class Rows(Struct, frozen=True):
     next: str | None
 
 
-class Latency(Struct, frozen=True):
-    """How long something took, in seconds: a decision from its bar's close, a forecast, a commit.
-
-    A quantile is the upper bound of its class in a histogram; null where it lies beyond them all.
-    """
-
-    name: str
-    count: int
-    mean: Number
-    p50: Number
-    p90: Number
-    p99: Number
-
-
-class FeedAge(Struct, frozen=True):
-    """How old the newest data of an instrument are, in seconds of market time."""
-
-    instrument: str
-    bar_s: Number
-    quote_s: Number
-
-
 class RunEvent(Struct, frozen=True):
     """A start, a gap, a command, a daily replay, a retraining, or another event worth a line."""
 
@@ -437,28 +415,16 @@ class RunEvent(Struct, frozen=True):
 
 
 class Health(Struct, frozen=True):
-    """Whether the run is sound. What only a running daemon knows is null of a recorded run."""
+    """Whether the run is sound, and the document of what is known; parts as in ``Document``."""
 
-    run_id: str
-    is_live: bool
+    is_live: bool  # of a running daemon, which knows more than the record
     state: str  # running, halted, ended or killed
     halted_by: str | None
-    not_ready: list[str]
-    parity: ParityState | None
-    parity_due_ms: int | None
-    is_checking: bool
-    feeds: list[FeedAge]
-    frame_s: Number  # age of the newest frame of a stream
-    commit_s: Number  # since the newest step was stored
-    latencies: list[Latency]
-    counters: dict[str, int]  # of the feed, and of notices
-    starts: int
-    gaps: int
-    missing_bars: int  # of gaps that were never repaired
+    is_wrong: bool  # the record is damaged, or lacks bars
+    is_ready: bool
     steps: int
-    head_digest: str
-    happenings: list[RunEvent]  # the newest first
-    damage: Damage | None
+    title: str
+    parts: list[dict[str, Any]]
 
 
 class Document(Struct, frozen=True):

@@ -234,7 +234,8 @@ def _refusals(shelf: Databases, _parameters: NoParameters, _report: Report, run:
 
 
 def _health(shelf: Databases, _parameters: NoParameters, _report: Report, run: str) -> Struct:
-    return records.health(shelf.find(run), shelf.served)
+    status = shelf.status if run == shelf.served else None
+    return records.health(shelf.find(run), shelf.served, status)
 
 
 _R, _D = "/runs/{run}", "/runs/{run}/decisions/{sequence}"

@@ -84,12 +84,6 @@ export function basisPoints(value, { sign = true } = {}) {
   return (sign && !text.startsWith(MINUS) && /[1-9]/.test(text) ? "+" : "") + text;
 }
 
-/** A signed number with its sign always. */
-export function delta(value, decimals = 1) {
-  const text = number(value, decimals);
-  return text.startsWith(MINUS) || !/[1-9]/.test(text) ? text : `+${text}`;
-}
-
 /** A quantity's exact text without a sign and without zeros after its last digit. */
 export function quantity(text) {
   const bare = String(text ?? "0").replace(/^[-\u2212]/, "");

@@ -105,7 +105,7 @@ function Balance({ rows, shown }) {
         ({ feature, added }) =>
           html`<li>
             <span title=${feature.text}>${word(feature.text)}</span>
-            <span class="balance" aria-hidden="true"><i style=${{ [added.sort < 0 ? "right" : "left"]: "50%", width: `${(50 * Math.abs(added.sort)) / most}%` }}></i></span>
+            <span class="beam" aria-hidden="true"><i style=${{ [added.sort < 0 ? "right" : "left"]: "50%", width: `${(50 * Math.abs(added.sort)) / most}%` }}></i></span>
             <span class="figure">${added.text}</span>
           </li>`,
       )}
