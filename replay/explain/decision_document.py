@@ -363,7 +363,7 @@ _GATES: Final = (
     Figure[GateMargin](
         "share",
         "share",
-        "gain percent",
+        "share",
         lambda gate: None if GATES[gate.gate].is_switch else gate.share,
     ),
     Figure[GateMargin]("unit", "unit", "text", lambda gate: unit_beside(gate.gate)),

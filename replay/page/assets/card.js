@@ -1,8 +1,9 @@
 /** The why card: what one decision did, why, and what would have changed it. */
-import { html, useEffect, useRef, useState } from "./vendor/htm-preact.js";
+import { html, useEffect, useState } from "./vendor/htm-preact.js";
 import { askDecision, source, verifyDecision } from "./api.js";
 import { Parts } from "./document.js";
 import { moment, number, seconds, word, zoneName } from "./format.js";
+import { useTask } from "./hooks.js";
 
 /** Name in red where the title names the gate that refused. */
 function Title({ decision }) {
@@ -16,42 +17,23 @@ function Title({ decision }) {
 
 /** What the model says when it is asked again: features and heads. */
 function Ask({ decision }) {
-  const [state, setState] = useState({});
-  const abort = useRef(null);
-  useEffect(() => {
-    setState({});
-    return () => abort.current?.abort();
-  }, [decision.run_id, decision.sequence]);
+  const { progress, result, error, ask, cancel } = useTask([decision.run_id, decision.sequence]);
   if (!decision.forecast) return null;
   if (source.isRecord)
     return html`<section class="part">
       <header><h3>What each feature added</h3></header>
       <p class="muted">Beside the record, <code>tracepaper explain ${decision.run_id}:${decision.sequence} --full</code> asks the model.</p>
     </section>`;
-  const ask = async () => {
-    const own = (abort.current = new AbortController());
-    setState({ progress: { share: 0, doing: "asking the model" } });
-    try {
-      const asked = await askDecision(decision.run_id, decision.sequence, (progress) => own.signal.aborted || setState({ progress }), own.signal);
-      if (!own.signal.aborted) setState({ asked });
-    } catch (error) {
-      if (!own.signal.aborted) setState({ error: error.message });
-    }
-  };
-  const cancel = () => {
-    abort.current.abort();
-    setState({});
-  };
-  const { progress, asked, error } = state;
-  if (asked) return html`<div class="document"><${Parts} parts=${asked.parts} /></div>`;
+  const begin = () => ask((told, signal) => askDecision(decision.run_id, decision.sequence, told, signal), "asking the model");
+  if (result) return html`<div class="document"><${Parts} parts=${result.parts} /></div>`;
   return html`<section class="part">
     <header>
       <h3>What each feature added</h3>
-      ${!progress && html`<button class="plain" onClick=${ask}>ask the model</button>`}
+      ${!progress && html`<button class="plain" onClick=${begin}>ask the model</button>`}
       ${progress && html`<button class="plain" onClick=${cancel}>cancel</button>`}
     </header>
     ${progress && html`<progress max="1" value=${progress.share} aria-label=${progress.doing}></progress><p class="muted" role="status">${progress.doing}</p>`}
-    ${error && html`<p class="loss">${error}</p>`}
+    ${error && html`<p class="loss">${error.message}</p>`}
   </section>`;
 }
 
@@ -68,32 +50,19 @@ function Elapsed() {
 }
 
 function Verify({ decision, verify }) {
-  const [state, setState] = useState({});
-  useEffect(() => setState({}), [decision.run_id, decision.sequence]);
-  const isBusy = state.busy === decision.sequence;
-  const run = async () => {
-    if (source.isRecord || isBusy) return;
-    const { sequence } = decision;
-    setState({ busy: sequence, doing: "asking for the record" });
-    try {
-      const told = ({ doing }) => setState((now) => (now.busy === sequence ? { ...now, doing } : now));
-      const derived = await verifyDecision(decision.run_id, sequence, told);
-      setState((now) => (now.busy === sequence ? { derived } : now));
-    } catch (error) {
-      setState((now) => (now.busy === sequence ? { error: error.message } : now));
-    }
-  };
+  const { progress, result: derived, error, ask } = useTask([decision.run_id, decision.sequence]);
+  // It goes on where another decision is looked at: the process that derives stays.
+  const run = () => source.isRecord || progress || ask((told) => verifyDecision(decision.run_id, decision.sequence, told), "asking for the record");
   verify.current = run;
-  const { derived, error } = state;
   return html`<div class="verify">
-    <button class="action" onClick=${run} disabled=${source.isRecord} aria-busy=${isBusy}>Verify</button>
+    <button class="action" onClick=${run} disabled=${source.isRecord} aria-busy=${progress != null}>Verify</button>
     <p role="status" class=${error || (derived && !derived.same) ? "loss" : ""}>
       ${source.isRecord
         ? html`Run <code>tracepaper verify ${decision.run_id}</code> beside the record.`
-        : isBusy
-          ? html`${sentence(state.doing)}… <${Elapsed} />`
+        : progress
+          ? html`${sentence(progress.doing)}… <${Elapsed} />`
           : error
-            ? error
+            ? error.message
             : !derived
               ? "Derives this decision again from the record, now."
               : derived.same

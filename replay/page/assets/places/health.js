@@ -1,9 +1,9 @@
 /** Health: whether the run is sound. */
-import { html, useEffect, useRef, useState } from "../vendor/htm-preact.js";
+import { html, useEffect, useState } from "../vendor/htm-preact.js";
 import { getOf, source, verifyRun } from "../api.js";
 import { Parts } from "../document.js";
 import { count, moment } from "../format.js";
-import { useAnswer, Waiting } from "../hooks.js";
+import { useAnswer, useTask, Waiting } from "../hooks.js";
 
 const AGAIN = 5_000; // ms between two readings of a daemon that runs
 const SHORT = 20_000; // steps of a run that is derived again without being asked: some seconds
@@ -19,29 +19,13 @@ function Parity({ parity }) {
 }
 
 function WholeRun({ run, isAsked }) {
-  const [state, setState] = useState({});
-  const abort = useRef(null);
-  useEffect(() => void (isAsked && ask()), [run]);
-  useEffect(() => () => abort.current?.abort(), [run]);
+  const { progress, result, error, ask, cancel } = useTask([run]);
+  const begin = () => ask((told, signal) => verifyRun(run, told, signal), "deriving every decision again");
+  useEffect(() => void (isAsked && begin()), [run]);
   if (source.isRecord) return html`<p>Beside the record, <code>tracepaper verify ${run}</code> derives every decision again.</p>`;
-  const ask = async () => {
-    const own = (abort.current = new AbortController());
-    setState({ progress: { share: 0, doing: "deriving every decision again" } });
-    try {
-      const result = await verifyRun(run, (progress) => own.signal.aborted || setState({ progress }), own.signal);
-      if (!own.signal.aborted) setState({ result });
-    } catch (error) {
-      if (!own.signal.aborted) setState({ error: error.message });
-    }
-  };
-  const cancel = () => {
-    abort.current.abort();
-    setState({});
-  };
-  const { progress, result, error } = state;
   return html`<p class="verify">
-      <button class="action" onClick=${progress ? cancel : ask}>${progress ? "Cancel" : "Verify the run"}</button>
-      <span role="status" class=${error ? "loss" : "muted"}>${progress?.doing ?? error ?? (result ? "Derived again, now." : "Derives every decision again from the record, now.")}</span>
+      <button class="action" onClick=${progress ? cancel : begin}>${progress ? "Cancel" : "Verify the run"}</button>
+      <span role="status" class=${error ? "loss" : "muted"}>${progress?.doing ?? error?.message ?? (result ? "Derived again, now." : "Derives every decision again from the record, now.")}</span>
     </p>
     ${progress && html`<progress max="1" value=${progress.share} aria-label=${progress.doing}></progress>`}`;
 }
