@@ -213,6 +213,7 @@ def document(
             for row, margin in zip(stored.gates, margins, strict=True)
         ],
         "flips": flips,
+        "method": stored.explained["method"],
         "buckets": stored.buckets,
         "no_attribution": stored.no_attribution,
         "full": None if recomputed.full is None else _full(recomputed.full),

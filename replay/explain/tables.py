@@ -53,6 +53,7 @@ SHARE_MOST: Final = 10.0
 """From here on a share is written as a multiple of the threshold."""
 ORDERS_TITLE: Final = "Orders of the list, and what became of each"
 LOOKED: Final = "where attention flowed; not why the price will move"
+ADDED: Final = "relevance: signed shares, whose sizes sum to 1; not why the price will move"
 FEATURES_SHOWN: Final = 10
 BARS_SHOWN: Final = 8
 COMPARED_SHOWN: Final = 6
@@ -198,17 +199,20 @@ def _gates(flips: Flips) -> Table:
 
 
 def bucket_table(stored: StoredDecision) -> Table:
-    """Return the heaviest 64-bar blocks of the rollout that was stored."""
-    heaviest = sorted(stored.buckets, key=lambda row: -row["weight"])[:BUCKETS_SHOWN]
-    most = max((row["weight"] for row in heaviest if row["bucket"] != "older"), default=0.0) or 1.0
+    """Return the heaviest 64-bar blocks of the explanation that was stored."""
+    heaviest = sorted(stored.buckets, key=lambda row: -abs(row["weight"]))[:BUCKETS_SHOWN]
+    sizes = (abs(row["weight"]) for row in heaviest if row["bucket"] != "older")
+    most = max(sizes, default=0.0) or 1.0
     rows: list[tuple[Value, ...]] = [
         # All that is older is no block, and has no bar.
         ("older", row["weight"], None)
         if row["bucket"] == "older"
-        else (row["from_open_time_iso"], row["weight"], row["weight"] / most)
+        else (row["from_open_time_iso"], row["weight"], abs(row["weight"]) / most)
         for row in heaviest
     ]
     title = f"Where it looked, by 64-bar block ({LOOKED})"
+    if stored.is_relevance:
+        title = f"What moved its mean, by 64-bar block ({ADDED})"
     return table_of("buckets", title, {"from": "text", "weight": "measure", "": "bar"}, rows)
 
 

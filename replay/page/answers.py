@@ -354,7 +354,7 @@ class Bucket(Struct, frozen=True):
 
 
 class AttendedBlocks(Struct, frozen=True):
-    """Where the model looked, the newest block first."""
+    """Where the model looked, the newest block first; of relevance signed shares."""
 
     method: str
     buckets: list[Bucket]

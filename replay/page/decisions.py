@@ -362,16 +362,15 @@ def _forecast(shown: ShownRun, stored: StoredDecision, close: float) -> answers.
 def _looked(stored: StoredDecision, close_ms: int) -> answers.AttendedBlocks | None:
     if not stored.buckets:
         return None
-    config = json.loads(stored.run["config"])
     within, total = None, 0.0
     for bucket in stored.buckets:
-        total += bucket["weight"]
+        total += abs(bucket["weight"])
         if total >= 0.5:
             start = bucket["from_open_time_ms"]
             within = None if start is None else close_ms - start
             break
     return answers.AttendedBlocks(
-        method=config["model"]["explanation"]["method"],
+        method=stored.explained["method"],
         buckets=[
             answers.Bucket(block["from_open_time_ms"], block["until_open_time_ms"], block["weight"])
             for block in stored.buckets

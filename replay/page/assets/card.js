@@ -134,17 +134,18 @@ function LookedPart({ decision, viewFrom }) {
       ? html`<section><header><h3>Where it looked</h3></header><p class="muted">${no_attribution}</p></section>`
       : null;
   const bars = looked.buckets.slice().reverse();
-  const most = Math.max(...bars.map((bucket) => bucket.weight), 1e-9);
+  const most = Math.max(...bars.map((bucket) => Math.abs(bucket.weight)), 1e-9);
+  const isSigned = looked.method === "relevance";
   const oldest = bars.find((bucket) => bucket.from_ms != null);
   return html`<section>
-    <header><h3>Where it looked</h3><span>not why the price will move</span></header>
-    <div class="blocks" role="img" aria-label=${`Attention by block of bars, oldest first; half of it in the last ${duration(looked.half_within_ms)}`}>
+    <header><h3>${isSigned ? "What moved its mean" : "Where it looked"}</h3><span>${isSigned ? "relevance; " : ""}not why the price will move</span></header>
+    <div class="blocks" role="img" aria-label=${`${isSigned ? "Relevance" : "Attention"} by block of bars, oldest first; half of it in the last ${duration(looked.half_within_ms)}`}>
       ${bars.map(
         (bucket, index) =>
           html`<i
             key=${index}
-            class=${bucket.from_ms != null && bucket.until_ms > viewFrom ? "" : "earlier"}
-            style=${{ height: `${Math.max(2, (100 * bucket.weight) / most)}%` }}
+            class=${`${bucket.from_ms != null && bucket.until_ms > viewFrom ? "" : "earlier"} ${bucket.weight < 0 ? "less" : ""}`}
+            style=${{ height: `${Math.max(2, (100 * Math.abs(bucket.weight)) / most)}%` }}
             title=${`${bucket.from_ms == null ? "all before" : moment(bucket.from_ms)}: ${percent(bucket.weight, { decimals: 1 })}`}
           ></i>`,
       )}
