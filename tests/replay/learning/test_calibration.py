@@ -87,7 +87,7 @@ def test_a_forecast_without_an_explanation_is_refused() -> None:
 def test_the_default_thresholds_are_those_of_the_gates() -> None:
     known = {name: [float(percent) for percent in range(1, 100)] for name in NAMES}
     expected = {
-        "confidence": 1.0, "collapsed": 1.0, "shift": 99.0, "direction": 1.0,
+        "confidence": 1.0, "collapsed": 1.0, "shifted": 99.0, "direction": 1.0, "edge": 1.0,
     }  # fmt: skip
     found = default_thresholds({"quantiles": known})
     assert {name: found[name] for name in expected} == expected
