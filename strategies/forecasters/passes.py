@@ -18,7 +18,6 @@ from typing import Final
 import numpy as np
 import torch
 from msgspec.structs import replace
-from numpy.typing import NDArray
 from torch import Tensor
 
 from tracepaper.strategies.attention.propagation import relevance, relevance_rules
@@ -26,11 +25,13 @@ from tracepaper.strategies.features.rolling import Array
 from tracepaper.strategies.features.rows import FeatureRows
 from tracepaper.strategies.forecasters.base import (
     FeatureWindow,
+    Rows,
     buckets_of,
     feature_windows,
     row_at,
 )
 from tracepaper.strategies.forecasters.outputs import TrainedModel
+from tracepaper.strategies.networks.architecture import Network
 from tracepaper.strategies.types.decisions import Forecast, HeadForecasts
 from tracepaper.strategies.types.market import Bar
 
@@ -117,27 +118,27 @@ class RelevancePasses(RowPasses):
     """One pass forward and one back; they replace the stored blocks by the relevance of each."""
 
     def __init__(self, model: TrainedModel, horizon: int | None) -> None:
-        """Explain the mean return of *model* at *horizon*, of None at its first.
+        """Explain the mean return of *model* at *horizon*, or at its first if it has no such.
 
         Raises ``AttentionInvalid`` for a network whose answer cannot be differentiated.
         """
         super().__init__(model)
         config = model.network.config
-        self._index = 0 if horizon is None else config.horizons.index(horizon)
+        self._index = config.horizons.index(horizon) if horizon in config.horizons else 0
         rows = torch.zeros(config.receptive_field, config.features, device=model.network.device)
-        self._relevance(rows, torch.arange(len(rows), device=rows.device))  # said at the start
+        positions = torch.arange(len(rows), device=rows.device)
+        relevance_of(model.network, rows, positions, self._index)  # what cannot be fails at once
 
     def by_bar(self, instrument: str) -> Array:
-        """Return the shares of *instrument*'s newest bars [bar], oldest first, as ``shares``."""
-        window = self._windows[instrument]
-        added = self._relevance(*self._inputs(window))
-        return added / _size(buckets_of(added, window.positions))
+        """Return the signed shares of *instrument*'s newest bars [bar], oldest first."""
+        added, blocks = self._added_by(self._windows[instrument])
+        return added / _size(blocks)
 
     def _added(self, answer: Forecast, window: FeatureWindow, sigma: float) -> Forecast:
         del sigma  # shares have no unit
         if answer.explanation is None or not np.isfinite(answer.mean_return[self._index]):
             return answer  # gates refuse it
-        blocks = buckets_of(self._relevance(*self._inputs(window)), window.positions)
+        _, blocks = self._added_by(window)
         shares = (blocks / _size(blocks)).astype("<f4")
         explanation = replace(
             answer.explanation,
@@ -147,15 +148,25 @@ class RelevancePasses(RowPasses):
         )
         return replace(answer, explanation=explanation)
 
-    def _relevance(self, rows: Tensor, positions: Tensor) -> Array:
-        """Return what each row adds to the mean, in units of σ √horizon, less biases: [bar]."""
-        network, rows = self._model.network, rows.requires_grad_()
-        with relevance_rules(network):
-            added = relevance(network(rows[None], positions).mean[0, -1, self._index], rows)
-        by_bar: Array = added.sum(dim=1).double().cpu().numpy()
-        return by_bar
+    def _added_by(self, window: FeatureWindow) -> tuple[Array, Rows]:
+        """Return what each bar of *window* adds [bar], and its 64-bar blocks."""
+        by_bar = relevance_of(self._model.network, *self._inputs(window), self._index).sum(axis=1)
+        return by_bar, buckets_of(by_bar, window.positions)
 
 
-def _size(blocks: NDArray[np.floating]) -> float:
+def relevance_of(network: Network, rows: Tensor, positions: Tensor, index: int) -> Array:
+    """Return what each number of *rows* adds to the mean at the horizon in place *index*.
+
+    [bar, feature], in units of σ √horizon, in one backward pass; less what biases add it is the
+    mean.
+    """
+    inputs = rows.detach().requires_grad_()
+    with relevance_rules(network):
+        added = relevance(network(inputs[None], positions).mean[0, -1, index], inputs)
+    numbers: Array = added.double().cpu().numpy()
+    return numbers
+
+
+def _size(blocks: Rows) -> float:
     """Return the sum of the sizes of *blocks*, by which shares of them sum to 1 without signs."""
     return max(float(np.abs(blocks).sum(dtype=np.float64)), float(np.finfo(np.float64).tiny))
