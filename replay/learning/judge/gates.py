@@ -11,7 +11,7 @@ The rules are docs/decisions.md, G18 and G32 to G36.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import chain
@@ -35,7 +35,6 @@ from tracepaper.replay.learning.card import (
     PERCENTS,
     RECENT_MASS,
     ROUND_TRIP_COST,
-    measures,
     quantiles,
     rounded,
 )
@@ -73,6 +72,7 @@ from tracepaper.strategies.gates.gate import (
     AUTO,
     GATES,
     MILDEST,
+    GateInputs,
     ThresholdKey,
     is_known,
     is_of_attention,
@@ -267,7 +267,7 @@ def _beside(
     if len(forecasts) != len(answers):
         raise DataInvalid("A bar with a full context has no forecast; check the checkpoint.")
     fitted = None if forecaster.calibration is None else forecaster.calibration.confidence
-    gates = measures(
+    fields = measures(
         forecasts,
         given=forecaster.measures,
         horizon=horizon,
@@ -282,7 +282,7 @@ def _beside(
         np.full(len(rows), horizon),
         segment.interval_ms,
         _outcomes(segment, rows, horizon) | {"place": rows - rows[0] + place},
-        {MODEL: {**_fields(forecasts, horizon), **gates}},
+        {MODEL: fields},
     )
 
 
@@ -296,16 +296,45 @@ def _outcomes(segment: Segment, rows: Ints, horizon: int) -> dict[str, NDArray[A
     }
 
 
-def _fields(forecasts: Sequence[Forecast], horizon: int) -> dict[str, Array]:
-    """Return the inputs of a confidence, and the law at *horizon*, of each forecast."""
+def measures(
+    forecasts: Sequence[Forecast],
+    *,
+    given: Collection[str],
+    horizon: int,
+    slope: float,
+    fitted: FittedConfidence | None = None,
+) -> dict[str, Array]:
+    """Return a confidence's inputs, the law, and the measure of every calibrated gate, by name.
+
+    *given* are the measures of the forecaster, which gates need; ``edge`` is taken at
+    ``ROUND_TRIP_COST``. The fitted confidence has a measure where one is *fitted*.
+    """
+    gates = [
+        gate
+        for gate in GATES.values()
+        if gate.calibrated_as
+        and gate.needs <= set(given)
+        and (fitted is not None or gate.chosen_by != CALIBRATED)
+    ]
     at, first = forecasts[0].horizons.index(horizon), forecasts[0]
     names = names_for(first) if first.p_up else ()
-    rows = [
-        (*values_of(names, of, at), of.mean_return[at], of.stdev_return[at], of.volatility[at])
-        for of in forecasts
-    ]
+    rows = []
+    for of in forecasts:
+        if of.explanation is None and RECENT_MASS in given:
+            raise DataInvalid("A forecast has no explanation; calibrate an explaining forecaster.")
+        inputs = GateInputs(
+            forecast=of,
+            explanation=of.explanation,
+            horizon_index=at,
+            slope=slope,
+            fitted=fitted,
+            round_trip_cost=ROUND_TRIP_COST,
+        )
+        law = of.mean_return[at], of.stdev_return[at], of.volatility[at]
+        rows.append([*values_of(names, of, at), *law, *(gate.measure(inputs) for gate in gates)])
     columns = np.array(rows, dtype=np.float64).T
-    return dict(zip((*names, "mean", "stdev", "volatility"), columns, strict=True))
+    fields = (*names, "mean", "stdev", "volatility", *(gate.calibrated_as for gate in gates))
+    return dict(zip(fields, columns, strict=True))  # of one name twice both are the same
 
 
 def inputs_of(explained: Forecasts) -> dict[str, Array]:
@@ -584,9 +613,7 @@ def fit_confidence(
     evidence = {
         "rows": len(rows),
         "independent": round(independent(rows)),
-        "days": len(np.unique(rows.day)),
-        "sign": {name: gain.rounded() for name, gain in gains.items()},
-        "volatility": area_gained(truth(rows), calm[0], rows.day).rounded(),
+        **_worth(rows, gains, calm[0]),
         "attention_adds": {
             "sign": area_gained_more(rows.labels["hit"], *sign, rows.day).rounded(),
             "volatility": area_gained_more(truth(rows), *calm, rows.day).rounded(),
@@ -661,14 +688,18 @@ def judge_spans(
 
 def _span(rows: Forecasts, fitted: FittedConfidence) -> dict[str, Any]:
     gains = _gains(rows, scored(fitted.sign, rows))
-    calm = scored(fitted.volatility, rows)
-    days = len(np.unique(rows.day))
-    chances = [_by_luck(gain, days) for gain in gains.values()]
+    worth = _worth(rows, gains, scored(fitted.volatility, rows))
+    chances = [_by_luck(gain, worth["days"]) for gain in gains.values()]
+    # How probable such a gain is where there is none.
+    by_luck = {name: round(p, 6) for name, p in zip(gains, holm(chances), strict=True)}
+    return {**worth, "holm": by_luck}
+
+
+def _worth(rows: Forecasts, gains: Mapping[str, DailyEstimate], calm: Array) -> dict[str, Any]:
+    """Return what confidences gain, and what *calm*, of the volatility's error, gains."""
     return {
-        "days": days,
+        "days": len(np.unique(rows.day)),
         "sign": {name: gain.rounded() for name, gain in gains.items()},
-        # How probable such a gain is where there is none.
-        "holm": {name: round(p, 6) for name, p in zip(gains, holm(chances), strict=True)},
         "volatility": area_gained(truth(rows), calm, rows.day).rounded(),
     }
 
@@ -747,17 +778,18 @@ def fit_cells(explained: Forecasts, count: int = COUNT) -> RegimeCells | None:
     """
     if not 2 <= count <= REGIMES_MOST or not all(map(explained.gives, REGIME_MEASURES)):
         return None
-    rows = np.stack([explained.value(name) for name in REGIME_MEASURES], axis=1)
-    usable: NDArray[np.bool_] = np.isfinite(rows.sum(axis=1))
-    if usable.sum() < _ROWS_A_CELL * count:
+    wide = np.stack([explained.value(name) for name in REGIME_MEASURES], axis=1)
+    usable = np.isfinite(wide.sum(axis=1))
+    wide, rows = wide[usable], explained.where(usable)
+    if len(rows) < _ROWS_A_CELL * count:
         return None
-    center, scale = rows[usable].mean(axis=0), rows[usable].std(axis=0)
+    center, scale = wide.mean(axis=0), wide.std(axis=0)
     scale = np.where(scale > 1e-12, scale, 1.0)
-    places = np.clip((rows[usable] - center) / scale, -_FARTHEST, _FARTHEST)
+    places = np.clip((wide - center) / scale, -_FARTHEST, _FARTHEST)
     middles, cell = _clustered(places, count)
     if len(np.unique(cell)) < count:
         return None
-    ratios = [_ratio(explained, usable, cell == number) for number in range(count)]
+    ratios = [_ratio(rows.where(cell == number)) for number in range(count)]
     errors = [ratio.error for ratio in ratios if ratio.error is not None]
     if len(errors) < count:
         return None
@@ -783,13 +815,13 @@ def judge_cells(explained: Forecasts, cells: RegimeCells, hysteresis: float) -> 
     for row in zip(*columns, strict=True):
         now = cells.next_cell(now, row, hysteresis)
         at.append(now or 0)
-    cell, every = np.array(at), np.ones(len(at), dtype=np.bool_)
-    inside = {number: cell == number for number in range(1, len(cells.cells) + 1)}
+    cell = np.array(at)
+    inside = {n: explained.where(cell == n) for n in range(1, len(cells.cells) + 1)}
     return {
         str(number): {
-            "share": round(float(rows.mean()), 5),
-            "days": len(np.unique(explained.day[rows])),
-            "variance_ratio": _ratio(explained, every, rows).rounded() if rows.any() else [],
+            "share": round(len(rows) / len(cell), 5),
+            "days": len(np.unique(rows.day)),
+            "variance_ratio": _ratio(rows).rounded() if len(rows) else [],
         }
         for number, rows in inside.items()
     }
@@ -821,17 +853,12 @@ def _clustered(places: Array, count: int) -> tuple[Array, NDArray[np.int64]]:
         return kmeans2(places, np.stack(chosen), iter=_ROUNDS, minit="matrix")
 
 
-def _ratio(
-    explained: Forecasts, usable: NDArray[np.bool_], rows: NDArray[np.bool_]
-) -> DailyEstimate:
-    """Return realised over forecast variance of the *rows* of those *usable*, with its error."""
-    realised, forecast = (
-        explained.labels["realised"][usable][rows],
-        explained.value("volatility")[usable][rows] ** 2,
-    )
+def _ratio(rows: Forecasts) -> DailyEstimate:
+    """Return realised over forecast variance of *rows*, with its error."""
+    ratios = rows.labels["realised"] / rows.value("volatility") ** 2
     # Each bar counts alike: a few violent days would decide a ratio of sums.
-    terms = np.stack([realised / forecast, np.ones_like(realised)])
-    return figure(terms, explained.day[usable][rows], lambda s: s[:, 0] / np.maximum(s[:, 1], 1.0))
+    terms = np.stack([ratios, np.ones_like(ratios)])
+    return figure(terms, rows.day, lambda s: s[:, 0] / np.maximum(s[:, 1], 1.0))
 
 
 # --- the card

@@ -536,18 +536,14 @@ def _on_both(every: Sequence[Judgement]) -> Iterable[Table]:
     if len(every) < 2:
         return
     areas = [confidence_areas(judgement) for judgement in every]
-    rows = []
+    rows: list[Cells] = []
     for name in MEASURES:
-        verdicts: dict[str, Value] = {}
-        for risk in RISKS:
-            differences = [by_risk.get(risk, {}).get(name) for by_risk in areas]
-            defined = [each for each in differences if each is not None]
-            if len(defined) == len(every):
-                verdicts[risk] = (
-                    "yes" if all(verdict(each) == "better" for each in defined) else "no"
-                )
-        if verdicts:
-            rows.append({"measure": words(name), **verdicts})
+        verdicts: dict[str, Value] = {
+            risk: "yes" if all(verdict(of[risk][name]) == "better" for of in areas) else "no"
+            for risk in RISKS
+            if all(name in of.get(risk, {}) for of in areas)
+        }
+        rows += [{"measure": words(name), **verdicts}] if verdicts else []
     columns = [of_row("measure", "measure", "text")]
     columns += [of_row(risk, metric.title, "text") for risk, metric in RISKS.items()]
     yield table(
@@ -560,25 +556,17 @@ def _beside_on_every(every: Sequence[Judgement]) -> Iterable[Table]:
     """Return against which other models the verdict is one on every span."""
     if len(every) < 2:
         return
-    first = every[0].forecasts
-    metrics = compared_by(first)
-    compared = {
-        (key, horizon): [
-            compare(span.forecasts.at(horizon), metric, others=first.compared) for span in every
-        ]
-        for key, metric in metrics.items()
-        for horizon in first.horizons
-    }
-    rows: list[Cells] = []
-    for (key, horizon), spans in compared.items():
-        for name in first.compared:
-            if all(name in differences for differences in spans):
-                verdicts = {verdict_of(metrics[key], of[name]) for of in spans}
+    first, rows = every[0].forecasts, list[Cells]()
+    for metric in compared_by(first).values():
+        for horizon in first.horizons:
+            spans = [
+                compare(of.forecasts.at(horizon), metric, others=first.compared) for of in every
+            ]
+            for name in (each for each in first.compared if all(each in of for of in spans)):
+                verdicts = {verdict_of(metric, of[name]) for of in spans}
                 verdict = verdicts.pop() if len(verdicts) == 1 else "mixed"
-                title = metrics[key].title
-                rows.append(
-                    {"model": name, "metric": title, "horizon": horizon, "verdict": verdict}
-                )
+                row = {"model": name, "metric": metric.title, "horizon": horizon}
+                rows.append({**row, "verdict": verdict})
     columns = [
         of_row("model", "model", "text"),
         of_row("metric", "metric", "text"),
