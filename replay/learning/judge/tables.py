@@ -565,8 +565,8 @@ def _beside_on_every(every: Sequence[Judgement]) -> Iterable[Table]:
             for name in (each for each in first.compared if all(each in of for of in spans)):
                 verdicts = {verdict_of(metric, of[name]) for of in spans}
                 verdict = verdicts.pop() if len(verdicts) == 1 else "mixed"
-                row = {"model": name, "metric": metric.title, "horizon": horizon}
-                rows.append({**row, "verdict": verdict})
+                cells = {"model": name, "metric": metric.title, "verdict": verdict}
+                rows.append({**cells, "horizon": horizon})
     columns = [
         of_row("model", "model", "text"),
         of_row("metric", "metric", "text"),
