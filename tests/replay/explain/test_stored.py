@@ -123,14 +123,15 @@ def test_what_a_higher_time_frame_lacks_is_not_called_a_bar(database: Path) -> N
 
 
 def test_what_is_older_than_every_block_has_no_bar_and_shortens_none() -> None:
-    blocks = ("2025-05-01T00:00:00.000Z", 0.15), ("2025-05-01T01:04:00.000Z", 0.05)
+    blocks = ("2025-05-01T00:00:00.000Z", 0.15), ("2025-05-01T01:04:00.000Z", -0.05)
     rows = [
         {"bucket": str(place), "from_open_time_iso": start, "weight": weight}
         for place, (start, weight) in enumerate(blocks)
     ]
     rows.append({"bucket": "older", "from_open_time_iso": None, "weight": 0.8})
     console = Console(file=io.StringIO(), width=100)
-    show(console, [bucket_table(StoredDecision({}, {}, (), tuple(rows)))])
+    run = {"config": '{"model": {"explanation": {"method": "relevance"}}}'}
+    show(console, [bucket_table(StoredDecision(run, {}, (), tuple(rows)))])
     assert isinstance(console.file, io.StringIO)
     older, first, second = [line for line in console.file.getvalue().splitlines() if "0." in line]
     assert older.split() == ["older", "0.8000"]
