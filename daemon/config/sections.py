@@ -170,8 +170,9 @@ class StrategySection(Section):
 class ExplanationSection(Section):
     """How every bar's decision is explained in the record; ``explain --method`` asks for others."""
 
-    method: Literal["rollout", "norm", "gradient", "flow"] = "rollout"
-    """rollout; norm; gradient or flow, of models over whole windows alone."""
+    method: Literal["rollout", "norm", "gradient", "flow", "relevance"] = "rollout"
+    """rollout; norm; gradient or flow, of models over whole windows alone; relevance, in which case
+    the other keys are of the rollout that the gates measure."""
     fusion: Literal["mean", "max", "min"] = "mean"
     """How rollout fuses the heads: mean, max or min."""
     residual: Fraction = Decimal("0.5")
@@ -216,8 +217,20 @@ class ModelSection(ModelClass):
     explanation: Annotated[ExplanationSection, BeforeValidator(json_object)] = Field(
         default_factory=ExplanationSection
     )
-    """How every decision is explained in the record: method (rollout, norm, gradient, flow), fusion
-    (mean, max, min), residual, start_layer, discard, head_weights ("1,0,0,0")."""
+    """How every decision is explained in the record: method (rollout, norm, gradient, flow,
+    relevance), fusion (mean, max, min), residual, start_layer, discard, head_weights ("1,0,0,0").
+    """
+
+    @property
+    def by_relevance(self) -> bool:
+        """Whether a decision's explanation is its relevance."""
+        return self.explanation.method == "relevance"
+
+    @property
+    def measured(self) -> ExplanationSection:
+        """What gates measure: the explanation, beside relevance a rollout."""
+        update = {"method": "rollout"} if self.by_relevance else {}
+        return self.explanation.model_copy(update=update)
 
     @property
     def own_class(self) -> str:

@@ -176,7 +176,7 @@ def warnings_for(config: Config) -> tuple[str, ...]:
         warnings.append(
             f"the checkpoint was trained on interval {trained}, and this run's is {here}"
         )
-    if config.model.explanation != ExplanationSection():
+    if config.model.measured != ExplanationSection():
         warnings.append(
             "the checkpoint's quantiles of recent mass and shift are those of the usual rollout, "
             "and this run is explained by another"
@@ -312,6 +312,7 @@ def _built(
             instruments=len(config.market.symbols),
             free_bytes=free_bytes(),
             method=_method(config),
+            by_relevance=config.model.by_relevance,
             vectors=covariates,
             symbols=config.market.symbols,
             horizon=config.gate.horizon,
@@ -369,7 +370,7 @@ def _method(config: Config) -> Rollout:
     """Return how each bar's decision is explained; raise where head weights cannot be read."""
     from tracepaper.strategies.attention.methods import Rollout, fusion_of, head_weights
 
-    chosen = config.model.explanation
+    chosen = config.model.measured
     return Rollout(
         float(chosen.residual),
         fusion_of(chosen.method, chosen.fusion),

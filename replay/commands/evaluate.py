@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from tracepaper.replay.document.values import Table
     from tracepaper.replay.learning.dataset import Dataset
     from tracepaper.replay.learning.fitted import DataRequest, FittedModel
-    from tracepaper.replay.learning.judge.judge import SpanJudgement
+    from tracepaper.replay.learning.judge.gates import Judgement
     from tracepaper.replay.learning.openings import NamedSpan
     from tracepaper.replay.learning.side_inputs import SideFiles, SideInputs
     from tracepaper.storage.checkpoints import Checkpoint
@@ -225,7 +225,7 @@ class _ModelJudgement(NamedTuple):
     model_id: str
     recipe: str  # its hash
     interval_ms: int
-    every: list[SpanJudgement]
+    every: list[Judgement]
     findings: Sequence[Table] = ()
     beside: tuple[tuple[str, str], ...] = ()
 

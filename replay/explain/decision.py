@@ -196,13 +196,23 @@ class StoredDecision:
         )
 
     @property
+    def explained(self) -> Mapping[str, Any]:
+        """How the run explains its decisions: ``[model.explanation]``."""
+        section: Mapping[str, Any] = json.loads(self.run["config"])["model"]["explanation"]
+        return section
+
+    @property
+    def is_relevance(self) -> bool:
+        """Whether the buckets are signed shares of relevance, whose sizes sum to 1."""
+        return bool(self.explained["method"] == "relevance")
+
+    @property
     def content_share(self) -> float | None:
         """How far the rollout lies from that of uniform attention, 0 to 1 (A13).
 
         None without one, and for networks or methods to which no such row by age belongs.
         """
-        explained = json.loads(self.run["config"])["model"]["explanation"]
-        built = self.card.get("architecture", {})
+        explained, built = self.explained, self.card.get("architecture", {})
         if not self.buckets or explained["method"] != "rollout" or built.get("mask") != "window":
             return None
         return content_share(

@@ -423,23 +423,30 @@ def _forecast(row: Row, outcome: RealisedForecast, close_ms: int) -> Table:
 
 
 def looked_table(stored: StoredDecision, close_ms: int) -> Table:
-    """Return the blocks of bars by their share of the attention, or why there are none."""
-    heaviest = sorted(stored.buckets, key=lambda row: -row["weight"])
-    most = max((row["weight"] for row in heaviest if row["bucket"] != "older"), default=0.0) or 1.0
+    """Return the blocks of bars by their share of the attention, or why there are none.
+
+    Of relevance the shares are signed.
+    """
+    heaviest = sorted(stored.buckets, key=lambda row: -abs(row["weight"]))
+    sizes = [abs(row["weight"]) for row in heaviest if row["bucket"] != "older"]
+    most = max(sizes, default=0.0) or 1.0
     figures = (
         Figure[Row]("from", "from", "minute", _from),
         of_row("weight", "weight", "measure"),
         Figure[Row](
             "bar", "", "bar",
             # All that is older is no block, and has no bar.
-            lambda row: None if row["bucket"] == "older" else row["weight"] / most,
+            lambda row: None if row["bucket"] == "older" else abs(row["weight"]) / most,
         ),
     )  # fmt: skip
     notes = (
         [stored.no_attribution] if stored.no_attribution else list(_looked_notes(stored, close_ms))
     )
-    blocks = table("looked", "Where it looked", figures, heaviest, notes=notes, shown=BLOCKS_SHOWN)
-    return replace(blocks, look="columns", aside=NOT_WHY)
+    title, aside = "Where it looked", NOT_WHY
+    if stored.is_relevance:
+        title, aside = "What moved its mean", f"relevance; {NOT_WHY}"
+    blocks = table("looked", title, figures, heaviest, notes=notes, shown=BLOCKS_SHOWN)
+    return replace(blocks, look="columns", aside=aside)
 
 
 def _from(row: Row) -> Value:
@@ -450,7 +457,7 @@ def _from(row: Row) -> Value:
 def _looked_notes(stored: StoredDecision, close_ms: int) -> Iterator[str]:
     total = 0.0
     for bucket in stored.buckets:
-        total += bucket["weight"]
+        total += abs(bucket["weight"])
         if total >= 0.5:
             if (start := bucket["from_open_time_ms"]) is not None:
                 yield f"half of it in the last {span_text(close_ms - start)}"

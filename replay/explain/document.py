@@ -210,6 +210,7 @@ def document(
         "queues": {order_id: place._asdict() for order_id, place in stored.queues.items()},
         "gates": margins,
         "flips": flips,
+        "method": stored.explained["method"],
         "buckets": stored.buckets,
         "no_attribution": stored.no_attribution,
         "full": None if recomputed.full is None else _full(recomputed.full),

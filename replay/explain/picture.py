@@ -19,7 +19,7 @@ from tracepaper.replay.document.charts import (
 from tracepaper.replay.document.values import Form, Paragraph, Part, Table, Value, table_of
 from tracepaper.replay.explain.decision import StoredDecision
 from tracepaper.replay.explain.order_book import BookMap
-from tracepaper.replay.explain.tables import LOOKED
+from tracepaper.replay.explain.tables import ADDED, LOOKED
 from tracepaper.storage.database.reader import Reader
 from tracepaper.strategies.errors import DataInvalid
 from tracepaper.strategies.networks.order_book import MOVES
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 
 def blocks_chart(database: Path, stored: StoredDecision) -> Chart:
-    """Draw the close, and under it the stored share of the rollout in each block of bars.
+    """Draw the close, and under it the stored share of each block of bars.
 
     Raises ``DataInvalid`` where the decision has no attribution.
     """
@@ -52,8 +52,9 @@ def blocks_chart(database: Path, stored: StoredDecision) -> Chart:
     times = [bar.closed_ms for bar in bars]
     closes = np.array([bar.close for bar in bars]) / 10**item.price_decimals
     shares = rounded([100 * row["weight"] for row in rows])
+    what, words = ("relevance", ADDED) if stored.is_relevance else ("attention", LOOKED)
     looked = LineLayer(
-        "attention",
+        what,
         [*starts, rows[-1]["until_open_time_ms"]],
         [*shares, None],
         width=1.0,
@@ -62,12 +63,17 @@ def blocks_chart(database: Path, stored: StoredDecision) -> Chart:
     )
     close = LineLayer("close", times, rounded(closes, 8), "ink", 1.1)
     across = time_axis()
-    up = ChartAxis("attention in 64 bars, %", unit=" %", digits=2, has_zero=True)
+    up = ChartAxis(f"{what} in 64 bars, %", unit=" %", digits=2, has_zero=True)
     panels = [
         ChartPanel([close], across, ChartAxis("close"), 190),
         ChartPanel([looked], across, up, 150),
     ]
-    return Chart("", f"Price and rollout: {LOOKED}.", panels, is_aligned=True)
+    return Chart(
+        "",
+        f"Price and {what if stored.is_relevance else 'rollout'}: {words}.",
+        panels,
+        is_aligned=True,
+    )
 
 
 LEVELS_SHOWN: Final = 7

@@ -39,6 +39,7 @@ from tracepaper.strategies.forecasters.attribution import (
 from tracepaper.strategies.forecasters.base import Attribution
 from tracepaper.strategies.forecasters.cross_asset import over_symbols
 from tracepaper.strategies.forecasters.outputs import head_forecasts
+from tracepaper.strategies.forecasters.passes import RelevancePasses
 from tracepaper.strategies.networks.architecture import AttendedPart
 from tracepaper.strategies.types.decisions import (
     BLOCK_BARS,
@@ -127,7 +128,8 @@ class FullAttribution:
     """Where one decision looked, bar by bar (oldest first); weights sum to 1 within ``l1_error``.
 
     Where attention flowed, not why the price will move. ``largest_bucket_difference`` compares
-    the sums over 64-bar blocks with what was stored; None where another method was asked.
+    the sums over 64-bar blocks, of a run by relevance those of its shares, with what was stored;
+    None where another method was asked.
     ``frames`` are those of a network that sees several, the bars themselves first; the weight of
     such a frame's bar is shared by its rows. ``modalities`` are those of a network that tells the
     columns of a bar apart.
@@ -260,7 +262,11 @@ def kept_forecaster(database: Path, run: Run, model_id: str) -> tuple[Path, Fore
 
 def attribute(past: Past) -> FullAttribution:
     """Return the attribution at full resolution, compared with the buckets that were stored."""
-    attribution = past.forecaster.explain(past.decided.instrument)
+    instrument = past.decided.instrument
+    attribution, weights = past.forecaster.explain(instrument), None
+    for passes in past.forecaster.passes:
+        if isinstance(passes, RelevancePasses):
+            weights = passes.by_bar(instrument)
     closes = {bar.open_time_ms: bar.close / 10**past.price_decimals for bar in past.bars}
     parts = attribution.parts
     return FullAttribution(
@@ -268,7 +274,7 @@ def attribute(past: Past) -> FullAttribution:
         tuple(closes[time] for time in attribution.open_time_ms),
         attribution.weights,
         attribution.l1_error,
-        _difference(past.forecast.explanation, attribution, past.decided),
+        _difference(past.forecast.explanation, attribution, past.decided, weights),
         _frames(past, parts, attribution.open_time_ms),
         _modalities(parts, attribution.open_time_ms),
     )
@@ -318,14 +324,20 @@ def _frames(
     return tuple(shares)
 
 
-def _difference(stored: Explanation | None, attribution: Attribution, decided: Bar) -> float:
-    """Return the largest difference between a stored bucket and the sum of its bars' weights."""
+def _difference(
+    stored: Explanation | None, attribution: Attribution, decided: Bar, weights: Floats | None
+) -> float:
+    """Return the largest difference between a stored bucket and the sum of its bars' weights.
+
+    Without *weights* they are those of *attribution*.
+    """
     if stored is None or stored.older_mass is None:
         return 0.0
     kept = np.append(np.frombuffer(stored.buckets, "<f4").astype(np.float64), stored.older_mass)
     blocks = np.array(attribution.open_time_ms) // (decided.interval_ms * BLOCK_BARS)
     at = np.minimum(blocks[-1] - blocks, len(kept) - 1)
-    sums = np.bincount(at, weights=attribution.weights, minlength=len(kept))
+    weights = np.array(attribution.weights) if weights is None else weights
+    sums = np.bincount(at, weights=weights, minlength=len(kept))
     return float(np.abs(sums - kept).max())
 
 

@@ -37,6 +37,7 @@ from tracepaper.strategies.attention.methods import PLAIN
 from tracepaper.strategies.units import interval_text, iso
 
 LOOKED: Final = f"where attention flowed; {NOT_WHY}"
+ADDED: Final = f"relevance: signed shares, whose sizes sum to 1; {NOT_WHY}"
 FEATURES_SHOWN: Final = 10
 BARS_SHOWN: Final = 8
 COMPARED_SHOWN: Final = 6

@@ -7,7 +7,7 @@ The rules are docs/models.md, L57; docs/models.md, L7 and L14.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any, Final
@@ -22,9 +22,6 @@ from tracepaper.replay.report.honesty import compared_sentences, entropy_sentenc
 from tracepaper.strategies.errors import DataInvalid, shown
 from tracepaper.strategies.features.rolling import Array
 from tracepaper.strategies.features.rows import FeatureSchema
-from tracepaper.strategies.gates.gate import GATES, GateInputs
-from tracepaper.strategies.types.calibration import CALIBRATED, FittedConfidence
-from tracepaper.strategies.types.decisions import Forecast
 from tracepaper.strategies.units import MINUTE_MS, count_of, interval_text, iso
 
 if TYPE_CHECKING:
@@ -77,49 +74,6 @@ def quantiles(values: Array) -> tuple[float, ...]:
 def rounded(value: float) -> float:
     """Return *value* to seven significant digits, as a card states it."""
     return float(f"{value:.7g}")
-
-
-def measures(
-    forecasts: Sequence[Forecast],
-    *,
-    given: Collection[str],
-    horizon: int,
-    slope: float,
-    fitted: FittedConfidence | None = None,
-) -> Mapping[str, Array]:
-    """Return the measure of every calibrated gate that needs what is *given*, by its card's name.
-
-    *given* are the measures of the forecaster; ``edge`` is taken at ``ROUND_TRIP_COST``. The fitted
-    confidence has a measure where one is *fitted*.
-    """
-    gates = [
-        gate
-        for gate in GATES.values()
-        if gate.calibrated_as
-        and gate.needs <= set(given)
-        and (fitted is not None or gate.chosen_by != CALIBRATED)
-    ]
-    names = [gate.calibrated_as for gate in gates]
-    names += [RECENT_MASS] if RECENT_MASS in given else []
-    rows = []
-    for forecast in forecasts:
-        explanation = forecast.explanation
-        if explanation is None and RECENT_MASS in given:
-            raise DataInvalid("A forecast has no explanation; calibrate an explaining forecaster.")
-        inputs = GateInputs(
-            forecast=forecast,
-            explanation=explanation,
-            horizon_index=forecast.horizons.index(horizon),
-            slope=slope,
-            fitted=fitted,
-            round_trip_cost=ROUND_TRIP_COST,
-        )
-        row = [gate.measure(inputs) for gate in gates]
-        if explanation is not None:
-            row.append(explanation.recent_mass)
-        rows.append(row)
-    columns = np.array(rows, dtype=np.float64).reshape(-1, len(names)).T
-    return dict(zip(names, columns, strict=True))
 
 
 NOTICE: Final = "For paper trading only: this model has not been shown to earn money after costs."

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Final, NamedTuple, Protocol, Self, TypeVar
@@ -245,15 +245,15 @@ class FittedModel(ABC):
         else:
             judged = judged_gates(table, explained, section, data.split.second_span_ms)
             if not self.shows_gates:
-                judged = judged._replace(forecasts=table, explained=None, rules={})
-        judged = judged._replace(held=self.held(data), pairs=self.pairs(data))
+                judged = replace(judged, forecasts=table, explained=None)
+        judged = replace(judged, held=self.held(data), pairs=self.pairs(data))
         results = figures(table, self.called) | paired_figures(table, leave=self.members)
         results["gates"] = judged.figures
         sentences = self.findings(results, judged)
         if judged.pairs is not None:
             results["correlation"] = correlation_figures(judged.pairs)
             sentences += correlation_sentences(judged.pairs, horizon=horizon)
-        return judged._replace(figures=results, sentences=[*sentences, *judged.sentences])
+        return replace(judged, figures=results, sentences=[*sentences, *judged.sentences])
 
     def tails(self, data: Any) -> dict[str, Any]:  # noqa: ANN401
         """Return ``[calibration.tails]``: the card's, or that of the slice where it is at hand.

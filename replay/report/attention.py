@@ -166,14 +166,17 @@ def read_attention(
 def stacked(
     batch: Sequence[tuple[int, bytes, float, bytes]],
 ) -> tuple[Ints, npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-    """Return sequences, rollouts with their older mass last, and entropies, a row a decision."""
+    """Return sequences, rollouts with their older mass last, and entropies, a row a decision.
+
+    Of shares of relevance they are the sizes.
+    """
     sizes = [len(buckets) + len(entropy) for _, buckets, _, entropy in batch]
     same = [row for row, size in zip(batch, sizes, strict=True) if size == sizes[0]]
     sequences, buckets, older, entropy = zip(*same, strict=True)
     rollout = np.frombuffer(b"".join(buckets), "<f4").reshape(len(same), -1)
     return (
         np.array(sequences, dtype=np.int64),
-        np.column_stack((rollout, np.array(older, dtype=np.float32))),
+        np.abs(np.column_stack((rollout, np.array(older, dtype=np.float32)))),
         np.frombuffer(b"".join(entropy), "<f4").reshape(len(same), -1),
     )
 

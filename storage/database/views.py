@@ -344,7 +344,7 @@ V_EXPLANATIONS: Final = View(
         ViewColumn(
             "weight",
             f"CASE WHEN {_IS_BUCKET} THEN {_WEIGHT} ELSE a.older_mass END",
-            "share of the rollout; a decision's weights sum to 1 within `l1_error`",
+            "share of the rollout, or signed of relevance; their sizes sum to 1 within `l1_error`",
             "REAL",
         ),
     ),

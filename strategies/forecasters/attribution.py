@@ -34,9 +34,9 @@ from tracepaper.strategies.attention.heads import (
     ties_of,
 )
 from tracepaper.strategies.attention.methods import Rollout
-from tracepaper.strategies.attention.propagation import relevance, relevance_rules
 from tracepaper.strategies.errors import DataInvalid
 from tracepaper.strategies.features import rows as features
+from tracepaper.strategies.forecasters.passes import relevance_of
 from tracepaper.strategies.forecasters.streaming import StreamingForecaster
 from tracepaper.strategies.forecasters.tabular import network_half
 from tracepaper.strategies.forecasters.windowed import WindowedForecaster
@@ -157,11 +157,8 @@ class Probe:
 
         [bar, feature], log return, in one backward pass; less what biases add it is the forecast.
         """
-        rows = self._rows.detach().requires_grad_()
-        with relevance_rules(self._network):
-            scores = relevance(self._mean(rows), rows)
-        added: Floats = scores.double().cpu().numpy()
-        return added
+        added = relevance_of(self._network, self._rows, self._positions, self._index)
+        return self.scale * added
 
     def shares(self, rollout: Floats) -> dict[str, float]:
         """Return each feature's share of |row × gradient| of the mean return; they sum to 1.

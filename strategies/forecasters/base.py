@@ -18,17 +18,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tracepaper.strategies.api.strategy import SCANNED_AT_ONCE
+from tracepaper.strategies.attention.time_buckets import bucket_count
 from tracepaper.strategies.errors import InvariantBroken
 from tracepaper.strategies.features import rows as features
 from tracepaper.strategies.features.rows import FeatureRows, FeatureSchema, FeatureStreams
 from tracepaper.strategies.networks.architecture import AttendedPart, Outputs
 from tracepaper.strategies.other_symbol import OtherColumns
-from tracepaper.strategies.types.decisions import Forecast
+from tracepaper.strategies.types.decisions import BLOCK_BARS, Forecast
 from tracepaper.strategies.types.market import Bar
 
 if TYPE_CHECKING:
     from tracepaper.strategies.covariates import CovariateSource
-    from tracepaper.strategies.forecasters.dropout import DropoutPasses
+    from tracepaper.strategies.forecasters.passes import RowPasses
 
 Rows = NDArray[np.float32]
 Floats = NDArray[np.float64]
@@ -73,6 +74,15 @@ def require_one_of_each(bars: Sequence[Bar]) -> None:
 def positions_of(bars: Sequence[Bar]) -> Ids:
     """Return the absolute number of each of *bars*."""
     return np.array([bar.open_time_ms // bar.interval_ms for bar in bars], dtype=np.int64)
+
+
+def buckets_of(weights: Floats, positions: Ids) -> Rows:
+    """Return *weights* [bar] over absolute 64-bar blocks, newest first, "older" the last entry."""
+    count = bucket_count(len(positions))
+    block = positions // BLOCK_BARS
+    # Holes in time push bars beyond the last block that an explanation names.
+    at = np.minimum(block[-1] - block, count)
+    return np.bincount(at, weights=weights, minlength=count + 1).astype(np.float32)
 
 
 def row_at(taken: FeatureRows, at: int) -> FeatureRows:
@@ -293,8 +303,8 @@ class CheckpointForecaster(ABC):
         self.threads = threads
         self.backend = backend
         self.memory = memory
-        self.dropout: DropoutPasses | None = None
-        """What adds the spread over passes with dropout to each answer; None: nothing does."""
+        self.passes: tuple[RowPasses, ...] = ()
+        """What adds to each answer by passes over the newest rows."""
         self.newest = NO_ROWS
         """The rows of the last call: of each bar of a group, of the last bars of a scan."""
 
@@ -305,8 +315,8 @@ class CheckpointForecaster(ABC):
         memory.clear()
         taken = memory.take_all(given)
         self.remember(memory, given, taken)
-        if self.dropout is not None:
-            self.dropout.warm(instrument, given, taken)
+        for passes in self.passes:
+            passes.warm(instrument, given, taken)
 
     def step(self, bar: Bar) -> Forecast | None:
         """Take in one bar; return its forecast, or None while fewer than ``context`` are known."""
@@ -347,9 +357,9 @@ class CheckpointForecaster(ABC):
     def _completed(
         self, bars: Sequence[Bar], answers: list[Forecast | None]
     ) -> list[Forecast | None]:
-        if self.dropout is None:
-            return answers
-        return self.dropout.completed(bars, answers, self.newest)
+        for passes in self.passes:
+            answers = passes.completed(bars, answers, self.newest)
+        return answers
 
     def _undecided(self, instrument: str) -> InvariantBroken:
         """Return the error of an explanation before the first decision."""

@@ -39,8 +39,12 @@ from tracepaper.strategies.errors import (
 )
 from tracepaper.strategies.features import rows as features
 from tracepaper.strategies.features.rows import FeatureSchema
-from tracepaper.strategies.forecasters.dropout import DROPOUT_SPREAD, DropoutPasses
 from tracepaper.strategies.forecasters.outputs import TrainedModel
+from tracepaper.strategies.forecasters.passes import (
+    DROPOUT_SPREAD,
+    DropoutPasses,
+    RelevancePasses,
+)
 from tracepaper.strategies.forecasters.streaming import StreamingForecaster
 from tracepaper.strategies.forecasters.windowed import WindowedForecaster
 from tracepaper.strategies.gates.card import (
@@ -100,12 +104,15 @@ class RunOptions:
     free_bytes: int | None = None
     method: Rollout = PLAIN
     """How each bar's decision is explained."""
+    by_relevance: bool = False
+    """Whether relevance to the mean at ``horizon`` is stored in place of where attention flowed."""
     vectors: CovariateSource | None = None
     """What a user supplies to a network that was trained with some; without it one that learnt from
     order books, or of another symbol, is shown a run's."""
     symbols: tuple[str, ...] = ()
-    """What a model of all symbols of a close is asked of, by its ``horizon``."""
+    """What a model of all symbols of a close is asked of."""
     horizon: int | None = None
+    """That of the gates."""
     dropout_passes: int = 0
     """So many passes with dropout give the spread of their means."""
     say: Callable[[str], object] | None = None
@@ -214,21 +221,23 @@ def network_forecaster(
         )
     else:
         if not network.has_attention:
-            refuse_method(method, kind.name)
+            refuse_method(options, kind.name)
         takes_kernel = network.attend_by(attends_by)
         dtype = "bfloat16" if takes_kernel and kernels.is_half(attends_by) else "float32"
         forecaster = WindowedForecaster(
             model, threads=threads, backend=attends_by, dtype=dtype, method=method, mode=mode
         )
     if options.dropout_passes and network.dropping():
-        forecaster.dropout = DropoutPasses(model, options.dropout_passes)
+        forecaster.passes += (DropoutPasses(model, options.dropout_passes),)
         forecaster.measures = forecaster.measures | {DROPOUT_SPREAD}
+    if options.by_relevance:
+        forecaster.passes += (RelevancePasses(model, options.horizon),)
     return forecaster
 
 
-def refuse_method(method: Rollout, kind: str) -> None:
-    """Raise ``ConfigInvalid`` where a *method* is asked for of a model without attention."""
-    if method != PLAIN:
+def refuse_method(options: RunOptions, kind: str) -> None:
+    """Raise ``ConfigInvalid`` where a method is asked for of a model without attention."""
+    if options.method != PLAIN or options.by_relevance:
         raise ConfigInvalid(
             f"A model of the kind {kind} has no attention to explain; take [model] explanation out."
         )

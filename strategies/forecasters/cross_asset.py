@@ -39,6 +39,7 @@ from tracepaper.strategies.forecasters.base import (
     CheckpointForecaster,
     FeatureMemory,
     InstrumentMemory,
+    buckets_of,
     feature_windows,
     row_at,
 )
@@ -49,7 +50,7 @@ from tracepaper.strategies.forecasters.build import (
     known_schema,
 )
 from tracepaper.strategies.forecasters.outputs import explained_rows, forecasts
-from tracepaper.strategies.forecasters.windowed import CONTENT_FREE, buckets_of
+from tracepaper.strategies.forecasters.windowed import CONTENT_FREE
 from tracepaper.strategies.gates.card import calibration_of, per_horizon, section_of
 from tracepaper.strategies.gates.gate import MEASURES
 from tracepaper.strategies.networks.cross_asset import (

@@ -326,7 +326,7 @@ class EnsembleForecaster(CheckpointForecaster):
         self.device, self.dtype = network.device, network.dtype
         self.scanned_at_once = network.scanned_at_once
         self.warms_by_all = network.warms_by_all
-        self.dropout = network.dropout
+        self.passes = network.passes
 
     def remember(self, memory: InstrumentMemory, bars: Sequence[Bar], taken: FeatureRows) -> None:
         """Let the network begin anew."""
@@ -465,7 +465,7 @@ def _of_rows(
     torch.set_num_threads(options.threads)
     kind = known_kind(card)
     assert kind is not None
-    refuse_method(options.method, kind.name)
+    refuse_method(options, kind.name)
     return RowForecaster(
         trained_rows(card, tensors, kind), mode=options.mode, threads=options.threads
     )
@@ -485,7 +485,9 @@ def _of_members(
     cards[0]["features"] = {**section_of(cards[0], "features"), COMPUTED: wide.schema_id}
     of_network, of_rows = (tensors_of(tensors, half) for half in HALVES)
     network = network_forecaster(cards[0], of_network, replace(options, vectors=None))
-    rows = _of_rows(cards[1], of_rows, replace(options, backend="auto", method=PLAIN))
+    rows = _of_rows(
+        cards[1], of_rows, replace(options, backend="auto", method=PLAIN, by_relevance=False)
+    )
     section = section_of(card, "calibration")
     return EnsembleForecaster(
         network,

@@ -19,7 +19,6 @@ from tracepaper.strategies.api.model import EXPLAINED
 from tracepaper.strategies.api.strategy import SCANNED_AT_ONCE
 from tracepaper.strategies.attention.methods import PLAIN, TIME_MAX, Rollout
 from tracepaper.strategies.attention.time_buckets import (
-    bucket_count,
     cells_by_age,
     recent_mass,
     shift,
@@ -33,11 +32,10 @@ from tracepaper.strategies.forecasters.base import (
     CheckpointForecaster,
     FeatureMemory,
     FeatureWindow,
-    Floats,
-    Ids,
     InstrumentMemory,
     Rows,
     bars_needed,
+    buckets_of,
     feature_windows,
     row_at,
 )
@@ -49,7 +47,7 @@ from tracepaper.strategies.networks.architecture import (
     Outputs,
     together,
 )
-from tracepaper.strategies.types.decisions import BLOCK_BARS, Explanation, Forecast
+from tracepaper.strategies.types.decisions import Explanation, Forecast
 from tracepaper.strategies.types.market import Bar
 
 WINDOWS_AT_ONCE: Final = 256
@@ -288,12 +286,3 @@ class WindowedForecaster(CheckpointForecaster):
             errors=[answer.l1_error for answer in answers],
             content_free=CONTENT_FREE,
         )
-
-
-def buckets_of(weights: Floats, positions: Ids) -> Rows:
-    """Return *weights* [bar] over absolute 64-bar blocks, newest first, "older" the last entry."""
-    count = bucket_count(len(positions))
-    block = positions // BLOCK_BARS
-    # Holes in time push bars beyond the last block that an explanation names.
-    at = np.minimum(block[-1] - block, count)
-    return np.bincount(at, weights=weights, minlength=count + 1).astype(np.float32)

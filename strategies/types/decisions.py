@@ -31,8 +31,9 @@ class Explanation(Struct, frozen=True, gc=False):
     ``buckets`` is the rollout row summed over absolute 64-bar blocks of time, newest first, as
     little-endian float32; bucket i covers block ``open_time_ms // (64 * interval_ms) - i``.
     ``older_mass`` is everything before the oldest bucket; all of it sums to 1 within
-    ``l1_error``. ``entropy`` holds the confidence of each layer and head (layer-major,
-    little-endian float32). Where the attention went, not why the price will move.
+    ``l1_error``. Of a run by relevance they are signed shares, whose sizes sum to 1. ``entropy``
+    holds the confidence of each layer and head (layer-major, little-endian float32). Where the
+    attention went, not why the price will move.
 
     A model of a user's own fills in the measures that it gives; the others are None, and empty.
     """

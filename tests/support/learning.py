@@ -18,7 +18,8 @@ from tracepaper.replay.archive import Candles
 from tracepaper.replay.learning.boosting import BoostingOptions
 from tracepaper.replay.learning.estimators.tabular import RowKeys
 from tracepaper.replay.learning.judge.forecasts import Forecasts
-from tracepaper.replay.learning.judge.judge import SpanJudgement, judge_model
+from tracepaper.replay.learning.judge.gates import Judgement
+from tracepaper.replay.learning.judge.judge import judge_model
 from tracepaper.replay.learning.openings import NamedSpan
 from tracepaper.replay.learning.recipe import Recipe, kind_of, kinds, recipe_of
 from tracepaper.replay.learning.splits import Segment, Split, segments_of
@@ -153,7 +154,7 @@ def write_csv(candles: Candles, folder: Path) -> Path:
 
 def judge_checkpoint(
     found: Checkpoint, material: Any, span: NamedSpan, *, bars: int | None = None
-) -> SpanJudgement:
+) -> Judgement:
     """Return the judgement of a checkpoint on *span* of *material*."""
     kind = kind_of(found.card)
     model = kind.load(found.card, found.tensors)

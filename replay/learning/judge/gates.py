@@ -11,16 +11,19 @@ The rules are docs/decisions.md, G18 and G32 to G36.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import chain
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
+from warnings import catch_warnings
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
+from scipy.cluster.vq import kmeans2
 from scipy.optimize import isotonic_regression, minimize
+from scipy.spatial.distance import cdist
 from scipy.special import expit
 from scipy.stats import rankdata
 
@@ -32,11 +35,17 @@ from tracepaper.replay.learning.card import (
     PERCENTS,
     RECENT_MASS,
     ROUND_TRIP_COST,
-    measures,
     quantiles,
     rounded,
 )
-from tracepaper.replay.learning.judge.forecasts import MODEL, Forecasts, Ints, concatenated
+from tracepaper.replay.learning.judge.forecasts import (
+    MODEL,
+    Forecasts,
+    Ints,
+    ModelForecasts,
+    concatenated,
+)
+from tracepaper.replay.learning.openings import WHOLE, NamedSpan
 from tracepaper.replay.learning.samples import Samples
 from tracepaper.replay.learning.splits import SYMBOL_MASK, Segment
 from tracepaper.replay.learning.statistics import (
@@ -57,14 +66,15 @@ from tracepaper.replay.report.metrics import is_credible
 from tracepaper.strategies.api.strategy import Forecaster
 from tracepaper.strategies.errors import DataInvalid
 from tracepaper.strategies.features.rolling import Array
-from tracepaper.strategies.gates.declared import confidence_calibrated, edge, regime
-from tracepaper.strategies.gates.evaluator import RegimeBounds, key_of, next_regime, threshold_of
+from tracepaper.strategies.gates.declared import confidence_calibrated, regime
+from tracepaper.strategies.gates.evaluator import RegimeBounds, next_regime, threshold_of
 from tracepaper.strategies.gates.gate import (
     AUTO,
     GATES,
     MILDEST,
-    Gate,
+    GateInputs,
     ThresholdKey,
+    is_known,
     is_of_attention,
     names_for,
     rises,
@@ -83,28 +93,85 @@ from tracepaper.strategies.types.calibration import (
     RegimeCells,
 )
 from tracepaper.strategies.types.decisions import Forecast, Regime
-from tracepaper.strategies.units import DAY_MS
+from tracepaper.strategies.units import DAY_MS, count_of, iso
 
 _SEED: Final = 20_170_817
 _BASIS_POINTS: Final = 1e4
 _GOLDEN: Final = 0.618034  # its multiples fill a unit evenly
 _BUSY_SHARE: Final = 0.033  # a gate as loose as 33 bars in 1,000, to compare with
-GATE_COLUMNS: Final = "gates"
-INPUT_COLUMNS: Final = "inputs"
-"""Columns of explained rows beside the model's: every gate's measure, and a confidence's inputs."""
+RULES: Final = ("ungated", "largest_edges", "edge", "all_gates")
+"""Rules of trading, each a forecaster of explained rows: its ``chosen``, and the ``net`` of those
+that open a trade, NaN of others."""
 
 
-class Judgement(NamedTuple):
-    """What a model said of one part beside what happened, and what is said of it."""
+@dataclass(frozen=True)
+class Judgement:
+    """What a model said of one part beside what happened, and what is said of it.
+
+    Its forecasts have those of compared models too.
+    """
 
     forecasts: Forecasts
     figures: dict[str, Any]  # by horizon, and those of gates
     sentences: list[str]
-    explained: Forecasts | None = None  # of the bars that were explained, as ``rows_of``
-    rules: Mapping[str, NDArray[np.bool_]] = {}  # of trading, over the rows of ``explained``
-    calibration: Mapping[str, Any] = {}  # the card's section, with the verdict of this part
+    explained: Forecasts | None = None  # of the bars that were explained, with ``RULES``
+    calibration: Mapping[str, Any] = field(default_factory=dict)
+    """The card's section, with the verdict of this part."""
     pairs: Forecasts | None = None  # correlations of its symbols, where it has such heads
     held: Forecasts | None = None  # of a model with weights: what its and every rule's made
+    span: NamedSpan = WHOLE
+    symbols: tuple[str, ...] = ()
+    card: Mapping[str, Any] = field(default_factory=dict)
+    tails: Mapping[str, Any] = field(default_factory=dict)  # ``[calibration.tails]``; empty if none
+    openings: int = 1
+    """Recipes that were judged on the span, this one among them."""
+    missing: tuple[str, ...] = ()
+    """Sentences about what could not be compared, or counted."""
+
+    @property
+    def days(self) -> int:
+        """How many calendar days were judged."""
+        return len(np.unique(self.forecasts.day))
+
+    @property
+    def from_ms(self) -> int:
+        """The midnight of the first day judged."""
+        return int(self.forecasts.day.min()) * DAY_MS
+
+    @property
+    def until_ms(self) -> int:
+        """The midnight after the last day judged."""
+        return (int(self.forecasts.day.max()) + 1) * DAY_MS
+
+    @property
+    def heading(self) -> str:
+        """What was judged, from when until when."""
+        return (
+            f"{self.span.name}: {', '.join(self.symbols)}, {iso(self.from_ms)[:10]} until "
+            f"{iso(self.until_ms)[:10]}, {self.days} days"
+        )
+
+    @property
+    def caveats(self) -> list[str]:
+        """All that is said of it.
+
+        Not every bar is explained, and a bar that a baseline needs more context for is no other.
+        """
+        if (explained := self.explained) is None:
+            return [*self.sentences, *self.missing]
+        rows = self.forecasts.at(explained.horizons[0]).day
+        gates, rest = (
+            f"{count_of(len(of), 'bar')} on {count_of(len(np.unique(of)), 'day')}"
+            for of in (explained.day, rows)
+        )
+        more = " evaluation.explained_bars takes more." if len(explained) < len(rows) else ""
+        sentence = f"The figures of gates are of {gates} that were explained, all others of {rest}."
+        return [*self.sentences, sentence + more, *self.missing]
+
+    def compared_with(self, name: str, other: ModelForecasts) -> Judgement:
+        """Return it with the forecasts of another model on the same rows."""
+        forecasts, held = ModelForecasts(self.forecasts, self.held).join(other, name)
+        return replace(self, forecasts=forecasts, held=held)
 
 
 def spread_rows(
@@ -145,10 +212,9 @@ def explained_rows(
 
     Labels are log returns: ``return`` from this close, ``traded`` from the next bar's open, both to
     the close *horizon* bars ahead; the variance ``realised`` of the one-bar returns until then; and
-    the ``place`` of the bar, further apart between segments. ``GATE_COLUMNS`` holds every gate's
-    measure, ``INPUT_COLUMNS`` those of a fitted confidence, NaN where one is not known; none where
-    no probabilities are forecast. Raises ``DataInvalid`` where there is no row, or a row has no
-    answer.
+    the ``place`` of the bar, further apart between segments. Fields are the forecast's law, every
+    gate's measure, and the inputs of a fitted confidence where probabilities are forecast; NaN
+    where one is not known. Raises ``DataInvalid`` where there is no row, or a row has no answer.
     """
     share = max(bars // len(part[0]) // len(part), 1)
     parts: list[Forecasts] = []
@@ -201,17 +267,13 @@ def _beside(
     if len(forecasts) != len(answers):
         raise DataInvalid("A bar with a full context has no forecast; check the checkpoint.")
     fitted = None if forecaster.calibration is None else forecaster.calibration.confidence
-    values = {
-        MODEL: _law(forecasts, horizon),
-        GATE_COLUMNS: measures(
-            forecasts,
-            given=forecaster.measures,
-            horizon=horizon,
-            slope=slope,
-            fitted=fitted if fitted is not None and fitted.horizon == horizon else None,
-        ),
-        INPUT_COLUMNS: _inputs(forecasts, horizon),
-    }
+    fields = measures(
+        forecasts,
+        given=forecaster.measures,
+        horizon=horizon,
+        slope=slope,
+        fitted=fitted if fitted is not None and fitted.horizon == horizon else None,
+    )
     segment = samples.segment
     return Forecasts(
         segment.keys[rows] & SYMBOL_MASK,
@@ -220,7 +282,7 @@ def _beside(
         np.full(len(rows), horizon),
         segment.interval_ms,
         _outcomes(segment, rows, horizon) | {"place": rows - rows[0] + place},
-        values,
+        {MODEL: fields},
     )
 
 
@@ -234,37 +296,67 @@ def _outcomes(segment: Segment, rows: Ints, horizon: int) -> dict[str, NDArray[A
     }
 
 
-def _law(forecasts: Sequence[Forecast], horizon: int) -> dict[str, Array]:
-    at = forecasts[0].horizons.index(horizon)
-    law = {
-        "mean": np.array([forecast.mean_return[at] for forecast in forecasts]),
-        "stdev": np.array([forecast.stdev_return[at] for forecast in forecasts]),
-        "volatility": np.array([forecast.volatility[at] for forecast in forecasts]),
-    }
-    if not forecasts[0].p_up:
-        return law
-    up = np.array([forecast.p_up[at] for forecast in forecasts])
-    down = np.array([forecast.p_down[at] for forecast in forecasts])
-    return {**law, "margin": np.abs(up - down) / (up + down)}
+def measures(
+    forecasts: Sequence[Forecast],
+    *,
+    given: Collection[str],
+    horizon: int,
+    slope: float,
+    fitted: FittedConfidence | None = None,
+) -> dict[str, Array]:
+    """Return a confidence's inputs, the law, and the measure of every calibrated gate, by name.
+
+    *given* are the measures of the forecaster, which gates need; ``edge`` is taken at
+    ``ROUND_TRIP_COST``. The fitted confidence has a measure where one is *fitted*.
+    """
+    gates = [
+        gate
+        for gate in GATES.values()
+        if gate.calibrated_as
+        and gate.needs <= set(given)
+        and (fitted is not None or gate.chosen_by != CALIBRATED)
+    ]
+    at, first = forecasts[0].horizons.index(horizon), forecasts[0]
+    names = names_for(first) if first.p_up else ()
+    rows = []
+    for of in forecasts:
+        if of.explanation is None and RECENT_MASS in given:
+            raise DataInvalid("A forecast has no explanation; calibrate an explaining forecaster.")
+        inputs = GateInputs(
+            forecast=of,
+            explanation=of.explanation,
+            horizon_index=at,
+            slope=slope,
+            fitted=fitted,
+            round_trip_cost=ROUND_TRIP_COST,
+        )
+        law = of.mean_return[at], of.stdev_return[at], of.volatility[at]
+        rows.append([*values_of(names, of, at), *law, *(gate.measure(inputs) for gate in gates)])
+    columns = np.array(rows, dtype=np.float64).T
+    fields = (*names, "mean", "stdev", "volatility", *(gate.calibrated_as for gate in gates))
+    return dict(zip(fields, columns, strict=True))  # of one name twice both are the same
 
 
-def _inputs(forecasts: Sequence[Forecast], horizon: int) -> dict[str, Array]:
-    if not forecasts[0].p_up:
-        return {}
-    at, names = forecasts[0].horizons.index(horizon), names_for(forecasts[0])
-    inputs = np.array([values_of(names, forecast, at) for forecast in forecasts], dtype=np.float64)
-    return {name: inputs[:, place] for place, name in enumerate(names)}
+def inputs_of(explained: Forecasts) -> dict[str, Array]:
+    """Return the inputs of a confidence, in their order; the last are those of heads."""
+    return {name: of for name, of in explained.values[MODEL].items() if is_known(name)}
+
+
+def measured(explained: Forecasts) -> dict[str, Array]:
+    """Return the measure of every calibrated gate, and the recent mass, by the card's names."""
+    names = [gate.calibrated_as for gate in GATES.values()] + [RECENT_MASS]
+    return {name: explained.value(name) for name in names if explained.gives(name)}
 
 
 def with_confidence(table: Forecasts, explained: Forecasts) -> Forecasts:
     """Return *table* with the confidence of the bars that were explained, NaN of all others."""
-    if "confidence" not in explained.values[GATE_COLUMNS]:
+    if not explained.gives("confidence"):
         return table
     order = np.argsort(explained.keys)
     place = np.minimum(np.searchsorted(explained.keys[order], table.keys), len(order) - 1)
     at = order[place]
     confidence = np.where(
-        explained.keys[at] == table.keys, explained.value("confidence", GATE_COLUMNS)[at], np.nan
+        explained.keys[at] == table.keys, explained.value("confidence")[at], np.nan
     )
     return table.holding(MODEL, confidence=confidence)
 
@@ -274,18 +366,15 @@ def selective(explained: Forecasts) -> dict[str, Any]:
     hit = (np.sign(explained.value("mean")) == np.sign(explained.labels["return"])).astype(
         np.float64
     )
-    entropy = explained.values[GATE_COLUMNS].get("confidence")
-    return table(
-        hit,
-        {
-            **({} if entropy is None else {"entropy_confidence": entropy}),
-            "margin": explained.value("margin"),
-            "mean_over_stdev": np.abs(explained.value("mean")) / explained.value("stdev"),
-            "predicted_calm": -explained.value("volatility"),
-            "random": np.random.default_rng(_SEED).random(len(hit)),
-        },
-        explained.day,
-    )
+    sure = {
+        "margin": explained.value("margin"),
+        "mean_over_stdev": np.abs(explained.value("mean")) / explained.value("stdev"),
+        "predicted_calm": -explained.value("volatility"),
+        "random": np.random.default_rng(_SEED).random(len(hit)),
+    }
+    if explained.gives("confidence"):
+        sure = {"entropy_confidence": explained.value("confidence"), **sure}
+    return table(hit, sure, explained.day)
 
 
 def selective_of(rows: Forecasts) -> dict[str, Any]:
@@ -318,61 +407,53 @@ def separate(
     return opened
 
 
-def traded(explained: Forecasts, thresholds: Mapping[str, float]) -> dict[str, Any]:
-    """Return what gates would have let through, and its net result in basis points a trade.
+def traded(explained: Forecasts) -> dict[str, Any]:
+    """Return what gates would have let through, and its net result in basis points a trade."""
+    results: dict[str, Any] = {"bars": len(explained)}
+    for rule in RULES:
+        opened = np.isfinite(explained.value("net", rule))
+        net, days = explained.value("net", rule)[opened] * _BASIS_POINTS, explained.day[opened]
+        results[rule] = {
+            "bars_per_1000": round(1000 * float(explained.value("chosen", rule).mean()), 3),
+            "trades": len(net),
+            "days": len(np.unique(days)),
+        }
+        if len(net):
+            results[rule]["net_bp"] = mean(net, days).rounded(3)
+    return results
+
+
+def with_rules(explained: Forecasts, thresholds: Mapping[str, float]) -> Forecasts:
+    """Return the rows with what each rule of trading by *thresholds* chose, and its trades.
 
     A trade opens at the next bar's open, is held to the horizon, pays the taker's round trip and
-    no slippage; no two overlap. *thresholds* are by measure, bounds on the side of their gates.
+    no slippage; no two overlap. *thresholds* are by gate.
     """
-    rules = passing(explained, thresholds)
-    return {"bars": len(explained)} | {
-        name: _result(explained, rows) for name, rows in rules.items()
-    }
+    net = np.sign(explained.value("mean")) * explained.labels["traded"] - ROUND_TRIP_COST
+    is_edge = explained.value("edge") >= 1.0
+    largest = top(explained.value("edge"), _BUSY_SHARE)
+    gated = is_edge & passing(explained, thresholds)
+    with_all = explained
+    for rule, chosen in zip(RULES, (np.ones_like(is_edge), largest, is_edge, gated), strict=True):
+        opened = separate(chosen, explained.labels["place"], explained.horizons[0])
+        with_all = with_all.holding(rule, chosen=chosen, net=np.where(opened, net, np.nan))
+    return with_all
 
 
-def passing(explained: Forecasts, thresholds: Mapping[str, float]) -> dict[str, NDArray[np.bool_]]:
-    """Return [row] for each rule of trading: none, the largest edges, edge, and all gates."""
-    upper = {gate.calibrated_as for gate in GATES.values() if not gate.at_least}
+def passing(explained: Forecasts, thresholds: Mapping[str, float]) -> NDArray[np.bool_]:
+    """Return which rows pass every gate of *thresholds*."""
     passed = np.ones(len(explained), dtype=np.bool_)
     for name, threshold in thresholds.items():
-        measure = explained.values[GATE_COLUMNS][name]
-        passed &= measure <= threshold if name in upper else measure >= threshold
-    edge = explained.values[GATE_COLUMNS]["edge"] >= 1.0
-    return {
-        "ungated": np.ones_like(edge),
-        "largest_edges": top(explained.values[GATE_COLUMNS]["edge"], _BUSY_SHARE),
-        "edge": edge,
-        "all_gates": passed & edge,
-    }
+        values = explained.value(GATES[name].calibrated_as)
+        passed &= values >= threshold if GATES[name].at_least else values <= threshold
+    return passed
 
 
-def daily_net(explained: Forecasts, chosen: NDArray[np.bool_]) -> Array:
-    """Return the net log return of each day that was judged, 0 where none of *chosen* traded."""
-    opened = separate(chosen, explained.labels["place"], explained.horizons[0])
+def daily_net(explained: Forecasts, rule: str) -> Array:
+    """Return the net log return of each day that was judged, 0 where *rule* opened no trade."""
     names, day = np.unique(explained.day, return_inverse=True)
-    earned = np.bincount(day[opened], _net(explained)[opened], len(names))
-    return earned.astype(np.float64)
-
-
-def _net(explained: Forecasts) -> Array:
-    """Return what a trade at each row makes, after the round trip."""
-    net: Array = np.sign(explained.value("mean")) * explained.labels["traded"] - ROUND_TRIP_COST
-    return net
-
-
-def _result(explained: Forecasts, chosen: NDArray[np.bool_]) -> dict[str, Any]:
-    """Return how many bars passed, the separate trades and days of them, and their net result."""
-    opened = separate(chosen, explained.labels["place"], explained.horizons[0])
-    net = _net(explained)[opened] * _BASIS_POINTS
-    days = explained.day[opened]
-    result: dict[str, Any] = {
-        "bars_per_1000": round(1000 * float(chosen.mean()), 3),
-        "trades": int(opened.sum()),
-        "days": len(np.unique(days)),
-    }
-    if len(net):
-        result["net_bp"] = mean(net, days).rounded(3)
-    return result
+    net = np.nan_to_num(explained.value("net", rule))
+    return np.bincount(day, net, len(names)).astype(np.float64)
 
 
 # --- calibrated confidence and regimes
@@ -398,7 +479,7 @@ def outcomes(explained: Forecasts) -> Forecasts:
     many deviations the return lay from the mean.
     """
     finite = np.ones(len(explained), dtype=np.bool_)
-    for values in explained.values[INPUT_COLUMNS].values():
+    for values in inputs_of(explained).values():
         finite &= np.isfinite(values)
     rows = explained.where(finite)
     mean, value = rows.value("mean"), rows.labels["return"]
@@ -435,7 +516,7 @@ def fit_score(
 
     Where *signed*, the weights of inputs that must rise with it are never below 0.
     """
-    wide = np.stack([rows.values[INPUT_COLUMNS][name] for name in names], axis=1)
+    wide = np.stack([rows.value(name) for name in names], axis=1)
     center, scale = wide.mean(axis=0), wide.std(axis=0)
     scale = np.where(scale > 1e-12, scale, 1.0)
     z = np.clip((wide - center) / scale, -4.0, 4.0)
@@ -459,9 +540,9 @@ def fit_score(
     )
 
 
-def scored(score: LinearScore, inputs: Mapping[str, Array]) -> Array:
+def scored(score: LinearScore, rows: Forecasts) -> Array:
     """Return the probability at every row, as a run computes it."""
-    columns = [inputs[name].tolist() for name in score.names]
+    columns = [rows.value(name).tolist() for name in score.names]
     probabilities = [score.probability(row) for row in zip(*columns, strict=True)]
     return np.array(probabilities, dtype=np.float64)
 
@@ -491,8 +572,7 @@ def cross_fitted(
         if fitted.sum() < ROWS_LEAST // FOLDS:
             return None
         fit = fit_score(rows.where(fitted), happened[fitted], names, signed=signed)
-        part = {name: rows.values[INPUT_COLUMNS][name][judged] for name in names}
-        probabilities[judged] = scored(fit, part)
+        probabilities[judged] = scored(fit, rows.where(judged))
     return probabilities
 
 
@@ -505,11 +585,9 @@ def fit_confidence(
     are too few, or the forecaster names no probabilities.
     """
     rows = outcomes(explained)
-    if len(rows.labels["hit"]) < ROWS_LEAST or not {"mean_over_stdev", "margin"} <= set(
-        rows.values[INPUT_COLUMNS]
-    ):
+    names = tuple(inputs_of(rows))
+    if len(rows) < ROWS_LEAST or not {"mean_over_stdev", "margin"} <= set(names):
         return None, {}
-    names = tuple(rows.values[INPUT_COLUMNS])
     bare = tuple(name for name in names if not is_of_attention(name))
     sign, calm = (
         _crossed(rows, rows.labels["hit"], names, bare),
@@ -533,11 +611,9 @@ def fit_confidence(
         spread=spread,
     )
     evidence = {
-        "rows": len(rows.labels["hit"]),
+        "rows": len(rows),
         "independent": round(independent(rows)),
-        "days": len(np.unique(rows.day)),
-        "sign": {name: gain.rounded() for name, gain in gains.items()},
-        "volatility": area_gained(truth(rows), calm[0], rows.day).rounded(),
+        **_worth(rows, gains, calm[0]),
         "attention_adds": {
             "sign": area_gained_more(rows.labels["hit"], *sign, rows.day).rounded(),
             "volatility": area_gained_more(truth(rows), *calm, rows.day).rounded(),
@@ -558,15 +634,13 @@ def _crossed(
 
 def _gains(rows: Forecasts, calibrated: Array) -> dict[str, DailyEstimate]:
     """Return what each confidence gains in accuracy over chance, averaged over coverages."""
-    measured = {
-        ENTROPY: rows.values[GATE_COLUMNS].get("confidence"),
-        CALIBRATED: calibrated,
-        MARGIN: rows.values[INPUT_COLUMNS]["margin"],
-    }
+    measured = {CALIBRATED: calibrated, MARGIN: rows.value("margin")}
+    if rows.gives("confidence"):
+        measured[ENTROPY] = rows.value("confidence")
     return {
-        name: area_gained(rows.labels["hit"], values, rows.day)
+        name: area_gained(rows.labels["hit"], measured[name], rows.day)
         for name in CONFIDENCES
-        if (values := measured[name]) is not None
+        if name in measured
     }
 
 
@@ -613,15 +687,19 @@ def judge_spans(
 
 
 def _span(rows: Forecasts, fitted: FittedConfidence) -> dict[str, Any]:
-    gains = _gains(rows, scored(fitted.sign, rows.values[INPUT_COLUMNS]))
-    calm = scored(fitted.volatility, rows.values[INPUT_COLUMNS])
-    days = len(np.unique(rows.day))
-    chances = [_by_luck(gain, days) for gain in gains.values()]
+    gains = _gains(rows, scored(fitted.sign, rows))
+    worth = _worth(rows, gains, scored(fitted.volatility, rows))
+    chances = [_by_luck(gain, worth["days"]) for gain in gains.values()]
+    # How probable such a gain is where there is none.
+    by_luck = {name: round(p, 6) for name, p in zip(gains, holm(chances), strict=True)}
+    return {**worth, "holm": by_luck}
+
+
+def _worth(rows: Forecasts, gains: Mapping[str, DailyEstimate], calm: Array) -> dict[str, Any]:
+    """Return what confidences gain, and what *calm*, of the volatility's error, gains."""
     return {
-        "days": days,
+        "days": len(np.unique(rows.day)),
         "sign": {name: gain.rounded() for name, gain in gains.items()},
-        # How probable such a gain is where there is none.
-        "holm": {name: round(p, 6) for name, p in zip(gains, holm(chances), strict=True)},
         "volatility": area_gained(truth(rows), calm, rows.day).rounded(),
     }
 
@@ -698,22 +776,20 @@ def fit_cells(explained: Forecasts, count: int = COUNT) -> RegimeCells | None:
     They are ordered by realised over forecast variance. None where rows or days are too few, or
     attention gives no such measures.
     """
-    if not 2 <= count <= REGIMES_MOST or not set(REGIME_MEASURES) <= set(
-        explained.values[GATE_COLUMNS]
-    ):
+    if not 2 <= count <= REGIMES_MOST or not all(map(explained.gives, REGIME_MEASURES)):
         return None
-    rows = np.stack([explained.values[GATE_COLUMNS][name] for name in REGIME_MEASURES], axis=1)
-    usable: NDArray[np.bool_] = np.isfinite(rows.sum(axis=1))
-    if usable.sum() < _ROWS_A_CELL * count:
+    wide = np.stack([explained.value(name) for name in REGIME_MEASURES], axis=1)
+    usable = np.isfinite(wide.sum(axis=1))
+    wide, rows = wide[usable], explained.where(usable)
+    if len(rows) < _ROWS_A_CELL * count:
         return None
-    center, scale = rows[usable].mean(axis=0), rows[usable].std(axis=0)
+    center, scale = wide.mean(axis=0), wide.std(axis=0)
     scale = np.where(scale > 1e-12, scale, 1.0)
-    places = np.clip((rows[usable] - center) / scale, -_FARTHEST, _FARTHEST)
-    middles = _middles(places, count)
-    cell = _nearest(places, middles)
+    places = np.clip((wide - center) / scale, -_FARTHEST, _FARTHEST)
+    middles, cell = _clustered(places, count)
     if len(np.unique(cell)) < count:
         return None
-    ratios = [_ratio(explained, usable, cell == number) for number in range(count)]
+    ratios = [_ratio(rows.where(cell == number)) for number in range(count)]
     errors = [ratio.error for ratio in ratios if ratio.error is not None]
     if len(errors) < count:
         return None
@@ -731,10 +807,7 @@ def fit_cells(explained: Forecasts, count: int = COUNT) -> RegimeCells | None:
 def judge_cells(explained: Forecasts, cells: RegimeCells, hysteresis: float) -> dict[str, Any]:
     """Return for each cell its share of the rows *explained*, and what followed there, by day."""
     columns = [
-        [
-            None if np.isnan(value) else value
-            for value in explained.values[GATE_COLUMNS][name].tolist()
-        ]
+        [None if np.isnan(value) else value for value in explained.value(name).tolist()]
         for name in cells.names
     ]
     at: list[int] = []
@@ -742,13 +815,13 @@ def judge_cells(explained: Forecasts, cells: RegimeCells, hysteresis: float) -> 
     for row in zip(*columns, strict=True):
         now = cells.next_cell(now, row, hysteresis)
         at.append(now or 0)
-    cell, every = np.array(at), np.ones(len(at), dtype=np.bool_)
-    inside = {number: cell == number for number in range(1, len(cells.cells) + 1)}
+    cell = np.array(at)
+    inside = {n: explained.where(cell == n) for n in range(1, len(cells.cells) + 1)}
     return {
         str(number): {
-            "share": round(float(rows.mean()), 5),
-            "days": len(np.unique(explained.day[rows])),
-            "variance_ratio": _ratio(explained, every, rows).rounded() if rows.any() else [],
+            "share": round(len(rows) / len(cell), 5),
+            "days": len(np.unique(rows.day)),
+            "variance_ratio": _ratio(rows).rounded() if len(rows) else [],
         }
         for number, rows in inside.items()
     }
@@ -766,49 +839,26 @@ def regime_sentence(figures: Mapping[str, Any]) -> str:
     return f"Realised variance was so many times what was forecast: {', '.join(parts)} of the card."
 
 
-def _middles(places: Array, count: int) -> Array:
-    """Return the centres [cell, measure]: drawn far apart (k-means++), then Lloyd's rounds."""
+def _clustered(places: Array, count: int) -> tuple[Array, NDArray[np.int64]]:
+    """Return centres [cell, measure], drawn far apart (k-means++), and the cell of each place."""
     drawn = np.random.default_rng(_SEED)
     chosen = [places[int(drawn.integers(len(places)))]]
     while len(chosen) < count:
-        away = np.min([((places - middle) ** 2).sum(axis=1) for middle in chosen], axis=0)
+        away = cdist(places, np.stack(chosen), "sqeuclidean").min(axis=1)
         total = float(away.sum())
         if total <= 0:
             break
         chosen.append(places[int(drawn.choice(len(places), p=away / total))])
-    middles = np.stack(chosen)
-    for _ in range(_ROUNDS):
-        cell = _nearest(places, middles)
-        moved = np.stack(
-            [
-                places[cell == number].mean(axis=0) if (cell == number).any() else middles[number]
-                for number in range(len(middles))
-            ]
-        )
-        if np.array_equal(moved, middles):
-            break
-        middles = moved
-    return middles
+    with catch_warnings(action="ignore"):  # of a cell that has lost its places
+        return kmeans2(places, np.stack(chosen), iter=_ROUNDS, minit="matrix")
 
 
-def _nearest(places: Array, middles: Array) -> NDArray[np.int64]:
-    cells: NDArray[np.int64] = np.stack(
-        [((places - middle) ** 2).sum(axis=1) for middle in middles]
-    ).argmin(axis=0)
-    return cells
-
-
-def _ratio(
-    explained: Forecasts, usable: NDArray[np.bool_], rows: NDArray[np.bool_]
-) -> DailyEstimate:
-    """Return realised over forecast variance of the *rows* of those *usable*, with its error."""
-    realised, forecast = (
-        explained.labels["realised"][usable][rows],
-        explained.value("volatility")[usable][rows] ** 2,
-    )
+def _ratio(rows: Forecasts) -> DailyEstimate:
+    """Return realised over forecast variance of *rows*, with its error."""
+    ratios = rows.labels["realised"] / rows.value("volatility") ** 2
     # Each bar counts alike: a few violent days would decide a ratio of sums.
-    terms = np.stack([realised / forecast, np.ones_like(realised)])
-    return figure(terms, explained.day[usable][rows], lambda s: s[:, 0] / np.maximum(s[:, 1], 1.0))
+    terms = np.stack([ratios, np.ones_like(ratios)])
+    return figure(terms, rows.day, lambda s: s[:, 0] / np.maximum(s[:, 1], 1.0))
 
 
 # --- the card
@@ -822,8 +872,7 @@ def gates_section(explained: Forecasts, section: Mapping[str, Any]) -> dict[str,
 
     *explained* are what a run's own forecaster said of the calibration slice.
     """
-    measures = dict(explained.values[GATE_COLUMNS])
-    percentiles = {name: list(quantiles(values)) for name, values in measures.items()}
+    percentiles = {name: list(quantiles(values)) for name, values in measured(explained).items()}
     section = {
         **section,
         "bars": len(explained),
@@ -834,15 +883,12 @@ def gates_section(explained: Forecasts, section: Mapping[str, Any]) -> dict[str,
     fitted, evidence = fit_confidence(explained)
     if fitted is not None:
         name = confidence_calibrated.calibrated_as
-        measures[name] = scored(fitted.sign, explained.values[INPUT_COLUMNS])
-        percentiles[name] = list(quantiles(measures[name]))
+        explained = explained.holding(MODEL, **{name: scored(fitted.sign, explained)})
+        percentiles[name] = list(quantiles(explained.value(name)))
         section |= {"confidence": msgspec.to_builtins(fitted), "cross_fitted": evidence}
     if (cells := fit_cells(explained)) is not None:
         section["regimes"] = msgspec.to_builtins(cells)
-    usual = _in_usual_regimes(explained, percentiles) if RECENT_MASS in measures else None
-    if RECENT_MASS in measures and usual is None:
-        return {**section, "coverage": []}
-    return {**section, "coverage": coverage(measures, section, usual)}
+    return {**section, "coverage": coverage(explained, section)}
 
 
 def judged_gates(
@@ -853,10 +899,9 @@ def judged_gates(
     Its figures and sentences are those of the gates alone.
     """
     section, figures, sentences = judged_section(explained, section, second_span_ms=second_span_ms)
-    thresholds = default_thresholds(section)
-    every = {"selective": selective(explained), "traded": traded(explained, thresholds), **figures}
-    rules = passing(explained, thresholds)
-    return Judgement(with_confidence(table, explained), every, sentences, explained, rules, section)
+    explained = with_rules(explained, default_thresholds(section))
+    every = {"selective": selective(explained), "traded": traded(explained), **figures}
+    return Judgement(with_confidence(table, explained), every, sentences, explained, section)
 
 
 def judged_section(
@@ -881,69 +926,47 @@ def judged_section(
     return judged, figures, sentences
 
 
-def default_thresholds(section: Mapping[str, Any]) -> dict[str, float]:
-    """Return the default thresholds of the calibrated gates but ``edge``, by their measures.
+def default_thresholds(
+    section: Mapping[str, Any], *, strict: bool | None = None
+) -> dict[str, float]:
+    """Return the default thresholds of the calibrated gates, by gate.
 
-    Of the confidences only the chosen one's, as strict as *section* says that it has earned.
+    Of the confidences only the chosen one's, as *strict* as *section* says that it has earned.
     Regimes are left out: by default none is refused.
     """
-    fitted = section.get("confidence")
-    strict = fitted is not None and bool(fitted["strict"])
-    return {
-        gate.calibrated_as: value
-        for gate, value in _defaults(section, strict=strict).items()
-        if gate.calibrated_as
-    }
-
-
-def _defaults(section: Mapping[str, Any], *, strict: bool) -> dict[Gate, float]:
-    """Return the default threshold of each calibrated gate but ``edge`` that a run declares."""
-    percentiles, fitted = section["quantiles"], section.get("confidence")
+    fitted, thresholds = section.get("confidence"), {}
     chosen = ENTROPY if fitted is None else fitted["chosen"]
-    thresholds = {}
+    strict = (fitted is not None and bool(fitted["strict"])) if strict is None else strict
     for gate in GATES.values():
         key = gate.threshold
-        if (
-            gate.calibrated_as not in percentiles
-            or gate is edge
-            or not isinstance(key, ThresholdKey)
-        ):
+        if gate.calibrated_as not in section["quantiles"] or gate.chosen_by not in ("", chosen):
             continue
-        if gate.chosen_by in CONFIDENCES and gate.chosen_by != chosen:
-            continue
+        assert isinstance(key, ThresholdKey)
         text = str(key.default)
         if text == AUTO:
             text = key.strict if strict else MILDEST
-        thresholds[gate] = _quantile(text, gate.calibrated_as, percentiles, key=key_of(gate))
+        thresholds[gate.name] = _quantile(text, gate.calibrated_as, section)
     return thresholds
 
 
-def _quantile(text: str, name: str, percentiles: Mapping[str, Any], *, key: str = "") -> float:
-    calibration = Calibration({name: tuple(of) for name, of in percentiles.items()}, {}, 0.0)
-    return threshold_of(text, name, calibration, key=key or name)
+def _quantile(text: str, name: str, section: Mapping[str, Any]) -> float:
+    calibration = Calibration({name: tuple(section["quantiles"][name])}, {}, 0.0)
+    return threshold_of(text, name, calibration, key=name)
 
 
-def coverage(
-    measures: Mapping[str, NDArray[np.float64]],
-    section: Mapping[str, Any],
-    usual: NDArray[np.bool_] | None = None,
-) -> list[dict[str, Any]]:
+def coverage(explained: Forecasts, section: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Return the share of rows that pass every judgement gate: by strict, by mildest confidence.
 
-    ``edge`` is taken at the card's round trip; *usual* says which rows lie in a default regime,
-    where the model has regimes.
+    In the default regimes, where the model has some; empty where recent mass does not move, which
+    no run by default thresholds takes.
     """
-    every = []
+    every: list[dict[str, Any]] = []
+    usual = _in_usual_regimes(explained, section) if explained.gives(RECENT_MASS) else None
+    if explained.gives(RECENT_MASS) and usual is None:
+        return every
     for strict in (True, False):
-        passed = np.ones(len(next(iter(measures.values()))), dtype=np.bool_)
-        thresholds = {}
-        for gate, threshold in _defaults(section, strict=strict).items():
-            values = measures[gate.calibrated_as]
-            passed &= values >= threshold if gate.at_least else values <= threshold
-            thresholds[gate.name] = threshold
-        if edge.calibrated_as in measures:
-            thresholds[edge.name] = float(str(_key(edge).default))
-            passed &= measures[edge.calibrated_as] >= thresholds[edge.name]
+        thresholds = default_thresholds(section, strict=strict)
+        passed = passing(explained, thresholds)
         if usual is not None:
             passed &= usual
             thresholds[regime.name] = 1.0
@@ -955,22 +978,14 @@ def coverage(
     return every
 
 
-def _key(gate: Gate) -> ThresholdKey:
-    key = gate.threshold
-    assert isinstance(key, ThresholdKey)
-    return key
-
-
-def _in_usual_regimes(
-    explained: Forecasts, percentiles: Mapping[str, Any]
-) -> NDArray[np.bool_] | None:
+def _in_usual_regimes(explained: Forecasts, section: Mapping[str, Any]) -> NDArray[np.bool_] | None:
     """Return which rows lie in one of the default ``gate.regimes``.
 
-    None where recent mass does not move, which no run by default thresholds takes.
+    None where recent mass does not move.
     """
     rules = RegimeSection()
-    low = _quantile(str(rules.mean_reversion), RECENT_MASS, percentiles)
-    high = _quantile(str(rules.momentum), RECENT_MASS, percentiles)
+    low = _quantile(str(rules.mean_reversion), RECENT_MASS, section)
+    high = _quantile(str(rules.momentum), RECENT_MASS, section)
     if low >= high:
         return None
     bounds = RegimeBounds.between(mean_reversion=low, momentum=high, hysteresis=HYSTERESIS)
@@ -979,7 +994,7 @@ def _in_usual_regimes(
     before = None
     rows = zip(
         explained.labels["place"].tolist(),
-        explained.values[GATE_COLUMNS][RECENT_MASS].tolist(),
+        explained.value(RECENT_MASS).tolist(),
         strict=True,
     )
     for row, (place, mass) in enumerate(rows):

@@ -9,8 +9,8 @@ The rules are docs/models.md, L54, and docs/own_models.md, N11.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, Self, TypeVar
 
@@ -30,7 +30,7 @@ from tracepaper.replay.learning.judge.forecasts import (
     SegmentFields,
     forecasts_of,
 )
-from tracepaper.replay.learning.judge.gates import Judgement, daily_net
+from tracepaper.replay.learning.judge.gates import Judgement
 from tracepaper.replay.learning.openings import WHOLE, NamedSpan, SpanOpening, opened, openings_path
 from tracepaper.replay.learning.order_books import BookDataset
 from tracepaper.replay.learning.samples import Samples
@@ -40,7 +40,7 @@ from tracepaper.strategies.api.strategy import Forecaster
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.features.rolling import Array
 from tracepaper.strategies.types.decisions import Forecast
-from tracepaper.strategies.units import DAY_MS, count_of, interval_text, iso
+from tracepaper.strategies.units import interval_text, iso
 
 SHARE_UNJUDGED: Final = 0.8
 """Of the bars of a model that does not say until when it was trained: the rest is judged."""
@@ -182,88 +182,9 @@ JudgedData = Dataset | BookDataset
 AnyData = TypeVar("AnyData", Dataset, BookDataset)
 
 
-@dataclass(frozen=True)
-class SpanJudgement:
-    """The judgement of a model on one span; its forecasts have those of compared models too."""
-
-    span: NamedSpan
-    symbols: tuple[str, ...]
-    judged: Judgement
-    card: Mapping[str, Any]
-    tails: Mapping[str, Any] = field(default_factory=dict)  # ``[calibration.tails]``; empty if none
-    openings: int = 1
-    """Recipes that were judged on the span, this one among them."""
-    missing: tuple[str, ...] = ()
-    """Sentences about what could not be compared, or counted."""
-
-    @property
-    def forecasts(self) -> Forecasts:
-        """The rows that were judged."""
-        return self.judged.forecasts
-
-    @property
-    def days(self) -> int:
-        """How many calendar days were judged."""
-        return len(np.unique(self.forecasts.day))
-
-    @property
-    def from_ms(self) -> int:
-        """The midnight of the first day judged."""
-        return int(self.forecasts.day.min()) * DAY_MS
-
-    @property
-    def until_ms(self) -> int:
-        """The midnight after the last day judged."""
-        return (int(self.forecasts.day.max()) + 1) * DAY_MS
-
-    @property
-    def heading(self) -> str:
-        """What was judged, from when until when."""
-        return (
-            f"{self.span.name}: {', '.join(self.symbols)}, {iso(self.from_ms)[:10]} until "
-            f"{iso(self.until_ms)[:10]}, {self.days} days"
-        )
-
-    @property
-    def figures(self) -> dict[str, Any]:
-        """The figures of each horizon, and those of gates."""
-        return self.judged.figures
-
-    @property
-    def sentences(self) -> list[str]:
-        """The caveats."""
-        return [*self.judged.sentences, *self._explained_share(), *self.missing]
-
-    def _explained_share(self) -> list[str]:
-        """Count the bars and days of the gates' figures, and those of all others.
-
-        Not every bar is explained, and a bar that a baseline needs more context for is no other.
-        """
-        if (explained := self.judged.explained) is None:
-            return []
-        rows = self.forecasts.at(explained.horizons[0]).day
-        gates, rest = (
-            f"{count_of(len(of), 'bar')} on {count_of(len(np.unique(of)), 'day')}"
-            for of in (explained.day, rows)
-        )
-        more = " evaluation.explained_bars takes more." if len(explained) < len(rows) else ""
-        sentence = f"The figures of gates are of {gates} that were explained, all others of {rest}."
-        return [sentence + more]
-
-    def net_by_day(self, rule: str) -> Array:
-        """Return the net log return of a rule of trading on each day."""
-        assert self.judged.explained is not None
-        return daily_net(self.judged.explained, self.judged.rules[rule])
-
-    def compared_with(self, name: str, other: ModelForecasts) -> SpanJudgement:
-        """Return it with the forecasts of another model on the same rows."""
-        forecasts, held = ModelForecasts(self.forecasts, self.judged.held).join(other, name)
-        return replace(self, judged=self.judged._replace(forecasts=forecasts, held=held))
-
-
 def counted(
-    every: Sequence[SpanJudgement], folder: Path | None, recipe: str, model_id: str
-) -> list[SpanJudgement]:
+    every: Sequence[Judgement], folder: Path | None, recipe: str, model_id: str
+) -> list[Judgement]:
     """Return the judgements with how many recipes opened each span, and keep these openings.
 
     *folder* holds the checkpoint; None is a class of one's own.
@@ -281,7 +202,7 @@ def counted(
 
 def judge_model(
     model: FittedModel, data: JudgedData, span: NamedSpan = WHOLE, *, bars: int | None = None
-) -> SpanJudgement:
+) -> Judgement:
     """Return the judgement of *model* on *span* of the time that it did not learn from.
 
     *data* are as its kind arranges them: those of several assets at the closes that all have.
@@ -289,11 +210,11 @@ def judge_model(
     *bars* are explained, for the gates; by default as many as can be in minutes.
     """
     data, missing = data.spanned(span).with_known_baselines()
-    return SpanJudgement(
-        span,
-        data.symbols(Part.TEST),
+    return replace(
         model.judge(data, bars=bars),
-        model.card,
+        span=span,
+        symbols=data.symbols(Part.TEST),
+        card=model.card,
         missing=(*data.notes, *missing),
         tails=model.tails(data),
     )
@@ -302,7 +223,7 @@ def judge_model(
 # --- other models
 
 
-def rival_forecasts(model: FittedModel, data: AnyData, judgement: SpanJudgement) -> ModelForecasts:
+def rival_forecasts(model: FittedModel, data: AnyData, judgement: Judgement) -> ModelForecasts:
     """Return the forecasts of *model* of the rows of *judgement*, of the same interval.
 
     Raises ``ConfigInvalid`` where it learnt from that time, or answers none of these rows.
@@ -324,7 +245,7 @@ def require_interval(name: str, material: JudgedData, interval_ms: int) -> None:
         )
 
 
-def _same_rows(data: AnyData, judgement: SpanJudgement, horizons: Sequence[int]) -> AnyData:
+def _same_rows(data: AnyData, judgement: Judgement, horizons: Sequence[int]) -> AnyData:
     """Return *data* of the judged rows alone, with the baselines that need no fitting."""
     rows = judgement.forecasts
     if not set(horizons) & set(rows.horizons):

@@ -24,7 +24,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy import special, stats
+from scipy import stats
 from scipy.special import stdtrit
 from scipy.stats import rankdata
 
@@ -82,7 +82,7 @@ def losses(rows: Forecasts) -> Array:
 
 def student_tails(rows: Forecasts) -> Array:
     """Return value at risk and shortfall of the forecast's Student t: [row, side, share, 2]."""
-    mean, scale, dof = (rows.value(field) for field in ("mean", "scale", "dof"))
+    mean, scale, dof = (rows.value(field) for field in LAW)
     sides = [
         [np.stack(value_at_risk(sign * mean, scale, dof, share), axis=-1) for share in SHARES]
         for sign in SIDES.values()
@@ -182,17 +182,12 @@ def christoffersen(beyond: NDArray[np.bool_], in_turn: NDArray[np.bool_]) -> flo
     follows a breach, or nothing was one.
     """
     before, after = beyond[:-1][in_turn], beyond[1:][in_turn]
-    first, second = int((~before).sum()), int(before.sum())
-    calm, again = int((after & ~before).sum()), int((after & before).sum())
-    if not first or not second or not calm + again:
+    counts = np.array([[(a & b).sum() for b in (~after, after)] for a in (~before, before)])
+    if not counts.sum(axis=1).all() or not counts[:, 1].any():
         return None
-    together = _likelihood(calm + again, first + second, (calm + again) / (first + second))
-    apart = _likelihood(calm, first, calm / first) + _likelihood(again, second, again / second)
-    return float(stats.chi2.sf(max(2.0 * (apart - together), 0.0), 1))
-
-
-def _likelihood(breaches: int, count: int, share: float) -> float:
-    return float(special.xlogy(breaches, share) + special.xlogy(count - breaches, 1.0 - share))
+    if not counts[:, 0].any():
+        return 1.0  # every row was one: none follows another more often
+    return float(stats.chi2_contingency(counts, correction=False, lambda_="log-likelihood").pvalue)
 
 
 # --- every metric
@@ -443,9 +438,21 @@ def _volatility_mae(view: MetricView) -> Array:
 # --- of the whole law
 
 
-@metric("coverage_90", "", "mean", "scale", "dof", is_alone=True, less_is_better=False)
-def _coverage(view: MetricView) -> Array:
-    return inside(view["mean"], view["scale"], view["dof"], view.labels["returns"], COVERAGE)
+LAW: Final = ("mean", "scale", "dof")
+"""The fields of a Student t of the return."""
+
+
+def interval(share: float) -> Metric:
+    """Return how often the return lay in the law's central interval of that *share*."""
+
+    def terms(view: MetricView) -> Array:
+        return inside(view["mean"], view["scale"], view["dof"], view.labels["returns"], share)
+
+    name = f"coverage_{100 * share:g}"
+    return Metric(name, "", frozenset(LAW), terms, is_alone=True, less_is_better=False)
+
+
+METRICS["coverage_90"] = interval(COVERAGE)
 
 
 def _top(view: MetricView) -> NDArray[np.int64]:
@@ -620,9 +627,9 @@ def _predicted_calm(view: MetricView) -> Array:
     return calm
 
 
-@metric("interval_miss", "90 % interval missed", "mean", "scale", "dof", of=RISKS)
+@metric("interval_miss", "90 % interval missed", *LAW, of=RISKS)
 def _interval_miss(view: MetricView) -> Array:
-    return 1.0 - _coverage(view)
+    return 1.0 - METRICS["coverage_90"].terms(view)
 
 
 # --- of pairs, portfolios and order books
@@ -749,7 +756,7 @@ def _law_of_ewma(view: MetricView) -> Mapping[str, Array]:
 
 def _law_beside_quantiles(view: MetricView) -> Mapping[str, Array]:
     """Return the model's law, where a head of quantiles stands in its place."""
-    return {name: view[name] for name in ("mean", "scale", "dof")} if view.rows.levels else {}
+    return {name: view[name] for name in LAW} if view.rows.levels else {}
 
 
 DENSITIES: Final[dict[str, Metric]] = {}
@@ -758,7 +765,7 @@ QUANTILES: Final = (0.05, 0.25, 0.5, 0.75, 0.95)
 """Of a Student t that are judged where no head names others."""
 
 
-@metric("crps", "CRPS of the return, in basis points (less is better)", "mean", "scale", "dof",
+@metric("crps", "CRPS of the return, in basis points (less is better)", *LAW,
         of=DENSITIES, references={"EWMA": _law_of_ewma})  # fmt: skip
 def _crps(view: MetricView) -> Array:
     points = view.points
@@ -777,9 +784,8 @@ def pinball(level: float) -> Metric:
             quantile = points * (view["mean"] + view["scale"] * stdtrit(view["dof"], level))
         return statistics.pinball_of(points * view.labels["returns"], quantile, level)
 
-    needs = frozenset({"mean", "scale", "dof"})
     references = {STUDENT_T: _law_beside_quantiles, "EWMA": _law_of_ewma}
-    return Metric(f"pinball_{level:g}", f"{level:g}", needs, terms, references=references)
+    return Metric(f"pinball_{level:g}", f"{level:g}", frozenset(LAW), terms, references=references)
 
 
 def crps_at(levels: Sequence[float]) -> Metric:

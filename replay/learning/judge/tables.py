@@ -40,8 +40,8 @@ from tracepaper.replay.document.values import (
 )
 from tracepaper.replay.learning import statistics as figures
 from tracepaper.replay.learning.judge.forecasts import MODEL, Forecasts, words
+from tracepaper.replay.learning.judge.gates import RULES, Judgement, daily_net
 from tracepaper.replay.learning.judge.heads import LEARNT, head_tables
-from tracepaper.replay.learning.judge.judge import SpanJudgement
 from tracepaper.replay.learning.judge.metrics import (
     BOOKS,
     BREACHES,
@@ -57,11 +57,14 @@ from tracepaper.replay.learning.judge.metrics import (
     RANKS,
     RELATIVE,
     RISKS,
+    MetricView,
     breach_rows,
     compare,
     compared_by,
     crps_at,
+    estimate,
     forecaster_table,
+    interval,
     pinball,
     scaled_tails,
     student_tails,
@@ -121,7 +124,7 @@ class Bin(NamedTuple):
     bars: int
 
 
-def bins_of(judgement: SpanJudgement) -> list[Bin]:
+def bins_of(judgement: Judgement) -> list[Bin]:
     """Return said and realised probability of the top direction, over all horizons."""
     rows = judgement.forecasts
     if not rows.gives("probability"):
@@ -136,7 +139,7 @@ def bins_of(judgement: SpanJudgement) -> list[Bin]:
     ]
 
 
-def reliability(judgement: SpanJudgement) -> ChartPanel | None:
+def reliability(judgement: Judgement) -> ChartPanel | None:
     """Draw said against realised probability."""
     bins = bins_of(judgement)
     if not bins:
@@ -158,13 +161,7 @@ def has_law(rows: Forecasts) -> bool:
     return rows.gives("mean") and rows.gives("scale")
 
 
-def hits(rows: Forecasts, share: float) -> Array:
-    """Return 1 where the return lay in the model's central interval of that *share*, else 0."""
-    mean, scale, dof = (rows.value(field) for field in ("mean", "scale", "dof"))
-    return figures.inside(mean, scale, dof, rows.labels["returns"], share)
-
-
-def coverage_by_week(judgement: SpanJudgement) -> ChartPanel | None:
+def coverage_by_week(judgement: Judgement) -> ChartPanel | None:
     """Draw the coverage of the 90 % interval by week, a line a horizon."""
     if not has_law(judgement.forecasts):
         return None
@@ -172,14 +169,15 @@ def coverage_by_week(judgement: SpanJudgement) -> ChartPanel | None:
     layers: list[Layer] = [RuleLayer(figures.COVERAGE, name="claimed", role="faint")]
     for place, (horizon, rows) in enumerate(judgement.forecasts.by_horizon()):
         weeks, at = np.unique(rows.day // WEEK_DAYS, return_inverse=True)
-        share = np.bincount(at, hits(rows, figures.COVERAGE)) / np.bincount(at)
+        inside = METRICS["coverage_90"].terms(MetricView(rows))
+        share = np.bincount(at, inside) / np.bincount(at)
         times = (weeks * WEEK_DAYS * DAY_MS).tolist()
         role = _ROLES[place % len(_ROLES)]
         layers.append(LineLayer(f"{horizon} bars", times, rounded(share), role, has_points=True))
     return ChartPanel(layers, time_axis(), ChartAxis("share inside", digits=3), _HEIGHT)
 
 
-def qlike_by_day(judgement: SpanJudgement) -> ChartPanel | None:
+def qlike_by_day(judgement: Judgement) -> ChartPanel | None:
     """Draw by day the sum so far of the model's QLIKE less each baseline's, middle horizon."""
     every = judgement.forecasts.by_horizon()
     horizon, rows = every[len(every) // 2]
@@ -206,13 +204,13 @@ def qlike_by_day(judgement: SpanJudgement) -> ChartPanel | None:
 class SpanFigure(NamedTuple):
     """What is shown of a span: its tables, and a chart with the sentence under it."""
 
-    tables: Callable[[SpanJudgement], Iterable[Table]]
-    chart: Callable[[SpanJudgement], ChartPanel | None] | None
+    tables: Callable[[Judgement], Iterable[Table]]
+    chart: Callable[[Judgement], ChartPanel | None] | None
     caption: str
 
 
-Of = Callable[[SpanJudgement], Iterable[Table]]
-OfAll = Callable[[Sequence[SpanJudgement]], Iterable[Table]]
+Of = Callable[[Judgement], Iterable[Table]]
+OfAll = Callable[[Sequence[Judgement]], Iterable[Table]]
 SHOWN: Final[dict[str, SpanFigure]] = {}
 """What is shown of each span, by name, in order."""
 ACROSS: Final[dict[str, OfAll]] = {}
@@ -221,7 +219,7 @@ ACROSS: Final[dict[str, OfAll]] = {}
 
 def shown(
     name: str,
-    chart: Callable[[SpanJudgement], ChartPanel | None] | None = None,
+    chart: Callable[[Judgement], ChartPanel | None] | None = None,
     caption: str = "",
 ) -> Callable[[Of], Of]:
     """Register what makes tables of a span; raise ``ConfigInvalid`` for a name that is taken."""
@@ -233,19 +231,19 @@ def across(name: str) -> Callable[[OfAll], OfAll]:
     return registering(ACROSS, "figure", name, lambda of: of)
 
 
-def tables_of(judgement: SpanJudgement) -> list[Table]:
+def tables_of(judgement: Judgement) -> list[Table]:
     """Return every table of one span that has rows."""
     tables = (each for entry in SHOWN.values() for each in entry.tables(judgement))
     return [each for each in tables if each.rows or each.notes]
 
 
-def tables_across(every: Sequence[SpanJudgement]) -> list[Table]:
+def tables_across(every: Sequence[Judgement]) -> list[Table]:
     """Return every table of all spans together that has rows, or something to say instead."""
     tables = (each for of in ACROSS.values() for each in of(every))
     return [each for each in tables if each.rows or each.notes]
 
 
-def _columns(first: str, judgement: SpanJudgement) -> list[Figure[Cells]]:
+def _columns(first: str, judgement: Judgement) -> list[Figure[Cells]]:
     """Return the column *first*, and one a horizon, whose values stand under its number."""
     return [
         of_row(first, first, "text"),
@@ -254,7 +252,7 @@ def _columns(first: str, judgement: SpanJudgement) -> list[Figure[Cells]]:
 
 
 def _rows(
-    first: str, judgement: SpanJudgement, sections: Mapping[str, Any], key: str | None = None
+    first: str, judgement: Judgement, sections: Mapping[str, Any], key: str | None = None
 ) -> list[Cells]:
     """Return a row a name in the column *first*, of its pair at each horizon.
 
@@ -272,7 +270,7 @@ def _rows(
 
 
 @shown("forecasts")
-def _forecasts(judgement: SpanJudgement) -> Iterable[Table]:
+def _forecasts(judgement: Judgement) -> Iterable[Table]:
     """One table a figure: a row a forecaster, a column a horizon."""
     columns = _columns("forecaster", judgement)
     for metric in METRICS.values():
@@ -282,7 +280,7 @@ def _forecasts(judgement: SpanJudgement) -> Iterable[Table]:
 
 
 @shown("probabilities")
-def _probabilities(judgement: SpanJudgement) -> Iterable[Table]:
+def _probabilities(judgement: Judgement) -> Iterable[Table]:
     """Accuracy, F1, ECE, and Brier score and log loss beside climatology's, of the direction."""
     rows = _rows("figure", judgement, judgement.figures, "direction")
     notes = [_CLIMATOLOGY] if rows else []
@@ -298,7 +296,7 @@ _CLIMATOLOGY: Final = (
 
 @shown("paired", qlike_by_day, "QLIKE by day: the sum so far of the model's less that of "
        "each baseline. A line that falls is a baseline that the model beats.")  # fmt: skip
-def _paired(judgement: SpanJudgement) -> Iterable[Table]:
+def _paired(judgement: Judgement) -> Iterable[Table]:
     """Return the model less each baseline on the same bars, a table a loss."""
     for key, metric in LOSSES.items():
         title = f"{metric.title}: the model less each baseline"
@@ -306,9 +304,9 @@ def _paired(judgement: SpanJudgement) -> Iterable[Table]:
 
 
 @shown("beside")
-def _beside(judgement: SpanJudgement) -> Iterable[Table]:
+def _beside(judgement: Judgement) -> Iterable[Table]:
     """Return the model less each other model on the rows that both answer, a table a metric."""
-    for rows in (judgement.forecasts, judgement.judged.held):
+    for rows in (judgement.forecasts, judgement.held):
         if rows is not None and rows.compared:
             for key, metric in compared_by(rows).items():
                 title = f"{metric.title}: the model less each other model"
@@ -322,7 +320,7 @@ LEVELS: Final = (0.5, 0.8, 0.9, 0.95, 0.99)
 
 @shown("intervals", coverage_by_week, "Coverage of the 90 % interval by week; the pale line "
        "is what it claims.")  # fmt: skip
-def _intervals(judgement: SpanJudgement) -> Iterable[Table]:
+def _intervals(judgement: Judgement) -> Iterable[Table]:
     """How often the return lay inside the central intervals."""
     if not has_law(judgement.forecasts):
         return
@@ -330,14 +328,14 @@ def _intervals(judgement: SpanJudgement) -> Iterable[Table]:
     for level in LEVELS:
         row: dict[str, Value] = {"interval": f"{100 * level:.0f} %"}
         for horizon, each in judgement.forecasts.by_horizon():
-            row[str(horizon)] = figures.mean(hits(each, level), each.day)
+            row[str(horizon)] = estimate(interval(level), MetricView(each))
         rows.append(row)
     columns = _columns("interval", judgement)
     yield table("intervals", "Share of returns inside the interval", columns, rows)
 
 
 @shown("densities")
-def density_tables(judgement: SpanJudgement) -> Iterable[Table]:
+def density_tables(judgement: Judgement) -> Iterable[Table]:
     """Yield CRPS and pinball loss of the law and of a head of quantiles, beside EWMA's normal law.
 
     A head knows a few levels, so its CRPS is twice their mean pinball loss, and so is there that of
@@ -376,7 +374,7 @@ _UNCALIBRATED: Final = (
 
 
 @shown("risk")
-def _risk(judgement: SpanJudgement) -> Iterable[Table]:
+def _risk(judgement: Judgement) -> Iterable[Table]:
     """Value at risk and expected shortfall of both tails, held to what came."""
     if not has_law(judgement.forecasts):
         return
@@ -405,9 +403,9 @@ shown("further")(lambda judgement: head_tables(judgement.forecasts))
 
 
 @shown("scores")
-def _scores(judgement: SpanJudgement) -> Iterable[Table]:
+def _scores(judgement: Judgement) -> Iterable[Table]:
     """Return what is judged of books, assets, their pairs and portfolios, beside others."""
-    rows, pairs, held = judgement.forecasts, judgement.judged.pairs, judgement.judged.held
+    rows, pairs, held = judgement.forecasts, judgement.pairs, judgement.held
     yield from scores_of(rows, held)
     if pairs is not None:
         note = f"Of one-bar returns to the horizon, pairs {', '.join(pairs.names.values())}."
@@ -435,7 +433,7 @@ def scores_of(
 
 @shown("calibration", reliability, "How often a forecast direction came true, by the "
        "probability that was said of it; on the line both are equal.")  # fmt: skip
-def _calibration(judgement: SpanJudgement) -> Iterable[Table]:
+def _calibration(judgement: Judgement) -> Iterable[Table]:
     """Said probability beside what came, in bins over all horizons."""
     bins = bins_of(judgement)
     columns: list[Figure[Bin]] = [
@@ -450,7 +448,7 @@ def _calibration(judgement: SpanJudgement) -> Iterable[Table]:
 # --- whether it knows when it is right
 
 
-def curves_of(judgement: SpanJudgement) -> dict[tuple[str, str], RiskCurve]:
+def curves_of(judgement: Judgement) -> dict[tuple[str, str], RiskCurve]:
     """Return the risk–coverage curve of each risk and measure, pooled over horizons."""
     curves: dict[tuple[str, str], RiskCurve] = {}
     for risk, metric in RISKS.items():
@@ -466,7 +464,7 @@ def curves_of(judgement: SpanJudgement) -> dict[tuple[str, str], RiskCurve]:
     return curves
 
 
-def confidence_areas(judgement: SpanJudgement) -> dict[str, dict[str, DayDifference]]:
+def confidence_areas(judgement: Judgement) -> dict[str, dict[str, DayDifference]]:
     """Return by risk and measure the area against random, corrected over the measures of a risk."""
     curves = sorted(curves_of(judgement).items(), key=lambda item: list(RISKS).index(item[0][0]))
     return {
@@ -478,7 +476,7 @@ def confidence_areas(judgement: SpanJudgement) -> dict[str, dict[str, DayDiffere
 @shown("confidence", lambda judgement: risk_coverage(curves_of(judgement)),
        "Risk of the surest bars by the share that is answered, less that of a random gate of equal "
        "coverage; pooled over horizons. Below zero the measure knows.")  # fmt: skip
-def _confidence(judgement: SpanJudgement) -> Iterable[Table]:
+def _confidence(judgement: Judgement) -> Iterable[Table]:
     """Return the area under risk–coverage of each measure, a table a risk."""
     note = (
         "Area under risk–coverage, pooled over horizons, less that of a random gate of equal "
@@ -502,8 +500,8 @@ _MEASURES: Final = (
 
 
 @shown("gates")
-def _gates(judgement: SpanJudgement) -> Iterable[Table]:
-    selective = judgement.judged.figures.get("gates", {}).get("selective", {})
+def _gates(judgement: Judgement) -> Iterable[Table]:
+    selective = judgement.figures.get("gates", {}).get("selective", {})
     columns = [
         of_row("gate", "gate", "text"),
         *(of_row(f"{share:g}", f"{100 * share:.0f} %", "share") for share in figures.COVERAGES),
@@ -519,7 +517,7 @@ def _gates(judgement: SpanJudgement) -> Iterable[Table]:
 
 
 @shown("seeds")
-def _seeds(judgement: SpanJudgement) -> Iterable[Table]:
+def _seeds(judgement: Judgement) -> Iterable[Table]:
     """Return what seeds of the recipe reached in training: mean and spread."""
     section = judgement.card.get("seeds")
     if not isinstance(section, Mapping):
@@ -533,23 +531,19 @@ def _seeds(judgement: SpanJudgement) -> Iterable[Table]:
 
 
 @across("confidence_spans")
-def _on_both(every: Sequence[SpanJudgement]) -> Iterable[Table]:
+def _on_both(every: Sequence[Judgement]) -> Iterable[Table]:
     """Return which measures of confidence are credible on every span."""
     if len(every) < 2:
         return
     areas = [confidence_areas(judgement) for judgement in every]
-    rows = []
+    rows: list[Cells] = []
     for name in MEASURES:
-        verdicts: dict[str, Value] = {}
-        for risk in RISKS:
-            differences = [by_risk.get(risk, {}).get(name) for by_risk in areas]
-            defined = [each for each in differences if each is not None]
-            if len(defined) == len(every):
-                verdicts[risk] = (
-                    "yes" if all(verdict(each) == "better" for each in defined) else "no"
-                )
-        if verdicts:
-            rows.append({"measure": words(name), **verdicts})
+        verdicts: dict[str, Value] = {
+            risk: "yes" if all(verdict(of[risk][name]) == "better" for of in areas) else "no"
+            for risk in RISKS
+            if all(name in of.get(risk, {}) for of in areas)
+        }
+        rows += [{"measure": words(name), **verdicts}] if verdicts else []
     columns = [of_row("measure", "measure", "text")]
     columns += [of_row(risk, metric.title, "text") for risk, metric in RISKS.items()]
     yield table(
@@ -558,29 +552,21 @@ def _on_both(every: Sequence[SpanJudgement]) -> Iterable[Table]:
 
 
 @across("beside_spans")
-def _beside_on_every(every: Sequence[SpanJudgement]) -> Iterable[Table]:
+def _beside_on_every(every: Sequence[Judgement]) -> Iterable[Table]:
     """Return against which other models the verdict is one on every span."""
     if len(every) < 2:
         return
-    first = every[0].forecasts
-    metrics = compared_by(first)
-    compared = {
-        (key, horizon): [
-            compare(span.forecasts.at(horizon), metric, others=first.compared) for span in every
-        ]
-        for key, metric in metrics.items()
-        for horizon in first.horizons
-    }
-    rows: list[Cells] = []
-    for (key, horizon), spans in compared.items():
-        for name in first.compared:
-            if all(name in differences for differences in spans):
-                verdicts = {verdict_of(metrics[key], of[name]) for of in spans}
+    first, rows = every[0].forecasts, list[Cells]()
+    for metric in compared_by(first).values():
+        for horizon in first.horizons:
+            spans = [
+                compare(of.forecasts.at(horizon), metric, others=first.compared) for of in every
+            ]
+            for name in (each for each in first.compared if all(each in of for of in spans)):
+                verdicts = {verdict_of(metric, of[name]) for of in spans}
                 verdict = verdicts.pop() if len(verdicts) == 1 else "mixed"
-                title = metrics[key].title
-                rows.append(
-                    {"model": name, "metric": title, "horizon": horizon, "verdict": verdict}
-                )
+                cells = {"model": name, "metric": metric.title, "verdict": verdict}
+                rows.append({**cells, "horizon": horizon})
     columns = [
         of_row("model", "model", "text"),
         of_row("metric", "metric", "text"),
@@ -591,9 +577,9 @@ def _beside_on_every(every: Sequence[SpanJudgement]) -> Iterable[Table]:
 
 
 @across("trades")
-def _trades(every: Sequence[SpanJudgement]) -> Iterable[Table]:
+def _trades(every: Sequence[Judgement]) -> Iterable[Table]:
     """Return what rules of trading made, where a second span stands beside the first."""
-    traded = [judgement for judgement in every if judgement.judged.rules]
+    traded = [judgement for judgement in every if judgement.explained is not None]
     if not traded:
         return
     title = "Trades of the gates' horizon, net of the taker's round trip and before slippage"
@@ -629,21 +615,18 @@ _TRADES: Final = (
 )
 
 
-def _trade_rows(traded: Sequence[SpanJudgement]) -> Iterator[Cells]:
+def _trade_rows(traded: Sequence[Judgement]) -> Iterator[Cells]:
     """Yield what each rule of trading made on each span."""
-    for rule in traded[0].judged.rules:
-        results = [judgement.judged.figures["gates"]["traded"][rule] for judgement in traded]
+    for rule in RULES:
+        results = [judgement.figures["gates"]["traded"][rule] for judgement in traded]
         repeated = _repeated(results)
         for judgement, each in zip(traded, results, strict=True):
-            every = (
-                metrics.sharpe(judgement.net_by_day(name), 1.0) for name in judgement.judged.rules
-            )
+            assert judgement.explained is not None
+            nets = {name: daily_net(judgement.explained, name) for name in RULES}
+            every = (metrics.sharpe(net, 1.0) for net in nets.values())
             ratios = [ratio for ratio in every if ratio is not None]  # of the rules that traded
             variance = float(np.var(ratios, ddof=1)) if len(ratios) > 1 else 0.0
-            daily, trials = (
-                judgement.net_by_day(rule),
-                len(judgement.judged.rules) * judgement.openings,
-            )
+            daily, trials = nets[rule], len(RULES) * judgement.openings
             row: dict[str, Value] = {
                 "rule": words(rule),
                 "span": judgement.span.name,
@@ -676,10 +659,10 @@ def _repeated(traded: Sequence[Mapping[str, Any]]) -> str:
 
 
 @across("spans")
-def _spans(every: Sequence[SpanJudgement]) -> Iterable[Table]:
+def _spans(every: Sequence[Judgement]) -> Iterable[Table]:
     """Name what was judged, with its rows and how many recipes opened each span."""
     unit = every[0].forecasts.unit
-    columns: list[Figure[SpanJudgement]] = [
+    columns: list[Figure[Judgement]] = [
         Figure("span", "span", "text", lambda judgement: judgement.span.name),
         Figure("from", "from", "text", lambda judgement: iso(judgement.from_ms)[:10]),
         Figure("until", "until", "text", lambda judgement: iso(judgement.until_ms)[:10]),
@@ -697,16 +680,16 @@ def _spans(every: Sequence[SpanJudgement]) -> Iterable[Table]:
 # --- a judgement for a terminal, as JSON, and as a document of the page
 
 
-def show(console: Console, every: Sequence[SpanJudgement], findings: Sequence[Table]) -> None:
+def show(console: Console, every: Sequence[Judgement], findings: Sequence[Table]) -> None:
     """Print the tables and caveats of each span, those of all together, and the *findings*."""
     parts: list[Part] = []
     for judgement in every:
-        sentences = [Paragraph(f"• {sentence}") for sentence in judgement.sentences]
+        sentences = [Paragraph(f"• {sentence}") for sentence in judgement.caveats]
         parts += [Paragraph(judgement.heading, "heading"), *tables_of(judgement), *sentences]
     terminal.show(console, [*parts, *tables_across(every), *findings])
 
 
-def as_document(model_id: str, recipe: str, every: Sequence[SpanJudgement]) -> dict[str, Any]:
+def as_document(model_id: str, recipe: str, every: Sequence[Judgement]) -> dict[str, Any]:
     """Return the judgement as plain values; estimates are ``{"value", "error"}``.
 
     ``figures`` and ``sentences`` are the first span's; every table is a list of rows by its key.
@@ -714,8 +697,8 @@ def as_document(model_id: str, recipe: str, every: Sequence[SpanJudgement]) -> d
     return {
         "id": model_id,
         "recipe": recipe,
-        "figures": every[0].judged.figures,
-        "sentences": every[0].sentences,
+        "figures": every[0].figures,
+        "sentences": every[0].caveats,
         "spans": [
             {
                 "name": judgement.span.name,
@@ -725,7 +708,7 @@ def as_document(model_id: str, recipe: str, every: Sequence[SpanJudgement]) -> d
                 "symbols": list(judgement.symbols),
                 "openings": judgement.openings,
                 "figures": judgement.figures,
-                "sentences": judgement.sentences,
+                "sentences": judgement.caveats,
                 "tables": documents(tables_of(judgement)),
             }
             for judgement in every
@@ -734,17 +717,17 @@ def as_document(model_id: str, recipe: str, every: Sequence[SpanJudgement]) -> d
     }
 
 
-def judgement_document(model_id: str, every: Sequence[SpanJudgement]) -> TitledParts:
+def judgement_document(model_id: str, every: Sequence[Judgement]) -> TitledParts:
     """Return the judgement of all spans as a document."""
     parts: list[Part] = [Paragraph("All spans", "heading"), *tables_across(every)]
     for judgement in every:
         parts.append(Paragraph(judgement.heading, "heading"))
-        parts += [Paragraph(sentence, "item") for sentence in judgement.sentences]
+        parts += [Paragraph(sentence, "item") for sentence in judgement.caveats]
         parts += _parts(judgement)
     return TitledParts(f"Judgement of {model_id}", tuple(parts))
 
 
-def _parts(judgement: SpanJudgement) -> Iterator[Part]:
+def _parts(judgement: Judgement) -> Iterator[Part]:
     for entry in SHOWN.values():
         yield from (table for table in entry.tables(judgement) if table.rows or table.notes)
         if entry.chart is not None and (panel := entry.chart(judgement)) is not None:

@@ -124,14 +124,14 @@ def test_what_a_higher_time_frame_lacks_is_not_called_a_bar(database: Path) -> N
 
 
 def test_what_is_older_than_every_block_has_no_bar_and_shortens_none() -> None:
-    blocks = (1_746_057_600_000, 0.15), (1_746_061_440_000, 0.05)
+    blocks = (1_746_057_600_000, 0.15), (1_746_061_440_000, -0.05)
     rows = [
         {"bucket": str(place), "from_open_time_ms": start, "weight": weight}
         for place, (start, weight) in enumerate(blocks)
     ]
     rows.append({"bucket": "older", "from_open_time_ms": None, "weight": 0.8})
     console = Console(file=io.StringIO(), width=100)
-    config = '{"model": {"explanation": {"method": "norm"}}}'
+    config = '{"model": {"explanation": {"method": "relevance"}}}'
     show(console, [looked_table(StoredDecision({"config": config}, {}, (), tuple(rows)), 0)])
     assert isinstance(console.file, io.StringIO)
     older, first, second = [line for line in console.file.getvalue().splitlines() if "0." in line]

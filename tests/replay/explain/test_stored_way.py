@@ -7,13 +7,17 @@ import sqlite3
 from pathlib import Path
 
 import explained_runs
+import numpy as np
 import pytest
 from explained_runs import LAST
+from page_cases import shown_of
 
+from tracepaper.daemon.cli import invoke
 from tracepaper.replay.checks.verify import verify_run
 from tracepaper.replay.explain.attribution import TypedMethod, explain_by
 from tracepaper.replay.explain.decision_document import read_decision
 from tracepaper.replay.explain.recompute import Past, attribute, open_past
+from tracepaper.replay.page import decisions
 from tracepaper.storage.database.reader import Reader
 from tracepaper.strategies.attention.methods import Rollout
 from tracepaper.strategies.errors import DataInvalid
@@ -90,6 +94,35 @@ def test_a_record_that_says_another_explanation_does_not_hold(
         found = verify_run(reader, forged, run_id)
     assert not found.holds
     assert any("buckets" in difference.field for difference in found.differences)
+
+
+def test_a_run_by_relevance_is_derived_again_and_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Signs are kept, what gates measure is the rollout's, and no quantile of the card is off."""
+    relevance = '[model.explanation]\nmethod = "relevance"\n'
+    database = explained_runs.replayed(tmp_path, mode="step", further=relevance)
+    run_id = explained_runs.run_id(database)
+    with Reader.open(database) as reader:
+        assert not any("explained by another" in words for words in reader.run(run_id).warnings)
+        rows = [row for batch in reader.explanations(run_id) for row in batch]
+        found = verify_run(reader, database, run_id)
+    assert found.exact
+    assert found.agreed == found.decisions > 0
+    assert min(min(np.frombuffer(buckets, "<f4")) for _, buckets, *_ in rows) < 0
+    stored = read_decision(database, run_id, LAST)[0]
+    weights = [row["weight"] for row in stored.buckets]
+    assert sum(map(abs, weights)) == pytest.approx(1.0, abs=1e-6)
+    assert stored.content_share is None
+    difference = attribute(open_past(database, run_id, LAST)).largest_bucket_difference
+    assert difference is not None
+    assert difference < 1e-6
+    assert invoke(["explain", f"last:{LAST}", "--db", str(database)]) == 0
+    assert "What moved its mean" in capsys.readouterr().out
+    page = decisions.decision(shown_of(database), LAST)
+    assert min(bucket.weight for bucket in page.looked) < 0
+    (looked,) = [part for part in page.parts if part.get("key") == "looked"]
+    assert looked["aside"].startswith("relevance")
 
 
 def test_a_model_over_whole_windows_stores_gradients(tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ from tracepaper.replay.learning import statistics as figures
 from tracepaper.replay.learning.dataset import Dataset
 from tracepaper.replay.learning.fit import FitOptions
 from tracepaper.replay.learning.judge.forecasts import MODEL, ModelForecasts
-from tracepaper.replay.learning.judge.judge import SpanJudgement
+from tracepaper.replay.learning.judge.gates import Judgement
 from tracepaper.replay.learning.judge.metrics import LOSSES, compare
 from tracepaper.replay.learning.judge.tables import tables_across, tables_of
 from tracepaper.replay.learning.openings import FILE_NAME, NamedSpan, read_openings
@@ -134,7 +134,7 @@ def network(folder: Path, candles: str) -> Path:
     return folder / "net"
 
 
-def judged(path: Path, candles: str, span: NamedSpan) -> SpanJudgement:
+def judged(path: Path, candles: str, span: NamedSpan) -> Judgement:
     found = load(path)
     material = Dataset.read([candles], lambda _: SPLIT, HORIZONS)
     return judge_checkpoint(found, material, span, bars=600)
@@ -223,7 +223,7 @@ def test_what_is_the_same_is_level_and_what_knows_the_future_is_better(
     first_alone = one.compared_with("oracle", ModelForecasts(oracle))
     planted = first_alone.compared_with("same", ModelForecasts(rows))
 
-    def compared_with(of: SpanJudgement) -> dict[str, DayDifference]:
+    def compared_with(of: Judgement) -> dict[str, DayDifference]:
         each = of.forecasts.at(30)
         return compare(each, LOSSES["qlike"], others=each.compared)
 

@@ -11,14 +11,13 @@ from scipy.special import softmax
 from tracepaper.replay.learning.card import (
     NO_ATTENTION,
     ROUND_TRIP_COST,
-    measures,
     quantiles,
     sentences,
     slope,
     temperature,
 )
 from tracepaper.replay.learning.estimators.ensemble import network_share
-from tracepaper.replay.learning.judge.gates import default_thresholds
+from tracepaper.replay.learning.judge.gates import default_thresholds, measures
 from tracepaper.replay.report.honesty import FEW_DAYS
 from tracepaper.strategies.api.model import EXPLAINED
 from tracepaper.strategies.errors import DataInvalid
@@ -81,13 +80,14 @@ def test_a_forecast_without_an_explanation_is_refused() -> None:
         measures([bare], given=MEASURES, horizon=bare.horizons[0], slope=1.0)
     plain = MEASURES - set(EXPLAINED)
     found = measures([bare], given=plain, horizon=bare.horizons[0], slope=1.0)
-    assert set(found) == {"confidence_margin", "direction", "edge"}
+    assert {"confidence_margin", "direction", "edge"} < found.keys()
+    assert {"confidence", "collapsed", "shift", "recent_mass"}.isdisjoint(found)
 
 
 def test_the_default_thresholds_are_those_of_the_gates() -> None:
     known = {name: [float(percent) for percent in range(1, 100)] for name in NAMES}
     expected = {
-        "confidence": 1.0, "collapsed": 1.0, "shift": 99.0, "direction": 1.0,
+        "confidence": 1.0, "collapsed": 1.0, "shifted": 99.0, "direction": 1.0, "edge": 1.0,
     }  # fmt: skip
     found = default_thresholds({"quantiles": known})
     assert {name: found[name] for name in expected} == expected

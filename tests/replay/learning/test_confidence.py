@@ -13,8 +13,6 @@ from numpy.typing import NDArray
 
 from tracepaper.replay.learning.judge.forecasts import MODEL, Forecasts
 from tracepaper.replay.learning.judge.gates import (
-    GATE_COLUMNS,
-    INPUT_COLUMNS,
     cross_fitted,
     fit_cells,
     fit_confidence,
@@ -74,7 +72,7 @@ def rows(
             "realised": variance,
             "place": np.arange(ROWS),
         },
-        {MODEL: model, GATE_COLUMNS: measures, INPUT_COLUMNS: inputs},
+        {MODEL: {**inputs, **model, **measures}},
         horizon=horizon,
         interval_ms=pace_ms,
     )
@@ -204,7 +202,8 @@ def test_the_gate_computes_what_was_fitted() -> None:
     values = values_of(names, one, 0)
     assert values[:2] == [0.003 / 0.004, (0.6 - 0.3) / (0.6 + 0.3)]
     columns = {name: np.array([value]) for name, value in zip(names, values, strict=True)}
-    assert GATES["confidence_calibrated"].measure(seen) == scored(score, columns)[0]
+    told = table(np.zeros(1, np.int64), {}, {MODEL: columns})
+    assert GATES["confidence_calibrated"].measure(seen) == scored(score, told)[0]
     unknown = builders.forecast(explained=builders.explanation(shift=None))
     assert GATES["confidence_calibrated"].measure(replace_forecast(seen, unknown)) is None
 
@@ -224,8 +223,7 @@ def test_regimes_are_the_planted_ones_in_the_order_of_what_followed() -> None:
     made = replaced(
         found,
         labels={**found.labels, "realised": realised},
-        values={**found.values, GATE_COLUMNS: measures},
-    )
+    ).holding(MODEL, **measures)
     cells = fit_cells(made, 3)
     assert cells is not None
     assert cells.ratio == pytest.approx((0.5, 1.0, 3.0))
@@ -258,6 +256,6 @@ def test_the_card_says_what_all_gates_let_through_together() -> None:
     assert len(said) == 3
     assert said[1].startswith("Beyond mean and margin")
     assert said[2].startswith("Realised variance was so many times what was forecast: ")
-    still = found.holding(GATE_COLUMNS, recent_mass=np.ones(ROWS))
+    still = found.holding(MODEL, recent_mass=np.ones(ROWS))
     assert gates_section(still, {})["coverage"] == []
     assert judged_section(rows(), {"quantiles": {}}) == ({"quantiles": {}}, {}, [])

@@ -31,7 +31,7 @@ from tracepaper.replay.learning.dataset import Dataset
 from tracepaper.replay.learning.fit import FitOptions
 from tracepaper.replay.learning.fitted import candle_model
 from tracepaper.replay.learning.judge.forecasts import MODEL
-from tracepaper.replay.learning.judge.judge import SpanJudgement
+from tracepaper.replay.learning.judge.gates import RULES, Judgement
 from tracepaper.replay.learning.judge.metrics import MEASURES, RISKS, metric
 from tracepaper.replay.learning.judge.tables import (
     ACROSS,
@@ -107,7 +107,7 @@ def network(material: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Chec
 
 
 @pytest.fixture(scope="module")
-def judgements(network: Checkpoint, material: Dataset) -> list[SpanJudgement]:
+def judgements(network: Checkpoint, material: Dataset) -> list[Judgement]:
     return [judge_checkpoint(network, material, span, bars=700) for span in SPANS]
 
 
@@ -253,7 +253,7 @@ def test_an_ensemble_is_fitted_anew_with_shares_of_the_fold_alone(
         refit(made.card, material, "combinatorial:4/2", say=quiet)
 
 
-def test_trades_are_shown_beside_a_second_span_alone(judgements: list[SpanJudgement]) -> None:
+def test_trades_are_shown_beside_a_second_span_alone(judgements: list[Judgement]) -> None:
     (alone,) = [t for t in tables_across(judgements[:1]) if t.key == "trades"]
     assert alone.rows == ()
     assert "give a second untouched one" in alone.notes[0]
@@ -269,14 +269,12 @@ def test_trades_are_shown_beside_a_second_span_alone(judgements: list[SpanJudgem
     assert {row["deflated_sharpe"] for row in rows} == {None}
 
 
-def test_a_result_that_turns_is_not_repeated(judgements: list[SpanJudgement]) -> None:
-    def with_net(one: SpanJudgement, net: list[float], days: int) -> SpanJudgement:
+def test_a_result_that_turns_is_not_repeated(judgements: list[Judgement]) -> None:
+    def with_net(one: Judgement, net: list[float], days: int) -> Judgement:
         rule = {"bars_per_1000": 1.0, "trades": 99, "days": days, "net_bp": net}
-        traded = {"bars": 9, **dict.fromkeys(one.judged.rules, rule)}
-        gates = {**one.judged.figures["gates"], "traded": traded}
-        return replace(
-            one, judged=one.judged._replace(figures={**one.judged.figures, "gates": gates})
-        )
+        traded = {"bars": 9, **dict.fromkeys(RULES, rule)}
+        gates = {**one.figures["gates"], "traded": traded}
+        return replace(one, figures={**one.figures, "gates": gates})
 
     def verdicts(first: list[float], second: list[float], days: int = 30) -> set[Any]:
         nets = zip(judgements, (first, second), strict=True)
@@ -291,7 +289,7 @@ def test_a_result_that_turns_is_not_repeated(judgements: list[SpanJudgement]) ->
 
 
 def test_a_planted_measure_is_found_on_every_span_and_noise_is_not(
-    judgements: list[SpanJudgement],
+    judgements: list[Judgement],
 ) -> None:
     rng = np.random.default_rng(3)
     risk = RISKS["sign"].terms
@@ -311,7 +309,7 @@ def test_a_planted_measure_is_found_on_every_span_and_noise_is_not(
 
 
 def test_one_function_adds_a_figure_to_terminal_document_and_page(
-    judgements: list[SpanJudgement],
+    judgements: list[Judgement],
 ) -> None:
     from tracepaper.replay.document.values import Figure, table
 
@@ -319,8 +317,8 @@ def test_one_function_adds_a_figure_to_terminal_document_and_page(
     try:
 
         @shown("planted")
-        def planted(judgement: SpanJudgement) -> list[Any]:
-            column: Figure[SpanJudgement] = Figure("days", "days", "count", lambda of: of.days)
+        def planted(judgement: Judgement) -> list[Any]:
+            column: Figure[Judgement] = Figure("days", "days", "count", lambda of: of.days)
             return [table("planted", "Planted", [column], [judgement])]
 
         with pytest.raises(ConfigInvalid, match="already"):
@@ -346,7 +344,7 @@ def test_candles_without_the_training_are_judged_by_what_is_stored(glm: Path, ca
     assert "har" in judged.forecasts.values
 
 
-def test_the_charts_of_a_judgement_show_what_it_measured(judgements: list[SpanJudgement]) -> None:
+def test_the_charts_of_a_judgement_show_what_it_measured(judgements: list[Judgement]) -> None:
     one = judgements[0]
     curves = curves_of(one)
     panel = risk_coverage(curves)

@@ -12,7 +12,7 @@ from learning import table
 
 from tracepaper.replay.learning.card import ROUND_TRIP_COST
 from tracepaper.replay.learning.judge.forecasts import MODEL, Forecasts
-from tracepaper.replay.learning.judge.gates import GATE_COLUMNS, separate, spread_rows, traded
+from tracepaper.replay.learning.judge.gates import separate, spread_rows, traded, with_rules
 from tracepaper.strategies.units import DAY_MS
 
 ROWS = 600
@@ -48,7 +48,7 @@ def explained(*, edge: np.ndarray, mean: float = 0.01) -> Forecasts:
             "realised": ones,
             "place": np.arange(ROWS),
         },
-        {MODEL: model, GATE_COLUMNS: {"edge": edge, "shift": ones / 2, "confidence": ones / 2}},
+        {MODEL: {**model, "edge": edge, "shift": ones / 2, "confidence": ones / 2}},
         horizon=30,
         interval_ms=pace_ms,
     )
@@ -66,8 +66,8 @@ def test_trades_never_overlap_and_none_is_missed(flags: list[bool], horizon: int
 
 def test_a_result_is_net_of_the_round_trip_and_signed_by_the_forecast() -> None:
     always = np.full(ROWS, 2.0)
-    up = traded(explained(edge=always), {})["edge"]
-    down = traded(explained(edge=always, mean=-0.01), {})["edge"]
+    up = traded(with_rules(explained(edge=always), {}))["edge"]
+    down = traded(with_rules(explained(edge=always, mean=-0.01), {}))["edge"]
     cost = 1e4 * ROUND_TRIP_COST
     assert up["trades"] == ROWS // 30
     assert up["net_bp"] == pytest.approx([20 - cost, 0.0], abs=1e-3)
@@ -75,13 +75,13 @@ def test_a_result_is_net_of_the_round_trip_and_signed_by_the_forecast() -> None:
 
 
 def test_a_closed_gate_trades_nothing() -> None:
-    found = traded(explained(edge=np.zeros(ROWS)), {})["edge"]
+    found = traded(with_rules(explained(edge=np.zeros(ROWS)), {}))["edge"]
     assert found == {"bars_per_1000": 0.0, "trades": 0, "days": 0}
 
 
 def test_shift_is_an_upper_bound_and_the_others_are_lower() -> None:
-    edge = np.full(ROWS, 2.0)
-    open_gates = traded(explained(edge=edge), {"shift": 0.6, "confidence": 0.4})
+    rows = explained(edge=np.full(ROWS, 2.0))
+    open_gates = traded(with_rules(rows, {"shifted": 0.6, "confidence": 0.4}))
     assert open_gates["all_gates"]["trades"] > 0
-    for closed in ({"shift": 0.4}, {"confidence": 0.6}):
-        assert traded(explained(edge=edge), closed)["all_gates"]["trades"] == 0
+    for closed in ({"shifted": 0.4}, {"confidence": 0.6}):
+        assert traded(with_rules(rows, closed))["all_gates"]["trades"] == 0

@@ -42,7 +42,7 @@ from tracepaper.replay.learning.fit import FitOptions, Policy, Progress, policy_
 from tracepaper.replay.learning.fitted import FitRun
 from tracepaper.replay.learning.judge.folds import refit
 from tracepaper.replay.learning.judge.forecasts import MODEL, Forecasts, ModelForecasts
-from tracepaper.replay.learning.judge.judge import SpanJudgement
+from tracepaper.replay.learning.judge.gates import Judgement
 from tracepaper.replay.learning.judge.metrics import (
     FEW,
     PORTFOLIOS,
@@ -158,7 +158,7 @@ def models(folder: Path, material: Dataset, aligned: Dataset) -> dict[str, Path]
 
 
 @pytest.fixture(scope="module")
-def judged(models: dict[str, Path], material: Dataset) -> SpanJudgement:
+def judged(models: dict[str, Path], material: Dataset) -> Judgement:
     found = load(models["portfolio"])
     return judge_checkpoint(found, material, SPANS[0])
 
@@ -225,7 +225,7 @@ def test_a_single_instruments_model_stands_beside_one_of_several(
     np.testing.assert_allclose(values[0], -np.array(values[1]), rtol=2e-3, atol=1e-6)
 
 
-def test_ranks_are_those_of_scipy_and_an_oracle_has_all(judged: SpanJudgement) -> None:
+def test_ranks_are_those_of_scipy_and_an_oracle_has_all(judged: Judgement) -> None:
     one = judged.forecasts.at(HORIZONS[1])
     said, value, unit = one.value("relative"), one.labels["returns"], one.labels["unit"]
     found = ranks(MetricView(one), said)
@@ -248,14 +248,14 @@ def test_ranks_are_those_of_scipy_and_an_oracle_has_all(judged: SpanJudgement) -
     assert ranked(judged.compared_with("blind", blind))
 
 
-def ranked(judged: SpanJudgement) -> list[dict[str, Any]]:
+def ranked(judged: Judgement) -> list[dict[str, Any]]:
     """Return the model beside others by rank correlations."""
     [made] = [made for made in tables_of(judged) if made.key == "beside_across"]
     return made.documents()
 
 
 def test_relative_returns_stand_at_the_rows_of_their_symbols(
-    judged: SpanJudgement, aligned: Dataset, models: dict[str, Path]
+    judged: Judgement, aligned: Dataset, models: dict[str, Path]
 ) -> None:
     found = load(models["portfolio"])
     network = TogetherModel.read(found.card, found.tensors).network
@@ -289,8 +289,8 @@ def test_weights_are_compared_by_day_and_never_by_few_days() -> None:
     assert [verdict_of(PORTFOLIOS["net"], one) for one in gains] == [FEW, "better"]
 
 
-def test_a_span_holds_what_its_own_days_made(judged: SpanJudgement) -> None:
-    held = judged.judged.held
+def test_a_span_holds_what_its_own_days_made(judged: Judgement) -> None:
+    held = judged.held
     assert held is not None
     assert set(held.day) == {(SPANS[0].from_ms or 0) // DAY_MS}
     tables = {made.key: made for made in tables_of(judged)}

@@ -28,11 +28,9 @@ from tracepaper.replay.learning.baselines import (
 from tracepaper.replay.learning.fit import FitOptions, heads_fit, loss_shares
 from tracepaper.replay.learning.judge.forecasts import SegmentFields, forecasts_of
 from tracepaper.replay.learning.judge.gates import Judgement
-from tracepaper.replay.learning.judge.judge import SpanJudgement
 from tracepaper.replay.learning.judge.metrics import figures
 from tracepaper.replay.learning.judge.tables import tables_of
 from tracepaper.replay.learning.losses import loss
-from tracepaper.replay.learning.openings import WHOLE
 from tracepaper.replay.learning.samples import (
     Windows,
     judged_rows,
@@ -125,7 +123,7 @@ def test_a_baseline_is_one_function() -> None:
         assert "calm" in found["30"]["qlike"]
         page = io.StringIO()
         known = Judgement(table.cooled({}), {**found, "gates": {}}, [])
-        show(Console(width=160, file=page), tables_of(SpanJudgement(WHOLE, (), known, {})))
+        show(Console(width=160, file=page), tables_of(known))
         assert "zero" in page.getvalue()
         assert "Mean absolute error of the return" in page.getvalue()
         assert "Mean squared error of the return" in page.getvalue()

@@ -15,7 +15,6 @@ from scipy import integrate, stats
 from tracepaper.replay.learning import statistics
 from tracepaper.replay.learning.judge.forecasts import MODEL, Forecasts
 from tracepaper.replay.learning.judge.gates import Judgement
-from tracepaper.replay.learning.judge.judge import SpanJudgement
 from tracepaper.replay.learning.judge.metrics import (
     SIDES,
     breach_rows,
@@ -28,7 +27,6 @@ from tracepaper.replay.learning.judge.metrics import (
     without_overlap,
 )
 from tracepaper.replay.learning.judge.tables import density_tables
-from tracepaper.replay.learning.openings import WHOLE
 from tracepaper.strategies.types.decisions import SHARES
 
 DAYS, A_DAY = 60, 288
@@ -168,7 +166,7 @@ def test_the_closed_form_of_the_crps_is_its_integral(dof: float, value: float) -
 
 
 def densities(one: Forecasts) -> dict[str, list[dict[str, Any]]]:
-    made = density_tables(SpanJudgement(WHOLE, (), Judgement(one, {}, []), {}))
+    made = density_tables(Judgement(one, {}, []))
     return {each.key: each.documents() for each in made}
 
 

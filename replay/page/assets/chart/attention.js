@@ -4,20 +4,20 @@
 export function densities(looked, interval) {
   const blocks = looked
     .filter((bucket) => bucket.from_ms != null)
-    .map((bucket) => ({ ...bucket, density: bucket.weight / Math.max(1, (bucket.until_ms - bucket.from_ms) / interval) }));
+    .map((bucket) => ({ ...bucket, density: Math.abs(bucket.weight) / Math.max(1, (bucket.until_ms - bucket.from_ms) / interval) }));
   // The newest block has few bars and would outshine all.
   const whole = blocks.slice(1).map((block) => block.density);
   const most = Math.max(...(whole.length ? whole : blocks.map((block) => block.density)), 1e-12);
   return blocks.map((block) => ({ ...block, v: Math.min(1, block.density / most) }));
 }
 
-/** The share of the attention that lies between two times. */
+/** The share of the attention, or of the size of relevance, that lies between two times. */
 export function shareBetween(looked, from, until) {
   let share = 0;
   for (const bucket of looked) {
     if (bucket.from_ms == null || bucket.until_ms <= bucket.from_ms) continue;
     const overlap = Math.min(until, bucket.until_ms) - Math.max(from, bucket.from_ms);
-    if (overlap > 0) share += (bucket.weight * overlap) / (bucket.until_ms - bucket.from_ms);
+    if (overlap > 0) share += (Math.abs(bucket.weight) * overlap) / (bucket.until_ms - bucket.from_ms);
   }
   return share;
 }

@@ -70,14 +70,14 @@ function Stack({ rows, notes }) {
 function Columns({ rows, notes, links }) {
   if (!rows.length) return notes.map((note) => html`<p class="muted">${note}</p>`);
   const blocks = rows.slice().sort((one, other) => (one.from.sort ?? 0) - (other.from.sort ?? 0));
-  const most = Math.max(...blocks.map(({ weight }) => weight.sort), 1e-9);
+  const most = Math.max(...blocks.map(({ weight }) => Math.abs(weight.sort)), 1e-9);
   const oldest = blocks.find(({ from }) => from.sort != null);
-  return html`<div class="blocks" role="img" aria-label=${`Attention by block of bars, oldest first; ${notes[0] ?? ""}`}>
+  return html`<div class="blocks" role="img" aria-label=${`Shares of the blocks of bars, oldest first; ${notes[0] ?? ""}`}>
       ${blocks.map(
         ({ from, weight }, at) =>
           html`<i
-            class=${from.sort != null && (blocks[at + 1]?.from.sort ?? Infinity) > (links?.viewFrom ?? 0) ? "" : "earlier"}
-            style=${{ height: `${Math.max(2, (100 * weight.sort) / most)}%` }}
+            class=${`${from.sort != null && (blocks[at + 1]?.from.sort ?? Infinity) > (links?.viewFrom ?? 0) ? "" : "earlier"} ${weight.sort < 0 ? "less" : ""}`}
+            style=${{ height: `${Math.max(2, (100 * Math.abs(weight.sort)) / most)}%` }}
             title=${`${from.sort == null ? "all before" : moment(from.sort)}: ${percent(weight.sort, { decimals: 1 })}`}
           ></i>`,
       )}

@@ -1,0 +1,172 @@
+"""Passes over the newest rows of each instrument, which add to every answer.
+
+Monte-Carlo dropout says how far a network's means spread when it drops as in training. Each bar is
+asked by itself, so that a live step, a scan and a run that was resumed agree: the masks come from a
+generator that is seeded by the bar's open time, and no other draw is moved. Source: Gal and
+Ghahramani, 2016. The rules are docs/decisions.md, G40.
+
+Relevance says what each block of bars adds to the mean, with its sign, in place of where attention
+flowed; what gates measure of attention stays. The rule is docs/attention.md, A38.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Final
+
+import numpy as np
+import torch
+from msgspec.structs import replace
+from torch import Tensor
+
+from tracepaper.strategies.attention.propagation import relevance, relevance_rules
+from tracepaper.strategies.features.rolling import Array
+from tracepaper.strategies.features.rows import FeatureRows
+from tracepaper.strategies.forecasters.base import (
+    FeatureWindow,
+    Rows,
+    buckets_of,
+    feature_windows,
+    row_at,
+)
+from tracepaper.strategies.forecasters.outputs import TrainedModel
+from tracepaper.strategies.networks.architecture import Network
+from tracepaper.strategies.types.decisions import Forecast, HeadForecasts
+from tracepaper.strategies.types.market import Bar
+
+DROPOUT_SPREAD: Final = "dropout_spread"
+"""The measure that passes with dropout give, a field of ``HeadForecasts``."""
+
+
+class RowPasses(ABC):
+    """The newest rows of each instrument, and what passes over them add to an answer."""
+
+    def __init__(self, model: TrainedModel) -> None:
+        """Ask *model*."""
+        self._model = model
+        self._windows = feature_windows(model.network.config.receptive_field, model.schema)
+
+    def warm(self, instrument: str, bars: Sequence[Bar], taken: FeatureRows) -> None:
+        """Forget *instrument*, then take in *bars* (oldest first) with their rows *taken*."""
+        self._windows.pop(instrument, None)
+        for _ in self._windows[instrument].take(bars, taken):
+            pass
+
+    def completed(
+        self, bars: Sequence[Bar], answers: Sequence[Forecast | None], taken: FeatureRows
+    ) -> list[Forecast | None]:
+        """Take in *bars*; return their *answers*, each with what its passes add."""
+        completed = list(answers)
+        first = len(bars) - len(taken.values)
+        for at, (bar, answer) in enumerate(zip(bars[first:], answers[first:], strict=True)):
+            window = self._windows[bar.instrument]
+            for sigma in window.take([bar], row_at(taken, at)):
+                if answer is not None and window.is_full:
+                    completed[first + at] = self._added(answer, window, sigma)
+        return completed
+
+    @abstractmethod
+    def _added(self, answer: Forecast, window: FeatureWindow, sigma: float) -> Forecast:
+        """Return *answer*, of the newest bar of a full *window* whose σ is *sigma*, with more."""
+
+    def _inputs(self, window: FeatureWindow) -> tuple[Tensor, Tensor]:
+        """Return the rows [bar, feature] and their positions [bar], where the network is."""
+        device = self._model.network.device
+        return torch.from_numpy(window.rows).to(device), torch.from_numpy(window.positions).to(
+            device
+        )
+
+
+class DropoutPasses(RowPasses):
+    """Passes in which the network drops; they add the spread of their means."""
+
+    def __init__(self, model: TrainedModel, passes: int) -> None:
+        """Ask *model*, whose network has modules that drop, *passes* times at each bar."""
+        super().__init__(model)
+        self._passes = passes
+
+    def _added(self, answer: Forecast, window: FeatureWindow, sigma: float) -> Forecast:
+        # A standard deviation in log returns: outputs are in units of σ √horizon.
+        spread = self._spread(window, window.opened[-1]) * sigma * np.sqrt(answer.horizons)
+        heads = replace(
+            answer.heads or HeadForecasts(), dropout_spread=spread.astype("<f4").tobytes()
+        )
+        return replace(answer, heads=heads)
+
+    def _spread(self, window: FeatureWindow, seed: int) -> Array:
+        """Return the sample standard deviation over passes of each horizon's mean: [horizon]."""
+        network = self._model.network
+        rows, positions = self._inputs(window)
+        dropping = network.dropping()
+        cuda = [network.device] if network.device.type == "cuda" else []
+        try:
+            for module in dropping:
+                module.train()
+            with torch.random.fork_rng(devices=cuda), torch.inference_mode():
+                torch.manual_seed(seed)
+                several = rows.expand(self._passes, -1, -1)
+                means = network(several, positions).mean[:, -1].double().cpu().numpy()
+        finally:
+            for module in dropping:
+                module.eval()
+        spread: Array = means.std(axis=0, ddof=1)
+        return spread
+
+
+class RelevancePasses(RowPasses):
+    """One pass forward and one back; they replace the stored blocks by the relevance of each."""
+
+    def __init__(self, model: TrainedModel, horizon: int | None) -> None:
+        """Explain the mean return of *model* at *horizon*, or at its first if it has no such.
+
+        Raises ``AttentionInvalid`` for a network whose answer cannot be differentiated.
+        """
+        super().__init__(model)
+        config = model.network.config
+        self._index = config.horizons.index(horizon) if horizon in config.horizons else 0
+        rows = torch.zeros(config.receptive_field, config.features, device=model.network.device)
+        positions = torch.arange(len(rows), device=rows.device)
+        relevance_of(model.network, rows, positions, self._index)  # what cannot be fails at once
+
+    def by_bar(self, instrument: str) -> Array:
+        """Return the signed shares of *instrument*'s newest bars [bar], oldest first."""
+        added, blocks = self._added_by(self._windows[instrument])
+        return added / _size(blocks)
+
+    def _added(self, answer: Forecast, window: FeatureWindow, sigma: float) -> Forecast:
+        del sigma  # shares have no unit
+        if answer.explanation is None or not np.isfinite(answer.mean_return[self._index]):
+            return answer  # gates refuse it
+        _, blocks = self._added_by(window)
+        shares = (blocks / _size(blocks)).astype("<f4")
+        explanation = replace(
+            answer.explanation,
+            buckets=shares[:-1].tobytes(),
+            older_mass=float(shares[-1]),
+            l1_error=abs(1.0 - float(np.abs(shares).sum(dtype=np.float64))),
+        )
+        return replace(answer, explanation=explanation)
+
+    def _added_by(self, window: FeatureWindow) -> tuple[Array, Rows]:
+        """Return what each bar of *window* adds [bar], and its 64-bar blocks."""
+        by_bar = relevance_of(self._model.network, *self._inputs(window), self._index).sum(axis=1)
+        return by_bar, buckets_of(by_bar, window.positions)
+
+
+def relevance_of(network: Network, rows: Tensor, positions: Tensor, index: int) -> Array:
+    """Return what each number of *rows* adds to the mean at the horizon in place *index*.
+
+    [bar, feature], in units of σ √horizon, in one backward pass; less what biases add it is the
+    mean.
+    """
+    inputs = rows.detach().requires_grad_()
+    with relevance_rules(network):
+        added = relevance(network(inputs[None], positions).mean[0, -1, index], inputs)
+    numbers: Array = added.double().cpu().numpy()
+    return numbers
+
+
+def _size(blocks: Rows) -> float:
+    """Return the sum of the sizes of *blocks*, by which shares of them sum to 1 without signs."""
+    return max(float(np.abs(blocks).sum(dtype=np.float64)), float(np.finfo(np.float64).tiny))
