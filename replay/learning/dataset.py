@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cache, cached_property
 from pathlib import Path
@@ -36,11 +36,11 @@ from tracepaper.replay.learning.baselines import (
     unfitted,
 )
 from tracepaper.replay.learning.samples import (
+    EVERY_HEAD,
     LABELS,
     NO_LABEL,
     Labels,
     Samples,
-    no_context,
     samples_in,
     targets,
     wanted_labels,
@@ -48,6 +48,7 @@ from tracepaper.replay.learning.samples import (
 from tracepaper.replay.learning.side_inputs import OtherInputs, SideInputs
 from tracepaper.replay.learning.splits import (
     IN_MEMORY,
+    Panel,
     Part,
     Parts,
     Segment,
@@ -58,6 +59,7 @@ from tracepaper.replay.learning.splits import (
     file_sha256,
     segments_of,
 )
+from tracepaper.replay.learning.windows import no_context
 from tracepaper.strategies.covariates import CovariateColumns
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 from tracepaper.strategies.features.rows import (
@@ -79,7 +81,6 @@ from tracepaper.strategies.units import (
 
 if TYPE_CHECKING:
     from tracepaper.replay.learning.openings import NamedSpan
-    from tracepaper.replay.learning.panel import Panel
     from tracepaper.replay.learning.splits import Fold, Span
 
 
@@ -95,33 +96,32 @@ NO_BASELINES: Final = (
 
 @dataclass(frozen=True)
 class Dataset:
-    """What is learnt from: files, segments, the split, and samples by part.
+    """What is learnt from: files, panels, the split, and samples by part.
 
-    ``segments`` are bars of the interval that a model is made for, ``others`` of further ones,
-    which only training sees. ``horizons`` are bars of the first.
+    ``panels`` are bars of the interval that a model is made for, ``others`` of further ones, which
+    only training sees. Each is of one symbol, or where a model answers for all of them at once, of
+    the closes that all have. ``horizons`` are bars of the first.
     """
 
     sources: Sequence[TrainingFile]
-    segments: Sequence[Segment]
+    panels: Sequence[Panel]
     split: Split
     schema: FeatureSchema
     horizons: tuple[int, ...]
-    others: Sequence[Segment] = ()
+    others: Sequence[Panel] = ()
     arrays: ArrayCache = field(default=IN_MEMORY, compare=False)
     stored: FittedBaselines | None = None
     """Baselines that were fitted before; None fits them on the training part."""
     requested: tuple[str, ...] = ()
     """Of the baselines that are fitted on request, those that are."""
-    heads: frozenset[str] = frozenset()
-    """Of the heads that not every network has, those that are learnt, whose labels are needed."""
+    heads: frozenset[str] = EVERY_HEAD
+    """The heads that are learnt, whose labels are needed."""
     vectors: SideInputs | None = None
     """What stands beside the bars, such as covariates; the schema has it joined."""
     fold: Fold | None = None
     """Its parts stand in place of the split's."""
     only: NDArray[np.int64] | None = field(default=None, compare=False)
     """Where given, the samples are those of these bars alone, by their ``Segment.keys``."""
-    panels: tuple[Panel, ...] = ()
-    """The closes that all symbols have, where a model answers for all of them at once."""
     notes: tuple[str, ...] = ()
     """What must be said of closes that are not used, a sentence each."""
     narrow: Dataset | None = None
@@ -195,11 +195,11 @@ class Dataset:
                 )
         return cls(
             files.sources,
-            main,
+            alone(main),
             cut,
             learnt,
             bars,
-            others,
+            alone(others),
             arrays,
             stored,
             requested,
@@ -212,19 +212,23 @@ class Dataset:
             return self
         supplied, count = self.vectors.fitted(until_ms), len(self.schema.recipe.names)
         joined = supplied.joined(until_ms)
-        main, others = (
-            joined_to(
-                [replace(segment, values=segment.values[:, :count]) for segment in every], joined
-            )
-            for every in (self.segments, self.others)
-        )
+
+        def anew(panels: Sequence[Panel]) -> Sequence[Panel]:
+            plain = [replace(s, values=s.values[:, :count]) for p in panels for s in p.segments]
+            return alone(joined_to(plain, joined))
+
         return replace(
             self,
-            segments=main,
-            others=others,
+            panels=anew(self.panels),
+            others=anew(self.others),
             schema=with_covariates(self.schema, joined),
             vectors=supplied,
         )
+
+    @property
+    def segments(self) -> list[Segment]:
+        """The bars of each panel and symbol."""
+        return [segment for panel in self.panels for segment in panel.segments]
 
     @property
     def interval_ms(self) -> int:
@@ -234,8 +238,8 @@ class Dataset:
     @property
     def intervals(self) -> tuple[int, ...]:
         """Every interval that is learnt from, the model's first."""
-        every = (*self.segments, *self.others)
-        return tuple(dict.fromkeys(segment.interval_ms for segment in every))
+        every = (*self.panels, *self.others)
+        return tuple(dict.fromkeys(panel.segments[0].interval_ms for panel in every))
 
     @property
     def read_as(self) -> dict[str, Any]:
@@ -260,8 +264,9 @@ class Dataset:
 
     @property
     def panel_symbols(self) -> tuple[str, ...]:
-        """The symbols of the panels, in their order; none where there are no panels."""
-        return self.panels[0].symbols if self.panels else ()
+        """The symbols of panels of several, in their order; none where each is of one."""
+        symbols = self.panels[0].symbols
+        return symbols if len(symbols) > 1 else ()
 
     def folded(self, fold: Fold) -> Self:
         """Return the same by *fold*, whose baselines are fitted anew.
@@ -353,15 +358,13 @@ class Dataset:
 
     def bars(self, part: Part) -> int:
         """Return how many labelled bars *part* has."""
-        return sum(int(of.weights.any(axis=1).sum()) for of in self.samples(part))
+        return sum(len(of.rows) * len(of.panel.segments) for of in self.samples(part))
 
     def require(self, config: Any) -> None:  # noqa: ANN401 - of any network
         """Raise ``ConfigInvalid`` where no answer of that network can be calibrated, or judged."""
-        from tracepaper.replay.learning.panel import labelled_closes
-
         field = config.receptive_field
         for part in (Part.CALIBRATION, Part.TEST) if self.fold is None else ():
-            if not any(len(closes.whole_rows(field)) for closes in labelled_closes(self, part)):
+            if not any(len(samples.whole_rows(field)) for samples in self.samples(part)):
                 raise no_context(part, field)
 
     @property
@@ -384,8 +387,13 @@ class Dataset:
         """The baselines as arrays, fitted on the training part when first asked for."""
         if self.stored is not None:
             return self.stored
-        stopping = self.samples(Part.VALIDATION) if self.requested else []
-        return fit_baselines(self.samples(Part.TRAIN), stopping, self.requested)
+        training, stopping = (
+            [of_asset for samples in self.samples(part) for of_asset in samples.each]
+            if part is Part.TRAIN or self.requested
+            else []
+            for part in (Part.TRAIN, Part.VALIDATION)
+        )
+        return fit_baselines(training, stopping, self.requested)
 
     @cached_property
     def baselines(self) -> dict[str, Answer]:
@@ -421,7 +429,7 @@ class Dataset:
 
     def has(self, part: Part) -> bool:
         """Return whether *part* has a labelled bar."""
-        return bool(samples_in(self.segments, self.horizons, self.parts, part))
+        return bool(samples_in(self.panels, self.horizons, self.parts, part, lambda *_: {}))
 
     def samples(self, part: Part) -> list[Samples]:
         """Return the samples of one part; of training, those of every interval.
@@ -430,13 +438,11 @@ class Dataset:
         """
         samples = self.labelled(part)
         self.require_every_horizon(part, samples)
-        return samples if self.only is None else self._compared(samples, self.only)
-
-    def _compared(self, samples: Sequence[Samples], keys: NDArray[np.int64]) -> list[Samples]:
-        """Return those of *samples* that are of the bars *keys*; raise where there is none."""
+        if self.only is None or self.panel_symbols:  # labels of the others stay in a panel
+            return samples
         kept = []
         for labelled in samples:
-            weights = labelled.weights * np.isin(labelled.segment.keys, keys)[:, None]
+            weights = labelled.weights * np.isin(labelled.segment.keys, self.only)[:, None]
             if weights.any():
                 kept.append(replace(labelled, weights=weights))
         if not kept:
@@ -455,22 +461,22 @@ class Dataset:
 
     def labelled(self, part: Part) -> list[Samples]:
         """Return the samples of one part as ``samples`` does, whatever a horizon lacks."""
-        samples = samples_in(self.segments, self.horizons, self.parts, part, self._labels)
+        samples = samples_in(self.panels, self.horizons, self.parts, part, self._labels)
         if not samples:
             raise DataInvalid(
                 f"The {part.value} part holds no labelled bar; move the split's dates."
             )
         if part is Part.TRAIN:
-            for segment in self.others:
-                horizons = self.horizons_at(segment.interval_ms)
-                samples += samples_in([segment], horizons, self.parts, part, self._labels)
+            for panel in self.others:
+                horizons = self.horizons_at(panel.segments[0].interval_ms)
+                samples += samples_in([panel], horizons, self.parts, part, self._labels)
         return samples
 
-    def _labels(self, segment: Segment, horizons: Sequence[int]) -> Labels:
-        """Return the labels of *segment*, computed once for all parts."""
+    def _labels(self, panel: Panel, horizons: Sequence[int]) -> Labels:
+        """Return the labels of *panel*, computed once for all parts."""
         if self.arrays.folder is None:
-            return targets(segment, horizons, self.heads)
-        shape = (len(segment), len(horizons))
+            return targets(panel, horizons, self.heads)
+        shape = (len(panel.segments), len(panel), len(horizons))
         wanted = {
             name: ArraySpec(
                 (*shape, each.width) if each.width else shape,
@@ -480,14 +486,25 @@ class Dataset:
         }
 
         def fill(arrays: dict[str, NDArray[Any]]) -> None:
-            for name, column in targets(segment, horizons, self.heads).items():
+            for name, column in targets(panel, horizons, self.heads).items():
                 arrays[name][...] = column
 
         # σ is the unit of labels, so the schema is part of what they follow from.
-        digest = hashlib.sha256(candles_key(segment.candles) + _code_of_labels(tuple(wanted)))
-        digest.update(np.ascontiguousarray(segment.sigma).data)
+        digest = hashlib.sha256(_code_of_labels(tuple(wanted)))
+        for segment in panel.segments:
+            digest.update(candles_key(segment.candles))
+            digest.update(np.ascontiguousarray(segment.sigma).data)
         digest.update(f"{tuple(horizons)} {sorted(wanted.items())}".encode())
         return self.arrays.get(f"labels-{digest.hexdigest()[:32]}", wanted, fill)
+
+
+SYMBOLS_LEAST: Final = 2
+"""Symbols of a network over several."""
+
+
+def alone(segments: Iterable[Segment]) -> list[Panel]:
+    """Return each of *segments* as a panel of one."""
+    return [Panel((segment,)) for segment in segments]
 
 
 def joined_to(segments: Sequence[Segment], joined: CovariateColumns) -> list[Segment]:
@@ -518,6 +535,102 @@ def joined_to(segments: Sequence[Segment], joined: CovariateColumns) -> list[Seg
 def _code_of_labels(names: tuple[str, ...]) -> bytes:
     """Return a hash of the modules in which the labels *names* are defined."""
     return code_key(sys.modules[LABELS[name].of.__module__] for name in names)
+
+
+# --- closes that several symbols have
+
+
+def close_by_close(data: Dataset, split: Callable[[Sequence[Segment]], Split]) -> Dataset:
+    """Return *data* at the closes that all of its symbols have, which *split* cuts anew.
+
+    A close counts where every symbol has a bar and a row of features. Raises ``ConfigInvalid`` or
+    ``DataInvalid`` where nothing is common. The rules are docs/several.md, P23 and P26.
+    """
+    symbols = tuple(dict.fromkeys(segment.candles.symbol for segment in data.segments))
+    if len(symbols) < SYMBOLS_LEAST:
+        raise ConfigInvalid(
+            "A network over several assets needs candles of at least two symbols; repeat "
+            "--data for each."
+        )
+    by_symbol = {
+        symbol: [segment for segment in data.segments if segment.candles.symbol == symbol]
+        for symbol in symbols
+    }
+    spans = [  # of open times, in which a row of features is known
+        [(int(segment.open_time_ms[segment.first]), int(segment.close_time_ms[-1]))
+         for segment in by_symbol[symbol]]
+        for symbol in symbols
+    ]  # fmt: skip
+    panels = tuple(
+        Panel(tuple(_cut(by_symbol[symbol], start, stop) for symbol in symbols))
+        for start, stop in _common(spans)
+    )
+    if not panels:
+        raise DataInvalid(
+            f"There is no close at which all of {', '.join(symbols)} have a bar and "
+            f"{data.schema.lookback} bars before it; give --data of one time."
+        )
+    return replace(
+        data,
+        panels=panels,
+        others=(),
+        split=split([segment for panel in panels for segment in panel.segments]),
+        notes=_unused(by_symbol, panels),
+    )
+
+
+def _common(spans: Sequence[Sequence[tuple[int, int]]]) -> Iterator[tuple[int, int]]:
+    """Yield the spans of time that lie in a span of each symbol, in order."""
+    held = list(spans[0])
+    for others in spans[1:]:
+        held = [
+            (max(span[0], other[0]), min(span[1], other[1]))
+            for span in held
+            for other in others
+            if max(span[0], other[0]) < min(span[1], other[1])
+        ]
+    yield from sorted(held)
+
+
+def _cut(segments: Sequence[Segment], start: int, stop: int) -> Segment:
+    """Return the bars of that time, and before them as many as rows of features look back on."""
+    for segment in segments:
+        times = segment.open_time_ms
+        if times[segment.first] <= start and stop <= times[-1] + segment.interval_ms:
+            first, last = np.searchsorted(times, (start, stop)).tolist()
+            rows = slice(first - segment.first, last)
+            return replace(
+                segment,
+                candles=slice_candles(segment.candles, rows),
+                close=segment.close[rows],
+                values=segment.values[rows],
+                sigma=segment.sigma[rows],
+                lacks=None,
+            )
+    raise AssertionError("a common span lies in a segment of each symbol")
+
+
+def _unused(by_symbol: dict[str, list[Segment]], panels: Sequence[Panel]) -> tuple[str, ...]:
+    """Return a sentence for streams of unequal length, and one for closes that are not used."""
+    held = {name: np.concatenate([s.open_time_ms for s in by_symbol[name]]) for name in by_symbol}
+    every = np.unique(np.concatenate(list(held.values())))
+    used = sum(len(panel) - panel.first for panel in panels)
+    sentences = []
+    counts = {name: len(times) for name, times in held.items()}
+    if len(set(counts.values())) > 1:
+        listing = ", ".join(f"{name} {count:,}" for name, count in counts.items())
+        sentences.append(
+            f"The symbols have bars of unequal number ({listing}): common closes are used."
+        )
+    if used < len(every):
+        lacking = {name: len(every) - len(times) for name, times in held.items()}
+        most = max(lacking, key=lacking.__getitem__)
+        why = f"; {most} alone has none at {lacking[most]:,}" if lacking[most] else ""
+        sentences.append(
+            f"Of {len(every):,} closes {len(every) - used:,} are not used, for not every symbol "
+            f"has a bar with its features there{why}."
+        )
+    return tuple(sentences)
 
 
 # --- files

@@ -33,7 +33,6 @@ from tracepaper.replay.learning.judge.heads import (
     correlations_of,
 )
 from tracepaper.replay.learning.judge.metrics import TAILS, figures, paired_figures, tail_factors
-from tracepaper.replay.learning.panel import labelled_closes
 from tracepaper.replay.learning.recipe import Recipe, kind_of, recipe_of
 from tracepaper.replay.learning.side_inputs import OtherInputs, SideInputs, inputs_of
 from tracepaper.replay.learning.splits import IN_MEMORY, Part, split_by, split_of
@@ -202,7 +201,7 @@ class FittedModel(ABC):
         horizon = self.horizon
         return explained_rows(
             forecaster,
-            [closes.samples for closes in labelled_closes(data, part)],
+            [samples.each for samples in data.samples(part)],
             horizon=horizon,
             slope=self.card["calibration"]["slope"][str(horizon)],
             bars=bars or self.usually_explained,

@@ -110,6 +110,50 @@ class Segment:
         return DAY_MS // self.interval_ms if calendar is None else calendar.bars_a_day
 
 
+@dataclass(frozen=True)
+class Panel:
+    """Consecutive bars that all assets have: a segment of each, of the same times.
+
+    The bars of one symbol are a panel of one.
+    """
+
+    segments: tuple[Segment, ...]
+
+    def __len__(self) -> int:
+        """Return the number of bars."""
+        return len(self.segments[0])
+
+    @property
+    def symbols(self) -> tuple[str, ...]:
+        """The assets, in the order of the first axis."""
+        return tuple(segment.candles.symbol for segment in self.segments)
+
+    @property
+    def first(self) -> int:
+        """The first bar at which every asset has a row of features."""
+        return max(segment.first for segment in self.segments)
+
+    @property
+    def price(self) -> Array:
+        """The closes: [asset, time]."""
+        return np.stack([segment.close for segment in self.segments])
+
+    @property
+    def unit(self) -> Array:
+        """The volatility of a bar, in which labels are measured: [asset, time]."""
+        return np.stack([segment.sigma for segment in self.segments])
+
+    def values(self, start: int, stop: int) -> NDArray[np.float32]:
+        """Return the features of the bars from *start* until *stop*: [asset, time, feature]."""
+        return np.stack([segment.values[start:stop] for segment in self.segments])
+
+    def decisions(self, rows: NDArray[np.int64], every: int) -> NDArray[np.int64]:
+        """Return those of *rows* whose closes are whole numbers of *every* bars of the clock."""
+        first = int(self.segments[0].open_time_ms[0]) // self.segments[0].interval_ms
+        chosen: NDArray[np.int64] = rows[(first + rows + 1) % every == 0]
+        return chosen
+
+
 def file_sha256(path: Path) -> str:
     """Return the SHA-256 of a file's bytes."""
     with path.open("rb") as file:

@@ -315,7 +315,9 @@ def described(material: Dataset) -> dict[str, Any]:
 
 
 def _interval(material: Dataset, interval_ms: int) -> dict[str, Any]:
-    every = (*material.segments, *material.others)
+    every = (
+        segment for panel in (*material.panels, *material.others) for segment in panel.segments
+    )
     segments = [segment for segment in every if segment.interval_ms == interval_ms]
     return {
         "interval": interval_text(interval_ms),
@@ -335,7 +337,7 @@ def _part(material: Dataset, part: Part) -> dict[str, Any]:
     return {
         "from": iso(min(map(_first, native))),
         "until": iso(max(int(piece.segment.close_time_ms[piece.stop - 1]) for piece in native)),
-        "further_bars": sum(int(piece.weights.any(axis=1).sum()) for piece in further),
+        "further_bars": sum(len(piece.rows) for piece in further),
         "horizons": [
             _horizon(native, column, bars * material.interval_ms)
             for column, bars in enumerate(material.horizons)
@@ -363,8 +365,7 @@ def _horizon(samples: list[Samples], column: int, horizon_ms: int) -> dict[str, 
 
 
 def _first(samples: Samples) -> int:
-    row = int(np.flatnonzero(samples.weights.any(axis=1))[0])
-    return int(samples.segment.open_time_ms[row])
+    return int(samples.segment.open_time_ms[samples.rows[0]])
 
 
 def lines(description: dict[str, Any]) -> list[str]:

@@ -21,7 +21,7 @@ from tracepaper.replay.learning.judge.forecasts import Forecasts
 from tracepaper.replay.learning.judge.judge import SpanJudgement, judge_model
 from tracepaper.replay.learning.openings import NamedSpan
 from tracepaper.replay.learning.recipe import Recipe, kind_of, kinds, recipe_of
-from tracepaper.replay.learning.splits import Segment, Split, segments_of
+from tracepaper.replay.learning.splits import Panel, Segment, Split, segments_of
 from tracepaper.storage.checkpoints import Checkpoint
 from tracepaper.strategies.features.rows import schema
 from tracepaper.strategies.networks.flash import FlashConfig
@@ -110,6 +110,11 @@ def segment(count: int, *, seed: int = 0, symbol: str = "AAAUSDT", start: int = 
     """Return ``learnable`` candles as one segment."""
     segments = segments_of(learnable(count, seed=seed, symbol=symbol, start=start), schema("v2-1m"))
     return segments[0]
+
+
+def panel(count: int) -> Panel:
+    """Return ``learnable`` candles as a panel of one."""
+    return Panel((segment(count),))
 
 
 def split(first: float, second: float, third: float, *, embargo: int = 30) -> Split:

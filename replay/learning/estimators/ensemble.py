@@ -37,9 +37,9 @@ from tracepaper.replay.learning.judge.gates import Judgement
 from tracepaper.replay.learning.judge.judge import NORMAL
 from tracepaper.replay.learning.judge.metrics import TAILS, MetricView, tail_factors
 from tracepaper.replay.learning.recipe import Kind, Recipe, register
-from tracepaper.replay.learning.samples import judged_rows
 from tracepaper.replay.learning.splits import Part
 from tracepaper.replay.learning.statistics import VARIANCE_FLOOR, DailyEstimate
+from tracepaper.replay.learning.windows import judged_rows
 from tracepaper.replay.report.honesty import FEW_DAYS
 from tracepaper.replay.report.metrics import is_credible
 from tracepaper.storage import checkpoints

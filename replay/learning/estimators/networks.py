@@ -36,8 +36,9 @@ from tracepaper.replay.learning.judge.heads import (
 from tracepaper.replay.learning.judge.metrics import TAILS, tail_factors
 from tracepaper.replay.learning.order_books import BookDataset
 from tracepaper.replay.learning.recipe import DROPOUT, Chosen, Kind, Recipe, command, register
-from tracepaper.replay.learning.samples import judged_rows, no_context, predict
+from tracepaper.replay.learning.samples import EVERY_HEAD
 from tracepaper.replay.learning.splits import Part
+from tracepaper.replay.learning.windows import judged_rows, no_context, predict
 from tracepaper.strategies.api.model import ModelKind
 from tracepaper.strategies.api.strategy import Forecaster
 from tracepaper.strategies.forecasters.build import RunOptions, build, restore
@@ -130,7 +131,7 @@ def fit(data: Dataset | BookDataset, recipe: Recipe, run: FitRun) -> FittedModel
 
 def learn_bars(network: Network, data: Dataset, options: FitOptions, **where: Any) -> Fit:  # noqa: ANN401
     """Return the fit of a network's heads to the bars of each symbol; see ``heads_fit``."""
-    data = replace(data, heads=network.given_heads)
+    data = replace(data, heads=EVERY_HEAD | network.given_heads)
     training, validation = data.samples(Part.TRAIN), data.samples(Part.VALIDATION)
     levels = getattr(network.config, "quantiles", ())
     return heads_fit(network, training, validation, options, levels=levels, **where)
