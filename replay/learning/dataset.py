@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 
 from tracepaper.replay.archive import Candles, merge_candles, read_candles, slice_candles
 from tracepaper.replay.archive.candles import resample
+from tracepaper.replay.archive.columns import instant
 from tracepaper.replay.archive.sessions import common_sessions, counted_by, sessions_named
 from tracepaper.replay.learning import card as cards
 from tracepaper.replay.learning.array_cache import ArrayCache, ArraySpec, code_key
@@ -76,6 +77,7 @@ from tracepaper.strategies.units import (
     MINUTE_MS,
     bars_in,
     interval_text,
+    iso,
     time_of,
 )
 
@@ -128,6 +130,7 @@ class Dataset:
     """The same bars by the features of one member of an ensemble, where the others have more."""
     unit: ClassVar[str] = "rows of features"
     """What a network sees, in words."""
+    bar: ClassVar[str] = "bar"
 
     @classmethod
     def read(  # noqa: PLR0913 - how files are read
@@ -298,8 +301,8 @@ class Dataset:
         data = replace(self, split=spanned)
         if not data.has(Part.TEST):
             raise ConfigInvalid(
-                f"The candles hold no bar of the span {span.text} whose outcome is known; give "
-                "candles of that time."
+                f"--data holds no {self.bar} of the span {span.text} whose outcome is known; give "
+                "files of that time."
             )
         return data
 
@@ -416,7 +419,8 @@ class Dataset:
         if self.untrained():
             return None
         last = max(int(segment.close_time_ms[-1]) for segment in self.segments)
-        return self.symbols(Part.TEST), self.split.calibration_until_ms, last
+        # The card names the time to the second.
+        return self.symbols(Part.TEST), instant(iso(self.split.calibration_until_ms)), last
 
     def symbols(self, part: Part) -> tuple[str, ...]:
         """Return the symbols that *part* has labelled bars of."""
@@ -429,7 +433,12 @@ class Dataset:
 
     def has(self, part: Part) -> bool:
         """Return whether *part* has a labelled bar."""
-        return bool(samples_in(self.panels, self.horizons, self.parts, part, lambda *_: {}))
+        return bool(samples_in(self.seen(part), self.horizons, self.parts, part, lambda *_: {}))
+
+    def seen(self, part: Part) -> Sequence[Panel]:
+        """Return the panels of which some time is in *part*; a window may begin before it."""
+        del part
+        return self.panels
 
     def samples(self, part: Part) -> list[Samples]:
         """Return the samples of one part; of training, those of every interval.
@@ -446,7 +455,7 @@ class Dataset:
             if weights.any():
                 kept.append(replace(labelled, weights=weights))
         if not kept:
-            raise DataInvalid("it has no bar in common with the judged model")
+            raise DataInvalid(f"it has no {self.bar} in common with the judged model")
         return kept
 
     def require_every_horizon(self, part: Part, samples: Sequence[Samples]) -> None:
@@ -454,23 +463,27 @@ class Dataset:
         for column, (bars, time) in enumerate(zip(self.horizons, self.times, strict=True)):
             if not any(labelled.weights[:, column].any() for labelled in samples):
                 raise DataInvalid(
-                    f"The {part.value} part has no bar whose next {bars} ({time}) end in it; give "
-                    "more candles or shorter horizons. `tracepaper data describe` says how many "
-                    "labels each part has."
+                    f"The {part.value} part has no {self.bar} whose next {bars} ({time}) end in "
+                    "it; give longer files or shorter horizons. Of candles `tracepaper data "
+                    "describe` says how many labels each part has."
                 )
 
     def labelled(self, part: Part) -> list[Samples]:
         """Return the samples of one part as ``samples`` does, whatever a horizon lacks."""
-        samples = samples_in(self.panels, self.horizons, self.parts, part, self._labels)
+        samples = self.native(part)
         if not samples:
             raise DataInvalid(
-                f"The {part.value} part holds no labelled bar; move the split's dates."
+                f"The {part.value} part holds no labelled {self.bar}; move the split's dates."
             )
         if part is Part.TRAIN:
             for panel in self.others:
                 horizons = self.horizons_at(panel.segments[0].interval_ms)
                 samples += samples_in([panel], horizons, self.parts, part, self._labels)
         return samples
+
+    def native(self, part: Part) -> list[Samples]:
+        """Return the samples of one part at the model's own interval; none where there are none."""
+        return samples_in(self.seen(part), self.horizons, self.parts, part, self._labels)
 
     def _labels(self, panel: Panel, horizons: Sequence[int]) -> Labels:
         """Return the labels of *panel*, computed once for all parts."""

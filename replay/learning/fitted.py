@@ -123,8 +123,7 @@ class DataRequest(NamedTuple):
 class FittedModel(ABC):
     """What was fitted; each step returns it with more of its card: calibrated, then evaluated.
 
-    *data* are what its kind reads: a ``Dataset``, or a ``BookDataset``, whose model says of each
-    step what it does instead.
+    *data* are what its kind reads; a model of order books says of each step what it does instead.
     """
 
     card: Mapping[str, Any]  # complete once it is evaluated

@@ -52,7 +52,6 @@ if TYPE_CHECKING:
 
     from tracepaper.replay.learning.fit import Fit
     from tracepaper.replay.learning.fitted import DataRequest, FitRun, FittedModel
-    from tracepaper.replay.learning.order_books import BookSource
 
 
 Document = Mapping[str, Any]
@@ -516,7 +515,7 @@ def over(document: Document, given: Document) -> dict[str, Any]:
     }
 
 
-def command(sources: Sequence[TrainingFile | BookSource], given: Sequence[str] = ()) -> str:
+def command(sources: Sequence[TrainingFile], given: Sequence[str] = ()) -> str:
     """Return the command that makes a checkpoint again from its card and the same files.
 
     *given* are the options that name what lies beside the candles.

@@ -6,7 +6,7 @@ The rules are docs/models.md, L63, and docs/orderbook.md, D21 to D24.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
 import numpy as np
 
 from tracepaper.replay.archive.order_book import StoredDepth
-from tracepaper.replay.learning.order_books import untrained_by
 from tracepaper.storage.covariates import CovariateFile, read_covariates
 from tracepaper.strategies.book_features import (
     PREFIX,
@@ -39,9 +38,31 @@ from tracepaper.strategies.covariates import (
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 from tracepaper.strategies.order_book import joined
 from tracepaper.strategies.other_symbol import KnownOtherBars, OtherColumns, other_of
+from tracepaper.strategies.units import DAY_MS, MINUTE_MS
 
 if TYPE_CHECKING:
     from tracepaper.replay.learning.splits import Segment
+
+
+DAYS_LEAST: Final = 7
+"""Days of depth, without the gaps, below which nothing is said of a model."""
+JUDGED_SOURCE: Final = "exchange"
+
+
+def untrained_by(recorded_ms: int, sources: Collection[str]) -> list[str]:
+    """Return why nothing can be said of what is learnt from so much depth of these *sources*."""
+    reasons = []
+    if recorded_ms < DAYS_LEAST * DAY_MS:
+        reasons.append(
+            f"untrained: {recorded_ms / MINUTE_MS:,.1f} minutes of depth, seven days are "
+            "needed; no figure of it would mean anything."
+        )
+    if others := sorted({*sources} - {JUDGED_SOURCE}):
+        reasons.append(
+            f"untrained: books from {' and '.join(others)} are no recording of the exchange "
+            "itself; only those that `tracepaper data record` took from it are judged."
+        )
+    return reasons
 
 
 class SideInputs:

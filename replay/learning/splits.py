@@ -282,6 +282,10 @@ class Split:
         edges, at = (-(2**62), *ends, self.test_until_ms), list(Part).index(part)
         return edges[at], edges[at + 1]
 
+    def spans(self, part: Part) -> tuple[Span, ...]:
+        """Return the spans of *part*."""
+        return (self.span(part),)
+
     def labelled(self, segment: Segment, horizons: Sequence[int], part: Part) -> NDArray[np.bool_]:
         """Return [time, horizon]: the bar lies in *part*, past its embargo, and so does its label.
 
@@ -404,6 +408,15 @@ class Fold:
     embargo_ms: int
     calibration: tuple[Span, ...] = ()
 
+    def spans(self, part: Part) -> tuple[Span, ...]:
+        """Return the spans of *part*."""
+        return {
+            Part.TRAIN: self.train,
+            Part.VALIDATION: self.validation,
+            Part.CALIBRATION: self.calibration or self.validation,
+            Part.TEST: self.test,
+        }[part]
+
     def labelled(self, segment: Segment, horizons: Sequence[int], part: Part) -> NDArray[np.bool_]:
         """Return [time, horizon]: bar and label lie in *part*, clear of what is held out.
 
@@ -411,11 +424,11 @@ class Fold:
         well where the features lack their lookback or the label its future.
         """
         later = (*self.calibration, *self.test)
-        inside, held = {
-            Part.TRAIN: (self.train, (*self.validation, *later)),
-            Part.VALIDATION: (self.validation, later),
-            Part.CALIBRATION: (self.calibration or self.validation, self.test),
-            Part.TEST: (self.test, ()),
+        held: tuple[Span, ...] = {
+            Part.TRAIN: (*self.validation, *later),
+            Part.VALIDATION: later,
+            Part.CALIBRATION: self.test,
+            Part.TEST: (),
         }[part]
         opens, closes = segment.open_time_ms, segment.close_time_ms
         mask = np.zeros((len(segment), len(horizons)), dtype=np.bool_)
@@ -423,7 +436,7 @@ class Fold:
             rows = slice(segment.first, max(len(segment) - horizon, segment.first))
             begins, ends = opens[rows], closes[segment.first + horizon :][: rows.stop - rows.start]
             within = np.zeros(len(begins), dtype=np.bool_)
-            for start, stop in inside:
+            for start, stop in self.spans(part):
                 within |= (begins >= start) & (ends <= stop)
             for start, stop in held:
                 within &= (ends <= start) | (begins >= stop + self.embargo_ms)

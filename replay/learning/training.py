@@ -145,7 +145,7 @@ def draws_by_seed(card: Mapping[str, Any]) -> bool:
 
 def _is_whole(recipe: Recipe, folder: Path, data: Any) -> bool:  # noqa: ANN401 - as ``train``'s
     """Return whether *folder* holds what *recipe* gives on *data*, of candles."""
-    if not (is_checkpoint(folder) and isinstance(data, Dataset)):
+    if not is_checkpoint(folder):
         return False
     card = load(folder).card
 
@@ -154,7 +154,7 @@ def _is_whole(recipe: Recipe, folder: Path, data: Any) -> bool:  # noqa: ANN401 
 
     # What the recipe leaves open follows from the data.
     trained, chosen = recipe_of(card).document(), recipe.document()
-    return card["data"] == cards.data_section(data.sources) and all(
+    return card["data"] == data.card["data"] and all(
         trained.get(section, {}).get(key) == full(key, value)
         for section, table in chosen.items()
         for key, value in table.items()

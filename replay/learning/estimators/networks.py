@@ -34,7 +34,6 @@ from tracepaper.replay.learning.judge.heads import (
     levels_of,
 )
 from tracepaper.replay.learning.judge.metrics import TAILS, tail_factors
-from tracepaper.replay.learning.order_books import BookDataset
 from tracepaper.replay.learning.recipe import DROPOUT, Chosen, Kind, Recipe, command, register
 from tracepaper.replay.learning.samples import EVERY_HEAD
 from tracepaper.replay.learning.splits import Part
@@ -76,7 +75,7 @@ def derived(recipe: Recipe, names: Sequence[str], **of_data: Any) -> Recipe:  # 
     return replace(recipe, architecture=kind.Keys.read(section))
 
 
-def fit(data: Dataset | BookDataset, recipe: Recipe, run: FitRun) -> FittedModel:
+def fit(data: Dataset, recipe: Recipe, run: FitRun) -> FittedModel:
     """Fit the network, whose unfinished state lies in the folder of *run*.
 
     Of too few order books nothing that the fit measures is said.

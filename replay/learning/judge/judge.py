@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Final, Self, TypeVar
+from typing import Any, Final, Self
 
 import numpy as np
 
@@ -32,7 +32,6 @@ from tracepaper.replay.learning.judge.forecasts import (
 )
 from tracepaper.replay.learning.judge.gates import Judgement, daily_net
 from tracepaper.replay.learning.openings import WHOLE, NamedSpan, SpanOpening, opened, openings_path
-from tracepaper.replay.learning.order_books import BookDataset
 from tracepaper.replay.learning.samples import Samples
 from tracepaper.replay.learning.splits import Part, Segment, Split, date_ms
 from tracepaper.replay.report.honesty import compared_sentences, few_days
@@ -177,11 +176,6 @@ def _finite(
 # --- a model of any kind on one span
 
 
-JudgedData = Dataset | BookDataset
-"""What a model is judged on."""
-AnyData = TypeVar("AnyData", Dataset, BookDataset)
-
-
 @dataclass(frozen=True)
 class SpanJudgement:
     """The judgement of a model on one span; its forecasts have those of compared models too."""
@@ -280,7 +274,7 @@ def counted(
 
 
 def judge_model(
-    model: FittedModel, data: JudgedData, span: NamedSpan = WHOLE, *, bars: int | None = None
+    model: FittedModel, data: Dataset, span: NamedSpan = WHOLE, *, bars: int | None = None
 ) -> SpanJudgement:
     """Return the judgement of *model* on *span* of the time that it did not learn from.
 
@@ -302,7 +296,7 @@ def judge_model(
 # --- other models
 
 
-def rival_forecasts(model: FittedModel, data: AnyData, judgement: SpanJudgement) -> ModelForecasts:
+def rival_forecasts(model: FittedModel, data: Dataset, judgement: SpanJudgement) -> ModelForecasts:
     """Return the forecasts of *model* of the rows of *judgement*, of the same interval.
 
     Raises ``ConfigInvalid`` where it learnt from that time, or answers none of these rows.
@@ -315,7 +309,7 @@ def rival_forecasts(model: FittedModel, data: AnyData, judgement: SpanJudgement)
     return rival
 
 
-def require_interval(name: str, material: JudgedData, interval_ms: int) -> None:
+def require_interval(name: str, material: Dataset, interval_ms: int) -> None:
     """Raise ``ConfigInvalid`` where *material* is of another interval than the judged model's."""
     if material.interval_ms != interval_ms:
         raise ConfigInvalid(
@@ -324,7 +318,7 @@ def require_interval(name: str, material: JudgedData, interval_ms: int) -> None:
         )
 
 
-def _same_rows(data: AnyData, judgement: SpanJudgement, horizons: Sequence[int]) -> AnyData:
+def _same_rows(data: Dataset, judgement: SpanJudgement, horizons: Sequence[int]) -> Dataset:
     """Return *data* of the judged rows alone, with the baselines that need no fitting."""
     rows = judgement.forecasts
     if not set(horizons) & set(rows.horizons):
@@ -333,5 +327,4 @@ def _same_rows(data: AnyData, judgement: SpanJudgement, horizons: Sequence[int])
             f"it forecasts {theirs} {rows.unit} ahead, and the judged model {ours}; name models of "
             "a common horizon"
         )
-    same: AnyData = data.spanned(judgement.span).compared(np.unique(rows.keys))
-    return same
+    return data.spanned(judgement.span).compared(np.unique(rows.keys))
