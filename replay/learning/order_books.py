@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -12,9 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tracepaper.replay.archive import Candles
+from tracepaper.replay.archive.columns import instant
 from tracepaper.replay.archive.order_book import DepthHeader, read_depth
 from tracepaper.replay.learning.dataset import Dataset
-from tracepaper.replay.learning.side_inputs import DAYS_LEAST, untrained_by
+from tracepaper.replay.learning.side_inputs import DAYS_LEAST, JUDGED_SOURCE, untrained_by
 from tracepaper.replay.learning.splits import (
     Panel,
     Part,
@@ -225,9 +226,13 @@ class BookDataset(Dataset):
 
 
 def read_books(
-    paths: Sequence[str | Path], horizons: Sequence[int], untouched_ms: int | None = None
+    paths: Sequence[str | Path], horizons: Sequence[int], card: Mapping[str, Any] | None = None
 ) -> BookDataset:
-    """Read *paths*; raise ``DataInvalid`` for damage, overlap, and files that do not belong."""
+    """Read *paths*; raise ``DataInvalid`` for damage, overlap, and files that do not belong.
+
+    For the model of *card* they are what the exchange itself sent of its instrument and pace; what
+    it has seen is all from before its untouched time.
+    """
     stretches: list[Books] = []
     files: list[BookFile] = []
     torn: list[str] = []
@@ -259,9 +264,34 @@ def read_books(
                 f"{before.name} and {after.name} hold books of the same time; leave one out."
             )
     stretches.sort(key=lambda books: int(books.seen_ms[0]))
+    untouched_ms = None
+    if card is not None:
+        untouched_ms = instant(card["split"]["untouched_from"])
+        check_fits(header, card, Path(paths[0]))
+        if any(file.source != JUDGED_SOURCE for file in ordered):
+            raise DataInvalid(
+                "Only books that `tracepaper data record` took from the exchange are judged; give "
+                "files of them alone."
+            )
     return BookDataset.of(
         header, stretches, horizons, sources=ordered, torn=torn, untouched_ms=untouched_ms
     )
+
+
+def check_fits(header: DepthHeader, card: Mapping[str, Any], path: Path) -> None:
+    """Raise ``DataInvalid`` unless the books of *path* are such as *card*'s model has learnt."""
+    market, levels = card["market"], card["architecture"]["levels"]
+    wanted = f"{market['category']}:{market['symbols'][0]}"
+    if header.instrument != wanted:
+        raise DataInvalid(
+            f"{path} holds books of {header.instrument}, and the model was fitted on {wanted}; "
+            "name a file of that."
+        )
+    if header.every_ms != market["every_ms"] or header.levels < levels:
+        raise DataInvalid(
+            f"{path} holds {header.levels} levels each {header.every_ms:,} ms, and the model reads "
+            f"{levels} each {market['every_ms']:,} ms; record so, or train on this file."
+        )
 
 
 def _same(wanted: DepthHeader, header: DepthHeader, path: Path, before: Sequence[BookFile]) -> None:

@@ -31,7 +31,7 @@ from tracepaper.replay.learning.dataset import Dataset
 from tracepaper.replay.learning.estimators.ensemble import join, read_members
 from tracepaper.replay.learning.fit import Observe, use_threads
 from tracepaper.replay.learning.fit import Progress as FitProgress
-from tracepaper.replay.learning.fitted import DataRequest, Each, FitRun, Say
+from tracepaper.replay.learning.fitted import DataRequest, Each, FitRun, Say, read_dataset
 from tracepaper.replay.learning.openings import opened_by_training
 from tracepaper.replay.learning.recipe import Recipe, recipe_of
 from tracepaper.replay.learning.samples import Samples
@@ -102,7 +102,7 @@ def train_seeds(
     """
     first = recipes[0]
     use_threads(first.threads)
-    data = first.kind.read(first, request)
+    data = read_dataset(first, request)
     folders = [folder]
     if len(recipes) > 1:
         folders = [folder / f"seed-{recipe.options.seed}" for recipe in recipes]

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from tracepaper.daemon.cli import invoke
 from tracepaper.replay.archive import Candles
 from tracepaper.replay.learning.boosting import BoostingOptions
+from tracepaper.replay.learning.dataset import close_by_close
 from tracepaper.replay.learning.estimators.tabular import RowKeys
 from tracepaper.replay.learning.judge.forecasts import Forecasts
 from tracepaper.replay.learning.judge.judge import SpanJudgement, judge_model
@@ -23,6 +24,7 @@ from tracepaper.replay.learning.openings import NamedSpan
 from tracepaper.replay.learning.recipe import Recipe, kind_of, kinds, recipe_of
 from tracepaper.replay.learning.splits import Panel, Segment, Split, segments_of
 from tracepaper.storage.checkpoints import Checkpoint
+from tracepaper.strategies.api.model import DataSource
 from tracepaper.strategies.features.rows import schema
 from tracepaper.strategies.networks.flash import FlashConfig
 from tracepaper.strategies.types.market import Category
@@ -162,7 +164,9 @@ def judge_checkpoint(
     """Return the judgement of a checkpoint on *span* of *material*."""
     kind = kind_of(found.card)
     model = kind.load(found.card, found.tensors)
-    return judge_model(model, kind.arrange(material), span, bars=bars)
+    if kind.model.source is DataSource.CLOSES and not material.panel_symbols:
+        material = close_by_close(material, lambda _: material.split)
+    return judge_model(model, material, span, bars=bars)
 
 
 def quiet(_: object) -> None:

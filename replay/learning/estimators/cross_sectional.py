@@ -29,7 +29,7 @@ from torch import Tensor
 from tracepaper.replay.document.values import plus_minus
 from tracepaper.replay.learning import card as cards
 from tracepaper.replay.learning.card import ROUND_TRIP_COST
-from tracepaper.replay.learning.dataset import Dataset, close_by_close
+from tracepaper.replay.learning.dataset import Dataset
 from tracepaper.replay.learning.estimators.networks import NetworkModel, fit
 from tracepaper.replay.learning.fit import (
     Fit,
@@ -38,11 +38,6 @@ from tracepaper.replay.learning.fit import (
     device_of,
     loss_shares,
     policy_of,
-)
-from tracepaper.replay.learning.fitted import (
-    DataRequest,
-    read_candles,
-    read_candles_of,
 )
 from tracepaper.replay.learning.judge.forecasts import (
     MODEL,
@@ -67,7 +62,7 @@ from tracepaper.replay.learning.judge.metrics import (
     estimate,
 )
 from tracepaper.replay.learning.losses import CONSTANTS, averaged, elementwise, titles
-from tracepaper.replay.learning.recipe import DROPOUT, Chosen, Kind, Recipe, register
+from tracepaper.replay.learning.recipe import DROPOUT, Chosen, Kind, register
 from tracepaper.replay.learning.samples import (
     EVERY_HEAD,
     Fields,
@@ -78,7 +73,7 @@ from tracepaper.replay.learning.samples import (
     padded,
     relative_return,
 )
-from tracepaper.replay.learning.splits import SYMBOL_BITS, Panel, Part, split_by
+from tracepaper.replay.learning.splits import SYMBOL_BITS, Panel, Part
 from tracepaper.replay.learning.statistics import DailyEstimate
 from tracepaper.replay.learning.windows import (
     Batch,
@@ -414,16 +409,6 @@ def chosen_keys(config: CrossAssetConfig) -> dict[str, Any]:
     section = listed(config)
     del section["symbols"], section["allocation"]
     return section
-
-
-def read(recipe: Recipe, request: DataRequest) -> Dataset:
-    """Return the closes that all symbols have."""
-    return close_by_close(read_candles(recipe, request), split_by(recipe.split, recipe.horizons))
-
-
-def arrange(data: Dataset) -> Dataset:
-    """Return the closes that all symbols have, split as *data* are."""
-    return close_by_close(data, lambda _: data.split)
 
 
 def load(card: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> CrossAssetModel:
@@ -809,14 +794,11 @@ for _kind in KINDS.values():
             _kind,
             CrossAssetConfig,
             FitOptions,
-            read,
-            read_candles_of,
             fit,
             load,
             read_config,
             chosen_keys,
             defaults={"length": 512, "batch": 4},
-            arrange=arrange,
             holds_out_calibration=True,
             make=CrossAssetNetwork,
             learn=learn_closes,

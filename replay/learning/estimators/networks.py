@@ -20,8 +20,6 @@ from tracepaper.replay.learning.fitted import (
     FitRun,
     FittedModel,
     card_of,
-    read_candles,
-    read_candles_of,
 )
 from tracepaper.replay.learning.judge.forecasts import MODEL, Forecasts, SegmentFields, forecasts_of
 from tracepaper.replay.learning.judge.gates import Judgement
@@ -219,8 +217,6 @@ for _kind in network_kinds().values():
             _kind,
             type(_kind.read({})),
             FitOptions,
-            read_candles,
-            read_candles_of,
             fit,
             NetworkModel,
             read_config,

@@ -21,26 +21,22 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from tracepaper.replay.archive.columns import instant
-from tracepaper.replay.archive.order_book import DepthHeader
 from tracepaper.replay.document.values import plus_minus
 from tracepaper.replay.learning import statistics
 from tracepaper.replay.learning.card import NOTICE
 from tracepaper.replay.learning.estimators.networks import fit
 from tracepaper.replay.learning.fit import Fit, MeanLoss, Policy
-from tracepaper.replay.learning.fitted import DataRequest, FittedModel
+from tracepaper.replay.learning.fitted import FittedModel
 from tracepaper.replay.learning.judge.forecasts import MODEL, Forecasts, concatenated
 from tracepaper.replay.learning.judge.gates import Judgement
 from tracepaper.replay.learning.judge.metrics import BOOK_DAYS, BOOKS, views
-from tracepaper.replay.learning.order_books import FEATURES, BookDataset, BookPanel, read_books
-from tracepaper.replay.learning.recipe import Kind, Recipe, register
+from tracepaper.replay.learning.order_books import FEATURES, BookDataset, BookPanel
+from tracepaper.replay.learning.recipe import Kind, register
 from tracepaper.replay.learning.samples import FLAT, NO_LABEL, Samples
-from tracepaper.replay.learning.side_inputs import JUDGED_SOURCE
 from tracepaper.replay.learning.splits import SYMBOL_MASK, Panel, Part
 from tracepaper.replay.learning.windows import Batch, Chunks, Cuts, windows
 from tracepaper.replay.report.metrics import is_credible
 from tracepaper.storage.checkpoints import Checkpoint, load, save
-from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 from tracepaper.strategies.forecasters.order_book import ORDER_BOOK, BookModel
 from tracepaper.strategies.networks.order_book import MOVES, OrderBookConfig, OrderBookNetwork
 from tracepaper.strategies.units import iso
@@ -68,29 +64,6 @@ class BookFitOptions:
     learning_rate: Annotated[float, Meta(gt=0, lt=1, description="Peak learning rate.")] = 2e-3
     seed: Annotated[int, Meta(description="Random seed.")] = 0
     threads: Annotated[int, Meta(ge=1, description="PyTorch threads.")] = 2
-
-
-def read(recipe: Recipe, request: DataRequest) -> BookDataset:
-    """Return the recorded order books."""
-    if request.columns:
-        raise ConfigInvalid("Order books have no columns to choose; leave --columns out.")
-    return read_books(request.paths, recipe.horizons)
-
-
-def read_of(card: Mapping[str, Any], request: DataRequest, **_: Any) -> BookDataset:  # noqa: ANN401 - a path has none
-    """Read books for the model of *card*: what the exchange itself sent of its instrument and pace.
-
-    What it has seen is all from before the card's untouched time.
-    """
-    untouched_ms = instant(card["split"]["untouched_from"])
-    data = read_books(request.paths, card["architecture"]["horizons"], untouched_ms)
-    check_fits(data.header, card, Path(request.paths[0]))
-    if any(file.source != JUDGED_SOURCE for file in data.sources):
-        raise DataInvalid(
-            "Only books that `tracepaper data record` took from the exchange are judged; give "
-            "files of them alone."
-        )
-    return data
 
 
 class OrderBookModel(FittedModel):
@@ -139,22 +112,6 @@ def load_books(folder: Path) -> tuple[OrderBookNetwork, dict[str, Any]]:
     """Return the network in *folder* and its card; raise as ``BookModel.read`` for others."""
     checkpoint = load(folder)
     return BookModel.read(checkpoint.card, checkpoint.tensors).network, checkpoint.card
-
-
-def check_fits(header: DepthHeader, card: Mapping[str, Any], path: Path) -> None:
-    """Raise ``DataInvalid`` unless the books of *path* are such as *card*'s model has learnt."""
-    market, levels = card["market"], card["architecture"]["levels"]
-    wanted = f"{market['category']}:{market['symbols'][0]}"
-    if header.instrument != wanted:
-        raise DataInvalid(
-            f"{path} holds books of {header.instrument}, and the model was fitted on {wanted}; "
-            "name a file of that."
-        )
-    if header.every_ms != market["every_ms"] or header.levels < levels:
-        raise DataInvalid(
-            f"{path} holds {header.levels} levels each {header.every_ms:,} ms, and the model reads "
-            f"{levels} each {market['every_ms']:,} ms; record so, or train on this file."
-        )
 
 
 # --- the fit
@@ -380,8 +337,6 @@ register(
         ORDER_BOOK,
         OrderBookConfig,
         BookFitOptions,
-        read,
-        read_of,
         fit,
         load_model,
         suits=lambda recipe, data: data.require(recipe.architecture),

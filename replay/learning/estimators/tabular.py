@@ -31,8 +31,6 @@ from tracepaper.replay.learning.fitted import (
     FitRun,
     FittedModel,
     card_of,
-    read_candles,
-    read_candles_of,
 )
 from tracepaper.replay.learning.judge.forecasts import (
     MODEL,
@@ -104,8 +102,6 @@ def row_kind(
         model,
         keys,
         BoostingOptions,  # a regression chooses nothing
-        read_candles,
-        read_candles_of,
         fitted,
         load,
         shared=("threads", "explained_bars", "baselines"),

@@ -126,7 +126,6 @@ def refit(
     of_card = kind_of(card)
     if of_card.walks_only:
         refuse_many(kind, numbers)
-    data = of_card.arrange(data)
     for sentence in data.notes:
         say(sentence)
     folds = read_folds(text, data.before(), embargo_ms=data.embargo_ms)

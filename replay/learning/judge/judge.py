@@ -278,8 +278,6 @@ def judge_model(
 ) -> SpanJudgement:
     """Return the judgement of *model* on *span* of the time that it did not learn from.
 
-    *data* are as its kind arranges them: those of several assets at the closes that all have.
-
     *bars* are explained, for the gates; by default as many as can be in minutes.
     """
     data, missing = data.spanned(span).with_known_baselines()

@@ -23,8 +23,7 @@ from pages import said_in
 
 from tracepaper.daemon.cli import invoke
 from tracepaper.replay.archive.columns import instant
-from tracepaper.replay.learning.estimators.order_book import read_of
-from tracepaper.replay.learning.fitted import DataRequest, FitRun
+from tracepaper.replay.learning.fitted import DataRequest, FitRun, read_dataset
 from tracepaper.replay.learning.judge.forecasts import MODEL, ModelForecasts
 from tracepaper.replay.learning.judge.metrics import BOOKS, FEW, MetricView, verdict_of
 from tracepaper.replay.learning.judge.tables import tables_of
@@ -184,7 +183,7 @@ def test_the_whole_is_what_the_card_says(
 
 def test_a_difference_is_that_of_the_losses_and_few_days_say_nothing(good: str, file: Path) -> None:
     model = load(Path(good))
-    books = read_of(model.card, DataRequest([str(file)]))
+    books = read_dataset(recipe_of(model.card), DataRequest([str(file)]), model.card)
     one = judge_checkpoint(model, books, NamedSpan("A", None, None))
     rng = np.random.default_rng(0)
     own = one.forecasts.at(1)
