@@ -14,9 +14,9 @@ from __future__ import annotations
 
 import hashlib
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, fields, replace
-from functools import cache, cached_property
+from functools import cache, cached_property, reduce
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Self
 
@@ -464,8 +464,8 @@ class Dataset:
             if not any(labelled.weights[:, column].any() for labelled in samples):
                 raise DataInvalid(
                     f"The {part.value} part has no {self.bar} whose next {bars} ({time}) end in "
-                    "it; give longer files or shorter horizons. Of candles `tracepaper data "
-                    "describe` says how many labels each part has."
+                    "it; give more files or shorter horizons. Of candles `tracepaper data describe`"
+                    " says how many labels each part has."
                 )
 
     def labelled(self, part: Part) -> list[Samples]:
@@ -569,20 +569,21 @@ def close_by_close(data: Dataset, split: Callable[[Sequence[Segment]], Split]) -
         symbol: [segment for segment in data.segments if segment.candles.symbol == symbol]
         for symbol in symbols
     }
-    spans = [  # of open times, in which a row of features is known
-        [(int(segment.open_time_ms[segment.first]), int(segment.close_time_ms[-1]))
-         for segment in by_symbol[symbol]]
+    known = [  # where a row of features is
+        np.concatenate([segment.open_time_ms[segment.first :] for segment in by_symbol[symbol]])
         for symbol in symbols
-    ]  # fmt: skip
-    panels = tuple(
-        Panel(tuple(_cut(by_symbol[symbol], start, stop) for symbol in symbols))
-        for start, stop in _common(spans)
-    )
-    if not panels:
+    ]
+    times = reduce(np.intersect1d, known)
+    if not len(times):
         raise DataInvalid(
             f"There is no close at which all of {', '.join(symbols)} have a bar and "
             f"{data.schema.lookback} bars before it; give --data of one time."
         )
+    holes = np.flatnonzero(np.diff(times) != data.interval_ms) + 1
+    panels = [
+        Panel(tuple(_cut(by_symbol[symbol], run) for symbol in symbols))
+        for run in np.split(times, holes)
+    ]
     return replace(
         data,
         panels=panels,
@@ -592,35 +593,24 @@ def close_by_close(data: Dataset, split: Callable[[Sequence[Segment]], Split]) -
     )
 
 
-def _common(spans: Sequence[Sequence[tuple[int, int]]]) -> Iterator[tuple[int, int]]:
-    """Yield the spans of time that lie in a span of each symbol, in order."""
-    held = list(spans[0])
-    for others in spans[1:]:
-        held = [
-            (max(span[0], other[0]), min(span[1], other[1]))
-            for span in held
-            for other in others
-            if max(span[0], other[0]) < min(span[1], other[1])
-        ]
-    yield from sorted(held)
+def _cut(segments: Sequence[Segment], times: NDArray[np.int64]) -> Segment:
+    """Return the bars of these *times*, and before them as many as rows of features look back on.
 
-
-def _cut(segments: Sequence[Segment], start: int, stop: int) -> Segment:
-    """Return the bars of that time, and before them as many as rows of features look back on."""
-    for segment in segments:
-        times = segment.open_time_ms
-        if times[segment.first] <= start and stop <= times[-1] + segment.interval_ms:
-            first, last = np.searchsorted(times, (start, stop)).tolist()
-            rows = slice(first - segment.first, last)
-            return replace(
-                segment,
-                candles=slice_candles(segment.candles, rows),
-                close=segment.close[rows],
-                values=segment.values[rows],
-                sigma=segment.sigma[rows],
-                lacks=None,
-            )
-    raise AssertionError("a common span lies in a segment of each symbol")
+    Bars that follow one another are of one segment: where one ends, the next lacks its lookback.
+    """
+    (segment,) = [
+        of for of in segments if of.open_time_ms[of.first] <= times[0] <= of.open_time_ms[-1]
+    ]
+    first = int(np.searchsorted(segment.open_time_ms, times[0]))
+    rows = slice(first - segment.first, first + len(times))
+    return replace(
+        segment,
+        candles=slice_candles(segment.candles, rows),
+        close=segment.close[rows],
+        values=segment.values[rows],
+        sigma=segment.sigma[rows],
+        lacks=None,
+    )
 
 
 def _unused(by_symbol: dict[str, list[Segment]], panels: Sequence[Panel]) -> tuple[str, ...]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, ClassVar, Final, NamedTuple, Self
 
@@ -13,9 +12,14 @@ from numpy.typing import NDArray
 
 from tracepaper.replay.archive import Candles
 from tracepaper.replay.archive.columns import instant
-from tracepaper.replay.archive.order_book import DepthHeader, read_depth
+from tracepaper.replay.archive.order_book import DepthHeader
 from tracepaper.replay.learning.dataset import Dataset
-from tracepaper.replay.learning.side_inputs import DAYS_LEAST, JUDGED_SOURCE, untrained_by
+from tracepaper.replay.learning.side_inputs import (
+    DAYS_LEAST,
+    JUDGED_SOURCE,
+    read_stored,
+    untrained_by,
+)
 from tracepaper.replay.learning.splits import (
     Panel,
     Part,
@@ -23,7 +27,6 @@ from tracepaper.replay.learning.splits import (
     Span,
     Split,
     TrainingFile,
-    file_sha256,
 )
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 from tracepaper.strategies.order_book import COLUMNS, Books, tokens_of
@@ -233,48 +236,44 @@ def read_books(
     For the model of *card* they are what the exchange itself sent of its instrument and pace; what
     it has seen is all from before its untouched time.
     """
-    stretches: list[Books] = []
-    files: list[BookFile] = []
-    torn: list[str] = []
-    header: DepthHeader | None = None
-    for path in map(Path, paths):
-        depth = read_depth(path)
-        header = header or depth.header
-        _same(header, depth.header, path, files)
-        stretches += depth.stretches()
-        files.append(
-            BookFile(
-                name=path.name,
-                sha256=file_sha256(path),
-                symbol="",
-                bars=len(depth.books),
-                from_ms=int(depth.books.seen_ms[0]),
-                until_ms=int(depth.books.seen_ms[-1]),
-                interval_ms=header.every_ms,
-                source=depth.header.source,
-            )
-        )
-        torn += [depth.torn] if depth.torn else []
-    if header is None:
+    if not paths:
         raise ConfigInvalid("--data FILE is missing; `tracepaper data record` makes one.")
-    ordered = sorted(files, key=lambda file: file.from_ms)
-    for before, after in pairwise(ordered):
-        if after.from_ms <= before.until_ms:
-            raise DataInvalid(
-                f"{before.name} and {after.name} hold books of the same time; leave one out."
-            )
-    stretches.sort(key=lambda books: int(books.seen_ms[0]))
+    files = read_stored([*map(Path, paths)])
+    header = files[0][1].header
+    if others := {file.header.instrument for _, file in files} - {header.instrument}:
+        raise DataInvalid(
+            f"--data holds books of {header.instrument} and of {', '.join(sorted(others))}; give "
+            "files of one instrument, depth and pace."
+        )
+    sources = [
+        BookFile(
+            name=path.name,
+            sha256=file.sha256,
+            symbol="",
+            bars=len(file.times),
+            from_ms=int(file.times[0]),
+            until_ms=int(file.times[-1]),
+            interval_ms=header.every_ms,
+            source=file.header.source,
+        )
+        for path, file in files
+    ]
     untouched_ms = None
     if card is not None:
         untouched_ms = instant(card["split"]["untouched_from"])
         check_fits(header, card, Path(paths[0]))
-        if any(file.source != JUDGED_SOURCE for file in ordered):
+        if any(file.source != JUDGED_SOURCE for file in sources):
             raise DataInvalid(
                 "Only books that `tracepaper data record` took from the exchange are judged; give "
                 "files of them alone."
             )
     return BookDataset.of(
-        header, stretches, horizons, sources=ordered, torn=torn, untouched_ms=untouched_ms
+        header,
+        [books for _, file in files for books in file.loaded().stretches()],
+        horizons,
+        sources=sources,
+        torn=[file.torn for _, file in files if file.torn],
+        untouched_ms=untouched_ms,
     )
 
 
@@ -291,21 +290,4 @@ def check_fits(header: DepthHeader, card: Mapping[str, Any], path: Path) -> None
         raise DataInvalid(
             f"{path} holds {header.levels} levels each {header.every_ms:,} ms, and the model reads "
             f"{levels} each {market['every_ms']:,} ms; record so, or train on this file."
-        )
-
-
-def _same(wanted: DepthHeader, header: DepthHeader, path: Path, before: Sequence[BookFile]) -> None:
-    """Raise ``DataInvalid`` unless the books of *path* can stand beside those *before*."""
-    if header.words() != wanted.words():
-        raise DataInvalid(
-            f"{path} holds {header.words()}, and {before[0].name} {wanted.words()}; give files of "
-            "one instrument, depth and pace."
-        )
-    if (header.price_decimals, header.quantity_decimals) != (
-        wanted.price_decimals,
-        wanted.quantity_decimals,
-    ):
-        raise DataInvalid(
-            f"{path} counts {header.instrument} in other units than {before[0].name}; the "
-            "exchange changed its filters between them, so give files of one side of it."
         )

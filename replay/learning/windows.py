@@ -44,14 +44,13 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         """Return the batch on *device*."""
-        labels, across = (
-            {name: each.to(device) for name, each in part.items()}
-            for part in (self.labels, self.across)
+        return Batch(
+            self.values.to(device),
+            {name: of.to(device) for name, of in self.labels.items()},
+            self.weights.to(device),
+            self.positions.to(device),
+            {name: of.to(device) for name, of in self.across.items()},
         )
-        values, weights, positions = (
-            of.to(device) for of in (self.values, self.weights, self.positions)
-        )
-        return Batch(values, labels, weights, positions, across)
 
     def pieces(self, size: int) -> list[Batch]:
         """Split the batch into views of at most *size* samples each."""
