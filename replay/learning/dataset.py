@@ -487,7 +487,7 @@ class Dataset:
 
     def _labels(self, panel: Panel, horizons: Sequence[int]) -> Labels:
         """Return the labels of *panel*, computed once for all parts."""
-        if self.arrays.folder is None:
+        if self.arrays.folder is None or len(panel.segments) > 1:
             return targets(panel, horizons, self.heads)
         shape = (len(panel.segments), len(panel), len(horizons))
         wanted = {

@@ -195,6 +195,17 @@ def relative_return(price: Array, unit: Array, horizon: int) -> Column:
     return _scaled(known - known.mean(axis=0), unit, horizon)
 
 
+def gains(price: Array, horizon: int) -> Array:
+    """Return the simple returns to *horizon*: [.., time], NaN where they are not known."""
+    return padded(np.expm1(moves(price, horizon)), price.shape[-1])
+
+
+@label("gain", missing=0.0, head="gain")
+def gain(price: Array, _: Array, horizon: int) -> Column:
+    """Return the simple return to *horizon*."""
+    return gains(price, horizon).astype(np.float32)
+
+
 @label("move", missing=NO_LABEL, head="move")
 def move(price: Array, _: Array, horizon: int) -> NDArray[np.int64]:
     """Return DOWN, FLAT or UP of the price to *horizon*, exactly: no rounding is in it."""
@@ -225,6 +236,12 @@ def correlations(price: Array, horizon: int) -> Array:
         return np.full((assets * (assets - 1) // 2, time), np.nan)
     sums = {pair: ahead(of, horizon) for pair, of in products(price).items()}
     return padded(correlated(sums), time)
+
+
+@label("correlation", missing=np.nan, head="correlation")
+def correlation(price: Array, _: Array, horizon: int) -> Column:
+    """Return the ``correlations`` of each pair in place of each asset: [pair, time]."""
+    return correlations(price, horizon).astype(np.float32)
 
 
 def correlated(sums: Mapping[tuple[int, int], Array]) -> Array:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
@@ -33,14 +33,13 @@ class Batch:
     """Tensors [batch, time, ..]: features, labels by name and sample weights by horizon.
 
     ``positions`` int64 [batch, time] are absolute bar numbers, ``open_time_ms // interval_ms``. Of
-    several assets features and labels are [batch, asset, time, ..]; ``across`` is of all together.
+    several assets features and labels are [batch, asset or pair, time, ..].
     """
 
     values: Tensor
     labels: dict[str, Tensor]
     weights: Tensor
     positions: Tensor
-    across: dict[str, Tensor] = field(default_factory=dict)
 
     def to(self, device: torch.device) -> Batch:
         """Return the batch on *device*."""
@@ -49,7 +48,6 @@ class Batch:
             {name: of.to(device) for name, of in self.labels.items()},
             self.weights.to(device),
             self.positions.to(device),
-            {name: of.to(device) for name, of in self.across.items()},
         )
 
     def pieces(self, size: int) -> list[Batch]:

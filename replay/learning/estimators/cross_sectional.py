@@ -68,9 +68,8 @@ from tracepaper.replay.learning.samples import (
     Fields,
     Ids,
     Samples,
-    correlations,
+    gains,
     moves,
-    padded,
     relative_return,
 )
 from tracepaper.replay.learning.splits import SYMBOL_BITS, Panel, Part
@@ -189,11 +188,6 @@ WeightsAt = Callable[[Panel, Ids], Array]
 """The weights [asset, decision] at some rows of a panel."""
 
 
-def gains(panel: Panel, bars: int) -> Array:
-    """Return the simple returns to *bars* later: [asset, time], NaN where they are not known."""
-    return np.expm1(padded(moves(panel.price, bars), len(panel)))
-
-
 class PanelDecisions(NamedTuple):
     """The decisions of one panel: each asset's return until the next one, and the day."""
 
@@ -213,7 +207,7 @@ def portfolio_decisions(part: Sequence[Samples], *, every: int, field: int) -> l
         rows = rows[is_labelled[rows]]
         if len(rows):
             days = panel.segments[0].open_time_ms[rows] // DAY_MS
-            decisions.append(PanelDecisions(panel, rows, gains(panel, every)[:, rows], days))
+            decisions.append(PanelDecisions(panel, rows, gains(panel.price, every)[:, rows], days))
     return decisions
 
 
@@ -564,23 +558,17 @@ def usual_return(training: Sequence[Samples], every: int) -> float:
     for samples in training:
         within = np.flatnonzero(samples.weights[:, samples.horizons.index(every)] > 0)
         rows = samples.panel.decisions(within, every)
-        held = gains(samples.panel, every)[:, rows].mean(axis=0)
+        held = gains(samples.panel.price, every)[:, rows].mean(axis=0)
         returns.append(held[np.isfinite(held)])
     return float(np.concatenate(returns).std())
 
 
-def correlations_in(panel: Panel, horizons: Sequence[int]) -> NDArray[np.float32]:
-    """Return the ``correlations`` to each horizon: [pair, time, horizon]."""
-    each = [correlations(panel.price, horizon) for horizon in horizons]
-    return np.stack(each, axis=-1).astype(np.float32)
-
-
-def usual_error(training: Sequence[Samples], horizons: Sequence[int]) -> Tensor:
+def usual_error(training: Sequence[Samples]) -> Tensor:
     """Return how far correlations lie from their mean in *training*, squared: [horizon], or 1."""
-    errors = np.ones(len(horizons))
-    parts = [correlations_in(of.panel, horizons)[:, of.rows] for of in training]
-    for at in range(len(horizons)):
-        realised = np.concatenate([part[..., at] for part in parts], axis=1)
+    errors = np.ones(len(training[0].horizons))
+    for at in range(len(errors)):
+        parts = [of.labels["correlation"][:, of.rows, at] for of in training]
+        realised = np.concatenate(parts, axis=1)
         realised = realised[:, np.isfinite(realised).all(axis=0)]
         if realised.shape[1] and (usual := float(realised.var(axis=1).mean())) > 0.0:
             errors[at] = usual
@@ -591,10 +579,7 @@ class ClosesPart:
     """A part of the closes, in chunks of *length*: what is drawn of it, and as batches.
 
     Of a network that answers every row each close of a chunk is a sample; of joint attention a
-    window for each decision, as many as *length* bars hold. ``across`` of a batch is decided, int64
-    [batch, decision], the rows whose weights are held until the next; gains [batch, asset,
-    decision], simple returns while they are held; of a network that learns them correlations
-    [batch, pair, row, horizon], NaN where none is known.
+    window for each decision, as many as *length* bars hold.
     """
 
     def __init__(
@@ -620,11 +605,6 @@ class ClosesPart:
                 f"{length:,}, and weights held for {config.every} bars need "
                 f"{least + config.every:,}; give longer candles, or lower every."
             )
-        self._gains = [np.nan_to_num(gains(of.panel, config.every)) for of in self._part]
-        self._correlations = [
-            correlations_in(of.panel, config.horizons)
-            for of in (self._part if config.factors else ())
-        ]
 
     def drawn(self, generator: np.random.Generator) -> Batch:
         """Return the next batch that *generator* draws."""
@@ -635,57 +615,54 @@ class ClosesPart:
         return map(self._joined, self._chunks.spread(count, self._batch))
 
     def _joined(self, cuts: Cuts) -> Batch:
-        """Return the chunks at *cuts* of a panel, with as many decisions as the shortest has."""
-        config, place, starts = self._config, int(cuts[0, 0]), cuts[:, 1]
+        """Return the chunks at *cuts* of a panel as a batch."""
+        if not self._joint:
+            return next(windows(self._part, [cuts], self._chunks.length))
+        window, place = self._config.window, int(cuts[0, 0])
         samples = self._part[place]
-        skipped = config.window - 1 if self._joint else 0
         every = [
-            samples.panel.decisions(np.arange(start + skipped, stop), config.every)
+            samples.panel.decisions(np.arange(start + window - 1, stop), self._config.every)
             for _, start, stop in cuts.tolist()
         ]
-        decided = np.stack([of[: min(map(len, every))] for of in every])
-        held = self._gains[place][:, decided]
-        column = config.horizons.index(config.every)
-        held[:, samples.weights[decided, column] <= 0] = 0.0  # no return of the next part is seen
-        across: dict[str, NDArray[Any]] = {
-            "decided": decided if self._joint else decided - starts[:, None],
-            "gains": held.swapaxes(0, 1).astype(np.float32),
-        }
-        if self._joint:  # each decision is a row, and sees a window
-            ends = decided.ravel()
-            cuts = np.stack([np.full_like(ends, place), ends - config.window + 1, ends + 1], axis=1)
-            first, length, rows = 0, config.window, decided
-        else:
-            first, length = int(starts[0]), self._chunks.length
-            rows = starts[:, None] + np.arange(length)
-        (batch,) = windows(self._part, [cuts], length, learnt=1 if self._joint else None)
-        labels, weights = batch.labels, batch.weights
-        if self._joint:  # [batch * decision, asset, 1, ..] as [batch, asset, decision, ..]
-            labels = {name: _folded(of, len(starts)) for name, of in labels.items()}
-            weights = weights[:, 0].unflatten(0, (len(starts), -1))
-        if self._correlations:
-            across["correlations"] = self._correlations[place][:, rows].swapaxes(0, 1)
-        return Batch(
+        ends = np.concatenate([of[: min(map(len, every))] for of in every])
+        each = np.stack([np.full_like(ends, place), ends - window + 1, ends + 1], axis=1)
+        batch = next(windows(self._part, [each], window, learnt=1))
+        return Batch(  # [batch * decision, asset, 1, ..] as [batch, asset, decision, ..]
             batch.values,
-            labels,
-            weights,
-            first_position(samples.segment, first) + torch.arange(length),
-            {name: torch.from_numpy(np.ascontiguousarray(of)) for name, of in across.items()},
+            {name: folded(of, len(cuts)) for name, of in batch.labels.items()},
+            batch.weights[:, 0].unflatten(0, (len(cuts), -1)),
+            first_position(samples.segment, 0) + torch.arange(window)[None],
         )
 
 
-def _folded(part: Tensor, count: int) -> Tensor:
+def folded(part: Tensor, count: int) -> Tensor:
     """[batch * window, asset, 1, ..] as [batch, asset, window, ..]."""
-    windows_of: Tensor = part[:, :, 0].unflatten(0, (count, -1))
-    return windows_of.transpose(1, 2)
+    of_batch: Tensor = part[:, :, 0].unflatten(0, (count, -1))
+    return of_batch.transpose(1, 2)
 
 
 def answered(network: CrossAssetNetwork, assets: Tensor, batch: Batch) -> CrossOutputs:
     """Return what *network* says of *batch* at its labelled rows: [batch, asset, row, ..]."""
-    outputs: CrossOutputs = network(batch.values, assets, batch.positions)
+    outputs: CrossOutputs = network(batch.values, assets, batch.positions[0])
     if network.config.attention != JOINT:
         return outputs
-    return outputs.map(partial(_folded, count=len(batch.weights)))
+    return outputs.map(partial(folded, count=len(batch.weights)))
+
+
+def decided(batch: Batch, config: CrossAssetConfig) -> tuple[Tensor, Tensor]:
+    """Return the decisions of *batch*, as many as the window with the fewest has.
+
+    Their rows, int64 [batch, decision], at which weights are held until the next; and the simple
+    returns of each asset meanwhile [batch, asset, decision], 0 where they reach out of the part.
+    """
+    count = batch.weights.shape[1]
+    rows = torch.arange(count, device=batch.weights.device).expand(len(batch.weights), -1)
+    if config.attention != JOINT:  # whose rows are its decisions
+        every = [torch.nonzero((row + 1) % config.every == 0)[:, 0] for row in batch.positions]
+        rows = torch.stack([of[: min(map(len, every))] for of in every])
+    at = config.horizons.index(config.every)
+    held = batch.labels["gain"][..., at] * (batch.weights[:, None, :, at] > 0)
+    return rows, held.gather(2, rows[:, None].expand(-1, held.shape[1], -1))
 
 
 class CrossSection(MeanLoss[Batch]):
@@ -721,7 +698,7 @@ class CrossSection(MeanLoss[Batch]):
             unit=usual_return(training, config.every),
             aversion=AVERSION,
         )
-        usual = usual_error(training, config.horizons) if config.factors else torch.ones(1)
+        usual = usual_error(training) if config.factors else torch.ones(1)
         self._usual = usual.to(self._device)
 
     def drawn(self, generator: np.random.Generator) -> Batch:
@@ -740,26 +717,25 @@ class CrossSection(MeanLoss[Batch]):
         """Return the sum of all losses of *batch*, each by its share."""
         batch = batch.to(self._device)
         outputs = answered(network, self._assets, batch)
-        assets, across = len(self._assets), batch.across
+        assets = len(self._assets)
         weights = batch.weights.repeat_interleave(assets, dim=0)  # [batch * asset, row, horizon]
+        labels = {name: of for name, of in batch.labels.items() if name != "correlation"}
         each = elementwise(
             outputs.each.map(lambda part: part.flatten(0, 1).float()),
-            {name: label.flatten(0, 1) for name, label in batch.labels.items()},
+            {name: label.flatten(0, 1) for name, label in labels.items()},
             weights > 0,
         )
         total = (averaged(each, weights) * self._shares).sum()
         relative = relative_loss(outputs, batch.labels["relative"]).flatten(0, 1)[None]
         total = total + (averaged(relative, weights)[0] * self._shares[0]).sum()
-        if outputs.loadings is not None and "correlations" in across:
-            realised = across["correlations"]
+        if outputs.loadings is not None:
+            realised = batch.labels["correlation"]
             total = total + self._correlated(outputs.loadings, realised, batch.weights).sum()
         if outputs.allocation is None:
             return total
-        held = outputs.allocation
-        if across["decided"].shape[1] != held.shape[2]:  # a decision is some of a chunk's rows
-            at = across["decided"][:, None].expand(-1, assets, -1)
-            held = held.gather(2, at)
-        return total + portfolio_loss(held, across["gains"], self._costs)
+        rows, gained = decided(batch, network.config)
+        held = outputs.allocation.gather(2, rows[:, None].expand(-1, assets, -1))
+        return total + portfolio_loss(held, gained, self._costs)
 
     def _correlated(self, loadings: Tensor, realised: Tensor, weights: Tensor) -> Tensor:
         """Return the correlations' squared error, in units of a usual one, by its share: [horizon].
@@ -781,7 +757,13 @@ def learn_closes(
     about: Mapping[str, Any],
 ) -> Fit:
     """Return the fit of a network to the closes that all symbols have."""
-    data = replace(data, heads=EVERY_HEAD | {"relative"})
+    config = network.config
+    heads = {
+        "relative",
+        "correlation" if config.factors else "",
+        "gain" if config.allocation else "",
+    }
+    data = replace(data, heads=EVERY_HEAD | heads)
     training, validation = (data.samples(part) for part in (Part.TRAIN, Part.VALIDATION))
     learnt = CrossSection(network, training, validation, options)
     policy = policy_of(network, options)._replace(patience=options.patience)

@@ -17,7 +17,7 @@ from tracepaper.replay.learning.estimators.cross_sectional import (
     FEE,
     ClosesPart,
     CrossAssetModel,
-    gains,
+    decided,
     portfolio_decisions,
     portfolio_returns,
     predicted,
@@ -27,7 +27,7 @@ from tracepaper.replay.learning.fitted import FitRun
 from tracepaper.replay.learning.judge.forecasts import MODEL
 from tracepaper.replay.learning.judge.metrics import rank_correlations
 from tracepaper.replay.learning.recipe import recipe_of
-from tracepaper.replay.learning.samples import correlations, relative_return
+from tracepaper.replay.learning.samples import EVERY_HEAD, correlations, gains, relative_return
 from tracepaper.replay.learning.splits import Part
 from tracepaper.replay.learning.windows import first_position
 from tracepaper.strategies.allocation import Rule
@@ -144,20 +144,19 @@ def test_many_closes_are_answered_as_each_window_alone(attention: str, material:
 
 def test_what_is_earned_after_a_part_is_not_learnt_from_in_it(material: Dataset) -> None:
     """No gain of a chunk reaches past the part's end, even of the last decisions."""
-    part = material.samples(Part.TRAIN)
+    part = replace(material, heads=EVERY_HEAD | {"gain"}).samples(Part.TRAIN)
     made = network(allocation=True)
-    chunks = ClosesPart(part, made, length=600, batch=2)
-    last = list(chunks.spread(4))[-1]
+    last = list(ClosesPart(part, made, length=600, batch=2).spread(4))[-1]
     panel, stop = part[0].panel, part[0].stop
-    start = stop - 600
-    decided = last.across["decided"][-1].numpy() + start
+    of_batch, gained = decided(last, made.config)
+    rows = of_batch[-1].numpy() + stop - 600
     closes = panel.segments[0].close_time_ms
-    inside = closes[np.minimum(decided + 30, len(panel) - 1)] <= SPLIT.train_until_ms
+    assert (closes[rows] % (30 * 60_000) == 0).all()
+    inside = closes[np.minimum(rows + 30, len(panel) - 1)] <= SPLIT.train_until_ms
     assert not inside.all()  # else nothing is shown
-    known = last.across["gains"][-1].abs().sum(dim=0).numpy() > 0
-    assert np.array_equal(known, inside)
-    moved = gains(panel, 30)[:, decided[inside]]
-    assert np.allclose(last.across["gains"][-1].numpy()[:, inside], moved, atol=1e-6)
+    assert np.array_equal(gained[-1].abs().sum(dim=0).numpy() > 0, inside)
+    moved = gains(panel.price, 30)[:, rows[inside]]
+    assert np.allclose(gained[-1].numpy()[:, inside], moved, atol=1e-6)
 
 
 def test_weights_earn_their_gains_less_what_they_trade(material: Dataset) -> None:
