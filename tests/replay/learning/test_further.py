@@ -89,20 +89,6 @@ def test_drawdown_and_path_are_those_of_the_closes_until_the_horizon() -> None:
     np.testing.assert_array_equal(found["path"][..., -1], found["returns"])
 
 
-def test_they_depend_on_no_bar_beyond_the_horizon() -> None:
-    long, short = learning.panel(900), learning.panel(900)
-    short.segments[0].close[760:] *= 0.5
-    before, after = (
-        {name: label[0] for name, label in targets(of, (5,), HEADS).items()} for of in (long, short)
-    )
-    np.testing.assert_array_equal(before["runup"][600:755], after["runup"][600:755])
-    for name in ("drawdown", "path"):
-        np.testing.assert_array_equal(before[name][600:755], after[name][600:755])
-        assert not np.array_equal(before[name][755], after[name][755])
-    assert np.isnan(before["drawdown"][-5:]).all()
-    assert np.isnan(before["path"][-5:, :, -1]).all()
-
-
 # --- heads and losses
 
 

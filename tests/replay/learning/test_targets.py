@@ -6,17 +6,19 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from learning import panel
+from learning import panel, segment
 
 from tracepaper.replay.learning.samples import (
     DOWN,
     FLAT,
+    LABELS,
     NO_LABEL,
     UP,
     direction_of,
     targets,
     uniqueness,
 )
+from tracepaper.replay.learning.splits import Panel
 from tracepaper.replay.learning.statistics import VARIANCE_FLOOR
 
 
@@ -32,20 +34,19 @@ def test_a_label_is_the_scaled_return_to_its_horizon() -> None:
     assert found["variance"][0, t, 0] == pytest.approx(squares.sum() / (5 * sigma**2), rel=1e-5)
 
 
-def test_the_last_bars_have_no_label() -> None:
-    found = targets(panel(700), (5, 30))
-    assert np.isnan(found["returns"][0, -5:, 0]).all()
-    assert np.isfinite(found["returns"][0, 600:-5, 0]).all()
-    assert (found["direction"][0, -30:, 1] == NO_LABEL).all()
-    assert np.isnan(found["variance"][0, -30:, 1]).all()
-
-
-def test_a_label_depends_on_no_bar_beyond_its_horizon() -> None:
-    long, short = panel(900), panel(900)
-    short.segments[0].close[760:] *= 2
-    before, after = targets(long, (5,)), targets(short, (5,))
-    np.testing.assert_array_equal(before["returns"][0, 600:755], after["returns"][0, 600:755])
-    assert before["returns"][0, 755, 0] != after["returns"][0, 755, 0]
+@pytest.mark.parametrize("name", [name for name in LABELS if name != "cost"])
+def test_a_label_knows_the_bars_to_its_horizon_and_none_beyond(name: str) -> None:
+    both = Panel((segment(900), segment(900, seed=1, symbol="BBBUSDT")))
+    changed = both.price
+    changed[0, 760] *= 2
+    changed[0, 761:] /= 2
+    before, after = (LABELS[name].of(of, both.unit, 5)[0] for of in (both.price, changed))
+    np.testing.assert_array_equal(before[600:755], after[600:755])
+    assert not np.array_equal(before[755:760], after[755:760])
+    longest = before[..., -1] if LABELS[name].width else before
+    known = np.isfinite(longest) & (longest != NO_LABEL)
+    assert known[600:-5].all()
+    assert not known[-5:].any()
 
 
 def test_direction_has_a_flat_band() -> None:
