@@ -116,12 +116,20 @@ class BookDataset(Dataset):
     ) -> Self:
         """Return *stretches* of books without a hole, split by ``SHARES`` of all.
 
-        A model that has seen all until *untouched_ms* has no part before that.
+        Of a model that has seen all until *untouched_ms* the last part begins there. Raises
+        ``DataInvalid`` where the books are too few for three parts.
         """
         seen_ms = np.concatenate([books.seen_ms for books in stretches])
-        trained_ms, stopped_ms = (int(seen_ms[round(len(seen_ms) * share)]) for share in SHARES)
+        places = [round(len(seen_ms) * share) for share in SHARES]
         if untouched_ms is not None:
             trained_ms, stopped_ms = untouched_ms - 2, untouched_ms
+        elif places[0] < places[1] < len(seen_ms):
+            trained_ms, stopped_ms = (int(seen_ms[place]) for place in places)
+        else:
+            raise DataInvalid(
+                f"--data holds {len(seen_ms)} books, too few to train, to validate and to test; "
+                "record longer."
+            )
         schema: Any = BookSchema()
         return cls(
             sources=sources,

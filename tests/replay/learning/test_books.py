@@ -362,6 +362,7 @@ def test_wrong_usage_is_one_sentence(
     eth = tmp_path / "eth.depth"
     write(eth, walk(20), of=structs.replace(header(), instrument="linear:ETHUSDT"))
     write(tmp_path / "slow", walk(20, every_ms=2_000), of=header(every_ms=2_000))
+    write(tmp_path / "few", walk(8))
     torn = tmp_path / "torn.depth"
     torn.write_bytes(recorded.read_bytes()[:90])
     fit = ["train", *choose("model.kind=orderbook"), "--out", str(tmp_path / "m"), "--data"]
@@ -380,6 +381,7 @@ def test_wrong_usage_is_one_sentence(
         (*fit, data, *choose("horizons=5m")): "architecture.horizons must be a whole number",
         (*fit, data, *choose("horizons=200")): "train part holds no labelled book",
         (*fit, data, *choose("training.steps=0")): "training.steps must be a whole",
+        (*fit, str(tmp_path / "few")): "holds 8 books, too few to train",
         (*fit, str(eth), "--data", data): "one instrument, depth and pace",
         (*fit, str(Path(__file__))): "is no file of `tracepaper data record`",
     }  # fmt: skip
