@@ -321,6 +321,7 @@ def _read(
 ) -> _Subject:
     """Read a checkpoint or a class; files that a compared model does not take are not its own."""
     from tracepaper.daemon.config.values import MODULE_CLASS
+    from tracepaper.replay.learning.fitted import read_dataset
     from tracepaper.replay.learning.judge.judge import ClassModel
     from tracepaper.replay.learning.recipe import recipe_of
     from tracepaper.storage.checkpoints import locate, read_card
@@ -338,7 +339,7 @@ def _read(
     folder, checkpoint = _loaded(name, reading.threads, inputs)
     card, recipe = checkpoint.card, recipe_of(checkpoint.card)
     kind, request = recipe.kind, reading.request._replace(inputs=inputs)
-    data = kind.arrange(kind.read_of(card, request, folder=folder))
+    data = read_dataset(recipe, request, card, folder=folder)
     model = kind.load(card, checkpoint.tensors)
     return _Subject(model, data, checkpoint.id, recipe.hash, folder)
 

@@ -47,7 +47,7 @@ def folds_of(
     """Fit the recipe of a checkpoint anew on folds, and that with each of *changes* in turn."""
     from rich.console import Console
 
-    from tracepaper.replay.learning.estimators.ensemble import with_narrow
+    from tracepaper.replay.learning.fitted import read_dataset
     from tracepaper.replay.learning.judge.folds import (
         ablated,
         ablation_tables,
@@ -61,11 +61,9 @@ def folds_of(
     recipe = recipe_of(card)
     recipe.check("--folds")
     cards = {change: ablated(card, change) for change in changes}
-    material = recipe.kind.read_of(card, request, requested=recipe.baselines)
+    material = read_dataset(recipe, request, card)
     if untrained := material.untrained():
         raise ConfigInvalid(untrained[0])
-    if recipe.members:
-        material = with_narrow(material, card, request)
     for other in cards.values():
         recipe.kind.suits(recipe_of(other), material)
     say = Console(stderr=True).print

@@ -41,7 +41,8 @@ def book_map(folder: Path, path: Path, at_ms: int | None, *, threads: int) -> Bo
     """
     import torch
 
-    from tracepaper.replay.learning.estimators.order_book import check_fits, load_books
+    from tracepaper.replay.learning.estimators.order_book import load_books
+    from tracepaper.replay.learning.order_books import check_fits
 
     torch.set_num_threads(threads)
     network, card = load_books(folder)

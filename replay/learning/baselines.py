@@ -31,9 +31,10 @@ from tracepaper.replay.learning.boosting import (
 )
 from tracepaper.replay.learning.fit import FitOptions, heads_fit
 from tracepaper.replay.learning.registry import registering
-from tracepaper.replay.learning.samples import Samples, predict
+from tracepaper.replay.learning.samples import Samples
 from tracepaper.replay.learning.splits import Segment
 from tracepaper.replay.learning.statistics import VARIANCE_FLOOR
+from tracepaper.replay.learning.windows import predict
 from tracepaper.storage import checkpoints
 from tracepaper.storage.checkpoints import Checkpoint
 from tracepaper.strategies.errors import CheckpointMismatch, ConfigInvalid, DataInvalid, shown
@@ -518,7 +519,7 @@ def fit_baselines(
     """
     pairs = [(of, slice(of.start, of.stop)) for of in samples]
     returns, variances = (
-        [np.where(of.weights[at] == 0, np.nan, of.labels[name][at]) for of, at in pairs]
+        [np.where(of.weights[at] == 0, np.nan, of.labels[name][0, at]) for of, at in pairs]
         for name in ("returns", "variance")
     )
     rows = [of.segment.values[at] for of, at in pairs]

@@ -16,7 +16,7 @@ import hashlib
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, fields, replace
-from functools import cache, cached_property
+from functools import cache, cached_property, reduce
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Self
 
@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 
 from tracepaper.replay.archive import Candles, merge_candles, read_candles, slice_candles
 from tracepaper.replay.archive.candles import resample
+from tracepaper.replay.archive.columns import instant
 from tracepaper.replay.archive.sessions import common_sessions, counted_by, sessions_named
 from tracepaper.replay.learning import card as cards
 from tracepaper.replay.learning.array_cache import ArrayCache, ArraySpec, code_key
@@ -36,11 +37,11 @@ from tracepaper.replay.learning.baselines import (
     unfitted,
 )
 from tracepaper.replay.learning.samples import (
+    EVERY_HEAD,
     LABELS,
     NO_LABEL,
     Labels,
     Samples,
-    no_context,
     samples_in,
     targets,
     wanted_labels,
@@ -48,6 +49,7 @@ from tracepaper.replay.learning.samples import (
 from tracepaper.replay.learning.side_inputs import OtherInputs, SideInputs
 from tracepaper.replay.learning.splits import (
     IN_MEMORY,
+    Panel,
     Part,
     Parts,
     Segment,
@@ -58,6 +60,7 @@ from tracepaper.replay.learning.splits import (
     file_sha256,
     segments_of,
 )
+from tracepaper.replay.learning.windows import no_context
 from tracepaper.strategies.covariates import CovariateColumns
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 from tracepaper.strategies.features.rows import (
@@ -74,12 +77,12 @@ from tracepaper.strategies.units import (
     MINUTE_MS,
     bars_in,
     interval_text,
+    iso,
     time_of,
 )
 
 if TYPE_CHECKING:
     from tracepaper.replay.learning.openings import NamedSpan
-    from tracepaper.replay.learning.panel import Panel
     from tracepaper.replay.learning.splits import Fold, Span
 
 
@@ -95,39 +98,39 @@ NO_BASELINES: Final = (
 
 @dataclass(frozen=True)
 class Dataset:
-    """What is learnt from: files, segments, the split, and samples by part.
+    """What is learnt from: files, panels, the split, and samples by part.
 
-    ``segments`` are bars of the interval that a model is made for, ``others`` of further ones,
-    which only training sees. ``horizons`` are bars of the first.
+    ``panels`` are bars of the interval that a model is made for, ``others`` of further ones, which
+    only training sees. Each is of one symbol, or where a model answers for all of them at once, of
+    the closes that all have. ``horizons`` are bars of the first.
     """
 
     sources: Sequence[TrainingFile]
-    segments: Sequence[Segment]
+    panels: Sequence[Panel]
     split: Split
     schema: FeatureSchema
     horizons: tuple[int, ...]
-    others: Sequence[Segment] = ()
+    others: Sequence[Panel] = ()
     arrays: ArrayCache = field(default=IN_MEMORY, compare=False)
     stored: FittedBaselines | None = None
     """Baselines that were fitted before; None fits them on the training part."""
     requested: tuple[str, ...] = ()
     """Of the baselines that are fitted on request, those that are."""
-    heads: frozenset[str] = frozenset()
-    """Of the heads that not every network has, those that are learnt, whose labels are needed."""
+    heads: frozenset[str] = EVERY_HEAD
+    """The heads that are learnt, whose labels are needed."""
     vectors: SideInputs | None = None
     """What stands beside the bars, such as covariates; the schema has it joined."""
     fold: Fold | None = None
     """Its parts stand in place of the split's."""
     only: NDArray[np.int64] | None = field(default=None, compare=False)
     """Where given, the samples are those of these bars alone, by their ``Segment.keys``."""
-    panels: tuple[Panel, ...] = ()
-    """The closes that all symbols have, where a model answers for all of them at once."""
     notes: tuple[str, ...] = ()
     """What must be said of closes that are not used, a sentence each."""
     narrow: Dataset | None = None
     """The same bars by the features of one member of an ensemble, where the others have more."""
     unit: ClassVar[str] = "rows of features"
     """What a network sees, in words."""
+    bar: ClassVar[str] = "bar"
 
     @classmethod
     def read(  # noqa: PLR0913 - how files are read
@@ -195,11 +198,11 @@ class Dataset:
                 )
         return cls(
             files.sources,
-            main,
+            alone(main),
             cut,
             learnt,
             bars,
-            others,
+            alone(others),
             arrays,
             stored,
             requested,
@@ -212,19 +215,23 @@ class Dataset:
             return self
         supplied, count = self.vectors.fitted(until_ms), len(self.schema.recipe.names)
         joined = supplied.joined(until_ms)
-        main, others = (
-            joined_to(
-                [replace(segment, values=segment.values[:, :count]) for segment in every], joined
-            )
-            for every in (self.segments, self.others)
-        )
+
+        def anew(panels: Sequence[Panel]) -> Sequence[Panel]:
+            plain = [replace(s, values=s.values[:, :count]) for p in panels for s in p.segments]
+            return alone(joined_to(plain, joined))
+
         return replace(
             self,
-            segments=main,
-            others=others,
+            panels=anew(self.panels),
+            others=anew(self.others),
             schema=with_covariates(self.schema, joined),
             vectors=supplied,
         )
+
+    @property
+    def segments(self) -> list[Segment]:
+        """The bars of each panel and symbol."""
+        return [segment for panel in self.panels for segment in panel.segments]
 
     @property
     def interval_ms(self) -> int:
@@ -234,8 +241,8 @@ class Dataset:
     @property
     def intervals(self) -> tuple[int, ...]:
         """Every interval that is learnt from, the model's first."""
-        every = (*self.segments, *self.others)
-        return tuple(dict.fromkeys(segment.interval_ms for segment in every))
+        every = (*self.panels, *self.others)
+        return tuple(dict.fromkeys(panel.segments[0].interval_ms for panel in every))
 
     @property
     def read_as(self) -> dict[str, Any]:
@@ -260,8 +267,9 @@ class Dataset:
 
     @property
     def panel_symbols(self) -> tuple[str, ...]:
-        """The symbols of the panels, in their order; none where there are no panels."""
-        return self.panels[0].symbols if self.panels else ()
+        """The symbols of panels of several, in their order; none where each is of one."""
+        symbols = self.panels[0].symbols
+        return symbols if len(symbols) > 1 else ()
 
     def folded(self, fold: Fold) -> Self:
         """Return the same by *fold*, whose baselines are fitted anew.
@@ -293,8 +301,8 @@ class Dataset:
         data = replace(self, split=spanned)
         if not data.has(Part.TEST):
             raise ConfigInvalid(
-                f"The candles hold no bar of the span {span.text} whose outcome is known; give "
-                "candles of that time."
+                f"--data holds no {self.bar} of the span {span.text} whose outcome is known; give "
+                "files of that time."
             )
         return data
 
@@ -353,15 +361,13 @@ class Dataset:
 
     def bars(self, part: Part) -> int:
         """Return how many labelled bars *part* has."""
-        return sum(int(of.weights.any(axis=1).sum()) for of in self.samples(part))
+        return sum(len(of.rows) * len(of.panel.segments) for of in self.samples(part))
 
     def require(self, config: Any) -> None:  # noqa: ANN401 - of any network
         """Raise ``ConfigInvalid`` where no answer of that network can be calibrated, or judged."""
-        from tracepaper.replay.learning.panel import labelled_closes
-
         field = config.receptive_field
         for part in (Part.CALIBRATION, Part.TEST) if self.fold is None else ():
-            if not any(len(closes.whole_rows(field)) for closes in labelled_closes(self, part)):
+            if not any(len(samples.whole_rows(field)) for samples in self.samples(part)):
                 raise no_context(part, field)
 
     @property
@@ -384,8 +390,13 @@ class Dataset:
         """The baselines as arrays, fitted on the training part when first asked for."""
         if self.stored is not None:
             return self.stored
-        stopping = self.samples(Part.VALIDATION) if self.requested else []
-        return fit_baselines(self.samples(Part.TRAIN), stopping, self.requested)
+        training, stopping = (
+            [of_asset for samples in self.samples(part) for of_asset in samples.each]
+            if part is Part.TRAIN or self.requested
+            else []
+            for part in (Part.TRAIN, Part.VALIDATION)
+        )
+        return fit_baselines(training, stopping, self.requested)
 
     @cached_property
     def baselines(self) -> dict[str, Answer]:
@@ -408,7 +419,8 @@ class Dataset:
         if self.untrained():
             return None
         last = max(int(segment.close_time_ms[-1]) for segment in self.segments)
-        return self.symbols(Part.TEST), self.split.calibration_until_ms, last
+        # The card names the time to the second.
+        return self.symbols(Part.TEST), instant(iso(self.split.calibration_until_ms)), last
 
     def symbols(self, part: Part) -> tuple[str, ...]:
         """Return the symbols that *part* has labelled bars of."""
@@ -421,7 +433,12 @@ class Dataset:
 
     def has(self, part: Part) -> bool:
         """Return whether *part* has a labelled bar."""
-        return bool(samples_in(self.segments, self.horizons, self.parts, part))
+        return bool(samples_in(self.seen(part), self.horizons, self.parts, part, lambda *_: {}))
+
+    def seen(self, part: Part) -> Sequence[Panel]:
+        """Return the panels of which some time is in *part*; a window may begin before it."""
+        del part
+        return self.panels
 
     def samples(self, part: Part) -> list[Samples]:
         """Return the samples of one part; of training, those of every interval.
@@ -430,17 +447,15 @@ class Dataset:
         """
         samples = self.labelled(part)
         self.require_every_horizon(part, samples)
-        return samples if self.only is None else self._compared(samples, self.only)
-
-    def _compared(self, samples: Sequence[Samples], keys: NDArray[np.int64]) -> list[Samples]:
-        """Return those of *samples* that are of the bars *keys*; raise where there is none."""
+        if self.only is None or self.panel_symbols:  # labels of the others stay in a panel
+            return samples
         kept = []
         for labelled in samples:
-            weights = labelled.weights * np.isin(labelled.segment.keys, keys)[:, None]
+            weights = labelled.weights * np.isin(labelled.segment.keys, self.only)[:, None]
             if weights.any():
                 kept.append(replace(labelled, weights=weights))
         if not kept:
-            raise DataInvalid("it has no bar in common with the judged model")
+            raise DataInvalid(f"it has no {self.bar} in common with the judged model")
         return kept
 
     def require_every_horizon(self, part: Part, samples: Sequence[Samples]) -> None:
@@ -448,29 +463,33 @@ class Dataset:
         for column, (bars, time) in enumerate(zip(self.horizons, self.times, strict=True)):
             if not any(labelled.weights[:, column].any() for labelled in samples):
                 raise DataInvalid(
-                    f"The {part.value} part has no bar whose next {bars} ({time}) end in it; give "
-                    "more candles or shorter horizons. `tracepaper data describe` says how many "
-                    "labels each part has."
+                    f"The {part.value} part has no {self.bar} whose next {bars} ({time}) end in "
+                    "it; give more files or shorter horizons. Of candles `tracepaper data describe`"
+                    " says how many labels each part has."
                 )
 
     def labelled(self, part: Part) -> list[Samples]:
         """Return the samples of one part as ``samples`` does, whatever a horizon lacks."""
-        samples = samples_in(self.segments, self.horizons, self.parts, part, self._labels)
+        samples = self.native(part)
         if not samples:
             raise DataInvalid(
-                f"The {part.value} part holds no labelled bar; move the split's dates."
+                f"The {part.value} part holds no labelled {self.bar}; move the split's dates."
             )
         if part is Part.TRAIN:
-            for segment in self.others:
-                horizons = self.horizons_at(segment.interval_ms)
-                samples += samples_in([segment], horizons, self.parts, part, self._labels)
+            for panel in self.others:
+                horizons = self.horizons_at(panel.segments[0].interval_ms)
+                samples += samples_in([panel], horizons, self.parts, part, self._labels)
         return samples
 
-    def _labels(self, segment: Segment, horizons: Sequence[int]) -> Labels:
-        """Return the labels of *segment*, computed once for all parts."""
-        if self.arrays.folder is None:
-            return targets(segment, horizons, self.heads)
-        shape = (len(segment), len(horizons))
+    def native(self, part: Part) -> list[Samples]:
+        """Return the samples of one part at the model's own interval; none where there are none."""
+        return samples_in(self.seen(part), self.horizons, self.parts, part, self._labels)
+
+    def _labels(self, panel: Panel, horizons: Sequence[int]) -> Labels:
+        """Return the labels of *panel*, computed once for all parts."""
+        if self.arrays.folder is None or len(panel.segments) > 1:
+            return targets(panel, horizons, self.heads)
+        shape = (len(panel.segments), len(panel), len(horizons))
         wanted = {
             name: ArraySpec(
                 (*shape, each.width) if each.width else shape,
@@ -480,14 +499,25 @@ class Dataset:
         }
 
         def fill(arrays: dict[str, NDArray[Any]]) -> None:
-            for name, column in targets(segment, horizons, self.heads).items():
+            for name, column in targets(panel, horizons, self.heads).items():
                 arrays[name][...] = column
 
         # σ is the unit of labels, so the schema is part of what they follow from.
-        digest = hashlib.sha256(candles_key(segment.candles) + _code_of_labels(tuple(wanted)))
-        digest.update(np.ascontiguousarray(segment.sigma).data)
+        digest = hashlib.sha256(_code_of_labels(tuple(wanted)))
+        for segment in panel.segments:
+            digest.update(candles_key(segment.candles))
+            digest.update(np.ascontiguousarray(segment.sigma).data)
         digest.update(f"{tuple(horizons)} {sorted(wanted.items())}".encode())
         return self.arrays.get(f"labels-{digest.hexdigest()[:32]}", wanted, fill)
+
+
+SYMBOLS_LEAST: Final = 2
+"""Symbols of a network over several."""
+
+
+def alone(segments: Iterable[Segment]) -> list[Panel]:
+    """Return each of *segments* as a panel of one."""
+    return [Panel((segment,)) for segment in segments]
 
 
 def joined_to(segments: Sequence[Segment], joined: CovariateColumns) -> list[Segment]:
@@ -518,6 +548,92 @@ def joined_to(segments: Sequence[Segment], joined: CovariateColumns) -> list[Seg
 def _code_of_labels(names: tuple[str, ...]) -> bytes:
     """Return a hash of the modules in which the labels *names* are defined."""
     return code_key(sys.modules[LABELS[name].of.__module__] for name in names)
+
+
+# --- closes that several symbols have
+
+
+def close_by_close(data: Dataset, split: Callable[[Sequence[Segment]], Split]) -> Dataset:
+    """Return *data* at the closes that all of its symbols have, which *split* cuts anew.
+
+    A close counts where every symbol has a bar and a row of features. Raises ``ConfigInvalid`` or
+    ``DataInvalid`` where nothing is common. The rules are docs/several.md, P23 and P26.
+    """
+    symbols = tuple(dict.fromkeys(segment.candles.symbol for segment in data.segments))
+    if len(symbols) < SYMBOLS_LEAST:
+        raise ConfigInvalid(
+            "A network over several assets needs candles of at least two symbols; repeat "
+            "--data for each."
+        )
+    by_symbol = {
+        symbol: [segment for segment in data.segments if segment.candles.symbol == symbol]
+        for symbol in symbols
+    }
+    known = [  # where a row of features is
+        np.concatenate([segment.open_time_ms[segment.first :] for segment in by_symbol[symbol]])
+        for symbol in symbols
+    ]
+    times = reduce(np.intersect1d, known)
+    if not len(times):
+        raise DataInvalid(
+            f"There is no close at which all of {', '.join(symbols)} have a bar and "
+            f"{data.schema.lookback} bars before it; give --data of one time."
+        )
+    holes = np.flatnonzero(np.diff(times) != data.interval_ms) + 1
+    panels = [
+        Panel(tuple(_cut(by_symbol[symbol], run) for symbol in symbols))
+        for run in np.split(times, holes)
+    ]
+    return replace(
+        data,
+        panels=panels,
+        others=(),
+        split=split([segment for panel in panels for segment in panel.segments]),
+        notes=_unused(by_symbol, panels),
+    )
+
+
+def _cut(segments: Sequence[Segment], times: NDArray[np.int64]) -> Segment:
+    """Return the bars of these *times*, and before them as many as rows of features look back on.
+
+    Bars that follow one another are of one segment: where one ends, the next lacks its lookback.
+    """
+    (segment,) = [
+        of for of in segments if of.open_time_ms[of.first] <= times[0] <= of.open_time_ms[-1]
+    ]
+    first = int(np.searchsorted(segment.open_time_ms, times[0]))
+    rows = slice(first - segment.first, first + len(times))
+    return replace(
+        segment,
+        candles=slice_candles(segment.candles, rows),
+        close=segment.close[rows],
+        values=segment.values[rows],
+        sigma=segment.sigma[rows],
+        lacks=None,
+    )
+
+
+def _unused(by_symbol: dict[str, list[Segment]], panels: Sequence[Panel]) -> tuple[str, ...]:
+    """Return a sentence for streams of unequal length, and one for closes that are not used."""
+    held = {name: np.concatenate([s.open_time_ms for s in by_symbol[name]]) for name in by_symbol}
+    every = np.unique(np.concatenate(list(held.values())))
+    used = sum(len(panel) - panel.first for panel in panels)
+    sentences = []
+    counts = {name: len(times) for name, times in held.items()}
+    if len(set(counts.values())) > 1:
+        listing = ", ".join(f"{name} {count:,}" for name, count in counts.items())
+        sentences.append(
+            f"The symbols have bars of unequal number ({listing}): common closes are used."
+        )
+    if used < len(every):
+        lacking = {name: len(every) - len(times) for name, times in held.items()}
+        most = max(lacking, key=lacking.__getitem__)
+        why = f"; {most} alone has none at {lacking[most]:,}" if lacking[most] else ""
+        sentences.append(
+            f"Of {len(every):,} closes {len(every) - used:,} are not used, for not every symbol "
+            f"has a bar with its features there{why}."
+        )
+    return tuple(sentences)
 
 
 # --- files

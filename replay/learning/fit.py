@@ -42,7 +42,8 @@ from tracepaper.replay.learning.losses import (
     traced,
     trained_confidence,
 )
-from tracepaper.replay.learning.samples import Batch, Samples, Windows
+from tracepaper.replay.learning.samples import Samples
+from tracepaper.replay.learning.windows import Batch, Epochs
 from tracepaper.strategies.errors import CheckpointMismatch, ConfigInvalid, InvariantBroken
 from tracepaper.strategies.features.rolling import Array
 from tracepaper.strategies.networks.architecture import Network
@@ -592,12 +593,12 @@ class HeadLosses(Objective[Batch]):
         self.waited = np.where(better & ~stopped, 0, self.waited + 1)
 
 
-def batches_for(network: Network, training: Sequence[Samples], options: FitOptions) -> Windows:
+def batches_for(network: Network, training: Sequence[Samples], options: FitOptions) -> Epochs:
     """Return what *network* learns from: chunks if it answers every row, else windows of a bar."""
     if network.answers_every_row:
-        return Windows(training, length=options.length, batch=options.batch, seed=options.seed)
+        return Epochs(training, length=options.length, batch=options.batch, seed=options.seed)
     length = network.config.receptive_field
-    return Windows(training, length=length, batch=options.windows, seed=options.seed, last_row=True)
+    return Epochs(training, length=length, batch=options.windows, seed=options.seed, last_row=True)
 
 
 def policy_of(network: nn.Module, options: FitOptions, *others: nn.Module) -> Policy:

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from tracepaper.replay.learning import card as cards
 from tracepaper.replay.learning.array_cache import ArrayCache
-from tracepaper.replay.learning.baselines import save_judged, stored_baselines
-from tracepaper.replay.learning.dataset import Dataset, intervals_of
+from tracepaper.replay.learning.baselines import save_judged, stored_baselines, unfitted
+from tracepaper.replay.learning.dataset import Dataset, close_by_close, intervals_of
 from tracepaper.replay.learning.fit import Fit, Observe
 from tracepaper.replay.learning.judge.forecasts import OF_MODEL, Forecasts
 from tracepaper.replay.learning.judge.gates import (
@@ -33,13 +33,21 @@ from tracepaper.replay.learning.judge.heads import (
     correlations_of,
 )
 from tracepaper.replay.learning.judge.metrics import TAILS, figures, paired_figures, tail_factors
-from tracepaper.replay.learning.panel import labelled_closes
-from tracepaper.replay.learning.recipe import Recipe, kind_of, recipe_of
+from tracepaper.replay.learning.order_books import read_books
+from tracepaper.replay.learning.recipe import Recipe, kind_of
 from tracepaper.replay.learning.side_inputs import OtherInputs, SideInputs, inputs_of
-from tracepaper.replay.learning.splits import IN_MEMORY, Part, split_by, split_of
+from tracepaper.replay.learning.splits import (
+    IN_MEMORY,
+    Part,
+    Segment,
+    Split,
+    split_by,
+    split_of,
+)
 from tracepaper.storage.checkpoints import Checkpoint
 from tracepaper.strategies.api.model import DataSource
 from tracepaper.strategies.errors import ConfigInvalid
+from tracepaper.strategies.features.rows import schema_of, wider
 from tracepaper.strategies.other_symbol import OTHER
 
 if TYPE_CHECKING:
@@ -124,8 +132,7 @@ class DataRequest(NamedTuple):
 class FittedModel(ABC):
     """What was fitted; each step returns it with more of its card: calibrated, then evaluated.
 
-    *data* are what its kind reads: a ``Dataset``, or a ``BookDataset``, whose model says of each
-    step what it does instead.
+    *data* are what its kind reads; a model of order books says of each step what it does instead.
     """
 
     card: Mapping[str, Any]  # complete once it is evaluated
@@ -202,7 +209,7 @@ class FittedModel(ABC):
         horizon = self.horizon
         return explained_rows(
             forecaster,
-            [closes.samples for closes in labelled_closes(data, part)],
+            [samples.each for samples in data.samples(part)],
             horizon=horizon,
             slope=self.card["calibration"]["slope"][str(horizon)],
             bars=bars or self.usually_explained,
@@ -318,47 +325,55 @@ def card_of(
     }
 
 
-def read_candles(recipe: Recipe, request: DataRequest, **given: Any) -> Dataset:  # noqa: ANN401
-    """Return the candles that *recipe* is fitted to, split as it says.
-
-    *given* are arguments of ``Dataset.read`` in place of its own.
-    """
-    symbol = getattr(recipe.architecture, OTHER, "")
-    chosen: dict[str, Any] = {
-        "split": split_by(recipe.split, recipe.horizons),
-        "schema_id": recipe.schema_id,
-        "vectors": OtherInputs(symbol) if symbol else request.inputs,
-        "requested": recipe.baselines,
-    }
-    return Dataset.read(
-        request.paths,
-        horizons=recipe.horizons,
-        intervals=intervals_of(recipe.intervals),
-        calendar=recipe.calendar,
-        columns=request.columns,
-        arrays=request.arrays,
-        **{**chosen, **given},
-    )
-
-
-def read_candles_of(
-    card: Mapping[str, Any],
+def read_dataset(
+    recipe: Recipe,
     request: DataRequest,
+    card: Mapping[str, Any] | None = None,
     *,
     folder: Path | None = None,
-    requested: tuple[str, ...] = (),
 ) -> Dataset:
-    """Return candles as *card* reads them, split as it says.
+    """Return the data that *recipe* is fitted to, by the source of its kind.
 
-    The baselines are those stored in *folder*; without one, such as need no fitting. Covariates
-    or order books are joined where the card's model was trained with some.
+    With the *card* of its model they are split as that says, and hold what it reads beside its
+    bars; the baselines are those stored in *folder*, where it is judged and not fitted anew.
     """
-    return read_candles(
-        recipe_of(card),
-        request,
-        split=lambda _: split_of(card),
-        schema_id=card["features"]["schema_id"],
-        stored=None if folder is None else stored_baselines(folder, card),
-        vectors=inputs_of(card, request.inputs),
-        requested=requested,
-    )
+    source, horizons = recipe.kind.model.source, recipe.horizons
+    if source is DataSource.ORDER_BOOKS:
+        if request.columns:
+            raise ConfigInvalid("Order books have no columns to choose; leave --columns out.")
+        return read_books(request.paths, horizons, card)
+    other = getattr(recipe.architecture, OTHER, "")
+    if recipe.members and other:
+        raise ConfigInvalid(
+            f"An ensemble reads bars of one symbol; leave {OTHER} out, or train no ensemble."
+        )
+    plain = OtherInputs(other) if other else request.inputs
+
+    def read(schema_id: str, split: Callable[[Sequence[Segment]], Split]) -> Dataset:
+        return Dataset.read(
+            request.paths,
+            split,
+            horizons,
+            schema_id,
+            intervals=intervals_of(recipe.intervals),
+            calendar=recipe.calendar,
+            columns=request.columns,
+            arrays=request.arrays,
+            stored=None if card is None or folder is None else stored_baselines(folder, card),
+            vectors=plain if card is None else inputs_of(card, request.inputs),
+            requested=() if folder else recipe.baselines,
+        )
+
+    def given(segments: Sequence[Segment]) -> Split:
+        return split_by(recipe.split, horizons)(segments) if card is None else split_of(card)
+
+    data = read(card["features"]["schema_id"] if card and folder else recipe.schema_id, given)
+    if source is DataSource.CLOSES:
+        return close_by_close(data, given)
+    if not recipe.members or folder:
+        return data
+    schemas = (schema_of(member.schema_id, data.interval_ms) for member in recipe.members)
+    if (wide := wider(*schemas).schema_id) == data.schema.schema_id:
+        return data
+    # The baselines of the narrow ones would stand beside no figure.
+    return replace(read(wide, lambda _: data.split), narrow=replace(data, stored=unfitted()))

@@ -21,16 +21,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from tracepaper.replay.learning.registry import registering
-from tracepaper.replay.learning.samples import (
-    FLAT_BAND,
-    LABELS,
-    NO_LABEL,
-    Fields,
-    Samples,
-    predict,
-    thinned,
-)
+from tracepaper.replay.learning.samples import FLAT_BAND, LABELS, NO_LABEL, Fields, Samples
 from tracepaper.replay.learning.statistics import VARIANCE_FLOOR
+from tracepaper.replay.learning.windows import predict, thinned
 from tracepaper.replay.report.metrics import mean_error
 from tracepaper.strategies.attention.layer import Layer
 from tracepaper.strategies.attention.methods import trained_entropy
@@ -284,15 +277,15 @@ def constants(training: Sequence[Samples], *, seed: int) -> Outputs:
     for column in range(horizons):
         used = [samples.weights[:, column] > 0 for samples in training]
         pairs = list(zip(training, used, strict=True))
-        returns = np.concatenate([s.labels["returns"][u, column] for s, u in pairs])
-        classes = np.concatenate([s.labels["direction"][u, column] for s, u in pairs])
+        returns = np.concatenate([s.labels["returns"][0, u, column] for s, u in pairs])
+        classes = np.concatenate([s.labels["direction"][0, u, column] for s, u in pairs])
         drawn = generator.choice(returns, min(len(returns), _FIT_ROWS), replace=False)
         fitted.append(stats.t.fit(drawn.astype(np.float64)))
         counts = np.bincount(classes, minlength=3)[:3] + 1
         frequency[column] = counts / counts.sum()
-        variance[column] = np.concatenate([s.labels["variance"][u, column] for s, u in pairs]).mean(
-            dtype=np.float64
-        )
+        variance[column] = np.concatenate(
+            [s.labels["variance"][0, u, column] for s, u in pairs]
+        ).mean(dtype=np.float64)
     dof, location, scale = np.array(fitted).T
 
     def tensor(array: Array) -> Tensor:
@@ -317,7 +310,7 @@ def head_scores(
     Days are calendar days across all segments, since they share one market.
     """
     mine, reference, weight, day = [], [], [], []
-    labelled = [np.flatnonzero(samples.weights.any(axis=1)) for samples in validation]
+    labelled = [samples.rows for samples in validation]
     total = sum(map(len, labelled))
     for samples, every in zip(validation, labelled, strict=True):
         rows = thinned(every, total, network)
@@ -355,7 +348,7 @@ def _elementwise(outputs: Outputs, samples: Samples, rows: NDArray[np.int64]) ->
     with torch.inference_mode():
         each = elementwise(
             wide,
-            {name: torch.from_numpy(x[rows])[None] for name, x in samples.labels.items()},
+            {name: torch.from_numpy(x[:, rows]) for name, x in samples.labels.items()},
             torch.from_numpy(samples.weights[rows] > 0)[None],
         )
     losses: Array = each[:, 0].double().numpy()

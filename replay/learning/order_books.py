@@ -1,125 +1,162 @@
-"""Files of order books → stretches without a hole, their labels, and the parts of their time."""
+"""Files of order books → a dataset whose panels are books on a grid; the parts of their time."""
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Collection, Sequence
-from dataclasses import asdict, dataclass, replace
-from functools import cached_property
-from itertools import pairwise
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Final
+from typing import Any, ClassVar, Final, NamedTuple, Self
 
 import numpy as np
+from numpy.typing import NDArray
 
+from tracepaper.replay.archive import Candles
 from tracepaper.replay.archive.columns import instant
-from tracepaper.replay.archive.order_book import DepthHeader, read_depth
-from tracepaper.replay.learning.splits import Fold, Part, Span
+from tracepaper.replay.archive.order_book import DepthHeader
+from tracepaper.replay.learning.dataset import Dataset
+from tracepaper.replay.learning.side_inputs import (
+    DAYS_LEAST,
+    JUDGED_SOURCE,
+    read_stored,
+    untrained_by,
+)
+from tracepaper.replay.learning.splits import (
+    Panel,
+    Part,
+    Segment,
+    Span,
+    Split,
+    TrainingFile,
+)
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
-from tracepaper.strategies.order_book import COLUMNS, Books, Integers
-from tracepaper.strategies.units import DAY_MS, MINUTE_MS, iso
+from tracepaper.strategies.order_book import COLUMNS, Books, tokens_of
+from tracepaper.strategies.types.market import Category
+from tracepaper.strategies.units import DAY_MS, iso
 
-if TYPE_CHECKING:
-    from tracepaper.replay.learning.openings import NamedSpan
-
-DAYS_LEAST: Final = 7
-"""Days of depth, without the gaps, below which nothing is said of a model."""
-JUDGED_SOURCE: Final = "exchange"
-UNKNOWN: Final = -100
-"""The label of a book whose horizon lies behind a gap, or in a later part."""
-_END_MS: Final = 2**62
 SHARES: Final = (0.7, 0.8)
 """Of all books: where training and validation end; the rest stays untouched for the figures."""
-
-
 SCHEMA: Final = "book-1"
 """Of the columns of a token (``strategies/order_book.py``)."""
 FEATURES: Final = {"schema_id": SCHEMA, "columns": list(COLUMNS), "lookback": 1}
 """``[features]`` of a card, which no recipe chooses."""
+HEADS: Final = frozenset({"move"})
+
+
+class BookSchema(NamedTuple):
+    """What a dataset asks of its features."""
+
+    schema_id: str = SCHEMA
+    names: tuple[str, ...] = COLUMNS
+    covariates: None = None
 
 
 @dataclass(frozen=True)
-class BookSource:
-    """A file as the card names it."""
+class BookFile(TrainingFile):
+    """A file as the card names it; it names its symbol itself."""
 
-    name: str
-    sha256: str
-    source: str
-    books: int
-    from_ms: int
-    until_ms: int
-    symbol: ClassVar[str] = ""  # the file names it
-    columns: ClassVar[tuple[str, ...]] = ()
+    source: str = ""
 
 
-@dataclass(frozen=True)
-class BookDataset:
-    """What files of one instrument's books hold together, oldest first."""
+@dataclass(frozen=True, kw_only=True)
+class BookPanel(Panel):
+    """Books without a hole on a grid of ``every_ms``: bars of the doubled mid, in units of 1."""
 
+    books: Books
     header: DepthHeader
-    stretches: tuple[Books, ...]
-    sources: tuple[BookSource, ...]
-    torn: tuple[str, ...] = ()
-    """What is left out of files whose recorder was killed (D4)."""
-    parts: Fold | None = None
-    """Its parts; None for those by ``SHARES`` of all books."""
-    judged_from_ms: int = 0
-    """Earlier untouched books are seen, and not judged."""
-    fold: Fold | None = None
-    """Of several that are fitted anew, the one that stands in ``parts``."""
-    notes: ClassVar[tuple[str, ...]] = ()
-    words: ClassVar[tuple[str, ...]] = ()
-    names: ClassVar[tuple[str, ...]] = ()
-    panel_symbols: ClassVar[tuple[str, ...]] = ()
-    unit: ClassVar[str] = "books"
 
     @classmethod
-    def read(cls, paths: Sequence[str | Path]) -> BookDataset:
-        """Read *paths*; raise ``DataInvalid`` for damage, overlap, and files that do not belong."""
-        stretches: list[Books] = []
-        files: list[BookSource] = []
-        torn: list[str] = []
-        header: DepthHeader | None = None
-        for path in map(Path, paths):
-            depth = read_depth(path)
-            header = header or depth.header
-            _same(header, depth.header, path, files)
-            stretches += depth.stretches()
-            files.append(
-                BookSource(
-                    path.name,
-                    hashlib.sha256(path.read_bytes()).hexdigest(),
-                    depth.header.source,
-                    len(depth.books),
-                    int(depth.books.seen_ms[0]),
-                    int(depth.books.seen_ms[-1]),
-                )
-            )
-            torn += [depth.torn] if depth.torn else []
-        if header is None:
-            raise ConfigInvalid("--data FILE is missing; `tracepaper data record` makes one.")
-        ordered = sorted(files, key=lambda file: file.from_ms)
-        for before, after in pairwise(ordered):
-            if after.from_ms <= before.until_ms:
-                raise DataInvalid(
-                    f"{before.name} and {after.name} hold books of the same time; leave one out."
-                )
-        stretches.sort(key=lambda books: int(books.seen_ms[0]))
-        return cls(header, tuple(stretches), tuple(ordered), tuple(torn))
+    def of(cls, books: Books, header: DepthHeader) -> Self:
+        """Return *books* as a panel of one."""
+        category, _, symbol = header.instrument.partition(":")
+        mid = books.doubled_mid
+        scale = header.every_ms, header.price_decimals, header.quantity_decimals, 0
+        prices = (mid, mid, mid, mid, np.zeros_like(mid))
+        candles = Candles("", Category(category), symbol, *scale, books.seen_ms, *prices, None)
+        values = np.empty((len(mid), 0), dtype=np.float32)
+        segment = Segment(candles, mid.astype(np.float64), values, np.ones(len(mid)), 0)
+        return cls((segment,), books=books, header=header)
 
-    @property
-    def interval_ms(self) -> int:
-        """The time between two books."""
-        return self.header.every_ms
+    def part(self, start: int, stop: int) -> Self:
+        """Return the books from *start* until *stop*; no label reaches out of them."""
+        return self.of(self.books.part(start, stop), self.header)
+
+    def shallower(self, levels: int) -> Self:
+        """Return them with at most *levels* a side; no number is copied."""
+        return self.of(self.books.shallower(levels), self.header)
+
+    def values(self, start: int, stop: int) -> NDArray[np.float32]:
+        """Return the tokens [1, book, side * level, column] of a window.
+
+        The first book knows none before it.
+        """
+        return tokens_of(self.books.part(start, stop))[None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class BookDataset(Dataset):
+    """What files of one instrument's books hold together, oldest first."""
+
+    sources: Sequence[BookFile]
+    panels: Sequence[BookPanel]
+    header: DepthHeader
+    torn_files: tuple[str, ...] = ()
+    unit: ClassVar[str] = "books"
+    bar: ClassVar[str] = "book"
+
+    @classmethod
+    def of(
+        cls,
+        header: DepthHeader,
+        stretches: Sequence[Books],
+        horizons: Sequence[int],
+        *,
+        sources: Sequence[BookFile] = (),
+        torn: Sequence[str] = (),
+        untouched_ms: int | None = None,
+    ) -> Self:
+        """Return *stretches* of books without a hole, split by ``SHARES`` of all.
+
+        Of a model that has seen all until *untouched_ms* the last part begins there. Raises
+        ``DataInvalid`` where the books are too few for three parts.
+        """
+        seen_ms = np.concatenate([books.seen_ms for books in stretches])
+        places = [round(len(seen_ms) * share) for share in SHARES]
+        if untouched_ms is not None:
+            trained_ms, stopped_ms = untouched_ms - 2, untouched_ms
+        elif places[0] < places[1] < len(seen_ms):
+            trained_ms, stopped_ms = (int(seen_ms[place]) for place in places)
+        else:
+            raise DataInvalid(
+                f"--data holds {len(seen_ms)} books, too few to train, to validate and to test; "
+                "record longer."
+            )
+        schema: Any = BookSchema()
+        return cls(
+            sources=sources,
+            panels=[BookPanel.of(books, header) for books in stretches],
+            # No book lies in the millisecond that calibrates: their scale is fitted by none.
+            split=Split(trained_ms, stopped_ms - 1, stopped_ms, embargo_bars=0),
+            schema=schema,
+            horizons=tuple(horizons),
+            heads=HEADS,
+            stored={},
+            header=header,
+            torn_files=tuple(torn),
+        )
 
     @property
     def recorded_ms(self) -> int:
         """How long was recorded, without the gaps."""
-        return sum(map(len, self.stretches)) * self.header.every_ms
+        return sum(map(len, self.panels)) * self.header.every_ms
 
     def untrained(self) -> list[str]:
         """Return why nothing can be said of what is learnt from it; empty where it can."""
         return untrained_by(self.recorded_ms, {file.source for file in self.sources})
+
+    @property
+    def torn(self) -> Sequence[str]:
+        """What is left out of files whose recorder was killed (D4)."""
+        return self.torn_files
 
     @property
     def of_network(self) -> dict[str, Any]:
@@ -127,7 +164,7 @@ class BookDataset:
 
         A recipe that is fitted anew keeps its own.
         """
-        return {} if self.parts is not None else {"levels": self.header.levels}
+        return {} if self.fold is not None else {"levels": self.header.levels}
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -137,7 +174,7 @@ class BookDataset:
     @property
     def card(self) -> dict[str, Any]:
         """The sections of a card that say what was learnt from."""
-        header, files = self.header, map(asdict, self.sources)
+        header = self.header
         category, _, symbol = header.instrument.partition(":")
         return {
             "features": FEATURES,
@@ -151,20 +188,36 @@ class BookDataset:
             },
             "data": {
                 "recorded_ms": self.recorded_ms,
-                "stretches": len(self.stretches),
+                "stretches": len(self.panels),
                 "files": [
-                    {key: file[key] for key in ("name", "sha256", "source", "books")}
-                    | {"from": iso(file["from_ms"]), "until": iso(file["until_ms"])}
-                    for file in files
+                    {
+                        "name": file.name,
+                        "sha256": file.sha256,
+                        "source": file.source,
+                        "books": file.bars,
+                        "from": iso(file.from_ms),
+                        "until": iso(file.until_ms),
+                    }
+                    for file in self.sources
                 ],
             },
         }
 
+    def seen(self, part: Part) -> list[BookPanel]:
+        """Return the books of *part*: a window sees none of another."""
+        return [panel for span in self.parts.spans(part) for panel in self.within(span)]
+
+    def within(self, span: Span) -> list[BookPanel]:
+        """Return the books of a *span* of time."""
+        places = [np.searchsorted(panel.books.seen_ms, span).tolist() for panel in self.panels]
+        cuts = zip(self.panels, places, strict=True)
+        return [panel.part(start, stop) for panel, (start, stop) in cuts if stop > start]
+
     def bars(self, part: Part) -> int:
         """Return how many books *part* has."""
-        return sum(map(len, self.books(part)))
+        return sum(map(len, self.seen(part)))
 
-    def suits(self, config: Any) -> None:  # noqa: ANN401 - of a network of books
+    def require(self, config: Any) -> None:  # noqa: ANN401 - of a network of books
         """Raise ``ConfigInvalid`` where books are too shallow for that network."""
         if config.levels > self.header.levels:
             raise ConfigInvalid(
@@ -172,164 +225,77 @@ class BookDataset:
                 "give as many at most."
             )
 
-    def require(self, config: Any) -> None:  # noqa: ANN401 - of a network of books
-        """Raise as ``suits``, and ``DataInvalid`` where no book to learn from knows a horizon."""
-        self.suits(config)
-        longest = max(map(len, self.books(Part.TRAIN)), default=0)
-        if longest <= config.horizons[-1]:
-            raise DataInvalid(
-                f"{self.sources[0].name} holds {longest} books in a row to learn from, and the "
-                f"horizon of {config.horizons[-1]} needs more; record longer, ask for fewer folds, "
-                "or give shorter horizons."
-            )
-
-    def untouched(self) -> tuple[tuple[str, ...], int, int] | None:
-        """Return its symbol, and from and until when its last part is; None where untrained."""
-        if self.untrained():
-            return None
-        # The card names the time to the second.
-        start = instant(iso(self.untouched_ms))
-        return self.symbols(Part.TEST), start, int(self.stretches[-1].seen_ms[-1]) + 1
-
-    def symbols(self, _: Part) -> tuple[str, ...]:
-        """Return its symbol."""
-        return (self.header.instrument.partition(":")[2],)
-
-    @cached_property
-    def spans(self) -> Fold:
-        """The times of training, validation and untouched books."""
-        if self.parts is not None:
-            return self.parts
-        times = np.concatenate([books.seen_ms for books in self.stretches])
-        first, second = (round(len(times) * share) for share in SHARES)
-        bounds = [int(times[0]), int(times[first]), int(times[second]), int(times[-1]) + 1]
-        training, validation, untouched = pairwise(bounds)
-        return Fold((training,), (validation,), (untouched,), 0)
-
-    @property
-    def untouched_ms(self) -> int:
-        """When the first untouched book was seen."""
-        return int(self.books(Part.TEST)[0].seen_ms[0])
-
-    @property
-    def embargo_ms(self) -> int:
-        """What folds leave out between parts: nothing."""
-        return 0
-
-    def books(self, part: Part) -> list[Books]:
-        """Return the stretches of *part*; no label of one reaches into the next."""
-        spans = {
-            Part.TRAIN: self.spans.train,
-            Part.VALIDATION: self.spans.validation,
-            Part.TEST: self.spans.test,
-        }[part]
-        return [books for span in spans for books in self.between(*span)]
-
-    def seen_until(self, untouched_ms: int) -> BookDataset:
-        """Return it for a model that has seen all until *untouched_ms*."""
-        return replace(self, parts=Fold((), (), ((untouched_ms, _END_MS),), 0))
-
-    def spanned(self, span: NamedSpan) -> BookDataset:
-        """Return it whose untouched books end with *span*; those before it are seen.
-
-        Raises ``ConfigInvalid`` for a span that begins too early, and ``DataInvalid`` where no book
-        is untouched.
-        """
-        begun = self.spans.test[0][0]
-        if span.from_ms is not None and span.from_ms < begun:
-            raise ConfigInvalid(
-                f"The span {span.text} begins before {iso(begun)}, until when the model had seen "
-                "all; judge it on later books."
-            )
-        until_ms = _END_MS if span.until_ms is None else span.until_ms
-        if not self.between(begun, until_ms):
-            raise DataInvalid(
-                f"All books of --data until {span.until or 'their end'} are from before "
-                f"{iso(begun)}, and learnt from; give later ones."
-            )
-        parts = replace(self.spans, test=((begun, until_ms),))
-        return replace(self, parts=parts, judged_from_ms=span.from_ms or 0)
-
-    def folded(self, fold: Fold) -> BookDataset:
-        """Return it by *fold*."""
-        return replace(self, parts=fold, fold=fold)
-
-    def with_known_baselines(self) -> tuple[BookDataset, tuple[str, ...]]:
-        """Return it: what a network is held to stands on its card."""
-        return self, ()
-
-    def compared(self, _: Integers) -> BookDataset:
-        """Return it: a table finds the books that another answers too."""
-        return self
-
     def before(self) -> Span:
         """Return the time of the books before the untouched, at least seven days of them."""
-        stretches = self.between(None, self.spans.test[0][0])
-        recorded = sum(map(len, stretches)) * self.interval_ms / DAY_MS
-        if recorded < DAYS_LEAST:
+        earlier = replace(self, panels=self.within((0, self.split.calibration_until_ms)))
+        if (days := earlier.recorded_ms / DAY_MS) < DAYS_LEAST:
             raise ConfigInvalid(
-                f"The books before the untouched time are {recorded:.1f} days of depth, and folds "
+                f"The books before the untouched time are {days:.1f} days of depth, and folds "
                 "need seven: give the files that the model was trained on, or record longer."
             )
-        return int(stretches[0].seen_ms[0]), int(stretches[-1].seen_ms[-1]) + self.interval_ms
-
-    def between(self, from_ms: int | None, until_ms: int | None) -> list[Books]:
-        """Return the stretches from *from_ms* until *until_ms*, exclusive; None is as far as known.
-
-        A stretch that a bound cuts ends there: no label of it reaches further.
-        """
-        stretches = []
-        for books in self.stretches:
-            start = 0 if from_ms is None else int(np.searchsorted(books.seen_ms, from_ms))
-            stop = len(books) if until_ms is None else int(np.searchsorted(books.seen_ms, until_ms))
-            if stop > start:
-                stretches.append(books.part(start, stop))
-        return stretches
+        return super(BookDataset, earlier).before()
 
 
-def untrained_by(recorded_ms: int, sources: Collection[str]) -> list[str]:
-    """Return why nothing can be said of what is learnt from so much depth of these *sources*."""
-    reasons = []
-    if recorded_ms < DAYS_LEAST * DAY_MS:
-        reasons.append(
-            f"untrained: {recorded_ms / MINUTE_MS:,.1f} minutes of depth, seven days are "
-            "needed; no figure of it would mean anything."
-        )
-    if others := sorted({*sources} - {JUDGED_SOURCE}):
-        reasons.append(
-            f"untrained: books from {' and '.join(others)} are no recording of the exchange "
-            "itself; only those that `tracepaper data record` took from it are judged."
-        )
-    return reasons
+def read_books(
+    paths: Sequence[str | Path], horizons: Sequence[int], card: Mapping[str, Any] | None = None
+) -> BookDataset:
+    """Read *paths*; raise ``DataInvalid`` for damage, overlap, and files that do not belong.
 
-
-def _same(
-    wanted: DepthHeader, header: DepthHeader, path: Path, before: Sequence[BookSource]
-) -> None:
-    """Raise ``DataInvalid`` unless the books of *path* can stand beside those *before*."""
-    if header.words() != wanted.words():
-        raise DataInvalid(
-            f"{path} holds {header.words()}, and {before[0].name} {wanted.words()}; give files of "
-            "one instrument, depth and pace."
-        )
-    if (header.price_decimals, header.quantity_decimals) != (
-        wanted.price_decimals,
-        wanted.quantity_decimals,
-    ):
-        raise DataInvalid(
-            f"{path} counts {header.instrument} in other units than {before[0].name}; the "
-            "exchange changed its filters between them, so give files of one side of it."
-        )
-
-
-def labels_of(books: Books, horizons: Sequence[int]) -> Integers:
-    """Return which way the mid of *books* moved to each horizon, int64 [book, horizon].
-
-    0 is down, 1 flat and 2 up; ``UNKNOWN`` where the books end before. Exact: no rounding is in it.
+    For the model of *card* they are what the exchange itself sent of its instrument and pace; what
+    it has seen is all from before its untouched time.
     """
-    mid = books.doubled_mid
-    labels = np.full((len(books), len(horizons)), UNKNOWN, dtype=np.int64)
-    for column, horizon in enumerate(horizons):
-        if horizon < len(books):
-            labels[:-horizon, column] = np.sign(mid[horizon:] - mid[:-horizon]) + 1
-    return labels
+    if not paths:
+        raise ConfigInvalid("--data FILE is missing; `tracepaper data record` makes one.")
+    files = read_stored([*map(Path, paths)])
+    header = files[0][1].header
+    if others := {file.header.instrument for _, file in files} - {header.instrument}:
+        raise DataInvalid(
+            f"--data holds books of {header.instrument} and of {', '.join(sorted(others))}; give "
+            "files of one instrument, depth and pace."
+        )
+    sources = [
+        BookFile(
+            name=path.name,
+            sha256=file.sha256,
+            symbol="",
+            bars=len(file.times),
+            from_ms=int(file.times[0]),
+            until_ms=int(file.times[-1]),
+            interval_ms=header.every_ms,
+            source=file.header.source,
+        )
+        for path, file in files
+    ]
+    untouched_ms = None
+    if card is not None:
+        untouched_ms = instant(card["split"]["untouched_from"])
+        check_fits(header, card, Path(paths[0]))
+        if any(file.source != JUDGED_SOURCE for file in sources):
+            raise DataInvalid(
+                "Only books that `tracepaper data record` took from the exchange are judged; give "
+                "files of them alone."
+            )
+    return BookDataset.of(
+        header,
+        [books for _, file in files for books in file.loaded().stretches()],
+        horizons,
+        sources=sources,
+        torn=[file.torn for _, file in files if file.torn],
+        untouched_ms=untouched_ms,
+    )
+
+
+def check_fits(header: DepthHeader, card: Mapping[str, Any], path: Path) -> None:
+    """Raise ``DataInvalid`` unless the books of *path* are such as *card*'s model has learnt."""
+    market, levels = card["market"], card["architecture"]["levels"]
+    wanted = f"{market['category']}:{market['symbols'][0]}"
+    if header.instrument != wanted:
+        raise DataInvalid(
+            f"{path} holds books of {header.instrument}, and the model was fitted on {wanted}; "
+            "name a file of that."
+        )
+    if header.every_ms != market["every_ms"] or header.levels < levels:
+        raise DataInvalid(
+            f"{path} holds {header.levels} levels each {header.every_ms:,} ms, and the model reads "
+            f"{levels} each {market['every_ms']:,} ms; record so, or train on this file."
+        )

@@ -1,7 +1,7 @@
 """Everything that is chosen before training starts, as TOML and back; and the kinds that choose it.
 
-A kind of model is a record, ``Kind``: what its recipe may choose, and how it is read, fitted and
-loaded. It is registered by a module of ``estimators``; no other module asks for a kind.
+A kind of model is a record, ``Kind``: what its recipe may choose, and how it is fitted and loaded.
+It is registered by a module of ``estimators``; no other module asks for a kind.
 
 A recipe has the form of a card: ``[model]``, ``[architecture]``, ``[training]``, ``[calibration]``
 and ``[split]``, with what is chosen and nothing that follows. A card is a recipe with its results,
@@ -51,8 +51,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from tracepaper.replay.learning.fit import Fit
-    from tracepaper.replay.learning.fitted import DataRequest, FitRun, FittedModel
-    from tracepaper.replay.learning.order_books import BookSource
+    from tracepaper.replay.learning.fitted import FitRun, FittedModel
 
 
 Document = Mapping[str, Any]
@@ -161,17 +160,13 @@ class _Ensemble:
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of model: what its recipe may choose, and how it is read, fitted and loaded."""
+    """A kind of model: what its recipe may choose, and how it is fitted and loaded."""
 
     model: ModelKind
     Keys: type[Any]
     """The dataclass of ``[architecture]``, which names the ``horizons``."""
     Options: type[Any]
     """The dataclass of ``[training]``."""
-    read: Callable[[Recipe, DataRequest], Any]
-    """Recipe and files → the data that it is fitted to."""
-    read_of: Callable[..., Any]
-    """Card and files → the data that its model is judged on; see ``read_candles_of``."""
     fit: Callable[[Any, Recipe, FitRun], FittedModel]
     """Data and recipe → what was fitted, not yet calibrated."""
     load: Callable[[Document, Mapping[str, Tensor]], FittedModel]
@@ -192,8 +187,6 @@ class Kind:
     """Raises ``ConfigInvalid``, with what asked for it, where an optional package is missing."""
     suits: Callable[[Recipe, Any], object] = lambda _recipe, _data: None
     """Raises ``ConfigInvalid`` where its data cannot give what a recipe chooses."""
-    arrange: Callable[[Any], Any] = lambda data: data
-    """Its data → the same as the model is asked about them: bar by bar, or close by close."""
     walks_only: bool = True
     """Whether it is fitted on few folds that walk, for each costs a training."""
     joins_rows: bool = False
@@ -516,7 +509,7 @@ def over(document: Document, given: Document) -> dict[str, Any]:
     }
 
 
-def command(sources: Sequence[TrainingFile | BookSource], given: Sequence[str] = ()) -> str:
+def command(sources: Sequence[TrainingFile], given: Sequence[str] = ()) -> str:
     """Return the command that makes a checkpoint again from its card and the same files.
 
     *given* are the options that name what lies beside the candles.

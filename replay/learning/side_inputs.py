@@ -6,16 +6,14 @@ The rules are docs/models.md, L63, and docs/orderbook.md, D21 to D24.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
 
 import numpy as np
 
 from tracepaper.replay.archive.order_book import StoredDepth
-from tracepaper.replay.learning.order_books import untrained_by
 from tracepaper.storage.covariates import CovariateFile, read_covariates
 from tracepaper.strategies.book_features import (
     PREFIX,
@@ -39,9 +37,65 @@ from tracepaper.strategies.covariates import (
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 from tracepaper.strategies.order_book import joined
 from tracepaper.strategies.other_symbol import KnownOtherBars, OtherColumns, other_of
+from tracepaper.strategies.units import DAY_MS, MINUTE_MS
 
 if TYPE_CHECKING:
     from tracepaper.replay.learning.splits import Segment
+
+
+DAYS_LEAST: Final = 7
+"""Days of depth, without the gaps, below which nothing is said of a model."""
+JUDGED_SOURCE: Final = "exchange"
+
+
+def untrained_by(recorded_ms: int, sources: Collection[str]) -> list[str]:
+    """Return why nothing can be said of what is learnt from so much depth of these *sources*."""
+    reasons = []
+    if recorded_ms < DAYS_LEAST * DAY_MS:
+        reasons.append(
+            f"untrained: {recorded_ms / MINUTE_MS:,.1f} minutes of depth, seven days are "
+            "needed; no figure of it would mean anything."
+        )
+    if others := sorted({*sources} - {JUDGED_SOURCE}):
+        reasons.append(
+            f"untrained: books from {' and '.join(others)} are no recording of the exchange "
+            "itself; only those that `tracepaper data record` took from it are judged."
+        )
+    return reasons
+
+
+def read_stored(paths: Sequence[Path]) -> list[tuple[Path, StoredDepth]]:
+    """Read files of books of one depth and pace, oldest first.
+
+    Raises ``DataInvalid`` for damage, for files that do not belong together, and for those of one
+    instrument that overlap or count it in other units.
+    """
+    files = sorted(
+        ((path, StoredDepth(path)) for path in paths), key=lambda each: int(each[1].times[0])
+    )
+    newest: dict[str, tuple[Path, StoredDepth]] = {}
+    for path, file in files:
+        (first, other), header = files[0], file.header
+        if (header.levels, header.every_ms) != (other.header.levels, other.header.every_ms):
+            raise DataInvalid(
+                f"{path} holds {header.words()}, and {first} {other.header.words()}; give files of "
+                "one depth and pace."
+            )
+        before, older = newest.get(header.instrument, (path, None))
+        newest[header.instrument] = path, file
+        if older is None:
+            continue
+        if file.times[0] <= older.times[-1]:
+            raise DataInvalid(
+                f"{before.name} and {path.name} hold books of the same time; leave one out."
+            )
+        units = {(of.price_decimals, of.quantity_decimals) for of in (header, older.header)}
+        if len(units) > 1:
+            raise DataInvalid(
+                f"{path} counts {header.instrument} in other units than {before.name}; the "
+                "exchange changed its filters between them, so give files of one side of it."
+            )
+    return files
 
 
 class SideInputs:
@@ -195,25 +249,11 @@ class BookInputs(SideInputs):
 
     @classmethod
     def read(cls, paths: Sequence[Path]) -> Self:
-        """Read *paths*; raise ``DataInvalid`` for files that do not belong together, or overlap."""
+        """Read *paths* as ``read_stored``."""
         files: dict[str, list[StoredDepth]] = {}
-        every = [StoredDepth(path) for path in paths]
-        first = every[0].header
-        for path, file in zip(paths, every, strict=True):
-            header = file.header
-            if (header.levels, header.every_ms) != (first.levels, first.every_ms):
-                raise DataInvalid(
-                    f"{path} holds {header.words()}, and {paths[0]} {first.words()}; give files of "
-                    "one depth and pace."
-                )
-            files.setdefault(header.instrument.partition(":")[2], []).append(file)
-        for symbol, group in files.items():
-            group.sort(key=lambda file: int(file.times[0]))
-            if any(after.times[0] <= before.times[-1] for before, after in pairwise(group)):
-                raise DataInvalid(
-                    f"Two --depth files hold books of {symbol} of the same time; leave one out."
-                )
-        reading = BookReading(first.levels, first.every_ms)
+        for _, file in read_stored(paths):
+            files.setdefault(file.header.instrument.partition(":")[2], []).append(file)
+        reading = BookReading(file.header.levels, file.header.every_ms)
         return cls(tuple(paths), files, reading, DepthRows(files, reading))
 
     def of_card(self, card: Mapping[str, Any]) -> Self:

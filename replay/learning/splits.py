@@ -110,6 +110,50 @@ class Segment:
         return DAY_MS // self.interval_ms if calendar is None else calendar.bars_a_day
 
 
+@dataclass(frozen=True)
+class Panel:
+    """Consecutive bars that all assets have: a segment of each, of the same times.
+
+    The bars of one symbol are a panel of one.
+    """
+
+    segments: tuple[Segment, ...]
+
+    def __len__(self) -> int:
+        """Return the number of bars."""
+        return len(self.segments[0])
+
+    @property
+    def symbols(self) -> tuple[str, ...]:
+        """The assets, in the order of the first axis."""
+        return tuple(segment.candles.symbol for segment in self.segments)
+
+    @property
+    def first(self) -> int:
+        """The first bar at which every asset has a row of features."""
+        return max(segment.first for segment in self.segments)
+
+    @property
+    def price(self) -> Array:
+        """The closes: [asset, time]."""
+        return np.stack([segment.close for segment in self.segments])
+
+    @property
+    def unit(self) -> Array:
+        """The volatility of a bar, in which labels are measured: [asset, time]."""
+        return np.stack([segment.sigma for segment in self.segments])
+
+    def values(self, start: int, stop: int) -> NDArray[np.float32]:
+        """Return the features of the bars from *start* until *stop*: [asset, time, feature]."""
+        return np.stack([segment.values[start:stop] for segment in self.segments])
+
+    def decisions(self, rows: NDArray[np.int64], every: int) -> NDArray[np.int64]:
+        """Return those of *rows* whose closes are whole numbers of *every* bars of the clock."""
+        first = int(self.segments[0].open_time_ms[0]) // self.segments[0].interval_ms
+        chosen: NDArray[np.int64] = rows[(first + rows + 1) % every == 0]
+        return chosen
+
+
 def file_sha256(path: Path) -> str:
     """Return the SHA-256 of a file's bytes."""
     with path.open("rb") as file:
@@ -238,6 +282,10 @@ class Split:
         edges, at = (-(2**62), *ends, self.test_until_ms), list(Part).index(part)
         return edges[at], edges[at + 1]
 
+    def spans(self, part: Part) -> tuple[Span, ...]:
+        """Return the spans of *part*."""
+        return (self.span(part),)
+
     def labelled(self, segment: Segment, horizons: Sequence[int], part: Part) -> NDArray[np.bool_]:
         """Return [time, horizon]: the bar lies in *part*, past its embargo, and so does its label.
 
@@ -360,6 +408,15 @@ class Fold:
     embargo_ms: int
     calibration: tuple[Span, ...] = ()
 
+    def spans(self, part: Part) -> tuple[Span, ...]:
+        """Return the spans of *part*."""
+        return {
+            Part.TRAIN: self.train,
+            Part.VALIDATION: self.validation,
+            Part.CALIBRATION: self.calibration or self.validation,
+            Part.TEST: self.test,
+        }[part]
+
     def labelled(self, segment: Segment, horizons: Sequence[int], part: Part) -> NDArray[np.bool_]:
         """Return [time, horizon]: bar and label lie in *part*, clear of what is held out.
 
@@ -367,11 +424,11 @@ class Fold:
         well where the features lack their lookback or the label its future.
         """
         later = (*self.calibration, *self.test)
-        inside, held = {
-            Part.TRAIN: (self.train, (*self.validation, *later)),
-            Part.VALIDATION: (self.validation, later),
-            Part.CALIBRATION: (self.calibration or self.validation, self.test),
-            Part.TEST: (self.test, ()),
+        held: tuple[Span, ...] = {
+            Part.TRAIN: (*self.validation, *later),
+            Part.VALIDATION: later,
+            Part.CALIBRATION: self.test,
+            Part.TEST: (),
         }[part]
         opens, closes = segment.open_time_ms, segment.close_time_ms
         mask = np.zeros((len(segment), len(horizons)), dtype=np.bool_)
@@ -379,7 +436,7 @@ class Fold:
             rows = slice(segment.first, max(len(segment) - horizon, segment.first))
             begins, ends = opens[rows], closes[segment.first + horizon :][: rows.stop - rows.start]
             within = np.zeros(len(begins), dtype=np.bool_)
-            for start, stop in inside:
+            for start, stop in self.spans(part):
                 within |= (begins >= start) & (ends <= stop)
             for start, stop in held:
                 within &= (ends <= start) | (begins >= stop + self.embargo_ms)

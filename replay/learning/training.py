@@ -31,7 +31,7 @@ from tracepaper.replay.learning.dataset import Dataset
 from tracepaper.replay.learning.estimators.ensemble import join, read_members
 from tracepaper.replay.learning.fit import Observe, use_threads
 from tracepaper.replay.learning.fit import Progress as FitProgress
-from tracepaper.replay.learning.fitted import DataRequest, Each, FitRun, Say
+from tracepaper.replay.learning.fitted import DataRequest, Each, FitRun, Say, read_dataset
 from tracepaper.replay.learning.openings import opened_by_training
 from tracepaper.replay.learning.recipe import Recipe, recipe_of
 from tracepaper.replay.learning.samples import Samples
@@ -102,7 +102,7 @@ def train_seeds(
     """
     first = recipes[0]
     use_threads(first.threads)
-    data = first.kind.read(first, request)
+    data = read_dataset(first, request)
     folders = [folder]
     if len(recipes) > 1:
         folders = [folder / f"seed-{recipe.options.seed}" for recipe in recipes]
@@ -145,7 +145,7 @@ def draws_by_seed(card: Mapping[str, Any]) -> bool:
 
 def _is_whole(recipe: Recipe, folder: Path, data: Any) -> bool:  # noqa: ANN401 - as ``train``'s
     """Return whether *folder* holds what *recipe* gives on *data*, of candles."""
-    if not (is_checkpoint(folder) and isinstance(data, Dataset)):
+    if not is_checkpoint(folder):
         return False
     card = load(folder).card
 
@@ -154,7 +154,7 @@ def _is_whole(recipe: Recipe, folder: Path, data: Any) -> bool:  # noqa: ANN401 
 
     # What the recipe leaves open follows from the data.
     trained, chosen = recipe_of(card).document(), recipe.document()
-    return card["data"] == cards.data_section(data.sources) and all(
+    return card["data"] == data.card["data"] and all(
         trained.get(section, {}).get(key) == full(key, value)
         for section, table in chosen.items()
         for key, value in table.items()
@@ -315,7 +315,9 @@ def described(material: Dataset) -> dict[str, Any]:
 
 
 def _interval(material: Dataset, interval_ms: int) -> dict[str, Any]:
-    every = (*material.segments, *material.others)
+    every = (
+        segment for panel in (*material.panels, *material.others) for segment in panel.segments
+    )
     segments = [segment for segment in every if segment.interval_ms == interval_ms]
     return {
         "interval": interval_text(interval_ms),
@@ -335,7 +337,7 @@ def _part(material: Dataset, part: Part) -> dict[str, Any]:
     return {
         "from": iso(min(map(_first, native))),
         "until": iso(max(int(piece.segment.close_time_ms[piece.stop - 1]) for piece in native)),
-        "further_bars": sum(int(piece.weights.any(axis=1).sum()) for piece in further),
+        "further_bars": sum(len(piece.rows) for piece in further),
         "horizons": [
             _horizon(native, column, bars * material.interval_ms)
             for column, bars in enumerate(material.horizons)
@@ -363,8 +365,7 @@ def _horizon(samples: list[Samples], column: int, horizon_ms: int) -> dict[str, 
 
 
 def _first(samples: Samples) -> int:
-    row = int(np.flatnonzero(samples.weights.any(axis=1))[0])
-    return int(samples.segment.open_time_ms[row])
+    return int(samples.segment.open_time_ms[samples.rows[0]])
 
 
 def lines(description: dict[str, Any]) -> list[str]:

@@ -16,14 +16,16 @@ from numpy.typing import NDArray
 from tracepaper.daemon.cli import invoke
 from tracepaper.replay.archive import Candles
 from tracepaper.replay.learning.boosting import BoostingOptions
+from tracepaper.replay.learning.dataset import close_by_close
 from tracepaper.replay.learning.estimators.tabular import RowKeys
 from tracepaper.replay.learning.judge.forecasts import Forecasts
 from tracepaper.replay.learning.judge.gates import Judgement
 from tracepaper.replay.learning.judge.judge import judge_model
 from tracepaper.replay.learning.openings import NamedSpan
 from tracepaper.replay.learning.recipe import Recipe, kind_of, kinds, recipe_of
-from tracepaper.replay.learning.splits import Segment, Split, segments_of
+from tracepaper.replay.learning.splits import Panel, Segment, Split, segments_of
 from tracepaper.storage.checkpoints import Checkpoint
+from tracepaper.strategies.api.model import DataSource
 from tracepaper.strategies.features.rows import schema
 from tracepaper.strategies.networks.flash import FlashConfig
 from tracepaper.strategies.types.market import Category
@@ -113,6 +115,11 @@ def segment(count: int, *, seed: int = 0, symbol: str = "AAAUSDT", start: int = 
     return segments[0]
 
 
+def panel(count: int) -> Panel:
+    """Return ``learnable`` candles as a panel of one."""
+    return Panel((segment(count),))
+
+
 def split(first: float, second: float, third: float, *, embargo: int = 30) -> Split:
     """Return the split that ends its parts after so many days."""
     ends = [START_MS + round(day * DAY_BARS) * MINUTE_MS for day in (first, second, third)]
@@ -158,7 +165,9 @@ def judge_checkpoint(
     """Return the judgement of a checkpoint on *span* of *material*."""
     kind = kind_of(found.card)
     model = kind.load(found.card, found.tensors)
-    return judge_model(model, kind.arrange(material), span, bars=bars)
+    if kind.model.source is DataSource.CLOSES and not material.panel_symbols:
+        material = close_by_close(material, lambda _: material.split)
+    return judge_model(model, material, span, bars=bars)
 
 
 def quiet(_: object) -> None:

@@ -115,7 +115,7 @@ class SeasonalModel(VarianceModel):
         answered = []
         for samples in data.samples(part):
             unit = spreads(samples.segment, window) / samples.segment.sigma
-            rows = np.flatnonzero(samples.weights.any(axis=1) & np.isfinite(unit))
+            rows = samples.rows[np.isfinite(unit[samples.rows])]
             scale = np.maximum(times * unit[rows, None], LEAST)
             fields = {
                 "mean": np.zeros_like(scale),
@@ -135,7 +135,7 @@ def fit(data: Dataset, recipe: Recipe) -> tuple[dict[str, NDArray[Any]], dict[st
         for samples in data.samples(Part.TRAIN):
             unit = spreads(samples.segment, keys.window) / samples.segment.sigma
             usable = (samples.weights[:, place] > 0) & (unit > LEAST)
-            ratios.append(samples.labels["variance"][usable, place] / unit[usable] ** 2)
+            ratios.append(samples.labels["variance"][0, usable, place] / unit[usable] ** 2)
         factors.append(np.sqrt(np.concatenate(ratios).mean()))
     times = keys.shrink + (1.0 - keys.shrink) * np.array(factors)
     return {"times": times}, {"closes": keys.window}

@@ -14,9 +14,10 @@ The rules are docs/several.md, P23 to P31.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict
-from functools import cached_property
+from dataclasses import asdict, replace
+from functools import cached_property, partial
 from itertools import combinations
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, Final, NamedTuple, Self
 
@@ -37,11 +38,6 @@ from tracepaper.replay.learning.fit import (
     device_of,
     loss_shares,
     policy_of,
-)
-from tracepaper.replay.learning.fitted import (
-    DataRequest,
-    read_candles,
-    read_candles_of,
 )
 from tracepaper.replay.learning.judge.forecasts import (
     MODEL,
@@ -66,20 +62,29 @@ from tracepaper.replay.learning.judge.metrics import (
     estimate,
 )
 from tracepaper.replay.learning.losses import CONSTANTS, averaged, elementwise, titles
-from tracepaper.replay.learning.panel import (
+from tracepaper.replay.learning.recipe import DROPOUT, Chosen, Kind, register
+from tracepaper.replay.learning.samples import (
+    EVERY_HEAD,
+    Fields,
     Ids,
-    LabelledPanel,
-    PanelBatches,
-    PanelFields,
-    answered,
-    close_by_close,
-    labelled_closes,
-    predicted,
+    Samples,
+    gains,
+    moves,
+    relative_return,
 )
-from tracepaper.replay.learning.recipe import DROPOUT, Chosen, Kind, Recipe, register
-from tracepaper.replay.learning.samples import Batch, no_context
-from tracepaper.replay.learning.splits import SYMBOL_BITS, Part, split_by
+from tracepaper.replay.learning.splits import SYMBOL_BITS, Panel, Part
 from tracepaper.replay.learning.statistics import DailyEstimate
+from tracepaper.replay.learning.windows import (
+    Batch,
+    Chunks,
+    Cuts,
+    fields_of,
+    first_position,
+    joined,
+    no_context,
+    passes,
+    windows,
+)
 from tracepaper.replay.report.honesty import FEW_DAYS, compared_sentences, few_days
 from tracepaper.replay.report.metrics import is_credible
 from tracepaper.strategies.allocation import (
@@ -91,13 +96,14 @@ from tracepaper.strategies.allocation import (
 )
 from tracepaper.strategies.api.model import ModelKind
 from tracepaper.strategies.builtin import SHRINK
-from tracepaper.strategies.errors import ConfigInvalid
+from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 from tracepaper.strategies.features.rolling import Array
 from tracepaper.strategies.forecasters.cross_asset import KINDS, TogetherForecaster, TogetherModel
 from tracepaper.strategies.networks.cross_asset import (
     JOINT,
     CrossAssetConfig,
     CrossAssetNetwork,
+    CrossOutputs,
     PortfolioCosts,
     correlation_loss,
     correlations_of,
@@ -124,38 +130,84 @@ def rank_sentences(by_horizon: Mapping[str, Any], *, horizon: int) -> list[str]:
     ]
 
 
+AT_ONCE: Final = 2_048
+"""Bars that are answered in one pass; bounds memory."""
+
+
+class PanelFields(NamedTuple):
+    """What a network answers at some bars of a panel, as arrays; in units of σ √h."""
+
+    rows: Ids
+    each: tuple[Fields, ...]  # one an asset, with its relative return: [row, horizon, ..]
+    heads: Mapping[str, NDArray[np.float32]]
+    """relative [asset, row, horizon]; where it has them allocation [asset, row] and loadings
+    [asset, row, horizon, factor]."""
+
+
+def predicted(network: CrossAssetNetwork, panel: Panel, rows: Ids) -> PanelFields:
+    """Return the fields of *network* at *rows*, ascending, each of its receptive field alone.
+
+    Raises ``DataInvalid`` where there is no row.
+    """
+    if not len(rows):
+        raise DataInvalid("There is no close to forecast; give longer candles.")
+    network.eval()
+    field, assets = network.config.receptive_field, network.config.places(panel.symbols)
+    is_joint = network.config.attention == JOINT
+    parts: list[CrossOutputs] = []
+    with torch.inference_mode():
+        for chosen, start, stop in passes(rows, panel.first, field, 1 if is_joint else AT_ONCE):
+            x = torch.from_numpy(panel.values(start, stop))[None]
+            positions = first_position(panel.segments[0], start) + torch.arange(stop - start)
+            outputs: CrossOutputs = network(x, assets, positions)
+            at = torch.from_numpy(chosen - start)
+            if not is_joint:  # which answers its last bar alone
+                outputs = outputs.map(partial(torch.index_select, dim=2, index=at))
+            parts.append(outputs)
+    heads = {}
+    for name in ("relative", "allocation", "loadings"):
+        of = [given[0] for part in parts if (given := getattr(part, name)) is not None]
+        if of:
+            heads[name] = torch.cat(of, dim=1).float().numpy()
+    each = tuple(
+        {
+            **joined([fields_of(part.each.map(itemgetter((0, asset)))) for part in parts]),
+            "relative": heads["relative"][asset],
+        }
+        for asset in range(len(panel.segments))
+    )
+    return PanelFields(rows, each, heads)
+
+
 FEE: Final = ROUND_TRIP_COST / 2.0
 COVARIANCE_BARS: Final = 240
 """Bars from which the rules' covariance is estimated."""
 RULES: Final = (Rule.EQUAL, Rule.INVERSE, Rule.MINIMUM)
 
-WeightsAt = Callable[[LabelledPanel, Ids], Array]
+WeightsAt = Callable[[Panel, Ids], Array]
 """The weights [asset, decision] at some rows of a panel."""
 
 
 class PanelDecisions(NamedTuple):
     """The decisions of one panel: each asset's return until the next one, and the day."""
 
-    labelled: LabelledPanel
+    panel: Panel
     rows: Ids
     gains: Array  # [asset, decision]
     days: NDArray[np.int64]
 
 
-def portfolio_decisions(
-    part: Sequence[LabelledPanel], *, every: int, field: int
-) -> list[PanelDecisions]:
+def portfolio_decisions(part: Sequence[Samples], *, every: int, field: int) -> list[PanelDecisions]:
     """Return the decisions of *part*, each with *field* bars before it and a known outcome."""
     decisions = []
-    for labelled in part:
-        panel, samples = labelled.panel, labelled.samples[0]
-        rows = panel.decisions(labelled.whole_rows(max(field, COVARIANCE_BARS + 1)), every)
+    for samples in part:
+        panel = samples.panel
+        rows = panel.decisions(samples.whole_rows(max(field, COVARIANCE_BARS + 1)), every)
         is_labelled = samples.weights[:, samples.horizons.index(every)] > 0
         rows = rows[is_labelled[rows]]
         if len(rows):
             days = panel.segments[0].open_time_ms[rows] // DAY_MS
-            gains = np.expm1(panel.moves(every)[:, rows])
-            decisions.append(PanelDecisions(labelled, rows, gains, days))
+            decisions.append(PanelDecisions(panel, rows, gains(panel.price, every)[:, rows], days))
     return decisions
 
 
@@ -171,18 +223,18 @@ def portfolio_returns(
     )
     values = {}
     for name, weigh in weights.items():
-        parts = [_held(panel, weigh(panel.labelled, panel.rows)) for panel in decisions]
+        parts = [_held(of, weigh(of.panel, of.rows)) for of in decisions]
         values[name] = {
             field: np.bincount(day, np.concatenate([part[field] for part in parts]), len(days))
             for field in parts[0]
         }
-    bars = DAY_MS // decisions[0].labelled.panel.segments[0].interval_ms
+    interval_ms = decisions[0].panel.segments[0].interval_ms
     return Forecasts(
         np.full(len(days), named_asset("portfolio")),
         days * DAY_MS,
         (days + 1) * DAY_MS,
-        np.full(len(days), bars),
-        decisions[0].labelled.panel.segments[0].interval_ms,
+        np.full(len(days), DAY_MS // interval_ms),
+        interval_ms,
         {"decisions": counts},
         values,
     )
@@ -201,10 +253,9 @@ def _held(decisions: PanelDecisions, weights: Array) -> dict[str, Array]:
 def rule_weights(rule: Rule) -> WeightsAt:
     """Weigh by *rule* over the covariance of the last ``COVARIANCE_BARS``."""
 
-    def risks(labelled: LabelledPanel, rows: Ids) -> list[Array]:
-        closes = np.stack([segment.close for segment in labelled.panel.segments])
-        moves = np.diff(np.log(closes), axis=1)
-        return [covariance(moves[:, row - COVARIANCE_BARS : row].T) for row in rows.tolist()]
+    def risks(panel: Panel, rows: Ids) -> list[Array]:
+        steps = moves(panel.price, 1)
+        return [covariance(steps[:, row - COVARIANCE_BARS : row].T) for row in rows.tolist()]
 
     return _daily(rule, risks)
 
@@ -215,10 +266,9 @@ def forecast_weights(network: CrossAssetNetwork, at: int, *, is_correlated: bool
     Without *is_correlated* by its volatilities alone, as if no two symbols moved together.
     """
 
-    def risks(labelled: LabelledPanel, rows: Ids) -> list[Array]:
-        fields, segments = predicted(network, labelled.panel, rows), labelled.panel.segments
-        usual = np.stack([segment.sigma[rows] for segment in segments])
-        deviations = usual * np.sqrt(
+    def risks(panel: Panel, rows: Ids) -> list[Array]:
+        fields = predicted(network, panel, rows)
+        deviations = panel.unit[:, rows] * np.sqrt(
             np.stack([answer["variance"][:, at] for answer in fields.each])
         )
         factors = fields.heads["loadings"][:, :, at].astype(np.float64)  # [asset, row, factor]
@@ -234,16 +284,16 @@ def forecast_weights(network: CrossAssetNetwork, at: int, *, is_correlated: bool
     return _daily(Rule.MINIMUM, risks)
 
 
-def _daily(rule: Rule, risks: Callable[[LabelledPanel, Ids], Sequence[Array]]) -> WeightsAt:
+def _daily(rule: Rule, risks: Callable[[Panel, Ids], Sequence[Array]]) -> WeightsAt:
     """Weigh by *rule* at the first decision of each day, which favours its costs.
 
     *risks* are the covariances at some rows of a panel.
     """
 
-    def weights_at(labelled: LabelledPanel, rows: Ids) -> Array:
-        days = labelled.panel.segments[0].open_time_ms[rows] // DAY_MS
+    def weights_at(panel: Panel, rows: Ids) -> Array:
+        days = panel.segments[0].open_time_ms[rows] // DAY_MS
         _, begins, place = np.unique(days, return_index=True, return_inverse=True)
-        daily = [allocate(rule, risk) for risk in risks(labelled, rows[begins])]
+        daily = [allocate(rule, risk) for risk in risks(panel, rows[begins])]
         return np.stack(daily, axis=1)[:, place]
 
     return weights_at
@@ -355,16 +405,6 @@ def chosen_keys(config: CrossAssetConfig) -> dict[str, Any]:
     return section
 
 
-def read(recipe: Recipe, request: DataRequest) -> Dataset:
-    """Return the closes that all symbols have."""
-    return close_by_close(read_candles(recipe, request), split_by(recipe.split, recipe.horizons))
-
-
-def arrange(data: Dataset) -> Dataset:
-    """Return the closes that all symbols have, split as *data* are."""
-    return close_by_close(data, lambda _: data.split)
-
-
 def load(card: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> CrossAssetModel:
     """Return the network of a checkpoint; raise ``CheckpointMismatch`` where it does not fit."""
     TogetherModel.read(card, tensors)
@@ -409,8 +449,8 @@ class CrossAssetModel(NetworkModel):
                 for every in (
                     [fields.heads["relative"][..., at] for _, fields in answered],
                     [
-                        labelled.panel.relative([horizon])[:, fields.rows, 0]
-                        for labelled, fields in answered
+                        relative_return(of.panel.price, of.panel.unit, horizon)[:, fields.rows]
+                        for of, fields in answered
                     ],
                 )
             )
@@ -424,22 +464,22 @@ class CrossAssetModel(NetworkModel):
             section["correlation"] = learn_correlations(data)
         return model.with_card(calibration=section)
 
-    def _answered(self, data: Dataset, part: Part) -> list[tuple[LabelledPanel, PanelFields]]:
+    def _answered(self, data: Dataset, part: Part) -> list[tuple[Samples, PanelFields]]:
         """Return the answers at every labelled close of *part* with a whole field before it.
 
         Where *data* are some bars only, at their closes alone.
         """
         network, answers = self.network, []
         closes = None if data.only is None else np.unique(data.only >> SYMBOL_BITS)
-        for labelled in labelled_closes(data, part):
-            rows = labelled.whole_rows(network.config.receptive_field)
+        for samples in data.samples(part):
+            rows = samples.whole_rows(network.config.receptive_field)
             if closes is not None:
-                segment = labelled.panel.segments[0]
+                segment = samples.segment
                 rows = rows[np.isin(segment.open_time_ms[rows] // segment.interval_ms, closes)]
             if network.config.attention == JOINT:
                 rows = rows[:: -(-len(rows) // JOINT_CLOSES)] if len(rows) else rows
             if len(rows):
-                answers.append((labelled, predicted(network, labelled.panel, rows)))
+                answers.append((samples, predicted(network, samples.panel, rows)))
         if not answers:
             raise no_context(part, network.config.receptive_field)
         return answers
@@ -447,9 +487,9 @@ class CrossAssetModel(NetworkModel):
     def answers(self, data: Dataset, part: Part) -> Forecasts:
         """Return the network's forecasts of each asset at the closes of *part*."""
         answers = [
-            SegmentFields(samples, fields.rows, of_asset)
-            for labelled, fields in self._answered(data, part)
-            for samples, of_asset in zip(labelled.samples, fields.each, strict=True)
+            SegmentFields(of_asset, fields.rows, answer)
+            for samples, fields in self._answered(data, part)
+            for of_asset, answer in zip(samples.each, fields.each, strict=True)
         ]
         return forecasts_of(answers, data.baselines, data.horizons)
 
@@ -457,7 +497,7 @@ class CrossAssetModel(NetworkModel):
         """Return what the network's weights and every rule's made of the test part's decisions."""
         config = self.model.config
         decisions = portfolio_decisions(
-            labelled_closes(data, Part.TEST), every=config.every, field=config.receptive_field
+            data.samples(Part.TEST), every=config.every, field=config.receptive_field
         )
         if not decisions:
             return None
@@ -480,10 +520,10 @@ class CrossAssetModel(NetworkModel):
             return None
         names = [" ".join(sorted(pair)) for pair in combinations(data.panel_symbols, 2)]
         parts = []
-        for labelled, fields in self._answered(data, Part.TEST):
+        for samples, fields in self._answered(data, Part.TEST):
             loadings = torch.from_numpy(fields.heads["loadings"])[None]
             pairs = correlations_of(loadings)[0].double().numpy()  # [pair, row, horizon]
-            opened = labelled.panel.segments[0].open_time_ms[fields.rows]
+            opened = samples.segment.open_time_ms[fields.rows]
             parts += [
                 pair_rows(name, opened, horizon, data.interval_ms, {MODEL: of[:, at]})
                 for name, of in zip(names, pairs, strict=True)
@@ -495,8 +535,8 @@ class CrossAssetModel(NetworkModel):
 def _weights_of(model: TogetherModel) -> WeightsAt:
     """Return what weighs as the strategy of *model* does."""
 
-    def weigh(labelled: LabelledPanel, rows: Ids) -> Array:
-        heads = predicted(model.network, labelled.panel, rows).heads
+    def weigh(panel: Panel, rows: Ids) -> Array:
+        heads = predicted(model.network, panel, rows).heads
         allocation = heads.get("allocation")
         return model.weights(
             torch.from_numpy(heads["relative"]),
@@ -509,32 +549,120 @@ def _weights_of(model: TogetherModel) -> WeightsAt:
 # --- the fit
 
 
-def usual_return(training: Sequence[LabelledPanel], every: int) -> float:
+def usual_return(training: Sequence[Samples], every: int) -> float:
     """Return the standard deviation of equal weights' returns over *every* bars in *training*.
 
     Of returns that end within the part.
     """
     returns = []
-    for labelled in training:
-        column = labelled.samples[0].horizons.index(every)
-        within = np.flatnonzero(labelled.samples[0].weights[:, column] > 0)
-        rows = labelled.panel.decisions(within, every)
-        moves = np.expm1(labelled.panel.moves(every)[:, rows]).mean(axis=0)
-        returns.append(moves[np.isfinite(moves)])
+    for samples in training:
+        within = np.flatnonzero(samples.weights[:, samples.horizons.index(every)] > 0)
+        rows = samples.panel.decisions(within, every)
+        held = gains(samples.panel.price, every)[:, rows].mean(axis=0)
+        returns.append(held[np.isfinite(held)])
     return float(np.concatenate(returns).std())
 
 
-def usual_error(training: Sequence[LabelledPanel], horizons: Sequence[int]) -> Tensor:
+def usual_error(training: Sequence[Samples]) -> Tensor:
     """Return how far correlations lie from their mean in *training*, squared: [horizon], or 1."""
-    errors = np.ones(len(horizons))
-    every = (labelled.panel.correlations(horizons)[:, labelled.rows] for labelled in training)
-    parts = [of.astype(np.float32) for of in every]
-    for at in range(len(horizons)):
-        realised = np.concatenate([part[..., at] for part in parts], axis=1)
+    errors = np.ones(len(training[0].horizons))
+    for at in range(len(errors)):
+        parts = [of.labels["correlation"][:, of.rows, at] for of in training]
+        realised = np.concatenate(parts, axis=1)
         realised = realised[:, np.isfinite(realised).all(axis=0)]
         if realised.shape[1] and (usual := float(realised.var(axis=1).mean())) > 0.0:
             errors[at] = usual
     return torch.from_numpy(errors).float()
+
+
+class ClosesPart:
+    """A part of the closes, in chunks of *length*: what is drawn of it, and as batches.
+
+    Of a network that answers every row each close of a chunk is a sample; of joint attention a
+    window for each decision, as many as *length* bars hold.
+    """
+
+    def __init__(
+        self, part: Sequence[Samples], network: CrossAssetNetwork, *, length: int, batch: int
+    ) -> None:
+        config = self._config = network.config
+        self._joint = config.attention == JOINT
+        self._batch = batch
+        firsts = [  # *field* bars up to the first label
+            max(samples.panel.first, int(samples.rows[0]) - config.receptive_field + 1)
+            for samples in part
+        ]
+        lengths = [samples.stop - first for samples, first in zip(part, firsts, strict=True)]
+        length = min(length, max(lengths))
+        usable = [at for at, count in enumerate(lengths) if count >= length]
+        self._part = [part[at] for at in usable]
+        begins = np.array([[firsts[at], firsts[at] + lengths[at] - length + 1] for at in usable])
+        self._chunks = Chunks(begins, begins[:, 1] - begins[:, 0], length)
+        least = config.every + (config.window if self._joint else 0)
+        if length < least + config.every:
+            raise DataInvalid(
+                f"A part has at most {max(lengths):,} closes in a row, of which chunks are "
+                f"{length:,}, and weights held for {config.every} bars need "
+                f"{least + config.every:,}; give longer candles, or lower every."
+            )
+
+    def drawn(self, generator: np.random.Generator) -> Batch:
+        """Return the next batch that *generator* draws."""
+        return self._joined(self._chunks.drawn(generator, self._batch))
+
+    def spread(self, count: int) -> Iterator[Batch]:
+        """Yield *count* batches, their chunks evenly spread over the part."""
+        return map(self._joined, self._chunks.spread(count, self._batch))
+
+    def _joined(self, cuts: Cuts) -> Batch:
+        """Return the chunks at *cuts* of a panel as a batch."""
+        if not self._joint:
+            return next(windows(self._part, [cuts], self._chunks.length))
+        window, place = self._config.window, int(cuts[0, 0])
+        samples = self._part[place]
+        every = [
+            samples.panel.decisions(np.arange(start + window - 1, stop), self._config.every)
+            for _, start, stop in cuts.tolist()
+        ]
+        ends = np.concatenate([of[: min(map(len, every))] for of in every])
+        each = np.stack([np.full_like(ends, place), ends - window + 1, ends + 1], axis=1)
+        batch = next(windows(self._part, [each], window, learnt=1))
+        return Batch(  # [batch * decision, asset, 1, ..] as [batch, asset, decision, ..]
+            batch.values,
+            {name: folded(of, len(cuts)) for name, of in batch.labels.items()},
+            batch.weights[:, 0].unflatten(0, (len(cuts), -1)),
+            first_position(samples.segment, 0) + torch.arange(window)[None],
+        )
+
+
+def folded(part: Tensor, count: int) -> Tensor:
+    """[batch * window, asset, 1, ..] as [batch, asset, window, ..]."""
+    of_batch: Tensor = part[:, :, 0].unflatten(0, (count, -1))
+    return of_batch.transpose(1, 2)
+
+
+def answered(network: CrossAssetNetwork, assets: Tensor, batch: Batch) -> CrossOutputs:
+    """Return what *network* says of *batch* at its labelled rows: [batch, asset, row, ..]."""
+    outputs: CrossOutputs = network(batch.values, assets, batch.positions[0])
+    if network.config.attention != JOINT:
+        return outputs
+    return outputs.map(partial(folded, count=len(batch.weights)))
+
+
+def decided(batch: Batch, config: CrossAssetConfig) -> tuple[Tensor, Tensor]:
+    """Return the decisions of *batch*, as many as the window with the fewest has.
+
+    Their rows, int64 [batch, decision], at which weights are held until the next; and the simple
+    returns of each asset meanwhile [batch, asset, decision], 0 where they reach out of the part.
+    """
+    count = batch.weights.shape[1]
+    rows = torch.arange(count, device=batch.weights.device).expand(len(batch.weights), -1)
+    if config.attention != JOINT:  # whose rows are its decisions
+        every = [torch.nonzero((row + 1) % config.every == 0)[:, 0] for row in batch.positions]
+        rows = torch.stack([of[: min(map(len, every))] for of in every])
+    at = config.horizons.index(config.every)
+    held = batch.labels["gain"][..., at] * (batch.weights[:, None, :, at] > 0)
+    return rows, held.gather(2, rows[:, None].expand(-1, held.shape[1], -1))
 
 
 class CrossSection(MeanLoss[Batch]):
@@ -543,8 +671,8 @@ class CrossSection(MeanLoss[Batch]):
     def __init__(
         self,
         network: CrossAssetNetwork,
-        training: Sequence[LabelledPanel],
-        validation: Sequence[LabelledPanel],
+        training: Sequence[Samples],
+        validation: Sequence[Samples],
         options: FitOptions,
     ) -> None:
         super().__init__(network, seed=options.seed, accumulate=options.accumulate)
@@ -560,7 +688,7 @@ class CrossSection(MeanLoss[Batch]):
         self._device = device_of(network)
         self._assets = torch.arange(len(config.symbols), device=self._device)
         self._chunks, self._validation = (
-            PanelBatches(part, network, length=options.length, batch=options.batch)
+            ClosesPart(part, network, length=options.length, batch=options.batch)
             for part in (training, validation)
         )
         shares = torch.from_numpy(loss_shares(config.horizons, options)).float()
@@ -570,7 +698,7 @@ class CrossSection(MeanLoss[Batch]):
             unit=usual_return(training, config.every),
             aversion=AVERSION,
         )
-        usual = usual_error(training, config.horizons) if config.factors else torch.ones(1)
+        usual = usual_error(training) if config.factors else torch.ones(1)
         self._usual = usual.to(self._device)
 
     def drawn(self, generator: np.random.Generator) -> Batch:
@@ -589,26 +717,25 @@ class CrossSection(MeanLoss[Batch]):
         """Return the sum of all losses of *batch*, each by its share."""
         batch = batch.to(self._device)
         outputs = answered(network, self._assets, batch)
-        assets, across = len(self._assets), batch.across
+        assets = len(self._assets)
         weights = batch.weights.repeat_interleave(assets, dim=0)  # [batch * asset, row, horizon]
+        labels = {name: of for name, of in batch.labels.items() if name != "correlation"}
         each = elementwise(
             outputs.each.map(lambda part: part.flatten(0, 1).float()),
-            {name: label.flatten(0, 1) for name, label in batch.labels.items()},
+            {name: label.flatten(0, 1) for name, label in labels.items()},
             weights > 0,
         )
         total = (averaged(each, weights) * self._shares).sum()
-        relative = relative_loss(outputs, across["relative"]).flatten(0, 1)[None]
+        relative = relative_loss(outputs, batch.labels["relative"]).flatten(0, 1)[None]
         total = total + (averaged(relative, weights)[0] * self._shares[0]).sum()
-        if outputs.loadings is not None and "correlations" in across:
-            realised = across["correlations"]
+        if outputs.loadings is not None:
+            realised = batch.labels["correlation"]
             total = total + self._correlated(outputs.loadings, realised, batch.weights).sum()
         if outputs.allocation is None:
             return total
-        held = outputs.allocation
-        if across["decided"].shape[1] != held.shape[2]:  # a decision is some of a chunk's rows
-            at = across["decided"][:, None].expand(-1, assets, -1)
-            held = held.gather(2, at)
-        return total + portfolio_loss(held, across["gains"], self._costs)
+        rows, gained = decided(batch, network.config)
+        held = outputs.allocation.gather(2, rows[:, None].expand(-1, assets, -1))
+        return total + portfolio_loss(held, gained, self._costs)
 
     def _correlated(self, loadings: Tensor, realised: Tensor, weights: Tensor) -> Tensor:
         """Return the correlations' squared error, in units of a usual one, by its share: [horizon].
@@ -630,7 +757,14 @@ def learn_closes(
     about: Mapping[str, Any],
 ) -> Fit:
     """Return the fit of a network to the closes that all symbols have."""
-    training, validation = (labelled_closes(data, part) for part in (Part.TRAIN, Part.VALIDATION))
+    config = network.config
+    heads = {
+        "relative",
+        "correlation" if config.factors else "",
+        "gain" if config.allocation else "",
+    }
+    data = replace(data, heads=EVERY_HEAD | heads)
+    training, validation = (data.samples(part) for part in (Part.TRAIN, Part.VALIDATION))
     learnt = CrossSection(network, training, validation, options)
     policy = policy_of(network, options)._replace(patience=options.patience)
     return Fit(learnt, policy, folder=folder, about={"options": asdict(options), **about})
@@ -642,14 +776,11 @@ for _kind in KINDS.values():
             _kind,
             CrossAssetConfig,
             FitOptions,
-            read,
-            read_candles_of,
             fit,
             load,
             read_config,
             chosen_keys,
             defaults={"length": 512, "batch": 4},
-            arrange=arrange,
             holds_out_calibration=True,
             make=CrossAssetNetwork,
             learn=learn_closes,

@@ -6,7 +6,6 @@ The rules are docs/models.md, L36, L37 and L49.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -18,7 +17,6 @@ from scipy.optimize import minimize_scalar
 from tracepaper.replay.document.values import plus_minus
 from tracepaper.replay.learning import card as cards
 from tracepaper.replay.learning import statistics
-from tracepaper.replay.learning.baselines import unfitted
 from tracepaper.replay.learning.boosting import BoostingOptions
 from tracepaper.replay.learning.dataset import Dataset
 from tracepaper.replay.learning.estimators.networks import NetworkModel, network_forecasts
@@ -28,28 +26,26 @@ from tracepaper.replay.learning.fitted import (
     FitRun,
     FittedModel,
     candle_model,
-    read_candles,
-    read_candles_of,
+    read_dataset,
 )
 from tracepaper.replay.learning.inspection.model import Mix
 from tracepaper.replay.learning.judge.forecasts import MODEL, OF_MODEL, Forecasts
 from tracepaper.replay.learning.judge.gates import Judgement
 from tracepaper.replay.learning.judge.judge import NORMAL
 from tracepaper.replay.learning.judge.metrics import TAILS, MetricView, tail_factors
-from tracepaper.replay.learning.recipe import Kind, Recipe, register
-from tracepaper.replay.learning.samples import judged_rows
+from tracepaper.replay.learning.recipe import Kind, Recipe, recipe_of, register
 from tracepaper.replay.learning.splits import Part
 from tracepaper.replay.learning.statistics import VARIANCE_FLOOR, DailyEstimate
+from tracepaper.replay.learning.windows import judged_rows
 from tracepaper.replay.report.honesty import FEW_DAYS
 from tracepaper.replay.report.metrics import is_credible
 from tracepaper.storage import checkpoints
 from tracepaper.strategies.errors import CheckpointMismatch, ConfigInvalid
 from tracepaper.strategies.features.rolling import Array
-from tracepaper.strategies.features.rows import schema, schema_of, wider
+from tracepaper.strategies.features.rows import schema, wider
 from tracepaper.strategies.forecasters.build import HALVES, known_kind, part_of, tensors_of
 from tracepaper.strategies.forecasters.tabular import ENSEMBLE, ENSEMBLE_KIND, TrainedRows
 from tracepaper.strategies.networks.architecture import Network
-from tracepaper.strategies.other_symbol import OTHER
 
 NAMES: Final = ("network_half", "row_half")
 """What tables call the two members beside the mix."""
@@ -57,24 +53,6 @@ _KEPT: Final = ("model", "architecture", "features", "market", "training", "spli
 """Sections of a member's card that stay, beside its scales: what it is, how it is made again."""
 _SCALES: Final = ("content_free", "horizon", "temperature", "slope", "spread")
 """Of a member's calibration; quantiles of gates are those of the whole."""
-
-
-def read(recipe: Recipe, request: DataRequest) -> Dataset:
-    """Return the candles by the wider features of the members, and narrowly the network's."""
-    network, rows = recipe.members
-    if getattr(network.architecture, OTHER, ""):
-        raise ConfigInvalid(
-            f"An ensemble reads bars of one symbol; leave {OTHER} out, or train no ensemble."
-        )
-    data = read_candles(network, request)
-    wide = wider(
-        *(schema_of(member.schema_id, data.interval_ms) for member in (network, rows))
-    ).schema_id
-    if wide == data.schema.schema_id:
-        return data
-    widened = read_candles(network, request, schema_id=wide, split=lambda _: data.split)
-    # The baselines of the narrow ones would stand beside no figure.
-    return replace(widened, narrow=replace(data, stored=unfitted()))
 
 
 def fit(data: Dataset, recipe: Recipe, run: FitRun) -> EnsembleModel:
@@ -122,19 +100,10 @@ def read_members(
     loaded = [checkpoints.load(folder) for folder in (network, rows)]
     wide = require_pair(loaded[0].card, loaded[1].card)
     at = 0 if wide == _schema_of(loaded[0].card) else 1
-    data = read_candles_of(loaded[at].card, request, folder=(network, rows)[at])
+    card = loaded[at].card
+    data = read_dataset(recipe_of(card), request, card, folder=(network, rows)[at])
     first, second = (candle_model(checkpoint.card, checkpoint.tensors) for checkpoint in loaded)
     return first, second, data
-
-
-def with_narrow(data: Dataset, card: Mapping[str, Any], request: DataRequest) -> Dataset:
-    """Return *data* of an ensemble's *card* with those of its network, where these are narrower."""
-    schema_id = _schema_of(part_of(card, HALVES[0]))
-    if schema_id == _schema_of(card):
-        return data
-    features = {**card["features"], "schema_id": schema_id}
-    narrow = read_candles_of({**card, "features": features}, request)
-    return replace(data, narrow=replace(narrow, stored=unfitted()))
 
 
 def _schema_of(card: Mapping[str, Any]) -> str:
@@ -373,8 +342,6 @@ register(
         ENSEMBLE_KIND,
         RowKeys,
         BoostingOptions,
-        read,
-        read_candles_of,
         fit,
         EnsembleModel,
         holds_out_calibration=True,

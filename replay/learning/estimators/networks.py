@@ -20,8 +20,6 @@ from tracepaper.replay.learning.fitted import (
     FitRun,
     FittedModel,
     card_of,
-    read_candles,
-    read_candles_of,
 )
 from tracepaper.replay.learning.judge.forecasts import MODEL, Forecasts, SegmentFields, forecasts_of
 from tracepaper.replay.learning.judge.gates import Judgement
@@ -34,10 +32,10 @@ from tracepaper.replay.learning.judge.heads import (
     levels_of,
 )
 from tracepaper.replay.learning.judge.metrics import TAILS, tail_factors
-from tracepaper.replay.learning.order_books import BookDataset
 from tracepaper.replay.learning.recipe import DROPOUT, Chosen, Kind, Recipe, command, register
-from tracepaper.replay.learning.samples import judged_rows, no_context, predict
+from tracepaper.replay.learning.samples import EVERY_HEAD
 from tracepaper.replay.learning.splits import Part
+from tracepaper.replay.learning.windows import judged_rows, no_context, predict
 from tracepaper.strategies.api.model import ModelKind
 from tracepaper.strategies.api.strategy import Forecaster
 from tracepaper.strategies.forecasters.build import RunOptions, build, restore
@@ -75,7 +73,7 @@ def derived(recipe: Recipe, names: Sequence[str], **of_data: Any) -> Recipe:  # 
     return replace(recipe, architecture=kind.Keys.read(section))
 
 
-def fit(data: Dataset | BookDataset, recipe: Recipe, run: FitRun) -> FittedModel:
+def fit(data: Dataset, recipe: Recipe, run: FitRun) -> FittedModel:
     """Fit the network, whose unfinished state lies in the folder of *run*.
 
     Of too few order books nothing that the fit measures is said.
@@ -130,7 +128,7 @@ def fit(data: Dataset | BookDataset, recipe: Recipe, run: FitRun) -> FittedModel
 
 def learn_bars(network: Network, data: Dataset, options: FitOptions, **where: Any) -> Fit:  # noqa: ANN401
     """Return the fit of a network's heads to the bars of each symbol; see ``heads_fit``."""
-    data = replace(data, heads=network.given_heads)
+    data = replace(data, heads=EVERY_HEAD | network.given_heads)
     training, validation = data.samples(Part.TRAIN), data.samples(Part.VALIDATION)
     levels = getattr(network.config, "quantiles", ())
     return heads_fit(network, training, validation, options, levels=levels, **where)
@@ -219,8 +217,6 @@ for _kind in network_kinds().values():
             _kind,
             type(_kind.read({})),
             FitOptions,
-            read_candles,
-            read_candles_of,
             fit,
             NetworkModel,
             read_config,

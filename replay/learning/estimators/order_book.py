@@ -8,8 +8,8 @@ The rules are docs/orderbook.md, D10 to D12.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Final, Self
@@ -21,32 +21,24 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from tracepaper.replay.archive.columns import instant
-from tracepaper.replay.archive.order_book import DepthHeader
 from tracepaper.replay.document.values import plus_minus
 from tracepaper.replay.learning import statistics
 from tracepaper.replay.learning.card import NOTICE
 from tracepaper.replay.learning.estimators.networks import fit
 from tracepaper.replay.learning.fit import Fit, MeanLoss, Policy
-from tracepaper.replay.learning.fitted import DataRequest, FittedModel
+from tracepaper.replay.learning.fitted import FittedModel
 from tracepaper.replay.learning.judge.forecasts import MODEL, Forecasts, concatenated
 from tracepaper.replay.learning.judge.gates import Judgement
 from tracepaper.replay.learning.judge.metrics import BOOK_DAYS, BOOKS, views
-from tracepaper.replay.learning.order_books import (
-    FEATURES,
-    JUDGED_SOURCE,
-    UNKNOWN,
-    BookDataset,
-    labels_of,
-)
-from tracepaper.replay.learning.recipe import Kind, Recipe, register
-from tracepaper.replay.learning.splits import Part
+from tracepaper.replay.learning.order_books import FEATURES, BookDataset, BookPanel
+from tracepaper.replay.learning.recipe import Kind, register
+from tracepaper.replay.learning.samples import FLAT, NO_LABEL, Samples
+from tracepaper.replay.learning.splits import SYMBOL_MASK, Panel, Part
+from tracepaper.replay.learning.windows import Batch, Chunks, Cuts, windows
 from tracepaper.replay.report.metrics import is_credible
 from tracepaper.storage.checkpoints import Checkpoint, load, save
-from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 from tracepaper.strategies.forecasters.order_book import ORDER_BOOK, BookModel
 from tracepaper.strategies.networks.order_book import MOVES, OrderBookConfig, OrderBookNetwork
-from tracepaper.strategies.order_book import Books, tokens_of
 from tracepaper.strategies.units import iso
 
 WARMUP: Final = 0.05
@@ -74,28 +66,6 @@ class BookFitOptions:
     threads: Annotated[int, Meta(ge=1, description="PyTorch threads.")] = 2
 
 
-def read(_: Recipe, request: DataRequest) -> BookDataset:
-    """Return the recorded order books, which every recipe reads alike."""
-    if request.columns:
-        raise ConfigInvalid("Order books have no columns to choose; leave --columns out.")
-    return BookDataset.read(request.paths)
-
-
-def read_of(card: Mapping[str, Any], request: DataRequest, **_: Any) -> BookDataset:  # noqa: ANN401 - a path has none
-    """Read books for the model of *card*: what the exchange itself sent of its instrument and pace.
-
-    What it has seen is all from before the card's untouched time.
-    """
-    data = BookDataset.read(request.paths)
-    check_fits(data.header, card, Path(request.paths[0]))
-    if any(file.source != JUDGED_SOURCE for file in data.sources):
-        raise DataInvalid(
-            "Only books that `tracepaper data record` took from the exchange are judged; give "
-            "files of them alone."
-        )
-    return data.seen_until(instant(card["split"]["untouched_from"]))
-
-
 class OrderBookModel(FittedModel):
     """A fitted network over order books."""
 
@@ -107,30 +77,18 @@ class OrderBookModel(FittedModel):
     def for_fold(self, data: BookDataset) -> Self:
         """Return it with the frequencies of the moves that it was fitted to, for comparison."""
         horizons = self.card["architecture"]["horizons"]
-        return self.with_card(frequencies=frequencies_of(data.books(Part.TRAIN), horizons))
+        return self.with_card(frequencies=frequencies_of(data.labelled(Part.TRAIN), horizons))
 
     def scaled(self, data: BookDataset) -> Self:
         """Return it with what its judgement needs; its probabilities are not scaled."""
         if data.untrained():
             return self
-        return self.with_card(split={"untouched_from": iso(data.untouched_ms)}).for_fold(data)
+        split = {"untouched_from": iso(data.split.calibration_until_ms)}
+        return self.with_card(split=split).for_fold(data)
 
     def answers(self, data: BookDataset, part: Part) -> Forecasts:
-        """Return its forecasts of *part*, beside frequencies and the last move.
-
-        Raises ``ConfigInvalid`` where no move is known to one of its horizons.
-        """
-        config = self.network.config
-        stretches = [books.shallower(config.levels) for books in data.books(part)]
-        forecasts = book_forecasts(self.network, stretches, self.card["frequencies"])
-        forecasts = forecasts.where(forecasts.open_ms >= data.judged_from_ms)
-        for horizon in config.horizons:
-            if horizon not in forecasts.horizons:
-                raise ConfigInvalid(
-                    f"The judged books hold none whose move to {horizon} books is known; give "
-                    "files of that time, a longer span, or fewer folds."
-                )
-        return forecasts
+        """Return its forecasts of *part*, beside frequencies and the last move."""
+        return book_forecasts(self.network, data.samples(part), self.card["frequencies"])
 
     def judge(self, data: BookDataset, *, bars: int | None = None) -> Judgement:
         """Return its forecasts of the untouched books, and their figures."""
@@ -156,22 +114,6 @@ def load_books(folder: Path) -> tuple[OrderBookNetwork, dict[str, Any]]:
     return BookModel.read(checkpoint.card, checkpoint.tensors).network, checkpoint.card
 
 
-def check_fits(header: DepthHeader, card: Mapping[str, Any], path: Path) -> None:
-    """Raise ``DataInvalid`` unless the books of *path* are such as *card*'s model has learnt."""
-    market, levels = card["market"], card["architecture"]["levels"]
-    wanted = f"{market['category']}:{market['symbols'][0]}"
-    if header.instrument != wanted:
-        raise DataInvalid(
-            f"{path} holds books of {header.instrument}, and the model was fitted on {wanted}; "
-            "name a file of that."
-        )
-    if header.every_ms != market["every_ms"] or header.levels < levels:
-        raise DataInvalid(
-            f"{path} holds {header.levels} levels each {header.every_ms:,} ms, and the model reads "
-            f"{levels} each {market['every_ms']:,} ms; record so, or train on this file."
-        )
-
-
 # --- the fit
 
 
@@ -184,11 +126,7 @@ def learn_books(
     about: Mapping[str, Any] | None = None,
 ) -> Fit:
     """Return the fit to windows of *data*, every book of which is a sample."""
-    training, validation = (
-        [books.shallower(network.config.levels) for books in data.books(part)]
-        for part in (Part.TRAIN, Part.VALIDATION)
-    )
-    learnt = _Moves(network, training, validation, options)
+    learnt = _Moves(network, data.samples(Part.TRAIN), data.native(Part.VALIDATION), options)
     return Fit(learnt, _policy(network, options), folder=folder, about=about)
 
 
@@ -212,7 +150,17 @@ def _policy(network: OrderBookNetwork, options: BookFitOptions) -> Policy:
     )
 
 
-class _Moves(MeanLoss[Books]):
+def shallow(part: Sequence[Samples], network: OrderBookNetwork) -> list[Samples]:
+    """Return *part* with as many levels as *network* reads."""
+    levels, panels = network.config.levels, [samples.panel for samples in part]
+    return [
+        replace(samples, panel=panel.shallower(levels))
+        for samples, panel in zip(part, panels, strict=True)
+        if isinstance(panel, BookPanel)
+    ]
+
+
+class _Moves(MeanLoss[Batch]):
     """What a network of order books learns: the next moves of the mid, at every book."""
 
     titles = "cross-entropy of the moves"
@@ -220,89 +168,87 @@ class _Moves(MeanLoss[Books]):
     def __init__(
         self,
         network: OrderBookNetwork,
-        training: list[Books],
-        validation: list[Books],
+        training: Sequence[Samples],
+        validation: Sequence[Samples],
         options: BookFitOptions,
     ) -> None:
         super().__init__(network, seed=options.seed, accumulate=options.windows)
-        self._config, least = network.config, network.config.horizons[0]
-        self._known = [books for books in training if len(books) > least]
-        self._looks = [books for books in validation if len(books) > least]
+        window, horizons = network.config.window, network.config.horizons
+        self._training, self._validation = (
+            shallow(part, network) for part in (training, validation)
+        )
+        lengths = np.array([len(samples.panel) for samples in training])
+        # A window that can is drawn so that each of its books knows every move.
+        begins = np.maximum(lengths - window - horizons[-1], 0) + 1
+        self._chunks = Chunks(np.stack([np.zeros_like(begins), begins], axis=1), lengths, window)
 
-    def drawn(self, generator: np.random.Generator) -> Books:
+    def _windows(self, part: Sequence[Samples], order: Iterable[Cuts]) -> Iterator[Batch]:
+        for cuts in order:
+            place, start, stop = cuts[0].tolist()
+            stop = min(stop, len(part[place].panel))
+            yield from windows(part, [np.array([[place, start, stop]])], stop - start)
+
+    def drawn(self, generator: np.random.Generator) -> Batch:
         """Return a window of some stretch that is drawn by its length."""
-        config = self._config
-        lengths = np.array([len(books) for books in self._known])
-        books = self._known[generator.choice(len(lengths), p=lengths / lengths.sum())]
-        # Its labels are those of the stretch, so a window may end where the stretch does.
-        span = min(len(books), config.window + config.horizons[-1])
-        start = int(generator.integers(0, len(books) - span + 1))
-        return books.part(start, start + span)
+        return next(self._windows(self._training, [self._chunks.drawn(generator, 1)]))
 
-    def judged(self) -> Iterator[Books]:
+    def judged(self) -> Iterator[Batch]:
         """Yield windows spread evenly over the stretches."""
-        config = self._config
-        windows = [
-            books.part(start, start + config.window + config.horizons[-1])
-            for books in self._looks
-            for start in range(0, len(books) - config.horizons[0], config.window)
+        window, least = self._chunks.length, self.network.config.horizons[0]
+        order = [
+            np.array([[place, start, start + window]])
+            for place, samples in enumerate(self._validation)
+            for start in range(0, len(samples.panel) - least, window)
         ]
-        yield from windows[:: max(1, len(windows) // VALIDATED_WINDOWS)]
+        return self._windows(self._validation, order[:: max(1, len(order) // VALIDATED_WINDOWS)])
 
-    def bars(self, batch: Books) -> int:
+    def bars(self, batch: Batch) -> int:
         """Return the books of a window."""
-        return min(len(batch), self._config.window)
+        return batch.values.shape[1]
 
-    def loss(self, network: OrderBookNetwork, batch: Books) -> Tensor:
+    def loss(self, network: OrderBookNetwork, batch: Batch) -> Tensor:
         """Return the mean cross-entropy over its books and the horizons that they know."""
-        config = self._config
-        labels = labels_of(batch, config.horizons)[: config.window]
-        tokens = tokens_of(batch.part(0, config.window))
-        logits = network(torch.from_numpy(tokens)[None])[0]
-        wanted = torch.from_numpy(labels).flatten()
-        return cross_entropy(logits.flatten(0, 1), wanted, ignore_index=UNKNOWN)
+        logits, moves = network(batch.values)[0], batch.labels["move"].flatten()
+        return cross_entropy(logits.flatten(0, 1), moves, ignore_index=NO_LABEL)
 
 
 # --- what it is worth
 
 
-def frequencies_of(training: Sequence[Books], horizons: Sequence[int]) -> dict[str, list[float]]:
+def frequencies_of(training: Sequence[Samples], horizons: Sequence[int]) -> dict[str, list[float]]:
     """Return how often the mid went down, nowhere and up in *training*, by horizon."""
     frequencies: dict[str, list[float]] = {}
-    for horizon in horizons:
+    for column, horizon in enumerate(horizons):
         counts = np.full(len(MOVES), SMOOTHED)
-        for books in training:
-            labels = labels_of(books, (horizon,))[:, 0]
-            counts += np.bincount(labels[labels != UNKNOWN], minlength=len(MOVES))
+        for samples in training:
+            moves = samples.labels["move"][0, samples.weights[:, column] > 0, column]
+            counts += np.bincount(moves, minlength=len(MOVES))
         frequencies[str(horizon)] = (counts / counts.sum()).tolist()
     return frequencies
 
 
 def book_forecasts(
     network: OrderBookNetwork,
-    stretches: Sequence[Books],
+    part: Sequence[Samples],
     frequencies: Mapping[str, Sequence[float]],
 ) -> Forecasts:
-    """Return the forecasts of *network* at the books of *stretches* whose move is known.
+    """Return the forecasts of *network* at the books of *part* whose move is known.
 
     Beside them stand the moves' frequencies in the training part, and the last move.
     """
-    every_ms = min(
-        (int(np.diff(books.seen_ms).min()) for books in stretches if len(books) > 1), default=1
-    )
-    logs = [answers(network, books) for books in stretches]
+    logs = [answers(network, samples.panel) for samples in shallow(part, network)]
     parts = []
     for column, horizon in enumerate(network.config.horizons):
         usual = np.log(np.array(frequencies[str(horizon)]))
         parts += [
-            _of_stretch(books, log[:, column], horizon, every_ms, usual)
-            for books, log in zip(stretches, logs, strict=True)
+            _of_stretch(samples, log[:, column], column, usual)
+            for samples, log in zip(part, logs, strict=True)
         ]
     return concatenated(parts)
 
 
 @torch.no_grad()
-def answers(network: OrderBookNetwork, books: Books) -> Floats:
+def answers(network: OrderBookNetwork, panel: Panel) -> Floats:
     """Return log probabilities [book, horizon, move]; each from half a window or more, if it can.
 
     Windows overlap by half; a book is answered by the first that shows so much before it.
@@ -310,33 +256,33 @@ def answers(network: OrderBookNetwork, books: Books) -> Floats:
     window = network.config.window
     half = max(1, window // 2)
     parts: list[Floats] = []
-    for start in range(0, max(1, len(books) - half), half):
-        logits = network(torch.from_numpy(tokens_of(books.part(start, start + window)))[None])[0]
+    for start in range(0, max(1, len(panel) - half), half):
+        logits = network(torch.from_numpy(panel.values(start, start + window)))[0]
         log = logits.log_softmax(dim=-1).numpy().astype(np.float64)
         parts.append(log if start == 0 else log[window - half :])
     return np.concatenate(parts)
 
 
-def _of_stretch(books: Books, log: Floats, horizon: int, every_ms: int, usual: Floats) -> Forecasts:
-    """Return the rows of those *books* whose move is known; *usual* are log frequencies."""
-    moves = labels_of(books, (horizon,))[:, 0]
-    past = np.ones_like(moves)  # flat, where no move before is known
-    if horizon < len(books):
-        past[horizon:] = moves[:-horizon]
-    labelled = moves != UNKNOWN
-    count, seen_ms = int(labelled.sum()), books.seen_ms[labelled]
+def _of_stretch(samples: Samples, log: Floats, column: int, usual: Floats) -> Forecasts:
+    """Return the rows of those books whose move is known; *usual* are log frequencies."""
+    segment, horizon = samples.segment, samples.horizons[column]
+    moves = samples.labels["move"][0, :, column]
+    past = np.full_like(moves, FLAT)  # where no move before is known
+    past[horizon:] = moves[:-horizon]
+    rows = np.flatnonzero(samples.weights[:, column] > 0)
+    count, opened = len(rows), segment.open_time_ms[rows]
     return Forecasts(
-        np.zeros(count, dtype=np.int64),
-        seen_ms,
-        seen_ms + horizon * every_ms,
+        segment.keys[rows] & SYMBOL_MASK,
+        opened,
+        opened + horizon * segment.interval_ms,
         np.full(count, horizon),
-        every_ms,
-        {"move": moves[labelled]},
+        segment.interval_ms,
+        {"move": moves[rows]},
         {
-            MODEL: {"log_probability": log[labelled], "move": log[labelled].argmax(axis=1)},
+            MODEL: {"log_probability": log[rows], "move": log[rows].argmax(axis=1)},
             "frequencies": {"log_probability": np.tile(usual, (count, 1))},
             "most frequent": {"move": np.full(count, usual.argmax())},
-            "last move": {"move": past[labelled]},
+            "last move": {"move": past[rows]},
         },
     )
 
@@ -391,11 +337,9 @@ register(
         ORDER_BOOK,
         OrderBookConfig,
         BookFitOptions,
-        read,
-        read_of,
         fit,
         load_model,
-        suits=lambda recipe, data: data.suits(recipe.architecture),
+        suits=lambda recipe, data: data.require(recipe.architecture),
         shared=(),
         fixed={"features": FEATURES},
         make=OrderBookNetwork,

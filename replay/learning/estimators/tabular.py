@@ -31,8 +31,6 @@ from tracepaper.replay.learning.fitted import (
     FitRun,
     FittedModel,
     card_of,
-    read_candles,
-    read_candles_of,
 )
 from tracepaper.replay.learning.judge.forecasts import (
     MODEL,
@@ -104,8 +102,6 @@ def row_kind(
         model,
         keys,
         BoostingOptions,  # a regression chooses nothing
-        read_candles,
-        read_candles_of,
         fitted,
         load,
         shared=("threads", "explained_bars", "baselines"),
@@ -173,9 +169,8 @@ class RowsModel(VarianceModel):
         """Forecast *part*."""
         answers = []
         for samples in data.samples(part):
-            rows = np.flatnonzero(samples.weights.any(axis=1))
-            fields = row_fields(self.rows.model, samples.segment.values[rows])
-            answers.append(SegmentFields(samples, rows, fields))
+            fields = row_fields(self.rows.model, samples.segment.values[samples.rows])
+            answers.append(SegmentFields(samples, samples.rows, fields))
         return forecasts_of(answers, data.baselines, data.horizons)
 
 
@@ -208,8 +203,8 @@ def table_of(samples: Sequence[Samples], label: str) -> LabelledRows:
     """Return every labelled row of *samples* with its label of that name."""
     parts: list[tuple[NDArray[Any], NDArray[Any], NDArray[Any]]] = []
     for each in samples:
-        rows = np.flatnonzero(each.weights.any(axis=1))
-        values = np.nan_to_num(each.labels[label][rows], nan=1.0)
+        rows = each.rows
+        values = np.nan_to_num(each.labels[label][0, rows], nan=1.0)
         parts.append((each.segment.values[rows], values, each.weights[rows]))
     return LabelledRows(*(np.concatenate([part[at] for part in parts]) for at in range(3)))
 

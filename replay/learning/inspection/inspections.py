@@ -62,12 +62,13 @@ from tracepaper.replay.learning.judge.metrics import (
     MetricView,
     forecaster_table,
 )
-from tracepaper.replay.learning.samples import Fields, Samples, predict
+from tracepaper.replay.learning.samples import Fields, Samples
 from tracepaper.replay.learning.splits import Part, Segment
 from tracepaper.replay.learning.statistics import (
     COVERAGE,
     estimate,
 )
+from tracepaper.replay.learning.windows import predict
 from tracepaper.strategies.attention.propagation import relevance, relevance_rules
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.extras import missing_sentence

@@ -25,16 +25,10 @@ from tracepaper.replay.archive.read import candles_of_frame, is_frame, read_cand
 from tracepaper.replay.learning.dataset import Dataset, joined_to
 from tracepaper.replay.learning.estimators.tabular import row_fields
 from tracepaper.replay.learning.fitted import FittedModel
-from tracepaper.replay.learning.samples import (
-    Fields,
-    Samples,
-    first_position,
-    predict,
-    thinned,
-    windowed_rows,
-)
+from tracepaper.replay.learning.samples import Fields, Samples
 from tracepaper.replay.learning.side_inputs import OtherInputs, SideFiles, SideInputs, source_for
 from tracepaper.replay.learning.splits import Part, Segment, segments_of
+from tracepaper.replay.learning.windows import first_position, predict, thinned
 from tracepaper.replay.samples import DEMO_CANDLES, MONTH_CANDLES
 from tracepaper.storage import checkpoints
 from tracepaper.strategies import book_features
@@ -185,7 +179,7 @@ class Subject:
                 " that time too, or leave out what is examined on it."
             ) from None
         context = 1 if self.network is None else self.network.config.receptive_field
-        rows = [windowed_rows(samples, context) for samples in every]
+        rows = [samples.whole_rows(context) for samples in every]
         total = sum(map(len, rows))
         step = 1 if at_most is None else max(-(-total // at_most), 1)
         if self.network is not None and step == 1:

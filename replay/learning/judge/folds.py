@@ -20,10 +20,10 @@ from typing import Any, Final
 import numpy as np
 
 from tracepaper.replay.document.values import Table, Value, of_row, table
+from tracepaper.replay.learning.dataset import Dataset
 from tracepaper.replay.learning.fit import threads_used, use_threads
 from tracepaper.replay.learning.fitted import Each, FitRun, Say, one_by_one
 from tracepaper.replay.learning.judge.forecasts import Forecasts, ModelForecasts, concatenated
-from tracepaper.replay.learning.judge.judge import JudgedData
 from tracepaper.replay.learning.judge.metrics import (
     COMPARED,
     LOSSES,
@@ -93,7 +93,7 @@ class _FoldFit:
     """Fits the recipe of *card* on one of *count* folds of *data*, and asks it about its test."""
 
     card: Mapping[str, Any]
-    data: JudgedData
+    data: Dataset
     count: int
     threads: int
 
@@ -111,7 +111,7 @@ class _FoldFit:
 
 def refit(
     card: Mapping[str, Any],
-    data: JudgedData,
+    data: Dataset,
     text: str,
     *,
     say: Say,
@@ -126,7 +126,6 @@ def refit(
     of_card = kind_of(card)
     if of_card.walks_only:
         refuse_many(kind, numbers)
-    data = of_card.arrange(data)
     for sentence in data.notes:
         say(sentence)
     folds = read_folds(text, data.before(), embargo_ms=data.embargo_ms)

@@ -278,16 +278,18 @@ def _of_segment(
         }
     chosen = rows[used]
     labels: dict[str, NDArray[Any]] = {
-        "returns": samples.labels["returns"][chosen, column].astype(np.float64),
-        "direction": samples.labels["direction"][chosen, column].astype(np.int64),
-        "variance": samples.labels["variance"][chosen, column].astype(np.float64),
+        "returns": samples.labels["returns"][0, chosen, column].astype(np.float64),
+        "direction": samples.labels["direction"][0, chosen, column].astype(np.int64),
+        "variance": samples.labels["variance"][0, chosen, column].astype(np.float64),
         "unit": segment.sigma[chosen] * np.sqrt(horizon),
     }
     if set(fields) & {"tails", *_HEAD_LABELS}:
         labels["ewma"] = np.sqrt(past[-1][chosen])
         for name, label in _HEAD_LABELS.items():
             if name in fields:
-                labels[name] = label(segment, horizon)[chosen].astype(np.float64)
+                labels[name] = label(segment.close, segment.sigma, horizon)[chosen].astype(
+                    np.float64
+                )
     opened = segment.open_time_ms
     return Forecasts(
         segment.keys[chosen] & SYMBOL_MASK,

@@ -31,7 +31,7 @@ from tracepaper.replay.document.values import Cells, Table, of_row, table
 from tracepaper.replay.learning import statistics
 from tracepaper.replay.learning.baselines import EWMA_DECAY
 from tracepaper.replay.learning.card import rounded
-from tracepaper.replay.learning.dataset import Dataset
+from tracepaper.replay.learning.dataset import Dataset, close_by_close
 from tracepaper.replay.learning.judge.forecasts import (
     MODEL,
     Forecasts,
@@ -53,12 +53,7 @@ from tracepaper.replay.learning.judge.metrics import (
     forecaster_table,
     losses,
 )
-from tracepaper.replay.learning.panel import (
-    LEAST_BARS,
-    close_by_close,
-    correlated,
-    labelled_closes,
-)
+from tracepaper.replay.learning.samples import LEAST_BARS, correlated, correlations, products
 from tracepaper.replay.learning.splits import Part
 from tracepaper.replay.learning.statistics import DailyEstimate
 from tracepaper.replay.report.honesty import FEW_DAYS
@@ -484,21 +479,21 @@ def _pairs(material: Dataset, part: Part) -> Forecasts | None:
     if len({segment.candles.symbol for segment in material.segments}) < 2:
         return None
     try:
-        data = material if material.panels else close_by_close(material, lambda _: material.split)
-        closes = labelled_closes(data, part)
+        is_together = bool(material.panel_symbols)
+        data = material if is_together else close_by_close(material, lambda _: material.split)
+        closes = data.samples(part)
     except (ConfigInvalid, DataInvalid):
         return None
     parts = []
     for column, horizon in enumerate(material.horizons):
         for of in closes if horizon >= LEAST_BARS else ():
-            panel = of.panel
-            rows = np.flatnonzero(np.all([each.weights[:, column] > 0 for each in of.samples], 0))
+            panel, rows = of.panel, np.flatnonzero(of.weights[:, column] > 0)
             # From zero at the start of the panel: ratios of it count.
             smooth = {
                 pair: lfilter([1.0 - EWMA_DECAY], [1.0, -EWMA_DECAY], product)[rows]
-                for pair, product in panel.products().items()
+                for pair, product in products(panel.price).items()
             }
-            realised, ewma = panel.correlations((horizon,))[:, rows, 0], correlated(smooth)
+            realised, ewma = correlations(panel.price, horizon)[:, rows], correlated(smooth)
             usable = np.isfinite(realised).all(axis=0) & np.isfinite(ewma).all(axis=0)
             opened = panel.segments[0].open_time_ms[rows][usable]
             names = [" ".join(sorted(pair)) for pair in combinations(panel.symbols, 2)]

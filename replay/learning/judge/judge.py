@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final, Self, TypeVar
+from typing import Any, Final, Self
 
 import numpy as np
 
@@ -32,7 +32,6 @@ from tracepaper.replay.learning.judge.forecasts import (
 )
 from tracepaper.replay.learning.judge.gates import Judgement
 from tracepaper.replay.learning.openings import WHOLE, NamedSpan, SpanOpening, opened, openings_path
-from tracepaper.replay.learning.order_books import BookDataset
 from tracepaper.replay.learning.samples import Samples
 from tracepaper.replay.learning.splits import Part, Segment, Split, date_ms
 from tracepaper.replay.report.honesty import compared_sentences, few_days
@@ -177,9 +176,6 @@ def _finite(
 # --- a model of any kind on one span
 
 
-JudgedData = Dataset | BookDataset
-"""What a model is judged on."""
-AnyData = TypeVar("AnyData", Dataset, BookDataset)
 
 
 def counted(
@@ -201,11 +197,9 @@ def counted(
 
 
 def judge_model(
-    model: FittedModel, data: JudgedData, span: NamedSpan = WHOLE, *, bars: int | None = None
+    model: FittedModel, data: Dataset, span: NamedSpan = WHOLE, *, bars: int | None = None
 ) -> Judgement:
     """Return the judgement of *model* on *span* of the time that it did not learn from.
-
-    *data* are as its kind arranges them: those of several assets at the closes that all have.
 
     *bars* are explained, for the gates; by default as many as can be in minutes.
     """
@@ -223,7 +217,7 @@ def judge_model(
 # --- other models
 
 
-def rival_forecasts(model: FittedModel, data: AnyData, judgement: Judgement) -> ModelForecasts:
+def rival_forecasts(model: FittedModel, data: Dataset, judgement: Judgement) -> ModelForecasts:
     """Return the forecasts of *model* of the rows of *judgement*, of the same interval.
 
     Raises ``ConfigInvalid`` where it learnt from that time, or answers none of these rows.
@@ -236,7 +230,7 @@ def rival_forecasts(model: FittedModel, data: AnyData, judgement: Judgement) -> 
     return rival
 
 
-def require_interval(name: str, material: JudgedData, interval_ms: int) -> None:
+def require_interval(name: str, material: Dataset, interval_ms: int) -> None:
     """Raise ``ConfigInvalid`` where *material* is of another interval than the judged model's."""
     if material.interval_ms != interval_ms:
         raise ConfigInvalid(
@@ -245,7 +239,7 @@ def require_interval(name: str, material: JudgedData, interval_ms: int) -> None:
         )
 
 
-def _same_rows(data: AnyData, judgement: Judgement, horizons: Sequence[int]) -> AnyData:
+def _same_rows(data: Dataset, judgement: Judgement, horizons: Sequence[int]) -> Dataset:
     """Return *data* of the judged rows alone, with the baselines that need no fitting."""
     rows = judgement.forecasts
     if not set(horizons) & set(rows.horizons):
@@ -254,5 +248,4 @@ def _same_rows(data: AnyData, judgement: Judgement, horizons: Sequence[int]) -> 
             f"it forecasts {theirs} {rows.unit} ahead, and the judged model {ours}; name models of "
             "a common horizon"
         )
-    same: AnyData = data.spanned(judgement.span).compared(np.unique(rows.keys))
-    return same
+    return data.spanned(judgement.span).compared(np.unique(rows.keys))

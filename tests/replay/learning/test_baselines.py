@@ -7,6 +7,7 @@ import pytest
 from learning import DAY_BARS, segment
 
 from tracepaper.replay.learning import baselines as base
+from tracepaper.replay.learning.dataset import alone
 from tracepaper.replay.learning.samples import targets
 
 KNOWN = segment(2 * DAY_BARS)
@@ -96,7 +97,7 @@ def test_the_factor_makes_the_mean_ratio_one() -> None:
 
 
 def test_har_beats_a_constant_where_volatility_lasts() -> None:
-    labels = targets(KNOWN, (30,))["variance"][2_000:-30].astype(float)
+    labels = targets(alone([KNOWN])[0], (30,))["variance"][0, 2_000:-30].astype(float)
     rows = base.log_rows(base.past_variances(KNOWN))[2_000:-30]
     fitted = base.log_variance([rows], [labels])
 

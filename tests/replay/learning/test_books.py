@@ -35,7 +35,8 @@ from tracepaper.replay.learning.estimators.order_book import (
     sentences_of,
 )
 from tracepaper.replay.learning.fit import Policy
-from tracepaper.replay.learning.order_books import UNKNOWN, BookDataset, labels_of
+from tracepaper.replay.learning.order_books import BookDataset, BookPanel, read_books
+from tracepaper.replay.learning.samples import NO_LABEL, Samples, move
 from tracepaper.replay.learning.splits import Fold, Part
 from tracepaper.storage.checkpoints import CARD_NAME
 from tracepaper.strategies.errors import (
@@ -140,12 +141,11 @@ def test_a_model_of_generated_books_says_untrained_and_holds_no_accuracy(
 def test_eight_days_of_another_source_are_untrained_too(tmp_path: Path, source: str) -> None:
     made, of = long(source)
     write(tmp_path / "a", made, of=of)
-    material = BookDataset.read([tmp_path / "a"])
-    (sentence,) = material.untrained()
+    (sentence,) = read_books([tmp_path / "a"], (1,)).untrained()
     assert sentence.startswith(f"untrained: books from {source} are no recording of the exchange")
     made, of = long("exchange", days=6.9)
     write(tmp_path / "b", made, of=of)
-    (sentence,) = BookDataset.read([tmp_path / "b"]).untrained()
+    (sentence,) = read_books([tmp_path / "b"], (1,)).untrained()
     assert sentence.startswith("untrained: 9,900.0 minutes of depth")
 
 
@@ -175,13 +175,13 @@ def test_what_seven_days_of_the_exchange_show_is_judged(tmp_path: Path) -> None:
     strange = said(*evaluate(tmp_path / "b", tmp_path / "m"), code=1)
     assert "Only books that `tracepaper data record` took from" in strange
     write(tmp_path / "c", made[:50], of=of)
-    assert "are from before" in said(*evaluate(tmp_path / "c", tmp_path / "m"), code=1)
+    assert "holds no book of the span" in said(*evaluate(tmp_path / "c", tmp_path / "m"), code=2)
 
 
 def figures_on(
-    network: OrderBookNetwork, untouched: list[Books], frequencies: dict[str, list[float]]
+    network: OrderBookNetwork, untouched: Books, frequencies: dict[str, list[float]]
 ) -> dict[str, Any]:
-    rows = book_forecasts(network, untouched, frequencies)
+    rows = book_forecasts(network, whole(untouched), frequencies)
     return {str(horizon): figures_of(of) for horizon, of in rows.by_horizon()}
 
 
@@ -194,26 +194,29 @@ def fitted(data: BookDataset, config: OrderBookConfig, options: BookFitOptions) 
     return network.eval()
 
 
-PLANTED = BookDataset(header(2), (), (), parts=Fold(((0, 2**62),), (), (), 0))
-"""Books that are all learnt from."""
+def learnt_from(books: Books) -> BookDataset:
+    """Return books of two levels that are all learnt from."""
+    data = BookDataset.of(header(2, every_ms=3_600_000), [books], (1,))
+    return replace(data, fold=Fold(((0, 2**62),), (), (), 0))
+
+
+def whole(books: Books) -> list[Samples]:
+    return learnt_from(books).samples(Part.TRAIN)
 
 
 def test_a_planted_move_is_better_than_its_frequency_once_there_are_days() -> None:
     planted = books_of(long("exchange", days=18)[0], 2)
     config = OrderBookConfig(levels=2, window=24, dim=8, layers=1, heads=2, horizons=(1,))
-    learnt = replace(PLANTED, stretches=(planted.part(0, 120),))
+    learnt = learnt_from(planted.part(0, 120))
     network = fitted(learnt, config, BookFitOptions(30, 1, 0.02))
-    figures = figures_on(
-        network, [planted.part(140, 432)], frequencies_of([planted.part(0, 120)], (1,))
-    )
+    frequencies = frequencies_of(learnt.samples(Part.TRAIN), (1,))
+    figures = figures_on(network, planted.part(140, 432), frequencies)
     assert figures["1"]["days"] == 13
     assert figures["1"]["is_better"] is True
     assert "experimental" not in sentences_of(figures)[-1]
     assert experimental({"figures": figures}) == ""
     mixed = Books(planted.seen_ms, planted.market_ms, planted.price, planted.size[::-1].copy())
-    figures = figures_on(
-        network, [mixed.part(140, 288)], frequencies_of([planted.part(0, 120)], (1,))
-    )
+    figures = figures_on(network, mixed.part(140, 288), frequencies)
     assert figures["1"]["is_better"] is False
     assert "beside persistence" in experimental({"figures": figures})
 
@@ -226,22 +229,24 @@ def test_labels_are_exact_and_end_with_the_stretch() -> None:
     books = books_of(
         [depth([(mid, 1)], [(mid + 1, 1)], FIRST_MS + row) for row, mid in enumerate(mids)], 1
     )
-    assert labels_of(books, (1, 3, 9)).tolist() == [
-        [1, 0, UNKNOWN], [2, 0, UNKNOWN], [0, UNKNOWN, UNKNOWN], [1, UNKNOWN, UNKNOWN],
-        [UNKNOWN] * 3,
+    panel = BookPanel.of(books, header(1))
+    moves = [move(panel.price, panel.unit, horizon)[0].tolist() for horizon in (1, 3, 9)]
+    assert moves == [
+        [1, 2, 0, 1, NO_LABEL], [0, 0, NO_LABEL, NO_LABEL, NO_LABEL], [NO_LABEL] * 5
     ]  # fmt: skip
 
 
 def test_no_part_or_label_reaches_over_a_gap_or_into_the_next(recorded: Path) -> None:
-    material = BookDataset.read([recorded])
-    assert [len(one) for one in material.stretches] == [90, 60]
-    parts = [material.books(part) for part in (Part.TRAIN, Part.VALIDATION, Part.TEST)]
-    lengths = [[len(books) for books in part] for part in parts]
+    material = read_books([recorded], (3,))
+    assert [len(one) for one in material.panels] == [90, 60]
+    parts = [material.samples(part) for part in (Part.TRAIN, Part.VALIDATION, Part.TEST)]
+    lengths = [[len(samples.panel) for samples in part] for part in parts]
     assert lengths == [[90, 15], [15], [30]]
-    times = [np.concatenate([books.seen_ms for books in part]) for part in parts]
+    times = [np.concatenate([samples.segment.open_time_ms for samples in of]) for of in parts]
     assert times[0].max() < times[1].min() <= times[1].max() < times[2].min()
-    for books in parts[0]:
-        assert (labels_of(books, (3,))[-3:] == UNKNOWN).all()
+    for samples in parts[0]:
+        assert (samples.labels["move"][0, -3:] == NO_LABEL).all()
+        assert samples.rows.tolist() == list(range(len(samples.panel) - 3))
 
 
 def test_each_answer_knows_half_a_window_where_it_can() -> None:
@@ -251,15 +256,15 @@ def test_each_answer_knows_half_a_window_where_it_can() -> None:
     ).eval()
     for count in (1, 4, 8, 9, 10, 13, 17, 40):
         books = books_of(list(walk(count)), 5)
-        found = answers(network, books)
+        found = answers(network, BookPanel.of(books, header()))
         assert found.shape == (count, 1, 3)
         assert np.abs(np.exp(found).sum(axis=-1) - 1).max() < 1e-6
-        first = answers(network, books.part(0, min(count, 9)))
+        first = answers(network, BookPanel.of(books.part(0, min(count, 9)), header()))
         assert np.abs(found[: len(first)] - first).max() < 1e-6
 
 
 def test_the_same_seed_gives_the_same_network(recorded: Path) -> None:
-    data = BookDataset.read([recorded])
+    data = read_books([recorded], (1,))
     config = OrderBookConfig(levels=5, window=8, dim=8, layers=1, heads=2, horizons=(1,))
     made = [fitted(data, config, BookFitOptions(3, 1, seed=seed)) for seed in (1, 1, 2)]
     weights = [one.embed.weight for one in made]
@@ -302,11 +307,11 @@ def test_files_that_do_not_belong_together_are_refused(tmp_path: Path, recorded:
     }
     for name, of in others.items():
         write(tmp_path / name, walk(5, levels=of.levels, first_ms=FIRST_MS + 10**9), of=of)
-        with pytest.raises(DataInvalid, match=r"one instrument, depth and pace|in other units"):
-            BookDataset.read([recorded, tmp_path / name])
+        with pytest.raises(DataInvalid, match=r"depth and pace|in other units"):
+            read_books([recorded, tmp_path / name], (1,))
     write(tmp_path / "same", walk(5, first_ms=FIRST_MS + 3_000))
     with pytest.raises(DataInvalid, match="hold books of the same time; leave one out"):
-        BookDataset.read([recorded, tmp_path / "same"])
+        read_books([recorded, tmp_path / "same"], (1,))
 
 
 # ---------------------------------------------------------------- the map
@@ -357,6 +362,7 @@ def test_wrong_usage_is_one_sentence(
     eth = tmp_path / "eth.depth"
     write(eth, walk(20), of=structs.replace(header(), instrument="linear:ETHUSDT"))
     write(tmp_path / "slow", walk(20, every_ms=2_000), of=header(every_ms=2_000))
+    write(tmp_path / "few", walk(8))
     torn = tmp_path / "torn.depth"
     torn.write_bytes(recorded.read_bytes()[:90])
     fit = ["train", *choose("model.kind=orderbook"), "--out", str(tmp_path / "m"), "--data"]
@@ -373,8 +379,9 @@ def test_wrong_usage_is_one_sentence(
         ("evaluate", "--data", data, model, "--inspect", "intervals"): "--inspect intervals is for",
         (*fit, data, *choose("mask=full")): "kind orderbook has no architecture.mask",
         (*fit, data, *choose("horizons=5m")): "architecture.horizons must be a whole number",
-        (*fit, data, *choose("horizons=200")): "holds 90 books in a row to learn from",
+        (*fit, data, *choose("horizons=200")): "train part holds no labelled book",
         (*fit, data, *choose("training.steps=0")): "training.steps must be a whole",
+        (*fit, str(tmp_path / "few")): "holds 8 books, too few to train",
         (*fit, str(eth), "--data", data): "one instrument, depth and pace",
         (*fit, str(Path(__file__))): "is no file of `tracepaper data record`",
     }  # fmt: skip

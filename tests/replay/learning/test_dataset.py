@@ -53,7 +53,7 @@ def test_one_horizon_is_other_bars_at_other_intervals(joint: Dataset) -> None:
         bars = 4 * HOUR // segment.interval_ms
         moved = np.log(segment.close[row + bars] / segment.close[row])
         expected = moved / (segment.sigma[row] * bars**0.5)
-        assert samples.labels["returns"][row, 1] == pytest.approx(expected, rel=1e-4)
+        assert samples.labels["returns"][0, row, 1] == pytest.approx(expected, rel=1e-4)
 
 
 def test_other_intervals_are_seen_in_training_alone(joint: Dataset) -> None:
@@ -172,7 +172,7 @@ def test_horizons_and_intervals_are_read_from_text() -> None:
 def test_labels_follow_the_schema_by_their_unit(joint: Dataset) -> None:
     segment = joint.segments[0]
     assert segment.values.shape[1] == len(schema("v2-15m").names)
-    known = targets(segment, (4,))["returns"][:, 0]
+    known = targets(joint.panels[0], (4,))["returns"][0, :, 0]
     assert np.isnan(known[: segment.first]).all()
 
 

@@ -13,7 +13,7 @@ from learning import DAY_BARS, HORIZONS, by_forecaster, segment, split
 from torch import Tensor
 
 from tracepaper.replay.document.values import Table
-from tracepaper.replay.learning.dataset import Dataset
+from tracepaper.replay.learning.dataset import Dataset, alone
 from tracepaper.replay.learning.inspection import inspections
 from tracepaper.replay.learning.inspection.inspections import (
     AdaptiveConformal,
@@ -27,8 +27,9 @@ from tracepaper.replay.learning.inspection.inspections import (
     methods,
 )
 from tracepaper.replay.learning.inspection.model import Mix, Subject
-from tracepaper.replay.learning.samples import predict, targets
+from tracepaper.replay.learning.samples import targets
 from tracepaper.replay.learning.splits import Part, Segment
+from tracepaper.replay.learning.windows import predict
 from tracepaper.strategies.attention.methods import PLAIN, Rollout
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.features.rows import schema
@@ -92,7 +93,7 @@ class Planted(Network):
 
 
 def material_of(known: Segment) -> Dataset:
-    return Dataset([], [known], split(1.5, 1.8, 2.4), schema("v2-1m"), HORIZONS)
+    return Dataset([], alone([known]), split(1.5, 1.8, 2.4), schema("v2-1m"), HORIZONS)
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +110,7 @@ def material(plain: Segment) -> Dataset:
 def leaking(plain: Segment) -> Dataset:
     """Return bars whose ``return_1`` tells, AGES[2] bars ahead, the log variance to the horizon."""
     values = plain.values.copy()
-    labels = targets(plain, HORIZONS)["variance"][:, HORIZONS.index(HORIZON)]
+    labels = targets(alone([plain])[0], HORIZONS)["variance"][0, :, HORIZONS.index(HORIZON)]
     told = np.nan_to_num(np.log(labels), nan=0.0)
     values[: -AGES[2], RETURN] = told[AGES[2] :]
     values[: plain.first] = np.nan
@@ -312,7 +313,7 @@ def test_exact_contributions_of_a_row_are_those_of_others(material: Dataset) -> 
     count, generator = 30, np.random.default_rng(2)
     material = replace(  # the samples of both methods are too few for all columns
         material,
-        segments=[replace(one, values=one.values[:, :count]) for one in material.segments],
+        panels=alone(replace(one, values=one.values[:, :count]) for one in material.segments),
         schema=replace(material.schema, names=material.schema.names[:count]),
     )
     subject = Subject(material, HORIZON)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from learning import DAY_BARS, HORIZONS, segment, split, tiny
+from learning import DAY_BARS, HORIZONS, panel, split, tiny
 
 from tracepaper.replay.learning import fit as fits
 from tracepaper.replay.learning import fit as states
@@ -35,9 +35,9 @@ from tracepaper.strategies.networks.flash import FlashNetwork
 from tracepaper.strategies.networks.informer import InformerNetwork
 
 SPLIT = split(3, 4, 5)
-SEGMENTS = [segment(4 * DAY_BARS)]
-TRAINING = samples_in(SEGMENTS, HORIZONS, SPLIT, Part.TRAIN)
-VALIDATION = samples_in(SEGMENTS, HORIZONS, SPLIT, Part.VALIDATION)
+PANELS = [panel(4 * DAY_BARS)]
+TRAINING = samples_in(PANELS, HORIZONS, SPLIT, Part.TRAIN)
+VALIDATION = samples_in(PANELS, HORIZONS, SPLIT, Part.VALIDATION)
 QUICK = FitOptions(
     steps=8,
     batch=2,

@@ -36,8 +36,9 @@ from tracepaper.replay.learning.judge.metrics import (
     breach_rows,
 )
 from tracepaper.replay.learning.losses import ADDED, added
-from tracepaper.replay.learning.samples import Windows, predict, targets, wanted_labels
+from tracepaper.replay.learning.samples import EVERY_HEAD, targets, wanted_labels
 from tracepaper.replay.learning.splits import Part, Segment
+from tracepaper.replay.learning.windows import Epochs, predict
 from tracepaper.strategies.errors import CheckpointMismatch, ConfigInvalid
 from tracepaper.strategies.features.rows import schema
 from tracepaper.strategies.forecasters.outputs import head_forecasts
@@ -63,17 +64,17 @@ HORIZONS = (5, 30)
 
 def test_only_a_network_that_has_the_head_learns_its_label() -> None:
     usual = {"returns", "direction", "variance"}
-    assert set(targets(learning.segment(700), HORIZONS)) == usual == set(wanted_labels())
-    assert set(wanted_labels(HEADS)) == usual | {"drawdown", "path", "runup"}
+    assert set(targets(learning.panel(700), HORIZONS)) == usual == set(wanted_labels())
+    assert set(wanted_labels(EVERY_HEAD | HEADS)) == usual | {"drawdown", "path", "runup"}
 
 
 def test_drawdown_and_path_are_those_of_the_closes_until_the_horizon() -> None:
-    known = learning.segment(900)
-    found = targets(known, HORIZONS, HEADS)
-    logs = np.log(known.close)
+    known = learning.panel(900)
+    found = {name: of[0] for name, of in targets(known, HORIZONS, EVERY_HEAD | HEADS).items()}
+    logs, sigma = np.log(known.price[0]), known.unit[0]
     for row in (600, 733, 850):
         for column, horizon in enumerate(HORIZONS):
-            ahead, unit = logs[row : row + horizon + 1], known.sigma[row]
+            ahead, unit = logs[row : row + horizon + 1], sigma[row]
             falls = [a - b for i, a in enumerate(ahead) for b in ahead[i:]]
             wanted = max(falls) / (unit * horizon**0.5)
             assert found["drawdown"][row, column] == pytest.approx(wanted, rel=1e-5)
@@ -86,18 +87,6 @@ def test_drawdown_and_path_are_those_of_the_closes_until_the_horizon() -> None:
             assert found["path"][row, column].tolist() == pytest.approx(moves, rel=1e-4)
     assert (found["drawdown"][600:870] >= 0).all()
     np.testing.assert_array_equal(found["path"][..., -1], found["returns"])
-
-
-def test_they_depend_on_no_bar_beyond_the_horizon() -> None:
-    long, short = learning.segment(900), learning.segment(900)
-    short.close[760:] *= 0.5
-    before, after = (targets(of, (5,), HEADS) for of in (long, short))
-    np.testing.assert_array_equal(before["runup"][600:755], after["runup"][600:755])
-    for name in ("drawdown", "path"):
-        np.testing.assert_array_equal(before[name][600:755], after[name][600:755])
-        assert not np.array_equal(before[name][755], after[name][755])
-    assert np.isnan(before["drawdown"][-5:]).all()
-    assert np.isnan(before["path"][-5:, :, -1]).all()
 
 
 # --- heads and losses
@@ -405,15 +394,15 @@ def test_one_decision_says_as_returns_what_was_judged_in_units(
 
 
 def test_windows_and_chunks_carry_the_labels_of_every_step(material: Dataset) -> None:
-    samples = replace(material, heads=HEADS).samples(Part.TRAIN)
-    chunk = next(Windows(samples, length=700, batch=2, seed=1).stream())
-    window = next(Windows(samples, length=9, batch=3, seed=1, last_row=True).stream())
+    samples = replace(material, heads=EVERY_HEAD | HEADS).samples(Part.TRAIN)
+    chunk = next(Epochs(samples, length=700, batch=2, seed=1).stream())
+    window = next(Epochs(samples, length=9, batch=3, seed=1, last_row=True).stream())
     assert chunk.labels["path"].shape == (2, 700, 1, 4)
     assert window.labels["path"].shape == (3, 1, 1, 4)
     assert chunk.pieces(1)[1].labels["path"].equal(chunk.labels["path"][1:])
     segment: Segment = samples[0].segment
     row = int(window.positions[0, -1]) - int(segment.open_time_ms[0]) // segment.interval_ms
-    wanted = samples[0].labels["path"][row]
+    wanted = samples[0].labels["path"][0, row]
     assert window.labels["path"][0, 0].numpy() == pytest.approx(wanted)
 
 

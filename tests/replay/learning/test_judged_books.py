@@ -23,8 +23,7 @@ from pages import said_in
 
 from tracepaper.daemon.cli import invoke
 from tracepaper.replay.archive.columns import instant
-from tracepaper.replay.learning.estimators.order_book import read_of
-from tracepaper.replay.learning.fitted import DataRequest, FitRun
+from tracepaper.replay.learning.fitted import DataRequest, FitRun, read_dataset
 from tracepaper.replay.learning.judge.forecasts import MODEL, ModelForecasts
 from tracepaper.replay.learning.judge.metrics import BOOKS, FEW, MetricView, verdict_of
 from tracepaper.replay.learning.judge.tables import tables_of
@@ -184,7 +183,7 @@ def test_the_whole_is_what_the_card_says(
 
 def test_a_difference_is_that_of_the_losses_and_few_days_say_nothing(good: str, file: Path) -> None:
     model = load(Path(good))
-    books = read_of(model.card, DataRequest([str(file)]))
+    books = read_dataset(recipe_of(model.card), DataRequest([str(file)]), model.card)
     one = judge_checkpoint(model, books, NamedSpan("A", None, None))
     rng = np.random.default_rng(0)
     own = one.forecasts.at(1)
@@ -226,7 +225,7 @@ def test_no_held_out_book_moves_a_fold_and_a_fold_that_leaks_is_found(tmp_path: 
     middle = 15 * A_DAY
     of = header(levels=2, every_ms=PACE_MS, source="exchange")
     own, other = (
-        BookDataset(of, (books_of(planted(hours(20), mirrored_from=start), 2),), ())
+        BookDataset.of(of, [books_of(planted(hours(20), mirrored_from=start), 2)], [1])
         for start in (None, middle)
     )
     keys = {"window": 12, "dim": 8, "layers": 1, "heads": 2, "horizons": [1]}
@@ -291,7 +290,7 @@ def test_what_cannot_be_asked_of_books_is_refused_in_one_sentence(
     walk_1 = ("--folds", "walk:1")
     wrong: list[tuple[tuple[object, ...], str]] = [
         ((good, "--holdout", "A=2025-01-05:2025-02-10"), "begins before 2025-01-21"),
-        ((good, "--from", "2026-01-01"), "hold none whose move to 1 books is known"),
+        ((good, "--from", "2026-01-01"), "holds no book of the span"),
         ((good, "--inspect", "context=5"), "--inspect context is for models of bars"),
         (
             (good, *choose("evaluation.explained_bars=600")),

@@ -31,11 +31,12 @@ from scipy.stats import spearmanr
 
 from tracepaper.daemon.cli import invoke
 from tracepaper.replay.archive import Candles
-from tracepaper.replay.learning.dataset import Dataset
+from tracepaper.replay.learning.dataset import Dataset, close_by_close
 from tracepaper.replay.learning.estimators import cross_sectional
 from tracepaper.replay.learning.estimators.cross_sectional import (
     CrossAssetModel,
     CrossSection,
+    predicted,
     usual_return,
 )
 from tracepaper.replay.learning.fit import FitOptions, Policy, Progress, policy_of
@@ -53,9 +54,8 @@ from tracepaper.replay.learning.judge.metrics import (
 )
 from tracepaper.replay.learning.judge.tables import tables_of
 from tracepaper.replay.learning.openings import FILE_NAME, NamedSpan, read_openings
-from tracepaper.replay.learning.panel import close_by_close, labelled_closes, predicted
 from tracepaper.replay.learning.recipe import Recipe, kinds, recipe_of
-from tracepaper.replay.learning.samples import FLAT_BAND
+from tracepaper.replay.learning.samples import EVERY_HEAD, FLAT_BAND
 from tracepaper.replay.learning.splits import Fold, Part, Segment, walk_forward
 from tracepaper.replay.learning.statistics import VARIANCE_FLOOR, DayDifference, difference
 from tracepaper.replay.learning.training import train
@@ -405,7 +405,7 @@ def test_a_fold_is_calibrated_on_bars_that_did_not_stop_its_fit(
     def seen(model: CrossAssetModel, data: Dataset) -> CrossAssetModel:
         parts.append(
             {
-                part: {int(row) for one in labelled_closes(data, part) for row in one.rows}
+                part: {int(row) for one in data.samples(part) for row in one.rows}
                 for part in (Part.VALIDATION, Part.CALIBRATION)
             }
         )
@@ -419,13 +419,13 @@ def test_a_fold_is_calibrated_on_bars_that_did_not_stop_its_fit(
 
 
 def test_batches_that_are_accumulated_make_one_step_of_their_mean(aligned: Dataset) -> None:
-    closes = labelled_closes(aligned, Part.TRAIN)
+    closes = replace(aligned, heads=EVERY_HEAD | {"relative"}).samples(Part.TRAIN)
     options = recipe("crossasset").options
 
     def gradient(accumulate: int, at: Sequence[int]) -> torch.Tensor:
         torch.manual_seed(0)
         config = recipe("crossasset", dropout=0.0).architecture
-        features = closes[0].samples[0].segment.values.shape[1]
+        features = closes[0].segment.values.shape[1]
         network = CrossAssetNetwork(replace(config, symbols=SYMBOLS, features=features))
         learnt = CrossSection(network, closes, closes, replace(options, accumulate=accumulate))
         batches = list(islice(learnt.batches(0), 2))
@@ -465,7 +465,7 @@ def test_the_unit_of_the_weights_loss_knows_nothing_after_its_part(
     files = [str(write_csv(one, tmp_path)) for one in candles(changed_from=start)]
     both = [close_by_close(one, lambda _: cut) for one in (material, material_of(files))]
     for part, is_same in ((Part.TRAIN, True), (Part.VALIDATION, False)):
-        units = [usual_return(labelled_closes(one, part), 30) for one in both]
+        units = [usual_return(one.samples(part), 30) for one in both]
         assert (units[0] == units[1]) is is_same
 
 

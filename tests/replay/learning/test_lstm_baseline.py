@@ -27,8 +27,8 @@ from tracepaper.replay.learning.dataset import Dataset
 from tracepaper.replay.learning.estimators.networks import network_forecasts
 from tracepaper.replay.learning.judge.metrics import figures
 from tracepaper.replay.learning.recipe import recipe_of
-from tracepaper.replay.learning.samples import predict
 from tracepaper.replay.learning.splits import Part
+from tracepaper.replay.learning.windows import predict
 from tracepaper.storage.checkpoints import load
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.networks.flash import FlashNetwork

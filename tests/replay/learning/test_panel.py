@@ -11,26 +11,25 @@ import torch
 from learning import DAY_BARS, HORIZONS, learnable, split, write_csv
 
 from tracepaper.replay.archive import Candles, slice_candles
-from tracepaper.replay.learning.dataset import Dataset
+from tracepaper.replay.learning.dataset import Dataset, close_by_close
 from tracepaper.replay.learning.estimators.cross_sectional import (
     COVARIANCE_BARS,
     FEE,
+    ClosesPart,
     CrossAssetModel,
+    decided,
     portfolio_decisions,
     portfolio_returns,
+    predicted,
     rule_weights,
 )
 from tracepaper.replay.learning.fitted import FitRun
 from tracepaper.replay.learning.judge.forecasts import MODEL
 from tracepaper.replay.learning.judge.metrics import rank_correlations
-from tracepaper.replay.learning.panel import (
-    PanelBatches,
-    close_by_close,
-    labelled_closes,
-    predicted,
-)
 from tracepaper.replay.learning.recipe import recipe_of
+from tracepaper.replay.learning.samples import EVERY_HEAD, correlations, gains, relative_return
 from tracepaper.replay.learning.splits import Part
+from tracepaper.replay.learning.windows import first_position
 from tracepaper.strategies.allocation import Rule
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 from tracepaper.strategies.networks.cross_asset import (
@@ -77,14 +76,12 @@ def network(*, attention: str = "factorised", allocation: bool = False) -> Cross
 
 def test_a_relative_return_is_one_less_the_mean_of_all(material: Dataset) -> None:
     panel = material.panels[0]
-    found = panel.relative(HORIZONS)
     row, bars = panel.first + 100, HORIZONS[1]
-    closes = [segment.close for segment in panel.segments]
-    moves = [float(np.log(close[row + bars] / close[row])) for close in closes]
-    for asset, segment in enumerate(panel.segments):
+    found = relative_return(panel.price, panel.unit, bars)
+    moves = [float(np.log(close[row + bars] / close[row])) for close in panel.price]
+    for asset, sigma in enumerate(panel.unit[:, row].tolist()):
         apart = moves[asset] - sum(moves) / len(moves)
-        expected = apart / (segment.sigma[row] * bars**0.5)
-        assert found[asset, row, 1] == pytest.approx(expected, rel=1e-5)
+        assert found[asset, row] == pytest.approx(apart / (sigma * bars**0.5), rel=1e-5)
     assert np.isnan(found[:, -1]).all()
 
 
@@ -135,8 +132,9 @@ def test_many_closes_are_answered_as_each_window_alone(attention: str, material:
     field = made.config.receptive_field
     for at, row in enumerate(rows.tolist()):
         with torch.inference_mode():
-            x = torch.from_numpy(panel.rows(row - field + 1, row + 1))[None]
-            alone = made(x, torch.arange(3), panel.positions(row - field + 1, row + 1))
+            x = torch.from_numpy(panel.values(row - field + 1, row + 1))[None]
+            positions = first_position(panel.segments[0], row - field + 1) + torch.arange(field)
+            alone = made(x, torch.arange(3), positions)
         assert np.allclose(
             found.heads["relative"][:, at], alone.relative[0, :, -1].numpy(), atol=1e-5
         )
@@ -146,29 +144,28 @@ def test_many_closes_are_answered_as_each_window_alone(attention: str, material:
 
 def test_what_is_earned_after_a_part_is_not_learnt_from_in_it(material: Dataset) -> None:
     """No gain of a chunk reaches past the part's end, even of the last decisions."""
-    part = labelled_closes(material, Part.TRAIN)
+    part = replace(material, heads=EVERY_HEAD | {"gain"}).samples(Part.TRAIN)
     made = network(allocation=True)
-    chunks = PanelBatches(part, made, length=600, batch=2)
-    last = list(chunks.spread(4))[-1]
-    panel, stop = part[0].panel, part[0].samples[0].stop
-    start = stop - 600
-    decided = last.across["decided"][-1].numpy() + start
+    last = list(ClosesPart(part, made, length=600, batch=2).spread(4))[-1]
+    panel, stop = part[0].panel, part[0].stop
+    of_batch, gained = decided(last, made.config)
+    rows = of_batch[-1].numpy() + stop - 600
     closes = panel.segments[0].close_time_ms
-    inside = closes[np.minimum(decided + 30, len(panel) - 1)] <= SPLIT.train_until_ms
+    assert (closes[rows] % (30 * 60_000) == 0).all()
+    inside = closes[np.minimum(rows + 30, len(panel) - 1)] <= SPLIT.train_until_ms
     assert not inside.all()  # else nothing is shown
-    known = last.across["gains"][-1].abs().sum(dim=0).numpy() > 0
-    assert np.array_equal(known, inside)
-    moved = np.expm1(panel.moves(30)[:, decided[inside]])
-    assert np.allclose(last.across["gains"][-1].numpy()[:, inside], moved, atol=1e-6)
+    assert np.array_equal(gained[-1].abs().sum(dim=0).numpy() > 0, inside)
+    moved = gains(panel.price, 30)[:, rows[inside]]
+    assert np.allclose(gained[-1].numpy()[:, inside], moved, atol=1e-6)
 
 
 def test_weights_earn_their_gains_less_what_they_trade(material: Dataset) -> None:
-    part = labelled_closes(material, Part.TEST)
+    part = material.samples(Part.TEST)
     decisions = portfolio_decisions(part, every=30, field=10)
     one = decisions[0]
-    closes = one.labelled.panel.segments[0].close_time_ms[one.rows]
+    closes = one.panel.segments[0].close_time_ms[one.rows]
     assert (closes % (30 * 60_000) == 0).all()
-    assert one.rows[0] >= one.labelled.panel.first + COVARIANCE_BARS
+    assert one.rows[0] >= one.panel.first + COVARIANCE_BARS
     weights = np.random.default_rng(0).uniform(-0.3, 0.3, one.gains.shape)
     found = portfolio_returns(decisions, {MODEL: lambda *_: weights})
     held, net = np.zeros(3), dict.fromkeys(found.day.tolist(), 0.0)
@@ -182,14 +179,14 @@ def test_weights_earn_their_gains_less_what_they_trade(material: Dataset) -> Non
 
 
 def test_rules_weigh_by_what_has_closed(material: Dataset) -> None:
-    part = labelled_closes(material, Part.TEST)[0]
+    part = material.samples(Part.TEST)[0]
     rows = np.array([part.rows[300], part.rows[400]])
-    even = rule_weights(Rule.EQUAL)(part, rows)
+    even = rule_weights(Rule.EQUAL)(part.panel, rows)
     assert np.allclose(even, 1 / 3, atol=1e-6)
-    before = rule_weights(Rule.INVERSE)(part, rows[:1])
+    before = rule_weights(Rule.INVERSE)(part.panel, rows[:1])
     for segment in part.panel.segments:  # what comes later is no part of it
         segment.close[rows[0] + 1 :] *= 1.5
-    after = rule_weights(Rule.INVERSE)(part, rows[:1])
+    after = rule_weights(Rule.INVERSE)(part.panel, rows[:1])
     for segment in part.panel.segments:
         segment.close[rows[0] + 1 :] /= 1.5
     assert np.array_equal(before, after)
@@ -235,9 +232,9 @@ def test_a_head_of_correlations_learns_what_goes_with_them(tmp_path: Path) -> No
     fitted = recipe.kind.fit(found, recipe, FitRun(tmp_path / "fit"))
     assert isinstance(fitted, CrossAssetModel)
     network = fitted.model.network
-    panel, came = found.panels[0], found.panels[0].correlations((5, 30))[..., 1]
-    usual = came[:, labelled_closes(found, Part.TRAIN)[0].rows].mean(axis=1, keepdims=True)
-    rows = labelled_closes(found, Part.TEST)[0].rows
+    panel, came = found.panels[0], correlations(found.panels[0].price, 30)
+    usual = came[:, found.samples(Part.TRAIN)[0].rows].mean(axis=1, keepdims=True)
+    rows = found.samples(Part.TEST)[0].rows
     loadings = predicted(network, panel, rows).heads["loadings"]
     said = correlations_of(torch.from_numpy(loadings)[None])[0, :, :, 1].numpy()
     own, mean = (np.nanmean((each - came[:, rows]) ** 2) for each in (said, usual))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import learning
 import numpy as np
@@ -31,30 +32,24 @@ from tracepaper.replay.learning.judge.gates import Judgement
 from tracepaper.replay.learning.judge.metrics import figures
 from tracepaper.replay.learning.judge.tables import tables_of
 from tracepaper.replay.learning.losses import loss
-from tracepaper.replay.learning.samples import (
-    Windows,
-    judged_rows,
-    label,
-    predict,
-    samples_in,
-    targets,
-)
-from tracepaper.replay.learning.splits import Part, Segment
+from tracepaper.replay.learning.samples import label, samples_in, targets
+from tracepaper.replay.learning.splits import Part
+from tracepaper.replay.learning.windows import Epochs, judged_rows, predict
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.networks.architecture import Outputs
 from tracepaper.strategies.networks.flash import FlashNetwork
 
 torch.set_num_threads(1)
-KNOWN = learning.segment(4 * learning.DAY_BARS)
+KNOWN = learning.panel(4 * learning.DAY_BARS)
 SPLIT = learning.split(1.5, 2.5, 3.2)
 
 
-def crossed(segment: Segment, horizon: int) -> NDArray[np.float32]:
+def crossed(price: NDArray[Any], _: NDArray[Any], horizon: int) -> NDArray[np.float32]:
     """Return whether the close went back to where it is now within the horizon: 0 or 1."""
-    found = np.full(len(segment), np.nan, dtype=np.float32)
-    for row in range(len(segment) - horizon):
-        ahead = np.sign(segment.close[row + 1 : row + 1 + horizon] - segment.close[row])
-        found[row] = float(len(set(ahead.tolist())) > 1)
+    found = np.full(price.shape, np.nan, dtype=np.float32)
+    for asset, row in np.ndindex(len(price), price.shape[1] - horizon):
+        ahead = np.sign(price[asset, row + 1 : row + 1 + horizon] - price[asset, row])
+        found[asset, row] = float(len(set(ahead.tolist())) > 1)
     return found
 
 
@@ -69,12 +64,12 @@ def test_a_label_and_a_loss_are_one_function_each(tmp_path: Path) -> None:
         registered(samples.LABELS, lambda: label("crossed", missing=0.5)(crossed)),
         registered(losses.LOSSES, lambda: loss(name, "mean error", is_price=True)(absolute_error)),
     ):
-        assert targets(KNOWN, (5, 30))["crossed"].shape == (len(KNOWN), 2)
+        assert targets(KNOWN, (5, 30))["crossed"].shape == (1, len(KNOWN), 2)
         training, validation = (
             samples_in([KNOWN], learning.HORIZONS, SPLIT, part)
             for part in (Part.TRAIN, Part.VALIDATION)
         )
-        batch = next(Windows(training, length=256, batch=2, seed=0).stream())
+        batch = next(Epochs(training, length=256, batch=2, seed=0).stream())
         assert set(batch.labels["crossed"].unique().tolist()) <= {0.0, 0.5, 1.0}
         assert loss_shares(learning.HORIZONS, options)[3].tolist() == pytest.approx(
             loss_shares(learning.HORIZONS, options)[0].tolist()

@@ -7,16 +7,18 @@ import pytest
 import torch
 from learning import DAY_BARS, HORIZONS, segment, split, tiny
 
+from tracepaper.replay.learning.dataset import alone
 from tracepaper.replay.learning.losses import constants, head_scores
-from tracepaper.replay.learning.samples import predict, samples_in
+from tracepaper.replay.learning.samples import samples_in
 from tracepaper.replay.learning.splits import Part
+from tracepaper.replay.learning.windows import predict
 from tracepaper.strategies.networks.architecture import Outputs, kind_of
 from tracepaper.strategies.networks.flash import FlashNetwork
 
 SEGMENTS = [segment(4 * DAY_BARS)]
 SPLIT = split(2, 3.5, 3.7)
-TRAINING = samples_in(SEGMENTS, HORIZONS, SPLIT, Part.TRAIN)
-VALIDATION = samples_in(SEGMENTS, HORIZONS, SPLIT, Part.VALIDATION)
+TRAINING = samples_in(alone(SEGMENTS), HORIZONS, SPLIT, Part.TRAIN)
+VALIDATION = samples_in(alone(SEGMENTS), HORIZONS, SPLIT, Part.VALIDATION)
 
 
 class Fixed(FlashNetwork):
@@ -59,8 +61,8 @@ def test_the_constants_are_those_of_the_training_labels() -> None:
     used = TRAINING[0].weights[:, 0] > 0
     labels = TRAINING[0].labels
     variance = known.log_variance[0, 0].exp()
-    np.testing.assert_allclose(variance[0], labels["variance"][used, 0].mean(), rtol=1e-4)
-    up = (labels["direction"][used, 0] == 2).mean()
+    np.testing.assert_allclose(variance[0], labels["variance"][0, used, 0].mean(), rtol=1e-4)
+    up = (labels["direction"][0, used, 0] == 2).mean()
     np.testing.assert_allclose(known.direction_logits[0, 0, 0, 2].exp(), up, atol=1e-3)
 
 

@@ -6,46 +6,47 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from learning import segment
+from learning import panel, segment
 
 from tracepaper.replay.learning.samples import (
     DOWN,
     FLAT,
+    LABELS,
     NO_LABEL,
     UP,
     direction_of,
     targets,
     uniqueness,
 )
+from tracepaper.replay.learning.splits import Panel
 from tracepaper.replay.learning.statistics import VARIANCE_FLOOR
 
 
 def test_a_label_is_the_scaled_return_to_its_horizon() -> None:
-    known = segment(900)
+    known = panel(900)
     found = targets(known, (5, 30))
-    t, sigma = 700, known.sigma[700]
-    logs = np.log(known.close)
-    assert found["returns"][t, 1] == pytest.approx(
+    t, sigma = 700, known.unit[0, 700]
+    logs = np.log(known.price[0])
+    assert found["returns"][0, t, 1] == pytest.approx(
         (logs[t + 30] - logs[t]) / (sigma * 30**0.5), rel=1e-5
     )
     squares = np.diff(logs)[t : t + 5] ** 2
-    assert found["variance"][t, 0] == pytest.approx(squares.sum() / (5 * sigma**2), rel=1e-5)
+    assert found["variance"][0, t, 0] == pytest.approx(squares.sum() / (5 * sigma**2), rel=1e-5)
 
 
-def test_the_last_bars_have_no_label() -> None:
-    found = targets(segment(700), (5, 30))
-    assert np.isnan(found["returns"][-5:, 0]).all()
-    assert np.isfinite(found["returns"][600:-5, 0]).all()
-    assert (found["direction"][-30:, 1] == NO_LABEL).all()
-    assert np.isnan(found["variance"][-30:, 1]).all()
-
-
-def test_a_label_depends_on_no_bar_beyond_its_horizon() -> None:
-    long, short = segment(900), segment(900)
-    short.close[760:] *= 2
-    before, after = targets(long, (5,)), targets(short, (5,))
-    np.testing.assert_array_equal(before["returns"][600:755], after["returns"][600:755])
-    assert before["returns"][755, 0] != after["returns"][755, 0]
+@pytest.mark.parametrize("name", [name for name in LABELS if name != "cost"])
+def test_a_label_knows_the_bars_to_its_horizon_and_none_beyond(name: str) -> None:
+    both = Panel((segment(900), segment(900, seed=1, symbol="BBBUSDT")))
+    changed = both.price
+    changed[0, 760] *= 2
+    changed[0, 761:] /= 2
+    before, after = (LABELS[name].of(of, both.unit, 5)[0] for of in (both.price, changed))
+    np.testing.assert_array_equal(before[600:755], after[600:755])
+    assert not np.array_equal(before[755:760], after[755:760])
+    longest = before[..., -1] if LABELS[name].width else before
+    known = np.isfinite(longest) & (longest != NO_LABEL)
+    assert known[600:-5].all()
+    assert not known[-5:].any()
 
 
 def test_direction_has_a_flat_band() -> None:
@@ -54,9 +55,10 @@ def test_direction_has_a_flat_band() -> None:
 
 
 def test_variance_has_a_floor_where_nothing_moves() -> None:
-    known = segment(900)
-    known.close[650:700] = known.close[650]
-    assert targets(known, (5,))["variance"][660, 0] == np.float32(VARIANCE_FLOOR)
+    known = panel(900)
+    close = known.segments[0].close
+    close[650:700] = close[650]
+    assert targets(known, (5,))["variance"][0, 660, 0] == np.float32(VARIANCE_FLOOR)
 
 
 @settings(max_examples=30)

@@ -11,18 +11,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from learning import DAY_BARS, HORIZONS, MINUTE_MS, segment, split
 
-from tracepaper.replay.learning.samples import Samples, Windows, samples_in
+from tracepaper.replay.learning.dataset import alone
+from tracepaper.replay.learning.samples import Samples, samples_in
 from tracepaper.replay.learning.splits import Part
+from tracepaper.replay.learning.windows import Epochs
 from tracepaper.strategies.errors import DataInvalid
 
 SEGMENTS = [segment(2 * DAY_BARS), segment(700, seed=1, symbol="BBBUSDT", start=100)]
 SPLIT = split(1, 3, 4)
-TRAINING = samples_in(SEGMENTS, HORIZONS, SPLIT, Part.TRAIN)
+TRAINING = samples_in(alone(SEGMENTS), HORIZONS, SPLIT, Part.TRAIN)
 WINDOW = 20
 
 
-def made(length: int = WINDOW, batch: int = 64, seed: int = 0, *, last_row: bool = True) -> Windows:
-    return Windows(TRAINING, length=length, batch=batch, seed=seed, last_row=last_row)
+def made(length: int = WINDOW, batch: int = 64, seed: int = 0, *, last_row: bool = True) -> Epochs:
+    return Epochs(TRAINING, length=length, batch=batch, seed=seed, last_row=last_row)
 
 
 def row_of(samples: Samples, position: int) -> int:
@@ -51,7 +53,7 @@ def test_a_window_ends_at_every_labelled_bar_once_an_epoch() -> None:
     wanted = sorted(
         int(s.segment.open_time_ms[row]) // MINUTE_MS
         for s in TRAINING
-        for row in np.flatnonzero(s.weights.any(axis=1))
+        for row in s.rows
         if row >= s.segment.first + WINDOW - 1
     )
     batches = -(-len(wanted) // 64)
@@ -72,7 +74,7 @@ def test_a_window_holds_its_own_rows_and_labels() -> None:
         if np.array_equal(batch.values[0].numpy(), rows):
             matches += 1
             assert np.array_equal(batch.weights[0, 0].numpy(), samples.weights[row])
-            returns = np.nan_to_num(samples.labels["returns"][row])
+            returns = np.nan_to_num(samples.labels["returns"][0, row])
             assert np.array_equal(batch.labels["returns"][0, 0].numpy(), returns)
     assert matches == 1
 
@@ -90,8 +92,8 @@ def test_the_stream_goes_on_where_it_was_left_and_another_seed_has_another(last_
 
 
 def test_a_segment_shorter_than_a_chunk_is_padded_without_weight() -> None:
-    samples = samples_in(SEGMENTS[1:], HORIZONS, SPLIT, Part.TRAIN)
-    batch = next(iter(Windows(samples, length=512, batch=1, seed=0).epoch(0)))
+    samples = samples_in(alone(SEGMENTS[1:]), HORIZONS, SPLIT, Part.TRAIN)
+    batch = next(iter(Epochs(samples, length=512, batch=1, seed=0).epoch(0)))
     rows = samples[0].stop - samples[0].start
     assert rows < 512
     assert batch.weights[0, rows:].abs().sum() == 0

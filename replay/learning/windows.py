@@ -1,0 +1,311 @@
+"""Batches: windows of a part, by the order in which they are learnt from; and forecasts of rows.
+
+Every labelled bar is a sample whose window ends at it. An epoch visits all of them in an order
+drawn from the seed, so that a step is an even subsample of the time that is learnt from.
+
+The rules are docs/models.md, L25, and docs/several.md, P26.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from tracepaper.replay.learning.samples import LABELS, Fields, Ids, Samples
+from tracepaper.replay.learning.splits import Part, Segment
+from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
+from tracepaper.strategies.features.rolling import Array
+from tracepaper.strategies.networks.architecture import Network, Outputs
+
+Cuts = NDArray[np.int64]
+"""Windows [window, 3]: the place of its samples in a part, its first row, and one past its last."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Tensors [batch, time, ..]: features, labels by name and sample weights by horizon.
+
+    ``positions`` int64 [batch, time] are absolute bar numbers, ``open_time_ms // interval_ms``. Of
+    several assets features and labels are [batch, asset or pair, time, ..].
+    """
+
+    values: Tensor
+    labels: dict[str, Tensor]
+    weights: Tensor
+    positions: Tensor
+
+    def to(self, device: torch.device) -> Batch:
+        """Return the batch on *device*."""
+        return Batch(
+            self.values.to(device),
+            {name: of.to(device) for name, of in self.labels.items()},
+            self.weights.to(device),
+            self.positions.to(device),
+        )
+
+    def pieces(self, size: int) -> list[Batch]:
+        """Split the batch into views of at most *size* samples each."""
+        labels = [
+            dict(zip(self.labels, parts, strict=True))
+            for parts in zip(*(label.split(size) for label in self.labels.values()), strict=True)
+        ]
+        kept = (self.values.split(size), labels, self.weights.split(size))
+        return [Batch(*parts) for parts in zip(*kept, self.positions.split(size), strict=True)]
+
+
+def windows(
+    part: Sequence[Samples], order: Iterable[Cuts], length: int, *, learnt: int | None = None
+) -> Iterator[Batch]:
+    """Yield the windows of each *order* of *part* as a batch: the one maker of batches.
+
+    A window that is shorter than *length* is padded at its end without weight. Of each the last
+    *learnt* rows are learnt from, by default all.
+    """
+    rows = learnt or length
+
+    def stacked(parts: Iterable[NDArray[Any]], count: int) -> Tensor:
+        """[asset, some of time, ..] each as [window, asset, time, ..], of one asset without it."""
+        each = list(parts)
+        whole = np.zeros((len(each), len(each[0]), count, *each[0].shape[2:]), each[0].dtype)
+        for row, column in zip(whole, each, strict=True):
+            row[:, : column.shape[1]] = column
+        return torch.from_numpy(whole if whole.shape[1] > 1 else whole[:, 0])
+
+    for cuts in order:
+        of = [(part[at], start, stop) for at, start, stop in cuts.tolist()]
+        taken = [(samples, slice(max(start, stop - rows), stop)) for samples, start, stop in of]
+        labels = {
+            name: stacked(
+                (np.nan_to_num(s.labels[name][:, at], nan=LABELS[name].missing) for s, at in taken),
+                rows,
+            )
+            for name in of[0][0].labels
+        }
+        # With sessions, bars that follow one another may have numbers that do not.
+        firsts = [
+            first_position(s.segment, stop - 1) - length + 1
+            if learnt == 1
+            else first_position(s.segment, start)
+            for s, start, stop in of
+        ]
+        yield Batch(
+            stacked((s.panel.values(start, stop) for s, start, stop in of), length),
+            labels,
+            stacked((s.weights[None, at] for s, at in taken), rows),
+            torch.tensor(firsts)[:, None] + torch.arange(length),
+        )
+
+
+def first_position(segment: Segment, row: int) -> int:
+    """Return the absolute number of the bar at *row*; those after it follow one by one."""
+    return int(segment.open_time_ms[row]) // segment.interval_ms
+
+
+class Epochs:
+    """Every window of a part once an epoch, *batch* at a time, in orders that are drawn by a seed.
+
+    Where every row is learnt from, each epoch cuts every panel into windows at another phase, so
+    that it holds each position once. With *last_row* a window ends at each labelled bar, which
+    alone is learnt from. The last batch of an epoch may be smaller. Raises ``DataInvalid`` where
+    no labelled bar has a whole window before it.
+    """
+
+    def __init__(
+        self,
+        part: Sequence[Samples],
+        *,
+        length: int,
+        batch: int,
+        seed: int,
+        last_row: bool = False,
+    ) -> None:
+        self._part, self._length, self._batch, self._seed = part, length, batch, seed
+        self._learnt = 1 if last_row else None
+        rows = [each.whole_rows(length) for each in part] if last_row else []
+        ends = [np.stack([np.full_like(of, at), of - length + 1, of + 1], axis=1)
+                for at, of in enumerate(rows)]  # fmt: skip
+        self._ends = np.concatenate(ends) if ends else np.empty((0, 3), dtype=np.int64)
+        if last_row and not len(self._ends):
+            raise DataInvalid(
+                f"No labelled bar has {length} rows of features before it; give longer candles or "
+                "a smaller window."
+            )
+
+    def stream(self, skipped: int = 0) -> Iterator[Batch]:
+        """Yield batches epoch after epoch without end, from the *skipped*-th on."""
+        for number in itertools.count():
+            order = self._order(number)
+            yield from windows(self._part, order[skipped:], self._length, learnt=self._learnt)
+            skipped = max(skipped - len(order), 0)
+
+    def epoch(self, number: int) -> Iterator[Batch]:
+        """Yield the batches of epoch *number*; the same number gives the same batches."""
+        return windows(self._part, self._order(number), self._length, learnt=self._learnt)
+
+    def _order(self, number: int) -> list[Cuts]:
+        """Return the windows of each batch of an epoch."""
+        generator = np.random.default_rng((self._seed, number))
+        cuts = self._ends if self._learnt else np.array(list(self._chunks(generator)))
+        order = cuts[generator.permutation(len(cuts))]
+        return [order[at : at + self._batch] for at in range(0, len(order), self._batch)]
+
+    def _chunks(self, generator: np.random.Generator) -> Iterator[tuple[int, int, int]]:
+        for at, samples in enumerate(self._part):
+            phase = int(generator.integers(0, self._length))
+            inner = range(samples.start + self._length - phase, samples.stop, self._length)
+            for start, stop in itertools.pairwise((samples.start, *inner, samples.stop)):
+                yield at, start, stop
+
+
+@dataclass(frozen=True)
+class Chunks:
+    """Windows of *length* rows that are drawn at random, those of a batch from one panel.
+
+    ``begins`` [panel, 2] are the first row at which a window may begin, and one past the last;
+    ``shares`` how often each panel is drawn.
+    """
+
+    begins: Cuts
+    shares: Array
+    length: int
+
+    def drawn(self, generator: np.random.Generator, batch: int) -> Cuts:
+        """Return the windows of the next batch that *generator* draws."""
+        place = int(generator.choice(len(self.shares), p=self.shares / self.shares.sum()))
+        first, stop = self.begins[place].tolist()
+        return self._cuts(place, generator.integers(first, stop, batch))
+
+    def spread(self, count: int, batch: int) -> Iterator[Cuts]:
+        """Yield *count* batches, their windows evenly spread over the panels."""
+        last = max(count * batch - 1, 1)
+        for number in range(count):
+            place = number % len(self.begins)
+            first, stop = self.begins[place].tolist()
+            yield self._cuts(
+                place, first + (stop - 1 - first) * (number * batch + np.arange(batch)) // last
+            )
+
+    def _cuts(self, place: int, starts: Ids) -> Cuts:
+        return np.stack([np.full_like(starts, place), starts, starts + self.length], axis=1)
+
+
+# --- what a network answers at rows of a segment
+
+
+_CHUNK_ROWS: Final = 8_192  # rows answered at once; bounds memory
+WINDOWS_JUDGED: Final = 20_000
+"""Bars of a part that a network of whole windows is judged on: each costs a pass."""
+HEADS: Final = ("quantiles", "tails", "drawdown", "runup", "regimes", "path")
+"""Fields that not every network has."""
+
+
+def predict(network: Network, segment: Segment, rows: Ids, *, dropout: bool = False) -> Fields:
+    """Return the fields at *rows* (ascending) of *segment*, which has features there.
+
+    Each row sees the receptive field that ends at it, or all there is of it; before that a network
+    of whole windows is given zeros, which are neutral. It takes the first columns of the features,
+    as many as it has. With *dropout* it drops as in training, by
+    PyTorch's seed. Leaves it in evaluation mode.
+    """
+    network.eval()
+    try:
+        for module in network.dropping() if dropout else ():
+            module.train()
+        return joined([fields_of(each) for each in outputs_at(network, segment, rows)])
+    finally:
+        network.eval()
+
+
+def joined(parts: Sequence[Fields]) -> Fields:
+    """Return the fields one after another."""
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def fields_of(outputs: Outputs) -> Fields:
+    """Return *outputs* [row, horizon, ..] as fields."""
+    every = {
+        "mean": outputs.mean,
+        "scale": torch.exp(outputs.log_scale),
+        "dof": outputs.dof,
+        "logits": outputs.direction_logits,
+        "variance": torch.exp(outputs.log_variance),
+        **{name: getattr(outputs, name) for name in HEADS},
+    }
+    return {name: part.float().cpu().numpy() for name, part in every.items() if part is not None}
+
+
+def outputs_at(network: Network, segment: Segment, rows: Ids) -> Iterator[Outputs]:
+    """Yield the outputs of *network* at *rows* of *segment*, [row, horizon, ..], as ``predict``."""
+    if not len(rows):
+        raise DataInvalid("There is no bar to forecast; give longer candles.")
+    answer = _by_row if network.answers_every_row else _by_window
+    with torch.inference_mode():
+        yield from answer(network, segment, rows)
+
+
+def passes(rows: Ids, first: int, field: int, at_once: int) -> Iterator[tuple[Ids, int, int]]:
+    """Yield those of *rows* that one pass answers, with the first bar that it sees and its end.
+
+    A pass spans *at_once* bars, and sees *field* bars up to its first, from *first* on.
+    """
+    for begin in range(int(rows[0]), int(rows[-1]) + 1, at_once):
+        chosen = rows[(rows >= begin) & (rows < begin + at_once)]
+        if len(chosen):
+            yield chosen, max(begin - field + 1, first), int(chosen[-1]) + 1
+
+
+def _by_row(network: Network, segment: Segment, rows: Ids) -> Iterator[Outputs]:
+    """Yield the outputs of chunks of *rows*, each of one pass over all bars between."""
+    device, config = network.device, network.config
+    for chosen, start, stop in passes(rows, segment.first, config.receptive_field, _CHUNK_ROWS):
+        x = torch.from_numpy(segment.values[start:stop, : config.features]).to(device)[None]
+        positions = first_position(segment, start) + torch.arange(x.shape[1], device=device)
+        outputs: Outputs = network(x, positions)
+        at = torch.from_numpy(chosen - start).to(device)
+        yield Outputs._make(None if part is None else part[0, at] for part in outputs)
+
+
+def _by_window(network: Network, segment: Segment, rows: Ids) -> Iterator[Outputs]:
+    """Yield the outputs of batches of *rows*, each of its window alone."""
+    window, device = network.config.window, network.device
+    batch, columns = max(_CHUNK_ROWS // window, 1), network.config.features
+    for start in range(0, len(rows), batch):
+        chosen = rows[start : start + batch].tolist()
+        x = np.zeros((len(chosen), window, columns), dtype=np.float32)
+        for target, row in zip(x, chosen, strict=True):
+            values = segment.values[max(row - window + 1, segment.first) : row + 1, :columns]
+            target[window - len(values) :] = values
+        firsts = torch.tensor([first_position(segment, row) - window + 1 for row in chosen])
+        positions = firsts[:, None] + torch.arange(window)
+        outputs: Outputs = network(torch.from_numpy(x).to(device), positions.to(device))
+        yield outputs.map(lambda part: part[:, -1])
+
+
+def thinned(rows: Ids, total: int, network: Network) -> Ids:
+    """Return *rows*, of *total* in a part; evenly fewer where each costs a whole window."""
+    if network.answers_every_row:
+        return rows
+    return rows[:: -(-total // WINDOWS_JUDGED)]
+
+
+def judged_rows(network: Network, part: Sequence[Samples]) -> list[tuple[Samples, Ids]]:
+    """Return the labelled rows with a full context of each segment that has some, ``thinned``."""
+    rows = [samples.whole_rows(network.config.receptive_field) for samples in part]
+    total = sum(map(len, rows))
+    every = ((s, thinned(of, total, network)) for s, of in zip(part, rows, strict=True))
+    return [(samples, chosen) for samples, chosen in every if len(chosen)]
+
+
+def no_context(part: Part, rows: int) -> ConfigInvalid:
+    """Return the error of a *part* without a bar that has the *rows* an answer depends on."""
+    return ConfigInvalid(
+        f"The {part.value} part has no bar with {rows:,} bars before it, on which an answer "
+        "depends; narrow the window, move the split's dates or give more candles."
+    )
