@@ -77,20 +77,19 @@ def ship(
     if new_id:
         say(f"{path} has the id {make_new_id(path)} now.")
     if once:
-        steps, candles, holes = ship_once(path, url, needed_by=option)
+        shipped = ship_once(path, url, needed_by=option)
         if json:
             print_json(
                 {
                     "database": str(path),
                     "database_id": database_id(path),
-                    "steps": steps,
-                    "series": candles,
-                    "holes": holes,
+                    "steps": shipped.steps,
+                    "holes": shipped.holes,
                 }
             )
             return
-        say(f"Shipped {count_of(steps, 'step')} of {path}.")
-        for hole in holes:
+        say(f"Shipped {count_of(shipped.steps, 'step')} of {path}.")
+        for hole in shipped.holes:
             say(f"warning: {hole}", err=True)
         return
     _follow(path, url, option, service=service)
