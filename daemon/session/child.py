@@ -17,6 +17,7 @@ import struct
 import subprocess
 import sys
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import (
     AsyncIterator,
     Awaitable,
@@ -322,14 +323,14 @@ async def working(
         raise error
 
 
-class Companion:
+class Companion(ABC):
     """Work beside a run: it is shown each stored step, and done in the block of ``at_work``."""
 
-    def observe(self, step: Step) -> None:
+    def observe(self, step: Step) -> None:  # noqa: B027 - most work is shown no step
         """Take in a stored *step*."""
 
-    async def _work(self) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    async def _work(self) -> None: ...
 
     def at_work(self, failed: Callable[[], object]) -> AbstractAsyncContextManager[None]:
         """Work in the background of the block; call *failed* where an error ends that."""
@@ -342,8 +343,8 @@ class ScheduledJob(Companion):
     def __init__(self) -> None:
         self._is_due = asyncio.Event()
 
-    async def _do(self) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    async def _do(self) -> None: ...
 
     async def _work(self) -> None:
         while True:
