@@ -110,6 +110,26 @@ def server_of(to: str | None, config: Path | None) -> tuple[str, str]:
     return address, option
 
 
+def refuse_unshipped(path: Path) -> None:
+    """Raise ``ConfigInvalid`` where the newest daemon of the file *path* ships it.
+
+    The configuration at hand does not: what had not arrived yet would be pruned without a word.
+    """
+    from tracepaper.daemon.config.loading import restore
+    from tracepaper.storage.database.reader import Reader
+    from tracepaper.storage.fleet.server import shown
+    from tracepaper.strategies.types.market import RunKind
+
+    with Reader.open(path) as reader:
+        runs = [reader.stored_run(run_id).run for run_id in reader.run_ids()]
+    live = [run for run in runs if run.kind is RunKind.LIVE]
+    if live and (url := restore(live[-1].config).storage.ship_to):
+        raise ConfigInvalid(
+            f"{path} is shipped to {shown(url)} by the configuration of its last daemon: give that "
+            "by --config, and all is shipped before, or --hole."
+        )
+
+
 def ship_before_prune(path: Path, url: str | None) -> Callable[[], None]:
     """Ship the file *path* to *url*, and return what ships its prune afterwards.
 

@@ -392,7 +392,7 @@ def prune(
     before.
     """
     from tracepaper.daemon.clock import SystemClock
-    from tracepaper.daemon.commands.fleet import ship_before_prune
+    from tracepaper.daemon.commands.fleet import refuse_unshipped, ship_before_prune
     from tracepaper.daemon.config.loading import load
     from tracepaper.daemon.session.resume import recorded_reach
     from tracepaper.storage.maintenance import prune as prune_database
@@ -411,6 +411,8 @@ def prune(
             unknown[run_id] = " ".join(str(error).split())
             return None
 
+    if not hole and storage.ship_to is None:
+        refuse_unshipped(path)
     follow = ship_before_prune(path, None if hole else storage.ship_to)
     now_ms = SystemClock().wall_ms()
     prunings = prune_database(path, keep_days=days, pruned_at_ms=now_ms, reach=reach)
