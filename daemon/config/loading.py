@@ -51,6 +51,7 @@ from tracepaper.daemon.config.sections import (
 )
 from tracepaper.daemon.config.several import StrategiesSection, StrategyShare
 from tracepaper.daemon.config.values import (
+    TREND_WINDOWS,
     ExitsSection,
     Section,
     allowed,
@@ -398,23 +399,29 @@ def _refuse_uncounted(
     """
     members = config.strategies.named
     for name, (by, readers) in CHOSEN_BY.items():
-        section, default = getattr(config, name), SECTIONS[name]()
+        section = getattr(config, name)
         of_run = {getattr(section, by), *(each.sizing.get(by) for each in members.values())}
-        choice = getattr(default, by)
+        choice = SECTIONS[name].model_fields[by].default
         for origin, tables in sources:
             table = tables.get(name, {})
             choice = table.get(by, choice)
             for key in table:
                 is_last = origins[name, key] == _origin_of(origin, name, key)
-                is_changed = getattr(section, key) != getattr(default, key) or origin == SET
-                if is_last and is_changed and not is_read(readers, key, {choice, *of_run}):
+                is_given = origin == SET or _is_changed(section, key)
+                if is_last and is_given and not is_read(readers, key, {choice, *of_run}):
                     raise _uncounted(f"{origins[name, key]}: [{name}]", key, section)
-    default = StrategySection()
-    for name, member in members.items():
-        for key in StrategySection.model_fields:
-            is_changed = key != "twins" and getattr(member, key) != getattr(default, key)
-            if is_changed and not is_read(STRATEGIES_OF, key, {member.name}):
+    given = {name for _, tables in sources for name in tables.get("strategies", {})}
+    for name in sorted(given & members.keys()):
+        member = members[name]
+        for key in STRATEGIES_OF:
+            if _is_changed(member, key) and not is_read(STRATEGIES_OF, key, {member.name}):
                 raise _uncounted(f"{origins['strategies', name]}: [strategies.{name}]", key, member)
+
+
+def _is_changed(section: Section, key: str) -> bool:
+    """Return whether *key* has not its default; a run fills in that of a trend's windows."""
+    default = type(section).model_fields[key].get_default(call_default_factory=True)
+    return getattr(section, key) not in (default, TREND_WINDOWS)
 
 
 def _uncounted(where: str, key: str, section: Section) -> ConfigInvalid:
