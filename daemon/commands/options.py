@@ -189,11 +189,14 @@ def rows_counted() -> Iterator[Callable[[str, int], None]]:
     typer.echo("\r\x1b[K" if is_shown else "", err=True, nl=False)
 
 
-def located(run: str, database: Path | None) -> RunLocation:
-    """Find the run that *run* names, and warn on stderr where it is plainly damaged."""
+def located(run: str, db: Path | None, config: Path | None = None) -> RunLocation:
+    """Find *run* in the database *db*, else that of *config*, and warn where it is plainly damaged.
+
+    A run FILE#RUN names its database itself.
+    """
     from tracepaper.storage.database.reader import resolve
 
-    place = resolve(database, run)
+    place = resolve(None if "#" in run else database_path(db, config), run)
     if place.damage:
         say(f"Warning: {place.damage}", err=True)
     return place

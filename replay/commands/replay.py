@@ -352,19 +352,17 @@ def demo(
                 "--days, --seconds, --model and --incidents are of the bundled month; leave them "
                 "out, or --data and -c."
             )
-        from tracepaper.replay.demo.run import Demonstration, perform_own
+        from tracepaper.replay.demo.run import perform_own
 
         perform_own(
-            Demonstration(
-                bars=bars,
-                speed=speed or 2_000.0,
-                data=tuple(data or ()),
-                columns=tuple(columns or ()),
-                config=config,
-                database=db,
-                as_json=json,
-                listening=listening,
-            )
+            data=data or (),
+            columns=columns or (),
+            file=config,
+            bars=bars,
+            speed=speed or 2_000.0,
+            database=db,
+            as_json=json,
+            listening=listening,
         )
         return
     if columns or bars is not None or speed is not None:
