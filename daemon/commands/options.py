@@ -45,6 +45,19 @@ SetOption = Annotated[
         help="A section.key of the configuration, over file and environment; repeat.",
     ),
 ]
+HtmlOption = Annotated[
+    Path | None, typer.Option("--html", metavar="FILE", help="Write a self-contained page.")
+]
+CacheOption = Annotated[
+    Path | None,
+    typer.Option(metavar="FOLDER", help="Cache of features and labels; by default in ~/.cache."),
+]
+ServiceOption = Annotated[
+    bool,
+    typer.Option(
+        "--service", help="As the daemon starts it: low priority; ends when stdin closes."
+    ),
+]
 JsonOption = Annotated[
     bool,
     typer.Option("--json", help="Print one JSON document on stdout and nothing else."),

@@ -16,6 +16,7 @@ from tracepaper.daemon.commands.options import (
     DepthOption,
     FromOption,
     JsonOption,
+    ServiceOption,
     SetOption,
     database_path,
     located,
@@ -192,12 +193,7 @@ def parity(
             help="Hold its fills to order books recorded by `data record`; repeat.",
         ),
     ] = None,
-    service: Annotated[
-        bool,
-        typer.Option(
-            "--service", help="As the daemon starts it: low priority; ends when stdin closes."
-        ),
-    ] = False,
+    service: ServiceOption = False,
     db: DatabaseOption = None,
     json: JsonOption = False,
 ) -> None:

@@ -12,7 +12,13 @@ from typing import TYPE_CHECKING, Annotated, Final, cast
 
 import typer
 
-from tracepaper.daemon.commands.options import ColumnsOption, ConfigOption, JsonOption, print_json
+from tracepaper.daemon.commands.options import (
+    ColumnsOption,
+    ConfigOption,
+    HtmlOption,
+    JsonOption,
+    print_json,
+)
 from tracepaper.replay.backtest.run_spec import Consumer, RunSpec, command
 from tracepaper.replay.commands.train import OnOption
 from tracepaper.strategies.errors import ConfigInvalid
@@ -217,10 +223,7 @@ def sweep(
         typer.Option(metavar="FILE", help="Where its results are kept."),
     ] = None,
     spec: RunSpec,
-    html: Annotated[
-        Path | None,
-        typer.Option("--html", metavar="FILE", help="Write a self-contained page."),
-    ] = None,
+    html: HtmlOption = None,
     json: JsonOption = False,
 ) -> None:
     """Try many configurations on the same candles; estimate how much of the best is luck.
