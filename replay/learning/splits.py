@@ -24,7 +24,6 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from functools import cache as cache_once
 from itertools import pairwise
-from pathlib import Path
 from typing import Any, Final
 from zlib import crc32
 
@@ -108,12 +107,6 @@ class Segment:
         """How many bars a day has; with a calendar, a day of sessions."""
         calendar = self.candles.calendar
         return DAY_MS // self.interval_ms if calendar is None else calendar.bars_a_day
-
-
-def file_sha256(path: Path) -> str:
-    """Return the SHA-256 of a file's bytes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def columns_of(candles: Candles) -> Columns:
