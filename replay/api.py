@@ -334,16 +334,15 @@ class Backtest:
         where there is no such decision.
         """
         from tracepaper.replay.document.terminal import show
-        from tracepaper.replay.explain.decision import read_stored
-        from tracepaper.replay.explain.document import RecomputedAnswer, document
-        from tracepaper.replay.explain.tables import stored_parts
+        from tracepaper.replay.explain.decision_document import read_decision
+        from tracepaper.replay.explain.document import RecomputedAnswer, document, stored_parts
 
         self._require_open()
-        stored = read_stored(self.database, self.run_id, self._sequence_of(sequence))
-        parts = tuple(stored_parts(stored))
+        stored, told = read_decision(self.database, self.run_id, self._sequence_of(sequence))
+        parts = tuple(stored_parts(stored, told))
         return Text(
             text_of(lambda console: show(console, parts)),
-            document(stored, RecomputedAnswer(), None),
+            document(stored, told.title, RecomputedAnswer(), None),
         )
 
     def _sequence_of(self, index: int) -> int:

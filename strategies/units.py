@@ -234,7 +234,11 @@ def number(value: float | None, *, digits: int = 4, signed: bool = False) -> str
     if value == 0:
         return "0"
     places = digits - 1 - floor(log10(abs(value)))
-    text = f"{value:{sign},.{max(0, min(places, DECIMALS_MOST))}f}"
+    return without_zeros(f"{value:{sign},.{max(0, min(places, DECIMALS_MOST))}f}")
+
+
+def without_zeros(text: str) -> str:
+    """Return an exact decimal without zeros at its end: ``0.058`` of ``0.0580``."""
     return text.rstrip("0").rstrip(".") if "." in text else text
 
 

@@ -23,7 +23,7 @@ from tracepaper.replay.bench.machine import machine_line
 from tracepaper.replay.samples import DEMO_CANDLES
 from tracepaper.strategies.errors import InvariantBroken
 from tracepaper.strategies.types.market import Bar, Category, Instrument, Source
-from tracepaper.strategies.units import MINUTE_MS
+from tracepaper.strategies.units import MINUTE_MS, without_zeros
 
 ROUNDS: Final = 7
 BITCOIN: Final = Instrument(
@@ -84,19 +84,14 @@ def _frame(row: dict[str, str]) -> bytes:
     """Return the closing frame of one row; turnover is volume times the close, exactly."""
     start = int(row["open_time"])
     sent_ms = start + MINUTE_MS + 441
-    texts = {name: shortest(row[name]) for name in ("open", "close", "high", "low", "volume")}
-    texts["turnover"] = shortest(str(Decimal(row["volume"]) * Decimal(row["close"])))
+    texts = {name: without_zeros(row[name]) for name in ("open", "close", "high", "low", "volume")}
+    texts["turnover"] = without_zeros(str(Decimal(row["volume"]) * Decimal(row["close"])))
     numbers = ",".join(f'"{name}":"{text}"' for name, text in texts.items())
     return (
         f'{{"topic":"kline.1.BTCUSDT","data":[{{"start":{start},"end":{start + MINUTE_MS - 1},'
         f'"interval":"1",{numbers},"confirm":true,"timestamp":{sent_ms}}}],'
         f'"ts":{sent_ms},"type":"snapshot"}}'
     ).encode()
-
-
-def shortest(text: str) -> str:
-    """Return the number *text* without trailing zeros, as the exchange writes it."""
-    return text.rstrip("0").rstrip(".") if "." in text else text
 
 
 def open_frames(closing: Sequence[bytes]) -> list[bytes]:

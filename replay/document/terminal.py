@@ -54,9 +54,13 @@ def show(console: Console, parts: Iterable[Part], *, blank_lines: bool = True) -
 def printed(table: Table) -> RenderableType:
     """Return *table* with its title and its notes; one without rows is these alone."""
     parts: list[RenderableType] = []
-    if table.title:
-        parts.append(Text(table.title + _left_out(table), style="bold"))
-    if table.rows:
+    if table.look == "pairs":
+        pairs = (f"{row['name']} {row['value']}" for row in table.records())
+        parts.append(Text(visible(f"{table.title}: {', '.join(pairs)}.")))
+    elif table.title:
+        aside = f", {table.aside}" if table.aside else ""
+        parts.append(Text(table.title + aside + _left_out(table), style="bold"))
+    if table.rows and table.look != "pairs":
         parts += _grids(table)
     parts += [_paragraph(Paragraph(note, "note")) for note in table.notes]
     return Group(*parts)
@@ -64,7 +68,7 @@ def printed(table: Table) -> RenderableType:
 
 def _paragraph(part: Paragraph) -> RenderableType:
     match part.style:
-        case "plain" | "lead" | "code":
+        case "plain" | "lead" | "code" | "detail":
             return Text(part.text)
         case "heading":
             return Text(part.text, style="bold reverse")
@@ -101,7 +105,8 @@ def _grids(table: Table) -> Iterator[rich_table.Table]:
 
 def _upright(table: Table) -> rich_table.Table:
     shown = [(place, figure) for place, figure in enumerate(table.figures) if not figure.wide]
-    grid = rich_table.Table(box=None, pad_edge=False)
+    has_head = table.look not in ("stack", "timeline")
+    grid = rich_table.Table(box=None, pad_edge=False, show_header=has_head)
     for _, figure in shown:
         is_text = figure.form in TEXTS
         grid.add_column(figure.title, justify="left" if is_text else "right", no_wrap=not is_text)

@@ -40,6 +40,16 @@ _WITHOUT_SIGN: Final[dict[Form, Form]] = {
     "gain": "money", "gain percent": "percent", "gain ratio": "ratio", "gain bp": "bp",
     "signed": "measure",
 }  # fmt: skip
+Look = Literal["table", "tiles", "pairs", "gauges", "stack", "columns", "balance", "timeline"]
+"""How a page draws a table, by the keys of its figures.
+
+``tiles`` show each figure of the only row large, ``pairs`` a ``name`` and its ``value``, ``gauges``
+how far a ``measure`` is from its ``threshold``, a ``stack`` the parts of a whole side by side,
+``columns`` shares over time, a ``balance`` what each ``feature`` has ``added``, and a ``timeline``
+an ``event`` after another. A terminal writes pairs in one line, and all others as tables.
+"""
+PAIR: Final[Mapping[str, Form]] = {"name": "text", "value": "exact"}
+"""The figures of ``pairs``."""
 BAR_CELLS: Final = 28
 SIGNED_BAR_CELLS: Final = 16
 BARS: Final = ("bar", "gain bar")
@@ -91,12 +101,15 @@ def of_field(
 
 @dataclass(frozen=True)
 class Paragraph:
-    """A paragraph; a ``note`` qualifies what stands above it, ``code`` is to be copied."""
+    """A paragraph.
+
+    A ``note`` qualifies what stands above it, a page folds a ``detail``, ``code`` is to be copied.
+    """
 
     text: str
-    style: Literal["plain", "lead", "strong", "heading", "item", "note", "warning", "code"] = (
-        "plain"
-    )
+    style: Literal[
+        "plain", "lead", "strong", "heading", "item", "detail", "note", "warning", "code"
+    ] = "plain"
 
 
 @dataclass(frozen=True)
@@ -112,7 +125,8 @@ class Table:
     shown: int | None = None  # rows that people are shown; JSON has them all
     newest: bool = False  # the last rows are shown, not the first
     whole: bool = False  # a terminal shows every row
-    look: Literal["table", "tiles"] = "table"  # tiles: each figure of the only row large
+    look: Look = "table"
+    aside: str = ""  # words beside the title
 
     def records(self) -> list[dict[str, Value]]:
         """Return the rows by the figures' keys."""
@@ -207,7 +221,11 @@ def _table_part(part: Table) -> dict[str, Any]:
         "key": part.key,
         "title": part.title,
         "columns": [
-            {"title": figure.title, **({"text": True} if figure.form in TEXTS else {})}
+            {
+                "title": figure.title,
+                **({"text": True} if figure.form in TEXTS else {}),
+                **({} if part.look in ("table", "tiles") else {"key": figure.key}),
+            }
             for _, figure in kept
         ],
         "rows": [[_cell(row[place], figure.form, most) for place, figure in kept]
@@ -220,6 +238,8 @@ def _table_part(part: Table) -> dict[str, Any]:
         content["turned"] = True
     if part.look != "table":
         content["look"] = part.look
+    if part.aside:
+        content["aside"] = part.aside
     return content
 
 

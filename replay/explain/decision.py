@@ -278,15 +278,9 @@ def _decision_at(database: Path, run_id: str, time: str) -> int:
     )
 
 
-def read_stored(database: Path, run_id: str, sequence: int) -> StoredDecision:
-    """Read one decision from *database*; raise ``DataInvalid`` where it holds none."""
-    with Reader.open(database) as reader:
-        return stored_decision(reader, run_id, sequence)
-
-
-def stored_decision(reader: Reader, run_id: str, sequence: int) -> StoredDecision:
-    """Read one decision of an open database; raise ``DataInvalid`` where it holds none."""
-    views = RunViews(reader.connection, run_id)
+def stored_decision(reader: Reader, columns: RunColumns, sequence: int) -> StoredDecision:
+    """Read one decision of a run; raise ``DataInvalid`` where it holds none."""
+    views, run_id = columns.views, columns.run.run_id
     with views.snapshot():  # a prune between two reads must not leave half a decision
         decisions = views.rows("v_decisions", sequence=sequence)
         if not decisions:
@@ -317,7 +311,7 @@ def stored_decision(reader: Reader, run_id: str, sequence: int) -> StoredDecisio
             liquidations_of(reader, views, decisions[0], config),
             _halted_by(reader, run_id, decisions[0]),
             views.card(model),
-            lasting_states(RunColumns(reader, run_id), until=sequence),
+            lasting_states(columns, until=sequence),
         )
 
 

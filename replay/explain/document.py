@@ -55,11 +55,10 @@ from tracepaper.replay.explain.attribution import (
     sided,
 )
 from tracepaper.replay.explain.auxiliary_heads import decided_map
-from tracepaper.replay.explain.decision import (
-    StoredDecision,
-    flips_of,
-    locate,
-    read_stored,
+from tracepaper.replay.explain.decision import StoredDecision, flips_of, locate, verdict_of
+from tracepaper.replay.explain.decision_document import (
+    BASIS_POINTS,
+    read_decision,
 )
 from tracepaper.replay.explain.order_book import BookMap
 from tracepaper.replay.explain.picture import blocks_chart, map_document, map_parts
@@ -72,14 +71,12 @@ from tracepaper.replay.explain.recompute import (
     open_past,
 )
 from tracepaper.replay.explain.tables import (
-    BASIS_POINTS,
     compared_parts,
     contributed_parts,
     feature_parts,
     full_parts,
     influence_parts,
     method_parts,
-    stored_parts,
 )
 from tracepaper.replay.report.attention_charts import head_charts
 from tracepaper.replay.report.heads import HeadReport, heads_of
@@ -136,7 +133,7 @@ def explain_decision(
     if method:
         check_asked(method)
     path, run_id, sequence = locate(decision, database)
-    stored = read_stored(path, run_id, sequence)
+    stored, told = read_decision(path, run_id, sequence)
     recomputed = RecomputedAnswer()
     missing: DataInvalid | CheckpointMismatch | AttentionInvalid | None = None
     try:
@@ -155,9 +152,11 @@ def explain_decision(
     except (DataInvalid, CheckpointMismatch, AttentionInvalid) as error:
         missing = error
     if as_json:
-        print_json(document(stored, recomputed, None if missing is None else str(missing)))
+        print_json(
+            document(stored, told.title, recomputed, None if missing is None else str(missing))
+        )
     else:
-        show(Terminal(), _parts(stored, recomputed))
+        show(Terminal(), _parts(stored, told, recomputed))
     if missing is not None:
         raise missing
     if png is not None:
@@ -173,7 +172,7 @@ def explain_decision(
                 "--page out."
             )
         heads = read_heads_at(path, open_past(path, run_id, sequence))
-        write_page(decision_document(stored, recomputed.full, heads, recomputed.compared))
+        write_page(full_document(stored, told, recomputed.full, heads, recomputed.compared))
 
 
 def _say(sentence: str) -> None:
@@ -181,15 +180,15 @@ def _say(sentence: str) -> None:
 
 
 def document(
-    stored: StoredDecision, recomputed: RecomputedAnswer, missing: str | None
+    stored: StoredDecision, title: str, recomputed: RecomputedAnswer, missing: str | None
 ) -> dict[str, Any]:
     """Return everything about one decision as plain values; returns are log returns."""
     flips = asdict(flips_of(stored))
     margins = flips.pop("gates")
-    names = ("unit", "words", "margin", "share")
     return {
         "run": {name: stored.run[name] for name in ("run_id", "kind", "strategy", "interval")},
         "states": [state.document() for state in stored.states],
+        "title": title,
         "decision": stored.decision,
         "notes": {
             row["name"]: row["number"] if row["text"] is None else row["text"]
@@ -207,11 +206,9 @@ def document(
             }
             for liquidation in stored.liquidations
         ],
-        "orders": listed(stored.orders, title="", queues=stored.queues).documents(),
-        "gates": [
-            {**row, **{name: margin[name] for name in names}}
-            for row, margin in zip(stored.gates, margins, strict=True)
-        ],
+        "orders": listed(stored.orders, title="").documents(),
+        "queues": {order_id: place._asdict() for order_id, place in stored.queues.items()},
+        "gates": margins,
         "flips": flips,
         "buckets": stored.buckets,
         "no_attribution": stored.no_attribution,
@@ -287,10 +284,28 @@ def _of_own_model(path: Path, run_id: str, sequence: int) -> RecomputedAnswer:
     return RecomputedAnswer(contributed=contributed(past))
 
 
-def _parts(stored: StoredDecision, recomputed: RecomputedAnswer) -> Iterator[Part]:
+def stored_parts(stored: StoredDecision, told: TitledParts) -> Iterator[Part]:
+    """Yield what the rows of one decision say: *told*, after what held the run."""
+    yield from (Paragraph(state.sentence, "warning") for state in stored.states)
+    decision = stored.decision
+    verdict, reason = verdict_of(decision)
+    yield Paragraph(
+        f"{decision['instrument']} at {decision['open_time_iso']}: "
+        f"{decision['action']} ({verdict}){reason and f', {reason}'}",
+        "strong",
+    )
+    yield Paragraph(told.title)
+    yield from told.parts
+    if not stored.has_forecast:
+        yield Paragraph(stored.no_attribution or "")
+
+
+def _parts(
+    stored: StoredDecision, told: TitledParts, recomputed: RecomputedAnswer
+) -> Iterator[Part]:
     if recomputed.full is not None:
         yield Paragraph(recomputed.full.deletion.sentence, "strong")
-    yield from stored_parts(stored)
+    yield from stored_parts(stored, told)
     if recomputed.full is not None:
         yield from full_parts(recomputed.full)
     if recomputed.by_feature is not None:
@@ -463,8 +478,12 @@ def read_heads_at(database: Path, past: Past) -> HeadReport | None:
     return heads_of(past.forecaster, bars, past.sequence, half=past.is_half)
 
 
-def decision_document(
-    stored: StoredDecision, full: Full, heads: HeadReport | None, compared: SideBySide | None
+def full_document(
+    stored: StoredDecision,
+    told: TitledParts,
+    full: Full,
+    heads: HeadReport | None,
+    compared: SideBySide | None,
 ) -> TitledParts:
     """Return one decision as a document, beside another where *compared* is given.
 
@@ -473,7 +492,7 @@ def decision_document(
     parts: list[Part] = [
         Paragraph(full.deletion.sentence, "lead"),
         Paragraph("The decision", "heading"),
-        *stored_parts(stored),
+        *stored_parts(stored, told),
         Paragraph("Where it looked", "heading"),
         looked_chart(full),
         Paragraph("What moved it", "heading"),

@@ -1,10 +1,9 @@
-"""One decision as tables and paragraphs."""
+"""What a model said of a decision again, as tables and paragraphs."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from operator import attrgetter
-from typing import Any, Final
+from collections.abc import Iterator
+from typing import Final
 
 from tracepaper.replay.document.values import (
     Figure,
@@ -12,7 +11,6 @@ from tracepaper.replay.document.values import (
     Paragraph,
     Part,
     Table,
-    Value,
     of_field,
     table,
     table_of,
@@ -25,13 +23,7 @@ from tracepaper.replay.explain.attribution import (
     ModelContributions,
     SideBySide,
 )
-from tracepaper.replay.explain.decision import (
-    Flips,
-    StoredDecision,
-    flips_of,
-    stand_of,
-    verdict_of,
-)
+from tracepaper.replay.explain.decision_document import BASIS_POINTS, NOT_WHY
 from tracepaper.replay.explain.recompute import (
     HEAVIEST,
     Deletion,
@@ -41,175 +33,13 @@ from tracepaper.replay.explain.recompute import (
     Moves,
     Trial,
 )
-from tracepaper.replay.report.listed_orders import listed
 from tracepaper.strategies.attention.methods import PLAIN
-from tracepaper.strategies.gates.gate import measured, unit_beside
-from tracepaper.strategies.types.decisions import Action
 from tracepaper.strategies.units import interval_text, iso
 
-BASIS_POINTS: Final = 1e4
-BUCKETS_SHOWN: Final = 12
-SHARE_MOST: Final = 10.0
-"""From here on a share is written as a multiple of the threshold."""
-ORDERS_TITLE: Final = "Orders of the list, and what became of each"
-LOOKED: Final = "where attention flowed; not why the price will move"
+LOOKED: Final = f"where attention flowed; {NOT_WHY}"
 FEATURES_SHOWN: Final = 10
 BARS_SHOWN: Final = 8
 COMPARED_SHOWN: Final = 6
-
-
-def stored_parts(stored: StoredDecision) -> Iterator[Part]:
-    """Yield what the rows of one decision say, and what would have flipped it."""
-    decision, flips = stored.decision, flips_of(stored)
-    verdict, reason = verdict_of(decision)
-    yield from (Paragraph(state.sentence, "warning") for state in stored.states)
-    yield Paragraph(
-        f"{decision['instrument']} at {decision['open_time_iso']}: "
-        f"{decision['action']} ({verdict}){reason and f', {reason}'}",
-        "strong",
-    )
-    if (unfilled := decision["unfilled_reason"]) is not None:
-        yield Paragraph(
-            f"unfilled: {unfilled}; {decision['target_quantity_text']} is wanted and no order "
-            "for it would be taken"
-        )
-    yield from map(Paragraph, map(attrgetter("sentence"), stored.liquidations))
-    if decision["horizon"] is not None:
-        yield Paragraph(_forecast(decision))
-    if decision["action"] == Action.ORDERS:
-        if stored.orders:
-            yield listed(stored.orders, title=ORDERS_TITLE, queues=stored.queues)
-        else:
-            yield Paragraph("Its list changed no order.")
-    if stored.strategies:
-        yield _netted(stored)
-    if stored.notes:
-        yield Paragraph(f"The strategy noted: {', '.join(map(_noted, stored.notes))}.")
-    yield _gates(flips)
-    yield from map(Paragraph, filter(None, (stored.halt, stored.entropy_worth, stored.reweighting)))
-    yield Paragraph(flips.sentence)
-    if stored.trend is not None:
-        yield Paragraph(stored.trend)
-    elif (side := flips.side) is not None:
-        pointed = {
-            "LONG": "The forecast pointed up",
-            "SHORT": "The forecast pointed down",
-        }.get(side.side, "The mean and the classes of the forecast disagreed")
-        yield Paragraph(
-            f"{pointed}: the mean is {side.mean_return * BASIS_POINTS:+.2f} bp from zero "
-            f"({abs(side.mean_over_stdev):.1%} of its standard deviation), and up less down is "
-            f"{side.lean:+.3f}; its side turns where both change sign."
-        )
-    yield from _attended(stored)
-
-
-def _attended(stored: StoredDecision) -> Iterator[Part]:
-    """Yield where it looked, and how much of that is content."""
-    yield Paragraph(stored.no_attribution) if stored.no_attribution else bucket_table(stored)
-    if (share := stored.content_share) is not None:
-        yield Paragraph(
-            f"The rollout differs from that of uniform attention by {share:.1%}; the rest is the "
-            "profile of a network that looks at everything alike."
-        )
-    if stored.looked_at:
-        yield Paragraph(stored.looked_at)
-
-
-def _forecast(decision: Mapping[str, Any]) -> str:
-    """Say what the model forecast at the gates' horizon, as far as it gives it."""
-    parts = []
-    if (mean := decision["mean_return"]) is not None:
-        stdev = decision["stdev_return"]
-        spread = "" if stdev is None else f" ± {stdev * BASIS_POINTS:.1f} bp"
-        parts.append(
-            f"expected return {mean * BASIS_POINTS:+.2f} bp{spread} over {decision['horizon']} bars"
-        )
-    if decision["p_up"] is not None:
-        parts.append(
-            f"down {decision['p_down']:.2f}, flat {decision['p_flat']:.2f}, "
-            f"up {decision['p_up']:.2f}"
-        )
-    if (loss := decision["expected_shortfall_long"]) is not None:
-        parts.append(
-            f"in the worst 2.5 % of cases a long loses {_bp(loss)} bp and a short "
-            f"{_bp(decision['expected_shortfall_short'])} bp on average"
-        )
-    if (fall := decision["expected_drawdown"]) is not None:
-        parts.append(f"a fall of {_bp(fall)} bp on the way is as likely as not")
-    if (allocation := decision["learned_allocation"]) is not None:
-        parts.append(f"the network itself would hold {allocation:+.3f}")
-    parts.append(f"regime {decision['regime']}")
-    if (learned := decision["learned_regime"]) is not None:
-        parts.append(f"the network's regime {learned}")
-    if (cell := decision["regime_cell"]) is not None:
-        parts.append(f"the card's regime {cell}")
-    if (factor := decision["size_factor"]) is not None:
-        parts.append(f"sized {factor:.3f} by confidence in its volatility")
-    return "; ".join(parts)
-
-
-def _noted(row: Mapping[str, Any]) -> str:
-    if row["text"] is not None:
-        return f"{row['name']} “{row['text']}”"
-    number = "no finite number" if row["number"] is None else f"{row['number']:,.6g}"
-    return f"{row['name']} {number}"
-
-
-def _netted(stored: StoredDecision) -> Table:
-    """Return the target and the position of each strategy behind the account's decision."""
-    forms: dict[str, Form] = {
-        "strategy": "text", "action": "text", "wants": "exact", "holds": "exact", "reason": "text",
-        "gates": "text",
-    }  # fmt: skip
-    rows = [
-        (
-            row["strategy"], row["action"], row["target_quantity_text"], row["quantity_text"],
-            row["reason"], stand_of(row),
-        )
-        for row in stored.strategies
-    ]  # fmt: skip
-    return table_of("strategies", "What each strategy wants of the account's position", forms, rows)
-
-
-def _gates(flips: Flips) -> Table:
-    rows: list[tuple[Value, ...]] = []
-    for gate in flips.gates:
-        share = ""
-        if gate.is_gradual and gate.share is not None:
-            is_share = abs(gate.share) < SHARE_MOST
-            share = f"{gate.share:+.1%}" if is_share else f"{gate.share:+,.0f} ×"
-        rows.append(
-            (
-                gate.gate,
-                measured(gate.gate, gate.measure),
-                measured(gate.gate, gate.threshold),
-                measured(gate.gate, gate.margin, signed=True),
-                share,
-                unit_beside(gate.gate),
-                gate.passed,
-            )
-        )
-    forms: dict[str, Form] = {
-        "gate": "text", "measure": "exact", "threshold": "exact", "margin": "exact",
-        "share": "exact", "unit": "text", "": "mark",
-    }  # fmt: skip
-    title = "Gates (the margin is what each had to spare, or was short by)"
-    return table_of("gates", title, forms, rows)
-
-
-def bucket_table(stored: StoredDecision) -> Table:
-    """Return the heaviest 64-bar blocks of the rollout that was stored."""
-    heaviest = sorted(stored.buckets, key=lambda row: -row["weight"])[:BUCKETS_SHOWN]
-    most = max((row["weight"] for row in heaviest if row["bucket"] != "older"), default=0.0) or 1.0
-    rows: list[tuple[Value, ...]] = [
-        # All that is older is no block, and has no bar.
-        ("older", row["weight"], None)
-        if row["bucket"] == "older"
-        else (row["from_open_time_iso"], row["weight"], row["weight"] / most)
-        for row in heaviest
-    ]
-    title = f"Where it looked, by 64-bar block ({LOOKED})"
-    return table_of("buckets", title, {"from": "text", "weight": "measure", "": "bar"}, rows)
 
 
 def full_parts(full: Full) -> Iterator[Part]:

@@ -316,31 +316,12 @@ class Marks(Struct, frozen=True):
     is_cut: bool = False  # there are more than are listed
 
 
-class GateVerdict(Struct, frozen=True):
-    """One gate's verdict on one decision."""
-
-    gate: str
-    words: str
-    unit: str
-    measure: Number
-    threshold: float
-    at_least: bool
-    is_switch: bool
-    passed: bool
-    margin: Number  # by how much it passed; negative where it failed
-    share: Number  # margin ÷ threshold (from where the measure begins)
-
-
 class Forecast(Struct, frozen=True):
-    """What the model said at the gates' horizon; returns are log returns."""
+    """What the model said at the gates' horizon, as it is drawn; returns are log returns."""
 
     horizon: int
     mean_return: float
     stdev_return: Number
-    p_down: Number
-    p_flat: Number
-    p_up: Number
-    quantiles: list[tuple[float, float]]  # (level, log return), of a normal law where none is said
     comes_ms: int  # close of the bar that is forecast
     came: Number  # the return that came; null before it has
 
@@ -353,31 +334,8 @@ class Bucket(Struct, frozen=True):
     weight: float
 
 
-class AttendedBlocks(Struct, frozen=True):
-    """Where the model looked, the newest block first."""
-
-    method: str
-    buckets: list[Bucket]
-    half_within_ms: int | None  # half of the attention lies in the newest so many ms
-    error: float  # bound on what the weights miss of 1
-    content_share: Number = None  # total variation from the rollout of uniform attention
-
-
-class OrderPath(Struct, frozen=True):
-    """An order of this decision, on its way to its fills; rows are those of the views.
-
-    The clock of all is when the engine saw it, as market time: ``created_ms`` of the order,
-    ``seen_ms`` of the others. ``filled_ms`` is the time of a fill's price, which may lie before.
-    """
-
-    order: dict[str, Any]  # of v_orders
-    fills: list[dict[str, Any]]  # of v_fills, and seen_ms
-    ledger: list[dict[str, Any]]  # of v_ledger, and seen_ms
-    queue: tuple[str | None, str | None] | None = None  # ahead of a limit at a book: first, last
-
-
 class Decision(Struct, frozen=True):
-    """One decision, whole, as it is stored."""
+    """One decision: where it is drawn, and its document; parts as ``as_parts`` writes them."""
 
     run_id: str
     sequence: int
@@ -386,28 +344,11 @@ class Decision(Struct, frozen=True):
     close_time_ms: int
     close: float
     action: str
-    allowed: bool
     refused_by: str | None
     title: str  # what it did: "Kept long 0.058 BTC", "Refused by shifted, over by .00094"
-    because: str  # why, in a sentence or two
-    formula: str  # the numbers behind it, where a formula decided; else empty
-    flip: str  # what would have changed it
-    nearest: str | None  # the gate that was nearest to the other answer
-    reason: str  # the strategy's own
-    unfilled_reason: str | None
-    liquidations: list[str]  # what was liquidated since the decision before, a sentence each
-    held_before_text: str  # signed
-    held_after_text: str
-    target_text: str | None
-    gates: list[GateVerdict]
+    parts: list[dict[str, Any]]
     forecast: Forecast | None
-    regime: str
-    confidence: Number
-    looked: AttendedBlocks | None
-    no_attribution: str | None  # why there is none
-    notes: dict[str, Any]
-    orders: list[OrderPath]
-    model_id: str
+    looked: list[Bucket]  # the newest first; none without an attribution
     hashes: dict[str, str]  # decision_sha256, digest
     previous: int | None  # sequences of the decisions beside it, of the same instrument
     following: int | None
@@ -424,30 +365,6 @@ class DerivedDecision(Struct, frozen=True):
     derived: str = ""
     culprit: str = ""
     tolerance: str = ""  # why floats were held within tolerances, where they were
-
-
-class FeatureShare(Struct, frozen=True):
-    """What one feature added to the forecast's mean, in basis points."""
-
-    feature: str
-    added_bp: float
-
-
-class HeadShare(Struct, frozen=True):
-    """Where one head looked from the decided bar, by block as in ``AttendedBlocks.buckets``."""
-
-    layer: int
-    head: int
-    confidence: Number
-    weights: list[float]
-
-
-class ModelAnswer(Struct, frozen=True):
-    """What the model said when it was asked again about one decision."""
-
-    features: list[FeatureShare]  # the largest first
-    heads: list[HeadShare]
-    heaviest: list[tuple[int, float]]  # (open time, share) of single bars
 
 
 class Progress(Struct, frozen=True, tag="progress", tag_field="type"):
@@ -487,28 +404,6 @@ class Rows(Struct, frozen=True):
     next: str | None
 
 
-class Latency(Struct, frozen=True):
-    """How long something took, in seconds: a decision from its bar's close, a forecast, a commit.
-
-    A quantile is the upper bound of its class in a histogram; null where it lies beyond them all.
-    """
-
-    name: str
-    count: int
-    mean: Number
-    p50: Number
-    p90: Number
-    p99: Number
-
-
-class FeedAge(Struct, frozen=True):
-    """How old the newest data of an instrument are, in seconds of market time."""
-
-    instrument: str
-    bar_s: Number
-    quote_s: Number
-
-
 class RunEvent(Struct, frozen=True):
     """A start, a gap, a command, a daily replay, a retraining, or another event worth a line."""
 
@@ -520,28 +415,16 @@ class RunEvent(Struct, frozen=True):
 
 
 class Health(Struct, frozen=True):
-    """Whether the run is sound. What only a running daemon knows is null of a recorded run."""
+    """Whether the run is sound, and the document of what is known; parts as in ``Document``."""
 
-    run_id: str
-    is_live: bool
+    is_live: bool  # of a running daemon, which knows more than the record
     state: str  # running, halted, ended or killed
     halted_by: str | None
-    not_ready: list[str]
-    parity: ParityState | None
-    parity_due_ms: int | None
-    is_checking: bool
-    feeds: list[FeedAge]
-    frame_s: Number  # age of the newest frame of a stream
-    commit_s: Number  # since the newest step was stored
-    latencies: list[Latency]
-    counters: dict[str, int]  # of the feed, and of notices
-    starts: int
-    gaps: int
-    missing_bars: int  # of gaps that were never repaired
+    is_wrong: bool  # the record is damaged, or lacks bars
+    is_ready: bool
     steps: int
-    head_digest: str
-    happenings: list[RunEvent]  # the newest first
-    damage: Damage | None
+    title: str
+    parts: list[dict[str, Any]]
 
 
 class Document(Struct, frozen=True):

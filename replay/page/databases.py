@@ -5,10 +5,10 @@ from __future__ import annotations
 import contextlib
 import sqlite3
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from tracepaper.replay.page.rollups import Rollups
 from tracepaper.replay.run_columns import RunColumns
@@ -91,6 +91,7 @@ class Databases:
         self._paths = tuple(path for path in every if path not in self.sweeps)
         self.fleet = fleet
         self.served = served
+        self.status: Mapping[str, Any] | None = None  # of the served run's daemon, at a request
         self._builds = builds
         self._opened: dict[Path, _OpenDatabase] = {}
         self._rollups: OrderedDict[tuple[Path, str], Rollups] = OrderedDict()

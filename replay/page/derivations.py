@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import sqlite3
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
@@ -16,10 +17,11 @@ from tracepaper.storage.record.columns import SEQUENCE_LIMIT
 from tracepaper.strategies.errors import TracepaperError
 
 if TYPE_CHECKING:
+    from tracepaper.replay.document.values import Form, Part
     from tracepaper.replay.explain.recompute import Past
 
 Report = Callable[[float, str], None]
-HEAVIEST: Final = 20
+FEATURES_SHOWN: Final = 5
 
 
 def load_libraries(shelf: Databases) -> None:
@@ -146,8 +148,9 @@ def model_of(shown: ShownRun) -> answers.Document:
     return answers.Document(**as_document(model_document(shown)))
 
 
-def ask(shown: ShownRun, sequence: int, report: Report) -> answers.ModelAnswer:
+def ask(shown: ShownRun, sequence: int, report: Report) -> answers.Document:
     """Ask the run's model again about one decision, as ``explain --full`` does."""
+    from tracepaper.replay.document.values import TitledParts, as_document
     from tracepaper.replay.explain.attribution import (
         by_feature,
         contributed,
@@ -163,56 +166,62 @@ def ask(shown: ShownRun, sequence: int, report: Report) -> answers.ModelAnswer:
         raise HttpRefusal(409, "This run asks no model, so there is nothing to ask.")
     report(0.05, "loading the model and the bars before the decision")
     past = open_any(shown.database, shown.run_id, sequence)
-    features: list[answers.FeatureShare] = []
+    features: list[tuple[str, float]] = []
     if (rows := of_rows(past)) is not None:
         report(0.3, "what each feature added")
         moves = by_feature(rows, share=share_of_rows(past))
-        features = [_feature(feature.feature, feature.mean_return) for feature in moves.features]
+        features = [(feature.feature, feature.mean_return) for feature in moves.features]
     if (contributions := contributed(past)) is not None:
-        features = [_feature(*feature) for feature in contributions.features]
-    heaviest: list[tuple[int, float]] = []
-    heads: list[answers.HeadShare] = []
+        features = list(contributions.features)
+    heads: list[Part] = []
     attends = attending(past.forecaster) is not None and over_symbols(past.forecaster) is None
     if attends and (rows is None or rows.forecaster is not past.forecaster):
         shares = iter((0.35, 0.45, 0.65))
         attended = open_past(shown.database, shown.run_id, sequence)
         full = explain_fully(attended, begins=lambda doing: report(next(shares), doing))
-        attribution = full.attribution
-        heaviest = [
-            (attribution.open_time_ms[at], attribution.weights[at])
-            for at in attribution.heaviest(HEAVIEST)
-        ]
         features = features or [
-            _feature(feature.feature, feature.all_bars) for feature in full.moves.features
+            (feature.feature, feature.all_bars) for feature in full.moves.features
         ]
         report(0.85, "where each head looked")
-        heads = _heads(shown, attended, sequence)
-    features.sort(key=lambda feature: -abs(feature.added_bp))
-    return answers.ModelAnswer(features=features, heads=heads, heaviest=heaviest)
+        heads = list(_heads(shown, attended, sequence))
+    return answers.Document(
+        **as_document(TitledParts("What the model said again", (*_added(features), *heads)))
+    )
 
 
-def _feature(name: str, added: float) -> answers.FeatureShare:
-    return answers.FeatureShare(name, added * 1e4)
+def _added(features: list[tuple[str, float]]) -> Iterator[Part]:
+    """Yield what each feature added to the mean, the largest first."""
+    from tracepaper.replay.document.values import table_of
+
+    if features:
+        features.sort(key=lambda feature: -abs(feature[1]))
+        forms: dict[str, Form] = {"feature": "text", "added": "points"}
+        added = table_of("features", "What each feature added", forms, features)
+        shown = min(FEATURES_SHOWN, len(features))
+        aside = f"bp, {shown} of {len(features)}"
+        yield replace(added, look="balance", shown=shown, aside=aside)
 
 
-def _heads(shown: ShownRun, past: Past, sequence: int) -> list[answers.HeadShare]:
-    """Return where each head looked from the decided bar, in the blocks that are stored.
+def _heads(shown: ShownRun, past: Past, sequence: int) -> Iterator[Part]:
+    """Yield where each head looked from the decided bar, in the blocks that are stored.
 
     Layers that see no single bars, such as distilled ones, are left out.
     """
     import numpy as np
 
-    from tracepaper.replay.explain.decision import read_stored
+    from tracepaper.replay.document.charts import Chart, ChartAxis, ChartPanel, HeatLayer, named
+    from tracepaper.replay.document.values import FoldedParts
+    from tracepaper.replay.explain.decision import stored_decision
 
     instrument = past.decided.instrument
     attribution = past.forecaster.explain(instrument)
     if attribution.parts:
-        return []
+        return
     layers = past.forecaster.attribution_by_layer(instrument)
     opened = attribution.open_time_ms
     width = layers[0].rows.shape[-1]
     times = np.array(opened[-width:])
-    stored = read_stored(shown.database, shown.run_id, sequence).buckets
+    stored = stored_decision(shown.reader, shown.columns, sequence).buckets[::-1]
     starts = [bucket["from_open_time_ms"] for bucket in stored]
     oldest = min((start for start in starts if start is not None), default=0)
     inside = [
@@ -221,9 +230,24 @@ def _heads(shown: ShownRun, past: Past, sequence: int) -> list[answers.HeadShare
         else (times >= bucket["from_open_time_ms"]) & (times < bucket["until_open_time_ms"])
         for bucket in stored
     ]
-    return [
-        answers.HeadShare(depth, head, None, [float(weights[block].sum()) for block in inside])
-        for depth, layer in enumerate(layers)
+    heads = {
+        f"{depth}.{head}": [100 * float(weights[block].sum()) for block in inside]
+        for depth, layer in enumerate(layers, start=1)
         if layer.rows.shape[-1] == width
-        for head, weights in enumerate(layer.rows.detach().cpu().numpy()[:, -len(times) :])
-    ]
+        for head, weights in enumerate(layer.rows.detach().cpu().numpy()[:, -len(times) :], start=1)
+    }
+    rows = list(heads.values())
+    cells = HeatLayer(
+        "of its attention", range(len(stored)), range(len(rows)), 0.0, max(map(max, rows)), rows,
+        unit=" %", digits=2,
+    )  # fmt: skip
+    panel = ChartPanel(
+        [cells],
+        ChartAxis(ticks=[(0.0, "oldest"), (len(stored) - 1.0, "newest")]),
+        named(list(heads), is_reversed=True),
+        60 + 9 * len(rows),
+    )
+    caption = (
+        "Where each head looked from the decided bar: layer and head, the lowest layer on top."
+    )
+    yield FoldedParts(f"Head by head, {len(rows)}", (Chart("", caption, [panel]),))

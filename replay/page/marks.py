@@ -8,10 +8,10 @@ from typing import Any, Final
 
 from tracepaper.replay.page import answers
 from tracepaper.replay.page.databases import ShownRun
-from tracepaper.replay.page.runs import trimmed
 from tracepaper.storage.database.run_views import Row
 from tracepaper.storage.database.views import VIEWS
 from tracepaper.strategies.types.market import GapCause
+from tracepaper.strategies.units import without_zeros
 
 MARKS_MAX: Final = 5_000
 AT_ONCE: Final = 500
@@ -67,7 +67,7 @@ def marks(
                 kind=row["kind"] or "MARKET",
                 side=row["side"],
                 price=row["limit_price"] if row["trigger_price"] is None else row["trigger_price"],
-                quantity_text=trimmed(row["quantity_text"]),
+                quantity_text=without_zeros(row["quantity_text"]),
                 from_ms=row["created_ms"],
                 until_ms=times.get(row["sequence"]) if row["status"] not in _RESTING else None,
                 status=row["status"],
@@ -103,7 +103,7 @@ def fill_mark(row: Row, role: str) -> answers.FillMark:
         order_id=row["order_id"],
         instrument=row["instrument"],
         side=row["side"],
-        quantity_text=trimmed(row["quantity_text"]),
+        quantity_text=without_zeros(row["quantity_text"]),
         price=row["price"],
         filled_ms=row["filled_ms"],
         reason=row["reason"],

@@ -5,19 +5,22 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any, Final
 
 import numpy as np
 
+from tracepaper.replay.document.values import PAIR, Form, Paragraph, Part, as_parts, table_of
 from tracepaper.replay.page import answers
 from tracepaper.replay.page.databases import HttpRefusal, ShownRun
-from tracepaper.replay.page.runs import halt, newest_parity
-from tracepaper.replay.report.states import command_of
+from tracepaper.replay.page.runs import halt
+from tracepaper.replay.report.states import command_of, time_text
 from tracepaper.storage.database.lock import holder_of
 from tracepaper.storage.database.views import VIEWS
 from tracepaper.storage.record.rows import HALTED
 from tracepaper.strategies.types.market import GapCause, ModelChange
-from tracepaper.strategies.units import DAY_MS
+from tracepaper.strategies.units import DAY_MS, NOTHING, count_of, duration, number
 
 SHOWN_VIEWS: Final = {view.name: view for view in VIEWS if view.name != "v_runs"}
 COUNTED_MAX: Final = 100_000
@@ -123,7 +126,7 @@ def _plain(cell: object) -> object:
 def refusals(shown: ShownRun) -> answers.Document:
     """Return refusals by day, what each gate saved or cost, and why no order was sent."""
     from tracepaper.replay.document.charts import Chart
-    from tracepaper.replay.document.values import Paragraph, Part, TitledParts, as_document
+    from tracepaper.replay.document.values import TitledParts, as_document
     from tracepaper.replay.report import benchmarks, charts, figures
     from tracepaper.replay.report.record import read_record
 
@@ -153,52 +156,133 @@ def refusals(shown: ShownRun) -> answers.Document:
 # ---------------------------------------------------------------- health
 
 
-def health(shown: ShownRun, served: str = "") -> answers.Health:
-    """Return whether the run is sound, as its record says."""
+_COUNTED: Final = {
+    "requests": "REST requests",
+    "rest_bars": "bars by REST",
+    "connects": "connections",
+    "bars": "bars by stream",
+    "resyncs": "server time asked",
+}
+
+
+def health(
+    shown: ShownRun, served: str = "", status: Mapping[str, Any] | None = None
+) -> answers.Health:
+    """Return whether the run is sound, as its record says, and the *status* of its daemon."""
     columns = shown.columns
     row = shown.views.run()
-    lost, count = 0, 0
+    lost, gaps = 0, 0
     for gap in shown.views.rows("v_gaps"):
         if gap["cause"] != GapCause.FUNDING:
-            count += 1
+            gaps += 1
             if not gap["repaired_by"]:
                 lost += int(
                     columns.times.bars_between(
                         *(np.array(gap[key]) for key in ("from_ms", "until_ms"))
                     )
                 )
-    starts = shown.reader.of_type(shown.run_id, ModelChange)
     halted_by = None if (held := halt(shown)) is None else held.by
-    damage = shown.reader.damage(shown.run_id)
-    ended = row["ended_at"] is not None
     # Whoever holds the file writes one run of it, and any other was killed.
     is_written = shown.run_id in (served, *shown.reader.run_ids()[-1:])
     is_running = is_written and holder_of(shown.database) is not None
-    state = "ended" if ended else "running" if is_running else "killed"
+    state = "ended" if row["ended_at"] is not None else "running" if is_running else "killed"
     if state == "running" and halted_by:
         state = "halted"
+    if status is not None:
+        state, halted_by = status["state"], status["halted_by"]
+    damage = shown.reader.damage(shown.run_id)
+    not_ready = [] if status is None else status["not_ready"]
+    starts = len(shown.reader.of_type(shown.run_id, ModelChange))
+    by = f" by {halted_by}" if state == "halted" and halted_by else ""
+    title = (
+        f"{row['kind'].capitalize()} run, {state}{by}; {_gaps_text(gaps, lost)}; "
+        f"{count_of(starts, 'start')}."
+    )
+    parts = [
+        *([Paragraph(damage, "warning")] if damage else []),
+        *(Paragraph(f"Not ready: {why}", "warning") for why in not_ready),
+        Paragraph("Feed and speed", "heading"),
+        *_feed(status),
+        Paragraph("What happened", "heading"),
+        _happened(shown),
+        Paragraph(
+            f"{row['step_count']:,} steps; head digest {(row['head_digest'] or '')[:16]}…", "note"
+        ),
+    ]
     return answers.Health(
-        run_id=shown.run_id,
-        is_live=False,
+        is_live=status is not None,
         state=state,
         halted_by=halted_by,
-        not_ready=[],
-        parity=newest_parity(shown),
-        parity_due_ms=None,
-        is_checking=False,
-        feeds=[],
-        frame_s=None,
-        commit_s=None,
-        latencies=[],
-        counters={},
-        starts=len(starts),
-        gaps=count,
-        missing_bars=lost,
+        is_wrong=bool(damage) or lost > 0,
+        is_ready=not not_ready,
         steps=row["step_count"],
-        head_digest=row["head_digest"] or "",
-        happenings=happenings(shown),
-        damage=answers.Damage(columns.span[1], damage) if damage else None,
+        title=title,
+        parts=as_parts(parts),
     )
+
+
+def _gaps_text(gaps: int, lost: int) -> str:
+    if not gaps:
+        return "no gap"
+    return (
+        f"{count_of(lost, 'bar')} of {count_of(gaps, 'gap')} never came"
+        if lost
+        else (f"{count_of(gaps, 'gap')}, repaired")
+    )
+
+
+def _feed(status: Mapping[str, Any] | None) -> Iterator[Part]:
+    """Yield what only a running daemon knows."""
+    if status is None:
+        yield Paragraph(
+            "Feed age and latency are known of a daemon while it runs, on its own page; this is "
+            "read from the record.",
+            "note",
+        )
+        return
+    if status["frame_s"] is not None:
+        frame, commit = _seconds(status["frame_s"]), _seconds(status["commit_s"])
+        yield Paragraph(f"Newest frame {frame} ago; newest step stored {commit} ago.")
+    forms: dict[str, Form] = {"symbol": "text", "last bar": "exact", "last quote": "exact"}
+    feeds = [
+        (feed["instrument"], _seconds(feed["bar_s"]), _seconds(feed["quote_s"]))
+        for feed in status["feeds"]
+    ]
+    yield table_of("feeds", "Age of the feed", forms, feeds)
+    quantiles = ("mean", "p50", "p90", "p99")
+    forms = {"what": "text", "count": "count", **dict.fromkeys(quantiles, "exact")}
+    latencies = [
+        (of["name"].replace("_", " "), of["count"], *(_seconds(of[name]) for name in quantiles))
+        for of in status["latencies"]
+    ]
+    note = "A quantile is the upper bound of its class."
+    yield table_of("latencies", "Latency", forms, latencies, [note])
+    counters = {_COUNTED.get(name, name): of for name, of in status["counters"].items()}
+    counters |= {f"notices {name}": of for name, of in (status["notices"] or {}).items()}
+    pairs = [(name.replace("_", " "), f"{of:,}") for name, of in counters.items()]
+    yield replace(table_of("counters", "Counters", PAIR, pairs), look="pairs")
+    if (parity := status["parity"]) is not None:
+        runs = " A replay of the last day runs." if parity["checking"] else ""
+        at = time_text(parity["due_ms"])
+        yield Paragraph(f"The next comparison with a replay is due at {at}.{runs}", "note")
+
+
+def _seconds(value: float | None) -> str:
+    """Return a span of time as people read it: ``4.1 ms``, ``1.2 s``, ``2.0 h``."""
+    if value is None:
+        return NOTHING
+    if value < 1:
+        return f"{number(1e3 * value, digits=2)} ms"
+    return f"{number(value, digits=3)} s" if value < 10 else duration(1e3 * value)
+
+
+def _happened(shown: ShownRun) -> Part:
+    forms: dict[str, Form] = {"time": "second", "kind": "text", "symbol": "text", "what": "text"}
+    events = [
+        (event.market_ms, event.kind.replace("_", " "), event.instrument or "", event.text)
+        for event in happenings(shown)
+    ]
+    return table_of("happenings", "", forms, events, [] if events else ["Nothing but bars."])
 
 
 _TOLD: Final = (

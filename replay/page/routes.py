@@ -234,7 +234,8 @@ def _refusals(shelf: Databases, _parameters: NoParameters, _report: Report, run:
 
 
 def _health(shelf: Databases, _parameters: NoParameters, _report: Report, run: str) -> Struct:
-    return records.health(shelf.find(run), shelf.served)
+    status = shelf.status if run == shelf.served else None
+    return records.health(shelf.find(run), shelf.served, status)
 
 
 _R, _D = "/runs/{run}", "/runs/{run}/decisions/{sequence}"
@@ -264,7 +265,7 @@ ROUTES: Final = (
           lambda shelf, _, report, run, sequence: _late().verify_decision(
               shelf.find(run), _sequence(sequence), report), is_heavy=True, streams=True),
     ReadRoute(f"{_D}/ask", "Asks the run's model again about one decision; lines of JSON.",
-          NoParameters, answers.ModelAnswer,
+          NoParameters, answers.Document,
           lambda shelf, _, report, run, sequence: _late().ask(
               shelf.find(run), _sequence(sequence), report), is_heavy=True, streams=True),
     ReadRoute(f"{_R}/verify", "Derives the whole run again from its record; lines of JSON.",

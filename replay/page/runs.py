@@ -27,7 +27,7 @@ from tracepaper.strategies.gates.evaluator import is_movable, key_of
 from tracepaper.strategies.gates.gate import GATES
 from tracepaper.strategies.types.decisions import PositionSide
 from tracepaper.strategies.types.market import ParityCheck, ParityOutcome
-from tracepaper.strategies.units import DAY_MS
+from tracepaper.strategies.units import DAY_MS, without_zeros
 
 # ---------------------------------------------------------------- all runs
 
@@ -211,7 +211,7 @@ def holdings(shown: ShownRun) -> list[answers.InstrumentPosition]:
             answers.InstrumentPosition(
                 instrument=name,
                 side=row["side"] if row["quantity"] else "FLAT",
-                quantity_text=trimmed(row["quantity_text"]).lstrip("-"),
+                quantity_text=without_zeros(row["quantity_text"]).lstrip("-"),
                 average_price_text=row.get("average_price_text")
                 or _text_of(row.get("average_price"), shown, name),
                 unrealized=as_number(row.get("unrealized_pnl")),
@@ -222,11 +222,6 @@ def holdings(shown: ShownRun) -> list[answers.InstrumentPosition]:
             if row["sequence"] == last
         ]
     return positions
-
-
-def trimmed(text: str) -> str:
-    """Return an exact decimal without zeros at its end."""
-    return text.rstrip("0").rstrip(".") if "." in text else text
 
 
 def _text_of(price: float | None, shown: ShownRun, instrument: str) -> str | None:
@@ -262,7 +257,7 @@ def _last_fill(views: RunViews) -> answers.LastFill | None:
             decision_sequence=row["decision_sequence"],
             instrument=row["instrument"],
             side=row["side"],
-            quantity_text=trimmed(row["quantity_text"]),
+            quantity_text=without_zeros(row["quantity_text"]),
             price_text=row["price_text"],
             filled_ms=row["filled_ms"],
             reason=row["reason"],

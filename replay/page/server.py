@@ -171,9 +171,11 @@ class Page:
         query = dict(request.query)
         if len(query) > QUERY_MAX or len(query) != len(request.query):
             return _refusal(400, "Give each parameter once.")
-        message = {"path": path, "query": query}
+        message: dict[str, Any] = {"path": path, "query": query}
         if STREAMS.fullmatch(path):
             return await self._lines(request, message)
+        if path.endswith("/health") and self._status is not None:
+            message["status"] = self._status()
         reader = self._heavy if HEAVY.fullmatch(path) else self._quick
         reader = self._of_fleet if path == FLEET else reader
         frame = await reader.answer(message)
@@ -182,8 +184,6 @@ class Page:
         if DECISION.fullmatch(path) and frame.status == 200 and not self._served:
             # Who looks at a decision may have it derived next; beside a daemon memory is spared.
             self._prepare(self._of_decisions)
-        if path.endswith("/health") and frame.status == 200 and self._status is not None:
-            return _json(200, with_status(frame.body, self._status(), self._served))
         return _json(frame.status, frame.body)
 
     async def _lines(self, request: web.Request, message: dict[str, Any]) -> web.StreamResponse:
@@ -323,26 +323,6 @@ def _line(frame: ReplyFrame) -> bytes:
         return msgspec.json.encode(FinishedTask(msgspec.Raw(frame.body))) + b"\n"
     error = msgspec.json.decode(frame.body, type=Error).error
     return msgspec.json.encode(FailedTask(error)) + b"\n"
-
-
-_LIVE: Final = (
-    *("state", "halted_by", "not_ready", "counters"),
-    *("feeds", "frame_s", "commit_s", "latencies"),
-)
-
-
-def with_status(body: bytes, status: Mapping[str, Any], served: str) -> bytes:
-    """Return the answer of ``/health`` with what the running daemon knows."""
-    health = msgspec.json.decode(body)
-    if health["run_id"] == served:
-        parity = status["parity"]
-        notices = status["notices"] or {}
-        health |= {name: status[name] for name in _LIVE}
-        health["is_live"] = True
-        health["counters"] |= {f"notices_{name}": count for name, count in notices.items()}
-        if parity is not None:
-            health |= {"parity_due_ms": parity["due_ms"], "is_checking": parity["checking"]}
-    return msgspec.json.encode(health)
 
 
 def _file(name: str) -> web.StreamResponse:

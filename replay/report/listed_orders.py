@@ -104,36 +104,12 @@ def newest(views: RunViews) -> tuple[Row, ...]:
     return tuple(sorted(rows, key=lambda row: tuple(map(int, row["order_id"].split("-")))))
 
 
-def listed(
-    rows: tuple[Row, ...],
-    *,
-    title: str,
-    shown: int | None = None,
-    queues: Mapping[str, QueuePosition] | None = None,
-) -> Table:
-    """Return a table of the orders of *rows*; with *shown* only the last so many, with times.
-
-    *queues* are the queue positions at an order book, by the id of the order.
-    """
+def listed(rows: tuple[Row, ...], *, title: str, shown: int | None = None) -> Table:
+    """Return a table of the orders of *rows*; with *shown* only the last so many, with times."""
     figures: tuple[Figure[Row], ...] = (
         _ORDER_FIGURES if shown is None else (*_TIME_FIGURES, *_ORDER_FIGURES)
     )
-    if queues is not None:
-
-        def of(row: Row) -> QueuePosition:
-            return queues.get(row["order_id"], QueuePosition(None, None))
-
-        figures += (
-            Figure[Row]("queue", "ahead in its queue", "exact",
-                   lambda row: _way(queues.get(row["order_id"])), wide=not queues),
-            Figure[Row]("queue_joined", "at first", "exact", lambda row: of(row).joined, wide=True),
-            Figure[Row]("queue_ahead", "at last", "exact", lambda row: of(row).ahead, wide=True),
-        )  # fmt: skip
     return table("orders", title, figures, rows, shown=shown, newest=shown is not None)
-
-
-def _way(queue: QueuePosition | None) -> str | None:
-    return None if queue is None else " → ".join(ahead or "?" for ahead in queue)
 
 
 # ---------------------------------------------------------------- queues at an order book

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from functools import cache, lru_cache
 from importlib import import_module
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import torch
 
@@ -82,7 +82,7 @@ def push_rows(layer: Operand, weights: Tensor, *, precision: str = PRECISION) ->
     sizes = (rows, layer.heads, layer.group, _window(layer), key_blocks, row_blocks)
     programs = key_blocks * row_blocks * batch * layer.heads
     options = {"ROWS": rows_a_program, "SCAN": SCAN, "PRECISION": precision}
-    _run("push_kernel", programs, layer, (shares, result), sizes, options)
+    _run(_kernels(layer).push_kernel, programs, layer, (shares, result), sizes, options)
     return result
 
 
@@ -100,7 +100,7 @@ def row_masses(layer: Operand, rows: Sequence[int] | None = None) -> tuple[Tenso
     row_blocks = -(-count // side)
     sizes = (count, layer.group, _window(layer), pairs, row_blocks)
     options = {"QUERIES": side, "PRECISION": PRECISION}
-    _run("mass_kernel", row_blocks * pairs, layer, (place, result), sizes, options)
+    _run(_kernels(layer).mass_kernel, row_blocks * pairs, layer, (place, result), sizes, options)
     mass, entropy = result.unbind()
     return mass, entropy
 
@@ -116,26 +116,30 @@ def _places(rows: Sequence[int], device: torch.device) -> Tensor:
     return torch.tensor(rows, dtype=torch.int32, device=device)
 
 
+def _kernels(layer: Operand) -> Any:  # noqa: ANN401 - Triton's functions have no type
+    """Return the module of the kernels; raise ``AttentionInvalid`` where they do not take it."""
+    if not takes(layer):
+        raise AttentionInvalid(
+            "The triton rollout kernel takes square layers of float32 and half types, heads of at "
+            f"most {DIM_MAX}, and bfloat16 from Ampere on; choose the backend tiles."
+        )
+    return import_module("tracepaper.strategies.attention.triton_kernel")
+
+
 def _run(
-    name: str,
+    kernel: Any,  # noqa: ANN401 - as above
     programs: int,
     layer: Operand,
     tensors: tuple[Tensor, ...],
     sizes: tuple[int, ...],
     options: dict[str, object],
 ) -> None:
-    """Run the kernel *name* over *layer* in so many *programs*."""
-    if not takes(layer):
-        raise AttentionInvalid(
-            "The triton rollout kernel takes square layers of float32 and half types, heads of at "
-            f"most {DIM_MAX}, and bfloat16 from Ampere on; choose the backend tiles."
-        )
+    """Run the *kernel* over *layer* in so many *programs*."""
     if programs > _GRID_MOST:
         raise AttentionInvalid(
             f"So many rows of {layer.keys} bars are {programs:,} programs, and a grid takes "
             f"{_GRID_MOST:,}; ask fewer rows at once."
         )
-    kernel = getattr(import_module("tracepaper.strategies.attention.triton_kernel"), name)
     arguments = (
         layer.query.contiguous(),
         layer.key.contiguous(),

@@ -106,7 +106,7 @@ def test_explain_says_that_there_is_no_more_to_explain(
     given = ["explain", "last:900", "--db", str(folder / "replay.db")]
     assert invoke(given) == 0
     shown = capsys.readouterr().out
-    assert "expected return" in shown
+    assert "Forecast, " in shown
     assert "without an explanation" in shown
     assert invoke([*given, "--full"]) == 1
     assert "class of a user's own" in capsys.readouterr().err

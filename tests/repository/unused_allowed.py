@@ -56,9 +56,8 @@ has_zero, has_points, palette, lines_first
 
 # Answers of the HTTP interface, read by the page and by other people's tools.
 ended_ms, average_price_text, liquidation_price, decision_sequence, quantity_text
-last_refusal, last_fill, first_sequence, last_sequence, comes_ms, half_within_ms
-held_before_text, held_after_text, target_text
-p50, p90, p99, bar_s, quote_s, is_live, parity_due_ms, feeds, latencies, happening, formula
+last_refusal, last_fill, first_sequence, last_sequence, comes_ms
+is_live, is_wrong, is_ready, happening
 
 # What libraries read: the command's name, the charset of an answer.
 ui, charset

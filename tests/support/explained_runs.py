@@ -11,6 +11,10 @@ import recordings
 
 from tracepaper.replay.backtest.make import make_run
 from tracepaper.replay.backtest.run_spec import RunSpec
+from tracepaper.replay.document.values import TitledParts
+from tracepaper.replay.explain.decision import StoredDecision
+from tracepaper.replay.explain.decision_document import decision_document
+from tracepaper.replay.run_columns import RunColumns
 from tracepaper.storage import checkpoints
 from tracepaper.storage.database.reader import Reader
 from tracepaper.strategies.features import rows
@@ -109,3 +113,9 @@ def run_id(database: Path) -> str:
     """Return the id of the only run in *database*."""
     with Reader.open(database) as reader:
         return reader.find("last")
+
+
+def told_of(database: Path, stored: StoredDecision) -> TitledParts:
+    """Return the document of *stored*, a decision of *database* or a changed one."""
+    with Reader.open(database) as reader:
+        return decision_document(RunColumns(reader, stored.run["run_id"]), stored)

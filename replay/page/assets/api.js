@@ -5,6 +5,7 @@
  */
 import { isHedged } from "./accounts.js";
 import { cut, cutMarks, cutRows } from "./cells.js";
+import { basisPoints, plain } from "./format.js";
 import { recorded } from "./record.js";
 
 const ROOT = "/api/v1";
@@ -178,7 +179,7 @@ class Embedded {
       const came = ahead < 0 ? null : Math.log(candles.close[ahead] / candles.close[bar]);
       const refused = series.refused_by[at];
       const held = series.held[at];
-      const stdev = series.stdev_return[at];
+      const [mean, stdev] = [series.mean_return[at], series.stdev_return[at]];
       const size = held ? `${held > 0 ? "long" : "short"} ${Math.abs(held)} ${base}` : "flat";
       const stands = isHedged({ config }) ? `Net ${size}` : held ? `Holds ${size}` : "Flat"; // columns have the sum of both sides
       return {
@@ -189,26 +190,15 @@ class Embedded {
         close_time_ms: time + row.interval_ms,
         close: candles.close[bar],
         action: series.action[at],
-        allowed: refused == null,
         refused_by: refused,
         title: refused ? `Refused by ${refused}` : stands,
-        because: "This file holds chosen decisions whole, and of this one only what the chart shows;",
-        flip: `"tracepaper explain ${run}:${sequence}" beside the record says the rest.`,
-        gates: gates
-          .filter(({ gate }) => series.spare[gate]?.[at] != null)
-          .map((gate) => ({ ...gate, measure: null, passed: !(series.failed[gate.gate]?.[at] > 0), margin: null, share: series.spare[gate.gate][at] })),
-        forecast: series.mean_return[at] == null ? null : { horizon, mean_return: series.mean_return[at], stdev_return: stdev, p_down: null, p_flat: null, p_up: null, quantiles: [], comes_ms: time + (horizon + 1) * row.interval_ms, came },
-        regime: series.regime[at],
-        confidence: series.confidence[at],
-        looked: null,
-        no_attribution: "This file does not hold it for this decision.",
-        notes: {},
-        orders: [],
-        liquidations: [],
-        held_before_text: "",
-        held_after_text: String(held),
-        target_text: null,
-        unfilled_reason: null,
+        parts: [
+          { kind: "paragraph", style: "plain", text: `This file holds chosen decisions whole, and of this one only what the chart shows; "tracepaper explain ${run}:${sequence}" beside the record says the rest.` },
+          gauges(gates.filter(({ gate }) => series.spare[gate]?.[at] != null), ({ gate }) => [series.spare[gate][at], !(series.failed[gate]?.[at] > 0)]),
+          ...(mean == null ? [] : [{ kind: "table", look: "stack", title: `Forecast, ${horizon} bars`, columns: [], rows: [], notes: [`${basisPoints(mean)}${stdev == null ? "" : ` ± ${basisPoints(stdev, { sign: false })}`} bp`, came == null ? "" : `came ${basisPoints(came)} bp`] }]),
+        ],
+        forecast: mean == null ? null : { horizon, mean_return: mean, stdev_return: stdev, comes_ms: time + (horizon + 1) * row.interval_ms, came },
+        looked: [],
         hashes: {},
         previous: series.sequence[at - 1] ?? every.at(-1).sequence.findLast((each) => each < sequence) ?? null,
         following: series.sequence[at + 1] ?? null,
@@ -221,6 +211,19 @@ class Embedded {
     throw new ApiError('A file cannot ask the model; "tracepaper explain --full" beside the record can.', 404);
   }
 }
+
+/** Gates as a document's part, as far as the columns tell: each one's [share, whether it passed]. */
+const gauges = (gates, of) => ({
+  kind: "table",
+  look: "gauges",
+  title: "Gates",
+  columns: ["gate", "words", "unit", "measure", "bound", "threshold", "share", "passed", "drawn"].map((key) => ({ key })),
+  rows: gates.map((gate) => {
+    const [share, passed] = of(gate);
+    return [gate.gate, gate.words, gate.unit, "–", gate.at_least ? "≥" : "≤", plain(gate.threshold), { sort: share }, { sort: passed, text: passed ? "✓" : "✗" }, { sort: !gate.is_switch && !(gate.is_capped && passed) }];
+  }),
+  notes: [],
+});
 
 const plainKey = (key) => decodeURIComponent(key.replaceAll("+", " "));
 

@@ -1,6 +1,7 @@
 /** A document of the interface (a report, an explanation, a sweep, a judgement) as a view. */
 import { html, useEffect, useMemo, useRef, useState } from "./vendor/htm-preact.js";
 import { ChartView } from "./document/chart.js";
+import { Drawn, isDrawn } from "./document/looks.js";
 
 const ROWS_AT_ONCE = 200;
 const LONG = 32; // letters beyond which a column of text breaks its lines
@@ -29,31 +30,34 @@ export function DocumentView({ document: shown, onStep, children }) {
   </article>`;
 }
 
-function Parts({ parts, places }) {
+/** `links` say where tables with a look lead: {gate, toGate, refusedBy, viewFrom, at}. */
+export function Parts({ parts, places, links }) {
   return gathered(parts).map((part) => {
     switch (part.kind) {
-      case "items":
-        return html`<ul>${part.items.map((item) => html`<li>${item.text}</li>`)}</ul>`;
+      case "item":
+        return html`<ul>${part.parts.map((item) => html`<li>${item.text}</li>`)}</ul>`;
+      case "detail":
+        return html`<details><summary>In numbers</summary>${part.parts.map((detail) => html`<p>${detail.text}</p>`)}</details>`;
       case "paragraph":
         return html`<${Paragraph} part=${part} places=${places} />`;
       case "fold":
         return html`<${Fold} part=${part} />`;
       case "table":
-        return html`<${TableView} table=${part} />`;
+        return isDrawn(part) ? html`<${Drawn} table=${part} links=${links} />` : html`<${TableView} table=${part} />`;
       case "chart":
         return html`<${ChartView} chart=${part} />`;
     }
   });
 }
 
-/** Puts neighbouring items of a list together. */
+/** Puts neighbouring items of a list together, and neighbouring details. */
 function gathered(parts) {
   const found = [];
   for (const part of parts) {
     const last = found[found.length - 1];
-    if (part.style !== "item") found.push(part);
-    else if (last?.kind === "items") last.items.push(part);
-    else found.push({ kind: "items", items: [part] });
+    if (!["item", "detail"].includes(part.style)) found.push(part);
+    else if (last?.kind === part.style) last.parts.push(part);
+    else found.push({ kind: part.style, parts: [part] });
   }
   return found;
 }

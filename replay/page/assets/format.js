@@ -57,20 +57,11 @@ export function plain(value, digits = 4) {
   return signed(formatted(value, { maximumSignificantDigits: digits }));
 }
 
-/** A gate's measure or threshold: four decimals below 1, else four significant digits; spans and shares as such. */
-export function measure(value, unit = "") {
-  if (value == null) return "–";
-  if (unit === "ms") return duration(value);
-  if (unit === "share of the peak") return percent(value);
-  const size = Math.abs(value);
-  if (Number.isInteger(value)) return count(value);
-  return size < 1 ? signed(value.toFixed(size < 0.001 ? 5 : 4)) : plain(value);
-}
-
 /** A margin: no leading zero, two digits under .001; spans and shares as such. */
 export function margin(value, unit = "") {
   const size = Math.abs(value);
-  if (unit === "ms" || unit === "share of the peak") return measure(size, unit);
+  if (unit === "ms") return duration(size);
+  if (unit === "share of the peak") return percent(size);
   if (size >= 100) return count(size);
   if (size >= 1) return plain(size, 3);
   if (size === 0) return "0";
@@ -91,12 +82,6 @@ export function basisPoints(value, { sign = true } = {}) {
   if (value == null) return "–";
   const text = number(value * 1e4, 1);
   return (sign && !text.startsWith(MINUS) && /[1-9]/.test(text) ? "+" : "") + text;
-}
-
-/** A signed number with its sign always. */
-export function delta(value, decimals = 1) {
-  const text = number(value, decimals);
-  return text.startsWith(MINUS) || !/[1-9]/.test(text) ? text : `+${text}`;
 }
 
 /** A quantity's exact text without a sign and without zeros after its last digit. */

@@ -1,5 +1,5 @@
 /** Hooks that several views share. */
-import { html, useEffect, useState } from "./vendor/htm-preact.js";
+import { html, useEffect, useRef, useState } from "./vendor/htm-preact.js";
 
 /** Whether a server may answer later what it does not now: it is away, busy or ending. */
 export const isPassing = (error) => !error.status || error.status === 503;
@@ -20,6 +20,35 @@ export function useAnswer(ask, keys) {
     return () => abort.abort();
   }, keys);
   return state;
+}
+
+/**
+ * An answer in lines, which takes long: `{progress, result, error, ask, cancel}`. `ask(work, doing)`
+ * ends the one before, and so does a change of `keys`; `work(told, signal)` is a promise.
+ */
+export function useTask(keys) {
+  const [state, setState] = useState({});
+  const abort = useRef(null);
+  const cancel = () => {
+    abort.current?.abort();
+    setState({});
+  };
+  useEffect(() => {
+    setState({});
+    return () => abort.current?.abort();
+  }, keys);
+  const ask = async (work, doing) => {
+    abort.current?.abort();
+    const own = (abort.current = new AbortController());
+    const set = (next) => own.signal.aborted || setState(next);
+    set({ progress: { share: 0, doing } });
+    try {
+      set({ result: await work((progress) => set({ progress }), own.signal) });
+    } catch (error) {
+      set({ error });
+    }
+  };
+  return { ...state, ask, cancel };
 }
 
 /** True once `isBusy` has lasted 300 ms, so that short waits show nothing. */

@@ -135,7 +135,7 @@ function Legend({ isNet, frame, index, decimals, instrument, tint, setTint, deci
         : " "}
     </span>
     <span class="switches">
-      ${decision?.looked && share != null && html`<span class="wide share">${percent(share, { decimals: 0 })} of it in view</span>`}
+      ${share != null && html`<span class="wide share">${percent(share, { decimals: 0 })} of it in view</span>`}
       <button class="plain quiet wide" title="Longer cells: i, shorter: I" onClick=${toLeast}>${least}</button>
       <button class="plain quiet wide" aria-pressed=${playing} title="Play the decisions: space" onClick=${player}>${playing ? "pause" : "play"}</button>
       ${decision?.forecast &&
@@ -341,7 +341,7 @@ export function NowView({ run, address, go, connection, connected, steps, isComp
   const view = handle.current?.chart.view();
   const index = hover?.index ?? (own && frame ? frame.indexOf(own.open_time_ms) : null);
   const at = index == null || index < 0 ? null : index;
-  const share = decision?.looked && view ? shareBetween(decision.looked, view.from_ms, Math.min(view.until_ms, decision.close_time_ms)) : null;
+  const share = decision?.looked.length && view ? shareBetween(decision.looked, view.from_ms, Math.min(view.until_ms, decision.close_time_ms)) : null;
   const least = interval * LEAST[multiple];
   const known = run.instruments.find((each) => each.id === instrument);
   return html`<div class="now">

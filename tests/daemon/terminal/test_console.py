@@ -18,8 +18,8 @@ from tracepaper.daemon.commands.daemon import _instrument
 from tracepaper.daemon.terminal import console as log
 from tracepaper.daemon.terminal.console import Terminal
 from tracepaper.replay.document.terminal import show
-from tracepaper.replay.explain.decision import read_stored
-from tracepaper.replay.explain.tables import stored_parts
+from tracepaper.replay.explain.decision_document import read_decision
+from tracepaper.replay.explain.document import stored_parts
 from tracepaper.replay.report.report import build_report
 from tracepaper.replay.report.terminal import show_report, show_summary, summary_document
 from tracepaper.storage.database.reader import Reader
@@ -76,7 +76,7 @@ def test_a_summary_an_explanation_and_a_report_show_a_reason_as_it_is(path: Path
     console, written = terminal()
     with Reader.open(path) as reader:
         (sequence,) = reader.connection.execute("SELECT max(sequence) FROM v_decisions").fetchone()
-    show(console, stored_parts(read_stored(path, "r-1", sequence)))
+    show(console, stored_parts(*read_decision(path, "r-1", sequence)))
     assert harmless(written.getvalue())
     console, written = terminal()
     show_report(console, build_report(path, "r-1"), notes=True)

@@ -184,7 +184,7 @@ def test_explain_says_what_the_trend_was_made_of(
     capsys.readouterr()
     assert invoke(["explain", f"last:{sequence}", "--db", "a.db"]) == 0
     text = " ".join(capsys.readouterr().out.split())
-    assert "The strategy noted: trend_4h" in text
+    assert "Noted: trend_4h" in text
     assert f"The trend is {noted['trend']:+.4f}, the mean of its distances" in text
     assert f"40.0% ÷ {noted['volatility']:.1%} a year): {noted['size']:+.4f}." in text
     assert noted["size"] == noted["trend"] * min(1, 0.4 / noted["volatility"])

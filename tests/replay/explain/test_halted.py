@@ -12,8 +12,8 @@ from page_cases import shown_of
 from rich.console import Console
 
 from tracepaper.replay.document.terminal import show
-from tracepaper.replay.explain.decision import read_stored
-from tracepaper.replay.explain.tables import stored_parts
+from tracepaper.replay.explain.decision_document import read_decision
+from tracepaper.replay.explain.document import stored_parts
 from tracepaper.replay.page import decisions, records, runs
 from tracepaper.strategies.types.market import Command, CommandKind, CommandOrigin
 from tracepaper.strategies.units import iso
@@ -41,11 +41,12 @@ def test_the_card_explain_the_banner_and_a_view_name_who_halted_whatever_came_la
     )
 
     card = decisions.decision(shown, 31)
-    assert sentence in card.because
-    assert "answers yes or no" not in card.flip
+    because = card.parts[0]["text"]
+    assert sentence in because
+    assert "answers yes or no" not in because
     text = io.StringIO()
     console = Console(file=text, width=200)
-    show(console, stored_parts(read_stored(path, shown.run_id, 31)))
+    show(console, stored_parts(*read_decision(path, shown.run_id, 31)))
     assert sentence in " ".join(text.getvalue().split())
     banner = runs.halt(shown)
     assert banner is not None

@@ -63,7 +63,7 @@ def test_explain_lists_what_a_list_sent_and_canceled(made: Backtest) -> None:
         ("SELL", "MARKET", None,
          "rejected: it may only reduce, and there is no position for it to close"),
     ]  # fmt: skip
-    for words in ("Orders of the list", "filled at 99.5 as maker", "rejected: it may only"):
+    for words in ("filled 2 at 99.5", "canceled by the strategy", "rejected: it may only"):
         assert words in first.text
     second = made.explain(decided(made, "second"))
     assert became(second.document) == [

@@ -143,32 +143,33 @@ def queues_of(
     return {queue.order["order_id"]: queue for queue in queues}
 
 
-def explained(made: Backtest) -> list[dict[str, Any]]:
+def explained(made: Backtest) -> dict[str, dict[str, Any]]:
     sequences = [row["sequence"] for row in made.decisions.to_dicts() if row["action"] == "ORDERS"]
-    return [one for sequence in sequences for one in made.explain(sequence)["orders"]]
+    queues = [made.explain(sequence)["queues"] for sequence in sequences]
+    return {order_id: place for each in queues for order_id, place in each.items()}
 
 
 def test_what_stood_ahead_is_what_the_file_says(made: Backtest, market: SeededMarket) -> None:
     model = json.loads(made.frames.run["config"])["execution"]["queue_model"]
     rows = {row["order_id"]: row for row in open_rows(made)}
-    told = {one["order_id"]: one for one in explained(made)}
+    told = explained(made)
     canceled = [row for row in rows.values() if row["status"] == "CANCELED"]
     assert len(canceled) > 10
     moved = unknown = 0
     for order_id, own in queues_of(canceled, market, model).items():
-        said = told[order_id]
-        assert (said["queue_joined"] is None) is (own.joined is None), order_id
+        said = told.get(order_id, {"joined": None, "ahead": None})
+        assert (said["joined"] is None) is (own.joined is None), order_id
         if own.joined is not None:
-            assert Decimal(said["queue_joined"]) == own.joined
-        assert (said["queue_ahead"] is None) is (own.ahead is None), order_id
+            assert Decimal(said["joined"]) == own.joined
+        assert (said["ahead"] is None) is (own.ahead is None), order_id
         if own.ahead is not None:
-            assert Decimal(said["queue_ahead"]) == own.ahead
+            assert Decimal(said["ahead"]) == own.ahead
             moved += own.joined != own.ahead
         unknown += own.joined is None
     assert moved > 3
     assert unknown > 0
-    filled = [told[key] for key, row in rows.items() if row["status"] == "FILLED"]
-    assert any(one["queue_joined"] not in {None, "0"} for one in filled)
+    filled = [told[key] for key, row in rows.items() if row["status"] == "FILLED" and key in told]
+    assert any(place["joined"] not in {None, "0"} for place in filled)
 
 
 def open_rows(made: Backtest) -> list[dict[str, Any]]:

@@ -14,9 +14,9 @@ import pytest
 from explained_runs import CONTEXT, LAST, SMALL
 from report_cases import SAMPLE, replayed, typed
 
-from tracepaper.replay.document.values import Paragraph
-from tracepaper.replay.explain.decision import read_stored
-from tracepaper.replay.explain.document import decision_document
+from tracepaper.replay.document.values import Paragraph, Table
+from tracepaper.replay.explain.decision_document import read_decision
+from tracepaper.replay.explain.document import full_document
 from tracepaper.replay.explain.recompute import (
     SEEDS,
     Full,
@@ -27,7 +27,6 @@ from tracepaper.replay.explain.recompute import (
     moves_of,
     open_past,
 )
-from tracepaper.replay.explain.tables import stored_parts
 from tracepaper.storage.checkpoints import save
 from tracepaper.storage.database.reader import Reader
 from tracepaper.strategies.attention.time_buckets import uniform_rollout
@@ -66,14 +65,14 @@ def test_the_bars_sum_to_the_stored_buckets(full: Full) -> None:
 def test_beside_the_stored_row_stands_how_far_it_is_from_that_of_uniform_attention(
     database: Path, full: Full
 ) -> None:
-    stored = read_stored(database, explained_runs.run_id(database), LAST)
+    stored, told = read_decision(database, explained_runs.run_id(database), LAST)
     uniform = uniform_rollout(SMALL.layers, SMALL.window)
     exact = 0.5 * np.abs(np.array(full.attribution.weights)[::-1] - uniform).sum()
     share = stored.content_share
     assert share is not None
     assert 0.0 < share <= exact + 1e-6  # blocks hide what moves within them
-    said = [part.text for part in stored_parts(stored) if isinstance(part, Paragraph)]
-    assert any(f"from that of uniform attention by {share:.1%}" in text for text in said)
+    (looked,) = [part for part in told.parts if isinstance(part, Table) and part.key == "looked"]
+    assert f"from that of uniform attention by {share:.1%}" in looked.notes[-1]
 
 
 def test_contributions_add_up_by_feature_and_by_bar(full: Full) -> None:
@@ -148,8 +147,8 @@ def test_an_order_that_knows_what_decides_beats_recency_and_it_is_said_first(
     assert [trial.mean_return for trial in found.of("decided")] == [1.0]
     assert [trial.mean_return for trial in found.of("past")] == [12.0]
     assert found.beat_recency == beat
-    stored = read_stored(database, explained_runs.run_id(database), LAST)
-    first = decision_document(stored, replace(full, deletion=found), None, None).parts[0]
+    stored, told = read_decision(database, explained_runs.run_id(database), LAST)
+    first = full_document(stored, told, replace(full, deletion=found), None, None).parts[0]
     assert isinstance(first, Paragraph)
     assert (" and ".join(beat) or "neither rollout nor relevance") in first.text
 

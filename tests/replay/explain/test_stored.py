@@ -19,8 +19,9 @@ from rich.console import Console
 from tracepaper.daemon.cli import invoke
 from tracepaper.replay.document.terminal import show
 from tracepaper.replay.document.values import BAR_CELLS
-from tracepaper.replay.explain.decision import StoredDecision, flips_of, locate, read_stored
-from tracepaper.replay.explain.tables import bucket_table, stored_parts
+from tracepaper.replay.explain.decision import StoredDecision, flips_of, locate
+from tracepaper.replay.explain.decision_document import looked_table, read_decision
+from tracepaper.replay.explain.document import stored_parts
 from tracepaper.replay.report.honesty import entropy_sentence
 from tracepaper.strategies.errors import DataInvalid
 
@@ -37,7 +38,7 @@ def test_a_decision_is_found_by_last_by_prefix_and_by_file(database: Path) -> No
     assert locate(f"{run_id[:6]}:40", database) == wanted
     assert locate(f"{database}#{run_id}:40", None) == wanted
     assert locate(f"{database}#last:40", None) == wanted
-    opened = read_stored(database, run_id, 40).decision["open_time_iso"]
+    opened = read_decision(database, run_id, 40)[0].decision["open_time_iso"]
     assert locate(f"last:{opened}", database) == wanted
     with pytest.raises(DataInvalid, match="no decision of a bar that opened at 2020-01-01"):
         locate("last:2020-01-01", database)
@@ -46,7 +47,7 @@ def test_a_decision_is_found_by_last_by_prefix_and_by_file(database: Path) -> No
 def test_a_missing_decision_names_the_nearest(database: Path) -> None:
     run_id = explained_runs.run_id(database)
     with pytest.raises(DataInvalid, match=rf"no decision 999; the nearest is {run_id}:60\."):
-        read_stored(database, run_id, 999)
+        read_decision(database, run_id, 999)[0]
 
 
 def test_without_a_run_the_last_decision_is_explained(
@@ -57,7 +58,7 @@ def test_without_a_run_the_last_decision_is_explained(
 
 
 def test_a_decision_without_a_model_says_so(database: Path) -> None:
-    found = read_stored(database, explained_runs.run_id(database), 40)
+    found = read_decision(database, explained_runs.run_id(database), 40)[0]
     assert not found.has_forecast
     assert found.buckets == ()
     assert [row["ordinal"] for row in found.gates] == list(range(len(found.gates)))
@@ -97,20 +98,20 @@ def test_silence_has_a_reason(
 def test_an_exit_that_a_gate_refused_is_said_to_have_gone_on(
     database: Path, action: str, reason: str, first: str, *, went_on: bool
 ) -> None:
-    stored = read_stored(database, explained_runs.run_id(database), 40)
+    stored = read_decision(database, explained_runs.run_id(database), 40)[0]
     said = {"action": action, "reason": reason, "refused_by": "edge", "allowed": False}
-    gates = tuple({**row, "passed": False} for row in stored.gates[:1])
+    gates = tuple({**row, "gate": "edge", "passed": False} for row in stored.gates[:1])
     asked = replace(stored, decision={**stored.decision, **said}, gates=gates)
     console = Console(width=200)
     with console.capture() as shown:
-        show(console, stored_parts(asked))
+        show(console, stored_parts(asked, explained_runs.told_of(database, asked)))
     assert f": {first}" in shown.get()
     assert ("The FLAT went on all the same." in shown.get()) is went_on
 
 
 def test_what_a_higher_time_frame_lacks_is_not_called_a_bar(database: Path) -> None:
     """The count of bars stops one short of the warm-up where a frame's candles are lacking."""
-    stored = read_stored(database, explained_runs.run_id(database), 40)
+    stored = read_decision(database, explained_runs.run_id(database), 40)[0]
     [warm] = [row for row in stored.gates if row["gate"] == "warm"]
 
     def said(bars: int) -> str:
@@ -123,14 +124,15 @@ def test_what_a_higher_time_frame_lacks_is_not_called_a_bar(database: Path) -> N
 
 
 def test_what_is_older_than_every_block_has_no_bar_and_shortens_none() -> None:
-    blocks = ("2025-05-01T00:00:00.000Z", 0.15), ("2025-05-01T01:04:00.000Z", 0.05)
+    blocks = (1_746_057_600_000, 0.15), (1_746_061_440_000, 0.05)
     rows = [
-        {"bucket": str(place), "from_open_time_iso": start, "weight": weight}
+        {"bucket": str(place), "from_open_time_ms": start, "weight": weight}
         for place, (start, weight) in enumerate(blocks)
     ]
-    rows.append({"bucket": "older", "from_open_time_iso": None, "weight": 0.8})
+    rows.append({"bucket": "older", "from_open_time_ms": None, "weight": 0.8})
     console = Console(file=io.StringIO(), width=100)
-    show(console, [bucket_table(StoredDecision({}, {}, (), tuple(rows)))])
+    config = '{"model": {"explanation": {"method": "norm"}}}'
+    show(console, [looked_table(StoredDecision({"config": config}, {}, (), tuple(rows)), 0)])
     assert isinstance(console.file, io.StringIO)
     older, first, second = [line for line in console.file.getvalue().splitlines() if "0." in line]
     assert older.split() == ["older", "0.8000"]
@@ -145,7 +147,7 @@ def test_the_entropy_gates_worth_is_read_from_the_card_that_the_run_stored(tmp_p
     given = ["--data", str(sample), "--to", "2025-05-26T07:50", "--db", str(database)]
     assert invoke(["replay", *given, "--set", "gate.confidence_by=entropy"]) == 0
     shutil.rmtree(tmp_path / "run.db.checkpoints")
-    found = read_stored(database, explained_runs.run_id(database), 10)
+    found = read_decision(database, explained_runs.run_id(database), 10)[0]
     with (ROOT / "storage/models/flash-1m/card.toml").open("rb") as file:
         surest = tomllib.load(file)["figures"]["gates"]["selective"]["entropy_confidence"]
     gained, error = 100 * surest["gained"][2], 100 * surest["error"][2]
@@ -155,7 +157,8 @@ def test_the_entropy_gates_worth_is_read_from_the_card_that_the_run_stored(tmp_p
         f"the surest tenth of bars: accuracy changed by {gained:+.1f} points (± unknown) on "
         f"{surest['days']} days."
     )
-    assert found.entropy_worth in [getattr(part, "text", "") for part in stored_parts(found)]
+    told = explained_runs.told_of(database, found)
+    assert found.entropy_worth in [getattr(part, "text", "") for part in told.parts]
     by_others = tuple(row for row in found.gates if row["gate"] != "confidence")
     assert replace(found, gates=by_others).entropy_worth == ""
 
@@ -164,7 +167,7 @@ def test_a_card_without_figures_says_that_the_entropy_gates_worth_is_not_known(
     tmp_path: Path,
 ) -> None:
     database = explained_runs.replayed(tmp_path, bars=30)
-    found = read_stored(database, explained_runs.run_id(database), 10)
+    found = read_decision(database, explained_runs.run_id(database), 10)[0]
     assert any(row["gate"] == "confidence" for row in found.gates)
     assert (
         found.entropy_worth == "The model's card has no figure of what the entropy gate is worth."

@@ -12,7 +12,7 @@ from explained_runs import LAST
 
 from tracepaper.replay.checks.verify import verify_run
 from tracepaper.replay.explain.attribution import TypedMethod, explain_by
-from tracepaper.replay.explain.decision import read_stored
+from tracepaper.replay.explain.decision_document import read_decision
 from tracepaper.replay.explain.recompute import Past, attribute, open_past
 from tracepaper.storage.database.reader import Reader
 from tracepaper.strategies.attention.methods import Rollout
@@ -57,7 +57,8 @@ def test_its_decisions_are_opened_bar_by_bar_as_they_were_stored(database: Path)
 
 def test_another_method_begins_with_its_own_defaults(database: Path) -> None:
     opened = past(database)
-    assert read_stored(database, explained_runs.run_id(database), LAST).content_share is None
+    stored, _ = read_decision(database, explained_runs.run_id(database), LAST)
+    assert stored.content_share is None
     same = explain_by(opened, TypedMethod(method="norm"))
     assert same.options["residual_weight"] == 0.25
     assert same.common == pytest.approx(1.0, abs=1e-5)
@@ -108,4 +109,4 @@ def test_a_model_over_whole_windows_stores_gradients(tmp_path: Path) -> None:
     difference = attribute(opened).largest_bucket_difference
     assert difference is not None
     assert difference < 1e-6
-    assert read_stored(database, run_id, 570).buckets
+    assert read_decision(database, run_id, 570)[0].buckets

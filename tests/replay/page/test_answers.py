@@ -6,6 +6,7 @@ import re
 import shutil
 import sqlite3
 from contextlib import closing
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ from tracepaper.replay.report.report import build_report
 from tracepaper.storage.database.lock import InstanceLock
 from tracepaper.strategies.api.context import BarContext, Percent, Signal
 from tracepaper.strategies.api.strategy import Strategy
+from tracepaper.strategies.gates.gate import measured
 from tracepaper.strategies.types.decisions import Action
 
 
@@ -180,10 +182,14 @@ def test_a_symbol_has_its_own_marks(pair_database: Path) -> None:
 def test_a_decision_says_its_gates_and_its_way_to_the_fill(shown: ShownRun) -> None:
     fill = shown.views.rows("v_fills")[0]
     found = decisions.decision(shown, fill["decision_sequence"])
-    assert found.orders[0].fills[0]["price_text"] == fill["price_text"]
+    way, gates = (next(part for part in found.parts if part.get("look") == look)
+                  for look in ("timeline", "gauges"))  # fmt: skip
+    assert f"at {Decimal(fill['price_text']):,}" in way["rows"][1][1]
     assert found.title.startswith(("Bought", "Sold"))
     rows = shown.views.rows("v_gates", sequence=found.sequence)
-    assert [gate.measure for gate in found.gates] == [row["measure"] for row in rows]
+    assert [row[:2] for row in gates["rows"]] == [
+        [row["gate"], measured(row["gate"], row["measure"])] for row in rows
+    ]
     assert found.following is not None
     assert decisions.decision(shown, found.following).previous == found.sequence
 
@@ -193,7 +199,7 @@ def test_a_cold_decision_says_how_many_bars_it_lacks(shown: ShownRun) -> None:
     assert first is not None
     found = decisions.decision(shown, first)
     assert found.title.startswith("Warming up: ")
-    assert found.flip.startswith("It needs ")
+    assert "It needs " in found.parts[0]["text"]
 
 
 @pytest.mark.parametrize(
@@ -277,13 +283,14 @@ def test_the_model_says_again_what_each_feature_added_and_where_each_head_looked
     answer = derivations.ask(found, sequence, lambda share, _doing: told.append(share))
     assert told == sorted(set(told))
     assert len(told) >= 5
-    assert answer.features[0].added_bp != 0
+    features, heads = answer.parts
+    assert features["rows"][0][1]["sort"] != 0
     blocks = decisions.decision(found, sequence).looked
-    assert blocks is not None
-    for head in answer.heads:
-        assert len(head.weights) == len(blocks.buckets)
-        assert sum(head.weights) == pytest.approx(1, abs=1e-3)
-    assert len({(head.layer, head.head) for head in answer.heads}) == len(answer.heads) > 1
+    ((layer,),) = [panel["layers"] for panel in heads["parts"][0]["panels"]]
+    assert len(layer["rows"]) > 1
+    for shares in layer["rows"]:
+        assert len(shares) == len(blocks)
+        assert sum(shares) == pytest.approx(100, abs=0.1)
 
 
 def test_refusals_by_day_are_all_refusals(shown: ShownRun) -> None:

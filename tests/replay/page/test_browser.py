@@ -20,7 +20,7 @@ from playwright.sync_api import Browser, Page, expect
 from records import rows
 from waiting import deadline_s
 
-from tracepaper.strategies.gates.gate import GATES
+from tracepaper.strategies.gates.gate import measured
 
 pytestmark = pytest.mark.slow
 
@@ -80,7 +80,7 @@ def check_card(page: Page, database: Path, sequence: int) -> None:
     expect(page.locator(".card")).to_have_attribute("aria-busy", "false")
     digest = rows(database, COMMIT_OF, sequence)[0][0]
     expect(page.locator(".card footer code").last).to_have_attribute("title", digest)
-    if (fold := page.locator(".card details").first).get_attribute("open") is None:
+    if (fold := page.locator(".card .gauges details")).get_attribute("open") is None:
         fold.locator("summary").click()
     query = "SELECT gate, measure, threshold, passed FROM v_gates WHERE sequence = ?"
     stored = rows(database, query, sequence)
@@ -90,14 +90,8 @@ def check_card(page: Page, database: Path, sequence: int) -> None:
         if re.search(r"\b(yes|no)$", text):
             assert text.endswith("yes" if passed else "no")
             continue
-        for number in page.evaluate(
-            """async ([unit, ...numbers]) => {
-                const { measure } = await import("/assets/format.js");
-                return numbers.map((number) => measure(number, unit));
-            }""",
-            [GATES[gate].unit, measure, threshold],
-        ):
-            assert number in text
+        assert f"{measured(gate, measure)} " in text
+        assert f" {measured(gate, threshold)}" in text
     failed = page.locator(".card li.failed").evaluate_all("all => all.map(one => one.dataset.gate)")
     switches = {"operator", "deadline", "finite", "regime"}
     assert set(failed) == {gate for gate, _, _, passed in stored if not passed} - switches
@@ -109,9 +103,7 @@ def test_it_opens_on_one_sentence_one_chart_and_the_newest_decision(
     expect(page.locator(".card h2")).to_have_count(1)
     expect(page.locator(".card footer code").last).to_have_attribute(
         "title",
-        rows(
-            database, "SELECT lower(hex(digest)) FROM commits ORDER BY last_sequence DESC LIMIT 1"
-        )[0][0],
+        rows(database, COMMIT_OF, last(database))[0][0],
     )
     assert page.get_by_role("link", name="TradingView").get_attribute("href") == (
         "https://www.tradingview.com/"
@@ -268,7 +260,6 @@ FORMATS: Final = (
     ("margin(0.00094)", ".00094"),
     ("margin(-0.0152)", ".015"),
     ("margin(-328948, 'ms')", "5 min"),
-    ("measure(0.0125, 'share of the peak')", "1.25\u202f%"),
     ("percent(-0.0003)", "\u22120.03\u202f%"),
     ("number(-0.001, 2)", "0.00"),
     ("quantity('-0.0580')", "0.058"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -28,9 +29,13 @@ from tracepaper.replay.document.charts import (
     time_axis,
 )
 from tracepaper.replay.document.values import (
+    PAIR,
     FoldedParts,
+    Form,
+    Look,
     Paragraph,
     Part,
+    Table,
     TitledParts,
     of_row,
     table,
@@ -50,6 +55,31 @@ GATES: Final = ["shifted", "confidence"]
 
 def chart_of(title: str, *panels: ChartPanel, columns: int = 1, is_aligned: bool = False) -> Chart:
     return Chart(title, f"The caption of {title}.", panels, columns, is_aligned)
+
+
+def looks() -> list[Table]:
+    """Return a table of each look that is drawn by the keys of its figures."""
+    gates: dict[str, Form] = {
+        "gate": "text", "words": "text", "unit": "text", "measure": "exact", "bound": "text",
+        "threshold": "exact", "share": "measure", "passed": "mark", "drawn": "mark",
+    }  # fmt: skip
+    judged = [
+        ("shifted", "it moved", "", "3", "≤", "2", -0.5, False, True),
+        ("finite", "is finite", "", "yes", "≥", "yes", None, True, False),
+    ]
+    tables: dict[Look, Table] = {
+        "gauges": table_of("g", "Gauges", gates, judged),
+        "stack": table_of("s", "Stack", {"name": "text", "share": "exact", "bar": "bar"},
+                          [("down", "40 %", 0.4), ("up", "60 %", 0.6)], ["-3.2 bp"]),
+        "columns": table_of("c", "Columns", {"from": "minute", "weight": "measure"},
+                            [(TIMES[1], 0.6), (TIMES[0], 0.3), ("older", 0.1)], ["half of it"]),
+        "balance": replace(table_of("b", "Balance", {"feature": "text", "added": "points"},
+                                    [("range", -1e-4), ("hour", 5e-5)]), shown=1),
+        "timeline": table_of("t", "Timeline", {"time": "second", "event": "text"},
+                             [(TIMES[0], "buy 0.1"), (None, EVIL)]),
+        "pairs": table_of("p", "Pairs", PAIR, [("held", "0.1")]),
+    }  # fmt: skip
+    return [replace(drawn, look=look) for look, drawn in tables.items()]
 
 
 def gallery() -> list[Part]:
@@ -94,6 +124,8 @@ def gallery() -> list[Part]:
                  [["b", 2, 0.1, 0.5], ["a", 10, -0.2, 1.0], [EVIL, None, None, None]]),
         table_of("e", "Exact", {"x": "exact"}, [["-3 %"], ["+10.5 %"], [""], ["1,200"], ["0.2"]]),
         Paragraph("tracepaper verify last", "code"),
+        Paragraph("The numbers behind it.", "detail"),
+        *looks(),
         Paragraph("one", "item"),
         Paragraph("two", "item"),
     ]  # fmt: skip
@@ -142,7 +174,8 @@ def test_every_part_is_drawn_at_every_width_in_light_and_dark_without_a_complain
     )
     assert page.locator(".panel canvas").nth(1).evaluate(corner) == 0
     assert page.locator("td.tint").count() == 2
-    assert page.locator("ul li").all_text_contents() == ["one", "two"]
+    assert page.locator(".document > ul li").all_text_contents() == ["one", "two"]
+    assert page.locator("section.part h3").all_text_contents() == [of.title for of in looks()]
     page.locator("details").evaluate_all("all => all.forEach((one) => { one.open = true; })")
     found = Axe().run(page)
     assert found.violations_count == 0, found.generate_report()

@@ -204,7 +204,7 @@ def test_a_refused_mark_shows_the_gates_of_v_gates(page: Page, running: Running)
     page.goto(f"{running.url}/#/run/{run}/decision/{sequence}")
     page.locator(".card h2").filter(has_text="operator").wait_for()
     page.locator(".card[aria-busy=false]").wait_for()
-    if (fold := page.locator(".card details").first).get_attribute("open") is None:
+    if (fold := page.locator(".card .gauges details")).get_attribute("open") is None:
         fold.locator("summary").click()
     stored = running.rows("SELECT gate, passed FROM v_gates WHERE sequence = ?", sequence)
     assert stored

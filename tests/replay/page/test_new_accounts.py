@@ -124,7 +124,7 @@ def test_a_decision_says_what_each_side_holds_and_what_was_liquidated(hedged: Pa
     for sequence in found:
         one = decisions.decision(shown, sequence)
         assert one.title.startswith("Liquidated: ")
-        assert one.liquidations[0].startswith("Liquidated: ")
+        assert one.parts[0]["text"].startswith("Liquidated: ")
     kept = {
         decisions.decision(shown, sequence).title
         for (sequence,) in rows(hedged, "SELECT sequence FROM v_decisions WHERE action = 'HOLD'")
@@ -142,8 +142,7 @@ def test_a_decision_names_the_side_of_what_it_asked_for(hedged: Path) -> None:
     )
     (both,) = rows(hedged, "SELECT min(sequence) FROM v_decisions WHERE action = 'HOLD' AND "
                    "sequence > (SELECT min(sequence) FROM v_fills)")  # fmt: skip
-    kept = decisions.decision(shown, both[0])
-    assert (kept.held_before_text, kept.title) == ("0", "Kept long 0.1 BTC, short 0.1 BTC")
+    assert decisions.decision(shown, both[0]).title == "Kept long 0.1 BTC, short 0.1 BTC"
 
 
 def test_a_signal_for_one_side_is_held_to_what_that_side_has(tmp_path: Path) -> None:
@@ -157,8 +156,7 @@ def test_a_signal_for_one_side_is_held_to_what_that_side_has(tmp_path: Path) -> 
     sides = {side: first(path, f"o.position_side = '{side}'") for side in ("LONG", "SHORT")}
     seen = [decisions.decision(shown, at + 3) for at in sides.values()]
     for one in seen:  # it says so again at each bar, and asks for nothing
-        assert one.held_before_text == one.held_after_text == one.target_text
-        assert one.target_text == ("0.1" if one.action == "LONG" else "-0.1")
+        assert all(part.get("key") != "size" for part in one.parts)
     assert seen[max(range(2), key=[*sides.values()].__getitem__)].title == (
         "Kept long 0.1 BTC, short 0.1 BTC"
     )
@@ -178,7 +176,8 @@ def test_a_card_says_what_each_strategy_wants_and_holds(several: Path) -> None:
             for text in texts
         )  # fmt: skip
         said = f"wants {wants} and holds {holds}" if wants != holds else f"wants and holds {wants}"
-        assert f"{name} {said}: {reason} (" in decisions.decision(shown, sequence).because
+        because = decisions.decision(shown, sequence).parts[0]["text"]
+        assert f"{name} {said}: {reason} (" in because
 
 
 def test_the_page_and_the_report_have_the_same_gross_and_net_exposure(hedged: Path) -> None:
@@ -218,8 +217,8 @@ def test_the_card_and_the_chart_tell_a_liquidation(
     sequence = liquidated(hedged)[0]
     with opened(browser, f"{url}/#/run/{run_of(hedged)}/decision/{sequence}", TALL) as page:
         expect(page.locator(".card h2")).to_contain_text("Liquidated: ")
-        said = decisions.decision(shown_of(hedged), sequence).liquidations[0]
-        expect(page.locator(".card .liquidated")).to_have_text(said)
+        said = decisions.decision(shown_of(hedged), sequence).parts[0]["text"]
+        expect(page.locator(".because .strong").first).to_have_text(said)
         expect(page.locator(".legend .values")).to_contain_text("net position")
 
 

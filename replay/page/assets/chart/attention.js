@@ -2,7 +2,7 @@
 
 /** Blocks with their density a bar, from 0 to 1 of the densest whole block. */
 export function densities(looked, interval) {
-  const blocks = looked.buckets
+  const blocks = looked
     .filter((bucket) => bucket.from_ms != null)
     .map((bucket) => ({ ...bucket, density: bucket.weight / Math.max(1, (bucket.until_ms - bucket.from_ms) / interval) }));
   // The newest block has few bars and would outshine all.
@@ -14,7 +14,7 @@ export function densities(looked, interval) {
 /** The share of the attention that lies between two times. */
 export function shareBetween(looked, from, until) {
   let share = 0;
-  for (const bucket of looked.buckets) {
+  for (const bucket of looked) {
     if (bucket.from_ms == null || bucket.until_ms <= bucket.from_ms) continue;
     const overlap = Math.min(until, bucket.until_ms) - Math.max(from, bucket.from_ms);
     if (overlap > 0) share += (bucket.weight * overlap) / (bucket.until_ms - bucket.from_ms);

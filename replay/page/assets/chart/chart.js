@@ -182,7 +182,7 @@ export class Chart {
   #blocksShown() {
     const { decision } = this.#shown;
     if (this.#blocks.decision !== decision) {
-      const list = decision?.looked ? densities(decision.looked, this.interval) : [];
+      const list = densities(decision?.looked ?? [], this.interval);
       this.#blocks = { decision, list };
     }
     return this.#blocks.list;

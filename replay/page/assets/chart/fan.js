@@ -1,35 +1,18 @@
 /** The forecast drawn forward: 50 % and 90 % of what the model said, its mean, and what came. */
 
 const BANDS = [
-  { low: 0.05, high: 0.95, z: 1.645, opacity: 0.11 },
-  { low: 0.25, high: 0.75, z: 0.674, opacity: 0.16 },
+  { z: 1.645, opacity: 0.11 },
+  { z: 0.674, opacity: 0.16 },
 ];
 
-/** The log return at a level of a forecast, or null. */
-function atLevel(forecast, level, z) {
-  const stated = forecast.quantiles.find(([each]) => Math.abs(each - level) < 1e-6);
-  if (stated) return stated[1];
-  return forecast.stdev_return == null ? null : forecast.mean_return + (level < 0.5 ? -z : z) * forecast.stdev_return;
-}
+/** The log returns between which a forecast lies so many standard deviations wide, or nulls. */
+const between = ({ mean_return: mean, stdev_return: stdev }, z) => (stdev == null ? [null, null] : [mean - z * stdev, mean + z * stdev]);
 
 /** Lowest and highest price of a decision's fan, or null. */
 export function fanRange(decision) {
   if (!decision?.forecast) return null;
-  const [{ low, high, z }] = BANDS;
-  const down = atLevel(decision.forecast, low, z);
-  const up = atLevel(decision.forecast, high, z);
+  const [down, up] = between(decision.forecast, BANDS[0].z);
   return down == null ? null : [decision.close * Math.exp(down), decision.close * Math.exp(up)];
-}
-
-/** Whether what came lies inside the inner or outer band: `inside 50 %`. */
-export function cameInside(forecast) {
-  for (const band of [BANDS[1], BANDS[0]]) {
-    const down = atLevel(forecast, band.low, band.z);
-    const up = atLevel(forecast, band.high, band.z);
-    if (down == null) return "";
-    if (forecast.came >= down && forecast.came <= up) return `inside ${Math.round((band.high - band.low) * 100)} %`;
-  }
-  return "outside 90 %";
 }
 
 export function drawFan(context, { decision, index, bars, across, y, colours }) {
@@ -40,8 +23,7 @@ export function drawFan(context, { decision, index, bars, across, y, colours }) 
   context.fillStyle = colours.accent;
   context.strokeStyle = colours.accent;
   for (const band of BANDS) {
-    const down = atLevel(forecast, band.low, band.z);
-    const up = atLevel(forecast, band.high, band.z);
+    const [down, up] = between(forecast, band.z);
     if (down == null) continue;
     context.globalAlpha = band.opacity;
     context.beginPath();

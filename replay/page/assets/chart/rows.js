@@ -8,7 +8,7 @@ const DRAWN = 9;
 const OF_DATA = new Set(["late", "gap", "stale"]);
 
 /** Whether how near a gate was says something: not of yes or no, nor of what only fills up. */
-export const isGraded = (gate) => !gate.is_switch && !gate.is_capped && (gate.refused > 0 || !OF_DATA.has(gate.gate));
+const isGraded = (gate) => !gate.is_switch && !gate.is_capped && (gate.refused > 0 || !OF_DATA.has(gate.gate));
 
 /**
  * The rows of a run, top to bottom.

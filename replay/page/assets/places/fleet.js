@@ -1,8 +1,8 @@
 /** Fleet: every run of the server as `tracepaper fleet` lists it; a row opens its run. */
-import { html, useEffect, useRef, useState } from "../vendor/htm-preact.js";
+import { html, useEffect, useState } from "../vendor/htm-preact.js";
 import { pullRun, source } from "../api.js";
 import { count, number, stamp, strategyName, zoneName } from "../format.js";
-import { useAnswer, Waiting } from "../hooks.js";
+import { useAnswer, useTask, Waiting } from "../hooks.js";
 import { Table } from "./table.js";
 
 const AGAIN = 2_000; // ms between an answer and the next question
@@ -32,30 +32,17 @@ function Opening({ row, progress, error, cancel }) {
 
 export function FleetView({ go }) {
   const [turn, setTurn] = useState(0);
-  const [opening, setOpening] = useState(null);
-  const abort = useRef(null);
+  const [opened, setOpened] = useState(null);
+  const { progress, error: failure, ask, cancel } = useTask([]);
   const answer = useAnswer((signal) => source.get("/fleet", {}, { signal }), [turn]);
   useEffect(() => {
     if (answer.isLoading) return undefined;
     const timer = setTimeout(() => setTurn((now) => now + 1), AGAIN);
     return () => clearTimeout(timer);
   }, [answer]);
-  useEffect(() => () => abort.current?.abort(), []);
-
-  const open = async (row) => {
-    abort.current?.abort();
-    const own = (abort.current = new AbortController());
-    setOpening({ row, progress: { share: 0, doing: `pulling run ${row.run_id}` } });
-    try {
-      await pullRun(row, (progress) => own.signal.aborted || setOpening({ row, progress }), own.signal);
-      if (!own.signal.aborted) go({ run: row.run_id });
-    } catch (error) {
-      if (!own.signal.aborted) setOpening({ row, error });
-    }
-  };
-  const cancel = () => {
-    abort.current.abort();
-    setOpening(null);
+  const open = (row) => {
+    setOpened(row);
+    ask((told, signal) => pullRun(row, told, signal).then(() => signal.aborted || go({ run: row.run_id })), `pulling run ${row.run_id}`);
   };
   if (answer.error) return html`<div class="place"><h1>Fleet</h1><p class="banner" role="alert">${answer.error.message}</p></div>`;
   if (!answer.value) return html`<div class="place"><h1>Fleet</h1><${Waiting} doing="Asking the fleet's server" /></div>`;
@@ -70,7 +57,7 @@ export function FleetView({ go }) {
       <span>${count(runs.length)} ${runs.length === 1 ? "run" : "runs"}, ${alarmed ? html`<b class="loss">${count(alarmed)} with an alarm</b>` : "no alarm"}</span>
       <span class="muted">${server}, ${asOf == null ? "never read" : `as of ${time}`}</span>
     </p>
-    ${opening && html`<${Opening} ...${opening} cancel=${cancel} />`}
+    ${(progress || failure) && html`<${Opening} row=${opened} progress=${progress} error=${failure} cancel=${cancel} />`}
     <div class=${away ? "muted" : ""}>
       <${Table} caption="Fleet" columns=${COLUMNS} rows=${runs} keyOf=${(row) => `${row.database_id} ${row.run_id}`} onRow=${open} empty="The fleet holds no run yet; tracepaper db ship brings the first." />
     </div>

@@ -1,0 +1,551 @@
+"""One decision as a document: what the page's card draws, and ``explain`` prints."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from datetime import UTC, datetime
+from decimal import Decimal
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+
+from tracepaper.daemon.broker.account import SIDES
+from tracepaper.replay.document.values import (
+    PAIR,
+    Figure,
+    Form,
+    Paragraph,
+    Part,
+    Table,
+    TitledParts,
+    Value,
+    of_field,
+    of_row,
+    table,
+    table_of,
+)
+from tracepaper.replay.explain.decision import (
+    Flips,
+    GateMargin,
+    StoredDecision,
+    flips_of,
+    margin_text,
+    short,
+    stand_of,
+    stored_decision,
+)
+from tracepaper.replay.report.listed_orders import outcome
+from tracepaper.replay.report.states import span_text, time_text
+from tracepaper.replay.run_columns import RunColumns
+from tracepaper.storage.database.reader import Reader
+from tracepaper.storage.database.run_views import Row
+from tracepaper.strategies.builtin import BAND, SIZE, TREND
+from tracepaper.strategies.gates.declared import gap, late, stale, warm
+from tracepaper.strategies.gates.gate import GATES, measured, refusal, unit_beside
+from tracepaper.strategies.types.decisions import Action, OrderStatus, PositionSide
+from tracepaper.strategies.types.market import Side
+from tracepaper.strategies.units import DAY_MS, HOUR_MS, MINUTE_MS, number, without_zeros
+
+BASIS_POINTS: Final = 1e4
+BLOCKS_SHOWN: Final = 12
+NOT_WHY: Final = "not why the price will move"
+_BANDS: Final = ((0.6744897501960817, 50), (1.6448536269514722, 90))
+"""Standard deviations of a normal law on each side, and the per cent within them."""
+_OF_DATA: Final = (late.name, gap.name, stale.name)
+"""Gates that a sound feed never nears."""
+_REASON_MOST: Final = 400
+"""Letters of a strategy's reason that are shown."""
+
+
+def read_decision(database: Path, run_id: str, sequence: int) -> tuple[StoredDecision, TitledParts]:
+    """Read one decision of *database*; raise ``DataInvalid`` where it holds none."""
+    with Reader.open(database) as reader:
+        columns = RunColumns(reader, run_id)
+        stored = stored_decision(reader, columns, sequence)
+        return stored, decision_document(columns, stored)
+
+
+def decision_document(columns: RunColumns, stored: StoredDecision) -> TitledParts:
+    """Return what a decision did, why, what would have changed it, and what came of it."""
+    row, sequence = stored.decision, stored.decision["sequence"]
+    base = columns.instruments[row["instrument"]].base_coin
+    close_ms = columns.times.close_ms(row["open_time_ms"])
+    born = set(columns.rows.born_orders(sequence))
+    orders = [
+        _history(columns, stored, order)
+        for order_id in dict.fromkeys([*sorted(born), *(of["order_id"] for of in stored.orders)])
+        for order in columns.views.rows("v_orders", order_id=order_id)
+    ]
+    sent = [of for of in orders if of.order["order_id"] in born]
+    before = _held(columns, stored, sequence)
+    filled = [fill["sequence"] for of in sent for fill in of.fills]
+    after = _held(columns, stored, max(filled)) if filled else before
+    flips = flips_of(stored)
+    kept = _flip(stored, flips, before, base)
+    parts: list[Part] = [Paragraph(of.sentence, "strong") for of in stored.liquidations]
+    if because := f"{_because(stored, close_ms, before, base)} {kept}".strip():
+        parts.append(Paragraph(because))
+    parts += [Paragraph(sentence, "detail") for sentence in _details(stored, flips)]
+    parts += [of.table for of in orders]
+    parts.append(_gates(flips))
+    if row["horizon"] is not None and row["mean_return"] is not None:
+        parts.append(_forecast(row, realised(columns, row), close_ms))
+    if stored.buckets or row["horizon"] is not None:
+        parts.append(looked_table(stored, close_ms))
+    sides = [held.of_side(row["action"]) for held in (before, after)]
+    parts += _size(row, sides[0], sides[1], base)
+    if stored.notes:
+        noted = table_of("notes", "Noted", PAIR, map(_noted, stored.notes))
+        parts.append(replace(noted, look="pairs"))
+    title = _title(stored, flips, [of.order for of in sent], (before, after), base)
+    return TitledParts(title, tuple(parts))
+
+
+# ---------------------------------------------------------------- what was held
+
+
+class HeldPosition(NamedTuple):
+    """A signed position; in hedge mode that of both sides, and what each side holds."""
+
+    text: str
+    sides: tuple[str, ...]
+    is_hedged: bool = False
+
+    def of_side(self, action: str) -> str:
+        """Return the quantity of the side that *action* is for; that of both where it has none.
+
+        In hedge mode LONG and SHORT are answers for one side (docs/money.md, M95).
+        """
+        if not self.is_hedged or action not in SIDES:
+            return self.text
+        return self.sides[list(SIDES).index(PositionSide(action))]
+
+    @property
+    def is_flat(self) -> bool:
+        """Whether nothing is held."""
+        return not any(map(float, self.sides))
+
+    def words(self, base: str) -> str:
+        """Return what is held: ``long 0.058 BTC``; of both sides ``long 1 BTC, short 1 BTC``."""
+        return (
+            ", ".join(_signed(quantity, base) for quantity in self.sides if float(quantity))
+            or "flat"
+        )
+
+
+def _held(columns: RunColumns, stored: StoredDecision, sequence: int) -> HeldPosition:
+    """Return the position after a step, in its event's instrument."""
+    for row in columns.views.rows("v_equity", sequence=sequence):
+        text = without_zeros(row["quantity_text"] or "0")
+        if json.loads(stored.run["config"])["account"]["position_mode"] != "hedge":
+            return HeldPosition(text, (text,))
+        held = {
+            position["side"]: without_zeros(position["quantity_text"])
+            for position in columns.views.rows("v_positions", sequence=sequence)
+        }
+        return HeldPosition(text, tuple(held.get(side, "0") for side in SIDES), is_hedged=True)
+    return HeldPosition("0", ())
+
+
+def _signed(held: str, base: str) -> str:
+    """Return a signed position in words: ``long 0.058 BTC``, or ``flat``."""
+    if float(held) == 0:
+        return "flat"
+    return f"{'short' if held.startswith('-') else 'long'} {held.lstrip('-')} {base}"
+
+
+# ---------------------------------------------------------------- sentences
+
+
+def _title(
+    stored: StoredDecision,
+    flips: Flips,
+    orders: list[Row],
+    held: tuple[HeldPosition, HeldPosition],
+    base: str,
+) -> str:
+    before, after = held
+    if stored.liquidations and stored.liquidations[0].fills:
+        return f"Liquidated: {'; '.join(map(_taken, stored.liquidations[0].fills))}"
+    sent = [order for order in orders if order["status"] != OrderStatus.REJECTED]
+    done = [order for order in sent if float(order["filled"] or 0) > 0]
+    if done:
+        by_side = {order["position_side"]: order for order in reversed(done)}
+        traded = _capital(", ".join(_traded(order, base) for order in reversed(by_side.values())))
+        if stored.run["strategy"] == TREND:  # its reason is a direction, and both sides have it
+            return f"{traded}, from {before.words(base)} to {after.words(base)}"
+        return f"{traded}: {done[0]['reason']}"
+    if (refused_by := stored.decision["refused_by"]) is not None:
+        return _refused(refused_by, flips)
+    if sent:
+        order = sent[0]
+        verb = "buy" if order["side"] == Side.BUY else "sell"
+        quantity = without_zeros(order["quantity_text"])
+        return f"Sent to {verb} {quantity} {base}{_of_side(order)}: {order['reason']}"
+    return "Stayed flat" if after.is_flat else f"Kept {after.words(base)}"
+
+
+def _capital(words: str) -> str:
+    return f"{words[:1].upper()}{words[1:]}"
+
+
+def _traded(order: Row, base: str) -> str:
+    verb = "bought" if order["side"] == Side.BUY else "sold"
+    return f"{verb} {without_zeros(order['filled_text'])} {base}{_of_side(order)}"
+
+
+def _of_side(order: Row) -> str:
+    side = order["position_side"]
+    return "" if side is None else f" of the {side.lower()} side"
+
+
+def _taken(fill: Row) -> str:
+    side = "long" if fill["side"] == Side.SELL else "short"
+    symbol = fill["instrument"].partition(":")[2]
+    return f"{side} {without_zeros(fill['quantity_text'])} {symbol} at {fill['price_text']}"
+
+
+def _refused(name: str, flips: Flips) -> str:
+    gate = next(flip for flip in flips.gates if flip.gate == name)
+    if name == warm.name and gate.measure is not None:
+        return f"Warming up: {gate.measure:,.0f} of {gate.threshold:,.0f} bars"
+    if gate.margin is None or GATES[name].is_switch:
+        return f"Refused by {short(name)}"
+    way = "short by" if GATES[name].at_least else "over by"
+    return f"Refused by {short(name)}, {way} {margin_text(name, gate.margin)}"
+
+
+def _share(fraction: float) -> str:
+    return f"{100 * fraction:.0f}\u202f%"
+
+
+def _trend_noted(stored: StoredDecision) -> dict[str, Any]:
+    """Return the numbers that the strategy trend noted where it decided; empty elsewhere."""
+    if stored.run["strategy"] != TREND:
+        return {}
+    noted = {note["name"]: note["number"] for note in stored.notes}
+    return noted if TREND in noted else {}
+
+
+def _trend_words(
+    stored: StoredDecision, noted: dict[str, Any], held: HeldPosition, base: str
+) -> str:
+    """Say what the strategy trend wanted, beside what was held, and which rule moved it."""
+    row, trend, size = stored.decision, noted[TREND], abs(noted[SIZE])
+    if trend == 0:
+        wants = "There is no trend to follow, so it wants nothing held"
+    else:
+        way = "up" if trend > 0 else "down"
+        wants = f"The trend is {way}: it wants {_share(size)} of a full position"
+        if size < abs(trend):
+            wants += f", not {_share(abs(trend))}, since the market moves more than the target"
+    now = f"{wants}; {'nothing' if held.is_flat else held.words(base)} was held"
+    if row["refused_by"] is not None or row["target_quantity_text"] is None:
+        return f"{now}."
+    target, band = without_zeros(row["target_quantity_text"]), noted.get(BAND)
+    share = "" if band is None or trend == 0 else f"{_share(band)} of a full position"
+    if float(target) == float(held.of_side(row["action"])):
+        return f"{now}{share and f', within its band of {share}'}, so nothing is traded."
+    if not share:
+        return f"{now}. The new target is {_signed(target, base)}."
+    return (
+        f"{now}, outside its band of {share}. The new target, at the band's edge, is "
+        f"{_signed(target, base)}."
+    )
+
+
+def _because(stored: StoredDecision, close_ms: int, held: HeldPosition, base: str) -> str:
+    row, parts = stored.decision, [stored.halt]
+    noted = _trend_noted(stored)
+    if stored.run["strategy"] == TREND:
+        if noted:
+            parts.append(_trend_words(stored, noted, held, base))
+        elif row["refused_by"] != warm.name:
+            following = datetime.fromtimestamp((close_ms // HOUR_MS + 1) * 3600, tz=UTC)
+            parts.append(f"The trend is asked again at {following:%H:%M} UTC.")
+    elif row["reason"] and row["reason"] != refusal(row["refused_by"] or ""):
+        parts.append(f"{_capital(row['reason'][:_REASON_MOST]).rstrip('.')}.")
+    if row["unfilled_reason"] and not noted:
+        parts.append(f"The target was not ordered in full: {row['unfilled_reason'].rstrip('.')}.")
+    parts += [_part_words(strategy, base) for strategy in stored.strategies]
+    return " ".join(part for part in parts if part)
+
+
+def _part_words(strategy: Row, base: str) -> str:
+    """Say what one of several strategies wants of the position, and what it holds of it."""
+    wants, holds = (
+        _signed(without_zeros(strategy[f"{name}_text"]), base) if strategy[name] else "nothing"
+        for name in ("target_quantity", "quantity")
+    )
+    parts = f"wants and holds {wants}" if wants == holds else f"wants {wants} and holds {holds}"
+    return (
+        f"{strategy['strategy']} {parts}: {strategy['reason'].rstrip('.')} ({stand_of(strategy)})."
+    )
+
+
+def _flip(stored: StoredDecision, flips: Flips, held: HeldPosition, base: str) -> str:
+    """Say what would have flipped it, and what a refusal left as it was."""
+    kept = held.words(base)
+    if flips.allowed or kept == "flat" or stored.decision["action"] == Action.FLAT:
+        return flips.sentence
+    return f"{flips.sentence} {_capital(kept)} was kept.".lstrip()
+
+
+def _details(stored: StoredDecision, flips: Flips) -> Iterator[str]:
+    """Yield the numbers behind it, a sentence each."""
+    if stored.trend is not None:
+        yield stored.trend
+    elif (side := flips.side) is not None:
+        pointed = {
+            "LONG": "The forecast pointed up",
+            "SHORT": "The forecast pointed down",
+        }.get(side.side, "The mean and the classes of the forecast disagreed")
+        yield (
+            f"{pointed}: the mean is {side.mean_return * BASIS_POINTS:+.2f} bp from zero "
+            f"({abs(side.mean_over_stdev):.1%} of its standard deviation), and up less down is "
+            f"{side.lean:+.3f}; its side turns where both change sign."
+        )
+    if stored.decision["horizon"] is not None:
+        yield _also_forecast(stored.decision)
+    yield from filter(None, (stored.entropy_worth, stored.reweighting, stored.looked_at))
+
+
+def _also_forecast(decision: Mapping[str, Any]) -> str:
+    """Say what else the model forecast at the gates' horizon, as far as it gives it."""
+    parts = [f"The regime is {decision['regime']}"]
+    if (learned := decision["learned_regime"]) is not None:
+        parts.append(f"the network's regime is {learned}")
+    if (cell := decision["regime_cell"]) is not None:
+        parts.append(f"the card's regime is {cell}")
+    if (loss := decision["expected_shortfall_long"]) is not None:
+        parts.append(
+            f"in the worst 2.5 % of cases a long loses {_bp(loss)} bp and a short "
+            f"{_bp(decision['expected_shortfall_short'])} bp on average"
+        )
+    if (fall := decision["expected_drawdown"]) is not None:
+        parts.append(f"a fall of {_bp(fall)} bp on the way is as likely as not")
+    if (allocation := decision["learned_allocation"]) is not None:
+        parts.append(f"the network itself would hold {allocation:+.3f}")
+    if (factor := decision["size_factor"]) is not None:
+        parts.append(f"sized {factor:.3f} by confidence in its volatility")
+    return f"{'; '.join(parts)}."
+
+
+def _bp(value: float) -> str:
+    return f"{BASIS_POINTS * value:,.1f}"
+
+
+# ---------------------------------------------------------------- gates, forecast, attention
+
+
+def _is_drawn(gate: GateMargin) -> bool:
+    """Whether how near a gate was says something."""
+    declared = GATES[gate.gate]
+    has_way = not (declared.is_capped or gate.gate in _OF_DATA)
+    return not declared.is_switch and (has_way or not gate.passed)
+
+
+_GATES: Final = (
+    of_field("gate", "gate", "text"),
+    Figure[GateMargin](
+        "measure", "measure", "exact", lambda gate: measured(gate.gate, gate.measure)
+    ),
+    Figure[GateMargin](
+        "threshold", "threshold", "exact", lambda gate: measured(gate.gate, gate.threshold)
+    ),
+    Figure[GateMargin](
+        "margin", "margin", "exact", lambda gate: measured(gate.gate, gate.margin, signed=True)
+    ),
+    Figure[GateMargin](
+        "share",
+        "share",
+        "share",
+        lambda gate: None if GATES[gate.gate].is_switch else gate.share,
+    ),
+    Figure[GateMargin]("unit", "unit", "text", lambda gate: unit_beside(gate.gate)),
+    of_field("passed", "", "mark"),
+    of_field("words", "what it measures", "text", wide=True),
+    Figure[GateMargin](
+        "bound", "", "text", lambda gate: "≥" if GATES[gate.gate].at_least else "≤", wide=True
+    ),
+    Figure[GateMargin]("drawn", "", "mark", _is_drawn, wide=True),
+)
+_SHARE: Final[Mapping[str, Form]] = {"name": "text", "share": "exact", "bar": "bar"}
+_MOMENT: Final[Mapping[str, Form]] = {"time": "second", "event": "text"}
+
+
+def _gates(flips: Flips) -> Table:
+    """Return how far each gate was from its threshold; the margin is what it had to spare."""
+    return replace(table("gates", "Gates", _GATES, flips.gates), look="gauges", whole=True)
+
+
+class RealisedForecast(NamedTuple):
+    """When the forecast bar closes, and its log return; None before it has."""
+
+    comes_ms: int
+    came: float | None
+
+
+def realised(columns: RunColumns, decision: Row) -> RealisedForecast:
+    """Return what came of the forecast of *decision*, at the gates' horizon."""
+    opened_ms = np.array([decision["open_time_ms"]])
+    target_ms = int(columns.times.opens_later(opened_ms, decision["horizon"])[0])
+    came = None
+    if (target := columns.sequence_at(decision["instrument"], target_ms)) is not None:
+        closes = [
+            columns.views.rows("v_bars", sequence=sequence)[0]["close"]
+            for sequence in (decision["sequence"], target)
+        ]
+        came = math.log(float(closes[1]) / float(closes[0]))
+    return RealisedForecast(columns.times.close_ms(target_ms), came)
+
+
+def _forecast(row: Row, outcome: RealisedForecast, close_ms: int) -> Table:
+    mean, stdev = row["mean_return"], row["stdev_return"]
+    stated = f"{mean * BASIS_POINTS:+,.1f}"
+    stated += " bp" if stdev is None else f" ± {_bp(stdev)} bp"
+    came = f"comes at {_clock(outcome.comes_ms, close_ms)}"
+    if outcome.came is not None:
+        inside = ""
+        if stdev is not None:
+            away = abs(outcome.came - mean) / stdev if stdev else math.inf
+            within = [share for width, share in _BANDS if away <= width]
+            inside = f", inside {within[0]} %" if within else ", outside 90 %"
+        came = f"came {outcome.came * BASIS_POINTS:+,.1f} bp{inside}"
+    shares = [(name, row[f"p_{name}"]) for name in ("down", "flat", "up")]
+    rows = [(name, _share(share), share) for name, share in shares if share is not None]
+    title = f"Forecast, {row['horizon']} bars"
+    return replace(table_of("forecast", title, _SHARE, rows, (stated, came)), look="stack")
+
+
+def looked_table(stored: StoredDecision, close_ms: int) -> Table:
+    """Return the blocks of bars by their share of the attention, or why there are none."""
+    heaviest = sorted(stored.buckets, key=lambda row: -row["weight"])
+    most = max((row["weight"] for row in heaviest if row["bucket"] != "older"), default=0.0) or 1.0
+    figures = (
+        Figure[Row]("from", "from", "minute", _from),
+        of_row("weight", "weight", "measure"),
+        Figure[Row](
+            "bar", "", "bar",
+            # All that is older is no block, and has no bar.
+            lambda row: None if row["bucket"] == "older" else row["weight"] / most,
+        ),
+    )  # fmt: skip
+    notes = (
+        [stored.no_attribution] if stored.no_attribution else list(_looked_notes(stored, close_ms))
+    )
+    blocks = table("looked", "Where it looked", figures, heaviest, notes=notes, shown=BLOCKS_SHOWN)
+    return replace(blocks, look="columns", aside=NOT_WHY)
+
+
+def _from(row: Row) -> Value:
+    start: int | None = row["from_open_time_ms"]
+    return "older" if start is None else start
+
+
+def _looked_notes(stored: StoredDecision, close_ms: int) -> Iterator[str]:
+    total = 0.0
+    for bucket in stored.buckets:
+        total += bucket["weight"]
+        if total >= 0.5:
+            if (start := bucket["from_open_time_ms"]) is not None:
+                yield f"half of it in the last {span_text(close_ms - start)}"
+            break
+    if (share := stored.content_share) is not None:
+        yield (
+            f"The rollout differs from that of uniform attention by {share:.1%}; the rest is the "
+            "profile of a network that looks at everything alike."
+        )
+
+
+def _size(row: Row, held: str, held_after: str, base: str) -> Iterator[Part]:
+    """Yield what was asked for, where it was not had."""
+    target, unfilled = row["target_quantity_text"], row["unfilled_reason"]
+    asked = None if target is None else without_zeros(target)
+    if (asked is None or asked == held_after) and not unfilled:
+        return
+    pairs = [("held", held)] + ([] if asked is None else [("asked", f"{asked} {base}")])
+    notes = [f"No order: {unfilled}."] if unfilled else []
+    yield replace(table_of("size", "Size", PAIR, pairs, notes), look="pairs")
+
+
+def _noted(row: Row) -> tuple[str, str]:
+    text = row["text"]
+    if text is None:
+        text = "no finite number" if row["number"] is None else f"{row['number']:,.6g}"
+    return row["name"], text
+
+
+def _clock(time_ms: int, beside_ms: int) -> str:
+    """Return a time with its day, unless that is the day of the other one."""
+    text = time_text(time_ms)
+    return text.partition(" ")[2] if time_ms // DAY_MS == beside_ms // DAY_MS else text
+
+
+# ---------------------------------------------------------------- orders
+
+
+class OrderHistory(NamedTuple):
+    """An order with its fills, and the table of its way to them."""
+
+    order: Row  # of ``v_orders``
+    fills: list[Row]  # of ``v_fills``
+    table: Table
+
+
+def _history(columns: RunColumns, stored: StoredDecision, order: Row) -> OrderHistory:
+    """Return the way of *order* to its fills and their ledger, a step's fills before its ledger.
+
+    An order's ``created_ms`` is when the engine saw its bar, and a fill's ``filled_ms`` the time of
+    its price: the open of a bar that closed later. So that all stand on one clock, the time of
+    a fill here is that at which the engine saw the event that filled.
+    """
+    views, order_id = columns.views, order["order_id"]
+    fills = views.rows("v_fills", order_id=order_id)
+    steps = sorted({fill["sequence"] for fill in fills})
+    events = views.rows("v_events", sequence=steps) if steps else []
+    seen_ms = {row["sequence"]: row["seen_ms"] for row in events}
+    booked = views.rows("v_ledger", sequence=steps) if steps else []
+    moments: list[tuple[int | None, str]] = [(order["created_ms"], _sent(order))]
+    for step in steps:
+        said = [_filled(fill, seen_ms.get(step)) for fill in fills if fill["sequence"] == step]
+        said += [
+            f"{row['kind'].replace('_', ' ')} {row['amount']:+,.4f}, balance {row['balance']:,.2f}"
+            for row in booked
+            if row["sequence"] == step and row["order_id"] in (order_id, None)
+        ]
+        moments += [(seen_ms.get(step), text) for text in said]
+    if order["status"] in (OrderStatus.CANCELED, OrderStatus.REJECTED):
+        moments.append((order["until_ms"], outcome(order)))
+    notes = []
+    if (queue := stored.queues.get(order_id)) is not None:
+        notes = [f"ahead in its queue {' → '.join(ahead or 'not known' for ahead in queue)}"]
+    way = table_of("order", f"Order {order_id}", _MOMENT, moments, notes)
+    status = order["status"].lower().replace("_", " ")
+    return OrderHistory(order, fills, replace(way, look="timeline", aside=status))
+
+
+def _sent(order: Row) -> str:
+    price = order["limit_price_text"] or order["trigger_price_text"]
+    text = f"{'buy' if order['side'] == Side.BUY else 'sell'} "
+    text += f"{without_zeros(order['quantity_text'])} {order['kind'].lower()}"
+    text += f" at {price}" if price else ""
+    text += f", {order['role'].lower()}" if order["role"] not in ("SIGNAL", "") else ""
+    return text + (f", {order['position_side'].lower()} side" if order["position_side"] else "")
+
+
+def _filled(fill: Row, seen_ms: int | None) -> str:
+    """Describe a fill; a bar's open is the price of a time before the bar was seen."""
+    filled_ms = fill["filled_ms"]
+    was = ""
+    if seen_ms is not None and seen_ms // MINUTE_MS != filled_ms // MINUTE_MS:
+        was = f", the price of {_clock(filled_ms, seen_ms)}"
+    liquidity = f" ({fill['liquidity'].lower()})" if fill["liquidity"] else ""
+    return (
+        f"filled {without_zeros(fill['quantity_text'])} at {Decimal(fill['price_text']):,}{was}, "
+        f"fee {number(fill['fee'], digits=5)}{liquidity}"
+    )
