@@ -16,6 +16,7 @@ import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
+from pathlib import Path
 from typing import Annotated, Final
 
 import typer
@@ -231,7 +232,7 @@ def _explain(error: BaseException) -> int:
         case OSError() if error.errno == errno.EAGAIN and error.filename is None:
             sentence, code = _NO_PROCESS, FAILED
         case OSError():
-            where = f"{error.filename}: " if error.filename else ""
+            where = f"{Path(str(error.filename)).absolute()}: " if error.filename else ""
             sentence = f"{where}{error.strerror or error}; correct that and try again."
             code = FAILED
         case RuntimeError() if _is_thread_limit(error):

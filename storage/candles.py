@@ -7,7 +7,7 @@ instrument at one interval, in the finest decimals that were ever written to it.
 from __future__ import annotations
 
 import sqlite3
-from itertools import islice, pairwise
+from itertools import islice
 from typing import TYPE_CHECKING, Final, NamedTuple, Self
 
 import msgspec
@@ -30,6 +30,10 @@ RANGE: Final = (
 )
 _SERIES: Final = (
     "SELECT series, instrument FROM archive_series WHERE instrument_id = ? AND interval_ms = ?"
+)
+_TIMES: Final = (
+    "SELECT open_time_ms FROM archive_bars WHERE series = (SELECT series FROM archive_series "
+    "WHERE instrument_id = ? AND interval_ms = ?) ORDER BY open_time_ms"
 )
 _FOREVER: Final = 2**62
 
@@ -86,30 +90,16 @@ class History(ReadOnly):
                 Source.ARCHIVE,
             )
 
-    def spans(self, instrument_id: str, interval_ms: int) -> list[Span]:
-        """Return the spans of time that the series covers without a hole, oldest first."""
-        key, _ = self._series(instrument_id, interval_ms)
-        rows = self._connection.execute(
-            "SELECT open_time_ms, "
-            "lag(open_time_ms) OVER (ORDER BY open_time_ms), "
-            "lead(open_time_ms) OVER (ORDER BY open_time_ms) "
-            "FROM archive_bars WHERE series = ?",
-            (key,),
-        )
-        spans: list[Span] = []
-        start = 0
-        for open_ms, before, after in rows:
-            end = interval_end(open_ms, interval_ms)
-            if before is None or interval_end(before, interval_ms) != open_ms:
-                start = open_ms
-            if end != after:
-                spans.append((start, end))
-        return spans
+    def times(self, instrument_id: str, interval_ms: int) -> list[int]:
+        """Return when the bars of the series open, oldest first; none of one that is not there."""
+        rows = self._connection.execute(_TIMES, (instrument_id, interval_ms))
+        return [open_ms for (open_ms,) in rows]
 
     def gaps(self, instrument_id: str, interval_ms: int) -> list[Span]:
         """Return the holes between the first bar of the series and its last, oldest first."""
-        spans = self.spans(instrument_id, interval_ms)
-        return [(before[1], after[0]) for before, after in pairwise(spans)]
+        times = self.times(instrument_id, interval_ms)
+        ends = (interval_end(open_ms, interval_ms) for open_ms in times)
+        return [span for span in zip(ends, times[1:], strict=False) if span[0] != span[1]]
 
     def _series(self, instrument_id: str, interval_ms: int) -> tuple[int, Instrument]:
         row = self._connection.execute(_SERIES, (instrument_id, interval_ms)).fetchone()

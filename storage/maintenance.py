@@ -67,7 +67,12 @@ def whole_file(target: Path, purpose: str) -> Iterator[Path]:
                 f"the {purpose}."
             )
     partial = target.with_name(target.name + ".partial")
-    partial.unlink(missing_ok=True)
+    try:
+        partial.write_bytes(b"")
+    except OSError as error:
+        raise AuditUnwritable(
+            f"{target} cannot be written ({error.strerror}); choose another place."
+        ) from None
     try:
         yield partial
         # A rename can reach the disk before the content that it names.

@@ -27,10 +27,7 @@ if TYPE_CHECKING:
 def run(
     config: ConfigOption = None,
     settings: SetOption = None,
-    db: Annotated[
-        Path | None,
-        typer.Option("--db", metavar="FILE", help="The database; by default the configuration's."),
-    ] = None,
+    db: DatabaseOption = None,
     bars: Annotated[
         int | None, typer.Option(min=1, help="End after this many decided bars that were not late.")
     ] = None,

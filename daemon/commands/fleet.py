@@ -77,20 +77,19 @@ def ship(
     if new_id:
         say(f"{path} has the id {make_new_id(path)} now.")
     if once:
-        steps, candles, holes = ship_once(path, url, needed_by=option)
+        shipped = ship_once(path, url, needed_by=option)
         if json:
             print_json(
                 {
                     "database": str(path),
                     "database_id": database_id(path),
-                    "steps": steps,
-                    "series": candles,
-                    "holes": holes,
+                    "steps": shipped.steps,
+                    "holes": shipped.holes,
                 }
             )
             return
-        say(f"Shipped {count_of(steps, 'step')} of {path}.")
-        for hole in holes:
+        say(f"Shipped {count_of(shipped.steps, 'step')} of {path}.")
+        for hole in shipped.holes:
             say(f"warning: {hole}", err=True)
         return
     _follow(path, url, option, service=service)
@@ -109,6 +108,26 @@ def server_of(to: str | None, config: Path | None) -> tuple[str, str]:
     address = checked(url, option)
     require("psycopg", option)
     return address, option
+
+
+def refuse_unshipped(path: Path) -> None:
+    """Raise ``ConfigInvalid`` where the newest daemon of the file *path* ships it.
+
+    The configuration at hand does not: what had not arrived yet would be pruned without a word.
+    """
+    from tracepaper.daemon.config.loading import restore
+    from tracepaper.storage.database.reader import Reader
+    from tracepaper.storage.fleet.server import shown
+    from tracepaper.strategies.types.market import RunKind
+
+    with Reader.open(path) as reader:
+        runs = [reader.stored_run(run_id).run for run_id in reader.run_ids()]
+    live = [run for run in runs if run.kind is RunKind.LIVE]
+    if live and (url := restore(live[-1].config).storage.ship_to):
+        raise ConfigInvalid(
+            f"{path} is shipped to {shown(url)} by the configuration of its last daemon: give that "
+            "by --config, and all is shipped before, or --hole."
+        )
 
 
 def ship_before_prune(path: Path, url: str | None) -> Callable[[], None]:

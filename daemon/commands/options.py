@@ -45,6 +45,19 @@ SetOption = Annotated[
         help="A section.key of the configuration, over file and environment; repeat.",
     ),
 ]
+HtmlOption = Annotated[
+    Path | None, typer.Option("--html", metavar="FILE", help="Write a self-contained page.")
+]
+CacheOption = Annotated[
+    Path | None,
+    typer.Option(metavar="FOLDER", help="Cache of features and labels; by default in ~/.cache."),
+]
+ServiceOption = Annotated[
+    bool,
+    typer.Option(
+        "--service", help="As the daemon starts it: low priority; ends when stdin closes."
+    ),
+]
 JsonOption = Annotated[
     bool,
     typer.Option("--json", help="Print one JSON document on stdout and nothing else."),
@@ -189,11 +202,14 @@ def rows_counted() -> Iterator[Callable[[str, int], None]]:
     typer.echo("\r\x1b[K" if is_shown else "", err=True, nl=False)
 
 
-def located(run: str, database: Path | None) -> RunLocation:
-    """Find the run that *run* names, and warn on stderr where it is plainly damaged."""
+def located(run: str, db: Path | None, config: Path | None = None) -> RunLocation:
+    """Find *run* in the database *db*, else that of *config*, and warn where it is plainly damaged.
+
+    A run FILE#RUN names its database itself.
+    """
     from tracepaper.storage.database.reader import resolve
 
-    place = resolve(database, run)
+    place = resolve(None if "#" in run else database_path(db, config), run)
     if place.damage:
         say(f"Warning: {place.damage}", err=True)
     return place

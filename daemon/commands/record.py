@@ -69,7 +69,7 @@ def verify(
     if source is None:
         if database:
             raise ConfigInvalid("--database is of a fleet's server; give --from URL with it.")
-        path, run_id, _ = _located(run, db, config)
+        path, run_id, _ = located(run, db, config)
         _verify(path, run_id, digest, every=every, json=json)
         return
     if db is not None:
@@ -168,7 +168,7 @@ def head(
     """Print the digest of a run's last commit, to be kept where nobody can rewrite it."""
     from tracepaper.storage.database.reader import Reader
 
-    path, run_id, _ = _located(run, db, config)
+    path, run_id, _ = located(run, db, config)
     with Reader.open(path) as reader:
         stored = reader.stored_run(run_id)
     if json:
@@ -190,7 +190,7 @@ def _listing(question: str, words: str) -> Callable[..., None]:
     ) -> None:
         from tracepaper.storage.database import queries
 
-        _show(getattr(queries, question), limit, _located(run, db, config), json=json)
+        _show(getattr(queries, question), limit, located(run, db, config), json=json)
 
     show.__doc__ = words
     return show
@@ -258,7 +258,7 @@ def export(
         raise ConfigInvalid("Say where to: --parquet DIR, or --csv DIR.")
     require("pyarrow", "--parquet", parquet)
     wanted = chosen(views)
-    path, run_id, _ = _located(run, db, config)
+    path, run_id, _ = located(run, db, config)
     with Reader.open(path) as reader, rows_counted() as progress:
         written = write(reader, run_id, folder, "csv" if csv else "parquet", wanted, progress)
     if json:
@@ -271,10 +271,6 @@ def export(
         say(f"files\t{', '.join(f'{count} {what}' for what, count in written.files.items())}")
     if kept := written.files.get("kept"):
         say(f"Kept: {kept} files hold rows that the run has no longer; delete them to end that.")
-
-
-def _located(run: str, db: Path | None, config: Path | None) -> RunLocation:
-    return located(run, None if "#" in run else database_path(db, config))
 
 
 def _show(question: str, limit: int, located: RunLocation, *, json: bool) -> None:
@@ -392,7 +388,7 @@ def prune(
     before.
     """
     from tracepaper.daemon.clock import SystemClock
-    from tracepaper.daemon.commands.fleet import ship_before_prune
+    from tracepaper.daemon.commands.fleet import refuse_unshipped, ship_before_prune
     from tracepaper.daemon.config.loading import load
     from tracepaper.daemon.session.resume import recorded_reach
     from tracepaper.storage.maintenance import prune as prune_database
@@ -411,6 +407,8 @@ def prune(
             unknown[run_id] = " ".join(str(error).split())
             return None
 
+    if not hole and storage.ship_to is None:
+        refuse_unshipped(path)
     follow = ship_before_prune(path, None if hole else storage.ship_to)
     now_ms = SystemClock().wall_ms()
     prunings = prune_database(path, keep_days=days, pruned_at_ms=now_ms, reach=reach)

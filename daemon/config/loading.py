@@ -29,7 +29,8 @@ from tracepaper.daemon.config.market import MarketSection
 from tracepaper.daemon.config.notify import NotifySection
 from tracepaper.daemon.config.secrets import TOKENS, faults_of_secrets, secret_in
 from tracepaper.daemon.config.sections import (
-    MODES_OF,
+    CHOSEN_BY,
+    STRATEGIES_OF,
     AccountSection,
     ExchangeSection,
     ExecutionSection,
@@ -46,9 +47,11 @@ from tracepaper.daemon.config.sections import (
     SizingSection,
     StorageSection,
     StrategySection,
+    is_read,
 )
 from tracepaper.daemon.config.several import StrategiesSection, StrategyShare
 from tracepaper.daemon.config.values import (
+    TREND_WINDOWS,
     ExitsSection,
     Section,
     allowed,
@@ -314,7 +317,9 @@ def restore(text: str, settings: Sections = NOTHING) -> Config:
     except json.JSONDecodeError as error:
         raise ConfigInvalid(f"The stored configuration is not JSON: {error}.") from None
     stored = "the stored configuration"
-    return _merge([(stored, tables), (SET, settings)], stored)[0]
+    config, origins = _merge([(stored, tables), (SET, settings)], stored)
+    _refuse_uncounted([(SET, settings)], config, origins)
+    return config
 
 
 def _read_toml(path: Path) -> dict[str, Any]:
@@ -386,27 +391,45 @@ def _refuse_secrets(sources: Iterable[tuple[str, Sections]]) -> None:
 def _refuse_uncounted(
     sources: Sequence[tuple[str, Sections]], config: Config, origins: Origins
 ) -> None:
-    """Refuse a key of [sizing] that counts neither in the mode of its source nor in one of the run.
+    """Refuse a key of [sizing] that its mode does not read, and of [strategy] alike by its name.
 
-    A mode that a later source sets lays aside what goes with the one before it. A file may hold
-    every key, as ``config init`` writes it: a default is refused by --set alone.
+    It may count with the choice of its source or with one of the run: a choice that a later source
+    sets lays aside what goes with the one before it. A file may hold every key, as ``config init``
+    writes it: a default is refused by --set alone.
     """
-    sizing, default = config.sizing, SizingSection()
-    members = config.strategies.named.values()
-    of_run = {sizing.mode, *(member.sizing.get("mode") for member in members)}
-    mode: str = default.mode
-    for origin, tables in sources:
-        table = tables.get("sizing", {})
-        mode = table.get("mode", mode)
-        for key in table:
-            is_last = origins["sizing", key] == _origin_of(origin, "sizing", key)
-            is_changed = getattr(sizing, key) != getattr(default, key) or origin == SET
-            modes = MODES_OF.get(key, (mode,))
-            if is_last and is_changed and not {mode, *of_run} & {*modes}:
-                raise ConfigInvalid(
-                    f"{origins['sizing', key]}: [sizing] {key} counts with mode {', '.join(modes)} "
-                    f"alone, and mode is {sizing.mode}; change it, or take {key} out."
-                )
+    members = config.strategies.named
+    for name, (by, readers) in CHOSEN_BY.items():
+        section = getattr(config, name)
+        of_run = {getattr(section, by), *(each.sizing.get(by) for each in members.values())}
+        choice = SECTIONS[name].model_fields[by].default
+        for origin, tables in sources:
+            table = tables.get(name, {})
+            choice = table.get(by, choice)
+            for key in table:
+                is_last = origins[name, key] == _origin_of(origin, name, key)
+                is_given = origin == SET or _is_changed(section, key)
+                if is_last and is_given and not is_read(readers, key, {choice, *of_run}):
+                    raise _uncounted(f"{origins[name, key]}: [{name}]", key, section)
+    given = {name for _, tables in sources for name in tables.get("strategies", {})}
+    for name in sorted(given & members.keys()):
+        member = members[name]
+        for key in STRATEGIES_OF:
+            if _is_changed(member, key) and not is_read(STRATEGIES_OF, key, {member.name}):
+                raise _uncounted(f"{origins['strategies', name]}: [strategies.{name}]", key, member)
+
+
+def _is_changed(section: Section, key: str) -> bool:
+    """Return whether *key* has not its default; a run fills in that of a trend's windows."""
+    default = type(section).model_fields[key].get_default(call_default_factory=True)
+    return getattr(section, key) not in (default, TREND_WINDOWS)
+
+
+def _uncounted(where: str, key: str, section: Section) -> ConfigInvalid:
+    by, readers = CHOSEN_BY["strategy" if isinstance(section, StrategySection) else "sizing"]
+    return ConfigInvalid(
+        f"{where} {key} counts with {by} {', '.join(readers[key])} alone, and {by} is "
+        f"{getattr(section, by)}; change it, or take {key} out."
+    )
 
 
 def _origin_of(origin: str, section: str, key: str) -> str:

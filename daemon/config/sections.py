@@ -7,7 +7,7 @@ environment, ``config check``, ``config init`` and ``deploy/config.example.toml`
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Final, Literal, get_args
@@ -27,7 +27,9 @@ from tracepaper.daemon.config.values import (
     MODULE_CLASS,
     NO_MODEL,
     NOTIONAL_MAX,
+    ORDERBOOK,
     SQLITE,
+    TOGETHER,
     TREND_WINDOWS,
     WINDOWS_MAX,
     DroppedGates,
@@ -416,6 +418,28 @@ MODES_OF: Final[Mapping[str, tuple[str, ...]]] = {
     "lookback": ("volatility",),
 }  # fmt: skip
 """Keys of [sizing] that count in some modes alone."""
+CUSTOM: Final = "module:Class"
+STRATEGIES_OF: Final[Mapping[str, tuple[str, ...]]] = {
+    "fast": ("sma_cross",),
+    "slow": ("sma_cross",),
+    "long_only": ("sma_cross", TREND),
+    "trend_windows": (TREND,),
+    "trend_volatility": (TREND,),
+    "trend_sized_by": (TREND,),
+    "trend_risk_aversion": (TREND,),
+    "options": (*TOGETHER, ORDERBOOK, CUSTOM),
+}
+"""Keys of [strategy] that some strategies alone read."""
+CHOSEN_BY: Final = {"sizing": ("mode", MODES_OF), "strategy": ("name", STRATEGIES_OF)}
+"""By section the key that says which others count, and what each of them counts with."""
+
+
+def is_read(
+    readers: Mapping[str, tuple[str, ...]], key: str, choices: Collection[str | None]
+) -> bool:
+    """Return whether one of *choices*, modes or names of strategies, reads *key*."""
+    kinds = {CUSTOM if ":" in choice else choice for choice in choices if choice is not None}
+    return not kinds.isdisjoint(readers.get(key, kinds))
 
 
 class ExecutionSection(FillKeys):

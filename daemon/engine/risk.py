@@ -168,7 +168,7 @@ class RiskWatch:
         inputs.hourly_orders = 1 + (after.hour_orders if after.hour == market_ms // HOUR_MS else 0)
         inputs.losing_streak = after.streak if after.streak_day == day else 0
         if self._cooldown:
-            inputs.since_stop = self._since_stop(inputs, instrument, market_ms, interval_ms)
+            inputs.since_stop = self._since_stop(instrument, market_ms, interval_ms)
         if after.breach is None and (breach := self._breach(inputs, market_ms)) is not None:
             after = replace(after, breach=breach)
             self.halted = breach if self._latches else None
@@ -183,12 +183,10 @@ class RiskWatch:
             return Halted(risk_daily_loss.name, inputs.daily_loss, self._loss_most, at_ms)
         return None
 
-    def _since_stop(
-        self, inputs: GateInputs, instrument: str, market_ms: int, interval_ms: int
-    ) -> int:
-        """Return the whole bars since the newest stop, at most the limit; less exposure passes."""
+    def _since_stop(self, instrument: str, market_ms: int, interval_ms: int) -> int:
+        """Return the whole bars since the newest stop, at most the limit."""
         stopped_ms = self.state.stopped_ms.get(instrument)
-        if stopped_ms is None or inputs.reduces:
+        if stopped_ms is None:
             return self._cooldown
         return min(intervals_between(stopped_ms, market_ms, interval_ms), self._cooldown)
 

@@ -17,6 +17,7 @@ import struct
 import subprocess
 import sys
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import (
     AsyncIterator,
     Awaitable,
@@ -322,14 +323,14 @@ async def working(
         raise error
 
 
-class Companion:
+class Companion(ABC):
     """Work beside a run: it is shown each stored step, and done in the block of ``at_work``."""
 
-    def observe(self, step: Step) -> None:
+    def observe(self, step: Step) -> None:  # noqa: B027 - most work is shown no step
         """Take in a stored *step*."""
 
-    async def _work(self) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    async def _work(self) -> None: ...
 
     def at_work(self, failed: Callable[[], object]) -> AbstractAsyncContextManager[None]:
         """Work in the background of the block; call *failed* where an error ends that."""
@@ -342,8 +343,8 @@ class ScheduledJob(Companion):
     def __init__(self) -> None:
         self._is_due = asyncio.Event()
 
-    async def _do(self) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    async def _do(self) -> None: ...
 
     async def _work(self) -> None:
         while True:
@@ -360,6 +361,7 @@ ENDED: Final = 3
 """The exit code of a process whose daemon is gone."""
 _OOM_FIRST: Final = "1000"
 _MIB: Final = 1 << 20
+_CHUNK_BYTES: Final = 65_536
 _STDIN, _STDOUT, _STDERR = 0, 1, 2
 _PR_SET_PDEATHSIG: Final = 1
 
@@ -387,7 +389,7 @@ def stay_behind(
     # The kernel kills it with the daemon; where it cannot, the end of the input does.
     end_with_parent(signal.SIGKILL)
     if not reads_input:
-        threading.Thread(target=_end_with_input, name="parent", daemon=True).start()
+        at_end_of_input(lambda: os._exit(ENDED))
 
 
 def end_with_parent(number: signal.Signals = signal.SIGTERM) -> None:
@@ -396,11 +398,19 @@ def end_with_parent(number: signal.Signals = signal.SIGTERM) -> None:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(number))
 
 
-def _end_with_input() -> None:
-    # Standard input ends when the parent ends, however it does.
-    while os.read(_STDIN, 1):
-        pass
-    os._exit(ENDED)
+def at_end_of_input(act: Callable[[], object]) -> None:
+    """Call *act*, in a thread of its own, once standard input ends: whoever started us is gone.
+
+    What is written into it is read away. One that was closed before has ended already.
+    """
+
+    def read() -> None:
+        with contextlib.suppress(OSError, RuntimeError):  # no input; no loop that could be told
+            while sys.stdin is not None and os.read(_STDIN, _CHUNK_BYTES):
+                pass
+            act()
+
+    threading.Thread(target=read, name="parent", daemon=True).start()
 
 
 def take_output() -> BinaryIO:

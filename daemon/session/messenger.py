@@ -30,7 +30,6 @@ from tracepaper.daemon.session.child import (
     Companion,
     TimeLimits,
     keep,
-    working,
 )
 from tracepaper.daemon.session.notices import Notice, Notices
 from tracepaper.strategies.errors import ConfigInvalid
@@ -151,9 +150,8 @@ class Messenger(Companion):
     async def at_work(self, failed: Callable[[], object]) -> AsyncIterator[None]:
         """Send in the background of the block; what waits at its end has a bounded time."""
         sending = asyncio.create_task(keep(self._send, self._clock, _log_fault), name="notify")
-        watching = keep(self._watch_feed, self._clock, _log_fault)
         try:
-            async with working(watching, "notify feed", failed):
+            async with super().at_work(failed):
                 yield
         finally:
             before = self.counts["dropped"]
@@ -166,6 +164,9 @@ class Messenger(Companion):
                 self.counts["dropped"] += len(self._queue)
                 if lost := self.counts["dropped"] - before:
                     log.warning("notices given up at the end", count=lost)
+
+    async def _work(self) -> None:
+        await keep(self._watch_feed, self._clock, _log_fault)
 
     async def _send_rest(self, sending: asyncio.Task[None]) -> None:
         """Let a message that is under way end, and send what waits in one more, without a limit."""

@@ -24,7 +24,14 @@ from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 from tracepaper.strategies.months import MONTH_MS
 from tracepaper.strategies.sessions import Calendar, closes_of, month_calendar
 from tracepaper.strategies.types.market import Bar, Category, Instrument, Source
-from tracepaper.strategies.units import MINUTE_MS, WEEK_MS, interval_phase, interval_text, iso
+from tracepaper.strategies.units import (
+    DAY_MS,
+    MINUTE_MS,
+    WEEK_MS,
+    interval_phase,
+    interval_text,
+    iso,
+)
 
 COLUMNS: Final = ("open", "high", "low", "close", "volume")
 """Columns that every source has; some lack the turnover."""
@@ -103,6 +110,12 @@ class Candles:
     def closes_ms(self) -> IntArray:
         """The first millisecond after each candle."""
         return closes_of(self.open_time_ms, self.interval_ms, self.calendar)
+
+    @property
+    def days(self) -> IntArray:
+        """The day of each candle since 1970: of UTC, or of its session."""
+        times, calendar = self.open_time_ms, self.calendar
+        return times // DAY_MS if calendar is None else calendar.days[calendar.places(times)]
 
     @property
     def steps(self) -> IntArray:

@@ -20,7 +20,7 @@ import numpy as np
 from tracepaper.replay.archive.candles import Candles
 from tracepaper.strategies.errors import DataInvalid
 from tracepaper.strategies.types.market import CorporateAction, CorporateActionKind
-from tracepaper.strategies.units import DAY_MS, RATE_SCALE, unscaled
+from tracepaper.strategies.units import RATE_SCALE, unscaled
 
 COLUMNS: Final = ("symbol", "date", "kind", "value")
 TOLERANCE: Final = Fraction(1, 5)
@@ -165,7 +165,7 @@ def place_actions(rows: Sequence[ActionRow], candles: Mapping[str, Candles]) -> 
                 f"{row.place}: names {row.symbol}, and the run trades {', '.join(by_symbol)}; "
                 "remove the line, or add the symbol's candles."
             )
-        ex_day, days = (row.ex_date - _EPOCH).days, _days(part)
+        ex_day, days = (row.ex_date - _EPOCH).days, part.days
         at = int(np.searchsorted(days, ex_day))
         if not 0 < at < len(part):
             notes.append(f"{row.symbol}: the {row.words} lies outside the data and is not applied")
@@ -185,16 +185,11 @@ def actions_until(
 ) -> list[ActionRow]:
     """Return those of *rows* that are booked before a bar of *candles* up to *at_ms*."""
     last = {
-        part.symbol: int(_days(part)[np.searchsorted(part.open_time_ms, at_ms, side="right") - 1])
+        part.symbol: int(part.days[np.searchsorted(part.open_time_ms, at_ms, side="right") - 1])
         for part in candles
         if part.open_time_ms[0] <= at_ms
     }
     return [row for row in rows if (row.ex_date - _EPOCH).days <= last.get(row.symbol, -1)]
-
-
-def _days(candles: Candles) -> np.ndarray[tuple[int, ...], np.dtype[np.int64]]:
-    times, calendar = candles.open_time_ms, candles.calendar
-    return times // DAY_MS if calendar is None else calendar.days[calendar.places(times)]
 
 
 def _event(row: ActionRow, candles: Candles, at: int) -> CorporateAction:

@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Final
 
 import msgspec
+import numpy as np
+from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -37,100 +39,46 @@ from tracepaper.replay.archive.order_book import DepthHeader, DepthWriter
 from tracepaper.storage.candles import History, HistoryWriter
 from tracepaper.strategies.errors import ConfigInvalid, FeedStale, Recoverable
 from tracepaper.strategies.types.market import Bar, Category, Instrument
-from tracepaper.strategies.units import interval_phase
+from tracepaper.strategies.units import interval_start
 
-
-@dataclass(frozen=True)
-class FetchResult:
-    """The result of one pass: how many bars were kept, and the spans that the answers lacked."""
-
-    bars: int
-    absent: tuple[Span, ...]
+Times = NDArray[np.int64]
+"""Open times of candles, rising."""
 
 
 async def fetch(
     client: MarketDataClient,
     instrument: Instrument,
     interval_ms: int,
-    spans: Sequence[Span],
+    times: Times,
     *,
     keep: Callable[[Sequence[Bar]], None],
     progress: Callable[[int], None] = lambda _candles: None,
-) -> FetchResult:
-    """Ask for every candle of *spans* and hand each page to *keep* as it comes.
+) -> tuple[int, Times]:
+    """Ask for the candles that open at *times* and hand each page to *keep* as it comes.
 
-    *spans* are what the archive lacks, so a fetch that was broken off goes on where it ended.
-    *progress* is called with the number of candle times of each page. Errors of *client* pass.
+    Returns how many came, and the times that the answers lacked. *times* are what the archive
+    lacks, so a fetch that was broken off goes on where it ended. *progress* is called with the
+    number of candle times of each page. Errors of *client* pass.
     """
-    bars = 0
-    absent: list[Span] = []
-    for start, until in spans:
-        for first, last in pages(start, until, interval_ms, client.candles_max):
-            page = await client.candles(instrument, interval_ms, first, last)
-            if page:
-                keep(page)
-            bars += len(page)
-            absent += holes([bar.open_time_ms for bar in page], first, last, interval_ms)
-            progress((last - first) // interval_ms + 1)
-    return FetchResult(bars, tuple(joined(absent)))
+    fetched: list[int] = []
+    for first, until in runs(times, interval_ms, most=client.candles_max):
+        page = await client.candles(instrument, interval_ms, first, until - interval_ms)
+        if page:
+            keep(page)
+        fetched += [bar.open_time_ms for bar in page]
+        progress((until - first) // interval_ms)
+    return len(fetched), np.setdiff1d(times, np.array(fetched, dtype=np.int64))
 
 
-def pages(start: int, until: int, interval_ms: int, candles_max: int) -> list[Span]:
-    """Return the first and last open time of each request for [*start*, *until*)."""
-    step = candles_max * interval_ms
-    return [(first, min(first + step, until) - interval_ms) for first in range(start, until, step)]
-
-
-def holes(times: Sequence[int], first: int, last: int, interval_ms: int) -> list[Span]:
-    """Return the spans of [*first*, *last*] that the rising *times* leave out."""
-    spans: list[Span] = []
-    expected = first
-    for time in (*times, last + interval_ms):
-        if time > expected:
-            spans.append((expected, time))
-        expected = time + interval_ms
-    return spans
-
-
-def joined(spans: Sequence[Span]) -> list[Span]:
-    """Return rising *spans*, those that touch merged into one."""
-    merged: list[Span] = []
-    for start, until in spans:
-        if merged and merged[-1][1] == start:
-            merged[-1] = (merged[-1][0], until)
-        else:
-            merged.append((start, until))
-    return merged
-
-
-def lacking(stored: Sequence[Span], wanted: Span) -> list[Span]:
-    """Return the parts of *wanted* that the rising, separate *stored* spans do not cover."""
-    start, until = wanted
-    spans: list[Span] = []
-    for first, after in stored:
-        if first > start:
-            spans.append((start, min(first, until)))
-        start = max(start, after)
-        if start >= until:
-            break
-    if start < until:
-        spans.append((start, until))
-    return [(a, b) for a, b in spans if a < b]
-
-
-def whole_span(from_ms: int, until_ms: int, interval_ms: int, *, phase_ms: int = 0) -> Span:
-    """Return the candles that lie wholly in [*from_ms*, *until_ms*).
-
-    *phase_ms* is where the grid starts (a Monday for weeks). Raises ``ConfigInvalid`` where
-    there is none.
-    """
-    start = -(-(from_ms - phase_ms) // interval_ms) * interval_ms + phase_ms
-    until = (until_ms - phase_ms) // interval_ms * interval_ms + phase_ms
-    if start >= until:
-        raise ConfigInvalid(
-            "No candle closed between the two times: choose an earlier --from or a later --to."
-        )
-    return start, until
+def runs(times: Times, interval_ms: int, *, most: int | None = None) -> list[Span]:
+    """Return the spans without a hole of rising *times*, of at most so many candles each."""
+    parts = np.split(times, np.flatnonzero(np.diff(times) != interval_ms) + 1)
+    return [
+        (int(part[0]), int(part[-1]) + interval_ms)
+        for whole in parts
+        if whole.size
+        for part in np.split(whole, range(most or whole.size, whole.size, most or whole.size))
+    ]
 
 
 FAILURES_MAX: Final = 5
@@ -197,28 +145,27 @@ async def fetch_symbols(
     One answer proves nothing: the second request comes at least *certain_s* (network time) after
     the first, as when a daemon repairs a gap.
     """
-    first: list[tuple[Instrument, FetchResult]] = []
+    first: list[tuple[Instrument, int, Times]] = []
     for symbol in request.symbols:
         instrument = await client.instrument(request.category, symbol)
-        spans = wanted_spans(
+        times = wanted_times(
             request.archive,
             instrument,
             request.interval_ms,
             from_ms=request.from_ms,
             until_ms=until_ms,
         )
-        first.append(
-            (instrument, await _fetch_shown(client, request, instrument, spans, quiet=quiet))
-        )
-    if any(fetched.absent for _, fetched in first):
+        fetched = await _fetch_shown(client, request, instrument, times, quiet=quiet)
+        first.append((instrument, *fetched))
+    if any(absent.size for _, _, absent in first):
         await clock.sleep(certain_s)
     outcomes = []
-    for instrument, fetched in first:
-        bars, absent = fetched.bars, fetched.absent
-        if absent:
-            again = await _fetch_shown(client, request, instrument, absent, quiet=quiet)
-            bars, absent = bars + again.bars, again.absent
-        outcomes.append(Outcome(instrument.id, request.interval_ms, bars, absent))
+    for instrument, bars, lacking in first:
+        more, absent = 0, lacking
+        if absent.size:
+            more, absent = await _fetch_shown(client, request, instrument, absent, quiet=quiet)
+        spans = tuple(runs(absent, request.interval_ms))
+        outcomes.append(Outcome(instrument.id, request.interval_ms, bars + more, spans))
     return outcomes
 
 
@@ -226,23 +173,22 @@ async def _fetch_shown(
     client: MarketDataClient,
     request: FetchRequest,
     instrument: Instrument,
-    spans: Sequence[Span],
+    times: Times,
     *,
     quiet: bool,
-) -> FetchResult:
-    """Fetch *spans* into the archive under a progress bar."""
+) -> tuple[int, Times]:
+    """Fetch the candles of *times* into the archive under a progress bar."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
         TimeRemainingColumn(),
     )
-    total = sum(until - start for start, until in spans) // request.interval_ms
     with (
         HistoryWriter(request.archive) as writer,
         Progress(*columns, console=Console(stderr=True), transient=True, disable=quiet) as bar,
     ):
-        task = bar.add_task(instrument.id, total=total)
+        task = bar.add_task(instrument.id, total=times.size)
 
         def keep(page: Sequence[Bar]) -> None:
             # Each page is committed before the next.
@@ -252,40 +198,43 @@ async def _fetch_shown(
             client,
             instrument,
             request.interval_ms,
-            spans,
+            times,
             keep=keep,
             progress=lambda candles: bar.advance(task, candles),
         )
 
 
-def wanted_spans(
+def wanted_times(
     archive: Path,
     instrument: Instrument,
     interval_ms: int,
     *,
     from_ms: int | None,
     until_ms: int,
-) -> list[Span]:
-    """Return the spans of candles that *archive* lacks in [*from_ms*, *until_ms*).
+) -> Times:
+    """Return when the candles open that *archive* lacks and that lie wholly in the two times.
 
     Without *from_ms* they start with the archive's first candle. Raises ``ConfigInvalid`` where
-    it has none.
+    it has none, or where no candle lies in between.
     """
-    stored: list[Span] = []
+    stored = np.empty(0, dtype=np.int64)
     if archive.is_file():
         with History.open(archive) as history:
-            series_ids = {(series.instrument.id, series.interval_ms) for series in history.series()}
-            if (instrument.id, interval_ms) in series_ids:
-                stored = history.spans(instrument.id, interval_ms)
+            stored = np.array(history.times(instrument.id, interval_ms), dtype=np.int64)
     if from_ms is None:
-        if not stored:
+        if not stored.size:
             raise ConfigInvalid(
                 f"{archive} holds no candle of {instrument.id} yet: say with --from where to "
                 "start, such as --from 2025-01-01."
             )
-        from_ms = stored[0][0]
-    phase_ms = interval_phase(interval_ms)
-    return lacking(stored, whole_span(from_ms, until_ms, interval_ms, phase_ms=phase_ms))
+        from_ms = int(stored[0])
+    start = interval_start(from_ms + interval_ms - 1, interval_ms)
+    whole = np.arange(start, until_ms - interval_ms + 1, interval_ms, dtype=np.int64)
+    if not whole.size:
+        raise ConfigInvalid(
+            "No candle closed between the two times: choose an earlier --from or a later --to."
+        )
+    return np.setdiff1d(whole, stored)
 
 
 def header_of(request: DepthRequest, instrument: Instrument, source: str) -> DepthHeader:

@@ -29,7 +29,7 @@ from tracepaper.storage.candles import History, HistoryWriter, Series
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 from tracepaper.strategies.sessions import MONTHS_OF, Calendar, SplitWatch, SuspectedSplit
 from tracepaper.strategies.types.market import Category, CorporateAction, Instrument
-from tracepaper.strategies.units import DAY_MS, HOUR_MS, MINUTE_MS, MONEY_DECIMALS, RATE_DECIMALS
+from tracepaper.strategies.units import HOUR_MS, MINUTE_MS, MONEY_DECIMALS, RATE_DECIMALS
 
 
 @dataclass(frozen=True)
@@ -104,8 +104,7 @@ def suspected_splits(candles: Candles) -> list[SuspectedSplit]:
 
     Only the first and the last candle of a session are looked at.
     """
-    times, calendar = candles.open_time_ms, candles.calendar
-    days = times // DAY_MS if calendar is None else calendar.days[calendar.places(times)]
+    times, days = candles.open_time_ms, candles.days
     turns = np.flatnonzero(np.diff(days))
     rows = np.unique(np.concatenate(([0], turns, turns + 1)))
     watch = SplitWatch()

@@ -16,6 +16,7 @@ from tracepaper.daemon.commands.options import (
     DepthOption,
     FromOption,
     JsonOption,
+    ServiceOption,
     SetOption,
     database_path,
     located,
@@ -192,12 +193,7 @@ def parity(
             help="Hold its fills to order books recorded by `data record`; repeat.",
         ),
     ] = None,
-    service: Annotated[
-        bool,
-        typer.Option(
-            "--service", help="As the daemon starts it: low priority; ends when stdin closes."
-        ),
-    ] = False,
+    service: ServiceOption = False,
     db: DatabaseOption = None,
     json: JsonOption = False,
 ) -> None:
@@ -209,7 +205,7 @@ def parity(
     if books:
         if second is not None or day is not None or service:
             raise ConfigInvalid("--books is of one run; name one RUN, without --day or --service.")
-        _beside_books(located(first, None if "#" in first else database_path(db)), books, json)
+        _beside_books(located(first, db), books, json)
         return
     if service:
         from tracepaper.daemon.session.child import stay_behind
@@ -219,13 +215,11 @@ def parity(
     from tracepaper.storage.database.reader import Reader
 
     if second is None:
-        _replay_day(located(first, None if "#" in first else database_path(db)), day, service, json)
+        _replay_day(located(first, db), day, service, json)
         return
     if day is not None or service:
         raise ConfigInvalid("--day and --service are of one run and its replay; name one RUN.")
-    first_place, second_place = (
-        located(spec, None if "#" in spec else database_path(db)) for spec in (first, second)
-    )
+    first_place, second_place = (located(spec, db) for spec in (first, second))
     with Reader.open(first_place.path) as a, Reader.open(second_place.path) as b:
         comparison = compare_runs(
             ComparedRun(a, first_place.run_id), ComparedRun(b, second_place.run_id)
@@ -496,7 +490,7 @@ def calibrate(
     if run is not None:
         if candles or depth:
             raise ConfigInvalid("--run takes prices from the run; leave --candles and --depth out.")
-        _join(fills, located(run, None if "#" in run else database_path(db, config)), json)
+        _join(fills, located(run, db, config), json)
         return
     from tracepaper.daemon.config.loading import load, with_settings
     from tracepaper.daemon.session.build import costs_for

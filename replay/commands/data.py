@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 
 from tracepaper.daemon.commands.options import (
+    CacheOption,
     ColumnsOption,
     ConfigOption,
     JsonOption,
+    SymbolOption,
     database_path,
     print_json,
 )
@@ -39,9 +41,6 @@ GAPS_SHOWN: Final = 5
 PathsArgument = Annotated[
     list[str],
     typer.Argument(metavar="PATH…", help="Candle files; SYMBOL=PATH where the file name lacks it."),
-]
-SymbolOption = Annotated[
-    str | None, typer.Option("--symbol", help="The symbol, if no file names it.")
 ]
 CategoryOption = Annotated[
     Category | None, typer.Option("--category", help="The category; by default from the name.")
@@ -243,12 +242,7 @@ def describe(
     train_until: Annotated[str | None, typer.Option(help="Date; give all three or none.")] = None,
     validate_until: Annotated[str | None, typer.Option(help="Date.")] = None,
     calibrate_until: Annotated[str | None, typer.Option(help="Date.")] = None,
-    cache: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FOLDER", help="Cache of features and labels; by default in ~/.cache."
-        ),
-    ] = None,
+    cache: CacheOption = None,
     json: JsonOption = False,
 ) -> None:
     """Describe the data of a training: bars, split, independent labels.

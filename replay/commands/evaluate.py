@@ -13,6 +13,7 @@ from tracepaper.daemon.commands.options import (
     ColumnsOption,
     ConfigOption,
     DepthOption,
+    HtmlOption,
     JsonOption,
     print_json,
 )
@@ -74,10 +75,7 @@ def evaluate(
     ] = None,
     jobs: JobsOption = None,
     on: OnOption = None,
-    html: Annotated[
-        Path | None,
-        typer.Option("--html", metavar="FILE", help="Write a self-contained page."),
-    ] = None,
+    html: HtmlOption = None,
     covariates: CovariatesOption = None,
     depth: DepthOption = None,
     config: ConfigOption = None,

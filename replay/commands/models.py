@@ -16,6 +16,7 @@ from tracepaper.daemon.commands.options import (
     DatabaseOption,
     DepthOption,
     JsonOption,
+    ServiceOption,
     ToOption,
     database_path,
     located,
@@ -300,12 +301,7 @@ def retrain(
     test: Annotated[
         int | None, typer.Option(min=1, help="Number of the evaluation; by default the next one.")
     ] = None,
-    service: Annotated[
-        bool,
-        typer.Option(
-            "--service", help="As the daemon starts it: low priority; ends when stdin closes."
-        ),
-    ] = False,
+    service: ServiceOption = False,
     json: JsonOption = False,
 ) -> None:
     """Train on a database's bars as a daemon does; report whether it would promote the model.

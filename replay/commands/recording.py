@@ -22,6 +22,7 @@ from tracepaper.daemon.bybit.order_book import DepthRequest
 from tracepaper.daemon.clock import SystemClock
 from tracepaper.daemon.config.loading import load
 from tracepaper.daemon.config.sections import ExchangeSection
+from tracepaper.daemon.session.child import at_end_of_input
 from tracepaper.daemon.session.recorder import NICE, file_of
 from tracepaper.daemon.session.shutdown import run_loop
 from tracepaper.replay.archive.download import record_live
@@ -30,7 +31,6 @@ from tracepaper.strategies.units import time_of
 
 _SECONDS: Final = re.compile(r"(\d{1,6}) ?s")
 _HTTP: Final = re.compile(r"http(s?)://.+")
-_STDIN: Final = 0
 
 
 def requests_of(
@@ -77,7 +77,7 @@ def record_session(
             with suppress(OSError):
                 os.nice(NICE)
             # The daemon's end closes the input, however it ends; what is held is written then.
-            loop.add_reader(_STDIN, lambda: None if os.read(_STDIN, 1) else end())
+            at_end_of_input(lambda: loop.call_soon_threadsafe(end))
             skips = _say
         clock = SystemClock(exchange.time_scale)
         warns = None if service else _say

@@ -12,7 +12,13 @@ from typing import TYPE_CHECKING, Annotated, Final, cast
 
 import typer
 
-from tracepaper.daemon.commands.options import ColumnsOption, ConfigOption, JsonOption, print_json
+from tracepaper.daemon.commands.options import (
+    ColumnsOption,
+    ConfigOption,
+    HtmlOption,
+    JsonOption,
+    print_json,
+)
 from tracepaper.replay.backtest.run_spec import Consumer, RunSpec, command
 from tracepaper.replay.commands.train import OnOption
 from tracepaper.strategies.errors import ConfigInvalid
@@ -217,10 +223,7 @@ def sweep(
         typer.Option(metavar="FILE", help="Where its results are kept."),
     ] = None,
     spec: RunSpec,
-    html: Annotated[
-        Path | None,
-        typer.Option("--html", metavar="FILE", help="Write a self-contained page."),
-    ] = None,
+    html: HtmlOption = None,
     json: JsonOption = False,
 ) -> None:
     """Try many configurations on the same candles; estimate how much of the best is luck.
@@ -352,19 +355,17 @@ def demo(
                 "--days, --seconds, --model and --incidents are of the bundled month; leave them "
                 "out, or --data and -c."
             )
-        from tracepaper.replay.demo.run import Demonstration, perform_own
+        from tracepaper.replay.demo.run import perform_own
 
         perform_own(
-            Demonstration(
-                bars=bars,
-                speed=speed or 2_000.0,
-                data=tuple(data or ()),
-                columns=tuple(columns or ()),
-                config=config,
-                database=db,
-                as_json=json,
-                listening=listening,
-            )
+            data=data or (),
+            columns=columns or (),
+            file=config,
+            bars=bars,
+            speed=speed or 2_000.0,
+            database=db,
+            as_json=json,
+            listening=listening,
         )
         return
     if columns or bars is not None or speed is not None:

@@ -91,7 +91,7 @@ def report(
         raise ConfigInvalid("--full says what the page of --html holds; give --html FILE with it.")
     if samples and not importance:
         raise ConfigInvalid("--samples is for the spans of --importance; give --importance 1d.")
-    named = located(run, None if "#" in run else database_path(db, config))
+    named = located(run, db, config)
     with _progress(quiet=json or not sys.stderr.isatty()) as progress:
         series = _importance(named, importance, samples, progress) if importance else None
         run_report = build_report(named.path, named.run_id, progress=progress)
@@ -348,7 +348,7 @@ def whatif(
     from tracepaper.storage.database.reader import Reader
 
     given = with_settings(None, settings)
-    place = located(run, None if "#" in run else database_path(db))
+    place = located(run, db)
     with Reader.open(place.path) as reader:
         result = what_if(
             changed_run(

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, assert_never
+from typing import TYPE_CHECKING, Annotated, Any, Final, assert_never
 
 import typer
 
-from tracepaper.daemon.commands.options import ColumnsOption, DepthOption, JsonOption, print_json
+from tracepaper.daemon.commands.options import (
+    CacheOption,
+    ColumnsOption,
+    DepthOption,
+    JsonOption,
+    print_json,
+)
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.extras import require
 
@@ -18,14 +24,12 @@ if TYPE_CHECKING:
     from tracepaper.replay.learning.side_inputs import SideFiles
     from tracepaper.storage.checkpoints import Checkpoint
 
-DataOption = Annotated[
-    list[str],
-    typer.Option(
-        "--data",
-        metavar="PATH",
-        help="Candles: PATH or SYMBOL=PATH; of orderbook, depth files; repeat.",
-    ),
-]
+_DATA: Final = typer.Option(
+    "--data",
+    metavar="PATH",
+    help="Candles: PATH or SYMBOL=PATH; of orderbook, depth files; repeat.",
+)
+DataOption = Annotated[list[str], _DATA]
 JobsOption = Annotated[
     int | None, typer.Option(min=1, metavar="N", help="Processes, or workers of Ray.")
 ]
@@ -44,14 +48,7 @@ def train(
         ),
     ] = None,
     *,
-    data: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--data",
-            metavar="PATH",
-            help="Candles: PATH or SYMBOL=PATH; of orderbook, depth files; repeat.",
-        ),
-    ] = None,
+    data: Annotated[list[str] | None, _DATA] = None,
     columns: ColumnsOption = None,
     out: Annotated[
         Path | None, typer.Option(metavar="FOLDER", help="Folder of the new checkpoint.")
@@ -76,12 +73,7 @@ def train(
     on: OnOption = None,
     covariates: CovariatesOption = None,
     depth: DepthOption = None,
-    cache: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FOLDER", help="Cache of features and labels; by default in ~/.cache."
-        ),
-    ] = None,
+    cache: CacheOption = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Continue an unfinished training.")
     ] = False,

@@ -6,7 +6,7 @@ import asyncio
 import re
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -229,50 +229,45 @@ async def _script(demo: Demo, show: Show) -> None:
 # ---------------------------------------------------------------- a demo of one's own data
 
 
-@dataclass(frozen=True)
-class Demonstration:
-    """The options of one ``tracepaper demo``."""
+def perform_own(
+    *,
+    data: Sequence[str],
+    columns: Sequence[str],
+    file: Path | None,
+    bars: int | None,
+    speed: float,
+    database: Path | None,
+    as_json: bool,
+    listening: Callable[[str], None] | None,
+) -> None:
+    """Carry out a demo of *data* by a configuration *file*, and print what happened.
 
-    bars: int | None = None
-    speed: float = 2_000.0
-    data: tuple[str, ...] = ()
-    columns: tuple[str, ...] = ()
-    config: Path | None = None
-    database: Path | None = None
-    as_json: bool = False
-    listening: Callable[[str], None] | None = None  # told the address of the daemon's page
-
-
-def perform_own(wanted: Demonstration) -> None:
-    """Carry the demonstration out and print what happened; a signal ends it in good order.
-
-    Raises ``DataInvalid`` where the database exists; ``FeedLost``, after the summary, where its
-    exchange ends before its time.
+    *listening* is told the address of the daemon's page. A signal ends it in good order. Raises
+    ``DataInvalid`` where the database exists; ``FeedLost``, after the summary, where its exchange
+    ends before its time.
     """
-    clock = SystemClock()
-    database = wanted.database or Path(f"demo-{stamp(clock.wall_ms())}.db")
+    database = database or Path(f"demo-{stamp(SystemClock().wall_ms())}.db")
     require_new(database)
-    data = wanted.data or (str(DEMO_CANDLES),)
-    with exchange_beside(data, wanted.speed, columns=wanted.columns) as beside:
+    with exchange_beside(data or (str(DEMO_CANDLES),), speed, columns=columns) as beside:
         served = beside.served
-        config, warnings = _configured(wanted, served)
+        config, warnings = _configured(file, served)
         log.configure(level=config.log.level, output=config.log.format)
         for sentence in warnings:
             structlog.get_logger("demo").warning(sentence)
-        with live_view(limit=wanted.bars, until_ms=served["end_ms"], database=database) as watcher:
+        with live_view(limit=bars, until_ms=served["end_ms"], database=database) as watcher:
             daemon = Daemon(
                 config,
                 database,
                 kind=RunKind.LIVE,
                 opened=watcher.opened,
                 watch=watcher.watch,
-                listening=wanted.listening or (lambda _url: None),
+                listening=listening or (lambda _url: None),
             )
             failure = run_loop(_run(daemon, beside))
     exit_zero_on_signals()
     if not watcher.decisions:
         raise failure or FeedLost("The demo was stopped before its first decision; start it again.")
-    sum_up(database, None, as_json=wanted.as_json)
+    sum_up(database, None, as_json=as_json)
     if failure is not None:
         raise failure
 
@@ -291,14 +286,14 @@ async def _run(daemon: Daemon, beside: ServedExchange) -> FeedLost | None:
     return running.result()
 
 
-def _configured(wanted: Demonstration, served: dict[str, Any]) -> tuple[Config, tuple[str, ...]]:
+def _configured(file: Path | None, served: dict[str, Any]) -> tuple[Config, tuple[str, ...]]:
     """Return the configuration, pointed at the exchange and at what it serves.
 
     A trend whose windows nobody chose is taken over windows that fit what is still to come; the
     second value says so.
     """
     config = load(
-        wanted.config,
+        file,
         {
             "market": {
                 "category": served["categories"][0],

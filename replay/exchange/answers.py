@@ -16,7 +16,7 @@ from typing import Any, Final, NamedTuple
 from urllib.parse import parse_qs, unquote, urlencode
 
 from tracepaper.daemon.bybit.messages import ExchangeError
-from tracepaper.replay.exchange.candles import Candle, is_name
+from tracepaper.replay.exchange.candles import Candle
 from tracepaper.replay.exchange.channels import trade_id
 from tracepaper.replay.exchange.market import (
     RATE_DECIMALS,
@@ -31,7 +31,7 @@ from tracepaper.replay.exchange.quotes import (
     rest_linear,
     rest_spot,
 )
-from tracepaper.strategies.units import unscaled
+from tracepaper.strategies.units import INTERVALS, unscaled
 
 BAD_PARAMETER: Final = 10001
 TIME_DIGITS_MAX: Final = 18
@@ -195,7 +195,7 @@ def _candles(
     interval = query.get("interval", "")
     table = series.table(interval)
     if table is None:
-        why = "is finer than this exchange's data" if is_name(interval) else "is invalid"
+        why = "is finer than this exchange's data" if interval in INTERVALS else "is invalid"
         raise RefusedQuery(BAD_PARAMETER, f"params error: Interval {interval!r} {why}")
     start_ms, end_ms, limit = window_of(query, KLINE_LIMIT, "start", "end")
     row = market.base.row_at(now_ms)

@@ -20,8 +20,9 @@ from typing import Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from tracepaper.strategies.api.timeframes import is_made_of
+from tracepaper.strategies.months import MONTH_MS, interval_end
 from tracepaper.strategies.units import (
-    DAY_MS,
     HOUR_MS,
     INTERVALS,
     MINUTE_MS,
@@ -198,51 +199,9 @@ def _sides(prices: list[int], numbers: list[int]) -> list[bool]:
     ]
 
 
-# ------------------------------------------------------------ intervals
-#
-# Days begin at 00:00 UTC, weeks on Monday, months on their first day.
+# ------------------------------------------------------------ every interval
 
 IntArray = NDArray[np.int64]
-
-MONTH: Final = "M"
-"""The one interval without a fixed length."""
-
-
-def is_name(name: str) -> bool:
-    """Return whether the exchange knows an interval *name*."""
-    return name == MONTH or name in INTERVALS
-
-
-def is_coarser(name: str, base_ms: int) -> bool:
-    """Return whether candles of *base_ms* aggregate exactly to the interval *name*."""
-    length = DAY_MS if name == MONTH else INTERVALS[name]
-    return length % base_ms == 0
-
-
-def bucket_starts(times_ms: IntArray, name: str) -> IntArray:
-    """Return the start of the candle of interval *name* that covers each time."""
-    if name == MONTH:
-        months = times_ms.astype("datetime64[ms]").astype("datetime64[M]")
-        return months.astype("datetime64[ms]").astype(np.int64)
-    length = INTERVALS[name]
-    phase = interval_phase(length)
-    return (times_ms - phase) // length * length + phase
-
-
-def bucket_start(time_ms: int, name: str) -> int:
-    """Return the start of the candle of interval *name* that covers *time_ms*."""
-    if name == MONTH:
-        return int(bucket_starts(np.array([time_ms], dtype=np.int64), name)[0])
-    return interval_start(time_ms, INTERVALS[name])
-
-
-def bucket_end(start_ms: int, name: str) -> int:
-    """Return the first millisecond after the candle that starts at *start_ms*."""
-    if name == MONTH:
-        return bucket_start(start_ms + 32 * DAY_MS, name)
-    return start_ms + INTERVALS[name]
-
-
 TURNOVER_DECIMALS: Final = 4
 """Decimals of a turnover that the data lacks, as tickers show it."""
 SLICE_ROWS: Final = 4_096
@@ -282,7 +241,7 @@ class CandleTable:
 
     def end_of(self, row: int, interval: str) -> int:
         """Return the first millisecond after the candle at *row* of a table of *interval*."""
-        return bucket_end(int(self.start_ms[row]), interval)
+        return interval_end(int(self.start_ms[row]), INTERVALS[interval])
 
 
 class CandleSeries:
@@ -307,7 +266,7 @@ class CandleSeries:
     def table(self, interval: str) -> CandleTable | None:
         """Return the candles at *interval*, or None where the data cannot make them."""
         if interval not in self._tables:
-            if not is_name(interval) or not is_coarser(interval, self._interval_ms):
+            if not is_made_of(INTERVALS.get(interval, 0), self._interval_ms):
                 return None
             self._tables[interval] = aggregate(self.base, interval)
         return self._tables[interval]
@@ -317,7 +276,7 @@ class CandleSeries:
         now = self._running(row, time_ms)
         if interval == self._interval:
             return now
-        start = bucket_start(int(self.base.start_ms[row]), interval)
+        start = interval_start(int(self.base.start_ms[row]), INTERVALS[interval])
         first = self.base.row_at(start - 1) + 1
         if first == row:
             return now._replace(start_ms=start)
@@ -333,9 +292,17 @@ class CandleSeries:
         )
 
 
+def starts_of(times_ms: IntArray, interval_ms: int) -> IntArray:
+    """Return the start of the candle that covers each time, as ``interval_start``."""
+    if interval_ms == MONTH_MS:
+        months = times_ms.astype("datetime64[ms]").astype("datetime64[M]")
+        return months.astype("datetime64[ms]").astype(np.int64)
+    return times_ms - (times_ms - interval_phase(interval_ms)) % interval_ms
+
+
 def aggregate(base: CandleTable, interval: str) -> CandleTable:
     """Return *base* at the coarser *interval*; a bucket holds what the data has of it."""
-    starts = bucket_starts(base.start_ms, interval)
+    starts = starts_of(base.start_ms, INTERVALS[interval])
     first = np.flatnonzero(np.diff(starts, prepend=starts[0] - 1))
     last = np.append(first[1:], len(base)) - 1
     return CandleTable(

@@ -11,7 +11,7 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 
-from tracepaper.replay.exchange.candles import Candle, bucket_end, bucket_start, mix
+from tracepaper.replay.exchange.candles import Candle, mix
 from tracepaper.replay.exchange.fault_kinds import (
     CloseFault,
     CloseOutcome,
@@ -20,7 +20,9 @@ from tracepaper.replay.exchange.fault_kinds import (
 )
 from tracepaper.replay.exchange.faults import Faults
 from tracepaper.replay.exchange.market import SimulatedMarket, Venue
+from tracepaper.strategies.months import interval_end
 from tracepaper.strategies.types.market import Category
+from tracepaper.strategies.units import INTERVALS, interval_start
 
 BOOK_FRAMES_PER_WALL_S: Final = 40
 TICKER_FRAMES_PER_WALL_S: Final = 20
@@ -39,6 +41,12 @@ class Frame(NamedTuple):
     topic: str
     body: bytes
     at_ms: float
+
+
+def frame_of(topic: str, kind: str, data: object, at_ms: int, **more: int) -> Frame:
+    """Return the frame of *topic* that is dated *at_ms*; *kind* is ``snapshot`` or ``delta``."""
+    body = {"topic": topic, "type": kind, "ts": at_ms, "data": data, **more}
+    return Frame(topic, encode(body), at_ms)
 
 
 Due = tuple[float, Callable[[], list[Frame]]]
@@ -175,7 +183,7 @@ class CandleChannel(Channel):
     def __init__(self, topic: str, market: SimulatedMarket, interval: str, faults: Faults) -> None:
         self.topic: Final = topic
         self._market = market
-        self._interval = interval
+        self._interval, self._length_ms = interval, INTERVALS[interval]
         self._faults = faults
         self._phase = market.seed % PUSH_MS
 
@@ -195,8 +203,8 @@ class CandleChannel(Channel):
             for at_ms in self._pushes(row):
                 if at_ms > from_ms:
                     yield at_ms, partial(self._pushed, row, at_ms)
-            start_ms = bucket_start(market.open_ms(row), self._interval)
-            end_ms = bucket_end(start_ms, self._interval)
+            start_ms = interval_start(market.open_ms(row), self._length_ms)
+            end_ms = interval_end(start_ms, self._length_ms)
             at_ms = market.confirm_ms(end_ms)
             if self._is_last(row, end_ms) and at_ms > from_ms:
                 yield at_ms, partial(self._roll, row, end_ms, at_ms)
@@ -224,7 +232,7 @@ class CandleChannel(Channel):
         """Return the push of the open candle, as a fault changes it."""
         candle = self._market.series.open_candle(self._interval, row, at_ms)
         element = self._element(candle, at_ms, confirm=False)
-        left_ms = bucket_end(candle.start_ms, self._interval) - at_ms
+        left_ms = interval_end(candle.start_ms, self._length_ms) - at_ms
         if left_ms >= EARLY_CONFIRM_MS and (
             change := self._faults.hit(PushFault, at_ms, self.topic)
         ):
@@ -263,7 +271,7 @@ class CandleChannel(Channel):
         opened, high, low, close, volume, turnover = self._market.candle_texts(candle)
         return {
             "start": candle.start_ms,
-            "end": bucket_end(candle.start_ms, self._interval) - 1,
+            "end": interval_end(candle.start_ms, self._length_ms) - 1,
             "interval": self._interval,
             "open": opened,
             "close": close,
@@ -276,11 +284,7 @@ class CandleChannel(Channel):
         }
 
     def _frame(self, elements: list[dict[str, Any]], at_ms: int) -> Frame:
-        if self._market.category is Category.SPOT:
-            body = {"type": "snapshot", "topic": self.topic, "data": elements, "ts": at_ms}
-        else:
-            body = {"topic": self.topic, "data": elements, "ts": at_ms, "type": "snapshot"}
-        return Frame(self.topic, encode(body), at_ms)
+        return frame_of(self.topic, "snapshot", elements, at_ms)
 
 
 class TradeChannel(Channel):
@@ -311,13 +315,9 @@ class TradeChannel(Channel):
                 yield traded_ms + 0.5, partial(self._frames, row, chosen, traded_ms)
 
     def _frames(self, row: int, places: list[int], traded_ms: int) -> list[Frame]:
-        market, at_ms = self._market, traded_ms + 1
-        elements = [trade_element(market, row, place) for place in places]
-        if market.category is Category.SPOT:
-            body = {"type": "snapshot", "topic": self.topic, "ts": at_ms, "data": elements}
-        else:
-            body = {"topic": self.topic, "type": "snapshot", "ts": at_ms, "data": elements}
-        return [Frame(self.topic, encode(body), traded_ms + 0.5)]
+        elements = [trade_element(self._market, row, place) for place in places]
+        frame = frame_of(self.topic, "snapshot", elements, traded_ms + 1)
+        return [frame._replace(at_ms=traded_ms + 0.5)]
 
 
 def trade_element(market: SimulatedMarket, row: int, place: int) -> dict[str, Any]:

@@ -16,8 +16,9 @@ import msgspec
 from msgspec import Meta, Struct
 
 from tracepaper.daemon.bybit.messages import ExchangeError
-from tracepaper.replay.exchange.candles import Candle, bucket_end
-from tracepaper.strategies.units import DAY_MS, HOUR_MS, WEEK_MS
+from tracepaper.replay.exchange.candles import Candle
+from tracepaper.strategies.months import interval_end
+from tracepaper.strategies.units import DAY_MS, HOUR_MS, INTERVALS, WEEK_MS
 
 PENDING_LIMIT: Final = 1_000
 STATUS_MIN: Final = 200
@@ -411,7 +412,7 @@ def _date_ahead(body: bytes, hit: Hit) -> FrameOutcome:
         if "start" in item:
             length_ms = item["end"] + 1 - item["start"]
             item["start"] += ahead_ms - ahead_ms % length_ms
-            item["end"] = bucket_end(item["start"], item["interval"]) - 1
+            item["end"] = interval_end(item["start"], INTERVALS[item["interval"]]) - 1
             item["confirm"] = True
             frame["ts"] = max(frame["ts"], item["end"] + 1)
         if "T" in item:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from ipaddress import ip_address
 from typing import Annotated, Any, Final
 
 import msgspec
 from aiohttp import WSMsgType, web
 
 from tracepaper.daemon.bybit.messages import ExchangeError
+from tracepaper.daemon.config.values import is_loopback
 from tracepaper.replay.exchange.answers import (
     CATEGORIES,
     Answer,
@@ -39,7 +39,6 @@ from tracepaper.strategies.errors import ConfigInvalid
 
 REQUESTS_PER_WINDOW: Final = 600
 REQUEST_WINDOW_S: Final = 5.0
-LOCAL_NAMES: Final = ("localhost",)
 SPEED_MAX: Final = 1_000_000.0
 """As much as `exchange.time_scale` allows."""
 WALL_TIME: Final = "Market time is the wall clock here: leave out --now to set its pace."
@@ -208,21 +207,10 @@ class Control:
 
 def _refuse_foreign(request: web.Request) -> None:
     """Refuse a caller that is not on this machine, or a web page that made a browser call."""
-    name = request.url.host or ""
-    local = name in LOCAL_NAMES or (_is_address(name) and ip_address(name).is_loopback)
-    remote = request.remote or ""
-    if not local or not _is_address(remote) or not ip_address(remote).is_loopback:
+    if not (is_loopback(request.url.host or "") and is_loopback(request.remote or "")):
         raise web.HTTPForbidden(text="Control calls are answered on loopback only.")
     if "Origin" in request.headers:
         raise web.HTTPForbidden(text="Control calls are not for web pages.")
-
-
-def _is_address(text: str) -> bool:
-    try:
-        ip_address(text)
-    except ValueError:
-        return False
-    return True
 
 
 def _json(body: dict[str, Any], status: int = 200) -> web.Response:

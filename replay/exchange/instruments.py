@@ -15,6 +15,7 @@ import numpy as np
 
 from tracepaper.daemon.bybit.instruments import recorded_instruments
 from tracepaper.replay.archive import Candles
+from tracepaper.replay.archive.layouts import coins_of
 from tracepaper.replay.exchange.candles import key
 from tracepaper.strategies.types.market import Category
 from tracepaper.strategies.units import unscaled
@@ -43,7 +44,6 @@ SPOT_BASE_PRECISION: Final = "0.000001"
 SPOT_MIN_ORDER_AMOUNT: Final = "5"
 FUNDING_MINUTES: Final = 480
 STEPS_PER_MEAN_BAR: Final = 1_000
-QUOTE_COINS: Final = ("USDT", "USDC", "USDE", "USD", "EUR", "BTC", "ETH", "BRL", "TRY")
 
 Item = dict[str, Any]
 """One element of instruments-info, in the exchange's key order."""
@@ -92,15 +92,6 @@ def list_instrument(candles: Candles) -> ServedInstrument:
     )
 
 
-def coins(symbol: str) -> tuple[str, str]:
-    """Return base and quote coin of *symbol*; a symbol that names no known quote is USDT's."""
-    bare = symbol.replace("-", "").replace("/", "").removesuffix("PERP")
-    for quote in QUOTE_COINS:
-        if bare.endswith(quote) and len(bare) > len(quote):
-            return bare.removesuffix(quote), quote
-    return bare, "USDT"
-
-
 def _with_tick_of(item: Item, candles: Candles) -> Item:
     """Return *item*, with the data's own tick where a price of the data lies between two ticks."""
     tick, decimals = parsed(item["priceFilter"]["tickSize"])
@@ -124,7 +115,7 @@ def _derived_step(candles: Candles) -> tuple[int, int]:
 
 def _derived_linear(candles: Candles) -> Item:
     """Return an invented but plausible perpetual, in the recorded key order."""
-    base, quote = coins(candles.symbol)
+    base, quote = coins_of(candles.symbol)
     scale = candles.price_decimals
     unit, decimals = _derived_step(candles)
     step = unscaled(unit, decimals)
@@ -171,7 +162,7 @@ def _derived_linear(candles: Candles) -> Item:
 
 def _derived_spot(candles: Candles) -> Item:
     """Return a plausible spot pair; its tick is the data's."""
-    base, quote = coins(candles.symbol)
+    base, quote = coins_of(candles.symbol)
     return {
         "symbolId": key("spotId", candles.symbol) % 10_000,
         "symbol": candles.symbol,

@@ -24,13 +24,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-import os
 import signal
-import stat
 import sys
-import threading
 from collections.abc import Callable
-from contextlib import AsyncExitStack, suppress
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -40,6 +37,7 @@ from typing import Any, Final, Self
 from aiohttp import web
 
 from tracepaper.daemon.http.server import ConnectionLimits
+from tracepaper.daemon.session.child import at_end_of_input
 from tracepaper.replay.archive import Candles, read_many
 from tracepaper.replay.exchange.channels import Channel, FramePace, TopicRequest, encode
 from tracepaper.replay.exchange.fault_kinds import Fault
@@ -301,7 +299,6 @@ class EmbeddedExchange:
 
 # ------------------------------------------------------------ one process
 
-CHUNK_BYTES: Final = 65_536
 STOP_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
 
 
@@ -316,44 +313,8 @@ async def serve(settings: ExchangeSettings, *, until_eof: bool = False) -> None:
     for number in STOP_SIGNALS:
         loop.add_signal_handler(number, stopped.set)
     if until_eof:
-        await _watch_end(stopped)
+        at_end_of_input(lambda: loop.call_soon_threadsafe(stopped.set))
     async with EmbeddedExchange(settings) as exchange:
         sys.stdout.write(encode(exchange.announcement()).decode() + "\n")
         sys.stdout.flush()
         await stopped.wait()
-
-
-async def _watch_end(ended: asyncio.Event) -> None:
-    """Set *ended* when standard input ends; a closed one has ended already.
-
-    Pipes, sockets and terminals can be waited for. Files and ``/dev/null`` cannot, and are read
-    to their end by a thread of their own.
-    """
-    loop = asyncio.get_running_loop()
-    if sys.stdin is None:  # closed: its number may be another file's by now
-        ended.set()
-        return
-    kind = os.fstat(0).st_mode
-    if stat.S_ISFIFO(kind) or stat.S_ISSOCK(kind) or os.isatty(0):
-        await loop.connect_read_pipe(lambda: _AtEnd(ended), sys.stdin)
-        return
-
-    def read() -> None:
-        with suppress(OSError):  # what cannot be read cannot be waited for
-            while os.read(0, CHUNK_BYTES):
-                pass
-        loop.call_soon_threadsafe(ended.set)
-
-    threading.Thread(target=read, daemon=True).start()
-
-
-class _AtEnd(asyncio.Protocol):
-    """Sets an event when its pipe ends; what is written into it is not read."""
-
-    def __init__(self, ended: asyncio.Event) -> None:
-        self._ended = ended
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        """Note the end."""
-        del exc
-        self._ended.set()

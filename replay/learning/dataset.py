@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from tracepaper.daemon.session.user_code import file_sha256
 from tracepaper.replay.archive import Candles, merge_candles, read_candles, slice_candles
 from tracepaper.replay.archive.candles import resample
 from tracepaper.replay.archive.columns import instant
@@ -57,7 +58,6 @@ from tracepaper.replay.learning.splits import (
     TrainingFile,
     candles_key,
     date_of,
-    file_sha256,
     segments_of,
 )
 from tracepaper.replay.learning.windows import no_context

@@ -24,7 +24,6 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from functools import cache as cache_once
 from itertools import pairwise
-from pathlib import Path
 from typing import Any, Final
 from zlib import crc32
 
@@ -152,12 +151,6 @@ class Panel:
         first = int(self.segments[0].open_time_ms[0]) // self.segments[0].interval_ms
         chosen: NDArray[np.int64] = rows[(first + rows + 1) % every == 0]
         return chosen
-
-
-def file_sha256(path: Path) -> str:
-    """Return the SHA-256 of a file's bytes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def columns_of(candles: Candles) -> Columns:

@@ -13,7 +13,13 @@ import sqlite3
 from pathlib import Path
 from typing import Final, NamedTuple, Self, TypeVar
 
-from tracepaper.storage.record.columns import APPLICATION_ID, SCHEMA
+from tracepaper.storage.record.columns import (
+    ANSWER_GATES,
+    APPLICATION_ID,
+    SCHEMA,
+    STEP_GATES,
+    measure_name,
+)
 from tracepaper.strategies.errors import DataInvalid
 
 BUSY_TIMEOUT_S: Final = 5.0
@@ -60,7 +66,7 @@ def open_reader(path: Path) -> sqlite3.Connection:
     """
     connection = connect_read_only(path)
     try:
-        check_schema(path, schema_of(connection))
+        check_schema(path, connection)
     except DataInvalid:
         connection.close()
         raise
@@ -221,8 +227,9 @@ def schema_of(connection: sqlite3.Connection) -> int | None:
     return int(number)
 
 
-def check_schema(path: Path, schema: int | None) -> None:
-    """Raise ``DataInvalid`` where *schema* is not the one that this version reads."""
+def check_schema(path: Path, connection: sqlite3.Connection) -> None:
+    """Raise ``DataInvalid`` where *path* has not the schema that this version reads, and writes."""
+    schema = schema_of(connection)
     if not schema:
         raise DataInvalid(f"{path} is not a tracepaper database; name another with --db.")
     if schema != SCHEMA:
@@ -230,3 +237,10 @@ def check_schema(path: Path, schema: int | None) -> None:
             f"{path} has schema {schema}, and this version reads {SCHEMA}: use the tracepaper that "
             "made it, or start a new file with --db."
         )
+    for table, gates in (("steps", STEP_GATES), ("answers", ANSWER_GATES)):
+        columns = {row[1] for row in connection.execute(f"PRAGMA table_info({table})")}
+        if columns and (late := [gate for gate in gates if measure_name(gate) not in columns]):
+            raise DataInvalid(
+                f"{path} was made before gate {late[0]} was declared and has no column for it: "
+                "start a new file with --db, or leave the declaration out."
+            )

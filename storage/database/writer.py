@@ -107,8 +107,8 @@ def open_writer(path: Path) -> Writer:
             file = FileWatch.open(path)
             undo.callback(file.close)
             with closing(connect_read_only(path)) as reader:
-                if (schema := schema_of(reader)) != 0:  # nothing was made of an empty database yet
-                    check_schema(path, schema)
+                if schema_of(reader) != 0:  # nothing was made of an empty database yet
+                    check_schema(path, reader)
         lock = InstanceLock.acquire(path)
         undo.callback(lock.release)
         if file is None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 from tracepaper.storage.database.lock import identity
 from tracepaper.storage.fleet.server import ShipProgress, speaking
-from tracepaper.storage.fleet.ship import GROUP_STEPS, Shipper
+from tracepaper.storage.fleet.ship import GROUP_STEPS, Shipper, ShipResult
 from tracepaper.strategies.errors import ServerLost
 
 if TYPE_CHECKING:
@@ -95,7 +95,6 @@ class Follower:
         file = identity(self._path)
         if not shipper.is_open:
             shipper.open()
-            shipper.ship_candles()
             self._version = None
         version = (file, shipper.version())
         if version != self._version:
@@ -138,13 +137,11 @@ class Follower:
                 )
 
 
-def ship_once(path: Path, url: str, *, needed_by: str = "--to") -> tuple[int, int, tuple[str, ...]]:
-    """Ship what the file *path* holds; return its steps, the series of candles, and the holes."""
+def ship_once(path: Path, url: str, *, needed_by: str = "--to") -> ShipResult:
+    """Ship what the file *path* holds."""
     shipper = Shipper(path, url, needed_by=needed_by)
     shipper.open()
     try:
-        candles = shipper.ship_candles()
-        shipped = shipper.ship()
+        return shipper.ship()
     finally:
         shipper.close()
-    return shipped.steps, candles, shipped.holes

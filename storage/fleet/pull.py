@@ -14,7 +14,7 @@ from msgspec import Struct
 
 from tracepaper.storage.database.writer import open_writer
 from tracepaper.storage.fleet.server import check_schema, connect, shown, speaking
-from tracepaper.storage.fleet.tables import DATABASE
+from tracepaper.storage.fleet.tables import DATABASE, SHIPPED
 from tracepaper.storage.maintenance import whole_file
 from tracepaper.storage.record.columns import TABLES, insert_sql, stored_columns
 from tracepaper.strategies.errors import DataInvalid
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from psycopg import Connection
 
 BATCH_ROWS: Final = 5_000
-_CANDLES: Final = ("archive_series", "archive_bars")
 _FOUND: Final = (
     "SELECT r.database_id, r.run_key, r.run_id, r.previous_run_id, s.host, s.file FROM runs r "
     "LEFT JOIN shippers s USING (database_id) ORDER BY r.database_id, r.run_key"
@@ -135,15 +134,13 @@ def _fill(
         raw.execute("PRAGMA synchronous = OFF")  # the whole file is written to disk at its end
         raw.execute("BEGIN IMMEDIATE")
         raw.execute("DELETE FROM databases")
-        for table in TABLES:
+        for table in SHIPPED:
             if table == "databases":
                 row = server.execute(_ONLY, (database_id,)).fetchone() or (None,)
                 only_run_id = only.run_id if only else row[0]
                 raw.execute("INSERT INTO databases VALUES (?, ?)", (database_id, only_run_id))
                 continue
             where, values = _condition(table, only)
-            if where is None:
-                continue
             counts[table] = _copy(server, raw, table, where, (database_id, *values))
             progress(table, counts[table])
         raw.execute("COMMIT")
@@ -152,12 +149,10 @@ def _fill(
     return PullResult(database_id, tuple(run.run_id for run in runs), counts, absent)
 
 
-def _condition(table: str, only: _ServerRun | None) -> tuple[str | None, tuple[int, ...]]:
+def _condition(table: str, only: _ServerRun | None) -> tuple[str, tuple[int, ...]]:
     """Return the condition for the rows of *table* that belong to the run *only*, or to all."""
     if only is None:
         return "", ()
-    if table in _CANDLES:
-        return None, ()
     if table == "models":
         return (
             (

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import sqlite3
 from contextlib import closing, contextmanager
-from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -50,7 +49,6 @@ _COMMITS: Final = select("commits", "run_key = ? AND first_sequence BETWEEN ? AN
 _OPENING_SETS: Final = select("gate_sets", "run_key = ? AND sequence IS NULL")
 _HEAD: Final = "SELECT digest FROM commits WHERE run_key = ? AND last_sequence = ?"
 _RUN_AT: Final = At("runs")
-_SERIES: Final = "SELECT series FROM archive_series ORDER BY series"
 _SHIPPED: Final = (
     "SELECT run_key, m.sequence, m.digest, r.run_id, r.opened_digest "
     "FROM marks m FULL JOIN runs r USING (database_id, run_key) WHERE database_id = %s "
@@ -79,12 +77,11 @@ _HOLDER: Final = (
     "AND a.datname = current_database() "
     "AND (l.classid::bigint << 32 | l.objid::bigint) = hashtextextended('tracepaper ' || %s, 0)"
 )
-_DELETED: Final = ("events", "commits", "prunes", "archive_series", "archive_bars", "candle_marks")
 RIGHTS: Final = {
     "SELECT": tuple(metadata.tables),
     "INSERT": tuple(metadata.tables),
     "UPDATE": ("runs", "marks", "shippers"),
-    "DELETE": (*DROPPED_TABLES, *_DELETED),
+    "DELETE": (*DROPPED_TABLES, "events", "commits", "prunes"),
 }
 """The tables on which the role of a shipper needs each privilege."""
 NEW_ID: Final = "give the file an id of its own with `tracepaper db ship --new-id`"
@@ -452,45 +449,6 @@ class Shipper:
         )
         server.execute(_insert("prunes"), (self.database_id, *pruned))
         state.pruned_until, state.walk = pruned.until_sequence, None
-
-    # ------------------------------------------------------------ imported candles
-
-    def ship_candles(self) -> int:
-        """Ship the imported candles of every series that is not on the server as it is here.
-
-        They belong to no chain and may change in place, so a series is replaced whole. Returns how
-        many were.
-        """
-        file, server = self._file, self._server
-        assert file is not None
-        assert server is not None
-        with speaking(self._url, "take imported candles"):
-            query = f"SELECT series, sha256 FROM candle_marks WHERE {DATABASE} = %s"
-            there = {row[0]: bytes(row[1]) for row in server.execute(query, (self.database_id,))}
-            replaced = 0
-            for (series,) in file.execute(_SERIES).fetchall():
-                with _snapshot(file):
-                    rows = {
-                        table: file.execute(select(table, "series = ?"), (series,)).fetchall()
-                        for table in ("archive_series", "archive_bars")
-                    }
-                digest = sha256(repr(rows).encode()).digest()
-                if there.get(series) == digest:
-                    continue
-                replaced += 1
-                with server.transaction():
-                    for table in (*rows, "candle_marks"):
-                        server.execute(
-                            f"DELETE FROM {table} WHERE {DATABASE} = %s AND series = %s".encode(),
-                            (self.database_id, series),
-                        )
-                    for table, copied in rows.items():
-                        self._copy(server, table, copied)
-                    server.execute(
-                        "INSERT INTO candle_marks VALUES (%s, %s, %s)",
-                        (self.database_id, series, digest),
-                    )
-        return replaced
 
 
 def _rows_of(file: sqlite3.Connection, table: str, run_key: int) -> list[StoredRow]:

@@ -1,7 +1,7 @@
 """The tables of a fleet in PostgreSQL, from the same columns as those of a file.
 
-``database_id`` leads every key. Five tables are the fleet's alone: ``marks``, ``holes``,
-``shippers``, ``candle_marks`` and ``schema_version``.
+``database_id`` leads every key. Four tables are the fleet's alone: ``marks``, ``holes``,
+``shippers`` and ``schema_version``. Imported candles, which belong to no run, stay in their file.
 """
 
 from __future__ import annotations
@@ -61,7 +61,9 @@ def _leading() -> SqlColumn[Any]:
     return SqlColumn(DATABASE, _TYPES["TEXT"], primary_key=True)
 
 
-for _name, _columns in TABLES.items():
+CANDLES: Final = frozenset({"archive_series", "archive_bars"})
+SHIPPED: Final = {name: columns for name, columns in TABLES.items() if name not in CANDLES}
+for _name, _columns in SHIPPED.items():
     _first = () if _name == "databases" else (_leading(),)
     Table(_name, metadata, *_first, *map(_column, _columns))
 
@@ -94,13 +96,6 @@ Table(
     SqlColumn("lag_steps", BigInteger, nullable=False),
     SqlColumn("lag_s", Double, nullable=False),
     SqlColumn("daemon", _TYPES["TEXT"], nullable=False),  # JSON of its status; empty without one
-)
-Table(
-    "candle_marks",  # what was shipped of a series of imported candles
-    metadata,
-    _leading(),
-    SqlColumn("series", BigInteger, primary_key=True, autoincrement=False),
-    SqlColumn("sha256", LargeBinary, nullable=False),
 )
 
 Table(  # one row: what ``PRAGMA user_version`` is in a file

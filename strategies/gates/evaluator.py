@@ -27,6 +27,7 @@ from tracepaper.strategies.gates.gate import (
     Gate,
     GateInputs,
     GateKind,
+    Measure,
     StrategyWarmup,
     ThresholdKey,
     gate_order,
@@ -216,6 +217,10 @@ class GateEvaluator:
             (GATES[name].measure, float(thresholds[name]), GATES[name].at_least, 1 << index)
             for index, name in enumerate(ordered)
         )
+        self._tests_of_exits = tuple(
+            (_of_exit(GATES[name], test[1]), *test[1:])
+            for name, test in zip(ordered, self._tests, strict=True)
+        )
         self.all_passed = (1 << len(ordered)) - 1
         self._never_reducing = self.all_passed & ~sum(
             1 << index for index, name in enumerate(ordered) if GATES[name].is_lasting
@@ -249,7 +254,8 @@ class GateEvaluator:
     def _judge(self, inputs: GateInputs) -> Verdict:
         measures: list[float | None] = []
         passed = 0
-        for measure_of, threshold, at_least, bit in self._tests:
+        tests = self._tests_of_exits if inputs.reduces else self._tests
+        for measure_of, threshold, at_least, bit in tests:
             measure = measure_of(inputs)
             if measure is not None:
                 measure += 0.0  # -0.0 is 0.0, as it is stored and hashed
@@ -273,6 +279,16 @@ class GateEvaluator:
         if not missing:
             return None
         return self.gate_set.gates[(missing & -missing).bit_length() - 1]
+
+
+def _of_exit(gate: Gate, threshold: float) -> Measure:
+    """Return the measure of *gate* of a target that lowers the exposure: no limit may hold it up.
+
+    A limit that is a most measures 0 then, and a least measures itself.
+    """
+    if gate.kind is not GateKind.RISK or gate.is_lasting:
+        return gate.measure
+    return lambda _: threshold if gate.at_least else 0.0
 
 
 YARDSTICK_BARS: Final = 60

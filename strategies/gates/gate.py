@@ -308,19 +308,15 @@ def gate(  # noqa: PLR0913 - what a gate declares, each by its keyword
 ) -> Callable[[Measure], Gate]:
     """Declare the decorated function as a gate with one threshold, *at_least* or *at_most*.
 
-    It bears the function's name, and its docstring says what it measures. A gate of risk with a
-    most measures 0 where the target lowers the exposure, whatever its function says, unless it
-    *is_lasting*. Configuration and storage are made from what is declared when they are imported,
-    so it must happen before.
+    It bears the function's name, and its docstring says what it measures. Configuration and storage
+    are made from what is declared when they are imported, so it must happen before.
     """
 
     def declare(measure: Measure) -> Gate:
         threshold = at_most if at_least is None else at_least
-        name, measured_as = measure.__name__, measure
+        name = measure.__name__
         if kind is GateKind.RISK:
             name = f"risk.{name.removeprefix('risk_')}"
-            if at_most is not None and not is_lasting:
-                measured_as = _zero_if_reducing(measure)
         if threshold is None or name in GATES:
             raise InvariantBroken(f"Gate {name} needs one threshold and a name of its own.")
         if not (MEASURES | HEAD_MEASURES).issuperset(needs):
@@ -330,7 +326,7 @@ def gate(  # noqa: PLR0913 - what a gate declares, each by its keyword
             kind=kind,
             words=(measure.__doc__ or "").strip().rstrip("."),
             unit=unit,
-            measure=measured_as,
+            measure=measure,
             threshold=threshold,
             at_least=at_least is not None,
             of_prediction=of_prediction,
@@ -346,15 +342,6 @@ def gate(  # noqa: PLR0913 - what a gate declares, each by its keyword
         return GATES[name]
 
     return declare
-
-
-def _zero_if_reducing(measure: Measure) -> Measure:
-    """Measure 0 where the target lowers the exposure: no limit may hold up a way out."""
-
-    def measured_as(inputs: GateInputs) -> float | None:
-        return 0.0 if inputs.reduces else measure(inputs)
-
-    return measured_as
 
 
 def gate_order(*kinds: GateKind) -> tuple[str, ...]:

@@ -95,8 +95,7 @@ def test_gaps_are_the_bars_that_are_missing(
     with HistoryWriter(path) as writer:
         writer.write(BTC, MINUTE, kept)
     with History.open(path) as history:
-        spans, gaps = history.spans(BTC.id, MINUTE), history.gaps(BTC.id, MINUTE)
-    covered = [time for start, end in spans for time in range(start, end, MINUTE)]
+        covered, gaps = history.times(BTC.id, MINUTE), history.gaps(BTC.id, MINUTE)
     assert covered == [bar.open_time_ms for bar in kept]
     absent = [time for start, end in gaps for time in range(start, end, MINUTE)]
     inside = range(min(covered, default=0), max(covered, default=0), MINUTE)

@@ -104,6 +104,12 @@ def test_a_backup_that_the_disk_does_not_take_leaves_nothing(
     assert list(tmp_path.glob("copy*")) == []
 
 
+def test_a_backup_into_a_place_that_takes_no_file_says_so(path: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(AuditUnwritable, match=r"\(Not a directory\); choose another place\.$"):
+        backup(path, tmp_path / "file" / "copy.db")
+
+
 def test_a_damaged_database_is_not_backed_up_as_if_it_were_whole(
     path: Path, tmp_path: Path
 ) -> None:

@@ -176,8 +176,6 @@ def _finite(
 # --- a model of any kind on one span
 
 
-
-
 def counted(
     every: Sequence[Judgement], folder: Path | None, recipe: str, model_id: str
 ) -> list[Judgement]:

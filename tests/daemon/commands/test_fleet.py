@@ -17,8 +17,10 @@ from postgres_server import Cluster
 from report_cases import typed
 from waiting import deadline_s, until
 
+from tracepaper.daemon.config.loading import load
 from tracepaper.storage.fleet.server import shown as shown_address
 from tracepaper.storage.fleet.ship import database_id
+from tracepaper.strategies.types.market import RunKind
 
 
 @pytest.fixture
@@ -99,7 +101,8 @@ def test_a_file_that_is_shipped_is_pruned_after_all_has_arrived(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     path, back = tmp_path / "a.db", tmp_path / "back.db"
-    cases.write_run(path, cases.plain_steps(5000))
+    config = load(None, {"storage": {"ship_to": fleet_url}}).canonical_json()
+    cases.write_run(path, cases.plain_steps(5000), of=cases.run(kind=RunKind.LIVE, config=config))
     prune = ("db", "prune", "--keep", 1, "--db", path)
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
@@ -109,6 +112,14 @@ def test_a_file_that_is_shipped_is_pruned_after_all_has_arrived(
     assert (code, out) == (1, "")
     assert "Nothing was pruned, since not all is shipped" in err
     assert "--hole" in err
+    assert path.read_bytes() == before
+    monkeypatch.delenv("TRACEPAPER_STORAGE__SHIP_TO")  # as where the configuration is not named
+    code, out, err = typed(capsys, *prune)
+    assert (code, out) == (2, "")
+    assert (
+        f"a.db is shipped to {shown_address(fleet_url)} by the configuration of its last daemon"
+        in err
+    )
     assert path.read_bytes() == before
     monkeypatch.setenv("TRACEPAPER_STORAGE__SHIP_TO", fleet_url)
     assert typed(capsys, *prune)[0] == 0

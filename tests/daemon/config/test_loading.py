@@ -15,6 +15,7 @@ from tracepaper.daemon.config.loading import (
     INTERVAL,
     SECTIONS,
     Config,
+    example,
     load,
     load_with_origins,
     render,
@@ -40,6 +41,7 @@ def refusal(folder: Path, text: str) -> str:
 
 def test_later_sources_win(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = written(tmp_path, '[market]\ninterval = "5"\n[strategy]\nfast = 7\n[http]\nport = 1')
+    monkeypatch.setenv("TRACEPAPER_STRATEGY__NAME", "sma_cross")
     monkeypatch.setenv("TRACEPAPER_STRATEGY__FAST", "8")
     monkeypatch.setenv("TRACEPAPER_HTTP__PORT", "2")
     config = load(path, {"http": {"port": 3}})
@@ -58,6 +60,7 @@ def test_the_working_directory_file_is_the_default(
 def test_lists_and_tables_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRACEPAPER_MARKET__SYMBOLS", "BTCUSDT,ETHUSDT")
     monkeypatch.setenv("TRACEPAPER_GATE__REGIMES", '["MIXED"]')
+    monkeypatch.setenv("TRACEPAPER_STRATEGY__NAME", "mine:Strategy")
     monkeypatch.setenv("TRACEPAPER_STRATEGY__OPTIONS", '{"lookback": 3}')
     monkeypatch.setenv("TRACEPAPER_RISK__MAX_NOTIONAL", "")
     config = load(None)
@@ -171,6 +174,30 @@ def test_a_size_of_another_mode_is_refused_and_not_ignored(text: str, tmp_path: 
     assert load(with_settings(file, ["sizing.mode=fixed"])).sizing.quantity == 2
 
 
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("fast=20", "trend"),
+        ("long_only=false", "persistence"),
+        ('options={"x": 1}', "sma_cross"),
+        ("trend_volatility=0.2", "mine:Class"),
+    ],
+)
+def test_a_key_of_another_strategy_is_refused_and_not_ignored(
+    text: str, name: str, tmp_path: Path
+) -> None:
+    key = text.partition("=")[0]
+    fault = rf"strategy\] {key} counts with name .* alone, and name is {name}; change it"
+    named = f"strategy.name={name}"
+    with pytest.raises(ConfigInvalid, match=rf"^--set: .{fault}"):
+        load(with_settings(None, [named, f"strategy.{text}"]))
+    # What a file says beside its own strategy is laid aside with that.
+    file = written(tmp_path, example())
+    assert load(with_settings(file, [named])).strategy.name == name
+    with pytest.raises(ConfigInvalid, match=r"strategies.a\] fast counts with name sma_cross"):
+        load(None, {"strategies": {each: {"share": "0.5", "fast": 3} for each in ("a", "b")}})
+
+
 def test_a_fault_in_the_environment_names_the_variable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRACEPAPER_HTTP__PORT", "many")
     with pytest.raises(ConfigInvalid, match=r"^TRACEPAPER_HTTP__PORT: \[http\] port"):
@@ -211,7 +238,7 @@ def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
 OTHER: dict[str, dict[str, object]] = {
     "market": {"interval": "5"},
     "exchange": {"ping_s": 3.0},
-    "strategy": {"fast": 3},
+    "strategy": {"long_only": False},
     "model": {"threads": 2},
     "features": {"schema": "v2"},
     "gate": {"edge": "2"},

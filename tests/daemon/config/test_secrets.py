@@ -113,7 +113,7 @@ def test_every_source_of_a_key_is_searched(tmp_path: Path, monkeypatch: pytest.M
 def test_an_option_that_is_called_a_secret_names_a_place(name: str) -> None:
     said = refusal({"strategy": {"options": {"broker": {name: SECRET}}}})
     assert 'write "env:NAME" and let your class read that environment variable' in said
-    kept = load(None, {"strategy": {"options": {name: "env:MY_KEY"}}})
+    kept = load(None, {"strategy": {"name": "mine:Class", "options": {name: "env:MY_KEY"}}})
     assert kept.strategy.options == {name: "env:MY_KEY"}
 
 
@@ -137,7 +137,7 @@ def test_what_is_no_secret_is_taken() -> None:
     config = load(
         None,
         {
-            "strategy": {"options": options},
+            "strategy": {"name": "mine:Class", "options": options},
             "exchange": {"rest_url": "https://api.bybit.nl", "stream_url": "wss://stream.bybit.nl"},
             "retrain": {"data": ["a@b/BTC.csv"], "folder": "/var/lib/x"},
             "notify": {"addresses": addresses, "templates": {"halt": "see https://wiki/halt"}},

@@ -21,9 +21,9 @@ def test_a_setting_wins_over_file_and_environment_and_loses_to_an_override(
     file.write_text('[market]\ninterval = "5"\n[strategy]\nslow = 50\n', encoding="utf-8")
     monkeypatch.setenv("TRACEPAPER_MARKET__INTERVAL", "15")
     monkeypatch.setenv("TRACEPAPER_STRATEGY__FAST", "7")
-    given = with_settings(file, ["market.interval=30", "strategy.name=sma_cross"])
-    config, origins = load_with_origins(given, {"strategy": {"name": "persistence"}})
-    assert (config.market.interval, config.strategy.name) == ("30", "persistence")
+    given = with_settings(file, ["market.interval=30", "strategy.name=persistence"])
+    config, origins = load_with_origins(given, {"strategy": {"name": "sma_cross"}})
+    assert (config.market.interval, config.strategy.name) == ("30", "sma_cross")
     assert (config.strategy.fast, config.strategy.slow) == (7, 50)
     assert origins["market", "interval"] == "--set"
     assert origins["strategy", "slow"] == str(file)
@@ -32,13 +32,12 @@ def test_a_setting_wins_over_file_and_environment_and_loses_to_an_override(
 def test_settings_are_read_as_an_environment_variable_is() -> None:
     texts = [
         "market.symbols=btcusdt,ETHUSDT",
-        "strategy.long_only=false",
+        "strategy.name=mine:Class",
         'strategy.options={"how": "a=b"}',
         "account.cash=1000.50",
     ]
     config = load(with_settings(None, texts))
     assert config.market.symbols == ("BTCUSDT", "ETHUSDT")
-    assert not config.strategy.long_only
     assert config.strategy.options == {"how": "a=b"}
     assert str(config.account.cash) == "1000.50"
 
@@ -53,7 +52,7 @@ def test_the_default_file_lies_under_the_settings(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("tracepaper.toml").write_text("[strategy]\nfast = 3\n", encoding="utf-8")
-    config = load(with_settings(None, ["strategy.slow=9"]))
+    config = load(with_settings(None, ["strategy.slow=9", "strategy.name=sma_cross"]))
     assert (config.strategy.fast, config.strategy.slow) == (3, 9)
 
 

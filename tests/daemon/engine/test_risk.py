@@ -154,8 +154,8 @@ def test_orders_are_counted_by_the_clock_hour_with_the_one_being_judged() -> Non
 def test_a_cooldown_begins_with_a_stop_and_not_with_another_fill() -> None:
     watch = RiskWatch({"risk.cooldown": 3.0})
 
-    def since(at_ms: int, *, reduces: bool = False) -> int:
-        seen = GateInputs(reduces=reduces)
+    def since(at_ms: int) -> int:
+        seen = GateInputs()
         watch.measure(
             seen,
             account=account(1),
@@ -171,7 +171,6 @@ def test_a_cooldown_begins_with_a_stop_and_not_with_another_fill() -> None:
     assert since(0) == 3
     watch.count_fill(fill(0), order(role=OrderRole.STOP), Position(quantity=-5), Position())
     assert [since(at * MINUTE_MS) for at in (0, 1, 3, 4)] == [0, 1, 3, 3]
-    assert since(0, reduces=True) == 3, "nothing stands in the way of an exit"
 
 
 def test_a_cooldown_of_months_counts_them_by_the_calendar() -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -17,57 +18,24 @@ from tracepaper.replay.archive import read_candles
 from tracepaper.replay.archive.candles import Span
 from tracepaper.replay.archive.download import (
     FetchRequest,
-    FetchResult,
+    Times,
     fetch,
     fetch_symbols,
-    holes,
-    joined,
-    lacking,
-    pages,
-    whole_span,
+    runs,
 )
 from tracepaper.replay.exchange.server import EmbeddedExchange, ExchangeSettings
-from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.types.market import Bar, Instrument
 
-spans = st.lists(st.integers(0, 80), max_size=12, unique=True).map(
-    lambda cuts: [(a, b) for a, b in zip(sorted(cuts)[::2], sorted(cuts)[1::2], strict=False)]
-)
 
-
-@given(spans, st.integers(0, 80), st.integers(1, 40))
-def test_what_is_lacking_and_what_is_stored_make_the_whole(
-    stored: list[Span], start: int, length: int
-) -> None:
-    wanted = (start, start + length)
-    missing = {i for a, b in lacking(stored, wanted) for i in range(a, b)}
-    have = {i for a, b in stored for i in range(a, b)}
-    assert missing == set(range(*wanted)) - have
-
-
-@given(st.sets(st.integers(0, 30)), st.integers(0, 5), st.integers(25, 30))
-def test_holes_are_the_times_that_did_not_come(times: set[int], first: int, last: int) -> None:
-    came = sorted(time for time in times if first <= time <= last)
-    missing = {i for a, b in holes(came, first, last, 1) for i in range(a, b)}
-    assert missing == set(range(first, last + 1)) - set(came)
-
-
-def test_pages_cover_a_span_once_and_hold_at_most_a_thousand() -> None:
-    cut = pages(5_000, 5_000 + 2_500 * 10, 10, 1_000)
-    times = [t for first, last in cut for t in range(first, last + 1, 10)]
-    assert times == list(range(5_000, 30_000, 10))
-    assert [(last - first) // 10 + 1 for first, last in cut] == [1_000, 1_000, 500]
-
-
-def test_touching_spans_are_one() -> None:
-    assert joined([(1, 2), (2, 4), (6, 7)]) == [(1, 4), (6, 7)]
-
-
-def test_only_candles_that_lie_wholly_inside_are_wanted() -> None:
-    assert whole_span(61_000, 299_000, 60_000) == (120_000, 240_000)
-    assert whole_span(100, 1_400, 700, phase_ms=400) == (400, 1_100)
-    with pytest.raises(ConfigInvalid, match="No candle closed"):
-        whole_span(61_000, 119_000, 60_000)
+@given(st.sets(st.integers(0, 80)), st.integers(1, 9))
+def test_the_runs_of_times_are_those_times_without_a_hole(places: set[int], most: int) -> None:
+    times = 7 * np.array(sorted(places), dtype=np.int64)
+    parts = runs(times, 7, most=most)
+    assert [time for first, until in parts for time in range(first, until, 7)] == times.tolist()
+    assert all(0 < until - first <= 7 * most for first, until in parts)
+    whole = runs(times, 7)
+    assert all(after > before for (_, before), (after, _) in pairwise(whole))
+    assert len(parts) == sum(-((first - until) // (7 * most)) for first, until in whole)
 
 
 class Shelf:
@@ -81,8 +49,8 @@ class Shelf:
             assert bar.open_time_ms not in self.bars
             self.bars[bar.open_time_ms] = bar
 
-    def stored(self) -> list[Span]:
-        return joined([(t, t + MINUTE) for t in sorted(self.bars)])
+    def lacking(self, times: Times) -> Times:
+        return np.setdiff1d(times, np.array([*self.bars], dtype=np.int64))
 
 
 class Breaking(BybitClient):
@@ -106,7 +74,7 @@ async def test_a_fetch_that_broke_off_goes_on_where_it_ended() -> None:
     kept = [i for i in range(2_600) if not 700 <= i < 720]  # the exchange has a hole
     served = candles([rows[i] for i in kept], times_ms=[FIRST_MS + i * MINUTE for i in kept])
     settings = ExchangeSettings(candles=(served,), manual=True, start=2_570)
-    wanted = (FIRST_MS, FIRST_MS + 2_500 * MINUTE)
+    wanted = FIRST_MS + MINUTE * np.arange(2_500)
     shelf = Shelf()
     async with (
         EmbeddedExchange(settings) as exchange,
@@ -118,20 +86,19 @@ async def test_a_fetch_that_broke_off_goes_on_where_it_ended() -> None:
     ):
         instrument = await client.instrument(served.category, served.symbol)
         with pytest.raises(ConnectionError):
-            await fetch(client, instrument, MINUTE, lacking([], wanted), keep=shelf.keep)
+            await fetch(client, instrument, MINUTE, wanted, keep=shelf.keep)
         assert len(shelf.bars) == 980
         client.pages_left = 3
         settled: list[int] = []
-        fetched = await fetch(
+        bars, absent = await fetch(
             client,
             instrument,
             MINUTE,
-            lacking(shelf.stored(), wanted),
+            shelf.lacking(wanted),
             keep=shelf.keep,
             progress=settled.append,
         )
-    hole = (FIRST_MS + 700 * MINUTE, FIRST_MS + 720 * MINUTE)
-    assert fetched == FetchResult(bars=1_500, absent=(hole,))
+    assert (bars, absent.tolist()) == (1_500, wanted[700:720].tolist())
     assert settled == [20, 1_000, 500]
     assert sorted(shelf.bars) == [FIRST_MS + i * MINUTE for i in kept if i < 2_500]
     scale = 10 ** (instrument.price_decimals - served.price_decimals)

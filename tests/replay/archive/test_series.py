@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from tracepaper.replay.archive import Candles, read_candles, slice_candles
-from tracepaper.replay.archive.download import wanted_spans
+from tracepaper.replay.archive.download import runs, wanted_times
 from tracepaper.replay.archive.series import archive_instrument, held, import_candles, quality
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 
@@ -85,8 +85,8 @@ def test_a_fetch_wants_what_the_archive_lacks(tmp_path: Path) -> None:
     until = first + 50 * MINUTE
 
     def wanted(from_ms: int | None) -> list[tuple[int, int]]:
-        spans = wanted_spans(archive, instrument, MINUTE, from_ms=from_ms, until_ms=until)
-        return [((a - first) // MINUTE, (b - first) // MINUTE) for a, b in spans]
+        times = wanted_times(archive, instrument, MINUTE, from_ms=from_ms, until_ms=until)
+        return [((a - first) // MINUTE, (b - first) // MINUTE) for a, b in runs(times, MINUTE)]
 
     assert wanted(first) == [(0, 50)]
     with pytest.raises(ConfigInvalid, match="say with --from where to start"):
@@ -94,6 +94,11 @@ def test_a_fetch_wants_what_the_archive_lacks(tmp_path: Path) -> None:
     import_candles(archive, [part])
     assert wanted(first) == [(0, 10), (20, 30), (40, 50)]
     assert wanted(None) == [(20, 30), (40, 50)]
+    until += 59_999  # only candles that lie wholly inside are wanted
+    assert wanted(first + 44 * MINUTE + 1) == [(45, 50)]
+    until = first + 30_000
+    with pytest.raises(ConfigInvalid, match="No candle closed"):
+        wanted(first)
 
 
 def test_a_whole_file_has_its_span_and_no_holes() -> None:

@@ -37,7 +37,7 @@ def fresh() -> Iterator[FreshProcesses]:
 
 def configured(name: str, **sections: dict[str, Any]) -> Config:
     fixed = {"mode": "fixed", "quantity": "1"}
-    strategy = {"name": name, "fast": 5, "slow": 20}
+    strategy = {"name": name} | ({"fast": 5, "slow": 20} if name == "sma_cross" else {})
     return load(None, {"strategy": strategy, "sizing": fixed, **sections})
 
 

@@ -143,6 +143,14 @@ def test_each_decision_is_compared_and_what_it_made_is_added_up(
     assert result.changed == sum(differs for _, differs in others) > 0
     causes: list[Any] = [cause["decisions"] for cause in result.causes]
     assert sum(causes) == result.changed
+    allowed = {
+        f"{first.decision.refused_by} does not refuse"
+        for first, second in zip(before, after, strict=True)
+        if first.decision and first.decision.refused_by
+        if second.decision and second.decision.refused_by is None
+    }
+    whys = {str(cause["why"]) for cause in result.causes}
+    assert {why for why in whys if why.endswith(" does not refuse")} == allowed
     begins, known = [], dict[str, object]()
     for first, second in zip(before, after, strict=True):
         assert isinstance(first.event, Bar)
@@ -214,3 +222,7 @@ def test_a_pruned_run_is_asked_from_later_on(tmp_path: Path) -> None:
         of(path, changes=FEE)
     result = of(path, changes=FEE, from_ms=from_ms)
     assert as_json(result)["decisions"] == 10
+    with Reader.open(path) as reader:
+        later = list(reader.steps(reader.find("last")))[-10:]
+    fees = sum(fill.fee for step in later for fill in step.fills)
+    assert result.accounts[0]["fees"] == pytest.approx(fees / 1e8)

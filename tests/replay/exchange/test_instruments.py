@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tracepaper.daemon.bybit.instruments import recorded_instruments
-from tracepaper.replay.exchange.instruments import coins, list_instrument, padded, parsed
+from tracepaper.replay.archive.layouts import coins_of
+from tracepaper.replay.exchange.instruments import list_instrument, padded, parsed
 from tracepaper.replay.exchange.market import SimulatedMarket
 from tracepaper.strategies.types.market import Category
 from tracepaper.strategies.units import unscaled
@@ -84,13 +85,13 @@ def test_an_unknown_symbol_gets_every_field_of_a_recorded_one(volume_decimals: i
     [
         ("BTCUSDT", ("BTC", "USDT")),
         ("ETHBTC", ("ETH", "BTC")),
-        ("BTC-PERP", ("BTC", "USDT")),
-        ("BTCPERP", ("BTC", "USDT")),
-        ("USDT", ("USDT", "USDT")),
+        ("BTC-PERP", ("BTC", "USDC")),
+        ("BTCPERP", ("BTC", "USDC")),
+        ("USDT", ("USDT", "USD")),
     ],
 )
 def test_coins_are_read_from_the_symbol(symbol: str, pair: tuple[str, str]) -> None:
-    assert coins(symbol) == pair
+    assert coins_of(symbol) == pair
 
 
 def test_texts_are_padded_to_the_tick_on_linear_and_plain_on_spot() -> None:

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from learning import DAY_BARS, MINUTE_MS, START_MS, learnable, write_csv
 
+from tracepaper.daemon.session.user_code import file_sha256
 from tracepaper.replay.archive import Candles, slice_candles
 from tracepaper.replay.learning.dataset import read_files
 from tracepaper.replay.learning.recipe import command
-from tracepaper.replay.learning.splits import file_sha256
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 
 FIVE = 5 * MINUTE_MS

@@ -174,6 +174,21 @@ def test_another_schema_is_rejected_with_what_to_do(
     assert holder_of(path) is None
 
 
+@pytest.mark.parametrize("opening", [open_reader, open_writer])
+def test_a_gate_that_was_declared_since_is_named(
+    tmp_path: Path, opening: Callable[[Path], object]
+) -> None:
+    path = tmp_path / "a.db"
+    open_writer(path).close()
+    with closing(sqlite3.connect(path, isolation_level=None)) as made:
+        views = made.execute("SELECT name FROM sqlite_schema WHERE type = 'view'").fetchall()
+        for (view,) in views:
+            made.execute(f"DROP VIEW {view}")
+        made.execute("ALTER TABLE answers DROP COLUMN measure_risk_tail")
+    with pytest.raises(DataInvalid, match=r"made before gate risk\.tail was declared .* new file"):
+        opening(path)
+
+
 def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(AuditUnwritable, match="choose another --db"):

@@ -70,7 +70,7 @@ def test_a_shipper_that_is_killed_goes_on_behind_the_last_group(
         arrived.append((marked[0] or -1) + 1)
     # Groups that were committed before each kill: none, one, two, three and, at the end, five.
     assert arrived == [0, 16, 48, 96, 176]
-    assert ship_once(path, fleet_url)[0] == 24 + len(rich_steps())
+    assert ship_once(path, fleet_url).steps == 24 + len(rich_steps())
     pull(fleet_url, back)
     assert_same(path, back)
 

@@ -24,8 +24,8 @@ from tracepaper.storage.chain.integrity import audit_runs
 from tracepaper.storage.database.reader import Reader
 from tracepaper.storage.fleet.follow import ship_once
 from tracepaper.storage.fleet.pull import pull
-from tracepaper.storage.fleet.ship import Shipper, database_id, new_id
-from tracepaper.storage.fleet.tables import columns_of
+from tracepaper.storage.fleet.ship import Shipper, ShipResult, database_id, new_id
+from tracepaper.storage.fleet.tables import SHIPPED, columns_of
 from tracepaper.storage.record.columns import TABLES
 from tracepaper.storage.record.rows import OF_A_RUN, RUN_TABLES
 from tracepaper.strategies.errors import DataInvalid, ServerLost
@@ -52,8 +52,8 @@ def test_a_pulled_database_equals_the_original_table_by_table(
     path, back = written(tmp_path / "a.db"), tmp_path / "b.db"
     with Reader.open(path) as reader:
         count = sum(reader.stored_run(name).step_count for name in reader.run_ids())
-    assert ship_once(path, fleet_url) == (count, 0, ())
-    assert ship_once(path, fleet_url) == (0, 0, ())
+    assert ship_once(path, fleet_url).steps == count
+    assert ship_once(path, fleet_url) == ShipResult()
     pulled = pull(fleet_url, back)
     assert pulled.run_ids == ("r-1", "r-2", "r-3")
     empty = {"models", "prunes", "checks", "shortfalls", "archive_series", "archive_bars"}
@@ -153,7 +153,7 @@ def test_a_copy_that_went_on_by_itself_is_refused_and_named(tmp_path: Path, flee
     with pytest.raises(DataInvalid, match=r"step 59 of run r-1 has another digest .* --new-id"):
         ship_once(copy, fleet_url)
     new_id(copy)
-    assert ship_once(copy, fleet_url)[0] == 60
+    assert ship_once(copy, fleet_url).steps == 60
     for file in (path, copy):
         back = tmp_path / f"back-{file.name}"
         pull(fleet_url, back, database=database_id(file))
@@ -205,7 +205,7 @@ def test_a_prune_follows(tmp_path: Path, postgres: Cluster, fleet_url: str) -> N
     write_run(path, plain_steps(5000))
     ship_once(path, fleet_url)
     assert prune(path, keep_days=1, pruned_at_ms=7)[0].steps > 1000
-    assert ship_once(path, fleet_url) == (1, 0, ())
+    assert ship_once(path, fleet_url).steps == 1
     pull(fleet_url, back)
     assert_same(path, back)
     assert audited(back) == []
@@ -221,7 +221,8 @@ def test_a_prune_before_its_steps_were_shipped_is_a_named_hole(
     ship_once(path, fleet_url)
     grown(path, 5000, seed=1, since=100)
     until = prune(path, keep_days=1, pruned_at_ms=7)[0].until_sequence
-    steps, _, holes = ship_once(path, fleet_url)
+    shipped = ship_once(path, fleet_url)
+    steps, holes = shipped.steps, shipped.holes
     assert steps == 5001 - until - 1
     (hole,) = holes
     assert hole.startswith(f"Steps 100 to {until} of run r-1 were pruned before they were shipped:")
@@ -275,7 +276,7 @@ def test_a_prune_is_taken_over_as_it_was_seen(tmp_path: Path, fleet_url: str) ->
     assert pruned[0].until_sequence > 2501
     pull(fleet_url, tmp_path / "between.db")
     assert audited(tmp_path / "between.db") == []
-    assert len(ship_once(path, fleet_url)[2]) == 1
+    assert len(ship_once(path, fleet_url).holes) == 1
     pull(fleet_url, back)
     assert_same(path, back)
     assert audited(back) == []
@@ -292,7 +293,7 @@ def test_the_columns_on_the_server_are_those_of_a_file(postgres: Cluster, fleet_
         "FROM information_schema.columns WHERE table_schema = 'tracepaper' "
         "ORDER BY table_name, ordinal_position",
     )
-    for table, columns in TABLES.items():
+    for table, columns in SHIPPED.items():
         found = [row[1:] for row in rows if row[0] == table]
         assert [row[0] for row in found] == list(columns_of(table))
         for column, (_, kind, null, collation) in zip(columns, found[-len(columns) :], strict=True):
@@ -360,21 +361,6 @@ def test_text_that_postgresql_cannot_hold_is_named(tmp_path: Path, fleet_url: st
     write_run(path, plain_steps(20), of=run(warnings=(), strategy="nul\0"))
     with pytest.raises(DataInvalid, match=r"cannot hold a value \(PostgreSQL text fields cannot"):
         ship_once(path, fleet_url)
-
-
-def test_candles_that_were_imported_come_along(tmp_path: Path, fleet_url: str) -> None:
-    path, back = written(tmp_path / "a.db"), tmp_path / "b.db"
-    bars = [(1, 60_000 * at, 1, 2, 1, 2, at, None) for at in range(500)]
-    with closing(sqlite3.connect(path, isolation_level=None)) as db:
-        db.execute("INSERT INTO archive_series VALUES (1, 'linear:BTCUSDT', 60000, '{}')")
-        db.executemany("INSERT INTO archive_bars VALUES (?, ?, ?, ?, ?, ?, ?, ?)", bars)
-    assert ship_once(path, fleet_url)[1] == 1
-    assert ship_once(path, fleet_url)[1] == 0
-    with closing(sqlite3.connect(path, isolation_level=None)) as db:
-        db.execute("UPDATE archive_bars SET turnover = 5 WHERE open_time_ms = 60000")
-    assert ship_once(path, fleet_url)[1] == 1
-    pull(fleet_url, back)
-    assert_same(path, back)
 
 
 def test_what_a_pull_is_asked_for_must_be_there(tmp_path: Path, fleet_url: str) -> None:

@@ -195,15 +195,13 @@ def test_a_measure_that_cannot_be_computed_is_null_and_fails(gate: str) -> None:
     assert judged(gate, 0.0, GateInputs()) == (None, False)
 
 
-@pytest.mark.parametrize(
-    "gate", [gate for gate in PASSES if gate.startswith("risk.") and not GATES[gate].at_least]
-)
+@pytest.mark.parametrize("gate", [gate for gate in PASSES if gate.startswith("risk.")])
 def test_a_risk_limit_never_stands_in_the_way_of_less_risk(gate: str) -> None:
     threshold, _, bad = PASSES[gate]
     assert not judged(gate, threshold, bad)[1]
     measure, passes = judged(gate, threshold, replace(bad, reduces=True))
     if not GATES[gate].is_lasting:
-        assert (measure, passes) == (0.0, True)
+        assert (measure, passes) == (threshold if GATES[gate].at_least else 0.0, True)
     evaluator = GateEvaluator(frozenset({gate}), {gate: threshold})
     assert evaluator.first_failed(int(passes), reduces=True) is None
 
