@@ -17,15 +17,16 @@ from tracepaper.daemon.engine.units import UnitQueue
 from tracepaper.strategies.errors import DataInvalid
 from tracepaper.strategies.types.market import Unit
 
-ONE, TWO, FAILS = 4, 3, 33
+ONE, TWO, SEVERAL, FAILS = 4, 139, 44, 33
 
 
 def test_a_run_with_stretches_ends_as_one_by_steps(tmp_path: Path) -> None:
     reached: Counter[str] = Counter()
-    for seed in (ONE, TWO, FAILS):
+    for seed in (ONE, TWO, SEVERAL, FAILS):
         reached += Compared(seed, tmp_path).counted
     names = {f"stretches of {count} instruments" for count in (1, 2)}
-    assert {*names, "stretches with a position", "failures"} <= reached.keys()
+    names |= {"stretches with a position", "stretches of several strategies", "failures"}
+    assert names <= reached.keys()
 
 
 def test_a_state_that_is_not_stored_is_seen(
