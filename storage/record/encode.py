@@ -284,11 +284,13 @@ class StepEncoder:
         if not closes:
             rows += added
             return
+        worth = stretch.marks.worth
         for unit, (closed, at) in enumerate(zip(closes, at_close, strict=True)):
             key = (self._run_key, at)
             self._rows["events"].append(self._event_row(closed, key, None)[0])
-            account = stretch.marks.account_at(unit)
-            rows.append(trimmed((*key, *of_close, *_marks(account, None))))
+            profit = stretch.marks.account_unrealized[unit]
+            equity = (worth + profit,) if worth != stretch.marks.account.cash else ()
+            rows.append((*key, *of_close, profit, *equity))
             rows += added[unit * count : (unit + 1) * count]
 
     def _repeat_twins(self, stretch: QuietStretch, sequences: Sequence[int]) -> None:
