@@ -286,21 +286,32 @@ class Book(Holdings):
     def _counted_books(self) -> Iterable[Book]:
         return self.account.books if self._whole is None else self.books
 
-    def closes_most(self) -> dict[str, int] | None:
-        """Return the highest close of each instrument that surely leaves the sums in 64 bits.
+    def quiet_closes(self) -> dict[str, tuple[int, int]] | None:
+        """Return the lowest and the highest close of each instrument that surely ask for nothing.
 
-        None where even the lowest one may not.
+        They leave the sums in 64 bits, and an owner that has equity half of it. None where even the
+        lowest close may not.
         """
-        lines = self.lines.values()
+        lines, count = self.lines.values(), len(self.lines)
         fixed = abs(self.cash) + abs(self.paid_entries)
         spare = MONEY_LIMIT // 2 - fixed - sum(abs(line.holding.entry_notional) for line in lines)
         if spare < 0:
             return None
-        share = spare // len(self.lines)
-        return {
-            key: line.notional.quantity(share, abs(line.held)) if line.held else MONEY_LIMIT
-            for key, line in self.lines.items()
-        }
+        loss = max(self.subtotal().equity, 0) // (2 * count)
+        closes = {}
+        for key, line in self.lines.items():
+            least, most = 0, MONEY_LIMIT
+            if line.held:
+                most = line.notional.quantity(spare // count, abs(line.held))
+                if self._whole is not None:
+                    move = line.notional.quantity(loss, abs(line.held))
+                    least, most = (
+                        (line.mark - move, most)
+                        if line.held > 0
+                        else (0, min(most, line.mark + move))
+                    )
+            closes[key] = least, most
+        return closes
 
     # ------------------------------------------------------------ what survives a restart
 

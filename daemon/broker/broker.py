@@ -531,17 +531,19 @@ class Broker:
     def is_still(self) -> bool:
         """Return whether bars to come can do nothing but value what is held.
 
-        Of one book, in which nothing rests or is protected, and nothing can be liquidated.
+        Of one account without sides, in which nothing rests or is protected, and nothing can be
+        liquidated.
         """
-        if self.save or self._by_quotes or self._by_book or self.beside or self._marked:
+        if self.save or self._by_quotes or self._by_book or self._marked or self._confirms:
             return False
-        if self._confirms or self.own.entries:
+        if self.shadows or self.own.sides or self.own.entries:
             return False
-        for (line,) in self._lines.values():
-            orders = line.orders
-            if orders.order is not None or orders.others or orders.is_guarded:
-                return False
-            if self._is_on_margin and line.holding.quantity:
+        for lines in self._lines.values():
+            for line in lines:
+                orders = line.orders
+                if orders.order is not None or orders.others or orders.is_guarded:
+                    return False
+            if self._is_on_margin and lines[0].holding.quantity:
                 return False
         return True
 

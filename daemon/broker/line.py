@@ -201,6 +201,16 @@ class Line:
             return 0
         return self.notional(price, holding.quantity) - holding.entry_notional
 
+    def profits_at(self, prices: Sequence[int]) -> list[int]:
+        """Return :meth:`profit_at` each of *prices*."""
+        held, notional = self.holding.quantity, self.notional
+        if not held:
+            return [0] * len(prices)
+        if notional.divisor > 1:
+            return [*map(self.profit_at, prices)]
+        factor, entry = held * notional.multiplier, self.holding.entry_notional
+        return [price * factor - entry for price in prices]  # without a call for each
+
     def _revalue(self) -> None:
         """Value what is held at the mark."""
         holding = self.holding

@@ -9,13 +9,14 @@ The rules are docs/time.md, T2, and docs/decisions.md, G13 to G18.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import chain
 from operator import attrgetter, is_
 from typing import Any, Final, NamedTuple, assert_never
 
 import msgspec
 from msgspec import Struct
+from msgspec.structs import replace
 
 from tracepaper.daemon.broker.account import ENTRIES, Intent, Ownership
 from tracepaper.daemon.broker.broker import NOTHING_FILLED, Broker, FilledEvent, Save
@@ -55,6 +56,7 @@ from tracepaper.strategies.api.timeframes import FrameRange, Row
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.gates.evaluator import GateEvaluator
 from tracepaper.strategies.types.decisions import (
+    BookMarks,
     Decision,
     Fill,
     FillModel,
@@ -96,7 +98,7 @@ from tracepaper.strategies.types.market import (
     Unit,
     UniverseChange,
 )
-from tracepaper.strategies.units import divide_half_even
+from tracepaper.strategies.units import DAY_MS, divide_half_even
 
 STATE_EVERY_STEPS: Final = 1_024
 """A confirmed position alone has the state stored this often: a prune cuts where it was."""
@@ -136,6 +138,14 @@ class MemberAnswers(NamedTuple):
     decisions: list[Decision]
     wishes: Wishes
     signal: Signal  # of the account, for its gates to judge
+
+
+class Ahead(NamedTuple):
+    """What takes in bars of an instrument that follow at once, before their steps."""
+
+    take: Callable[[Bar], float]  # returns how plausible the bar is
+    plausible_most: float  # beyond which a gate of a decision refuses
+    repeats: Sequence[Callable[[Bar], bool]]  # of each strategy, whether it repeats its decision
 
 
 class QuietUnits(NamedTuple):
@@ -261,16 +271,13 @@ class Engine:
         }
         self._columns = self._declared_columns()
         self._quiet: dict[str, Quiet] = {}
+        self._raised: Exception | None = None  # by a strategy that was shown a bar before its step
         self._by_quotes = settings.broker.execution is FillModel.QUOTE
         self._interval_ms, self._period_start_ms = settings.interval_ms, settings.period_start_ms
         # Whether a stretch is ever possible: nothing decides but bars, and no limit watches.
         self._may_repeat = not (
-            self.risk.active
-            or self.declared
-            or self._portfolio
-            or settings.calendar
-            or self.members
-        ) and all(state.may_repeat for state in self.states.values())
+            self.risk.active or self.declared or self._portfolio or settings.calendar
+        ) and all(of.may_repeat for market in self.markets.values() for of in market.deciders)
         self._prepared: dict[str, ModelTerms] = {}  # by the model's hash
         self.halted = False
         """Whether the operator halted trading."""
@@ -479,24 +486,23 @@ class Engine:
         """
         if not self._may_repeat or self.halted or self.save is _NOW or not self.broker.is_still():
             return None
-        if type(units.peek()) not in _QUIET or any(
-            state.is_noted for state in self.states.values()
-        ):
+        if type(units.peek()) not in _QUIET:
             return None
-        book, first = self.broker.own.books[0], self.sequence
-        if (most := book.closes_most()) is None:
-            return None
+        first, closes = self.sequence, self.broker.own.quiet_closes()
         repeats: dict[str, Repeat] = {}
-        for key, state in self.states.items():
-            repeat = state.begin_stretch(book.lines[key])
-            if repeat is None:
+        for key in self.states:
+            if closes is None or (repeat := self._begin_stretch(key)) is None:
                 return None
             repeats[key] = repeat
+        assert closes is not None
         # An entry confirms its position at every bar, which has the state stored now and then.
-        confirms = any(repeat.decision.action in ENTRIES for repeat in repeats.values())
+        confirms = any(
+            repeat.decision.action in ENTRIES or any(twin.confirmed for twin in repeat.twins)
+            for repeat in repeats.values()
+        )
         if confirms or self.save:
             room = min(room, -first % STATE_EVERY_STEPS)
-        taken = self._take_repeats(units, room, repeats, most)
+        taken = self._take_repeats(units, room, closes)
         if not taken.bars:
             return None
         stretch = self._valued(first, taken, repeats)
@@ -505,35 +511,68 @@ class Engine:
             self.save = self.save or _LATER
         return stretch
 
-    def _take_repeats(
-        self, units: UnitQueue, room: int, repeats: Mapping[str, Repeat], most: Mapping[str, int]
-    ) -> QuietUnits:
-        """Take the units whose bars follow at once and repeat *repeats*.
+    def _begin_stretch(self, key: str) -> Repeat | None:
+        """Return what bars of *key* would repeat that follow at once, by all who decide on it.
 
-        What a strategy answers to the unit that ends it waits for that unit's step, an error too.
+        None where anything may differ.
         """
-        states, interval_ms = self.states, self._interval_ms
+        state, quiet = self.states[key], self._quiet.get(key)
+        repeat = state.begin_stretch(self.broker.own.books[0].lines[key])
+        if repeat is None or not self.members:
+            return repeat
+        if quiet is None or state.intent is not quiet.intent or state.signal is not UNCHANGED:
+            return None
+        twins, wishes = [], quiet.wishes.intents
+        for (member, of_member), asked in zip(self._on[key], quiet.asked, strict=True):
+            account = member.book.subtotal()
+            share = of_member.begin_stretch(member.book.lines[key])
+            if (
+                share is None
+                or of_member.intent is not asked
+                or (account.equity <= 0) is not member.is_empty
+                # Else the share has a measure of its own at each bar.
+                or (share.plausible_at is None) is not (repeat.plausible_at is None)
+            ):
+                return None
+            confirms = member.name in wishes and wishes[member.name].is_entry
+            decided = member.keep(key, share.decision, repeat.decision)
+            twins.append(TwinStep(member.name, share.position, account, (), confirms, decided))
+        return replace(repeat, twins=tuple(twins))
+
+    def _take_repeats(  # noqa: C901 - the path of every bar, without calls
+        self, units: UnitQueue, room: int, closes: Mapping[str, tuple[int, int]]
+    ) -> QuietUnits:
+        """Take the units whose bars follow at once, close within *closes*, and repeat the last.
+
+        What strategies answer to the unit that ends it waits for that unit's step, an error too.
+        """
+        markets, interval_ms = self.markets, self._interval_ms
         # Where the last bars of instruments differ, no close follows all of them at once.
-        opened = {bar.open_time_ms for key in states if (bar := states[key].history.last_bar)}
+        opened = {bar.open_time_ms for of in markets.values() if (bar := of.history.last_bar)}
         due_ms = max(opened) + interval_ms if len(opened) == 1 else -1
-        ahead = {key: states[key].look_ahead(repeats[key], most[key]) for key in states}
-        observe = {key: of.observe for key, of in ahead.items()}
-        repeat = {key: of.repeats for key, of in ahead.items()}
         taken = QuietUnits([], [], [])
         measured, unit = taken.plausible, units.peek()
         kind = type(unit)
+        if self._reset != NEVER:  # the first close of a day may give shares anew
+            room = min(room, self._left_of_day(due_ms) * (len(markets) + (kind is Close)))
+        ahead = [self._look_ahead(key, closes[key]) for key in markets]
         while type(unit) is kind and (bars := self._following(unit, room, due_ms)):
             is_repeated = True
             try:
-                for bar in bars:
-                    measured.append(observe[bar.instrument](bar))
-                for bar in bars:
-                    is_repeated = repeat[bar.instrument](bar) and is_repeated
-            except Exception:  # noqa: BLE001 - whatever a strategy raises; kept for that bar's step
-                is_repeated = False
+                for bar, (take, plausible_most, _) in zip(bars, ahead, strict=True):
+                    plausible = take(bar)
+                    measured.append(plausible)
+                    if plausible > plausible_most:
+                        is_repeated = False
+                for bar, of_bar in zip(bars, ahead, strict=True):
+                    for repeats in of_bar.repeats:
+                        is_repeated = repeats(bar) and is_repeated
+            except Exception as error:  # noqa: BLE001 - whatever a strategy raises, later
+                self._raised, is_repeated = error, False
             if not is_repeated:
                 for bar in bars:
-                    states[bar.instrument].keep_answer(bar)
+                    for decider in markets[bar.instrument].deciders:
+                        decider.ahead = bar
                 break
             taken.bars.extend(bars)
             if type(unit) is Close:
@@ -544,6 +583,25 @@ class Engine:
             unit = units.advance()
         del measured[len(taken.bars) :]
         return taken
+
+    def _look_ahead(self, key: str, closes: tuple[int, int]) -> Ahead:
+        """Return what takes in bars of *key* that follow at once, and close within *closes*."""
+        market = self.markets[key]
+        asked = [of_member for _, of_member in self._on[key]] or [self.states[key]]
+        looks = [decider.look_ahead(closes) for decider in asked]
+        observers = [look.observe for look in looks if look.observe is not None]
+        return Ahead(
+            market.history.follow_at_once(observers),
+            min(decider.gates.evaluator.plausible_most for decider in market.deciders),
+            [look.repeats for look in looks],
+        )
+
+    def _left_of_day(self, due_ms: int) -> int:
+        """Return how many bars from the one that opens *due_ms* on close before shares may move."""
+        close_ms = due_ms + self._interval_ms
+        if period_of(self._reset, close_ms) > self.shared_out:
+            return 0
+        return -(-(DAY_MS - close_ms % DAY_MS) // self._interval_ms)
 
     def _following(self, unit: Unit | None, room: int, due_ms: int) -> Sequence[Bar]:
         """Return the bars of *unit*, where every instrument has one, on time, that opens *due_ms*.
@@ -572,19 +630,24 @@ class Engine:
 
     def _valued(self, first: int, taken: QuietUnits, repeats: Mapping[str, Repeat]) -> QuietStretch:
         """Return the stretch of the units *taken*; accounts and strategies go on after it."""
-        broker, account, bars = self.broker, self.broker.own.balance(), taken.bars
-        count, lines = len(repeats), broker.own.books[0].lines
-        columns: list[Sequence[int]] = []  # of each instrument, the profit after each of its bars
-        for place, (key, repeat) in enumerate(repeats.items()):
-            of_instrument = bars[place::count]
-            columns.append([lines[key].profit_at(bar.close) for bar in of_instrument])
-            broker.follow(of_instrument)
-            self.states[key].end_stretch(repeat)
-        totals = [*map(sum, zip(*columns, strict=True))] if count > 1 else columns[0]
-        profits = [*chain.from_iterable(zip(*columns, strict=True))] if count > 1 else columns[0]
-        return QuietStretch(
-            first, bars, taken.closes, taken.plausible, profits, totals, repeats, account
-        )
+        bars, count = taken.bars, len(repeats)
+        of_instruments = [bars[place::count] for place in range(count)]
+        prices = [[bar.close for bar in of_instrument] for of_instrument in of_instruments]
+        of_books = []
+        for book in self.broker.own.every_book:
+            lines = map(book.lines.__getitem__, repeats)
+            columns = [line.profits_at(closes) for line, closes in zip(lines, prices, strict=True)]
+            totals, profits = columns[0], columns[0]
+            if count > 1:
+                totals = [*map(sum, zip(*columns, strict=True))]
+                profits = [*chain.from_iterable(zip(*columns, strict=True))]
+            of_books.append(BookMarks(book.subtotal(), profits, totals))
+        for key, of_instrument in zip(repeats, of_instruments, strict=True):
+            self.broker.follow(of_instrument)
+            for decider in self.markets[key].deciders:
+                decider.end_stretch()
+        marks, *twins = of_books
+        return QuietStretch(first, bars, taken.closes, taken.plausible, repeats, marks, twins)
 
     # ------------------------------------------------------------ a bar, from top to bottom
 
@@ -608,7 +671,9 @@ class Engine:
         """Show *bar* to all that looks back on bars, once."""
         key = bar.instrument
         state = self.states[key]
-        if state.take_ahead(bar):
+        if bar is state.ahead:
+            if self._raised is not None:
+                raise self._raised
             return
         self.markets[key].observe(bar)
         if not self.members:

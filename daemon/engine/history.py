@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from typing import Final, NamedTuple
+from typing import Final
 
 from msgspec.structs import replace
 
@@ -53,14 +53,6 @@ OUTCOMES_KEPT: Final = 64
 
 OutcomeKey = tuple[Action, str, int, Regime, int | None, float | None]
 """Action, reason, gates passed, regime, cell and factor: what outcomes are told apart by."""
-
-
-class FollowingBars(NamedTuple):
-    """What a bar without a hole before it is shown to; None where nothing looks."""
-
-    judge: Callable[[Bar, int], float] | None  # of the bar and the tick, how plausible it is
-    record: Callable[[Bar], None] | None
-    tick: int
 
 
 class Lookback:
@@ -235,14 +227,29 @@ class InstrumentHistory:
         if self.bars < self._needed:
             self.bars += 1
 
-    def follow_at_once(self) -> FollowingBars:
-        """Return what takes in bars that follow the last one at once, where bars alone decide."""
-        self.missing_bars = 0
-        return FollowingBars(
-            None if self.plausibility is None else self.plausibility.add,
-            self._records[0].append if self._records else None,
-            self._tick,
-        )
+    def follow_at_once(self, observers: Sequence[Callable[[Bar], None]]) -> Callable[[Bar], float]:
+        """Return what takes in bars that follow the last one at once, where bars alone decide.
+
+        It shows each to *observers* too, and returns how plausible it is.
+        """
+        self.missing_bars, plausible = 0, self.plausible
+        judge = None if self.plausibility is None else self.plausibility.add
+        appends = [record.append for record in self._records]
+        push, tick = self.day_range.push, self._tick
+
+        def take(bar: Bar) -> float:
+            nonlocal plausible
+            if judge is not None:
+                self.plausible = plausible = judge(bar, tick)
+            for append in appends:
+                append(bar)
+            self.last_bar = bar
+            push(bar)
+            for observe in observers:
+                observe(bar)
+            return plausible
+
+        return take
 
     def _judge(self, bar: Bar, plausibility: Plausibility) -> None:
         self.plausible = plausibility.add(bar, self._tick)

@@ -77,9 +77,9 @@ NO_SIDE: Final = (
 
 
 class LookAhead(NamedTuple):
-    """What takes in a bar before its step: it observes, then asks, once a bar each."""
+    """What is shown a bar before its step, and then asked about it, once a bar each."""
 
-    observe: Callable[[Bar], float]  # returns how plausible the bar is
+    observe: Callable[[Bar], None] | None  # None where neither strategy nor sizer looks
     repeats: Callable[[Bar], bool]  # whether its step will repeat the one before
 
 
@@ -222,9 +222,9 @@ class MemberState:
         self.intent: Intent | Orders | None = None  # of the newest decision; None: a gate holds it
         self._standing: int | None = None  # the target before it
         self._context: BarContext | None = None  # what a portfolio was asked about this close with
-        # Of a stretch: the bar that was observed before its step, the answer to it, or the error.
+        # Of a stretch: the bar that was observed before its step, and the answer to it.
         self.ahead: Bar | None = None
-        self._answer: Signal | Orders | Exception | None = None
+        self._answer: Signal | Orders | None = None
         self._instrument_context = InstrumentContext.of(instrument, lookback.record)
         self._sees_account = strategy.sees_account
         # Where ``_look`` would look at nothing but the bar and the last verdict.
@@ -276,14 +276,6 @@ class MemberState:
             self._sizer.observe(bar)
         self.strategy.observe(bar)
 
-    def take_ahead(self, bar: Bar) -> bool:
-        """Return whether *bar* was observed ahead of its step; raise what it was answered with."""
-        if bar is not self.ahead:
-            return False
-        if isinstance(self._answer, Exception):
-            raise self._answer
-        return True
-
     def ask_with(
         self, bar: Bar, prediction: Prediction, account: Holdings, *, is_finite: bool | None
     ) -> BarContext:
@@ -331,6 +323,7 @@ class MemberState:
         is_finite: bool | None,
     ) -> Decision:
         """Return what :meth:`decide` does where *signal* is what several strategies want."""
+        self.ahead = None
         bars = self.lookback.warm_bars(self.history)
         self.gates.see_bar(bar, bars, self.market, is_running=is_running)
         if self.strategy.needs_forecast:
@@ -550,12 +543,6 @@ class MemberState:
             and self.market.instrument.category is not Category.STOCK
         )
 
-    @property
-    def is_noted(self) -> bool:
-        """Whether the newest signal has a note, which each bar stores anew."""
-        signal = self.signal
-        return isinstance(signal, Signal) and signal.note is not None
-
     def begin_stretch(self, line: Line) -> Repeat | None:
         """Return what bars would repeat that follow at once.
 
@@ -574,75 +561,56 @@ class MemberState:
             # Whatever else leaves a target open may have gone at the next bar.
             or last.outcome.unfilled_reason not in {None, below_step(self.market.instrument)}
             or not isinstance(signal, Signal)
-            or self.is_noted
+            or signal.note is not None  # each bar stores it anew
             or (self._wants_protection and is_entry(signal.action))
             or not self.history.is_full
         ):
             return None
-        measures, passed = self.gates.judge_next(self.history)
+        measures, passed = self.gates.judge_next(self.lookback.warm_bars(self.history))
         if passed != last.outcome.passed:
             return None
         decision = Decision(last.outcome, last.target_quantity, measures)
         return Repeat(decision, self.gates.evaluator.plausible_at, line.position)
 
-    def look_ahead(self, repeat: Repeat, closes_most: int) -> LookAhead:  # noqa: C901 - the path of every bar, without calls
+    def look_ahead(self, closes: tuple[int, int]) -> LookAhead:
         """Return how to observe bars that follow at once, and to ask about each, before its step.
 
-        The second says whether the step repeats *repeat*; it does not above *closes_most*. The
-        sizer is asked only where the close is outside the interval of prices at which it has kept
-        what is held.
+        The second says whether the step repeats the newest decision; it does not outside *closes*,
+        the lowest and the highest. The sizer is asked only where the close is outside the interval
+        of prices at which it has kept what is held.
         """
-        history, strategy, sizer = self.history, self.strategy, self._sizer
-        signal, standing = self.signal, repeat.decision.target_quantity or 0
+        strategy, sizer, member = self.strategy, self._sizer, self.member
+        signal, last = self.signal, self.outcomes.newest
         assert isinstance(signal, Signal)
+        assert last is not None
         self._answer, newest = signal, None
-        judge, record, tick = history.follow_at_once()
-        measured = history.plausible
-        sees_bars = type(strategy).observe is not Strategy.observe
-        push, decide, sizes_by_bars = history.day_range.push, strategy.decide, self._sizes_by_bars
-        is_sized = sizer.follows_signal or not is_entry(signal.action)
-        least, most = (0, closes_most) if is_sized else (1, 0)
+        outcome, standing = last.outcome, last.target_quantity or 0
+        observe: Callable[[Bar], None] | None = None
+        if member is not None:
+            observe = None if member.failed else partial(member.observe, self)
+        elif self._sizes_by_bars:
+            observe = self.observe
+        elif type(strategy).observe is not Strategy.observe:
+            observe = strategy.observe
+        decide = strategy.decide if member is None else partial(member.ask, strategy)
+        lowest, highest = closes
+        least, most = (1, 0) if is_entry(signal.action) and not sizer.follows_signal else closes
         grows = sizer.falls_with_price(signal)
-        shared, outcome = self._instrument_context, repeat.decision.outcome
-        regime, plausible_most = self.regimes.regime, self.gates.evaluator.plausible_most
-
-        def observe(bar: Bar) -> float:
-            nonlocal measured
-            if judge is not None:
-                history.plausible = measured = judge(bar, tick)
-            if record is not None:
-                record(bar)
-            history.last_bar = bar
-            if sizes_by_bars:
-                sizer.observe(bar)
-            if sees_bars:
-                try:
-                    strategy.observe(bar)
-                except Exception as error:
-                    self._answer = error
-                    raise
-            push(bar)
-            return measured
+        shared, regime = self._instrument_context, self.regimes.regime
 
         def repeats(bar: Bar) -> bool:
             nonlocal newest, least, most
-            try:
-                answer = decide(BarContext(bar, None, regime, outcome, None, shared))
-            except Exception as error:
-                self._answer = error
-                raise
+            answer = decide(BarContext(bar, None, regime, outcome, None, shared))
             if answer is not newest:
                 allowed = self._as_allowed(answer)
                 if allowed != signal:
                     self._answer = allowed
                     return False
                 newest = answer
-            if history.plausible > plausible_most:
-                return False
             close = bar.close
             if least <= close <= most:
                 return True
-            if close > closes_most or (
+            if not lowest <= close <= highest or (
                 is_entry(signal.action)
                 and sizer.target(signal, bar, None, standing=standing) != standing
             ):
@@ -655,14 +623,10 @@ class MemberState:
 
         return LookAhead(observe, repeats)
 
-    def end_stretch(self, repeat: Repeat) -> None:
-        """Go on after bars that repeated *repeat*, as after their steps."""
-        self._standing = repeat.decision.target_quantity
-
-    def keep_answer(self, bar: Bar) -> None:
-        """Keep the answer to *bar*, or its error, for its step, where it was looked ahead at."""
-        if self.history.last_bar is bar:
-            self.ahead = bar
+    def end_stretch(self) -> None:
+        """Go on after bars that repeated the newest decision, as after their steps."""
+        assert self.outcomes.newest is not None
+        self._standing = self.outcomes.newest.target_quantity
 
     # ------------------------------------------------------------ the steps of that line
 
@@ -696,7 +660,7 @@ class MemberState:
         """
         if self.ahead is not None:
             answer, self.ahead, self._answer = self._answer, None, None
-            assert isinstance(answer, Signal | Orders)
+            assert answer is not None
             return answer
         if not self.lookback.is_warm(self.history):
             return self._as_allowed(_COLD)

@@ -45,7 +45,7 @@ from tracepaper.strategies.units import DAY_MS, HOUR_MS, MONEY_SCALE
 
 if TYPE_CHECKING:
     from tracepaper.daemon.broker.book import Holdings
-    from tracepaper.daemon.engine.history import InstrumentHistory, RegimeTracker
+    from tracepaper.daemon.engine.history import RegimeTracker
     from tracepaper.daemon.engine.instrument_state import InstrumentState
     from tracepaper.daemon.engine.state import EngineSettings, ModelTerms
 
@@ -298,13 +298,13 @@ class GateJudgement:
             inputs.quote_age_ms = _age_ms(market.quote, bar)
             inputs.is_tradable = market.instrument.status == TRADING
 
-    def judge_next(self, history: InstrumentHistory) -> tuple[tuple[float | None, ...], int]:
+    def judge_next(self, bars: int) -> tuple[tuple[float | None, ...], int]:
         """Return the verdict on a bar that follows the last one directly and closes where it did.
 
-        Later bars like it have the same measures but for ``plausible``.
+        So many *bars* are known. Later bars like it have the same measures but for ``plausible``.
         """
         inputs = self.inputs
-        inputs.running, inputs.bars = True, history.bars
+        inputs.running, inputs.bars = True, bars
         inputs.missing_bars = inputs.late_ms = 0
         inputs.plausible = 0.0
         return self.evaluator.judge(inputs)

@@ -654,6 +654,8 @@ def _thousands(table: RawTable) -> RawTable | None:
         texts |= {name: np.char.replace(cells, b",", b"") for name, cells in grouped.items()}
         columns |= {name: texts[name] for name in grouped}
     for name in sorted(texts.keys() & {*MEANINGS["volume"], *MEANINGS["turnover"]}):
+        if not re.search(rb"[KMBkmb]", texts[name].tobytes()):
+            continue  # as most files, without a look at each cell
         matches = [SHORTENED.fullmatch(cell.strip()) for cell in texts[name].tolist()]
         if any(matches):
             cells = [

@@ -116,13 +116,13 @@ class DecisionLog:
 
     def append_stretch(self, stretch: QuietStretch) -> None:
         """Keep what each bar of *stretch* repeats."""
-        worth = stretch.account.equity - stretch.account.unrealized_pnl
+        marks = stretch.marks
         self.account = stretch.last[1]
         judged = [self._judged(key, repeat.decision) for key, repeat in stretch.repeats.items()]
         values = (
             [bar.open_time_ms for bar in stretch.bars],
             *(list(column) * stretch.units for column in zip(*judged, strict=True)),
-            [worth + profit for profit in stretch.account_unrealized for _ in judged],
+            [marks.worth + profit for profit in marks.account_unrealized for _ in judged],
         )
         for row, more in zip(self._rows, values, strict=True):
             row.extend(more)

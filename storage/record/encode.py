@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import chain, repeat
 from operator import attrgetter, sub
 from typing import TYPE_CHECKING, Final
 
@@ -61,11 +62,12 @@ from tracepaper.strategies.types.market import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from tracepaper.storage.record.rows import Previous
     from tracepaper.strategies.types.decisions import (
         Account,
+        BookMarks,
         GateSet,
         Prediction,
         QuietStretch,
@@ -95,6 +97,7 @@ _SEQUENCE, _OPENED, _DELAYS, _UNREALIZED, _PLAUSIBLE, _TURNOVER, _ACCOUNT, _EQUI
         *(f"measure_{plausible.name}", "turnover", "account_unrealized_pnl", "equity"),
     ),
 )
+_MARKED: Final = stored_columns("twin_steps").index("unrealized_pnl")
 _WITH_BOOKS: Final = (Depths, BookUpdate)
 _CODE_OF: Final = {id(source): code for source, code in SOURCE_CODES.items()}
 _OF_BAR: Final = attrgetter(*(name for name in BAR_FIELDS if name != "turnover"))
@@ -263,35 +266,45 @@ class StepEncoder:
             [*map(sub, seen_ms, market_ms)],
             [_CODE_OF[id(source)] for source in sources],
         )
-        columns[_UNREALIZED] = unrealized = stretch.unrealized[count:]
         is_judged = [repeat.plausible_at is not None for repeat in stretch.repeats.values()]
         columns[_PLAUSIBLE] = [
             measure if judged else None
             for measure, judged in zip(stretch.plausible[count:], is_judged * units, strict=True)
         ]
         columns[_TURNOVER] = turnover
-        profits = [profit for profit in stretch.account_unrealized[1:] for _ in range(count)]
-        if count > 1:
-            pairs = zip(profits, unrealized, strict=True)
-            columns[_ACCOUNT] = [None if profit == own else profit for profit, own in pairs]
-        worth = stretch.account.equity - stretch.account.unrealized_pnl
-        is_paid = worth != stretch.account.cash  # for what is held: spot alone stores the equity
-        if is_paid:
-            columns[_EQUITY] = [worth + profit for profit in profits]
+        marks = _mark_columns(stretch.marks, count)
+        columns[_UNREALIZED], columns[_ACCOUNT], columns[_EQUITY] = marks
         while columns[-1].count(None) == len(turnover):
             columns.pop()
         added: list[Row] = list(zip(*columns, strict=True))
         if None in columns[-1]:
             added = [*map(trimmed, added)]
+        if stretch.twins:
+            self._repeat_twins(stretch, sequences)
         if not closes:
             rows += added
             return
+        worth = stretch.marks.worth
         for unit, (closed, at) in enumerate(zip(closes, at_close, strict=True)):
             key = (self._run_key, at)
             self._rows["events"].append(self._event_row(closed, key, None)[0])
-            profit = stretch.account_unrealized[unit]
-            rows.append((*key, *of_close, profit, *((worth + profit,) if is_paid else ())))
+            profit = stretch.marks.account_unrealized[unit]
+            equity = (worth + profit,) if worth != stretch.marks.account.cash else ()
+            rows.append((*key, *of_close, profit, *equity))
             rows += added[unit * count : (unit + 1) * count]
+
+    def _repeat_twins(self, stretch: QuietStretch, sequences: Sequence[int]) -> None:
+        """Add the rows of several strategies at the steps with *sequences*, as :meth:`_repeat`."""
+        rows, count, books = self._rows["twin_steps"], len(stretch.repeats), len(stretch.twins)
+        marked = [_mark_columns(marks, count) for marks in stretch.twins]
+        parts = []
+        for place, like in enumerate(rows[-count * books :]):
+            at = slice(place // books, None, count)
+            columns: list[Iterable[Value]] = [*map(repeat, like)]
+            columns[_SEQUENCE] = sequences[at]
+            columns[_MARKED : _MARKED + 3] = [column[at] for column in marked[place % books]]
+            parts.append(zip(*columns, strict=False))
+        rows += chain.from_iterable(zip(*parts, strict=True))
 
     # ------------------------------------------------------------ events
 
@@ -453,6 +466,23 @@ def _marks(account: Account, unrealized: int | None) -> tuple[int | None, int | 
         None if of_account == unrealized else of_account,
         None if account.equity == account.cash + of_account else account.equity,
     )
+
+
+def _mark_columns(marks: BookMarks, count: int) -> tuple[list[int | None], ...]:
+    """Return the columns of profit and equity of *count* bars a unit, but for the first unit.
+
+    Those are ``unrealized_pnl`` and what :func:`_marks` returns.
+    """
+    unrealized: list[int | None] = [*marks.unrealized[count:]]
+    nothing: list[int | None] = [None] * len(unrealized)
+    profits, equities = nothing, nothing
+    if count > 1 or marks.worth != marks.account.cash:
+        of_account = [profit for profit in marks.account_unrealized[1:] for _ in range(count)]
+        pairs = zip(of_account, unrealized, strict=True)
+        profits = [None if profit == own else profit for profit, own in pairs]
+        if marks.worth != marks.account.cash:  # for what is held: spot alone stores the equity
+            equities = [marks.worth + profit for profit in of_account]
+    return unrealized, profits, equities
 
 
 def _forecast_columns(forecast: Forecast, preferred: int | None) -> Row:

@@ -537,6 +537,7 @@ class Repeat(Struct, frozen=True, gc=False):
     decision: Decision
     plausible_at: int | None  # the place of ``plausible`` among the measures; None: not declared
     position: Position  # before the first step
+    twins: tuple[TwinStep, ...] = ()  # of several strategies, before the first step
 
     def decision_at(self, plausible: float) -> Decision:
         """Return the decision at a bar that is so *plausible*."""
@@ -546,27 +547,49 @@ class Repeat(Struct, frozen=True, gc=False):
         return replace(self.decision, measures=(*measures[:at], plausible, *measures[at + 1 :]))
 
 
+class BookMarks(Struct, frozen=True, gc=False):
+    """What an account, or the sub-account of a strategy, is worth in a stretch; in money.
+
+    ``unrealized`` holds one number a bar, in the order of the steps; ``account_unrealized`` holds
+    one a unit, which all bars of a close share.
+    """
+
+    account: Account  # before the first step
+    unrealized: Sequence[int]  # of the position in the bar's instrument
+    account_unrealized: Sequence[int]  # of the account after the unit
+
+    @property
+    def worth(self) -> int:
+        """The equity without the profit of what is held."""
+        return self.account.equity - self.account.unrealized_pnl
+
+    def account_at(self, unit: int) -> Account:
+        """Return the account after a *unit*; before the first one it is as it was."""
+        if unit < 0:
+            return self.account
+        profit = self.account_unrealized[unit]
+        return replace(self.account, equity=self.worth + profit, unrealized_pnl=profit)
+
+
 class QuietStretch(Struct, frozen=True, gc=False):
     """Steps in a row that change nothing but prices: each bar repeats the newest decision.
 
     Each unit has a bar of every instrument, in the order of ``repeats``, and is a close of them
-    where there are ``closes``. ``plausible`` and ``unrealized`` hold one number a bar, in the order
-    of the steps; ``account_unrealized`` holds one a unit, which all bars of a close share.
+    where there are ``closes``.
     """
 
     first: int  # sequence of the first step
     bars: Sequence[Bar]
     closes: Sequence[Closed]  # the event of each unit; empty of bars by themselves
-    plausible: Sequence[float]
-    unrealized: Sequence[int]  # of the position in the bar's instrument, in money
-    account_unrealized: Sequence[int]  # of the account after the unit, in money
+    plausible: Sequence[float]  # of each bar
     repeats: Mapping[str, Repeat]  # by instrument
-    account: Account  # before the first step
+    marks: BookMarks  # of the account
+    twins: Sequence[BookMarks]  # of several strategies, in the order of ``Repeat.twins``
 
     @property
     def units(self) -> int:
         """How many bars by themselves, or closes, it has."""
-        return len(self.account_unrealized)
+        return len(self.bars) // len(self.repeats)
 
     @property
     def next_sequence(self) -> int:
@@ -576,29 +599,30 @@ class QuietStretch(Struct, frozen=True, gc=False):
     @property
     def last(self) -> tuple[Event, Account]:
         """The event of the last step, and the account after it."""
-        return self.bars[-1], self.account_at(self.account_unrealized[-1])
-
-    def account_at(self, unrealized: int) -> Account:
-        """Return the account after a unit that leaves it with so much profit."""
-        account = self.account
-        equity = account.equity - account.unrealized_pnl + unrealized
-        return replace(account, equity=equity, unrealized_pnl=unrealized)
+        return self.bars[-1], self.marks.account_at(self.units - 1)
 
     def steps(self, unit: int) -> Iterator[Step]:
         """Yield the steps of a *unit*, which are counted from 0 on."""
         count = len(self.repeats)
         sequence = self.first + unit * (count + bool(self.closes))
-        if self.closes:
-            # None of its bars has valued the account yet.
-            before = self.account_unrealized[unit - 1] if unit else self.account.unrealized_pnl
-            yield quiet_step(sequence, self.closes[unit], self.account_at(before))
+        if self.closes:  # none of its bars has valued the account yet
+            yield quiet_step(sequence, self.closes[unit], self.marks.account_at(unit - 1))
             sequence += 1
-        account = self.account_at(self.account_unrealized[unit])
+        account = self.marks.account_at(unit)
+        accounts = [marks.account_at(unit) for marks in self.twins]
         for at in range(unit * count, (unit + 1) * count):
             repeat = self.repeats[self.bars[at].instrument]
             decision = repeat.decision_at(self.plausible[at])
-            position = replace(repeat.position, unrealized_pnl=self.unrealized[at])
-            yield quiet_step(sequence, self.bars[at], account, decision, position)
+            position = replace(repeat.position, unrealized_pnl=self.marks.unrealized[at])
+            twins = tuple(
+                replace(
+                    twin,
+                    position=replace(twin.position, unrealized_pnl=marks.unrealized[at]),
+                    account=of_twin,
+                )
+                for twin, marks, of_twin in zip(repeat.twins, self.twins, accounts, strict=True)
+            )
+            yield quiet_step(sequence, self.bars[at], account, decision, position, twins)
             sequence += 1
 
 
@@ -608,11 +632,12 @@ def quiet_step(
     account: Account,
     decision: Decision | None = None,
     position: Position | None = None,
+    twins: tuple[TwinStep, ...] = (),
 ) -> Step:
     """Return the step of an *event* that trades nothing and changes no state."""
     return Step(
         sequence, event, accepted=True, decision=decision, prediction=None, orders=(), fills=(),
-        position=position, account=account, twins=(), state=None,
+        position=position, account=account, twins=twins, state=None,
     )  # fmt: skip
 
 

@@ -166,7 +166,9 @@ def drawn_settings(rng: random.Random, symbols: list[str], category: Category) -
             "fails_at": rng.choice((0, 0, 0, 0, 50, -50)),
         }
         given["strategy"] = {"name": f"{__name__}:Drawn", "options": options}
-    if category is Category.LINEAR and rng.random() < 0.15:
+    if rng.random() < 0.3:
+        _several(rng, given)
+    elif category is Category.LINEAR and rng.random() < 0.15:
         given["account"] |= {"margin": rng.choice(("isolated", "cross")), "leverage": "10"}
     if rng.random() < 0.2:
         given["exits"] = rng.choice(({"stop_loss": "0.5%"}, {"take_profit": "0.3%"}))
@@ -175,6 +177,17 @@ def drawn_settings(rng: random.Random, symbols: list[str], category: Category) -
     if rng.random() < 0.2:
         given["execution"] = {"plausible": rng.choice((2, 5))}
     return given
+
+
+def _several(rng: random.Random, given: dict[str, Any]) -> None:
+    """Let the drawn strategy share the account with one or two built-in ones."""
+    first = given.pop("strategy")
+    others = [{"name": "sma_cross", "fast": 2, "slow": rng.randint(3, 9)}, {"name": "persistence"}]
+    chosen = [first, *others[: rng.randint(1, 2)]]
+    given["strategies"] = {"reset": rng.choice(("never", "day", "week"))} | {
+        f"s{number}": {**strategy, "share": rng.choice(("0.3", "0.1", "0.01"))}
+        for number, strategy in enumerate(chosen)
+    }
 
 
 def drawn_events(rng: random.Random, replay: Replay) -> Iterator[Event]:
@@ -246,6 +259,7 @@ class Compared:
                 held = any(repeat.position.quantity for repeat in stretch.repeats.values())
                 self.counted["stretches with a position"] += held
                 self.counted[f"stretches of {len(stretch.repeats)} instruments"] += 1
+                self.counted["stretches of several strategies"] += bool(stretch.twins)
             return stretch
 
         vars(engine)["stretch"] = counted

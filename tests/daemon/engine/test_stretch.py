@@ -7,7 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import stretches
 from builders import bars
+from exchange_client import FIRST_MS, MINUTE, candles
 from stretches import Compared
 
 from tracepaper.daemon.broker.broker import Save
@@ -17,15 +19,36 @@ from tracepaper.daemon.engine.units import UnitQueue
 from tracepaper.strategies.errors import DataInvalid
 from tracepaper.strategies.types.market import Unit
 
-ONE, TWO, FAILS = 4, 3, 33
+ONE, TWO, SEVERAL, FAILS = 4, 139, 44, 33
 
 
 def test_a_run_with_stretches_ends_as_one_by_steps(tmp_path: Path) -> None:
     reached: Counter[str] = Counter()
-    for seed in (ONE, TWO, FAILS):
+    for seed in (ONE, TWO, SEVERAL, FAILS):
         reached += Compared(seed, tmp_path).counted
     names = {f"stretches of {count} instruments" for count in (1, 2)}
-    assert {*names, "stretches with a position", "failures"} <= reached.keys()
+    names |= {"stretches with a position", "stretches of several strategies", "failures"}
+    assert names <= reached.keys()
+
+
+def test_a_stretch_ends_before_shares_are_given_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    times = [FIRST_MS + place * MINUTE for place in range(-140, 20)]
+    rows = [(price, price + 9, price - 9, price + 5) for price in range(5_000, 5_800, 5)]
+    rising = [candles([(*row, 9) for row in rows], symbol="BTCUSDT", times_ms=times)]
+    strategies = {
+        name: {"name": "sma_cross", "fast": 2, "slow": 5, "share": share}
+        for name, share in (("a", "0.3"), ("b", "0.1"))
+    }
+    given = {
+        "market": {"symbols": ["BTCUSDT"], "category": "linear", "interval": "1"},
+        "sizing": {"mode": "fixed", "quantity": "0.5"},
+        "strategies": {"reset": "day", **strategies},
+    }
+    monkeypatch.setattr(stretches, "drawn_candles", lambda *_: rising)
+    monkeypatch.setattr(stretches, "drawn_settings", lambda *_: given)
+    assert Compared(ONE, tmp_path).counted["stretches of several strategies"] > 1
 
 
 def test_a_state_that_is_not_stored_is_seen(
