@@ -16,9 +16,8 @@ from msgspec import Struct
 
 from tracepaper.storage.checkpoints import kept_identity
 from tracepaper.storage.database.chunks import WITHIN, StoredRun, chain_head, latest_state, run_span
-from tracepaper.storage.database.connection import is_busy_error
 from tracepaper.storage.database.reader import Reader
-from tracepaper.storage.database.writer import Writer, advice, insert_rows, open_writer
+from tracepaper.storage.database.writer import Writer, advice, insert_rows, is_busy, open_writer
 from tracepaper.storage.record.encode import StepEncoder
 from tracepaper.storage.record.hashing import ChainHead, Commit
 from tracepaper.storage.record.rows import Previous
@@ -449,7 +448,7 @@ class SqlAuditLog:
                 self._raw.execute("BEGIN IMMEDIATE")
             except sqlite3.OperationalError as error:
                 is_heard = self._hear_wait is not None or waits < UNHEARD_WAITS
-                if not is_busy_error(error) or self._is_leaving or not is_heard:
+                if not is_busy(error) or self._is_leaving or not is_heard:
                     raise
             else:
                 self.is_blocked = False

@@ -6,7 +6,6 @@ that it was made on.
 
 from __future__ import annotations
 
-import sqlite3
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 import msgspec
@@ -16,6 +15,7 @@ from tracepaper.strategies.errors import TracepaperError
 from tracepaper.strategies.types.market import ParityCheck
 
 if TYPE_CHECKING:
+    import sqlite3
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
@@ -81,6 +81,8 @@ def _store(
     database: Path, table: str, rows: Sequence[Mapping[str, Value]], *, first: str = ""
 ) -> str:
     """Insert *rows* after the statement *first*, in one transaction."""
+    from sqlalchemy.exc import DBAPIError  # only where something is written
+
     from tracepaper.storage.database.writer import advice, open_writer
 
     try:
@@ -90,14 +92,14 @@ def _store(
     insert = insert_sql(table).replace("INSERT", "INSERT OR REPLACE")
     names = stored_columns(table)
     try:
-        writer.raw.execute("BEGIN IMMEDIATE")
+        writer.connection.exec_driver_sql("BEGIN IMMEDIATE")
         if first:
-            writer.raw.execute(first)
+            writer.connection.exec_driver_sql(first)
         for row in rows:
-            writer.raw.execute(insert, tuple(row[name] for name in names))
-        writer.raw.execute("COMMIT")
-    except sqlite3.Error as error:
-        return f"{database} cannot be written ({error}); {advice(error)}."
+            writer.connection.exec_driver_sql(insert, tuple(row[name] for name in names))
+        writer.connection.exec_driver_sql("COMMIT")
+    except DBAPIError as error:
+        return f"{database} cannot be written ({error.orig}); {advice(error)}."
     finally:
         writer.close()
     return ""

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from msgspec import Struct
+from sqlalchemy.exc import DBAPIError
 
 from tracepaper.storage.audit import SqlAuditLog
 from tracepaper.storage.chain.starting_point import Beginnings, Lookback
@@ -162,7 +163,7 @@ def prune(
             done.append(_prune_run(log, raw, (run_key, run_id), until, pruned_at_ms))
         if any(pruning.steps for pruning in done):
             raw.execute("VACUUM")
-    except sqlite3.Error as error:
+    except (DBAPIError, sqlite3.Error) as error:
         raise AuditUnwritable(
             f"{path} could not be pruned ({error}); {advice(error)} and run it again."
         ) from error

@@ -10,6 +10,10 @@ from operator import is_not, itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from sqlalchemy import StaticPool, create_engine
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.schema import CreateIndex, CreateTable
+
 from tracepaper.storage.database.connection import (
     check_schema,
     connect_read_only,
@@ -19,6 +23,7 @@ from tracepaper.storage.database.connection import (
     unusable,
 )
 from tracepaper.storage.database.lock import FileWatch, InstanceLock
+from tracepaper.storage.database.schema import metadata
 from tracepaper.storage.database.views import VIEWS
 from tracepaper.storage.record.columns import APPLICATION_ID, SCHEMA, insert_sql, stored_columns
 from tracepaper.strategies.errors import AuditUnwritable
@@ -26,15 +31,22 @@ from tracepaper.strategies.errors import AuditUnwritable
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+    from sqlalchemy import Connection
+
     from tracepaper.storage.record.columns import Row
 
 WRITE_TIMEOUT_S: Final = 1.0
 """How long one attempt to write waits for the write lock of another process."""
 
 
+def is_busy(error: BaseException | None) -> bool:
+    """Return whether *error* says that another process holds the write lock."""
+    return is_busy_error(error.orig if isinstance(error, DBAPIError) else error)
+
+
 def advice(error: BaseException | None) -> str:
     """Return the remedy for a write that failed with *error*."""
-    if is_busy_error(error):
+    if is_busy(error):
         return "end the transaction of the other process that has the file locked"
     return "free disk space or mend the file"
 
@@ -42,24 +54,39 @@ def advice(error: BaseException | None) -> str:
 class Writer(NamedTuple):
     """The one writing connection of a database, and the locks that make it the only one."""
 
-    raw: sqlite3.Connection
+    connection: Connection
     lock: InstanceLock
     file: FileWatch
 
+    @property
+    def raw(self) -> sqlite3.Connection:
+        """The connection of SQLite itself: statements cost less without a layer in between."""
+        return raw_of(self.connection)
+
     def close(self) -> None:
         """Close the connection, which checkpoints the WAL file, and give the locks back."""
-        self.raw.close()
+        self.connection.close()
+        self.connection.engine.dispose()
         self.file.close()
         self.lock.release()
 
 
-def identify(raw: sqlite3.Connection) -> None:
+def raw_of(connection: Connection) -> sqlite3.Connection:
+    """Return the connection of SQLite under that of SQLAlchemy."""
+    raw = connection.connection.driver_connection
+    assert isinstance(raw, sqlite3.Connection)
+    return raw
+
+
+def identify(connection: Connection) -> None:
     """Give the database its id, by which a fleet knows it, where it has none.
 
     A copy has the same id. The chain does not cover it.
     """
-    if raw.execute("SELECT count(*) FROM databases").fetchone() == (0,):
-        raw.execute("INSERT INTO databases (database_id) VALUES (lower(hex(randomblob(16))))")
+    if connection.exec_driver_sql("SELECT count(*) FROM databases").scalar_one() == 0:
+        connection.exec_driver_sql(
+            "INSERT INTO databases (database_id) VALUES (lower(hex(randomblob(16))))"
+        )
 
 
 def open_writer(path: Path) -> Writer:
@@ -88,29 +115,36 @@ def open_writer(path: Path) -> Writer:
             file = FileWatch.open(path)
             undo.callback(file.close)
         try:
-            raw = _connect_writing(path)
-            undo.callback(raw.close)
+            connection = _connect_writing(path)
+            undo.callback(connection.engine.dispose)
+            undo.callback(connection.close)
+            raw = raw_of(connection)
             if schema_of(raw) == 0:
-                create(raw)
-            identify(raw)
+                create(connection)
+            identify(connection)
             file.begin(raw)
-        except (sqlite3.Error, OSError) as error:
-            raise AuditUnwritable(unusable(str(path), error)) from error
+        except (sqlite3.Error, DBAPIError, OSError) as error:
+            cause = error.orig if isinstance(error, DBAPIError) else error
+            raise AuditUnwritable(unusable(str(path), cause or error)) from error
         undo.pop_all()
-        return Writer(raw, lock, file)
+        return Writer(connection, lock, file)
 
 
-def _connect_writing(path: Path) -> sqlite3.Connection:
-    raw = sqlite3.connect(
-        path, timeout=WRITE_TIMEOUT_S, isolation_level=None, check_same_thread=False
-    )
-    (mode,) = raw.execute("PRAGMA journal_mode = WAL").fetchone()
-    if mode != "wal":
-        raw.close()
-        raise AuditUnwritable(f"{path} cannot use a write-ahead log; use a local disk.")
-    raw.execute("PRAGMA synchronous = FULL")
-    raw.execute("PRAGMA foreign_keys = ON")
-    return raw
+def _connect_writing(path: Path) -> Connection:
+    def connect() -> sqlite3.Connection:
+        raw = sqlite3.connect(
+            path, timeout=WRITE_TIMEOUT_S, isolation_level=None, check_same_thread=False
+        )
+        (mode,) = raw.execute("PRAGMA journal_mode = WAL").fetchone()
+        if mode != "wal":
+            raw.close()
+            raise AuditUnwritable(f"{path} cannot use a write-ahead log; use a local disk.")
+        raw.execute("PRAGMA synchronous = FULL")
+        raw.execute("PRAGMA foreign_keys = ON")
+        return raw
+
+    engine = create_engine("sqlite://", creator=connect, poolclass=StaticPool)
+    return engine.connect().execution_options(isolation_level="AUTOCOMMIT")
 
 
 _OPENED_AT: Final = stored_columns("steps").index("open_time_ms")
@@ -158,26 +192,22 @@ def in_memory() -> sqlite3.Connection:
 @cache
 def _empty() -> bytes:
     """Return the pages of a database without a run: to make its views anew takes 40 ms."""
-    with closing(sqlite3.connect(":memory:", isolation_level=None)) as raw:
-        create(raw)
+    raw = sqlite3.connect(":memory:", isolation_level=None)
+    engine = create_engine("sqlite://", creator=lambda: raw, poolclass=StaticPool)
+    with closing(raw), engine.connect() as connection:
+        create(connection.execution_options(isolation_level="AUTOCOMMIT"))
         return raw.serialize()
 
 
-def create(raw: sqlite3.Connection) -> None:
+def create(connection: Connection) -> None:
     """Make tables and views in one transaction."""
-    from sqlalchemy.dialects import sqlite  # only where a file is made
-    from sqlalchemy.schema import CreateIndex, CreateTable
-
-    from tracepaper.storage.database.schema import metadata
-
-    dialect = sqlite.dialect()
-    raw.execute("BEGIN IMMEDIATE")
+    connection.exec_driver_sql("BEGIN IMMEDIATE")
     for table in metadata.sorted_tables:
-        raw.execute(str(CreateTable(table).compile(dialect=dialect)))
+        connection.execute(CreateTable(table))
         for index in table.indexes:
-            raw.execute(str(CreateIndex(index).compile(dialect=dialect)))
+            connection.execute(CreateIndex(index))
     for view in VIEWS:
-        raw.execute(view.sql)
-    raw.execute(f"PRAGMA application_id = {APPLICATION_ID}")
-    raw.execute(f"PRAGMA user_version = {SCHEMA}")
-    raw.execute("COMMIT")
+        connection.exec_driver_sql(view.sql)
+    connection.exec_driver_sql(f"PRAGMA application_id = {APPLICATION_ID}")
+    connection.exec_driver_sql(f"PRAGMA user_version = {SCHEMA}")
+    connection.exec_driver_sql("COMMIT")

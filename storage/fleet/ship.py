@@ -484,7 +484,9 @@ def new_id(path: Path) -> str:
     """
     writer = open_writer(path)
     try:
-        writer.raw.execute("UPDATE databases SET database_id = lower(hex(randomblob(16)))")
+        writer.connection.exec_driver_sql(
+            "UPDATE databases SET database_id = lower(hex(randomblob(16)))"
+        )
     finally:
         writer.close()
     return database_id(path)

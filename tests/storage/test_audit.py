@@ -360,8 +360,8 @@ def log_with_room_for(path: Path, pages: int) -> SqlAuditLog:
     writer = open_writer(path)
     log = SqlAuditLog(writer, group_steps=50)
     log.begin(cases.run())
-    (now,) = writer.raw.execute("PRAGMA page_count").fetchone()
-    writer.raw.execute(f"PRAGMA max_page_count = {now + pages}")
+    (now,) = writer.connection.exec_driver_sql("PRAGMA page_count").one()
+    writer.connection.exec_driver_sql(f"PRAGMA max_page_count = {now + pages}")
     return log
 
 

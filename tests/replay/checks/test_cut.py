@@ -383,7 +383,7 @@ def killing(statement):
 def watched(*args):
     global raw
     writer = opened(*args)
-    raw = writer.raw
+    raw = writer.connection.connection.driver_connection
     raw.set_trace_callback(killing)
     return writer
 retention.open_writer = watched

@@ -40,7 +40,7 @@ def stored(path: Path) -> list[Step]:
 
 def log_of(path: Path, *, checkpoint_pages: int = 1_000) -> SqlAuditLog:
     writer = open_writer(path)
-    writer.raw.execute(f"PRAGMA wal_autocheckpoint = {checkpoint_pages}")
+    writer.connection.exec_driver_sql(f"PRAGMA wal_autocheckpoint = {checkpoint_pages}")
     log = SqlAuditLog(writer, group_steps=1)
     log.begin(cases.run())
     return log
