@@ -271,7 +271,8 @@ class Engine:
             or settings.calendar
             or self.members
         ) and all(state.may_repeat for state in self.states.values())
-        self._prepared: dict[str, ModelTerms] = {}  # by the model's hash
+        # By the model's hash: of the account, "", and of each member that asks it.
+        self._prepared: dict[str, Mapping[str, ModelTerms]] = {}
         self.halted = False
         """Whether the operator halted trading."""
         self._observed: dict[str, Mapping[str | None, Position]] = {}
@@ -327,6 +328,10 @@ class Engine:
             )
             for key, state in self.states.items()
         }
+
+    def states_of(self, name: str) -> Mapping[str, MemberState]:
+        """Return who decides on each instrument: for the account, or of several that *name*."""
+        return {"": self.states, **{member.name: member.states for member in self.members}}[name]
 
     def strategy_of(self, instrument: str) -> Strategy:
         """Return the object that decides on *instrument*."""
@@ -927,8 +932,11 @@ class Engine:
         # A restart begins with filters, and knows no marks: the record must value it alike.
         self.mark_at_closes()
 
-    def prepare(self, model_sha256: str, terms: ModelTerms) -> None:
-        """Keep the *terms* of a model for the change to it, which is an event."""
+    def prepare(self, model_sha256: str, terms: Mapping[str, ModelTerms]) -> None:
+        """Keep the *terms* of a model for the change to it, which is an event.
+
+        They are those of the account, by an empty name, and of each member that asks the model.
+        """
         self._prepared[model_sha256] = terms
 
     def _change_model(self, change: ModelChange) -> None:
@@ -937,9 +945,12 @@ class Engine:
         if terms is None or change.warm_from:
             self.forget_passing()
         if terms is not None:
-            for state in self.states.values():
-                state.change_model(terms)
-            self.shadows.passing = terms.passing
+            for name, of in terms.items():
+                for state in self.states_of(name).values():
+                    state.change_model(of)
+            for market in self.markets.values():
+                market.regimes.change_model(terms.values())
+            self.shadows.passing = terms[""].passing
             self.save = Save.NOW  # the regimes are others
 
     def forget_passing(self) -> None:

@@ -109,8 +109,7 @@ class InstrumentState:
             books=every[0].strategies[key].books,
             judges_bars=any(plausible.name in of.gates[key].gate_set.gates for of in every),
         )
-        bounds = (of.settings.bounds for of in every)  # of one model, with one card
-        self.regimes = RegimeTracker(settings, next((of for of in bounds if of is not None), None))
+        self.regimes = RegimeTracker([of.settings for of in every], settings.hysteresis)
         self.quote: Quote | None = None  # the newest, believed or not
         self.belief = PriceBelief(
             instrument,
@@ -254,7 +253,6 @@ class MemberState:
         """Judge and size by another model's card from now on."""
         self.outcomes.forget()
         self.gates.change_model(terms.gates[self.market.instrument.id], terms)
-        self.regimes.change_model(terms)
         self._sizer.change_model(terms.sizing_slope, terms.fitted)
 
     def change(self, instrument: Instrument) -> None:

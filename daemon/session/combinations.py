@@ -80,8 +80,6 @@ LIVE + SYMBOLS + BOOK_FILLS
 SHARES + SEVERAL
     [strategies] share no account of shares, whose splits and dividends have no parts; trade them by
     [strategy].
-SEVERAL + RETRAIN
-    [model] retrain changes the model of one strategy, and [strategies] names several; take it out.
 SPOT + MARGIN
     [account] margin is for linear positions, and category "spot" is paid in full; take it out, or
     set market.category to "linear".
