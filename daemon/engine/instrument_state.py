@@ -224,14 +224,14 @@ class MemberState:
         # Of a stretch: the bar that was observed before its step, the answer to it, or the error.
         self.ahead: Bar | None = None
         self._answer: Signal | Orders | Exception | None = None
-        self._instrument_context = InstrumentContext.of(instrument, lookback.record)
+        self._instrument_context = InstrumentContext.of(instrument, lookback.record, strategy.books)
         self._sees_account = strategy.sees_account
         # Where ``_look`` would look at nothing but the bar and the last verdict.
         self._looks_at_bar_alone = not (
             strategy.needs_forecast
             or strategy.sees_account
             or lookback.frames
-            or self.history.books is not None
+            or strategy.books
             or isinstance(strategy, PortfolioMember)
         )
         # Where a decision follows from the signal, the verdict and the standing target alone.
@@ -683,8 +683,9 @@ class MemberState:
             name: history.frames[name].last(count) for name, count in self.lookback.frames.items()
         }
         regime, verdict = self.regimes.regime, self.outcomes.verdict
+        books = history.books if self.strategy.books else None
         return BarContext(
-            bar, forecast, regime, verdict, view, self._instrument_context, frames, history.books
+            bar, forecast, regime, verdict, view, self._instrument_context, frames, books
         )
 
     def _signal(self, context: BarContext) -> Signal | Orders:

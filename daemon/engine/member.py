@@ -146,6 +146,7 @@ class NetStrategy(Strategy):
         every = self.members.values()
         self.warmup = min(strategy.warmup for strategy in every)  # the first that is warm trades
         self.gates = INTEGRITY.intersection(*(strategy.gates for strategy in every))
+        self.books = max(strategy.books for strategy in every)
         self.needs_forecast = any(strategy.needs_forecast for strategy in every)
         wanted = [frame_bars(strategy) for strategy in every]
         self.frames = tuple(dict.fromkeys(name for of in wanted for name in of))

@@ -151,13 +151,10 @@ def _netted(config: Config, forecaster: Forecaster | None) -> dict[str, NetStrat
             member_config, forecaster if asks_forecaster(member_config) else None
         )
         for strategy in members[name].values():
-            what = "reads order books" if strategy.books else ""
             if isinstance(strategy, PortfolioMember):
-                what = "decides for all symbols of a close at once"
-            if what:
                 raise ConfigInvalid(
-                    f"[strategies.{name}] {what}, which several strategies on one account do not "
-                    "take; trade it by [strategy]."
+                    f"[strategies.{name}] decides for all symbols of a close at once, which "
+                    "several strategies on one account do not take; trade it by [strategy]."
                 )
     return {
         symbol: NetStrategy({name: strategies[symbol] for name, strategies in members.items()})

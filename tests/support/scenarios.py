@@ -260,6 +260,13 @@ def _by_books() -> Sections:
     }
 
 
+def _several_by_books() -> Sections:
+    alone = _by_books()
+    of = {"a": alone["strategy"], "b": {"name": "recorded_strategies:Imbalance"}}
+    given = {name: {**strategy, "share": "0.5"} for name, strategy in of.items()}
+    return {**{name: alone[name] for name in ("market", "model", "sizing")}, "strategies": given}
+
+
 def _depth() -> dict[str, Any]:
     return {"depth": [read_depth(recordings.stored("books", _books) / "btc.depth")]}
 
@@ -654,6 +661,23 @@ SCENARIOS: dict[str, Scenario] = {
         forged=(
             ("UPDATE events SET books = CAST(substr(books, 1, 40) || x'7f' || substr(books, 42) "
             "AS BLOB) WHERE sequence = (SELECT max(sequence) FROM events WHERE kind = 'depth')"),
+            ("DELETE FROM events WHERE sequence = "
+             "(SELECT max(sequence) FROM events WHERE kind = 'depth')"),
+        ),
+        day_ms=4 * MINUTE_MS,
+        again=("depth",),
+    ),
+    "several by order books": Scenario(
+        sections=_several_by_books,
+        candles=lambda: [
+            made_candles(walk_rows(SHORT), first_ms=depth_cases.FIRST_MS)
+        ],
+        files=_depth,
+        shows=_counts(
+            "v_twin_fills WHERE twin = 'a'", "v_twin_fills WHERE twin = 'b'",
+            "v_events WHERE kind = 'depth'",
+        ),
+        forged=(
             ("DELETE FROM events WHERE sequence = "
              "(SELECT max(sequence) FROM events WHERE kind = 'depth')"),
         ),

@@ -57,7 +57,11 @@ SEVERAL = {
 }
 
 
-@pytest.mark.parametrize("given", [{"strategy": {"name": "attention"}}, {"strategies": SEVERAL}])
+@pytest.mark.parametrize(
+    "given",
+    [{"strategy": {"name": "attention"}}, {"strategies": SEVERAL}],
+    ids=["alone", "several"],
+)
 async def test_a_better_model_takes_over_within_its_run(
     planted: Planted, given: dict[str, Any]
 ) -> None:
