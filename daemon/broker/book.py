@@ -108,15 +108,17 @@ class Holdings:
         return _summed(Account, [book.subtotal() for book in self.books])
 
     def reach(self, instrument: str, orders: Orders) -> tuple[int, bool]:
-        """Return the largest position that *orders* could lead to: see ``RestingOrders.reach``.
+        """Return the largest position that *orders* and what rests by list could lead to, unsigned.
 
-        Those of two sides are added up. And whether all of it can only reduce.
+        The larger side counts: all buys, or all sells, are filled. Those of two sides are added up.
+        And whether all of it can only reduce.
         """
-        lines = self.lines_of(instrument)
-        line_reaches = [
-            line.orders.reach(requests_of(orders, line.book.side), line.held) for line in lines
-        ]
-        return sum(most for most, _ in line_reaches), all(reduces for _, reduces in line_reaches)
+        most, only_reduces = 0, True
+        for line in self.lines_of(instrument):
+            bought, sold, reduces = line.orders.opens(requests_of(orders, line.book.side))
+            most += max(abs(line.held + bought), abs(line.held - sold))
+            only_reduces = only_reduces and reduces
+        return most, only_reduces
 
     def stop_distance(
         self, signal: Signal, bar: Bar, day_range: DayRange, expected: ExpectedReturn | None

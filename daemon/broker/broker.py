@@ -346,8 +346,8 @@ class Broker:
         orders, REJECTED.
         """
         account = self.own if shadow is None else self.shadows[shadow]
-        if not account.sides:
-            _refuse_sides(intent)
+        if isinstance(intent, Orders) and not account.sides:
+            refuse_sides(intent)
         refusals = []
         for book in account.books:
             part = _part_of(intent, book.side)
@@ -434,6 +434,11 @@ class Broker:
         line = self.own.owners[owner].lines[bar.instrument]
         return self._planned(line, intent, bar, at_ms)[1]
 
+    def send(self, lists: Mapping[str, Orders], bar: Bar, at_ms: int) -> None:
+        """Ask owners of the run's account, by name, for their *lists* alone."""
+        for owner, orders in lists.items():
+            self._ask(self.own.owners[owner].lines[bar.instrument], orders, bar, at_ms)
+
     def cross(self, instrument: str, price: int, at_ms: int) -> None:
         """Let opposing shares of the run's account cross at *price*."""
         cross(self.own.line(instrument), price, at_ms)
@@ -445,7 +450,7 @@ class Broker:
 
     def cancel(self, reason: str, *, opening_only: bool = False) -> None:
         """Cancel the run's orders by list: all of them, or those that could open a position."""
-        for book in self.own.books:
+        for book in self.own.every_book:
             for line in book.lines.values():
                 line.orders.withdraw("", reason, opening_only=opening_only)
 
@@ -648,8 +653,8 @@ def _part_of(intent: Intent | Orders, side: PositionSide | None) -> Intent | Ord
     return intent.sides[side] if intent.sides else intent
 
 
-def _refuse_sides(intent: Intent | Orders) -> None:
-    if isinstance(intent, Orders) and any(
-        getattr(request, "position_side", None) for request in intent.requests
-    ):
+def refuse_sides(answer: Signal | Orders) -> None:
+    """Raise ``StrategyFailed`` where *answer* names a side, which one-way mode lacks."""
+    requests = answer.requests if isinstance(answer, Orders) else (answer,)
+    if any(getattr(request, "position_side", None) for request in requests):
         raise StrategyFailed(ONE_WAY)

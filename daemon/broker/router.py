@@ -14,6 +14,7 @@ from typing import NamedTuple
 from tracepaper.daemon.broker.account import Intent
 from tracepaper.daemon.broker.apportion import crossed
 from tracepaper.daemon.broker.line import Line
+from tracepaper.strategies.api.context import Orders
 from tracepaper.strategies.types.decisions import (
     Action,
     Fill,
@@ -24,16 +25,26 @@ from tracepaper.strategies.types.decisions import (
 )
 from tracepaper.strategies.types.market import Side
 
-Ask = Callable[[Line, Intent], str | None]
+Ask = Callable[[Line, Intent | Orders], str | None]
 """Asks a line for what was decided; returns why it cannot be reached."""
 
 
 class Wishes(NamedTuple):
     """What the owners ask for at a bar's close, and at what price opposing shares cross."""
 
-    intents: Mapping[str, Intent]  # of those that no gate holds, by name
+    intents: Mapping[str, Intent | Orders]  # of those that no gate holds, by name
     target: int  # all of them together
     price: int
+
+    def reach(self, position: Line) -> int:
+        """Return the largest *position*, unsigned, to which the target and lists could lead."""
+        most = least = self.target
+        for share in position.shares:
+            wish = self.intents.get(share.owner)
+            requests = wish.requests if isinstance(wish, Orders) else ()
+            bought, sold, _ = share.orders.opens(requests)
+            most, least = most + bought, least - sold
+        return max(abs(most), abs(least))
 
 
 class RouteResult(NamedTuple):
@@ -55,6 +66,8 @@ def route(position: Line, intent: Intent, wishes: Wishes, ask: Ask, at_ms: int) 
             refusals[share.owner] = ask(share, wanted)
         elif is_breached:
             share.want(0, intent.reason)
+        if is_breached:
+            share.orders.withdraw("", intent.reason, opening_only=True)
     cross(position, wishes.price, at_ms)
     refusal = ask(position, intent)
     is_quiet = not (
@@ -62,7 +75,7 @@ def route(position: Line, intent: Intent, wishes: Wishes, ask: Ask, at_ms: int) 
         or position.orders.rests
         or position.journal.has_changes
         or any(refusals.values())
-        or any(wish.is_protected for wish in wishes.intents.values())
+        or any(isinstance(wish, Orders) or wish.is_protected for wish in wishes.intents.values())
     )
     return RouteResult(refusal, refusals, is_quiet)
 

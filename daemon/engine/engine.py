@@ -136,6 +136,7 @@ class MemberAnswers(NamedTuple):
     decisions: list[Decision]
     wishes: Wishes
     signal: Signal  # of the account, for its gates to judge
+    size: int | None  # the largest position to which all of it could lead, where limits ask
 
 
 class QuietUnits(NamedTuple):
@@ -693,7 +694,7 @@ class Engine:
             answers = self._ask_members(bar, prediction, at_ms, is_finite=is_finite)
             decision = state.decide_net(
                 answers.signal, bar, prediction, broker.own,
-                is_running=is_running, is_finite=is_finite,
+                size=answers.size, is_running=is_running, is_finite=is_finite,
             )  # fmt: skip
         else:
             decision = state.decide(
@@ -756,24 +757,26 @@ class Engine:
             self.save = Save.NOW
         quiet = self._quiet.get(key)
         if quiet is not None and all(map(is_, quiet.asked, intents)):
-            return MemberAnswers(decisions, quiet.wishes, UNCHANGED)
+            return MemberAnswers(decisions, quiet.wishes, UNCHANGED, self._reach(bar, quiet.wishes))
         return self._net(bar, decisions, at_ms)
 
     def _net(self, bar: Bar, decisions: list[Decision], at_ms: int) -> MemberAnswers:
         """Net the *decisions* of the strategies on *bar*, for the account's own gates to judge."""
         key, broker, state = bar.instrument, self.broker, self.states[bar.instrument]
-        intents: dict[str, Intent] = {}
+        intents: dict[str, Intent | Orders] = {}
         net, reasons = 0, []
         for (member, of_member), decision in zip(self._on[key], decisions, strict=True):
             name = member.name
-            signal, intent = of_member.signal, of_member.intent
+            signal, intent, line = of_member.signal, of_member.intent, member.book.lines[key]
             if isinstance(signal, Signal):
-                member.book.lines[key].protector.on_signal(signal.action)
-            target = before = member.book.target(key)
-            if isinstance(intent, Intent):
+                line.protector.on_signal(signal.action)
+            if member.closed:
+                line.orders.withdraw("", member.closed)
+            target = before = line.orders.target
+            if intent is not None:
                 intents[name] = intent
-                if broker.refusal_of(name, intent, bar, at_ms) is None:
-                    target = intent.target
+            if isinstance(intent, Intent) and not broker.refusal_of(name, intent, bar, at_ms):
+                target = intent.target
             if target != before:
                 reasons.append(f"{name}: {decision.reason}")
             net += target
@@ -781,7 +784,12 @@ class Engine:
         quote, price = state.market.quote, bar.close
         if quote is not None and self._by_quotes:
             price = divide_half_even(quote.bid + quote.ask, 2)
-        return MemberAnswers(decisions, Wishes(intents, net, price), net_signal(net, reasons))
+        wishes = Wishes(intents, net, price)
+        return MemberAnswers(decisions, wishes, net_signal(net, reasons), self._reach(bar, wishes))
+
+    def _reach(self, bar: Bar, wishes: Wishes) -> int | None:
+        """Return the largest position to which *wishes* could lead; None where no limit asks."""
+        return wishes.reach(self.broker.own.line(bar.instrument)) if self.risk.active else None
 
     def _route(
         self,
@@ -794,7 +802,7 @@ class Engine:
     ) -> BarOutcome:
         """Ask the account for its *decision*, and its members for their *answers*."""
         key, broker, state = bar.instrument, self.broker, self.states[bar.instrument]
-        of_members, wishes, _ = answers
+        of_members, wishes = answers.decisions, answers.wishes
         intent, quiet = state.intent, self._quiet.get(key)
         if quiet is not None and intent is quiet.intent and wishes is quiet.wishes:
             routed, done = quiet.routed, NOTHING_FILLED
@@ -807,10 +815,18 @@ class Engine:
                 self.risk.count_orders(done.orders, at_ms)
             self._quiet.pop(key, None)
             if routed.is_quiet:
-                enters = any(wish.is_entry for wish in wishes.intents.values())
+                entries = (wish for wish in wishes.intents.values() if isinstance(wish, Intent))
+                enters = any(wish.is_entry for wish in entries)
                 asked_for = [of_member.intent for _, of_member in self._on[key]]
                 self._quiet[key] = Quiet(asked_for, intent, wishes, routed, enters)
-        else:  # what a command left opposing crosses still
+        else:  # what only reduces is not held up, and what a command left opposing crosses still
+            allowed = {
+                member.name: of_member.allowed_of(wish, bar, member.book, decision.refused_by)
+                for member, of_member in self._on[key]
+                if isinstance(wish := wishes.intents.get(member.name), Orders)
+            }
+            lists = {name: given for name, given in allowed.items() if isinstance(given, Orders)}
+            broker.send(lists, bar, at_ms)
             broker.cross(key, wishes.price, bar.market_ms)
             routed, done = RouteResult(None, {}), broker.take()
         twins: list[TwinStep] = []
@@ -820,8 +836,8 @@ class Engine:
             name, book = member.name, member.book
             refusal, confirms, is_asked = None, False, name in refusals
             if is_asked:
-                refusal = refusals[name]
-                confirms = refusal is None and wishes.intents[name].action in ENTRIES
+                refusal, wish = refusals[name], wishes.intents[name]
+                confirms = refusal is None and isinstance(wish, Intent) and wish.action in ENTRIES
             elif of_member.intent is not None and refused_by is not None:
                 is_asked = True
                 refusal = f"the account's gate {refused_by} refused what was netted"

@@ -325,10 +325,14 @@ class MemberState:
         prediction: Prediction,
         account: Holdings,
         *,
+        size: int | None,
         is_running: bool,
         is_finite: bool | None,
     ) -> Decision:
-        """Return what :meth:`decide` does where *signal* is what several strategies want."""
+        """Return what :meth:`decide` does where *signal* is what several strategies want.
+
+        With their lists of orders it could lead to a position of *size*, unsigned.
+        """
         bars = self.lookback.warm_bars(self.history)
         self.gates.see_bar(bar, bars, self.market, is_running=is_running)
         if self.strategy.needs_forecast:
@@ -336,10 +340,15 @@ class MemberState:
         forecast = prediction if isinstance(prediction, Forecast) else None
         if not self.lookback.is_warm(self.history):
             signal = _COLD
-        return self._judge(signal, bar, forecast, account)
+        return self._judge(signal, bar, forecast, account, size)
 
     def _judge(
-        self, signal: Signal | Orders, bar: Bar, forecast: Forecast | None, account: Holdings
+        self,
+        signal: Signal | Orders,
+        bar: Bar,
+        forecast: Forecast | None,
+        account: Holdings,
+        size: int | None = None,
     ) -> Decision:
         """Return what *signal* comes to for *account*, by the gates."""
         gates, last, before = self.gates, self.outcomes.newest, self.signal
@@ -350,7 +359,7 @@ class MemberState:
         if signal is not before:
             self._wants_protection = self._exits is not None or is_protected(signal)
         if gates.risk.active:
-            self._see_signal(signal, bar, forecast, account)
+            self._see_signal(signal, bar, forecast, account, size)
         measures, passed = gates.evaluator.judge(gates.inputs)
         if (
             self._repeats
@@ -523,10 +532,8 @@ class MemberState:
 
     def unfilled(self, decision: Decision, refusal: str | None) -> Decision:
         """Return *decision* with the reason why its target is neither reached nor ordered."""
-        if decision.target_quantity is None:  # of a list
-            return decision
         outcome = decision.outcome
-        if refusal is None and not decision.target_quantity and outcome.action in ENTRIES:
+        if refusal is None and decision.target_quantity == 0 and outcome.action in ENTRIES:
             refusal = below_step(self.market.instrument)
         if outcome.unfilled_reason == refusal:
             return decision
@@ -748,11 +755,21 @@ class MemberState:
         return account.affordable(bar.instrument, target, bar.close)
 
     def _see_signal(
-        self, signal: Signal, bar: Bar, forecast: Forecast | None, account: Holdings
+        self,
+        signal: Signal,
+        bar: Bar,
+        forecast: Forecast | None,
+        account: Holdings,
+        size: int | None,
     ) -> None:
         """Measure what limits judge of *signal*; in hedge mode both sides count, without signs."""
         if not account.sides:
-            self._see_target(bar, self._target(signal, bar, forecast, account), account)
+            target, held = (
+                self._target(signal, bar, forecast, account),
+                account.held(bar.instrument),
+            )
+            reduces = None if size is None else size <= abs(held) and target * held >= 0
+            self._see_target(bar, target, account, size=size, reduces=reduces)
             return
         key, named = bar.instrument, side_of(signal.action)
         targets = {side: book.target(key) for side, book in account.sides.items()}

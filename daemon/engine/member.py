@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from typing import Final
 
 from tracepaper.daemon.broker.book import Book
+from tracepaper.daemon.broker.broker import refuse_sides
 from tracepaper.daemon.engine.instrument_state import InstrumentState, MemberState
 from tracepaper.daemon.engine.risk import RiskWatch
 from tracepaper.daemon.engine.state import INTEGRITY, MemberTerms
@@ -75,21 +76,16 @@ class Member:
         except StrategyFailed as error:
             self.fail(str(error))
 
-    def ask(self, strategy: Strategy, context: BarContext) -> Signal:
+    def ask(self, strategy: Strategy, context: BarContext) -> Signal | Orders:
         """Return the answer of its *strategy*; FLAT where it is closed, or fails."""
         if not self.closed:
             try:
                 answer = strategy.decide(context)
+                refuse_sides(answer)
             except StrategyFailed as error:
                 self.fail(str(error))
             else:
-                if isinstance(answer, Signal) and answer.position_side is None:
-                    return answer
-                what = "a list of orders" if isinstance(answer, Orders) else "a position side"
-                self.fail(
-                    f"it answered {what}, which several strategies on one account do not "
-                    "take; let it return a Signal"
-                )
+                return answer
         return Signal(Action.FLAT, self.closed)
 
     def has_declared(self, instrument: str) -> bool:

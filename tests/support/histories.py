@@ -164,7 +164,7 @@ def drawn_case(rng: random.Random, kind: str) -> Case:
     margin = "none" if category != "linear" else "cross" if is_focused else rng.choice(margins)
     by_quotes = is_focused or rng.random() < 0.4
     symbols = ["BTCUSDT", "ETHUSDT"][: 2 if kind == "universe" else rng.randint(1, 2)]
-    lists = shape != "several" and rng.random() < 0.6
+    lists = rng.random() < 0.6
 
     def options(seed: int, **named: Any) -> dict[str, Any]:
         quiet = rng.choice((0.2, 0.4, 0.8))

@@ -321,8 +321,8 @@ def _learnable(count: int, *symbols: str) -> Callable[[], list[Candles]]:
 
 def _several(*symbols: str, **sections: Any) -> Callable[[], Sections]:
     """Return three strategies on one account."""
-    drawn, told = several_strategies.DRAWN, several_strategies.TOLD
-    given = [*zip("abc", ("0.5", "0.3", "0.1"), (told, drawn, told), strict=True)]
+    listing, told = several_strategies.LISTING, several_strategies.TOLD
+    given = [*zip("abc", ("0.5", "0.3", "0.1"), (told, listing, told), strict=True)]
     return lambda: {
         "market": {"symbols": list(symbols or ("BTCUSDT",)), "interval": "60"},
         "sizing": {"mode": "equity", "fraction": "1"},
@@ -541,8 +541,10 @@ SCENARIOS: dict[str, Scenario] = {
         shows=(
             *_counts("v_fills", "v_twin_fills", "v_strategy_decisions"),
             "SELECT count(*) FROM v_twin_fills WHERE model = 'crossed'",
+            "SELECT count(*) FROM v_orders WHERE role = 'LIST' AND status = 'FILLED'",
         ),
         forged=(
+            "UPDATE orders SET owner = 'a' WHERE role = 'LIST'",
             "UPDATE fills SET fee = fee + 1 WHERE book > 0 AND model <> 'crossed'",
             "DELETE FROM fills WHERE model = 'crossed' AND book = 1",
             "UPDATE twin_steps SET target_quantity = 7 WHERE outcome IS NOT NULL",

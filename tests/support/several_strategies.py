@@ -7,7 +7,16 @@ from collections.abc import Sequence
 from typing import Any
 
 from tracepaper.daemon.config.loading import Config, load
-from tracepaper.strategies.api.context import BarContext, Percent, Signal
+from tracepaper.strategies.api.context import (
+    BarContext,
+    Cancel,
+    OrderRequest,
+    Orders,
+    Percent,
+    Signal,
+    buy,
+    sell,
+)
 from tracepaper.strategies.api.strategy import Strategy
 from tracepaper.strategies.types.decisions import Action, Fill, FillModel, Step
 from tracepaper.strategies.types.market import Bar
@@ -69,7 +78,7 @@ class Turning(Drawn):
 
     sees_account = True
 
-    def decide(self, context: BarContext) -> Signal:
+    def decide(self, context: BarContext) -> Signal | Orders:
         """Draw an answer."""
         rng = random.Random(context.exact.volume * 31 + self._seed)
         assert context.account is not None
@@ -92,21 +101,56 @@ class Turning(Drawn):
         )  # fmt: skip
 
 
+class Listing(Turning):
+    """Asks for lists of orders of all kinds besides what it turns."""
+
+    def decide(self, context: BarContext) -> Signal | Orders:
+        """Draw an answer."""
+        rng = random.Random(context.exact.volume * 7 + self._seed)
+        if rng.random() < 0.6:
+            return super().decide(context)
+        asked = list[OrderRequest | Cancel]()
+        for _ in range(rng.randint(1, 3)):
+            level = round(context.close * (1 + rng.uniform(-0.01, 0.01)), 1)
+            kind = rng.choice(({}, {"limit": level}, {"stop": level}))
+            until = context.exact.closed_ms + 90_000 if kind and rng.random() < 0.3 else None
+            asked.append(
+                rng.choice((buy, sell))(
+                    rng.choice((0.4, 3.0)), **kind, until=until, tag=rng.choice(("", "a")),
+                    reduce_only=rng.random() < 0.3,
+                )
+            )  # fmt: skip
+        if rng.random() < 0.2:
+            asked.append(Cancel(rng.choice(("", "a"))))
+        return Orders(tuple(asked), "listed")
+
+
 class Scripted(Strategy):
     """Says at each bar, counted from the first, what ``says`` holds; else it holds.
 
-    What it says is an action and the distance of a stop in percent, perhaps a target's too.
+    What it says is an action and the distance of a stop in percent, perhaps a target's too; or
+    ``ORDERS``, and of each its size, signed, its limit and whether it may only reduce. At ``FAIL``
+    it raises.
     """
 
     def __init__(self, options: dict[str, Any]) -> None:
         self._says: dict[str, list[Any]] = options["says"]
         self._first: int | None = None
 
-    def decide(self, context: BarContext) -> Signal:
+    def decide(self, context: BarContext) -> Signal | Orders:
         """Return the answer of this bar."""
         opened = context.exact.open_time_ms
         self._first = opened if self._first is None else self._first
         answer = self._says.get(str((opened - self._first) // 60_000), ["HOLD"])
+        assert answer[0] != "FAIL"
+        if answer[0] == "ORDERS":
+            return Orders(
+                tuple(
+                    (buy if size > 0 else sell)(abs(size), limit, reduce_only=reduces)
+                    for size, limit, reduces in answer[1:]
+                ),
+                "scripted",
+            )
         action, stop, target = (*answer, None, None)[:3]
         return Signal(
             Action(action), "scripted",
@@ -119,6 +163,7 @@ SCRIPTED = f"{__name__}:Scripted"
 DRAWN = f"{__name__}:Drawn"
 TOLD = f"{__name__}:Told"
 TURNING = f"{__name__}:Turning"
+LISTING = f"{__name__}:Listing"
 
 
 def configured(

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from histories import History, RecordedHistory
 
-HISTORIES = ((5, ""), (9, ""), (3, "book"), (2, "universe"))
+HISTORIES = ((5, ""), (9, ""), (3, "book"), (6, "universe"))
 EVENTS = 120
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from account_laws import check_account
 from builders import START_MS, bar, instrument, quote
-from several_strategies import SCRIPTED, TURNING, configured, fills_of
+from several_strategies import LISTING, SCRIPTED, TURNING, configured, fills_of
 
 from tracepaper.daemon.config.loading import Config, load
 from tracepaper.daemon.engine.engine import Engine
@@ -79,10 +79,17 @@ def plain(fills: Sequence[Fill]) -> list[tuple[Any, ...]]:
 
 
 @pytest.mark.parametrize(
-    ("seed", "margin"),
-    [(2, "isolated"), (27, "isolated"), (25, "none"), (2, "cross"), (15, "cross")],
-)
-def test_a_strategy_beside_a_silent_one_is_filled_as_if_alone(seed: int, margin: str) -> None:
+    ("of", "seed", "margin"),
+    [
+        (TURNING, 2, "isolated"), (TURNING, 27, "isolated"), (TURNING, 25, "none"),
+        (TURNING, 2, "cross"), (TURNING, 15, "cross"), (LISTING, 8, "none"),
+        (LISTING, 4, "isolated"), (LISTING, 5, "isolated"), (LISTING, 6, "cross"),
+        (LISTING, 7, "cross"),
+    ],
+)  # fmt: skip
+def test_a_strategy_beside_a_silent_one_is_filled_as_if_alone(
+    of: str, seed: int, margin: str
+) -> None:
     model = FillModel.QUOTE if seed % 2 else FillModel.NEXT_OPEN
     account = {"cash": "100000", "margin": margin, "leverage": "50"}
     common: dict[str, Any] = {
@@ -91,8 +98,8 @@ def test_a_strategy_beside_a_silent_one_is_filled_as_if_alone(seed: int, margin:
         "execution": COSTS,
     }
     own = {"seed": seed}
-    alone = built(load(None, {**common, "strategy": {"name": TURNING, "options": own}}), model)
-    both = several(model, own, {"says": {}}, of=TURNING, **common)
+    alone = built(load(None, {**common, "strategy": {"name": of, "options": own}}), model)
+    both = several(model, own, {"says": {}}, of=of, **common)
     filled = 0
     for event in jumping(random.Random(seed), 60, quotes=bool(seed % 2)):
         one, two = alone.step(event, None), both.step(event, None)

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from account_laws import check_account
 from builders import START_MS, bars, explanation, forecast, instrument, quote
+from builders import bar as candle
 from fakes import FixedForecaster
 from msgspec.structs import replace
 from several_strategies import (
@@ -300,6 +301,51 @@ def test_a_limit_is_of_the_account_and_refuses_the_net() -> None:
             said = [one.outcome.unfilled_reason for one in step.strategies]
             assert any(one and "risk.notional" in one for one in said)
     assert refused > 3
+
+
+def listing(*, risk: dict[str, Any], **says: dict[str, list[Any]]) -> Engine:
+    """Return two strategies that say at each bar, at 100, what *says* has of them."""
+    options = [{"says": of} for of in says.values()]
+    shares = ("0.5", "0.5")
+    return built(configured([*says], shares, of=[SCRIPTED] * 2, options=options, risk=risk))
+
+
+def orders_of(step: Step) -> list[tuple[str, int | None, OrderStatus]]:
+    return [(order.owner, order.price, order.status) for order in step.orders]
+
+
+def test_a_limit_counts_the_lists_of_all_and_holds_up_none_that_only_reduces() -> None:
+    more = ["ORDERS", [6, 98, False], [-1, 101, True]]
+    engine = listing(
+        risk={"max_notional": "1000"},
+        a={"0": ["ORDERS", [6, 99, False]], "2": ["ORDERS", [3, 99, False]]}, b={"1": more},
+    )  # fmt: skip
+    first, second, third = run(engine, [candle(10_000, index=at) for at in range(3)])
+    assert orders_of(first) == [("a", 9_900, OrderStatus.NEW)]
+    assert second.decision is not None
+    assert second.decision.refused_by == "risk.notional"
+    (_, of_b) = second.strategies
+    assert "risk.notional" in (of_b.outcome.unfilled_reason or "")
+    # What may only reduce is asked for, and there is nothing to reduce.
+    assert orders_of(second)[1:] == [("b", 10_100, OrderStatus.REJECTED)]
+    assert orders_of(third) == [("a", 9_900, OrderStatus.NEW)]
+
+
+@pytest.mark.parametrize("how", ["HALT", "FLATTEN", "FAIL", "drawdown"])
+def test_what_halts_or_sets_aside_takes_back_orders_by_list(how: str) -> None:
+    ends: dict[str, list[Any]] = {"2": ["FAIL"]} if how == "FAIL" else {}
+    listed = ["ORDERS", [2, None, False], [6, 80, False]]
+    risk = {"max_drawdown": "0.0001", "on_breach": "flatten"} if how == "drawdown" else {}
+    engine = listing(risk=risk, a={"0": listed, **ends}, b={})
+    run(engine, [candle(10_000, index=at) for at in range(2)])
+    owner = engine.broker.own.owners["a"]
+    assert owner.held(ITEM.id) == 2_000
+    assert len(owner.lines[ITEM.id].orders.others) == 1
+    if how in {"HALT", "FLATTEN"}:
+        run(engine, [Command(CommandKind(how), "", 0, 0)])
+    run(engine, [candle(9_000, index=at) for at in range(2, 5)])
+    assert not owner.lines[ITEM.id].orders.others
+    assert owner.held(ITEM.id) == (2_000 if how == "HALT" else 0)
 
 
 def test_each_strategy_sees_its_own_part_and_size() -> None:
