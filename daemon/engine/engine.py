@@ -27,6 +27,7 @@ from tracepaper.daemon.engine.member import (
     UNCHANGED,
     Member,
     NetSizer,
+    Portfolio,
     net_signal,
     period_of,
 )
@@ -45,9 +46,6 @@ from tracepaper.strategies.api.columns import ColumnRecord
 from tracepaper.strategies.api.context import Orders, Signal
 from tracepaper.strategies.api.sizing import Sizer
 from tracepaper.strategies.api.strategy import (
-    NOT_NAMED,
-    DeclaredState,
-    PortfolioMember,
     Strategy,
     portfolio_of,
 )
@@ -113,9 +111,6 @@ _NO, _LATER, _NOW = Save.NO, Save.LATER, Save.NOW
 
 _ALWAYS_STORED: Final = 8
 """Fields of the state up to the declared one; later ones are left out where they are empty."""
-
-OF_THE_RUN: Final = ""
-"""Stands where an instrument does, for the state that a portfolio strategy declares."""
 
 
 class BarOutcome(Struct, frozen=True, gc=False):
@@ -185,9 +180,8 @@ class Engine:
             calendar=settings.calendar,
             closes_outside=settings.closes_outside,
         )
-        self._portfolio = portfolio_of(strategies.values())
         self.is_hedged = settings.broker.is_hedged
-        if self.is_hedged and self._portfolio is not None:
+        if self.is_hedged and portfolio_of(strategies.values()) is not None:
             raise ConfigInvalid(
                 "A strategy that decides for all symbols of a close trades no account in hedge "
                 'mode; set account.position_mode to "one_way".'
@@ -211,14 +205,17 @@ class Engine:
         }
         """Who decides for the account on each instrument: its strategy, or what nets several."""
         self.members = tuple(Member(terms, self.markets) for terms in members)
-        # One object has one state, whose owner is the run.
+        self._portfolios = [
+            owner
+            for member in (None, *self.members)
+            if (owner := Portfolio.of(self.states if member is None else member.states, member))
+        ]
         declared = {key: state.declared for key, state in self.states.items()}
-        if self._portfolio is not None:
-            declared = {OF_THE_RUN: DeclaredState.of(self._portfolio)}
         for member in self.members:
             declared |= {f"{member.name}/{key}": of.declared for key, of in member.states.items()}
+        # One object has one state, of no instrument.
+        declared |= {owner.name: owner.declared for owner in self._portfolios}
         self.declared = {key: state for key, state in declared.items() if state is not None}
-        self._declared_by_all = self.declared.get(OF_THE_RUN)
         self.prices = Prices({key: market.belief for key, market in self.markets.items()})
         with_twins = (
             {} if self.is_hedged else {item.id: strategies[item.id] for item in instruments}
@@ -268,7 +265,7 @@ class Engine:
         self._may_repeat = not (
             self.risk.active
             or self.declared
-            or self._portfolio
+            or self._portfolios
             or settings.calendar
             or self.members
         ) and all(state.may_repeat for state in self.states.values())
@@ -306,8 +303,8 @@ class Engine:
 
     @property
     def is_portfolio(self) -> bool:
-        """Whether one strategy decides for all instruments of a close."""
-        return self._portfolio is not None
+        """Whether a strategy decides for all instruments of a close."""
+        return bool(self._portfolios)
 
     def signal_of(self, instrument: str) -> Signal | Orders | None:
         """Return the newest signal of *instrument*'s strategy, before gates and account."""
@@ -409,7 +406,7 @@ class Engine:
         match event:
             case Bar():
                 filled = self._observe(event)
-                if self._portfolio is not None:
+                if self._portfolios:
                     self._ask([event], [filled], [prediction])
                 return self._decide(event, filled, prediction, event.market_ms)
             case Quote() | Mark() | Trade():
@@ -465,7 +462,7 @@ class Engine:
             if self.broker.is_cross:  # a later bar may take the position away: in its own step
                 self._observed[bar.instrument] = self.broker.positions(bar.instrument)
         self.broker.begin(first)
-        if self._portfolio is not None:
+        if self._portfolios:
             self._ask(bars, observed, predictions)
         for bar, filled, prediction in zip(bars, observed, predictions, strict=True):
             at_ms = max(bar.market_ms, closed.market_ms)
@@ -627,7 +624,7 @@ class Engine:
         """Observe a bar that only warms up: what is declared stays as it is."""
         self._show(bar)
         declared = [decider.declared for decider in self.markets[bar.instrument].deciders]
-        for state in (self._declared_by_all, *declared):
+        for state in (*(owner.declared for owner in self._portfolios), *declared):
             if state is not None:
                 state.hand_back(state.encoded)
 
@@ -644,29 +641,27 @@ class Engine:
         observed: Sequence[FilledEvent | None],
         predictions: Sequence[Prediction],
     ) -> None:
-        """Ask the portfolio once for all of *bars* that are to be decided and warm."""
-        assert self._portfolio is not None
-        pending = {}
-        for bar, filled, prediction in zip(bars, observed, predictions, strict=True):
-            if filled is None or bar.open_time_ms < self._period_start_ms:
-                continue
-            state = self.states[bar.instrument]
-            regime, cell = state.regimes.regime, state.regimes.cell
-            forecast, is_finite = checked(prediction)
-            context = state.ask_with(bar, forecast, self.broker.own, is_finite=is_finite)
-            if state.regimes.regime is not regime or state.regimes.cell != cell:
+        """Ask each portfolio once for all of *bars* that are to be decided and warm."""
+        decided = [
+            (bar, *checked(prediction))
+            for bar, filled, prediction in zip(bars, observed, predictions, strict=True)
+            if filled is not None and bar.open_time_ms >= self._period_start_ms
+        ]
+        for bar, _, _ in decided:
+            self._share_out_if_due(bar)
+        for owner in self._portfolios:
+            pending = {}
+            for bar, forecast, is_finite in decided:
+                state = owner.states[bar.instrument]
+                regime, cell = state.regimes.regime, state.regimes.cell
+                account = self.broker.own if owner.member is None else owner.member.book
+                context = state.ask_with(bar, forecast, account, is_finite=is_finite)
+                if state.regimes.regime is not regime or state.regimes.cell != cell:
+                    self.save = Save.NOW
+                if state.lookback.is_warm(state.history):
+                    pending[state.market.instrument.symbol] = state, context
+            if owner.ask(pending):
                 self.save = Save.NOW
-            if state.lookback.is_warm(state.history):
-                pending[state.market.instrument.symbol] = state, context
-        if pending:
-            answers = self._portfolio.decide(
-                {symbol: context for symbol, (_, context) in pending.items()}
-            )
-            for symbol, (state, _) in pending.items():
-                assert isinstance(state.strategy, PortfolioMember)
-                state.strategy.answer = answers.get(symbol, NOT_NAMED)
-        if self._declared_by_all is not None and self._declared_by_all.changed():
-            self.save = Save.NOW
 
     def _decide(
         self,

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Final
+from typing import Final, NamedTuple
 
 from tracepaper.daemon.broker.book import Book
 from tracepaper.daemon.broker.broker import refuse_sides
@@ -17,7 +17,14 @@ from tracepaper.daemon.engine.risk import RiskWatch
 from tracepaper.daemon.engine.state import INTEGRITY, MemberTerms
 from tracepaper.strategies.api.context import BarContext, Orders, Signal
 from tracepaper.strategies.api.sizing import NO_ACCOUNT, Sizer, Sizing, SizingAccount, SizingMode
-from tracepaper.strategies.api.strategy import Strategy
+from tracepaper.strategies.api.strategy import (
+    NOT_NAMED,
+    DeclaredState,
+    PortfolioMember,
+    PortfolioStrategy,
+    Strategy,
+    portfolio_of,
+)
 from tracepaper.strategies.api.timeframes import frame_bars
 from tracepaper.strategies.errors import StrategyFailed
 from tracepaper.strategies.types.decisions import (
@@ -129,6 +136,48 @@ class Member:
                 decision.note,
             )
         return last
+
+
+class Portfolio(NamedTuple):
+    """A strategy that decides for all instruments of a close: of an account, or a *member*'s."""
+
+    strategy: PortfolioStrategy
+    declared: DeclaredState | None
+    states: Mapping[str, MemberState]
+    member: Member | None
+
+    @classmethod
+    def of(cls, states: Mapping[str, MemberState], member: Member | None) -> Portfolio | None:
+        """Return that of whom *states* are; None where each instrument is decided by itself."""
+        strategy = portfolio_of(state.strategy for state in states.values())
+        if strategy is None:
+            return None
+        return cls(strategy, DeclaredState.of(strategy), states, member)
+
+    @property
+    def name(self) -> str:
+        """What the state that it declares is carried by: no instrument has that name."""
+        return "" if self.member is None else f"{self.member.name}/"
+
+    def ask(self, pending: Mapping[str, tuple[MemberState, BarContext]]) -> bool:
+        """Ask about all that is *pending*, by symbol; return whether what it declares changed.
+
+        A member that fails is set aside.
+        """
+        if self.member is not None and self.member.failed:
+            return False
+        contexts = {symbol: context for symbol, (_, context) in pending.items()}
+        try:
+            answers = self.strategy.decide(contexts) if contexts else {}
+            for symbol, (state, _) in pending.items():
+                assert isinstance(state.strategy, PortfolioMember)
+                state.strategy.answer = answers.get(symbol, NOT_NAMED)
+            return self.declared is not None and self.declared.changed()
+        except StrategyFailed as error:
+            if self.member is None:
+                raise
+            self.member.fail(str(error))
+            return True
 
 
 class NetStrategy(Strategy):

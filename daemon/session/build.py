@@ -141,21 +141,11 @@ def make_strategies(config: Config, forecaster: Forecaster | None) -> dict[str, 
 
 
 def _netted(config: Config, forecaster: Forecaster | None) -> dict[str, NetStrategy]:
-    """Return for each symbol what nets the strategies of *config*.
-
-    Raises ``ConfigInvalid`` for what several strategies on one account do not take.
-    """
-    members: dict[str, Strategies] = {}
-    for name, member_config in members_of(config).items():
-        members[name] = make_strategies(
-            member_config, forecaster if asks_forecaster(member_config) else None
-        )
-        for strategy in members[name].values():
-            if isinstance(strategy, PortfolioMember):
-                raise ConfigInvalid(
-                    f"[strategies.{name}] decides for all symbols of a close at once, which "
-                    "several strategies on one account do not take; trade it by [strategy]."
-                )
+    """Return for each symbol what nets the strategies of *config*."""
+    members = {
+        name: make_strategies(of, forecaster if asks_forecaster(of) else None)
+        for name, of in members_of(config).items()
+    }
     return {
         symbol: NetStrategy({name: strategies[symbol] for name, strategies in members.items()})
         for symbol in config.market.symbols

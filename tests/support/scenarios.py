@@ -337,6 +337,28 @@ def _several(*symbols: str, **sections: Any) -> Callable[[], Sections]:
     }
 
 
+def _of_all_kinds() -> Sections:
+    """Return a pair, lists of orders and averages on one account, in a universe."""
+    pair = {"window": 30, "enter": 1.0}
+    given: Sections = {
+        "pair": {"name": "recorded_strategies:Counting", "options": pair},
+        "scatter": {"name": "recorded_strategies:Scatter"},
+        "averages": {"name": "sma_cross", "fast": 1, "slow": 2, "long_only": False},
+    }
+    return {
+        "market": {
+            "symbols": list(THREE), "interval": "60",
+            "universe": {"top": 2, "at": ["03:00"], "on_leave": "close"},
+        },
+        "sizing": {"mode": "notional", "notional": "1000"},
+        "strategies": {
+            **{name: {**strategy, "share": "0.3"} for name, strategy in given.items()},
+            "reset": "day",
+        },
+        "risk": {"max_notional": "2500"},
+    }  # fmt: skip
+
+
 def _counts(*tables: str) -> tuple[str, ...]:
     return tuple(f"SELECT count(*) FROM {table}" for table in tables)
 
@@ -552,6 +574,20 @@ SCENARIOS: dict[str, Scenario] = {
             "UPDATE outcomes SET reason = 'so it is said' WHERE book = 2",
             "UPDATE holdings SET cash = cash + 1 WHERE twin = 'b'",
         ),
+    ),
+    "several of all kinds": Scenario(
+        sections=_of_all_kinds,
+        candles=_choosing,
+        shows=_counts(
+            "v_events WHERE kind = 'universe'", "v_twin_fills WHERE twin = 'pair'",
+            "v_orders WHERE role = 'LIST' AND status = 'FILLED'",
+            "v_decisions WHERE refused_by = 'risk.notional'",
+            "v_strategy_decisions WHERE json_extract(note, '$.opened') > 0",
+        ),
+        forged=(
+            "UPDATE twin_steps SET note = json_set(note, '$.opened', 99) WHERE note IS NOT NULL",
+        ),
+        day_ms=4 * HOUR_MS,
     ),
     "several on cross margin": Scenario(
         sections=_several(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
@@ -23,8 +24,11 @@ from tracepaper.daemon.config.loading import Config, load
 from tracepaper.daemon.engine.engine import Engine
 from tracepaper.daemon.engine.member import NO_EQUITY
 from tracepaper.daemon.session.build import build_engine, resolved
+from tracepaper.strategies.api.context import BarContext, Orders, Signal
+from tracepaper.strategies.api.strategy import PortfolioStrategy
 from tracepaper.strategies.types.calibration import Calibration
 from tracepaper.strategies.types.decisions import (
+    Action,
     FillModel,
     OrderRole,
     OrderStatus,
@@ -170,6 +174,28 @@ def test_a_strategy_that_fails_is_set_aside_and_closed_and_the_rest_goes_on() ->
     shares = engine.state().shares
     assert shares is not None
     assert list(shares.failed) == ["b"]
+
+
+class Breaks(PortfolioStrategy):
+    """Buys every symbol at two closes, and breaks at the third."""
+
+    def __init__(self, options: dict[str, Any]) -> None:
+        self._closes = 0
+
+    def decide(self, contexts: Mapping[str, BarContext]) -> dict[str, Signal | Orders]:
+        self._closes += 1
+        assert self._closes < 3
+        return {symbol: Signal(Action.LONG, "all") for symbol in contexts}
+
+
+def test_a_portfolio_that_fails_is_set_aside_as_any_strategy_is() -> None:
+    of, options = (f"{__name__}:Breaks", SCRIPTED), ({}, {"says": {"0": ["LONG"]}})
+    engine = built(configured(("a", "b"), ("0.5", "0.5"), of=of, options=options))
+    steps = run(engine, [candle(10_000, index=at) for at in range(5)])
+    reasons = [step.strategies[0].outcome.reason for step in steps]
+    assert reasons[:2] == ["all", "all"]
+    assert all(reason.startswith("set aside: ") for reason in reasons[2:])
+    assert [owner.held(ITEM.id) > 0 for owner in engine.broker.own.owners.values()] == [False, True]
 
 
 def test_a_strategy_without_equity_is_closed() -> None:
