@@ -20,6 +20,7 @@ from tracepaper.daemon.broker.book import (
     EncodedAccount,
     Holdings,
     check_range,
+    requests_of,
 )
 from tracepaper.daemon.broker.book_fills import QueueRules, Queues
 from tracepaper.daemon.broker.execution import ExecutionCosts, TrueRange
@@ -29,7 +30,7 @@ from tracepaper.daemon.broker.line import Holding, Line
 from tracepaper.daemon.broker.margin import CrossMargin, IsolatedMargin, MarginPolicy
 from tracepaper.daemon.broker.orders import FILL_WITHIN_MS, Latency
 from tracepaper.daemon.broker.positions import Positions
-from tracepaper.strategies.api.context import Signal
+from tracepaper.strategies.api.context import Orders, Signal
 from tracepaper.strategies.errors import ConfigInvalid, InvariantBroken
 from tracepaper.strategies.types.decisions import (
     Account,
@@ -193,6 +194,11 @@ class PaperAccount(Holdings):
         return (*self.books, *self.owners.values())
 
     @property
+    def parts(self) -> dict[str, Book]:
+        """The books that have a state beside that of the account, by name."""
+        return {book.name: book for book in self.every_book if book.name}
+
+    @property
     def available(self) -> int:
         """Cash that no position binds."""
         return self.cash - sum(book.bound for book in self.books)
@@ -320,6 +326,15 @@ class PaperAccount(Holdings):
             for owner, quantity, entry, target in zip(owners, held, entries, wanted, strict=True):
                 owner.lines[key].hold(Holding(quantity, entry))
                 owner.lines[key].want(target, "taken over")
+
+
+def part_of(intent: Intent | Orders, side: PositionSide | None) -> Intent | Orders | None:
+    """Return what *intent* asks of the position of *side*; None where a gate holds that."""
+    if side is None:
+        return intent
+    if isinstance(intent, Orders):
+        return replace(intent, requests=requests_of(intent, side))
+    return intent.sides[side] if intent.sides else intent
 
 
 def refuse_switch(*accounts: AccountState) -> None:

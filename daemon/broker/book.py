@@ -210,6 +210,8 @@ class Book(Holdings):
     ) -> None:
         """Open a book of positions, or of the share that *owner* has of those in *whole*."""
         self.account, self.settings, self.side, self.owner = account, settings, side, owner
+        self.name = "/".join(filter(None, (owner, side)))
+        """By which its state is stored; empty of the one book of an account."""
         self.books = (self,)
         self.sign = {None: 0, PositionSide.LONG: 1, PositionSide.SHORT: -1}[side]
         self.cash = settings.cash

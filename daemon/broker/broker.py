@@ -18,12 +18,14 @@ from msgspec.structs import replace
 
 from tracepaper.daemon.broker.account import (
     ENTRIES,
+    SIDES,
     BrokerSettings,
     Intent,
     Ownership,
     PaperAccount,
+    part_of,
 )
-from tracepaper.daemon.broker.book import AccountState, Book, EncodedAccount, Holdings, requests_of
+from tracepaper.daemon.broker.book import AccountState, Book, EncodedAccount, Holdings
 from tracepaper.daemon.broker.book_fills import moves_in
 from tracepaper.daemon.broker.book_watch import BookWatch
 from tracepaper.daemon.broker.execution import DayRange, TrueRange
@@ -43,7 +45,6 @@ from tracepaper.strategies.types.decisions import (
     FillModel,
     Order,
     Position,
-    PositionSide,
 )
 from tracepaper.strategies.types.market import (
     BY_REST,
@@ -350,7 +351,7 @@ class Broker:
             refuse_sides(intent)
         refusals = []
         for book in account.books:
-            part = _part_of(intent, book.side)
+            part = part_of(intent, book.side)
             if part is None:
                 continue
             if refusal := self._ask(book.lines[bar.instrument], part, bar, at_ms):
@@ -413,6 +414,8 @@ class Broker:
         self.save = self.save or _LATER
         if line.key in self._confirms:
             line.confirm(bar.open_time_ms)
+            if line.book.side is not None and line.book.account is not self.own:
+                self.save = Save.NOW  # a step does not say which of the two sides it was
         if plan is not None and line.is_protected_by(plan):
             plan = None
         return plan, None
@@ -592,13 +595,16 @@ class Broker:
     @property
     def _stored(self) -> dict[str, Book | PaperAccount]:
         """What has a state beside that of the run's account."""
-        sides = {side.value: book for side, book in self.own.sides.items()}
-        return {**sides, **self.own.owners, **self.shadows}
+        stored: dict[str, Book | PaperAccount] = {**self.own.parts, **self.shadows}
+        for name, shadow in self.shadows.items():
+            stored |= {f"{name}/{part}": book for part, book in shadow.parts.items()}
+        return stored
 
     def restore(
         self,
         state: AccountState,
-        beside: Mapping[str, AccountState],
+        parts: Mapping[str, AccountState],
+        shadows: Mapping[str, AccountState] = {},
         *,
         confirmed: Iterable[Confirmation] = (),
         fills: Mapping[str, Sequence[Fill]] = {},
@@ -606,13 +612,19 @@ class Broker:
     ) -> None:
         """Take over what survived a restart, or what another run left (*taken_over*).
 
-        *confirmed* are the positions that were confirmed since, oldest first; *fills* those that
-        decisions have not been told of.
+        *parts* are the states of the sides and of the owners. *confirmed* are the positions that
+        were confirmed since, oldest first; *fills* those that decisions have not been told of.
         """
-        self.own.restore(state, beside, taken_over=taken_over)
+        self.own.restore(state, parts, taken_over=taken_over)
         for name, shadow in self.shadows.items():
-            if name in beside:  # another run may have had other ones
-                shadow.restore(beside[name], {})
+            sides = {
+                side: shadows[key]
+                for side in map(str, SIDES)
+                if (key := f"{name}/{side}") in shadows
+            }
+            # Another run may have had other ones, or have had them in another position mode.
+            if name in shadows and sides.keys() == shadow.parts.keys():
+                shadow.restore(shadows[name], sides)
         self.save = Save.NO
         for confirmation in confirmed:
             self.save = Save.LATER
@@ -642,15 +654,6 @@ def _check(
                 f"{item.id} counts price times quantity in more than {MONEY_DECIMALS} "
                 "decimals, which no two strategies can share exactly; trade it by [strategy]."
             )
-
-
-def _part_of(intent: Intent | Orders, side: PositionSide | None) -> Intent | Orders | None:
-    """Return what *intent* asks of the position of *side*; None where a gate holds that."""
-    if side is None:
-        return intent
-    if isinstance(intent, Orders):
-        return replace(intent, requests=requests_of(intent, side))
-    return intent.sides[side] if intent.sides else intent
 
 
 def refuse_sides(answer: Signal | Orders) -> None:

@@ -217,10 +217,9 @@ class Engine:
         declared |= {owner.name: owner.declared for owner in self._portfolios}
         self.declared = {key: state for key, state in declared.items() if state is not None}
         self.prices = Prices({key: market.belief for key, market in self.markets.items()})
-        with_twins = (
-            {} if self.is_hedged else {item.id: strategies[item.id] for item in instruments}
+        self.shadows = Shadows(
+            {item.id: strategies[item.id] for item in instruments}, settings.passing
         )
-        self.shadows = Shadows(with_twins, settings.passing)
         every = [
             (key, of)
             for by_id in (strategies, *(terms.strategies for terms in members))

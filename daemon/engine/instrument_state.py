@@ -518,13 +518,15 @@ class MemberState:
     def hold(self, bar: Bar, account: Holdings, exposure: float) -> Intent:
         """Return what a shadow account is asked for that holds *exposure* of its first cash, long.
 
-        A standing quantity stays unless the new one differs by more than ``sizing.rebalance``.
+        A standing quantity stays unless the new one differs by more than ``sizing.rebalance``. In
+        hedge mode it holds on its long side.
         """
         standing = account.target(bar.instrument)
         target = self._sizer.held(bar.close, self._cash, exposure, standing=standing)
-        if target == 0:
-            return Intent(Action.HOLD, standing, "nothing was held so far")
-        return Intent(Action.LONG, target, "buy and hold")
+        intent = Intent(Action.HOLD, standing, "nothing was held so far")
+        if target:
+            intent = Intent(Action.LONG, target, "buy and hold")
+        return intent._replace(sides={PositionSide.LONG: intent, PositionSide.SHORT: None})
 
     def value_of(self, price: int, quantity: int) -> int:
         """Return the money of *quantity*, without its sign, at *price*."""

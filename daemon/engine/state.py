@@ -23,8 +23,8 @@ import msgspec
 from msgspec import Struct
 from msgspec.structs import replace
 
-from tracepaper.daemon.broker.account import SIDES, BrokerSettings, Intent
-from tracepaper.daemon.broker.book import AccountState, Holdings
+from tracepaper.daemon.broker.account import SIDES, BrokerSettings, Intent, part_of
+from tracepaper.daemon.broker.book import AccountState, Book, Holdings
 from tracepaper.daemon.broker.broker import Broker, Save
 from tracepaper.daemon.engine.price_checks import AGREE_WITHIN_MS, USUAL_RANGES, Price
 from tracepaper.daemon.engine.risk import RiskState
@@ -242,6 +242,16 @@ def sides_of(state: EngineState) -> dict[PositionSide | None, AccountState]:
     return {side: state.twins[side] for side in SIDES if side in state.twins}
 
 
+def parts_of(state: EngineState) -> dict[str, AccountState]:
+    """Return the states of the sides and the owners of the run's account, by name."""
+    return {name: part for name, part in state.twins.items() if not _is_shadow(name)}
+
+
+def _is_shadow(name: str) -> bool:
+    """Return whether *name* is of a shadow account, or of a side of it."""
+    return name.partition("/")[0] in TWINS
+
+
 class Shadows:
     """What each shadow account follows, and what of the run's own bars that depends on."""
 
@@ -380,14 +390,21 @@ def _bound(
     else:
         if refused in LIMITS:
             free = state.follow(signal, bar, forecast, account, None, is_full=is_full)
-            held = account.held(bar.instrument)
-            if abs(free.target) <= abs(held) and free.target * held >= 0:
+            if all(_is_less(part_of(free, book.side), book, bar) for book in account.books):
                 refused = None
         intent = state.follow(signal, bar, forecast, account, refused, is_full=is_full)
         if (closing := state.gates.risk.closing(state.gates.inputs)) and refused not in INTEGRITY:
             intent = Intent(Action.FLAT, 0, closing)
     is_held = refused is not None and isinstance(intent, Intent) and intent.action is Action.HOLD
     return None if is_held else intent
+
+
+def _is_less(intent: Intent | Orders | None, book: Book, bar: Bar) -> bool:
+    """Return whether *intent*, of *book* or a side of it, leaves it no more than it holds."""
+    if not isinstance(intent, Intent):
+        return True
+    held = book.held(bar.instrument)
+    return abs(intent.target) <= abs(held) and intent.target * held >= 0
 
 
 def _of_shadow(name: str, signal: Signal) -> Signal:
@@ -441,8 +458,14 @@ class Restart:
         else:
             engine.risk.state = state.risk
         fills = {key: decided.fills for key, decided in since.items()}
+        shadows = {name: of for name, of in state.twins.items() if _is_shadow(name)}
         engine.broker.restore(
-            state.account, state.twins, confirmed=confirmed, fills=fills, taken_over=taken_over
+            state.account,
+            parts_of(state),
+            shadows,
+            confirmed=confirmed,
+            fills=fills,
+            taken_over=taken_over,
         )
         if state.chosen is not None:
             engine.risk.choose(state.chosen)

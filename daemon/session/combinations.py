@@ -94,9 +94,6 @@ SHARES + HEDGE
 HEDGE + SEVERAL
     [account] position_mode = "hedge" is for one strategy, and [strategies] names several; take it
     out, or trade by [strategy].
-HEDGE + TWINS
-    [account] position_mode = "hedge" has no shadow accounts, and [strategy] twins names some; take
-    them out.
 CRYPTO + CALENDAR
     market.calendar is for shares; take it out, or set market.asset to "stock".
 CRYPTO + FRACTIONAL

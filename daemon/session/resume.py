@@ -18,7 +18,7 @@ from tracepaper.daemon.broker.book import AccountState
 from tracepaper.daemon.config.loading import Config, restore
 from tracepaper.daemon.config.several import strategy_name
 from tracepaper.daemon.engine.engine import Engine
-from tracepaper.daemon.engine.state import EngineState, Restart, decode_state, sides_of
+from tracepaper.daemon.engine.state import EngineState, Restart, decode_state, parts_of, sides_of
 from tracepaper.daemon.feed.maintenance import rescaled
 from tracepaper.daemon.session.build import (
     Strategies,
@@ -442,11 +442,9 @@ def check_state(reader: Reader, run: Run, state: EngineState, until: int) -> Non
     begun = replace(state, account=nothing, twins={})
     check_fills(reader, run, begun, state, after=-1, until=until)
     stored = {_standing(order) for order in reader.open_orders(run.run_id, until=until)}
-    shared = state.shares is not None or bool(sides_of(state))
-    parts = state.twins.values() if shared else ()
     resting = [
         order
-        for account in (state.account, *parts)
+        for account in (state.account, *parts_of(state).values())
         for book in account.books.values()
         for order in (book.orders.order, *book.orders.others)
         if order is not None

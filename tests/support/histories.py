@@ -206,7 +206,7 @@ def drawn_case(rng: random.Random, kind: str) -> Case:
             "name": drawn,
             "options": options(rng.randint(0, 99), horizon=horizon),
         }
-        if shape == "one" and (count := rng.randint(0, 2)):
+        if count := rng.randint(0, 2):
             given["strategy"]["twins"] = ["ungated", "buy_and_hold"][:count]
     if kind == "universe":
         given["market"]["universe"] = {"top": 1, "on_leave": rng.choice(("reduce", "close"))}

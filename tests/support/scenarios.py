@@ -607,7 +607,10 @@ SCENARIOS: dict[str, Scenario] = {
     ),
     "hedge mode": Scenario(
         sections=_sections(
-            {"name": hedged_cases.DRAWN, "options": {"seed": 1}},
+            {
+                "name": hedged_cases.DRAWN, "options": {"seed": 1},
+                "twins": ["ungated", "buy_and_hold"],
+            },
             sizing={"mode": "notional", "notional": "40000"},
             account={
                 "cash": "100000", "position_mode": "hedge", "margin": "isolated",
@@ -616,7 +619,8 @@ SCENARIOS: dict[str, Scenario] = {
         ),
         candles=_walk(),
         shows=_counts(
-            "v_fills WHERE position_side = 'LONG'", "v_fills WHERE position_side = 'SHORT'"
+            "v_fills WHERE position_side = 'LONG'", "v_fills WHERE position_side = 'SHORT'",
+            "v_twin_fills WHERE twin = 'ungated'", "v_twin_fills WHERE twin = 'buy_and_hold'",
         ),
         forged=(
             "UPDATE fills SET position_side = 'SHORT' WHERE book = 0 AND position_side = 'LONG'",
@@ -629,11 +633,18 @@ SCENARIOS: dict[str, Scenario] = {
             "UPDATE holdings SET realized_pnl = realized_pnl + 1 WHERE twin = 'SHORT'",
             "UPDATE holdings SET margin = margin + 1 WHERE twin = 'LONG'",
             "DELETE FROM fills WHERE book = 0 AND position_side = 'SHORT'",
+            ("UPDATE fills SET position_side = 'SHORT' WHERE twin = 'ungated' "
+            "AND position_side = 'LONG'"),
+            "UPDATE holdings SET realized_pnl = realized_pnl + 1 WHERE twin = 'ungated'",
         ),
     ),
     "hedge mode on cross margin": Scenario(
         sections=_sections(
-            {"name": hedged_cases.DRAWN, "options": {"seed": 3, "lists": False}}, *THREE,
+            {
+                "name": hedged_cases.DRAWN, "options": {"seed": 3, "lists": False},
+                "twins": ["random_gate"],
+            },
+            *THREE,
             sizing={"mode": "notional", "notional": "60000"},
             account={
                 "cash": "6000", "position_mode": "hedge", "margin": "cross", "leverage": "50",

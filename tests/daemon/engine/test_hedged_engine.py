@@ -13,6 +13,7 @@ from hedged_cases import (
     SCRIPTED,
     SHORT,
     configured,
+    walk,
 )
 from msgspec.structs import replace
 
@@ -98,6 +99,17 @@ def test_long_only_on_cross_margin_is_as_in_one_way_mode() -> None:
         check_account(hedge.broker.own)
         models |= {fill.model for fill in step.fills}
     assert FillModel.LIQUIDATION in models
+
+
+def test_a_shadow_account_of_the_same_decisions_is_the_run() -> None:
+    config = configured({"seed": 4, "twins": ["ungated"]})
+    steps = run(built(config, FillModel.QUOTE), walk(4, quotes=True, shocks=True))
+    for step in steps:
+        for shadow in step.twins[2:]:
+            assert (shadow.position, shadow.account) == (step.position, step.account)
+            fills = [replace(fill, order_id="") for fill in step.fills]
+            assert [replace(fill, order_id="") for fill in shadow.fills] == fills
+    assert {fill.position_side for step in steps for fill in step.twins[2].fills} == {LONG, SHORT}
 
 
 def test_a_signal_is_of_the_side_that_it_names_and_flat_of_both_or_one() -> None:
