@@ -270,14 +270,14 @@ def _carried(
                     method.residual_weight,
                     backend,
                 )
-            given = _asked(read, held)
+            given = _query_weights(read, held)
             share = 1.0 / asking.count(read.target)
             _carry_read(read, given, fuse, share, below)
         held = below
     return held
 
 
-def _asked(read: Read, held: Mapping[str, Tensor]) -> Tensor:
+def _query_weights(read: Read, held: Mapping[str, Tensor]) -> Tensor:
     """Return the weights on a read's queries; raise where there are none."""
     if read.target not in held:
         raise AttentionInvalid(

@@ -56,7 +56,7 @@ def name(request: pytest.FixtureRequest, folder: Path) -> Iterator[str]:
     with loops_of(folder) as available, pytest.MonkeyPatch.context() as patch:
         if request.param not in available:
             pytest.skip(f"this processor lacks what {request.param} needs")
-        alone = {request.param: compiled.found()[request.param]}
+        alone = {request.param: compiled.loops()[request.param]}
         patch.setattr(compiled, "found", lambda: alone)
         yield request.param
 
