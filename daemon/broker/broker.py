@@ -18,7 +18,6 @@ from msgspec.structs import replace
 
 from tracepaper.daemon.broker.account import (
     ENTRIES,
-    SIDES,
     BrokerSettings,
     Intent,
     Ownership,
@@ -129,13 +128,10 @@ class Broker:
             ranges=self._ranges,
             marked=self._marked,
         )
-        self.own = opens(
-            replace(settings, exits=None) if owners else settings,
-            keeps_ledger=True,
-            reports_fills=reports_fills,
-            owners=owners,
-        )
-        self.shadows = {name: opens(settings) for name in sorted(shadows)}
+        settings = replace(settings, exits=None) if owners else settings
+        self.own = opens(settings, keeps_ledger=True, reports_fills=reports_fills, owners=owners)
+        untold = {name: owner._replace(reports_fills=()) for name, owner in (owners or {}).items()}
+        self.shadows = {name: opens(settings, owners=untold) for name in sorted(shadows)}
         self.beside: dict[str, Holdings] = {
             **{side.value: book for side, book in self.own.sides.items()},
             **self.own.owners,
@@ -358,10 +354,16 @@ class Broker:
                 refusals.append(refusal if book.side is None else f"{book.side}: {refusal}")
         return "; ".join(refusals) or None
 
-    def route(self, intent: Intent, wishes: Wishes, bar: Bar, at_ms: int) -> RouteResult:
-        """Ask the owners of the run's account for their *wishes*, and it for the net *intent*."""
+    def route(
+        self, intent: Intent, wishes: Wishes, bar: Bar, at_ms: int, *, shadow: str | None = None
+    ) -> RouteResult:
+        """Ask the owners of an account for their *wishes*, and it for the net *intent*.
+
+        It is the run's, or a *shadow* account.
+        """
+        account = self.own if shadow is None else self.shadows[shadow]
         ask = partial(self._ask, bar=bar, at_ms=at_ms)
-        routed = route(self.own.line(bar.instrument), intent, wishes, ask, at_ms)
+        routed = route(account.line(bar.instrument), intent, wishes, ask, at_ms)
         return routed._replace(is_quiet=False) if self._confirms else routed
 
     def _ask(self, line: Line, intent: Intent | Orders, bar: Bar, at_ms: int) -> str | None:
@@ -414,8 +416,8 @@ class Broker:
         self.save = self.save or _LATER
         if line.key in self._confirms:
             line.confirm(bar.open_time_ms)
-            if line.book.side is not None and line.book.account is not self.own:
-                self.save = Save.NOW  # a step does not say which of the two sides it was
+            if line.book.name and line.book.account is not self.own:
+                self.save = Save.NOW  # a step does not say which side or share it was
         if plan is not None and line.is_protected_by(plan):
             plan = None
         return plan, None
@@ -432,9 +434,8 @@ class Broker:
         planned = line.plan(signal, bar, at_ms, self._day_ranges[line.key], intent.expected)
         return (None, planned) if isinstance(planned, str) else (planned, None)
 
-    def refusal_of(self, owner: str, intent: Intent, bar: Bar, at_ms: int) -> str | None:
-        """Return why *owner* cannot enter as *intent* asks; None where it can, or exits."""
-        line = self.own.owners[owner].lines[bar.instrument]
+    def refusal_of(self, line: Line, intent: Intent, bar: Bar, at_ms: int) -> str | None:
+        """Return why *line* cannot enter as *intent* asks; None where it can, or exits."""
         return self._planned(line, intent, bar, at_ms)[1]
 
     def send(self, lists: Mapping[str, Orders], bar: Bar, at_ms: int) -> None:
@@ -447,9 +448,15 @@ class Broker:
         cross(self.own.line(instrument), price, at_ms)
 
     def share_out(self) -> None:
-        """Give each owner its share of the account's equity anew."""
-        self.own.share_out()
+        """Give each owner its share of the equity of each account anew."""
+        for account in self._accounts:
+            account.share_out()
         self.save = Save.NOW
+
+    @property
+    def reserves(self) -> dict[str, int]:
+        """The money of each account that no owner has a share of; the run's has no name."""
+        return {name: of.reserve for name, of in {"": self.own, **self.shadows}.items()}
 
     def cancel(self, reason: str, *, opening_only: bool = False) -> None:
         """Cancel the run's orders by list: all of them, or those that could open a position."""
@@ -617,14 +624,14 @@ class Broker:
         """
         self.own.restore(state, parts, taken_over=taken_over)
         for name, shadow in self.shadows.items():
-            sides = {
-                side: shadows[key]
-                for side in map(str, SIDES)
-                if (key := f"{name}/{side}") in shadows
+            of_shadow = {
+                key.removeprefix(f"{name}/"): part
+                for key, part in shadows.items()
+                if key.startswith(f"{name}/")
             }
-            # Another run may have had other ones, or have had them in another position mode.
-            if name in shadows and sides.keys() == shadow.parts.keys():
-                shadow.restore(shadows[name], sides)
+            # Another run may have had other ones, in another position mode or of other owners.
+            if name in shadows and of_shadow.keys() == shadow.parts.keys():
+                shadow.restore(shadows[name], of_shadow)
         self.save = Save.NO
         for confirmation in confirmed:
             self.save = Save.LATER

@@ -17,7 +17,7 @@ from typing import Any, Final, NamedTuple, assert_never
 import msgspec
 from msgspec import Struct
 
-from tracepaper.daemon.broker.account import ENTRIES, Intent, Ownership
+from tracepaper.daemon.broker.account import ENTRIES, Intent, Ownership, PaperAccount
 from tracepaper.daemon.broker.broker import NOTHING_FILLED, Broker, FilledEvent, Save
 from tracepaper.daemon.broker.router import RouteResult, Wishes
 from tracepaper.daemon.engine.history import Lookback
@@ -34,6 +34,9 @@ from tracepaper.daemon.engine.member import (
 from tracepaper.daemon.engine.price_checks import PLAIN, Price, Prices
 from tracepaper.daemon.engine.risk import RiskWatch
 from tracepaper.daemon.engine.state import (
+    BOUND,
+    BUY_AND_HOLD,
+    INTEGRITY,
     EngineSettings,
     EngineState,
     MemberTerms,
@@ -53,6 +56,7 @@ from tracepaper.strategies.api.timeframes import FrameRange, Row
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.gates.evaluator import GateEvaluator
 from tracepaper.strategies.types.decisions import (
+    Action,
     Decision,
     Fill,
     FillModel,
@@ -217,9 +221,11 @@ class Engine:
         declared |= {owner.name: owner.declared for owner in self._portfolios}
         self.declared = {key: state for key, state in declared.items() if state is not None}
         self.prices = Prices({key: market.belief for key, market in self.markets.items()})
-        self.shadows = Shadows(
-            {item.id: strategies[item.id] for item in instruments}, settings.passing
-        )
+        twins = {item.id: strategies[item.id].twins for item in instruments}
+        self.shadows = {of.name: Shadows(twins, of.settings.passing) for of in members or [account]}
+        """What shadow accounts follow: of the account's one strategy, "", or of each member."""
+        self.counts = any(of.counts for of in self.shadows.values())
+        """Whether one depends on what the run did at each bar: see :meth:`count`."""
         every = [
             (key, of)
             for by_id in (strategies, *(terms.strategies for terms in members))
@@ -229,7 +235,7 @@ class Engine:
             instruments,
             settings.broker,
             {key: market.history.day_range for key, market in self.markets.items()},
-            shadows=self.shadows.names,
+            shadows={name for names in twins.values() for name in names},
             reports_fills=[key for key, of in strategies.items() if of.sees_account],
             confirms=[key for key, of in every if of.horizon is not None],
             owners={
@@ -701,9 +707,18 @@ class Engine:
         else:
             outcome = self._route(bar, filled, decision, prediction, answers, at_ms)
         step = self._finish(bar, key, filled, outcome, saves=saves)
-        if self.shadows.bases and self.shadows.count(step, state):  # from the next bar on
-            self.save = self.save or _LATER
+        if self.counts:
+            self.count(step)  # from the next bar on
         return step
+
+    def count(self, step: Step) -> None:
+        """Add *step* to what shadow accounts depend on."""
+        if not isinstance(step.event, Bar):
+            return
+        for name, shadows in self.shadows.items():
+            state = self.states_of(name)[step.event.instrument]
+            if shadows.counts and shadows.count(step, name, state):
+                self.save = self.save or _LATER
 
     def _submit(
         self, bar: Bar, filled: FilledEvent, decision: Decision, prediction: Prediction, at_ms: int
@@ -715,8 +730,11 @@ class Engine:
         if (intent := state.intent) is not None:
             refusal = broker.submit(intent, bar, at_ms)
             decision = state.unfilled(decision, refusal)
-        if broker.shadows:
-            self.shadows.follow(broker, state, bar, prediction, decision, at_ms)
+        for name, account in broker.shadows.items():
+            if name in state.strategy.twins:
+                wish = self.shadows[""].wish(name, state, bar, prediction, decision, account)
+                if wish is not None:
+                    broker.submit(wish, bar, at_ms, shadow=name)
         orders = broker.take().orders
         if orders and self.risk.active:
             self.risk.count_orders(orders, at_ms)
@@ -724,7 +742,7 @@ class Engine:
         if broker.beside:
             observed = self._observed.get(key)
             decided_ms = bar.open_time_ms
-            twins = self.shadows.steps(broker, key, filled.beside, decided_ms, observed)
+            twins = Shadows.steps(broker.beside, key, filled.beside, decided_ms, observed)
         return BarOutcome(decision, prediction, orders, twins)
 
     # ------------------------------------------------------------ several strategies
@@ -756,12 +774,28 @@ class Engine:
 
     def _net(self, bar: Bar, decisions: list[Decision], at_ms: int) -> MemberAnswers:
         """Net the *decisions* of the strategies on *bar*, for the account's own gates to judge."""
+        asked = [of_member.intent for _, of_member in self._on[bar.instrument]]
+        wishes, signal = self._netted(bar, self.broker.own, asked, decisions, at_ms)
+        self._net_sizers[bar.instrument].net = wishes.target
+        return MemberAnswers(decisions, wishes, signal, self._reach(bar, wishes))
+
+    def _netted(
+        self,
+        bar: Bar,
+        account: PaperAccount,
+        asked: Sequence[Intent | Orders | None],
+        decisions: Sequence[Decision],
+        at_ms: int,
+    ) -> tuple[Wishes, Signal]:
+        """Net what is *asked* of the shares in *account* at the *decisions* on *bar*."""
         key, broker, state = bar.instrument, self.broker, self.states[bar.instrument]
         intents: dict[str, Intent | Orders] = {}
         net, reasons = 0, []
-        for (member, of_member), decision in zip(self._on[key], decisions, strict=True):
-            name = member.name
-            signal, intent, line = of_member.signal, of_member.intent, member.book.lines[key]
+        for (member, of_member), intent, decision in zip(
+            self._on[key], asked, decisions, strict=True
+        ):
+            name, signal = member.name, of_member.signal
+            line = account.owners[name].lines[key]
             if isinstance(signal, Signal):
                 line.protector.on_signal(signal.action)
             if member.closed:
@@ -769,17 +803,15 @@ class Engine:
             target = before = line.orders.target
             if intent is not None:
                 intents[name] = intent
-            if isinstance(intent, Intent) and not broker.refusal_of(name, intent, bar, at_ms):
+            if isinstance(intent, Intent) and not broker.refusal_of(line, intent, bar, at_ms):
                 target = intent.target
             if target != before:
                 reasons.append(f"{name}: {decision.reason}")
             net += target
-        self._net_sizers[key].net = net
         quote, price = state.market.quote, bar.close
         if quote is not None and self._by_quotes:
             price = divide_half_even(quote.bid + quote.ask, 2)
-        wishes = Wishes(intents, net, price)
-        return MemberAnswers(decisions, wishes, net_signal(net, reasons), self._reach(bar, wishes))
+        return Wishes(intents, net, price), net_signal(net, reasons)
 
     def _reach(self, bar: Bar, wishes: Wishes) -> int | None:
         """Return the largest position to which *wishes* could lead; None where no limit asks."""
@@ -799,34 +831,46 @@ class Engine:
         of_members, wishes = answers.decisions, answers.wishes
         intent, quiet = state.intent, self._quiet.get(key)
         if quiet is not None and intent is quiet.intent and wishes is quiet.wishes:
-            routed, done = quiet.routed, NOTHING_FILLED
+            routed = quiet.routed
             if quiet.enters:
                 self.save = self.save or _LATER
         elif isinstance(intent, Intent):
             routed = broker.route(intent, wishes, bar, at_ms)
-            decision, done = state.unfilled(decision, routed.refusal), broker.take()
-            if done.orders and self.risk.active:
-                self.risk.count_orders(done.orders, at_ms)
+            decision = state.unfilled(decision, routed.refusal)
             self._quiet.pop(key, None)
-            if routed.is_quiet:
+            if routed.is_quiet and not broker.shadows:
                 entries = (wish for wish in wishes.intents.values() if isinstance(wish, Intent))
                 enters = any(wish.is_entry for wish in entries)
                 asked_for = [of_member.intent for _, of_member in self._on[key]]
                 self._quiet[key] = Quiet(asked_for, intent, wishes, routed, enters)
         else:  # what only reduces is not held up, and what a command left opposing crosses still
-            allowed = {
-                member.name: of_member.allowed_of(wish, bar, member.book, decision.refused_by)
-                for member, of_member in self._on[key]
-                if isinstance(wish := wishes.intents.get(member.name), Orders)
-            }
-            lists = {name: given for name, given in allowed.items() if isinstance(given, Orders)}
-            broker.send(lists, bar, at_ms)
+            broker.send(self._reducing(bar, wishes, decision), bar, at_ms)
             broker.cross(key, wishes.price, bar.market_ms)
-            routed, done = RouteResult(None, {}), broker.take()
+            routed = RouteResult(None, {})
+        if broker.shadows and decision.refused_by not in INTEGRITY:
+            self._follow_shadows(bar, prediction, of_members, decision, at_ms)
+        done = broker.take()
+        if done.orders and self.risk.active:
+            self.risk.count_orders(done.orders, at_ms)
+        observed, decided_ms = self._observed.get(key), bar.open_time_ms
+        twins = self._member_steps(key, (filled, done), decision, answers, routed)
+        twins += Shadows.steps(broker.shadows, key, filled.beside, decided_ms, observed)
+        return BarOutcome(decision, prediction, done.orders, tuple(twins))
+
+    def _member_steps(
+        self,
+        key: str,
+        both: tuple[FilledEvent, FilledEvent],
+        decision: Decision,
+        answers: MemberAnswers,
+        routed: RouteResult,
+    ) -> list[TwinStep]:
+        """Return what a step holds of each member, whose fills came before and by its decision."""
         twins: list[TwinStep] = []
-        refusals, refused_by = routed.refusals, decision.refused_by
+        filled, done = both
+        wishes, refusals, refused_by = answers.wishes, routed.refusals, decision.refused_by
         are_filled = filled.beside or done.beside
-        for (member, of_member), wished in zip(self._on[key], of_members, strict=True):
+        for (member, of_member), wished in zip(self._on[key], answers.decisions, strict=True):
             name, book = member.name, member.book
             refusal, confirms, is_asked = None, False, name in refusals
             if is_asked:
@@ -849,7 +893,47 @@ class Engine:
                     member.keep(key, decided, decision),
                 )
             )
-        return BarOutcome(decision, prediction, done.orders, tuple(twins))
+        return twins
+
+    def _reducing(self, bar: Bar, wishes: Wishes, decision: Decision) -> dict[str, Orders]:
+        """Return what of the lists in *wishes* the refusal of *decision* does not hold up."""
+        allowed = {
+            member.name: of_member.allowed_of(wish, bar, member.book, decision.refused_by)
+            for member, of_member in self._on[bar.instrument]
+            if isinstance(wish := wishes.intents.get(member.name), Orders)
+        }
+        return {name: orders for name, orders in allowed.items() if isinstance(orders, Orders)}
+
+    def _follow_shadows(
+        self,
+        bar: Bar,
+        prediction: Prediction,
+        of_members: Sequence[Decision],
+        decision: Decision,
+        at_ms: int,
+    ) -> None:
+        """Let each shadow account of all strategies act at what they decided, and the account.
+
+        A limit was measured on the run's own sum, so it does not refuse less exposure.
+        """
+        key, gates = bar.instrument, self.states[bar.instrument].gates
+        for name, account in self.broker.shadows.items():
+            asked = [
+                self.shadows[member.name].wish(
+                    name, of_member, bar, prediction, decided, account.owners[member.name]
+                )
+                for (member, of_member), decided in zip(self._on[key], of_members, strict=True)
+            ]
+            wishes, signal = self._netted(bar, account, asked, of_members, at_ms)
+            intent = Intent(signal.action, wishes.target, signal.reason)
+            if name in BOUND or (gates.inputs.is_outside and name != BUY_AND_HOLD):
+                held = account.held(key)
+                is_less = abs(wishes.target) <= abs(held) and wishes.target * held >= 0
+                if closing := gates.risk.closing(gates.inputs):
+                    intent = Intent(Action.FLAT, 0, closing)
+                elif decision.refused_by is not None and not is_less:
+                    continue
+            self.broker.route(intent, wishes, bar, at_ms, shadow=name)
 
     def _share_out_if_due(self, bar: Bar) -> None:
         """Give shares anew at the first close of each day, week or month."""
@@ -960,7 +1044,8 @@ class Engine:
                     state.change_model(of)
             for market in self.markets.values():
                 market.regimes.change_model(terms.values())
-            self.shadows.passing = terms[""].passing
+            for name, shadows in self.shadows.items():
+                shadows.passing = terms[name].passing if name in terms else shadows.passing
             self.save = Save.NOW  # the regimes are others
 
     def forget_passing(self) -> None:
@@ -1001,7 +1086,7 @@ class Engine:
             position = self._observed[instrument][None]
         if not twins and instrument is not None and (filled.beside or self.is_hedged):
             observed = self._observed.get(instrument)
-            twins = self.shadows.steps(broker, instrument, filled.beside, positions=observed)
+            twins = Shadows.steps(broker.beside, instrument, filled.beside, positions=observed)
         if self._quiet and (orders or filled is not NOTHING_FILLED or type(event) not in _QUIET):
             self._quiet.clear()
         sequence = self.sequence
@@ -1057,12 +1142,16 @@ class Engine:
             account,
             twins,
             dict(self.prices.settled),
-            dict(self.shadows.bases),
+            {
+                f"{name}/{key}" if name else key: basis
+                for name, shadows in self.shadows.items()
+                for key, basis in shadows.bases.items()
+            },
             # A portfolio's state has no instrument.
             {key: declared.encoded for key, declared in self.declared.items()},
             {key: of.cell for key, of in regimes.items() if of.cell is not None},
             self.risk.chosen,
-            SharesState(self.broker.own.reserve, self.set_aside, self.shared_out)
+            SharesState(self.broker.reserves, self.set_aside, self.shared_out)
             if self.members
             else None,
         )

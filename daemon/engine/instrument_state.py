@@ -166,7 +166,6 @@ class MemberState:
     # By slots: of so many attributes a dictionary is slower at every access.
     __slots__ = (
         "_answer",
-        "_cash",
         "_context",
         "_exits",
         "_flat_on_refusal",
@@ -245,7 +244,7 @@ class MemberState:
         # What a refused SHORT says: nothing is sold short that is paid for in full.
         self._has_sides = settings.broker.is_hedged
         self._never_short = instrument.category.value if instrument.category.is_cash else ""
-        self._cash, self._flat_on_refusal = settings.broker.cash, settings.flat_on_refusal
+        self._flat_on_refusal = settings.flat_on_refusal
 
     # ------------------------------------------------------------ a start, a model, new filters
 
@@ -522,7 +521,8 @@ class MemberState:
         hedge mode it holds on its long side.
         """
         standing = account.target(bar.instrument)
-        target = self._sizer.held(bar.close, self._cash, exposure, standing=standing)
+        cash = sum(book.settings.cash for book in account.books)
+        target = self._sizer.held(bar.close, cash, exposure, standing=standing)
         intent = Intent(Action.HOLD, standing, "nothing was held so far")
         if target:
             intent = Intent(Action.LONG, target, "buy and hold")

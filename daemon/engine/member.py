@@ -185,9 +185,9 @@ class NetStrategy(Strategy):
 
     reads_history = False
 
-    def __init__(self, members: Mapping[str, Strategy]) -> None:
-        """Net the strategies of *members*, by name."""
-        self.members = dict(members)
+    def __init__(self, members: Mapping[str, Strategy], twins: tuple[str, ...] = ()) -> None:
+        """Net the strategies of *members*, by name, which have the shadow accounts *twins*."""
+        self.members, self.twins = dict(members), twins
         every = self.members.values()
         self.warmup = min(strategy.warmup for strategy in every)  # the first that is warm trades
         self.gates = INTEGRITY.intersection(*(strategy.gates for strategy in every))

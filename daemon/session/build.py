@@ -146,8 +146,9 @@ def _netted(config: Config, forecaster: Forecaster | None) -> dict[str, NetStrat
         name: make_strategies(of, forecaster if asks_forecaster(of) else None)
         for name, of in members_of(config).items()
     }
+    twins = next(iter(config.strategies.named.values())).twins  # those of all
     return {
-        symbol: NetStrategy({name: strategies[symbol] for name, strategies in members.items()})
+        symbol: NetStrategy({name: of[symbol] for name, of in members.items()}, twins)
         for symbol in config.market.symbols
     }
 
@@ -477,6 +478,8 @@ def _terms(
     risk = limits(config.model_dump())
     terms = model_terms(config, by_id, forecaster, execution=execution)
     for key, strategy in by_id.items():
+        if isinstance(strategy, NetStrategy):
+            continue  # each of its strategies is judged by its own
         refuse_equal_twins(config, strategy.twins, terms.gates[key].gate_set.gates)
     if risk_volatility.name in risk:
         for strategy in by_id.values():
@@ -606,7 +609,7 @@ def _passing(
 
 def coverage_warnings(engine: Engine) -> tuple[str, ...]:
     """Return the warning of a run whose random_gate twins pass with their card's coverage."""
-    shares = sorted(set(engine.shadows.random_shares))
+    shares = sorted({share for of in engine.shadows.values() for share in of.random_shares})
     if not shares:
         return ()
     text = " and ".join(f"{100 * share:.2f} %" for share in shares)

@@ -278,7 +278,7 @@ def reach_of(engine: Engine, context: int) -> Lookback:
         {key: max(engine.warmup_of(key), engine.range_bars_of(key), context) for key in keys},
         {key: books for key in keys if (books := engine.books_of(key))},
         context,
-        counts=engine.shadows.counts,
+        counts=engine.counts,
     )
 
 
@@ -343,7 +343,7 @@ def restore_at(engine: Engine, reader: Reader, run: Run, after: int) -> None:
         confirmed=reader.confirmations(run.run_id, until=after),
         since=reader.since_decided(run.run_id, until=after),
     )
-    if engine.shadows.counts:
+    if engine.counts:
         for step in reader.steps_since_state(run.run_id, until=after):
             restart.count(step)
 

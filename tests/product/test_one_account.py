@@ -184,6 +184,10 @@ BAD: list[tuple[dict[str, Any], str]] = [
         "gives [strategy], and [strategies] names several; leave one out.",
     ),
     ({"strategies": {"a": {}, "b": {"share": "0.5"}}}, "[strategies.a] needs a share"),
+    (
+        {"strategies": {"a": {"share": "0.5", "twins": "ungated"}, "b": {"share": "0.5"}}},
+        "name different twins, and a shadow account is one of all of them; give each the same",
+    ),
     ({"strategies": {"reset": "day"}}, "[strategies] reset is of several strategies"),
     (
         {"strategies": {"a": {"share": "0.5", "fats": 3}, "b": {"share": "0.5"}}},

@@ -193,21 +193,25 @@ def drawn_case(rng: random.Random, kind: str) -> Case:
         ),
     }
     drawn = "histories:Drawn"
+    horizon, twins = rng.choice((None, 5)), ["ungated", "buy_and_hold"][: rng.randint(0, 2)]
     if shape == "several":
         shares = rng.choice((("0.4", "0.3", "0.1", "0.2"), ("0.25",) * 4))
         given["strategies"] = {
-            f"s{number}": {"name": drawn, "share": shares[number], "options": options(number)}
+            f"s{number}": {
+                "name": drawn,
+                "share": shares[number],
+                "twins": twins,
+                "options": options(number, horizon=horizon),
+            }
             for number in range(rng.randint(2, 4))
         }
         given["strategies"]["reset"] = rng.choice(("never", "day"))
     else:
-        horizon = rng.choice((None, 5))
         given["strategy"] = {
             "name": drawn,
+            "twins": twins,
             "options": options(rng.randint(0, 99), horizon=horizon),
         }
-        if count := rng.randint(0, 2):
-            given["strategy"]["twins"] = ["ungated", "buy_and_hold"][:count]
     if kind == "universe":
         given["market"]["universe"] = {"top": 1, "on_leave": rng.choice(("reduce", "close"))}
     if rng.random() < 0.4:
@@ -436,10 +440,10 @@ class History:
         assert times == sorted(times)
         every = [("", fill) for fill in step.fills]
         parts = [(twin.twin, fill) for twin in step.twins for fill in twin.fills]
+        owners = self.engine.broker.own.owners
         for fill in step.fills if self.engine.members else ():
-            self._check_shared(
-                fill, step.fills, [part for part in parts if _is_part(part[1], fill)]
-            )
+            shared = [part for part in parts if part[0] in owners and _is_part(part[1], fill)]
+            self._check_shared(fill, step.fills, shared)
         for name, fill in every + parts:
             bought, (cash, funding) = fill.side is Side.BUY, self._money[name]
             sign = 1 if bought else -1

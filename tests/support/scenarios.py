@@ -339,7 +339,7 @@ def _several(*symbols: str, **sections: Any) -> Callable[[], Sections]:
 
 def _of_all_kinds() -> Sections:
     """Return a pair, lists of orders and averages on one account, in a universe."""
-    pair = {"window": 30, "enter": 1.0}
+    pair, twins = {"window": 30, "enter": 1.0}, ["ungated", "random_gate", "buy_and_hold"]
     given: Sections = {
         "pair": {"name": "recorded_strategies:Counting", "options": pair},
         "scatter": {"name": "recorded_strategies:Scatter"},
@@ -352,7 +352,7 @@ def _of_all_kinds() -> Sections:
         },
         "sizing": {"mode": "notional", "notional": "1000"},
         "strategies": {
-            **{name: {**strategy, "share": "0.3"} for name, strategy in given.items()},
+            **{name: {**of, "share": "0.3", "twins": twins} for name, of in given.items()},
             "reset": "day",
         },
         "risk": {"max_notional": "2500"},
@@ -582,10 +582,12 @@ SCENARIOS: dict[str, Scenario] = {
             "v_events WHERE kind = 'universe'", "v_twin_fills WHERE twin = 'pair'",
             "v_orders WHERE role = 'LIST' AND status = 'FILLED'",
             "v_decisions WHERE refused_by = 'risk.notional'",
+            *(f"v_twin_fills WHERE twin = '{name}'" for name in ("ungated", "buy_and_hold")),
             "v_strategy_decisions WHERE json_extract(note, '$.opened') > 0",
         ),
         forged=(
             "UPDATE twin_steps SET note = json_set(note, '$.opened', 99) WHERE note IS NOT NULL",
+            "UPDATE fills SET fee = fee + 1 WHERE twin = 'buy_and_hold'",
         ),
         day_ms=4 * HOUR_MS,
     ),

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from tracepaper.daemon.config.loading import Config, load
+from tracepaper.daemon.engine.state import TWINS
 from tracepaper.strategies.api.context import (
     BarContext,
     Cancel,
@@ -78,7 +79,7 @@ class Turning(Drawn):
 
     sees_account = True
 
-    def decide(self, context: BarContext) -> Signal | Orders:
+    def decide(self, context: BarContext) -> Signal:
         """Draw an answer."""
         rng = random.Random(context.exact.volume * 31 + self._seed)
         assert context.account is not None
@@ -101,18 +102,24 @@ class Turning(Drawn):
         )  # fmt: skip
 
 
-class Listing(Turning):
-    """Asks for lists of orders of all kinds besides what it turns."""
+class Listing(Strategy):
+    """Asks for lists of orders of all kinds besides what ``Turning`` does."""
+
+    sees_account = True
+
+    def __init__(self, options: dict[str, Any]) -> None:
+        self._turning, self._seed = Turning(options), int(options.get("seed", 0))
 
     def decide(self, context: BarContext) -> Signal | Orders:
         """Draw an answer."""
         rng = random.Random(context.exact.volume * 7 + self._seed)
         if rng.random() < 0.6:
-            return super().decide(context)
+            return self._turning.decide(context)
         asked = list[OrderRequest | Cancel]()
         for _ in range(rng.randint(1, 3)):
             level = round(context.close * (1 + rng.uniform(-0.01, 0.01)), 1)
-            kind = rng.choice(({}, {"limit": level}, {"stop": level}))
+            kinds: tuple[dict[str, Any], ...] = {}, {"limit": level}, {"stop": level}
+            kind = rng.choice(kinds)
             until = context.exact.closed_ms + 90_000 if kind and rng.random() < 0.3 else None
             asked.append(
                 rng.choice((buy, sell))(
@@ -173,11 +180,12 @@ def configured(
     of: Sequence[str] = (DRAWN, DRAWN, DRAWN),
     options: Sequence[dict[str, Any]] = ({"seed": 1}, {"seed": 2}, {"seed": 3}),
     reset: str = "never",
+    twins: Sequence[str] = (),
     **sections: dict[str, Any],
 ) -> Config:
     """Return a configuration of strategies that are drawn, sized by their equity."""
     strategies: dict[str, Any] = {
-        name: {"name": made_of, "share": share, "options": given}
+        name: {"name": made_of, "share": share, "options": given, "twins": list(twins)}
         for name, share, made_of, given in zip(names, shares, of, options, strict=False)
     }
     given: dict[str, Any] = {
@@ -191,7 +199,7 @@ def configured(
 
 def fills_of(step: Step) -> list[tuple[str, Fill]]:
     """Return every part that *step* filled, with its strategy."""
-    return [(twin.twin, fill) for twin in step.twins for fill in twin.fills]
+    return [(of.twin, fill) for of in step.twins if of.twin not in TWINS for fill in of.fills]
 
 
 def crossed_in(step: Step) -> list[tuple[str, Fill]]:

@@ -78,6 +78,11 @@ def plain(fills: Sequence[Fill]) -> list[tuple[Any, ...]]:
     return [(f.side, f.quantity, f.price, f.fee, f.model, f.filled_ms) for f in fills]
 
 
+def shadow(step: Step) -> list[tuple[Any, ...]]:
+    named = [twin for twin in step.twins if twin.twin == "ungated"]
+    return [(plain(twin.fills), twin.position, twin.account) for twin in named]
+
+
 @pytest.mark.parametrize(
     ("of", "seed", "margin"),
     [
@@ -98,14 +103,18 @@ def test_a_strategy_beside_a_silent_one_is_filled_as_if_alone(
         "execution": COSTS,
     }
     own = {"seed": seed}
-    alone = built(load(None, {**common, "strategy": {"name": of, "options": own}}), model)
-    both = several(model, own, {"says": {}}, of=of, **common)
+    strategy = {"name": of, "options": own, "twins": ["ungated"]}
+    alone = built(load(None, {**common, "strategy": strategy}), model)
+    both = several(model, own, {"says": {}}, of=of, twins=["ungated"], **common)
     filled = 0
     for event in jumping(random.Random(seed), 60, quotes=bool(seed % 2)):
         one, two = alone.step(event, None), both.step(event, None)
         assert plain(one.fills) == plain(two.fills) == plain([one for _, one in fills_of(two)])
         assert one.account == two.account
+        # A shadow account of all is that of the one that trades.
+        assert shadow(one) == shadow(two)
         check_account(both.broker.own)
+        check_account(both.broker.shadows["ungated"])
         filled += len(one.fills)
     assert filled > 20
 

@@ -189,7 +189,7 @@ class Breaks(PortfolioStrategy):
 
 
 def test_a_portfolio_that_fails_is_set_aside_as_any_strategy_is() -> None:
-    of, options = (f"{__name__}:Breaks", SCRIPTED), ({}, {"says": {"0": ["LONG"]}})
+    of, options = (f"{__name__}:Breaks", SCRIPTED), [{"says": {"0": ["LONG"]}}] * 2
     engine = built(configured(("a", "b"), ("0.5", "0.5"), of=of, options=options))
     steps = run(engine, [candle(10_000, index=at) for at in range(5)])
     reasons = [step.strategies[0].outcome.reason for step in steps]
@@ -219,7 +219,8 @@ def test_a_strategy_without_equity_is_closed() -> None:
 @pytest.mark.parametrize("reset", ["day", "week", "month"])
 def test_shares_are_given_anew_at_the_first_close_of_a_period(reset: str) -> None:
     spans = {"day": 24 * 60, "week": 7 * 24 * 60, "month": 31 * 24 * 60}
-    engine = built(configured(reset=reset))
+    engine = built(configured(reset=reset, twins=["ungated"]))
+    accounts = engine.broker.own, engine.broker.shadows["ungated"]
     first = bars(60, seed=3)
     events = [*first]
     later_ms = spans[reset] * MINUTE
@@ -233,9 +234,11 @@ def test_shares_are_given_anew_at_the_first_close_of_a_period(reset: str) -> Non
         check_account(engine.broker.own)
         if event is events[60]:
             given_anew += 1
-            total = step.account.equity
-            shares = [part.balance().equity for part in engine.broker.own.owners.values()]
-            assert [abs(5 * total // 10 - shares[0]), abs(3 * total // 10 - shares[1])] <= [1, 1]
+            assert step.account.equity == accounts[0].balance().equity
+            for account in accounts:
+                total = account.balance().equity
+                shares = [part.balance().equity for part in account.owners.values()]
+                assert max(abs(5 * total // 10 - shares[0]), abs(3 * total // 10 - shares[1])) <= 1
             assert before != [part.cash for part in engine.broker.own.owners.values()]
     assert given_anew == 1
 
@@ -372,6 +375,41 @@ def test_what_halts_or_sets_aside_takes_back_orders_by_list(how: str) -> None:
     run(engine, [candle(9_000, index=at) for at in range(2, 5)])
     assert not owner.lines[ITEM.id].orders.others
     assert owner.held(ITEM.id) == (2_000 if how == "HALT" else 0)
+
+
+def test_limits_bind_of_the_shadow_accounts_of_all_those_that_do_what_the_run_does() -> None:
+    names = ("ungated", "no_edge")
+    attention = {"name": "attention", "share": "0.5", "twins": list(names)}
+    gates = {"confidence": "0", "collapse": "0", "direction": "0", "shift": "1", "edge": "0"}
+    config = resolved(
+        load(
+            None,
+            {
+                "gate": {**gates, "regimes": ["MOMENTUM", "MIXED", "MEAN_REVERSION"]},
+                "regime": {"momentum": "0.6", "mean_reversion": "0.3"},
+                "sizing": {"mode": "notional", "notional": "5000"},
+                "risk": {"max_notional": "6000"},
+                "strategies": dict.fromkeys(("a", "b"), attention),
+            },
+        ),
+        FillModel.NEXT_OPEN,
+    )
+    known = Calibration({}, {30: 1.0}, 0.0)
+    model = FixedForecaster(lambda _: forecast(0.0), context=4, calibration=known)
+    engine = build_engine(
+        config, [ITEM], execution=FillModel.NEXT_OPEN, period_start_ms=0, forecaster=model
+    )
+    refused = 0
+    for close in bars(20, seed=3):
+        step = engine.step(close, forecast(0.01, explained=explanation()))
+        assert step.decision is not None
+        refused += step.decision.refused_by == "risk.notional"
+        for shadow in engine.broker.shadows.values():
+            check_account(shadow)
+    held = {name: engine.broker.shadows[name].held(ITEM.id) for name in names}
+    assert refused > 5
+    assert held["no_edge"] == engine.broker.own.held(ITEM.id) == 0
+    assert held["ungated"] > 0
 
 
 def test_each_strategy_sees_its_own_part_and_size() -> None:
