@@ -45,6 +45,7 @@ from tracepaper.strategies.types.decisions import (
     FillModel,
     Order,
     Position,
+    PositionSide,
 )
 from tracepaper.strategies.types.market import (
     BY_REST,
@@ -136,8 +137,11 @@ class Broker:
             owners=owners,
         )
         self.shadows = {name: opens(settings) for name in sorted(shadows)}
+        self.sides: dict[str, Holdings] = {
+            side.value: book for side, book in self.own.sides.items()
+        }
         self.beside: dict[str, Holdings] = {
-            **{side.value: book for side, book in self.own.sides.items()},
+            **self.sides,
             **self.own.owners,
             **self.shadows,
         }
@@ -349,20 +353,30 @@ class Broker:
         account = self.own if shadow is None else self.shadows[shadow]
         if not account.sides:
             _refuse_sides(intent)
-        refusals = []
+        refusals: list[tuple[PositionSide | None, str | None]] = []
         for book in account.books:
             part = part_of(intent, book.side)
-            if part is None:
-                continue
-            if refusal := self._ask(book.lines[bar.instrument], part, bar, at_ms):
-                refusals.append(refusal if book.side is None else f"{book.side}: {refusal}")
-        return "; ".join(refusals) or None
+            if part is not None:
+                line = book.lines[bar.instrument]
+                refusals.append((book.side, self._ask(line, part, bar, at_ms)))
+        return _joined(refusals)
 
     def route(self, intent: Intent, wishes: Wishes, bar: Bar, at_ms: int) -> RouteResult:
         """Ask the owners of the run's account for their *wishes*, and it for the net *intent*."""
         ask = partial(self._ask, bar=bar, at_ms=at_ms)
-        routed = route(self.own.line(bar.instrument), intent, wishes, ask, at_ms)
-        return routed._replace(is_quiet=False) if self._confirms else routed
+        routed: list[tuple[PositionSide | None, RouteResult]] = []
+        for book in self.own.books:
+            part, line = part_of(intent, book.side), book.lines[bar.instrument]
+            assert isinstance(part, Intent)
+            routed.append((book.side, route(line, part, wishes, ask, at_ms)))
+        return RouteResult(
+            _joined([(side, of.refusal) for side, of in routed]),
+            {
+                name: _joined([(side, of.refusals.get(name)) for side, of in routed])
+                for name in wishes.intents
+            },
+            is_quiet=not self._confirms and all(of.is_quiet for _, of in routed),
+        )
 
     def _ask(self, line: Line, intent: Intent | Orders, bar: Bar, at_ms: int) -> str | None:
         """Ask *line* for what was decided at *bar*'s close; return why it cannot be reached."""
@@ -414,7 +428,7 @@ class Broker:
         self.save = self.save or _LATER
         if line.key in self._confirms:
             line.confirm(bar.open_time_ms)
-            if line.book.side is not None and line.book.account is not self.own:
+            if line.book.side is not None and line.book not in self.own.books:
                 self.save = Save.NOW  # a step does not say which of the two sides it was
         if plan is not None and line.is_protected_by(plan):
             plan = None
@@ -432,14 +446,14 @@ class Broker:
         planned = line.plan(signal, bar, at_ms, self._day_ranges[line.key], intent.expected)
         return (None, planned) if isinstance(planned, str) else (planned, None)
 
-    def refusal_of(self, owner: str, intent: Intent, bar: Bar, at_ms: int) -> str | None:
-        """Return why *owner* cannot enter as *intent* asks; None where it can, or exits."""
-        line = self.own.owners[owner].lines[bar.instrument]
-        return self._planned(line, intent, bar, at_ms)[1]
+    def refusal_of(self, share: Book, intent: Intent, bar: Bar, at_ms: int) -> str | None:
+        """Return why *share* cannot enter as *intent* asks; None where it can, or exits."""
+        return self._planned(share.lines[bar.instrument], intent, bar, at_ms)[1]
 
     def cross(self, instrument: str, price: int, at_ms: int) -> None:
         """Let opposing shares of the run's account cross at *price*."""
-        cross(self.own.line(instrument), price, at_ms)
+        for line in self.own.lines_of(instrument):
+            cross(line, price, at_ms)
 
     def share_out(self) -> None:
         """Give each owner its share of the account's equity anew."""
@@ -460,7 +474,7 @@ class Broker:
         """
         if closes:
             self.save = Save.NOW
-        for book in (*self.own.owners.values(), *self.own.books):
+        for book in (*self.own.shares, *self.own.books):
             for key, close in closes.items():
                 line = book.lines[key]
                 line.protector.leave(FLATTEN)
@@ -649,6 +663,12 @@ def _check(
                 f"{item.id} counts price times quantity in more than {MONEY_DECIMALS} "
                 "decimals, which no two strategies can share exactly; trade it by [strategy]."
             )
+
+
+def _joined(refusals: Iterable[tuple[PositionSide | None, str | None]]) -> str | None:
+    """Return why not all is reached, by side; None where nothing is refused."""
+    texts = [why if side is None else f"{side}: {why}" for side, why in refusals if why]
+    return "; ".join(texts) or None
 
 
 def _refuse_sides(intent: Intent | Orders) -> None:

@@ -17,7 +17,7 @@ from typing import Any, Final, NamedTuple, assert_never
 import msgspec
 from msgspec import Struct
 
-from tracepaper.daemon.broker.account import ENTRIES, Intent, Ownership
+from tracepaper.daemon.broker.account import ENTRIES, Intent, Ownership, part_of
 from tracepaper.daemon.broker.broker import NOTHING_FILLED, Broker, FilledEvent, Save
 from tracepaper.daemon.broker.router import RouteResult, Wishes
 from tracepaper.daemon.engine.history import Lookback
@@ -254,7 +254,7 @@ class Engine:
         """The day, week or month in which shares were given anew."""
         self.failures_stored = 0  # members, as the state was stored last
         for member in self.members:
-            member.book = self.broker.own.owners[member.name]
+            member.account = self.broker.own.owners[member.name]
         self._on = {
             key: [(member, member.states[key]) for member in self.members] for key in self.states
         }
@@ -319,7 +319,8 @@ class Engine:
                 self.broker.fills_since_decided(key),
                 {
                     member.name: SinceDecided(
-                        member.states[key].outcomes.verdict, tuple(member.book.fills.get(key, ()))
+                        member.states[key].outcomes.verdict,
+                        tuple(member.account.fills.get(key, ())),
                     )
                     for member in self.members
                 },
@@ -686,7 +687,7 @@ class Engine:
         if self.members:
             answers = self._ask_members(bar, prediction, at_ms, is_finite=is_finite)
             decision = state.decide_net(
-                answers.signal, bar, prediction, broker.own,
+                answers.signal, answers.wishes.targets, bar, prediction, broker.own,
                 is_running=is_running, is_finite=is_finite,
             )  # fmt: skip
         else:
@@ -723,7 +724,7 @@ class Engine:
         if broker.beside:
             observed = self._observed.get(key)
             decided_ms = bar.open_time_ms
-            twins = self.shadows.steps(broker, key, filled.beside, decided_ms, observed)
+            twins = Shadows.steps(broker.beside, key, filled.beside, decided_ms, observed)
         return BarOutcome(decision, prediction, orders, twins)
 
     # ------------------------------------------------------------ several strategies
@@ -736,11 +737,13 @@ class Engine:
         key, is_running, failed = bar.instrument, not self.halted, 0
         decisions, intents = [], []
         for member, of_member in self._on[key]:
-            book = member.book
-            if (book.subtotal().equity <= 0) is not member.is_empty:
+            account = member.account
+            if (account.subtotal().equity <= 0) is not member.is_empty:
                 member.know(is_empty=not member.is_empty)
             decisions.append(
-                of_member.decide(bar, prediction, book, is_running=is_running, is_finite=is_finite)
+                of_member.decide(
+                    bar, prediction, account, is_running=is_running, is_finite=is_finite
+                )
             )
             intents.append(of_member.intent)
             if member.failed:
@@ -757,25 +760,30 @@ class Engine:
         """Net the *decisions* of the strategies on *bar*, for the account's own gates to judge."""
         key, broker, state = bar.instrument, self.broker, self.states[bar.instrument]
         intents: dict[str, Intent] = {}
-        net, reasons = 0, []
+        net, reasons = {book.side: 0 for book in broker.own.books}, []
         for (member, of_member), decision in zip(self._on[key], decisions, strict=True):
             name = member.name
             signal, intent = of_member.signal, of_member.intent
-            if isinstance(signal, Signal):
-                member.book.lines[key].protector.on_signal(signal.action)
-            target = before = member.book.target(key)
             if isinstance(intent, Intent):
                 intents[name] = intent
-                if broker.refusal_of(name, intent, bar, at_ms) is None:
-                    target = intent.target
-            if target != before:
+            has_changed = False
+            for book in member.account.books:
+                if isinstance(signal, Signal):
+                    book.lines[key].protector.on_signal(signal.action)
+                target = before = book.target(key)
+                part = None if intent is None else part_of(intent, book.side)
+                if isinstance(part, Intent) and not broker.refusal_of(book, part, bar, at_ms):
+                    target = part.target
+                has_changed |= target != before
+                net[book.side] += target
+            if has_changed:
                 reasons.append(f"{name}: {decision.reason}")
-            net += target
-        self._net_sizers[key].net = net
+        self._net_sizers[key].net = sum(net.values())
         quote, price = state.market.quote, bar.close
         if quote is not None and self._by_quotes:
             price = divide_half_even(quote.bid + quote.ask, 2)
-        return MemberAnswers(decisions, Wishes(intents, net, price), net_signal(net, reasons))
+        signal = net_signal(net, reasons)
+        return MemberAnswers(decisions, Wishes(intents, net, price), signal)
 
     def _route(
         self,
@@ -807,11 +815,12 @@ class Engine:
         else:  # what a command left opposing crosses still
             broker.cross(key, wishes.price, bar.market_ms)
             routed, done = RouteResult(None, {}), broker.take()
-        twins: list[TwinStep] = []
+        observed, decided_ms = self._observed.get(key), bar.open_time_ms
+        twins = [*Shadows.steps(broker.sides, key, filled.beside, decided_ms, observed)]
         refusals, refused_by = routed.refusals, decision.refused_by
         are_filled = filled.beside or done.beside
         for (member, of_member), wished in zip(self._on[key], of_members, strict=True):
-            name, book = member.name, member.book
+            name, account = member.name, member.account
             refusal, confirms, is_asked = None, False, name in refusals
             if is_asked:
                 refusal = refusals[name]
@@ -826,8 +835,8 @@ class Engine:
             twins.append(
                 TwinStep(
                     name,
-                    book.lines[key].position,
-                    book.subtotal(),
+                    account.position(key),
+                    account.subtotal(),
                     fills,
                     confirms,
                     member.keep(key, decided, decision),
@@ -979,7 +988,7 @@ class Engine:
             position = self._observed[instrument][None]
         if not twins and instrument is not None and (filled.beside or self.is_hedged):
             observed = self._observed.get(instrument)
-            twins = self.shadows.steps(broker, instrument, filled.beside, positions=observed)
+            twins = Shadows.steps(broker.beside, instrument, filled.beside, positions=observed)
         if self._quiet and (orders or filled is not NOTHING_FILLED or type(event) not in _QUIET):
             self._quiet.clear()
         sequence = self.sequence

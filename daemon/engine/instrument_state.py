@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from math import nan
 from typing import TYPE_CHECKING, Final, NamedTuple
@@ -174,6 +174,7 @@ class MemberState:
         "_has_sides",
         "_instrument_context",
         "_looks_at_bar_alone",
+        "_nets",
         "_never_short",
         "_repeats",
         "_sees_account",
@@ -245,6 +246,8 @@ class MemberState:
         )
         # What a refused SHORT says: nothing is sold short that is paid for in full.
         self._has_sides = settings.broker.is_hedged
+        # In hedge mode what several strategies want of each side together; else empty.
+        self._nets: Mapping[PositionSide | None, int] = {}
         self._never_short = instrument.category.value if instrument.category.is_cash else ""
         self._cash, self._flat_on_refusal = settings.broker.cash, settings.flat_on_refusal
 
@@ -323,6 +326,7 @@ class MemberState:
     def decide_net(
         self,
         signal: Signal,
+        targets: Mapping[PositionSide | None, int],
         bar: Bar,
         prediction: Prediction,
         account: Holdings,
@@ -330,7 +334,11 @@ class MemberState:
         is_running: bool,
         is_finite: bool | None,
     ) -> Decision:
-        """Return what :meth:`decide` does where *signal* is what several strategies want."""
+        """Return what :meth:`decide` does where *signal* is what several strategies want.
+
+        The *targets* are those of each position, one or two.
+        """
+        self._nets = targets if account.sides else {}
         bars = self.lookback.warm_bars(self.history)
         self.gates.see_bar(bar, bars, self.market, is_running=is_running)
         if self.strategy.needs_forecast:
@@ -444,6 +452,8 @@ class MemberState:
             return self._follow(
                 signal, bar, forecast, account, refused, is_full=is_full, expires=expires
             )
+        if self._nets:
+            return self._follow_nets(signal, account, bar.instrument, refused)
         named = side_of(signal.action)
         judged = account if named is None else account.sides[named]
         intent = self._follow(
@@ -472,6 +482,23 @@ class MemberState:
         elif named is None:
             intent = intent._replace(target=left)
         return intent._replace(sides=sides)
+
+    def _follow_nets(
+        self, signal: Signal, account: Holdings, key: str, refused: str | None
+    ) -> Intent:
+        """Return the intent of both sides, by what several strategies want of each together."""
+        action, reason = signal.action, signal.reason
+        if refused is not None:
+            action, reason = Action.HOLD, refusal(refused)
+        sides: dict[PositionSide, Intent | None] = {}
+        targets: dict[PositionSide | None, int] = {}
+        for side, book in account.sides.items():
+            standing = book.target(key)
+            target = targets[side] = standing if action is Action.HOLD else self._nets[side]
+            entry = Action(side.value) if target else Action.FLAT
+            sides[side] = Intent(Action.HOLD if target == standing else entry, target, reason)
+        target = targets.get(side_of(action), sum(targets.values()))
+        return Intent(action, target, reason, sides=sides)
 
     def _follow(
         self,
@@ -758,12 +785,17 @@ class MemberState:
             self._see_target(bar, self._target(signal, bar, forecast, account), account)
             return
         key, named = bar.instrument, side_of(signal.action)
-        targets = {side: book.target(key) for side, book in account.sides.items()}
+        standing = {side: book.target(key) for side, book in account.sides.items()}
+        targets, judged = dict(standing), {side for side in standing if named in {None, side}}
         for side, book in account.sides.items():
-            if side is named:
+            if self._nets and signal.action is not Action.HOLD:
+                targets[side] = self._nets[side]
+            elif side is named:
                 targets[side] = self._target(signal, bar, forecast, book)
             elif signal.action is Action.FLAT and signal.position_side in {None, side}:
                 targets[side] = 0
+        if self._nets:  # which names no side: what changes is judged
+            judged = {side for side in targets if targets[side] != standing[side]} or judged
         self._see_target(
             bar,
             sum(targets.values()) if named is None else targets[named],
@@ -772,7 +804,7 @@ class MemberState:
             reduces=all(
                 abs(target) <= abs(account.sides[side].held(key))
                 for side, target in targets.items()
-                if named in {None, side}
+                if side in judged
             ),
         )
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Final
 
-from tracepaper.daemon.broker.book import Book
+from tracepaper.daemon.broker.book import Holdings
 from tracepaper.daemon.engine.instrument_state import InstrumentState, MemberState
 from tracepaper.daemon.engine.risk import RiskWatch
 from tracepaper.daemon.engine.state import INTEGRITY, MemberTerms
@@ -23,6 +23,7 @@ from tracepaper.strategies.types.decisions import (
     Action,
     Decision,
     Forecast,
+    PositionSide,
     StrategyDecision,
 )
 from tracepaper.strategies.types.market import Bar, Instrument
@@ -43,7 +44,7 @@ class Member:
         self.failed = ""  # why, once it failed
         self.is_empty = False  # its sub-account has no equity
         self.closed = ""  # why it holds nothing; empty while it is asked
-        self.book: Book  # its sub-account
+        self.account: Holdings  # its sub-account
         self.decided: dict[str, StrategyDecision] = {}  # as the newest steps hold it
         risk = RiskWatch({})
         self.states = {
@@ -83,7 +84,9 @@ class Member:
             except StrategyFailed as error:
                 self.fail(str(error))
             else:
-                if isinstance(answer, Signal) and answer.position_side is None:
+                if isinstance(answer, Signal) and (
+                    answer.position_side is None or self.account.sides
+                ):
                     return answer
                 what = "a list of orders" if isinstance(answer, Orders) else "a position side"
                 self.fail(
@@ -158,11 +161,16 @@ class NetStrategy(Strategy):
         return UNCHANGED
 
 
-def net_signal(target: int, reasons: Sequence[str]) -> Signal:
-    """Return the signal of a net *target*, which *reasons* explain; none of them changes none."""
+def net_signal(targets: Mapping[PositionSide | None, int], reasons: Sequence[str]) -> Signal:
+    """Return the signal of net *targets*, which *reasons* explain; none of them changes none.
+
+    Of two sides it names the larger one.
+    """
     if not reasons:
         return UNCHANGED
-    action = Action.FLAT if not target else Action.LONG if target > 0 else Action.SHORT
+    action = Action.LONG if sum(targets.values()) >= 0 else Action.SHORT
+    if not any(targets.values()):
+        action = Action.FLAT
     return Signal(action, "; ".join(reasons))
 
 

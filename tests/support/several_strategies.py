@@ -6,6 +6,7 @@ import random
 from collections.abc import Sequence
 from typing import Any
 
+from tracepaper.daemon.broker.account import SIDES
 from tracepaper.daemon.config.loading import Config, load
 from tracepaper.strategies.api.context import BarContext, Percent, Signal
 from tracepaper.strategies.api.strategy import Strategy
@@ -146,7 +147,8 @@ def configured(
 
 def fills_of(step: Step) -> list[tuple[str, Fill]]:
     """Return every part that *step* filled, with its strategy."""
-    return [(twin.twin, fill) for twin in step.twins for fill in twin.fills]
+    of_owners = [twin for twin in step.twins if twin.twin not in SIDES]
+    return [(twin.twin, fill) for twin in of_owners for fill in twin.fills]
 
 
 def crossed_in(step: Step) -> list[tuple[str, Fill]]:

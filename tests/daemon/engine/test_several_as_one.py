@@ -75,18 +75,27 @@ def jumping(rng: random.Random, count: int, *, quotes: bool) -> Iterator[Event]:
 
 
 def plain(fills: Sequence[Fill]) -> list[tuple[Any, ...]]:
-    return [(f.side, f.quantity, f.price, f.fee, f.model, f.filled_ms) for f in fills]
+    return [
+        (f.position_side, f.side, f.quantity, f.price, f.fee, f.model, f.filled_ms) for f in fills
+    ]
 
 
 @pytest.mark.parametrize(
-    ("seed", "margin"),
-    [(2, "isolated"), (27, "isolated"), (25, "none"), (2, "cross"), (15, "cross")],
-)
-def test_a_strategy_beside_a_silent_one_is_filled_as_if_alone(seed: int, margin: str) -> None:
+    ("seed", "margin", "mode"),
+    [
+        (2, "isolated", "one_way"), (27, "isolated", "one_way"), (25, "none", "one_way"),
+        (2, "cross", "one_way"), (15, "cross", "one_way"),
+        (2, "isolated", "hedge"), (27, "isolated", "hedge"), (25, "none", "hedge"),
+        (2, "cross", "hedge"), (15, "cross", "hedge"),
+    ],
+)  # fmt: skip
+def test_a_strategy_beside_a_silent_one_is_filled_as_if_alone(
+    seed: int, margin: str, mode: str
+) -> None:
     model = FillModel.QUOTE if seed % 2 else FillModel.NEXT_OPEN
-    account = {"cash": "100000", "margin": margin, "leverage": "50"}
+    account = {"cash": "100000", "margin": margin, "leverage": "50", "position_mode": mode}
     common: dict[str, Any] = {
-        "account": account if margin != "none" else {"cash": "100000"},
+        "account": account,
         "sizing": {"mode": "notional", "notional": "30000"},
         "execution": COSTS,
     }
@@ -99,6 +108,23 @@ def test_a_strategy_beside_a_silent_one_is_filled_as_if_alone(seed: int, margin:
         assert plain(one.fills) == plain(two.fills) == plain([one for _, one in fills_of(two)])
         assert one.account == two.account
         check_account(both.broker.own)
+        filled += len(one.fills)
+    assert filled > 20
+
+
+@pytest.mark.parametrize("mode", ["one_way", "hedge"])
+def test_half_an_account_is_traded_as_an_account_of_half_the_cash(mode: str) -> None:
+    own, sizing = {"seed": 4}, {"mode": "equity", "fraction": "0.6"}
+    common: dict[str, Any] = {"sizing": sizing, "execution": COSTS}
+    half, whole = ({"cash": cash, "position_mode": mode} for cash in ("50000", "100000"))
+    strategy = {"name": TURNING, "options": own}
+    model = FillModel.NEXT_OPEN
+    alone = built(load(None, {**common, "account": half, "strategy": strategy}), model)
+    both = several(model, own, {"says": {}}, of=TURNING, account=whole, **common)
+    filled = 0
+    for event in jumping(random.Random(5), 80, quotes=False):
+        one, two = alone.step(event, None), both.step(event, None)
+        assert plain(one.fills) == plain(two.fills)
         filled += len(one.fills)
     assert filled > 20
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import hedged_cases
 import pytest
 from account_laws import check_account
 from builders import START_MS, bars, explanation, forecast, instrument, quote
+from builders import bar as at_price
 from fakes import FixedForecaster
 from msgspec.structs import replace
 from several_strategies import (
@@ -201,7 +203,7 @@ def test_shares_are_given_anew_at_the_first_close_of_a_period(reset: str) -> Non
         events.append(_moved(bar, moved))
     given_anew = 0
     for event in events:
-        before = [part.cash for part in engine.broker.own.owners.values()]
+        before = [part.cash for part in engine.broker.own.shares]
         step = engine.step(event, None)
         check_account(engine.broker.own)
         if event is events[60]:
@@ -209,7 +211,7 @@ def test_shares_are_given_anew_at_the_first_close_of_a_period(reset: str) -> Non
             total = step.account.equity
             shares = [part.balance().equity for part in engine.broker.own.owners.values()]
             assert [abs(5 * total // 10 - shares[0]), abs(3 * total // 10 - shares[1])] <= [1, 1]
-            assert before != [part.cash for part in engine.broker.own.owners.values()]
+            assert before != [part.cash for part in engine.broker.own.shares]
     assert given_anew == 1
 
 
@@ -300,6 +302,73 @@ def test_a_limit_is_of_the_account_and_refuses_the_net() -> None:
             said = [one.outcome.unfilled_reason for one in step.strategies]
             assert any(one and "risk.notional" in one for one in said)
     assert refused > 3
+
+
+def hedged(
+    *says: dict[str, list[Any]], model: FillModel = FillModel.NEXT_OPEN, **risk: str
+) -> Engine:
+    """Return the engine of strategies in hedge mode that say what they are told."""
+    config = configured(
+        "abc", ["0.3"] * len(says), of=[SCRIPTED] * len(says),
+        options=[{"says": of} for of in says], sizing={"mode": "fixed", "quantity": "0.4"},
+        account={"cash": "100000", "position_mode": "hedge"}, risk=risk,
+        execution={"fill_within_ms": 60 * MINUTE},
+    )  # fmt: skip
+    return built(config, model)
+
+
+def test_in_hedge_mode_the_sides_of_two_stand_together_and_each_crosses_by_itself() -> None:
+    says = {"0": ["LONG"], "3": ["FLAT"]}, {"0": ["SHORT"], "3": ["LONG"]}
+    engine = hedged(*says)
+    steps = run(engine, list(bars(6)))
+    sides = [[twin.position.quantity for twin in step.twins[:2]] for step in steps]
+    assert sides == [[0, 0], *[[400, -400]] * 5]
+    assert [sorted(fill.side for fill in step.fills) for step in steps[:3]] == [
+        [], ["BUY", "SELL"], [],
+    ]  # fmt: skip
+    (sold, bought) = crossed_in(steps[3])
+    assert {sold[0]: sold[1].side, bought[0]: bought[1].side} == {"a": "SELL", "b": "BUY"}
+    assert {fill.position_side for _, fill in (sold, bought)} == {"LONG"}
+    assert not any(step.fills for step in steps[3:])
+    owned = [owner.position(ITEM.id).quantity for owner in engine.broker.own.owners.values()]
+    assert owned == [0, 0]  # b holds both sides
+    assert [share.held(ITEM.id) for share in engine.broker.own.shares] == [0, 0, 400, -400]
+
+
+def test_in_hedge_mode_a_limit_counts_both_sides_of_all_and_refuses_no_exit() -> None:
+    notional = f"{bars(1)[0].close / 100:.2f}"  # of a unit, which is 2.5 times what each wants
+    says = {"0": ["LONG"], "5": ["FLAT"]}, {"1": ["SHORT"]}, {"3": ["LONG"]}
+    engine = hedged(*says, max_notional=notional)
+    steps = run(engine, list(bars(8)))
+    refused = [step.decision.refused_by if step.decision else None for step in steps]
+    assert refused == [None, None, None, "risk.notional", None, None, None, None]
+    sides = [[twin.position.quantity for twin in step.twins[:2]] for step in steps]
+    assert sides[2:] == [[400, -400]] * 4 + [[0, -400]] * 2
+
+
+def test_in_hedge_mode_a_limit_lets_one_side_go_while_the_other_is_not_reached() -> None:
+    says = {"0": ["SHORT"], "3": ["FLAT"]}, {"1": ["LONG"]}, {"1": ["LONG"]}
+    engine = hedged(*says, model=FillModel.QUOTE, max_drawdown="0.0002")
+    events = list[Event]()
+    for index, price in enumerate((1_000_000, 1_000_000, 1_010_000, 1_010_000)):
+        shown = quote(price - 50, price + 50, at_ms=START_MS + index * MINUTE + 59_500)
+        events += [replace(shown, ask_size=0), at_price(price, index=index)]  # nothing is bought
+    steps = run(engine, events)[1::2]
+    refused = [step.decision.refused_by for step in steps if step.decision is not None]
+    assert refused == [None, None, "risk.drawdown", None]  # the price rose against the short side
+    assert [side.held(ITEM.id) for side in engine.broker.own.books] == [0, -400]
+    assert [side.target(ITEM.id) for side in engine.broker.own.books] == [800, 0]
+
+
+def test_in_hedge_mode_a_confirmed_share_is_stored_at_once() -> None:
+    """A step says that a strategy's position was confirmed, and not of which side."""
+    says = {"says": {"1": ["LONG"], "4": ["LONG"]}, "horizon": 20}
+    config = configured(
+        ("a", "b"), ("0.5", "0.5"), of=[hedged_cases.SCRIPTED] * 2, options=[says, {"says": {}}],
+        account={"cash": "100000", "position_mode": "hedge"},
+    )  # fmt: skip
+    steps = run(built(config), list(bars(6)))
+    assert [step.state is not None for step in steps[3:]] == [False, True, False]
 
 
 def test_each_strategy_sees_its_own_part_and_size() -> None:
