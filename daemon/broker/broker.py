@@ -44,6 +44,7 @@ from tracepaper.strategies.types.decisions import (
     FillModel,
     Order,
     Position,
+    PositionSide,
 )
 from tracepaper.strategies.types.market import (
     BY_REST,
@@ -132,8 +133,11 @@ class Broker:
         self.own = opens(settings, keeps_ledger=True, reports_fills=reports_fills, owners=owners)
         untold = {name: owner._replace(reports_fills=()) for name, owner in (owners or {}).items()}
         self.shadows = {name: opens(settings, owners=untold) for name in sorted(shadows)}
+        self.sides: dict[str, Holdings] = {
+            side.value: book for side, book in self.own.sides.items()
+        }
         self.beside: dict[str, Holdings] = {
-            **{side.value: book for side, book in self.own.sides.items()},
+            **self.sides,
             **self.own.owners,
             **self.shadows,
         }
@@ -345,14 +349,13 @@ class Broker:
         account = self.own if shadow is None else self.shadows[shadow]
         if isinstance(intent, Orders) and not account.sides:
             refuse_sides(intent)
-        refusals = []
+        refusals: list[tuple[PositionSide | None, str | None]] = []
         for book in account.books:
             part = part_of(intent, book.side)
-            if part is None:
-                continue
-            if refusal := self._ask(book.lines[bar.instrument], part, bar, at_ms):
-                refusals.append(refusal if book.side is None else f"{book.side}: {refusal}")
-        return "; ".join(refusals) or None
+            if part is not None:
+                line = book.lines[bar.instrument]
+                refusals.append((book.side, self._ask(line, part, bar, at_ms)))
+        return _joined(refusals)
 
     def route(
         self, intent: Intent, wishes: Wishes, bar: Bar, at_ms: int, *, shadow: str | None = None
@@ -363,8 +366,19 @@ class Broker:
         """
         account = self.own if shadow is None else self.shadows[shadow]
         ask = partial(self._ask, bar=bar, at_ms=at_ms)
-        routed = route(account.line(bar.instrument), intent, wishes, ask, at_ms)
-        return routed._replace(is_quiet=False) if self._confirms else routed
+        routed: list[tuple[PositionSide | None, RouteResult]] = []
+        for book in account.books:
+            part, line = part_of(intent, book.side), book.lines[bar.instrument]
+            assert isinstance(part, Intent)
+            routed.append((book.side, route(line, part, wishes, ask, at_ms)))
+        return RouteResult(
+            _joined([(side, of.refusal) for side, of in routed]),
+            {
+                name: _joined([(side, of.refusals.get(name)) for side, of in routed])
+                for name in wishes.intents
+            },
+            is_quiet=not self._confirms and all(of.is_quiet for _, of in routed),
+        )
 
     def _ask(self, line: Line, intent: Intent | Orders, bar: Bar, at_ms: int) -> str | None:
         """Ask *line* for what was decided at *bar*'s close; return why it cannot be reached."""
@@ -416,7 +430,8 @@ class Broker:
         self.save = self.save or _LATER
         if line.key in self._confirms:
             line.confirm(bar.open_time_ms)
-            if line.book.name and line.book.account is not self.own:
+            book, is_own = line.book, line.book.account is self.own
+            if book.name and not (is_own and (line.whole is None or book.side is None)):
                 self.save = Save.NOW  # a step does not say which side or share it was
         if plan is not None and line.is_protected_by(plan):
             plan = None
@@ -441,11 +456,14 @@ class Broker:
     def send(self, lists: Mapping[str, Orders], bar: Bar, at_ms: int) -> None:
         """Ask owners of the run's account, by name, for their *lists* alone."""
         for owner, orders in lists.items():
-            self._ask(self.own.owners[owner].lines[bar.instrument], orders, bar, at_ms)
+            for book in self.own.owners[owner].books:
+                if (part := part_of(orders, book.side)) is not None:
+                    self._ask(book.lines[bar.instrument], part, bar, at_ms)
 
     def cross(self, instrument: str, price: int, at_ms: int) -> None:
         """Let opposing shares of the run's account cross at *price*."""
-        cross(self.own.line(instrument), price, at_ms)
+        for line in self.own.lines_of(instrument):
+            cross(line, price, at_ms)
 
     def share_out(self) -> None:
         """Give each owner its share of the equity of each account anew."""
@@ -457,6 +475,11 @@ class Broker:
     def reserves(self) -> dict[str, int]:
         """The money of each account that no owner has a share of; the run's has no name."""
         return {name: of.reserve for name, of in {"": self.own, **self.shadows}.items()}
+
+    def restore_reserves(self, reserves: Mapping[str, int]) -> None:
+        """Take over *reserves*, as they were."""
+        for name, of in {"": self.own, **self.shadows}.items():
+            of.reserve = reserves.get(name, of.reserve)
 
     def cancel(self, reason: str, *, opening_only: bool = False) -> None:
         """Cancel the run's orders by list: all of them, or those that could open a position."""
@@ -472,7 +495,7 @@ class Broker:
         """
         if closes:
             self.save = Save.NOW
-        for book in (*self.own.owners.values(), *self.own.books):
+        for book in (*self.own.shares, *self.own.books):
             for key, close in closes.items():
                 line = book.lines[key]
                 line.protector.leave(FLATTEN)
@@ -661,6 +684,12 @@ def _check(
                 f"{item.id} counts price times quantity in more than {MONEY_DECIMALS} "
                 "decimals, which no two strategies can share exactly; trade it by [strategy]."
             )
+
+
+def _joined(refusals: Iterable[tuple[PositionSide | None, str | None]]) -> str | None:
+    """Return why not all is reached, by side; None where nothing is refused."""
+    texts = [why if side is None else f"{side}: {why}" for side, why in refusals if why]
+    return "; ".join(texts) or None
 
 
 def refuse_sides(answer: Signal | Orders) -> None:

@@ -10,6 +10,7 @@ The rules are docs/time.md, T2, and docs/decisions.md, G13 to G18.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from itertools import chain
 from operator import attrgetter, is_
 from typing import Any, Final, NamedTuple, assert_never
@@ -17,7 +18,7 @@ from typing import Any, Final, NamedTuple, assert_never
 import msgspec
 from msgspec import Struct
 
-from tracepaper.daemon.broker.account import ENTRIES, Intent, Ownership, PaperAccount
+from tracepaper.daemon.broker.account import ENTRIES, Intent, Ownership, PaperAccount, part_of
 from tracepaper.daemon.broker.broker import NOTHING_FILLED, Broker, FilledEvent, Save
 from tracepaper.daemon.broker.router import RouteResult, Wishes
 from tracepaper.daemon.engine.history import Lookback
@@ -185,7 +186,8 @@ class Engine:
             closes_outside=settings.closes_outside,
         )
         self.is_hedged = settings.broker.is_hedged
-        if self.is_hedged and portfolio_of(strategies.values()) is not None:
+        deciders = (strategies, *(terms.strategies for terms in members))
+        if self.is_hedged and any(portfolio_of(of.values()) for of in deciders):
             raise ConfigInvalid(
                 "A strategy that decides for all symbols of a close trades no account in hedge "
                 'mode; set account.position_mode to "one_way".'
@@ -258,7 +260,7 @@ class Engine:
         """The day, week or month in which shares were given anew."""
         self.failures_stored = 0  # members, as the state was stored last
         for member in self.members:
-            member.book = self.broker.own.owners[member.name]
+            member.account = self.broker.own.owners[member.name]
         self._on = {
             key: [(member, member.states[key]) for member in self.members] for key in self.states
         }
@@ -324,7 +326,8 @@ class Engine:
                 self.broker.fills_since_decided(key),
                 {
                     member.name: SinceDecided(
-                        member.states[key].outcomes.verdict, tuple(member.book.fills.get(key, ()))
+                        member.states[key].outcomes.verdict,
+                        tuple(member.account.fills.get(key, ())),
                     )
                     for member in self.members
                 },
@@ -659,7 +662,7 @@ class Engine:
             for bar, forecast, is_finite in decided:
                 state = owner.states[bar.instrument]
                 regime, cell = state.regimes.regime, state.regimes.cell
-                account = self.broker.own if owner.member is None else owner.member.book
+                account = self.broker.own if owner.member is None else owner.member.account
                 context = state.ask_with(bar, forecast, account, is_finite=is_finite)
                 if state.regimes.regime is not regime or state.regimes.cell != cell:
                     self.save = Save.NOW
@@ -693,7 +696,7 @@ class Engine:
         if self.members:
             answers = self._ask_members(bar, prediction, at_ms, is_finite=is_finite)
             decision = state.decide_net(
-                answers.signal, bar, prediction, broker.own,
+                answers.signal, answers.wishes.targets, bar, prediction, broker.own,
                 size=answers.size, is_running=is_running, is_finite=is_finite,
             )  # fmt: skip
         else:
@@ -755,11 +758,13 @@ class Engine:
         key, is_running, failed = bar.instrument, not self.halted, 0
         decisions, intents = [], []
         for member, of_member in self._on[key]:
-            book = member.book
-            if (book.subtotal().equity <= 0) is not member.is_empty:
+            account = member.account
+            if (account.subtotal().equity <= 0) is not member.is_empty:
                 member.know(is_empty=not member.is_empty)
             decisions.append(
-                of_member.decide(bar, prediction, book, is_running=is_running, is_finite=is_finite)
+                of_member.decide(
+                    bar, prediction, account, is_running=is_running, is_finite=is_finite
+                )
             )
             intents.append(of_member.intent)
             if member.failed:
@@ -776,7 +781,7 @@ class Engine:
         """Net the *decisions* of the strategies on *bar*, for the account's own gates to judge."""
         asked = [of_member.intent for _, of_member in self._on[bar.instrument]]
         wishes, signal = self._netted(bar, self.broker.own, asked, decisions, at_ms)
-        self._net_sizers[bar.instrument].net = wishes.target
+        self._net_sizers[bar.instrument].net = sum(wishes.targets.values())
         return MemberAnswers(decisions, wishes, signal, self._reach(bar, wishes))
 
     def _netted(
@@ -790,24 +795,27 @@ class Engine:
         """Net what is *asked* of the shares in *account* at the *decisions* on *bar*."""
         key, broker, state = bar.instrument, self.broker, self.states[bar.instrument]
         intents: dict[str, Intent | Orders] = {}
-        net, reasons = 0, []
+        net, reasons = {book.side: 0 for book in account.books}, []
         for (member, of_member), intent, decision in zip(
             self._on[key], asked, decisions, strict=True
         ):
-            name, signal = member.name, of_member.signal
-            line = account.owners[name].lines[key]
-            if isinstance(signal, Signal):
-                line.protector.on_signal(signal.action)
-            if member.closed:
-                line.orders.withdraw("", member.closed)
-            target = before = line.orders.target
+            name, signal, has_changed = member.name, of_member.signal, False
             if intent is not None:
                 intents[name] = intent
-            if isinstance(intent, Intent) and not broker.refusal_of(line, intent, bar, at_ms):
-                target = intent.target
-            if target != before:
+            for book in account.owners[name].books:
+                line = book.lines[key]
+                if isinstance(signal, Signal):
+                    line.protector.on_signal(signal.action)
+                if member.closed:
+                    line.orders.withdraw("", member.closed)
+                target = before = line.orders.target
+                part = None if intent is None else part_of(intent, book.side)
+                if isinstance(part, Intent) and not broker.refusal_of(line, part, bar, at_ms):
+                    target = part.target
+                has_changed |= target != before
+                net[book.side] += target
+            if has_changed:
                 reasons.append(f"{name}: {decision.reason}")
-            net += target
         quote, price = state.market.quote, bar.close
         if quote is not None and self._by_quotes:
             price = divide_half_even(quote.bid + quote.ask, 2)
@@ -815,7 +823,9 @@ class Engine:
 
     def _reach(self, bar: Bar, wishes: Wishes) -> int | None:
         """Return the largest position to which *wishes* could lead; None where no limit asks."""
-        return wishes.reach(self.broker.own.line(bar.instrument)) if self.risk.active else None
+        if not self.risk.active:
+            return None
+        return sum(map(wishes.reach, self.broker.own.lines_of(bar.instrument)))
 
     def _route(
         self,
@@ -853,9 +863,13 @@ class Engine:
         if done.orders and self.risk.active:
             self.risk.count_orders(done.orders, at_ms)
         observed, decided_ms = self._observed.get(key), bar.open_time_ms
-        twins = self._member_steps(key, (filled, done), decision, answers, routed)
-        twins += Shadows.steps(broker.shadows, key, filled.beside, decided_ms, observed)
-        return BarOutcome(decision, prediction, done.orders, tuple(twins))
+        shown = partial(Shadows.steps, fills=filled.beside, positions=observed)
+        twins = (
+            *shown(broker.sides, key, decided_ms=decided_ms),
+            *self._member_steps(key, (filled, done), decision, answers, routed),
+            *shown(broker.shadows, key, decided_ms=decided_ms),
+        )
+        return BarOutcome(decision, prediction, done.orders, twins)
 
     def _member_steps(
         self,
@@ -871,7 +885,7 @@ class Engine:
         wishes, refusals, refused_by = answers.wishes, routed.refusals, decision.refused_by
         are_filled = filled.beside or done.beside
         for (member, of_member), wished in zip(self._on[key], answers.decisions, strict=True):
-            name, book = member.name, member.book
+            name, account = member.name, member.account
             refusal, confirms, is_asked = None, False, name in refusals
             if is_asked:
                 refusal, wish = refusals[name], wishes.intents[name]
@@ -886,8 +900,8 @@ class Engine:
             twins.append(
                 TwinStep(
                     name,
-                    book.lines[key].position,
-                    book.subtotal(),
+                    account.position(key),
+                    account.subtotal(),
                     fills,
                     confirms,
                     member.keep(key, decided, decision),
@@ -898,7 +912,7 @@ class Engine:
     def _reducing(self, bar: Bar, wishes: Wishes, decision: Decision) -> dict[str, Orders]:
         """Return what of the lists in *wishes* the refusal of *decision* does not hold up."""
         allowed = {
-            member.name: of_member.allowed_of(wish, bar, member.book, decision.refused_by)
+            member.name: of_member.allowed_of(wish, bar, member.account, decision.refused_by)
             for member, of_member in self._on[bar.instrument]
             if isinstance(wish := wishes.intents.get(member.name), Orders)
         }
@@ -916,7 +930,8 @@ class Engine:
 
         A limit was measured on the run's own sum, so it does not refuse less exposure.
         """
-        key, gates = bar.instrument, self.states[bar.instrument].gates
+        key, state = bar.instrument, self.states[bar.instrument]
+        gates = state.gates
         for name, account in self.broker.shadows.items():
             asked = [
                 self.shadows[member.name].wish(
@@ -925,10 +940,13 @@ class Engine:
                 for (member, of_member), decided in zip(self._on[key], of_members, strict=True)
             ]
             wishes, signal = self._netted(bar, account, asked, of_members, at_ms)
-            intent = Intent(signal.action, wishes.target, signal.reason)
+            intent = state.net_intent(signal, wishes.targets, account, key)
             if name in BOUND or (gates.inputs.is_outside and name != BUY_AND_HOLD):
-                held = account.held(key)
-                is_less = abs(wishes.target) <= abs(held) and wishes.target * held >= 0
+                is_less = all(
+                    abs(target) <= abs(line.held) and target * line.held >= 0
+                    for line in account.lines_of(key)
+                    for target in [wishes.targets[line.book.side]]
+                )
                 if closing := gates.risk.closing(gates.inputs):
                     intent = Intent(Action.FLAT, 0, closing)
                 elif decision.refused_by is not None and not is_less:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from math import nan
 from typing import TYPE_CHECKING, Final, NamedTuple
@@ -172,6 +172,7 @@ class MemberState:
         "_has_sides",
         "_instrument_context",
         "_looks_at_bar_alone",
+        "_nets",
         "_never_short",
         "_repeats",
         "_sees_account",
@@ -243,6 +244,8 @@ class MemberState:
         )
         # What a refused SHORT says: nothing is sold short that is paid for in full.
         self._has_sides = settings.broker.is_hedged
+        # In hedge mode what several strategies want of each side together; else empty.
+        self._nets: Mapping[PositionSide | None, int] = {}
         self._never_short = instrument.category.value if instrument.category.is_cash else ""
         self._flat_on_refusal = settings.flat_on_refusal
 
@@ -320,6 +323,7 @@ class MemberState:
     def decide_net(
         self,
         signal: Signal,
+        targets: Mapping[PositionSide | None, int],
         bar: Bar,
         prediction: Prediction,
         account: Holdings,
@@ -330,8 +334,10 @@ class MemberState:
     ) -> Decision:
         """Return what :meth:`decide` does where *signal* is what several strategies want.
 
-        With their lists of orders it could lead to a position of *size*, unsigned.
+        The *targets* are those of each position, one or two. With lists of orders they could lead
+        to a position of *size*, unsigned; two sides are added up.
         """
+        self._nets = targets if account.sides else {}
         bars = self.lookback.warm_bars(self.history)
         self.gates.see_bar(bar, bars, self.market, is_running=is_running)
         if self.strategy.needs_forecast:
@@ -450,6 +456,9 @@ class MemberState:
             return self._follow(
                 signal, bar, forecast, account, refused, is_full=is_full, expires=expires
             )
+        if self._nets:
+            why = None if refused is None else Signal(Action.HOLD, refusal(refused))
+            return self.net_intent(why or signal, self._nets, account, bar.instrument)
         named = side_of(signal.action)
         judged = account if named is None else account.sides[named]
         intent = self._follow(
@@ -478,6 +487,24 @@ class MemberState:
         elif named is None:
             intent = intent._replace(target=left)
         return intent._replace(sides=sides)
+
+    @staticmethod
+    def net_intent(
+        signal: Signal, nets: Mapping[PositionSide | None, int], account: Holdings, key: str
+    ) -> Intent:
+        """Return the intent of *account*, by what several strategies want of each position."""
+        action, reason = signal.action, signal.reason
+        if not account.sides:
+            return Intent(action, nets[None], reason)
+        sides: dict[PositionSide, Intent | None] = {}
+        targets: dict[PositionSide | None, int] = {}
+        for side, book in account.sides.items():
+            standing = book.target(key)
+            target = targets[side] = standing if action is Action.HOLD else nets[side]
+            entry = Action(side.value) if target else Action.FLAT
+            sides[side] = Intent(Action.HOLD if target == standing else entry, target, reason)
+        target = targets.get(side_of(action), sum(targets.values()))
+        return Intent(action, target, reason, sides=sides)
 
     def _follow(
         self,
@@ -722,7 +749,7 @@ class MemberState:
             reason = f"{self._never_short}: {signal.reason}"
             return Signal(Action.FLAT, reason, note=signal.note)
         if self._has_sides and isinstance(signal, Orders):
-            return replace(signal, requests=tuple(map(_of_a_side, signal.requests)))
+            return name_sides(signal)
         return signal
 
     def _target(
@@ -774,21 +801,29 @@ class MemberState:
             self._see_target(bar, target, account, size=size, reduces=reduces)
             return
         key, named = bar.instrument, side_of(signal.action)
-        targets = {side: book.target(key) for side, book in account.sides.items()}
+        standing = {side: book.target(key) for side, book in account.sides.items()}
+        targets, judged = dict(standing), {side for side in standing if named in {None, side}}
         for side, book in account.sides.items():
-            if side is named:
+            if self._nets and signal.action is not Action.HOLD:
+                targets[side] = self._nets[side]
+            elif side is named:
                 targets[side] = self._target(signal, bar, forecast, book)
             elif signal.action is Action.FLAT and signal.position_side in {None, side}:
                 targets[side] = 0
+        if self._nets:  # which names no side: what changes is judged
+            judged = {side for side in targets if targets[side] != standing[side]} or judged
+        total = sum(map(abs, targets.values()))
+        largest = total if size is None else max(size, total)
         self._see_target(
             bar,
             sum(targets.values()) if named is None else targets[named],
             account,
-            size=sum(map(abs, targets.values())),
-            reduces=all(
+            size=largest,
+            reduces=largest == total
+            and all(
                 abs(target) <= abs(account.sides[side].held(key))
                 for side, target in targets.items()
-                if named in {None, side}
+                if side in judged
             ),
         )
 
@@ -826,6 +861,11 @@ class MemberState:
         if isinstance(request, Cancel) or request.reduce_only:
             return True
         return bool(self._never_short) and request.side is Side.SELL
+
+
+def name_sides(orders: Orders) -> Orders:
+    """Return *orders* of an account in hedge mode; raise where one names no side."""
+    return replace(orders, requests=tuple(map(_of_a_side, orders.requests)))
 
 
 def _of_a_side(request: OrderRequest | Cancel) -> OrderRequest | Cancel:

@@ -10,9 +10,9 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Final, NamedTuple
 
-from tracepaper.daemon.broker.book import Book
+from tracepaper.daemon.broker.book import Holdings
 from tracepaper.daemon.broker.broker import refuse_sides
-from tracepaper.daemon.engine.instrument_state import InstrumentState, MemberState
+from tracepaper.daemon.engine.instrument_state import InstrumentState, MemberState, name_sides
 from tracepaper.daemon.engine.risk import RiskWatch
 from tracepaper.daemon.engine.state import INTEGRITY, MemberTerms
 from tracepaper.strategies.api.context import BarContext, Orders, Signal
@@ -31,6 +31,7 @@ from tracepaper.strategies.types.decisions import (
     Action,
     Decision,
     Forecast,
+    PositionSide,
     StrategyDecision,
 )
 from tracepaper.strategies.types.market import Bar, Instrument
@@ -51,7 +52,7 @@ class Member:
         self.failed = ""  # why, once it failed
         self.is_empty = False  # its sub-account has no equity
         self.closed = ""  # why it holds nothing; empty while it is asked
-        self.book: Book  # its sub-account
+        self.account: Holdings  # its sub-account
         self.decided: dict[str, StrategyDecision] = {}  # as the newest steps hold it
         risk = RiskWatch({})
         self.states = {
@@ -88,7 +89,10 @@ class Member:
         if not self.closed:
             try:
                 answer = strategy.decide(context)
-                refuse_sides(answer)
+                if not self.account.sides:
+                    refuse_sides(answer)
+                elif isinstance(answer, Orders):
+                    answer = name_sides(answer)
             except StrategyFailed as error:
                 self.fail(str(error))
             else:
@@ -204,11 +208,16 @@ class NetStrategy(Strategy):
         return UNCHANGED
 
 
-def net_signal(target: int, reasons: Sequence[str]) -> Signal:
-    """Return the signal of a net *target*, which *reasons* explain; none of them changes none."""
+def net_signal(targets: Mapping[PositionSide | None, int], reasons: Sequence[str]) -> Signal:
+    """Return the signal of net *targets*, which *reasons* explain; none of them changes none.
+
+    Of two sides it names the larger one.
+    """
     if not reasons:
         return UNCHANGED
-    action = Action.FLAT if not target else Action.LONG if target > 0 else Action.SHORT
+    action = Action.LONG if sum(targets.values()) >= 0 else Action.SHORT
+    if not any(targets.values()):
+        action = Action.FLAT
     return Signal(action, "; ".join(reasons))
 
 

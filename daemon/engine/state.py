@@ -111,11 +111,11 @@ RESERVE: Final = "in reserve"
 
 
 def reserve_of(equity: Decimal, accounts: Mapping[str, Decimal]) -> Decimal:
-    """Return the part of *equity* that no strategy has a share of; 0 beside shadow accounts.
+    """Return the part of *equity* that no strategy has a share of; 0 without strategies.
 
     *accounts* has the equity of each account beside the run's own, by its name.
     """
-    parts = [money for name, money in accounts.items() if name not in TWINS]
+    parts = [money for name, money in accounts.items() if name not in {*TWINS, *SIDES}]
     return equity - sum(parts) if parts else Decimal(0)
 
 
@@ -501,8 +501,7 @@ class Restart:
         stored: Any = state.shares
         if stored is not None and parts_of(state).keys() == account.parts.keys():
             engine.shared_out = stored.shared_out
-            for name, given in {"": account, **engine.broker.shadows}.items():
-                given.reserve = stored.reserves.get(name, given.reserve)
+            engine.broker.restore_reserves(stored.reserves)
             for member in engine.members:
                 member.know(failed=stored.failed.get(member.name, ""))
             engine.failures_stored = len(stored.failed)
@@ -510,15 +509,16 @@ class Restart:
             for member in engine.members:
                 if (of_member := before.parts.get(member.name)) is not None:
                     member.states[key].outcomes.restored = of_member.verdict
-                    if key in member.book.fills:
-                        member.book.fills[key] = list(of_member.fills)
+                    if key in member.account.fills:
+                        member.account.fills[key] = list(of_member.fills)
         for key in engine.states:
-            held = sum(member.book.held(key) for member in engine.members)
-            if held != account.held(key):
-                raise InvariantBroken(
-                    f"the strategies' parts of {key} add up to {held}, and the account holds "
-                    f"{account.held(key)}; run `tracepaper audit verify` and restore a backup"
-                )
+            for line in account.lines_of(key):
+                held = sum(share.held for share in line.shares)
+                if held != line.held:
+                    raise InvariantBroken(
+                        f"the strategies' parts of {key} add up to {held}, and the account holds "
+                        f"{line.held}; run `tracepaper audit verify` and restore a backup"
+                    )
 
     def count(self, step: Step) -> None:
         """Add a *step* behind the stored state to what the shadow accounts depend on."""

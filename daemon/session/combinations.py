@@ -91,9 +91,6 @@ SPOT + HEDGE
 SHARES + HEDGE
     [account] position_mode = "hedge" is for linear positions, and shares are paid in full; take it
     out.
-HEDGE + SEVERAL
-    [account] position_mode = "hedge" is for one strategy, and [strategies] names several; take it
-    out, or trade by [strategy].
 CRYPTO + CALENDAR
     market.calendar is for shares; take it out, or set market.asset to "stock".
 CRYPTO + FRACTIONAL

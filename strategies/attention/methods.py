@@ -321,6 +321,7 @@ def _add(held: dict[str, Tensor], name: str, weights: Tensor) -> None:
     held[name] = before.to(weights.device, kind) + weights.to(kind)
 
 
+@explanation
 def confidence(reads: Sequence[Read], queries: Sequence[int]) -> list[Tensor]:
     """Return ``1 - H / ln n`` of *queries* in each of *reads*: [batch, head, row] each."""
     return [read.confidence(queries) for read in reads]

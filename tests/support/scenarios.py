@@ -591,6 +591,31 @@ SCENARIOS: dict[str, Scenario] = {
         ),
         day_ms=4 * HOUR_MS,
     ),
+    "several in hedge mode": Scenario(
+        sections=_several(
+            "AAAUSDT",
+            sizing={"mode": "notional", "notional": "60000"},
+            account={
+                "cash": "20000", "position_mode": "hedge", "margin": "isolated",
+                "leverage": "50",
+            },
+        ),
+        candles=lambda: _wild()[:1],
+        shows=(
+            LIQUIDATED,
+            "SELECT count(*) FROM v_twin_fills WHERE model = 'crossed'",
+            ("SELECT count(DISTINCT twin || position_side) = 6 FROM v_twin_fills "
+            "WHERE twin NOT IN ('LONG', 'SHORT')"),
+        ),
+        forged=(
+            "UPDATE fills SET fee = fee + 1 WHERE twin = 'a' AND model <> 'crossed'",
+            ("UPDATE fills SET position_side = 'SHORT' WHERE twin = 'b' "
+            "AND position_side = 'LONG'"),
+            "DELETE FROM fills WHERE model = 'crossed' AND twin = 'a'",
+            "UPDATE holdings SET realized_pnl = realized_pnl + 1 WHERE twin = 'b'",
+            "UPDATE twin_steps SET target_quantity = 7 WHERE outcome IS NOT NULL",
+        ),
+    ),
     "several on cross margin": Scenario(
         sections=_several(
             *THREE,

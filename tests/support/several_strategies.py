@@ -6,6 +6,7 @@ import random
 from collections.abc import Sequence
 from typing import Any
 
+from tracepaper.daemon.broker.account import SIDES
 from tracepaper.daemon.config.loading import Config, load
 from tracepaper.daemon.engine.state import TWINS
 from tracepaper.strategies.api.context import (
@@ -19,7 +20,7 @@ from tracepaper.strategies.api.context import (
     sell,
 )
 from tracepaper.strategies.api.strategy import Strategy
-from tracepaper.strategies.types.decisions import Action, Fill, FillModel, Step
+from tracepaper.strategies.types.decisions import Action, Fill, FillModel, PositionSide, Step
 from tracepaper.strategies.types.market import Bar
 
 
@@ -116,6 +117,9 @@ class Listing(Strategy):
         if rng.random() < 0.6:
             return self._turning.decide(context)
         asked = list[OrderRequest | Cancel]()
+        sides: Sequence[PositionSide | None] = (None,)
+        if context.account is not None and context.account.long is not None:
+            sides = SIDES
         for _ in range(rng.randint(1, 3)):
             level = round(context.close * (1 + rng.uniform(-0.01, 0.01)), 1)
             kinds: tuple[dict[str, Any], ...] = {}, {"limit": level}, {"stop": level}
@@ -124,7 +128,7 @@ class Listing(Strategy):
             asked.append(
                 rng.choice((buy, sell))(
                     rng.choice((0.4, 3.0)), **kind, until=until, tag=rng.choice(("", "a")),
-                    reduce_only=rng.random() < 0.3,
+                    reduce_only=rng.random() < 0.3, position_side=rng.choice(sides),
                 )
             )  # fmt: skip
         if rng.random() < 0.2:
@@ -199,7 +203,8 @@ def configured(
 
 def fills_of(step: Step) -> list[tuple[str, Fill]]:
     """Return every part that *step* filled, with its strategy."""
-    return [(of.twin, fill) for of in step.twins if of.twin not in TWINS for fill in of.fills]
+    of_owners = [of for of in step.twins if of.twin not in {*SIDES, *TWINS}]
+    return [(twin.twin, fill) for twin in of_owners for fill in twin.fills]
 
 
 def crossed_in(step: Step) -> list[tuple[str, Fill]]:

@@ -231,6 +231,13 @@ def test_limits_of_a_symbol_count_both_sides() -> None:
     assert sides(steps[-1])[1] == 0 < sides(steps[-1])[0]
 
 
+def test_the_size_of_a_side_leaves_room_for_the_other() -> None:
+    sizing = {"mode": "equity", "fraction": "0.6", "max_gross": "1"}
+    steps = run(scripted({"1": ["LONG"], "3": ["SHORT"]}, sizing=sizing), list(bars(6)))
+    long, short = (abs(quantity) for quantity in sides(steps[-1]))
+    assert abs(short / long - 0.4 / 0.6) < 0.02
+
+
 def test_a_command_closes_both_sides_at_once() -> None:
     engine = scripted({"1": ["LONG"], "2": ["SHORT"]})
     made = list(bars(9))

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import hedged_cases
 import pytest
 from account_laws import check_account
 from builders import START_MS, bars, explanation, forecast, instrument, quote
-from builders import bar as candle
+from builders import bar as at_price
 from fakes import FixedForecaster
 from msgspec.structs import replace
 from several_strategies import (
@@ -191,7 +192,7 @@ class Breaks(PortfolioStrategy):
 def test_a_portfolio_that_fails_is_set_aside_as_any_strategy_is() -> None:
     of, options = (f"{__name__}:Breaks", SCRIPTED), [{"says": {"0": ["LONG"]}}] * 2
     engine = built(configured(("a", "b"), ("0.5", "0.5"), of=of, options=options))
-    steps = run(engine, [candle(10_000, index=at) for at in range(5)])
+    steps = run(engine, [at_price(10_000, index=at) for at in range(5)])
     reasons = [step.strategies[0].outcome.reason for step in steps]
     assert reasons[:2] == ["all", "all"]
     assert all(reason.startswith("set aside: ") for reason in reasons[2:])
@@ -229,7 +230,7 @@ def test_shares_are_given_anew_at_the_first_close_of_a_period(reset: str) -> Non
         events.append(_moved(bar, moved))
     given_anew = 0
     for event in events:
-        before = [part.cash for part in engine.broker.own.owners.values()]
+        before = [part.cash for part in engine.broker.own.shares]
         step = engine.step(event, None)
         check_account(engine.broker.own)
         if event is events[60]:
@@ -239,7 +240,7 @@ def test_shares_are_given_anew_at_the_first_close_of_a_period(reset: str) -> Non
                 total = account.balance().equity
                 shares = [part.balance().equity for part in account.owners.values()]
                 assert max(abs(5 * total // 10 - shares[0]), abs(3 * total // 10 - shares[1])) <= 1
-            assert before != [part.cash for part in engine.broker.own.owners.values()]
+            assert before != [part.cash for part in engine.broker.own.shares]
     assert given_anew == 1
 
 
@@ -349,7 +350,7 @@ def test_a_limit_counts_the_lists_of_all_and_holds_up_none_that_only_reduces() -
         risk={"max_notional": "1000"},
         a={"0": ["ORDERS", [6, 99, False]], "2": ["ORDERS", [3, 99, False]]}, b={"1": more},
     )  # fmt: skip
-    first, second, third = run(engine, [candle(10_000, index=at) for at in range(3)])
+    first, second, third = run(engine, [at_price(10_000, index=at) for at in range(3)])
     assert orders_of(first) == [("a", 9_900, OrderStatus.NEW)]
     assert second.decision is not None
     assert second.decision.refused_by == "risk.notional"
@@ -366,13 +367,13 @@ def test_what_halts_or_sets_aside_takes_back_orders_by_list(how: str) -> None:
     listed = ["ORDERS", [2, None, False], [6, 80, False]]
     risk = {"max_drawdown": "0.0001", "on_breach": "flatten"} if how == "drawdown" else {}
     engine = listing(risk=risk, a={"0": listed, **ends}, b={})
-    run(engine, [candle(10_000, index=at) for at in range(2)])
+    run(engine, [at_price(10_000, index=at) for at in range(2)])
     owner = engine.broker.own.owners["a"]
     assert owner.held(ITEM.id) == 2_000
     assert len(owner.lines[ITEM.id].orders.others) == 1
     if how in {"HALT", "FLATTEN"}:
         run(engine, [Command(CommandKind(how), "", 0, 0)])
-    run(engine, [candle(9_000, index=at) for at in range(2, 5)])
+    run(engine, [at_price(9_000, index=at) for at in range(2, 5)])
     assert not owner.lines[ITEM.id].orders.others
     assert owner.held(ITEM.id) == (2_000 if how == "HALT" else 0)
 
@@ -410,6 +411,73 @@ def test_limits_bind_of_the_shadow_accounts_of_all_those_that_do_what_the_run_do
     assert refused > 5
     assert held["no_edge"] == engine.broker.own.held(ITEM.id) == 0
     assert held["ungated"] > 0
+
+
+def hedged(
+    *says: dict[str, list[Any]], model: FillModel = FillModel.NEXT_OPEN, **risk: str
+) -> Engine:
+    """Return the engine of strategies in hedge mode that say what they are told."""
+    config = configured(
+        "abc", ["0.3"] * len(says), of=[SCRIPTED] * len(says),
+        options=[{"says": of} for of in says], sizing={"mode": "fixed", "quantity": "0.4"},
+        account={"cash": "100000", "position_mode": "hedge"}, risk=risk,
+        execution={"fill_within_ms": 60 * MINUTE},
+    )  # fmt: skip
+    return built(config, model)
+
+
+def test_in_hedge_mode_the_sides_of_two_stand_together_and_each_crosses_by_itself() -> None:
+    says = {"0": ["LONG"], "3": ["FLAT"]}, {"0": ["SHORT"], "3": ["LONG"]}
+    engine = hedged(*says)
+    steps = run(engine, list(bars(6)))
+    sides = [[twin.position.quantity for twin in step.twins[:2]] for step in steps]
+    assert sides == [[0, 0], *[[400, -400]] * 5]
+    assert [sorted(fill.side for fill in step.fills) for step in steps[:3]] == [
+        [], ["BUY", "SELL"], [],
+    ]  # fmt: skip
+    (sold, bought) = crossed_in(steps[3])
+    assert {sold[0]: sold[1].side, bought[0]: bought[1].side} == {"a": "SELL", "b": "BUY"}
+    assert {fill.position_side for _, fill in (sold, bought)} == {"LONG"}
+    assert not any(step.fills for step in steps[3:])
+    owned = [owner.position(ITEM.id).quantity for owner in engine.broker.own.owners.values()]
+    assert owned == [0, 0]  # b holds both sides
+    assert [share.held(ITEM.id) for share in engine.broker.own.shares] == [0, 0, 400, -400]
+
+
+def test_in_hedge_mode_a_limit_counts_both_sides_of_all_and_refuses_no_exit() -> None:
+    notional = f"{bars(1)[0].close / 100:.2f}"  # of a unit, which is 2.5 times what each wants
+    says = {"0": ["LONG"], "5": ["FLAT"]}, {"1": ["SHORT"]}, {"3": ["LONG"]}
+    engine = hedged(*says, max_notional=notional)
+    steps = run(engine, list(bars(8)))
+    refused = [step.decision.refused_by if step.decision else None for step in steps]
+    assert refused == [None, None, None, "risk.notional", None, None, None, None]
+    sides = [[twin.position.quantity for twin in step.twins[:2]] for step in steps]
+    assert sides[2:] == [[400, -400]] * 4 + [[0, -400]] * 2
+
+
+def test_in_hedge_mode_a_limit_lets_one_side_go_while_the_other_is_not_reached() -> None:
+    says = {"0": ["SHORT"], "3": ["FLAT"]}, {"1": ["LONG"]}, {"1": ["LONG"]}
+    engine = hedged(*says, model=FillModel.QUOTE, max_drawdown="0.0002")
+    events = list[Event]()
+    for index, price in enumerate((1_000_000, 1_000_000, 1_010_000, 1_010_000)):
+        shown = quote(price - 50, price + 50, at_ms=START_MS + index * MINUTE + 59_500)
+        events += [replace(shown, ask_size=0), at_price(price, index=index)]  # nothing is bought
+    steps = run(engine, events)[1::2]
+    refused = [step.decision.refused_by for step in steps if step.decision is not None]
+    assert refused == [None, None, "risk.drawdown", None]  # the price rose against the short side
+    assert [side.held(ITEM.id) for side in engine.broker.own.books] == [0, -400]
+    assert [side.target(ITEM.id) for side in engine.broker.own.books] == [800, 0]
+
+
+def test_in_hedge_mode_a_confirmed_share_is_stored_at_once() -> None:
+    """A step says that a strategy's position was confirmed, and not of which side."""
+    says = {"says": {"1": ["LONG"], "4": ["LONG"]}, "horizon": 20}
+    config = configured(
+        ("a", "b"), ("0.5", "0.5"), of=[hedged_cases.SCRIPTED] * 2, options=[says, {"says": {}}],
+        account={"cash": "100000", "position_mode": "hedge"},
+    )  # fmt: skip
+    steps = run(built(config), list(bars(6)))
+    assert [step.state is not None for step in steps[3:]] == [False, True, False]
 
 
 def test_each_strategy_sees_its_own_part_and_size() -> None:
