@@ -370,11 +370,11 @@ def test_what_halts_or_sets_aside_takes_back_orders_by_list(how: str) -> None:
     run(engine, [at_price(10_000, index=at) for at in range(2)])
     owner = engine.broker.own.owners["a"]
     assert owner.held(ITEM.id) == 2_000
-    assert len(owner.lines[ITEM.id].orders.others) == 1
+    assert len(owner.lines_of(ITEM.id)[0].orders.others) == 1
     if how in {"HALT", "FLATTEN"}:
         run(engine, [Command(CommandKind(how), "", 0, 0)])
     run(engine, [at_price(9_000, index=at) for at in range(2, 5)])
-    assert not owner.lines[ITEM.id].orders.others
+    assert not owner.lines_of(ITEM.id)[0].orders.others
     assert owner.held(ITEM.id) == (2_000 if how == "HALT" else 0)
 
 
