@@ -70,8 +70,12 @@ class OrderBookHistory:
         self._unpacked.clear()
         self._count = 0
 
-    def until(self, close_ms: int) -> Books | None:
-        """Return the last books that stood so at *close_ms* or before; None without any."""
+    def until(self, close_ms: int, most: int | None = None) -> Books | None:
+        """Return the last books that stood so at *close_ms* or before; None without any.
+
+        They are at most *most*, or as many as are kept.
+        """
+        length = self.length if most is None else most
         parts: list[Books] = []
         held = 0
         for event in reversed(self._events):
@@ -84,7 +88,7 @@ class OrderBookHistory:
                 books = books.part(0, (close_ms - event.first_ms) // event.every_ms + 1)
             parts.append(books)
             held += len(books)
-            if held >= self.length:
+            if held >= length:
                 break
         if not parts:
             return None
@@ -92,7 +96,7 @@ class OrderBookHistory:
         first = int((recent.seen_ms <= self._false_ms).sum())
         if first == held:
             return None
-        return recent.part(max(held - self.length, first), held)
+        return recent.part(max(held - length, first), held)
 
 
 SIDES: Final = ("bid", "ask")

@@ -20,6 +20,7 @@ from tracepaper.daemon.broker.book import (
     EncodedAccount,
     Holdings,
     check_range,
+    requests_of,
 )
 from tracepaper.daemon.broker.book_fills import QueueRules, Queues
 from tracepaper.daemon.broker.execution import ExecutionCosts, TrueRange
@@ -29,11 +30,12 @@ from tracepaper.daemon.broker.line import Holding, Line
 from tracepaper.daemon.broker.margin import CrossMargin, IsolatedMargin, MarginPolicy
 from tracepaper.daemon.broker.orders import FILL_WITHIN_MS, Latency
 from tracepaper.daemon.broker.positions import Positions
-from tracepaper.strategies.api.context import Signal
+from tracepaper.strategies.api.context import Orders, Signal
 from tracepaper.strategies.errors import ConfigInvalid, InvariantBroken
 from tracepaper.strategies.types.decisions import (
     Account,
     Action,
+    Fill,
     FillModel,
     LedgerEntry,
     LedgerKind,
@@ -129,7 +131,6 @@ class PaperAccount(Holdings):
         prices value until their bar. Of several *owners* each gets its share of the cash.
         """
         items = tuple(instruments)
-        sides = SIDES if settings.is_hedged else (None,)
         self.settings = settings
         self.cash = settings.cash
         # What moved the cash and is in no step yet; a shadow account keeps none of it.
@@ -144,13 +145,9 @@ class PaperAccount(Holdings):
         self.policy = MarginPolicy(self)
         if settings.leverage is not None:
             self.policy = (CrossMargin if settings.is_cross else IsolatedMargin)(self)
-        parts = apportion(settings.cash, [1] * len(sides))
-        self.books = tuple(
-            Book(self, items, replace(settings, cash=part), side=side)
-            for side, part in zip(sides, parts, strict=True)
-        )
-        self.sides = {book.side: book for book in self.books if book.side is not None}
-        self.owners: dict[str, Book] = {}
+        super().__init__(self._opened(items, settings))
+        self.owners: dict[str, Holdings] = {}
+        self.shares: tuple[Book, ...] = ()
         self.reserve = 0  # money that no owner has a share of
         self._weights: list[int] = []
         if owners:
@@ -169,16 +166,29 @@ class PaperAccount(Holdings):
             for name in ("held", "target", "position", "balance", "subtotal"):
                 setattr(self, name, getattr(self.books[0], name))
 
+    def _opened(
+        self, items: Iterable[Instrument], settings: BrokerSettings, owner: str = ""
+    ) -> tuple[Book, ...]:
+        """Return a new book of each position, or of the share of *owner* in it, and split cash."""
+        sides = SIDES if settings.is_hedged else (None,)
+        wholes = self.books if owner else [None] * len(sides)
+        cash = apportion(settings.cash, [1] * len(sides))
+        return tuple(
+            Book(self, items, replace(settings, cash=part), side=side, owner=owner, whole=whole)
+            for side, part, whole in zip(sides, cash, wholes, strict=True)
+        )
+
     def _open_shares(self, items: Iterable[Instrument], owners: Mapping[str, Ownership]) -> None:
         shares = [owner.share for owner in owners.values()]
         self._weights = [*shares, RATE_SCALE - sum(shares)]
         *cash, self.reserve = apportion(self.cash, self._weights)
-        (positions,) = self.books
         for (name, owner), money in zip(owners.items(), cash, strict=True):
-            settings = replace(owner.settings, cash=money)
-            book = Book(self, items, settings, owner=name, whole=positions)
-            book.fills = {key: [] for key in owner.reports_fills}
-            self.owners[name] = book
+            books = self._opened(items, replace(owner.settings, cash=money), name)
+            fills: dict[str, list[Fill]] = {key: [] for key in owner.reports_fills}
+            for book in books:
+                book.fills = fills
+            self.owners[name] = Holdings(books) if self.sides else books[0]
+            self.shares += books
 
     # ------------------------------------------------------------ what it is worth
 
@@ -189,8 +199,13 @@ class PaperAccount(Holdings):
 
     @property
     def every_book(self) -> tuple[Book, ...]:
-        """The books of positions, and then those of the owners."""
-        return (*self.books, *self.owners.values())
+        """The books of positions, and then those of the owners' shares."""
+        return (*self.books, *self.shares)
+
+    @property
+    def parts(self) -> dict[str, Book]:
+        """The books that have a state beside that of the account, by name."""
+        return {book.name: book for book in self.every_book if book.name}
 
     @property
     def available(self) -> int:
@@ -298,11 +313,12 @@ class PaperAccount(Holdings):
         else:
             refuse_switch(*(part for name, part in parts.items() if name in SIDES))
             self.books[0].restore(state)
-        if self.owners and taken_over and parts.keys() != self.owners.keys():
-            self._hand_out(state)
+        shares = {book.name: book for book in self.shares}
+        if shares and taken_over and parts.keys() - {*SIDES} != shares.keys():
+            self._hand_out()
         else:
-            for name in self.owners.keys() & parts.keys():
-                self.owners[name].restore(parts[name])
+            for name in shares.keys() & parts.keys():
+                shares[name].restore(parts[name])
         self.journal.take()  # none of it is done by a step
 
     def _restore_sides(self, state: AccountState, parts: Mapping[str, AccountState]) -> None:
@@ -319,21 +335,31 @@ class PaperAccount(Holdings):
                 "run `tracepaper audit verify` and restore a backup"
             )
 
-    def _hand_out(self, state: AccountState) -> None:
+    def _hand_out(self) -> None:
         """Give each owner its share of the cash and the positions of an account of other owners."""
-        owners, weights = list(self.owners.values()), self._weights[:-1]
-        *cash, self.reserve = apportion(state.cash, self._weights)
-        for owner, money in zip(owners, cash, strict=True):
-            owner.cash = money
-            owner.forget_balance()
-        for key, holding in state.holdings.items():
-            held = apportion(holding.quantity, weights)
+        weights = self._weights[:-1]
+        *cash, self.reserve = apportion(self.cash, self._weights)
+        for owner, money in zip(self.owners.values(), cash, strict=True):
+            owner.transfer(money - owner.subtotal().cash)
+        for line in (line for book in self.books for line in book.lines.values()):
+            held = apportion(line.held, weights)
             sizes = [abs(part) for part in held]
-            entries = apportion(holding.entry_notional, sizes if any(sizes) else weights)
-            wanted = apportion(self.target(key), weights)
-            for owner, quantity, entry, target in zip(owners, held, entries, wanted, strict=True):
-                owner.lines[key].hold(Holding(quantity, entry))
-                owner.lines[key].want(target, "taken over")
+            entries = apportion(line.holding.entry_notional, sizes if any(sizes) else weights)
+            wanted = apportion(line.orders.target, weights)
+            for share, quantity, entry, target in zip(
+                line.shares, held, entries, wanted, strict=True
+            ):
+                share.hold(Holding(quantity, entry))
+                share.want(target, "taken over")
+
+
+def part_of(intent: Intent | Orders, side: PositionSide | None) -> Intent | Orders | None:
+    """Return what *intent* asks of the position of *side*; None where a gate holds that."""
+    if side is None:
+        return intent
+    if isinstance(intent, Orders):
+        return replace(intent, requests=requests_of(intent, side))
+    return intent.sides[side] if intent.sides else intent
 
 
 def refuse_switch(*accounts: AccountState) -> None:

@@ -1,8 +1,8 @@
 """``Book``: the lines of one side of an account, or of one owner's share in it.
 
 An account in one-way mode has one book of positions, in hedge mode one for each side. Where several
-strategies share the account, each has a book of shares besides. ``Holdings`` is what a decision may
-ask of an account, a side or an owner.
+strategies share the account, each has besides a book of its share in each of them. ``Holdings`` is
+what a decision may ask of an account, a side or an owner.
 
 The rules are docs/money.md, M16 to M21 and M90 to M102, and docs/one_account.md, J12 to J20.
 """
@@ -53,13 +53,23 @@ class AccountState(Struct, frozen=True, array_like=True):
 
 
 class Holdings:
-    """What a decision may ask of an account, a side or an owner: sums over its books."""
+    """What a decision may ask of an account, a side or an owner: sums over its books.
 
-    books: Sequence[Book]
+    By itself it is what an owner has in hedge mode: its shares in both sides.
+    """
+
     sides: Mapping[PositionSide, Book] = {}
-    """Of an account in hedge mode, its two books."""
+    """Of an account or an owner in hedge mode, its two books."""
     fills: dict[str, list[Fill]]
     """Fills since the last decision, of each instrument whose strategy sees them."""
+
+    def __init__(self, books: Sequence[Book]) -> None:
+        """Add *books* up: one, or one of each side."""
+        self.books, self.fills = books, books[0].fills
+        if len(books) > 1:
+            self.sides = {book.side: book for book in books if book.side is not None}
+            for book in books:
+                book.holder = self
 
     def lines_of(self, instrument: str) -> list[Line]:
         """Return the line of *instrument* in each book."""
@@ -103,20 +113,27 @@ class Holdings:
         """Return the account by which sizes and limits go; raise where 64 bits do not hold it."""
         return self.subtotal()
 
+    def transfer(self, amount: int) -> None:
+        """Take *amount* in, signed, from another owner's books of the same account."""
+        self.books[0].cash += amount
+        self.books[0].forget_balance()
+
     def subtotal(self) -> Account:
         """Return the cash and the results of these books alone."""
         return _summed(Account, [book.subtotal() for book in self.books])
 
     def reach(self, instrument: str, orders: Orders) -> tuple[int, bool]:
-        """Return the largest position that *orders* could lead to: see ``RestingOrders.reach``.
+        """Return the largest position that *orders* and what rests by list could lead to, unsigned.
 
-        Those of two sides are added up. And whether all of it can only reduce.
+        The larger side counts: all buys, or all sells, are filled. Those of two sides are added up.
+        And whether all of it can only reduce.
         """
-        lines = self.lines_of(instrument)
-        line_reaches = [
-            line.orders.reach(requests_of(orders, line.book.side), line.held) for line in lines
-        ]
-        return sum(most for most, _ in line_reaches), all(reduces for _, reduces in line_reaches)
+        most, only_reduces = 0, True
+        for line in self.lines_of(instrument):
+            bought, sold, reduces = line.orders.opens(requests_of(orders, line.book.side))
+            most += max(abs(line.held + bought), abs(line.held - sold))
+            only_reduces = only_reduces and reduces
+        return most, only_reduces
 
     def stop_distance(
         self, signal: Signal, bar: Bar, day_range: DayRange, expected: ExpectedReturn | None
@@ -145,14 +162,10 @@ class Holdings:
         """
         return sum(
             line.value(max(abs(line.held), abs(line.orders.target)))
-            for book in self._counted_books
+            for book in self.books[0].holder.books
             for key, line in book.lines.items()
             if key != instrument or book not in self.books
         )
-
-    @property
-    def _counted_books(self) -> Iterable[Book]:
-        return self.books
 
     def view(self, instrument: Instrument, *, bars_since: Callable[[int], int]) -> AccountView:
         """Return what a strategy sees of the account; its fills are no news after that.
@@ -208,7 +221,11 @@ class Book(Holdings):
     ) -> None:
         """Open a book of positions, or of the share that *owner* has of those in *whole*."""
         self.account, self.settings, self.side, self.owner = account, settings, side, owner
+        self.name = "/".join(filter(None, (owner, side)))
+        """By which its state is stored; empty of the one book of an account."""
         self.books = (self,)
+        self.holder: Holdings = account if whole is None else self
+        """Whose balance sizes go by: the account, or the owner that has it."""
         self.sign = {None: 0, PositionSide.LONG: 1, PositionSide.SHORT: -1}[side]
         self.cash = settings.cash
         self.realized = self.unrealized = self.fees = self.funding = 0
@@ -242,11 +259,6 @@ class Book(Holdings):
                 LedgerEntry(kind, amount, account.cash, instrument, order_id, self.side)
             )
 
-    def transfer(self, amount: int) -> None:
-        """Take *amount* in, signed, from another owner's book of the same account."""
-        self.cash += amount
-        self.forget_balance()
-
     def forget_balance(self) -> None:
         """Compute the balance anew when it is asked for."""
         self._balance = None
@@ -266,8 +278,8 @@ class Book(Holdings):
         return self.lines[instrument].position
 
     def balance(self) -> Account:
-        """Return the account by which sizes and limits go: of a side, the whole account."""
-        return self.account.balance() if self.side is not None else self.subtotal()
+        """Return the account by which sizes and limits go: of a side, that of both."""
+        return self.holder.balance() if self.side is not None else self.subtotal()
 
     def subtotal(self) -> Account:
         """Return the cash and the results of this book alone."""
@@ -281,10 +293,6 @@ class Book(Holdings):
                 self._balance = None
                 check_range(balance)
         return balance
-
-    @property
-    def _counted_books(self) -> Iterable[Book]:
-        return self.account.books if self._whole is None else self.books
 
     def quiet_closes(self) -> dict[str, tuple[int, int]] | None:
         """Return the lowest and the highest close of each instrument that surely ask for nothing.

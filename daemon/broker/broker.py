@@ -22,8 +22,9 @@ from tracepaper.daemon.broker.account import (
     Intent,
     Ownership,
     PaperAccount,
+    part_of,
 )
-from tracepaper.daemon.broker.book import AccountState, Book, EncodedAccount, Holdings, requests_of
+from tracepaper.daemon.broker.book import AccountState, Book, EncodedAccount, Holdings
 from tracepaper.daemon.broker.book_fills import moves_in
 from tracepaper.daemon.broker.book_watch import BookWatch
 from tracepaper.daemon.broker.execution import DayRange, TrueRange
@@ -128,15 +129,15 @@ class Broker:
             ranges=self._ranges,
             marked=self._marked,
         )
-        self.own = opens(
-            replace(settings, exits=None) if owners else settings,
-            keeps_ledger=True,
-            reports_fills=reports_fills,
-            owners=owners,
-        )
-        self.shadows = {name: opens(settings) for name in sorted(shadows)}
+        settings = replace(settings, exits=None) if owners else settings
+        self.own = opens(settings, keeps_ledger=True, reports_fills=reports_fills, owners=owners)
+        untold = {name: owner._replace(reports_fills=()) for name, owner in (owners or {}).items()}
+        self.shadows = {name: opens(settings, owners=untold) for name in sorted(shadows)}
+        self.sides: dict[str, Holdings] = {
+            side.value: book for side, book in self.own.sides.items()
+        }
         self.beside: dict[str, Holdings] = {
-            **{side.value: book for side, book in self.own.sides.items()},
+            **self.sides,
             **self.own.owners,
             **self.shadows,
         }
@@ -346,22 +347,38 @@ class Broker:
         orders, REJECTED.
         """
         account = self.own if shadow is None else self.shadows[shadow]
-        if not account.sides:
-            _refuse_sides(intent)
-        refusals = []
+        if isinstance(intent, Orders) and not account.sides:
+            refuse_sides(intent)
+        refusals: list[tuple[PositionSide | None, str | None]] = []
         for book in account.books:
-            part = _part_of(intent, book.side)
-            if part is None:
-                continue
-            if refusal := self._ask(book.lines[bar.instrument], part, bar, at_ms):
-                refusals.append(refusal if book.side is None else f"{book.side}: {refusal}")
-        return "; ".join(refusals) or None
+            part = part_of(intent, book.side)
+            if part is not None:
+                line = book.lines[bar.instrument]
+                refusals.append((book.side, self._ask(line, part, bar, at_ms)))
+        return _joined(refusals)
 
-    def route(self, intent: Intent, wishes: Wishes, bar: Bar, at_ms: int) -> RouteResult:
-        """Ask the owners of the run's account for their *wishes*, and it for the net *intent*."""
+    def route(
+        self, intent: Intent, wishes: Wishes, bar: Bar, at_ms: int, *, shadow: str | None = None
+    ) -> RouteResult:
+        """Ask the owners of an account for their *wishes*, and it for the net *intent*.
+
+        It is the run's, or a *shadow* account.
+        """
+        account = self.own if shadow is None else self.shadows[shadow]
         ask = partial(self._ask, bar=bar, at_ms=at_ms)
-        routed = route(self.own.line(bar.instrument), intent, wishes, ask, at_ms)
-        return routed._replace(is_quiet=False) if self._confirms else routed
+        routed: list[tuple[PositionSide | None, RouteResult]] = []
+        for book in account.books:
+            part, line = part_of(intent, book.side), book.lines[bar.instrument]
+            assert isinstance(part, Intent)
+            routed.append((book.side, route(line, part, wishes, ask, at_ms)))
+        return RouteResult(
+            _joined([(side, of.refusal) for side, of in routed]),
+            {
+                name: _joined([(side, of.refusals.get(name)) for side, of in routed])
+                for name in wishes.intents
+            },
+            is_quiet=not self._confirms and all(of.is_quiet for _, of in routed),
+        )
 
     def _ask(self, line: Line, intent: Intent | Orders, bar: Bar, at_ms: int) -> str | None:
         """Ask *line* for what was decided at *bar*'s close; return why it cannot be reached."""
@@ -413,6 +430,9 @@ class Broker:
         self.save = self.save or _LATER
         if line.key in self._confirms:
             line.confirm(bar.open_time_ms)
+            book, is_own = line.book, line.book.account is self.own
+            if book.name and not (is_own and (line.whole is None or book.side is None)):
+                self.save = Save.NOW  # a step does not say which side or share it was
         if plan is not None and line.is_protected_by(plan):
             plan = None
         return plan, None
@@ -429,23 +449,41 @@ class Broker:
         planned = line.plan(signal, bar, at_ms, self._day_ranges[line.key], intent.expected)
         return (None, planned) if isinstance(planned, str) else (planned, None)
 
-    def refusal_of(self, owner: str, intent: Intent, bar: Bar, at_ms: int) -> str | None:
-        """Return why *owner* cannot enter as *intent* asks; None where it can, or exits."""
-        line = self.own.owners[owner].lines[bar.instrument]
+    def refusal_of(self, line: Line, intent: Intent, bar: Bar, at_ms: int) -> str | None:
+        """Return why *line* cannot enter as *intent* asks; None where it can, or exits."""
         return self._planned(line, intent, bar, at_ms)[1]
+
+    def send(self, lists: Mapping[str, Orders], bar: Bar, at_ms: int) -> None:
+        """Ask owners of the run's account, by name, for their *lists* alone."""
+        for owner, orders in lists.items():
+            for book in self.own.owners[owner].books:
+                if (part := part_of(orders, book.side)) is not None:
+                    self._ask(book.lines[bar.instrument], part, bar, at_ms)
 
     def cross(self, instrument: str, price: int, at_ms: int) -> None:
         """Let opposing shares of the run's account cross at *price*."""
-        cross(self.own.line(instrument), price, at_ms)
+        for line in self.own.lines_of(instrument):
+            cross(line, price, at_ms)
 
     def share_out(self) -> None:
-        """Give each owner its share of the account's equity anew."""
-        self.own.share_out()
+        """Give each owner its share of the equity of each account anew."""
+        for account in self._accounts:
+            account.share_out()
         self.save = Save.NOW
+
+    @property
+    def reserves(self) -> dict[str, int]:
+        """The money of each account that no owner has a share of; the run's has no name."""
+        return {name: of.reserve for name, of in {"": self.own, **self.shadows}.items()}
+
+    def restore_reserves(self, reserves: Mapping[str, int]) -> None:
+        """Take over *reserves*, as they were."""
+        for name, of in {"": self.own, **self.shadows}.items():
+            of.reserve = reserves.get(name, of.reserve)
 
     def cancel(self, reason: str, *, opening_only: bool = False) -> None:
         """Cancel the run's orders by list: all of them, or those that could open a position."""
-        for book in self.own.books:
+        for book in self.own.every_book:
             for line in book.lines.values():
                 line.orders.withdraw("", reason, opening_only=opening_only)
 
@@ -457,7 +495,7 @@ class Broker:
         """
         if closes:
             self.save = Save.NOW
-        for book in (*self.own.owners.values(), *self.own.books):
+        for book in (*self.own.shares, *self.own.books):
             for key, close in closes.items():
                 line = book.lines[key]
                 line.protector.leave(FLATTEN)
@@ -589,13 +627,16 @@ class Broker:
     @property
     def _stored(self) -> dict[str, Book | PaperAccount]:
         """What has a state beside that of the run's account."""
-        sides = {side.value: book for side, book in self.own.sides.items()}
-        return {**sides, **self.own.owners, **self.shadows}
+        stored: dict[str, Book | PaperAccount] = {**self.own.parts, **self.shadows}
+        for name, shadow in self.shadows.items():
+            stored |= {f"{name}/{part}": book for part, book in shadow.parts.items()}
+        return stored
 
     def restore(
         self,
         state: AccountState,
-        beside: Mapping[str, AccountState],
+        parts: Mapping[str, AccountState],
+        shadows: Mapping[str, AccountState] = {},
         *,
         confirmed: Iterable[Confirmation] = (),
         fills: Mapping[str, Sequence[Fill]] = {},
@@ -603,13 +644,19 @@ class Broker:
     ) -> None:
         """Take over what survived a restart, or what another run left (*taken_over*).
 
-        *confirmed* are the positions that were confirmed since, oldest first; *fills* those that
-        decisions have not been told of.
+        *parts* are the states of the sides and of the owners. *confirmed* are the positions that
+        were confirmed since, oldest first; *fills* those that decisions have not been told of.
         """
-        self.own.restore(state, beside, taken_over=taken_over)
+        self.own.restore(state, parts, taken_over=taken_over)
         for name, shadow in self.shadows.items():
-            if name in beside:  # another run may have had other ones
-                shadow.restore(beside[name], {})
+            of_shadow = {
+                key.removeprefix(f"{name}/"): part
+                for key, part in shadows.items()
+                if key.startswith(f"{name}/")
+            }
+            # Another run may have had other ones, in another position mode or of other owners.
+            if name in shadows and of_shadow.keys() == shadow.parts.keys():
+                shadow.restore(shadows[name], of_shadow)
         self.save = Save.NO
         for confirmation in confirmed:
             self.save = Save.LATER
@@ -641,17 +688,14 @@ def _check(
             )
 
 
-def _part_of(intent: Intent | Orders, side: PositionSide | None) -> Intent | Orders | None:
-    """Return what *intent* asks of the position of *side*; None where a gate holds that."""
-    if side is None:
-        return intent
-    if isinstance(intent, Orders):
-        return replace(intent, requests=requests_of(intent, side))
-    return intent.sides[side] if intent.sides else intent
+def _joined(refusals: Iterable[tuple[PositionSide | None, str | None]]) -> str | None:
+    """Return why not all is reached, by side; None where nothing is refused."""
+    texts = [why if side is None else f"{side}: {why}" for side, why in refusals if why]
+    return "; ".join(texts) or None
 
 
-def _refuse_sides(intent: Intent | Orders) -> None:
-    if isinstance(intent, Orders) and any(
-        getattr(request, "position_side", None) for request in intent.requests
-    ):
+def refuse_sides(answer: Signal | Orders) -> None:
+    """Raise ``StrategyFailed`` where *answer* names a side, which one-way mode lacks."""
+    requests = answer.requests if isinstance(answer, Orders) else (answer,)
+    if any(getattr(request, "position_side", None) for request in requests):
         raise StrategyFailed(ONE_WAY)

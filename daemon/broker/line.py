@@ -406,8 +406,11 @@ class Line:
 
     def send(self, orders: Orders, bar: Bar, at_ms: int) -> None:
         """Ask for the list of *orders*, which were decided at the close of *bar*."""
-        cash = self.book.account.spendable(self, is_reversal=False)
-        now = Moment(at_ms, bar.open_time_ms, bar.close, self.held, cash)
+        position = self.whole or self
+        payer = self if self.is_cash else position  # margin is the account's alone
+        cash = self.book.account.spendable(payer, is_reversal=False)
+        now = Moment(at_ms, bar.open_time_ms, bar.close, self.held, cash, position.held)
+        self.positions.lines[0].orders.is_stale = True  # which has what leaves all of them
         self.orders.send(orders.requests, orders.reason, now)
 
     def confirm(self, open_time_ms: int) -> None:

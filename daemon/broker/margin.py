@@ -9,7 +9,7 @@ The rules are docs/money.md, M22 to M60.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from copy import copy
 from typing import TYPE_CHECKING, Final
 
@@ -163,7 +163,8 @@ class CrossMargin(MarginPolicy):
             holding = line.holding
             if trial is not None and trial[0] is line:
                 holding = trial[1]
-            if not holding.quantity and not line.orders.rests:
+            parts = [part.orders for part in (line, *line.shares)]
+            if not holding.quantity and not any(part.rests for part in parts):
                 continue
             price = prices.get(line.key) or line.mark
             if not price:
@@ -176,7 +177,7 @@ class CrossMargin(MarginPolicy):
                 holding.quantity,
                 holding.entry_notional,
                 line.notional(price, holding.quantity),
-                line.notional(price, _exposure(line.orders, holding.quantity)),
+                line.notional(price, _exposure(parts, holding.quantity)),
             )
         return values
 
@@ -248,8 +249,9 @@ class CrossMargin(MarginPolicy):
         for line in marked.lines:
             line.mark_to(price)
         for position in self._positions:
-            position.orders.is_stale = True
-            _cancel(position.orders, position.held)
+            for part in (position, *position.shares):
+                part.orders.is_stale = True
+                _cancel(part.orders, part.held)
         if is_ruin or self.is_called_at():
             values = self.values()
             assert values is not None
@@ -367,15 +369,13 @@ class MarginCalls:
         return True
 
 
-def _exposure(resting: RestingOrders, held: int) -> int:
-    """Return the largest position, signed, that *held* and what rests could lead to.
+def _exposure(parts: Iterable[RestingOrders], held: int) -> int:
+    """Return the largest position, signed, that *held* and what rests in *parts* could lead to.
 
     All buys are filled, or all sells; what may only reduce counts for none.
     """
-    if not resting.rests:
-        return held
     most, least = held, held
-    for order in resting.orders:
+    for order in (order for part in parts for order in part.orders):
         if not order.reduce_only:
             left = order.quantity - order.filled
             if order.side is Side.BUY:

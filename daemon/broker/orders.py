@@ -133,6 +133,7 @@ class Moment(NamedTuple):
     price: int  # the newest close, for what depends on the notional
     held: int  # signed
     cash: int = MONEY_LIMIT  # what a spot buy can be paid from
+    position: int = 0  # for orders by list: what an owner's share is part of, signed
 
 
 class RestingOrders:
@@ -157,7 +158,7 @@ class RestingOrders:
         A strategy's cancellation by list takes *cancel_ms* on its way: until then the order can be
         filled. *net* are the orders of the position that an owner has a share of.
         """
-        self._filters = Filters(instrument, costs)
+        self.filters = Filters(instrument, costs)
         self._spot = instrument.category is Category.SPOT
         self._is_cash = instrument.category.is_cash
         self._costs = costs
@@ -211,7 +212,7 @@ class RestingOrders:
 
     def change(self, instrument: Instrument, margin: MarginRules | None = None) -> None:
         """Use filters of the exchange and rules of *margin*; what rests was accepted before."""
-        self._filters = Filters(instrument, self._costs, margin)
+        self.filters = Filters(instrument, self._costs, margin)
 
     def state(self) -> OrdersState:
         """Return what must survive a restart."""
@@ -336,7 +337,7 @@ class RestingOrders:
         """
         beyond = self.target if order.side is Side.BUY else -self.target
         turns = order.role in PROTECTIVE and beyond > 0
-        needed = self._filters.whole(abs(self.target - held)) if turns else 0
+        needed = self.filters.whole(abs(self.target - held)) if turns else 0
         if not needed:
             self.target = held
         self._shrink(needed)
@@ -370,7 +371,7 @@ class RestingOrders:
     def _closing(self, side: Side, held: int) -> int:
         """Return how much of *held* an order of that *side* can close, in whole steps."""
         closes = held < 0 if side is Side.BUY else held > 0
-        return self._filters.whole(abs(held)) if closes else 0
+        return self.filters.whole(abs(held)) if closes else 0
 
     def expire(self, market_ms: int, *, unfilled: bool = True) -> None:
         """Cancel the orders whose time is over and, where *unfilled*, what no quote filled."""
@@ -413,7 +414,7 @@ class RestingOrders:
             return None
         needed = target - held
         role = OrderRole.COMMAND if by_command else OrderRole.SIGNAL
-        placed, filters = self._placed(needed, reason, now, role), self._filters
+        placed, filters = self._placed(needed, reason, now, role), self.filters
         refusal = filters.refusal(placed, price, reduces=target == 0)
         refusal = refusal or filters.tier_refusal(held, target, price)
         takes, why = refusal is None, refusal
@@ -433,7 +434,7 @@ class RestingOrders:
 
     def is_reached(self, target: int, held: int) -> bool:
         """Return whether *held* is *target*; on spot within one step: a fee is paid in base."""
-        near = self._filters.instrument.quantity_step if self._spot else 0
+        near = self.filters.instrument.quantity_step if self._spot else 0
         return abs(target - held) <= near
 
     def affordable(self, target: int, held: int, price: int, funds: int) -> int:
@@ -442,7 +443,7 @@ class RestingOrders:
         *funds* is cash, on margin what no position binds.
         """
         side, quantity = _side(target - held), self._quantity_of(target - held)
-        covered = self._filters.affordable(side, quantity, held, price, funds)
+        covered = self.filters.affordable(side, quantity, held, price, funds)
         return target if covered == quantity else self._led_to(side, covered, held)
 
     def _led_to(self, side: Side, quantity: int, held: int) -> int:
@@ -450,23 +451,23 @@ class RestingOrders:
         if side is Side.SELL:
             return held - quantity
         rate = RATE_SCALE - (self._costs.taker_fee if self._spot else 0)
-        return held + self._filters.whole(quantity * rate // RATE_SCALE)
+        return held + self.filters.whole(quantity * rate // RATE_SCALE)
 
     def _quantity_of(self, needed: int) -> int:
         """Return the quantity of a market order that moves a position by *needed*, signed."""
         quantity = abs(needed)
         if self._spot and needed > 0:
             # What is left after the fee, which is paid in base, has to be *needed*.
-            step = self._filters.instrument.quantity_step
+            step = self.filters.instrument.quantity_step
             gross = -(-quantity * RATE_SCALE // (RATE_SCALE - self._costs.taker_fee))
             quantity = -(-gross // step) * step
-        return self._filters.whole(quantity)
+        return self.filters.whole(quantity)
 
     def _placed(self, needed: int, reason: str, now: Moment, role: OrderRole) -> Order:
         """Return the new order for *needed* (signed), before the exchange has seen it."""
         return Order(
             self.next_id(),
-            self._filters.instrument.id,
+            self.filters.instrument.id,
             _side(needed),
             self._quantity_of(needed),
             0,
@@ -480,7 +481,7 @@ class RestingOrders:
 
     def _latency_at(self, opened_ms: int) -> int:
         """Return the latency of the order that was named last."""
-        return self._latency.of(self._filters.instrument.id, opened_ms, self._born[1] - 1)
+        return self._latency.of(self.filters.instrument.id, opened_ms, self._born[1] - 1)
 
     # ------------------------------------------------------------ by list
 
@@ -539,13 +540,15 @@ class RestingOrders:
         self, request: OrderRequest, reason: str, now: Moment
     ) -> tuple[Order, str | None]:
         """Return the order of *request*, and why the exchange would refuse it, if it would."""
-        terms = self._filters.terms(request)
+        # Limits and margin are those of the position, which an owner has a share of.
+        filters, held = (self._net or self).filters, now.position
+        terms = filters.terms(request)
         # What is paid in full is not sold short.
         reduce_only = request.reduce_only or (self._is_cash and request.side is Side.SELL)
         closing = self._closing(request.side, now.held)
         order = Order(
             self.next_id(),
-            self._filters.instrument.id,
+            self.filters.instrument.id,
             request.side,
             min(terms.quantity, closing) if reduce_only and closing else terms.quantity,
             0,
@@ -562,6 +565,7 @@ class RestingOrders:
             request.until,
             request.tag,
             position_side=self._side,
+            owner=self._owner,
         )
         if terms.refusal is not None:
             return order, terms.refusal
@@ -574,23 +578,23 @@ class RestingOrders:
             return order, f"{RESTING_MOST} orders by list rest already"
         price = order.price or order.trigger or now.price
         cash = now.cash - self._reserved(listed, now.price) if self._is_cash else now.cash
-        filters, held = self._filters, now.held
         refusal = filters.stop_refusal(order, now.price)
         refusal = refusal or filters.refusal(order, price, reduces=reduce_only)
         if refusal is None and not reduce_only:
             signed = order.quantity if order.side is Side.BUY else -order.quantity
             refusal = filters.tier_refusal(held, held + signed, price)
-            funds = cash - self._bound_beside(order, listed, now)
+            funds = cash - self._bound_beside(order, listed, now, filters)
             if refusal is None and not filters.covers(
                 order.side, order.quantity, held, price, funds
             ):
                 refusal = filters.no_funds
         return order, refusal
 
-    def _bound_beside(self, order: Order, listed: Iterable[Order], now: Moment) -> int:
+    @staticmethod
+    def _bound_beside(order: Order, listed: Iterable[Order], now: Moment, filters: Filters) -> int:
         """Return the margin that the other orders by list on the side of *order* would bind."""
         return sum(
-            self._filters.margin(
+            filters.margin(
                 other.quantity - other.filled, other.price or other.trigger or now.price, other.side
             )
             for other in listed
@@ -600,18 +604,17 @@ class RestingOrders:
     def _reserved(self, listed: Iterable[Order], price: int) -> int:
         """Return what the resting buys among *listed* would cost."""
         return sum(
-            self._filters.notional(
+            self.filters.notional(
                 order.price or order.trigger or price, order.quantity - order.filled
             )
             for order in listed
             if order.side is Side.BUY
         )
 
-    def reach(self, requests: Iterable[OrderRequest | Cancel], held: int) -> tuple[int, bool]:
-        """Return the largest position that *requests* and what rests could lead to, unsigned.
+    def opens(self, requests: Iterable[OrderRequest | Cancel]) -> tuple[int, int, bool]:
+        """Return what *requests* and what rests by list could buy, and could sell.
 
-        And whether all of *requests* can only reduce. The larger side counts: all buys, or all
-        sells, are filled.
+        And whether all of *requests* can only reduce.
         """
         sides = {Side.BUY: 0, Side.SELL: 0}
         only_reduces = True
@@ -627,8 +630,8 @@ class RestingOrders:
             if self._is_cash and request.side is Side.SELL:
                 continue
             only_reduces = False
-            sides[request.side] += self._filters.terms(request).quantity
-        return max(abs(held + sides[Side.BUY]), abs(held - sides[Side.SELL])), only_reduces
+            sides[request.side] += self.filters.terms(request).quantity
+        return sides[Side.BUY], sides[Side.SELL], only_reduces
 
     # ------------------------------------------------------------ exit orders
 
@@ -652,7 +655,7 @@ class RestingOrders:
     ) -> Order:
         """Return a new order that closes *quantity* of *held*, before the exchange has seen it."""
         return Order(
-            self.next_id(), self._filters.instrument.id,
+            self.next_id(), self.filters.instrument.id,
             Side.SELL if held > 0 else Side.BUY, quantity, 0, OrderStatus.NEW, reason, at_ms, at_ms,
             kind_of(price, trigger), role, price, trigger, reduce_only=True,
             position_side=self._side, owner=self._owner,
@@ -676,7 +679,7 @@ class RestingOrders:
 
     def closable(self, held: int) -> int:
         """Return how much of *held* can be closed, unsigned: dust cannot."""
-        return self._filters.whole(abs(held))
+        return self.filters.whole(abs(held))
 
 
 _ENDED: Final = frozenset({OrderStatus.FILLED, OrderStatus.CANCELED, OrderStatus.REJECTED})

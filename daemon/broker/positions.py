@@ -117,8 +117,8 @@ class Positions:
         return self.calls is None or not self.calls.is_called_within(bar)
 
     def _expire(self, market_ms: int, *, unfilled: bool = True) -> None:
-        for line in self.lines:
-            line.orders.expire(market_ms, unfilled=unfilled)
+        for part in self.parts:
+            part.orders.expire(market_ms, unfilled=unfilled)
 
     def _end_due(self, market_ms: int, bid: int, ask: int) -> None:
         """Let act what a position's time or age is reached of, the market at *bid* and *ask*."""

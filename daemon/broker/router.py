@@ -11,9 +11,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
-from tracepaper.daemon.broker.account import Intent
+from tracepaper.daemon.broker.account import Intent, part_of
 from tracepaper.daemon.broker.apportion import crossed
+from tracepaper.daemon.broker.book import requests_of
 from tracepaper.daemon.broker.line import Line
+from tracepaper.strategies.api.context import Orders
 from tracepaper.strategies.types.decisions import (
     Action,
     Fill,
@@ -21,19 +23,31 @@ from tracepaper.strategies.types.decisions import (
     Liquidity,
     Order,
     OrderStatus,
+    PositionSide,
 )
 from tracepaper.strategies.types.market import Side
 
-Ask = Callable[[Line, Intent], str | None]
+Ask = Callable[[Line, Intent | Orders], str | None]
 """Asks a line for what was decided; returns why it cannot be reached."""
 
 
 class Wishes(NamedTuple):
     """What the owners ask for at a bar's close, and at what price opposing shares cross."""
 
-    intents: Mapping[str, Intent]  # of those that no gate holds, by name
-    target: int  # all of them together
+    intents: Mapping[str, Intent | Orders]  # of those that no gate holds, by name
+    targets: Mapping[PositionSide | None, int]  # all of them together, of each position
     price: int
+
+    def reach(self, position: Line) -> int:
+        """Return the largest *position*, unsigned, to which the target and lists could lead."""
+        side = position.book.side
+        most = least = self.targets[side]
+        for share in position.shares:
+            wish = self.intents.get(share.owner)
+            requests = requests_of(wish, side) if isinstance(wish, Orders) else ()
+            bought, sold, _ = share.orders.opens(requests)
+            most, least = most + bought, least - sold
+        return max(abs(most), abs(least))
 
 
 class RouteResult(NamedTuple):
@@ -47,14 +61,18 @@ class RouteResult(NamedTuple):
 def route(position: Line, intent: Intent, wishes: Wishes, ask: Ask, at_ms: int) -> RouteResult:
     """Ask each share of *position* for its wish, and the position for the net *intent* of all."""
     refusals: dict[str, str | None] = {}
-    is_breached = intent.target != wishes.target  # of a limit: all of it is closed
+    side = position.book.side
+    is_breached = intent.target != wishes.targets[side]  # of a limit: all of it is closed
     for share in position.shares:
-        wish = wishes.intents.get(share.owner)
+        whole = wishes.intents.get(share.owner)
+        wish = None if whole is None else part_of(whole, side)
         if wish is not None:
             wanted = Intent(Action.FLAT, 0, intent.reason) if is_breached else wish
             refusals[share.owner] = ask(share, wanted)
         elif is_breached:
             share.want(0, intent.reason)
+        if is_breached:
+            share.orders.withdraw("", intent.reason, opening_only=True)
     cross(position, wishes.price, at_ms)
     refusal = ask(position, intent)
     is_quiet = not (
@@ -62,7 +80,7 @@ def route(position: Line, intent: Intent, wishes: Wishes, ask: Ask, at_ms: int) 
         or position.orders.rests
         or position.journal.has_changes
         or any(refusals.values())
-        or any(wish.is_protected for wish in wishes.intents.values())
+        or any(isinstance(wish, Orders) or wish.is_protected for wish in wishes.intents.values())
     )
     return RouteResult(refusal, refusals, is_quiet)
 
@@ -77,12 +95,12 @@ def cross(position: Line, price: int, at_ms: int) -> None:
         side, quantity = (Side.BUY, signed) if signed > 0 else (Side.SELL, -signed)
         order = Order(
             orders.next_id(), share.key, side, quantity, quantity,
-            OrderStatus.FILLED, orders.reason, at_ms, at_ms,
+            OrderStatus.FILLED, orders.reason, at_ms, at_ms, position_side=share.book.side,
         )  # fmt: skip
         fill = Fill(
             order.order_id, share.key, side, quantity, price, price,
             share.notional(price, quantity), 0, 0, Liquidity.MAKER, FillModel.CROSSED,
-            orders.reason, at_ms,
+            orders.reason, at_ms, position_side=share.book.side,
         )  # fmt: skip
         share.take_part(fill)
         orders.resize(share.held)

@@ -56,9 +56,7 @@ class StrategyShare(StrategySection):
     """Keys of [exits] that are other ones for this strategy."""
 
     @model_validator(mode="after")
-    def _has_no_twins(self) -> StrategyShare:
-        if self.twins:
-            raise ValueError("leave twins out: several strategies have no shadow accounts")
+    def _has_known_keys(self) -> StrategyShare:
         for name, section in _OWN.items():
             try:
                 section.model_validate(getattr(self, name))
@@ -136,6 +134,11 @@ class StrategiesSection(Section):
             (name,) = named
             raise ValueError(
                 f"[strategies.{name}] is alone; write it as [strategy], or name a second one"
+            )
+        if len({strategy.twins for strategy in named.values()}) > 1:
+            raise ValueError(
+                "the strategies of [strategies] name different twins, and a shadow account is one "
+                "of all of them; give each the same"
             )
         if len(named) > STRATEGIES_MOST:
             raise ValueError(f"[strategies] names more than {STRATEGIES_MOST} strategies")

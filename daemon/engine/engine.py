@@ -10,6 +10,7 @@ The rules are docs/time.md, T2, and docs/decisions.md, G13 to G18.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from itertools import chain
 from operator import attrgetter, is_
 from typing import Any, Final, NamedTuple, assert_never
@@ -18,7 +19,7 @@ import msgspec
 from msgspec import Struct
 from msgspec.structs import replace
 
-from tracepaper.daemon.broker.account import ENTRIES, Intent, Ownership
+from tracepaper.daemon.broker.account import ENTRIES, Intent, Ownership, PaperAccount, part_of
 from tracepaper.daemon.broker.broker import NOTHING_FILLED, Broker, FilledEvent, Save
 from tracepaper.daemon.broker.router import RouteResult, Wishes
 from tracepaper.daemon.engine.history import Lookback
@@ -28,12 +29,16 @@ from tracepaper.daemon.engine.member import (
     UNCHANGED,
     Member,
     NetSizer,
+    Portfolio,
     net_signal,
     period_of,
 )
 from tracepaper.daemon.engine.price_checks import PLAIN, Price, Prices
 from tracepaper.daemon.engine.risk import RiskWatch
 from tracepaper.daemon.engine.state import (
+    BOUND,
+    BUY_AND_HOLD,
+    INTEGRITY,
     EngineSettings,
     EngineState,
     MemberTerms,
@@ -46,9 +51,6 @@ from tracepaper.strategies.api.columns import ColumnRecord
 from tracepaper.strategies.api.context import Orders, Signal
 from tracepaper.strategies.api.sizing import Sizer
 from tracepaper.strategies.api.strategy import (
-    NOT_NAMED,
-    DeclaredState,
-    PortfolioMember,
     Strategy,
     portfolio_of,
 )
@@ -56,6 +58,7 @@ from tracepaper.strategies.api.timeframes import FrameRange, Row
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.gates.evaluator import GateEvaluator
 from tracepaper.strategies.types.decisions import (
+    Action,
     BookMarks,
     Decision,
     Fill,
@@ -116,9 +119,6 @@ _NO, _LATER, _NOW = Save.NO, Save.LATER, Save.NOW
 _ALWAYS_STORED: Final = 8
 """Fields of the state up to the declared one; later ones are left out where they are empty."""
 
-OF_THE_RUN: Final = ""
-"""Stands where an instrument does, for the state that a portfolio strategy declares."""
-
 
 class BarOutcome(Struct, frozen=True, gc=False):
     """What a step holds of the decision on its bar."""
@@ -138,6 +138,7 @@ class MemberAnswers(NamedTuple):
     decisions: list[Decision]
     wishes: Wishes
     signal: Signal  # of the account, for its gates to judge
+    size: int | None  # the largest position to which all of it could lead, where limits ask
 
 
 class Ahead(NamedTuple):
@@ -194,9 +195,9 @@ class Engine:
             calendar=settings.calendar,
             closes_outside=settings.closes_outside,
         )
-        self._portfolio = portfolio_of(strategies.values())
         self.is_hedged = settings.broker.is_hedged
-        if self.is_hedged and self._portfolio is not None:
+        deciders = (strategies, *(terms.strategies for terms in members))
+        if self.is_hedged and any(portfolio_of(of.values()) for of in deciders):
             raise ConfigInvalid(
                 "A strategy that decides for all symbols of a close trades no account in hedge "
                 'mode; set account.position_mode to "one_way".'
@@ -220,19 +221,23 @@ class Engine:
         }
         """Who decides for the account on each instrument: its strategy, or what nets several."""
         self.members = tuple(Member(terms, self.markets) for terms in members)
-        # One object has one state, whose owner is the run.
+        self._portfolios = [
+            owner
+            for member in (None, *self.members)
+            if (owner := Portfolio.of(self.states if member is None else member.states, member))
+        ]
         declared = {key: state.declared for key, state in self.states.items()}
-        if self._portfolio is not None:
-            declared = {OF_THE_RUN: DeclaredState.of(self._portfolio)}
         for member in self.members:
             declared |= {f"{member.name}/{key}": of.declared for key, of in member.states.items()}
+        # One object has one state, of no instrument.
+        declared |= {owner.name: owner.declared for owner in self._portfolios}
         self.declared = {key: state for key, state in declared.items() if state is not None}
-        self._declared_by_all = self.declared.get(OF_THE_RUN)
         self.prices = Prices({key: market.belief for key, market in self.markets.items()})
-        with_twins = (
-            {} if self.is_hedged else {item.id: strategies[item.id] for item in instruments}
-        )
-        self.shadows = Shadows(with_twins, settings.passing)
+        twins = {item.id: strategies[item.id].twins for item in instruments}
+        self.shadows = {of.name: Shadows(twins, of.settings.passing) for of in members or [account]}
+        """What shadow accounts follow: of the account's one strategy, "", or of each member."""
+        self.counts = any(of.counts for of in self.shadows.values())
+        """Whether one depends on what the run did at each bar: see :meth:`count`."""
         every = [
             (key, of)
             for by_id in (strategies, *(terms.strategies for terms in members))
@@ -242,7 +247,7 @@ class Engine:
             instruments,
             settings.broker,
             {key: market.history.day_range for key, market in self.markets.items()},
-            shadows=self.shadows.names,
+            shadows={name for names in twins.values() for name in names},
             reports_fills=[key for key, of in strategies.items() if of.sees_account],
             confirms=[key for key, of in every if of.horizon is not None],
             owners={
@@ -265,7 +270,7 @@ class Engine:
         """The day, week or month in which shares were given anew."""
         self.failures_stored = 0  # members, as the state was stored last
         for member in self.members:
-            member.book = self.broker.own.owners[member.name]
+            member.account = self.broker.own.owners[member.name]
         self._on = {
             key: [(member, member.states[key]) for member in self.members] for key in self.states
         }
@@ -276,9 +281,14 @@ class Engine:
         self._interval_ms, self._period_start_ms = settings.interval_ms, settings.period_start_ms
         # Whether a stretch is ever possible: nothing decides but bars, and no limit watches.
         self._may_repeat = not (
-            self.risk.active or self.declared or self._portfolio or settings.calendar
+            self.risk.active
+            or self.declared
+            or self._portfolios
+            or settings.calendar
+            or (self.members and (self.broker.shadows or self.broker.own.sides))
         ) and all(of.may_repeat for market in self.markets.values() for of in market.deciders)
-        self._prepared: dict[str, ModelTerms] = {}  # by the model's hash
+        # By the model's hash: of the account, "", and of each member that asks it.
+        self._prepared: dict[str, Mapping[str, ModelTerms]] = {}
         self.halted = False
         """Whether the operator halted trading."""
         self._observed: dict[str, Mapping[str | None, Position]] = {}
@@ -311,8 +321,8 @@ class Engine:
 
     @property
     def is_portfolio(self) -> bool:
-        """Whether one strategy decides for all instruments of a close."""
-        return self._portfolio is not None
+        """Whether a strategy decides for all instruments of a close."""
+        return bool(self._portfolios)
 
     def signal_of(self, instrument: str) -> Signal | Orders | None:
         """Return the newest signal of *instrument*'s strategy, before gates and account."""
@@ -327,13 +337,18 @@ class Engine:
                 self.broker.fills_since_decided(key),
                 {
                     member.name: SinceDecided(
-                        member.states[key].outcomes.verdict, tuple(member.book.fills.get(key, ()))
+                        member.states[key].outcomes.verdict,
+                        tuple(member.account.fills.get(key, ())),
                     )
                     for member in self.members
                 },
             )
             for key, state in self.states.items()
         }
+
+    def states_of(self, name: str) -> Mapping[str, MemberState]:
+        """Return who decides on each instrument: for the account, or of several that *name*."""
+        return {"": self.states, **{member.name: member.states for member in self.members}}[name]
 
     def strategy_of(self, instrument: str) -> Strategy:
         """Return the object that decides on *instrument*."""
@@ -410,7 +425,7 @@ class Engine:
         match event:
             case Bar():
                 filled = self._observe(event)
-                if self._portfolio is not None:
+                if self._portfolios:
                     self._ask([event], [filled], [prediction])
                 return self._decide(event, filled, prediction, event.market_ms)
             case Quote() | Mark() | Trade():
@@ -466,7 +481,7 @@ class Engine:
             if self.broker.is_cross:  # a later bar may take the position away: in its own step
                 self._observed[bar.instrument] = self.broker.positions(bar.instrument)
         self.broker.begin(first)
-        if self._portfolio is not None:
+        if self._portfolios:
             self._ask(bars, observed, predictions)
         for bar, filled, prediction in zip(bars, observed, predictions, strict=True):
             at_ms = max(bar.market_ms, closed.market_ms)
@@ -524,17 +539,19 @@ class Engine:
             return None
         twins, wishes = [], quiet.wishes.intents
         for (member, of_member), asked in zip(self._on[key], quiet.asked, strict=True):
-            account = member.book.subtotal()
-            share = of_member.begin_stretch(member.book.lines[key])
+            (book,) = member.account.books
+            account, wish = book.subtotal(), wishes.get(member.name)
+            share = of_member.begin_stretch(book.lines[key])
             if (
                 share is None
+                or isinstance(wish, Orders)
                 or of_member.intent is not asked
                 or (account.equity <= 0) is not member.is_empty
                 # Else the share has a measure of its own at each bar.
                 or (share.plausible_at is None) is not (repeat.plausible_at is None)
             ):
                 return None
-            confirms = member.name in wishes and wishes[member.name].is_entry
+            confirms = wish is not None and wish.is_entry
             decided = member.keep(key, share.decision, repeat.decision)
             twins.append(TwinStep(member.name, share.position, account, (), confirms, decided))
         return replace(repeat, twins=tuple(twins))
@@ -686,7 +703,7 @@ class Engine:
         """Observe a bar that only warms up: what is declared stays as it is."""
         self._show(bar)
         declared = [decider.declared for decider in self.markets[bar.instrument].deciders]
-        for state in (self._declared_by_all, *declared):
+        for state in (*(owner.declared for owner in self._portfolios), *declared):
             if state is not None:
                 state.hand_back(state.encoded)
 
@@ -703,29 +720,27 @@ class Engine:
         observed: Sequence[FilledEvent | None],
         predictions: Sequence[Prediction],
     ) -> None:
-        """Ask the portfolio once for all of *bars* that are to be decided and warm."""
-        assert self._portfolio is not None
-        pending = {}
-        for bar, filled, prediction in zip(bars, observed, predictions, strict=True):
-            if filled is None or bar.open_time_ms < self._period_start_ms:
-                continue
-            state = self.states[bar.instrument]
-            regime, cell = state.regimes.regime, state.regimes.cell
-            forecast, is_finite = checked(prediction)
-            context = state.ask_with(bar, forecast, self.broker.own, is_finite=is_finite)
-            if state.regimes.regime is not regime or state.regimes.cell != cell:
+        """Ask each portfolio once for all of *bars* that are to be decided and warm."""
+        decided = [
+            (bar, *checked(prediction))
+            for bar, filled, prediction in zip(bars, observed, predictions, strict=True)
+            if filled is not None and bar.open_time_ms >= self._period_start_ms
+        ]
+        for bar, _, _ in decided:
+            self._share_out_if_due(bar)
+        for owner in self._portfolios:
+            pending = {}
+            for bar, forecast, is_finite in decided:
+                state = owner.states[bar.instrument]
+                regime, cell = state.regimes.regime, state.regimes.cell
+                account = self.broker.own if owner.member is None else owner.member.account
+                context = state.ask_with(bar, forecast, account, is_finite=is_finite)
+                if state.regimes.regime is not regime or state.regimes.cell != cell:
+                    self.save = Save.NOW
+                if state.lookback.is_warm(state.history):
+                    pending[state.market.instrument.symbol] = state, context
+            if owner.ask(pending):
                 self.save = Save.NOW
-            if state.lookback.is_warm(state.history):
-                pending[state.market.instrument.symbol] = state, context
-        if pending:
-            answers = self._portfolio.decide(
-                {symbol: context for symbol, (_, context) in pending.items()}
-            )
-            for symbol, (state, _) in pending.items():
-                assert isinstance(state.strategy, PortfolioMember)
-                state.strategy.answer = answers.get(symbol, NOT_NAMED)
-        if self._declared_by_all is not None and self._declared_by_all.changed():
-            self.save = Save.NOW
 
     def _decide(
         self,
@@ -752,8 +767,8 @@ class Engine:
         if self.members:
             answers = self._ask_members(bar, prediction, at_ms, is_finite=is_finite)
             decision = state.decide_net(
-                answers.signal, bar, prediction, broker.own,
-                is_running=is_running, is_finite=is_finite,
+                answers.signal, answers.wishes.targets, bar, prediction, broker.own,
+                size=answers.size, is_running=is_running, is_finite=is_finite,
             )  # fmt: skip
         else:
             decision = state.decide(
@@ -766,9 +781,18 @@ class Engine:
         else:
             outcome = self._route(bar, filled, decision, prediction, answers, at_ms)
         step = self._finish(bar, key, filled, outcome, saves=saves)
-        if self.shadows.bases and self.shadows.count(step, state):  # from the next bar on
-            self.save = self.save or _LATER
+        if self.counts:
+            self.count(step)  # from the next bar on
         return step
+
+    def count(self, step: Step) -> None:
+        """Add *step* to what shadow accounts depend on."""
+        if not isinstance(step.event, Bar):
+            return
+        for name, shadows in self.shadows.items():
+            state = self.states_of(name)[step.event.instrument]
+            if shadows.counts and shadows.count(step, name, state):
+                self.save = self.save or _LATER
 
     def _submit(
         self, bar: Bar, filled: FilledEvent, decision: Decision, prediction: Prediction, at_ms: int
@@ -780,8 +804,11 @@ class Engine:
         if (intent := state.intent) is not None:
             refusal = broker.submit(intent, bar, at_ms)
             decision = state.unfilled(decision, refusal)
-        if broker.shadows:
-            self.shadows.follow(broker, state, bar, prediction, decision, at_ms)
+        for name, account in broker.shadows.items():
+            if name in state.strategy.twins:
+                wish = self.shadows[""].wish(name, state, bar, prediction, decision, account)
+                if wish is not None:
+                    broker.submit(wish, bar, at_ms, shadow=name)
         orders = broker.take().orders
         if orders and self.risk.active:
             self.risk.count_orders(orders, at_ms)
@@ -789,7 +816,7 @@ class Engine:
         if broker.beside:
             observed = self._observed.get(key)
             decided_ms = bar.open_time_ms
-            twins = self.shadows.steps(broker, key, filled.beside, decided_ms, observed)
+            twins = Shadows.steps(broker.beside, key, filled.beside, decided_ms, observed)
         return BarOutcome(decision, prediction, orders, twins)
 
     # ------------------------------------------------------------ several strategies
@@ -802,11 +829,13 @@ class Engine:
         key, is_running, failed = bar.instrument, not self.halted, 0
         decisions, intents = [], []
         for member, of_member in self._on[key]:
-            book = member.book
-            if (book.subtotal().equity <= 0) is not member.is_empty:
+            account = member.account
+            if (account.subtotal().equity <= 0) is not member.is_empty:
                 member.know(is_empty=not member.is_empty)
             decisions.append(
-                of_member.decide(bar, prediction, book, is_running=is_running, is_finite=is_finite)
+                of_member.decide(
+                    bar, prediction, account, is_running=is_running, is_finite=is_finite
+                )
             )
             intents.append(of_member.intent)
             if member.failed:
@@ -816,32 +845,58 @@ class Engine:
             self.save = Save.NOW
         quiet = self._quiet.get(key)
         if quiet is not None and all(map(is_, quiet.asked, intents)):
-            return MemberAnswers(decisions, quiet.wishes, UNCHANGED)
+            return MemberAnswers(decisions, quiet.wishes, UNCHANGED, self._reach(bar, quiet.wishes))
         return self._net(bar, decisions, at_ms)
 
     def _net(self, bar: Bar, decisions: list[Decision], at_ms: int) -> MemberAnswers:
         """Net the *decisions* of the strategies on *bar*, for the account's own gates to judge."""
+        asked = [of_member.intent for _, of_member in self._on[bar.instrument]]
+        wishes, signal = self._netted(bar, self.broker.own, asked, decisions, at_ms)
+        self._net_sizers[bar.instrument].net = sum(wishes.targets.values())
+        return MemberAnswers(decisions, wishes, signal, self._reach(bar, wishes))
+
+    def _netted(
+        self,
+        bar: Bar,
+        account: PaperAccount,
+        asked: Sequence[Intent | Orders | None],
+        decisions: Sequence[Decision],
+        at_ms: int,
+    ) -> tuple[Wishes, Signal]:
+        """Net what is *asked* of the shares in *account* at the *decisions* on *bar*."""
         key, broker, state = bar.instrument, self.broker, self.states[bar.instrument]
-        intents: dict[str, Intent] = {}
-        net, reasons = 0, []
-        for (member, of_member), decision in zip(self._on[key], decisions, strict=True):
-            name = member.name
-            signal, intent = of_member.signal, of_member.intent
-            if isinstance(signal, Signal):
-                member.book.lines[key].protector.on_signal(signal.action)
-            target = before = member.book.target(key)
-            if isinstance(intent, Intent):
+        intents: dict[str, Intent | Orders] = {}
+        net, reasons = {book.side: 0 for book in account.books}, []
+        for (member, of_member), intent, decision in zip(
+            self._on[key], asked, decisions, strict=True
+        ):
+            name, signal, has_changed = member.name, of_member.signal, False
+            if intent is not None:
                 intents[name] = intent
-                if broker.refusal_of(name, intent, bar, at_ms) is None:
-                    target = intent.target
-            if target != before:
+            for book in account.owners[name].books:
+                line = book.lines[key]
+                if isinstance(signal, Signal):
+                    line.protector.on_signal(signal.action)
+                if member.closed:
+                    line.orders.withdraw("", member.closed)
+                target = before = line.orders.target
+                part = None if intent is None else part_of(intent, book.side)
+                if isinstance(part, Intent) and not broker.refusal_of(line, part, bar, at_ms):
+                    target = part.target
+                has_changed |= target != before
+                net[book.side] += target
+            if has_changed:
                 reasons.append(f"{name}: {decision.reason}")
-            net += target
-        self._net_sizers[key].net = net
         quote, price = state.market.quote, bar.close
         if quote is not None and self._by_quotes:
             price = divide_half_even(quote.bid + quote.ask, 2)
-        return MemberAnswers(decisions, Wishes(intents, net, price), net_signal(net, reasons))
+        return Wishes(intents, net, price), net_signal(net, reasons)
+
+    def _reach(self, bar: Bar, wishes: Wishes) -> int | None:
+        """Return the largest position to which *wishes* could lead; None where no limit asks."""
+        if not self.risk.active:
+            return None
+        return sum(map(wishes.reach, self.broker.own.lines_of(bar.instrument)))
 
     def _route(
         self,
@@ -854,34 +909,58 @@ class Engine:
     ) -> BarOutcome:
         """Ask the account for its *decision*, and its members for their *answers*."""
         key, broker, state = bar.instrument, self.broker, self.states[bar.instrument]
-        of_members, wishes, _ = answers
+        of_members, wishes = answers.decisions, answers.wishes
         intent, quiet = state.intent, self._quiet.get(key)
         if quiet is not None and intent is quiet.intent and wishes is quiet.wishes:
-            routed, done = quiet.routed, NOTHING_FILLED
+            routed = quiet.routed
             if quiet.enters:
                 self.save = self.save or _LATER
         elif isinstance(intent, Intent):
             routed = broker.route(intent, wishes, bar, at_ms)
-            decision, done = state.unfilled(decision, routed.refusal), broker.take()
-            if done.orders and self.risk.active:
-                self.risk.count_orders(done.orders, at_ms)
+            decision = state.unfilled(decision, routed.refusal)
             self._quiet.pop(key, None)
-            if routed.is_quiet:
-                enters = any(wish.is_entry for wish in wishes.intents.values())
+            if routed.is_quiet and not broker.shadows:
+                entries = (wish for wish in wishes.intents.values() if isinstance(wish, Intent))
+                enters = any(wish.is_entry for wish in entries)
                 asked_for = [of_member.intent for _, of_member in self._on[key]]
                 self._quiet[key] = Quiet(asked_for, intent, wishes, routed, enters)
-        else:  # what a command left opposing crosses still
+        else:  # what only reduces is not held up, and what a command left opposing crosses still
+            broker.send(self._reducing(bar, wishes, decision), bar, at_ms)
             broker.cross(key, wishes.price, bar.market_ms)
-            routed, done = RouteResult(None, {}), broker.take()
+            routed = RouteResult(None, {})
+        if broker.shadows and decision.refused_by not in INTEGRITY:
+            self._follow_shadows(bar, prediction, of_members, decision, at_ms)
+        done = broker.take()
+        if done.orders and self.risk.active:
+            self.risk.count_orders(done.orders, at_ms)
+        observed, decided_ms = self._observed.get(key), bar.open_time_ms
+        shown = partial(Shadows.steps, fills=filled.beside, positions=observed)
+        twins = (
+            *shown(broker.sides, key, decided_ms=decided_ms),
+            *self._member_steps(key, (filled, done), decision, answers, routed),
+            *shown(broker.shadows, key, decided_ms=decided_ms),
+        )
+        return BarOutcome(decision, prediction, done.orders, twins)
+
+    def _member_steps(
+        self,
+        key: str,
+        both: tuple[FilledEvent, FilledEvent],
+        decision: Decision,
+        answers: MemberAnswers,
+        routed: RouteResult,
+    ) -> list[TwinStep]:
+        """Return what a step holds of each member, whose fills came before and by its decision."""
         twins: list[TwinStep] = []
-        refusals, refused_by = routed.refusals, decision.refused_by
+        filled, done = both
+        wishes, refusals, refused_by = answers.wishes, routed.refusals, decision.refused_by
         are_filled = filled.beside or done.beside
-        for (member, of_member), wished in zip(self._on[key], of_members, strict=True):
-            name, book = member.name, member.book
+        for (member, of_member), wished in zip(self._on[key], answers.decisions, strict=True):
+            name, account = member.name, member.account
             refusal, confirms, is_asked = None, False, name in refusals
             if is_asked:
-                refusal = refusals[name]
-                confirms = refusal is None and wishes.intents[name].action in ENTRIES
+                refusal, wish = refusals[name], wishes.intents[name]
+                confirms = refusal is None and isinstance(wish, Intent) and wish.action in ENTRIES
             elif of_member.intent is not None and refused_by is not None:
                 is_asked = True
                 refusal = f"the account's gate {refused_by} refused what was netted"
@@ -892,14 +971,58 @@ class Engine:
             twins.append(
                 TwinStep(
                     name,
-                    book.lines[key].position,
-                    book.subtotal(),
+                    account.position(key),
+                    account.subtotal(),
                     fills,
                     confirms,
                     member.keep(key, decided, decision),
                 )
             )
-        return BarOutcome(decision, prediction, done.orders, tuple(twins))
+        return twins
+
+    def _reducing(self, bar: Bar, wishes: Wishes, decision: Decision) -> dict[str, Orders]:
+        """Return what of the lists in *wishes* the refusal of *decision* does not hold up."""
+        allowed = {
+            member.name: of_member.allowed_of(wish, bar, member.account, decision.refused_by)
+            for member, of_member in self._on[bar.instrument]
+            if isinstance(wish := wishes.intents.get(member.name), Orders)
+        }
+        return {name: orders for name, orders in allowed.items() if isinstance(orders, Orders)}
+
+    def _follow_shadows(
+        self,
+        bar: Bar,
+        prediction: Prediction,
+        of_members: Sequence[Decision],
+        decision: Decision,
+        at_ms: int,
+    ) -> None:
+        """Let each shadow account of all strategies act at what they decided, and the account.
+
+        A limit was measured on the run's own sum, so it does not refuse less exposure.
+        """
+        key, state = bar.instrument, self.states[bar.instrument]
+        gates = state.gates
+        for name, account in self.broker.shadows.items():
+            asked = [
+                self.shadows[member.name].wish(
+                    name, of_member, bar, prediction, decided, account.owners[member.name]
+                )
+                for (member, of_member), decided in zip(self._on[key], of_members, strict=True)
+            ]
+            wishes, signal = self._netted(bar, account, asked, of_members, at_ms)
+            intent = state.net_intent(signal, wishes.targets, account, key)
+            if name in BOUND or (gates.inputs.is_outside and name != BUY_AND_HOLD):
+                is_less = all(
+                    abs(target) <= abs(line.held) and target * line.held >= 0
+                    for line in account.lines_of(key)
+                    for target in [wishes.targets[line.book.side]]
+                )
+                if closing := gates.risk.closing(gates.inputs):
+                    intent = Intent(Action.FLAT, 0, closing)
+                elif decision.refused_by is not None and not is_less:
+                    continue
+            self.broker.route(intent, wishes, bar, at_ms, shadow=name)
 
     def _share_out_if_due(self, bar: Bar) -> None:
         """Give shares anew at the first close of each day, week or month."""
@@ -992,8 +1115,11 @@ class Engine:
         # A restart begins with filters, and knows no marks: the record must value it alike.
         self.mark_at_closes()
 
-    def prepare(self, model_sha256: str, terms: ModelTerms) -> None:
-        """Keep the *terms* of a model for the change to it, which is an event."""
+    def prepare(self, model_sha256: str, terms: Mapping[str, ModelTerms]) -> None:
+        """Keep the *terms* of a model for the change to it, which is an event.
+
+        They are those of the account, by an empty name, and of each member that asks the model.
+        """
         self._prepared[model_sha256] = terms
 
     def _change_model(self, change: ModelChange) -> None:
@@ -1002,9 +1128,13 @@ class Engine:
         if terms is None or change.warm_from:
             self.forget_passing()
         if terms is not None:
-            for state in self.states.values():
-                state.change_model(terms)
-            self.shadows.passing = terms.passing
+            for name, of in terms.items():
+                for state in self.states_of(name).values():
+                    state.change_model(of)
+            for market in self.markets.values():
+                market.regimes.change_model(terms.values())
+            for name, shadows in self.shadows.items():
+                shadows.passing = terms[name].passing if name in terms else shadows.passing
             self.save = Save.NOW  # the regimes are others
 
     def forget_passing(self) -> None:
@@ -1045,7 +1175,7 @@ class Engine:
             position = self._observed[instrument][None]
         if not twins and instrument is not None and (filled.beside or self.is_hedged):
             observed = self._observed.get(instrument)
-            twins = self.shadows.steps(broker, instrument, filled.beside, positions=observed)
+            twins = Shadows.steps(broker.beside, instrument, filled.beside, positions=observed)
         if self._quiet and (orders or filled is not NOTHING_FILLED or type(event) not in _QUIET):
             self._quiet.clear()
         sequence = self.sequence
@@ -1101,12 +1231,16 @@ class Engine:
             account,
             twins,
             dict(self.prices.settled),
-            dict(self.shadows.bases),
+            {
+                f"{name}/{key}" if name else key: basis
+                for name, shadows in self.shadows.items()
+                for key, basis in shadows.bases.items()
+            },
             # A portfolio's state has no instrument.
             {key: declared.encoded for key, declared in self.declared.items()},
             {key: of.cell for key, of in regimes.items() if of.cell is not None},
             self.risk.chosen,
-            SharesState(self.broker.own.reserve, self.set_aside, self.shared_out)
+            SharesState(self.broker.reserves, self.set_aside, self.shared_out)
             if self.members
             else None,
         )

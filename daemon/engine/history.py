@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Final
 
 from msgspec.structs import replace
@@ -26,7 +26,6 @@ from tracepaper.strategies.gates.evaluator import (
     YARDSTICK_MEMORY,
     GateEvaluator,
     Plausibility,
-    RegimeBounds,
     next_regime,
 )
 from tracepaper.strategies.order_book import OrderBookHistory
@@ -346,15 +345,21 @@ class RegimeTracker:
 
     __slots__ = ("_bounds", "_cells", "_hysteresis", "cell", "regime")
 
-    def __init__(self, settings: EngineSettings, bounds: RegimeBounds | None) -> None:
-        self._bounds, self._cells = bounds, settings.cells
-        self._hysteresis = settings.hysteresis
+    def __init__(self, terms: Iterable[EngineSettings], hysteresis: float) -> None:
+        self._hysteresis = hysteresis
         self.regime = Regime.UNKNOWN
         self.cell: int | None = None
+        self.change_model(terms)
 
-    def change_model(self, terms: ModelTerms) -> None:
-        """Forget what the old model's attention said: another card has other bounds."""
-        self._bounds, self._cells = terms.bounds, terms.cells
+    def change_model(self, terms: Iterable[EngineSettings | ModelTerms]) -> None:
+        """Go by the card of all *terms*, the account's first, which has other bounds.
+
+        What the old model's attention said is forgotten.
+        """
+        account, *members = terms
+        bounds = (of.bounds for of in (account, *members))
+        self._bounds = next((of for of in bounds if of is not None), None)
+        self._cells = account.cells
         self.regime, self.cell = Regime.UNKNOWN, None
 
     def follow(self, explanation: Explanation | None) -> None:

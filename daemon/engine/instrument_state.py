@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from math import nan
 from typing import TYPE_CHECKING, Final, NamedTuple
@@ -109,8 +109,7 @@ class InstrumentState:
             books=every[0].strategies[key].books,
             judges_bars=any(plausible.name in of.gates[key].gate_set.gates for of in every),
         )
-        bounds = (of.settings.bounds for of in every)  # of one model, with one card
-        self.regimes = RegimeTracker(settings, next((of for of in bounds if of is not None), None))
+        self.regimes = RegimeTracker([of.settings for of in every], settings.hysteresis)
         self.quote: Quote | None = None  # the newest, believed or not
         self.belief = PriceBelief(
             instrument,
@@ -167,13 +166,13 @@ class MemberState:
     # By slots: of so many attributes a dictionary is slower at every access.
     __slots__ = (
         "_answer",
-        "_cash",
         "_context",
         "_exits",
         "_flat_on_refusal",
         "_has_sides",
         "_instrument_context",
         "_looks_at_bar_alone",
+        "_nets",
         "_never_short",
         "_repeats",
         "_sees_account",
@@ -225,14 +224,14 @@ class MemberState:
         # Of a stretch: the bar that was observed before its step, and the answer to it.
         self.ahead: Bar | None = None
         self._answer: Signal | Orders | None = None
-        self._instrument_context = InstrumentContext.of(instrument, lookback.record)
+        self._instrument_context = InstrumentContext.of(instrument, lookback.record, strategy.books)
         self._sees_account = strategy.sees_account
         # Where ``_look`` would look at nothing but the bar and the last verdict.
         self._looks_at_bar_alone = not (
             strategy.needs_forecast
             or strategy.sees_account
             or lookback.frames
-            or self.history.books is not None
+            or strategy.books
             or isinstance(strategy, PortfolioMember)
         )
         # Where a decision follows from the signal, the verdict and the standing target alone.
@@ -245,8 +244,10 @@ class MemberState:
         )
         # What a refused SHORT says: nothing is sold short that is paid for in full.
         self._has_sides = settings.broker.is_hedged
+        # In hedge mode what several strategies want of each side together; else empty.
+        self._nets: Mapping[PositionSide | None, int] = {}
         self._never_short = instrument.category.value if instrument.category.is_cash else ""
-        self._cash, self._flat_on_refusal = settings.broker.cash, settings.flat_on_refusal
+        self._flat_on_refusal = settings.flat_on_refusal
 
     # ------------------------------------------------------------ a start, a model, new filters
 
@@ -254,7 +255,6 @@ class MemberState:
         """Judge and size by another model's card from now on."""
         self.outcomes.forget()
         self.gates.change_model(terms.gates[self.market.instrument.id], terms)
-        self.regimes.change_model(terms)
         self._sizer.change_model(terms.sizing_slope, terms.fitted)
 
     def change(self, instrument: Instrument) -> None:
@@ -315,15 +315,22 @@ class MemberState:
     def decide_net(
         self,
         signal: Signal,
+        targets: Mapping[PositionSide | None, int],
         bar: Bar,
         prediction: Prediction,
         account: Holdings,
         *,
+        size: int | None,
         is_running: bool,
         is_finite: bool | None,
     ) -> Decision:
-        """Return what :meth:`decide` does where *signal* is what several strategies want."""
+        """Return what :meth:`decide` does where *signal* is what several strategies want.
+
+        The *targets* are those of each position, one or two. With lists of orders they could lead
+        to a position of *size*, unsigned; two sides are added up.
+        """
         self.ahead = None
+        self._nets = targets if account.sides else {}
         bars = self.lookback.warm_bars(self.history)
         self.gates.see_bar(bar, bars, self.market, is_running=is_running)
         if self.strategy.needs_forecast:
@@ -331,10 +338,15 @@ class MemberState:
         forecast = prediction if isinstance(prediction, Forecast) else None
         if not self.lookback.is_warm(self.history):
             signal = _COLD
-        return self._judge(signal, bar, forecast, account)
+        return self._judge(signal, bar, forecast, account, size)
 
     def _judge(
-        self, signal: Signal | Orders, bar: Bar, forecast: Forecast | None, account: Holdings
+        self,
+        signal: Signal | Orders,
+        bar: Bar,
+        forecast: Forecast | None,
+        account: Holdings,
+        size: int | None = None,
     ) -> Decision:
         """Return what *signal* comes to for *account*, by the gates."""
         gates, last, before = self.gates, self.outcomes.newest, self.signal
@@ -345,7 +357,7 @@ class MemberState:
         if signal is not before:
             self._wants_protection = self._exits is not None or is_protected(signal)
         if gates.risk.active:
-            self._see_signal(signal, bar, forecast, account)
+            self._see_signal(signal, bar, forecast, account, size)
         measures, passed = gates.evaluator.judge(gates.inputs)
         if (
             self._repeats
@@ -437,6 +449,9 @@ class MemberState:
             return self._follow(
                 signal, bar, forecast, account, refused, is_full=is_full, expires=expires
             )
+        if self._nets:
+            why = None if refused is None else Signal(Action.HOLD, refusal(refused))
+            return self.net_intent(why or signal, self._nets, account, bar.instrument)
         named = side_of(signal.action)
         judged = account if named is None else account.sides[named]
         intent = self._follow(
@@ -465,6 +480,24 @@ class MemberState:
         elif named is None:
             intent = intent._replace(target=left)
         return intent._replace(sides=sides)
+
+    @staticmethod
+    def net_intent(
+        signal: Signal, nets: Mapping[PositionSide | None, int], account: Holdings, key: str
+    ) -> Intent:
+        """Return the intent of *account*, by what several strategies want of each position."""
+        action, reason = signal.action, signal.reason
+        if not account.sides:
+            return Intent(action, nets[None], reason)
+        sides: dict[PositionSide, Intent | None] = {}
+        targets: dict[PositionSide | None, int] = {}
+        for side, book in account.sides.items():
+            standing = book.target(key)
+            target = targets[side] = standing if action is Action.HOLD else nets[side]
+            entry = Action(side.value) if target else Action.FLAT
+            sides[side] = Intent(Action.HOLD if target == standing else entry, target, reason)
+        target = targets.get(side_of(action), sum(targets.values()))
+        return Intent(action, target, reason, sides=sides)
 
     def _follow(
         self,
@@ -504,13 +537,16 @@ class MemberState:
     def hold(self, bar: Bar, account: Holdings, exposure: float) -> Intent:
         """Return what a shadow account is asked for that holds *exposure* of its first cash, long.
 
-        A standing quantity stays unless the new one differs by more than ``sizing.rebalance``.
+        A standing quantity stays unless the new one differs by more than ``sizing.rebalance``. In
+        hedge mode it holds on its long side.
         """
         standing = account.target(bar.instrument)
-        target = self._sizer.held(bar.close, self._cash, exposure, standing=standing)
-        if target == 0:
-            return Intent(Action.HOLD, standing, "nothing was held so far")
-        return Intent(Action.LONG, target, "buy and hold")
+        cash = sum(book.settings.cash for book in account.books)
+        target = self._sizer.held(bar.close, cash, exposure, standing=standing)
+        intent = Intent(Action.HOLD, standing, "nothing was held so far")
+        if target:
+            intent = Intent(Action.LONG, target, "buy and hold")
+        return intent._replace(sides={PositionSide.LONG: intent, PositionSide.SHORT: None})
 
     def value_of(self, price: int, quantity: int) -> int:
         """Return the money of *quantity*, without its sign, at *price*."""
@@ -518,10 +554,8 @@ class MemberState:
 
     def unfilled(self, decision: Decision, refusal: str | None) -> Decision:
         """Return *decision* with the reason why its target is neither reached nor ordered."""
-        if decision.target_quantity is None:  # of a list
-            return decision
         outcome = decision.outcome
-        if refusal is None and not decision.target_quantity and outcome.action in ENTRIES:
+        if refusal is None and decision.target_quantity == 0 and outcome.action in ENTRIES:
             refusal = below_step(self.market.instrument)
         if outcome.unfilled_reason == refusal:
             return decision
@@ -649,8 +683,9 @@ class MemberState:
             name: history.frames[name].last(count) for name, count in self.lookback.frames.items()
         }
         regime, verdict = self.regimes.regime, self.outcomes.verdict
+        books = history.books if self.strategy.books else None
         return BarContext(
-            bar, forecast, regime, verdict, view, self._instrument_context, frames, history.books
+            bar, forecast, regime, verdict, view, self._instrument_context, frames, books
         )
 
     def _signal(self, context: BarContext) -> Signal | Orders:
@@ -678,7 +713,7 @@ class MemberState:
             reason = f"{self._never_short}: {signal.reason}"
             return Signal(Action.FLAT, reason, note=signal.note)
         if self._has_sides and isinstance(signal, Orders):
-            return replace(signal, requests=tuple(map(_of_a_side, signal.requests)))
+            return name_sides(signal)
         return signal
 
     def _target(
@@ -713,28 +748,46 @@ class MemberState:
         return account.affordable(bar.instrument, target, bar.close)
 
     def _see_signal(
-        self, signal: Signal, bar: Bar, forecast: Forecast | None, account: Holdings
+        self,
+        signal: Signal,
+        bar: Bar,
+        forecast: Forecast | None,
+        account: Holdings,
+        size: int | None,
     ) -> None:
         """Measure what limits judge of *signal*; in hedge mode both sides count, without signs."""
         if not account.sides:
-            self._see_target(bar, self._target(signal, bar, forecast, account), account)
+            target, held = (
+                self._target(signal, bar, forecast, account),
+                account.held(bar.instrument),
+            )
+            reduces = None if size is None else size <= abs(held) and target * held >= 0
+            self._see_target(bar, target, account, size=size, reduces=reduces)
             return
         key, named = bar.instrument, side_of(signal.action)
-        targets = {side: book.target(key) for side, book in account.sides.items()}
+        standing = {side: book.target(key) for side, book in account.sides.items()}
+        targets, judged = dict(standing), {side for side in standing if named in {None, side}}
         for side, book in account.sides.items():
-            if side is named:
+            if self._nets and signal.action is not Action.HOLD:
+                targets[side] = self._nets[side]
+            elif side is named:
                 targets[side] = self._target(signal, bar, forecast, book)
             elif signal.action is Action.FLAT and signal.position_side in {None, side}:
                 targets[side] = 0
+        if self._nets:  # which names no side: what changes is judged
+            judged = {side for side in targets if targets[side] != standing[side]} or judged
+        total = sum(map(abs, targets.values()))
+        largest = total if size is None else max(size, total)
         self._see_target(
             bar,
             sum(targets.values()) if named is None else targets[named],
             account,
-            size=sum(map(abs, targets.values())),
-            reduces=all(
+            size=largest,
+            reduces=largest == total
+            and all(
                 abs(target) <= abs(account.sides[side].held(key))
                 for side, target in targets.items()
-                if named in {None, side}
+                if side in judged
             ),
         )
 
@@ -772,6 +825,11 @@ class MemberState:
         if isinstance(request, Cancel) or request.reduce_only:
             return True
         return bool(self._never_short) and request.side is Side.SELL
+
+
+def name_sides(orders: Orders) -> Orders:
+    """Return *orders* of an account in hedge mode; raise where one names no side."""
+    return replace(orders, requests=tuple(map(_of_a_side, orders.requests)))
 
 
 def _of_a_side(request: OrderRequest | Cancel) -> OrderRequest | Cancel:

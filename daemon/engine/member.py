@@ -8,21 +8,30 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Final
+from typing import Final, NamedTuple
 
-from tracepaper.daemon.broker.book import Book
-from tracepaper.daemon.engine.instrument_state import InstrumentState, MemberState
+from tracepaper.daemon.broker.book import Holdings
+from tracepaper.daemon.broker.broker import refuse_sides
+from tracepaper.daemon.engine.instrument_state import InstrumentState, MemberState, name_sides
 from tracepaper.daemon.engine.risk import RiskWatch
 from tracepaper.daemon.engine.state import INTEGRITY, MemberTerms
 from tracepaper.strategies.api.context import BarContext, Orders, Signal
 from tracepaper.strategies.api.sizing import NO_ACCOUNT, Sizer, Sizing, SizingAccount, SizingMode
-from tracepaper.strategies.api.strategy import Strategy
+from tracepaper.strategies.api.strategy import (
+    NOT_NAMED,
+    DeclaredState,
+    PortfolioMember,
+    PortfolioStrategy,
+    Strategy,
+    portfolio_of,
+)
 from tracepaper.strategies.api.timeframes import frame_bars
 from tracepaper.strategies.errors import StrategyFailed
 from tracepaper.strategies.types.decisions import (
     Action,
     Decision,
     Forecast,
+    PositionSide,
     StrategyDecision,
 )
 from tracepaper.strategies.types.market import Bar, Instrument
@@ -43,7 +52,7 @@ class Member:
         self.failed = ""  # why, once it failed
         self.is_empty = False  # its sub-account has no equity
         self.closed = ""  # why it holds nothing; empty while it is asked
-        self.book: Book  # its sub-account
+        self.account: Holdings  # its sub-account
         self.decided: dict[str, StrategyDecision] = {}  # as the newest steps hold it
         risk = RiskWatch({})
         self.states = {
@@ -75,21 +84,19 @@ class Member:
         except StrategyFailed as error:
             self.fail(str(error))
 
-    def ask(self, strategy: Strategy, context: BarContext) -> Signal:
+    def ask(self, strategy: Strategy, context: BarContext) -> Signal | Orders:
         """Return the answer of its *strategy*; FLAT where it is closed, or fails."""
         if not self.closed:
             try:
                 answer = strategy.decide(context)
+                if not self.account.sides:
+                    refuse_sides(answer)
+                elif isinstance(answer, Orders):
+                    answer = name_sides(answer)
             except StrategyFailed as error:
                 self.fail(str(error))
             else:
-                if isinstance(answer, Signal) and answer.position_side is None:
-                    return answer
-                what = "a list of orders" if isinstance(answer, Orders) else "a position side"
-                self.fail(
-                    f"it answered {what}, which several strategies on one account do not "
-                    "take; let it return a Signal"
-                )
+                return answer
         return Signal(Action.FLAT, self.closed)
 
     def has_declared(self, instrument: str) -> bool:
@@ -135,17 +142,60 @@ class Member:
         return last
 
 
+class Portfolio(NamedTuple):
+    """A strategy that decides for all instruments of a close: of an account, or a *member*'s."""
+
+    strategy: PortfolioStrategy
+    declared: DeclaredState | None
+    states: Mapping[str, MemberState]
+    member: Member | None
+
+    @classmethod
+    def of(cls, states: Mapping[str, MemberState], member: Member | None) -> Portfolio | None:
+        """Return that of whom *states* are; None where each instrument is decided by itself."""
+        strategy = portfolio_of(state.strategy for state in states.values())
+        if strategy is None:
+            return None
+        return cls(strategy, DeclaredState.of(strategy), states, member)
+
+    @property
+    def name(self) -> str:
+        """What the state that it declares is carried by: no instrument has that name."""
+        return "" if self.member is None else f"{self.member.name}/"
+
+    def ask(self, pending: Mapping[str, tuple[MemberState, BarContext]]) -> bool:
+        """Ask about all that is *pending*, by symbol; return whether what it declares changed.
+
+        A member that fails is set aside.
+        """
+        if self.member is not None and self.member.failed:
+            return False
+        contexts = {symbol: context for symbol, (_, context) in pending.items()}
+        try:
+            answers = self.strategy.decide(contexts) if contexts else {}
+            for symbol, (state, _) in pending.items():
+                assert isinstance(state.strategy, PortfolioMember)
+                state.strategy.answer = answers.get(symbol, NOT_NAMED)
+            return self.declared is not None and self.declared.changed()
+        except StrategyFailed as error:
+            if self.member is None:
+                raise
+            self.member.fail(str(error))
+            return True
+
+
 class NetStrategy(Strategy):
     """What several strategies want together of one instrument: the account's strategy."""
 
     reads_history = False
 
-    def __init__(self, members: Mapping[str, Strategy]) -> None:
-        """Net the strategies of *members*, by name."""
-        self.members = dict(members)
+    def __init__(self, members: Mapping[str, Strategy], twins: tuple[str, ...] = ()) -> None:
+        """Net the strategies of *members*, by name, which have the shadow accounts *twins*."""
+        self.members, self.twins = dict(members), twins
         every = self.members.values()
         self.warmup = min(strategy.warmup for strategy in every)  # the first that is warm trades
         self.gates = INTEGRITY.intersection(*(strategy.gates for strategy in every))
+        self.books = max(strategy.books for strategy in every)
         self.needs_forecast = any(strategy.needs_forecast for strategy in every)
         wanted = [frame_bars(strategy) for strategy in every]
         self.frames = tuple(dict.fromkeys(name for of in wanted for name in of))
@@ -158,11 +208,16 @@ class NetStrategy(Strategy):
         return UNCHANGED
 
 
-def net_signal(target: int, reasons: Sequence[str]) -> Signal:
-    """Return the signal of a net *target*, which *reasons* explain; none of them changes none."""
+def net_signal(targets: Mapping[PositionSide | None, int], reasons: Sequence[str]) -> Signal:
+    """Return the signal of net *targets*, which *reasons* explain; none of them changes none.
+
+    Of two sides it names the larger one.
+    """
     if not reasons:
         return UNCHANGED
-    action = Action.FLAT if not target else Action.LONG if target > 0 else Action.SHORT
+    action = Action.LONG if sum(targets.values()) >= 0 else Action.SHORT
+    if not any(targets.values()):
+        action = Action.FLAT
     return Signal(action, "; ".join(reasons))
 
 

@@ -14,7 +14,7 @@ The rules are docs/decisions.md, G18.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from decimal import Decimal
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
@@ -23,9 +23,9 @@ import msgspec
 from msgspec import Struct
 from msgspec.structs import replace
 
-from tracepaper.daemon.broker.account import SIDES, BrokerSettings, Intent
-from tracepaper.daemon.broker.book import AccountState, Holdings
-from tracepaper.daemon.broker.broker import Broker, Save
+from tracepaper.daemon.broker.account import SIDES, BrokerSettings, Intent, part_of
+from tracepaper.daemon.broker.book import AccountState, Book, Holdings
+from tracepaper.daemon.broker.broker import Save
 from tracepaper.daemon.engine.price_checks import AGREE_WITHIN_MS, USUAL_RANGES, Price
 from tracepaper.daemon.engine.risk import RiskState
 from tracepaper.strategies.api.context import Orders, Signal
@@ -49,6 +49,7 @@ from tracepaper.strategies.types.decisions import (
     Regime,
     SinceDecided,
     Step,
+    StrategyDecision,
     TwinStep,
 )
 from tracepaper.strategies.types.market import (
@@ -110,14 +111,16 @@ RESERVE: Final = "in reserve"
 
 
 def reserve_of(equity: Decimal, accounts: Mapping[str, Decimal]) -> Decimal:
-    """Return the part of *equity* that no strategy has a share of; 0 beside shadow accounts.
+    """Return the part of *equity* that no strategy has a share of; 0 without strategies.
 
     *accounts* has the equity of each account beside the run's own, by its name.
     """
-    parts = [money for name, money in accounts.items() if name not in TWINS]
+    parts = [money for name, money in accounts.items() if name not in {*TWINS, *SIDES}]
     return equity - sum(parts) if parts else Decimal(0)
 
 
+BOUND: Final = frozenset({FULL_SIZE, *WITHOUT})
+"""Those that limits bind as they do the run."""
 COUNTED: Final = frozenset({RANDOM_GATE, BUY_AND_HOLD})
 """Those that depend on what the run itself did before."""
 RANDOM_SEED: Final = 1
@@ -207,7 +210,7 @@ class MemberTerms(NamedTuple):
 class SharesState(Struct, frozen=True, array_like=True):
     """What several strategies on one account carry besides their sub-accounts."""
 
-    reserve: int = 0  # money that none of them has a share of
+    reserves: dict[str, int] = {}  # money that none of them has a share of, of each account
     failed: dict[str, str] = {}  # why, by the name of each that is set aside
     shared_out: int = -1  # the day, week or month in which shares were given anew
 
@@ -242,19 +245,30 @@ def sides_of(state: EngineState) -> dict[PositionSide | None, AccountState]:
     return {side: state.twins[side] for side in SIDES if side in state.twins}
 
 
-class Shadows:
-    """What each shadow account follows, and what of the run's own bars that depends on."""
+def parts_of(state: EngineState) -> dict[str, AccountState]:
+    """Return the states of the sides and the owners of the run's account, by name."""
+    return {name: part for name, part in state.twins.items() if not _is_shadow(name)}
 
-    def __init__(self, strategies: Mapping[str, Strategy], passing: Mapping[str, float]) -> None:
-        """Take the strategies with twins, and what their card says that gates let through."""
-        self.names = {name for strategy in strategies.values() for name in strategy.twins}
+
+def _is_shadow(name: str) -> bool:
+    """Return whether *name* is of a shadow account, or of a side of it."""
+    return name.partition("/")[0] in TWINS
+
+
+class Shadows:
+    """What each shadow account follows, and what of the run's own bars that depends on.
+
+    Of several strategies each has its own: what it asks for in the shadow accounts of all.
+    """
+
+    def __init__(self, twins: Mapping[str, Sequence[str]], passing: Mapping[str, float]) -> None:
+        """Take the *twins* by instrument, and what their card says that gates let through."""
+        self.names = {name for names in twins.values() for name in names}
         self.passing = passing
         self.bases: dict[str, TwinBasis] = {}
         if not COUNTED.isdisjoint(self.names):
-            self.bases = {key: TwinBasis() for key in strategies}
-        self._random = [
-            key for key, strategy in strategies.items() if RANDOM_GATE in strategy.twins
-        ]
+            self.bases = {key: TwinBasis() for key in twins}
+        self._random = [key for key, names in twins.items() if RANDOM_GATE in names]
 
     @property
     def random_shares(self) -> list[float]:
@@ -266,75 +280,74 @@ class Shadows:
         """Whether an account depends on what the run did at each bar: see :meth:`count`."""
         return bool(self.bases)
 
-    def follow(
+    def wish(
         self,
-        broker: Broker,
+        name: str,
         state: MemberState,
         bar: Bar,
         prediction: Prediction,
         decision: Decision,
-        at_ms: int,
-    ) -> None:
-        """Let the accounts act at a *decision*.
+        account: Holdings,
+    ) -> Intent | Orders | None:
+        """Return what *account*, the shadow account *name*, is asked for at a *decision*.
 
         They skip the judgement gates and the limits, but for those that leave one thing out; inputs
         that could not be believed bind all.
         """
         if decision.refused_by in INTEGRITY:
-            return
+            return None
         key, signal = bar.instrument, state.signal
         forecast = prediction if isinstance(prediction, Forecast) else None
-        for name in state.strategy.twins:
-            account = broker.shadows[name]
-            passes = name != RANDOM_GATE or self.bases[key].passes(
-                key, bar.open_time_ms, self.passing.get(key)
+        passes = name != RANDOM_GATE or self.bases[key].passes(
+            key, bar.open_time_ms, self.passing.get(key)
+        )
+        if name == BUY_AND_HOLD:
+            return state.hold(bar, account, self.bases[key].usual_exposure)
+        if name in BOUND:
+            gates = state.gates
+            refused = gates.evaluator.first_failed(
+                decision.passed, reduces=gates.inputs.reduces, without=WITHOUT.get(name)
             )
-            intent: Intent | Orders | None
-            if name == BUY_AND_HOLD:
-                intent = state.hold(bar, account, self.bases[key].usual_exposure)
-            elif name == FULL_SIZE or name in WITHOUT:
-                without, is_full = WITHOUT.get(name), name == FULL_SIZE
-                gates = state.gates
-                refused = gates.evaluator.first_failed(
-                    decision.passed, reduces=gates.inputs.reduces, without=without
-                )
-                intent = _bound(state, bar, forecast, account, refused, is_full=is_full)
-            elif state.gates.inputs.is_outside:
-                intent = _bound(state, bar, forecast, account, risk_universe.name, is_full=False)
-            elif isinstance(signal, Orders):
-                intent = signal if passes else None
-            else:
-                assert signal is not None  # the bar was decided
-                refused, shadow_signal = None if passes else RANDOM_GATE, _of_shadow(name, signal)
-                intent = state.follow(shadow_signal, bar, forecast, account, refused)
-            if intent is not None:
-                broker.submit(intent, bar, at_ms, shadow=name)
+            return _bound(state, bar, forecast, account, refused, is_full=name == FULL_SIZE)
+        if state.gates.inputs.is_outside:
+            return _bound(state, bar, forecast, account, risk_universe.name, is_full=False)
+        if isinstance(signal, Orders):
+            return signal if passes else None
+        assert signal is not None  # the bar was decided
+        refused = None if passes else RANDOM_GATE
+        return state.follow(_of_shadow(name, signal), bar, forecast, account, refused)
 
-    def count(self, step: Step, state: MemberState) -> bool:
+    def count(self, step: Step, name: str, state: MemberState) -> bool:
         """Add what *step* did to what the accounts depend on; return whether it counts.
 
-        Bars after the warm-up alone do. A start does this for the steps behind the stored state.
+        Of several strategies that one is meant by *name*. Bars after the warm-up alone count. A
+        start does this for the steps behind the stored state.
         """
-        bar, decision, position = step.event, step.decision, step.position
+        bar, position, account = step.event, step.position, step.account
+        decision: Decision | StrategyDecision | None = step.decision
+        if name and decision is not None:
+            (twin,) = (twin for twin in step.twins if twin.twin == name)
+            position, account, decision = twin.position, twin.account, twin.decided
         if not isinstance(bar, Bar) or decision is None or position is None:
             return False
-        if decision.refused_by == warm.name:
+        refused = decision.outcome.refused_by
+        if refused == warm.name:
             return False  # nothing could be held yet
         before = self.bases[bar.instrument]
         value = state.value_of(bar.close, position.quantity)
-        judged = decision.refused_by not in INTEGRITY
-        equity = step.account.equity
+        judged = refused not in INTEGRITY
+        equity = account.equity
         self.bases[bar.instrument] = TwinBasis(
             before.bars + 1,
             before.judged + judged,
-            before.passed + (judged and decision.refused_by not in JUDGEMENT),
+            before.passed + (judged and refused not in JUDGEMENT),
             before.exposure + (value / equity if equity > 0 else 0.0),
         )
         return True
 
     @staticmethod
     def steps(
-        broker: Broker,
+        accounts: Mapping[str, Holdings],
         instrument: str,
         fills: Mapping[str, tuple[Fill, ...]],
         decided_ms: int = -1,
@@ -353,7 +366,7 @@ class Shadows:
                     fills.get(name, ()) if fills else (),
                     account.confirmed_ms(instrument) == decided_ms,
                 )
-                for name, account in broker.beside.items()
+                for name, account in accounts.items()
             ]
         )
 
@@ -380,14 +393,21 @@ def _bound(
     else:
         if refused in LIMITS:
             free = state.follow(signal, bar, forecast, account, None, is_full=is_full)
-            held = account.held(bar.instrument)
-            if abs(free.target) <= abs(held) and free.target * held >= 0:
+            if all(_is_less(part_of(free, book.side), book, bar) for book in account.books):
                 refused = None
         intent = state.follow(signal, bar, forecast, account, refused, is_full=is_full)
         if (closing := state.gates.risk.closing(state.gates.inputs)) and refused not in INTEGRITY:
             intent = Intent(Action.FLAT, 0, closing)
     is_held = refused is not None and isinstance(intent, Intent) and intent.action is Action.HOLD
     return None if is_held else intent
+
+
+def _is_less(intent: Intent | Orders | None, book: Book, bar: Bar) -> bool:
+    """Return whether *intent*, of *book* or a side of it, leaves it no more than it holds."""
+    if not isinstance(intent, Intent):
+        return True
+    held = book.held(bar.instrument)
+    return abs(intent.target) <= abs(held) and intent.target * held >= 0
 
 
 def _of_shadow(name: str, signal: Signal) -> Signal:
@@ -441,16 +461,20 @@ class Restart:
         else:
             engine.risk.state = state.risk
         fills = {key: decided.fills for key, decided in since.items()}
+        shadows = {name: of for name, of in state.twins.items() if _is_shadow(name)}
         engine.broker.restore(
-            state.account, state.twins, confirmed=confirmed, fills=fills, taken_over=taken_over
+            state.account,
+            parts_of(state),
+            shadows,
+            confirmed=confirmed,
+            fills=fills,
+            taken_over=taken_over,
         )
         if state.chosen is not None:
             engine.risk.choose(state.chosen)
         engine.prices.settled = dict(state.settled)
-        if engine.shadows.counts and not taken_over:
-            # Pyright reads this module by two names, and takes their structs for different ones.
-            bases: dict[str, Any] = state.bases
-            engine.shadows.bases.update(bases)
+        if not taken_over:
+            self._restore_bases(state)
         for key, encoded in state.declared.items():
             if key in engine.declared:
                 engine.declared[key].hand_back(encoded)
@@ -461,13 +485,23 @@ class Restart:
         if engine.members:
             self._restore_members(state, since)
 
+    def _restore_bases(self, state: EngineState) -> None:
+        # Pyright reads this module by two names, and takes their structs for different ones.
+        bases: dict[str, Any] = state.bases
+        for name, basis in bases.items():
+            member, _, key = name.rpartition("/")
+            counting = self._engine.shadows.get(member)
+            if counting is not None and counting.counts:
+                counting.bases[key] = basis
+
     def _restore_members(self, state: EngineState, since: Mapping[str, SinceDecided]) -> None:
         """Restore several strategies; raise ``InvariantBroken`` where shares do not add up."""
         engine = self._engine
         account: Any = engine.broker.own
         stored: Any = state.shares
-        if stored is not None and state.twins.keys() == account.owners.keys():
-            account.reserve, engine.shared_out = stored.reserve, stored.shared_out
+        if stored is not None and parts_of(state).keys() == account.parts.keys():
+            engine.shared_out = stored.shared_out
+            engine.broker.restore_reserves(stored.reserves)
             for member in engine.members:
                 member.know(failed=stored.failed.get(member.name, ""))
             engine.failures_stored = len(stored.failed)
@@ -475,21 +509,20 @@ class Restart:
             for member in engine.members:
                 if (of_member := before.parts.get(member.name)) is not None:
                     member.states[key].outcomes.restored = of_member.verdict
-                    if key in member.book.fills:
-                        member.book.fills[key] = list(of_member.fills)
+                    if key in member.account.fills:
+                        member.account.fills[key] = list(of_member.fills)
         for key in engine.states:
-            held = sum(member.book.held(key) for member in engine.members)
-            if held != account.held(key):
-                raise InvariantBroken(
-                    f"the strategies' parts of {key} add up to {held}, and the account holds "
-                    f"{account.held(key)}; run `tracepaper audit verify` and restore a backup"
-                )
+            for line in account.lines_of(key):
+                held = sum(share.held for share in line.shares)
+                if held != line.held:
+                    raise InvariantBroken(
+                        f"the strategies' parts of {key} add up to {held}, and the account holds "
+                        f"{line.held}; run `tracepaper audit verify` and restore a backup"
+                    )
 
     def count(self, step: Step) -> None:
         """Add a *step* behind the stored state to what the shadow accounts depend on."""
-        engine, event = self._engine, step.event
-        if isinstance(event, Bar) and engine.shadows.count(step, engine.states[event.instrument]):
-            engine.save = engine.save or Save.LATER
+        self._engine.count(step)
 
     def recall(self, bar: Bar) -> None:
         """Observe a bar that the run already holds: it causes nothing."""

@@ -88,10 +88,18 @@ def needs_forecaster(config: Config) -> bool:
     Every run asks this first: raises ``ConfigInvalid`` where no run takes the configuration, and
     where the strategy needs a model and there is none.
     """
-    traits = traits_of(config)
-    if config.strategies.named:
-        refuse_combination(traits)
-        return any(needs_forecaster(member_config) for member_config in members_of(config).values())
+    members = members_of(config).values()
+    asks = [asks_forecaster(of) for of in members or [config]]
+    traits = [traits_of(of) for of in (config, *members)]
+    if not any(asks):
+        traits[0] |= {Trait.ASKS_NONE}
+    for of in traits:
+        refuse_combination(of)
+    return any(asks)
+
+
+def asks_forecaster(config: Config) -> bool:
+    """Return whether the one strategy of *config* asks the model; raise where there is none."""
     name, has_model = config.strategy.name, config.model.is_given
     needed = ASKS.get(name) in (DataSource.BARS, DataSource.CLOSES)
     needed = needed or (":" in name and user_class(name).needs_forecast)
@@ -100,9 +108,7 @@ def needs_forecaster(config: Config) -> bool:
             f"strategy.name '{name}' needs a model, and model.checkpoint is none; name one."
         )
     # Without a model ``trend`` sizes by closed bars, and has no gates of a prediction.
-    needed = needed or (name == TREND and has_model)
-    refuse_combination(traits if needed else traits | {Trait.ASKS_NONE})
-    return needed
+    return needed or (name == TREND and has_model)
 
 
 _OF_ONE = ("none", "isolated")  # where no position answers for another
@@ -135,26 +141,14 @@ def make_strategies(config: Config, forecaster: Forecaster | None) -> dict[str, 
 
 
 def _netted(config: Config, forecaster: Forecaster | None) -> dict[str, NetStrategy]:
-    """Return for each symbol what nets the strategies of *config*.
-
-    Raises ``ConfigInvalid`` for what several strategies on one account do not take.
-    """
-    members: dict[str, Strategies] = {}
-    for name, member_config in members_of(config).items():
-        members[name] = make_strategies(
-            member_config, forecaster if needs_forecaster(member_config) else None
-        )
-        for strategy in members[name].values():
-            what = "reads order books" if strategy.books else ""
-            if isinstance(strategy, PortfolioMember):
-                what = "decides for all symbols of a close at once"
-            if what:
-                raise ConfigInvalid(
-                    f"[strategies.{name}] {what}, which several strategies on one account do not "
-                    "take; trade it by [strategy]."
-                )
+    """Return for each symbol what nets the strategies of *config*."""
+    members = {
+        name: make_strategies(of, forecaster if asks_forecaster(of) else None)
+        for name, of in members_of(config).items()
+    }
+    twins = next(iter(config.strategies.named.values())).twins  # those of all
     return {
-        symbol: NetStrategy({name: strategies[symbol] for name, strategies in members.items()})
+        symbol: NetStrategy({name: of[symbol] for name, of in members.items()}, twins)
         for symbol in config.market.symbols
     }
 
@@ -454,7 +448,7 @@ def build_engine(
             for symbol, net in strategies.items()
             if isinstance(net, NetStrategy)
         }
-        member_model = forecaster if needs_forecaster(member_config) else None
+        member_model = forecaster if asks_forecaster(member_config) else None
         members.append(
             MemberTerms(name, shares[name], *terms_of(member_config, member_model, of_member))
         )
@@ -484,6 +478,8 @@ def _terms(
     risk = limits(config.model_dump())
     terms = model_terms(config, by_id, forecaster, execution=execution)
     for key, strategy in by_id.items():
+        if isinstance(strategy, NetStrategy):
+            continue  # each of its strategies is judged by its own
         refuse_equal_twins(config, strategy.twins, terms.gates[key].gate_set.gates)
     if risk_volatility.name in risk:
         for strategy in by_id.values():
@@ -578,14 +574,22 @@ def model_terms(
 
 def terms_for(
     config: Config, engine: Engine, forecaster: Forecaster | None, run: Run
-) -> ModelTerms:
+) -> dict[str, ModelTerms]:
     """Return the settings that another model's card decides, for the strategies of *engine*.
 
-    Raises ``ConfigInvalid`` where the configuration needs a calibration that the card lacks.
+    They are those of the account, "", and of each of several strategies that asks the model. Raises
+    ``ConfigInvalid`` where the configuration needs a calibration that the card lacks.
     """
-    by_id = {item.id: engine.strategy_of(item.id) for item in run.instruments}
-    execution = FillModel(config.execution.model)
-    return model_terms(config, by_id, forecaster, execution=execution)
+    asking = {name: of for name, of in members_of(config).items() if asks_forecaster(of)}
+    return {
+        name: model_terms(
+            of,
+            {item.id: engine.states_of(name)[item.id].strategy for item in run.instruments},
+            forecaster,
+            execution=FillModel(config.execution.model),
+        )
+        for name, of in {"": account_of(config), **asking}.items()
+    }
 
 
 def _passing(
@@ -605,7 +609,7 @@ def _passing(
 
 def coverage_warnings(engine: Engine) -> tuple[str, ...]:
     """Return the warning of a run whose random_gate twins pass with their card's coverage."""
-    shares = sorted(set(engine.shadows.random_shares))
+    shares = sorted({share for of in engine.shadows.values() for share in of.random_shares})
     if not shares:
         return ()
     text = " and ".join(f"{100 * share:.2f} %" for share in shares)

@@ -80,8 +80,6 @@ LIVE + SYMBOLS + BOOK_FILLS
 SHARES + SEVERAL
     [strategies] share no account of shares, whose splits and dividends have no parts; trade them by
     [strategy].
-SEVERAL + RETRAIN
-    [model] retrain changes the model of one strategy, and [strategies] names several; take it out.
 SPOT + MARGIN
     [account] margin is for linear positions, and category "spot" is paid in full; take it out, or
     set market.category to "linear".
@@ -93,12 +91,6 @@ SPOT + HEDGE
 SHARES + HEDGE
     [account] position_mode = "hedge" is for linear positions, and shares are paid in full; take it
     out.
-HEDGE + SEVERAL
-    [account] position_mode = "hedge" is for one strategy, and [strategies] names several; take it
-    out, or trade by [strategy].
-HEDGE + TWINS
-    [account] position_mode = "hedge" has no shadow accounts, and [strategy] twins names some; take
-    them out.
 CRYPTO + CALENDAR
     market.calendar is for shares; take it out, or set market.asset to "stock".
 CRYPTO + FRACTIONAL

@@ -15,8 +15,8 @@ import structlog
 
 from tracepaper.daemon.config.loading import Config
 from tracepaper.daemon.config.sections import ExplanationSection
-from tracepaper.daemon.config.several import strategy_name
-from tracepaper.daemon.config.values import ASKS, BUILT_IN
+from tracepaper.daemon.config.several import members_of, strategy_name
+from tracepaper.daemon.config.values import ASKS
 from tracepaper.daemon.engine.state import FULL_SIZE, WITHOUT
 from tracepaper.daemon.session.combinations import refuse_combination, traits_of
 from tracepaper.daemon.session.covariates import (
@@ -31,7 +31,7 @@ from tracepaper.storage import checkpoints
 from tracepaper.strategies.api.model import DataSource
 from tracepaper.strategies.api.strategy import Forecaster
 from tracepaper.strategies.book_features import reading_of
-from tracepaper.strategies.builtin import CrossAssetStrategy
+from tracepaper.strategies.builtin import TREND, CrossAssetStrategy
 from tracepaper.strategies.errors import ConfigInvalid, shown
 from tracepaper.strategies.gates.declared import learned_regime
 from tracepaper.strategies.gates.evaluator import key_of, limits
@@ -110,7 +110,7 @@ def refuse_other_strategy(config: Config, card: Mapping[str, Any]) -> None:
             f"`tracepaper train --set model.kind={name}`."
         )
     serves_close = model_kind is not None and model_kind.source is DataSource.CLOSES
-    if serves_close and name in BUILT_IN and name != kind:
+    if serves_close and (name == TREND or ASKS.get(name) is DataSource.BARS):
         raise ConfigInvalid(
             f"A {kind} checkpoint answers for all symbols of a close; set strategy.name to "
             f"'{kind}', which is '{name}'."
@@ -284,7 +284,8 @@ def _built(
 ) -> Forecaster:
     from tracepaper.strategies.forecasters.build import RunOptions, build, known_kind
 
-    refuse_other_strategy(config, checkpoint.card)
+    for of in members_of(config).values() or [config]:
+        refuse_other_strategy(of, checkpoint.card)
     schema, card_schema = config.features.own_schema, checkpoint.card["features"].get("schema_id")
     if schema not in (None, card_schema):
         raise ConfigInvalid(

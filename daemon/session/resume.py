@@ -18,7 +18,7 @@ from tracepaper.daemon.broker.book import AccountState
 from tracepaper.daemon.config.loading import Config, restore
 from tracepaper.daemon.config.several import strategy_name
 from tracepaper.daemon.engine.engine import Engine
-from tracepaper.daemon.engine.state import EngineState, Restart, decode_state, sides_of
+from tracepaper.daemon.engine.state import EngineState, Restart, decode_state, parts_of, sides_of
 from tracepaper.daemon.feed.maintenance import rescaled
 from tracepaper.daemon.session.build import (
     Strategies,
@@ -278,7 +278,7 @@ def reach_of(engine: Engine, context: int) -> Lookback:
         {key: max(engine.warmup_of(key), engine.range_bars_of(key), context) for key in keys},
         {key: books for key in keys if (books := engine.books_of(key))},
         context,
-        counts=engine.shadows.counts,
+        counts=engine.counts,
     )
 
 
@@ -343,7 +343,7 @@ def restore_at(engine: Engine, reader: Reader, run: Run, after: int) -> None:
         confirmed=reader.confirmations(run.run_id, until=after),
         since=reader.since_decided(run.run_id, until=after),
     )
-    if engine.shadows.counts:
+    if engine.counts:
         for step in reader.steps_since_state(run.run_id, until=after):
             restart.count(step)
 
@@ -442,11 +442,9 @@ def check_state(reader: Reader, run: Run, state: EngineState, until: int) -> Non
     begun = replace(state, account=nothing, twins={})
     check_fills(reader, run, begun, state, after=-1, until=until)
     stored = {_standing(order) for order in reader.open_orders(run.run_id, until=until)}
-    shared = state.shares is not None or bool(sides_of(state))
-    parts = state.twins.values() if shared else ()
     resting = [
         order
-        for account in (state.account, *parts)
+        for account in (state.account, *parts_of(state).values())
         for book in account.books.values()
         for order in (book.orders.order, *book.orders.others)
         if order is not None

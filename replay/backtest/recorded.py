@@ -209,7 +209,7 @@ class RecordedPredictor:
     ) -> None:
         run, forecaster = recorded.run, recorded.forecaster
         self._run, self._database, self._prober = recorded, database, prober
-        self._promoted: dict[str, ModelTerms] = {}
+        self._promoted: dict[str, Mapping[str, ModelTerms]] = {}
         # A record says that the model was late; the deadline is in the configuration.
         self._timeout = PredictionTimeout(recorded.config.model.deadline_ms)
         keys = [item.id for item in run.instruments]

@@ -15,7 +15,7 @@ from tracepaper.daemon.broker.book_fills import (
     after_trade,
     moves_in,
 )
-from tracepaper.daemon.engine.state import decode_state
+from tracepaper.daemon.engine.state import decode_state, sides_of
 from tracepaper.replay.document.values import Figure, Table, of_view, table
 from tracepaper.storage.database.reader import Reader
 from tracepaper.storage.database.run_rows import WHOLE, RunRows
@@ -168,7 +168,9 @@ def _birth(row: Row) -> int:
 def _places(rows: RunRows, row: Row, until: int, *, newest: bool = False) -> Iterator[QueuePlace]:
     """Yield the places of an order by the states up to a step, the oldest or the *newest* first."""
     for state in rows.states((_birth(row), until), newest=newest):
-        queues = decode_state(state).account.books[row["instrument"]].queues
+        decoded = decode_state(state)
+        account = next(iter(sides_of(decoded).values()), decoded.account)  # both have one queue
+        queues = account.books[row["instrument"]].queues
         if queues is None:  # no order book fills orders
             return
         yield from (place for place in queues.places if place.order_id == row["order_id"])

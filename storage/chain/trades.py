@@ -11,8 +11,7 @@ The rules are docs/storage.md, S10, and docs/money.md, M24.
 from __future__ import annotations
 
 from decimal import Decimal
-from itertools import groupby, zip_longest
-from operator import itemgetter
+from itertools import zip_longest
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import msgspec
@@ -41,20 +40,21 @@ from tracepaper.strategies.units import (
 
 if TYPE_CHECKING:
     import sqlite3
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
-_RUN: Final = "SELECT run_key, parent_run_id FROM runs WHERE run_id = ?"
+_RUN: Final = "SELECT run_key, parent_run_id, config FROM runs WHERE run_id = ?"
 _INSTRUMENTS: Final = "SELECT instrument, category FROM instruments WHERE run_key = ?"
 # In hedge mode the account's own fills are those of its sides: see _PARTS.
 _FILLS: Final = (
-    "SELECT sequence, coalesce(twin, position_side), instrument, side, quantity, notional, fee, "
+    "SELECT sequence, coalesce(twin || '/' || position_side, twin, position_side), instrument, "
+    "side, quantity, notional, fee, "
     "fee_base, model, order_id, book = 0 FROM fills WHERE run_key = ? "
     "AND (book = 0 OR twin NOT IN ('LONG', 'SHORT')) ORDER BY sequence, book, ordinal"
 )
 _HOLDINGS: Final = (
     "SELECT sequence, twin, instrument, quantity, entry_notional, realized_pnl, fees_paid "
     "FROM holdings WHERE run_key = ? AND instrument IS NOT NULL AND quantity IS NOT NULL "
-    "ORDER BY sequence, book"
+    "ORDER BY sequence, book DESC"
 )
 _MOVED: Final = (
     "SELECT sequence, kind, instrument, amount, order_id, position_side FROM ledger "
@@ -127,33 +127,23 @@ _SCALES: Final = (
 _SUMMED: Final = (
     "SELECT sequence, order_id, {} AS position_side, side, model, liquidity, price, "
     "sum(quantity), sum(notional), sum(fee), sum(fee_base), max(filled_ms) FROM fills "
-    "WHERE run_key = ?1 AND book {} GROUP BY 1, 2, 3, 4, 5, 6, 7"
+    "WHERE run_key = ?1 AND {} GROUP BY 1, 2, 3, 4, 5, 6, 7"
 )
-_BOTH_FILLS: Final = (
-    _SUMMED.format("position_side", "= 0"),
-    _SUMMED.format(
-        "CASE WHEN twin IN ('LONG', 'SHORT') THEN twin END", "> 0 AND model <> 'crossed'"
-    ),
-)
+_OF_ACCOUNT: Final = _SUMMED.format("position_side", "book = 0")
+# Where fills of strategies, or of both sides, contradict the account's: queries, what they find.
 _PARTS: Final = (
-    *(
-        (
-            f"SELECT sequence FROM ({query} EXCEPT {other}) ORDER BY sequence LIMIT 1",
-            "the parts of a fill do not add up to it",
-        )
-        for query, other in (_BOTH_FILLS, reversed(_BOTH_FILLS))
-    ),
-    (
-        (
-            "SELECT sequence FROM fills WHERE run_key = ? AND book > 0 AND model = 'crossed' "
-            "GROUP BY sequence, instrument HAVING sum(fee) <> 0 OR sum(CASE side WHEN 'BUY' "
-            "THEN quantity ELSE -quantity END) <> 0 OR min(price) <> max(price) "
-            "ORDER BY sequence LIMIT 1"
-        ),
-        "what strategies crossed with each other does not add up to nothing",
-    ),
+    "SELECT sequence FROM ({} EXCEPT {}) ORDER BY sequence LIMIT 1",
+    "the parts of a fill do not add up to it",
 )
-"""Where fills of strategies, or of both sides, contradict the account's: a query, what it finds."""
+_CROSSED: Final = (
+    (
+        "SELECT sequence FROM fills WHERE run_key = ? AND book > 0 AND model = 'crossed' "
+        "GROUP BY sequence, instrument, position_side HAVING sum(fee) <> 0 OR sum(CASE side "
+        "WHEN 'BUY' THEN quantity ELSE -quantity END) <> 0 OR min(price) <> max(price) "
+        "ORDER BY sequence LIMIT 1"
+    ),
+    "what strategies crossed with each other does not add up to nothing",
+)
 
 
 class _SymbolFees(Struct, frozen=True):
@@ -185,14 +175,43 @@ class _RunTerms(Struct, frozen=True):
     strategies: dict[str, Any] = {}
 
     @property
+    def is_hedged(self) -> bool:
+        """Whether the account has a long and a short position of each symbol."""
+        return self.account.position_mode != "one_way"
+
+    @property
     def cash(self) -> Decimal:
         """The cash of the account when it was opened."""
         return self.account.cash.scaleb(MONEY_DECIMALS)
 
+    @property
+    def shares(self) -> dict[str, Decimal]:
+        """The share of each strategy."""
+        shares = {name: of for name, of in self.strategies.items() if isinstance(of, dict)}
+        return {name: Decimal(of["share"]) for name, of in shares.items()}
+
     def begun(self) -> dict[str, Decimal]:
         """Return the cash that each strategy begins with, to a unit."""
-        shares = {name: of for name, of in self.strategies.items() if isinstance(of, dict)}
-        return {name: self.cash * Decimal(of["share"]) for name, of in shares.items()}
+        return {name: self.cash * share for name, share in self.shares.items()}
+
+    def parts_queries(self) -> Iterator[tuple[str, str]]:
+        """Yield where fills of strategies, or of both sides, contradict the account's.
+
+        Each is a query and what it finds.
+        """
+        parted = []
+        if self.is_hedged:
+            parted.append(("twin", _SIDE_NAMES))
+        if shares := self.shares:
+            parted.append(("position_side", tuple(shares)))
+        for side, names in parted:
+            of_names = ", ".join(f"'{name}'" for name in names)
+            parts = _SUMMED.format(side, f"twin IN ({of_names}) AND model <> 'crossed'")
+            query, statement = _PARTS
+            yield query.format(_OF_ACCOUNT, parts), statement
+            yield query.format(parts, _OF_ACCOUNT), statement
+        if shares:
+            yield _CROSSED
 
 
 class _StoredFill(NamedTuple):
@@ -237,6 +256,10 @@ class _Position(Struct):
     def held(self) -> tuple[int, int, int, int]:
         """The columns of ``holdings`` that follow from fills."""
         return self.quantity, self.entry_notional, self.realized_pnl, self.fees_paid
+
+    def take(self, change: _StoredFill | _StoredAction) -> list[Entry]:
+        """Take in a *change* of it; return its movements of cash."""
+        return self.book(change) if isinstance(change, _StoredFill) else self.act(change)
 
     def book(self, fill: _StoredFill) -> list[Entry]:
         """Take in *fill*; return its movements of cash (docs/money.md, M5 to M8)."""
@@ -309,10 +332,9 @@ def check_terms(connection: sqlite3.Connection, run_id: str) -> ChainProblem | N
         for (step,) in connection.execute(query, (run_key,)):
             return _contradicts(step, statement, table)
     configured = msgspec.json.decode(text, type=_RunTerms)
-    if configured.strategies or configured.account.position_mode != "one_way":
-        for query, statement in _PARTS:
-            for (step,) in connection.execute(query, (run_key,)):
-                return _contradicts(step, statement, "fills")
+    for query, statement in configured.parts_queries():
+        for (step,) in connection.execute(query, (run_key,)):
+            return _contradicts(step, statement, "fills")
     execution = configured.execution
     terms = {
         place: _Terms.of(execution, *item)
@@ -401,19 +423,19 @@ def check_trades(connection: sqlite3.Connection, run_id: str) -> ChainProblem | 
 
     The positions of a run that took over an account begin with the first one stored.
     """
-    run_key, parent = connection.execute(_RUN, (run_id,)).fetchone()
+    run_key, parent, text = connection.execute(_RUN, (run_id,)).fetchone()
+    terms, is_taken = msgspec.json.decode(text, type=_RunTerms), parent is not None
     kinds = connection.execute(_INSTRUMENTS, (run_key,)).fetchall()
     is_cash = {int(place): Category(kind).is_cash for place, kind in kinds}
     due: list[tuple[int, Entry]] = []
     acted = [] if not _has_shares(kinds) else list(_actions(connection, run_key))
     checks: tuple[Callable[[], Iterator[ChainProblem]], ...] = (
         lambda: _check_positions(
-            connection, run_key, is_cash, acted, due, is_taken=parent is not None
+            connection, run_key, is_cash, acted, due, is_taken=is_taken, is_hedged=terms.is_hedged
         ),
-        lambda: _check_sides(connection, run_key),
-        lambda: _check_balances(connection, run_key, is_taken=parent is not None),
+        lambda: _check_balances(connection, run_key, terms, is_taken=is_taken),
         lambda: _check_ledger(connection, run_key, due),
-        lambda: _check_orders(connection, run_key, is_taken=parent is not None),
+        lambda: _check_orders(connection, run_key, is_taken=is_taken),
     )
     return next((problem for check in checks for problem in check()), None)
 
@@ -442,6 +464,7 @@ def _check_positions(
     due: list[tuple[int, Entry]],
     *,
     is_taken: bool,
+    is_hedged: bool,
 ) -> Iterator[ChainProblem]:
     """Check every position against the fills before it; *due* takes their movements of cash."""
     fills = [_StoredFill(*row) for row in connection.execute(_FILLS, (run_key,))]
@@ -451,24 +474,18 @@ def _check_positions(
     positions: dict[tuple[str | None, int], _Position] = {}
     booked: dict[tuple[int, str | None], list[Entry]] = {}
     counts: dict[tuple[str | None, int], int] = {}  # actions that were booked, of each position
-    for step, twin, place, *held in _booked_alone(connection.execute(_HOLDINGS, (run_key,))):
-        book = twin, place
-        behind = waiting.get(book, [])
-        new: list[_StoredFill | _StoredAction] = []
-        while behind and behind[-1].step <= step:
-            new.append(behind.pop())
-        actions = [action for action in acted if action.instrument == place and action.step <= step]
-        new = sorted((*new, *actions[counts.get(book, 0) :]), key=lambda change: change.step)
-        counts[book] = len(actions)
-        if is_taken and book not in positions:  # it was opened in the run before
-            positions[book] = _Position(is_cash[place], *held)
-            continue
-        position = positions.setdefault(book, _Position(is_cash[place]))
-        for change in new:
-            booked[id(change), twin] = (
-                position.book(change) if isinstance(change, _StoredFill) else position.act(change)
-            )
-        if position.held != tuple(held):
+    for step, twin, place, *held in connection.execute(_HOLDINGS, (run_key,)):
+        books = [(name, place) for name in _posted_alone(twin, is_hedged=is_hedged)]
+        for book in books:
+            new = _new_changes(book, step, waiting, acted, counts)
+            if is_taken and book not in positions:  # it was opened in the run before
+                if len(books) == 1:  # else nothing says what of it each side has
+                    positions[book] = _Position(is_cash[place], *held)
+                continue
+            position = positions.setdefault(book, _Position(is_cash[place]))
+            booked |= {(id(change), book[0]): position.take(change) for change in new}
+        of_books = [positions[book].held for book in books if book in positions]
+        if of_books and [*map(sum, zip(*of_books, strict=True))] != held:
             yield _disagree(step, "positions", "fills", "holdings", "fills")
             return
     for (twin, place), left in waiting.items():
@@ -479,57 +496,62 @@ def _check_positions(
         if left:
             yield _disagree(left[-1].step, "positions", "fills", "holdings", "fills")
             return
-    due += [
+    due += _movements(fills, acted, booked)
+
+
+def _movements(
+    fills: Sequence[_StoredFill],
+    acted: Sequence[_StoredAction],
+    booked: dict[tuple[int, str | None], list[Entry]],
+) -> list[tuple[int, Entry]]:
+    """Return the movements of the account's cash by its *fills* and by splits and dividends."""
+    movements = [
         (fill.step, entry)
         for fill in fills
         if fill.is_own
         for entry in booked.get((id(fill), fill.twin), [_UNKNOWN])
     ]
-    due += [
+    movements += [
         (action.step, entry) for action in acted for entry in booked.get((id(action), None), [])
     ]
-    due.sort(key=lambda movement: movement[0])
+    return sorted(movements, key=lambda movement: movement[0])
 
 
 _SIDE_NAMES: Final = tuple(side.value for side in PositionSide)
-_Held = tuple[Any, ...]
 
 
-def _by_step(rows: Iterable[_Held]) -> Iterator[tuple[list[_Held], list[_Held]]]:
-    """Yield of each step the *rows* of positions, and of these those that are sums of two sides."""
-    for _, of_step in groupby(rows, key=itemgetter(0)):
-        holdings = list(of_step)
-        is_hedged = any(row[1] in _SIDE_NAMES for row in holdings)
-        yield holdings, [row for row in holdings if is_hedged and row[1] is None]
+def _new_changes(
+    book: tuple[str | None, int],
+    step: int,
+    waiting: dict[tuple[str | None, int], list[_StoredFill]],
+    acted: Sequence[_StoredAction],
+    counts: dict[tuple[str | None, int], int],
+) -> list[_StoredFill | _StoredAction]:
+    """Take what changed *book* up to *step* from *waiting* fills, and from *acted* what is new."""
+    behind = waiting.get(book, [])
+    new: list[_StoredFill | _StoredAction] = []
+    while behind and behind[-1].step <= step:
+        new.append(behind.pop())
+    actions = [action for action in acted if action.instrument == book[1] and action.step <= step]
+    new += actions[counts.get(book, 0) :]
+    counts[book] = len(actions)
+    return sorted(new, key=lambda change: change.step)
 
 
-def _booked_alone(rows: Iterable[_Held]) -> Iterator[_Held]:
-    """Yield the *rows* of positions that fills are booked on: no sum of two sides."""
-    for holdings, sums in _by_step(rows):
-        yield from (row for row in holdings if row not in sums)
-
-
-def _check_sides(connection: sqlite3.Connection, run_key: int) -> Iterator[ChainProblem]:
-    """Compare what an account in hedge mode holds with the sum of its sides."""
-    last: dict[tuple[str, int], _Held] = {}
-    for holdings, sums in _by_step(connection.execute(_HOLDINGS, (run_key,))):
-        last.update({(twin, place): held for _, twin, place, *held in holdings})
-        for step, _, place, *held in sums:
-            both = [last[side, place] for side in _SIDE_NAMES if (side, place) in last]
-            if held != [sum(column) for column in zip(*both, strict=True)]:
-                yield _disagree(step, "position", "sides", "holdings")
-                return
+def _posted_alone(twin: str | None, *, is_hedged: bool) -> tuple[str | None, ...]:
+    """Name what of the account *twin* fills are posted on: itself, or in hedge mode its sides."""
+    if not is_hedged or twin in _SIDE_NAMES:
+        return (twin,)
+    return tuple(side if twin is None else f"{twin}/{side}" for side in _SIDE_NAMES)
 
 
 def _check_balances(
-    connection: sqlite3.Connection, run_key: int, *, is_taken: bool
+    connection: sqlite3.Connection, run_key: int, configured: _RunTerms, *, is_taken: bool
 ) -> Iterator[ChainProblem]:
     """Check the cash of strategies and shadow accounts: their share, fills and funding.
 
     What strategies are given anew (``strategies.reset``) follows from prices that a prune drops.
     """
-    ((text,),) = connection.execute("SELECT config FROM runs WHERE run_key = ?", (run_key,))
-    configured = msgspec.json.decode(text, type=_RunTerms)
     if configured.strategies.get("reset", "never") != "never":
         return
     begun = {} if is_taken else configured.begun()

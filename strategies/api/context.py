@@ -167,10 +167,11 @@ class InstrumentContext(Struct, frozen=True, gc=False):
     volume_unit: int
     histories: Mapping[Bar, BarArrays]
     columns: Mapping[tuple[Bar, str], Any] | None = None
+    books: int = 0
 
     @classmethod
-    def of(cls, instrument: Instrument, record: BarRecord) -> InstrumentContext:
-        """Build it for *instrument*, whose bars *record* keeps."""
+    def of(cls, instrument: Instrument, record: BarRecord, books: int = 0) -> InstrumentContext:
+        """Build it for *instrument*, whose bars *record* keeps, and of so many *books*."""
         # A proxy of a mapping has no attribute that leads to it: of the record a strategy reaches
         # the history up to the bar that it is given, and nothing that could be written.
         histories: Mapping[Bar, BarArrays] = MappingProxyType(record)  # type: ignore[arg-type]
@@ -178,7 +179,7 @@ class InstrumentContext(Struct, frozen=True, gc=False):
         columns: Mapping[tuple[Bar, str], Any] | None = None
         if record.columns is not None:
             columns = MappingProxyType(record.columns)  # type: ignore[arg-type]
-        return cls(instrument, price, volume, histories, columns)
+        return cls(instrument, price, volume, histories, columns, books)
 
 
 class BarContext(Struct, frozen=True, gc=False):
@@ -218,7 +219,7 @@ class BarContext(Struct, frozen=True, gc=False):
         record = BarRecord(instrument, len(bars))
         for bar in bars:
             record.append(bar)
-        shared = InstrumentContext.of(instrument, record)
+        shared = InstrumentContext.of(instrument, record, 0 if books is None else books.length)
         return cls(bars[-1], forecast, regime, verdict, account, shared, _books=books)
 
     @property
@@ -297,7 +298,7 @@ class BarContext(Struct, frozen=True, gc=False):
             raise StrategyFailed(
                 "context.depth was read, and the class declares no books; set books = 100, say."
             )
-        return self._books.until(self.time)
+        return self._books.until(self.time, self._shared.books)
 
     def timeframe(self, name: str) -> TimeframeBars:
         """Return the closed bars of the higher timeframe *name*, one of the declared ``frames``.

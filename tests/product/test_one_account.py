@@ -138,15 +138,16 @@ def test_parts_that_do_not_add_up_are_found(tmp_path: Path) -> None:
             connection.rollback()
 
 
-def test_an_account_of_one_strategy_is_taken_over_by_shares(tmp_path: Path) -> None:
-    path = tmp_path / "run.db"
+@pytest.mark.parametrize("mode", ["one_way", "hedge"])
+def test_an_account_of_one_strategy_is_taken_over_by_shares(tmp_path: Path, mode: str) -> None:
+    path, account = tmp_path / "run.db", {"cash": "100000", "position_mode": mode}
     alone = resolved(
         load(
             None,
             {
                 "strategy": {"name": DRAWN, "options": {"seed": 1}},
                 "sizing": {"mode": "equity", "fraction": "1"},
-                "account": {"cash": "100000"},
+                "account": account,
             },
         ),
         FillModel.NEXT_OPEN,
@@ -159,17 +160,16 @@ def test_an_account_of_one_strategy_is_taken_over_by_shares(tmp_path: Path) -> N
         if stop > 20 and first.opened.engine.broker.own.held("linear:BTCUSDT"):
             break
     first.stop()
-    second = Process(path, several(FillModel.NEXT_OPEN), FillModel.NEXT_OPEN)
+    second = Process(path, several(FillModel.NEXT_OPEN, account=account), FillModel.NEXT_OPEN)
     engine = second.opened.engine
     assert second.opened.run.parent_run_id == first.opened.run.run_id
     assert [part.held("linear:BTCUSDT") for part in engine.broker.own.owners.values()] != [0, 0, 0]
     broker = engine.broker
-    cash = sum(part.cash for part in broker.own.owners.values()) + broker.own.reserve
+    cash = sum(part.subtotal().cash for part in broker.own.owners.values()) + broker.own.reserve
     assert cash == first.steps[-1].account.cash
     second.opened.engine.step(given[stop], None)
-    assert sum(part.held("linear:BTCUSDT") for part in broker.own.owners.values()) == (
-        broker.own.held("linear:BTCUSDT")
-    )
+    for line in broker.own.lines_of("linear:BTCUSDT"):
+        assert sum(share.held for share in line.shares) == line.held
     second.audit.close()
 
 
@@ -184,6 +184,10 @@ BAD: list[tuple[dict[str, Any], str]] = [
         "gives [strategy], and [strategies] names several; leave one out.",
     ),
     ({"strategies": {"a": {}, "b": {"share": "0.5"}}}, "[strategies.a] needs a share"),
+    (
+        {"strategies": {"a": {"share": "0.5", "twins": "ungated"}, "b": {"share": "0.5"}}},
+        "name different twins, and a shadow account is one of all of them; give each the same",
+    ),
     ({"strategies": {"reset": "day"}}, "[strategies] reset is of several strategies"),
     (
         {"strategies": {"a": {"share": "0.5", "fats": 3}, "b": {"share": "0.5"}}},

@@ -142,6 +142,8 @@ def settings(server: ScriptedServer, **sections: Mapping[str, Any]) -> dict[str,
         "http": {"port": 0},
         "parity": {"daily_at": "off"},
     }
+    if "strategies" in sections:
+        del given["strategy"]
     for name, section in sections.items():
         before = {} if "mode" in section else given.get(name, {})  # a size goes with its mode
         given[name] = {**before, **section}

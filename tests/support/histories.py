@@ -154,21 +154,22 @@ KINDS = ("", "", "universe", "book", "focused")
 def drawn_case(rng: random.Random, kind: str) -> Case:
     """Draw a configuration of a *kind*; one that is focused is of cross margin by quotes."""
     is_focused, by_book = kind == "focused", kind == "book"
-    shapes = {"universe": ("several",), "focused": ("one", "hedge", "several")}
-    shape = rng.choice(shapes.get(kind, ("one", "one", "hedge", "several")))
+    shapes = {"universe": ("several",), "focused": ("one", "hedge", "several", "several hedge")}
+    shape = rng.choice(shapes.get(kind, ("one", "one", "hedge", "several", "several hedge")))
+    is_hedged, is_several = "hedge" in shape, "several" in shape
     category = "linear"
-    if not is_focused and shape != "hedge" and rng.random() < 0.15:
+    if not is_focused and not is_hedged and rng.random() < 0.15:
         is_stock = shape == "one" and rng.random() < 0.4 and not by_book
         category = "stock" if is_stock else "spot"
     margins = ["none", "isolated", "isolated", "cross", "cross"]
     margin = "none" if category != "linear" else "cross" if is_focused else rng.choice(margins)
     by_quotes = is_focused or rng.random() < 0.4
     symbols = ["BTCUSDT", "ETHUSDT"][: 2 if kind == "universe" else rng.randint(1, 2)]
-    lists = shape != "several" and rng.random() < 0.6
+    lists = rng.random() < 0.6
 
     def options(seed: int, **named: Any) -> dict[str, Any]:
         quiet = rng.choice((0.2, 0.4, 0.8))
-        return {"seed": seed, "lists": lists, "hedge": shape == "hedge", "quiet": quiet, **named}
+        return {"seed": seed, "lists": lists, "hedge": is_hedged, "quiet": quiet, **named}
 
     account: dict[str, Any] = {"cash": rng.choice(("3000", "20000", "100000")), "margin": margin}
     fractions = ["0.6"] if margin == "none" else ["1", "3", "6"]
@@ -177,7 +178,7 @@ def drawn_case(rng: random.Random, kind: str) -> Case:
     if margin == "cross":
         account |= {"cash": rng.choice(("3000", "4000")), "leverage": "30"}
         fractions = ["8", "12", "18"]
-    if shape == "hedge":
+    if is_hedged:
         account["position_mode"] = "hedge"
     notionals = ["30000", "60000"] if margin == "cross" else ["5000", "40000"]
     given: dict[str, Any] = {
@@ -193,21 +194,25 @@ def drawn_case(rng: random.Random, kind: str) -> Case:
         ),
     }
     drawn = "histories:Drawn"
-    if shape == "several":
+    horizon, twins = rng.choice((None, 5)), ["ungated", "buy_and_hold"][: rng.randint(0, 2)]
+    if is_several:
         shares = rng.choice((("0.4", "0.3", "0.1", "0.2"), ("0.25",) * 4))
         given["strategies"] = {
-            f"s{number}": {"name": drawn, "share": shares[number], "options": options(number)}
+            f"s{number}": {
+                "name": drawn,
+                "share": shares[number],
+                "twins": twins,
+                "options": options(number, horizon=horizon),
+            }
             for number in range(rng.randint(2, 4))
         }
         given["strategies"]["reset"] = rng.choice(("never", "day"))
     else:
-        horizon = rng.choice((None, 5))
         given["strategy"] = {
             "name": drawn,
+            "twins": twins,
             "options": options(rng.randint(0, 99), horizon=horizon),
         }
-        if shape == "one" and (count := rng.randint(0, 2)):
-            given["strategy"]["twins"] = ["ungated", "buy_and_hold"][:count]
     if kind == "universe":
         given["market"]["universe"] = {"top": 1, "on_leave": rng.choice(("reduce", "close"))}
     if rng.random() < 0.4:
@@ -378,6 +383,7 @@ class History:
         self._items = {item.id: item for item in self.case.items}
         self._bars = list[Bar]()
         self._held: dict[tuple[str, str], int] = Counter()  # by fills, of each account
+        self._held_of_sides: dict[tuple[str, str, PositionSide], int] = Counter()
         self.engine = self._opened()
         self._cash = self.engine.broker.own.cash
         # Of each account what its fills and settlements left of the first cash, and its funding.
@@ -427,7 +433,10 @@ class History:
 
     def _add(self, step: Step) -> None:
         """Add the fills of *step* to what is held."""
-        for twin in step.twins if not self.engine.members else ():
+        broker = self.engine.broker
+        for twin in step.twins:
+            if twin.twin in broker.own.owners:
+                continue
             account, event = self.engine.broker.beside[twin.twin], step.event
             if isinstance(event, Bar):  # what a restart learns of the step is so
                 confirmed_ms = account.confirmed_ms(event.instrument)
@@ -436,14 +445,19 @@ class History:
         assert times == sorted(times)
         every = [("", fill) for fill in step.fills]
         parts = [(twin.twin, fill) for twin in step.twins for fill in twin.fills]
-        for fill in step.fills if self.engine.members else ():
+        of_owners = [part for part in parts if part[0] in self.engine.broker.own.owners]
+        for fill in step.fills if of_owners else ():
             self._check_shared(
-                fill, step.fills, [part for part in parts if _is_part(part[1], fill)]
+                fill, step.fills, [part for part in of_owners if _is_part(part[1], fill)]
             )
         for name, fill in every + parts:
             bought, (cash, funding) = fill.side is Side.BUY, self._money[name]
             sign = 1 if bought else -1
             self._held[name, fill.instrument] += sign * fill.quantity - fill.fee_base
+            if fill.position_side is not None:
+                self._held_of_sides[name, fill.instrument, fill.position_side] += (
+                    sign * fill.quantity
+                )
             paid = fill.price * fill.quantity * self._unit(fill.instrument)
             self._money[name] = cash - sign * paid - fill.fee, funding
             self.counted[fill.model] += 1
@@ -485,8 +499,11 @@ class History:
         if fill.model is not FillModel.LIQUIDATION or len(fills) > 1:
             return  # what another fill of the step has left is not known here
         sign = -1 if fill.side is Side.BUY else 1
+        key, side = fill.instrument, fill.position_side
         held = {
-            name: max(sign * self._held[name, fill.instrument], 0)
+            name: max(
+                sign * (self._held_of_sides[name, key, side] if side else self._held[name, key]), 0
+            )
             for name in self.engine.broker.own.owners
         }
         got = {name: other.quantity for name, other in parts}
@@ -507,6 +524,8 @@ class History:
             for key in self._items:
                 line = account.lines_of(key)[0]
                 assert account.held(key) == self._held[name, key], (name, key)
+                for side, book in account.sides.items():
+                    assert book.held(key) == self._held_of_sides[name, key, side]
                 worth += self._held[name, key] * line.mark * self._unit(key)
             cash, funding = self._money[name]
             cash += funding - balance.funding_paid

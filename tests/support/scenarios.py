@@ -260,6 +260,13 @@ def _by_books() -> Sections:
     }
 
 
+def _several_by_books() -> Sections:
+    alone = _by_books()
+    of = {"a": alone["strategy"], "b": {"name": "recorded_strategies:Imbalance"}}
+    given = {name: {**strategy, "share": "0.5"} for name, strategy in of.items()}
+    return {**{name: alone[name] for name in ("market", "model", "sizing")}, "strategies": given}
+
+
 def _depth() -> dict[str, Any]:
     return {"depth": [read_depth(recordings.stored("books", _books) / "btc.depth")]}
 
@@ -314,8 +321,8 @@ def _learnable(count: int, *symbols: str) -> Callable[[], list[Candles]]:
 
 def _several(*symbols: str, **sections: Any) -> Callable[[], Sections]:
     """Return three strategies on one account."""
-    drawn, told = several_strategies.DRAWN, several_strategies.TOLD
-    given = [*zip("abc", ("0.5", "0.3", "0.1"), (told, drawn, told), strict=True)]
+    listing, told = several_strategies.LISTING, several_strategies.TOLD
+    given = [*zip("abc", ("0.5", "0.3", "0.1"), (told, listing, told), strict=True)]
     return lambda: {
         "market": {"symbols": list(symbols or ("BTCUSDT",)), "interval": "60"},
         "sizing": {"mode": "equity", "fraction": "1"},
@@ -328,6 +335,28 @@ def _several(*symbols: str, **sections: Any) -> Callable[[], Sections]:
         },
         **sections,
     }
+
+
+def _of_all_kinds() -> Sections:
+    """Return a pair, lists of orders and averages on one account, in a universe."""
+    pair, twins = {"window": 30, "enter": 1.0}, ["ungated", "random_gate", "buy_and_hold"]
+    given: Sections = {
+        "pair": {"name": "recorded_strategies:Counting", "options": pair},
+        "scatter": {"name": "recorded_strategies:Scatter"},
+        "averages": {"name": "sma_cross", "fast": 1, "slow": 2, "long_only": False},
+    }
+    return {
+        "market": {
+            "symbols": list(THREE), "interval": "60",
+            "universe": {"top": 2, "at": ["03:00"], "on_leave": "close"},
+        },
+        "sizing": {"mode": "notional", "notional": "1000"},
+        "strategies": {
+            **{name: {**of, "share": "0.3", "twins": twins} for name, of in given.items()},
+            "reset": "day",
+        },
+        "risk": {"max_notional": "2500"},
+    }  # fmt: skip
 
 
 def _counts(*tables: str) -> tuple[str, ...]:
@@ -534,14 +563,57 @@ SCENARIOS: dict[str, Scenario] = {
         shows=(
             *_counts("v_fills", "v_twin_fills", "v_strategy_decisions"),
             "SELECT count(*) FROM v_twin_fills WHERE model = 'crossed'",
+            "SELECT count(*) FROM v_orders WHERE role = 'LIST' AND status = 'FILLED'",
         ),
         forged=(
+            "UPDATE orders SET owner = 'a' WHERE role = 'LIST'",
             "UPDATE fills SET fee = fee + 1 WHERE book > 0 AND model <> 'crossed'",
             "DELETE FROM fills WHERE model = 'crossed' AND book = 1",
             "UPDATE twin_steps SET target_quantity = 7 WHERE outcome IS NOT NULL",
             "UPDATE twin_steps SET measures = '{\"gap\":3}' WHERE outcome IS NOT NULL",
             "UPDATE outcomes SET reason = 'so it is said' WHERE book = 2",
             "UPDATE holdings SET cash = cash + 1 WHERE twin = 'b'",
+        ),
+    ),
+    "several of all kinds": Scenario(
+        sections=_of_all_kinds,
+        candles=_choosing,
+        shows=_counts(
+            "v_events WHERE kind = 'universe'", "v_twin_fills WHERE twin = 'pair'",
+            "v_orders WHERE role = 'LIST' AND status = 'FILLED'",
+            "v_decisions WHERE refused_by = 'risk.notional'",
+            *(f"v_twin_fills WHERE twin = '{name}'" for name in ("ungated", "buy_and_hold")),
+            "v_strategy_decisions WHERE json_extract(note, '$.opened') > 0",
+        ),
+        forged=(
+            "UPDATE twin_steps SET note = json_set(note, '$.opened', 99) WHERE note IS NOT NULL",
+            "UPDATE fills SET fee = fee + 1 WHERE twin = 'buy_and_hold'",
+        ),
+        day_ms=4 * HOUR_MS,
+    ),
+    "several in hedge mode": Scenario(
+        sections=_several(
+            "AAAUSDT",
+            sizing={"mode": "notional", "notional": "60000"},
+            account={
+                "cash": "20000", "position_mode": "hedge", "margin": "isolated",
+                "leverage": "50",
+            },
+        ),
+        candles=lambda: _wild()[:1],
+        shows=(
+            LIQUIDATED,
+            "SELECT count(*) FROM v_twin_fills WHERE model = 'crossed'",
+            ("SELECT count(DISTINCT twin || position_side) = 6 FROM v_twin_fills "
+            "WHERE twin NOT IN ('LONG', 'SHORT')"),
+        ),
+        forged=(
+            "UPDATE fills SET fee = fee + 1 WHERE twin = 'a' AND model <> 'crossed'",
+            ("UPDATE fills SET position_side = 'SHORT' WHERE twin = 'b' "
+            "AND position_side = 'LONG'"),
+            "DELETE FROM fills WHERE model = 'crossed' AND twin = 'a'",
+            "UPDATE holdings SET realized_pnl = realized_pnl + 1 WHERE twin = 'b'",
+            "UPDATE twin_steps SET target_quantity = 7 WHERE outcome IS NOT NULL",
         ),
     ),
     "several on cross margin": Scenario(
@@ -562,7 +634,10 @@ SCENARIOS: dict[str, Scenario] = {
     ),
     "hedge mode": Scenario(
         sections=_sections(
-            {"name": hedged_cases.DRAWN, "options": {"seed": 1}},
+            {
+                "name": hedged_cases.DRAWN, "options": {"seed": 1},
+                "twins": ["ungated", "buy_and_hold"],
+            },
             sizing={"mode": "notional", "notional": "40000"},
             account={
                 "cash": "100000", "position_mode": "hedge", "margin": "isolated",
@@ -571,7 +646,8 @@ SCENARIOS: dict[str, Scenario] = {
         ),
         candles=_walk(),
         shows=_counts(
-            "v_fills WHERE position_side = 'LONG'", "v_fills WHERE position_side = 'SHORT'"
+            "v_fills WHERE position_side = 'LONG'", "v_fills WHERE position_side = 'SHORT'",
+            "v_twin_fills WHERE twin = 'ungated'", "v_twin_fills WHERE twin = 'buy_and_hold'",
         ),
         forged=(
             "UPDATE fills SET position_side = 'SHORT' WHERE book = 0 AND position_side = 'LONG'",
@@ -584,11 +660,18 @@ SCENARIOS: dict[str, Scenario] = {
             "UPDATE holdings SET realized_pnl = realized_pnl + 1 WHERE twin = 'SHORT'",
             "UPDATE holdings SET margin = margin + 1 WHERE twin = 'LONG'",
             "DELETE FROM fills WHERE book = 0 AND position_side = 'SHORT'",
+            ("UPDATE fills SET position_side = 'SHORT' WHERE twin = 'ungated' "
+            "AND position_side = 'LONG'"),
+            "UPDATE holdings SET realized_pnl = realized_pnl + 1 WHERE twin = 'ungated'",
         ),
     ),
     "hedge mode on cross margin": Scenario(
         sections=_sections(
-            {"name": hedged_cases.DRAWN, "options": {"seed": 3, "lists": False}}, *THREE,
+            {
+                "name": hedged_cases.DRAWN, "options": {"seed": 3, "lists": False},
+                "twins": ["random_gate"],
+            },
+            *THREE,
             sizing={"mode": "notional", "notional": "60000"},
             account={
                 "cash": "6000", "position_mode": "hedge", "margin": "cross", "leverage": "50",
@@ -654,6 +737,23 @@ SCENARIOS: dict[str, Scenario] = {
         forged=(
             ("UPDATE events SET books = CAST(substr(books, 1, 40) || x'7f' || substr(books, 42) "
             "AS BLOB) WHERE sequence = (SELECT max(sequence) FROM events WHERE kind = 'depth')"),
+            ("DELETE FROM events WHERE sequence = "
+             "(SELECT max(sequence) FROM events WHERE kind = 'depth')"),
+        ),
+        day_ms=4 * MINUTE_MS,
+        again=("depth",),
+    ),
+    "several by order books": Scenario(
+        sections=_several_by_books,
+        candles=lambda: [
+            made_candles(walk_rows(SHORT), first_ms=depth_cases.FIRST_MS)
+        ],
+        files=_depth,
+        shows=_counts(
+            "v_twin_fills WHERE twin = 'a'", "v_twin_fills WHERE twin = 'b'",
+            "v_events WHERE kind = 'depth'",
+        ),
+        forged=(
             ("DELETE FROM events WHERE sequence = "
              "(SELECT max(sequence) FROM events WHERE kind = 'depth')"),
         ),

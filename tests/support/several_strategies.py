@@ -6,10 +6,21 @@ import random
 from collections.abc import Sequence
 from typing import Any
 
+from tracepaper.daemon.broker.account import SIDES
 from tracepaper.daemon.config.loading import Config, load
-from tracepaper.strategies.api.context import BarContext, Percent, Signal
+from tracepaper.daemon.engine.state import TWINS
+from tracepaper.strategies.api.context import (
+    BarContext,
+    Cancel,
+    OrderRequest,
+    Orders,
+    Percent,
+    Signal,
+    buy,
+    sell,
+)
 from tracepaper.strategies.api.strategy import Strategy
-from tracepaper.strategies.types.decisions import Action, Fill, FillModel, Step
+from tracepaper.strategies.types.decisions import Action, Fill, FillModel, PositionSide, Step
 from tracepaper.strategies.types.market import Bar
 
 
@@ -92,21 +103,65 @@ class Turning(Drawn):
         )  # fmt: skip
 
 
+class Listing(Strategy):
+    """Asks for lists of orders of all kinds besides what ``Turning`` does."""
+
+    sees_account = True
+
+    def __init__(self, options: dict[str, Any]) -> None:
+        self._turning, self._seed = Turning(options), int(options.get("seed", 0))
+
+    def decide(self, context: BarContext) -> Signal | Orders:
+        """Draw an answer."""
+        rng = random.Random(context.exact.volume * 7 + self._seed)
+        if rng.random() < 0.6:
+            return self._turning.decide(context)
+        asked = list[OrderRequest | Cancel]()
+        sides: Sequence[PositionSide | None] = (None,)
+        if context.account is not None and context.account.long is not None:
+            sides = SIDES
+        for _ in range(rng.randint(1, 3)):
+            level = round(context.close * (1 + rng.uniform(-0.01, 0.01)), 1)
+            kinds: tuple[dict[str, Any], ...] = {}, {"limit": level}, {"stop": level}
+            kind = rng.choice(kinds)
+            until = context.exact.closed_ms + 90_000 if kind and rng.random() < 0.3 else None
+            asked.append(
+                rng.choice((buy, sell))(
+                    rng.choice((0.4, 3.0)), **kind, until=until, tag=rng.choice(("", "a")),
+                    reduce_only=rng.random() < 0.3, position_side=rng.choice(sides),
+                )
+            )  # fmt: skip
+        if rng.random() < 0.2:
+            asked.append(Cancel(rng.choice(("", "a"))))
+        return Orders(tuple(asked), "listed")
+
+
 class Scripted(Strategy):
     """Says at each bar, counted from the first, what ``says`` holds; else it holds.
 
-    What it says is an action and the distance of a stop in percent, perhaps a target's too.
+    What it says is an action and the distance of a stop in percent, perhaps a target's too; or
+    ``ORDERS``, and of each its size, signed, its limit and whether it may only reduce. At ``FAIL``
+    it raises.
     """
 
     def __init__(self, options: dict[str, Any]) -> None:
         self._says: dict[str, list[Any]] = options["says"]
         self._first: int | None = None
 
-    def decide(self, context: BarContext) -> Signal:
+    def decide(self, context: BarContext) -> Signal | Orders:
         """Return the answer of this bar."""
         opened = context.exact.open_time_ms
         self._first = opened if self._first is None else self._first
         answer = self._says.get(str((opened - self._first) // 60_000), ["HOLD"])
+        assert answer[0] != "FAIL"
+        if answer[0] == "ORDERS":
+            return Orders(
+                tuple(
+                    (buy if size > 0 else sell)(abs(size), limit, reduce_only=reduces)
+                    for size, limit, reduces in answer[1:]
+                ),
+                "scripted",
+            )
         action, stop, target = (*answer, None, None)[:3]
         return Signal(
             Action(action), "scripted",
@@ -119,6 +174,7 @@ SCRIPTED = f"{__name__}:Scripted"
 DRAWN = f"{__name__}:Drawn"
 TOLD = f"{__name__}:Told"
 TURNING = f"{__name__}:Turning"
+LISTING = f"{__name__}:Listing"
 
 
 def configured(
@@ -128,11 +184,12 @@ def configured(
     of: Sequence[str] = (DRAWN, DRAWN, DRAWN),
     options: Sequence[dict[str, Any]] = ({"seed": 1}, {"seed": 2}, {"seed": 3}),
     reset: str = "never",
+    twins: Sequence[str] = (),
     **sections: dict[str, Any],
 ) -> Config:
     """Return a configuration of strategies that are drawn, sized by their equity."""
     strategies: dict[str, Any] = {
-        name: {"name": made_of, "share": share, "options": given}
+        name: {"name": made_of, "share": share, "options": given, "twins": list(twins)}
         for name, share, made_of, given in zip(names, shares, of, options, strict=False)
     }
     given: dict[str, Any] = {
@@ -146,7 +203,8 @@ def configured(
 
 def fills_of(step: Step) -> list[tuple[str, Fill]]:
     """Return every part that *step* filled, with its strategy."""
-    return [(twin.twin, fill) for twin in step.twins for fill in twin.fills]
+    of_owners = [of for of in step.twins if of.twin not in {*SIDES, *TWINS}]
+    return [(twin.twin, fill) for twin in of_owners for fill in twin.fills]
 
 
 def crossed_in(step: Step) -> list[tuple[str, Fill]]:

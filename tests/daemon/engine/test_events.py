@@ -53,7 +53,7 @@ def prepared(engine: Engine) -> Engine:
     config = load(None, {"strategy": {"name": "sma_cross"}, "gate": {"plausible": "50"}})
     strategies = {KEY: SmaCross(fast=3, slow=5, long_only=True)}
     terms = model_terms(config, strategies, None, execution=FillModel.NEXT_OPEN)
-    engine.prepare(SHA, terms)
+    engine.prepare(SHA, {"": terms})
     return engine
 
 

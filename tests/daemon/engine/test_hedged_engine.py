@@ -13,6 +13,7 @@ from hedged_cases import (
     SCRIPTED,
     SHORT,
     configured,
+    walk,
 )
 from msgspec.structs import replace
 
@@ -98,6 +99,17 @@ def test_long_only_on_cross_margin_is_as_in_one_way_mode() -> None:
         check_account(hedge.broker.own)
         models |= {fill.model for fill in step.fills}
     assert FillModel.LIQUIDATION in models
+
+
+def test_a_shadow_account_of_the_same_decisions_is_the_run() -> None:
+    config = configured({"seed": 4, "twins": ["ungated"]})
+    steps = run(built(config, FillModel.QUOTE), walk(4, quotes=True, shocks=True))
+    for step in steps:
+        for shadow in step.twins[2:]:
+            assert (shadow.position, shadow.account) == (step.position, step.account)
+            fills = [replace(fill, order_id="") for fill in step.fills]
+            assert [replace(fill, order_id="") for fill in shadow.fills] == fills
+    assert {fill.position_side for step in steps for fill in step.twins[2].fills} == {LONG, SHORT}
 
 
 def test_a_signal_is_of_the_side_that_it_names_and_flat_of_both_or_one() -> None:
@@ -217,6 +229,13 @@ def test_limits_of_a_symbol_count_both_sides() -> None:
     assert decided is not None
     assert decided.refused_by == "risk.notional"
     assert sides(steps[-1])[1] == 0 < sides(steps[-1])[0]
+
+
+def test_the_size_of_a_side_leaves_room_for_the_other() -> None:
+    sizing = {"mode": "equity", "fraction": "0.6", "max_gross": "1"}
+    steps = run(scripted({"1": ["LONG"], "3": ["SHORT"]}, sizing=sizing), list(bars(6)))
+    long, short = (abs(quantity) for quantity in sides(steps[-1]))
+    assert abs(short / long - 0.4 / 0.6) < 0.02
 
 
 def test_a_command_closes_both_sides_at_once() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from account_laws import check_account
 from builders import START_MS, bar, instrument, quote
-from several_strategies import SCRIPTED, TURNING, configured, fills_of
+from several_strategies import LISTING, SCRIPTED, TURNING, configured, fills_of
 
 from tracepaper.daemon.config.loading import Config, load
 from tracepaper.daemon.engine.engine import Engine
@@ -75,30 +75,70 @@ def jumping(rng: random.Random, count: int, *, quotes: bool) -> Iterator[Event]:
 
 
 def plain(fills: Sequence[Fill]) -> list[tuple[Any, ...]]:
-    return [(f.side, f.quantity, f.price, f.fee, f.model, f.filled_ms) for f in fills]
+    return [
+        (f.position_side, f.side, f.quantity, f.price, f.fee, f.model, f.filled_ms) for f in fills
+    ]
+
+
+def shadow(step: Step) -> list[tuple[Any, ...]]:
+    named = [twin for twin in step.twins if twin.twin == "ungated"]
+    return [(plain(twin.fills), twin.position, twin.account) for twin in named]
 
 
 @pytest.mark.parametrize(
-    ("seed", "margin"),
-    [(2, "isolated"), (27, "isolated"), (25, "none"), (2, "cross"), (15, "cross")],
-)
-def test_a_strategy_beside_a_silent_one_is_filled_as_if_alone(seed: int, margin: str) -> None:
+    ("of", "seed", "margin", "mode"),
+    [
+        (TURNING, 2, "isolated", "one_way"), (TURNING, 27, "isolated", "one_way"),
+        (TURNING, 25, "none", "one_way"), (TURNING, 2, "cross", "one_way"),
+        (TURNING, 15, "cross", "one_way"), (TURNING, 2, "isolated", "hedge"),
+        (TURNING, 27, "isolated", "hedge"), (TURNING, 25, "none", "hedge"),
+        (TURNING, 2, "cross", "hedge"), (TURNING, 15, "cross", "hedge"),
+        (LISTING, 8, "none", "one_way"), (LISTING, 4, "isolated", "one_way"),
+        (LISTING, 5, "isolated", "one_way"), (LISTING, 6, "cross", "one_way"),
+        (LISTING, 7, "cross", "one_way"), (LISTING, 4, "isolated", "hedge"),
+        (LISTING, 8, "none", "hedge"), (LISTING, 6, "cross", "hedge"),
+    ],
+)  # fmt: skip
+def test_a_strategy_beside_a_silent_one_is_filled_as_if_alone(
+    of: str, seed: int, margin: str, mode: str
+) -> None:
     model = FillModel.QUOTE if seed % 2 else FillModel.NEXT_OPEN
-    account = {"cash": "100000", "margin": margin, "leverage": "50"}
+    account = {"cash": "100000", "margin": margin, "leverage": "50", "position_mode": mode}
     common: dict[str, Any] = {
-        "account": account if margin != "none" else {"cash": "100000"},
+        "account": account,
         "sizing": {"mode": "notional", "notional": "30000"},
         "execution": COSTS,
     }
     own = {"seed": seed}
-    alone = built(load(None, {**common, "strategy": {"name": TURNING, "options": own}}), model)
-    both = several(model, own, {"says": {}}, of=TURNING, **common)
+    strategy = {"name": of, "options": own, "twins": ["ungated"]}
+    alone = built(load(None, {**common, "strategy": strategy}), model)
+    both = several(model, own, {"says": {}}, of=of, twins=["ungated"], **common)
     filled = 0
     for event in jumping(random.Random(seed), 60, quotes=bool(seed % 2)):
         one, two = alone.step(event, None), both.step(event, None)
         assert plain(one.fills) == plain(two.fills) == plain([one for _, one in fills_of(two)])
         assert one.account == two.account
+        # A shadow account of all is that of the one that trades.
+        assert shadow(one) == shadow(two)
         check_account(both.broker.own)
+        check_account(both.broker.shadows["ungated"])
+        filled += len(one.fills)
+    assert filled > 20
+
+
+@pytest.mark.parametrize("mode", ["one_way", "hedge"])
+def test_half_an_account_is_traded_as_an_account_of_half_the_cash(mode: str) -> None:
+    own, sizing = {"seed": 4}, {"mode": "equity", "fraction": "0.6"}
+    common: dict[str, Any] = {"sizing": sizing, "execution": COSTS}
+    half, whole = ({"cash": cash, "position_mode": mode} for cash in ("50000", "100000"))
+    strategy = {"name": TURNING, "options": own}
+    model = FillModel.NEXT_OPEN
+    alone = built(load(None, {**common, "account": half, "strategy": strategy}), model)
+    both = several(model, own, {"says": {}}, of=TURNING, account=whole, **common)
+    filled = 0
+    for event in jumping(random.Random(5), 80, quotes=False):
+        one, two = alone.step(event, None), both.step(event, None)
+        assert plain(one.fills) == plain(two.fills)
         filled += len(one.fills)
     assert filled > 20
 

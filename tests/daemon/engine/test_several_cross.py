@@ -58,7 +58,9 @@ def test_only_the_liquidated_side_is_taken_and_what_is_left_is_closed_by_the_nex
     taken = broker.own.owners["a"].held(KEY)
     assert (broker.own.owners["b"].held(KEY), broker.own.held(KEY)) == (-taken, 0)
     broker.share_out()
-    broker.own.owners["b"].lines[KEY].want(-taken // 4, "less")  # of what crosses, a half is bought
+    broker.own.owners["b"].lines_of(KEY)[0].want(
+        -taken // 4, "less"
+    )  # of what crosses, a half is bought
     broker.own.line(KEY).agree()
     for one in flat(4)[2:]:
         engine.step(one, None)
@@ -87,7 +89,7 @@ def test_a_close_that_would_cost_more_than_there_is_takes_the_account_over() -> 
     at_ms = START_MS + 70_000
     engine.step(quote(99_990, 100_010, at_ms=at_ms, instrument_id=KEY), None)
     assert all(part.held(KEY) > 0 for part in broker.own.owners.values())
-    stop = broker.own.owners["a"].lines[KEY].orders.protective(OrderRole.STOP)
+    stop = broker.own.owners["a"].lines_of(KEY)[0].orders.protective(OrderRole.STOP)
     assert stop is not None
     broker.on_quote(quote(40_000, 40_020, at_ms=at_ms + 1, instrument_id=KEY))
     filled = broker.take()

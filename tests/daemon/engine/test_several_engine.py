@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
+import hedged_cases
 import pytest
 from account_laws import check_account
 from builders import START_MS, bars, explanation, forecast, instrument, quote
+from builders import bar as at_price
 from fakes import FixedForecaster
 from msgspec.structs import replace
 from several_strategies import (
@@ -22,8 +25,11 @@ from tracepaper.daemon.config.loading import Config, load
 from tracepaper.daemon.engine.engine import Engine
 from tracepaper.daemon.engine.member import NO_EQUITY
 from tracepaper.daemon.session.build import build_engine, resolved
+from tracepaper.strategies.api.context import BarContext, Orders, Signal
+from tracepaper.strategies.api.strategy import PortfolioStrategy
 from tracepaper.strategies.types.calibration import Calibration
 from tracepaper.strategies.types.decisions import (
+    Action,
     FillModel,
     OrderRole,
     OrderStatus,
@@ -171,6 +177,28 @@ def test_a_strategy_that_fails_is_set_aside_and_closed_and_the_rest_goes_on() ->
     assert list(shares.failed) == ["b"]
 
 
+class Breaks(PortfolioStrategy):
+    """Buys every symbol at two closes, and breaks at the third."""
+
+    def __init__(self, options: dict[str, Any]) -> None:
+        self._closes = 0
+
+    def decide(self, contexts: Mapping[str, BarContext]) -> dict[str, Signal | Orders]:
+        self._closes += 1
+        assert self._closes < 3
+        return {symbol: Signal(Action.LONG, "all") for symbol in contexts}
+
+
+def test_a_portfolio_that_fails_is_set_aside_as_any_strategy_is() -> None:
+    of, options = (f"{__name__}:Breaks", SCRIPTED), [{"says": {"0": ["LONG"]}}] * 2
+    engine = built(configured(("a", "b"), ("0.5", "0.5"), of=of, options=options))
+    steps = run(engine, [at_price(10_000, index=at) for at in range(5)])
+    reasons = [step.strategies[0].outcome.reason for step in steps]
+    assert reasons[:2] == ["all", "all"]
+    assert all(reason.startswith("set aside: ") for reason in reasons[2:])
+    assert [owner.held(ITEM.id) > 0 for owner in engine.broker.own.owners.values()] == [False, True]
+
+
 def test_a_strategy_without_equity_is_closed() -> None:
     config = configured(
         of=(DRAWN, DRAWN, DRAWN),
@@ -192,7 +220,8 @@ def test_a_strategy_without_equity_is_closed() -> None:
 @pytest.mark.parametrize("reset", ["day", "week", "month"])
 def test_shares_are_given_anew_at_the_first_close_of_a_period(reset: str) -> None:
     spans = {"day": 24 * 60, "week": 7 * 24 * 60, "month": 31 * 24 * 60}
-    engine = built(configured(reset=reset))
+    engine = built(configured(reset=reset, twins=["ungated"]))
+    accounts = engine.broker.own, engine.broker.shadows["ungated"]
     first = bars(60, seed=3)
     events = [*first]
     later_ms = spans[reset] * MINUTE
@@ -201,15 +230,17 @@ def test_shares_are_given_anew_at_the_first_close_of_a_period(reset: str) -> Non
         events.append(_moved(bar, moved))
     given_anew = 0
     for event in events:
-        before = [part.cash for part in engine.broker.own.owners.values()]
+        before = [part.cash for part in engine.broker.own.shares]
         step = engine.step(event, None)
         check_account(engine.broker.own)
         if event is events[60]:
             given_anew += 1
-            total = step.account.equity
-            shares = [part.balance().equity for part in engine.broker.own.owners.values()]
-            assert [abs(5 * total // 10 - shares[0]), abs(3 * total // 10 - shares[1])] <= [1, 1]
-            assert before != [part.cash for part in engine.broker.own.owners.values()]
+            assert step.account.equity == accounts[0].balance().equity
+            for account in accounts:
+                total = account.balance().equity
+                shares = [part.balance().equity for part in account.owners.values()]
+                assert max(abs(5 * total // 10 - shares[0]), abs(3 * total // 10 - shares[1])) <= 1
+            assert before != [part.cash for part in engine.broker.own.shares]
     assert given_anew == 1
 
 
@@ -300,6 +331,153 @@ def test_a_limit_is_of_the_account_and_refuses_the_net() -> None:
             said = [one.outcome.unfilled_reason for one in step.strategies]
             assert any(one and "risk.notional" in one for one in said)
     assert refused > 3
+
+
+def listing(*, risk: dict[str, Any], **says: dict[str, list[Any]]) -> Engine:
+    """Return two strategies that say at each bar, at 100, what *says* has of them."""
+    options = [{"says": of} for of in says.values()]
+    shares = ("0.5", "0.5")
+    return built(configured([*says], shares, of=[SCRIPTED] * 2, options=options, risk=risk))
+
+
+def orders_of(step: Step) -> list[tuple[str, int | None, OrderStatus]]:
+    return [(order.owner, order.price, order.status) for order in step.orders]
+
+
+def test_a_limit_counts_the_lists_of_all_and_holds_up_none_that_only_reduces() -> None:
+    more = ["ORDERS", [6, 98, False], [-1, 101, True]]
+    engine = listing(
+        risk={"max_notional": "1000"},
+        a={"0": ["ORDERS", [6, 99, False]], "2": ["ORDERS", [3, 99, False]]}, b={"1": more},
+    )  # fmt: skip
+    first, second, third = run(engine, [at_price(10_000, index=at) for at in range(3)])
+    assert orders_of(first) == [("a", 9_900, OrderStatus.NEW)]
+    assert second.decision is not None
+    assert second.decision.refused_by == "risk.notional"
+    (_, of_b) = second.strategies
+    assert "risk.notional" in (of_b.outcome.unfilled_reason or "")
+    # What may only reduce is asked for, and there is nothing to reduce.
+    assert orders_of(second)[1:] == [("b", 10_100, OrderStatus.REJECTED)]
+    assert orders_of(third) == [("a", 9_900, OrderStatus.NEW)]
+
+
+@pytest.mark.parametrize("how", ["HALT", "FLATTEN", "FAIL", "drawdown"])
+def test_what_halts_or_sets_aside_takes_back_orders_by_list(how: str) -> None:
+    ends: dict[str, list[Any]] = {"2": ["FAIL"]} if how == "FAIL" else {}
+    listed = ["ORDERS", [2, None, False], [6, 80, False]]
+    risk = {"max_drawdown": "0.0001", "on_breach": "flatten"} if how == "drawdown" else {}
+    engine = listing(risk=risk, a={"0": listed, **ends}, b={})
+    run(engine, [at_price(10_000, index=at) for at in range(2)])
+    owner = engine.broker.own.owners["a"]
+    assert owner.held(ITEM.id) == 2_000
+    assert len(owner.lines_of(ITEM.id)[0].orders.others) == 1
+    if how in {"HALT", "FLATTEN"}:
+        run(engine, [Command(CommandKind(how), "", 0, 0)])
+    run(engine, [at_price(9_000, index=at) for at in range(2, 5)])
+    assert not owner.lines_of(ITEM.id)[0].orders.others
+    assert owner.held(ITEM.id) == (2_000 if how == "HALT" else 0)
+
+
+def test_limits_bind_of_the_shadow_accounts_of_all_those_that_do_what_the_run_does() -> None:
+    names = ("ungated", "no_edge")
+    attention = {"name": "attention", "share": "0.5", "twins": list(names)}
+    gates = {"confidence": "0", "collapse": "0", "direction": "0", "shift": "1", "edge": "0"}
+    config = resolved(
+        load(
+            None,
+            {
+                "gate": {**gates, "regimes": ["MOMENTUM", "MIXED", "MEAN_REVERSION"]},
+                "regime": {"momentum": "0.6", "mean_reversion": "0.3"},
+                "sizing": {"mode": "notional", "notional": "5000"},
+                "risk": {"max_notional": "6000"},
+                "strategies": dict.fromkeys(("a", "b"), attention),
+            },
+        ),
+        FillModel.NEXT_OPEN,
+    )
+    known = Calibration({}, {30: 1.0}, 0.0)
+    model = FixedForecaster(lambda _: forecast(0.0), context=4, calibration=known)
+    engine = build_engine(
+        config, [ITEM], execution=FillModel.NEXT_OPEN, period_start_ms=0, forecaster=model
+    )
+    refused = 0
+    for close in bars(20, seed=3):
+        step = engine.step(close, forecast(0.01, explained=explanation()))
+        assert step.decision is not None
+        refused += step.decision.refused_by == "risk.notional"
+        for shadow in engine.broker.shadows.values():
+            check_account(shadow)
+    held = {name: engine.broker.shadows[name].held(ITEM.id) for name in names}
+    assert refused > 5
+    assert held["no_edge"] == engine.broker.own.held(ITEM.id) == 0
+    assert held["ungated"] > 0
+
+
+def hedged(
+    *says: dict[str, list[Any]], model: FillModel = FillModel.NEXT_OPEN, **risk: str
+) -> Engine:
+    """Return the engine of strategies in hedge mode that say what they are told."""
+    config = configured(
+        "abc", ["0.3"] * len(says), of=[SCRIPTED] * len(says),
+        options=[{"says": of} for of in says], sizing={"mode": "fixed", "quantity": "0.4"},
+        account={"cash": "100000", "position_mode": "hedge"}, risk=risk,
+        execution={"fill_within_ms": 60 * MINUTE},
+    )  # fmt: skip
+    return built(config, model)
+
+
+def test_in_hedge_mode_the_sides_of_two_stand_together_and_each_crosses_by_itself() -> None:
+    says = {"0": ["LONG"], "3": ["FLAT"]}, {"0": ["SHORT"], "3": ["LONG"]}
+    engine = hedged(*says)
+    steps = run(engine, list(bars(6)))
+    sides = [[twin.position.quantity for twin in step.twins[:2]] for step in steps]
+    assert sides == [[0, 0], *[[400, -400]] * 5]
+    assert [sorted(fill.side for fill in step.fills) for step in steps[:3]] == [
+        [], ["BUY", "SELL"], [],
+    ]  # fmt: skip
+    (sold, bought) = crossed_in(steps[3])
+    assert {sold[0]: sold[1].side, bought[0]: bought[1].side} == {"a": "SELL", "b": "BUY"}
+    assert {fill.position_side for _, fill in (sold, bought)} == {"LONG"}
+    assert not any(step.fills for step in steps[3:])
+    owned = [owner.position(ITEM.id).quantity for owner in engine.broker.own.owners.values()]
+    assert owned == [0, 0]  # b holds both sides
+    assert [share.held(ITEM.id) for share in engine.broker.own.shares] == [0, 0, 400, -400]
+
+
+def test_in_hedge_mode_a_limit_counts_both_sides_of_all_and_refuses_no_exit() -> None:
+    notional = f"{bars(1)[0].close / 100:.2f}"  # of a unit, which is 2.5 times what each wants
+    says = {"0": ["LONG"], "5": ["FLAT"]}, {"1": ["SHORT"]}, {"3": ["LONG"]}
+    engine = hedged(*says, max_notional=notional)
+    steps = run(engine, list(bars(8)))
+    refused = [step.decision.refused_by if step.decision else None for step in steps]
+    assert refused == [None, None, None, "risk.notional", None, None, None, None]
+    sides = [[twin.position.quantity for twin in step.twins[:2]] for step in steps]
+    assert sides[2:] == [[400, -400]] * 4 + [[0, -400]] * 2
+
+
+def test_in_hedge_mode_a_limit_lets_one_side_go_while_the_other_is_not_reached() -> None:
+    says = {"0": ["SHORT"], "3": ["FLAT"]}, {"1": ["LONG"]}, {"1": ["LONG"]}
+    engine = hedged(*says, model=FillModel.QUOTE, max_drawdown="0.0002")
+    events = list[Event]()
+    for index, price in enumerate((1_000_000, 1_000_000, 1_010_000, 1_010_000)):
+        shown = quote(price - 50, price + 50, at_ms=START_MS + index * MINUTE + 59_500)
+        events += [replace(shown, ask_size=0), at_price(price, index=index)]  # nothing is bought
+    steps = run(engine, events)[1::2]
+    refused = [step.decision.refused_by for step in steps if step.decision is not None]
+    assert refused == [None, None, "risk.drawdown", None]  # the price rose against the short side
+    assert [side.held(ITEM.id) for side in engine.broker.own.books] == [0, -400]
+    assert [side.target(ITEM.id) for side in engine.broker.own.books] == [800, 0]
+
+
+def test_in_hedge_mode_a_confirmed_share_is_stored_at_once() -> None:
+    """A step says that a strategy's position was confirmed, and not of which side."""
+    says = {"says": {"1": ["LONG"], "4": ["LONG"]}, "horizon": 20}
+    config = configured(
+        ("a", "b"), ("0.5", "0.5"), of=[hedged_cases.SCRIPTED] * 2, options=[says, {"says": {}}],
+        account={"cash": "100000", "position_mode": "hedge"},
+    )  # fmt: skip
+    steps = run(built(config), list(bars(6)))
+    assert [step.state is not None for step in steps[3:]] == [False, True, False]
 
 
 def test_each_strategy_sees_its_own_part_and_size() -> None:

@@ -198,7 +198,7 @@ def test_what_outlived_its_horizon_is_not_closed_over_the_operator_s_halt() -> N
 
 def test_nothing_is_counted_unless_a_twin_depends_on_it() -> None:
     machine = attention(["ungated"])
-    assert not machine.shadows.counts
+    assert not machine.counts
     stepped(machine, until=50)
     assert machine.state().bases == {}
 
@@ -226,9 +226,9 @@ def test_the_gate_by_chance_passes_with_the_coverage_that_the_card_counted() -> 
     assert passed == [drawn(bar) < 0.25 for bar in BARS]
     known = replace(CALIBRATION, coverage=(counted,))
     other = attention(["random_gate"], calibration=known)
-    assert other.shadows.random_shares == []  # its regimes have thresholds of their own
+    assert other.shadows[""].random_shares == []  # its regimes have thresholds of their own
     found = attention(["random_gate"], calibration=known, usual_regimes=True)
-    assert found.shadows.random_shares == [0.25]
+    assert found.shadows[""].random_shares == [0.25]
     assert coverage_warnings(found) == (
         "random_gate lets 25.00 % of the bars through: the calibration slice's coverage",
     )

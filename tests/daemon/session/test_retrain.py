@@ -51,8 +51,23 @@ def planted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Planted:
 # ---------------------------------------------------------------- promotion
 
 
-async def test_a_better_model_takes_over_within_its_run(planted: Planted) -> None:
+SEVERAL = {
+    name: {"name": of, "share": "0.3"}
+    for name, of in (("a", "attention"), ("b", "attention"), ("c", "sma_cross"))
+}
+
+
+@pytest.mark.parametrize(
+    "given",
+    [{"strategy": {"name": "attention"}}, {"strategies": SEVERAL}],
+    ids=["alone", "several"],
+)
+async def test_a_better_model_takes_over_within_its_run(
+    planted: Planted, given: dict[str, Any]
+) -> None:
     planted.judges()
+    del planted.sections["strategy"]
+    planted.sections |= given
     async with ScriptedServer() as server:
         planted.known_to(server)
         async with daemon(server, planted.database, **planted.sections) as running:
@@ -68,8 +83,14 @@ async def test_a_better_model_takes_over_within_its_run(planted: Planted) -> Non
     own, other = planted.running.id, planted.candidate.id
     assert planted.decided_by() == [(own, 11), (other, 5)]
     assert planted.rows("SELECT count(*) FROM models") == [(2,)]
-    thresholds = "SELECT count(DISTINCT threshold) FROM v_gates WHERE gate = 'direction'"
+    thresholds = "SELECT count(DISTINCT threshold) FROM gate_sets WHERE gate = 'direction'"
     assert planted.rows(thresholds) == [(2,)]
+    of_strategies = (
+        "SELECT strategy, count(DISTINCT json_extract(gates, '$.direction[1]')) "
+        "FROM v_strategy_decisions GROUP BY 1"
+    )
+    counts = [("a", 2), ("b", 2), ("c", 0)] if "strategies" in given else []
+    assert planted.rows(of_strategies) == counts
     changes = (
         "SELECT json_extract(content, '$.model_id'), json_array_length(content, '$.warm_from') "
         "FROM v_events WHERE kind = 'model_change' ORDER BY sequence"

@@ -9,11 +9,15 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
+from scenarios import SCENARIOS
 from seeded_events import SeededMarket, seeded_market
 
 from tracepaper import Action, Cancel, Orders, Signal, Strategy, buy, open_run, sell
 from tracepaper.replay.api import Backtest, backtest
 from tracepaper.replay.archive.book_events import EventsFile
+from tracepaper.replay.report.listed_orders import queue_positions
+from tracepaper.storage.database.reader import Reader
+from tracepaper.storage.database.run_views import RunViews
 from tracepaper.strategies.units import to_tick
 
 MODELS = ("RiskAdverseQueueModel", "PowerProbQueueModel")
@@ -187,3 +191,13 @@ def test_a_list_that_only_cancels_names_what_it_withdrew(made: Backtest) -> None
             withdrawn += len(told)
     canceled = sum(row["status"] == "CANCELED" for row in open_rows(made))
     assert withdrawn >= canceled > 10
+
+
+def test_limits_of_both_sides_have_a_place_in_hedge_mode() -> None:
+    with Reader.open(SCENARIOS["hedge mode by a book"].recorded()) as reader:
+        run_id = reader.find("last")
+        orders = RunViews(reader.connection, run_id).rows("v_orders")
+        execution = json.loads(reader.run(run_id).config)["execution"]
+        positions = queue_positions(reader, run_id, orders, execution)
+    placed = [order for order in orders if order["order_id"] in positions]
+    assert {order["position_side"] for order in placed} == {"LONG", "SHORT"}
