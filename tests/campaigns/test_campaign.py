@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import random
 import shutil
-import sqlite3
 from collections.abc import Callable
-from contextlib import closing, nullcontext
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,12 +15,13 @@ import pytest
 from builders import MINUTE, START_MS, bar, instrument, quote
 from checker import check_parts, check_sides, check_universe
 from drawn import KINDS, RoundFailed
+from engines import engine_of
 from histories import RecordedHistory
+from records import tamper
 from storage_cases import run, write_run
 
 from tracepaper.daemon.broker import matching
 from tracepaper.daemon.config.loading import load
-from tracepaper.daemon.session.build import build_engine
 from tracepaper.strategies.api.context import BarContext, Signal
 from tracepaper.strategies.api.strategy import Strategy
 from tracepaper.strategies.errors import ConfigInvalid
@@ -83,9 +83,7 @@ def test_what_does_not_add_up_is_found(name: str, tmp_path: Path) -> None:
     check(path, "a history")
     for said, statement in forgeries.items():
         forged = Path(shutil.copy(path, tmp_path / "forged.db"))
-        with closing(sqlite3.connect(forged)) as database:
-            database.execute(statement)
-            database.commit()
+        tamper(forged, statement)
         with pytest.raises(RoundFailed, match=said):
             check(forged, "a history")
 
@@ -111,13 +109,8 @@ def recorded(database: Path, events: list[Event]) -> list[Step]:
         "execution": {"model": "quote", "latency_ms": 0},
         "exchange": {"time_scale": 1_200.0},
     }
-    engine = build_engine(
-        load(None, given),
-        items,
-        execution=FillModel.QUOTE,
-        period_start_ms=0,
-        forecaster=None,
-        strategies={one.symbol: Enters() for one in items},
+    engine = engine_of(
+        given, items, execution=FillModel.QUOTE, strategies={one.symbol: Enters() for one in items}
     )
     steps = [engine.step(event, None) for event in events]
     write_run(database, steps, of=run(instruments=items, strategy="enters"))

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
-import sqlite3
 import subprocess
 from collections.abc import Callable
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 import storage_cases as cases
 from exchange_callers import CALLERS, CCXT, FREQTRADE, NAUTILUS, PRO
+from records import rows
 from waiting import deadline_s
 
 from tracepaper.storage.database.views import VIEWS
@@ -74,10 +73,9 @@ def test_datasette_opens_every_view(client_python: Callable[[str], Path], tmp_pa
         command, capture_output=True, check=True, text=True, timeout=deadline_s(120)
     )
     seen = json.loads(done.stdout.splitlines()[-1])
-    with closing(sqlite3.connect(tmp_path / "a.db")) as connection:
-        counts = {
-            view.name: connection.execute(f"SELECT count(*) FROM {view.name}").fetchone()[0]
-            for view in VIEWS
-        }
+    counts = {
+        view.name: rows(tmp_path / "a.db", f"SELECT count(*) FROM {view.name}")[0][0]
+        for view in VIEWS
+    }
     assert seen == {name: [200, 200, count] for name, count in counts.items()}
     assert 1_000 > max(counts.values()) > 0

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from forging import rechain
+from records import rows
 
 import tracepaper
 from tracepaper import Action, BarContext, Cancel, Orders, Percent, Signal, Strategy, buy
@@ -95,10 +96,9 @@ def test_a_step_of_more_rows_than_its_shape_counts_is_recorded_and_held_to_its_h
     run = answered(grid, path)
     assert run.verify().holds
     assert is_whole(path)
-    with closing(sqlite3.connect(path)) as raw:
-        (step, most), *_ = raw.execute(
-            "SELECT sequence, count(*) FROM orders GROUP BY sequence ORDER BY 2 DESC"
-        ).fetchall()
+    (step, most), *_ = rows(
+        path, "SELECT sequence, count(*) FROM orders GROUP BY sequence ORDER BY 2 DESC"
+    )
     assert most > 256  # one row less, and its shape is what it was
     assert not is_whole(without(path, "orders", step))
 

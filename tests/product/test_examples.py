@@ -9,6 +9,7 @@ from typing import Any, Final, NamedTuple
 
 import pytest
 from programs import ROOT, run
+from records import rows
 
 CANDLES: Final = ROOT / "replay" / "samples" / "binance_um_BTCUSDT_1m_2025-05-26.csv.gz"
 LIVE_BARS: Final = 150
@@ -88,8 +89,7 @@ def test_an_example_trades_in_replay_and_follows_from_its_record(
     done = said(
         ["replay", *given, "--db", "past.db", "--to", "2025-05-27"], tmp_path, example.settings
     )
-    with sqlite3.connect(tmp_path / "past.db") as database:
-        ((fills,),) = database.execute("SELECT count(*) FROM v_fills").fetchall()
+    ((fills,),) = rows(tmp_path / "past.db", "SELECT count(*) FROM v_fills")
     assert fills > 2
     verified = said(["verify", "last", "--db", "past.db"], tmp_path, {})
     assert verified["agreed"] == done["decisions"]

@@ -18,9 +18,7 @@ from programs import ROOT
 from readme import blocks
 
 from tracepaper.daemon.cli import invoke
-from tracepaper.replay.learning.baselines import (
-    BASELINES,
-)
+from tracepaper.replay.learning.baselines import BASELINES
 from tracepaper.strategies import attention
 from tracepaper.strategies.allocation import Rule
 from tracepaper.strategies.attention import backends, layer

@@ -9,27 +9,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from account_laws import check_account
-from builders import START_MS, bars, instrument, quote
-from fed_daemon import Process as FedProcess
+from builders import START_MS, bars, quote
+from command_line import Cli
+from engines import engine_of
+from fed_daemon import CheckedProcess as Process
 from several_live import MINUTE
 from several_strategies import DRAWN, TOLD, configured
 
 from tracepaper.daemon.cli import invoke
 from tracepaper.daemon.config.loading import Config, load
-from tracepaper.daemon.session.build import build_engine, resolved
-from tracepaper.replay.checks.verify import verify_run
+from tracepaper.daemon.session.build import resolved
 from tracepaper.replay.samples import DEMO_CANDLES
 from tracepaper.storage.chain.trades import check_terms, check_trades
-from tracepaper.storage.chain.verify import verify_chain
-from tracepaper.storage.database.connection import open_reader
-from tracepaper.storage.database.reader import Reader
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.types.decisions import FillModel, Step
-from tracepaper.strategies.types.market import (
-    Event,
-    Funding,
-)
+from tracepaper.strategies.types.market import Event, Funding
 
 FAILS_AT = (START_MS // MINUTE + 30) % 1_000
 
@@ -44,15 +38,6 @@ def several(execution: FillModel, **sections: Any) -> Config:
     return resolved(config, execution)
 
 
-class Process(FedProcess):
-    """A process whose engine is asked at every step whether its sums hold."""
-
-    def feed(self, event: Event) -> None:
-        super().feed(event)
-        if self.opened.engine.members:
-            check_account(self.opened.engine.broker.own)
-
-
 def events(count: int, *, quotes: bool) -> list[Event]:
     made: list[Event] = []
     for at, item in enumerate(bars(count, seed=4)):
@@ -63,19 +48,6 @@ def events(count: int, *, quotes: bool) -> list[Event]:
         if at % 10 == 9:
             made.append(Funding(item.instrument, 1_234_567, item.close_time_ms, item.seen_ms))
     return made
-
-
-def held(path: Path) -> None:
-    """Assert that the record at *path* holds, and that all of it follows from itself."""
-    with Reader.open(path) as reader:
-        run_id = reader.find("last")
-        found = verify_run(reader, path, run_id)
-        assert found.differences == []
-        assert check_trades(reader.connection, run_id) is None
-        kept = list(reader.steps(run_id))
-    assert any(step.strategies for step in kept)
-    with open_reader(path) as connection:
-        assert verify_chain(connection, run_id).problem is None
 
 
 def essence(steps: list[Step]) -> list[Any]:
@@ -95,15 +67,11 @@ def essence(steps: list[Step]) -> list[Any]:
 
 def test_one_that_was_set_aside_stays_so_after_a_restart(tmp_path: Path) -> None:
     given, model = events(50, quotes=False), FillModel.NEXT_OPEN
-    whole = Process(tmp_path / "whole.db", several(model), model)
-    whole.live(given)
-    whole.stop()
+    whole = Process(tmp_path / "whole.db", several(model), model).through(given)
     assert any("set aside" in one.outcome.reason for one in whole.steps[-2].strategies)
     cut = [at for at, event in enumerate(given) if not isinstance(event, Funding)][36]
     for part in (given[:cut], given[cut:]):
-        process = Process(tmp_path / "cut.db", several(model), model)
-        process.live(part)
-        process.stop()
+        process = Process(tmp_path / "cut.db", several(model), model).through(part)
     assert essence(process.steps) == essence(whole.steps)[cut:]
 
 
@@ -123,9 +91,9 @@ FORGED = [
 
 def test_parts_that_do_not_add_up_are_found(tmp_path: Path) -> None:
     path = tmp_path / "run.db"
-    process = Process(path, several(FillModel.NEXT_OPEN), FillModel.NEXT_OPEN)
-    process.live(events(50, quotes=False))
-    process.stop()
+    process = Process(path, several(FillModel.NEXT_OPEN), FillModel.NEXT_OPEN).through(
+        events(50, quotes=False)
+    )
     run_id = process.opened.run.run_id
     with closing(sqlite3.connect(path)) as connection:
         assert check_terms(connection, run_id) is None
@@ -209,30 +177,18 @@ def test_what_cannot_be_used_is_one_sentence(sections: dict[str, Any], said: str
 def test_a_limit_that_no_model_measures_is_refused_by_the_names_of_all() -> None:
     config = configured(risk={"max_tail": "0.5"})
     with pytest.raises(ConfigInvalid, match=r"which a \+ b \+ c is not given"):
-        build_engine(
-            config,
-            [instrument()],
-            execution=FillModel.NEXT_OPEN,
-            period_start_ms=0,
-            forecaster=None,
-        )
+        engine_of(config)
 
 
-def test_explain_shows_what_stands_behind_a_netted_decision(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_explain_shows_what_stands_behind_a_netted_decision(tmp_path: Path, cli: Cli) -> None:
     path = tmp_path / "run.db"
     config = several(FillModel.NEXT_OPEN, risk={"max_notional": "40000"})
-    process = Process(path, config, FillModel.NEXT_OPEN)
-    process.live(events(50, quotes=False))
-    process.stop()
+    process = Process(path, config, FillModel.NEXT_OPEN).through(events(50, quotes=False))
     refused = [
         step for step in process.steps if step.decision is not None and step.decision.refused_by
     ]
     for step in (refused[-1], process.steps[-2]):
-        capsys.readouterr()
-        assert invoke(["explain", f"last:{step.sequence}", "--db", str(path), "--json"]) == 0
-        document = json.loads(capsys.readouterr().out)
+        document = cli.json("explain", f"last:{step.sequence}", "--db", path)
         for one, row in zip(step.strategies, document["strategies"], strict=True):
             assert row["strategy"] == one.strategy
             assert row["reason"] == one.outcome.reason
@@ -246,8 +202,7 @@ def test_explain_shows_what_stands_behind_a_netted_decision(
             assert {gate: judged[0] for gate, judged in gates.items()} == {
                 gate: pytest.approx(measures[gate]) for gate in gates
             }
-        assert invoke(["explain", f"last:{step.sequence}", "--db", str(path)]) == 0
-        said = capsys.readouterr().out
+        said = cli.out("explain", f"last:{step.sequence}", "--db", path)
         assert "What each strategy wants of the account's position" in said
         assert "None of the strategies asks a model" in said
 

@@ -14,6 +14,7 @@ from typing import Any, Final
 
 import pytest
 from bybit_server import MINUTE, START_MS, ScriptedServer
+from command_line import Cli
 from daemon_under_test import daemon, price
 from exchange_client import candles as made_candles
 from exchange_client import walk_rows
@@ -23,7 +24,6 @@ from readme import blocks
 from records import rows
 from waiting import deadline_s
 
-from tracepaper.daemon.cli import invoke
 from tracepaper.daemon.config.loading import load
 from tracepaper.replay.backtest.market_data import MarketData
 from tracepaper.replay.checks.compare import LookaheadFinding
@@ -100,16 +100,12 @@ def test_every_decision_of_the_trees_follows_from_the_record(folder: Path, datab
     assert (checked.code, "holds" in checked.out) == (0, True), checked.out  # its card as well
 
 
-def test_explain_says_that_there_is_no_more_to_explain(
-    folder: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_explain_says_that_there_is_no_more_to_explain(folder: Path, cli: Cli) -> None:
     given = ["explain", "last:900", "--db", str(folder / "replay.db")]
-    assert invoke(given) == 0
-    shown = capsys.readouterr().out
+    shown = cli.out(*given)
     assert "expected return" in shown
     assert "without an explanation" in shown
-    assert invoke([*given, "--full"]) == 1
-    assert "class of a user's own" in capsys.readouterr().err
+    assert "class of a user's own" in cli.err(*given, "--full", code=1)
 
 
 SURE: Final = """

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from answers import agree
+from command_line import Cli
 from programs import ROOT
 from readme import (
     README,
@@ -22,8 +23,6 @@ from readme import (
     shortened,
 )
 from wheels import Installed
-
-from tracepaper.daemon.cli import invoke
 
 TEXTS = {page: page.read_text(encoding="utf-8") for page in pages()}
 CHANGED = changed()
@@ -127,15 +126,12 @@ INLINE = sorted(
 
 
 @pytest.mark.parametrize("command", INLINE)
-def test_a_command_named_in_passing_exists_with_its_options(
-    command: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_command_named_in_passing_exists_with_its_options(command: str, cli: Cli) -> None:
     words = command.split()[1:]
     verbs = (
         words[:2] if words[0] in ("audit", "bench", "config", "data", "db", "models") else words[:1]
     )
-    assert invoke([*verbs, "--help"]) == 0
-    listed = capsys.readouterr().out
+    listed = cli.out(*verbs, "--help")
     for option in (word for word in words if word.startswith("-")):
         assert re.search(rf"(?<![\w-]){option}(?![\w-])", listed), f"{option} of {command}"
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import storage_cases as cases
 from forging import rechain
+from records import tamper
 from storage_cases import prune
 
 from tracepaper.storage.chain.integrity import audit
@@ -93,7 +94,5 @@ def test_a_prune_keeps_the_ledger(tmp_path: Path) -> None:
 
 
 def test_a_ledger_that_was_dropped_is_missed(path: Path) -> None:
-    with closing(sqlite3.connect(path)) as raw:
-        raw.execute("DROP TABLE ledger")
-        raw.commit()
+    tamper(path, "DROP TABLE ledger")
     assert problem(path) == "The table ledger is missing: restore a backup."

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
+from builders import present
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -233,8 +234,7 @@ def test_an_expected_gain_is_the_difference_of_the_objective(goal: AllocationGoa
     returns = drawn(90, 3, 4)
     held, weights = np.array([0.6, 0.1, 0.1]), np.array([0.2, 0.5, 0.3])
     risk = 8 * covariance(returns, half_life=goal.half_life)
-    found = expected_gain(goal, returns, held=held, weights=weights)
-    assert found is not None
+    found = present(expected_gain(goal, returns, held=held, weights=weights))
     if goal.rule is Rule.MINIMUM:
         scaled = held / 0.8
         wanted = np.sqrt(scaled @ risk @ scaled) - np.sqrt(weights @ risk @ weights)
@@ -246,8 +246,7 @@ def test_an_expected_gain_is_the_difference_of_the_objective(goal: AllocationGoa
 
         wanted = utility(weights) - utility(held) - 0.001 * np.abs(weights - held).sum()
     assert found[0] == pytest.approx(wanted, rel=1e-9)
-    unmoved = expected_gain(goal, returns, held=weights, weights=weights)
-    assert unmoved is not None
+    unmoved = present(expected_gain(goal, returns, held=weights, weights=weights))
     assert np.allclose(unmoved, 0.0, atol=1e-15)
 
 
@@ -260,8 +259,7 @@ def test_its_error_is_the_spread_over_other_bars(goal: AllocationGoal) -> None:
     gains, errors = [], []
     for _ in range(400):
         returns = source.normal(size=(300, 3)) @ mixing
-        found = expected_gain(goal, returns, held=held, weights=weights)
-        assert found is not None
+        found = present(expected_gain(goal, returns, held=held, weights=weights))
         gains.append(found[0])
         errors.append(found[1])
     assert np.mean(errors) == pytest.approx(np.std(gains), rel=0.15)
@@ -272,10 +270,8 @@ def test_neighbouring_bars_that_are_alike_widen_the_error() -> None:
     held, weights = np.array([0.6, 0.1, 0.3]), np.array([0.2, 0.5, 0.3])
     returns = drawn(120, 3, 4)
     doubled = np.repeat(returns, 2, axis=0)
-    once = expected_gain(goal, returns, held=held, weights=weights)
-    twice = expected_gain(goal, doubled, held=held, weights=weights)
-    assert once is not None
-    assert twice is not None
+    once = present(expected_gain(goal, returns, held=held, weights=weights))
+    twice = present(expected_gain(goal, doubled, held=held, weights=weights))
     # Independent bars would have made it 1 / sqrt(2) of that.
     assert twice[1] / once[1] > 0.8
 
@@ -287,6 +283,5 @@ def test_nothing_is_expected_of_rules_without_an_objective_or_of_an_empty_accoun
         goal = AllocationGoal(rule, 8)
         assert expected_gain(goal, returns, held=weights, weights=weights) is None
     assert expected_gain(GOALS[2], returns, held=none, weights=weights) is None
-    found = expected_gain(GOALS[0], returns, held=none, weights=weights)
-    assert found is not None
+    found = present(expected_gain(GOALS[0], returns, held=none, weights=weights))
     assert found[1] > 0

@@ -7,7 +7,7 @@ from typing import Any
 import models
 import msgspec
 import pytest
-from builders import bar, explanation, forecast, instrument
+from builders import bar, explanation, forecast, instrument, present
 from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
@@ -173,8 +173,7 @@ def test_sizes_that_follow_no_confidence_follow_none_of_another_model() -> None:
 
 
 def test_a_card_gives_back_what_it_was_given() -> None:
-    found = build(changed(""), models.network().state_dict()).calibration
-    assert found is not None
+    found = present(build(changed(""), models.network().state_dict()).calibration)
     assert (found.confidence, found.cells) == (FITTED, CELLS)
     assert found.coverage == (GateCoverage(0.5, {"confidence": 0.5}, ("MIXED",)),)
 

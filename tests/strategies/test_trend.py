@@ -7,19 +7,20 @@ from typing import Any
 
 import numpy as np
 import pytest
-from builders import MINUTE, bar, bars, explanation, forecast, instrument
+from builders import MINUTE, bar, bars, explanation, forecast, instrument, present
+from engines import engine_of
 from fakes import FixedForecaster
 from msgspec.structs import replace
 
 from tracepaper.daemon.config.loading import load
 from tracepaper.daemon.engine.engine import Engine
-from tracepaper.daemon.session.build import build_engine, needs_forecaster
+from tracepaper.daemon.session.build import needs_forecaster
 from tracepaper.strategies.api.context import BarContext, Signal
 from tracepaper.strategies.api.sizing import NoTradeBand, VolatilityKind, WindowedVolatility
 from tracepaper.strategies.builtin import ClosesVolatility, SizedBy, TrendStrategy, windows_within
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.types.calibration import Calibration
-from tracepaper.strategies.types.decisions import Action, FillModel, Forecast, Step
+from tracepaper.strategies.types.decisions import Action, Forecast, Step
 from tracepaper.strategies.types.market import Bar
 
 HOUR = 60 * MINUTE
@@ -86,8 +87,7 @@ def test_direction_and_size_are_what_the_closes_say(long_only: bool) -> None:
         sign = {Action.LONG: 1, Action.SHORT: -1, Action.FLAT: 0}[answer.action]
         size = sign * answer.strength if sign else 0.0
         assert size == pytest.approx(wanted, abs=1e-9)
-        assert answer.note is not None
-        assert answer.note["size"] == pytest.approx(wanted, abs=1e-9)
+        assert present(answer.note)["size"] == pytest.approx(wanted, abs=1e-9)
         found.add(answer.action)
     assert found == {Action.LONG, Action.FLAT if long_only else Action.SHORT}
 
@@ -161,8 +161,7 @@ def test_a_dearer_trade_widens_the_band_and_a_colder_mind_narrows_it() -> None:
 
 def test_a_constant_size_follows_no_volatility() -> None:
     wild = [1_000_000 + 400 * place + 60_000 * (place % 2) for place in range(8)]
-    note = said(trend(sized_by=SizedBy.CONSTANT), hourly(wild)).note
-    assert note is not None
+    note = present(said(trend(sized_by=SizedBy.CONSTANT), hourly(wild)).note)
     assert "volatility" not in note
     assert note["size"] == note["trend"]
 
@@ -257,13 +256,7 @@ def engine(forecaster: FixedForecaster | None, **sections: dict[str, Any]) -> En
         model={"checkpoint": "default" if forecaster else "none"},
         **sections,
     )
-    return build_engine(
-        config,
-        [instrument()],
-        execution=FillModel.NEXT_OPEN,
-        period_start_ms=0,
-        forecaster=forecaster,
-    )
+    return engine_of(config, forecaster=forecaster)
 
 
 def stepped(machine: Engine, history: list[Bar], answer: Forecast | None = None) -> list[Step]:
@@ -271,9 +264,7 @@ def stepped(machine: Engine, history: list[Bar], answer: Forecast | None = None)
 
 
 def notes(step: Step) -> dict[str, float | str | None]:
-    assert step.decision is not None
-    assert step.decision.note is not None
-    return step.decision.note
+    return present(present(step.decision).note)
 
 
 def test_minutes_are_decided_on_closed_hours_and_held_in_between() -> None:
@@ -302,8 +293,7 @@ def test_an_hour_with_a_hole_decides_nothing() -> None:
     whole = stepped(engine(None), history)
     last = max(at for at, step in enumerate(whole) if step.decision and step.decision.note)
     holed = stepped(engine(None), history[: last - 10] + history[last - 9 :])[last - 1]
-    assert holed.decision is not None
-    assert holed.decision.outcome.reason == "no hour has closed"
+    assert present(holed.decision).outcome.reason == "no hour has closed"
 
 
 def test_the_models_volatility_sizes_and_its_gates_judge_without_its_direction() -> None:
@@ -312,8 +302,7 @@ def test_the_models_volatility_sizes_and_its_gates_judge_without_its_direction()
     machine = engine(forecaster, strategy=chosen)
     steps = stepped(machine, bars(7 * 60), forecaster._answer([]))  # noqa: SLF001 - a fake
     last = next(s for s in reversed(steps) if s.decision and s.decision.note)
-    assert last.decision is not None
-    gates = set(last.decision.outcome.gate_set.gates)
+    gates = set(present(last.decision).outcome.gate_set.gates)
     assert {"confidence", "collapsed", "shifted", "regime", "deadline", "finite"} <= gates
     assert not {"direction", "edge"} & gates
     # Half an hour's deviation of 0.5 % is one of a year by the root of the half-hours in it.
@@ -357,16 +346,13 @@ def test_the_gates_hold_up_entries_and_never_an_exit() -> None:
     machine = engine(model(), strategy={"twins": ["random_gate"]})
     entered = stepped(machine, history[: 8 * 60], sure)
     assert entered[-1].account is not None
-    held = entered[-1].position
-    assert held is not None
+    held = present(entered[-1].position)
     assert held.quantity > 0
     left = stepped(machine, history[8 * 60 :], unsure)
     out = next(s for s in left if s.decision and s.decision.outcome.action is Action.FLAT)
-    assert out.decision is not None
-    assert out.decision.outcome.refused_by == "confidence"
-    assert out.decision.outcome.reason == "no trend up"
-    assert left[-1].position is not None
-    assert left[-1].position.quantity == 0
+    assert present(out.decision).outcome.refused_by == "confidence"
+    assert present(out.decision).outcome.reason == "no trend up"
+    assert present(left[-1].position).quantity == 0
     # Refused all along, it is never entered.
     refused = stepped(engine(model()), history, unsure)
     assert {s.decision.target_quantity for s in refused if s.decision} == {0}

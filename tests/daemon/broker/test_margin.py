@@ -8,16 +8,14 @@ from fractions import Fraction
 from typing import Any
 
 import pytest
-from builders import START_MS, bar, instrument, quote
+from builders import START_MS, bar, instrument, present, quote
+from engines import Says, engine_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 from own_ledger import OwnLedger
 
-from tracepaper.daemon.broker.account import (
-    BrokerSettings,
-    PaperAccount,
-)
+from tracepaper.daemon.broker.account import BrokerSettings, PaperAccount
 from tracepaper.daemon.broker.book import AccountState
 from tracepaper.daemon.broker.execution import ExecutionCosts
 from tracepaper.daemon.broker.line import BookState, Holding
@@ -26,7 +24,7 @@ from tracepaper.daemon.broker.rules import MarginRules, tiers_of
 from tracepaper.daemon.config.loading import load
 from tracepaper.daemon.engine.engine import Engine
 from tracepaper.daemon.engine.state import Restart, decode_state
-from tracepaper.daemon.session.build import build_engine, margin_rules, margin_warnings
+from tracepaper.daemon.session.build import margin_rules, margin_warnings
 from tracepaper.strategies.api.context import BarContext, Orders, Signal, buy, sell
 from tracepaper.strategies.api.strategy import CORE_GATES, Strategy
 from tracepaper.strategies.errors import ConfigInvalid
@@ -51,19 +49,6 @@ TIERS = (
 """0.5 % to 20,000 at 100 times, 1 % less 100 to 100,000 at 50 times."""
 
 
-class Says(Strategy):
-    """Says each of what it was made with at a bar, in order, and then HOLD."""
-
-    gates = CORE_GATES
-
-    def __init__(self, *said: Signal | Orders) -> None:
-        self._said = list(said)
-
-    def decide(self, context: BarContext) -> Signal | Orders:
-        del context
-        return self._said.pop(0) if self._said else Signal(Action.HOLD, "said")
-
-
 LONG, FLAT, HOLD = (Signal(one, "now") for one in (Action.LONG, Action.FLAT, Action.HOLD))
 
 
@@ -81,22 +66,15 @@ def engine(
     **costs: Any,
 ) -> Engine:
     of = of or item()
-    config = load(
-        None,
+    return engine_of(
         {
             "strategy": {"name": "sma_cross"},
             "sizing": {"mode": "fixed", "quantity": quantity},
             "execution": costs,
             "account": {"cash": cash, "margin": "isolated", "leverage": leverage},
         },
-    )
-    return build_engine(
-        config,
         [of],
-        execution=FillModel.NEXT_OPEN,
-        period_start_ms=0,
-        forecaster=None,
-        strategies={of.symbol: strategy},
+        strategy=strategy,
     )
 
 
@@ -112,8 +90,7 @@ def bound(step: Step) -> Order:
 
 
 def margin_of(step: Step) -> int:
-    assert step.position is not None
-    return step.position.margin
+    return present(step.position).margin
 
 
 # ---------------------------------------------------------------- the numbers of one position
@@ -149,8 +126,7 @@ def test_a_position_is_liquidated_where_the_path_reaches_it_and_loses_its_margin
     assert (fill.model, fill.price, fill.quantity) == (FillModel.LIQUIDATION, 90_000, 1_000)
     assert before.account.cash - step.account.cash == margin_of(before)
     assert [entry.kind for entry in step.ledger] == ["realized", "liquidation_fee"]
-    assert step.position is not None
-    assert (step.position.quantity, step.position.margin) == (0, 0)
+    assert (present(step.position).quantity, present(step.position).margin) == (0, 0)
 
 
 def test_one_tick_above_it_stands() -> None:
@@ -184,8 +160,7 @@ def test_a_stop_that_lies_nearer_comes_first() -> None:
     entered(machine)
     step = machine.step(bar(89_000, index=2, open_=96_000, low=88_000), None)
     assert [(fill.model, fill.price) for fill in step.fills] == [(FillModel.BAR_PATH, 92_000)]
-    assert step.position is not None
-    assert step.position.quantity == 0
+    assert present(step.position).quantity == 0
 
 
 @pytest.mark.parametrize(("high", "is_taken"), [(106_500, False), (107_000, True)])
@@ -199,8 +174,7 @@ def test_what_is_added_inside_a_bar_moves_the_liquidation_price_for_the_rest_of_
     step = machine.step(bar(100_000, index=2, open_=100_000, high=high, low=94_000), None)
     taken = [fill for fill in step.fills if fill.model is FillModel.LIQUIDATION]
     assert [fill.quantity for fill in taken] == [2_000] * is_taken
-    assert step.position is not None
-    assert step.position.quantity == (0 if is_taken else -2_000)
+    assert present(step.position).quantity == (0 if is_taken else -2_000)
     if is_taken:
         margin = margin_of(before) + 95 * MONEY_SCALE + 1_045 * MONEY_SCALE * 55 // 100_000
         fee = 950 * MONEY_SCALE * 55 // 100_000
@@ -230,8 +204,7 @@ def test_a_settlement_that_brings_a_position_past_the_newest_mark_price_ends_it_
     marked = machine.step(Mark(KEY, 90_600, closed_ms + 1, closed_ms + 1), None)
     assert marked.fills == ()
     paid = machine.step(Funding(KEY, 10**8, closed_ms + 2, closed_ms + 2), None)
-    trigger = bound(paid).trigger
-    assert trigger is not None
+    trigger = present(bound(paid).trigger)
     assert trigger > 90_600
     step = machine.step(bar(100_000, index=2), None)
     assert [fill.model for fill in step.fills] == [FillModel.LIQUIDATION]
@@ -337,8 +310,7 @@ def test_funding_beyond_the_available_balance_comes_from_the_margin() -> None:
     step = machine.step(Funding(KEY, 100_000_000, at, at), None)  # 1 %
     assert step.account.cash == before.account.cash - 10 * MONEY_SCALE
     assert margin_of(step) == step.account.cash
-    nearer = bound(step).trigger
-    assert nearer is not None
+    nearer = present(bound(step).trigger)
     assert nearer > 90_500
 
 
@@ -353,8 +325,7 @@ def test_an_order_beyond_the_available_balance_is_cut(
     cash: str, quantity: int, reason: str | None
 ) -> None:
     step = engine(Says(LONG), cash=cash).step(bar(100_000), None)
-    assert step.decision is not None
-    assert step.decision.unfilled_reason == reason
+    assert present(step.decision).unfilled_reason == reason
     assert [order.quantity for order in step.orders] == [quantity]
 
 
@@ -397,8 +368,7 @@ def test_leverage_above_the_tier_is_refused(quantity: str, leverage: str, said: 
         Says(LONG), of=item(risk_tiers=TIERS), quantity=quantity, cash="10000", leverage=leverage
     )
     step = machine.step(bar(100_000), None)
-    assert step.decision is not None
-    assert step.decision.unfilled_reason == said
+    assert present(step.decision).unfilled_reason == said
 
 
 def test_leverage_above_the_first_tier_or_the_instruments_most_is_refused_at_the_start() -> None:

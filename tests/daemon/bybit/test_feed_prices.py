@@ -9,13 +9,12 @@ from typing import Any
 import pytest
 from bybit_feed import BITCOIN, Live, live
 from bybit_server import ScriptedServer, book, ticker
+from engines import engine_of
 from msgspec.structs import replace
 from waiting import until
 
-from tracepaper.daemon.config.loading import load
 from tracepaper.daemon.engine.engine import Engine
 from tracepaper.daemon.feed.client import FeedStart
-from tracepaper.daemon.session.build import build_engine
 from tracepaper.strategies.api.context import BarContext, Percent, Signal
 from tracepaper.strategies.api.strategy import CORE_GATES, Strategy
 from tracepaper.strategies.types.decisions import Action, Fill, FillModel
@@ -45,22 +44,16 @@ class Says(Strategy):
 
 def held(action: Action, leverage: str = "5") -> Engine:
     """Return an engine that holds *action* on margin since the last of some daily bars."""
-    config = load(
-        None,
+    engine = engine_of(
         {
             "market": {"interval": "D"},
             "strategy": {"name": "sma_cross"},
             "sizing": {"mode": "fixed", "quantity": "1"},
             "account": {"cash": "5000", "margin": "isolated", "leverage": leverage},
         },
-    )
-    engine = build_engine(
-        config,
         [BITCOIN],
         execution=FillModel.QUOTE,
-        period_start_ms=0,
-        forecaster=None,
-        strategies={BITCOIN.symbol: Says(action)},
+        strategy=Says(action),
     )
     for index in range(-DAYS, 0):
         open_ms = TODAY_MS + index * DAY_MS

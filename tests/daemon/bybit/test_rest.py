@@ -11,14 +11,7 @@ from decimal import Decimal
 import pytest
 from aiohttp import web
 from builders import instrument
-from bybit_server import (
-    FILTERS,
-    MINUTE,
-    START_MS,
-    ScriptedServer,
-    SteppedClock,
-    exchange_section,
-)
+from bybit_server import FILTERS, MINUTE, START_MS, ScriptedServer, SteppedClock, exchange_section
 from msgspec import structs
 from waiting import until
 

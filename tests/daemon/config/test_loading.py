@@ -46,12 +46,9 @@ def test_later_sources_win(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert (config.market.interval, config.strategy.fast, config.http.port) == ("5", 8, 3)
 
 
-def test_the_working_directory_file_is_the_default(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
+def test_the_working_directory_file_is_the_default(here: Path) -> None:
     assert load() == Config()
-    (tmp_path / "tracepaper.toml").write_text('[account]\ncash = "7"')
+    (here / "tracepaper.toml").write_text('[account]\ncash = "7"')
     assert load().account.cash == Decimal(7)
 
 
@@ -181,18 +178,15 @@ def test_a_fault_in_the_environment_names_the_variable(monkeypatch: pytest.Monke
         load(None)
 
 
-def test_a_default_file_that_is_none_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_default_file_that_is_none_is_refused(here: Path) -> None:
     """A container's missing file is mounted as a folder: the default symbol is not traded then."""
-    monkeypatch.chdir(tmp_path)
     assert load().market.symbols == ("BTCUSDT",)
-    path = tmp_path / "tracepaper.toml"
+    path = here / "tracepaper.toml"
     path.mkdir()
     with pytest.raises(ConfigInvalid, match=r"^tracepaper\.toml cannot be read"):
         load()
     path.rmdir()
-    path.symlink_to(tmp_path / "absent")
+    path.symlink_to(here / "absent")
     with pytest.raises(ConfigInvalid, match=r"no configuration at tracepaper\.toml"):
         load()
 

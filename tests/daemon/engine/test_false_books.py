@@ -7,11 +7,10 @@ from collections.abc import Iterable, Sequence
 import pytest
 from builders import MINUTE, START_MS, bar, instrument
 from depth_cases import depth
+from engines import engine_of
 
-from tracepaper.daemon.config.loading import load
 from tracepaper.daemon.engine.engine import Engine
 from tracepaper.daemon.engine.state import Restart
-from tracepaper.daemon.session.build import build_engine
 from tracepaper.strategies.api.context import BarContext, Signal
 from tracepaper.strategies.api.strategy import CORE_GATES, Strategy
 from tracepaper.strategies.order_book import books_of, packed_books
@@ -44,16 +43,11 @@ class Looks(Strategy):
 def machine() -> tuple[Engine, Looks]:
     item = instrument(tick_size=1)
     looks = Looks()
-    config = load(
-        None, {"strategy": {"name": "sma_cross"}, "sizing": {"mode": "fixed", "quantity": "1"}}
-    )
-    engine = build_engine(
-        config,
+    engine = engine_of(
+        {"strategy": {"name": "sma_cross"}, "sizing": {"mode": "fixed", "quantity": "1"}},
         [item],
         execution=FillModel.QUOTE,
-        period_start_ms=0,
-        forecaster=None,
-        strategies={item.symbol: looks},
+        strategy=looks,
     )
     for index in range(BARS):
         engine.step(minute(index), None)
@@ -182,16 +176,11 @@ def test_what_is_recalled_hides_the_same() -> None:
 def test_before_ten_bars_every_book_is_believed() -> None:
     item = instrument(tick_size=1)
     looks = Looks()
-    config = load(
-        None, {"strategy": {"name": "sma_cross"}, "sizing": {"mode": "fixed", "quantity": "1"}}
-    )
-    engine = build_engine(
-        config,
+    engine = engine_of(
+        {"strategy": {"name": "sma_cross"}, "sizing": {"mode": "fixed", "quantity": "1"}},
         [item],
         execution=FillModel.QUOTE,
-        period_start_ms=0,
-        forecaster=None,
-        strategies={item.symbol: looks},
+        strategy=looks,
     )
     said, _ = steps(engine, [books([DOWN] * 60, index=0), minute(0)])
     assert said.belief is None

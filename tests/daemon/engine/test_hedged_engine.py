@@ -6,20 +6,14 @@ from typing import Any
 
 import pytest
 from account_laws import check_account
-from builders import bar, bars, instrument, quote
-from hedged_cases import (
-    DRAWN,
-    LONG,
-    SCRIPTED,
-    SHORT,
-    configured,
-)
+from builders import bar, bars, instrument, present, quote
+from engines import engine_of
+from hedged_cases import DRAWN, LONG, SCRIPTED, SHORT, configured
 from msgspec.structs import replace
 
 from tracepaper.daemon.broker.book_fills import BookLevel, BookMoves, packed_moves
 from tracepaper.daemon.config.loading import Config, load
 from tracepaper.daemon.engine.engine import Engine
-from tracepaper.daemon.session.build import build_engine
 from tracepaper.strategies.errors import ConfigInvalid, InvariantBroken, StrategyFailed
 from tracepaper.strategies.types.decisions import Action, FillModel, OrderRole, OrderStatus, Step
 from tracepaper.strategies.types.market import (
@@ -38,7 +32,7 @@ KEY = ITEM.id
 
 
 def built(config: Config, execution: FillModel = FillModel.NEXT_OPEN) -> Engine:
-    return build_engine(config, [ITEM], execution=execution, period_start_ms=0, forecaster=None)
+    return engine_of(config, [ITEM], execution=execution)
 
 
 def run(engine: Engine, events: list[Event]) -> list[Step]:
@@ -131,8 +125,7 @@ def test_a_stop_of_one_side_leaves_the_other_and_that_side_waits() -> None:
     stops = [o for s in steps for o in s.orders if o.role is OrderRole.STOP and o.filled]
     assert stops[0].position_side is LONG
     assert sides(steps[-1])[1] < 0
-    refused = steps[5].decision
-    assert refused is not None
+    refused = present(steps[5].decision)
     assert str(refused.unfilled_reason) == (
         "LONG: closed by its stop; it enters again after another signal"
     )
@@ -148,8 +141,7 @@ def test_a_side_outlives_its_horizon_by_itself() -> None:
     assert held[9] == (False, False)
     reasons = [o.reason for s in steps for o in s.orders if o.filled and o.side is Side.BUY]
     assert reasons[-1] == "horizon"
-    decided = steps[7].decision
-    assert decided is not None
+    decided = present(steps[7].decision)
     assert (decided.action, decided.reason) == (Action.FLAT, "horizon")
     assert decided.target_quantity == sides(steps[7])[0]
     confirmed = [[one.twin for one in step.twins if one.confirmed] for step in steps]
@@ -203,8 +195,7 @@ def test_a_refusal_by_a_gate_of_integrity_leaves_both_sides_as_they_are() -> Non
     made = list(bars(12))
     late = replace(made[6], seen_ms=made[6].seen_ms + 10**9)
     steps = run(engine, [*made[:6], late, *made[7:]])
-    decided = steps[6].decision
-    assert decided is not None
+    decided = present(steps[6].decision)
     assert decided.refused_by == "late"
     assert not steps[6].orders
     assert sides(steps[-1])[0] > 0 > sides(steps[-1])[1]
@@ -213,8 +204,7 @@ def test_a_refusal_by_a_gate_of_integrity_leaves_both_sides_as_they_are() -> Non
 def test_limits_of_a_symbol_count_both_sides() -> None:
     engine = scripted({"1": ["LONG"], "3": ["SHORT"]}, risk={"max_notional": "60000"})
     steps = run(engine, list(bars(8)))
-    decided = steps[3].decision
-    assert decided is not None
+    decided = present(steps[3].decision)
     assert decided.refused_by == "risk.notional"
     assert sides(steps[-1])[1] == 0 < sides(steps[-1])[0]
 
@@ -324,8 +314,7 @@ def test_the_margin_of_one_side_leaves_less_for_the_other() -> None:
     for one in bars(6):
         steps.append(engine.step(one, None))
         check_account(engine.broker.own)
-    refused = steps[3].decision
-    assert refused is not None
+    refused = present(steps[3].decision)
     assert refused.unfilled_reason == "SHORT: the available balance does not cover its margin"
     long, short = sides(steps[-1])
     assert long > -short > 0
@@ -352,9 +341,7 @@ def test_a_fill_that_would_turn_a_side_is_a_bug_that_ends_the_run() -> None:
 )
 def test_a_side_is_refused_in_one_way_mode(says: dict[str, Any], what: str) -> None:
     config = configured({"says": says}, of=SCRIPTED, account={"position_mode": "one_way"})
-    engine = build_engine(
-        config, [ITEM], execution=FillModel.NEXT_OPEN, period_start_ms=0, forecaster=None
-    )
+    engine = engine_of(config, [ITEM])
     engine.step(bars(1)[0], None)
     with pytest.raises(StrategyFailed, match=what):
         engine.step(bars(2)[1], None)
@@ -363,12 +350,6 @@ def test_a_side_is_refused_in_one_way_mode(says: dict[str, Any], what: str) -> N
 def test_what_hedge_mode_does_not_take_is_one_sentence() -> None:
     config = configured({"seed": 1}, of=DRAWN)
     with pytest.raises(ConfigInvalid, match="is settled in USDC"):
-        build_engine(
-            config,
-            [replace(ITEM, quote_coin="USDC")],
-            execution=FillModel.NEXT_OPEN,
-            period_start_ms=0,
-            forecaster=None,
-        )
+        engine_of(config, [replace(ITEM, quote_coin="USDC")])
     with pytest.raises(ConfigInvalid, match="decides for all symbols of a close trades no account"):
         built(configured({}, of=PAIR))

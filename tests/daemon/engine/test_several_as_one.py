@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 from account_laws import check_account
 from builders import START_MS, bar, instrument, quote
+from engines import engine_of
 from several_strategies import SCRIPTED, TURNING, configured, fills_of
 
 from tracepaper.daemon.config.loading import Config, load
 from tracepaper.daemon.engine.engine import Engine
-from tracepaper.daemon.session.build import build_engine, resolved
+from tracepaper.daemon.session.build import resolved
 from tracepaper.strategies.types.decisions import Fill, FillModel, Step
 from tracepaper.strategies.types.market import (
     Category,
@@ -31,9 +32,7 @@ COSTS = {"fill_within_ms": MINUTE, "spread_slippage": "0.3"}
 
 
 def built(config: Config, model: FillModel, item: Instrument = ITEM) -> Engine:
-    return build_engine(
-        resolved(config, model), [item], execution=model, period_start_ms=0, forecaster=None
-    )  # fmt: skip
+    return engine_of(resolved(config, model), [item], execution=model)  # fmt: skip
 
 
 def several(model: FillModel, *options: dict[str, Any], of: str, **more: Any) -> Engine:

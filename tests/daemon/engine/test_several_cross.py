@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 from account_laws import check_account
-from builders import START_MS, bar, instrument, quote
+from builders import START_MS, bar, instrument, present, quote
+from engines import engine_of
 from msgspec.structs import replace
 from several_strategies import SCRIPTED, configured
 
 from tracepaper.daemon.engine.engine import Engine
 from tracepaper.daemon.engine.member import NO_EQUITY
-from tracepaper.daemon.session.build import build_engine
 from tracepaper.strategies.types.decisions import FillModel, OrderRole, OrderStatus
 from tracepaper.strategies.types.market import Bar, Funding, Instrument, Mark, RiskTier
 from tracepaper.strategies.units import MONEY_SCALE
@@ -38,9 +38,7 @@ def scripted(execution: FillModel = FillModel.NEXT_OPEN, **said: dict[str, Any])
         sizing={"mode": "equity", "fraction": "8"},
         execution={"fill_within_ms": MINUTE},
     )  # fmt: skip
-    return build_engine(
-        config, items()[:1], execution=execution, period_start_ms=0, forecaster=None
-    )
+    return engine_of(config, items()[:1], execution=execution)
 
 
 KEY = "linear:BTCUSDT"
@@ -87,8 +85,7 @@ def test_a_close_that_would_cost_more_than_there_is_takes_the_account_over() -> 
     at_ms = START_MS + 70_000
     engine.step(quote(99_990, 100_010, at_ms=at_ms, instrument_id=KEY), None)
     assert all(part.held(KEY) > 0 for part in broker.own.owners.values())
-    stop = broker.own.owners["a"].lines[KEY].orders.protective(OrderRole.STOP)
-    assert stop is not None
+    stop = present(broker.own.owners["a"].lines[KEY].orders.protective(OrderRole.STOP))
     broker.on_quote(quote(40_000, 40_020, at_ms=at_ms + 1, instrument_id=KEY))
     filled = broker.take()
     check_account(engine.broker.own)

@@ -6,29 +6,18 @@ from typing import Any
 
 import pytest
 from account_laws import check_account
-from builders import START_MS, bars, explanation, forecast, instrument, quote
+from builders import START_MS, bars, explanation, forecast, instrument, present, quote
+from engines import engine_of
 from fakes import FixedForecaster
 from msgspec.structs import replace
-from several_strategies import (
-    DRAWN,
-    SCRIPTED,
-    TOLD,
-    configured,
-    crossed_in,
-    fills_of,
-)
+from several_strategies import DRAWN, SCRIPTED, TOLD, configured, crossed_in, fills_of
 
 from tracepaper.daemon.config.loading import Config, load
 from tracepaper.daemon.engine.engine import Engine
 from tracepaper.daemon.engine.member import NO_EQUITY
-from tracepaper.daemon.session.build import build_engine, resolved
+from tracepaper.daemon.session.build import resolved
 from tracepaper.strategies.types.calibration import Calibration
-from tracepaper.strategies.types.decisions import (
-    FillModel,
-    OrderRole,
-    OrderStatus,
-    Step,
-)
+from tracepaper.strategies.types.decisions import FillModel, OrderRole, OrderStatus, Step
 from tracepaper.strategies.types.market import (
     Bar,
     Category,
@@ -45,13 +34,7 @@ ITEM = instrument()
 
 
 def built(config: Config, execution: FillModel = FillModel.NEXT_OPEN, **item: Any) -> Engine:
-    return build_engine(
-        config,
-        [instrument(**item)],
-        execution=execution,
-        period_start_ms=0,
-        forecaster=None,
-    )
+    return engine_of(config, [instrument(**item)], execution=execution)
 
 
 def walk(seed: int, count: int = 120, *, quotes: bool = False) -> list[Event]:
@@ -99,9 +82,7 @@ def test_a_measure_that_moves_is_that_of_each_bar_though_its_verdict_stays() -> 
     )
     known = Calibration({}, {30: 1.0}, 0.0)
     model = FixedForecaster(lambda _: forecast(0.0), context=4, calibration=known)
-    made = build_engine(
-        config, [ITEM], execution=FillModel.NEXT_OPEN, period_start_ms=0, forecaster=model
-    )
+    made = engine_of(config, [ITEM], forecaster=model)
     said = []
     for at, bar in enumerate(bars(40, seed=3)):
         confidence = 0.5 + at / 1_000
@@ -166,8 +147,7 @@ def test_a_strategy_that_fails_is_set_aside_and_closed_and_the_rest_goes_on() ->
     assert {one.target_quantity for one in failed} == {0}
     assert engine.broker.own.owners["b"].held(ITEM.id) == 0
     assert any(one["a"].target_quantity for one in told[41:])
-    shares = engine.state().shares
-    assert shares is not None
+    shares = present(engine.state().shares)
     assert list(shares.failed) == ["b"]
 
 

@@ -9,7 +9,8 @@ from hashlib import sha256
 from typing import Any, get_args
 
 import pytest
-from builders import bars, forecast, instrument
+from builders import bars, forecast, instrument, present
+from engines import engine_of
 from fakes import FixedForecaster
 from msgspec.structs import replace
 
@@ -17,17 +18,11 @@ from tracepaper.daemon.config.loading import load
 from tracepaper.daemon.config.values import TWIN_NAMES, RegimeName
 from tracepaper.daemon.engine.engine import Engine
 from tracepaper.daemon.engine.state import TWINS, WITHOUT, Restart, TwinBasis, decode_state
-from tracepaper.daemon.session.build import build_engine, coverage_warnings
+from tracepaper.daemon.session.build import coverage_warnings
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.gates.gate import HEAD_MEASURES, MEASURES
 from tracepaper.strategies.types.calibration import Calibration, GateCoverage
-from tracepaper.strategies.types.decisions import (
-    Action,
-    FillModel,
-    Forecast,
-    HeadForecasts,
-    Step,
-)
+from tracepaper.strategies.types.decisions import Action, Forecast, HeadForecasts, Step
 from tracepaper.strategies.types.market import Bar, Category, Command, CommandKind
 
 CALIBRATION = Calibration(
@@ -60,12 +55,8 @@ def attention(
     }
     if usual_regimes:
         del sections["regime"]
-    return build_engine(
-        load(None, sections),
-        [instrument()],
-        execution=FillModel.NEXT_OPEN,
-        period_start_ms=0,
-        forecaster=FixedForecaster(lambda _seen: None, calibration=calibration),
+    return engine_of(
+        sections, forecaster=FixedForecaster(lambda _seen: None, calibration=calibration)
     )
 
 
@@ -101,12 +92,11 @@ def test_the_gate_by_chance_lets_through_as_often_as_the_run_s_gates_did(on_refu
     judged = passed = let_through = followed = 0
     for step, after in itertools.pairwise(steps):
         assert isinstance(step.event, Bar)
-        assert step.decision is not None
-        if step.decision.refused_by == "warm":
+        if present(step.decision).refused_by == "warm":
             continue
         passes = judged == 0 or drawn(step.event) * judged < passed
         judged += 1
-        passed += step.decision.refused_by is None
+        passed += present(step.decision).refused_by is None
         let_through += passes
         wanted = quantity(after, "ungated")  # filled at the next open, whatever was decided
         if passes:
@@ -128,17 +118,15 @@ def test_buy_and_hold_holds_what_the_run_held_so_far_in_the_mean() -> None:
     standing = trades = 0
     for step, after in itertools.pairwise(steps):
         assert isinstance(step.event, Bar)
-        assert step.decision is not None
-        assert step.position is not None
-        if step.decision.refused_by != "warm":
+        if present(step.decision).refused_by != "warm":
             mean = sum(exposures) / len(exposures) if exposures else 0.0
             size = CASH * int(mean * 10**9) // 10**9 // (step.event.close * 10**3)
             if size and (not standing or abs(size - standing) > standing // 4):
                 trades += 1
                 standing = size
         assert quantity(after, "buy_and_hold") == standing
-        value = abs(step.position.quantity) * step.event.close * 10**3
-        if step.decision.refused_by != "warm":
+        value = abs(present(step.position).quantity) * step.event.close * 10**3
+        if present(step.decision).refused_by != "warm":
             exposures.append(value / step.account.equity)
     assert 1 < trades < 40
     assert standing > 0
@@ -151,8 +139,7 @@ def test_a_restart_counts_what_came_after_the_stored_state(cut: int) -> None:
     before = whole[:cut]
     stored = max(place for place, step in enumerate(before) if step.state is not None)
     again = attention(twins)
-    state = before[stored].state
-    assert state is not None
+    state = present(before[stored].state)
     Restart(again).restore(decode_state(state), next_sequence=cut)
     for one in BARS[max(cut - 60, 0) : cut]:
         Restart(again).recall(one)
@@ -171,8 +158,7 @@ def test_a_bar_that_cannot_be_believed_is_counted_and_not_judged() -> None:
     before = machine.state().bases["linear:BTCUSDT"]
     late = replace(BARS[40], seen_ms=BARS[40].seen_ms + 10 * 60_000)
     step = machine.step(late, said()[40])
-    assert step.decision is not None
-    assert step.decision.refused_by == "late"
+    assert present(step.decision).refused_by == "late"
     after = machine.state().bases["linear:BTCUSDT"]
     assert (after.bars, after.judged, after.passed) == (
         before.bars + 1, before.judged, before.passed,
@@ -183,8 +169,7 @@ def test_what_outlived_its_horizon_is_not_closed_over_the_operator_s_halt() -> N
     machine = attention([])
     likely = forecast(0.002, p_up=0.9, p_down=0.05)
     steps = [machine.step(one, likely) for one in BARS[:10]]
-    assert steps[-1].position is not None
-    assert (held := steps[-1].position.quantity) > 0
+    assert (held := present(steps[-1].position).quantity) > 0
     at_ms = BARS[10].open_time_ms
     machine.step(Command(CommandKind.HALT, "", at_ms, at_ms), None)
     halted = [machine.step(one, likely) for one in BARS[10:60]]
@@ -192,8 +177,7 @@ def test_what_outlived_its_horizon_is_not_closed_over_the_operator_s_halt() -> N
     machine.step(Command(CommandKind.RESUME, "", BARS[60].open_time_ms, 0), None)
     unsure = forecast(0.002, p_up=0.4, p_down=0.35)
     *_, last = (machine.step(one, unsure) for one in BARS[60:63])
-    assert last.position is not None
-    assert last.position.quantity == 0
+    assert present(last.position).quantity == 0
 
 
 def test_nothing_is_counted_unless_a_twin_depends_on_it() -> None:
@@ -268,13 +252,7 @@ def with_heads(
     forecaster.measures = MEASURES | HEAD_MEASURES
     config = load(None, given)
     traded = instrument(category=Category(config.market.category))
-    machine = build_engine(
-        config,
-        [traded],
-        execution=FillModel.NEXT_OPEN,
-        period_start_ms=0,
-        forecaster=forecaster,
-    )
+    machine = engine_of(config, [traded], forecaster=forecaster)
     rng = random.Random(7)
     answers = [replace(one, heads=heads(rng)) for one in said()]
     every = bars(600, seed=4, instrument_id=traded.id)
@@ -374,21 +352,15 @@ def test_a_limit_that_refuses_the_run_does_not_hold_up_less_of_a_twin() -> None:
     gates = {"confidence": "0.1", "collapse": "0.0", "shift": "0.5", "direction": "0.5"}
     forecaster = FixedForecaster(lambda _seen: None, calibration=CALIBRATION)
     forecaster.measures = MEASURES | HEAD_MEASURES
-    machine = build_engine(
-        load(
-            None,
-            {
-                "strategy": {"name": "attention", "twins": ["no_edge"]},
-                "gate": {**gates, "edge": "2"},
-                "regime": {"momentum": "0.7", "mean_reversion": "0.3"},
-                "account": {"cash": "1000000"},
-                "sizing": {"mode": "tanh", "notional": "200000"},
-                "risk": {"max_tail": "3000"},
-            },
-        ),
-        [instrument()],
-        execution=FillModel.NEXT_OPEN,
-        period_start_ms=0,
+    machine = engine_of(
+        {
+            "strategy": {"name": "attention", "twins": ["no_edge"]},
+            "gate": {**gates, "edge": "2"},
+            "regime": {"momentum": "0.7", "mean_reversion": "0.3"},
+            "account": {"cash": "1000000"},
+            "sizing": {"mode": "tanh", "notional": "200000"},
+            "risk": {"max_tail": "3000"},
+        },
         forecaster=forecaster,
     )
 

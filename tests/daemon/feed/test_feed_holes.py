@@ -8,25 +8,13 @@ from functools import partial
 import pytest
 from aiohttp import web
 from bybit_feed import BITCOIN, Live, live
-from bybit_server import (
-    MINUTE,
-    START_MS,
-    ScriptedServer,
-    kline,
-)
+from bybit_server import MINUTE, START_MS, ScriptedServer, kline
 from msgspec import structs
 from waiting import until
 
 from tracepaper.daemon.feed.client import FeedStart
 from tracepaper.daemon.feed.state import PENDING_MAX
-from tracepaper.strategies.types.market import (
-    Bar,
-    Funding,
-    Gap,
-    GapCause,
-    Instrument,
-    Source,
-)
+from tracepaper.strategies.types.market import Bar, Funding, Gap, GapCause, Instrument, Source
 
 HOUR = 3_600_000
 ETHER = structs.replace(BITCOIN, symbol="ETHUSDT", base_coin="ETH")

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from depth_cases import trained, walk, write
 from exchange_client import candles as made_candles
 from exchange_client import walk_rows
@@ -23,17 +21,11 @@ from tracepaper.strategies.networks.order_book import OrderBookConfig
 from tracepaper.strategies.order_book import books_in
 from tracepaper.strategies.types.market import Depths
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 WINDOW = 16
 TOPICS = 4  # candles, quotes, marks and books
 SPEED = 60.0
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

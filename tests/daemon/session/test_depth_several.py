@@ -24,7 +24,6 @@ from tracepaper.strategies.api.strategy import PortfolioStrategy
 from tracepaper.strategies.types.decisions import Action
 
 SYMBOLS = ("BTCUSDT", "ETHUSDT")
-MINUTE_MS = 60_000
 BARS = 12
 SPEED = 60.0
 TOPICS = 8  # candles, quotes, marks and books of each

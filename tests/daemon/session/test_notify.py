@@ -18,6 +18,7 @@ import builders
 import msgspec
 import pytest
 from bybit_server import ScriptedServer
+from command_line import Cli
 from daemon_under_test import check_record, daemon
 from fakes import JumpClock, ManualClock
 from notify_cases import TEMPERS, receivers
@@ -398,9 +399,8 @@ def test_a_run_begins_only_where_its_addresses_can_be_read(
         check_notify(section, {"NOTIFY_A": "json://x"})
 
 
-def test_a_test_without_addresses_says_what_to_write(capsys: pytest.CaptureFixture[str]) -> None:
-    assert invoke(["notify", "test"]) == 2
-    assert capsys.readouterr().err == (
+def test_a_test_without_addresses_says_what_to_write(cli: Cli) -> None:
+    assert cli.err("notify", "test", code=2) == (
         '[notify] addresses is empty; name one, such as "env:NAME" or '
         '"json://127.0.0.1:8080/hook".\n'
     )

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from builders import present
 from bybit_server import ScriptedServer
 from daemon_under_test import Running, ServersClock, daemon, settings
 from programs import environment
@@ -220,10 +221,8 @@ def test_what_trains_yields_and_ends_when_its_input_is_closed() -> None:
         env=environment(),
         text=True,
     ) as process:
-        assert process.stdin is not None
-        assert process.stdout is not None
-        assert process.stdout.readline().split() == ["19", "True", "512"]
-        process.stdin.close()
+        assert present(process.stdout).readline().split() == ["19", "True", "512"]
+        present(process.stdin).close()
         assert process.wait(timeout=deadline_s()) == ENDED
 
 
@@ -288,8 +287,7 @@ async def test_a_forged_promotion_or_a_lost_model_is_found(planted: Planted) -> 
     with closing(sqlite3.connect(planted.database)) as db, db:
         db.execute("DELETE FROM models WHERE model_sha256 = ?", (planted.candidate.sha256,))
     with Reader.open(planted.database) as reader:
-        problem = audit(reader.connection, reader.find("last")).problem
-        assert problem is not None
+        problem = present(audit(reader.connection, reader.find("last")).problem)
         assert "which a run was changed to, is missing" in problem.sentence
     with closing(sqlite3.connect(planted.database)) as db, db:
         query = "SELECT content FROM events WHERE kind = 'retrained'"

@@ -25,13 +25,7 @@ from tracepaper.storage.maintenance import prune
 from tracepaper.strategies.api.context import BarContext, Signal
 from tracepaper.strategies.api.strategy import Strategy
 from tracepaper.strategies.types.decisions import Action
-from tracepaper.strategies.types.market import (
-    Bar,
-    Category,
-    FrameBar,
-    Instrument,
-    InstrumentChange,
-)
+from tracepaper.strategies.types.market import Bar, Category, FrameBar, Instrument, InstrumentChange
 
 SEEN: dict[int, tuple[list[int], list[float]]] = {}
 """By time: when the quarters had closed that a question saw, and their closes."""

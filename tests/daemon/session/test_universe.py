@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from builders import MINUTE, START_MS, bar, instrument
+from builders import MINUTE, START_MS, bar, instrument, present
 from bybit_server import SteppedClock
 from exchange_client import candles as made_candles
 from exchange_client import walk_rows
@@ -120,8 +120,7 @@ def test_the_next_choice_is_at_the_next_stated_time() -> None:
 
 def test_limits_may_meet() -> None:
     rule = {"top": 20, "candidates": 20, "min_volatility": "0.1", "max_volatility": "0.1"}
-    made = load(None, {"market": {"universe": rule}}).market.universe
-    assert made is not None
+    made = present(load(None, {"market": {"universe": rule}}).market.universe)
     assert made.top == made.candidates
 
 
@@ -353,8 +352,7 @@ async def test_a_choice_by_a_clock_that_is_behind_is_not_due_once_more_and_its_l
     names.write_text("AAAUSDT\n")
     config = load(None, {"market": {"universe": {"top": 1, "file": str(names)}}})
     parts: Any = ([instrument("AAAUSDT")], Lists(), None, clock)
-    universe = universe_of(config, None, tmp_path / "no.db", parts)
-    assert universe is not None
+    universe = present(universe_of(config, None, tmp_path / "no.db", parts))
     first = await universe.choose()
     assert (first.market_ms, first.chosen) == (due_ms - 200, ("linear:AAAUSDT",))
     universe.due_ms = due_ms
@@ -413,8 +411,7 @@ async def test_a_bar_that_closes_when_a_choice_is_due_begins_it_and_one_before_d
 
     config = load(None, {"market": {"universe": {"top": 1}}})
     parts: Any = ([instrument("AAAUSDT")], Lists(), submit, SteppedClock(due_ms))
-    universe = universe_of(config, None, tmp_path / "no.db", parts)
-    assert universe is not None
+    universe = present(universe_of(config, None, tmp_path / "no.db", parts))
     universe.due_ms = due_ms
     closing = bar(open_time_ms=due_ms - MINUTE)
     async with universe.at_work(lambda: None):

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from builders import bar, instrument
+from builders import bar, instrument, present
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -541,10 +541,8 @@ def test_sources_are_parsed_while_another_thread_parses(other: Callable[[], obje
     asked: list[Future[object]] = []
 
     def ask(phase: str, _: dict[str, int]) -> None:
-        frame = inspect.currentframe()
-        assert frame is not None
-        assert frame.f_back is not None
-        within = frame.f_back.f_code.co_name
+        frame = present(inspect.currentframe())
+        within = present(frame.f_back).f_code.co_name
         if (
             phase == "start"
             and not asked

@@ -12,16 +12,16 @@ from typing import Any
 import numpy as np
 import pytest
 from builders import bars, instrument
+from command_line import Cli
+from engines import engine_of
 from msgspec.structs import replace
 
-from tracepaper.daemon.cli import invoke
 from tracepaper.daemon.config.loading import Config, load, restore
-from tracepaper.daemon.session.build import build_engine
 from tracepaper.daemon.session.models import load_forecaster
 from tracepaper.daemon.session.user_model import UserForecaster, load_model
 from tracepaper.strategies.errors import ConfigInvalid, InvariantBroken, StrategyFailed
 from tracepaper.strategies.gates.gate import MEASURES
-from tracepaper.strategies.types.decisions import FillModel, Forecast
+from tracepaper.strategies.types.decisions import Forecast
 from tracepaper.strategies.types.market import Bar
 
 BTC = "linear:BTCUSDT"
@@ -282,13 +282,7 @@ def test_thresholds_fall_to_plain_numbers_or_ask_for_one(folder: Path) -> None:
     def gates(**overrides: Any) -> dict[str, float]:
         named = {"strategy": {"name": "attention"}, "model": {"class": f"{name}:Mine"}}
         given = load(None, {**named, **overrides})
-        engine = build_engine(
-            given,
-            [instrument()],
-            execution=FillModel.NEXT_OPEN,
-            period_start_ms=0,
-            forecaster=load_model(given),
-        )
+        engine = engine_of(given, forecaster=load_model(given))
         [found] = engine.gate_sets
         return dict(zip(found.gates, found.thresholds, strict=True))
 
@@ -309,13 +303,7 @@ def test_a_model_without_a_direction_cannot_be_traded_by_the_built_in_strategy(
     name = f"{written(folder, body)}:Mine"
     given = load(None, {"strategy": {"name": "attention"}, "model": {"class": name}})
     with pytest.raises(ConfigInvalid, match="needs mean_return or probabilities"):
-        build_engine(
-            given,
-            [instrument()],
-            execution=FillModel.NEXT_OPEN,
-            period_start_ms=0,
-            forecaster=load_model(given),
-        )
+        engine_of(given, forecaster=load_model(given))
 
 
 def test_bars_out_of_order_and_unknown_instruments_are_bugs(folder: Path) -> None:
@@ -368,9 +356,7 @@ def test_a_checkpoint_sees_what_its_card_says() -> None:
     assert load_forecaster(load(None)).measures == MEASURES
 
 
-def test_rows_that_look_at_one_another_end_the_replay(
-    folder: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_rows_that_look_at_one_another_end_the_replay(folder: Path, cli: Cli) -> None:
     body = """
     features = "{module}:features"
     def predict_rows(self, rows):
@@ -380,9 +366,8 @@ def test_rows_that_look_at_one_another_end_the_replay(
     (folder / "own.toml").write_text(f'[model]\nclass = "{name}:Mine"\n', encoding="utf-8")
     candles(folder)
     given = ["replay", "-c", "own.toml", "--data", "BTCUSDT_1m.csv", "--db", "own.db"]
-    assert invoke(given) == 1
-    assert "the network saw later bars" in capsys.readouterr().err
-    assert invoke([*given, "--mode", "step"]) == 0
+    assert "the network saw later bars" in cli.err(*given, code=1)
+    assert cli(*given, "--mode", "step").code == 0
 
 
 def candles(folder: Path) -> Path:

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import pytest
 from builders import instrument
+from engines import engine_of
 from exchange_client import candles as made_candles
 from exchange_client import walk_rows
 from fakes import FixedForecaster
@@ -27,7 +28,6 @@ from tracepaper.daemon.config.loading import load
 from tracepaper.daemon.engine.engine import Engine
 from tracepaper.daemon.feed import warming
 from tracepaper.daemon.http.client import ask
-from tracepaper.daemon.session.build import build_engine
 from tracepaper.daemon.session.resume import recorded_reach
 from tracepaper.daemon.session.run_row import warm_up_of
 from tracepaper.replay.exchange.server import EmbeddedExchange, ExchangeSettings
@@ -235,13 +235,7 @@ def test_a_model_that_reads_another_symbol_waits_for_the_bars_of_all(
     model: type[FixedForecaster], first: int
 ) -> None:
     config = load(None, {"strategy": {"name": "sma_cross"}, "market": {"symbols": SIXTY}})
-    engine = build_engine(
-        config,
-        [instrument(name) for name in SIXTY],
-        execution=FillModel.QUOTE,
-        period_start_ms=0,
-        forecaster=None,
-    )
+    engine = engine_of(config, [instrument(name) for name in SIXTY], execution=FillModel.QUOTE)
     plan = warm_up_of(engine, model(lambda _seen: None), 0, config, 1_000)
     assert (plan.first, plan.before) == (first, first)
 

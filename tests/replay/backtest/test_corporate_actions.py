@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from command_line import Cli
 from page_cases import shown_of
 from records import rows as asked
 from report_cases import build_report_of
@@ -331,14 +332,13 @@ def test_a_day_without_a_session_is_applied_at_the_next_one() -> None:
     assert asked("run.db", query) == [(moment("2014-11-28T09:30"),)]
 
 
-def test_shares_alone_have_actions(capsys: pytest.CaptureFixture[str]) -> None:
+def test_shares_alone_have_actions(cli: Cli) -> None:
     candles(DAY)
     actions(SPLIT)
     words = ["replay", "ACMEUSDT=acme.csv", "--actions", "actions.csv", "--db", "run.db"]
     Path("linear.toml").write_text('[strategy]\nname = "sma_cross"\n')
-    assert invoke([*words, "-c", "linear.toml"]) == 2
     assert "--actions are of shares, and the run trades linear" in " ".join(
-        capsys.readouterr().err.split()
+        cli.err(*words, "-c", "linear.toml", code=2).split()
     )
 
 

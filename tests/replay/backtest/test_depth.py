@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -13,12 +12,11 @@ from typing import Any
 import depth_cases as cases
 import numpy as np
 import pytest
-import torch
 from depth_cases import FIRST_MS, header, trained, walk, write
 from exchange_client import candles as made_candles
 from exchange_client import walk_rows
 from recordings import record, run_into
-from records import check_record, rows
+from records import check_record, rows, tamper
 
 from tracepaper.daemon.config.loading import load
 from tracepaper.daemon.session.models import make_orderbook
@@ -28,43 +26,17 @@ from tracepaper.replay.backtest.build import Replay, build
 from tracepaper.replay.backtest.market_data import MarketData
 from tracepaper.replay.explain.document import explain_decision
 from tracepaper.storage.database.reader import Reader
-from tracepaper.strategies.api.context import BarContext, Signal
-from tracepaper.strategies.api.strategy import Strategy
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 from tracepaper.strategies.networks.order_book import OrderBookConfig
 from tracepaper.strategies.order_book import books_in
-from tracepaper.strategies.types.decisions import Action
 from tracepaper.strategies.types.market import Depths
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 MINUTE_MS = 60_000
 BARS = 30
 WINDOW = 16
 NETWORK = OrderBookConfig(levels=5, window=WINDOW, dim=8, layers=1, heads=2, horizons=(1, 3))
-
-
-class Imbalance(Strategy):
-    """Long where more is bid than asked at the best levels of the newest books, else flat."""
-
-    books = 10
-
-    def __init__(self, options: dict[str, object]) -> None:
-        self._options = options
-
-    def decide(self, context: BarContext) -> Signal:
-        books = context.depth
-        if books is None or len(books) < self.books:
-            return Signal(Action.HOLD, "too few books")
-        bid, ask = books.size[:, :, 0].sum(axis=0).tolist()
-        seen = {"bid": float(bid), "ask": float(ask), "last_ms": float(books.seen_ms[-1])}
-        return Signal(Action.LONG if bid > ask else Action.FLAT, "as the books stand", note=seen)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
@@ -242,7 +214,7 @@ def test_books_are_counted_in_the_units_of_the_instrument_or_refused(
 
 def test_a_class_of_ones_own_sees_the_books_that_it_declares(tmp_path: Path, books: Path) -> None:
     given = {
-        "strategy": {"name": f"{__name__}:Imbalance"},
+        "strategy": {"name": "recorded_strategies:Imbalance"},
         "sizing": {"mode": "fixed", "quantity": "0.1"},
         "account": {"cash": "1000000"},
         "model": {"checkpoint": "none"},
@@ -346,9 +318,7 @@ def test_a_decision_whose_books_are_gone_says_so(
 ) -> None:
     path = tmp_path / "a.db"
     run_id = replayed(path, books, checkpoint)
-    with closing(sqlite3.connect(path)) as database:
-        database.execute("DELETE FROM events WHERE kind = 'depth'")
-        database.commit()
+    tamper(path, "DELETE FROM events WHERE kind = 'depth'")
     query = "SELECT sequence FROM v_decisions ORDER BY sequence LIMIT 1 OFFSET 20"
     ((sequence,),) = rows(path, query)
     with pytest.raises(DataInvalid, match="no longer has the order books that decision"):

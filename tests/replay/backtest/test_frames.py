@@ -12,6 +12,7 @@ import own_strategies as own
 import pytest
 from exchange_client import FIRST_MS, walk_rows
 from exchange_client import candles as made_candles
+from recorded_strategies import Framed
 from recordings import record
 from records import check_record, decision_hashes, rows, run_again
 
@@ -24,31 +25,20 @@ from tracepaper.replay.checks.isolation import FreshProcesses
 from tracepaper.replay.checks.lookahead import Limits, lookahead
 from tracepaper.replay.checks.recursive import recursive
 from tracepaper.strategies.api.context import BarContext, Signal
-from tracepaper.strategies.api.strategy import Strategy
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
-from tracepaper.strategies.types.decisions import Action
 
 MINUTE = 60_000
 SEEN: list[tuple[int, list[int], list[int]]] = []
 """At each question: the time, and when the bars of both frames had closed."""
 
 
-class Trend(Strategy):
-    """Long while the close is above the mean of the last quarters of an hour."""
-
-    warmup = 3
-    frames = ("5", "15")
-    frames_warmup = {"15": 4}  # noqa: RUF012 - as a user writes it
-
-    def __init__(self, options: dict[str, object]) -> None:
-        self._options = options
+class Trend(Framed):
+    """Keeps what it is asked with."""
 
     def decide(self, context: BarContext) -> Signal:
         fives, quarters = context.timeframe("5"), context.timeframe("15")
         SEEN.append((context.time, fives.time.tolist(), quarters.time.tolist()))
-        above = context.close > quarters.close.mean() and fives.close[-1] > fives.open[0]
-        note = {"fives": float(fives.close.sum()), "quarters": float(quarters.close.sum())}
-        return Signal(Action.LONG if above else Action.FLAT, "as the quarters say", note=note)
+        return super().decide(context)
 
 
 def walk(count: int = 400, *, seed: int = 1, symbol: str = "BTCUSDT") -> Candles:

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import stock_files
+from command_line import Cli
 from exchange_client import candles as made_candles
 from exchange_client import walk_rows
 
@@ -122,12 +123,10 @@ def test_minutes_make_a_month_and_one_that_lacks_one_is_dropped() -> None:
 
 
 def test_a_run_of_a_file_of_months_is_that_of_its_days(
-    run: Path, days: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    run: Path, days: Path, tmp_path: Path, cli: Cli
 ) -> None:
     replayed(tmp_path / "made.db", days, "--set", "market.interval=1mo")
-    capsys.readouterr()
-    assert invoke(["parity", f"{run}#last", f"{tmp_path / 'made.db'}#last", "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)
+    found = cli.json("parity", f"{run}#last", f"{tmp_path / 'made.db'}#last")
     assert (found["compared"], found["identical"], found["only_in_first"]) == (78, 78, 0)
 
 
@@ -146,12 +145,11 @@ def test_verify_lookahead_and_recursive_hold_over_months(
 
 
 def test_an_archive_holds_months_without_a_hole(
-    run: Path, months: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    run: Path, months: Path, tmp_path: Path, cli: Cli
 ) -> None:
     archive = str(tmp_path / "archive.db")
-    assert invoke(["data", "import", str(months), "--archive", archive]) == 0
-    assert invoke(["data", "list", "--archive", archive, "--json"]) == 0
-    text = capsys.readouterr().out
+    assert cli("data", "import", months, "--archive", archive).code == 0
+    text = cli.out("data", "list", "--archive", archive, "--json")
     listed = json.loads(text[text.index("{") :])["series"][0]
     assert (listed["bars"], listed["gaps"]) == (78, [])
     with History.open(Path(archive)) as history:
@@ -159,9 +157,7 @@ def test_an_archive_holds_months_without_a_hole(
         for bar in history.read("linear:BTCUSDT", MONTH_MS):
             assert bar.market_ms == bar.close_time_ms == month_start(month_of(bar.market_ms))
     replayed(tmp_path / "run.db", Path(archive))
-    capsys.readouterr()
-    assert invoke(["parity", f"{run}#last", f"{tmp_path / 'run.db'}#last", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["identical"] == 78
+    assert cli.json("parity", f"{run}#last", f"{tmp_path / 'run.db'}#last")["identical"] == 78
 
 
 FRAMED = '''

@@ -10,13 +10,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from command_line import Cli
 from exchange_client import candles as made_candles
 from exchange_client import walk_rows
 from recordings import record
 from records import check_record, decision_hashes, rows
 from report_cases import build_report_of
 
-from tracepaper.daemon.cli import invoke
 from tracepaper.daemon.config.loading import Config, load
 from tracepaper.replay.archive import Candles, slice_candles
 from tracepaper.replay.archive.candles import resample
@@ -95,20 +95,17 @@ def unsaid(**strategy: Any) -> Config:
     return configured(strategy=strategy)
 
 
-def test_the_usual_windows_fit_the_candles_and_stay_with_the_run(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_usual_windows_fit_the_candles_and_stay_with_the_run(tmp_path: Path, cli: Cli) -> None:
     path, again = tmp_path / "a.db", tmp_path / "again.db"
     run_id = record(path, unsaid(), [walk()])  # 6.25 days
     assert windows(path) == ["6h", "12h", "1d", "2d"]
     assert rows(path, "SELECT count(*) > 10 FROM v_fills") == [(1,)]
     check_record(path)
-    assert invoke(["report", run_id, "--db", str(path)]) == 0
-    said = " ".join(capsys.readouterr().out.split())
+    said = " ".join(cli.out("report", run_id, "--db", path).split())
     assert (
         "Warning: the trend is taken over 6h, 12h, 1d, 2d, since the candles span 6.2 days" in said
     )
-    assert invoke(["replay", "--data", f"{path}#{run_id}", "--db", str(again), "--json"]) == 0
+    assert cli("replay", "--data", f"{path}#{run_id}", "--db", again, "--json").code == 0
     assert windows(again) == windows(path)
     assert decision_hashes(again) == decision_hashes(path)
 
@@ -170,26 +167,20 @@ def test_the_report_judges_the_trends_own_side(tmp_path: Path) -> None:
     assert row.gross_bp == pytest.approx(1e4 * mean(map(float, gross)))
 
 
-def test_explain_says_what_the_trend_was_made_of(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    record(tmp_path / "a.db", configured(), [walk(300)])
+def test_explain_says_what_the_trend_was_made_of(here: Path, cli: Cli) -> None:
+    record(here / "a.db", configured(), [walk(300)])
     ((sequence, at),) = rows(
-        tmp_path / "a.db",
+        here / "a.db",
         "SELECT sequence, open_time_ms FROM v_decisions WHERE action = 'LONG' LIMIT 1",
     )
-    noted = dict(rows(tmp_path / "a.db", "SELECT name, number FROM v_notes WHERE sequence = :n",
+    noted = dict(rows(here / "a.db", "SELECT name, number FROM v_notes WHERE sequence = :n",
                       n=sequence))  # fmt: skip
-    capsys.readouterr()
-    assert invoke(["explain", f"last:{sequence}", "--db", "a.db"]) == 0
-    text = " ".join(capsys.readouterr().out.split())
+    text = " ".join(cli.out("explain", f"last:{sequence}", "--db", "a.db").split())
     assert "The strategy noted: trend_4h" in text
     assert f"The trend is {noted['trend']:+.4f}, the mean of its distances" in text
     assert f"40.0% ÷ {noted['volatility']:.1%} a year): {noted['size']:+.4f}." in text
     assert noted["size"] == noted["trend"] * min(1, 0.4 / noted["volatility"])
-    assert invoke(["explain", f"last:{sequence + 1}", "--db", "a.db", "--json"]) == 0
-    said = json.loads(capsys.readouterr().out)
+    said = cli.json("explain", f"last:{sequence + 1}", "--db", "a.db")
     assert said["notes"] == {}
     assert said["decision"]["reason"] == "no hour has closed"
     assert (at + QUARTER) % HOUR == 0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 from collections.abc import Sequence
 from dataclasses import replace
 from decimal import Decimal
@@ -13,6 +12,7 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
+from command_line import Cli
 
 from tracepaper.daemon.broker.execution import ExecutionCosts
 from tracepaper.daemon.cli import invoke
@@ -20,12 +20,7 @@ from tracepaper.replay.archive import Candles
 from tracepaper.replay.archive.executions import Execution, Executions
 from tracepaper.replay.archive.order_book import DepthHeader, DepthWriter, RecordedDepth
 from tracepaper.replay.checks.paper_fills import BookFills, OpenFills, orders_of
-from tracepaper.replay.checks.slippage import (
-    BASIS_POINT,
-    FAR,
-    SlippageFindings,
-    calibrate,
-)
+from tracepaper.replay.checks.slippage import BASIS_POINT, FAR, SlippageFindings, calibrate
 from tracepaper.replay.samples import DEMO_CANDLES
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.order_book import Books
@@ -276,7 +271,7 @@ def test_latency_and_slippage_are_found_where_books_were_recorded() -> None:
 
 
 def test_recorded_books_are_read_by_the_command(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     depth = recorded(SENT, 1)
@@ -297,13 +292,11 @@ def test_recorded_books_are_read_by_the_command(
                 [one.symbol, one.side, one.price, one.quantity, one.time_ms, one.created_ms]
             )
     command = ["calibrate", str(path), "--depth", str(tmp_path / "books.depth")]
-    assert invoke([*command, "--json"]) == 0
-    document = json.loads(capsys.readouterr().out)
+    document = cli.json(*command)
     assert (document["model"], document["orders"]) == ("quote", len(SENT))
     assert [one["key"] for one in document["settings"]] == ["slippage_bp", "latency_ms"]
     assert document["settings"][1]["proposed"] == pytest.approx(700, abs=100)
-    assert invoke(command) == 0
-    said = capsys.readouterr().out
+    said = cli.out(*command)
     assert max(map(len, said.splitlines())) <= 80
     (every,) = document["figures"]["all"]
     assert f"{every['bias_bp']['value']:+,.2f} ± {every['bias_bp']['error']:,.2f}" in said
@@ -393,13 +386,9 @@ SETTINGS = [
 ]  # fmt: skip
 
 
-def test_paper_fills_of_a_run_have_no_bias_under_its_own_settings(
-    exported: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_paper_fills_of_a_run_have_no_bias_under_its_own_settings(exported: Path, cli: Cli) -> None:
     command = ["calibrate", str(exported), "--candles", str(DATA)]
-    capsys.readouterr()
-    assert invoke([*command, *SETTINGS, "--json"]) == 0
-    document = json.loads(capsys.readouterr().out)
+    document = cli.json(*command, *SETTINGS)
     assert (document["rows"], document["orders"], document["left_out"]) == (177, 177, {})
     for rows in document["figures"].values():
         assert sum(row["orders"] for row in rows) == 177
@@ -407,8 +396,7 @@ def test_paper_fills_of_a_run_have_no_bias_under_its_own_settings(
             assert row["bias_bp"] == {"value": 0.0, "error": None}
             assert row["std_bp"] == 0.0
     assert document["settings"] == []  # of nine days nothing is proposed
-    assert invoke([*command, *SETTINGS[:2], *SETTINGS[4:], "--json"]) == 0
-    less = json.loads(capsys.readouterr().out)
+    less = cli.json(*command, *SETTINGS[:2], *SETTINGS[4:])
     assert less["figures"]["all"][0]["bias_bp"]["value"] == pytest.approx(0.5, abs=0.02)
 
 

@@ -14,10 +14,10 @@ import explained_runs
 import msgspec
 import numpy as np
 import pytest
+from command_line import Cli
 from forging import rechain
 from native_objects import built, loops_of
 
-from tracepaper.daemon.cli import invoke
 from tracepaper.replay.backtest.predictors import RETURNS
 from tracepaper.replay.checks.compare import TOLERANCES, RowCheck, StepComparison, is_rounding
 from tracepaper.replay.checks.verify import Verification, verify_run
@@ -193,7 +193,7 @@ def test_each_float_has_its_tolerance(run: Path, name: str, share: float, holds:
 
 
 def test_what_differs_only_in_time_is_counted_by_its_gate_in_json(
-    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    run: Path, tmp_path: Path, cli: Cli
 ) -> None:
     late = tmp_path / "late.db"
     shutil.copy(run, late)
@@ -204,8 +204,7 @@ def test_what_differs_only_in_time_is_counted_by_its_gate_in_json(
             f"refused_by = 'late', passed = passed & ~4 WHERE sequence = {outcome}"
         )
         raw.commit()
-    assert invoke(["parity", f"{run}#last", f"{late}#last", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["timing"]["late"] > 0
+    assert cli.json("parity", f"{run}#last", f"{late}#last")["timing"]["late"] > 0
 
 
 # ---------------------------------------------------------------- the halves of an ensemble

@@ -14,11 +14,12 @@ from typing import Any
 
 import explained_runs
 import pytest
+from builders import present
 from exchange_client import candles as made_candles
 from exchange_client import walk_rows
 from forging import rechain
 from recordings import copied, recorded
-from records import run_again
+from records import rows, run_again, tamper
 
 from tracepaper.daemon.config.loading import load
 from tracepaper.daemon.engine.engine import Engine
@@ -107,10 +108,7 @@ def opened(path: Path) -> list[int]:
 
 def forge(path: Path, *statements: str) -> None:
     """Change rows of *path*, and compute every digest anew."""
-    with closing(sqlite3.connect(path)) as raw:
-        for statement in statements:
-            assert raw.execute(statement).rowcount > 0, statement
-        raw.commit()
+    tamper(path, *statements)
     rechain(path)
 
 
@@ -131,8 +129,7 @@ def test_one_commit_is_derived_alone_from_the_state_before_it(tmp_path: Path) ->
     copied(recorded(config, data_of("crossing"), started_at_ms=1, group_steps=50), path)
     with Reader.open(path) as reader:
         run_id = reader.find("last")
-        bounds = reader.commit_of(1, 160)
-        assert bounds is not None
+        bounds = present(reader.commit_of(1, 160))
         found = verify_run(reader, path, run_id, commit=160)
         assert (found.holds, found.steps, found.from_step) == (True, 50, bounds[0])
         assert bounds[0] <= 160 <= bounds[1]
@@ -321,8 +318,7 @@ def test_an_order_or_a_fill_that_contradicts_itself_is_found(
     path = tmp_path / "run.db"
     replayed(path, of)
     until = prune(path, 3).until_sequence if is_pruned else 100
-    with closing(sqlite3.connect(path)) as raw:
-        (step,) = raw.execute("SELECT min(sequence) FROM fills").fetchone()
+    (step,) = rows(path, "SELECT min(sequence) FROM fills")[0]
     assert step < until
     assert not audited(path)
     old, at = f"sequence <= {until}", f"sequence = {step}"
@@ -337,13 +333,11 @@ def test_the_fills_of_a_pruned_shadow_account_are_held_to_its_positions(tmp_path
     assert not audited(path)
     pruned = f"book > 0 AND sequence <= {done.until_sequence}"
     shadow = f"UPDATE fills SET notional = notional + 1 WHERE {pruned}"
-    with closing(sqlite3.connect(path)) as raw:
-        (first,) = raw.execute("SELECT min(sequence) FROM fills WHERE book > 0").fetchone()
+    (first,) = rows(path, "SELECT min(sequence) FROM fills WHERE book > 0")[0]
     assert first <= done.until_sequence
     forge(path, shadow)
     with Reader.open(path) as reader:
-        problem = audit(reader.connection, reader.find("last")).problem
-        assert problem is not None
+        problem = present(audit(reader.connection, reader.find("last")).problem)
         assert problem.tables == ("fills",)
         told = check_trades(reader.connection, reader.find("last"))
     assert told is not None

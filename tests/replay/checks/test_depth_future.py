@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from multiprocessing import Pipe
 from pathlib import Path
@@ -47,12 +46,6 @@ LEAKS = {
     "the books after the close": f"{AHEAD}books = books.part(after, after + 30)\n{HEAVIER}",
     "the mid at the end": f"{AHEAD}return by(books.price[-1, 0, 0] > now.depth.price[-1, 0, 0])",
 }
-
-
-@pytest.fixture(scope="module")
-def fresh() -> Iterator[FreshProcesses]:
-    with FreshProcesses() as server:
-        yield server
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,6 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-import explained_runs
 import pytest
 from forging import audited, believed, forged, unequal
 from recordings import record
@@ -73,11 +72,6 @@ def replayed(path: Path, market: SeededMarket, strategy: type[Strategy]) -> Path
 def booked(market: SeededMarket, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a run with a decision of every kind of order, which a recorded book filled."""
     return replayed(tmp_path_factory.mktemp("booked") / "run.db", market, Flagged)
-
-
-@pytest.fixture(scope="module")
-def modelled() -> Path:
-    return explained_runs.recorded()
 
 
 FLAGS = [

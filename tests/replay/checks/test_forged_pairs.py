@@ -9,20 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import depth_cases
-import explained_runs
 import numpy as np
 import own_strategies as own
 import pytest
 from exchange_client import candles as made_candles
 from exchange_client import walk_rows
-from forging import (
-    audited,
-    believed,
-    forged,
-    literal,
-    plantings,
-    verified,
-)
+from forging import audited, believed, forged, literal, plantings, verified
 from recordings import record
 from records import rows
 from vector_cases import CONTEXT, sections
@@ -62,18 +54,6 @@ def recorded(path: Path, candles: list[Candles], depth: Any = (), **given: Any) 
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return recorded(tmp_path_factory.mktemp("pairs") / "plain.db", [made_candles(walk_rows(60))])
-
-
-@pytest.fixture(scope="module")
-def several(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    pair = [replace(made_candles(walk_rows(40, seed=2)), symbol="ETHUSDT")]
-    path = tmp_path_factory.mktemp("pairs") / "several.db"
-    return recorded(path, [made_candles(walk_rows(40)), *pair])
-
-
-@pytest.fixture(scope="module")
-def modelled() -> Path:
-    return explained_runs.recorded()
 
 
 def first(path: Path, column: str) -> str:
@@ -156,30 +136,6 @@ def test_a_key_and_the_hash_of_the_configuration_are_believed_where_it_has_no_ef
         f"UPDATE runs SET config = {literal(text)}, config_sha256 = {literal(digest)}",
     )
     assert believed(made) is passes
-
-
-# ---------------------------------------------------------------- several symbols
-
-SWAPPED = {
-    "two symbols of a close": "UPDATE steps SET instrument = 1 - instrument WHERE sequence = {}",
-    "a symbol of a fill": "UPDATE fills SET instrument = 1 - instrument "
-    "WHERE sequence = (SELECT min(sequence) FROM fills)",
-    "a symbol of an order": "UPDATE orders SET instrument = 1 - instrument "
-    "WHERE sequence = (SELECT min(sequence) FROM orders)",
-    "a symbol of the ledger": "UPDATE ledger SET instrument = 1 - instrument "
-    "WHERE (sequence, ordinal) = (SELECT sequence, ordinal FROM ledger "
-    "WHERE instrument IS NOT NULL ORDER BY sequence DESC LIMIT 1)",
-}
-
-
-@pytest.mark.parametrize("name", SWAPPED)
-def test_symbols_that_change_places_are_found(several: Path, tmp_path: Path, name: str) -> None:
-    bars = rows(
-        several, "SELECT sequence FROM steps WHERE open > 0 ORDER BY sequence LIMIT 2 OFFSET 20"
-    )
-    statements = [SWAPPED[name].format(step) for (step,) in bars]
-    made = forged(several, tmp_path / "forged.db", *dict.fromkeys(statements))
-    assert not believed(made)
 
 
 # ---------------------------------------------------------------- books

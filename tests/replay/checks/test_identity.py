@@ -11,11 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from tracepaper.replay.checks.identity import (
-    DecisionIdentity,
-    decision_identity,
-    scale_factor,
-)
+from tracepaper.replay.checks.identity import DecisionIdentity, decision_identity, scale_factor
 from tracepaper.strategies.errors import InvariantBroken
 from tracepaper.strategies.gates.gate import gate_order
 from tracepaper.strategies.types.decisions import (

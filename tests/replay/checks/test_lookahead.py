@@ -563,22 +563,19 @@ def test_a_class_that_hangs_later_is_not_proved_to_the_end(
 
 
 @pytest.fixture
-def folder(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, walk: Candles, other: Candles
-) -> Iterator[Path]:
+def folder(here: Path, walk: Candles, other: Candles) -> Iterator[Path]:
     """Write two files of candles, and a class that reads one of them; work there."""
     for part in (walk, other):
         columns = (part.open_time_ms, part.open, part.high, part.low, part.close, part.volume)
         rows = zip(*(column.tolist() for column in columns), strict=True)
         lines = [",".join(map(str, row)) for row in rows]
         text = "open_time,open,high,low,close,volume\n" + "\n".join(lines) + "\n"
-        (tmp_path / f"{part.symbol}.csv").write_text(text)
+        (here / f"{part.symbol}.csv").write_text(text)
     reads = own.source(init="open('BTCUSDT.csv').close()", decide="return by(bar.close > bar.open)")
-    (tmp_path / "peeking.py").write_text(reads)
-    (tmp_path / "peeking.toml").write_text('[strategy]\nname = "peeking:Mine"\n')
-    monkeypatch.chdir(tmp_path)
-    with own.importable(tmp_path):
-        yield tmp_path
+    (here / "peeking.py").write_text(reads)
+    (here / "peeking.toml").write_text('[strategy]\nname = "peeking:Mine"\n')
+    with own.importable(here):
+        yield here
 
 
 BOTH = ["--data", "BTCUSDT.csv", "--data", "ETHUSDT.csv", "--probes", "1"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
@@ -27,12 +26,6 @@ HOLD = "Signal(Action.HOLD, 'nothing new')"
 @pytest.fixture(scope="module")
 def walk() -> Candles:
     return made_candles(walk_rows(300))
-
-
-@pytest.fixture(scope="module")
-def fresh() -> Iterator[FreshProcesses]:
-    with FreshProcesses() as server:
-        yield server
 
 
 def configured(name: str, **sections: dict[str, Any]) -> Config:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,12 +27,6 @@ PAIR = [
     made_candles(walk_rows(80)),
     replace(made_candles(walk_rows(80, seed=2)), symbol="ETHUSDT"),
 ]
-
-
-@pytest.fixture(scope="module")
-def fresh() -> Iterator[FreshProcesses]:
-    with FreshProcesses() as server:
-        yield server
 
 
 def configured(other: dict[str, Any], candles: list[Candles]) -> Config:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from command_line import Cli
 from fed_daemon import Process
 from hedged_cases import configured
 from hedged_cases import walk as hedged_events
@@ -322,28 +323,24 @@ def written(path: Path, fills: Sequence[Execution]) -> str:
 
 
 def test_an_import_replaces_the_one_before_and_is_in_the_report(
-    crossing: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    crossing: Path, tmp_path: Path, cli: Cli
 ) -> None:
     paper = paper_fills(crossing)
     command = ["calibrate", "--run", "last", "--db", str(crossing)]
     dearer = [replace(fill, price=fill.price + 1) for fill in paper]
-    assert invoke([*command, written(tmp_path / "a.csv", dearer), "--json"]) == 0
-    capsys.readouterr()
+    assert cli(*command, written(tmp_path / "a.csv", dearer), "--json").code == 0
     fills = written(tmp_path / "b.csv", paper[:-7])
-    assert invoke([*command, fills, "--json"]) == 0
-    answer = json.loads(capsys.readouterr().out)
+    answer = cli.json(*command, fills)
     assert (answer["fills"], answer["left_out"]) == (len(paper) - 7, {})
     assert answer["notes"][-1].startswith("7 decisions after the last fill of the file")
     by_part = {row["part"]: row for row in answer["shortfall"]}
     assert by_part["missed"]["decisions"] == 7
     assert by_part["price"]["money"] == by_part["delay"]["money"] == 0
     assert len(answer["shortfall_decisions"]) == len(stored(crossing)) == len(paper)
-    assert invoke(["report", "last", "--db", str(crossing), "--json"]) == 0
-    report = json.loads(capsys.readouterr().out)
+    report = cli.json("report", "last", "--db", crossing)
     for name in ("shortfall", "shortfall_decisions"):
         assert report[name] == answer[name]
-    assert invoke([*command, fills]) == 0
-    assert "Shortfall by decision" in capsys.readouterr().out
+    assert "Shortfall by decision" in cli.out(*command, fills)
     shelf = Databases([crossing])
     account = documents.account(shelf.find(answer["run_id"]))
     *_, table = account.parts

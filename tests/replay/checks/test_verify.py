@@ -7,7 +7,6 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from exchange_client import candles as made_candles
 from exchange_client import walk_rows
 from forging import rechain
 from recordings import copied, record, recorded
+from records import tamper
 from storage_cases import prune
 
 from tracepaper.daemon.config.loading import Config, load
@@ -431,16 +431,7 @@ LOST = {
     "the tail": "DELETE FROM {} WHERE sequence >= 300",
     "every step": "DELETE FROM {}",
 }
-ROWS = ("steps", "events", "states", "answers", "outcomes", "holdings", "orders", "fills")
-
-
-def tamper(path: Path, *statements: str) -> None:
-    """Do *statements* to the database at *path*; the chain is left as it was."""
-    with closing(sqlite3.connect(path)) as raw:
-        raw.execute("PRAGMA foreign_keys = OFF")
-        for statement in statements:
-            raw.execute(statement)
-        raw.commit()
+ROWS = ("steps", "events", "states", "outcomes", "holdings", "orders", "fills")
 
 
 @pytest.mark.parametrize("lost", list(LOST))

@@ -9,10 +9,10 @@ from pathlib import Path
 import explained_runs
 import numpy as np
 import pytest
+from command_line import Cli
 from explained_runs import LAST
 from pages import document_in, layers_of, said_in
 
-from tracepaper.daemon.cli import invoke
 from tracepaper.replay.explain.attribution import MemberView, by_model, compare, sided
 from tracepaper.replay.explain.document import (
     age_chart,
@@ -88,36 +88,34 @@ def test_a_model_of_other_bars_or_without_attention_is_refused(database: Path) -
         by_model(database, past(database), "flash-1m")
 
 
-def said(capsys: pytest.CaptureFixture[str], code: int, *words: object) -> tuple[str, str]:
-    assert invoke(["explain", *map(str, words)]) == code
-    read = capsys.readouterr()
+def said(cli: Cli, code: int, *words: object) -> tuple[str, str]:
+    read = cli("explain", *words)
+    assert read.code == code
     return read.out, read.err
 
 
-def test_explain_compares_on_the_terminal_and_as_json(
-    database: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_explain_compares_on_the_terminal_and_as_json(database: Path, cli: Cli) -> None:
     words = (f"last:{LAST}", "--db", database)
-    out, _ = said(capsys, 0, *words, "--with", f"last:{LAST - 30}")
+    out, _ = said(cli, 0, *words, "--with", f"last:{LAST - 30}")
     assert "Beside each other" in out
     assert f"decision {LAST - 30:,}" in out
-    told = json.loads(said(capsys, 0, *words, "--with", f"last:{LAST}", "--json")[0])["compared"]
+    told = json.loads(said(cli, 0, *words, "--with", f"last:{LAST}", "--json")[0])["compared"]
     assert told["common_bars"] == pytest.approx(1.0)
     own = database.parent / "small"
-    told = json.loads(said(capsys, 0, *words, "--compare", own, "--json")[0])["compared"]
+    told = json.loads(said(cli, 0, *words, "--compare", own, "--json")[0])["compared"]
     assert told["common_by_layer"] == pytest.approx([1.0, 1.0])
-    _, err = said(capsys, 2, *words, "--compare", own, "--with", "last")
+    _, err = said(cli, 2, *words, "--compare", own, "--with", "last")
     assert "leave --with or --compare out" in err
-    _, err = said(capsys, 1, *words, "--with", "last:1")
+    _, err = said(cli, 1, *words, "--with", "last:1")
     assert "came before its model was warm" in err
 
 
 def test_a_decisions_page_holds_its_charts_and_asks_nobody(
-    database: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    database: Path, tmp_path: Path, cli: Cli
 ) -> None:
     page = tmp_path / "page.html"
     words = (f"last:{LAST}", "--db", database, "--with", f"last:{LAST - 30}", "--page", page)
-    _, err = said(capsys, 0, *words)
+    _, err = said(cli, 0, *words)
     assert f"The page is {page}." in err
     document = document_in(page)
     charts = [part for part in document["parts"] if part["kind"] == "chart"]

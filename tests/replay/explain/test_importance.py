@@ -11,6 +11,7 @@ from pathlib import Path
 import explained_runs
 import numpy as np
 import pytest
+from command_line import Cli
 from programs import ROOT
 
 import tracepaper
@@ -64,17 +65,13 @@ def test_ages_are_told_apart_in_groups_that_reach_four_times_as_far() -> None:
     assert found == pytest.approx({"age_0": 1.0, "age_64": 9.0, "age_256": 11.0, "older": 7.0})
 
 
-def test_features_are_those_of_the_decisions_that_are_asked(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_features_are_those_of_the_decisions_that_are_asked(tmp_path: Path, cli: Cli) -> None:
     sample = ROOT / "replay/samples/binance_um_BTCUSDT_1m_2025-05-26.csv.gz"
     path = tmp_path / "run.db"
     span = ["--from", "2025-05-31T10:00", "--to", "2025-05-31T12:00", "--db", str(path)]
-    assert invoke(["replay", "--data", str(sample), *span]) == 0
-    capsys.readouterr()
+    assert cli("replay", "--data", sample, *span).code == 0
     given = ["report", "last", "--db", str(path), "--importance", "1h", "--samples", "2", "--json"]
-    assert invoke(given) == 0
-    made = json.loads(capsys.readouterr().out)
+    made = json.loads(cli.out(*given))
     assert len(made["importance_bars"]) == 2
     first, second = made["importance_features"]
     assert (first["decisions"], second["decisions"]) == (2, 2)

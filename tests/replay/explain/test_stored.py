@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import math
 import shutil
 import tomllib
@@ -13,6 +12,7 @@ from typing import Any
 
 import explained_runs
 import pytest
+from command_line import Cli
 from programs import ROOT
 from rich.console import Console
 
@@ -49,11 +49,8 @@ def test_a_missing_decision_names_the_nearest(database: Path) -> None:
         read_stored(database, run_id, 999)
 
 
-def test_without_a_run_the_last_decision_is_explained(
-    database: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert invoke(["explain", "--db", str(database), "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["decision"]["sequence"] == 60
+def test_without_a_run_the_last_decision_is_explained(database: Path, cli: Cli) -> None:
+    assert cli.json("explain", "--db", database)["decision"]["sequence"] == 60
 
 
 def test_a_decision_without_a_model_says_so(database: Path) -> None:

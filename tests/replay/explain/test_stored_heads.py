@@ -13,6 +13,7 @@ from pathlib import Path
 import explained_runs
 import numpy as np
 import pytest
+from command_line import Cli
 from msgspec import structs
 from records import rows
 
@@ -319,7 +320,7 @@ def spread_run(folder: Path, mode: str, threshold: str) -> Path:
 
 
 def test_the_spread_of_dropout_is_stored_judged_shown_and_verified(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, cli: Cli
 ) -> None:
     path = spread_run(tmp_path / "scan", "scan", "0.5")
     said = forecasts(path)
@@ -336,12 +337,10 @@ def test_the_spread_of_dropout_is_stored_judged_shown_and_verified(
         path, "SELECT measure, passed FROM v_gates WHERE gate = 'dropout_spread' ORDER BY sequence"
     )
     assert [one for one, _ in gates if one is not None] == pytest.approx(measured)
-    assert invoke(["verify", "last", "--db", str(path)]) == 0
+    assert cli("verify", "last", "--db", path).code == 0
     stepped = spread_run(tmp_path / "step", "step", "0.5")
     assert [one.heads for one in forecasts(stepped)] == [one.heads for one in said]
-    capsys.readouterr()
-    assert invoke(["explain", f"last:{explained_runs.LAST}", "--db", str(path)]) == 0
-    assert "dropout_spread" in capsys.readouterr().out
+    assert "dropout_spread" in cli.out("explain", f"last:{explained_runs.LAST}", "--db", path)
     # At the median of what was measured, half of the decisions are refused.
     middle = sorted(measured)[len(measured) // 2]
     strict = spread_run(tmp_path / "strict", "scan", f"{middle:.10f}")

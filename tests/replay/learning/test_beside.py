@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from command_line import Cli
 from learning import (
     DAY_BARS,
     HORIZONS,
@@ -146,7 +147,7 @@ def test_models_of_every_kind_are_held_to_the_same_bars(
     network: Path,
     candles: str,
     tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    cli: Cli,
 ) -> None:
     page = tmp_path / "page.html"
     words = ["evaluate", str(network), "--data", candles, "--holdout", AS_TEXT, "--json"]
@@ -154,8 +155,7 @@ def test_models_of_every_kind_are_held_to_the_same_bars(
     others = [str(first), str(other), "beside_mine:Mine"]
     for name in others:
         words += ["--compare", name]
-    assert invoke(words) == 0
-    found = json.loads(capsys.readouterr().out)
+    found = json.loads(cli.out(*words))
     assert [one["name"] for one in found["beside"]] == others
     assert len({found["id"], *(one["id"] for one in found["beside"])}) == 4
     for span in found["spans"]:
@@ -175,13 +175,12 @@ def test_models_of_every_kind_are_held_to_the_same_bars(
 
 
 def test_the_difference_is_that_of_losses_in_log_returns(
-    first: Path, other: Path, candles: str, capsys: pytest.CaptureFixture[str]
+    first: Path, other: Path, candles: str, cli: Cli
 ) -> None:
     """By the definition, from each model judged alone."""
     words = ["evaluate", str(first), "--data", candles, "--compare", str(other), "--json"]
     dates = ["--from", iso(TEN_DAYS.from_ms or 0), "--to", iso(TEN_DAYS.until_ms or 0)]
-    assert invoke([*words, *dates]) == 0
-    tables = json.loads(capsys.readouterr().out)["spans"][0]["tables"]
+    tables = json.loads(cli.out(*words, *dates))["spans"][0]["tables"]
     alone = [judged(path, candles, TEN_DAYS) for path in (first, other)]
     for horizon in HORIZONS:
         one, rival = (each.forecasts.at(horizon) for each in alone)

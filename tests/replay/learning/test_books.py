@@ -7,7 +7,7 @@ import json
 import math
 import re
 import tomllib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import replace
 from pathlib import Path
@@ -38,13 +38,11 @@ from tracepaper.replay.learning.fit import Policy
 from tracepaper.replay.learning.order_books import UNKNOWN, BookDataset, labels_of
 from tracepaper.replay.learning.splits import Fold, Part
 from tracepaper.storage.checkpoints import CARD_NAME
-from tracepaper.strategies.errors import (
-    CheckpointMismatch,
-    ConfigInvalid,
-    DataInvalid,
-)
+from tracepaper.strategies.errors import CheckpointMismatch, ConfigInvalid, DataInvalid
 from tracepaper.strategies.networks.order_book import OrderBookConfig, OrderBookNetwork
 from tracepaper.strategies.order_book import Books, books_of
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 TINY = choose(
     "window=8",
@@ -56,14 +54,6 @@ TINY = choose(
     "training.threads=1",
     "training.windows=1",
 )
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -7,9 +7,9 @@ from dataclasses import replace as replaced
 import builders
 import numpy as np
 import pytest
+from builders import present
 from learning import table
 from msgspec.structs import replace
-from numpy.typing import NDArray
 
 from tracepaper.replay.learning.judge.forecasts import MODEL, Forecasts
 from tracepaper.replay.learning.judge.gates import (
@@ -32,7 +32,6 @@ from tracepaper.replay.report.honesty import FEW_DAYS
 from tracepaper.strategies.gates.gate import GATES, INPUTS, GateInputs, names_for, values_of
 from tracepaper.strategies.types.calibration import CALIBRATED, FittedConfidence
 
-Floats = NDArray[np.float64]
 ROWS, DAYS = 4_000, 80
 NAMES = (*INPUTS, "entropy_0", "entropy_1")
 
@@ -180,9 +179,8 @@ def test_a_bar_is_judged_by_a_fit_that_its_own_outcome_cannot_move() -> None:
     before = cross_fitted(known, known.labels["hit"], NAMES, signed=True)
     judged, _ = folds(known)[2]
     turned = np.where(judged, 1 - known.labels["hit"], known.labels["hit"])
-    after = cross_fitted(known, turned, NAMES, signed=True)
+    after = present(cross_fitted(known, turned, NAMES, signed=True))
     assert before is not None
-    assert after is not None
     assert (before[judged] == after[judged]).all()
     assert (before[~judged] != after[~judged]).any()
 
@@ -226,8 +224,7 @@ def test_regimes_are_the_planted_ones_in_the_order_of_what_followed() -> None:
         labels={**found.labels, "realised": realised},
         values={**found.values, GATE_COLUMNS: measures},
     )
-    cells = fit_cells(made, 3)
-    assert cells is not None
+    cells = present(fit_cells(made, 3))
     assert cells.ratio == pytest.approx((0.5, 1.0, 3.0))
     judged = judge_cells(made, cells, 0.1)
     shares = [float((planted == kind).mean()) for kind in (2, 0, 1)]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from builders import present
+from command_line import Cli
 from learning import (
     DAY_BARS,
     HORIZONS,
@@ -24,7 +25,6 @@ from learning import (
 )
 from pages import document_in, said_in
 
-from tracepaper.daemon.cli import invoke
 from tracepaper.replay.document.charts import LineLayer, RuleLayer
 from tracepaper.replay.learning import statistics
 from tracepaper.replay.learning.dataset import Dataset
@@ -112,12 +112,11 @@ def judgements(network: Checkpoint, material: Dataset) -> list[SpanJudgement]:
 
 
 def test_spans_are_judged_each_by_itself_and_counted(
-    glm: Path, candles: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    glm: Path, candles: str, tmp_path: Path, cli: Cli
 ) -> None:
     page = tmp_path / "page.html"
     words = ["evaluate", str(glm), "--data", candles, "--holdout", AS_TEXT]
-    assert invoke([*words, "--json", "--html", str(page)]) == 0
-    found = json.loads(capsys.readouterr().out)
+    found = cli.json(*words, "--html", page)
     assert [span["name"] for span in found["spans"]] == ["A", "B"]
     assert [span["days"] for span in found["spans"]] == [2, 2]
     for span, wanted in zip(found["spans"], SPANS, strict=True):
@@ -151,11 +150,8 @@ def test_spans_are_judged_each_by_itself_and_counted(
     assert {"har", "ewma", "log linear"} <= set(lines)
 
 
-def test_the_terminal_says_what_the_document_says(
-    glm: Path, candles: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert invoke(["evaluate", str(glm), "--data", candles, "--from", iso(SPANS[1][1] or 0)]) == 0
-    said = capsys.readouterr().out
+def test_the_terminal_says_what_the_document_says(glm: Path, candles: str, cli: Cli) -> None:
+    said = cli.out("evaluate", glm, "--data", candles, "--from", iso(SPANS[1][1] or 0))
     assert "the model less each baseline" in said
     assert "how many recipes were judged" in said
     assert "basis points each" not in said
@@ -171,21 +167,19 @@ def test_the_terminal_says_what_the_document_says(
     ],
 )
 def test_what_cannot_be_judged_is_refused_in_one_sentence(
-    glm: Path, candles: str, words: list[str], said: str, capsys: pytest.CaptureFixture[str]
+    glm: Path, candles: str, words: list[str], said: str, cli: Cli
 ) -> None:
-    assert invoke(["evaluate", str(glm), "--data", candles, *words]) == 2
-    told = capsys.readouterr().err
+    told = cli.err("evaluate", glm, "--data", candles, *words, code=2)
     assert said in told
     assert told.count("\n") == 1
 
 
 def test_folds_fit_anew_open_no_span_and_say_what_choice_is_luck(
-    glm: Path, candles: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    glm: Path, candles: str, tmp_path: Path, cli: Cli
 ) -> None:
     counted = read_openings(glm.parent / FILE_NAME)
     words = ["evaluate", str(glm), "--data", candles, "--html", str(tmp_path / "folds.html")]
-    assert invoke([*words, "--folds", "combinatorial:4/2", "--json"]) == 0
-    tables = json.loads(capsys.readouterr().out)["tables"]
+    tables = cli.json(*words, "--folds", "combinatorial:4/2")["tables"]
     own = by_forecaster(tables["folds_qlike"]["rows"], 5)
     assert set(own) >= {"model", "har", "gamma glm"}
     # A glm is the gamma regression that is a baseline: fitted on the same bars, the same.
@@ -200,7 +194,7 @@ def test_folds_fit_anew_open_no_span_and_say_what_choice_is_luck(
 
 
 def test_a_network_is_fitted_anew_on_folds_that_walk_alone(
-    network: Checkpoint, material: Dataset, candles: str, capsys: pytest.CaptureFixture[str]
+    network: Checkpoint, material: Dataset, candles: str, cli: Cli
 ) -> None:
     from tracepaper.replay.learning.judge.folds import refit, tables
 
@@ -349,8 +343,7 @@ def test_candles_without_the_training_are_judged_by_what_is_stored(glm: Path, ca
 def test_the_charts_of_a_judgement_show_what_it_measured(judgements: list[SpanJudgement]) -> None:
     one = judgements[0]
     curves = curves_of(one)
-    panel = risk_coverage(curves)
-    assert panel is not None
+    panel = present(risk_coverage(curves))
     assert panel.x.is_reversed
     lines = [layer for layer in panel.layers if isinstance(layer, LineLayer)]
     assert len(lines) == len(curves)
@@ -359,8 +352,7 @@ def test_the_charts_of_a_judgement_show_what_it_measured(judgements: list[SpanJu
         assert line.y == pytest.approx(curve.excess, rel=1e-5)
     assert len({(line.role, line.dash) for line in lines}) == len(lines)
 
-    weekly = coverage_by_week(one)
-    assert weekly is not None
+    weekly = present(coverage_by_week(one))
     claim, *by_horizon = weekly.layers
     assert isinstance(claim, RuleLayer)
     assert claim.at == 0.9
@@ -375,8 +367,7 @@ def test_the_charts_of_a_judgement_show_what_it_measured(judgements: list[SpanJu
 
     horizon = HORIZONS[len(HORIZONS) // 2]
     middle = one.forecasts.at(horizon)
-    summed = qlike_by_day(one)
-    assert summed is not None
+    summed = present(qlike_by_day(one))
     assert f"at {horizon} bars" in summed.y.title
     [har] = (layer for layer in summed.layers if getattr(layer, "name", "") == "har")
     assert isinstance(har, LineLayer)
@@ -387,8 +378,7 @@ def test_the_charts_of_a_judgement_show_what_it_measured(judgements: list[SpanJu
     daily = [float((own - other)[middle.day == day].mean()) for day in np.unique(middle.day)]
     assert har.y == pytest.approx(np.cumsum(daily), rel=1e-4)
 
-    said = reliability(one)
-    assert said is not None
+    said = present(reliability(one))
     reliable = said.layers[1]
     assert isinstance(reliable, LineLayer)
     bins = bins_of(one)

@@ -9,6 +9,7 @@ import learning
 import numpy as np
 import pytest
 import torch
+from builders import present
 from fakes import registered
 from msgspec import structs
 from scipy import stats
@@ -116,19 +117,16 @@ def said(seed: int = 0, rows: int = 50) -> Outputs:
 def test_further_heads_keep_their_order_whatever_they_learn() -> None:
     outputs = said()
     assert outputs.tails is not None
-    assert outputs.drawdown is not None
-    assert outputs.regimes is not None
-    assert outputs.path is not None
     rare, usual = outputs.tails[..., 0, :], outputs.tails[..., 1, :]
     assert outputs.tails.shape == (1, 50, 2, 2, 2, 2)
     assert float(outputs.tails.min()) > 0
     for at_risk, shortfall in (rare.unbind(-1), usual.unbind(-1)):
         assert bool((shortfall >= at_risk).all())
     assert bool((rare >= usual).all())
-    assert bool((outputs.drawdown.diff(dim=-1) >= 0).all())
-    assert float(outputs.drawdown.min()) > 0
-    assert bool((outputs.path.diff(dim=-1) >= 0).all())
-    shares, means, _ = outputs.regimes.unbind(-2)
+    assert bool((present(outputs.drawdown).diff(dim=-1) >= 0).all())
+    assert float(present(outputs.drawdown).min()) > 0
+    assert bool((present(outputs.path).diff(dim=-1) >= 0).all())
+    shares, means, _ = present(outputs.regimes).unbind(-2)
     assert torch.allclose(shares.exp().sum(-1), torch.ones(1, 50, 2).double())
     assert bool((means.diff(dim=-1) > 0).all())
     assert torch.equal(means[:, :1], means[:, -1:])  # levels are the same at every bar
@@ -147,8 +145,7 @@ def test_further_heads_follow_the_volatility_and_leave_its_gradient_alone() -> N
     assert torch.allclose(ratio, grown[..., None, None, None].expand_as(ratio))
     assert torch.allclose(second.drawdown / first.drawdown, grown[..., None].expand(1, 3, 1, 2))
     (second.tails.sum() + second.drawdown.sum() + second.path.sum()).backward()
-    assert made.project.weight.grad is not None
-    assert float(made.project.weight.grad[made.widths[0] + 1 + 1 + 3].abs().max()) == 0.0
+    assert float(present(made.project.weight.grad)[made.widths[0] + 1 + 1 + 3].abs().max()) == 0.0
 
 
 @pytest.mark.parametrize("share", SHARES)
@@ -382,8 +379,7 @@ def test_one_decision_says_as_returns_what_was_judged_in_units(
     x, sigma = torch.from_numpy(segment.values[window])[None], float(segment.sigma[row])
     with torch.inference_mode():
         outputs = trained.explain(x, torch.arange(x.shape[1])).outputs
-    every = head_forecasts(outputs, np.array([sigma]), (5,), levels)
-    assert every is not None
+    every = present(head_forecasts(outputs, np.array([sigma]), (5,), levels))
     (heads,) = every
     forecast = Forecast((5,), (0.0,), (1.0,), (0.3,), (0.4,), (0.3,), (1.0,), "m", heads=heads)
     rows = {table.key: np.array(table.rows)[:, 1:] for table in auxiliary_tables(forecast)}

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from command_line import Cli
 from learning import DAY_BARS, HORIZONS, by_forecaster, choose, learnable, split, write_csv
 
-from tracepaper.daemon.cli import invoke
 from tracepaper.replay.learning.dataset import Dataset
 from tracepaper.replay.learning.judge.folds import Refits, ablated, ablation_tables, refit
 from tracepaper.replay.learning.judge.forecasts import MODEL, ModelForecasts
@@ -61,7 +60,7 @@ def checkpoint(material: Dataset, tmp_path_factory: pytest.TempPathFactory) -> P
 
 
 def test_a_change_is_fitted_anew_and_stands_beside_the_recipe_as_it_is(
-    checkpoint: Path, candles: str, capsys: pytest.CaptureFixture[str]
+    checkpoint: Path, candles: str, cli: Cli
 ) -> None:
     words = [
         "evaluate",
@@ -74,8 +73,7 @@ def test_a_change_is_fitted_anew_and_stands_beside_the_recipe_as_it_is(
     ]
     changes = ["clock=week,sessions", "training.steps=1"]
     given = [word for change in changes for word in ("--ablate", change)]
-    assert invoke([*words, *given, "--json"]) == 0
-    tables = json.loads(capsys.readouterr().out)["tables"]
+    tables = cli.json(*words, *given)["tables"]
     [_, *rows] = by_forecaster(tables["instead_qlike"]["rows"], 5).values()
     assert [row["forecaster"] for row in rows] == changes
     for row in rows:
@@ -140,12 +138,9 @@ def test_what_is_no_change_is_refused_in_one_sentence(
         ablated(load(checkpoint).card, change)
 
 
-def test_a_change_needs_folds(
-    checkpoint: Path, candles: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_change_needs_folds(checkpoint: Path, candles: str, cli: Cli) -> None:
     words = ["evaluate", str(checkpoint), "--data", candles, "--ablate", "encoding=none"]
-    assert invoke(words) == 2
-    assert "give --folds walk:1" in capsys.readouterr().err
+    assert "give --folds walk:1" in cli.err(*words, code=2)
 
 
 def test_a_value_is_read_as_the_recipe_writes_it(checkpoint: Path) -> None:

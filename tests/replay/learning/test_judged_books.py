@@ -5,7 +5,6 @@ The files claim to be of the exchange, which no test can have; what is in them i
 
 from __future__ import annotations
 
-import json
 import re
 import subprocess
 import sys
@@ -17,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from command_line import Cli
 from depth_cases import FIRST_MS, depth, header, walk, write
 from learning import by_forecaster, choose, judge_checkpoint
 from pages import said_in
@@ -121,28 +121,24 @@ def poor(file: Path) -> str:
     return trained(file.parent / "poor", file, *choose("training.steps=1", "dim=4", "heads=1"))
 
 
-def answered(capsys: pytest.CaptureFixture[str], *words: object) -> Any:
-    code = invoke(["evaluate", *map(str, words), *choose("evaluation.threads=1"), "--json"])
-    said = capsys.readouterr()
-    assert code == 0, said.err
-    return json.loads(said.out)
+def answered(cli: Cli, *words: object) -> Any:
+    return cli.json("evaluate", *words, *choose("evaluation.threads=1"))
 
 
-def refused(capsys: pytest.CaptureFixture[str], *words: object) -> str:
-    capsys.readouterr()
-    assert invoke(["evaluate", *map(str, words), *choose("evaluation.threads=1")]) != 0
-    said = capsys.readouterr()
+def refused(cli: Cli, *words: object) -> str:
+    said = cli("evaluate", *words, *choose("evaluation.threads=1"))
+    assert said.code != 0
     assert CLAIM.search(said.out) is None
     assert said.err.count("\n") == 1
     return said.err
 
 
 def test_spans_are_judged_apart_and_beside_another_network(
-    good: str, poor: str, file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    good: str, poor: str, file: Path, tmp_path: Path, cli: Cli
 ) -> None:
     page = tmp_path / "page.html"
     words = ("--data", file, "--holdout", AS_TEXT, "--html", page)
-    found = answered(capsys, good, *words, "--compare", poor)
+    found = answered(cli, good, *words, "--compare", poor)
     assert [(one["name"], one["days"]) for one in found["spans"]] == [("A", 20), ("B", 20)]
     books = [one["figures"]["1"]["books"] for one in found["spans"]]
     assert books == [20 * (LATER - 1)] * 2  # no label reaches over a gap
@@ -156,16 +152,14 @@ def test_spans_are_judged_apart_and_beside_another_network(
     counted = {one.model for one in read_openings(Path(good).parent / FILE_NAME)}
     assert {found["id"], found["beside"][0]["id"]} <= counted
     assert "the model less each other model" in said_in(page)
-    turned = answered(capsys, poor, *words, "--compare", good)["spans"][0]["tables"]
+    turned = answered(cli, poor, *words, "--compare", good)["spans"][0]["tables"]
     other = by_forecaster(turned["beside_log_loss"]["rows"], 1)[good]
     same = by_forecaster(found["spans"][0]["tables"]["beside_log_loss"]["rows"], 1)[poor]
     assert other["verdict"] == "worse"
     assert other["less"]["value"] == pytest.approx(-same["less"]["value"])
 
 
-def test_the_whole_is_what_the_card_says(
-    good: str, file: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_whole_is_what_the_card_says(good: str, file: Path, cli: Cli) -> None:
     card = load(Path(good)).card
     [training, *_] = [
         one
@@ -175,10 +169,10 @@ def test_the_whole_is_what_the_card_says(
     assert training.from_ms == instant(
         card["split"]["untouched_from"]
     )  # what a training judges, it has opened
-    found = answered(capsys, good, "--data", file)
+    found = answered(cli, good, "--data", file)
     assert found["figures"] == card["figures"]
     dates = ("--from", "2025-02-10", "--to", "2025-03-02")
-    part = answered(capsys, good, "--data", file, *dates)
+    part = answered(cli, good, "--data", file, *dates)
     assert part["figures"]["1"]["days"] == 20
 
 
@@ -204,11 +198,11 @@ def test_a_difference_is_that_of_the_losses_and_few_days_say_nothing(good: str, 
 
 
 def test_a_recipe_and_changes_of_it_are_fitted_anew_on_recorded_days(
-    good: str, file: Path, capsys: pytest.CaptureFixture[str]
+    good: str, file: Path, cli: Cli
 ) -> None:
     changes = ("training.steps=1", "levels=1")
     more = [word for change in changes for word in ("--ablate", change)]
-    found = answered(capsys, good, "--data", file, "--folds", "walk:1", *more)["tables"]
+    found = answered(cli, good, "--data", file, "--folds", "walk:1", *more)["tables"]
     [own, *_] = by_forecaster(found["folds_accuracy"]["rows"], 1).values()
     assert own["value"]["value"] > 0.9
     frequencies = by_forecaster(found["folds_log_loss"]["rows"], 1)["frequencies"]
@@ -262,22 +256,20 @@ def test_no_held_out_book_moves_a_fold_and_a_fold_that_leaks_is_found(tmp_path: 
     ],
 )
 def test_of_embedded_books_no_option_prints_a_figure(
-    more: tuple[str, ...], tmp_path: Path, file: Path, capsys: pytest.CaptureFixture[str]
+    more: tuple[str, ...], tmp_path: Path, file: Path, cli: Cli
 ) -> None:
     own = tmp_path / "own.depth"
     write(own, walk(60, levels=2), of=header(levels=2))
     model = trained(tmp_path / "model", own, *choose("training.steps=1"))
-    capsys.readouterr()
     for data in (own, file):
-        assert invoke(["evaluate", model, "--data", str(data), *more]) == 0
-        said = capsys.readouterr().out
+        said = cli.out("evaluate", model, "--data", data, *more)
         assert said.startswith("untrained: 1.0 minutes of depth, seven days are needed")
         assert CLAIM.search(said) is None
-    assert answered(capsys, model, "--data", own, *more)["figures"] == {}
+    assert answered(cli, model, "--data", own, *more)["figures"] == {}
 
 
 def test_what_cannot_be_asked_of_books_is_refused_in_one_sentence(
-    good: str, file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    good: str, file: Path, tmp_path: Path, cli: Cli
 ) -> None:
     of = header(levels=2, every_ms=PACE_MS)
     write(tmp_path / "loopback", planted(hours(8)), of=of)
@@ -313,18 +305,18 @@ def test_what_cannot_be_asked_of_books_is_refused_in_one_sentence(
         ((good, "--compare", "flash-15m"), "which no model of bars does"),
     ]
     for (model, *more), sentence in wrong:
-        assert sentence in refused(capsys, model, "--data", file, *more), sentence
-    loopback = refused(capsys, good, "--data", tmp_path / "loopback", *walk_1)
+        assert sentence in refused(cli, model, "--data", file, *more), sentence
+    loopback = refused(cli, good, "--data", tmp_path / "loopback", *walk_1)
     assert "Only books that `tracepaper data record` took from" in loopback
-    few = refused(capsys, short, "--data", tmp_path / "short", *walk_1)
+    few = refused(cli, short, "--data", tmp_path / "short", *walk_1)
     assert "are 6.4 days of depth, and folds need seven" in few
 
 
 def test_a_network_of_books_is_no_rival_of_a_model_of_bars(
-    good: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    good: str, tmp_path: Path, cli: Cli
 ) -> None:
     words = ("flash-15m", "--data", tmp_path / "candles.csv", "--compare", good)
-    assert "which flash-15m does not; name a model of bars" in refused(capsys, *words)
+    assert "which flash-15m does not; name a model of bars" in refused(cli, *words)
 
 
 def test_a_checkpoint_is_checked_by_an_interpreter_that_drops_assertions() -> None:

@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from command_line import Cli
 from learning import (
     DAY_BARS,
     HORIZONS,
     START_MS,
-    answered,
     by_forecaster,
     choose,
     judge_checkpoint,
@@ -171,12 +171,12 @@ def test_spans_are_judged_apart_and_stand_beside_models_of_any_kind(
     models: dict[str, Path],
     paths: list[str],
     tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    cli: Cli,
 ) -> None:
     page = tmp_path / "page.html"
     words = ["evaluate", models["portfolio"], *given(paths), "--holdout", AS_TEXT, "--html", page]
     others = [str(models[kind]) for kind in ("crossasset", "flash")]
-    found = answered(capsys, *words, *ONE_THREAD, "--compare", others[0], "--compare", others[1])
+    found = cli.json(*words, *ONE_THREAD, "--compare", others[0], "--compare", others[1])
     assert [(one["name"], one["days"]) for one in found["spans"]] == [("A", 1), ("B", 1)]
     assert [one["symbols"] for one in found["spans"]] == [list(SYMBOLS)] * 2
     assert {one["openings"] for one in found["spans"]} == {1}
@@ -202,7 +202,7 @@ def test_spans_are_judged_apart_and_stand_beside_models_of_any_kind(
 
 
 def test_a_single_instruments_model_stands_beside_one_of_several(
-    models: dict[str, Path], paths: list[str], capsys: pytest.CaptureFixture[str]
+    models: dict[str, Path], paths: list[str], cli: Cli
 ) -> None:
     """The difference is that of the other order, with its sign turned."""
     dates = ["--from", iso(SPANS[0].from_ms or 0), "--to", iso(SPANS[0].until_ms or 0)]
@@ -211,7 +211,7 @@ def test_a_single_instruments_model_stands_beside_one_of_several(
     for one, other in (pair, pair[::-1]):
         words = ["evaluate", one, *given(paths), *dates, "--compare", other]
         more = [*choose("evaluation.explained_bars=500")] if one == models["flash"] else []
-        tables = answered(capsys, *words, *ONE_THREAD, *more)["spans"][0]["tables"]
+        tables = cli.json(*words, *ONE_THREAD, *more)["spans"][0]["tables"]
         values.append(
             [
                 by_forecaster(tables[f"beside_{loss}"]["rows"], horizon)[str(other)]["less"][
@@ -303,12 +303,12 @@ def test_a_span_holds_what_its_own_days_made(judged: SpanJudgement) -> None:
 
 
 def test_a_recipe_and_a_change_of_it_are_fitted_anew_on_folds(
-    models: dict[str, Path], paths: list[str], capsys: pytest.CaptureFixture[str]
+    models: dict[str, Path], paths: list[str], cli: Cli
 ) -> None:
     words = ["evaluate", models["portfolio"], *given(paths), "--folds", "walk:1"]
     changes = ["every=30", "layers=2"]
     more = [word for change in changes for word in ("--ablate", change)]
-    tables = answered(capsys, *words, *ONE_THREAD, *more)["tables"]
+    tables = cli.json(*words, *ONE_THREAD, *more)["tables"]
     for key in ("instead_qlike", "instead_sign", "instead_across", "instead_weights"):
         horizon = 1440 if key == "instead_weights" else 30
         [_, *rows] = by_forecaster(tables[key]["rows"], horizon).values()

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from builders import present
 from learning import table
 from numpy.typing import NDArray
 from scipy import integrate, stats
@@ -130,12 +131,10 @@ def test_breaches_that_follow_one_another_are_found() -> None:
     source = np.random.default_rng(3)
     always = np.ones(4_999, dtype=np.bool_)
     even = source.random(5_000) < 0.05
-    found = christoffersen(even, always)
-    assert found is not None
+    found = present(christoffersen(even, always))
     assert found > 0.05
     clustered = np.repeat(source.random(500) < 0.05, 10)
-    found = christoffersen(clustered, always)
-    assert found is not None
+    found = present(christoffersen(clustered, always))
     assert found < 1e-6
     assert christoffersen(np.zeros(50, dtype=np.bool_), always[:49]) is None
     assert christoffersen(clustered, ~always) is None

@@ -25,6 +25,8 @@ import other_symbol_cases as other_cases
 import pytest
 import stock_files
 from book_modality_cases import ENDS, EVERY_MS, LEVELS, SPLIT, leans, write_books
+from builders import present
+from forging import verified
 from killed_replays import killed, resumed
 from learning import DAY_BARS, MINUTE_MS, START_MS, Say, choose, learnable, write_csv
 from other_symbol_cases import LEADER, LED, closes
@@ -51,7 +53,6 @@ from tracepaper.replay.backtest.build import build
 from tracepaper.replay.backtest.market_data import MarketData
 from tracepaper.replay.backtest.predictors import ScanPredictor
 from tracepaper.replay.checks.parity import ComparedRun, compare_runs
-from tracepaper.replay.checks.verify import verify_run
 from tracepaper.replay.learning.dataset import Dataset, joined_to, read_files
 from tracepaper.replay.learning.fitted import DataRequest, candle_model, read_candles_of
 from tracepaper.replay.learning.side_inputs import BookInputs, CovariateInputs
@@ -262,8 +263,7 @@ def compared(one: Path, two: Path) -> int:
 
 
 def check(database: Path) -> None:
-    with Reader.open(database) as reader:
-        assert verify_run(reader, database, reader.find("last")).differences == []
+    assert verified(database).differences == []
 
 
 # ---------------------------------------------------------------- what holds of all
@@ -711,8 +711,7 @@ def test_bars_without_a_book_are_no_samples(books: Scene) -> None:
     supplied = BookInputs.read([books.folder / "books.depth"])
     data = Dataset.read([str(books.folder / CSV)], lambda _: split, (5, 30), vectors=supplied)
     (segment,) = data.segments
-    lacks = segment.lacks
-    assert lacks is not None
+    lacks = present(segment.lacks)
     assert np.flatnonzero(lacks).tolist() == list(range(*HOLE))
     assert np.isfinite(segment.values[segment.first :]).all()
     without = Dataset.read([str(books.folder / CSV)], lambda _: split, (5, 30))
@@ -899,8 +898,7 @@ async def test_the_live_loop_decides_as_the_replay(other: Scene, tmp_path: Path)
     path = tmp_path / "live.db"
     audit = SqlAuditLog.open(path)
     replay = build(other.config(), other.fed(), started_at_ms=0, database=path, mode="step")
-    model = replay.forecaster
-    assert model is not None
+    model = present(replay.forecaster)
     history = BarHistory([item.id for item in replay.instruments], context=model.context)
     predictor = WorkerPredictor(
         model, history, Worker("live"), period_start_ms=replay.run.period_start_ms,
@@ -936,8 +934,7 @@ def test_a_forged_bar_of_the_other_is_found_at_the_decisions_that_asked_it(
         opened.commit()
     code, out, _ = say("audit", "verify", "last", "--db", forged)
     assert code == 1, out
-    with Reader.open(forged) as reader:
-        found = verify_run(reader, forged, reader.find("last"))
+    found = verified(forged)
     assert found.differences
     assert any(LED in str(one) for one in found.differences)
 
@@ -994,8 +991,7 @@ def test_a_late_bar_of_the_other_is_the_same_live_in_one_pass_and_after_a_warm_s
     never = means(by_step(forecaster(other), list(closes(SHORT, lacks=[610]))))
     assert never[625].mean_return != on_time[625].mean_return
     model = forecaster(other)
-    source = run_source(model)
-    assert source is not None
+    source = present(run_source(model))
     for event in events:
         source.see(event)
     own = [one for one in events if isinstance(one, Bar) and one.instrument.endswith(LED)]

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 from builders import bar, instrument
-from learning import DAY_BARS, START_MS, answered, choose, learnable, write_csv
+from command_line import Cli
+from learning import DAY_BARS, START_MS, choose, learnable, write_csv
 from recordings import record
 from records import rows
 
@@ -47,11 +48,10 @@ def data(count: int = BARS) -> list[Candles]:
     return [made(symbol, count) for symbol in SYMBOLS]
 
 
-def refused(capsys: pytest.CaptureFixture[str], *words: object) -> str:
+def refused(cli: Cli, *words: object) -> str:
     """Run a command that is refused; return what it says."""
-    capsys.readouterr()
-    assert invoke([str(word) for word in words]) != 0
-    said = capsys.readouterr()
+    said = cli(*words)
+    assert said.code != 0
     return " ".join((said.out + said.err).split())
 
 
@@ -148,7 +148,7 @@ def test_it_is_trained_traded_verified_and_judged_again(
     trained: Callable[..., Path],
     files: list[Path],
     tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    cli: Cli,
 ) -> None:
     folder = trained(kind, *more)
     card = load(folder).card
@@ -166,8 +166,7 @@ def test_it_is_trained_traded_verified_and_judged_again(
         assert set(one) == {"network", "learnt", "ewma", "mean_of_the_training_part"}
     said = [one for one in card["honesty"]["sentences"] if "the network's own, are" in one]
     assert len(said) == (3 if of_pairs else 0)
-    capsys.readouterr()
-    again = answered(capsys, "evaluate", folder, *given(files), *choose("evaluation.threads=1"))
+    again = cli.json("evaluate", folder, *given(files), *choose("evaluation.threads=1"))
     assert again["figures"] == card["figures"]
     said = [one for one in card["honesty"]["sentences"] if "LightGBM" not in one]
     assert again["sentences"] == [*said, *card["training"]["not_used"]]
@@ -397,14 +396,13 @@ def test_no_later_bar_and_no_order_of_symbols_moves_it(trained: Callable[..., Pa
 
 
 def test_a_decision_says_which_asset_and_which_of_its_bars(
-    trained: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    trained: Callable[..., Path], tmp_path: Path, cli: Cli
 ) -> None:
     path = tmp_path / "run.db"
     record(path, configured(trained("portfolio"), "portfolio"), data())
     asked = rows(path, "SELECT sequence FROM v_notes WHERE name = 'weight' ORDER BY 1 DESC")
     sequence = asked[1][0]
-    capsys.readouterr()
-    document = answered(capsys, "explain", f"last:{sequence}", "--db", path, "--full")
+    document = cli.json("explain", f"last:{sequence}", "--db", path, "--full")
     found = document["influence"]
     assert found["largest_difference"] == 0.0
     assert [len(row) for row in found["matrix"]] == [3, 3, 3]
@@ -417,19 +415,18 @@ def test_a_decision_says_which_asset_and_which_of_its_bars(
     closed = document["decision"]["open_time_ms"]
     assert all(one["open_time_ms"] <= closed for one in found["heaviest"])
     words = ["explain", f"last:{sequence}", "--db", str(path), "--full"]
-    assert invoke(words) == 0
-    said = " ".join(capsys.readouterr().out.split())
+    said = " ".join(cli.out(*words).split())
     assert "Influence: the share of each asset" in said
     assert f"It looked at {found['symbol']}" in said
     early = rows(path, "SELECT min(sequence) FROM v_decisions")[0][0]
-    cold = refused(capsys, "explain", f"last:{early}", "--db", path, "--full")
+    cold = refused(cli, "explain", f"last:{early}", "--db", path, "--full")
     assert "came before its model was warm" in cold
-    usual = answered(capsys, "explain", f"last:{sequence}", "--db", path, "--method", "rollout")[
+    usual = cli.json("explain", f"last:{sequence}", "--db", path, "--method", "rollout")[
         "influence"
     ]
     assert usual == found
-    kept = answered(
-        capsys, "explain", f"last:{sequence}", "--db", path, "--method", "rollout",
+    kept = cli.json(
+        "explain", f"last:{sequence}", "--db", path, "--method", "rollout",
         "--residual", "0.9",
     )["influence"]  # fmt: skip
     assert kept["residual_weight"] == 0.9
@@ -440,16 +437,14 @@ def test_a_decision_says_which_asset_and_which_of_its_bars(
         ["--fusion", "max"],
         ["--method", "rollout", "--discard", "0.5"],
     ):
-        other = refused(capsys, "explain", f"last:{sequence}", "--db", path, *words)
+        other = refused(cli, "explain", f"last:{sequence}", "--db", path, *words)
         assert "A network over several symbols is explained by its rollout" in other
-    other = refused(
-        capsys, "explain", f"last:{sequence}", "--db", path, "--with", f"last:{sequence}"
-    )
+    other = refused(cli, "explain", f"last:{sequence}", "--db", path, "--with", f"last:{sequence}")
     assert "looks at several symbols, of which `explain --full` and `--method rollout` say" in other
 
 
 def test_a_run_is_verified_by_the_checkpoint_kept_beside_it_and_by_no_other(
-    trained: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    trained: Callable[..., Path], tmp_path: Path, cli: Cli
 ) -> None:
     own = load(trained("portfolio"))
     folder = tmp_path / "own"
@@ -458,15 +453,15 @@ def test_a_run_is_verified_by_the_checkpoint_kept_beside_it_and_by_no_other(
     record(path, configured(folder, "portfolio"), data())
     shutil.rmtree(folder)
     sequence = rows(path, "SELECT max(sequence) FROM v_notes")[0][0]
-    assert answered(capsys, "verify", "last", "--db", path)["holds"]
-    found = answered(capsys, "explain", f"last:{sequence}", "--db", path, "--full")
+    assert cli.json("verify", "last", "--db", path)["holds"]
+    found = cli.json("explain", f"last:{sequence}", "--db", path, "--full")
     assert found["influence"]["largest_difference"] == 0.0
     kept = kept_folder(path, own.card["model"]["id"])
     changed = {name: tensor * 1.01 for name, tensor in own.tensors.items()}
     save(kept, changed, own.card)
-    assert "restore it" in refused(capsys, "verify", "last", "--db", path)
+    assert "restore it" in refused(cli, "verify", "last", "--db", path)
     shutil.rmtree(kept)
-    words = refused(capsys, "explain", f"last:{sequence}", "--db", path, "--full")
+    words = refused(cli, "explain", f"last:{sequence}", "--db", path, "--full")
     assert "is not kept any more" in words
 
 
@@ -518,31 +513,31 @@ def test_what_a_checkpoint_of_several_is_no_answer_to_is_refused_in_one_sentence
     trained: Callable[..., Path],
     files: list[Path],
     tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    cli: Cli,
 ) -> None:
     folder = trained("portfolio")
     config = tmp_path / "config.toml"
     config.write_text(f'[model]\ncheckpoint = "{folder}"\n[strategy]\nname = "attention"\n')
     words: tuple[object, ...] = ("replay", files[0], "-c", config, "--db", tmp_path / "run.db")
-    assert "answers for all symbols of a close" in refused(capsys, *words)
+    assert "answers for all symbols of a close" in refused(cli, *words)
     config.write_text('[strategy]\nname = "portfolio"\n')
-    assert "needs a checkpoint of that kind, and model.checkpoint" in refused(capsys, *words)
+    assert "needs a checkpoint of that kind, and model.checkpoint" in refused(cli, *words)
     config.write_text('[strategy]\nname = "portfolio"\n[model]\ncheckpoint = "none"\n')
-    assert "needs a model, and model.checkpoint is none" in refused(capsys, *words)
+    assert "needs a model, and model.checkpoint is none" in refused(cli, *words)
     named = f'[model]\ncheckpoint = "{folder}"\n'
     config.write_text(f'{named}[strategy]\nname = "crossasset"\n')
-    assert "is of the kind portfolio; name another" in refused(capsys, *words)
+    assert "is of the kind portfolio; name another" in refused(cli, *words)
     named += '[strategy]\nname = "portfolio"\n'
     config.write_text(f'{named}[market]\ninterval = "5"\n')
-    assert "trained on interval 1, and market.interval is 5" in refused(capsys, *words)
+    assert "trained on interval 1, and market.interval is 5" in refused(cli, *words)
     config.write_text(f"{named}[model.explanation]\nmethod = 'norm'\n")
-    assert "take model.explanation out" in refused(capsys, *words)
+    assert "take model.explanation out" in refused(cli, *words)
     config.write_text(f"{named}[gate]\nhorizon = 7\n")
-    assert "gate.horizon 7 is no horizon of the model" in refused(capsys, *words)
+    assert "gate.horizon 7 is no horizon of the model" in refused(cli, *words)
     words = ("evaluate", folder, *given(files), "--inspect", "context=5")
-    assert "examines what a model says of one instrument's bars" in refused(capsys, *words)
+    assert "examines what a model says of one instrument's bars" in refused(cli, *words)
     out = tmp_path / "out"
     words = (*training("crossasset"), *given(files[:1]), "--out", out)
-    assert "at least two symbols" in refused(capsys, *words)
+    assert "at least two symbols" in refused(cli, *words)
     words = (*training("crossasset", *choose("every=7")), *given(files), "--out", out)
-    assert "every is 7; weights are held for one of the horizons" in refused(capsys, *words)
+    assert "every is 7; weights are held for one of the horizons" in refused(cli, *words)

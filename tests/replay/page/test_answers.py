@@ -12,21 +12,14 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
+from builders import present
 from own_strategies import importable
 from page_cases import shown_of
 from report_cases import BTC, SAMPLE, STRICT, cross, replayed
 
 from tracepaper.replay.document.values import as_parts
 from tracepaper.replay.explain.decision import margin_text
-from tracepaper.replay.page import (
-    decisions,
-    derivations,
-    documents,
-    marks,
-    records,
-    rollups,
-    runs,
-)
+from tracepaper.replay.page import decisions, derivations, documents, marks, records, rollups, runs
 from tracepaper.replay.page.databases import Databases, HttpRefusal, ShownRun
 from tracepaper.replay.page.routes import match
 from tracepaper.replay.report.document import report_document
@@ -189,8 +182,7 @@ def test_a_decision_says_its_gates_and_its_way_to_the_fill(shown: ShownRun) -> N
 
 
 def test_a_cold_decision_says_how_many_bars_it_lacks(shown: ShownRun) -> None:
-    first = runs.run(shown).first_sequence
-    assert first is not None
+    first = present(runs.run(shown).first_sequence)
     found = decisions.decision(shown, first)
     assert found.title.startswith("Warming up: ")
     assert found.flip.startswith("It needs ")
@@ -278,8 +270,7 @@ def test_the_model_says_again_what_each_feature_added_and_where_each_head_looked
     assert told == sorted(set(told))
     assert len(told) >= 5
     assert answer.features[0].added_bp != 0
-    blocks = decisions.decision(found, sequence).looked
-    assert blocks is not None
+    blocks = present(decisions.decision(found, sequence).looked)
     for head in answer.heads:
         assert len(head.weights) == len(blocks.buckets)
         assert sum(head.weights) == pytest.approx(1, abs=1e-3)

@@ -14,6 +14,7 @@ from typing import Any, Final
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from browser import PHONE, SMALL, WIDE, opened
+from builders import present
 from page_cases import serving_apart
 from PIL import Image
 from playwright.sync_api import Browser, Page, expect
@@ -121,8 +122,7 @@ def test_it_opens_on_one_sentence_one_chart_and_the_newest_decision(
 def red(page: Page) -> tuple[float, float]:
     """Find the refusal that is drawn furthest to the right in the rows of gates."""
     image = Image.open(io.BytesIO(page.screenshot())).convert("RGB")
-    box = page.locator("ul.rows").bounding_box()
-    assert box is not None
+    box = present(page.locator("ul.rows").bounding_box())
     for x in range(int(box["x"]) - 4, 30, -1):
         for y in range(int(box["y"]), int(box["y"] + box["height"])):
             if image.getpixel((x, y)) == LOSS:
@@ -141,8 +141,7 @@ def test_a_click_on_a_drawn_refusal_gives_the_gates_of_v_gates(page: Page, datab
 def test_each_of_two_quick_clicks_opens_its_bar_and_asks_for_it_once(page: Page) -> None:
     asked: list[str] = []
     page.on("request", lambda request: asked.append(request.url))
-    box = page.locator(".chart .canvas").bounding_box()
-    assert box is not None
+    box = present(page.locator(".chart .canvas").bounding_box())
     found = []
     for x in (300, 700, 500):  # faster than a double click
         before = page.evaluate("location.hash")

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from browser import complaints
+from builders import present
 
 from tracepaper.replay.document.charts import (
     BandLayer,
@@ -152,8 +153,7 @@ def test_every_part_is_drawn_at_every_width_in_light_and_dark_without_a_complain
 def test_the_pointer_reads_all_panels_of_one_time(browser: Browser, file: Path) -> None:
     page = opened(browser, file)
     figure = page.locator("figure").first
-    box = figure.locator("svg[role=img]").first.bounding_box()
-    assert box is not None
+    box = present(figure.locator("svg[role=img]").first.bounding_box())
     page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
     said = figure.locator(".plot-reading")
     said.get_by_text("own").wait_for()
@@ -188,8 +188,7 @@ def test_dragging_zooms_all_panels_and_a_button_shows_all_again(
 ) -> None:
     page = opened(browser, file)
     figure = page.locator("figure").first
-    box = figure.locator("svg[role=img]").first.bounding_box()
-    assert box is not None
+    box = present(figure.locator("svg[role=img]").first.bounding_box())
     labels = figure.locator("text.axis").all_text_contents()
     page.mouse.move(box["x"] + 200, box["y"] + 60)
     page.mouse.down()

@@ -20,6 +20,7 @@ from urllib.parse import urlencode
 
 import aiohttp
 import pytest
+from command_line import Cli
 from fleet_cases import contents, followed, grown, of_command, shipped
 from postgres_server import Cluster
 from programs import BIN, Program
@@ -74,14 +75,14 @@ async def page_over(source: FleetSource) -> AsyncIterator[Asking]:
 
 
 async def test_rows_are_those_of_the_command(
-    source: FleetSource, postgres: Cluster, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    source: FleetSource, postgres: Cluster, tmp_path: Path, cli: Cli
 ) -> None:
     first, second = (shipped(tmp_path, source.url, name=name) for name in ("a", "b"))
     daemon = {"halted_by": "operator", "not_ready": ["warming up"]}
     postgres.sql(source.url, followed(first, PLANT, daemon), followed(second, "a", {"ready": True}))
     async with page_over(source) as page:
         found = await page.get("/fleet")
-        wanted = of_command(source.url, capsys)
+        wanted = of_command(source.url, cli)
         assert found["runs"] == wanted
         assert [(one["host"], one["health"]) for one in wanted] == [
             (PLANT, "halted"),
@@ -93,7 +94,7 @@ async def test_rows_are_those_of_the_command(
         grown(first, 60, seed=1, since=40)
         ship_once(first, source.url, needed_by="--to")
         found = await page.get("/fleet")
-        assert found["runs"] == of_command(source.url, capsys)
+        assert found["runs"] == of_command(source.url, cli)
         assert {one["steps"] for one in found["runs"]} == {60, 40}
 
 

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-import sqlite3
 from collections import Counter
-from contextlib import closing
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -15,6 +13,7 @@ import aiohttp
 import msgspec
 import pytest
 from page_cases import record, shown_of
+from records import rows
 
 from tracepaper.replay.archive.candles import bars_of
 from tracepaper.replay.archive.series import archive_instrument
@@ -126,8 +125,7 @@ def check(shown: ShownRun, database: Path) -> None:
     """Compare every count with the stored rows."""
     found = runs.run(shown)
     query = "SELECT refused_by, sequence FROM v_decisions ORDER BY sequence"
-    with closing(sqlite3.connect(database)) as connection:
-        stored = connection.execute(query).fetchall()
+    stored = rows(database, query)
     assert found.row.decisions == len(stored)
     refused = Counter(gate for gate, _ in stored if gate is not None)
     assert {gate.gate: gate.refused for gate in found.gates if gate.refused} == refused

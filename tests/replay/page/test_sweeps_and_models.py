@@ -12,7 +12,7 @@ import msgspec
 import numpy as np
 import pytest
 from page_cases import shown_of
-from records import decision_hashes
+from records import decision_hashes, tamper
 from report_cases import BTC, cross, replayed
 
 import tracepaper
@@ -93,8 +93,7 @@ def test_a_damaged_sweep_is_one_sentence(swept: Path, tmp_path: Path) -> None:
     assert refused.error.startswith("The sweep cut.db cannot be read")
     strange = tmp_path / "strange.db"
     strange.write_bytes(content)
-    with sqlite3.connect(strange) as db:
-        db.execute("UPDATE document SET content = '{'")
+    tamper(strange, "UPDATE document SET content = '{'")
     (refused,) = runs.runs(Databases([strange])).refused
     assert refused.error.startswith("The sweep strange.db cannot be read")
     for other in (b"", b"SQLite", content[:68] + b"\0\0\0\0" + content[72:]):

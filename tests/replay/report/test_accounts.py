@@ -1,18 +1,17 @@
 from __future__ import annotations
 
-import json
-import sqlite3
-from contextlib import closing
 from pathlib import Path
 
 import numpy as np
 import pytest
+from builders import present
+from command_line import Cli
 from hypothesis import given
 from hypothesis import strategies as st
 from pages import said_in
+from records import rows
 from report_cases import BTC, cross, replayed
 
-from tracepaper.daemon.cli import invoke
 from tracepaper.replay.api import Backtest
 from tracepaper.replay.report import benchmarks
 from tracepaper.replay.report.record import Bars
@@ -141,10 +140,8 @@ def test_every_place_is_as_likely_as_any_other() -> None:
 def test_random_twins_repeat_and_have_as_many_positions_as_the_run(cross_report: Report) -> None:
     record = cross_report.record
     marks = np.array([0, 700, 1_500])
-    one = benchmarks.random_twins(record, record.account, marks, count=20)
-    two = benchmarks.random_twins(record, record.account, marks, count=20)
-    assert one is not None
-    assert two is not None
+    one = present(benchmarks.random_twins(record, record.account, marks, count=20))
+    two = present(benchmarks.random_twins(record, record.account, marks, count=20))
     assert one.median.tolist() == two.median.tolist()
     changes = np.flatnonzero(np.diff(np.sign(record.account.held["linear:BTCUSDT"]))).size
     assert one.positions == changes  # long and short: every change of side opens one
@@ -166,8 +163,7 @@ def test_a_twin_at_the_only_possible_places_earns_what_the_run_earned(
     ledger = type(record.account)(
         "all", np.array([1e6, equity]), {"linear:BTCUSDT": held}, (), 0.0, 0.0, 0.0, 0.0
     )
-    found = benchmarks.random_twins(record, ledger, np.array([0]), count=3)
-    assert found is not None
+    found = present(benchmarks.random_twins(record, ledger, np.array([0]), count=3))
     assert found.final_median == pytest.approx(equity)
     assert found.beaten == 0.5, "as good as chance, for chance has no other place"
 
@@ -195,8 +191,7 @@ def test_an_account_without_information_beats_half_of_its_random_twins(
         ledger = type(record.account)(
             "all", np.array([1e6, equity]), {name: held}, fills, 0.0, 0.0, 0.0, 0.0
         )
-        twins = benchmarks.random_twins(record, ledger, np.array([0]), count=30)
-        assert twins is not None
+        twins = present(benchmarks.random_twins(record, ledger, np.array([0]), count=30))
         beaten.append(twins.beaten)
     # A share between 0 and 1 that is even has a deviation of 0.29: that of 30 of them is 0.05.
     assert np.mean(beaten) == pytest.approx(0.5, abs=0.15)
@@ -210,17 +205,14 @@ MARGIN = '\nmargin = "isolated"\nleverage = "10"\n'
 
 @pytest.mark.parametrize(("config", "held"), [(cross() + MARGIN, True), (cross(), False)])
 def test_the_account_says_margin_leverage_and_liquidation_price(
-    config: str, held: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    config: str, held: bool, tmp_path: Path, cli: Cli
 ) -> None:
     database = replayed(tmp_path, config, "--data", BTC, "--to", "2025-05-04T18:00")
     query = "SELECT margin, liquidation_price_text FROM v_positions ORDER BY sequence DESC LIMIT 1"
-    with closing(sqlite3.connect(database)) as connection:
-        ((margin, price),) = connection.execute(query).fetchall()
+    ((margin, price),) = rows(database, query)
     assert (margin is not None) is held
-    capsys.readouterr()
     page = tmp_path / "run.html"
-    assert invoke(["report", "--db", str(database), "--json", "--html", str(page)]) == 0
-    own, *others = json.loads(capsys.readouterr().out)["accounts"]
+    own, *others = cli.json("report", "--db", database, "--html", page)["accounts"]
     leverage = 10.0 if held else None
     assert (own["margin_used"], own["leverage"], own["liquidation_price"]) == (
         margin,
@@ -228,11 +220,9 @@ def test_the_account_says_margin_leverage_and_liquidation_price(
         price,
     )
     assert all(of["margin_used"] is None for of in others)
-    with closing(sqlite3.connect(database)) as connection:
-        ((run_id,),) = connection.execute("SELECT run_id FROM v_runs").fetchall()
+    ((run_id,),) = rows(database, "SELECT run_id FROM v_runs")
     assert Backtest(database, run_id).summary["end"] == own["end"]
     assert "liquidation_price" not in FIGURES, "no sweep is judged by it"
-    assert invoke(["report", "--db", str(database)]) == 0
-    shown = capsys.readouterr().out
+    shown = cli.out("report", "--db", database)
     assert ("liquidated at" in shown) is held
     assert ("liquidated at" in said_in(page)) is held

@@ -6,7 +6,7 @@ import empyrical
 import numpy as np
 import pytest
 import storage_cases as cases
-from builders import MINUTE
+from builders import MINUTE, present
 from report_cases import BTC, STRICT, build_report_of, cross, replayed
 
 from tracepaper.replay.report.figures import tables
@@ -75,8 +75,7 @@ def test_exposure_equals_a_count_by_hand(pair_report: Report) -> None:
 def test_buy_and_hold_stands_at_the_run_s_exposure_beside_the_full_one(
     cross_report: Report,
 ) -> None:
-    done = cross_report.accounts[0].activity
-    assert done is not None
+    done = present(cross_report.accounts[0].activity)
     assert done.mean_exposure is not None
     equal, full = cross_report.accounts[-2:]
     assert (equal.name, full.name) == (f"buy and hold at {done.mean_exposure:.2%}", BUY_AND_HOLD)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
@@ -12,20 +11,16 @@ import numpy as np
 import pytest
 import torch
 from builders import instrument
+from command_line import Cli
 from learning import learnable
 from msgspec import structs
 from recordings import record
 from torch import Tensor
 
-from tracepaper.daemon.cli import invoke
 from tracepaper.daemon.config.loading import load
 from tracepaper.replay.document.charts import HeatLayer
 from tracepaper.replay.explain.attribution import influence
-from tracepaper.replay.report.attention import (
-    COLUMNS_SHOWN,
-    InfluenceReport,
-    read_influence,
-)
+from tracepaper.replay.report.attention import COLUMNS_SHOWN, InfluenceReport, read_influence
 from tracepaper.replay.report.attention_charts import influence_chart, influence_quarters_chart
 from tracepaper.replay.report.report import Report, build_report
 from tracepaper.replay.report.trades import ClosedTrade
@@ -130,11 +125,10 @@ def swayed(report: Report) -> InfluenceReport:
 
 @pytest.mark.parametrize("name", PLANTED)
 def test_what_is_planted_is_the_matrix(
-    name: str, run: Callable[[str], tuple[Path, str]], capsys: pytest.CaptureFixture[str]
+    name: str, run: Callable[[str], tuple[Path, str]], cli: Cli
 ) -> None:
     path, _ = run(name)
-    assert invoke(["report", "last", "--db", str(path), "--heads", "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)["influence"]
+    found = cli.json("report", "last", "--db", path, "--heads")["influence"]
     assert found["symbols"] == list(SYMBOLS)
     assert min(found["decisions"]) == max(found["decisions"]) >= 10
     np.testing.assert_allclose(found["mean"], PLANTED[name][1], atol=1e-6)

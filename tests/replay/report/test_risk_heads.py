@@ -14,9 +14,9 @@ from typing import Any
 import explained_runs
 import numpy as np
 import pytest
+from command_line import Cli
 from scipy import stats
 
-from tracepaper.daemon.cli import invoke
 from tracepaper.replay.report.metrics import kupiec
 from tracepaper.replay.report.risk_heads import SaidAndCame, tables_of
 from tracepaper.storage.database.reader import Reader
@@ -41,17 +41,13 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return explained_runs.replayed(folder, network=network, edge="0")
 
 
-def reported(path: Path, capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
-    capsys.readouterr()
-    assert invoke(["report", "last", "--db", str(path), "--json"]) == 0
-    found: dict[str, Any] = json.loads(capsys.readouterr().out)
+def reported(path: Path, cli: Cli) -> dict[str, Any]:
+    found: dict[str, Any] = cli.json("report", "last", "--db", path)
     return found
 
 
-def test_the_report_says_what_heads_said_and_what_came(
-    run: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    found = reported(run, capsys)
+def test_the_report_says_what_heads_said_and_what_came(run: Path, cli: Cli) -> None:
+    found = reported(run, cli)
     with closing(sqlite3.connect(run)) as raw:
         closes = [row[0] for row in raw.execute("SELECT close FROM v_bars ORDER BY sequence")]
         decided = raw.execute("SELECT sequence FROM v_decisions ORDER BY sequence").fetchall()
@@ -103,8 +99,7 @@ def test_the_report_says_what_heads_said_and_what_came(
         assert row["bars"] == len(inside)
         if inside:
             assert row["volatility"]["value"] == pytest.approx(np.mean(inside))
-    assert invoke(["report", "last", "--db", str(run)]) == 0
-    assert "Tails that the network forecast" in capsys.readouterr().out
+    assert "Tails that the network forecast" in cli.out("report", "last", "--db", run)
 
 
 def planted(factor: float = 1.0) -> SaidAndCame:

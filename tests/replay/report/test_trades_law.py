@@ -130,8 +130,7 @@ class Adds(Strategy):
         return Orders((buy(rng.randint(2, 9)),), "more")
 
 
-def test_over_splits_and_dividends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
+def test_over_splits_and_dividends(here: Path) -> None:
     times = opens("2014-11-03", "2014-12-31", HOUR_MS)
     split = [
         next(at for at in times if at >= first) for first in (1_416_300_000_000, 1_417_600_000_000)

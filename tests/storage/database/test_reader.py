@@ -145,15 +145,12 @@ def test_a_question_is_answered(path: Path, question: str) -> None:
         "-- nothing",
     ],
 )
-def test_anything_but_a_question_is_refused(
-    path: Path, question: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
+def test_anything_but_a_question_is_refused(path: Path, question: str, here: Path) -> None:
     before = path.read_bytes()
     with Reader.open(path) as reader, pytest.raises(ConfigInvalid, match="SELECT"):
         ask(reader.connection, question)
     assert path.read_bytes() == before
-    assert list(tmp_path.iterdir()) == []
+    assert list(here.iterdir()) == []
 
 
 def test_the_connection_is_free_again_after_a_question(path: Path) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import storage_cases as cases
-from builders import START_MS
+from builders import START_MS, present
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
@@ -154,8 +154,7 @@ def test_decisions_tell_forecast_and_reason(database: sqlite3.Connection) -> Non
             assert row["mean_return"] == step.prediction.mean_return[at]
             assert row["volatility"] == step.prediction.volatility[at]
             assert row["model_id"] == step.prediction.model_id
-            assert step.prediction.explanation is not None
-            assert row["confidence"] == step.prediction.explanation.confidence
+            assert row["confidence"] == present(step.prediction.explanation).confidence
         else:
             assert row["mean_return"] is None
             assert row["late_deadline_ms"] == 1_000
@@ -260,8 +259,7 @@ def test_equity_is_the_account_after_every_step(database: sqlite3.Connection) ->
 def test_positions_are_the_positions_after_every_step(database: sqlite3.Connection) -> None:
     held = [step for step in PLAIN if step.position is not None]
     for row, step in zip(of_run(database, "v_positions", "plain"), held, strict=True):
-        position = step.position
-        assert position is not None
+        position = present(step.position)
         assert row["quantity_text"] == scaled(position.quantity, 3)
         assert row["unrealized_pnl_text"] == scaled(position.unrealized_pnl, 8)
         if position.quantity:

@@ -5,17 +5,17 @@ from __future__ import annotations
 import shutil
 import signal
 import socket
-import sqlite3
 import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
 from fleet_cases import assert_same, grown
 from postgres_server import Cluster
+from records import rows
 from storage_cases import CROSS_GATES, plain_steps, rich_steps, run, write_run
 from waiting import deadline_s
 
@@ -335,8 +335,7 @@ def test_a_server_that_does_not_answer_holds_nobody_up(
         for step in plain_steps(80)[50:]:
             log.append_now(step)
         log.flush()
-        with closing(sqlite3.connect(path)) as other:
-            assert other.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone() == (0, 0, 0)
+        assert rows(path, "PRAGMA wal_checkpoint(TRUNCATE)")[0] == (0, 0, 0)
         blocking.rollback()
     following.until(lambda told: told.steps == 80)
     following.end()

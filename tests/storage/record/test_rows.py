@@ -19,10 +19,7 @@ from tracepaper.storage.record.columns import SCHEMA, SEQUENCE_LIMIT, Row, store
 from tracepaper.storage.record.decode import InternedRows, StepDecoder, StoredRows
 from tracepaper.storage.record.encode import StepEncoder
 from tracepaper.storage.record.hashing import ChainHead, pack, sealed
-from tracepaper.storage.record.rows import (
-    CHAINED_TABLES,
-    SPARSE_TABLES,
-)
+from tracepaper.storage.record.rows import CHAINED_TABLES, SPARSE_TABLES
 from tracepaper.strategies.errors import DataInvalid, InvariantBroken
 from tracepaper.strategies.types.decisions import GateSet, Step
 from tracepaper.strategies.types.market import InstrumentChange

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from builders import present
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -33,32 +34,29 @@ def test_a_number_is_the_only_horizons_and_what_is_not_given_is_empty() -> None:
 
 
 def test_one_probability_completes_the_others() -> None:
-    found = said({"p_up": [0.6, 0.5], "p_flat": [0.1, 0.5]}, "probabilities", horizons=(5, 30))
-    assert found is not None
+    found = present(
+        said({"p_up": [0.6, 0.5], "p_flat": [0.1, 0.5]}, "probabilities", horizons=(5, 30))
+    )
     assert found.p_down == pytest.approx((0.3, 0.0))
-    both = said({"p_up": 0.6, "p_down": 0.3}, "probabilities")
-    assert both is not None
+    both = present(said({"p_up": 0.6, "p_down": 0.3}, "probabilities"))
     assert both.p_flat == pytest.approx((0.1,))
 
 
 @pytest.mark.parametrize("answer", [{"p_up": 0.7, "p_down": 0.7}, {"p_up": 1.2}, {"p_up": -0.1}])
 def test_probabilities_that_cannot_be_are_refused_by_the_gate(answer: dict[str, float]) -> None:
-    found = said(answer, "probabilities")
-    assert found is not None
+    found = present(said(answer, "probabilities"))
     assert not is_finite_forecast(found)
 
 
 @pytest.mark.parametrize("name", ["mean_return", "stdev_return", "volatility", "confidence"])
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_what_is_not_finite_is_a_value_for_the_gate(name: str, value: float) -> None:
-    found = said({name: value}, name)
-    assert found is not None
+    found = present(said({name: value}, name))
     assert not is_finite_forecast(found)
 
 
 def test_a_deviation_of_nothing_is_out_of_range() -> None:
-    found = said({"stdev_return": 0.0}, "stdev_return")
-    assert found is not None
+    found = present(said({"stdev_return": 0.0}, "stdev_return"))
     assert not is_finite_forecast(found)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 from builders import bars as made_bars
-from builders import instrument
+from builders import instrument, present
 from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
@@ -153,8 +153,7 @@ def test_candles_from_elsewhere_warm_what_own_bars_do_not_reach() -> None:
     for bar in known[:2]:
         frame.add(bar)
     assert shown(frame) == []
-    wanted = frame.lacking(known[1].close_time_ms)
-    assert wanted is not None
+    wanted = present(frame.lacking(known[1].close_time_ms))
     assert (wanted.from_ms, wanted.until_ms) == (START_MS - 3 * FIVE, START_MS + FIVE)
     assert not frame.is_warm
     assert all(frame.take(candle(row)) for row in earlier)

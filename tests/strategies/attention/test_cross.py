@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from builders import present
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -146,8 +147,7 @@ def dense_rollout(reads: list[Layer], share: float, fusion: str) -> Tensor:
             fused = matrix.mean(dim=1)
             if fusion == "gradient":
                 assert one.gradient is not None
-                assert one.value is not None
-                fused = (matrix * (one.gradient @ one.value.mT)).clamp_min(0).mean(dim=1)
+                fused = (matrix * (one.gradient @ present(one.value).mT)).clamp_min(0).mean(dim=1)
                 fused = fused / fused.sum(dim=-1, keepdim=True).clamp_min(1e-300)
             each = (1 - share) / sum(other.target == one.target for other in own)
             layer[:, places[one.target], places[one.source]] += each * fused
@@ -179,11 +179,9 @@ def test_the_rollout_over_streams_is_the_product_over_all_their_tokens(
 
 def test_a_row_that_no_gradient_asks_for_keeps_itself() -> None:
     found = read(0, 1, 0, 4)
-    assert found.value is not None
-    assert found.gradient is not None
-    slope = found.gradient.clone()
+    slope = present(found.gradient).clone()
     slope[:, :, 2] = -1.0  # against every value
-    found = replace(found, value=found.value.abs(), gradient=slope)
+    found = replace(found, value=present(found.value).abs(), gradient=slope)
     weights = rollout([found], [2, 3], Rollout(fusion="gradient")).weights
     assert weights["0"][:, 0, 2].tolist() == [1.0, 1.0]
     assert float(weights["1"][:, 0].sum()) == 0.0

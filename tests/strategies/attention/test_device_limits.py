@@ -18,9 +18,7 @@ from tracepaper.strategies.attention import (
     kernels,
     triton_rollout,
 )
-from tracepaper.strategies.attention import (
-    kernels as cuts,
-)
+from tracepaper.strategies.attention import kernels as cuts
 from tracepaper.strategies.attention.backends import CudaEfficient, kernel_for
 from tracepaper.strategies.attention.flash import CudaFlash
 from tracepaper.strategies.attention.kernels import choose, resolve

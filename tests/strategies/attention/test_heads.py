@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from attention_cases import case
+from builders import present
 from scipy import stats
 from torch import Tensor
 
@@ -202,8 +203,7 @@ def tied(name: str, visible: int, seed: int, noise: float = 0.4) -> tuple[str, .
     parts = [each.masked_fill(hidden, 0.0) for each in (looks * fading, chance)]
     own, random = (each / each.sum(dim=1, keepdim=True) for each in parts)
     weights = (1.0 - noise) * own + noise * random
-    found = ties_of(weights, rows, visible, volume, volatility, moved)
-    assert found is not None
+    found = present(ties_of(weights, rows, visible, volume, volatility, moved))
     return found.marks
 
 
@@ -227,8 +227,7 @@ def test_ties_are_what_numpy_says_and_need_enough_bars() -> None:
     age = torch.tensor(rows)[:, None] - torch.arange(98)
     weights = weights.masked_fill((age < 0) | (age >= visible), 0.0)
     volume, volatility, moved = torch.rand(3, 98, generator=generator, dtype=torch.float64)
-    found = ties_of(weights, rows, visible, volume, volatility, moved)
-    assert found is not None
+    found = present(ties_of(weights, rows, visible, volume, volatility, moved))
     by_age = np.array([[float(weights[r, row - a]) for a in range(visible)]
                        for r, row in enumerate(rows)])  # fmt: skip
     looks: dict[int, list[float]] = {}

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from builders import present
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -89,13 +90,10 @@ def fused(layer: Layer, fusion: str) -> Tensor:
     if fusion in {"max", "min"}:
         return matrix.amax(dim=1) if fusion == "max" else matrix.amin(dim=1)
     group = layer.query.shape[1] // layer.key.shape[1]
-    assert layer.value is not None
-    assert layer.gradient is not None
-    assert layer.output_weight is not None
-    value = layer.value.double().repeat_interleave(group, dim=1)
+    value = present(layer.value).double().repeat_interleave(group, dim=1)
     if fusion == "gradient":
-        return (matrix * (layer.gradient.double() @ value.mT)).clamp_min(0).mean(dim=1)
-    by_head = layer.output_weight.double().unflatten(1, (-1, DIM))
+        return (matrix * (present(layer.gradient).double() @ value.mT)).clamp_min(0).mean(dim=1)
+    by_head = present(layer.output_weight).double().unflatten(1, (-1, DIM))
     lengths = torch.einsum("bhkd,mhd->bhkm", value, by_head).norm(dim=-1)
     return (matrix * lengths[:, :, None]).mean(dim=1)
 

@@ -9,6 +9,7 @@ import models
 import numpy as np
 import pytest
 import torch
+from builders import present
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -89,7 +90,6 @@ def dense(
     confidences = []
     for depth, (layer, block) in enumerate(zip(seen.attending, net.layers(), strict=True)):
         assert isinstance(layer, Layer)
-        assert layer.value is not None
         matrix = reference.layer_matrix(layer)[0]  # [1, head, N, N]
         confidence = 1.0 - torch.special.entr(matrix[0]).sum(-1) / visible.double().log()
         confidence[:, 0] = 0.0
@@ -97,7 +97,7 @@ def dense(
         if depth < method.start_layer:
             continue
         if method.fusion == "norm":
-            value = layer.value[..., : net.config.head_dim]
+            value = present(layer.value)[..., : net.config.head_dim]
             lengths = value_norms(value, block.project_out.weight).double()
             fused = (matrix * lengths[:, :, None]).mean(1)[0]
             fused = fused / fused.sum(-1, keepdim=True)
@@ -139,9 +139,10 @@ def test_a_gated_network_and_its_clocks_stream_as_the_matrices_say(portions: lis
     )  # fmt: skip
     net = models.network(config)
     for block in net.layers():
-        assert block.gate is not None
         assert block.key_gate is not None
-        torch.nn.init.normal_(block.gate.weight, generator=torch.Generator().manual_seed(5))
+        torch.nn.init.normal_(
+            present(block.gate).weight, generator=torch.Generator().manual_seed(5)
+        )
     x, positions = rows(300), np.arange(START, START + 300)
     mean, confidence, rollout, _ = feed(net, x, positions, portions)
     wanted, wanted_confidence, wanted_rollout = dense(net, x, positions)
@@ -348,8 +349,7 @@ def test_the_attribution_of_a_decision_sums_to_what_is_stored(named: str) -> Non
     made = made_forecaster(WAYS[named])
     bars = builders.bars(made.context + 30, seed=5)
     made.warm(NAME, bars[:-1])
-    answer = made.step(bars[-1])
-    assert answer is not None
+    answer = present(made.step(bars[-1]))
     assert answer.explanation is not None
     found = made.explain(NAME)
     assert sum(found.weights) == pytest.approx(1.0, abs=1e-6)
@@ -359,12 +359,10 @@ def test_the_attribution_of_a_decision_sums_to_what_is_stored(named: str) -> Non
     np.testing.assert_allclose(sums, kept, rtol=0, atol=1e-6)
     usual = made_forecaster(Rollout())
     usual.warm(NAME, bars[:-1])
-    other = usual.step(bars[-1])
-    assert other is not None
-    assert other.explanation is not None
+    other = present(usual.step(bars[-1]))
     assert other.mean_return == answer.mean_return  # explained otherwise, and no other forecast
-    assert other.explanation.entropy == answer.explanation.entropy
-    assert other.explanation.buckets != answer.explanation.buckets
+    assert present(other.explanation).entropy == answer.explanation.entropy
+    assert present(other.explanation).buckets != answer.explanation.buckets
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import gzip
 import builders
 import numpy as np
 import pytest
+from builders import present
 from numpy.typing import NDArray
 
 from tracepaper.replay.samples import DEMO_CANDLES
@@ -74,8 +75,7 @@ def test_a_live_step_agrees_with_the_batched_pass(
     first = live.context
     live.warm(NAME, candles[:first])
     for bar, wanted in zip(candles[first : first + 200], answers[1:], strict=False):
-        found = live.step(bar)
-        assert found is not None
+        found = present(live.step(bar))
         assert found.explanation is not None
         assert wanted.explanation is not None
         scale = np.abs(wanted.stdev_return)
@@ -93,8 +93,7 @@ def test_the_attribution_of_a_real_decision_adds_up(
     made.warm(NAME, candles[: made.context])
     assert isinstance(made.network, StreamingForecaster)
     found = made.network.explain(NAME)
-    told = answers[0].explanation
-    assert told is not None
+    told = present(answers[0].explanation)
     block = np.array(found.open_time_ms) // (64 * builders.MINUTE)
     summed = [
         np.array(found.weights)[block == block[-1] - age].sum()

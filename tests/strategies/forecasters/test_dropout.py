@@ -9,6 +9,7 @@ import builders
 import numpy as np
 import pytest
 import torch
+from builders import present
 from models import SMALL, AnyConfig, card, weights
 from msgspec import structs
 
@@ -72,8 +73,7 @@ def test_the_spread_is_the_deviation_of_the_means_of_masks_drawn_by_the_bars_tim
 ) -> None:
     made = forecaster(name)
     bars = builders.bars(made.context, seed=8)
-    answer = [made.step(bar) for bar in bars][-1]
-    assert answer is not None
+    answer = present([made.step(bar) for bar in bars][-1])
     schema, network = rows.schema("v2-1m"), made.model.network  # type: ignore[attr-defined]
     assert isinstance(network, Network)
     assert not any(module.training for module in network.modules())
@@ -120,8 +120,7 @@ def test_a_checkpoint_without_dropout_is_refused() -> None:
 
 def test_what_is_recorded_without_passes_is_what_was_recorded_before_there_were_any() -> None:
     made = forecaster("flash")
-    answer = [made.step(bar) for bar in builders.bars(made.context, seed=8)][-1]
-    assert answer is not None
+    answer = present([made.step(bar) for bar in builders.bars(made.context, seed=8)][-1])
     assert answer.heads is not None
     assert len(answer.heads.stored()) == 8
     assert len(structs.replace(answer.heads, dropout_spread=b"").stored()) == 6

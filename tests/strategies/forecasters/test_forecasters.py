@@ -12,6 +12,7 @@ import msgspec
 import numpy as np
 import pytest
 import torch
+from builders import present
 from numpy.typing import NDArray
 
 from tracepaper.strategies.api.model import EXPLAINED
@@ -200,15 +201,12 @@ def test_where_it_looked_adds_up_bar_by_bar(kind: str) -> None:
         msgspec.structs.replace(bar, open_time_ms=bar.open_time_ms + 500 * bar.interval_ms)
         for bar in BARS[CONTEXT + 30 :]
     ]
-    last = [made.step(bar) for bar in late][-1]
-    assert last is not None
-    assert last.explanation is not None
-    assert (last.explanation.older_mass or 0.0) > 0.01  # what lies beyond the hole
+    last = present([made.step(bar) for bar in late][-1])
+    assert (present(last.explanation).older_mass or 0.0) > 0.01  # what lies beyond the hole
 
 
 def test_one_without_attention_says_what_it_gives_and_no_more() -> None:
     made = warmed("lstm")
     assert (made.measures, made.backend) == (MEASURES - set(EXPLAINED), "recurrence")
-    answer = made.step(BARS[CONTEXT])
-    assert answer is not None
+    answer = present(made.step(BARS[CONTEXT]))
     assert (answer.explanation, answer.model_id) == (None, models.card()["model"]["id"])

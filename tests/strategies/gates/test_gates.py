@@ -20,7 +20,6 @@ from tracepaper.strategies.gates.gate import GATES, GateInputs, gate_order, verd
 from tracepaper.strategies.types.calibration import Calibration, FittedConfidence, LinearScore
 from tracepaper.strategies.types.decisions import Action, Forecast, HeadForecasts, Regime
 
-MIXED = frozenset({Regime.MIXED})
 WITH_HEADS = replace(
     forecast(),
     heads=HeadForecasts(

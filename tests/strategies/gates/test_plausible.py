@@ -10,11 +10,7 @@ import pytest
 from builders import bar, bars
 
 from tracepaper.strategies.api.strategy import CORE_GATES, Persistence, SmaCross, remembered
-from tracepaper.strategies.gates.evaluator import (
-    YARDSTICK_LEAST,
-    YARDSTICK_MEMORY,
-    Plausibility,
-)
+from tracepaper.strategies.gates.evaluator import YARDSTICK_LEAST, YARDSTICK_MEMORY, Plausibility
 from tracepaper.strategies.types.market import Bar
 
 TICK = 10

@@ -9,10 +9,7 @@ import torch
 
 from tracepaper.strategies.attention.masks import Mask
 from tracepaper.strategies.attention.methods import rollout
-from tracepaper.strategies.attention.probsparse import (
-    SparseRead,
-    sample_keys,
-)
+from tracepaper.strategies.attention.probsparse import SparseRead, sample_keys
 from tracepaper.strategies.networks.architecture import Trace
 from tracepaper.strategies.networks.informer import InformerConfig, InformerNetwork
 

@@ -14,6 +14,8 @@ import builders
 import models
 import pytest
 import torch
+from builders import present
+from command_line import Cli
 from fakes import registered
 from learning import choose
 from torch import Tensor, nn
@@ -47,7 +49,7 @@ def tensors(time: int = 40) -> tuple[Tensor, Tensor, Tensor]:
     return query, key, value
 
 
-def test_a_backend_is_one_entry(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_backend_is_one_entry(cli: Cli) -> None:
     made = Backend(
         "fast", runs_on=lambda _: True, kernel=lambda *_: ChunkedBackend(), is_aligned=False
     )
@@ -84,14 +86,9 @@ def test_an_encoding_is_one_class(capsys: pytest.CaptureFixture[str], tmp_path: 
     bars = builders.bars(900, seed=3)
     plain = models.forecaster(config).scan(bars)[-1]
     with registered(encodings.ENCODINGS, lambda: encodings.encoding("recent")(Recent)):
-        own = models.forecaster(replace(config, encoding="recent")).scan(bars)[-1]
-        assert own is not None
-        assert plain is not None
-        assert own.explanation is not None
-        assert plain.explanation is not None
-        assert own.explanation.recent_mass is not None
-        assert plain.explanation.recent_mass is not None
-        assert own.explanation.recent_mass > plain.explanation.recent_mass
+        own = present(models.forecaster(replace(config, encoding="recent")).scan(bars)[-1])
+        recent, anywhere = (present(present(one).explanation).recent_mass for one in (own, plain))
+        assert present(recent) > present(anywhere)
         with pytest.raises(ConfigInvalid, match=r"choose one of rope, .*recent"):
             replace(config, encoding="?")
         with pytest.raises(ConfigInvalid, match="encoding recent looks back only"):
@@ -162,7 +159,6 @@ def test_a_network_is_one_module() -> None:
         last = answers[-1]
         assert answers[-2] is None
         assert last is not None
-        assert last.explanation is not None
-        assert last.explanation.recent_mass == 1.0
+        assert present(last.explanation).recent_mass == 1.0
         with pytest.raises(ConfigInvalid, match=r"use .*informer.* or echo"):
             architecture.kind_of("choir")
