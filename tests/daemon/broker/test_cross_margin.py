@@ -152,28 +152,6 @@ def taken(filled: FilledEvent) -> list[tuple[str, Side, int, int]]:
 # ---------------------------------------------------------------- one account, in numbers
 
 
-def test_the_account_is_called_where_its_maintenance_margin_reaches_its_balance() -> None:
-    """Long 2 at 1,000 with 150: 0.5 % and the fee of closing it are 10 + 0.99 at 1,000."""
-    desk = Desk(cash="250", leverage="10")
-    desk.enter(BTC, 2_000)  # 2.000 units; the fee of the entry is 1.1
-    cash = 250 - Fraction("1.1")
-
-    def is_called(cents: int) -> bool:
-        value = Fraction(cents, 100) * 2
-        needed = value * Fraction(5, 1_000) + value * Fraction(9, 10) * Fraction(55, 100_000)
-        return needed >= cash + value - 2_000
-
-    first = next(cents for cents in range(100_000, 0, -1) if is_called(cents))
-    at = START_MS
-    assert not desk.broker.liquidates(Mark(BTC, first + 1, at, at))
-    assert taken(desk.mark(BTC, first + 1)) == []
-    assert desk.broker.liquidates(Mark(BTC, first, at, at))
-    ((key, side, quantity, price),) = taken(desk.mark(BTC, first))
-    assert (key, side, quantity) == (BTC, Side.SELL, 2_000)
-    assert price < first, "the engine takes it over where the balance is used up"
-    assert 0 <= desk.equity < MONEY_SCALE // 10, "a tick of two units at most is left"
-
-
 def test_an_order_is_paid_from_what_no_other_position_binds_and_a_reversal_from_its_own_too() -> (
     None
 ):
@@ -186,34 +164,6 @@ def test_an_order_is_paid_from_what_no_other_position_binds_and_a_reversal_from_
     bound = 200 + Fraction("0.99")
     for is_reversal, left in ((True, money - others), (False, money - others - bound)):
         assert own.spendable(own.line(BTC), is_reversal=is_reversal) == left * MONEY_SCALE
-
-
-def test_a_fall_of_one_symbol_liquidates_the_others_too() -> None:
-    desk = Desk(cash="400", leverage="10")
-    desk.enter(BTC, 1_000)
-    desk.enter(ETH, -1_000)
-    filled = desk.mark(BTC, 61_000)
-    assert [one[:3] for one in taken(filled)] == [
-        (ETH, Side.BUY, 1_000), (BTC, Side.SELL, 1_000)
-    ]  # fmt: skip
-    assert [one.status for one in filled.orders] == [OrderStatus.FILLED] * 2
-    assert all(one.reason == f"{CALLED}: taken over" for one in filled.orders)
-    assert len({one.order_id for one in filled.orders}) == 2
-    lost = [abs(price - mark) * 100 // mark for (*_, price), mark in
-            zip(taken(filled), (100_000, 61_000), strict=True)]  # fmt: skip
-    assert lost[0] == lost[1], "each loses the same share of its value"
-    assert 0 <= desk.equity < MONEY_SCALE // 10
-
-
-def test_a_gain_of_one_symbol_bears_the_loss_of_another() -> None:
-    """Isolated, each of them ends where its own margin is lost; here the balance stands."""
-    marks = ((BTC, 85_000), (ETH, 85_000), (BTC, 75_000))
-    for margin, ends in (("cross", False), ("isolated", True)):
-        desk = Desk(cash="400", leverage="10", margin=margin)
-        desk.enter(BTC, 1_000)
-        desk.enter(ETH, -1_000)
-        filled = [desk.mark(key, price) for key, price in marks]
-        assert any(taken(one) for one in filled) is ends
 
 
 def first_call(desk: Desk, key: str, price: int) -> int:
@@ -327,16 +277,6 @@ def test_funding_comes_from_the_cash_and_may_call_the_account() -> None:
     assert desk.broker.own.balance().funding_paid == 20 * MONEY_SCALE
     filled = desk.pay(BTC, 1_100_000_000)  # 220
     assert [one[:3] for one in taken(filled)] == [(BTC, Side.SELL, 2_000)]
-    assert 0 <= desk.equity < MONEY_SCALE // 10
-
-
-def test_a_gap_beyond_the_balance_costs_no_more_than_it() -> None:
-    """The exchange's fund bears what the account does not have: no debt is left."""
-    desk = Desk(cash="400", leverage="10")
-    desk.enter(BTC, 1_000)
-    desk.enter(ETH, -1_000)
-    filled = desk.mark(BTC, 20_000)  # 800 lost of 400
-    assert len(taken(filled)) == 2
     assert 0 <= desk.equity < MONEY_SCALE // 10
 
 

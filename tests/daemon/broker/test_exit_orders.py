@@ -75,26 +75,6 @@ def test_a_trailing_stop_is_looked_at_from_the_close_wherever_the_position_was_e
     assert [order.trigger for order in of_role([step], OrderRole.TRAILING)] == [9_750]
 
 
-def test_a_gap_through_the_stop_fills_at_the_open() -> None:
-    steps = entered(long(stop=98.0), path(2, 9_600, 9_700, 9_500, 9_650))
-    assert [fill.price for fill in steps[2].fills] == [9_600]
-
-
-def test_a_stop_comes_before_a_target_that_the_same_bar_reaches() -> None:
-    steps = entered(long(stop=98.0, target=102.0), path(2, 10_000, 10_300, 9_700, 10_100))
-    assert [fill.reason for fill in steps[2].fills] == ["stop"]
-    assert latest(steps)[of_role(steps, OrderRole.TARGET)[0].order_id].status is (
-        OrderStatus.CANCELED
-    )
-
-
-def test_a_target_is_a_limit_that_is_filled_where_the_price_goes_through_it() -> None:
-    touched = entered(long(target=102.0), path(2, 10_000, 10_200, 9_990, 10_100))
-    assert not touched[2].fills
-    through = entered(long(target=102.0), path(2, 10_000, 10_210, 9_990, 10_100))
-    assert [(fill.price, fill.reason) for fill in through[2].fills] == [(10_200, "target")]
-
-
 @pytest.mark.parametrize("before", [{}, {"target": 104.0}, {"target": Percent(4)}])
 @pytest.mark.parametrize("named", [102.0, Percent(2)])
 def test_a_target_that_a_gap_passes_is_filled_at_its_price_as_it_is_new_or_amended(
@@ -125,72 +105,11 @@ def test_a_target_that_the_market_has_reached_when_its_entry_moves_it_takes() ->
     steps = entered(long(target=102.0), path(2, 10_000, 10_000, 10_000, 10_000))
     assert of_role(steps, OrderRole.TARGET)[0].status is OrderStatus.ACCEPTED
     steps = taken(
-        machine({0: long(target=102.0)}),
-        [*flat_bars(1), path(1, 10_300, 10_310, 10_290, 10_300)],
+        machine({0: long(target=102.0)}), [*flat_bars(1), path(1, 10_300, 10_310, 10_290, 10_300)]
     )
     assert [(fill.price, fill.liquidity) for fill in steps[1].fills] == [
         (10_300, Liquidity.TAKER), (10_300, Liquidity.TAKER),
     ]  # fmt: skip
-
-
-def test_the_stop_may_fire_in_the_bar_of_its_entry() -> None:
-    engine = machine({0: long(stop=98.0)})
-    steps = taken(engine, [*flat_bars(1), path(1, 10_000, 10_050, 9_700, 9_900)])
-    assert [fill.price for fill in steps[1].fills] == [10_000, 9_800]
-    assert held(steps[1]) == 0
-
-
-def test_an_entry_beyond_its_stop_is_closed_at_once() -> None:
-    engine = machine({0: long(stop=98.0)})
-    steps = taken(engine, [*flat_bars(1), path(1, 9_700, 9_750, 9_690, 9_740)])
-    assert [fill.price for fill in steps[1].fills] == [9_700, 9_700]
-
-
-def test_a_short_is_protected_the_other_way_round() -> None:
-    steps = entered(
-        short(stop=Percent(2), target=Percent(3)), path(2, 10_000, 10_250, 9_990, 10_200)
-    )
-    assert [(fill.side, fill.price, fill.reason) for fill in steps[2].fills] == [
-        (Side.BUY, 10_200, "stop 2 %")
-    ]
-    steps = entered(
-        short(stop=Percent(2), target=Percent(3)), path(2, 10_000, 10_010, 9_650, 9_660)
-    )
-    assert [(fill.price, fill.reason) for fill in steps[2].fills] == [(9_700, "target 3 %")]
-
-
-def test_a_share_is_of_the_entry_price() -> None:
-    engine = machine({0: long(stop=Percent(2))})
-    taken(engine, [*flat_bars(1), path(1, 10_500, 10_510, 10_490, 10_500)])
-    (stop,) = engine.state().account.books[KEY].orders.others
-    assert stop.trigger == 10_290
-
-
-@pytest.mark.parametrize("side", [1, -1])
-def test_a_trailing_stop_follows_inside_the_bar_and_never_back(side: int) -> None:
-    def mirrored(index: int, *prices: int) -> Bar:
-        open_, high, low, close = (10_000 + side * (price - 10_000) for price in prices)
-        return path(index, open_, max(high, low), min(high, low), close)
-
-    signal = long(trailing=2.0) if side > 0 else short(trailing=2.0)
-    steps = entered(
-        signal,
-        mirrored(2, 10_150, 10_300, 10_140, 10_290),  # 101.00 now
-        mirrored(3, 10_290, 10_300, 10_200, 10_210),
-        mirrored(4, 10_210, 10_220, 10_050, 10_060),
-    )
-    assert [fill.price for fill in steps[4].fills] == [10_000 + side * 100]
-    assert steps[4].fills[0].reason == "trailing stop"
-
-
-def test_a_time_limit_closes_at_the_first_open_at_or_after_it() -> None:
-    until = START_MS + 3 * MINUTE
-    for late in (0, -1):
-        steps = taken(machine({0: long(until=until + late)}), flat_bars(6))
-        (fill,) = [fill for fill in fills(steps) if fill.side is Side.SELL]
-        assert (fill.filled_ms, fill.reason) == (until, "until")
-    steps = taken(machine({0: long(until=until + 1)}), flat_bars(6))
-    assert [fill.filled_ms for fill in fills(steps)][1:] == [until + MINUTE]
 
 
 # ---------------------------------------------------------------- the average true range
@@ -292,26 +211,6 @@ def test_a_refused_level_leaves_position_and_protection() -> None:
 STOPPED = path(2, 9_950, 9_960, 9_700, 9_990)
 
 
-def positions(said: dict[int, Signal], count: int = 9) -> list[int]:
-    events = flat_bars(count)
-    events[2] = STOPPED
-    return [held(step) for step in taken(machine(said), events)]
-
-
-def test_the_same_signal_waits_for_another_after_a_stop() -> None:
-    up = long(stop=98.0)
-    assert positions({0: up, 2: up, 3: up, 4: up})[2:] == [0] * 7
-    assert positions({0: up, 3: up, 5: FLAT, 6: up})[2:] == [0, 0, 0, 0, 0, 1_000, 1_000]
-    assert positions({0: up, 3: short(), 6: up})[2:] == [0, 0, -1_000, -1_000, -1_000, 1_000, 1_000]
-    # HOLD is no other signal: it leaves everything.
-    assert positions({0: up, 5: up})[2:] == [0] * 7
-
-
-def test_reenter_lifts_the_wait() -> None:
-    up = long(stop=98.0)
-    assert positions({0: up, 3: long(stop=98.0, reenter=True)})[2:5] == [0, 0, 1_000]
-
-
 def test_a_signal_that_waits_says_so_and_decides_as_ever() -> None:
     up = long(stop=98.0)
     events = flat_bars(6)
@@ -323,17 +222,6 @@ def test_a_signal_that_waits_says_so_and_decides_as_ever() -> None:
 
 
 # ---------------------------------------------------------------- what replaces it
-
-
-def test_a_repeated_signal_replaces_and_hold_leaves_it() -> None:
-    said = {0: long(stop=98.0, target=110.0), 3: long(stop=99.0)}
-    engine = machine(said)
-    taken(engine, flat_bars(3))
-    assert {one.role: one.trigger or one.price for one in others(engine)} == {
-        OrderRole.STOP: 9_800, OrderRole.TARGET: 11_000,
-    }  # fmt: skip
-    engine.step(bar(10_000, index=3), None)
-    assert {one.role: one.trigger for one in others(engine)} == {OrderRole.STOP: 9_900}
 
 
 @pytest.mark.parametrize("said", [FLAT, short(stop=105.0), short()])
@@ -382,50 +270,6 @@ def mirrored(side: int, index: int, *prices: int) -> Bar:
 
 def going(side: int, **asked: Any) -> Signal:
     return long(**asked) if side > 0 else short(**asked)
-
-
-@pytest.mark.parametrize("side", [1, -1])
-def test_a_trail_that_is_added_while_the_position_loses_starts_at_the_close(side: int) -> None:
-    engine = machine({0: going(side), 2: going(side, trailing=3.0)})
-    taken(engine, flat_bars(2))
-    engine.step(mirrored(side, 2, 10_000, 10_000, 9_800, 9_800), None)
-    assert trailing_of(engine) == 10_000 + side * -500
-    step = engine.step(mirrored(side, 3, 9_800, 9_810, 9_790, 9_800), None)
-    assert not step.fills
-    engine.step(mirrored(side, 4, 9_800, 9_900, 9_800, 9_900), None)
-    assert trailing_of(engine) == 10_000 + side * -400, "it follows the best price since it was set"
-
-
-@pytest.mark.parametrize("side", [1, -1])
-def test_a_trail_that_goes_on_is_not_set_anew_at_the_entry(side: int) -> None:
-    engine = machine({0: going(side), 2: going(side, trailing=9.0), 3: going(side)})
-    taken(engine, flat_bars(2))
-    engine.step(mirrored(side, 2, 10_000, 10_000, 9_500, 9_500), None)
-    engine.step(mirrored(side, 3, 9_500, 9_500, 8_900, 8_900), None)  # 11 worse: signalled again
-    assert trailing_of(engine) == 10_000 + side * -1_400
-    assert not engine.step(mirrored(side, 4, 8_900, 8_900, 8_890, 8_890), None).fills
-
-
-@pytest.mark.parametrize("side", [1, -1])
-def test_a_wider_trail_that_is_signalled_again_widens_nothing(side: int) -> None:
-    engine = machine({0: going(side, trailing=2.0), 2: going(side, trailing=5.0)})
-    taken(engine, flat_bars(3))
-    engine.step(mirrored(side, 3, 10_600, 10_600, 10_600, 10_600), None)
-    (stop,) = others(engine)
-    assert (stop.trigger, stop.reason) == (10_000 + side * 400, "trailing stop")
-
-
-@pytest.mark.parametrize("side", [1, -1])
-def test_a_nearer_trail_that_is_signalled_again_starts_at_the_close(side: int) -> None:
-    engine = machine({0: going(side, trailing=9.0), 3: going(side, trailing=2.0)})
-    taken(engine, flat_bars(2))
-    engine.step(mirrored(side, 2, 10_600, 10_600, 10_600, 10_600), None)
-    engine.step(mirrored(side, 3, 10_600, 10_600, 10_050, 10_050), None)
-    (stop,) = others(engine)
-    # 2 below the best price would lie above the close.
-    assert (stop.trigger, stop.reason) == (10_000 + side * -150, "trailing stop")
-    engine.step(mirrored(side, 4, 10_300, 10_300, 10_300, 10_300), None)
-    assert trailing_of(engine) == 10_000 + side * 100
 
 
 @pytest.mark.parametrize("side", [1, -1])
