@@ -207,11 +207,7 @@ class Daemon:
         command += self._keys
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
-                command,
-                cwd=self._config.parent,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
+                command, cwd=self._config.parent, stdin=subprocess.DEVNULL, stdout=log, stderr=log
             )
 
     def kill(self) -> None:

@@ -168,10 +168,7 @@ def test_what_fails_without_a_mutation_is_named(root: Path) -> None:
 
 
 def test_a_part_of_a_name_chooses_mutations() -> None:
-    table = {
-        "purse": Group((), (PAYS, LIVES)),
-        "rest": Group((), (BREAKS,)),
-    }
+    table = {"purse": Group((), (PAYS, LIVES)), "rest": Group((), (BREAKS,))}
     assert campaign_mutants.wanted(table, "") == table
     assert campaign_mutants.wanted(table, "rest") == {"rest": table["rest"]}
     assert campaign_mutants.wanted(table, "Purse.pay") == {"purse": Group((), (PAYS,))}

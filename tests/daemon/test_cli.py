@@ -179,9 +179,7 @@ def test_wrong_usage_is_one_sentence_and_two(arguments: list[str], words: str, c
 
 
 @pytest.mark.usefixtures("added")
-def test_a_command_that_cannot_be_loaded_does_not_hide_the_others(
-    cli: Cli,
-) -> None:
+def test_a_command_that_cannot_be_loaded_does_not_hide_the_others(cli: Cli) -> None:
     listing = cli.out()
     assert "Cannot be loaded" in listing
     assert "A group." in listing

@@ -87,9 +87,7 @@ def test_it_is_stored_in_the_step_in_which_it_changed(counts: Path) -> None:
     assert declared(process)["seen"] == 18  # bars that only warm up leave it as it was
 
 
-def test_a_new_run_of_the_same_class_takes_it_over_and_of_another_begins_anew(
-    counts: Path,
-) -> None:
+def test_a_new_run_of_the_same_class_takes_it_over_and_of_another_begins_anew(counts: Path) -> None:
     path = counts.with_name("run.db")
     first = Process(path, CONFIG, FillModel.QUOTE).through(events(30, quotes=True))
     other = configured("counts:Counts", FillModel.QUOTE, gate={"late_ms": 30_000})

@@ -36,7 +36,7 @@ EXAMPLES: Final = [
         {
             "TRACEPAPER_STRATEGY__OPTIONS": json.dumps(
                 {"bars": 20, "levels": 3, "spacing": 0.02, "quantity": 0.01}
-            ),
+            )
         },
     ),
     Example(

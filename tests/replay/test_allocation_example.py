@@ -22,10 +22,7 @@ DAY_BARS = 96
 
 @pytest.mark.parametrize("rule", ["inverse", "mean_variance"])
 def test_weights_are_found_once_a_day_and_follow_from_the_record(
-    rule: str,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    cli: Cli,
+    rule: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cli: Cli
 ) -> None:
     options = {"rule": rule, "window": DAY_BARS, "every": DAY_BARS, "bound": 0.6}
     monkeypatch.setenv("TRACEPAPER_STRATEGY__OPTIONS", json.dumps(options))

@@ -169,10 +169,7 @@ def test_only_stored_bytes_are_called_damaged(tmp_path: Path) -> None:
 
 
 def test_a_fault_of_ours_is_not_laid_on_the_record(
-    sound: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    sound: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def fails(*_given: object, **_named: object) -> None:
         raise TypeError("ours")

@@ -72,9 +72,7 @@ def test_a_network_is_checked_over_real_rows(tmp_path: Path, cli: Cli) -> None:
     assert found["faults"] == []
 
 
-def test_an_ensembles_network_is_checked_by_its_bundled_name(
-    cli: Cli,
-) -> None:
+def test_an_ensembles_network_is_checked_by_its_bundled_name(cli: Cli) -> None:
     found = cli.json("models", "check", "flash-15m")
     assert (found["rows"], len(found["heads"])) == (509, 16)
 
@@ -150,10 +148,7 @@ def test_a_network_is_exported_and_answers_elsewhere(tmp_path: Path, cli: Cli) -
     ],
 )
 def test_an_export_that_cannot_be_is_one_sentence(
-    options: tuple[str, ...],
-    sentence: str,
-    here: Path,
-    cli: Cli,
+    options: tuple[str, ...], sentence: str, here: Path, cli: Cli
 ) -> None:
     folder = checkpoint(here / "a")
     assert sentence in cli.err("models", "export", folder, *options, code=2)
@@ -195,11 +190,7 @@ def judged(folder: Path, qlike: list[float], signs: list[float], **more: object)
     ],
 )
 def test_a_network_that_has_not_beaten_persistence_is_experimental(
-    qlike: list[float],
-    signs: list[float],
-    said: str,
-    tmp_path: Path,
-    cli: Cli,
+    qlike: list[float], signs: list[float], said: str, tmp_path: Path, cli: Cli
 ) -> None:
     folder = judged(tmp_path / "a", qlike, signs)
     out = cli.out("models", folder)

@@ -21,10 +21,7 @@ PLACES = {
         "replay.exchange.fault_kinds",
     ),
     "A loss": ("replay.learning.losses",),
-    "A backend, an encoding": (
-        "strategies.attention.backends",
-        "strategies.networks.encodings",
-    ),
+    "A backend, an encoding": ("strategies.attention.backends", "strategies.networks.encodings"),
 }
 NEWCOMERS = {"my_kernel"}
 """What the reader is to write himself."""

@@ -41,9 +41,7 @@ WITHIN = 0.01
 
 @pytest.fixture(scope="module")
 def outcomes(
-    request: pytest.FixtureRequest,
-    installed: Installed,
-    tmp_path_factory: pytest.TempPathFactory,
+    request: pytest.FixtureRequest, installed: Installed, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[Path, list[Outcome]]:
     """Read the pages once from the first to the last, and do what they say with the wheel."""
     walk = Walk(tmp_path_factory.mktemp("newcomer"), installed.extra)

@@ -253,9 +253,7 @@ def test_a_row_added_where_a_prune_dropped_all_is_found(
     assert (problem.what, problem.tables, problem.sequence) == ("extra", (table,), 7)
 
 
-def test_a_gate_set_that_only_pruned_steps_used_is_held_to_what_they_stored(
-    tmp_path: Path,
-) -> None:
+def test_a_gate_set_that_only_pruned_steps_used_is_held_to_what_they_stored(tmp_path: Path) -> None:
     path = tmp_path / "a.db"
     before = GateSet(cases.CROSS_GATES.gates, (1.0, 99.0, 60_000.0, 0.0))
     early = [

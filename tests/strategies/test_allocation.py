@@ -189,9 +189,7 @@ def test_returns_are_of_common_closes() -> None:
     assert np.allclose(np.exp(returns_of(closes)), [[1.1, 1.0], [0.9, 2.0]])
 
 
-def test_what_cannot_be_weighed_is_refused_in_one_sentence(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_what_cannot_be_weighed_is_refused_in_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     risk = np.eye(2)
     hostile: list[tuple[Callable[[], object], str]] = [
         (lambda: covariance(drawn(2, 2, 0)), "at least 3 finite"),

@@ -203,10 +203,7 @@ def drawn_case(rng: random.Random, kind: str) -> Case:
         given["strategies"]["reset"] = rng.choice(("never", "day"))
     else:
         horizon = rng.choice((None, 5))
-        given["strategy"] = {
-            "name": drawn,
-            "options": options(rng.randint(0, 99), horizon=horizon),
-        }
+        given["strategy"] = {"name": drawn, "options": options(rng.randint(0, 99), horizon=horizon)}
         if shape == "one" and (count := rng.randint(0, 2)):
             given["strategy"]["twins"] = ["ungated", "buy_and_hold"][:count]
     if kind == "universe":

@@ -54,12 +54,7 @@ FORMS: dict[str, dict[str, Any]] = {
     },
     "multiscale": {"kind": "multiscale", "frames": [1, 3, 12], "tokens": [6, 4, 2]},
     "cross": {"kind": "cross", "bars": 9, "frame": 4, "tokens": 5},
-    "trading": {
-        "kind": "trading",
-        "layers": 2,
-        "modalities": ["price", "time"],
-        "runup": True,
-    },
+    "trading": {"kind": "trading", "layers": 2, "modalities": ["price", "time"], "runup": True},
     "lstm": {"kind": "lstm", "quantiles": [0.1, 0.9], "allocation": True},
 }
 """Small forms of the networks, by a name; every kind is among them."""

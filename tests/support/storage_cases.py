@@ -162,10 +162,7 @@ def moved(fill: Fill, before: Position, after: Position, cash: int) -> tuple[Led
     if not profit:
         return (fee,)
     left = cash + fill.fee
-    return (
-        LedgerEntry(LedgerKind.REALIZED, profit, left, fill.instrument, fill.order_id),
-        fee,
-    )
+    return (LedgerEntry(LedgerKind.REALIZED, profit, left, fill.instrument, fill.order_id), fee)
 
 
 def market_fill(order_id: str, side: Side, price: int, at_ms: int) -> Fill:

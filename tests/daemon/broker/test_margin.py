@@ -403,8 +403,7 @@ def test_a_position_of_exactly_a_tiers_limit_belongs_to_it() -> None:
 
 
 @pytest.mark.parametrize(
-    ("rate", "paid", "left"),
-    [(1, 1, 99), (12_000, 100, 0), (-1, -1, 100), (-3, -3, 100)],
+    ("rate", "paid", "left"), [(1, 1, 99), (12_000, 100, 0), (-1, -1, 100), (-3, -3, 100)]
 )
 def test_a_balance_below_zero_counts_as_none_where_funding_is_paid(
     rate: int, paid: int, left: int

@@ -252,10 +252,7 @@ async def test_a_mark_that_liquidates_comes_behind_the_newest_of_the_others(toge
     other = replace(BITCOIN, symbol="ETHUSDT", base_coin="ETH")
 
     def of_other(frame: dict[str, Any]) -> dict[str, Any]:
-        return frame | {
-            "topic": "tickers.ETHUSDT",
-            "data": frame["data"] | {"symbol": "ETHUSDT"},
-        }
+        return frame | {"topic": "tickers.ETHUSDT", "data": frame["data"] | {"symbol": "ETHUSDT"}}
 
     async with ScriptedServer() as server:
         server.server_ms = TODAY_MS + 5_000

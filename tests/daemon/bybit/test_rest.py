@@ -91,11 +91,7 @@ async def test_instruments_are_read_page_by_page_until_the_cursor_ends() -> None
                 "list": [{**FILTERS, "symbol": "AUSDT"}],
                 "nextPageCursor": "second",
             },
-            {
-                "category": "linear",
-                "list": [{**FILTERS, "symbol": "BUSDT"}],
-                "nextPageCursor": "",
-            },
+            {"category": "linear", "list": [{**FILTERS, "symbol": "BUSDT"}], "nextPageCursor": ""},
         ]
         server.answer_next("instruments-info", *(server.reply(page) for page in pages))
         found = await rest.instruments(Category.LINEAR)

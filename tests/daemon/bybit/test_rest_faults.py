@@ -75,10 +75,7 @@ CALLS: dict[str, tuple[str, Call, dict[str, Any]]] = {
     "time": (
         "time",
         lambda rest: rest.server_time_ms(),
-        {
-            "numbers for text": {"timeSecond": 1, "timeNano": 2},
-            "nothing": {},
-        },
+        {"numbers for text": {"timeSecond": 1, "timeNano": 2}, "nothing": {}},
     ),
     "klines": (
         "kline",
@@ -162,11 +159,7 @@ CALLS: dict[str, tuple[str, Call, dict[str, Any]]] = {
 
 @asynccontextmanager
 async def asking(
-    server: ScriptedServer,
-    clock: SteppedClock,
-    *,
-    is_proven: bool,
-    is_dated_by_server: bool = True,
+    server: ScriptedServer, clock: SteppedClock, *, is_proven: bool, is_dated_by_server: bool = True
 ) -> AsyncIterator[BybitClient]:
     settings = exchange_section(rest_url=server.rest_url, ban_cooldown_s=1)
     async with BybitClient(

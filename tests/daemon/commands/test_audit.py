@@ -72,11 +72,7 @@ def test_a_head_that_was_kept_is_looked_for(path: Path, cli: Cli) -> None:
     assert code == 0
     run_id, count, kept = line.split()
     assert (run_id, count, len(kept)) == ("plain", "60", 64)
-    assert cli.json("audit", "head", "--db", path) == {
-        "run_id": "plain",
-        "steps": 60,
-        "head": kept,
-    }
+    assert cli.json("audit", "head", "--db", path) == {"run_id": "plain", "steps": 60, "head": kept}
     code, out, _ = cli("audit", "verify", "--head", kept, "--db", path)
     assert code == 0
     assert "the digest of the commit that ends at step 59" in out

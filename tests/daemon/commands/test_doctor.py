@@ -153,8 +153,7 @@ async def test_online_asks_the_exchange_and_its_stream(tmp_path: Path, cli: Cli)
 
 def test_an_exchange_that_cannot_be_reached_fails(tmp_path: Path, cli: Cli) -> None:
     config = configured(
-        tmp_path,
-        '[exchange]\nrest_url = "http://127.0.0.1:1"\nstream_url = "ws://127.0.0.1:1"',
+        tmp_path, '[exchange]\nrest_url = "http://127.0.0.1:1"\nstream_url = "ws://127.0.0.1:1"'
     )
     found = findings(cli, "--online", "-c", config, "--db", tmp_path / "a.db")
     assert found["exchange"][0] == found["stream"][0] == "fail"
@@ -216,10 +215,7 @@ def test_who_ships_a_file_already_is_named(
 
 
 def test_a_role_that_cannot_ship_is_found(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    postgres: Cluster,
-    fleet_url: str,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, postgres: Cluster, fleet_url: str
 ) -> None:
     path = tmp_path / "run.db"
     url = fleet_url.replace("owner@", "shipping@")
@@ -283,10 +279,7 @@ def test_a_copy_that_went_on_is_found_before_it_trades(tmp_path: Path, fleet_url
 
 
 def test_shipping_is_asked_for_online_and_its_extra_without_a_network(
-    tmp_path: Path,
-    cli: Cli,
-    monkeypatch: pytest.MonkeyPatch,
-    fleet_url: str,
+    tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch, fleet_url: str
 ) -> None:
     config = configured(
         tmp_path,

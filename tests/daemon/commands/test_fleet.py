@@ -89,11 +89,7 @@ def test_what_is_refused_names_the_address_and_what_to_do(
 
 
 def test_a_file_that_is_shipped_is_pruned_after_all_has_arrived(
-    tmp_path: Path,
-    postgres: Cluster,
-    fleet_url: str,
-    cli: Cli,
-    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path, postgres: Cluster, fleet_url: str, cli: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     path, back = tmp_path / "a.db", tmp_path / "back.db"

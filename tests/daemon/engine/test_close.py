@@ -287,11 +287,7 @@ async def test_a_close_that_is_late_is_late_for_all_of_it() -> None:
 
     gate = threading.Event()
     worker = WorkerPredictor(
-        Stuck(),
-        BarHistory(KEYS, context=1),
-        Worker("model"),
-        period_start_ms=0,
-        deadline_ms=30,
+        Stuck(), BarHistory(KEYS, context=1), Worker("model"), period_start_ms=0, deadline_ms=30
     )
     await worker.predict(start())
     first, second = (Close(closed(together), together) for together in closes(2))

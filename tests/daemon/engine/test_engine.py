@@ -444,11 +444,7 @@ def test_flatten_halts_and_closes_what_is_held() -> None:
 def test_an_allowed_forecast_is_traded_and_every_gate_is_recorded() -> None:
     step = answered(attention(), [None, None, forecast(0.01)])[-1]
     decision = present(step.decision)
-    assert (decision.action, decision.allowed, decision.regime) == (
-        Action.LONG,
-        True,
-        Regime.MIXED,
-    )
+    assert (decision.action, decision.allowed, decision.regime) == (Action.LONG, True, Regime.MIXED)
     assert len(decision.measures) == len(decision.gate_set.gates)
     assert None not in decision.measures
 

@@ -155,11 +155,7 @@ def test_what_is_recalled_hides_the_same() -> None:
     """A replay that goes on, and one that begins in the midst of a run."""
     mids = [PRICE] * 60
     mids[30] = DOWN
-    events: list[Depths | Bar] = [
-        books(mids),
-        minute(BARS),
-        books([PRICE] * 9, index=BARS + 1),
-    ]
+    events: list[Depths | Bar] = [books(mids), minute(BARS), books([PRICE] * 9, index=BARS + 1)]
     (live, seen), (recalled, again), (repeated, third) = machine(), machine(), machine()
     steps(live, events)
     for event in events:

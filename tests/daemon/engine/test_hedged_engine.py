@@ -96,13 +96,7 @@ def test_long_only_on_cross_margin_is_as_in_one_way_mode() -> None:
 
 def test_a_signal_is_of_the_side_that_it_names_and_flat_of_both_or_one() -> None:
     engine = scripted(
-        {
-            "1": ["LONG"],
-            "2": ["SHORT"],
-            "4": ["FLAT", "LONG"],
-            "6": ["LONG"],
-            "8": ["FLAT"],
-        }
+        {"1": ["LONG"], "2": ["SHORT"], "4": ["FLAT", "LONG"], "6": ["LONG"], "8": ["FLAT"]}
     )
     steps = run(engine, list(bars(12)))
     held = [(long > 0, short < 0) for long, short in map(sides, steps)]

@@ -157,11 +157,7 @@ def test_a_cooldown_begins_with_a_stop_and_not_with_another_fill() -> None:
     def since(at_ms: int, *, reduces: bool = False) -> int:
         seen = GateInputs(reduces=reduces)
         watch.measure(
-            seen,
-            account=account(1),
-            market_ms=at_ms,
-            instrument=KEY,
-            interval_ms=MINUTE_MS,
+            seen, account=account(1), market_ms=at_ms, instrument=KEY, interval_ms=MINUTE_MS
         )
         return seen.since_stop
 

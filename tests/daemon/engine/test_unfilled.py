@@ -225,11 +225,7 @@ def test_what_slippage_adds_is_paid_from_cash_too() -> None:
 
 def by_quotes(*actions: str, **sections: Any) -> Engine:
     machine = engine(
-        *actions,
-        by=FillModel.QUOTE,
-        account={"cash": "1000"},
-        gate={"stale_ms": 10**9},
-        **sections,
+        *actions, by=FillModel.QUOTE, account={"cash": "1000"}, gate={"stale_ms": 10**9}, **sections
     )
     machine.step(quote(at_ms=START_MS, instrument_id="spot:BTCUSDT"), None)
     return machine

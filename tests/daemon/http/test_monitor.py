@@ -59,12 +59,7 @@ def test_a_decided_bar_makes_it_ready_with_exact_amounts() -> None:
     facts = status["instruments"][BTC]  # type: ignore[index]
     assert (facts["close"], facts["quantity"], facts["unrealized_pnl"]) == ("101", "-1.5", "2.5")
     assert (facts["action"], facts["allowed"], facts["refused_by"]) == ("HOLD", False, "edge")
-    assert facts["gates"][-1] == {
-        "gate": "edge",
-        "measure": 0.4,
-        "threshold": 1.0,
-        "passed": False,
-    }
+    assert facts["gates"][-1] == {"gate": "edge", "measure": 0.4, "threshold": 1.0, "passed": False}
 
 
 def test_on_margin_it_says_what_is_bound_and_where_it_ends() -> None:

@@ -104,10 +104,7 @@ async def test_what_was_not_heard_is_a_gap_that_nothing_reaches_over(
     path = tmp_path / "live.db"
     given = sections(checkpoint)
     given["exchange"] |= {"backoff_max_s": 0.1}
-    async with (
-        EmbeddedExchange(served) as exchange,
-        trading(exchange, path, **given) as live,
-    ):
+    async with EmbeddedExchange(served) as exchange, trading(exchange, path, **given) as live:
         await live.listening(TOPICS)
         for _ in range(2):
             await live.close_bar({"BTCUSDT"})
@@ -138,10 +135,7 @@ async def test_bars_that_rest_brings_after_a_gap_see_no_book_of_it(
     path = tmp_path / "live.db"
     given = sections(checkpoint)
     given["exchange"] |= {"backoff_max_s": 0.1}
-    async with (
-        EmbeddedExchange(served) as exchange,
-        trading(exchange, path, **given) as live,
-    ):
+    async with EmbeddedExchange(served) as exchange, trading(exchange, path, **given) as live:
         await live.listening(TOPICS)
         for _ in range(2):
             await live.close_bar({"BTCUSDT"})

@@ -101,10 +101,7 @@ async def test_the_books_of_all_symbols_come_before_a_close_of_all(tmp_path: Pat
     path = tmp_path / "live.db"
     given = sections()
     given["exchange"] = {"time_scale": SPEED}
-    async with (
-        EmbeddedExchange(served) as exchange,
-        trading(exchange, path, **given) as live,
-    ):
+    async with EmbeddedExchange(served) as exchange, trading(exchange, path, **given) as live:
         await live.listening(TOPICS)
         for _ in range(4):
             await live.close_bar(set(SYMBOLS))

@@ -35,8 +35,7 @@ def system(root: Path, *, limit: str | None = None) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("limit", "free"),
-    [(None, 8_192_000), ("1000000", 400_000), ("max", 8_192_000), ("500000", 0)],
+    ("limit", "free"), [(None, 8_192_000), ("1000000", 400_000), ("max", 8_192_000), ("500000", 0)]
 )
 def test_what_the_machine_has_is_less_in_a_container(
     tmp_path: Path, limit: str | None, free: int

@@ -313,10 +313,7 @@ async def test_each_temper_of_webhook_and_mail_server_is_met() -> None:
 async def test_no_temper_of_a_receiver_delays_a_decision(tmp_path: Path) -> None:
     """Bars are decided and stored, and the stop is in order, while a message is under way."""
     async with receivers(*TEMPERS) as found, ScriptedServer() as server:
-        section: dict[str, Any] = {
-            "addresses": list(found.address.values()),
-            "timeout_s": 600.0,
-        }
+        section: dict[str, Any] = {"addresses": list(found.address.values()), "timeout_s": 600.0}
         with capture_logs() as lines:
             async with daemon(server, tmp_path / "run.db", notify=section) as running:
                 await running.close_bars(12)
@@ -386,9 +383,7 @@ async def test_a_secret_of_a_notice_is_nowhere_but_at_its_receiver(
 # ---------------------------------------------------------------- before a run begins
 
 
-def test_a_run_begins_only_where_its_addresses_can_be_read(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_run_begins_only_where_its_addresses_can_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
     section = load(None, {"notify": {"addresses": ["env:NOTIFY_A"]}}).notify
     check_notify(section, {"NOTIFY_A": "json://x"})
     with pytest.raises(ConfigInvalid, match=r"^\[notify\] addresses: env:NOTIFY_A names an"):

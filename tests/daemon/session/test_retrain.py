@@ -78,9 +78,7 @@ async def test_a_better_model_takes_over_within_its_run(planted: Planted) -> Non
     assert planted.rows(changes) == [(own, 1), (other, 0), (other, 1)]
 
 
-async def test_a_promotion_that_was_cut_off_is_taken_up_by_the_next_start(
-    planted: Planted,
-) -> None:
+async def test_a_promotion_that_was_cut_off_is_taken_up_by_the_next_start(planted: Planted) -> None:
     planted.judges()
     seen: list[Step] = []
 

@@ -215,11 +215,7 @@ def _times(candles: Candles, volume: int | IntArray) -> Candles:
 
 
 def replayed(
-    path: Path,
-    candles: list[Candles],
-    rule: dict[str, Any],
-    interval: str = "1",
-    **options: Any,
+    path: Path, candles: list[Candles], rule: dict[str, Any], interval: str = "1", **options: Any
 ) -> None:
     config = load(
         None,

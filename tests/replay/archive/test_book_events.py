@@ -62,11 +62,7 @@ def recorded(path: Path, frames: list[bytes]) -> list[tuple[str, bytes]]:
     with EventsWriter(path, HEADER) as writer:
         now = [0.0]
         taker = EventRecorder(
-            BTC,
-            TOPICS,
-            writer,
-            accepts=lambda ms: ms <= now[0] + 1_000,
-            now_ms=lambda: now[0],
+            BTC, TOPICS, writer, accepts=lambda ms: ms <= now[0] + 1_000, now_ms=lambda: now[0]
         )
         for one in frames:
             now[0] = max(now[0], json.loads(one)["ts"] + 5) if one[:1] == b"{" else now[0]

@@ -106,7 +106,7 @@ def test_the_bar_after_a_missing_half_session_is_refused(interval_ms: int) -> No
     measured = "SELECT measure FROM v_gates WHERE gate = 'gap' AND NOT passed"
     assert rows("run.db", measured) == [(4.0 if interval_ms == HOUR_MS else 1.0,)]
     assert rows("run.db", "SELECT from_ms, until_ms FROM v_gaps") == [
-        (moment("2014-11-28T09:30"), moment("2014-12-01T09:30")),
+        (moment("2014-11-28T09:30"), moment("2014-12-01T09:30"))
     ]
 
 
@@ -287,9 +287,7 @@ def test_a_report_counts_days_and_years_in_sessions(cli: Cli) -> None:
     )
 
 
-def test_a_calendar_that_does_not_exist_is_one_sentence(
-    cli: Cli,
-) -> None:
+def test_a_calendar_that_does_not_exist_is_one_sentence(cli: Cli) -> None:
     Path("wrong.toml").write_text(SHARES.replace("XNAS", "NOWHERE"))
     write(Path("acme.csv"), opens("2014-11-03", "2014-12-31"), date_alone)
     error = cli.err("replay", "ACME=acme.csv", "-c", "wrong.toml", "--db", "run.db", code=2)
@@ -303,9 +301,7 @@ def test_shares_are_not_traded_live(cli: Cli) -> None:
     assert not Path("live.db").exists()
 
 
-def test_an_archive_gives_back_shares_as_they_were_read(
-    cli: Cli,
-) -> None:
+def test_an_archive_gives_back_shares_as_they_were_read(cli: Cli) -> None:
     replayed(opens("2014-10-20", "2014-12-31", HOUR_MS))
     called = ["data", "import", "ACME=acme.csv", "--calendar", "XNAS", "--db", "archive.db"]
     assert "0 holes" in cli.out(*called)

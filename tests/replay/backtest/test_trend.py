@@ -150,8 +150,7 @@ def test_a_cut_future_leaves_the_windows_of_a_check() -> None:
 def test_the_report_judges_the_trends_own_side(tmp_path: Path) -> None:
     path = tmp_path / "a.db"
     config = configured(
-        strategy={"name": "trend", "trend_windows": ["4h"], "long_only": False},
-        gate={"horizon": 8},
+        strategy={"name": "trend", "trend_windows": ["4h"], "long_only": False}, gate={"horizon": 8}
     )
     run_id = record(path, config, [walk()])
     report = build_report_of(path, run_id)

@@ -140,11 +140,7 @@ def of_btc(sent: Iterable[Sent]) -> list[Sent]:
 
 @pytest.mark.parametrize("planted", [3.0, -2.0])
 def test_a_planted_bias_is_found_within_its_error(
-    planted: float,
-    run: Path,
-    sent: list[Sent],
-    tmp_path: Path,
-    cli: Cli,
+    planted: float, run: Path, sent: list[Sent], tmp_path: Path, cli: Cli
 ) -> None:
     rng = np.random.default_rng(5)
     of_day = {one.at_ms // 86_400_000: rng.normal(0.0, 1.0) for one in sent}
@@ -373,10 +369,7 @@ def test_a_wrong_symbol_no_overlap_and_a_foreign_file_are_one_sentence(
         return structs.replace(book_for(one, 0.0), instrument="linear:SOLUSDT")
 
     sol = samples(
-        tmp_path,
-        [one._replace(instrument="linear:SOLUSDT") for one in mine],
-        foreign,
-        "sol.depth",
+        tmp_path, [one._replace(instrument="linear:SOLUSDT") for one in mine], foreign, "sol.depth"
     )
     said = refused(cli, *place, str(sol))
     assert "--books holds linear:SOLUSDT" in said

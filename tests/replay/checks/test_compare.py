@@ -237,14 +237,7 @@ def test_halves_of_another_shape_or_without_a_value_differ(derived: bytes | None
     assert not is_rounding(("answers.halves", derived, stored), [()], member_shape=(2, 2))
 
 
-MEMBERS = np.array(
-    [
-        [[1e-4], [1e-3]],
-        [[3e-4], [2e-3]],
-        [[0.0], [4e-3]],
-    ],
-    dtype="<f4",
-)
+MEMBERS = np.array([[[1e-4], [1e-3]], [[3e-4], [2e-3]], [[0.0], [4e-3]]], dtype="<f4")
 """[member; mean or volatility; horizon]."""
 
 

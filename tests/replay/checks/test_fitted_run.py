@@ -56,8 +56,7 @@ def test_the_record_names_the_confidence_the_regime_and_the_size(run: Path) -> N
     assert cells <= {None, 1, 2, 3}
     assert cells - {None}
     sized = rows(
-        run,
-        "SELECT DISTINCT size_factor FROM v_decisions WHERE action IN ('LONG', 'SHORT')",
+        run, "SELECT DISTINCT size_factor FROM v_decisions WHERE action IN ('LONG', 'SHORT')"
     )
     assert {factor for (factor,) in sized} <= {0.8, 1.0}
     assert sized

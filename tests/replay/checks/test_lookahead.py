@@ -157,10 +157,7 @@ def test_an_honest_class_passes(check: Checks, name: str) -> None:
     assert found.holds, (found.differences, found.because, found.opened)
     assert found.without_later == found.bars == 160
     assert found.depends == []
-    unheard = {
-        "polars without a file": "polars",
-        "a database in memory": "sqlite3",
-    }
+    unheard = {"polars without a file": "polars", "a database in memory": "sqlite3"}
     said = [f"what {unheard[name]} opened: native code is not heard"] if name in unheard else []
     assert found.unproved == said
 
@@ -189,7 +186,7 @@ READ: dict[str, dict[str, str]] = {
     "hourly closes joined on their open time": JOINED,
     "a source file that it writes": {
         "init": "import pathlib\nmemo = pathlib.Path('{}/memo.py')\n"
-        "if not memo.exists():\n    memo.write_text('KNOWN = {}')",
+        "if not memo.exists():\n    memo.write_text('KNOWN = {}')"
     },
     "a source that is imported, and read as well": {
         "top": "import own_helper",
@@ -463,10 +460,7 @@ class Mine(PortfolioStrategy):
 
 @pytest.mark.parametrize(
     ("first", "because"),
-    [
-        ("min(now)", ""),
-        ("next(iter(now))", "the order of the symbols within a close"),
-    ],
+    [("min(now)", ""), ("next(iter(now))", "the order of the symbols within a close")],
 )
 def test_a_portfolio_may_not_depend_on_the_order_in_which_its_symbols_come(
     tmp_path: Path, fresh: FreshProcesses, walk: Candles, other: Candles, first: str, because: str

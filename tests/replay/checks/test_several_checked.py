@@ -23,10 +23,7 @@ from tracepaper.storage.audit import SqlAuditLog
 from tracepaper.storage.database.reader import Reader
 
 CROSS = {"name": "sma_cross", "fast": 3, "slow": 7, "long_only": False}
-PAIR = [
-    made_candles(walk_rows(80)),
-    replace(made_candles(walk_rows(80, seed=2)), symbol="ETHUSDT"),
-]
+PAIR = [made_candles(walk_rows(80)), replace(made_candles(walk_rows(80, seed=2)), symbol="ETHUSDT")]
 
 
 def configured(other: dict[str, Any], candles: list[Candles]) -> Config:
@@ -35,10 +32,7 @@ def configured(other: dict[str, Any], candles: list[Candles]) -> Config:
         None,
         {
             "market": {"symbols": [part.symbol for part in candles]},
-            "strategies": {
-                "cross": {**CROSS, "share": "0.5"},
-                "other": {**other, "share": "0.4"},
-            },
+            "strategies": {"cross": {**CROSS, "share": "0.5"}, "other": {**other, "share": "0.4"}},
             "sizing": {"mode": "equity", "fraction": "1"},
         },
     )

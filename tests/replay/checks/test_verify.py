@@ -339,7 +339,7 @@ def test_a_strategy_that_decides_otherwise_is_to_blame(
 
 
 BY_HASH = {
-    "the order of a set": "return by(next(iter({f'{bar.close} +', f'{bar.close} -'}))[-1] == '+')",
+    "the order of a set": "return by(next(iter({f'{bar.close} +', f'{bar.close} -'}))[-1] == '+')"
 }
 IN_ANOTHER_PROCESS = """
 from tracepaper.daemon.cli import invoke
@@ -427,10 +427,7 @@ def test_a_broken_chain_is_said_where_the_strategy_seems_another(
         assert verified(path).to_blame == "the strategy"
 
 
-LOST = {
-    "the tail": "DELETE FROM {} WHERE sequence >= 300",
-    "every step": "DELETE FROM {}",
-}
+LOST = {"the tail": "DELETE FROM {} WHERE sequence >= 300", "every step": "DELETE FROM {}"}
 ROWS = ("steps", "events", "states", "outcomes", "holdings", "orders", "fills")
 
 

@@ -36,9 +36,7 @@ def strict() -> dict[str, Any]:
     return sections | {"gate": {**sections["gate"], "direction": "0.6"}}
 
 
-CASES = SCENARIOS | {
-    MODEL: replace(SCENARIOS["a model with gates"], sections=strict, mode="scan"),
-}
+CASES = SCENARIOS | {MODEL: replace(SCENARIOS["a model with gates"], sections=strict, mode="scan")}
 FEE = {"execution": {"taker_fee": "0.0011"}}
 
 

@@ -54,9 +54,7 @@ horizon = 30
 
 @pytest.mark.parametrize("base", [0.001, 0.002])
 def test_contributions_are_shown_and_have_to_sum_to_the_forecast(
-    base: float,
-    here: Path,
-    cli: Cli,
+    base: float, here: Path, cli: Cli
 ) -> None:
     (here / "summed_model.py").write_text(CLASS, encoding="utf-8")
     (here / "config.toml").write_text(CONFIG % base, encoding="utf-8")

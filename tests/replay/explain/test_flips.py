@@ -74,11 +74,7 @@ def test_a_refusal_by_one_gate_says_what_it_was_short_by() -> None:
 
 def test_a_refusal_by_several_names_all_and_the_nearest() -> None:
     found = flips_of(
-        stored(
-            gate("shifted", 0.06, 0.05),
-            gate("direction", 0.518, 0.52),
-            gate("edge", 0.1, 1.0),
-        )
+        stored(gate("shifted", 0.06, 0.05), gate("direction", 0.518, 0.52), gate("edge", 0.1, 1.0))
     )
     assert found.sentence == "All of shifted, direction, edge would have had to pass."
     assert found.nearest == "direction"

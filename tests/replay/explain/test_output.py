@@ -119,10 +119,7 @@ def test_the_method_as_stored_is_what_was_stored(database: Path, cli: Cli) -> No
     ],
 )
 def test_a_method_that_there_is_none_of_is_refused_before_anything_is_said(
-    options: tuple[str, ...],
-    sentence: str,
-    database: Path,
-    cli: Cli,
+    options: tuple[str, ...], sentence: str, database: Path, cli: Cli
 ) -> None:
     text, complaint = said(cli, database, LAST, *options, code=2)
     assert text == ""
@@ -152,10 +149,7 @@ def test_a_run_without_a_model_shows_the_stored_part_and_says_why_not_more(
 
 @pytest.mark.parametrize("options", [(), ("--full",)])
 def test_a_picture_is_drawn(
-    database: Path,
-    tmp_path: Path,
-    options: tuple[str, ...],
-    cli: Cli,
+    database: Path, tmp_path: Path, options: tuple[str, ...], cli: Cli
 ) -> None:
     path = tmp_path / "decision.png"
     assert said(cli, database, LAST, "--png", str(path), *options)[1] == f"The picture is {path}.\n"

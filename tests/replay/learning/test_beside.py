@@ -123,15 +123,7 @@ def network(folder: Path, candles: str) -> Path:
     options = FitOptions(steps=1, batch=1, length=256, validate_every=1)
     material = Dataset.read([candles], lambda _: SPLIT, HORIZONS)
     recipe = Recipe(kinds()["flash"], tiny(), options, 30, name="tiny", explained_bars=600)
-    train(
-        recipe,
-        material,
-        folder / "net",
-        created_ms=0,
-        observe=quiet,
-        say=quiet,
-        resume=False,
-    )
+    train(recipe, material, folder / "net", created_ms=0, observe=quiet, say=quiet, resume=False)
     return folder / "net"
 
 
@@ -142,12 +134,7 @@ def judged(path: Path, candles: str, span: NamedSpan) -> SpanJudgement:
 
 
 def test_models_of_every_kind_are_held_to_the_same_bars(
-    first: Path,
-    other: Path,
-    network: Path,
-    candles: str,
-    tmp_path: Path,
-    cli: Cli,
+    first: Path, other: Path, network: Path, candles: str, tmp_path: Path, cli: Cli
 ) -> None:
     page = tmp_path / "page.html"
     words = ["evaluate", str(network), "--data", candles, "--holdout", AS_TEXT, "--json"]
@@ -241,11 +228,7 @@ def test_what_is_the_same_is_level_and_what_knows_the_future_is_better(
 
 
 def test_what_cannot_be_compared_is_refused_in_one_sentence(
-    first: Path,
-    folder: Path,
-    candles: str,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    first: Path, folder: Path, candles: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     later = glm(folder / "later", candles, split(4, 5, 7))
     far = glm(folder / "far", candles, horizons=(7,))

@@ -93,8 +93,7 @@ def said(*words: object, code: int = 0) -> str:
 # ---------------------------------------------------------------- nothing is claimed
 
 CLAIM = re.compile(
-    r"accurac|log.?loss|brier|beat|frequenc|(?<!no )figures?|\d %|better|\bhits?\b",
-    re.IGNORECASE,
+    r"accurac|log.?loss|brier|beat|frequenc|(?<!no )figures?|\d %|better|\bhits?\b", re.IGNORECASE
 )
 
 

@@ -26,10 +26,7 @@ SPLIT = split(8, 9, 10, embargo=2)
 def paths(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """Return minutes of two symbols over twenty days."""
     made = tmp_path_factory.mktemp("candles")
-    both = (
-        learnable(DAYS * DAY_BARS),
-        learnable(DAYS * DAY_BARS, seed=1, symbol="BBBUSDT"),
-    )
+    both = (learnable(DAYS * DAY_BARS), learnable(DAYS * DAY_BARS, seed=1, symbol="BBBUSDT"))
     return [str(write_csv(candles, made)) for candles in both]
 
 

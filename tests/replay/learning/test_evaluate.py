@@ -84,7 +84,7 @@ def glm(material: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
             "model": {"kind": "glm", "name": "glm"},
             "architecture": {"horizons": list(HORIZONS)},
             "training": {"explained_bars": 300},
-        },
+        }
     )
     train(recipe, material, folder, created_ms=1_700_000_000_000)
     return folder

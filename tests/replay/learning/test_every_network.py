@@ -8,16 +8,7 @@ from pathlib import Path
 
 import pytest
 from command_line import Cli
-from learning import (
-    DAY_BARS,
-    FORMS,
-    WINDOW,
-    by_forecaster,
-    choose,
-    learnable,
-    recipe,
-    write_csv,
-)
+from learning import DAY_BARS, FORMS, WINDOW, by_forecaster, choose, learnable, recipe, write_csv
 
 from tracepaper.daemon.cli import invoke
 from tracepaper.daemon.config.loading import load as load_config
@@ -85,10 +76,7 @@ def prepared(out: Path, folder: Path) -> tuple[Path, Path]:
 
 @pytest.mark.parametrize("name", FORMS)
 def test_a_network_is_trained_replayed_and_verified(
-    name: str,
-    trained: Callable[[str], Path],
-    tmp_path: Path,
-    cli: Cli,
+    name: str, trained: Callable[[str], Path], tmp_path: Path, cli: Cli
 ) -> None:
     config, path = prepared(trained(name), tmp_path)
     database = tmp_path / "run.db"

@@ -389,9 +389,7 @@ def test_an_ensemble_is_as_deaf_to_a_half_as_its_share_says(leaking: Dataset) ->
     assert found == {"attributions", "attributions_rows", "contributions"}
 
 
-def test_the_neutral_row_is_the_mean_of_the_training_part_fitted_or_read(
-    material: Dataset,
-) -> None:
+def test_the_neutral_row_is_the_mean_of_the_training_part_fitted_or_read(material: Dataset) -> None:
     found = Subject(material, HORIZON).neutral
     [training] = material.samples(Part.TRAIN)
     known = training.segment.values[training.start : training.stop]

@@ -73,12 +73,7 @@ def fit(
     torch.manual_seed(chosen.seed)
     torch.set_num_threads(1)
     return heads_fit(
-        network(kind, dropout),
-        training,
-        VALIDATION,
-        chosen,
-        folder=folder,
-        about={"kind": kind},
+        network(kind, dropout), training, VALIDATION, chosen, folder=folder, about={"kind": kind}
     )
 
 

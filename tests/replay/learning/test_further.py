@@ -254,12 +254,7 @@ def trained(material: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Trad
     options = FitOptions(
         steps=60, batch=4, length=256, learning_rate=8e-3, validate_every=20, average=0.9
     )
-    fit = heads_fit(
-        network,
-        own.samples(Part.TRAIN),
-        own.samples(Part.VALIDATION),
-        options,
-    )
+    fit = heads_fit(network, own.samples(Part.TRAIN), own.samples(Part.VALIDATION), options)
     fit.run(lambda _: None)
     network.load_state_dict(fit.best)
     return network.eval()
@@ -318,9 +313,7 @@ def test_regimes_tell_planted_calm_from_wild(judged: Forecasts) -> None:
     assert terms(MetricView(judged)).mean() < terms(MetricView(usual)).mean() - 0.1
 
 
-def test_the_figures_say_what_is_better_and_the_sentences_follow(
-    judged: Forecasts,
-) -> None:
+def test_the_figures_say_what_is_better_and_the_sentences_follow(judged: Forecasts) -> None:
     found = head_figures(judged)
     main = found["5"]
     # EWMA lags the hour, so a network that knows the hour beats it, and the figures say so.
@@ -413,9 +406,7 @@ def test_windows_and_chunks_carry_the_labels_of_every_step(material: Dataset) ->
     assert window.labels["path"][0, 0].numpy() == pytest.approx(wanted)
 
 
-def test_the_quantiles_of_a_head_are_judged_by_the_levels_of_its_network(
-    material: Dataset,
-) -> None:
+def test_the_quantiles_of_a_head_are_judged_by_the_levels_of_its_network(material: Dataset) -> None:
     names, levels = schema("v2-1m").names, (0.1, 0.5, 0.9)
     section = {"dim": 16, "heads": 2, "layers": 2, "window": 33, "horizons": [5]}
     config = TradingConfig.read(

@@ -168,10 +168,7 @@ def given(paths: Sequence[str]) -> list[str]:
 
 
 def test_spans_are_judged_apart_and_stand_beside_models_of_any_kind(
-    models: dict[str, Path],
-    paths: list[str],
-    tmp_path: Path,
-    cli: Cli,
+    models: dict[str, Path], paths: list[str], tmp_path: Path, cli: Cli
 ) -> None:
     page = tmp_path / "page.html"
     words = ["evaluate", models["portfolio"], *given(paths), "--holdout", AS_TEXT, "--html", page]

@@ -58,9 +58,7 @@ def test_every_kind_is_listed_with_what_it_is(cli: Cli) -> None:
         assert all(len(line.split()) > 2 for line in lines)
 
 
-def test_keys_are_listed_with_type_range_default_and_text(
-    cli: Cli,
-) -> None:
+def test_keys_are_listed_with_type_range_default_and_text(cli: Cli) -> None:
     rows = {row["key"]: row for row in json.loads(cli.out("train", "--keys", "informer", "--json"))}
     assert rows["architecture.factor"] == {
         "key": "architecture.factor",

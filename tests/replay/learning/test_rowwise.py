@@ -195,10 +195,7 @@ def test_it_is_replayed_verified_and_taken_apart(
 
 
 def test_a_row_model_is_examined_by_column_and_interval(
-    made: dict[str, Checkpoint],
-    folder: Path,
-    candles: str,
-    capsys: pytest.CaptureFixture[str],
+    made: dict[str, Checkpoint], folder: Path, candles: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     asked = [
         "--inspect",

@@ -510,10 +510,7 @@ def test_an_option_or_a_symbol_that_is_none_is_named(
 
 
 def test_what_a_checkpoint_of_several_is_no_answer_to_is_refused_in_one_sentence(
-    trained: Callable[..., Path],
-    files: list[Path],
-    tmp_path: Path,
-    cli: Cli,
+    trained: Callable[..., Path], files: list[Path], tmp_path: Path, cli: Cli
 ) -> None:
     folder = trained("portfolio")
     config = tmp_path / "config.toml"

@@ -514,9 +514,7 @@ async def test_a_locked_database_refuses_and_answers_when_it_is_free(
 
 
 async def test_no_answer_holds_a_secret_or_where_files_lie(
-    tmp_path: Path,
-    client: aiohttp.ClientSession,
-    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path, client: aiohttp.ClientSession, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     secret = "hunter2Hunter2hunter2"
     monkeypatch.setenv("PLANTED_ADDRESS", f"json://user:{secret}@127.0.0.1:9/x")
@@ -582,10 +580,7 @@ def test_markup_in_a_record_is_text_in_every_place(tmp_path: Path, cross_databas
 
 @pytest.mark.parametrize(
     ("forged", "verdict"),
-    [
-        ((), "Sound."),
-        (("UPDATE steps SET close = close + 1 WHERE sequence = 1400",), "Not sound."),
-    ],
+    [((), "Sound."), (("UPDATE steps SET close = close + 1 WHERE sequence = 1400",), "Not sound.")],
 )
 def test_only_a_run_that_was_derived_again_is_called_sound(
     tmp_path: Path, cross_database: Path, forged: tuple[str, ...], verdict: str

@@ -151,11 +151,7 @@ async def test_a_run_that_is_opened_is_pulled_and_shown(
         unopened = await page.get("/runs/r-1")
         assert unopened == {"error": "This run is not open here: open it from Fleet."}
         done = await page.pull("r-1", database_id(path))
-        assert done["result"] == {
-            "run_id": "r-1",
-            "database_id": database_id(path),
-            "steps": 40,
-        }
+        assert done["result"] == {"run_id": "r-1", "database_id": database_id(path), "steps": 40}
         (file,) = source.folder.glob("*/*.db")
         assert {one.name for one in (file, file.parent)} == {"r-1.db", file.parent.name}
         assert stat.S_IMODE(file.parent.stat().st_mode) == 0o700

@@ -150,9 +150,7 @@ def test_random_twins_repeat_and_have_as_many_positions_as_the_run(cross_report:
     assert one.low[0] == one.high[0] == 1_000_000
 
 
-def test_a_twin_at_the_only_possible_places_earns_what_the_run_earned(
-    cross_report: Report,
-) -> None:
+def test_a_twin_at_the_only_possible_places_earns_what_the_run_earned(cross_report: Report) -> None:
     """One position over all warm bars has nowhere else to go."""
     record = cross_report.record
     bars = record.bars["linear:BTCUSDT"]

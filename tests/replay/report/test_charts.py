@@ -94,9 +94,7 @@ def test_the_price_chart_marks_every_entry_and_exit_at_its_price(cross_report: R
     )
 
 
-def test_the_price_chart_counts_every_refused_signal_of_each_gate(
-    attention_report: Report,
-) -> None:
+def test_the_price_chart_counts_every_refused_signal_of_each_gate(attention_report: Report) -> None:
     chart = present(price_chart(attention_report, "linear:BTCUSDT"))
     stripes = layers_of(chart)["signals refused"]
     drawn = dict(zip(chart.panels[-1].y.names, map(sum, stripes.rows), strict=True))
@@ -108,9 +106,7 @@ def test_the_price_chart_counts_every_refused_signal_of_each_gate(
     assert drawn == refused
 
 
-def test_a_price_of_many_bars_is_thinned_with_its_extremes_and_said(
-    cross_report: Report,
-) -> None:
+def test_a_price_of_many_bars_is_thinned_with_its_extremes_and_said(cross_report: Report) -> None:
     bars = cross_report.record.bars["linear:BTCUSDT"]
     chart = present(price_chart(cross_report, "linear:BTCUSDT"))
     band, close = layers_of(chart)["low to high"], layers_of(chart)["close"]

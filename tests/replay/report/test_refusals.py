@@ -84,9 +84,7 @@ def test_without_forecasts_signals_are_unknown_and_not_none(cross_report: Report
     assert {row.signals for row in cross_report.refusals} == {None}
 
 
-def test_a_signal_whose_horizon_has_a_hole_in_it_is_not_measured(
-    attention_report: Report,
-) -> None:
+def test_a_signal_whose_horizon_has_a_hole_in_it_is_not_measured(attention_report: Report) -> None:
     record = attention_report.record
     (bars,) = record.bars.values()
     moved = bars.open_time_ms.copy()

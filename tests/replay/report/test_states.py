@@ -185,9 +185,7 @@ def test_a_run_that_takes_over_a_halted_one_records_its_halt_at_once() -> None:
     assert third.step(later, None).halted is None, "the same run has it already"
 
 
-def test_a_drawdown_that_only_refuses_holds_a_run_without_position_for_good(
-    tmp_path: Path,
-) -> None:
+def test_a_drawdown_that_only_refuses_holds_a_run_without_position_for_good(tmp_path: Path) -> None:
     path = tmp_path / "run.db"
     limits = {"max_drawdown": "0.004", "on_breach": "refuse"}
     ran(path, limits, {}, long_only=True)

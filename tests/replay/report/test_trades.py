@@ -29,9 +29,7 @@ def test_closed_trades_add_up_to_the_account(cross_report: Report) -> None:
     assert sum(trade.profit for trade in closed) + still_open == pytest.approx(earned, abs=1e-6)
 
 
-def test_a_trade_carries_its_reasons_and_the_decision_that_opened_it(
-    cross_report: Report,
-) -> None:
+def test_a_trade_carries_its_reasons_and_the_decision_that_opened_it(cross_report: Report) -> None:
     trade = cross_report.own_trades[0]
     explained = cross_report.explained[0]
     assert explained.trade == trade

@@ -179,10 +179,7 @@ def test_a_changed_run_is_found(path: Path, table: str, column: str) -> None:
 @pytest.mark.parametrize("column", ["gate", "threshold"])
 def test_a_changed_gate_set_is_found_and_named(path: Path, column: str) -> None:
     value = "'edge'" if column == "gate" else "99.0"
-    tamper(
-        path,
-        f"UPDATE gate_sets SET {column} = {value} WHERE run_key = 2 AND ordinal = 3",
-    )
+    tamper(path, f"UPDATE gate_sets SET {column} = {value} WHERE run_key = 2 AND ordinal = 3")
     problem = problem_of(path)
     assert (problem.what, problem.tables, problem.sequence) == (
         "changed",

@@ -283,9 +283,7 @@ def test_an_average_price_that_is_no_decimal_has_no_text(tmp_path: Path) -> None
     assert row == (pytest.approx(10_000 / 3), None, "10000.00000001")
 
 
-def test_fills_carry_exact_money_and_the_state_of_their_order(
-    database: sqlite3.Connection,
-) -> None:
+def test_fills_carry_exact_money_and_the_state_of_their_order(database: sqlite3.Connection) -> None:
     filled: list[tuple[int, Fill]] = [
         (step.sequence, fill) for step in PLAIN for fill in step.fills
     ]
@@ -362,9 +360,7 @@ def test_the_views_tell_runs_apart(database: sqlite3.Connection) -> None:
             assert len(of_run(database, view.name, row["run_id"])) == row["n"]
 
 
-def test_orders_and_fills_name_the_decision_that_caused_them_and_no_command(
-    tmp_path: Path,
-) -> None:
+def test_orders_and_fills_name_the_decision_that_caused_them_and_no_command(tmp_path: Path) -> None:
     steps = list(cases.plain_steps(60))
     flatten = Command(CommandKind.FLATTEN, "enough", steps[30].event.market_ms, START_MS)
     born = cases.order("30-0", Side.SELL, OrderStatus.ACCEPTED, START_MS)

@@ -84,9 +84,7 @@ def rounding(query: Tensor, key: Tensor, dtype: torch.dtype) -> float:
 
 def masks(time: int) -> st.SearchStrategy[Mask]:
     return st.one_of(
-        st.just(Mask.full()),
-        st.just(Mask()),
-        st.integers(1, time + 3).map(Mask.window),
+        st.just(Mask.full()), st.just(Mask()), st.integers(1, time + 3).map(Mask.window)
     )
 
 

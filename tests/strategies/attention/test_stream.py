@@ -374,21 +374,9 @@ def test_the_attribution_of_a_decision_sums_to_what_is_stored(named: str) -> Non
             "cannot store where every bar looked by gradient",
         ),
         (Rollout(fusion="flow"), ConfigInvalid, "ask `explain --method flow` for one decision"),
-        (
-            Rollout(discard_ratio=0.1),
-            ConfigInvalid,
-            "set discard to 0",
-        ),
-        (
-            Rollout(start_layer=3),
-            AttentionInvalid,
-            "choose 0 to 2",
-        ),
-        (
-            Rollout(head_weights=(1.0,)),
-            AttentionInvalid,
-            "Give 2 head weights",
-        ),
+        (Rollout(discard_ratio=0.1), ConfigInvalid, "set discard to 0"),
+        (Rollout(start_layer=3), AttentionInvalid, "choose 0 to 2"),
+        (Rollout(head_weights=(1.0,)), AttentionInvalid, "Give 2 head weights"),
     ],
 )
 def test_what_no_stream_can_store_is_refused(

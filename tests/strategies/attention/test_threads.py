@@ -17,10 +17,7 @@ from tracepaper.strategies.attention.methods import Rollout
 
 TIME = 600
 ROWS = [0, 299, 599]
-MASKS = {
-    "causal": Mask(),
-    "window": Mask.window(100),
-}
+MASKS = {"causal": Mask(), "window": Mask.window(100)}
 
 
 @pytest.fixture(autouse=True)

@@ -89,9 +89,7 @@ def test_a_row_depends_on_exactly_its_lookback(schema_id: str) -> None:
 
 @settings(max_examples=12, deadline=None)
 @given(
-    schema_id=st.sampled_from(SOME),
-    seed=st.integers(0, 2**32 - 1),
-    later=st.integers(1, MORE - 1),
+    schema_id=st.sampled_from(SOME), seed=st.integers(0, 2**32 - 1), later=st.integers(1, MORE - 1)
 )
 def test_no_later_bar_moves_a_row(schema_id: str, seed: int, later: int) -> None:
     found, bars, before = known(schema_id)

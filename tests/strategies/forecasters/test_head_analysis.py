@@ -124,9 +124,7 @@ WAYS = (
 
 
 @pytest.mark.parametrize("method", WAYS, ids=str)
-def test_the_flow_of_a_stream_ends_in_what_it_stores_by_whichever_method(
-    method: Rollout,
-) -> None:
+def test_the_flow_of_a_stream_ends_in_what_it_stores_by_whichever_method(method: Rollout) -> None:
     usual = models.forecaster()
     made = StreamingForecaster(usual.model, mode="step", threads=1, method=method)
     bars = builders.bars(made.context + 3, seed=5)

@@ -147,11 +147,7 @@ def test_rollout_with_any_option_equals_stored_matrices(kind: str, named: str) -
     shares = HEADS if named == "heads" else torch.full((2, 2), 0.5)
     fused = [
         reference.discard(
-            reference.fuse(
-                matrix,
-                options.fusion,
-                share.double(),
-            ),
+            reference.fuse(matrix, options.fusion, share.double()),
             mask_of(made),
             options.discard_ratio,
             slack=slack,

@@ -33,11 +33,7 @@ FEATURES, TIME = 5, 11
 
 
 def made(
-    *,
-    attention: str = "factorised",
-    window: int = 4,
-    allocation: bool = False,
-    factors: int = 0,
+    *, attention: str = "factorised", window: int = 4, allocation: bool = False, factors: int = 0
 ) -> CrossAssetNetwork:
     torch.manual_seed(3)
     network = CrossAssetNetwork(
