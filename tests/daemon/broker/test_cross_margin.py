@@ -48,7 +48,7 @@ ENDED = {OrderStatus.FILLED, OrderStatus.CANCELED, OrderStatus.REJECTED}
 
 
 def items(symbols: tuple[str, ...] = SYMBOLS) -> list[Instrument]:
-    return [replace(instrument(one, tick_size=1), risk_tiers=TIERS) for one in symbols]
+    return [replace(instrument(symbol, tick_size=1), risk_tiers=TIERS) for symbol in symbols]
 
 
 def engine(
@@ -143,9 +143,9 @@ class Desk:
 def taken(filled: FilledEvent) -> list[tuple[str, Side, int, int]]:
     """Return the fills of the exchange's engine."""
     return [
-        (one.instrument, one.side, one.quantity, one.price)
-        for one in filled.fills
-        if one.model is FillModel.LIQUIDATION
+        (fill.instrument, fill.side, fill.quantity, fill.price)
+        for fill in filled.fills
+        if fill.model is FillModel.LIQUIDATION
     ]
 
 
@@ -158,12 +158,12 @@ def test_an_order_is_paid_from_what_no_other_position_binds_and_a_reversal_from_
     desk = Desk(cash="1000", leverage="10")
     desk.enter(BTC, 2_000)
     desk.enter(ETH, -1_000)
-    own = desk.broker.own
+    account = desk.broker.own
     money = 1_000 - Fraction("1.65")  # the fees of both entries
     others = 100 + Fraction("0.605")  # a tenth, and the fee of closing where that is lost
     bound = 200 + Fraction("0.99")
     for is_reversal, left in ((True, money - others), (False, money - others - bound)):
-        assert own.spendable(own.line(BTC), is_reversal=is_reversal) == left * MONEY_SCALE
+        assert account.spendable(account.line(BTC), is_reversal=is_reversal) == left * MONEY_SCALE
 
 
 def first_call(desk: Desk, key: str, price: int) -> int:
@@ -180,7 +180,7 @@ def test_orders_end_before_a_position_does() -> None:
     (order,) = desk.send(BTC, buy(15, limit=700))
     price = first_call(desk, BTC, 80_000)
     filled = desk.mark(BTC, price)
-    assert [(one.order_id, one.status, one.reason) for one in filled.orders] == [
+    assert [(order.order_id, order.status, order.reason) for order in filled.orders] == [
         (order.order_id, OrderStatus.CANCELED, CALLED)
     ]
     assert not filled.fills
@@ -293,7 +293,7 @@ def test_a_close_at_a_price_that_costs_more_than_there_is_is_a_liquidation() -> 
     desk.broker.on_quote(quote(60_000, 60_010, at_ms=later + 900, instrument_id=BTC))
     filled = desk.broker.take()
     assert [one[:3] for one in taken(filled)] == [(BTC, Side.SELL, 2_000)]
-    assert {one.status for one in filled.orders} == {OrderStatus.FILLED, OrderStatus.CANCELED}
+    assert {order.status for order in filled.orders} == {OrderStatus.FILLED, OrderStatus.CANCELED}
     assert 0 <= desk.equity < MONEY_SCALE // 10
 
 
@@ -332,15 +332,15 @@ class Twice:
         self.liquidations = self.ruins = self.reductions = 0
 
     def note(self, orders: tuple[Order, ...]) -> None:
-        for one in orders:
-            self.own.orders.pop(one.order_id, None)
-            if one.status not in ENDED:
-                left = Fraction(one.quantity - one.filled, 1_000)
-                self.own.orders[one.order_id] = Resting(
-                    one.instrument,
-                    left if one.side is Side.BUY else -left,
-                    one.reduce_only,
-                    one.role is OrderRole.SIGNAL,
+        for order in orders:
+            self.own.orders.pop(order.order_id, None)
+            if order.status not in ENDED:
+                left = Fraction(order.quantity - order.filled, 1_000)
+                self.own.orders[order.order_id] = Resting(
+                    order.instrument,
+                    left if order.side is Side.BUY else -left,
+                    order.reduce_only,
+                    order.role is OrderRole.SIGNAL,
                 )
 
     def book(self, fill: Fill) -> None:
@@ -370,7 +370,7 @@ class Twice:
     def ruined(self, key: str, price: int, filled: FilledEvent, done: list[Fill]) -> list[Fill]:
         """Hold them to the takeover in place of a close at *price* that the balance cannot bear."""
         held = self.own.of(key).quantity
-        closing = [one for one in self.own.orders.values() if one.symbol == key]
+        closing = [order for order in self.own.orders.values() if order.symbol == key]
         assert any(one.signed * held < 0 for one in closing)
         mark, self.own.marks[key] = self.own.marks[key], Fraction(price, 100)
         assert self.own.balance() < abs(self.own.value(key, held)) / 500, "and it could"
@@ -384,22 +384,22 @@ class Twice:
     ) -> list[Fill]:
         canceled, made = due
         ended = {
-            one.order_id
-            for one in filled.orders
-            if one.status is OrderStatus.CANCELED and one.reason == CALLED
+            order.order_id
+            for order in filled.orders
+            if order.status is OrderStatus.CANCELED and order.reason == CALLED
         }
         assert canceled <= ended
         place = len(done)
         got = filled.fills[place : place + len(made)]
         assert [
             Taken(
-                one.instrument,
-                Fraction(one.quantity if one.side is Side.BUY else -one.quantity, 1_000),
-                Fraction(one.price, 100),
+                order.instrument,
+                Fraction(order.quantity if order.side is Side.BUY else -order.quantity, 1_000),
+                Fraction(order.price, 100),
             )
-            for one in got
+            for order in got
         ] == made
-        assert all(one.model is FillModel.LIQUIDATION for one in got)
+        assert all(fill.model is FillModel.LIQUIDATION for fill in got)
         self.reductions += any(one.quantity for one in self.own.held.values()) and bool(made)
         assert not self.own.is_called()
         assert self.own.balance() >= 0, "more is lost than there was"
@@ -419,8 +419,8 @@ class Twice:
             done.append(fill)
         if len(done) < len(filled.fills) and not self.own.is_called():
             done = self.ruined(key, price, filled, done)
-        self.note(tuple(one for one in filled.orders if one.reason != CALLED))
-        self.note(tuple(one for one in filled.orders if one.reason == CALLED and not done))
+        self.note(tuple(order for order in filled.orders if order.reason != CALLED))
+        self.note(tuple(order for order in filled.orders if order.reason == CALLED and not done))
         self.marked.discard(key)
         done = self.expect(filled, done)
         assert len(done) == len(filled.fills), "a fill that was not due"
@@ -470,11 +470,11 @@ class Twice:
         self.desk.broker.change(self.items[key])
         self.own.changed[key] = tuple(
             Tier(
-                Fraction(one.limit, 10**8) if one.limit else None,
-                Fraction(one.maintenance, 10**10),
-                Fraction(one.deduction, 10**8),
+                Fraction(tier.limit, 10**8) if tier.limit else None,
+                Fraction(tier.maintenance, 10**10),
+                Fraction(tier.deduction, 10**8),
             )
-            for one in tiers
+            for tier in tiers
         )
         self.at_limit += bool(size) and limit == size
         self.agree()
@@ -488,8 +488,8 @@ class Twice:
             assert holding.quantity == held.quantity * 1_000
             assert holding.entry_notional == held.entry * 10**8
             assert holding.margin == 0, "no position has a margin of its own"
-            resting = {one.order_id for one in account.line(key).orders.orders}
-            assert resting == {name for name, one in own.orders.items() if one.symbol == key}
+            resting = {order.order_id for order in account.line(key).orders.orders}
+            assert resting == {name for name, order in own.orders.items() if order.symbol == key}
 
     def restart(self) -> None:
         """Kill it, and start anew from its state: marks since the newest bars are forgotten."""

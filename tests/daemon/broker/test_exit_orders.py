@@ -230,8 +230,8 @@ def test_what_closes_or_turns_the_position_cancels_it_and_not_its_signal(said: S
     ended = [one for one in latest(steps).values() if one.side is Side.SELL and one.reduce_only]
     assert len(ended) == 3
     assert {one.status for one in ended} == {OrderStatus.CANCELED}
-    assert {step.sequence for step in steps for one in step.orders if one in ended} >= {3}
-    assert not [one for one in steps[2].orders if one.role is not OrderRole.SIGNAL]
+    assert {step.sequence for step in steps for order in step.orders if order in ended} >= {3}
+    assert not [order for order in steps[2].orders if order.role is not OrderRole.SIGNAL]
     assert held(steps[3]) == (0 if said is FLAT else -1_000)
     assert len(of_role(steps, OrderRole.STOP)) == (2 if said.stop else 1)
 
@@ -247,9 +247,9 @@ def test_neither_a_halt_nor_a_flatten_cancels_it_before_the_position_is_closed()
     engine = machine({0: long(stop=98.0)})
     taken(engine, flat_bars(3))
     engine.step(Command(CommandKind.FLATTEN, "", at, at), None)
-    assert [one.role for one in others(engine)] == [OrderRole.STOP]
+    assert [order.role for order in others(engine)] == [OrderRole.STOP]
     closed = engine.step(bar(10_000, index=3), None)
-    assert OrderStatus.CANCELED in {one.status for one in closed.orders}
+    assert OrderStatus.CANCELED in {order.status for order in closed.orders}
     assert [fill.reason for fill in closed.fills] == ["FLATTEN"]
     assert others(engine) == ()
 
@@ -258,7 +258,7 @@ def test_neither_a_halt_nor_a_flatten_cancels_it_before_the_position_is_closed()
 
 
 def trailing_of(engine: Engine) -> int | None:
-    (stop,) = [one for one in others(engine) if one.role is OrderRole.TRAILING]
+    (stop,) = [order for order in others(engine) if order.role is OrderRole.TRAILING]
     return stop.trigger
 
 
@@ -302,7 +302,7 @@ def test_a_level_that_would_stand_beyond_the_close_is_refused_wherever_the_entry
         f"stop 2 % is not {below} the close",
         f"target 1 % is not {above} the close",
     ]
-    assert [one.trigger for one in others(engine)] == [10_000 - side * 900]
+    assert [order.trigger for order in others(engine)] == [10_000 - side * 900]
 
 
 # ---------------------------------------------------------------- quotes
@@ -374,19 +374,19 @@ def minute(index: int, bid: int, second: float = 1, *, size: int = 10**9) -> Any
     return quote(bid, bid + 10, at_ms=at_ms, size=size)
 
 
-def unfilled_exit(said: Signal, *events: Event, later: dict[int, Signal] | None = None) -> Any:
+def unfilled_exit(signal: Signal, *events: Event, later: dict[int, Signal] | None = None) -> Any:
     """Enter long in minute 1 under a stop; *said* at bar 2 finds no quote in time."""
-    told = {0: long(stop=98.0), 2: said, **(later or {})}
+    told = {0: long(stop=98.0), 2: signal, **(later or {})}
     opened = [*flat_bars(1), minute(1, 10_000), bar(10_000, index=1), bar(10_000, index=2)]
     return at_quotes(told, [*opened, bar(10_000, index=3), *events])
 
 
-@pytest.mark.parametrize("said", [FLAT, short(stop=105.0), short()])
-def test_an_exit_that_no_quote_filled_leaves_the_position_protected(said: Signal) -> None:
-    engine, steps = unfilled_exit(said)
-    reasons = [one.reason for one in steps[4].orders if one.status is OrderStatus.CANCELED]
+@pytest.mark.parametrize("signal", [FLAT, short(stop=105.0), short()])
+def test_an_exit_that_no_quote_filled_leaves_the_position_protected(signal: Signal) -> None:
+    engine, steps = unfilled_exit(signal)
+    reasons = [order.reason for order in steps[4].orders if order.status is OrderStatus.CANCELED]
     assert reasons == ["no quote filled it within 10,000 ms"]
-    assert [one.trigger for one in others(engine)] == [9_800]
+    assert [order.trigger for order in others(engine)] == [9_800]
     (fill,) = engine.step(minute(4, 9_790, 0), None).fills[:1]
     assert (fill.price, fill.reason, fill.quantity) == (9_790, "stop", 1_000)
 
@@ -412,11 +412,11 @@ def test_a_reversal_in_parts_is_protected_on_each_side_by_its_own_plan() -> None
 def test_a_stop_that_comes_before_a_reversal_leaves_what_is_left_of_it() -> None:
     thin = [minute(4, 9_790, 0, size=300), minute(4, 9_790, 1, size=10**9)]
     engine, steps = unfilled_exit(short(stop=105.0), *thin)
-    assert [(one.reason, one.quantity) for one in fills(steps)[1:]] == [
+    assert [(order.reason, order.quantity) for order in fills(steps)[1:]] == [
         ("stop", 300), ("stop", 700), ("down", 1_000),
     ]  # fmt: skip
     assert held(steps[-1]) == -1_000
-    assert [one.trigger for one in others(engine)] == [10_500]
+    assert [order.trigger for order in others(engine)] == [10_500]
     # What a stop closed after its side was given up does not wait for another signal.
     assert engine.state().account.books[KEY].protection.closed == 0
 
@@ -428,7 +428,7 @@ def test_a_stop_that_comes_while_a_reversal_is_not_sent_leaves_its_target() -> N
     book = engine.state().account.books[KEY]
     assert (book.orders.target, book.holding.quantity) == (-1_000, 1_000)
     steps += taken(engine, [minute(5, 9_790, 0), minute(5, 9_790, 1)])
-    assert [one.reason for one in fills(steps)] == ["stop", "down"]
+    assert [fill.reason for fill in fills(steps)] == ["stop", "down"]
     assert held(steps[-1]) == -1_000
 
 
@@ -442,7 +442,7 @@ def test_a_stop_after_flat_does_not_let_the_side_wait() -> None:
 
 def test_the_side_that_is_signalled_again_before_its_exit_is_filled_stays_protected() -> None:
     engine, _ = unfilled_exit(short(stop=105.0), later={3: long(stop=97.0)})
-    assert [one.trigger for one in others(engine)] == [9_700]
+    assert [order.trigger for order in others(engine)] == [9_700]
     assert engine.state().account.books[KEY].protection.following is None
     engine, steps = unfilled_exit(short(stop=105.0), minute(4, 10_000), later={3: FLAT})
     assert (held(steps[-1]), others(engine)) == (0, ())
@@ -455,7 +455,7 @@ def test_a_reversal_that_the_account_cannot_bear_leaves_the_position_protected()
     engine = machine(said, **poor, sizing={"mode": "fixed", "quantity": "4"})
     steps = taken(engine, flat_bars(3))
     assert present(steps[2].decision).unfilled_reason is not None
-    assert OrderRole.STOP in {one.role for one in others(engine)}
+    assert OrderRole.STOP in {order.role for order in others(engine)}
 
 
 # ---------------------------------------------------------------- a plan and its entry
@@ -466,7 +466,7 @@ def test_a_plan_stands_as_long_as_its_target_though_no_quote_filled_its_entry() 
     engine, steps = at_quotes(said, [*flat_bars(2), minute(2, 10_000)])
     assert [one.status for one in steps[1].orders] == [OrderStatus.CANCELED, OrderStatus.ACCEPTED]
     assert held(steps[-1]) == 1_000
-    assert {one.role: one.trigger for one in others(engine)} == {
+    assert {order.role: order.trigger for order in others(engine)} == {
         OrderRole.STOP: 9_800, OrderRole.TRAILING: 9_710,
     }  # fmt: skip
 
@@ -481,7 +481,7 @@ def test_a_plan_ends_with_its_target() -> None:
 def test_a_target_that_its_entry_moves_below_the_bid_takes_at_the_next_quote() -> None:
     engine, _ = at_quotes({0: long(target=Percent(1))}, [*flat_bars(1), asked(10_000, 1, size=400)])
     both = engine.step(asked(10_300, 2), None)
-    assert [(one.price, one.quantity, one.liquidity) for one in both.fills] == [
+    assert [(fill.price, fill.quantity, fill.liquidity) for fill in both.fills] == [
         (10_310, 600, Liquidity.TAKER), (10_110, 400, Liquidity.MAKER),
     ]  # fmt: skip
     (target,) = others(engine)  # 1 % above 101.90, which the bid of 103 has reached
@@ -495,7 +495,7 @@ def test_a_later_time_limit_replaces_one_that_waits_for_a_quote() -> None:
     said = {0: long(until=until), 1: long(until=until + 2 * MINUTE)}
     empty = Quote(KEY, 10_000, 0, 10_010, 0, until, until)
     engine, steps = at_quotes(said, [*flat_bars(1), asked(10_000, 1), empty])
-    assert [one.role for one in others(engine)] == [OrderRole.UNTIL]
+    assert [order.role for order in others(engine)] == [OrderRole.UNTIL]
     steps = taken(engine, [bar(10_000, index=1), minute(2, 10_000), minute(3, 10_000, 31)])
     assert [len(step.fills) for step in steps] == [0, 0, 1]
 
@@ -507,7 +507,7 @@ def test_an_entry_that_rests_beyond_its_time_and_is_filled_is_closed() -> None:
         for after_ms, size in ((0, 0), (1_000, 2_000), (2_000, 2_000))
     ]
     _, steps = at_quotes({0: long(until=until)}, [*flat_bars(1), *quotes])
-    assert [one.side for one in fills(steps)] == [Side.BUY, Side.SELL]
+    assert [fill.side for fill in fills(steps)] == [Side.BUY, Side.SELL]
     assert held(steps[-1]) == 0
 
 
@@ -515,7 +515,7 @@ def test_what_closes_at_its_time_grows_with_what_its_entry_still_fills() -> None
     until = START_MS + MINUTE + 5_000
     thin = Quote(KEY, 10_000, 0, 10_010, 600, until, until)
     engine, _ = at_quotes({0: long(until=until)}, [*flat_bars(1), asked(10_000, 1, size=400), thin])
-    assert [(one.role, one.quantity) for one in others(engine)] == [(OrderRole.UNTIL, 1_000)]
+    assert [(order.role, order.quantity) for order in others(engine)] == [(OrderRole.UNTIL, 1_000)]
 
 
 # ---------------------------------------------------------------- while it was down

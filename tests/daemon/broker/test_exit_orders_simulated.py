@@ -207,9 +207,9 @@ def compared(seed: int, execution: FillModel) -> Counter[str]:
         book = engine.state().account.books[KEY]
         assert book.holding.quantity == own.held
         assert book.orders.target == own.wanted
-        resting = [stands(one) for one in book.orders.others if one.role in PROTECTIVE]
+        resting = [stands(other) for other in book.orders.others if other.role in PROTECTIVE]
         assert sorted(resting) == sorted(
-            (one.role, -own.held, one.price, one.is_triggered) for one in own.orders
+            (order.role, -own.held, order.price, order.is_triggered) for order in own.orders
         )
         for fill in own.fills:
             met[f"{fill.role} {'made' if fill.is_maker else 'took'}"] += 1

@@ -65,10 +65,10 @@ def placed(steps: list[Step], role: OrderRole) -> Order:
     return order
 
 
-@pytest.mark.parametrize(("said", "trigger"), [(long(), 9_800), (short(), 10_200)])
-def test_a_signal_without_a_stop_gets_the_configured_one(said: Signal, trigger: int) -> None:
+@pytest.mark.parametrize(("signal", "trigger"), [(long(), 9_800), (short(), 10_200)])
+def test_a_signal_without_a_stop_gets_the_configured_one(signal: Signal, trigger: int) -> None:
     against = path(2, 10_000, 10_300, 9_700, 10_000)
-    steps = entered(said, against, exits={"stop_loss": "2%"})
+    steps = entered(signal, against, exits={"stop_loss": "2%"})
     stop = placed(steps[:2], OrderRole.STOP)
     assert (stop.trigger, stop.reason) == (trigger, "exits.stop_loss 2 %")
     assert [(fill.price, fill.reason) for fill in steps[2].fills] == [
@@ -163,9 +163,9 @@ def test_a_level_of_the_other_side_s_plan_is_no_reason_to_keep_it() -> None:
     day = DayRange(MINUTE)
 
     def plan(side: Signal, held: HeldPosition | None) -> Plan:
-        made = planner.plan(side, 10_000, 10_000, 0, day, expected=expected, held=held)
-        assert isinstance(made, Plan)
-        return made
+        plan = planner.plan(side, 10_000, 10_000, 0, day, expected=expected, held=held)
+        assert isinstance(plan, Plan)
+        return plan
 
     of_short = plan(short(), None)
     assert plan(short(), HeldPosition(of_short, 0)) == of_short
@@ -189,11 +189,11 @@ def test_a_level_by_a_forecast_of_any_finite_number_is_a_price_or_a_sentence(
         ExpectedReturn(0.0, abs(size), 5e-324),
         ExpectedReturn(-size, abs(size), abs(size)),
     ):
-        made = planner.plan(signal, 10_000, 10_000, 0, day, expected=expected)
-        if isinstance(made, str):
-            assert len(made) < 80
+        plan = planner.plan(signal, 10_000, 10_000, 0, day, expected=expected)
+        if isinstance(plan, str):
+            assert len(plan) < 80
             continue
-        for level in (made.stop, made.target, made.trailing):
+        for level in (plan.stop, plan.target, plan.trailing):
             assert level is not None
             assert abs(level.value) < 2**63
             assert 0 < level.at(10_000, 1) < 2**63
@@ -204,12 +204,12 @@ def test_a_level_of_any_finite_number_is_refused_in_a_sentence(number: float) ->
     planner, day = Planner(instrument()), DayRange(MINUTE)
     for away in (number, Percent(number), Percent(-number)):
         for key in ("stop", "target", "trailing"):
-            made = planner.plan(long(**{key: away}), 10_000, 10_000, 0, day)
-            if isinstance(made, Plan):  # far on the right side, and kept within 64 bits
-                level = getattr(made, key)
+            plan = planner.plan(long(**{key: away}), 10_000, 10_000, 0, day)
+            if isinstance(plan, Plan):  # far on the right side, and kept within 64 bits
+                level = getattr(plan, key)
                 assert abs(level.value) < 2**63
             else:
-                assert made.startswith(("stop", "target", "trailing stop"))
+                assert plan.startswith(("stop", "target", "trailing stop"))
 
 
 def test_a_repeated_signal_without_exits_stores_the_state_as_ever() -> None:

@@ -68,11 +68,11 @@ def test_what_a_symbol_does_not_say_is_that_of_all() -> None:
             "execution": {"slippage_bp": "2", "fees": {"WIFUSDT": {"maker": "0.0001"}}},
         },
     )
-    general, own = costs_for(config), fees_of_symbols(config)
-    assert list(own) == ["WIFUSDT"]
-    assert own["WIFUSDT"].taker_fee == general.taker_fee
-    assert own["WIFUSDT"].slippage == general.slippage
-    assert (own["WIFUSDT"].maker_fee, general.maker_fee) == (1_000_000, 2_000_000)
+    general, document = costs_for(config), fees_of_symbols(config)
+    assert list(document) == ["WIFUSDT"]
+    assert document["WIFUSDT"].taker_fee == general.taker_fee
+    assert document["WIFUSDT"].slippage == general.slippage
+    assert (document["WIFUSDT"].maker_fee, general.maker_fee) == (1_000_000, 2_000_000)
 
 
 def test_fees_of_a_symbol_that_is_not_traded_are_refused() -> None:

@@ -85,7 +85,7 @@ def entered(machine: Engine) -> Step:
 
 
 def bound(step: Step) -> Order:
-    (order,) = [one for one in step.orders if one.role is OrderRole.LIQUIDATION]
+    (order,) = [order for order in step.orders if order.role is OrderRole.LIQUIDATION]
     return order
 
 
@@ -150,8 +150,8 @@ def test_a_gap_through_it_loses_the_margin_and_no_more() -> None:
     step = machine.step(bar(10_000, index=3, open_=10_000), None)
     assert [fill.model for fill in step.fills] == [FillModel.LIQUIDATION]
     assert before.account.cash - step.account.cash == margin_of(before)
-    asked = [one for one in step.orders if one.role is OrderRole.SIGNAL]
-    assert [one.status for one in asked] == [OrderStatus.CANCELED]
+    orders = [order for order in step.orders if order.role is OrderRole.SIGNAL]
+    assert [one.status for one in orders] == [OrderStatus.CANCELED]
 
 
 def test_a_stop_that_lies_nearer_comes_first() -> None:
@@ -357,18 +357,18 @@ def test_a_fill_is_cut_to_what_the_balance_still_covers() -> None:
 
 
 @pytest.mark.parametrize(
-    ("quantity", "leverage", "said"),
+    ("quantity", "leverage", "message"),
     [
         ("30", "60", "leverage 60 above 50, the most of risk tier 2"),
         ("101", "50", "position above 100000, the last risk tier"),
     ],
 )
-def test_leverage_above_the_tier_is_refused(quantity: str, leverage: str, said: str) -> None:
+def test_leverage_above_the_tier_is_refused(quantity: str, leverage: str, message: str) -> None:
     machine = engine(
         Says(LONG), of=item(risk_tiers=TIERS), quantity=quantity, cash="10000", leverage=leverage
     )
     step = machine.step(bar(100_000), None)
-    assert present(step.decision).unfilled_reason == said
+    assert present(step.decision).unfilled_reason == message
 
 
 def test_leverage_above_the_first_tier_or_the_instruments_most_is_refused_at_the_start() -> None:
@@ -426,9 +426,9 @@ def test_a_balance_below_zero_counts_as_none_where_funding_is_paid(
 
 def test_a_tier_that_is_assumed_is_said() -> None:
     config = load(None, {"account": {"margin": "isolated"}, "strategy": {"name": "sma_cross"}})
-    (said,) = margin_warnings(config, [item(), item(risk_tiers=TIERS)])
-    assert said.startswith("one tier assumed: the risk tiers of linear:BTCUSDT are not known")
-    assert "0.5 %" in said
+    (warning,) = margin_warnings(config, [item(), item(risk_tiers=TIERS)])
+    assert warning.startswith("one tier assumed: the risk tiers of linear:BTCUSDT are not known")
+    assert "0.5 %" in warning
     assert margin_warnings(load(None, {}), [item()]) == ()
 
 
@@ -588,10 +588,10 @@ def test_what_is_shown_of_a_position_is_what_its_own_order_says() -> None:
     triggers: list[int | None] = []
     for at, close in enumerate((100_000, 100_010, 99_000, 98_777, 99_020, 98_900, 98_800, 98_700)):
         step = machine.step(bar(close, index=at), None)
-        for one in step.orders:
-            if one.role is OrderRole.LIQUIDATION:
-                ended = one.status in {OrderStatus.FILLED, OrderStatus.CANCELED}
-                triggers.append(None if ended else one.trigger)
+        for order in step.orders:
+            if order.role is OrderRole.LIQUIDATION:
+                ended = order.status in {OrderStatus.FILLED, OrderStatus.CANCELED}
+                triggers.append(None if ended else order.trigger)
         shown = rules.use_of(step.position)
         assert (None if shown is None else shown.liquidation) == (triggers or [None])[-1]
         if shown is not None:
@@ -612,6 +612,6 @@ def test_rules_are_those_of_the_configured_fees_and_leverage() -> None:
         },
     )
     position = entered(engine(Says(LONG))).position
-    found = margin_rules(config, [item()])[KEY].use_of(position)
-    assert found == MarginRules(item(), 500, 10**7).use_of(position)
+    margin_use = margin_rules(config, [item()])[KEY].use_of(position)
+    assert margin_use == MarginRules(item(), 500, 10**7).use_of(position)
     assert margin_rules(load(None, {"account": {"margin": "none"}}), [item()]) == {}

@@ -99,8 +99,8 @@ async def fed(
 
 def prices(run: Live) -> list[tuple[type, int]]:
     """Return what was handed on, as its kind and tenths of a second since the first frame."""
-    found = [one for one in run.events if isinstance(one, Quote | Mark)]
-    return [(type(one), (one.market_ms - TODAY_MS - 6_000) // EACH_MS) for one in found]
+    events = [event for event in run.events if isinstance(event, Quote | Mark)]
+    return [(type(one), (one.market_ms - TODAY_MS - 6_000) // EACH_MS) for one in events]
 
 
 class Stream:
@@ -113,10 +113,10 @@ class Stream:
     async def send(self, tenths: int, frame: dict[str, Any]) -> None:
         at = TODAY_MS + 6_000 + tenths * EACH_MS
         self._run.move_to(at)
-        known = self._run.feed.counters["frames"]
+        frames = self._run.feed.counters["frames"]
         dated = {name: at for name in ("ts", "cts") if name in frame}
         await self.server.send(frame | dated)
-        await until(lambda: self._run.feed.counters["frames"] > known and self._run.is_idle())
+        await until(lambda: self._run.feed.counters["frames"] > frames and self._run.is_idle())
 
 
 def mark(price: float, **beside: float) -> dict[str, Any]:
@@ -225,7 +225,7 @@ async def test_a_settlement_that_is_doubted_on_its_way_is_asked_for_again() -> N
     async with fed(engine, EIGHT_MS - 2_000) as (stream, run, _):
 
         def settled() -> list[Funding]:
-            return [one for one in run.events if isinstance(one, Funding)]
+            return [event for event in run.events if isinstance(event, Funding)]
 
         run.gate.clear()
         await stream.server.send(announcing("0.15"))

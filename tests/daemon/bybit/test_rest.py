@@ -129,7 +129,7 @@ async def test_funding_history_is_paged_backwards_and_returned_oldest_first() ->
         times = [START_MS + index * HOUR for index in range(450)]
         server.funding = [(at, f"-0.000{index:03}") for index, at in enumerate(times)]
         found = await rest.funding(instrument(), times[3], times[-1])
-        assert [one.market_ms for one in found] == times[3:]
+        assert [clock.market_ms for clock in found] == times[3:]
         assert found[0].rate == -30_000
         assert len(server.asked("funding/history")) == 3
         assert all("startTime" in query for query in server.asked("funding/history"))

@@ -215,12 +215,12 @@ async def test_whatever_a_call_is_answered_it_is_asked_again_and_never_ends_a_pr
         with capture_logs() as lines:
             begun_s = clock.network_s()
             for what, answer in bad_answers(server, wrong).items():
-                asked = len(server.asked(path))
+                count = len(server.asked(path))
                 server.answer_next(path, answer)
                 task = asyncio.ensure_future(call(rest))
                 await clock.run(task.done)
                 assert await task == expected, what
-                assert len(server.asked(path)) == asked + 2, what
+                assert len(server.asked(path)) == count + 2, what
         said = [line for line in lines if line["event"] == "retrying"]
         assert (
             sum(line["log_level"] == "warning" for line in said)

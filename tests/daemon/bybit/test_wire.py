@@ -472,10 +472,10 @@ def test_a_book_of_so_many_levels_stands_from_the_touch_outwards() -> None:
     assert wire.depth(topic, 2, 7) is None
     bids = [["1.0", "1"], ["1.2", "3"], ["1.1", "2"]]
     quote_of(wire, deep("snapshot", 10, bids, [["2.0", "4"]]))
-    seen = present(wire.depth(topic, 2, 7))
-    assert (seen.instrument, seen.market_ms, seen.seen_ms) == ("linear:BTCUSDT", 5, 7)
-    assert list(struct.iter_unpack("<qq", seen.bids)) == [(12, 3_000), (11, 2_000)]
-    assert list(struct.iter_unpack("<qq", seen.asks)) == [(20, 4_000)]
+    depth = present(wire.depth(topic, 2, 7))
+    assert (depth.instrument, depth.market_ms, depth.seen_ms) == ("linear:BTCUSDT", 5, 7)
+    assert list(struct.iter_unpack("<qq", depth.bids)) == [(12, 3_000), (11, 2_000)]
+    assert list(struct.iter_unpack("<qq", depth.asks)) == [(20, 4_000)]
     quote_of(wire, deep("delta", 11, [], [["2.0", "0"]]))
     assert wire.depth(topic, 2, 7) is None
     assert wire.knows(topic)

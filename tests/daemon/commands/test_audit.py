@@ -61,9 +61,9 @@ def test_verify_names_what_was_changed_and_exits_with_1(path: Path, cli: Cli) ->
     assert "Steps 0 to 59 do not give the digest of their commit: steps." in out
     code, out, _ = cli("audit", "verify", "plain", "--db", path, "--json")
     assert code == 1
-    found = json.loads(out)
-    assert (found["holds"], found["steps"]) == (False, 0)
-    assert found["problem"]["sequence"] == 0
+    document = json.loads(out)
+    assert (document["holds"], document["steps"]) == (False, 0)
+    assert document["problem"]["sequence"] == 0
     assert cli("audit", "verify", "rich", "--db", path)[0] == 0
 
 
@@ -188,9 +188,9 @@ def children_of(pid: int) -> list[str]:
     """Wait until the process has a child that is at work; return the ids of its children."""
     known = Path(f"/proc/{pid}/task/{pid}/children")
     while True:
-        found = known.read_text(encoding="ascii").split()
-        if any(_ticks(one) > 30 for one in found):
-            return found
+        parts = known.read_text(encoding="ascii").split()
+        if any(_ticks(one) > 30 for one in parts):
+            return parts
 
 
 def _ticks(pid: str) -> int:

@@ -76,12 +76,12 @@ def configured(folder: Path, text: str) -> Path:
 
 
 def test_a_sound_machine_passes_every_check(tmp_path: Path, cli: Cli) -> None:
-    found = findings(cli, "--db", tmp_path / "run.db")
-    assert list(found) == OFFLINE
-    assert {name for name, (verdict, _) in found.items() if verdict == "fail"} == set()
-    assert "torch 2" in found["packages"][1]
-    assert "sdpa" in found["attention"][1]
-    assert "SHA-256 as its card names" in found["checkpoint"][1]
+    document = findings(cli, "--db", tmp_path / "run.db")
+    assert list(document) == OFFLINE
+    assert {name for name, (verdict, _) in document.items() if verdict == "fail"} == set()
+    assert "torch 2" in document["packages"][1]
+    assert "sdpa" in document["attention"][1]
+    assert "SHA-256 as its card names" in document["checkpoint"][1]
 
 
 def test_people_read_one_line_a_check(tmp_path: Path, cli: Cli) -> None:
@@ -102,8 +102,8 @@ def test_a_swapped_checkpoint_is_found(tmp_path: Path, cli: Cli) -> None:
 
 
 def test_a_folder_that_is_missing_is_found(tmp_path: Path, cli: Cli) -> None:
-    found = findings(cli, "--db", tmp_path / "absent" / "run.db")
-    assert found["database"][0] == found["disk"][0] == "fail"
+    document = findings(cli, "--db", tmp_path / "absent" / "run.db")
+    assert document["database"][0] == document["disk"][0] == "fail"
 
 
 def test_the_process_that_uses_the_database_is_named(tmp_path: Path, cli: Cli) -> None:
@@ -130,9 +130,9 @@ def test_a_model_that_this_machine_cannot_run_is_found(
     tmp_path: Path, cli: Cli, text: str, verdict: str, words: str
 ) -> None:
     config = configured(tmp_path, text)
-    found = findings(cli, "-c", config, "--db", tmp_path / "a.db")["attention"]
-    assert found[0] == verdict
-    assert words in found[1]
+    attention = findings(cli, "-c", config, "--db", tmp_path / "a.db")["attention"]
+    assert attention[0] == verdict
+    assert words in attention[1]
 
 
 async def test_online_asks_the_exchange_and_its_stream(tmp_path: Path, cli: Cli) -> None:
@@ -142,21 +142,21 @@ async def test_online_asks_the_exchange_and_its_stream(tmp_path: Path, cli: Cli)
             tmp_path,
             f'[exchange]\nrest_url = "{exchange.rest_url}"\nstream_url = "{exchange.stream_url}"',
         )
-        found = await asyncio.to_thread(
+        document = await asyncio.to_thread(
             findings, cli, "--online", "-c", config, "--db", tmp_path / "a.db"
         )
-    assert found["linear:BTCUSDT"] == ("ok", "status Trading")
-    assert found["stream"][0] == "ok"
-    assert found["exchange"][0] == "warn"  # its time is that of its candles
-    assert "clock is" in found["exchange"][1]
+    assert document["linear:BTCUSDT"] == ("ok", "status Trading")
+    assert document["stream"][0] == "ok"
+    assert document["exchange"][0] == "warn"  # its time is that of its candles
+    assert "clock is" in document["exchange"][1]
 
 
 def test_an_exchange_that_cannot_be_reached_fails(tmp_path: Path, cli: Cli) -> None:
     config = configured(
         tmp_path, '[exchange]\nrest_url = "http://127.0.0.1:1"\nstream_url = "ws://127.0.0.1:1"'
     )
-    found = findings(cli, "--online", "-c", config, "--db", tmp_path / "a.db")
-    assert found["exchange"][0] == found["stream"][0] == "fail"
+    document = findings(cli, "--online", "-c", config, "--db", tmp_path / "a.db")
+    assert document["exchange"][0] == document["stream"][0] == "fail"
 
 
 # ---------------------------------------------------------------- storage.ship_to
@@ -287,13 +287,13 @@ def test_shipping_is_asked_for_online_and_its_extra_without_a_network(
         f'[storage]\nship_to = "{fleet_url}"\n',
     )
     given = ("-c", config, "--db", tmp_path / "run.db")
-    found = findings(cli, "--online", *given)
-    assert found["fleet"][0] == found["shipping"][0] == "ok"
-    assert found["shipping"][1].endswith(f"to {shown(fleet_url)}; --online asks that server")
+    document = findings(cli, "--online", *given)
+    assert document["fleet"][0] == document["shipping"][0] == "ok"
+    assert document["shipping"][1].endswith(f"to {shown(fleet_url)}; --online asks that server")
     monkeypatch.setattr("tracepaper.strategies.extras.find_spec", lambda _name: None)
-    found = findings(cli, *given)
-    assert "fleet" not in found
-    verdict, detail = found["shipping"]
+    document = findings(cli, *given)
+    assert "fleet" not in document
+    verdict, detail = document["shipping"]
     assert verdict == "fail"
     assert detail.startswith("[storage] ship_to needs psycopg: install it with pip install 'tracep")
     assert ask_fleet(load(config), tmp_path / "run.db") == []

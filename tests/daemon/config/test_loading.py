@@ -362,13 +362,13 @@ def test_a_checkpoint_that_cannot_be_read_leaves_the_horizon(tmp_path: Path) -> 
 
 def test_exits_are_read_as_freqtrade_writes_them_and_decide_a_run() -> None:
     written = {"0": 0.04, "30": "2%", "1h": 0.01}
-    made = load(
+    config = load(
         None, {"exits": {"stop_loss": " 2.50 %", "take_profit": "q0.90", "minimal_roi": written}}
     )
-    assert (made.exits.stop_loss, made.exits.take_profit) == ("2.5%", "q0.9")
-    assert made.exits.minimal_roi == {"0": "4%", "30m": "2%", "1h": "1%"}
-    assert restore(made.canonical_json()) == made
-    assert load(None, {"exits": made.exits.model_dump()}) == made
+    assert (config.exits.stop_loss, config.exits.take_profit) == ("2.5%", "q0.9")
+    assert config.exits.minimal_roi == {"0": "4%", "30m": "2%", "1h": "1%"}
+    assert restore(config.canonical_json()) == config
+    assert load(None, {"exits": config.exits.model_dump()}) == config
     plain = load(None)
-    assert made.sha256() != plain.sha256()
+    assert config.sha256() != plain.sha256()
     assert load(None, {"exits": {"reenter": False}}).sha256() == plain.sha256()

@@ -200,8 +200,8 @@ def test_a_reference_is_a_name_and_no_path(text: str) -> None:
 
 def test_no_part_of_an_address_is_left_in_an_error() -> None:
     address = f"https://bob:{SECRET}%2Fx@api.example.com/hook-secret?to=%40home"
-    said = f"401 for {SECRET}/x at api.example.com, hook-secret, @home"
-    left = without(said, address)
+    text = f"401 for {SECRET}/x at api.example.com, hook-secret, @home"
+    left = without(text, address)
     assert SECRET not in left
     assert "example" not in left
     assert "home" not in left

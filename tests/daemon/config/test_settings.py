@@ -93,8 +93,8 @@ def test_a_replay_and_a_sweep_run_by_what_is_set(here: Path, cli: Cli) -> None:
         stored = reader.run(reader.find("last"))
     assert restore(stored.config).strategy.slow == 9
     sweep = ["sweep", *words, "--space", "strategy.slow=7,9", "--jobs", "1"]
-    found = json.loads(cli.out(*sweep, "--objective", "return", "--state", "cells.db"))
-    assert "TRACEPAPER_STRATEGY__NAME=sma_cross TRACEPAPER_STRATEGY__FAST=3 " in found["command"]
+    document = json.loads(cli.out(*sweep, "--objective", "return", "--state", "cells.db"))
+    assert "TRACEPAPER_STRATEGY__NAME=sma_cross TRACEPAPER_STRATEGY__FAST=3 " in document["command"]
     # Only sma_cross, which is set, reads the key that is swept.
-    low, high = (cell["value"] for cell in found["cells"])
+    low, high = (cell["value"] for cell in document["cells"])
     assert low != high

@@ -228,7 +228,7 @@ async def test_what_a_late_bar_trades_is_stored_at_once() -> None:
     first = next(step.sequence for step in alone.steps if step.orders)
     assert alone.together == [1] * 60
     # From the bar behind the first order on all are late: that order is filled by one of them.
-    late = [replace(one, seen_ms=one.seen_ms + 10**9) for one in events[first + 1 :]]
+    late = [replace(event, seen_ms=event.seen_ms + 10**9) for event in events[first + 1 :]]
     audit = Transactions()
     given = [*events[: first + 1], *late]
     await drive(Scripted(given), NoModel(), engine(), audit, is_behind=lambda: True)

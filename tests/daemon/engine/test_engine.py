@@ -102,13 +102,13 @@ class NewSignals(SmaCross):
     """Signals as ``sma_cross`` does, each time by a new object, so that no bar is a repetition."""
 
     def decide(self, context: BarContext) -> Signal:
-        known = super().decide(context)
-        return Signal(known.action, known.reason, known.strength)
+        signal = super().decide(context)
+        return Signal(signal.action, signal.reason, signal.strength)
 
 
 def disturbed(seed: int, places: list[tuple[int, int]]) -> list[Event]:
     """Return bars with something else at each (kind, index) of *places*."""
-    made: list[Event] = []
+    events: list[Event] = []
     kinds = {index: kind for kind, index in places}
     for index, one in enumerate(bars(120, seed=seed)):
         kind, at_ms = kinds.get(index), one.open_time_ms
@@ -117,18 +117,18 @@ def disturbed(seed: int, places: list[tuple[int, int]]) -> list[Event]:
                 continue  # a hole
             case 1 | 2 | 3:
                 order = (CommandKind.HALT, CommandKind.RESUME, CommandKind.FLATTEN)[kind - 1]
-                made.append(Command(order, "", at_ms, at_ms))
+                events.append(Command(order, "", at_ms, at_ms))
             case 4 | 5:
                 finer = instrument(quantity_step=3 if kind == 4 else 1)
-                made.append(InstrumentChange(finer, at_ms, at_ms))
+                events.append(InstrumentChange(finer, at_ms, at_ms))
             case 6:
-                made.append(structs.replace(one, close=one.close * 3, high=one.close * 3))
+                events.append(structs.replace(one, close=one.close * 3, high=one.close * 3))
                 continue  # an implausible close
             case 7:
-                made.append(structs.replace(one, seen_ms=one.seen_ms + 10 * 60_000))
+                events.append(structs.replace(one, seen_ms=one.seen_ms + 10 * 60_000))
                 continue  # a late bar
-        made.append(one)
-    return made
+        events.append(one)
+    return events
 
 
 @settings(max_examples=60, deadline=None)
@@ -140,7 +140,7 @@ def disturbed(seed: int, places: list[tuple[int, int]]) -> list[Event]:
 def test_a_bar_that_repeats_the_last_decision_gives_the_step_that_deciding_anew_gives(
     seed: int, places: list[tuple[int, int]], long_only: bool
 ) -> None:
-    made = [
+    engines = [
         engine_of(
             SMA,
             period_start_ms=START_MS + 3 * 60_000,
@@ -149,7 +149,7 @@ def test_a_bar_that_repeats_the_last_decision_gives_the_step_that_deciding_anew_
         for kind in (SmaCross, NewSignals)
     ]
     events = disturbed(seed, places)
-    assert steps_of(made[0], events) == steps_of(made[1], events)
+    assert steps_of(engines[0], events) == steps_of(engines[1], events)
 
 
 def test_decisions_that_repeat_share_one_outcome() -> None:
@@ -173,7 +173,7 @@ def test_an_outcome_that_comes_again_is_the_same_and_few_are_remembered() -> Non
         SMA, period_start_ms=START_MS, strategy=Reasons(fast=3, slow=7, long_only=True)
     )
     outcomes = [step.decision.outcome for step in steps_of(made, list(bars(120))) if step.decision]
-    assert [one.reason for one in outcomes[8:12]] == ["turn 0", "turn 1", "turn 0", "bar 11"]
+    assert [signal.reason for signal in outcomes[8:12]] == ["turn 0", "turn 1", "turn 0", "bar 11"]
     assert outcomes[8] is outcomes[10]
     assert outcomes[8] == outcomes[110] is outcomes[112]
     assert outcomes[110] is not outcomes[8], "forgotten among so many"
@@ -185,7 +185,7 @@ def test_an_outcome_comes_again_only_where_the_same_gates_passed() -> None:
     at_ms = made[40].open_time_ms
     halt = Command(CommandKind.HALT, "", at_ms, at_ms)
     steps = steps_of(engine(), [*made[:40], halt, made[40], late, made[42]])
-    on_time, too_late, again = (one.decision.outcome for one in steps[-3:] if one.decision)
+    on_time, too_late, again = (step.decision.outcome for step in steps[-3:] if step.decision)
     assert on_time.reason == too_late.reason == again.reason == "refused by operator"
     assert on_time.passed != too_late.passed
     assert on_time is again

@@ -80,10 +80,10 @@ def test_of_a_false_book_and_those_before_it_none_is_seen(false: int, at: int) -
     engine, looks = machine()
     mids = [PRICE] * 60
     mids[at] = false
-    said, _ = steps(engine, [books(mids), minute(BARS)])
+    step, _ = steps(engine, [books(mids), minute(BARS)])
     assert looks.saw == (list(range(58 - at, -1, -1)) or None)
-    assert said.belief is not None
-    assert said.belief.startswith("not believed unless their bar goes there: 1 of 60 order books")
+    assert step.belief is not None
+    assert step.belief.startswith("not believed unless their bar goes there: 1 of 60 order books")
     # It stays unseen; what comes after it is seen.
     steps(engine, [books([PRICE] * 60, index=BARS + 1), minute(BARS + 1)])
     assert looks.saw == list(range(59, -1, -1))
@@ -100,17 +100,17 @@ def test_where_the_last_book_before_the_close_is_false_none_is_seen() -> None:
 
 def test_true_books_are_seen_and_nothing_is_said_of_them() -> None:
     engine, looks = machine()
-    said, _ = steps(engine, [books([PRICE + place for place in range(60)]), minute(BARS)])
-    assert said.belief is None
+    step, _ = steps(engine, [books([PRICE + place for place in range(60)]), minute(BARS)])
+    assert step.belief is None
     assert looks.saw == list(range(59, -1, -1))
 
 
 def test_books_of_a_crash_that_their_bar_shows_are_seen() -> None:
     engine, looks = machine()
     fall = [PRICE] * 20 + [DOWN] * 40
-    said, _ = steps(engine, [books(fall), minute(BARS, DOWN, open_=PRICE)])
-    assert said.belief is not None
-    assert said.belief.startswith("not believed unless their bar goes there: 40 of 60 order books")
+    step, _ = steps(engine, [books(fall), minute(BARS, DOWN, open_=PRICE)])
+    assert step.belief is not None
+    assert step.belief.startswith("not believed unless their bar goes there: 40 of 60 order books")
     assert looks.saw == list(range(59, -1, -1))
 
 
@@ -119,8 +119,8 @@ def test_books_before_a_crash_are_usual_where_quotes_showed_it_already() -> None
     at = START_MS + (BARS + 1) * MINUTE - 500
     fall = [PRICE] * 20 + [DOWN] * 40
     shown = (Mark(KEY, DOWN + 60, at - 100, at, index=DOWN), Mark(KEY, DOWN, at, at))
-    *_, said, _ = steps(engine, [*shown, books(fall), minute(BARS, DOWN, open_=PRICE)])
-    assert said.belief is None
+    *_, step, _ = steps(engine, [*shown, books(fall), minute(BARS, DOWN, open_=PRICE)])
+    assert step.belief is None
     assert looks.saw == list(range(59, -1, -1))
 
 
@@ -178,6 +178,6 @@ def test_before_ten_bars_every_book_is_believed() -> None:
         execution=FillModel.QUOTE,
         strategy=looks,
     )
-    said, _ = steps(engine, [books([DOWN] * 60, index=0), minute(0)])
-    assert said.belief is None
+    step, _ = steps(engine, [books([DOWN] * 60, index=0), minute(0)])
+    assert step.belief is None
     assert looks.saw == list(range(59, -1, -1))

@@ -51,7 +51,7 @@ def scripted(says: dict[str, Any], **options: Any) -> Engine:
 
 
 def sides(step: Step) -> tuple[int, int]:
-    long, short = (one.position.quantity for one in step.twins)
+    long, short = (twin.position.quantity for twin in step.twins)
     return long, short
 
 
@@ -138,7 +138,7 @@ def test_a_side_outlives_its_horizon_by_itself() -> None:
     decided = present(steps[7].decision)
     assert (decided.action, decided.reason) == (Action.FLAT, "horizon")
     assert decided.target_quantity == sides(steps[7])[0]
-    confirmed = [[one.twin for one in step.twins if one.confirmed] for step in steps]
+    confirmed = [[twin.twin for twin in step.twins if twin.confirmed] for step in steps]
     assert confirmed[1:5] == [["LONG"], [], ["SHORT"], ["LONG"]]
 
 
@@ -147,8 +147,8 @@ def test_sides_that_end_together_are_not_asked_for_again() -> None:
     says = {"1": ["LONG", None, 1], "2": ["SHORT", None, 1]}
     before, both, after = bars(12)[:6], bars(12)[6], bars(12)[7:]
     wide = replace(both, high=both.high + 20_000, low=both.low - 20_000)
-    made: list[Event] = [*before, wide, *after]
-    steps = run(scripted(says, sizing={"mode": "fixed", "quantity": "0.4"}), made)
+    events: list[Event] = [*before, wide, *after]
+    steps = run(scripted(says, sizing={"mode": "fixed", "quantity": "0.4"}), events)
     assert sides(steps[5]) == (400, -400)
     assert {fill.position_side for fill in steps[6].fills} == {LONG, SHORT}
     held, ended = steps[5].decision, steps[6].decision
@@ -298,7 +298,7 @@ def test_the_side_that_receives_funding_is_settled_first() -> None:
         steps.append(engine.step(event, None))
         check_account(engine.broker.own)
     before, after = steps[-2].twins, steps[-1].twins
-    assert [one.position.margin for one in before] == [one.position.margin for one in after]
+    assert [step.position.margin for step in before] == [step.position.margin for step in after]
     assert after[0].position.funding_paid > 0 > after[1].position.funding_paid
 
 

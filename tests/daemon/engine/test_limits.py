@@ -109,7 +109,7 @@ def test_two_symbols_that_enter_at_one_close_count_each_other() -> None:
 
 
 @pytest.mark.parametrize(
-    ("settings", "said"),
+    ("settings", "message"),
     [
         ('[sizing]\nmode = "allocation"\nweights = {ETHUSDT = "0.5"}\n', "names ETHUSDT"),
         ("[risk]\ncooldown = 0\n", "whole number"),
@@ -117,10 +117,10 @@ def test_two_symbols_that_enter_at_one_close_count_each_other() -> None:
         ("[sizing]\nlookback = 5\n", "22"),
     ],
 )
-def test_what_cannot_be_is_one_sentence(tmp_path: Path, settings: str, said: str) -> None:
+def test_what_cannot_be_is_one_sentence(tmp_path: Path, settings: str, message: str) -> None:
     file = tmp_path / "wrong.toml"
     file.write_text(CROSS + settings)
-    with pytest.raises(ConfigInvalid, match=said):
+    with pytest.raises(ConfigInvalid, match=message):
         engine_of(load(file), period_start_ms=START_MS)
 
 
@@ -152,8 +152,8 @@ def _engine(settings: str, execution: FillModel = FillModel.NEXT_OPEN) -> tuple[
         file.write_text('[strategy]\nname = "sma_cross"\nfast = 1\nslow = 2\n' + settings)
         config = load(file)
     items = [instrument(symbol) for symbol in config.market.symbols]
-    made = engine_of(config, items, execution=execution, period_start_ms=START_MS)
-    return made, items[0].id
+    engine = engine_of(config, items, execution=execution, period_start_ms=START_MS)
+    return engine, items[0].id
 
 
 NEEDS_A_MODEL = {"tanh", "kelly", "volatility", "expected_shortfall", "network_allocation"}

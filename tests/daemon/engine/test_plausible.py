@@ -39,8 +39,8 @@ class Says(Strategy):
 
     gates = CORE_GATES
 
-    def __init__(self, said: Signal | Orders) -> None:
-        self._said = said
+    def __init__(self, signal: Signal | Orders) -> None:
+        self._said = signal
 
     def decide(self, context: BarContext) -> Signal | Orders:
         is_last = context.time == HELD_MS - MINUTE
@@ -48,7 +48,7 @@ class Says(Strategy):
 
 
 def machine(
-    said: Signal | Orders,
+    signal: Signal | Orders,
     *,
     margin: bool = False,
     category: Category = Category.LINEAR,
@@ -68,7 +68,7 @@ def machine(
         },
         [item],
         execution=execution,
-        strategy=Says(said),
+        strategy=Says(signal),
     )
 
 
@@ -131,7 +131,7 @@ def test_what_was_entered_is_held() -> None:
 
 
 @pytest.mark.parametrize(
-    ("said", "margin", "frame"),
+    ("signal", "margin", "frame"),
     [
         (LONG, True, mark(DOWN, T0)),
         (LONG, True, mark(1, T0)),
@@ -147,9 +147,9 @@ def test_what_was_entered_is_held() -> None:
     ],
 )
 def test_one_false_frame_fills_and_liquidates_nothing(
-    said: Signal | Orders, margin: bool, frame: Quote | Mark
+    signal: Signal | Orders, margin: bool, frame: Quote | Mark
 ) -> None:
-    engine = held(machine(said, margin=margin))
+    engine = held(machine(signal, margin=margin))
     before = engine.step(mark(PRICE + 1, T0 - 500, index=PRICE, last=PRICE), None)
     assert fills(engine, book(PRICE, T0 - 400)) == []
     assert engine.prices.doubts(frame)
@@ -322,7 +322,7 @@ def test_a_crash_that_sources_show_liquidates(sources: str, lags: dict[str, int]
     events = crash(sources, lags=lags)
     if gap > 1:
         each = len(events) // 120
-        events = [one for place, one in enumerate(events) if place // each % gap == gap - 1]
+        events = [event for place, event in enumerate(events) if place // each % gap == gap - 1]
     found = fills(engine, *events)
     assert [fill.model for fill in found] == [FillModel.LIQUIDATION]
 

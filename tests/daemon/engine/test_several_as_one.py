@@ -94,11 +94,11 @@ def test_a_strategy_beside_a_silent_one_is_filled_as_if_alone(seed: int, margin:
     both = several(model, own, {"says": {}}, of=TURNING, **common)
     filled = 0
     for event in jumping(random.Random(seed), 60, quotes=bool(seed % 2)):
-        one, two = alone.step(event, None), both.step(event, None)
-        assert plain(one.fills) == plain(two.fills) == plain([one for _, one in fills_of(two)])
-        assert one.account == two.account
+        step, two = alone.step(event, None), both.step(event, None)
+        assert plain(step.fills) == plain(two.fills) == plain([one for _, one in fills_of(two)])
+        assert step.account == two.account
         check_account(both.broker.own)
-        filled += len(one.fills)
+        filled += len(step.fills)
     assert filled > 20
 
 

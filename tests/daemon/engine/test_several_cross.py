@@ -26,14 +26,14 @@ TIERS = (
 
 
 def items() -> list[Instrument]:
-    return [replace(instrument(one, tick_size=1), risk_tiers=TIERS) for one in SYMBOLS]
+    return [replace(instrument(symbol, tick_size=1), risk_tiers=TIERS) for symbol in SYMBOLS]
 
 
-def scripted(execution: FillModel = FillModel.NEXT_OPEN, **said: dict[str, Any]) -> Engine:
+def scripted(execution: FillModel = FillModel.NEXT_OPEN, **document: dict[str, Any]) -> Engine:
     """Return an engine of two strategies that say what they are told of BTCUSDT."""
     config = configured(
         ("a", "b"), ("0.5", "0.5"), of=(SCRIPTED, SCRIPTED),
-        options=({"says": said["a"]}, {"says": said["b"]}),
+        options=({"says": document["a"]}, {"says": document["b"]}),
         account={"cash": "20000", "margin": "cross", "leverage": "10"},
         sizing={"mode": "equity", "fraction": "8"},
         execution={"fill_within_ms": MINUTE},
@@ -92,7 +92,7 @@ def test_a_close_that_would_cost_more_than_there_is_takes_the_account_over() -> 
     assert broker.own.held(KEY) == 0
     assert 0 <= broker.own.balance().equity < 2 * MONEY_SCALE  # by a tick
     assert {fill.model for fill in filled.fills} == {FillModel.LIQUIDATION}
-    ended = {one.order_id: one for one in filled.orders}[stop.order_id]
+    ended = {order.order_id: order for order in filled.orders}[stop.order_id]
     assert (ended.status, ended.filled) == (OrderStatus.CANCELED, 0)
 
 

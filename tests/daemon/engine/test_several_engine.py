@@ -39,23 +39,23 @@ def built(config: Config, execution: FillModel = FillModel.NEXT_OPEN, **item: An
 
 def walk(seed: int, count: int = 120, *, quotes: bool = False) -> list[Event]:
     """Return bars, a settlement every ten of them, and marks and quotes where quotes fill."""
-    made: list[Event] = []
+    events: list[Event] = []
     for at, bar in enumerate(bars(count, seed=seed)):
         if quotes:
             for ms in (1_000, 20_000, 59_000):
                 price = bar.open + (bar.close - bar.open) * ms // MINUTE
-                made.append(
+                events.append(
                     quote(price - 5, price + 5, at_ms=bar.open_time_ms + ms, size=400 + 100 * at)
                 )
-        made.append(bar)
+        events.append(bar)
         if at % 10 == 9:
             at_ms = bar.close_time_ms
             mark = bar.close + 13
-            made += [
+            events += [
                 Mark(bar.instrument, mark, at_ms, at_ms),
                 Funding(bar.instrument, (-1) ** at * 1_234_567, at_ms, at_ms),
             ]
-    return made
+    return events
 
 
 def run(engine: Engine, events: list[Event]) -> list[Step]:
@@ -80,13 +80,13 @@ def test_a_measure_that_moves_is_that_of_each_bar_though_its_verdict_stays() -> 
         ),
         FillModel.NEXT_OPEN,
     )
-    known = Calibration({}, {30: 1.0}, 0.0)
-    model = FixedForecaster(lambda _: forecast(0.0), context=4, calibration=known)
-    made = engine_of(config, [ITEM], forecaster=model)
+    calibration = Calibration({}, {30: 1.0}, 0.0)
+    model = FixedForecaster(lambda _: forecast(0.0), context=4, calibration=calibration)
+    engine = engine_of(config, [ITEM], forecaster=model)
     said = []
     for at, bar in enumerate(bars(40, seed=3)):
         confidence = 0.5 + at / 1_000
-        step = made.step(bar, forecast(0.0, explained=explanation(confidence=confidence)))
+        step = engine.step(bar, forecast(0.0, explained=explanation(confidence=confidence)))
         said += [dict(one.measures).get("confidence") == confidence for one in step.strategies]
     assert said.count(True) > 50
     assert all(said[-20:])
@@ -130,7 +130,7 @@ def test_a_protective_order_belongs_to_its_strategy_and_trades_its_part() -> Non
         (name,) = {name for name, fill in fills_of(step) if fill.order_id == order.order_id}
         assert name == order.owner
     ids = [order.order_id for step in steps for order in step.orders if order.role in roles]
-    assert len({one.partition("-")[2] for one in ids}) >= 3  # of each strategy its own
+    assert len({text.partition("-")[2] for text in ids}) >= 3  # of each strategy its own
 
 
 def test_a_strategy_that_fails_is_set_aside_and_closed_and_the_rest_goes_on() -> None:
@@ -139,14 +139,14 @@ def test_a_strategy_that_fails_is_set_aside_and_closed_and_the_rest_goes_on() ->
     engine = built(config)
     steps = run(engine, walk(5))
     told = [{one.strategy: one for one in step.strategies} for step in steps if step.strategies]
-    failed = [one["b"] for one in told[40:]]
+    failed = [row["b"] for row in told[40:]]
     assert all(one.outcome.reason.startswith("set aside: Drawn failed in decide") for one in failed)
     assert "0x…" in failed[0].outcome.reason
     assert r"\ud800\x00" in failed[0].outcome.reason  # what no text can hold is escaped
     assert "at several_strategies.py:" in failed[0].outcome.reason
     assert {one.target_quantity for one in failed} == {0}
     assert engine.broker.own.owners["b"].held(ITEM.id) == 0
-    assert any(one["a"].target_quantity for one in told[41:])
+    assert any(row["a"].target_quantity for row in told[41:])
     shares = present(engine.state().shares)
     assert list(shares.failed) == ["b"]
 
@@ -245,10 +245,10 @@ def test_a_stop_that_comes_before_its_entry_is_whole_leaves_what_others_wait_for
     none_to_buy = replace(quote(low, low + 10, at_ms=at_ms + 20), ask_size=0)
     step = engine.step(none_to_buy, None)
     check_account(engine.broker.own)
-    stops = [one for one in step.orders if one.role is OrderRole.STOP]
-    assert {(one.owner, one.status) for one in stops} == {("a", OrderStatus.FILLED)}
+    stops = [order for order in step.orders if order.role is OrderRole.STOP]
+    assert {(order.owner, order.status) for order in stops} == {("a", OrderStatus.FILLED)}
     assert (a.held(ITEM.id), a.target(ITEM.id)) == (0, 0)
-    (rest,) = (one for one in step.orders if one.role is OrderRole.SIGNAL)
+    (rest,) = (order for order in step.orders if order.role is OrderRole.SIGNAL)
     assert rest.quantity - rest.filled == b.target(ITEM.id) - b.held(ITEM.id) > 0
     engine.step(second, None)
     assert engine.broker.own.target(ITEM.id) == b.target(ITEM.id)
@@ -277,8 +277,8 @@ def test_a_limit_is_of_the_account_and_refuses_the_net() -> None:
         check_account(engine.broker.own)
         if step.decision is not None and step.decision.refused_by == "risk.notional":
             refused += 1
-            said = [one.outcome.unfilled_reason for one in step.strategies]
-            assert any(one and "risk.notional" in one for one in said)
+            unfilled_reasons = [strategy.outcome.unfilled_reason for strategy in step.strategies]
+            assert any(one and "risk.notional" in one for one in unfilled_reasons)
     assert refused > 3
 
 
@@ -287,13 +287,13 @@ def test_each_strategy_sees_its_own_part_and_size() -> None:
     held = dict.fromkeys(("a", "b"), 0.0)
     for event in walk(5):
         step = engine.step(event, None)
-        for one in step.strategies:
-            if one.strategy in held and one.note is not None:
-                note = one.note
-                part = engine.broker.own.owners[one.strategy]
+        for decision in step.strategies:
+            if decision.strategy in held and decision.note is not None:
+                note = decision.note
+                part = engine.broker.own.owners[decision.strategy]
                 crossed = sum(
                     fill.quantity * (1 if fill.side.value == "BUY" else -1)
-                    for name, fill in crossed_in(step) if name == one.strategy
+                    for name, fill in crossed_in(step) if name == decision.strategy
                 )  # fmt: skip
                 assert note["held"] == (part.held(ITEM.id) - crossed) / 1_000
     first = engine.broker.own.owners["a"].balance().equity

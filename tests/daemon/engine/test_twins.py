@@ -78,7 +78,7 @@ def stepped(machine: Engine, first: int = 0, until: int = len(BARS)) -> list[Ste
 
 
 def quantity(step: Step, twin: str) -> int:
-    return next(one.position.quantity for one in step.twins if one.twin == twin)
+    return next(twin_step.position.quantity for twin_step in step.twins if twin_step.twin == twin)
 
 
 def drawn(bar: Bar) -> float:
@@ -109,7 +109,7 @@ def test_the_gate_by_chance_lets_through_as_often_as_the_run_s_gates_did(on_refu
     assert 0.3 < passed / judged < 0.5
     assert let_through / judged == pytest.approx(passed / judged, abs=0.05)
     assert followed > 50
-    assert {one.decision.action for one in steps if one.decision} >= {Action.LONG, Action.SHORT}
+    assert {step.decision.action for step in steps if step.decision} >= {Action.LONG, Action.SHORT}
 
 
 def test_buy_and_hold_holds_what_the_run_held_so_far_in_the_mean() -> None:
@@ -141,14 +141,14 @@ def test_a_restart_counts_what_came_after_the_stored_state(cut: int) -> None:
     again = attention(twins)
     state = present(before[stored].state)
     Restart(again).restore(decode_state(state), next_sequence=cut)
-    for one in BARS[max(cut - 60, 0) : cut]:
-        Restart(again).recall(one)
+    for bar in BARS[max(cut - 60, 0) : cut]:
+        Restart(again).recall(bar)
     for step in before[stored:]:
         Restart(again).count(step)
     machine = attention(twins)
-    made = stepped(machine, until=cut)
+    steps = stepped(machine, until=cut)
     assert again.state().bases == machine.state().bases
-    could = sum(step.decision is not None and step.decision.refused_by != "warm" for step in made)
+    could = sum(step.decision is not None and step.decision.refused_by != "warm" for step in steps)
     assert machine.state().bases["linear:BTCUSDT"].bars == could
 
 
@@ -168,15 +168,15 @@ def test_a_bar_that_cannot_be_believed_is_counted_and_not_judged() -> None:
 def test_what_outlived_its_horizon_is_not_closed_over_the_operator_s_halt() -> None:
     machine = attention([])
     likely = forecast(0.002, p_up=0.9, p_down=0.05)
-    steps = [machine.step(one, likely) for one in BARS[:10]]
+    steps = [machine.step(bar, likely) for bar in BARS[:10]]
     assert (held := present(steps[-1].position).quantity) > 0
     at_ms = BARS[10].open_time_ms
     machine.step(Command(CommandKind.HALT, "", at_ms, at_ms), None)
-    halted = [machine.step(one, likely) for one in BARS[10:60]]
+    halted = [machine.step(bar, likely) for bar in BARS[10:60]]
     assert {step.position.quantity for step in halted if step.position} == {held}
     machine.step(Command(CommandKind.RESUME, "", BARS[60].open_time_ms, 0), None)
     unsure = forecast(0.002, p_up=0.4, p_down=0.35)
-    *_, last = (machine.step(one, unsure) for one in BARS[60:63])
+    *_, last = (machine.step(bar, unsure) for bar in BARS[60:63])
     assert present(last.position).quantity == 0
 
 
@@ -208,12 +208,12 @@ def test_the_gate_by_chance_passes_with_the_coverage_that_the_card_counted() -> 
     basis = TwinBasis(judged=9, passed=9)
     passed = [basis.passes(bar.instrument, bar.open_time_ms, 0.25) for bar in BARS]
     assert passed == [drawn(bar) < 0.25 for bar in BARS]
-    known = replace(CALIBRATION, coverage=(counted,))
-    other = attention(["random_gate"], calibration=known)
+    calibration = replace(CALIBRATION, coverage=(counted,))
+    other = attention(["random_gate"], calibration=calibration)
     assert other.shadows.random_shares == []  # its regimes have thresholds of their own
-    found = attention(["random_gate"], calibration=known, usual_regimes=True)
-    assert found.shadows.random_shares == [0.25]
-    assert coverage_warnings(found) == (
+    engine = attention(["random_gate"], calibration=calibration, usual_regimes=True)
+    assert engine.shadows.random_shares == [0.25]
+    assert coverage_warnings(engine) == (
         "random_gate lets 25.00 % of the bars through: the calibration slice's coverage",
     )
     assert coverage_warnings(attention(["random_gate"])) == ()
@@ -266,7 +266,7 @@ def own(steps: list[Step]) -> list[tuple[int, int]]:
 
 def twin(steps: list[Step], name: str) -> list[tuple[int, int]]:
     every = (one for step in steps for one in step.twins if one.twin == name)
-    return [(one.position.quantity, one.account.equity) for one in every]
+    return [(step.position.quantity, step.account.equity) for step in every]
 
 
 LEFT_OUT: dict[str, tuple[dict[str, dict[str, Any]], dict[str, dict[str, Any]]]] = {
@@ -382,8 +382,8 @@ def test_a_limit_that_refuses_the_run_does_not_hold_up_less_of_a_twin() -> None:
     held = quantity(machine.step(BARS[13], more), "no_edge")
     assert quantity(machine.step(BARS[14], more), "no_edge") == held, "more of it is refused"
     short = replace(answered(-0.004, 0.02, 0.3), p_up=(0.2,), p_down=(0.6,))
-    for one in BARS[15:17]:
-        step = machine.step(one, short)
+    for bar in BARS[15:17]:
+        step = machine.step(bar, short)
         assert step.decision
         assert step.decision.refused_by == "risk.tail"
     assert quantity(step, "no_edge") == held, "the other side, however small, is refused"

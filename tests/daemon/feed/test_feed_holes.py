@@ -117,9 +117,9 @@ async def test_a_hole_is_not_given_up_while_no_answer_reaches_past_it() -> None:
         await run.expect(lambda: run.clock.network_s() > begun_s + 300)
         assert run.opens() == [0]
         assert not run.gaps()
-        asked = len(server.asked("kline"))
+        count = len(server.asked("kline"))
         await run.expect(lambda: run.clock.network_s() > begun_s + 600)
-        assert 5 <= len(server.asked("kline")) - asked <= 30  # with backoff
+        assert 5 <= len(server.asked("kline")) - count <= 30  # with backoff
         for index in range(1, 5):
             server.add_candle(START_MS + index * MINUTE)
         await run.expect(lambda: len(run.bars()) == 5)
@@ -234,7 +234,7 @@ async def test_a_time_said_three_times_is_believed_and_what_follows_is_decided(y
             event for event in run.events if isinstance(event, Gap) and event.repaired_by == "clock"
         ]
         assert len(jumps) == 2
-        assert all(one.from_ms < one.until_ms for one in jumps)
+        assert all(gap.from_ms < gap.until_ms for gap in jumps)
         assert all(not isinstance(event, Bar) or event.close > 0 for event in run.events)
 
 

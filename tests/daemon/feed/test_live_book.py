@@ -152,7 +152,7 @@ def test_whenever_a_bar_comes_the_events_are_those_of_a_replay(
     assert found[: bars[-1] + 1] == wanted[: bars[-1] + 1]
     assert sum(event[0] == "book" for event in found) > 5
     last_ms = int(replay.feed.candles[0].closes_ms[-1]) - response_ms
-    assert [one for one in rows(path, FILLS) if one[0] <= last_ms] == rows(known, FILLS)
+    assert [row for row in rows(path, FILLS) if row[0] <= last_ms] == rows(known, FILLS)
     assert verified(path).differences == []
 
 

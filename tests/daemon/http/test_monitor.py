@@ -271,6 +271,6 @@ def test_a_quantile_is_the_bound_of_its_class_and_none_beyond_every_bound() -> N
     }  # fmt: skip
     for seconds in (*[0.05] * 50, *[0.5] * 40, *[2.0] * 10):
         took_s.add(seconds)
-    found = took_s.document("x")
-    assert (found["p50"], found["p90"], found["p99"]) == (0.1, 1.0, None)
-    assert found["count"] == 100
+    document = took_s.document("x")
+    assert (document["p50"], document["p90"], document["p99"]) == (0.1, 1.0, None)
+    assert document["count"] == 100

@@ -48,8 +48,8 @@ def sections(checkpoint: Path) -> dict[str, dict[str, Any]]:
 
 def events(path: Path) -> list[Depths]:
     with Reader.open(path) as reader:
-        found = [event for _, _, event, _ in reader.events(reader.find("last"))]
-    return [event for event in found if isinstance(event, Depths)]
+        depths = [event for _, _, event, _ in reader.events(reader.find("last"))]
+    return [event for event in depths if isinstance(event, Depths)]
 
 
 async def test_books_are_stored_and_traded_by_and_a_restart_forgets_them(
@@ -69,14 +69,14 @@ async def test_books_are_stored_and_traded_by_and_a_restart_forgets_them(
     assert (np.diff(times) > 0).all()
     assert len(times) > 300
     assert all(one.levels == 20 for one in stored)
-    starts = [one.cause for one in stored if one.cause]
+    starts = [depths.cause for depths in stored if depths.cause]
     assert starts == ["stopped", "stopped"]
     said = [reason for (reason,) in rows(path, "SELECT reason FROM v_decisions ORDER BY sequence")]
     assert sum(reason.startswith("the mid is expected") for reason in said) >= 4
     assert check_record(path) == len(said)
     again = tmp_path / "again.db"
-    found = run_again(path, again)
-    assert (found.compared, found.differences) == (len(said), [])
+    parity = run_again(path, again)
+    assert (parity.compared, parity.differences) == (len(said), [])
 
 
 BOOKS = {"topic": "orderbook.50.BTCUSDT"}
@@ -121,8 +121,8 @@ async def test_what_was_not_heard_is_a_gap_that_nothing_reaches_over(
             await live.close_bar({"BTCUSDT"})
     stored = events(path)
     assert {one.cause for one in stored if one.cause} == {"stopped", cause}
-    for one, two in pairwise(stored):
-        assert bool(two.cause) == (two.first_ms != one.next_ms)
+    for depths, two in pairwise(stored):
+        assert bool(two.cause) == (two.first_ms != depths.next_ms)
     check_record(path)
 
 

@@ -40,9 +40,9 @@ class Both(PortfolioStrategy):
 
     def decide(self, contexts: Mapping[str, BarContext]) -> Mapping[str, Signal | Orders]:
         said = {}
-        for symbol, one in contexts.items():
-            books = one.depth
-            age = -1.0 if books is None else float(one.time - books.seen_ms[-1])
+        for symbol, context in contexts.items():
+            books = context.depth
+            age = -1.0 if books is None else float(context.time - books.seen_ms[-1])
             count = 0.0 if books is None else float(len(books))
             said[symbol] = Signal(Action.HOLD, "seen", note={"age": age, "count": count})
         return said

@@ -46,11 +46,11 @@ def test_what_the_machine_has_is_less_in_a_container(
 
 def test_what_attends_is_on_the_run_and_in_its_start_event() -> None:
     config = Config()
-    made = models.load_forecaster(config)
+    forecaster = models.load_forecaster(config)
     run = describe_run(
-        config, [cases.BTC], made, kind=RunKind.LIVE, started_at_ms=1, period_start_ms=1
+        config, [cases.BTC], forecaster, kind=RunKind.LIVE, started_at_ms=1, period_start_ms=1
     )
-    change = start_event(made, warm_from=(), market_ms=1)
+    change = start_event(forecaster, warm_from=(), market_ms=1)
     assert run.backend == change.backend == models.chosen_backend(config)
     assert run.backend == (*compiled.available(), "tiles")[0]
 

@@ -130,10 +130,10 @@ async def test_a_damaged_checkpoint_is_wrong_usage(
     damaged = keep(given, database) if is_kept else given
     damage(damaged)
     config = load(None, {"model": {"checkpoint": str(given)}})
-    with pytest.raises(ConfigInvalid, match=words.format(at=re.escape(str(damaged)))) as said:
+    with pytest.raises(ConfigInvalid, match=words.format(at=re.escape(str(damaged)))) as error:
         await Daemon(config, database, kind=RunKind.LIVE).run()
-    assert str(damaged) in str(said.value)
-    assert str(said.value).endswith(".")
+    assert str(damaged) in str(error.value)
+    assert str(error.value).endswith(".")
 
 
 @pytest.mark.parametrize(
@@ -156,9 +156,9 @@ async def test_a_class_that_cannot_be_made_is_wrong_usage(
     head += "def decide(self, now): return None\n    "
     (tmp_path / "unmade.py").write_text(body.replace("{STRATEGY}", head))
     config = load(None, {"strategy": {"name": "unmade:Mine"}})
-    with importable(tmp_path), pytest.raises(ConfigInvalid if usage else StrategyFailed) as said:
+    with importable(tmp_path), pytest.raises(ConfigInvalid if usage else StrategyFailed) as error:
         await Daemon(config, tmp_path / "run.db", kind=RunKind.LIVE).run()
-    assert str(said.value).endswith(".")
+    assert str(error.value).endswith(".")
 
 
 @pytest.mark.parametrize(
