@@ -33,8 +33,8 @@ def test_weights_are_found_once_a_day_and_follow_from_the_record(
         "SELECT open_time_ms, group_concat(number) AS weights FROM v_notes WHERE name = 'weight' "
         "GROUP BY open_time_ms ORDER BY open_time_ms"
     )
-    found = cli.json("audit", "sql", question, "--db", database)
-    weights = [[float(each) for each in row["weights"].split(",")] for row in found]
+    document = cli.json("audit", "sql", question, "--db", database)
+    weights = [[float(each) for each in row["weights"].split(",")] for row in document]
     assert len(weights) >= 7
     assert all(len(each) == 2 and sum(each) <= 1 and max(each) <= 0.6 for each in weights)
     assert all(min(each) >= 0 for each in weights)
@@ -67,8 +67,8 @@ def test_turnover_is_priced_from_what_the_account_holds_and_not_from_what_was_as
         "sequence) WHERE n.name = 'weight' ORDER BY n.sequence"
     )
     rows = cli.json("audit", "sql", question, "--db", database)
-    shares = [[float(one["share"]) for one in rows[at : at + 2]] for at in range(0, len(rows), 2)]
-    weights = [[float(one["weight"]) for one in rows[at : at + 2]] for at in range(0, len(rows), 2)]
+    shares = [[float(row["share"]) for row in rows[at : at + 2]] for at in range(0, len(rows), 2)]
+    weights = [[float(row["weight"]) for row in rows[at : at + 2]] for at in range(0, len(rows), 2)]
     assert len(shares) == len(asked) > 5
     assert np.allclose(asked, shares, atol=1e-9)
     assert np.abs(np.array(shares[1:]) - weights[:-1]).max() > 0.2

@@ -27,11 +27,11 @@ def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return explained_runs.replayed(folder, bars=explained_runs.CONTEXT + 20)
 
 
-def exchanged(raw: sqlite3.Connection, one: str, other: str) -> None:
+def exchanged(raw: sqlite3.Connection, text: str, other: str) -> None:
     """Let two tables have each other's pages."""
     pages = dict(raw.execute("SELECT name, rootpage FROM sqlite_schema").fetchall())
     raw.execute("PRAGMA writable_schema = ON")
-    for name, page in ((one, pages[other]), (other, pages[one])):
+    for name, page in ((text, pages[other]), (other, pages[text])):
         raw.execute("UPDATE sqlite_schema SET rootpage = ? WHERE name = ?", (page, name))
 
 

@@ -58,23 +58,23 @@ def test_no_card_gives_a_traceback(value: str, tmp_path: Path, cli: Cli) -> None
         (folder / CARD_NAME).write_text(text)
         tomllib.loads(text)
         for words in (["models", str(folder)], ["evaluate", str(folder), "--data", str(candles)]):
-            said = cli(*words)
-            assert bool(said.code) is bool(said.err)
-            assert said.err.count("\n") <= 1, (line, said.err[:300])
-            assert "Traceback" not in said.err
+            answer = cli(*words)
+            assert bool(answer.code) is bool(answer.err)
+            assert answer.err.count("\n") <= 1, (line, answer.err[:300])
+            assert "Traceback" not in answer.err
 
 
 def test_a_network_is_checked_over_real_rows(tmp_path: Path, cli: Cli) -> None:
     folder = str(checkpoint(tmp_path / "a"))
     assert "Every layer is finite" in cli.out("models", "check", folder)
-    found = cli.json("models", "check", folder)
-    assert (found["rows"], found["windows"], len(found["heads"])) == (148, 4, 6)
-    assert found["faults"] == []
+    document = cli.json("models", "check", folder)
+    assert (document["rows"], document["windows"], len(document["heads"])) == (148, 4, 6)
+    assert document["faults"] == []
 
 
 def test_an_ensembles_network_is_checked_by_its_bundled_name(cli: Cli) -> None:
-    found = cli.json("models", "check", "flash-15m")
-    assert (found["rows"], len(found["heads"])) == (509, 16)
+    document = cli.json("models", "check", "flash-15m")
+    assert (document["rows"], len(document["heads"])) == (509, 16)
 
 
 def test_a_dead_head_of_a_checkpoint_ends_with_exit_code_1(tmp_path: Path, cli: Cli) -> None:
@@ -82,11 +82,11 @@ def test_a_dead_head_of_a_checkpoint_ends_with_exit_code_1(tmp_path: Path, cli: 
     with torch.no_grad():
         next(made.layers()).project_out.weight[:, :8] = 0.0
     save(tmp_path / "dead", made.state_dict(), models.card(temperature=1.0))
-    said = cli("models", "check", tmp_path / "dead")
-    assert said.code == 1
-    assert "it is dead" in said.out
-    assert "is not in order: Layer 0, head 0" in said.err
-    assert said.err.count("\n") == 1
+    answer = cli("models", "check", tmp_path / "dead")
+    assert answer.code == 1
+    assert "it is dead" in answer.out
+    assert "is not in order: Layer 0, head 0" in answer.err
+    assert answer.err.count("\n") == 1
 
 
 def test_a_call_gives_where_each_head_looked_from_the_newest_bar(tmp_path: Path) -> None:
@@ -128,11 +128,11 @@ def test_a_network_is_exported_and_answers_elsewhere(tmp_path: Path, cli: Cli) -
     assert (found["bars"], found["columns"], found["bytes"]) == (148, 30, path.stat().st_size)
     rows = torch.randn(1, 148, 30, generator=torch.Generator().manual_seed(9))
     positions = torch.arange(148) + 5
-    said = torch.export.load(path).module()(rows, positions)
+    document = torch.export.load(path).module()(rows, positions)
     with torch.no_grad():
         wanted = models.network()(rows, positions)
-    torch.testing.assert_close(said["mean"], wanted.mean[:, -1], rtol=0, atol=1e-6)
-    assert sorted(one.name for one in tmp_path.iterdir()) == ["a", "a.pt2"]
+    torch.testing.assert_close(document["mean"], wanted.mean[:, -1], rtol=0, atol=1e-6)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "a.pt2"]
     assert "is there already" in cli.err(*command, code=2)
 
 
@@ -152,7 +152,7 @@ def test_an_export_that_cannot_be_is_one_sentence(
 ) -> None:
     folder = checkpoint(here / "a")
     assert sentence in cli.err("models", "export", folder, *options, code=2)
-    assert [one.name for one in here.iterdir()] == ["a"]
+    assert [path.name for path in here.iterdir()] == ["a"]
 
 
 def judged(folder: Path, qlike: list[float], signs: list[float], **more: object) -> Path:
@@ -177,7 +177,7 @@ def judged(folder: Path, qlike: list[float], signs: list[float], **more: object)
 
 
 @pytest.mark.parametrize(
-    ("qlike", "signs", "said"),
+    ("qlike", "signs", "message"),
     [
         ([0.37, 0.02], [0.5, 0.01], ""),
         ([0.45, 0.02], [0.54, 0.01], ""),
@@ -190,12 +190,12 @@ def judged(folder: Path, qlike: list[float], signs: list[float], **more: object)
     ],
 )
 def test_a_network_that_has_not_beaten_persistence_is_experimental(
-    qlike: list[float], signs: list[float], said: str, tmp_path: Path, cli: Cli
+    qlike: list[float], signs: list[float], message: str, tmp_path: Path, cli: Cli
 ) -> None:
     folder = judged(tmp_path / "a", qlike, signs)
     out = cli.out("models", folder)
-    assert ("experimental" in out) == bool(said)
-    assert said in out
+    assert ("experimental" in out) == bool(message)
+    assert message in out
     assert "receptive field 148 bars, context 167" in out
-    [told] = cli.json("models", folder)["models"]
-    assert bool(told["experimental"]) == bool(said)
+    [model] = cli.json("models", folder)["models"]
+    assert bool(model["experimental"]) == bool(message)

@@ -26,5 +26,5 @@ def test_a_file_that_is_another_is_kept_and_nothing_is_copied(tmp_path: Path, cl
     mine.write_text("mine", encoding="utf-8")
     assert f"{mine} is not the bundled file" in cli.err("data", "samples", tmp_path, code=1)
     assert [path.name for path in tmp_path.iterdir()] == ["grid.toml"]
-    told = cli.json("data", "samples", tmp_path / "new")
-    assert sorted(path.name for path in (tmp_path / "new").iterdir()) == sorted(told["files"])
+    document = cli.json("data", "samples", tmp_path / "new")
+    assert sorted(path.name for path in (tmp_path / "new").iterdir()) == sorted(document["files"])

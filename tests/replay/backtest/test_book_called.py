@@ -111,6 +111,6 @@ def test_recursive_goes_on_in_the_middle_of_a_book(
 ) -> None:
     words = ("recursive", "--data", f"BTCUSDT={market.candles}", "-c", "run.toml", "--bars", "90")
     assert typed(place, *words, "--events", market.events, "--probes", "2", "--json") == 0
-    told = json.loads(capsys.readouterr().out)
-    assert told["differences"] == []
-    assert told["probes"] == 2
+    document = json.loads(capsys.readouterr().out)
+    assert document["differences"] == []
+    assert document["probes"] == 2

@@ -92,8 +92,8 @@ def replayed(path: Path, books: Path, checkpoint: Path, **keys: Any) -> str:
 
 def events(path: Path) -> list[Depths]:
     with Reader.open(path) as reader:
-        found = [event for _, _, event, _ in reader.events(reader.find("last"))]
-    return [event for event in found if isinstance(event, Depths)]
+        depths = [event for _, _, event, _ in reader.events(reader.find("last"))]
+    return [event for event in depths if isinstance(event, Depths)]
 
 
 def reasons(path: Path) -> list[str]:
@@ -107,7 +107,7 @@ def test_a_replay_stores_each_book_once_before_the_bar_that_closes_then(
     replayed(path, books, checkpoint)
     recorded = read_depth(books)
     stored = [books_in(event) for event in events(path)]
-    times = np.concatenate([one.seen_ms for one in stored])
+    times = np.concatenate([depths.seen_ms for depths in stored])
     begun_ms, end_ms = FIRST_MS - WINDOW * 1_000, FIRST_MS + BARS * MINUTE_MS
     wanted = (recorded.books.seen_ms > begun_ms) & (recorded.books.seen_ms <= end_ms)
     assert times.tolist() == recorded.books.seen_ms[wanted].tolist()
@@ -115,7 +115,7 @@ def test_a_replay_stores_each_book_once_before_the_bar_that_closes_then(
     assert (price == recorded.books.price[wanted]).all()
     order = rows(path, "SELECT kind, market_ms FROM v_events WHERE kind IN ('bar', 'depth')")
     assert [at_ms for _, at_ms in order] == sorted(at_ms for _, at_ms in order)
-    assert [one.cause for one in events(path) if one.cause] == ["stopped", "disconnected"]
+    assert [depth.cause for depth in events(path) if depth.cause] == ["stopped", "disconnected"]
     check_record(path)
 
 
@@ -144,8 +144,8 @@ def test_a_false_book_of_a_file_is_said_and_moves_no_decision(
     """Planted: one book of minute 12 a third too low, and the last of minute 14."""
     planted = {12 * 60 + 20, 15 * 60}
     made = [
-        cases.depth([(430_000, 5)], [(430_001, 5)], one.seen_ms) if second in planted else one
-        for second, one in enumerate(walk(20 * 60, first_ms=FIRST_MS))
+        cases.depth([(430_000, 5)], [(430_001, 5)], node.seen_ms) if second in planted else node
+        for second, node in enumerate(walk(20 * 60, first_ms=FIRST_MS))
     ]
     write(tmp_path / "false.depth", made)
     path = tmp_path / "a.db"
@@ -202,7 +202,7 @@ def test_books_are_counted_in_the_units_of_the_instrument_or_refused(
     tmp_path: Path, books: Path, checkpoint: Path
 ) -> None:
     recorded = read_depth(books)
-    finer = [replace(one, price_decimals=one.price_decimals + 3) for one in candles()]
+    finer = [replace(candle, price_decimals=candle.price_decimals + 3) for candle in candles()]
     replay = built(tmp_path / "a.db", [recorded], checkpoint, data=finer)
     assert replay.instruments[0].price_decimals == 4
     first = next(event for event in replay.feed.events() if isinstance(event, Depths))
@@ -298,8 +298,8 @@ def test_a_decision_is_explained_by_its_map_of_level_and_time(
     )
     decision = f"{run_id}:{sequence}"
     explain_decision(decision, path, full=True, png=None, as_json=True)
-    told = json.loads(capsys.readouterr().out)
-    found = told["books"]
+    document = json.loads(capsys.readouterr().out)
+    found = document["books"]
     weights = np.array([found[side]["weights"] for side in ("bid", "ask")])
     assert weights.shape == (2, WINDOW, 5)
     assert weights.sum() == pytest.approx(1, abs=1e-5)

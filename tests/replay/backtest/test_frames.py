@@ -207,10 +207,10 @@ class Mine(Strategy):
 def test_a_bar_that_is_handed_on_early_is_found(tmp_path: Path, when: str, holds: bool) -> None:
     (tmp_path / "early.py").write_text(EARLY.format(when=when))
     with own.importable(tmp_path):
-        found = looked(configured(strategy={"name": "early:Mine"}), [walk(160)])
-    assert found.holds is holds
+        finding = looked(configured(strategy={"name": "early:Mine"}), [walk(160)])
+    assert finding.holds is holds
     assert (
-        "a bar of a higher frame was handed on that had not closed" in found.because
+        "a bar of a higher frame was handed on that had not closed" in finding.because
     ) is not holds
 
 
@@ -222,12 +222,12 @@ def test_candles_of_the_frame_warm_every_later_start() -> None:
     soon = slice_candles(late, slice(0, 24))  # starts before and after the first candle closes
     with FreshProcesses() as fresh:
         for part, probes in ((late, 1), (soon, 2)):
-            found = recursive(
+            finding = recursive(
                 configured(), MarketData([part], frames=frames), fresh, probes=probes, warmup=1
             )
-            assert found.holds, found.sentence()
-            assert found.probes == probes
-            assert found.compared > 20
+            assert finding.holds, finding.sentence()
+            assert finding.probes == probes
+            assert finding.compared > 20
 
 
 @pytest.mark.parametrize(("when", "holds"), [("False", True), ("self._count == 4", False)])
@@ -238,10 +238,10 @@ def test_lookahead_holds_candles_of_the_frame_to_their_closes(
     fives, late = hours_before(walk(200), 67, 5)
     with own.importable(tmp_path), FreshProcesses() as fresh:
         config = configured(strategy={"name": "early:Mine"})
-        found = lookahead(config, MarketData([late], frames=[fives]), fresh, Limits(probes=4))
-    assert found.holds is holds, found.sentence()
+        finding = lookahead(config, MarketData([late], frames=[fives]), fresh, Limits(probes=4))
+    assert finding.holds is holds, finding.sentence()
     if holds:
-        assert found.unproved == []
-        assert found.depends == [
+        assert finding.unproved == []
+        assert finding.depends == [
             "it depends on the absolute price, first at linear:BTCUSDT bar 2025-01-01T01:07:00Z"
         ]

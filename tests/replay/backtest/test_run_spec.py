@@ -34,8 +34,8 @@ def test_a_call_from_python_takes_what_is_declared(
 
 
 def test_every_source_is_a_field_of_the_spec_and_of_the_data() -> None:
-    assert set(SOURCES) == {one.name for one in fields(MarketData)}
-    assert set(SOURCES) <= {one.name for one in fields(MarketSpec)}
+    assert set(SOURCES) == {field.name for field in fields(MarketData)}
+    assert set(SOURCES) <= {field.name for field in fields(MarketSpec)}
 
 
 @pytest.mark.parametrize(
@@ -50,10 +50,10 @@ def test_every_source_is_a_field_of_the_spec_and_of_the_data() -> None:
 def test_a_command_has_the_options_of_its_fields_alone(
     command: str, lacks: tuple[str, ...], cli: Cli
 ) -> None:
-    told = cli.out(command, "--help")
+    output = cli.out(command, "--help")
     has = ("[PATH]", "--data", "--columns", "--actions", "--frame-data", "--depth", "--events",
            "--set", "--strategy")  # fmt: skip
-    assert [flag for flag in (*has, *lacks) if flag in told] == list(has)
+    assert [flag for flag in (*has, *lacks) if flag in output] == list(has)
 
 
 def test_what_would_be_ignored_is_refused_by_the_name_of_its_option() -> None:

@@ -121,8 +121,8 @@ def test_without_a_calendar_every_weekend_is_a_hole() -> None:
 def test_a_bar_is_decided_at_the_close_of_its_session() -> None:
     replayed(opens("2014-11-03", "2014-12-05"))
     query = "SELECT e.market_ms FROM v_equity e JOIN v_decisions d USING (sequence)"
-    (found,) = rows("run.db", f"{query} WHERE d.open_time_ms = {moment('2014-11-28T09:30')}")
-    assert found == (moment("2014-11-28T13:00"),)
+    (row,) = rows("run.db", f"{query} WHERE d.open_time_ms = {moment('2014-11-28T09:30')}")
+    assert row == (moment("2014-11-28T13:00"),)
 
 
 def test_a_short_signal_is_flat_and_says_why() -> None:
@@ -221,14 +221,14 @@ TRUE_SESSIONS = package.sessions_of_years
 
 def _without_thanksgiving(name: str, first: int, last: int) -> Sessions:
     """Answer as a package would that has learnt that 27 November was no holiday."""
-    known = TRUE_SESSIONS(name, first, last)
-    at = known.days.index(moment("2014-11-28T00:00+00:00") // (24 * HOUR_MS))
+    sessions = TRUE_SESSIONS(name, first, last)
+    at = sessions.days.index(moment("2014-11-28T00:00+00:00") // (24 * HOUR_MS))
     return replace(
-        known,
-        days=(*known.days[:at], known.days[at] - 1, *known.days[at:]),
-        opens=(*known.opens[:at], known.opens[at] - 1_440, *known.opens[at:]),
-        closes=(*known.closes[:at], known.closes[at] - 1_440, *known.closes[at:]),
-        offsets=(*known.offsets[:at], known.offsets[at], *known.offsets[at:]),
+        sessions,
+        days=(*sessions.days[:at], sessions.days[at] - 1, *sessions.days[at:]),
+        opens=(*sessions.opens[:at], sessions.opens[at] - 1_440, *sessions.opens[at:]),
+        closes=(*sessions.closes[:at], sessions.closes[at] - 1_440, *sessions.closes[at:]),
+        offsets=(*sessions.offsets[:at], sessions.offsets[at], *sessions.offsets[at:]),
     )
 
 
@@ -436,6 +436,6 @@ def test_days_and_weeks_are_made_of_session_bars(capsys: pytest.CaptureFixture[s
     assert invoke(["lookahead", *given]) == 0
     capsys.readouterr()
     assert invoke(["recursive", *given, "--json"]) == 0
-    said = json.loads(capsys.readouterr().out)
-    assert said["compared"] > 50
-    assert said["warmup"] < 168  # a week of hours that are no sessions
+    document = json.loads(capsys.readouterr().out)
+    assert document["compared"] > 50
+    assert document["warmup"] < 168  # a week of hours that are no sessions

@@ -54,8 +54,8 @@ def replayed(
 
 def test_a_symbol_that_lacks_the_bar_is_named_absent(tmp_path: Path) -> None:
     path = tmp_path / "a.db"
-    one, two, three = candles(50)
-    replayed(path, [one, two, _without(three, 20)])
+    candle, two, three = candles(50)
+    replayed(path, [candle, two, _without(three, 20)])
     told = rows(path, "SELECT content ->> 'absent' FROM v_events WHERE kind = 'closed'")
     assert [absent for (absent,) in told if absent != "[]"] == ['["linear:SOLUSDT"]']
     check_record(path)
@@ -105,8 +105,8 @@ def test_the_model_answers_a_close_in_one_batch_and_verify_repeats_its_bits(tmp_
     check_record(batched)
     for path, other in ((single, second), (scanned, third)):
         with Reader.open(batched) as one, Reader.open(path) as two:
-            found = compare_runs(ComparedRun(one, first), ComparedRun(two, other))
-        assert found.differences == []
+            parity = compare_runs(ComparedRun(one, first), ComparedRun(two, other))
+        assert parity.differences == []
     again = tmp_path / "again.db"
     audit = SqlAuditLog.open(again)
     rerun_recorded(f"{batched}#{first}", audit, again, Tally(), started_at_ms=2)

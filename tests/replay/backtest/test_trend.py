@@ -87,8 +87,8 @@ FITTING = ("9h", "18h", "36h")  # not of the usual ones: whoever says them chose
 
 def windows(path: Path) -> list[str]:
     [(config,)] = rows(path, "SELECT DISTINCT config FROM runs")
-    found: list[str] = json.loads(config)["strategy"]["trend_windows"]
-    return found
+    trend_windows: list[str] = json.loads(config)["strategy"]["trend_windows"]
+    return trend_windows
 
 
 def unsaid(**strategy: Any) -> Config:
@@ -101,9 +101,9 @@ def test_the_usual_windows_fit_the_candles_and_stay_with_the_run(tmp_path: Path,
     assert windows(path) == ["6h", "12h", "1d", "2d"]
     assert rows(path, "SELECT count(*) > 10 FROM v_fills") == [(1,)]
     check_record(path)
-    said = " ".join(cli.out("report", run_id, "--db", path).split())
+    text = " ".join(cli.out("report", run_id, "--db", path).split())
     assert (
-        "Warning: the trend is taken over 6h, 12h, 1d, 2d, since the candles span 6.2 days" in said
+        "Warning: the trend is taken over 6h, 12h, 1d, 2d, since the candles span 6.2 days" in text
     )
     assert cli("replay", "--data", f"{path}#{run_id}", "--db", again, "--json").code == 0
     assert windows(again) == windows(path)
@@ -142,9 +142,9 @@ def test_candles_of_a_higher_frame_and_another_strategy_leave_the_usual_windows(
 
 def test_a_cut_future_leaves_the_windows_of_a_check() -> None:
     with FreshProcesses() as fresh:
-        found = lookahead(unsaid(), MarketData([walk(200)]), fresh, Limits(probes=2))
-    assert found.holds, found.sentence()
-    assert found.without_later == 200
+        finding = lookahead(unsaid(), MarketData([walk(200)]), fresh, Limits(probes=2))
+    assert finding.holds, finding.sentence()
+    assert finding.without_later == 200
 
 
 def test_the_report_judges_the_trends_own_side(tmp_path: Path) -> None:
@@ -179,9 +179,9 @@ def test_explain_says_what_the_trend_was_made_of(here: Path, cli: Cli) -> None:
     assert f"The trend is {noted['trend']:+.4f}, the mean of its distances" in text
     assert f"40.0% ÷ {noted['volatility']:.1%} a year): {noted['size']:+.4f}." in text
     assert noted["size"] == noted["trend"] * min(1, 0.4 / noted["volatility"])
-    said = cli.json("explain", f"last:{sequence + 1}", "--db", "a.db")
-    assert said["notes"] == {}
-    assert said["decision"]["reason"] == "no hour has closed"
+    document = cli.json("explain", f"last:{sequence + 1}", "--db", "a.db")
+    assert document["notes"] == {}
+    assert document["decision"]["reason"] == "no hour has closed"
     assert (at + QUARTER) % HOUR == 0
 
 

@@ -93,6 +93,6 @@ def test_the_report_and_the_shadow_accounts_know_it(tmp_path: Path, cli: Cli) ->
     record(path, load(None, sections), CROSS.candles())
     check_record(path)
     assert rows(path, f"SELECT count(*) FROM v_twin_fills WHERE {LIQUIDATED}")[0][0] > 0
-    own, *_ = cli.json("report", "--db", path)["accounts"]
-    assert own["end"] >= 0
-    assert own["liquidation_price"] is None
+    account, *_ = cli.json("report", "--db", path)["accounts"]
+    assert account["end"] >= 0
+    assert account["liquidation_price"] is None

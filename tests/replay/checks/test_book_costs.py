@@ -125,10 +125,10 @@ def asked(cli: Cli, run: Path, *books: Path, code: int = 0) -> Any:
 
 
 def refused(cli: Cli, *words: str) -> str:
-    said = cli("parity", *words)
-    assert said.code in {1, 2}
-    assert len(said.err.strip().split(". ")) <= 2
-    return said.err
+    answer = cli("parity", *words)
+    assert answer.code in {1, 2}
+    assert len(answer.err.strip().split(". ")) <= 2
+    return answer.err
 
 
 def of_btc(sent: Iterable[Sent]) -> list[Sent]:
@@ -150,24 +150,24 @@ def test_a_planted_bias_is_found_within_its_error(
         mine,
         lambda one: book_for(one, planted + of_day[one.at_ms // 86_400_000] + rng.normal(0, 2)),
     )
-    found = asked(cli, run, path)
-    row = found["figures"]["all"][0]
+    document = asked(cli, run, path)
+    row = document["figures"]["all"][0]
     value, error = row["bias_bp"]["value"], row["bias_bp"]["error"]
-    assert row["orders"] == found["orders"] == len(mine)
+    assert row["orders"] == document["orders"] == len(mine)
     assert 0.05 < error < 1.0
     assert abs(value - planted) < 3 * error
     word = "optimistic" if planted > 0 else "pessimistic"
-    assert found["sentences"][0].startswith(f"Paper was {word}: a fill at the books costs")
+    assert document["sentences"][0].startswith(f"Paper was {word}: a fill at the books costs")
 
 
 def test_fills_at_exactly_the_mean_price_of_the_book_cost_exactly_nothing(
     run: Path, sent: list[Sent], tmp_path: Path, cli: Cli
 ) -> None:
-    found = asked(cli, run, samples(tmp_path, of_btc(sent), lambda one: book_for(one, 0.0)))
-    rows = [row for table in found["figures"].values() for row in table]
+    document = asked(cli, run, samples(tmp_path, of_btc(sent), lambda one: book_for(one, 0.0)))
+    rows = [row for table in document["figures"].values() for row in table]
     assert {(row["bias_bp"]["value"], row["std_bp"]) for row in rows} == {(0.0, 0.0)}
-    assert {row["bias_bp"]["error"] for row in found["figures"]["all"]} == {0.0}
-    assert found["sentences"] == [
+    assert {row["bias_bp"]["error"] for row in document["figures"]["all"]} == {0.0}
+    assert document["sentences"] == [
         "No bias of paper is shown: +0.00 ± 0.00 bp (95 %: +0.00 to +0.00) covers 0."
     ]
 
@@ -177,7 +177,7 @@ def test_biases_of_a_symbol_a_size_and_an_hour_stand_in_their_rows(
 ) -> None:
     other = [one for one in sent if one not in of_btc(sent)]
     hour = other[0].at_ms // 3_600_000 % 24
-    found = asked(
+    document = asked(
         cli,
         run,
         samples(tmp_path, of_btc(sent), lambda one: book_for(one, 0.0)),
@@ -188,13 +188,13 @@ def test_biases_of_a_symbol_a_size_and_an_hour_stand_in_their_rows(
             "eth.depth",
         ),
     )
-    by_symbol = {row["name"]: row["bias_bp"]["value"] for row in found["figures"]["symbol"]}
+    by_symbol = {row["name"]: row["bias_bp"]["value"] for row in document["figures"]["symbol"]}
     assert by_symbol["BTCUSDT"] == 0.0
     assert 2.0 < by_symbol["ETHUSDT"] < 4.0
-    by_hour = {row["name"]: row["bias_bp"]["value"] for row in found["figures"]["hour"]}
+    by_hour = {row["name"]: row["bias_bp"]["value"] for row in document["figures"]["hour"]}
     assert max(by_hour, key=lambda name: by_hour[name]) == f"{hour:02d}"
     assert by_hour[f"{hour:02d}"] == pytest.approx(2.0, abs=0.01)  # of both symbols
-    assert sum(row["orders"] for row in found["figures"]["size"]) == len(sent)
+    assert sum(row["orders"] for row in document["figures"]["size"]) == len(sent)
 
 
 # ---------------------------------------------------------------- what is counted apart
@@ -211,14 +211,14 @@ def test_what_a_book_has_no_size_for_stands_apart(
             return book_for(one, 7.0, size=one.quantity // 2)
         return book_for(one, 0.0)
 
-    found = asked(cli, run, samples(tmp_path, mine, book))
-    row = found["figures"]["unfilled"][0]
+    document = asked(cli, run, samples(tmp_path, mine, book))
+    row = document["figures"]["unfilled"][0]
     assert (row["name"], row["orders"]) == ("BTCUSDT", len(thin))
     asked_for = sum(float(one.price) * one.quantity / 1_000 for one in mine if one.at_ms in thin)
     assert row["ordered"] == pytest.approx(asked_for)
     assert row["unfilled"] == pytest.approx(asked_for / 2, rel=0.01)
     assert row["bias_bp"]["value"] == pytest.approx(7.0, abs=0.01)
-    of_all = found["figures"]["all"][0]
+    of_all = document["figures"]["all"][0]
     assert of_all["orders"] == len(mine) - len(thin)
     assert of_all["bias_bp"]["value"] == 0.0
 
@@ -228,29 +228,29 @@ def test_orders_outside_and_inside_gaps_and_of_other_symbols_are_counted(
 ) -> None:
     mine = of_btc(sent)
     told = [*mine[3:8], *mine[12:-2]]
-    found = asked(cli, run, samples(tmp_path, told, lambda one: book_for(one, 1.0)))
-    assert found["orders"] == len(told)
-    assert found["left_out"] == {
+    document = asked(cli, run, samples(tmp_path, told, lambda one: book_for(one, 1.0)))
+    assert document["orders"] == len(told)
+    assert document["left_out"] == {
         "orders inside gaps of the recording": 4,
         "orders of linear:ETHUSDT, of which no books were given": len(sent) - len(mine),
         "orders outside the recorded time": 5,
     }
-    said = cli.out("parity", "last", "--db", run, "--books", tmp_path / "a.depth")
-    assert f"beside recorded books: {len(told)}. Fills of the run: {len(sent)}." in said
-    assert "Left out: 4 orders inside gaps of the recording." in said
+    output = cli.out("parity", "last", "--db", run, "--books", tmp_path / "a.depth")
+    assert f"beside recorded books: {len(told)}. Fills of the run: {len(sent)}." in output
+    assert "Left out: 4 orders inside gaps of the recording." in output
 
 
 def test_two_files_of_a_symbol_are_read_as_one(
     run: Path, sent: list[Sent], tmp_path: Path, cli: Cli
 ) -> None:
     mine = of_btc(sent)
-    one, two = (
+    path, two = (
         samples(tmp_path, part, lambda each: book_for(each, 0.0), name)
         for part, name in ((mine[:20], "one.depth"), (mine[20:], "two.depth"))
     )
-    found = asked(cli, run, one, two)
-    assert found["orders"] == len(mine)
-    assert len(found["left_out"]) == 1
+    document = asked(cli, run, path, two)
+    assert document["orders"] == len(mine)
+    assert len(document["left_out"]) == 1
 
 
 def test_limits_and_stops_are_counted_apart(tmp_path: Path, cli: Cli) -> None:
@@ -275,9 +275,9 @@ def test_limits_and_stops_are_counted_apart(tmp_path: Path, cli: Cli) -> None:
         )
         for row in market
     ]  # fmt: skip
-    found = asked(cli, path, samples(tmp_path, sent, lambda one: book_for(one, 0.0)))
-    assert found["orders"] == len(sent)
-    assert found["left_out"] == {"orders that waited for a price (limits and stops)": stops}
+    document = asked(cli, path, samples(tmp_path, sent, lambda one: book_for(one, 0.0)))
+    assert document["orders"] == len(sent)
+    assert document["left_out"] == {"orders that waited for a price (limits and stops)": stops}
 
 
 # ---------------------------------------------------------------- recorded events
@@ -294,11 +294,11 @@ EVENTS = EventsHeader(
 def events(path: Path, frames: Sequence[tuple[int, bytes | str]], of: EventsHeader) -> Path:
     """Write frames, or the causes of gaps, each received at its time."""
     with EventsWriter(path, of) as writer:
-        for at_ms, one in frames:
-            if isinstance(one, str):
-                writer.add(at_ms, cause=one)
+        for at_ms, frame in frames:
+            if isinstance(frame, str):
+                writer.add(at_ms, cause=frame)
             else:
-                writer.add(at_ms, one)
+                writer.add(at_ms, frame)
     return path
 
 
@@ -350,10 +350,10 @@ def test_events_and_samples_of_the_same_books_agree(
             (at_ms, snapshot(at_ms - depth_cases.FIRST_MS, 1, sides)),
         ]
     path = events(tmp_path / "a.events", frames, of)
-    one = asked(cli, run, path)
+    document = asked(cli, run, path)
     two = asked(cli, run, samples(tmp_path, mine, lambda each: books[each.at_ms]))
-    assert one["orders"] == len(mine)
-    assert one["figures"] == two["figures"]
+    assert document["orders"] == len(mine)
+    assert document["figures"] == two["figures"]
 
 
 # ---------------------------------------------------------------- bad input

@@ -62,9 +62,9 @@ ELSEWHERE = (
 
 
 def test_a_run_made_elsewhere_says_what_differs(run: Path, tmp_path: Path) -> None:
-    found = verified(copied(run, tmp_path / "a.db", *ELSEWHERE), run)
-    assert (found.holds, found.exact) == (True, False)
-    assert found.elsewhere.startswith("torch_version was 1.0 and is ")
+    verification = verified(copied(run, tmp_path / "a.db", *ELSEWHERE), run)
+    assert (verification.holds, verification.exact) == (True, False)
+    assert verification.elsewhere.startswith("torch_version was 1.0 and is ")
 
 
 def forged_place(run: Path, path: Path, name: str, value: str) -> Path:
@@ -79,16 +79,16 @@ def forged_place(run: Path, path: Path, name: str, value: str) -> Path:
 
 
 def test_threads_follow_from_the_configuration(run: Path, tmp_path: Path) -> None:
-    found = verified(forged_place(run, tmp_path / "a.db", "threads", "7"), run)
-    assert not found.holds
-    assert "threads" in found.differences[0].field
+    verification = verified(forged_place(run, tmp_path / "a.db", "threads", "7"), run)
+    assert not verification.holds
+    assert "threads" in verification.differences[0].field
 
 
 @pytest.mark.parametrize("name", ["device", "backend", "instruction_set", "libraries"])
 def test_each_part_of_the_environment_counts(run: Path, tmp_path: Path, name: str) -> None:
-    found = verified(forged_place(run, tmp_path / "a.db", name, "'x'"), run)
-    assert (found.holds, found.exact) == (True, False)
-    assert name in found.elsewhere
+    verification = verified(forged_place(run, tmp_path / "a.db", name, "'x'"), run)
+    assert (verification.holds, verification.exact) == (True, False)
+    assert name in verification.elsewhere
 
 
 def test_a_run_by_loops_is_repeated_by_them_and_near_them_without(tmp_path: Path) -> None:
@@ -126,8 +126,8 @@ def test_the_last_bit_of_one_float_is_found_here_and_excused_elsewhere(
     assert not verified(copied(run, tmp_path / "here.db", change), run).holds
     path = copied(run, tmp_path / "elsewhere.db", *ELSEWHERE, change)
     rechain(path)
-    found = verified(path, run)
-    assert (found.holds, found.tolerated) == (True, 1)
+    verification = verified(path, run)
+    assert (verification.holds, verification.tolerated) == (True, 1)
     assert not verified(
         copied(path, tmp_path / "b.db", ELSEWHERE[0].replace("1.0", "2")), run
     ).holds
@@ -184,8 +184,8 @@ def test_each_float_has_its_tolerance(run: Path, name: str, share: float, holds:
             case _:
                 raise AssertionError(name)
 
-    found = compared(run, change, exact=False)
-    assert (name in {column for column, *_ in found.unequal}) is not holds
+    comparison = compared(run, change, exact=False)
+    assert (name in {column for column, *_ in comparison.unequal}) is not holds
     assert name in {column for column, *_ in compared(run, change, exact=True).unequal}
 
 

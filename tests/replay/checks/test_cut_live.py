@@ -127,15 +127,15 @@ def test_what_a_prune_keeps_of_a_daemon_is_derived_and_fed_again(
     path = pruned(recorded, name, tmp_path)
     with Reader.open(path) as reader:
         assert audit(reader.connection, reader.find("last")).problem is None
-    found = verified(path)
-    assert found.holds, found.differences[:3]
-    assert found.exact
-    assert found.decisions == found.agreed
-    assert found.chained > 0
+    verification = verified(path)
+    assert verification.holds, verification.differences[:3]
+    assert verification.exact
+    assert verification.decisions == verification.agreed
+    assert verification.chained > 0
     again = tmp_path / "again.db"
     same = run_again(path, again)
     assert same.holds, same.differences[:3]
-    assert same.identical == found.decisions
+    assert same.identical == verification.decisions
     assert verified(again).holds
 
 

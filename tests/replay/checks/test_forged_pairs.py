@@ -96,15 +96,15 @@ def test_a_library_that_is_forged_loosens_nothing_where_no_model_answers(
 ) -> None:
     change = 'replace({}, \'"numpy": "\', \'"numpy": "9.\')'
     start = "(SELECT min(sequence) FROM events WHERE kind = 'model_change')"
-    made = forged(
+    path = forged(
         plain,
         tmp_path / "forged.db",
         f"UPDATE runs SET libraries = {change.format('libraries')}",
         "UPDATE events SET content = json_set(content, '$.libraries', "
         f"(SELECT libraries FROM runs)) WHERE sequence = {start}",
     )
-    found = verified(made)
-    assert (found.holds, found.exact, found.elsewhere) == (True, True, "")
+    verification = verified(path)
+    assert (verification.holds, verification.exact, verification.elsewhere) == (True, True, "")
 
 
 KEYS_OF_CONFIG: dict[str, tuple[dict[str, Any], bool]] = {
@@ -130,12 +130,12 @@ def test_a_key_and_the_hash_of_the_configuration_are_believed_where_it_has_no_ef
         text, digest = json.dumps(document), "0" * 64
     else:
         text, digest = other.canonical_json(), other.sha256()
-    made = forged(
+    path = forged(
         plain,
         tmp_path / "forged.db",
         f"UPDATE runs SET config = {literal(text)}, config_sha256 = {literal(digest)}",
     )
-    assert believed(made) is passes
+    assert believed(path) is passes
 
 
 # ---------------------------------------------------------------- books
@@ -155,11 +155,11 @@ def booked(
     shift = depth_cases.FIRST_MS - int(walk.open_time_ms[0])
     walk = replace(walk, open_time_ms=walk.open_time_ms + shift)
     with own.importable(folder):
-        made = recorded(
+        path = recorded(
             folder / "run.db", [walk], [read_depth(books)], strategy={"name": f"{name}:Mine"}
         )
-        assert believed(made)
-        yield made
+        assert believed(path)
+        yield path
 
 
 def depths(path: Path) -> list[tuple[int, Depths]]:
@@ -173,9 +173,9 @@ def test_a_byte_of_books_is_found(booked: Path, tmp_path: Path) -> None:
     ((step, books),) = rows(booked, query)
     flipped = books[:9] + bytes([books[9] ^ 1]) + books[10:]
     change = f"UPDATE events SET books = {literal(flipped)} WHERE sequence = {step}"
-    made = forged(booked, tmp_path / "forged.db", change)
-    assert audited(made)
-    assert not believed(made)
+    path = forged(booked, tmp_path / "forged.db", change)
+    assert audited(path)
+    assert not believed(path)
 
 
 def test_two_books_that_change_places_are_believed_where_no_decision_follows_from_them(
@@ -186,19 +186,19 @@ def test_two_books_that_change_places_are_believed_where_no_decision_follows_fro
         "SELECT sequence, books FROM events WHERE books IS NOT NULL "
         "ORDER BY sequence LIMIT 1 OFFSET 4",
     )
-    event = next(one for _, one in depths(booked) if one.books == books)
+    event = next(depth for _, depth in depths(booked) if depth.books == books)
     held = books_in(event)
     order = np.arange(len(held))
     order[[-1, -2]] = order[[-2, -1]]
     swapped = replace(held, price=held.price[order], size=held.size[order])
     packed = packed_books(event.instrument, swapped, every_ms=event.every_ms, seen_ms=event.seen_ms)
-    made = forged(
+    path = forged(
         booked,
         tmp_path / "forged.db",
         f"UPDATE events SET books = {literal(packed.books)} WHERE sequence = {step}",
     )
-    assert audited(made)
-    assert believed(made)
+    assert audited(path)
+    assert believed(path)
 
 
 # ---------------------------------------------------------------- vectors
@@ -220,14 +220,14 @@ def test_forged_vectors_are_found(vectored: Path, tmp_path: Path) -> None:
     (kept,) = [name for name in json.loads(text) if "vector" in name]
     other = text.replace(json.loads(text)[kept], "0" * 64)
     start = "(SELECT min(sequence) FROM events WHERE kind = 'model_change')"
-    made = forged(
+    path = forged(
         vectored,
         tmp_path / "forged.db",
         f"UPDATE runs SET libraries = {literal(other)}",
         "UPDATE events SET content = json_set(content, '$.libraries', "
         f"(SELECT libraries FROM runs)) WHERE sequence = {start}",
     )
-    assert not believed(made, vectored)
+    assert not believed(path, vectored)
     for column in ("answers.mean_return", "answers.entropy"):
         assert not believed(
             forged(vectored, tmp_path / "one.db", first(vectored, column)), vectored

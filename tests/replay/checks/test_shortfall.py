@@ -85,13 +85,13 @@ def found_of(database: Path, fills: Sequence[Execution]) -> ShortfallFindings:
 
 def joined(database: Path, fills: Sequence[Execution]) -> ShortfallFindings:
     """Join *fills* and store what is found."""
-    found = found_of(database, fills)
+    findings = found_of(database, fills)
     with Reader.open(database) as reader:
         run_id = reader.find("last")
-        rows = stored_rows(reader, run_id, found)
+        rows = stored_rows(reader, run_id, findings)
         run_key = reader.stored_run(run_id).run_key
     assert store_shortfalls(database, run_key, rows) == ""
-    return found
+    return findings
 
 
 def paper_fills(database: Path) -> list[Execution]:
@@ -238,8 +238,8 @@ def test_without_ids_of_the_run_every_fill_counts_once(database: Path) -> None:
         for fill in (*account, *strange)
         if fill.time_ms < end
     ]
-    found = joined(database, fills)
-    assert found.joined == len(fills)
+    findings = joined(database, fills)
+    assert findings.joined == len(fills)
     rows = stored(database)
     summed = sum(money(row, "account_result") for row in rows)
     assert abs(summed - ledger.profit(fills)) * MONEY <= len(rows) + len(fills)
@@ -277,8 +277,8 @@ def test_each_cause_is_told_from_the_others(crossing: Path) -> None:
 
     def parts(*instead: Execution) -> dict[str, Fraction]:
         kept = [each for each in paper if each is not fill]
-        found = found_of(crossing, [*kept, *instead]).shortfalls[4]
-        return {part: Fraction(value, MONEY) for part, value in found.parts.items() if value}
+        shortfall = found_of(crossing, [*kept, *instead]).shortfalls[4]
+        return {part: Fraction(value, MONEY) for part, value in shortfall.parts.items() if value}
 
     assert parts(fill) == {}
     dearer = replace(fill, price=fill.price + 2 * sign)

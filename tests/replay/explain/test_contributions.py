@@ -65,18 +65,18 @@ def test_contributions_are_shown_and_have_to_sum_to_the_forecast(
     with Reader.open(database) as reader:
         run_id = reader.find("last")
     past = open_any(database, run_id, 40)
-    said = cli("explain", f"{run_id}:40", "--db", database)
+    answer = cli("explain", f"{run_id}:40", "--db", database)
     if base != 0.001:
-        assert said.code != 0
+        assert answer.code != 0
         with pytest.raises(DataInvalid, match="let them sum to it"):
             contributed(past)
         return
     found = contributed(past)
-    assert said.code == 0
+    assert answer.code == 0
     assert found is not None
     assert {name for name, _ in found.features} == {"price", "volume", "base"}
     assert sum(added for _, added in found.features) == pytest.approx(found.mean_return, rel=1e-9)
-    assert "volume" in said.out
+    assert "volume" in answer.out
 
 
 @pytest.mark.skipif(not is_installed("lightgbm"), reason="needs LightGBM")

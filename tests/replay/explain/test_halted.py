@@ -49,8 +49,8 @@ def test_the_card_explain_the_banner_and_a_view_name_who_halted_whatever_came_la
     assert sentence in " ".join(text.getvalue().split())
     banner = present(runs.halt(shown))
     assert banner.giver == "on the command line"
-    told = [one.text for one in records.happenings(shown) if one.kind == "command"]
-    assert told[1] == "HALT by root, on the page, with the token anna: news"
+    texts = [one.text for one in records.happenings(shown) if one.kind == "command"]
+    assert texts[1] == "HALT by root, on the page, with the token anna: news"
 
     rows = shown.views.rows("v_commands")
     assert [(row["origin"], row["token"], row["user"]) for row in rows] == [

@@ -49,14 +49,14 @@ def test_bars_shares_are_the_means_of_what_decisions_stored(database: Path) -> N
     assert len(spans) > 4
     assert [(row["instrument"], row["from_ms"]) for row in found] == sorted(spans)
     for row in found:
-        own = np.array(spans[row["instrument"], row["from_ms"]])
-        assert row["decisions"] == len(own)
-        assert row["older"]["value"] == pytest.approx(own[:, 1].mean(), abs=1e-7)
-        assert row["age_0"]["value"] == pytest.approx(own[:, 2].mean(), rel=1e-6)
-        assert row["age_0"]["error"] == pytest.approx(own[:, 2].std(), rel=1e-4)
-        assert own[:, 2].std() > 1e-3
+        values = np.array(spans[row["instrument"], row["from_ms"]])
+        assert row["decisions"] == len(values)
+        assert row["older"]["value"] == pytest.approx(values[:, 1].mean(), abs=1e-7)
+        assert row["age_0"]["value"] == pytest.approx(values[:, 2].mean(), rel=1e-6)
+        assert row["age_0"]["error"] == pytest.approx(values[:, 2].std(), rel=1e-4)
+        assert values[:, 2].std() > 1e-3
         ages = {name: share["value"] for name, share in row.items() if name.startswith("age_")}
-        assert sum(ages.values()) == pytest.approx(own[:, 0].mean(), rel=1e-6)
+        assert sum(ages.values()) == pytest.approx(values[:, 0].mean(), rel=1e-6)
 
 
 def test_ages_are_told_apart_in_groups_that_reach_four_times_as_far() -> None:
@@ -71,9 +71,9 @@ def test_features_are_those_of_the_decisions_that_are_asked(tmp_path: Path, cli:
     span = ["--from", "2025-05-31T10:00", "--to", "2025-05-31T12:00", "--db", str(path)]
     assert cli("replay", "--data", sample, *span).code == 0
     given = ["report", "last", "--db", str(path), "--importance", "1h", "--samples", "2", "--json"]
-    made = json.loads(cli.out(*given))
-    assert len(made["importance_bars"]) == 2
-    first, second = made["importance_features"]
+    document = json.loads(cli.out(*given))
+    assert len(document["importance_bars"]) == 2
+    first, second = document["importance_features"]
     assert (first["decisions"], second["decisions"]) == (2, 2)
     names = [name for name in first if name not in {"instrument", "from_ms", "decisions"}]
     assert sum(first[name]["value"] for name in names) == pytest.approx(1.0)

@@ -133,9 +133,9 @@ def queues_of(
                 queue.join()
         alive = [one for one in queues if one.rests and frame["ts"] <= one.order["until_ms"]]
         if "orderbook" not in frame["topic"]:
-            for one in frame["data"]:
+            for row in frame["data"]:
                 for queue in alive:
-                    queue.trade(one["S"], Decimal(one["p"]), Decimal(one["v"]))
+                    queue.trade(row["S"], Decimal(row["p"]), Decimal(row["v"]))
             continue
         changed = set_levels(frame["data"], books)
         for queue in alive:
@@ -145,30 +145,30 @@ def queues_of(
 
 def explained(made: Backtest) -> list[dict[str, Any]]:
     sequences = [row["sequence"] for row in made.decisions.to_dicts() if row["action"] == "ORDERS"]
-    return [one for sequence in sequences for one in made.explain(sequence)["orders"]]
+    return [order for sequence in sequences for order in made.explain(sequence)["orders"]]
 
 
 def test_what_stood_ahead_is_what_the_file_says(made: Backtest, market: SeededMarket) -> None:
     model = json.loads(made.frames.run["config"])["execution"]["queue_model"]
     rows = {row["order_id"]: row for row in open_rows(made)}
-    told = {one["order_id"]: one for one in explained(made)}
+    told = {row["order_id"]: row for row in explained(made)}
     canceled = [row for row in rows.values() if row["status"] == "CANCELED"]
     assert len(canceled) > 10
     moved = unknown = 0
-    for order_id, own in queues_of(canceled, market, model).items():
-        said = told[order_id]
-        assert (said["queue_joined"] is None) is (own.joined is None), order_id
-        if own.joined is not None:
-            assert Decimal(said["queue_joined"]) == own.joined
-        assert (said["queue_ahead"] is None) is (own.ahead is None), order_id
-        if own.ahead is not None:
-            assert Decimal(said["queue_ahead"]) == own.ahead
-            moved += own.joined != own.ahead
-        unknown += own.joined is None
+    for order_id, position in queues_of(canceled, market, model).items():
+        document = told[order_id]
+        assert (document["queue_joined"] is None) is (position.joined is None), order_id
+        if position.joined is not None:
+            assert Decimal(document["queue_joined"]) == position.joined
+        assert (document["queue_ahead"] is None) is (position.ahead is None), order_id
+        if position.ahead is not None:
+            assert Decimal(document["queue_ahead"]) == position.ahead
+            moved += position.joined != position.ahead
+        unknown += position.joined is None
     assert moved > 3
     assert unknown > 0
     filled = [told[key] for key, row in rows.items() if row["status"] == "FILLED"]
-    assert any(one["queue_joined"] not in {None, "0"} for one in filled)
+    assert any(row["queue_joined"] not in {None, "0"} for row in filled)
 
 
 def open_rows(made: Backtest) -> list[dict[str, Any]]:
@@ -181,8 +181,8 @@ def test_a_list_that_only_cancels_names_what_it_withdrew(made: Backtest) -> None
     withdrawn = 0
     for sent, ended in pairwise(rows):
         if (sent["reason"], ended["reason"]) == ("quotes", "withdrawn"):
-            told = made.explain(ended["sequence"])["orders"]
-            assert {one["order_id"].split("-")[0] for one in told} <= {str(sent["sequence"])}
-            withdrawn += len(told)
+            orders = made.explain(ended["sequence"])["orders"]
+            assert {row["order_id"].split("-")[0] for row in orders} <= {str(sent["sequence"])}
+            withdrawn += len(orders)
     canceled = sum(row["status"] == "CANCELED" for row in open_rows(made))
     assert withdrawn >= canceled > 10

@@ -142,19 +142,19 @@ def test_the_entropy_gates_worth_is_read_from_the_card_that_the_run_stored(tmp_p
     given = ["--data", str(sample), "--to", "2025-05-26T07:50", "--db", str(database)]
     assert invoke(["replay", *given, "--set", "gate.confidence_by=entropy"]) == 0
     shutil.rmtree(tmp_path / "run.db.checkpoints")
-    found = read_stored(database, explained_runs.run_id(database), 10)
+    decision = read_stored(database, explained_runs.run_id(database), 10)
     with (ROOT / "storage/models/flash-1m/card.toml").open("rb") as file:
         surest = tomllib.load(file)["figures"]["gates"]["selective"]["entropy_confidence"]
     gained, error = 100 * surest["gained"][2], 100 * surest["error"][2]
     assert math.isnan(error)  # it is not known how far the figure would vary
-    assert found.entropy_worth == (
+    assert decision.entropy_worth == (
         "On untouched bars, by the model's card: the entropy gate did not beat a random gate on "
         f"the surest tenth of bars: accuracy changed by {gained:+.1f} points (± unknown) on "
         f"{surest['days']} days."
     )
-    assert found.entropy_worth in [getattr(part, "text", "") for part in stored_parts(found)]
-    by_others = tuple(row for row in found.gates if row["gate"] != "confidence")
-    assert replace(found, gates=by_others).entropy_worth == ""
+    assert decision.entropy_worth in [getattr(part, "text", "") for part in stored_parts(decision)]
+    by_others = tuple(row for row in decision.gates if row["gate"] != "confidence")
+    assert replace(decision, gates=by_others).entropy_worth == ""
 
 
 def test_a_card_without_figures_says_that_the_entropy_gates_worth_is_not_known(
@@ -176,6 +176,6 @@ def test_the_entropy_gate_beats_chance_by_two_errors_and_thirty_days(
 ) -> None:
     surest = {"gained": [0.0, 0.0, gained, 0.0], "error": [0.0, 0.0, 0.02, 0.0], "days": days}
     gates = {"selective": {"entropy_confidence": surest}}
-    said = entropy_sentence(gates)
-    assert said.startswith(f"The entropy gate {verb}")
+    text = entropy_sentence(gates)
+    assert text.startswith(f"The entropy gate {verb}")
     assert entropy_sentence({"selective": {"margin": surest}}) == ""

@@ -12,7 +12,7 @@ def say(cli: Cli) -> Say:
     """Return a function that calls a command; it gives the exit code, output and error line."""
 
     def run(*words: object) -> tuple[int, str, str]:
-        said = cli(*words)
-        return said.code, said.out, " ".join(said.err.split())
+        answer = cli(*words)
+        return answer.code, answer.out, " ".join(answer.err.split())
 
     return run

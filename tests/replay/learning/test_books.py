@@ -121,8 +121,8 @@ def test_a_model_of_generated_books_says_untrained_and_holds_no_accuracy(
         assert CLAIM.search(text) is None, (name, CLAIM.search(text))
     assert read["model"]["trained"] is False
     assert not {"figures", "frequencies", "split"} & set(read)
-    found = json.loads(said(*evaluate(recorded, folder, "--json")))
-    assert (found["figures"], len(found["says"])) == ({}, 2)
+    document = json.loads(said(*evaluate(recorded, folder, "--json")))
+    assert (document["figures"], len(document["says"])) == ({}, 2)
 
 
 @pytest.mark.parametrize("source", ["loopback", "frames"])
@@ -250,8 +250,8 @@ def test_each_answer_knows_half_a_window_where_it_can() -> None:
 def test_the_same_seed_gives_the_same_network(recorded: Path) -> None:
     data = BookDataset.read([recorded])
     config = OrderBookConfig(levels=5, window=8, dim=8, layers=1, heads=2, horizons=(1,))
-    made = [fitted(data, config, BookFitOptions(3, 1, seed=seed)) for seed in (1, 1, 2)]
-    weights = [one.embed.weight for one in made]
+    networks = [fitted(data, config, BookFitOptions(3, 1, seed=seed)) for seed in (1, 1, 2)]
+    weights = [network.embed.weight for network in networks]
     assert torch.equal(weights[0], weights[1])
     assert not torch.equal(weights[0], weights[2])
 

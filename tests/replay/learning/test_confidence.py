@@ -79,8 +79,8 @@ def rows(
     )
 
 
-def fitted_to(found: Forecasts) -> FittedConfidence:
-    fitted, _ = fit_confidence(found)
+def fitted_to(forecasts: Forecasts) -> FittedConfidence:
+    fitted, _ = fit_confidence(forecasts)
     assert fitted is not None
     return fitted
 
@@ -113,9 +113,9 @@ def test_a_confidence_that_tells_nothing_refuses_next_to_nothing_and_says_so() -
     assert abs(added) < 2.5 * error
     strict, untouched = judge_spans(rows(seed=1), fitted)
     assert not strict
-    said = sentence(fitted, untouched)
-    assert "did not credibly choose surer signs" in said
-    assert said.endswith("by default (q0.01).")
+    text = sentence(fitted, untouched)
+    assert "did not credibly choose surer signs" in text
+    assert text.endswith("by default (q0.01).")
 
 
 def test_the_second_span_begins_where_the_split_says() -> None:
@@ -123,8 +123,8 @@ def test_the_second_span_begins_where_the_split_says() -> None:
     assert fitted is not None
     untouched = rows(sure_by="entropy_0", gain=1.0, seed=1)
     days = np.unique(untouched.day)
-    _, said = judge_spans(untouched, fitted, int(days[DAYS // 4]) * 86_400_000)
-    assert [span["days"] for span in said["spans"]] == [DAYS // 4, DAYS - DAYS // 4]
+    _, judge_span = judge_spans(untouched, fitted, int(days[DAYS // 4]) * 86_400_000)
+    assert [span["days"] for span in judge_span["spans"]] == [DAYS // 4, DAYS - DAYS // 4]
     for outside in (days[0], days[-1] + 1):  # one span repeats nothing
         assert judge_spans(untouched, fitted, int(outside) * 86_400_000) == (False, {})
 
@@ -164,22 +164,22 @@ def test_more_of_a_rising_input_never_means_less() -> None:
 
 
 def test_no_label_of_a_fold_shares_a_moment_with_what_was_fitted() -> None:
-    known = outcomes(rows(horizon=7))
-    judged_once = np.zeros(len(known.labels["hit"]))
-    for judged, fitted in folds(known):
+    forecasts = outcomes(rows(horizon=7))
+    judged_once = np.zeros(len(forecasts.labels["hit"]))
+    for judged, fitted in folds(forecasts):
         judged_once += judged
-        first, last = known.open_ms[judged].min(), known.until_ms[judged].max()
-        assert not (fitted & (known.until_ms >= first) & (known.open_ms <= last)).any()
+        first, last = forecasts.open_ms[judged].min(), forecasts.until_ms[judged].max()
+        assert not (fitted & (forecasts.until_ms >= first) & (forecasts.open_ms <= last)).any()
         assert fitted.sum() > ROWS // 2
     assert (judged_once == 1).all()
 
 
 def test_a_bar_is_judged_by_a_fit_that_its_own_outcome_cannot_move() -> None:
-    known = outcomes(rows(sure_by="entropy_0", gain=1.0))
-    before = cross_fitted(known, known.labels["hit"], NAMES, signed=True)
-    judged, _ = folds(known)[2]
-    turned = np.where(judged, 1 - known.labels["hit"], known.labels["hit"])
-    after = present(cross_fitted(known, turned, NAMES, signed=True))
+    forecasts = outcomes(rows(sure_by="entropy_0", gain=1.0))
+    before = cross_fitted(forecasts, forecasts.labels["hit"], NAMES, signed=True)
+    judged, _ = folds(forecasts)[2]
+    turned = np.where(judged, 1 - forecasts.labels["hit"], forecasts.labels["hit"])
+    after = present(cross_fitted(forecasts, turned, NAMES, signed=True))
     assert before is not None
     assert (before[judged] == after[judged]).all()
     assert (before[~judged] != after[~judged]).any()
@@ -191,28 +191,28 @@ def test_few_rows_fit_nothing() -> None:
 
 def test_the_gate_computes_what_was_fitted() -> None:
     fitted = fitted_to(rows(sure_by="entropy_0", gain=1.0))
-    one = builders.forecast(0.003, p_up=0.6, p_down=0.3)
-    names = names_for(one)
+    forecast = builders.forecast(0.003, p_up=0.6, p_down=0.3)
+    names = names_for(forecast)
     assert names == (*INPUTS, "entropy_0")
     score = replace(
         fitted.sign, names=names, center=fitted.sign.center[:6], scale=fitted.sign.scale[:6],
         weight=fitted.sign.weight[:6],
     )  # fmt: skip
-    seen = GateInputs(forecast=one, fitted=replace(fitted, sign=score))
-    values = values_of(names, one, 0)
+    gate_inputs = GateInputs(forecast=forecast, fitted=replace(fitted, sign=score))
+    values = values_of(names, forecast, 0)
     assert values[:2] == [0.003 / 0.004, (0.6 - 0.3) / (0.6 + 0.3)]
     columns = {name: np.array([value]) for name, value in zip(names, values, strict=True)}
-    assert GATES["confidence_calibrated"].measure(seen) == scored(score, columns)[0]
+    assert GATES["confidence_calibrated"].measure(gate_inputs) == scored(score, columns)[0]
     unknown = builders.forecast(explained=builders.explanation(shift=None))
-    assert GATES["confidence_calibrated"].measure(replace_forecast(seen, unknown)) is None
+    assert GATES["confidence_calibrated"].measure(replace_forecast(gate_inputs, unknown)) is None
 
 
-def replace_forecast(seen: GateInputs, forecast: object) -> GateInputs:
-    return replace(seen, forecast=forecast)
+def replace_forecast(gate_inputs: GateInputs, forecast: object) -> GateInputs:
+    return replace(gate_inputs, forecast=forecast)
 
 
 def test_regimes_are_the_planted_ones_in_the_order_of_what_followed() -> None:
-    found = rows()
+    forecasts = rows()
     drawn = np.random.default_rng(5)
     planted = drawn.integers(3, size=ROWS)
     middles = np.array([[0.0, 0.0, 0.0], [10.0, 0.0, 5.0], [0.0, 10.0, 5.0]])
@@ -220,9 +220,9 @@ def test_regimes_are_the_planted_ones_in_the_order_of_what_followed() -> None:
     measures = dict(zip(("recent_mass", "confidence", "shift"), places.T, strict=True))
     realised = np.array([1.0, 3.0, 0.5])[planted]
     made = replaced(
-        found,
-        labels={**found.labels, "realised": realised},
-        values={**found.values, GATE_COLUMNS: measures},
+        forecasts,
+        labels={**forecasts.labels, "realised": realised},
+        values={**forecasts.values, GATE_COLUMNS: measures},
     )
     cells = present(fit_cells(made, 3))
     assert cells.ratio == pytest.approx((0.5, 1.0, 3.0))
@@ -239,8 +239,8 @@ def test_regimes_are_the_planted_ones_in_the_order_of_what_followed() -> None:
 
 
 def test_the_card_says_what_all_gates_let_through_together() -> None:
-    found = rows(sure_by="entropy_0", gain=1.0)
-    section = gates_section(found, {})
+    forecasts = rows(sure_by="entropy_0", gain=1.0)
+    section = gates_section(forecasts, {})
     strict, mild = section["coverage"]
     chosen = section["confidence"]["chosen"]
     assert chosen == CALIBRATED
@@ -255,6 +255,6 @@ def test_the_card_says_what_all_gates_let_through_together() -> None:
     assert len(said) == 3
     assert said[1].startswith("Beyond mean and margin")
     assert said[2].startswith("Realised variance was so many times what was forecast: ")
-    still = found.holding(GATE_COLUMNS, recent_mass=np.ones(ROWS))
+    still = forecasts.holding(GATE_COLUMNS, recent_mass=np.ones(ROWS))
     assert gates_section(still, {})["coverage"] == []
     assert judged_section(rows(), {"quantiles": {}}) == ({"quantiles": {}}, {}, [])

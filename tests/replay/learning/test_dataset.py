@@ -64,10 +64,10 @@ def test_a_symbol_is_of_a_part_only_where_it_has_bars_to_judge(
     paths: list[str], tmp_path: Path
 ) -> None:
     early = write_csv(learnable(4 * DAY_BARS, seed=2, symbol="EARLYUSDT"), tmp_path)
-    found = Dataset.read([*paths, str(early)], lambda _: SPLIT, "1h", "v2", intervals=(FIFTEEN,))
-    both = found.symbols(Part.TEST)
+    dataset = Dataset.read([*paths, str(early)], lambda _: SPLIT, "1h", "v2", intervals=(FIFTEEN,))
+    both = dataset.symbols(Part.TEST)
     assert len(both) == 2
-    assert found.symbols(Part.TRAIN) == tuple(sorted([*both, "EARLYUSDT"]))
+    assert dataset.symbols(Part.TRAIN) == tuple(sorted([*both, "EARLYUSDT"]))
 
 
 def test_no_label_of_any_interval_reaches_out_of_training(joint: Dataset) -> None:
@@ -176,15 +176,15 @@ def test_a_material_is_described(paths: list[str], tmp_path: Path, cli: Cli) -> 
     command = ["data", "describe", *paths, "--interval", "15m,5m", "--horizons", "1h,2d"]
     command += ["--cache", str(tmp_path), "--train-until", "2023-11-23"]
     command += ["--validate-until", "2023-11-27", "--calibrate-until", "2023-12-01"]
-    found = cli.json(*command)
-    assert [file["symbol"] for file in found["files"]] == ["AAAUSDT", "BBBUSDT"]
-    assert found["features"]["schema_id"] == "v2-15m"
-    assert [one["interval"] for one in found["intervals"]] == ["15m", "5m"]
-    hour, two_days = found["parts"]["train"]["horizons"]
+    document = cli.json(*command)
+    assert [file["symbol"] for file in document["files"]] == ["AAAUSDT", "BBBUSDT"]
+    assert document["features"]["schema_id"] == "v2-15m"
+    assert [interval["interval"] for interval in document["intervals"]] == ["15m", "5m"]
+    hour, two_days = document["parts"]["train"]["horizons"]
     assert hour["not_overlapping"] == pytest.approx(hour["bars"] / 4, rel=0.02)
     assert two_days["independent_days"] == two_days["days"] // 2
-    assert found["parts"]["train"]["further_bars"] > 2 * hour["bars"]
-    assert found["most_resident_mb"] > 0
+    assert document["parts"]["train"]["further_bars"] > 2 * hour["bars"]
+    assert document["most_resident_mb"] > 0
     assert "2d: " in cli.out(*command)
 
 
@@ -202,13 +202,13 @@ def test_a_part_without_a_label_of_a_horizon_is_one_sentence(
         "split.calibration_until=2023-12-01",
     )
     out = ("--out", str(tmp_path / "made"))
-    said = cli.err("train", *(f"--data={path}" for path in paths), *made, *out, code=1)
-    assert "The validation part has no bar whose next 192 (2d) end in it; give more" in said
+    complaint = cli.err("train", *(f"--data={path}" for path in paths), *made, *out, code=1)
+    assert "The validation part has no bar whose next 192 (2d) end in it; give more" in complaint
     assert not (tmp_path / "made").exists()
     dates = ["--train-until", "2023-11-23", "--validate-until", "2023-11-26"]
     wanted = ["--interval", "15m", "--horizons", "1h,2d", "--calibrate-until", "2023-12-01", *dates]
     parts = cli.json("data", "describe", *paths, *wanted)["parts"]
-    assert [one["bars"] > 0 for one in parts["validation"]["horizons"]] == [True, False]
+    assert [horizon["bars"] > 0 for horizon in parts["validation"]["horizons"]] == [True, False]
 
 
 @pytest.mark.parametrize(
@@ -223,8 +223,8 @@ def test_a_part_without_a_label_of_a_horizon_is_one_sentence(
 def test_a_recipe_may_say_horizons_as_times(
     features: dict[str, object], given: str, bars: tuple[int, ...]
 ) -> None:
-    found = with_bars({"features": features, "architecture": {"horizons": given}})
-    assert found["architecture"]["horizons"] == bars
+    document = with_bars({"features": features, "architecture": {"horizons": given}})
+    assert document["architecture"]["horizons"] == bars
     of_gates = with_bars(
         {"features": features, "calibration": {"horizon": given.split(",", maxsplit=1)[0]}}
     )

@@ -116,10 +116,10 @@ def test_spans_are_judged_each_by_itself_and_counted(
 ) -> None:
     page = tmp_path / "page.html"
     words = ["evaluate", str(glm), "--data", candles, "--holdout", AS_TEXT]
-    found = cli.json(*words, "--html", page)
-    assert [span["name"] for span in found["spans"]] == ["A", "B"]
-    assert [span["days"] for span in found["spans"]] == [2, 2]
-    for span, wanted in zip(found["spans"], SPANS, strict=True):
+    document = cli.json(*words, "--html", page)
+    assert [span["name"] for span in document["spans"]] == ["A", "B"]
+    assert [span["days"] for span in document["spans"]] == [2, 2]
+    for span, wanted in zip(document["spans"], SPANS, strict=True):
         assert (span["from_ms"], span["until_ms"]) == wanted[1:]
         assert span["openings"] == 1
         rows = span["tables"]["paired_qlike"]["rows"]
@@ -136,9 +136,9 @@ def test_spans_are_judged_each_by_itself_and_counted(
         assert list(nine["5"].values()) == pytest.approx(
             span["figures"]["5"]["coverage_90"], abs=1e-5
         )
-    first, second = (span["tables"]["qlike"]["rows"] for span in found["spans"])
+    first, second = (span["tables"]["qlike"]["rows"] for span in document["spans"])
     assert first != second
-    assert [one.recipe for one in read_openings(glm.parent / FILE_NAME)] == [found["recipe"]] * 2
+    assert [one.recipe for one in read_openings(glm.parent / FILE_NAME)] == [document["recipe"]] * 2
     assert said_in(page).count("QLIKE by day:") == 2
     lines = [
         layer["name"]
@@ -151,14 +151,14 @@ def test_spans_are_judged_each_by_itself_and_counted(
 
 
 def test_the_terminal_says_what_the_document_says(glm: Path, candles: str, cli: Cli) -> None:
-    said = cli.out("evaluate", glm, "--data", candles, "--from", iso(SPANS[1][1] or 0))
-    assert "the model less each baseline" in said
-    assert "how many recipes were judged" in said
-    assert "basis points each" not in said
+    output = cli.out("evaluate", glm, "--data", candles, "--from", iso(SPANS[1][1] or 0))
+    assert "the model less each baseline" in output
+    assert "how many recipes were judged" in output
+    assert "basis points each" not in output
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (["--from", "2023-11-15"], "begins before 2023-11-20"),
         (["--from", "2030-01-01"], "no bar of the span"),
@@ -167,11 +167,11 @@ def test_the_terminal_says_what_the_document_says(glm: Path, candles: str, cli: 
     ],
 )
 def test_what_cannot_be_judged_is_refused_in_one_sentence(
-    glm: Path, candles: str, words: list[str], said: str, cli: Cli
+    glm: Path, candles: str, words: list[str], message: str, cli: Cli
 ) -> None:
-    told = cli.err("evaluate", glm, "--data", candles, *words, code=2)
-    assert said in told
-    assert told.count("\n") == 1
+    complaint = cli.err("evaluate", glm, "--data", candles, *words, code=2)
+    assert message in complaint
+    assert complaint.count("\n") == 1
 
 
 def test_folds_fit_anew_open_no_span_and_say_what_choice_is_luck(
@@ -180,13 +180,13 @@ def test_folds_fit_anew_open_no_span_and_say_what_choice_is_luck(
     counted = read_openings(glm.parent / FILE_NAME)
     words = ["evaluate", str(glm), "--data", candles, "--html", str(tmp_path / "folds.html")]
     tables = cli.json(*words, "--folds", "combinatorial:4/2")["tables"]
-    own = by_forecaster(tables["folds_qlike"]["rows"], 5)
-    assert set(own) >= {"model", "har", "gamma glm"}
+    document = by_forecaster(tables["folds_qlike"]["rows"], 5)
+    assert set(document) >= {"model", "har", "gamma glm"}
     # A glm is the gamma regression that is a baseline: fitted on the same bars, the same.
-    assert own["model"]["value"]["value"] == pytest.approx(
-        own["gamma glm"]["value"]["value"], rel=1e-3
+    assert document["model"]["value"]["value"] == pytest.approx(
+        document["gamma glm"]["value"]["value"], rel=1e-3
     )
-    assert own["gamma glm"]["verdict"] == "level"
+    assert document["gamma glm"]["verdict"] == "level"
     luck = tables["overfitting_qlike"]["rows"]
     assert [row["paths"] for row in luck] == [3, 3]
     assert all(0.0 <= row["mean"] <= row["most"] <= 1.0 for row in luck)
@@ -198,8 +198,8 @@ def test_a_network_is_fitted_anew_on_folds_that_walk_alone(
 ) -> None:
     from tracepaper.replay.learning.judge.folds import refit, tables
 
-    found = refit(network.card, material, "walk:1", say=quiet)
-    kept = {table.key: table.documents() for table in tables(found)}
+    refits = refit(network.card, material, "walk:1", say=quiet)
+    kept = {table.key: table.documents() for table in tables(refits)}
     assert kept["folds_qlike"][0]["forecaster"] == "model"
     for text in ("combinatorial:4/2", "walk:4"):
         with pytest.raises(ConfigInvalid, match="at most 3 times"):
@@ -230,9 +230,9 @@ def test_an_ensemble_is_fitted_anew_with_shares_of_the_fold_alone(
         material, bars=600
     )
     made = joined.evaluated(material, bars=600).save(tmp_path / "both", material)
-    found = refit(made.card, material, "walk:2", say=quiet)
-    assert [bool(fold.calibration) for fold in found.folds] == [True, True]
-    for fold in found.tests:
+    refits = refit(made.card, material, "walk:2", say=quiet)
+    assert [bool(fold.calibration) for fold in refits.folds] == [True, True]
+    for fold in refits.tests:
         for _, rows in fold.forecasts.by_horizon():
             mix, first, second = (np.log(rows.value("variance", n)) for n in (MODEL, *NAMES))
             apart = np.abs(first - second) > 0.1
@@ -240,7 +240,7 @@ def test_an_ensemble_is_fitted_anew_with_shares_of_the_fold_alone(
             assert np.ptp(shares) < 1e-3  # one share for every bar, and not that of the test
             best = network_share(first, second, rows.labels["variance"], rows.day).share
             assert shares.mean() != pytest.approx(best, abs=1e-4)
-    kept = {table.key: table.documents() for table in tables(found)}
+    kept = {table.key: table.documents() for table in tables(refits)}
     names = {row["forecaster"] for row in kept["folds_qlike"]}
     assert names >= {"model", "network half", "row half", "har", "gamma glm"}
     with pytest.raises(ConfigInvalid, match="at most 3 times"):
@@ -309,7 +309,7 @@ def test_one_function_adds_a_figure_to_terminal_document_and_page(
 ) -> None:
     from tracepaper.replay.document.values import Figure, table
 
-    one = judgements[0]
+    span_judgement = judgements[0]
     try:
 
         @shown("planted")
@@ -320,10 +320,10 @@ def test_one_function_adds_a_figure_to_terminal_document_and_page(
         with pytest.raises(ConfigInvalid, match="already"):
             shown("planted")(planted)
         document = as_document("id", "recipe", judgements)
-        assert document["spans"][0]["tables"]["planted"]["rows"] == [{"days": one.days}]
+        assert document["spans"][0]["tables"]["planted"]["rows"] == [{"days": span_judgement.days}]
     finally:
         del SHOWN["planted"]
-    assert "planted" not in {t.key for t in tables_of(one)}
+    assert "planted" not in {t.key for t in tables_of(span_judgement)}
     assert set(ACROSS) == {"confidence_spans", "beside_spans", "trades", "spans"}
 
 
@@ -341,8 +341,8 @@ def test_candles_without_the_training_are_judged_by_what_is_stored(glm: Path, ca
 
 
 def test_the_charts_of_a_judgement_show_what_it_measured(judgements: list[SpanJudgement]) -> None:
-    one = judgements[0]
-    curves = curves_of(one)
+    judgement = judgements[0]
+    curves = curves_of(judgement)
     panel = present(risk_coverage(curves))
     assert panel.x.is_reversed
     lines = [layer for layer in panel.layers if isinstance(layer, LineLayer)]
@@ -352,11 +352,11 @@ def test_the_charts_of_a_judgement_show_what_it_measured(judgements: list[SpanJu
         assert line.y == pytest.approx(curve.excess, rel=1e-5)
     assert len({(line.role, line.dash) for line in lines}) == len(lines)
 
-    weekly = present(coverage_by_week(one))
+    weekly = present(coverage_by_week(judgement))
     claim, *by_horizon = weekly.layers
     assert isinstance(claim, RuleLayer)
     assert claim.at == 0.9
-    for layer, (_, rows) in zip(by_horizon, one.forecasts.by_horizon(), strict=True):
+    for layer, (_, rows) in zip(by_horizon, judgement.forecasts.by_horizon(), strict=True):
         assert isinstance(layer, LineLayer)
         mean, scale, dof = (rows.value(field) for field in ("mean", "scale", "dof"))
         hit = statistics.inside(mean, scale, dof, rows.labels["returns"], 0.9)
@@ -366,21 +366,21 @@ def test_the_charts_of_a_judgement_show_what_it_measured(judgements: list[SpanJu
         assert layer.y[0] == pytest.approx(first, rel=1e-5)
 
     horizon = HORIZONS[len(HORIZONS) // 2]
-    middle = one.forecasts.at(horizon)
-    summed = present(qlike_by_day(one))
+    middle = judgement.forecasts.at(horizon)
+    summed = present(qlike_by_day(judgement))
     assert f"at {horizon} bars" in summed.y.title
     [har] = (layer for layer in summed.layers if getattr(layer, "name", "") == "har")
     assert isinstance(har, LineLayer)
-    own, other = (
+    values, other = (
         statistics.qlike_of(middle.value("variance", name), middle.labels["variance"])
         for name in (MODEL, "har")
     )
-    daily = [float((own - other)[middle.day == day].mean()) for day in np.unique(middle.day)]
+    daily = [float((values - other)[middle.day == day].mean()) for day in np.unique(middle.day)]
     assert har.y == pytest.approx(np.cumsum(daily), rel=1e-4)
 
-    said = present(reliability(one))
-    reliable = said.layers[1]
+    chart_panel = present(reliability(judgement))
+    reliable = chart_panel.layers[1]
     assert isinstance(reliable, LineLayer)
-    bins = bins_of(one)
+    bins = bins_of(judgement)
     assert reliable.x == [each.said for each in bins]
     assert reliable.y == [each.came for each in bins]

@@ -105,12 +105,12 @@ def test_a_decision_says_which_time_frame_and_which_of_its_bars(
     database = tmp_path / "run.db"
     cli.json("replay", path, "-c", config, "--db", database)
     asked = ("explain", f"last:{BARS}", "--db", database, "--full")
-    found = cli.json(*asked)["full"]["attribution"]
-    frames = found["frames"]
+    attribution = cli.json(*asked)["full"]["attribution"]
+    frames = attribution["frames"]
     assert [(each["interval_ms"] // 60_000, each["bars"]) for each in frames] == frames_seen
     assert sum(each["weight"] for each in frames) == pytest.approx(1.0, abs=1e-6)
-    assert sum(found["weights"]) == pytest.approx(1.0, abs=1e-6)
-    assert found["modalities"] == []
+    assert sum(attribution["weights"]) == pytest.approx(1.0, abs=1e-6)
+    assert attribution["modalities"] == []
     for each in frames:
         opened = [bar["open_time_ms"] for bar in each["heaviest"]]
         assert all(time % each["interval_ms"] == 0 for time in opened)
@@ -129,28 +129,28 @@ def test_a_decision_says_which_modality_and_which_bars_of_it(
     asked = ("explain", f"last:{BARS}", "--db", database, "--full")
     full = cli.json(*asked)["full"]
     for horizon in (5, 30):
-        own = {
+        document = {
             key: [row for row in rows if row["bars ahead"] == horizon]
             for key, rows in full["further"].items()
         }
-        assert len(own["tails"]) == 4
-        assert sum(row["odds"] for row in own["regimes"]) == pytest.approx(1.0)
-        assert own["paths"][-1]["after bars"] == horizon
-    found = full["attribution"]
-    assert found["frames"] == []
-    shares = {each["modality"]: each["weight"] for each in found["modalities"]}
+        assert len(document["tails"]) == 4
+        assert sum(row["odds"] for row in document["regimes"]) == pytest.approx(1.0)
+        assert document["paths"][-1]["after bars"] == horizon
+    attribution = full["attribution"]
+    assert attribution["frames"] == []
+    shares = {each["modality"]: each["weight"] for each in attribution["modalities"]}
     assert set(shares) == {"price", "time"}
-    assert sum(shares.values()) == pytest.approx(sum(found["weights"]), abs=1e-6)
-    for each in found["modalities"]:
+    assert sum(shares.values()) == pytest.approx(sum(attribution["weights"]), abs=1e-6)
+    for each in attribution["modalities"]:
         weights = [bar["weight"] for bar in each["heaviest"]]
         assert weights == sorted(weights, reverse=True)
         assert sum(weights) <= each["weight"] + 1e-9
-    told = cli.out(*asked)
-    assert "By modality of the bars" in told
+    output = cli.out(*asked)
+    assert "By modality of the bars" in output
     for title in ("The loss that a share", "The largest fall and rise", "The odds of each regime"):
-        assert title in told
-    assert "…" not in told.split("The loss that a share", 1)[1]
-    assert "The path that it says, in bp" in told
+        assert title in output
+    assert "…" not in output.split("The loss that a share", 1)[1]
+    assert "The path that it says, in bp" in output
 
 
 def test_the_further_heads_of_a_network_are_judged_beside_simpler_forecasts(
@@ -261,9 +261,9 @@ def test_no_future_moves_a_network_that_was_trained(
     config, path = prepared(trained(name), tmp_path)
     with FreshProcesses(MODEL) as fresh:
         given = read_candles(str(path))
-        found = lookahead(load_config(config), MarketData([given]), fresh, Limits(probes=1))
-    assert found.verdict == "nothing moved"
-    assert found.probes == 1
+        finding = lookahead(load_config(config), MarketData([given]), fresh, Limits(probes=1))
+    assert finding.verdict == "nothing moved"
+    assert finding.probes == 1
 
 
 def test_the_command_of_a_card_makes_the_same_weights_again(

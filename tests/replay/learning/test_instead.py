@@ -87,22 +87,22 @@ def test_a_change_is_fitted_anew_and_stands_beside_the_recipe_as_it_is(
 def test_a_planted_change_is_found_and_its_size_is_the_difference_of_the_losses(
     checkpoint: Path, material: Dataset
 ) -> None:
-    own = refit(load(checkpoint).card, material, "walk:1", say=lambda _: None)
+    refits = refit(load(checkpoint).card, material, "walk:1", say=lambda _: None)
     horizon = HORIZONS[0]
-    first = own.tests[0].forecasts.at(horizon)
+    first = refits.tests[0].forecasts.at(horizon)
     # Bars of the fold's few days as if they were of a month.
     opened = np.arange(len(first)) * (30 * DAY_BARS * 60_000 // len(first))
     first = replace(first, open_ms=opened)
-    own = replace(own, tests=[ModelForecasts(first, None)])
+    refits = replace(refits, tests=[ModelForecasts(first, None)])
     realised, forecast = first.labels["variance"], first.value("variance")
 
     def others(variance: Array) -> Refits:
         changed = first.holding(MODEL, variance=variance)
-        return replace(own, tests=[ModelForecasts(changed, None)])
+        return replace(refits, tests=[ModelForecasts(changed, None)])
 
     changes = {"oracle": realised.clip(1e-3), "worse": 8.0 * forecast, "same": forecast}
-    [found, _] = ablation_tables(own, {name: others(of) for name, of in changes.items()})
-    rows = by_forecaster(found.documents(), horizon)
+    [table, _] = ablation_tables(refits, {name: others(of) for name, of in changes.items()})
+    rows = by_forecaster(table.documents(), horizon)
     said = {name: row["verdict"] for name, row in rows.items()}  # of the recipe as it is
     assert said == {"model": None, "oracle": "worse", "worse": "better", "same": "level"}
     assert rows["same"]["less"]["value"] == 0.0
@@ -160,9 +160,9 @@ def test_a_value_is_read_as_the_recipe_writes_it(checkpoint: Path) -> None:
 def test_of_an_ensemble_the_network_is_changed_and_the_rows_stay() -> None:
     card = load(locate("flash-15m")).card
     before, after = (recipe_of(one) for one in (card, ablated(card, "encoding=alibi")))
-    known, found = (one.members[0].document()["architecture"] for one in (before, after))
+    known, architecture = (one.members[0].document()["architecture"] for one in (before, after))
     assert known["encoding"] == "rope"
-    assert found == {**known, "encoding": "alibi"}
+    assert architecture == {**known, "encoding": "alibi"}
     assert after.members[1] == before.members[1]
     told = ablated(card, "training.entropy_weight=0.25")
     assert recipe_of(told).options.entropy_weight == 0.25

@@ -126,11 +126,11 @@ def answered(cli: Cli, *words: object) -> Any:
 
 
 def refused(cli: Cli, *words: object) -> str:
-    said = cli("evaluate", *words, *choose("evaluation.threads=1"))
-    assert said.code != 0
-    assert CLAIM.search(said.out) is None
-    assert said.err.count("\n") == 1
-    return said.err
+    answer = cli("evaluate", *words, *choose("evaluation.threads=1"))
+    assert answer.code != 0
+    assert CLAIM.search(answer.out) is None
+    assert answer.err.count("\n") == 1
+    return answer.err
 
 
 def test_spans_are_judged_apart_and_beside_another_network(
@@ -138,23 +138,23 @@ def test_spans_are_judged_apart_and_beside_another_network(
 ) -> None:
     page = tmp_path / "page.html"
     words = ("--data", file, "--holdout", AS_TEXT, "--html", page)
-    found = answered(cli, good, *words, "--compare", poor)
-    assert [(one["name"], one["days"]) for one in found["spans"]] == [("A", 20), ("B", 20)]
-    books = [one["figures"]["1"]["books"] for one in found["spans"]]
+    document = answered(cli, good, *words, "--compare", poor)
+    assert [(span["name"], span["days"]) for span in document["spans"]] == [("A", 20), ("B", 20)]
+    books = [span["figures"]["1"]["books"] for span in document["spans"]]
     assert books == [20 * (LATER - 1)] * 2  # no label reaches over a gap
-    for span in found["spans"]:
+    for span in document["spans"]:
         [own, *others] = by_forecaster(span["tables"]["accuracy"]["rows"], 1).values()
         assert own["value"]["value"] > 0.9
         assert [row["verdict"] for row in others] == ["better", "better"]
         [_, row] = by_forecaster(span["tables"]["beside_log_loss"]["rows"], 1).values()
         assert (row["forecaster"], row["verdict"], row["days"]) == (poor, "better", 20)
-    assert [one["openings"] for one in found["spans"]] == [2, 2]
+    assert [span["openings"] for span in document["spans"]] == [2, 2]
     counted = {one.model for one in read_openings(Path(good).parent / FILE_NAME)}
-    assert {found["id"], found["beside"][0]["id"]} <= counted
+    assert {document["id"], document["beside"][0]["id"]} <= counted
     assert "the model less each other model" in said_in(page)
     turned = answered(cli, poor, *words, "--compare", good)["spans"][0]["tables"]
     other = by_forecaster(turned["beside_log_loss"]["rows"], 1)[good]
-    same = by_forecaster(found["spans"][0]["tables"]["beside_log_loss"]["rows"], 1)[poor]
+    same = by_forecaster(document["spans"][0]["tables"]["beside_log_loss"]["rows"], 1)[poor]
     assert other["verdict"] == "worse"
     assert other["less"]["value"] == pytest.approx(-same["less"]["value"])
 
@@ -169,8 +169,8 @@ def test_the_whole_is_what_the_card_says(good: str, file: Path, cli: Cli) -> Non
     assert training.from_ms == instant(
         card["split"]["untouched_from"]
     )  # what a training judges, it has opened
-    found = answered(cli, good, "--data", file)
-    assert found["figures"] == card["figures"]
+    document = answered(cli, good, "--data", file)
+    assert document["figures"] == card["figures"]
     dates = ("--from", "2025-02-10", "--to", "2025-03-02")
     part = answered(cli, good, "--data", file, *dates)
     assert part["figures"]["1"]["days"] == 20
@@ -179,13 +179,13 @@ def test_the_whole_is_what_the_card_says(good: str, file: Path, cli: Cli) -> Non
 def test_a_difference_is_that_of_the_losses_and_few_days_say_nothing(good: str, file: Path) -> None:
     model = load(Path(good))
     books = read_of(model.card, DataRequest([str(file)]))
-    one = judge_checkpoint(model, books, NamedSpan("A", None, None))
+    judgement = judge_checkpoint(model, books, NamedSpan("A", None, None))
     rng = np.random.default_rng(0)
-    own = one.forecasts.at(1)
+    own = judgement.forecasts.at(1)
     rows = rng.permutation(len(own))[:100]
     other = own.where(rows)
     other = other.holding(MODEL, log_probability=other.value("log_probability") - 0.25)
-    both = one.compared_with("other", ModelForecasts(other))
+    both = judgement.compared_with("other", ModelForecasts(other))
     [losses] = [made for made in tables_of(both) if made.key == "beside_log_loss"]
     row = by_forecaster(losses.documents(), 1)["other"]
     assert row["less"]["value"] == pytest.approx(-0.25)
@@ -202,12 +202,12 @@ def test_a_recipe_and_changes_of_it_are_fitted_anew_on_recorded_days(
 ) -> None:
     changes = ("training.steps=1", "levels=1")
     more = [word for change in changes for word in ("--ablate", change)]
-    found = answered(cli, good, "--data", file, "--folds", "walk:1", *more)["tables"]
-    [own, *_] = by_forecaster(found["folds_accuracy"]["rows"], 1).values()
-    assert own["value"]["value"] > 0.9
-    frequencies = by_forecaster(found["folds_log_loss"]["rows"], 1)["frequencies"]
+    tables = answered(cli, good, "--data", file, "--folds", "walk:1", *more)["tables"]
+    [document, *_] = by_forecaster(tables["folds_accuracy"]["rows"], 1).values()
+    assert document["value"]["value"] > 0.9
+    frequencies = by_forecaster(tables["folds_log_loss"]["rows"], 1)["frequencies"]
     assert frequencies["verdict"] == "better"
-    [_, steps, levels] = by_forecaster(found["instead_log_loss"]["rows"], 1).values()
+    [_, steps, levels] = by_forecaster(tables["instead_log_loss"]["rows"], 1).values()
     assert (steps["forecaster"], steps["verdict"], steps["days"]) == (changes[0], "better", 10)
     assert levels["less"]["value"] != 0.0
 
@@ -219,7 +219,7 @@ def test_no_held_out_book_moves_a_fold_and_a_fold_that_leaks_is_found(tmp_path: 
     """From the middle of a test on the mid goes against the lean; all before it stays."""
     middle = 15 * A_DAY
     of = header(levels=2, every_ms=PACE_MS, source="exchange")
-    own, other = (
+    book_dataset, other = (
         BookDataset(of, (books_of(planted(hours(20), mirrored_from=start), 2),), ())
         for start in (None, middle)
     )
@@ -237,9 +237,9 @@ def test_no_held_out_book_moves_a_fold_and_a_fold_that_leaks_is_found(tmp_path: 
         found = model.answers(own, Part.TEST)
         return found.value("log_probability")[found.open_ms < FIRST_MS + (middle - 12) * PACE_MS]
 
-    assert np.array_equal(before(own, fold), before(other, fold))
+    assert np.array_equal(before(book_dataset, fold), before(other, fold))
     leaking = replace(fold, train=((fold.train[0][0], last),))
-    assert not np.array_equal(before(own, leaking), before(other, leaking))
+    assert not np.array_equal(before(book_dataset, leaking), before(other, leaking))
 
 
 # --- what is refused
@@ -258,14 +258,14 @@ def test_no_held_out_book_moves_a_fold_and_a_fold_that_leaks_is_found(tmp_path: 
 def test_of_embedded_books_no_option_prints_a_figure(
     more: tuple[str, ...], tmp_path: Path, file: Path, cli: Cli
 ) -> None:
-    own = tmp_path / "own.depth"
-    write(own, walk(60, levels=2), of=header(levels=2))
-    model = trained(tmp_path / "model", own, *choose("training.steps=1"))
-    for data in (own, file):
-        said = cli.out("evaluate", model, "--data", data, *more)
-        assert said.startswith("untrained: 1.0 minutes of depth, seven days are needed")
-        assert CLAIM.search(said) is None
-    assert answered(cli, model, "--data", own, *more)["figures"] == {}
+    path = tmp_path / "own.depth"
+    write(path, walk(60, levels=2), of=header(levels=2))
+    model = trained(tmp_path / "model", path, *choose("training.steps=1"))
+    for data in (path, file):
+        output = cli.out("evaluate", model, "--data", data, *more)
+        assert output.startswith("untrained: 1.0 minutes of depth, seven days are needed")
+        assert CLAIM.search(output) is None
+    assert answered(cli, model, "--data", path, *more)["figures"] == {}
 
 
 def test_what_cannot_be_asked_of_books_is_refused_in_one_sentence(

@@ -77,15 +77,15 @@ def network(*, attention: str = "factorised", allocation: bool = False) -> Cross
 
 def test_a_relative_return_is_one_less_the_mean_of_all(material: Dataset) -> None:
     panel = material.panels[0]
-    found = panel.relative(HORIZONS)
+    rows = panel.relative(HORIZONS)
     row, bars = panel.first + 100, HORIZONS[1]
     closes = [segment.close for segment in panel.segments]
     moves = [float(np.log(close[row + bars] / close[row])) for close in closes]
     for asset, segment in enumerate(panel.segments):
         apart = moves[asset] - sum(moves) / len(moves)
         expected = apart / (segment.sigma[row] * bars**0.5)
-        assert found[asset, row, 1] == pytest.approx(expected, rel=1e-5)
-    assert np.isnan(found[:, -1]).all()
+        assert rows[asset, row, 1] == pytest.approx(expected, rel=1e-5)
+    assert np.isnan(rows[:, -1]).all()
 
 
 def test_every_symbol_has_the_same_times_and_nothing_is_said(material: Dataset) -> None:
@@ -93,27 +93,27 @@ def test_every_symbol_has_the_same_times_and_nothing_is_said(material: Dataset) 
     times = [segment.open_time_ms for segment in panel.segments]
     assert all(np.array_equal(times[0], other) for other in times[1:])
     assert len(panel) == DAYS * DAY_BARS
-    assert [one for one in material.notes if "unequal" in one] == []
+    assert [note for note in material.notes if "unequal" in note] == []
 
 
 def test_a_close_that_one_symbol_lacks_is_used_by_none(tmp_path: Path) -> None:
     whole, lacking = candles("AAAUSDT"), candles("BBBUSDT")
     rows = np.delete(np.arange(len(lacking)), 2_000)
-    found = aligned([whole, slice_candles(lacking, rows)], tmp_path)
-    assert len(found.panels) == 2
-    times = np.concatenate([s.segments[0].open_time_ms[s.first :] for s in found.panels])
+    dataset = aligned([whole, slice_candles(lacking, rows)], tmp_path)
+    assert len(dataset.panels) == 2
+    times = np.concatenate([s.segments[0].open_time_ms[s.first :] for s in dataset.panels])
     assert lacking.open_time_ms[2_000] not in times
     used = len(times)
-    unequal, unused = found.notes
+    unequal, unused = dataset.notes
     assert "bars of unequal number (AAAUSDT 5,760, BBBUSDT 5,759)" in unequal
     assert f"Of 5,760 closes {5_760 - used:,} are not used" in unused
     assert unused.endswith("features there; BBBUSDT alone has none at 1.")
 
 
 def test_streams_of_unequal_length_are_cut_to_the_shorter(tmp_path: Path) -> None:
-    found = aligned([candles("AAAUSDT"), candles("BBBUSDT", days=3.5)], tmp_path)
-    assert len(found.panels[0]) == round(3.5 * DAY_BARS)
-    assert "bars of unequal number (AAAUSDT 5,760, BBBUSDT 5,040)" in found.notes[0]
+    dataset = aligned([candles("AAAUSDT"), candles("BBBUSDT", days=3.5)], tmp_path)
+    assert len(dataset.panels[0]) == round(3.5 * DAY_BARS)
+    assert "bars of unequal number (AAAUSDT 5,760, BBBUSDT 5,040)" in dataset.notes[0]
 
 
 def test_symbols_without_a_common_close_are_refused(tmp_path: Path) -> None:
@@ -131,24 +131,24 @@ def test_one_symbol_is_not_several(tmp_path: Path) -> None:
 def test_many_closes_are_answered_as_each_window_alone(attention: str, material: Dataset) -> None:
     made, panel = network(attention=attention).eval(), material.panels[0]
     rows = panel.first + np.array([40, 41, 90])
-    found = predicted(made, panel, rows)
+    panel_fields = predicted(made, panel, rows)
     field = made.config.receptive_field
     for at, row in enumerate(rows.tolist()):
         with torch.inference_mode():
             x = torch.from_numpy(panel.rows(row - field + 1, row + 1))[None]
             alone = made(x, torch.arange(3), panel.positions(row - field + 1, row + 1))
         assert np.allclose(
-            found.heads["relative"][:, at], alone.relative[0, :, -1].numpy(), atol=1e-5
+            panel_fields.heads["relative"][:, at], alone.relative[0, :, -1].numpy(), atol=1e-5
         )
-        for asset, said in enumerate(found.each):
+        for asset, said in enumerate(panel_fields.each):
             assert np.allclose(said["mean"][at], alone.each.mean[0, asset, -1].numpy(), atol=1e-5)
 
 
 def test_what_is_earned_after_a_part_is_not_learnt_from_in_it(material: Dataset) -> None:
     """No gain of a chunk reaches past the part's end, even of the last decisions."""
     part = labelled_closes(material, Part.TRAIN)
-    made = network(allocation=True)
-    chunks = PanelBatches(part, made, length=600, batch=2)
+    cross_asset_network = network(allocation=True)
+    chunks = PanelBatches(part, cross_asset_network, length=600, batch=2)
     last = list(chunks.spread(4))[-1]
     panel, stop = part[0].panel, part[0].samples[0].stop
     start = stop - 600
@@ -165,20 +165,20 @@ def test_what_is_earned_after_a_part_is_not_learnt_from_in_it(material: Dataset)
 def test_weights_earn_their_gains_less_what_they_trade(material: Dataset) -> None:
     part = labelled_closes(material, Part.TEST)
     decisions = portfolio_decisions(part, every=30, field=10)
-    one = decisions[0]
-    closes = one.labelled.panel.segments[0].close_time_ms[one.rows]
+    panel_decisions = decisions[0]
+    closes = panel_decisions.labelled.panel.segments[0].close_time_ms[panel_decisions.rows]
     assert (closes % (30 * 60_000) == 0).all()
-    assert one.rows[0] >= one.labelled.panel.first + COVARIANCE_BARS
-    weights = np.random.default_rng(0).uniform(-0.3, 0.3, one.gains.shape)
-    found = portfolio_returns(decisions, {MODEL: lambda *_: weights})
-    held, net = np.zeros(3), dict.fromkeys(found.day.tolist(), 0.0)
-    for at, day in enumerate(one.days.tolist()):
+    assert panel_decisions.rows[0] >= panel_decisions.labelled.panel.first + COVARIANCE_BARS
+    weights = np.random.default_rng(0).uniform(-0.3, 0.3, panel_decisions.gains.shape)
+    forecasts = portfolio_returns(decisions, {MODEL: lambda *_: weights})
+    held, net = np.zeros(3), dict.fromkeys(forecasts.day.tolist(), 0.0)
+    for at, day in enumerate(panel_decisions.days.tolist()):
         traded = np.abs(weights[:, at] - held).sum()
-        made = float((weights[:, at] * one.gains[:, at]).sum())
+        made = float((weights[:, at] * panel_decisions.gains[:, at]).sum())
         net[day] += made - FEE * traded
-        held = weights[:, at] * (1.0 + one.gains[:, at]) / (1.0 + made)
-    assert found.value("net").tolist() == pytest.approx(list(net.values()), rel=1e-9)
-    assert found.labels["decisions"].sum() == len(one.rows)
+        held = weights[:, at] * (1.0 + panel_decisions.gains[:, at]) / (1.0 + made)
+    assert forecasts.value("net").tolist() == pytest.approx(list(net.values()), rel=1e-9)
+    assert forecasts.labels["decisions"].sum() == len(panel_decisions.rows)
 
 
 def test_rules_weigh_by_what_has_closed(material: Dataset) -> None:
@@ -219,7 +219,7 @@ def led_by_volatility(bars: int) -> list[Candles]:
 
 
 def test_a_head_of_correlations_learns_what_goes_with_them(tmp_path: Path) -> None:
-    found = aligned(led_by_volatility(DAYS * DAY_BARS), tmp_path)
+    dataset = aligned(led_by_volatility(DAYS * DAY_BARS), tmp_path)
     recipe = recipe_of(
         {
             "model": {"kind": "crossasset"},
@@ -232,13 +232,13 @@ def test_a_head_of_correlations_learns_what_goes_with_them(tmp_path: Path) -> No
             },
         }
     )  # fmt: skip
-    fitted = recipe.kind.fit(found, recipe, FitRun(tmp_path / "fit"))
+    fitted = recipe.kind.fit(dataset, recipe, FitRun(tmp_path / "fit"))
     assert isinstance(fitted, CrossAssetModel)
     network = fitted.model.network
-    panel, came = found.panels[0], found.panels[0].correlations((5, 30))[..., 1]
-    usual = came[:, labelled_closes(found, Part.TRAIN)[0].rows].mean(axis=1, keepdims=True)
-    rows = labelled_closes(found, Part.TEST)[0].rows
+    panel, value = dataset.panels[0], dataset.panels[0].correlations((5, 30))[..., 1]
+    usual = value[:, labelled_closes(dataset, Part.TRAIN)[0].rows].mean(axis=1, keepdims=True)
+    rows = labelled_closes(dataset, Part.TEST)[0].rows
     loadings = predicted(network, panel, rows).heads["loadings"]
     said = correlations_of(torch.from_numpy(loadings)[None])[0, :, :, 1].numpy()
-    own, mean = (np.nanmean((each - came[:, rows]) ** 2) for each in (said, usual))
+    own, mean = (np.nanmean((each - value[:, rows]) ** 2) for each in (said, usual))
     assert own < 0.7 * mean

@@ -168,11 +168,11 @@ def test_a_setting_that_a_recipe_cannot_have_is_refused(text: str, sentence: str
 
 @pytest.mark.parametrize("kind", sorted(network_kinds()))
 def test_a_printed_recipe_reads_back(kind: str) -> None:
-    made = recipe_of({"model": {"kind": kind}, "training": {"steps": 7, "learning_rate": 1}})
-    assert recipe_of(tomllib.loads(made.text())) == made
+    recipe = recipe_of({"model": {"kind": kind}, "training": {"steps": 7, "learning_rate": 1}})
+    assert recipe_of(tomllib.loads(recipe.text())) == recipe
     known = keys_of(type(network_kinds()[kind].read({})))
-    assert set(made.document()["architecture"]) == set(known)
-    assert made.document()["architecture"]["dropout"] == 0.1
+    assert set(recipe.document()["architecture"]) == set(known)
+    assert recipe.document()["architecture"]["dropout"] == 0.1
 
 
 def test_options_lie_over_the_recipe_and_a_card_is_one(tmp_path: Path, cli: Cli) -> None:
@@ -219,22 +219,22 @@ def test_what_a_recipe_cannot_mean_is_refused(document: dict[str, Any], sentence
 
 def test_a_row_model_has_a_recipe_of_its_own(cli: Cli) -> None:
     words = ["--init", "tree", *choose("training.seed=4", "horizons=5,15")]
-    said = tomllib.loads(cli.out("train", *words))
-    made = recipe_of(said)
-    assert (made.kind.name, made.horizons, made.horizon, made.options.seed) == (
+    document = tomllib.loads(cli.out("train", *words))
+    recipe = recipe_of(document)
+    assert (recipe.kind.name, recipe.horizons, recipe.horizon, recipe.options.seed) == (
         "tree",
         (5, 15),
         15,
         4,
     )
-    assert tomllib.loads(made.text()) == said
+    assert tomllib.loads(recipe.text()) == document
     error = cli.err("train", *words, *choose("layers=3"), code=2)
     assert "kind tree has no architecture.layers" in error
 
 
 def test_a_network_is_made_for_its_rows_and_its_interval() -> None:
-    made = recipe_of({"architecture": {"gated": True}})
-    fitted = derived(made, schema("v2-15m").names, interval_minutes=15)
+    recipe = recipe_of({"architecture": {"gated": True}})
+    fitted = derived(recipe, schema("v2-15m").names, interval_minutes=15)
     section = fitted.document()["architecture"]
     assert (section["features"], section["interval_minutes"]) == (78, 15)
     plain = derived(

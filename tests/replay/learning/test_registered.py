@@ -120,12 +120,12 @@ def test_a_baseline_is_one_function() -> None:
             for samples, rows in judged_rows(network, part)
         ]
         table = forecasts_of(answered, answers(fit_baselines(training)), learning.HORIZONS)
-        found = figures(table.cooled({}))
-        assert found["5"]["sign_accuracy"]["zero"][0] == 0.5
-        assert "calm" in found["30"]["qlike"]
+        document = figures(table.cooled({}))
+        assert document["5"]["sign_accuracy"]["zero"][0] == 0.5
+        assert "calm" in document["30"]["qlike"]
         page = io.StringIO()
-        known = Judgement(table.cooled({}), {**found, "gates": {}}, [])
-        show(Console(width=160, file=page), tables_of(SpanJudgement(WHOLE, (), known, {})))
+        judgement = Judgement(table.cooled({}), {**document, "gates": {}}, [])
+        show(Console(width=160, file=page), tables_of(SpanJudgement(WHOLE, (), judgement, {})))
         assert "zero" in page.getvalue()
         assert "Mean absolute error of the return" in page.getvalue()
         assert "Mean squared error of the return" in page.getvalue()

@@ -74,18 +74,18 @@ def breaches(rows: Forecasts, factors: dict[str, Any] | None = None) -> list[Any
 
 def test_right_tails_are_believed_and_wrong_ones_are_not() -> None:
     right = forecasts()
-    for found in breaches(right):
-        assert found.came.value == pytest.approx(found.share, abs=4 * found.came.error)
-        assert found.often > 0.01
-        assert found.shortfall.value == pytest.approx(1.0, abs=4 * found.shortfall.error)
-        assert found.bars == DAYS * A_DAY
+    for breach in breaches(right):
+        assert breach.came.value == pytest.approx(breach.share, abs=4 * breach.came.error)
+        assert breach.often > 0.01
+        assert breach.shortfall.value == pytest.approx(1.0, abs=4 * breach.shortfall.error)
+        assert breach.bars == DAYS * A_DAY
     narrow = breaches(right.holding(MODEL, scale=0.7 * right.value("scale")))
     assert [(found.tail, found.share) for found in narrow] == [
         (f"of a {side} position", share) for side in SIDES for share in SHARES
     ]
-    for found in narrow:
-        assert found.often < 1e-4
-        assert found.came.value > found.share
+    for breach in narrow:
+        assert breach.often < 1e-4
+        assert breach.came.value > breach.share
     thin = breaches(right.holding(MODEL, dof=np.full(len(right), 200.0)))
     assert all(one.shortfall.value > 1.15 for one in thin)
 
@@ -122,7 +122,7 @@ def test_each_tail_is_that_of_its_position() -> None:
     right = forecasts()
     labels = {**right.labels, "returns": right.labels["returns"] - 1.5}
     fallen = replace(right, labels=labels)
-    by_tail = {(one.tail, one.share): one for one in breaches(fallen)}
+    by_tail = {(breach.tail, breach.share): breach for breach in breaches(fallen)}
     assert by_tail["of a long position", 0.05].came.value > 0.1
     assert by_tail["of a short position", 0.05].came.value < 0.03
 
@@ -167,8 +167,8 @@ def test_the_closed_form_of_the_crps_is_its_integral(dof: float, value: float) -
 
 
 def densities(one: Forecasts) -> dict[str, list[dict[str, Any]]]:
-    made = density_tables(SpanJudgement(WHOLE, (), Judgement(one, {}, []), {}))
-    return {each.key: each.documents() for each in made}
+    tables = density_tables(SpanJudgement(WHOLE, (), Judgement(one, {}, []), {}))
+    return {each.key: each.documents() for each in tables}
 
 
 def test_a_law_that_is_right_beats_a_normal_one_in_basis_points_and_a_wrong_one_does_not() -> None:
@@ -180,21 +180,21 @@ def test_a_law_that_is_right_beats_a_normal_one_in_basis_points_and_a_wrong_one_
     mean, scale, dof = (right.value(name) for name in ("mean", "scale", "dof"))
     value = right.labels["returns"]
     heads = np.stack([mean + scale * stats.t.ppf(at, 4.0) for at in levels], axis=1)
-    found = densities(replace(right.holding(MODEL, quantiles=heads), levels=levels))
-    crps = {(row["CRPS"], row["forecaster"]): row for row in found["crps"]}
+    document = densities(replace(right.holding(MODEL, quantiles=heads), levels=levels))
+    crps = {(row["CRPS"], row["forecaster"]): row for row in document["crps"]}
     kinds = {"exact": ("model", "EWMA"), "at 3 levels": ("model", "its own Student t", "EWMA")}
     assert set(crps) == {(of, name) for of, names in kinds.items() for name in names}
-    own = statistics.crps_of(mean, scale, dof, value)
-    assert crps["exact", "model"]["value"]["value"] == pytest.approx(20 * own.mean(), rel=1e-6)
+    values = statistics.crps_of(mean, scale, dof, value)
+    assert crps["exact", "model"]["value"]["value"] == pytest.approx(20 * values.mean(), rel=1e-6)
     assert crps["exact", "EWMA"]["verdict"] == "better"
     assert crps["at 3 levels", "EWMA"]["verdict"] == "better"
     # The head says what the law says, so both lose alike.
     assert crps["at 3 levels", "its own Student t"]["less"]["value"] == pytest.approx(0, abs=1e-9)
-    lowest = found["pinball"][0]
+    lowest = document["pinball"][0]
     assert (lowest["quantile"], lowest["forecaster"]) == ("0.05", "model")
     pinball = np.maximum(0.05 * (value - heads[:, 0]), -0.95 * (value - heads[:, 0]))
     assert lowest["value"]["value"] == pytest.approx(20 * pinball.mean(), rel=1e-6)
-    assert len(found["pinball"]) == 9
+    assert len(document["pinball"]) == 9
     shifted = replace(right.holding(MODEL, quantiles=heads + 3.0), levels=levels)
     assert {row["verdict"] for row in densities(shifted)["crps"][3:]} == {"worse"}
     plain = densities(right)

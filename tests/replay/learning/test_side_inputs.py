@@ -254,12 +254,12 @@ def answers(database: Path) -> dict[int, float | None]:
     return {(at - START_MS) // MINUTE_MS: mean for at, mean in rows}
 
 
-def compared(one: Path, two: Path) -> int:
+def compared(path: Path, two: Path) -> int:
     """Return how many decisions the newest runs of two databases have in common, all identical."""
-    with Reader.open(one) as first, Reader.open(two) as second:
-        found = compare_runs(*(ComparedRun(of, of.find("last")) for of in (first, second)))
-    assert found.differences == []
-    return found.compared
+    with Reader.open(path) as first, Reader.open(two) as second:
+        parity = compare_runs(*(ComparedRun(of, of.find("last")) for of in (first, second)))
+    assert parity.differences == []
+    return parity.compared
 
 
 def check(database: Path) -> None:
@@ -335,17 +335,17 @@ def test_the_full_explanation_has_the_share_of_each_part(scene: Scene, say: Say)
     words = ("explain", f"last:{sequence}", "--full", "--db", scene.database)
     code, out, err = say(*words, "--json")
     assert code == 0, err
-    found = json.loads(out)["full"]["attribution"]
+    attribution = json.loads(out)["full"]["attribution"]
     of, key = ("frames", "symbol") if scene.name == "another symbol" else ("modalities", "modality")
-    shares = {part[key]: part["weight"] for part in found[of]}
+    shares = {part[key]: part["weight"] for part in attribution[of]}
     assert sum(shares.values()) == pytest.approx(1.0, abs=1e-5)
     code, out, err = say(*words)
     assert code == 0, err
     if scene.name == "another symbol":
         # Rollout keeps half at each of two reads (A34): the other symbol has 1 - 0.5².
         assert shares[LEADER] == pytest.approx(0.75, abs=1e-6)
-        assert [frame["bars"] for frame in found["frames"]] == [9, other_cases.WINDOW]
-        assert found["largest_bucket_difference"] < 1e-6
+        assert [frame["bars"] for frame in attribution["frames"]] == [9, other_cases.WINDOW]
+        assert attribution["largest_bucket_difference"] < 1e-6
         assert "By symbol and timeframe, of closed bars" in out
         assert f"{LEADER} 1m" in out
         return
@@ -353,7 +353,7 @@ def test_the_full_explanation_has_the_share_of_each_part(scene: Scene, say: Say)
     assert shares.keys() == {"price", "volume", "time", name}
     assert shares[name] > 0
     if scene.name == "books":
-        levels = found["modalities"][-1]["levels"]
+        levels = attribution["modalities"][-1]["levels"]
         assert levels.keys() == {"mid", "1", "2_5", "6"}
         assert sum(levels.values()) == pytest.approx(shares[name], rel=1e-5)
         assert "By levels of the order book" in out
@@ -491,14 +491,14 @@ def test_what_is_learnt_begins_with_the_first_bar_that_has_a_vector(news: Scene)
     split = Split(first, second, third, embargo_bars=30)
     supplied = CovariateInputs(read_covariates(news.folder / "news.csv"))
     data = [str(news.folder / CSV)]
-    own = Dataset.read(data, lambda _: split, (5, 30), vectors=supplied).segments[0]
-    assert own.first == FIRST  # whose close is the first at or after the first row's time
-    known = np.searchsorted(AT, own.close_time_ms[FIRST:], side="right") - 1
+    segment = Dataset.read(data, lambda _: split, (5, 30), vectors=supplied).segments[0]
+    assert segment.first == FIRST  # whose close is the first at or after the first row's time
+    known = np.searchsorted(AT, segment.close_time_ms[FIRST:], side="right") - 1
     assert (
-        np.diff(own.values[FIRST:, 78]).astype(bool).tolist()
+        np.diff(segment.values[FIRST:, 78]).astype(bool).tolist()
         == np.diff(known).astype(bool).tolist()
     )
-    assert np.isnan(own.values[FIRST - 1]).all()
+    assert np.isnan(segment.values[FIRST - 1]).all()
 
 
 def test_verify_says_which_file_was_changed_and_which_is_missing(news: Scene, say: Say) -> None:
@@ -541,15 +541,15 @@ def test_a_bar_that_a_sessions_end_cuts_short_has_no_row_of_later(tmp_path: Path
         CovariateScale(("mood",), (0.0,), (1.0,)), FixedCovariates("", {"": rows})
     )
     (segment,) = joined_to(segments_of(hours, schema("v2-1h")), joined)
-    first, own = segment.first, segment.values[segment.first :]
+    first, values = segment.first, segment.values[segment.first :]
     known = np.searchsorted(at, hours.closes_ms[first:], side="right")
-    assert own[:, 78] == pytest.approx(known / 100)
+    assert values[:, 78] == pytest.approx(known / 100)
     assert set(np.flatnonzero(np.diff(known)) + first) <= set(evening)
     wide, bars = with_covariates(schema("v2-1h"), joined), bars_of(hours)
-    assert np.array_equal(compute(wide, columns(bars)).values[first:], own)
+    assert np.array_equal(compute(wide, columns(bars)).values[first:], values)
     streams = FeatureStreams(wide)
-    stepped = np.concatenate([streams.step([one]).values for one in bars])
-    assert np.array_equal(stepped[first:, 78:], own[:, 78:])
+    stepped = np.concatenate([streams.step([bar]).values for bar in bars])
+    assert np.array_equal(stepped[first:, 78:], values[:, 78:])
 
 
 # ---------------------------------------------------------------- covariates on folds
@@ -592,8 +592,8 @@ def on_fold(two_days: str, path: Path, numbers: np.ndarray) -> Dataset:
 
 def learnt(material: Dataset) -> np.ndarray:
     """Return the features of the bars that close before the fold's fit ends."""
-    (own,) = material.segments
-    return own.values[own.close_time_ms < LEARNT]
+    (segment,) = material.segments
+    return segment.values[segment.close_time_ms < LEARNT]
 
 
 def with_other_rows_later() -> np.ndarray:
@@ -614,10 +614,10 @@ def test_a_fold_is_standardised_by_what_it_learns_from_alone(two_days: str, tmp_
 
 
 def test_rows_after_a_folds_fit_move_nothing_that_it_learns(two_days: str, tmp_path: Path) -> None:
-    one = on_fold(two_days, tmp_path / "v.csv", TOLD)
+    dataset = on_fold(two_days, tmp_path / "v.csv", TOLD)
     two = on_fold(two_days, tmp_path / "v.csv", with_other_rows_later())
-    assert np.array_equal(learnt(one), learnt(two), equal_nan=True)
-    assert not np.array_equal(one.segments[0].values, two.segments[0].values, equal_nan=True)
+    assert np.array_equal(learnt(dataset), learnt(two), equal_nan=True)
+    assert not np.array_equal(dataset.segments[0].values, two.segments[0].values, equal_nan=True)
 
 
 def test_a_scale_of_all_rows_is_found_to_look_ahead(
@@ -631,9 +631,9 @@ def test_a_scale_of_all_rows_is_found_to_look_ahead(
         return honest(columns, every, until_ms + MINUTE_MS * TWO_DAYS)
 
     monkeypatch.setattr(CovariateScale, "fitted", leaking)
-    one = on_fold(two_days, tmp_path / "v.csv", TOLD)
+    dataset = on_fold(two_days, tmp_path / "v.csv", TOLD)
     two = on_fold(two_days, tmp_path / "v.csv", with_other_rows_later())
-    assert not np.array_equal(learnt(one), learnt(two), equal_nan=True)
+    assert not np.array_equal(learnt(dataset), learnt(two), equal_nan=True)
 
 
 # ---------------------------------------------------------------- order books
@@ -676,13 +676,13 @@ def test_a_row_is_what_a_reader_of_the_rule_would_compute(books: Scene) -> None:
     supplied = BookInputs.read([books.folder / "books.depth"])
     (file,) = supplied.files[LED]
     closes = START_MS + MINUTE_MS * np.arange(1, 40, dtype=np.int64)
-    found = supplied.source.at(LED, closes)
-    assert found.time_ms.tolist() == closes.tolist()  # a book of the very millisecond counts
+    rows = supplied.source.at(LED, closes)
+    assert rows.time_ms.tolist() == closes.tolist()  # a book of the very millisecond counts
     names = supplied.reading.columns
     for place, close_ms in enumerate(closes.tolist()):
         at = int(np.searchsorted(file.times, close_ms, side="right")) - 1
         before = file.part(at - 1, at) if at else None
-        row = dict(zip(names, found.values[place].tolist(), strict=True))
+        row = dict(zip(names, rows.values[place].tolist(), strict=True))
         wanted = by_hand(file.part(at, at + 1), before, LEVELS)
         assert {name: row[name] for name in wanted} == pytest.approx(wanted, rel=1e-9, abs=1e-9)
 
@@ -698,10 +698,10 @@ def test_training_and_a_run_have_the_same_row_of_each_bar(books: Scene) -> None:
     for event in events:
         live.see(event)
     closes = np.array([event.close_time_ms for event in events if isinstance(event, Bar)])
-    one, two = supplied.source.at(LED, closes), live.at(LED, closes)
-    assert np.array_equal(one.values, two.values, equal_nan=True)
-    assert np.array_equal(one.time_ms, two.time_ms)
-    lacks = np.isnan(one.values).any(axis=1)
+    rows, two = supplied.source.at(LED, closes), live.at(LED, closes)
+    assert np.array_equal(rows.values, two.values, equal_nan=True)
+    assert np.array_equal(rows.time_ms, two.time_ms)
+    lacks = np.isnan(rows.values).any(axis=1)
     assert np.flatnonzero(lacks).tolist() == list(range(*HOLE))
 
 
@@ -738,8 +738,8 @@ def test_a_run_whose_books_begin_late_is_sampled_where_there_is_none(
     """A pass over known bars is held to its own answers at a bar without a book, too."""
     write_books(tmp_path / "late.depth", SHORT, gaps=((0, SHORT - 5),))
     books.run(tmp_path / "late.db", books=tmp_path / "late.depth")
-    said = answers(tmp_path / "late.db")
-    assert [mean is not None for mean in said.values()][-6:] == [False] + 5 * [True]
+    rows = answers(tmp_path / "late.db")
+    assert [mean is not None for mean in rows.values()][-6:] == [False] + 5 * [True]
     check(tmp_path / "late.db")
     query = "SELECT min(sequence) FROM v_decisions WHERE refused_by = 'finite'"
     code, out, _ = say("audit", "sql", query, "--db", tmp_path / "late.db")
@@ -751,8 +751,8 @@ def test_a_run_whose_books_begin_late_is_sampled_where_there_is_none(
 
 def test_a_run_is_fed_its_own_books_and_decides_the_same(books: Scene, tmp_path: Path) -> None:
     again = tmp_path / "again.db"
-    found = run_again(books.database, again)
-    assert (found.compared, found.identical, found.differences) == (SHORT, SHORT, [])
+    parity = run_again(books.database, again)
+    assert (parity.compared, parity.identical, parity.differences) == (SHORT, SHORT, [])
     check(again)
 
 
@@ -811,7 +811,7 @@ def test_what_a_killed_recorder_left_is_told_and_left_out(
     assert told in err
     with Reader.open(books.run(tmp_path / "torn.db", books=torn)) as reader:
         warnings = reader.run(reader.find("last")).warnings
-    assert [told in one and one.endswith("left out") for one in warnings].count(True) == 1
+    assert [told in text and text.endswith("left out") for text in warnings].count(True) == 1
 
 
 @pytest.mark.parametrize(
@@ -850,11 +850,11 @@ def test_of_seven_days_it_learns_the_levels_that_tell_and_is_judged(
     assert code == 0, err
     followed = {}
     for name in ("with", "without"):
-        found = load(tmp_path / name)
+        checkpoint = load(tmp_path / name)
         beside = BookInputs.read([tmp_path / "books.depth"]) if name == "with" else None
-        data = read_candles_of(found.card, DataRequest([str(tmp_path / CSV)], inputs=beside))
-        said = candle_model(found.card, found.tensors).answers(data, Part.TEST)
-        (segment,), shortest = data.segments, said.at(said.horizons[0])
+        data = read_candles_of(checkpoint.card, DataRequest([str(tmp_path / CSV)], inputs=beside))
+        forecasts = candle_model(checkpoint.card, checkpoint.tensors).answers(data, Part.TEST)
+        (segment,), shortest = data.segments, forecasts.at(forecasts.horizons[0])
         places = np.flatnonzero(np.isin(segment.keys, shortest.keys))
         assert len(places) == len(shortest.keys) > 1_000
         forecast = np.log(shortest.value("scale") * shortest.labels["unit"])
@@ -934,21 +934,21 @@ def test_a_forged_bar_of_the_other_is_found_at_the_decisions_that_asked_it(
         opened.commit()
     code, out, _ = say("audit", "verify", "last", "--db", forged)
     assert code == 1, out
-    found = verified(forged)
-    assert found.differences
-    assert any(LED in str(one) for one in found.differences)
+    verification = verified(forged)
+    assert verification.differences
+    assert any(LED in str(difference) for difference in verification.differences)
 
 
 def forecaster(other: Scene) -> Forecaster:
-    found = other.checkpoint
-    return forecaster_of(found.card, found.tensors)
+    checkpoint = other.checkpoint
+    return forecaster_of(checkpoint.card, checkpoint.tensors)
 
 
 def means(predictions: Iterator[tuple[Event, object]]) -> dict[int, Any]:
     """Return what was said of each bar of the led symbol, in bytes."""
     return {
-        (event.open_time_ms - START_MS) // MINUTE_MS: said
-        for event, said in predictions
+        (event.open_time_ms - START_MS) // MINUTE_MS: prediction
+        for event, prediction in predictions
         if isinstance(event, Bar) and event.instrument.endswith(LED)
     }
 
@@ -994,7 +994,7 @@ def test_a_late_bar_of_the_other_is_the_same_live_in_one_pass_and_after_a_warm_s
     source = present(run_source(model))
     for event in events:
         source.see(event)
-    own = [one for one in events if isinstance(one, Bar) and one.instrument.endswith(LED)]
+    own = [event for event in events if isinstance(event, Bar) and event.instrument.endswith(LED)]
     for place in (611, 620, SHORT - 1):
         model.warm(own[0].instrument, own[place - model.context : place])
         said = model.step(own[place])

@@ -22,22 +22,22 @@ from tracepaper.replay.learning.statistics import VARIANCE_FLOOR
 
 def test_a_label_is_the_scaled_return_to_its_horizon() -> None:
     known = segment(900)
-    found = targets(known, (5, 30))
+    document = targets(known, (5, 30))
     t, sigma = 700, known.sigma[700]
     logs = np.log(known.close)
-    assert found["returns"][t, 1] == pytest.approx(
+    assert document["returns"][t, 1] == pytest.approx(
         (logs[t + 30] - logs[t]) / (sigma * 30**0.5), rel=1e-5
     )
     squares = np.diff(logs)[t : t + 5] ** 2
-    assert found["variance"][t, 0] == pytest.approx(squares.sum() / (5 * sigma**2), rel=1e-5)
+    assert document["variance"][t, 0] == pytest.approx(squares.sum() / (5 * sigma**2), rel=1e-5)
 
 
 def test_the_last_bars_have_no_label() -> None:
-    found = targets(segment(700), (5, 30))
-    assert np.isnan(found["returns"][-5:, 0]).all()
-    assert np.isfinite(found["returns"][600:-5, 0]).all()
-    assert (found["direction"][-30:, 1] == NO_LABEL).all()
-    assert np.isnan(found["variance"][-30:, 1]).all()
+    document = targets(segment(700), (5, 30))
+    assert np.isnan(document["returns"][-5:, 0]).all()
+    assert np.isfinite(document["returns"][600:-5, 0]).all()
+    assert (document["direction"][-30:, 1] == NO_LABEL).all()
+    assert np.isnan(document["variance"][-30:, 1]).all()
 
 
 def test_a_label_depends_on_no_bar_beyond_its_horizon() -> None:

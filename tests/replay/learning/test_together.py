@@ -50,9 +50,9 @@ def data(count: int = BARS) -> list[Candles]:
 
 def refused(cli: Cli, *words: object) -> str:
     """Run a command that is refused; return what it says."""
-    said = cli(*words)
-    assert said.code != 0
-    return " ".join((said.out + said.err).split())
+    answer = cli(*words)
+    assert answer.code != 0
+    return " ".join((answer.out + answer.err).split())
 
 
 @pytest.fixture(scope="module")
@@ -164,12 +164,12 @@ def test_it_is_trained_traded_verified_and_judged_again(
     assert set(of_pairs) == ({"5", "30"} if "factors=2" in more else set())
     for one in of_pairs.values():
         assert set(one) == {"network", "learnt", "ewma", "mean_of_the_training_part"}
-    said = [one for one in card["honesty"]["sentences"] if "the network's own, are" in one]
-    assert len(said) == (3 if of_pairs else 0)
+    sentences = [one for one in card["honesty"]["sentences"] if "the network's own, are" in one]
+    assert len(sentences) == (3 if of_pairs else 0)
     again = cli.json("evaluate", folder, *given(files), *choose("evaluation.threads=1"))
     assert again["figures"] == card["figures"]
-    said = [one for one in card["honesty"]["sentences"] if "LightGBM" not in one]
-    assert again["sentences"] == [*said, *card["training"]["not_used"]]
+    sentences = [one for one in card["honesty"]["sentences"] if "LightGBM" not in one]
+    assert again["sentences"] == [*sentences, *card["training"]["not_used"]]
     path = tmp_path / "run.db"
     run_id = record(path, configured(folder, kind), data())
     with Reader.open(path) as reader:
@@ -224,13 +224,13 @@ def test_a_rule_weighs_by_the_correlations_that_are_stored(
         notes: dict[int, dict[str, float]] = {}
         for sequence, name, number in noted:
             notes.setdefault(sequence, {})[name] = number
-        weighed = sorted(sequence for sequence, one in notes.items() if "volatility" in one)
+        weighed = sorted(sequence for sequence, note in notes.items() if "volatility" in note)
         for first in weighed[::3]:
             close = [reader.step(run_id, first + at).prediction for at in range(3)]
             said = np.empty((3, 3))
-            for at, one in enumerate(close):
-                assert isinstance(one, Forecast)
-                said[at] = one.head("correlations", 0)
+            for at, forecast in enumerate(close):
+                assert isinstance(forecast, Forecast)
+                said[at] = forecast.head("correlations", 0)
                 others = {n: v for n, v in notes[first + at].items() if n.startswith("moves_with_")}
                 assert others == {
                     f"moves_with_{SYMBOLS[j]}": said[at, j] for j in range(3) if j != at
@@ -240,8 +240,8 @@ def test_a_rule_weighs_by_the_correlations_that_are_stored(
             risk = (said * (1 - shrink) + shrink * np.eye(3)) * np.outer(deviations, deviations)
             plain = np.linalg.solve(risk, np.ones(3))
             if (plain > 0).all():
-                own = [notes[first + at]["weight"] for at in range(3)]
-                assert own == pytest.approx(plain / plain.sum(), abs=2e-5)
+                weights = [notes[first + at]["weight"] for at in range(3)]
+                assert weights == pytest.approx(plain / plain.sum(), abs=2e-5)
                 checked += 1
     assert checked > 5
     # Shrunk whole, no two symbols move together: then the run is the other's shadow account.
@@ -289,10 +289,10 @@ def test_two_that_move_together_share_what_a_third_has_alone() -> None:
     found = weighed({"rule": "minimum", "shrink": 0, "cost": 0}, forecasts)
     plain = np.linalg.solve(np.array(ROWS), np.ones(3))
     wanted = plain / plain.sum()
-    assert [one.strength for one in found.values()] == pytest.approx(wanted, abs=1e-4)
+    assert [signal.strength for signal in found.values()] == pytest.approx(wanted, abs=1e-4)
     assert [one.uncorrelated for one in found.values()] == pytest.approx([1 / 3] * 3, abs=1e-4)
     best = weighed({"rule": "mean_variance", "aversion": 0, "cost": 0}, forecasts)
-    assert [one.action.name for one in best.values()] == ["FLAT", "FLAT", "LONG"]
+    assert [signal.action.name for signal in best.values()] == ["FLAT", "FLAT", "LONG"]
 
 
 @pytest.mark.parametrize("other", [None, said_of("CCCUSDT", ROWS[2], float("nan"))])
@@ -386,13 +386,13 @@ def test_a_close_that_a_symbol_misses_holds_all_with_one_sentence(
 
 def test_no_later_bar_and_no_order_of_symbols_moves_it(trained: Callable[..., Path]) -> None:
     with FreshProcesses() as fresh:
-        found = lookahead(
+        finding = lookahead(
             configured(trained("portfolio"), "portfolio"),
             MarketData(data()),
             fresh,
             Limits(probes=1),
         )
-    assert found.holds, found.because
+    assert finding.holds, finding.because
 
 
 def test_a_decision_says_which_asset_and_which_of_its_bars(
@@ -403,34 +403,34 @@ def test_a_decision_says_which_asset_and_which_of_its_bars(
     asked = rows(path, "SELECT sequence FROM v_notes WHERE name = 'weight' ORDER BY 1 DESC")
     sequence = asked[1][0]
     document = cli.json("explain", f"last:{sequence}", "--db", path, "--full")
-    found = document["influence"]
-    assert found["largest_difference"] == 0.0
-    assert [len(row) for row in found["matrix"]] == [3, 3, 3]
-    assert all(sum(row) == pytest.approx(1.0, abs=1e-6) for row in found["matrix"])
-    at = found["symbols"].index(found["symbol"])
+    influence = document["influence"]
+    assert influence["largest_difference"] == 0.0
+    assert [len(row) for row in influence["matrix"]] == [3, 3, 3]
+    assert all(sum(row) == pytest.approx(1.0, abs=1e-6) for row in influence["matrix"])
+    at = influence["symbols"].index(influence["symbol"])
     noted = {name: document["notes"][f"from_{name}"] for name in SYMBOLS}
-    assert found["matrix"][at] == pytest.approx([noted[name] for name in found["symbols"]])
-    weights = [one["weight"] for one in found["heaviest"]]
+    assert influence["matrix"][at] == pytest.approx([noted[name] for name in influence["symbols"]])
+    weights = [row["weight"] for row in influence["heaviest"]]
     assert weights == sorted(weights, reverse=True)
     closed = document["decision"]["open_time_ms"]
-    assert all(one["open_time_ms"] <= closed for one in found["heaviest"])
+    assert all(row["open_time_ms"] <= closed for row in influence["heaviest"])
     words = ["explain", f"last:{sequence}", "--db", str(path), "--full"]
-    said = " ".join(cli.out(*words).split())
-    assert "Influence: the share of each asset" in said
-    assert f"It looked at {found['symbol']}" in said
+    text = " ".join(cli.out(*words).split())
+    assert "Influence: the share of each asset" in text
+    assert f"It looked at {influence['symbol']}" in text
     early = rows(path, "SELECT min(sequence) FROM v_decisions")[0][0]
     cold = refused(cli, "explain", f"last:{early}", "--db", path, "--full")
     assert "came before its model was warm" in cold
     usual = cli.json("explain", f"last:{sequence}", "--db", path, "--method", "rollout")[
         "influence"
     ]
-    assert usual == found
+    assert usual == influence
     kept = cli.json(
         "explain", f"last:{sequence}", "--db", path, "--method", "rollout",
         "--residual", "0.9",
     )["influence"]  # fmt: skip
     assert kept["residual_weight"] == 0.9
-    assert kept["matrix"][at][at] > found["matrix"][at][at]
+    assert kept["matrix"][at][at] > influence["matrix"][at][at]
     assert kept["largest_difference"] > 0
     for words in (
         ["--method", "norm"],
@@ -446,19 +446,19 @@ def test_a_decision_says_which_asset_and_which_of_its_bars(
 def test_a_run_is_verified_by_the_checkpoint_kept_beside_it_and_by_no_other(
     trained: Callable[..., Path], tmp_path: Path, cli: Cli
 ) -> None:
-    own = load(trained("portfolio"))
+    checkpoint = load(trained("portfolio"))
     folder = tmp_path / "own"
-    save(folder, own.tensors, own.card)
+    save(folder, checkpoint.tensors, checkpoint.card)
     path = tmp_path / "run.db"
     record(path, configured(folder, "portfolio"), data())
     shutil.rmtree(folder)
     sequence = rows(path, "SELECT max(sequence) FROM v_notes")[0][0]
     assert cli.json("verify", "last", "--db", path)["holds"]
-    found = cli.json("explain", f"last:{sequence}", "--db", path, "--full")
-    assert found["influence"]["largest_difference"] == 0.0
-    kept = kept_folder(path, own.card["model"]["id"])
-    changed = {name: tensor * 1.01 for name, tensor in own.tensors.items()}
-    save(kept, changed, own.card)
+    document = cli.json("explain", f"last:{sequence}", "--db", path, "--full")
+    assert document["influence"]["largest_difference"] == 0.0
+    kept = kept_folder(path, checkpoint.card["model"]["id"])
+    changed = {name: tensor * 1.01 for name, tensor in checkpoint.tensors.items()}
+    save(kept, changed, checkpoint.card)
     assert "restore it" in refused(cli, "verify", "last", "--db", path)
     shutil.rmtree(kept)
     words = refused(cli, "explain", f"last:{sequence}", "--db", path, "--full")

@@ -54,16 +54,16 @@ def rested(tmp_path_factory: pytest.TempPathFactory) -> ShownRun:
 
 
 def test_a_run_says_what_its_views_say(shown: ShownRun) -> None:
-    found = runs.run(shown)
+    run = runs.run(shown)
     (last,) = shown.views.rows("v_equity", newest=1)
-    assert found.row.decisions == shown.views.count("v_decisions")
-    assert found.row.equity == found.accounts[0].equity == last["equity"]
+    assert run.row.decisions == shown.views.count("v_decisions")
+    assert run.row.equity == run.accounts[0].equity == last["equity"]
     (held,) = shown.views.rows("v_positions", newest=1)
-    assert float(found.holdings[0].quantity_text) == abs(held["quantity"])
+    assert float(run.holdings[0].quantity_text) == abs(held["quantity"])
     refused = dict(shown.views.counts("v_decisions", "refused_by"))
-    assert {gate.gate: gate.refused for gate in found.gates if gate.refused} == refused
-    assert found.warm_sequence is not None
-    (warmed,) = shown.views.rows("v_decisions", sequence=found.warm_sequence)
+    assert {gate.gate: gate.refused for gate in run.gates if gate.refused} == refused
+    assert run.warm_sequence is not None
+    (warmed,) = shown.views.rows("v_decisions", sequence=run.warm_sequence)
     assert warmed["refused_by"] != "warm"
 
 
@@ -82,8 +82,8 @@ def test_candles_of_every_length_hold_the_same_bars(shown: ShownRun) -> None:
 
 def test_series_count_each_failed_gate_once(shown: ShownRun) -> None:
     name = next(iter(shown.columns.instruments))
-    found = runs.series(shown, name, None, None, 60)
-    for gate, counts in found.failed.items():
+    series = runs.series(shown, name, None, None, 60)
+    for gate, counts in series.failed.items():
         assert sum(counts) == shown.views.count("v_gates", gate=gate, passed=0), gate
     spare = runs.series(shown, name, None, None, 20_000).spare["plausible"]
     row = shown.views.rows("v_gates", gate="plausible")[-1]
@@ -100,17 +100,17 @@ def test_a_range_is_the_part_of_the_whole(shown: ShownRun) -> None:
 
 
 def test_equity_ends_where_the_account_does(shown: ShownRun) -> None:
-    found = runs.equity(shown, None, None, 50)
+    equity = runs.equity(shown, None, None, 50)
     (last,) = shown.views.rows("v_equity", newest=1)
-    assert found.equity["this run"][-1] == last["equity"]
-    assert "buy_and_hold" in found.equity
-    assert all(len(one) == len(found.time_ms) for one in found.equity.values())
+    assert equity.equity["this run"][-1] == last["equity"]
+    assert "buy_and_hold" in equity.equity
+    assert all(len(one) == len(equity.time_ms) for one in equity.equity.values())
 
 
 def test_every_fill_is_marked_with_its_decision(shown: ShownRun) -> None:
     found = marks.marks(shown, None, None)
     rows = shown.views.rows("v_fills")
-    assert [one.order_id for one in found.fills] == [row["order_id"] for row in rows]
+    assert [fill.order_id for fill in found.fills] == [row["order_id"] for row in rows]
     assert not found.is_cut
 
 
@@ -136,10 +136,10 @@ def test_orders_that_rested_are_those_of_the_views(rested: ShownRun) -> None:
     ]
     assert rows
     found = marks.marks(rested, None, None)
-    assert [one.order_id for one in found.orders] == [row["order_id"] for row in rows]
+    assert [order.order_id for order in found.orders] == [row["order_id"] for row in rows]
     middle = rows[len(rows) // 2]["created_ms"]
     before = [row["order_id"] for row in rows if row["created_ms"] < middle]
-    assert [one.order_id for one in marks.marks(rested, None, middle).orders] == before
+    assert [order.order_id for order in marks.marks(rested, None, middle).orders] == before
 
 
 def test_the_account_is_a_document_whose_curves_end_at_its_figures(shown: ShownRun) -> None:
@@ -162,8 +162,8 @@ def test_a_symbol_has_its_own_marks(pair_database: Path) -> None:
     shown = shown_of(pair_database)
     every = marks.marks(shown, None, None).fills
     for name in shown.columns.instruments:
-        own = marks.marks(shown, None, None, name).fills
-        assert own == [one for one in every if one.instrument == name] != every
+        fills = marks.marks(shown, None, None, name).fills
+        assert fills == [context for context in every if context.instrument == name] != every
     asked = {"instrument": "linear:NONE"}
     call = match(f"/runs/{shown.run_id}/marks", asked)
     with pytest.raises(HttpRefusal, match="no such instrument"):
@@ -172,28 +172,28 @@ def test_a_symbol_has_its_own_marks(pair_database: Path) -> None:
 
 def test_a_decision_says_its_gates_and_its_way_to_the_fill(shown: ShownRun) -> None:
     fill = shown.views.rows("v_fills")[0]
-    found = decisions.decision(shown, fill["decision_sequence"])
-    assert found.orders[0].fills[0]["price_text"] == fill["price_text"]
-    assert found.title.startswith(("Bought", "Sold"))
-    rows = shown.views.rows("v_gates", sequence=found.sequence)
-    assert [gate.measure for gate in found.gates] == [row["measure"] for row in rows]
-    assert found.following is not None
-    assert decisions.decision(shown, found.following).previous == found.sequence
+    decision = decisions.decision(shown, fill["decision_sequence"])
+    assert decision.orders[0].fills[0]["price_text"] == fill["price_text"]
+    assert decision.title.startswith(("Bought", "Sold"))
+    rows = shown.views.rows("v_gates", sequence=decision.sequence)
+    assert [gate.measure for gate in decision.gates] == [row["measure"] for row in rows]
+    assert decision.following is not None
+    assert decisions.decision(shown, decision.following).previous == decision.sequence
 
 
 def test_a_cold_decision_says_how_many_bars_it_lacks(shown: ShownRun) -> None:
     first = present(runs.run(shown).first_sequence)
-    found = decisions.decision(shown, first)
-    assert found.title.startswith("Warming up: ")
-    assert found.flip.startswith("It needs ")
+    decision = decisions.decision(shown, first)
+    assert decision.title.startswith("Warming up: ")
+    assert decision.flip.startswith("It needs ")
 
 
 @pytest.mark.parametrize(
-    ("margin", "said"),
+    ("margin", "message"),
     [(0.00094, ".00094"), (0.0153, ".015"), (0.5, ".50"), (1.234, "1.23"), (-0.00094, ".00094")],
 )
-def test_margins_have_no_leading_zero(margin: float, said: str) -> None:
-    assert margin_text("shifted", margin) == said
+def test_margins_have_no_leading_zero(margin: float, message: str) -> None:
+    assert margin_text("shifted", margin) == message
 
 
 def test_a_bar_is_found_by_when_it_opened_among_those_of_other_symbols(pair_database: Path) -> None:
@@ -215,10 +215,10 @@ def test_each_account_is_measured_from_its_own_beginning(shown: ShownRun) -> Non
 
 def test_rows_are_filtered_sorted_and_paged(shown: ShownRun) -> None:
     asked: Any = {"from_ms": None, "until_ms": None, "sort": None, "descending": False}
-    found = records.rows(shown, "decisions", {"allowed": "0"}, **asked, limit=10, after=None)
-    assert found.total == shown.views.count("v_decisions", allowed=0)
-    more = records.rows(shown, "decisions", {"allowed": "0"}, **asked, limit=10, after=found.next)
-    assert more.rows[0][1] > found.rows[-1][1]
+    rows = records.rows(shown, "decisions", {"allowed": "0"}, **asked, limit=10, after=None)
+    assert rows.total == shown.views.count("v_decisions", allowed=0)
+    more = records.rows(shown, "decisions", {"allowed": "0"}, **asked, limit=10, after=rows.next)
+    assert more.rows[0][1] > rows.rows[-1][1]
     whole = records.rows(shown, "fills", {}, **asked, limit=1_000, after=None)
     assert whole.next is None
     last = records.rows(shown, "fills", {}, **asked, limit=whole.total, after=None)
@@ -289,8 +289,8 @@ def test_a_rollup_is_what_the_bars_say_and_is_made_anew_where_it_is_damaged(
     cross_database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     database = tmp_path / "run.db"
-    with sqlite3.connect(cross_database) as one, sqlite3.connect(database) as two:
-        one.backup(two)
+    with sqlite3.connect(cross_database) as connection, sqlite3.connect(database) as two:
+        connection.backup(two)
     name, plain = next(iter(shown_of(database).columns.instruments)), shown_of(database)
     due = plain.rollups.cells(name, None, None, 60)
     monkeypatch.setattr(rollups, "SHORT_BARS", 100)
@@ -367,4 +367,4 @@ def test_what_was_noted_early_alone_is_listed(tmp_path: Path) -> None:
     config = '[strategy]\nname = "noting:Early"\n'
     with importable(tmp_path):
         path = replayed(tmp_path, config, "--data", BTC, "--to", "2025-05-27T18:00")
-    assert [one.name for one in runs.run(shown_of(path)).notes] == ["early"]
+    assert [note.name for note in runs.run(shown_of(path)).notes] == ["early"]

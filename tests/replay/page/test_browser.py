@@ -52,9 +52,9 @@ def ready(page: Page) -> None:
 
 def pinned(page: Page) -> int:
     """Return the sequence of the address."""
-    found = re.search(r"/decision/(\d+)", page.url)
-    assert found is not None, page.url
-    return int(found[1])
+    match = re.search(r"/decision/(\d+)", page.url)
+    assert match is not None, page.url
+    return int(match[1])
 
 
 def last(database: Path) -> int:
@@ -241,11 +241,11 @@ def test_a_slider_that_is_let_go_says_what_another_threshold_would_have_made(
         slider = page.get_by_label("taker fee")
         slider.focus()
         page.keyboard.press("Home")
-        made = page.locator(".whatif .document")
-        expect(made).to_contain_text("execution.taker_fee unset → 0")
-        expect(made).to_contain_text("as recorded")
+        element = page.locator(".whatif .document")
+        expect(element).to_contain_text("execution.taker_fee unset → 0")
+        expect(element).to_contain_text("as recorded")
         page.get_by_role("button", name="as recorded").click()
-        expect(made).to_have_count(0)
+        expect(element).to_have_count(0)
 
 
 def test_zooming_out_asks_coarser_cells_and_in_again_finer(page: Page) -> None:
@@ -301,14 +301,14 @@ def test_cells_cut_in_the_browser_are_those_of_the_server(page: Page, kind: str)
     interval = run["interval_ms"]
     until = run["last_ms"] + interval
     start = (until - 900 * interval) // (60 * interval) * 60 * interval
-    asked = [run["run_id"], kind, run["instruments"][0], start, until, 100]
-    own, given = page.evaluate(CUT, asked)
-    assert own["interval_ms"] == given["interval_ms"] > interval
+    run_ids = [run["run_id"], kind, run["instruments"][0], start, until, 100]
+    document, given = page.evaluate(CUT, run_ids)
+    assert document["interval_ms"] == given["interval_ms"] > interval
     for name, column in given.items():
         if name == "volume":  # a sum of floats, in another order
-            assert own[name] == pytest.approx(column)
+            assert document[name] == pytest.approx(column)
         else:
-            assert own[name] == column, name
+            assert document[name] == column, name
 
 
 FRAME: Final = """async ([instrument, marks, fills]) => {
@@ -396,5 +396,5 @@ def test_a_file_says_of_each_drawn_decision_what_it_holds(page: Page) -> None:
 
 def test_an_address_that_is_none_opens_the_newest_run(page: Page) -> None:
     script = 'import("/assets/address.js").then((address) => address.parseAddress("#/run/%"))'
-    found = page.evaluate(script)
-    assert (found["place"], found["run"], found["view"]) == ("run", None, "now")
+    document = page.evaluate(script)
+    assert (document["place"], document["run"], document["view"]) == ("run", None, "now")

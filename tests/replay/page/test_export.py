@@ -132,8 +132,8 @@ def test_a_file_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:
 def test_a_page_given_as_a_database_is_named_for_what_it_is(tmp_path: Path, cli: Cli) -> None:
     page = tmp_path / "d.html"
     write_document_page(DOCUMENT, page)
-    said = cli.err("ui", "--db", page, code=1)
-    assert said == f"{page} is a page and not a database: open it in a browser.\n"
+    complaint = cli.err("ui", "--db", page, code=1)
+    assert complaint == f"{page} is a page and not a database: open it in a browser.\n"
     other = tmp_path / "d.db"
     other.write_bytes(b"<!doc")  # no page, and no database
     assert "is a page" not in cli.err("ui", "--db", other, code=1)

@@ -95,7 +95,7 @@ def cells(run: dict[str, Any]) -> dict[str, str]:
         "equity": number(run["equity"]),
         "positions": "; ".join(held) or "flat",
         "last decision": run["last_decision"] or "",
-        "alarms": "".join(f"alarm: {one}" for one in run["alarms"]),
+        "alarms": "".join(f"alarm: {alarm}" for alarm in run["alarms"]),
     }
 
 
@@ -114,7 +114,7 @@ def test_every_row_is_the_commands_in_its_order_and_an_alarm_is_marked(
     browser: Browser, url: str, fleet: str, cli: Cli
 ) -> None:
     wanted = of_command(fleet, cli)
-    assert {one["health"] for one in wanted} == {"halted", "running", "ended"}
+    assert {row["health"] for row in wanted} == {"halted", "running", "ended"}
     with opened(browser, url) as page:
         expect(page.locator("main h1")).to_have_text("Fleet")
         assert rows(page) == [cells(one) for one in wanted]

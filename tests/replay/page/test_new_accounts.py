@@ -122,9 +122,9 @@ def test_a_decision_says_what_each_side_holds_and_what_was_liquidated(hedged: Pa
     shown, found = shown_of(hedged), liquidated(hedged)
     assert len(found) > 1
     for sequence in found:
-        one = decisions.decision(shown, sequence)
-        assert one.title.startswith("Liquidated: ")
-        assert one.liquidations[0].startswith("Liquidated: ")
+        decision = decisions.decision(shown, sequence)
+        assert decision.title.startswith("Liquidated: ")
+        assert decision.liquidations[0].startswith("Liquidated: ")
     kept = {
         decisions.decision(shown, sequence).title
         for (sequence,) in rows(hedged, "SELECT sequence FROM v_decisions WHERE action = 'HOLD'")
@@ -156,9 +156,9 @@ def test_a_signal_for_one_side_is_held_to_what_that_side_has(tmp_path: Path) -> 
     shown = shown_of(path)
     sides = {side: first(path, f"o.position_side = '{side}'") for side in ("LONG", "SHORT")}
     seen = [decisions.decision(shown, at + 3) for at in sides.values()]
-    for one in seen:  # it says so again at each bar, and asks for nothing
-        assert one.held_before_text == one.held_after_text == one.target_text
-        assert one.target_text == ("0.1" if one.action == "LONG" else "-0.1")
+    for decision in seen:  # it says so again at each bar, and asks for nothing
+        assert decision.held_before_text == decision.held_after_text == decision.target_text
+        assert decision.target_text == ("0.1" if decision.action == "LONG" else "-0.1")
     assert seen[max(range(2), key=[*sides.values()].__getitem__)].title == (
         "Kept long 0.1 BTC, short 0.1 BTC"
     )
@@ -183,9 +183,9 @@ def test_a_card_says_what_each_strategy_wants_and_holds(several: Path) -> None:
 
 def test_the_page_and_the_report_have_the_same_gross_and_net_exposure(hedged: Path) -> None:
     shown = shown_of(hedged)
-    own = build_report(hedged, run_of(hedged)).accounts[0]
-    accounts = {one.name: one for one in runs.run(shown).accounts}
-    assert accounts["this run"].mean_exposure == pytest.approx(own.mean_exposure, rel=1e-9)
+    report = build_report(hedged, run_of(hedged)).accounts[0]
+    accounts = {account.name: account for account in runs.run(shown).accounts}
+    assert accounts["this run"].mean_exposure == pytest.approx(report.mean_exposure, rel=1e-9)
     equity = runs.equity(shown, None, None, 100_000)
     assert equity.net_exposure is not None
     assert len(equity.net_exposure) == len(equity.exposure)
@@ -194,8 +194,8 @@ def test_the_page_and_the_report_have_the_same_gross_and_net_exposure(hedged: Pa
         for net, gross in zip(equity.net_exposure, equity.exposure, strict=True)
     )
     assert max(equity.exposure) > 1.9 * max(map(abs, equity.net_exposure)) > 0
-    assert own.net_exposure is not None
-    assert abs(own.net_exposure) < 0.5 * (own.mean_exposure or 0.0)
+    assert report.net_exposure is not None
+    assert abs(report.net_exposure) < 0.5 * (report.mean_exposure or 0.0)
     held = accounts["held"]
     assert held.mean_exposure is not None
     assert held.mean_exposure < (accounts["this run"].mean_exposure or 0.0)
@@ -218,8 +218,8 @@ def test_the_card_and_the_chart_tell_a_liquidation(
     sequence = liquidated(hedged)[0]
     with opened(browser, f"{url}/#/run/{run_of(hedged)}/decision/{sequence}", TALL) as page:
         expect(page.locator(".card h2")).to_contain_text("Liquidated: ")
-        said = decisions.decision(shown_of(hedged), sequence).liquidations[0]
-        expect(page.locator(".card .liquidated")).to_have_text(said)
+        liquidation = decisions.decision(shown_of(hedged), sequence).liquidations[0]
+        expect(page.locator(".card .liquidated")).to_have_text(liquidation)
         expect(page.locator(".legend .values")).to_contain_text("net position")
 
 

@@ -62,9 +62,9 @@ def test_a_sweep_in_the_making_is_not_waited_for(
     connect = sqlite3.connect
 
     def connected(*given: Any, **named: Any) -> sqlite3.Connection:
-        found: sqlite3.Connection = connect(*given, **named)
-        waited.extend(found.execute("PRAGMA busy_timeout").fetchone())
-        return found
+        connection: sqlite3.Connection = connect(*given, **named)
+        waited.extend(connection.execute("PRAGMA busy_timeout").fetchone())
+        return connection
 
     monkeypatch.setattr(sqlite3, "connect", connected)
     read_sweep(path)
@@ -155,8 +155,8 @@ def forecasts(count: int, *, spread: float, skill: float) -> model.RunForecasts:
     )
 
 
-def rows_of(found: model.RunForecasts, key: str) -> list[Any]:
-    parts = model.came_true(found, 30, 60_000)
+def rows_of(run_forecasts: model.RunForecasts, key: str) -> list[Any]:
+    parts = model.came_true(run_forecasts, 30, 60_000)
     (table,) = [part for part in parts if isinstance(part, Table) and part.key == key]
     return list(table.rows)
 

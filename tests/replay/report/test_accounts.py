@@ -78,13 +78,13 @@ def test_buy_and_hold_is_bought_after_the_first_decidable_bar_with_its_fee(
 
 
 def test_episodes_are_the_stretches_of_one_sign() -> None:
-    found = benchmarks.episodes(np.array([0.0, 1, 2, 0, -1, -1, 3, 0]), np.arange(8) / 10)
-    assert found.sizes.tolist() == [2, 2, 1]
-    assert found.counts.tolist() == [3, 2, 2]
-    assert found.offset.tolist() == [0, 1, 2, 0, 2, 0, 1]
-    assert found.delta.tolist() == [1, 1, -2, -1, 1, 3, -3]
+    episodes = benchmarks.episodes(np.array([0.0, 1, 2, 0, -1, -1, 3, 0]), np.arange(8) / 10)
+    assert episodes.sizes.tolist() == [2, 2, 1]
+    assert episodes.counts.tolist() == [3, 2, 2]
+    assert episodes.offset.tolist() == [0, 1, 2, 0, 2, 0, 1]
+    assert episodes.delta.tolist() == [1, 1, -2, -1, 1, 3, -3]
     # A change costs what those of its own bar do.
-    assert found.cost.tolist() == [0.1, 0.2, 0.3, 0.4, 0.6, 0.6, 0.7]
+    assert episodes.cost.tolist() == [0.1, 0.2, 0.3, 0.4, 0.6, 0.6, 0.7]
     assert benchmarks.episodes(np.zeros(3), np.zeros(3)).sizes.size == 0
 
 
@@ -124,14 +124,14 @@ def test_changes_earn_what_the_positions_between_them_earn(
     earned = benchmarks.gains(bars, held, np.abs(delta), 0.001).cumsum()
     at = np.flatnonzero(delta)
     cost = np.full(at.size, 0.001)
-    found = benchmarks.value_at(bars, at, delta[at], np.arange(held.size + 1), cost)
-    assert found == pytest.approx(np.concatenate(([0.0], earned)), abs=1e-9)
+    floats = benchmarks.value_at(bars, at, delta[at], np.arange(held.size + 1), cost)
+    assert floats == pytest.approx(np.concatenate(([0.0], earned)), abs=1e-9)
 
 
 def test_every_place_is_as_likely_as_any_other() -> None:
     chance = np.random.default_rng(5)
-    one = benchmarks.episodes(np.array([1.0, 1, 1, 0]), np.zeros(4))
-    starts = [int(benchmarks.place(one, 8, chance)[0][0]) for _ in range(3_000)]
+    episodes = benchmarks.episodes(np.array([1.0, 1, 1, 0]), np.zeros(4))
+    starts = [int(benchmarks.place(episodes, 8, chance)[0][0]) for _ in range(3_000)]
     counts = np.bincount(starts, minlength=6)
     assert counts.size == 6
     assert counts.min() > 400  # 500 expected, five standard deviations are 102
@@ -140,14 +140,14 @@ def test_every_place_is_as_likely_as_any_other() -> None:
 def test_random_twins_repeat_and_have_as_many_positions_as_the_run(cross_report: Report) -> None:
     record = cross_report.record
     marks = np.array([0, 700, 1_500])
-    one = present(benchmarks.random_twins(record, record.account, marks, count=20))
+    random_twins = present(benchmarks.random_twins(record, record.account, marks, count=20))
     two = present(benchmarks.random_twins(record, record.account, marks, count=20))
-    assert one.median.tolist() == two.median.tolist()
+    assert random_twins.median.tolist() == two.median.tolist()
     changes = np.flatnonzero(np.diff(np.sign(record.account.held["linear:BTCUSDT"]))).size
-    assert one.positions == changes  # long and short: every change of side opens one
-    assert (one.low <= one.median).all()
-    assert (one.median <= one.high).all()
-    assert one.low[0] == one.high[0] == 1_000_000
+    assert random_twins.positions == changes  # long and short: every change of side opens one
+    assert (random_twins.low <= random_twins.median).all()
+    assert (random_twins.median <= random_twins.high).all()
+    assert random_twins.low[0] == random_twins.high[0] == 1_000_000
 
 
 def test_a_twin_at_the_only_possible_places_earns_what_the_run_earned(cross_report: Report) -> None:
@@ -161,9 +161,9 @@ def test_a_twin_at_the_only_possible_places_earns_what_the_run_earned(cross_repo
     ledger = type(record.account)(
         "all", np.array([1e6, equity]), {"linear:BTCUSDT": held}, (), 0.0, 0.0, 0.0, 0.0
     )
-    found = present(benchmarks.random_twins(record, ledger, np.array([0]), count=3))
-    assert found.final_median == pytest.approx(equity)
-    assert found.beaten == 0.5, "as good as chance, for chance has no other place"
+    random_twins = present(benchmarks.random_twins(record, ledger, np.array([0]), count=3))
+    assert random_twins.final_median == pytest.approx(equity)
+    assert random_twins.beaten == 0.5, "as good as chance, for chance has no other place"
 
 
 @pytest.mark.parametrize("liquidity", Liquidity)
@@ -210,16 +210,16 @@ def test_the_account_says_margin_leverage_and_liquidation_price(
     ((margin, price),) = rows(database, query)
     assert (margin is not None) is held
     page = tmp_path / "run.html"
-    own, *others = cli.json("report", "--db", database, "--html", page)["accounts"]
+    account, *others = cli.json("report", "--db", database, "--html", page)["accounts"]
     leverage = 10.0 if held else None
-    assert (own["margin_used"], own["leverage"], own["liquidation_price"]) == (
+    assert (account["margin_used"], account["leverage"], account["liquidation_price"]) == (
         margin,
         leverage,
         price,
     )
     assert all(of["margin_used"] is None for of in others)
     ((run_id,),) = rows(database, "SELECT run_id FROM v_runs")
-    assert Backtest(database, run_id).summary["end"] == own["end"]
+    assert Backtest(database, run_id).summary["end"] == account["end"]
     assert "liquidation_price" not in FIGURES, "no sweep is judged by it"
     shown = cli.out("report", "--db", database)
     assert ("liquidated at" in shown) is held

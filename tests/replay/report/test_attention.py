@@ -134,8 +134,8 @@ def test_a_cell_by_age_counts_back_from_each_rows_own_bar() -> None:
 
 def test_cells_of_several_bars_hold_their_mean_share() -> None:
     bars = 1_030
-    found = RolloutMap(np.array([0]), np.arange(bars, dtype=float)[None], np.zeros(1))
-    for cells in (cells_by_position(found), cells_by_age(found)):
+    rollout_map = RolloutMap(np.array([0]), np.arange(bars, dtype=float)[None], np.zeros(1))
+    for cells in (cells_by_position(rollout_map), cells_by_age(rollout_map)):
         assert len(cells.firsts) == 512
         widths = np.diff(cells.firsts, append=bars)
         assert np.nansum(cells.shares[0] * widths) == pytest.approx(bars * (bars - 1) / 2)

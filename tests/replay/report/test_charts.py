@@ -31,12 +31,12 @@ from tracepaper.replay.report.report import Report
 
 def test_the_own_curve_ends_at_the_run_s_return(cross_report: Report) -> None:
     chart = equity_chart(cross_report)
-    own = layers_of(chart)["this run"]
-    assert own.role == "accent"
-    assert own.x[-1] == cross_report.record.times_ms[-1]
+    line_layer = layers_of(chart)["this run"]
+    assert line_layer.role == "accent"
+    assert line_layer.x[-1] == cross_report.record.times_ms[-1]
     earned = present(cross_report.accounts[0].performance.total_return)
     whole = 100 * earned
-    assert own.y[-1] == pytest.approx(whole, rel=1e-5)
+    assert line_layer.y[-1] == pytest.approx(whole, rel=1e-5)
     shown = layers_of(chart).keys()
     assert {"buy and hold, 100 % held", "random twins of this run, 5–95 %", "position"} <= shown
     assert [panel.y.title for panel in chart.panels] == ["return, %", "drawdown, %", "position, %"]
@@ -128,12 +128,12 @@ def test_no_line_crosses_a_hole_in_the_data() -> None:
 
 
 def test_an_account_that_dwarfs_the_run_has_a_panel_of_its_own(cross_report: Report) -> None:
-    own, *others = cross_report.curves
+    curve, *others = cross_report.curves
     huge = replace(others[-1], equity=others[-1].equity[0] * np.linspace(1.0, 50.0, 800))
-    chart = equity_chart(replace(cross_report, curves=(own, huge)))
+    chart = equity_chart(replace(cross_report, curves=(curve, huge)))
     drawn = [[getattr(layer, "name", "") for layer in panel.layers] for panel in chart.panels]
     first, second = drawn[:2]
-    assert (own.name in first, own.name in second) == (True, False)
+    assert (curve.name in first, curve.name in second) == (True, False)
     assert (f"{huge.name}, 100 % held" in first, second) == (False, [f"{huge.name}, 100 % held"])
     for panel in equity_chart(cross_report).panels[:1]:
         reach = {
@@ -142,7 +142,7 @@ def test_an_account_that_dwarfs_the_run_has_a_panel_of_its_own(cross_report: Rep
             if isinstance(layer, LineLayer)
         }
         low, high = (f(of[place] for of in reach.values()) for place, f in enumerate((min, max)))
-        assert reach[own.name][1] - reach[own.name][0] >= (high - low) / 5
+        assert reach[curve.name][1] - reach[curve.name][0] >= (high - low) / 5
 
 
 def test_gains_and_losses_of_trades_are_counted_apart(cross_report: Report) -> None:

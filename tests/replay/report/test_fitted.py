@@ -52,15 +52,15 @@ def test_bars_that_a_class_was_trained_on_are_counted_and_judged_apart(
         data = {"BTCUSDT": columns()}
         run = tracepaper.backtest("attention", data, config=config, db=path, progress=False)
         shown = repr(run)
-    told = f"{inside} of {BARS} bars lie in the time that the model was fitted on"
+    text = f"{inside} of {BARS} bars lie in the time that the model was fitted on"
     report = cli.json("report", "last", "--db", path)
-    said = [one for one in report["warnings"] if "fitted on" in one]
-    assert (told in shown) == bool(inside) == bool(said)
+    warnings = [warning for warning in report["warnings"] if "fitted on" in warning]
+    assert (text in shown) == bool(inside) == bool(warnings)
     parts = {part["part"]: part for part in report.get("stretches", ())}
     if not inside:
         assert not parts
         return
-    assert told in said[0]
+    assert text in warnings[0]
     assert set(parts) == {"training", "after training"}
     whole = report["accounts"][0]
     assert sum(part["days"] for part in parts.values()) == pytest.approx(whole["days"], abs=0.1)

@@ -143,10 +143,10 @@ def test_the_heads_of_every_network_end_in_the_rollout_that_was_stored(
     further: tuple[Path, HeadReport],
 ) -> None:
     database, heads = further
-    told = attribute(open_past(database, explained_runs.run_id(database), heads.sequence))
-    assert told.largest_bucket_difference is not None
-    assert told.largest_bucket_difference < 1e-5
-    assert heads.rollout == pytest.approx(np.array(told.weights), abs=1e-6)
+    attribution = attribute(open_past(database, explained_runs.run_id(database), heads.sequence))
+    assert attribution.largest_bucket_difference is not None
+    assert attribution.largest_bucket_difference < 1e-5
+    assert heads.rollout == pytest.approx(np.array(attribution.weights), abs=1e-6)
     layers, count = len(heads.readings), len(heads.groups)
     assert heads.flow.shape == (layers, count, count)
     assert heads.flow.sum(axis=(1, 2)) == pytest.approx(np.ones(layers), abs=1e-5)
@@ -196,7 +196,7 @@ NORM = '[model.explanation]\nmethod = "norm"\nresidual = "0.25"\n'
 def test_the_flow_is_by_the_method_that_a_stream_stores(tmp_path: Path) -> None:
     database = explained_runs.replayed(tmp_path, strategy="trend", further=NORM)
     heads = read_heads(build_report_of(database).record)
-    told = attribute(open_past(database, explained_runs.run_id(database), heads.sequence))
-    assert heads.rollout == pytest.approx(np.array(told.weights), abs=1e-6)
+    attribution = attribute(open_past(database, explained_runs.run_id(database), heads.sequence))
+    assert heads.rollout == pytest.approx(np.array(attribution.weights), abs=1e-6)
     assert heads.rollout[-1] < 0.5  # a quarter stays in each layer, not half
     assert heads.note == ""

@@ -84,7 +84,7 @@ def states_of(path: Path, until: int | None = None) -> tuple[LastingState, ...]:
 
 
 def kinds(states: Iterable[LastingState]) -> list[tuple[str, int]]:
-    return [(one.kind, one.sequence) for one in states]
+    return [(lasting_state.kind, lasting_state.sequence) for lasting_state in states]
 
 
 def test_a_halt_lasts_from_its_breach_to_resume_and_is_counted_by_who_refused(

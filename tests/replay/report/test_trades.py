@@ -39,7 +39,7 @@ def test_a_trade_carries_its_reasons_and_the_decision_that_opened_it(cross_repor
     of_this_run = {gate for gate in CORE_GATES if not GATES[gate].of_quotes}
     assert {gate["gate"] for gate in explained.gates} == of_this_run
     assert [gate["gate"] for gate in explained.gates][:4] == ["operator", "warm", "late", "gap"]
-    assert {one.side for one in cross_report.own_trades} == {"LONG", "SHORT"}
+    assert {trade.side for trade in cross_report.own_trades} == {"LONG", "SHORT"}
 
 
 def test_gross_is_what_the_same_run_earns_where_trading_is_free(tmp_path: Path) -> None:

@@ -88,8 +88,8 @@ def test_the_best_is_made_again_whole(nine: Sweep, tmp_path: Path) -> None:
         cwd=tmp_path, env=environment(), capture_output=True, text=True, check=True,
         timeout=deadline_s(120),
     )  # fmt: skip
-    said = json.loads(done.stdout)
-    assert said["equity"] == pytest.approx(best.figures["end"])
+    document = json.loads(done.stdout)
+    assert document["equity"] == pytest.approx(best.figures["end"])
 
 
 def test_processes_find_what_this_one_finds(nine: Sweep, candles: Path) -> None:
@@ -178,8 +178,8 @@ def test_windows_choose_on_train_and_report_on_test(days: Path) -> None:
         with backtest("sma_cross", days, params=test.point, config=SIZED,
                       start=span.until_ms, end=span.test_ms) as alone:  # fmt: skip
             assert test.value == alone.summary["return"]
-    said = " ".join(repr(found).split())
-    assert "Out of sample, in 3 tests after their windows" in said
+    text = " ".join(repr(found).split())
+    assert "Out of sample, in 3 tests after their windows" in text
     assert found.trials.number == 4  # windows of one configuration are one trial
 
 
@@ -472,6 +472,6 @@ def test_a_file_of_vectors_is_of_the_data(candles: Path, tmp_path: Path) -> None
         config = {**SIZED, "model": {"covariates": str(file)}}
         space = {"sizing.quantity": ["0.1"]}
         spec = RunSpec(candles=(str(candles),), config=config)
-        asked = read_request(spec, space, "return", strategy="persistence")
-        hashes.append(asked.data_sha256)
+        request = read_request(spec, space, "return", strategy="persistence")
+        hashes.append(request.data_sha256)
     assert hashes[0] == hashes[1] != hashes[2]
