@@ -403,17 +403,17 @@ def test_a_log_goes_on_after_the_disk_has_room_again(tmp_path: Path) -> None:
 
 async def test_a_failed_live_append_is_told_to_the_caller(tmp_path: Path) -> None:
     log = log_with_room_for(tmp_path / "a.db", 1)
-    told: list[Step] = []
+    steps: list[Step] = []
 
     async def append() -> None:
         for step in cases.plain_steps(200):
             await log.append(step)
-            told.append(step)
+            steps.append(step)
 
     with pytest.raises(AuditUnwritable):
         await append()
     log.close()
-    assert stored(tmp_path / "a.db") == told
+    assert stored(tmp_path / "a.db") == steps
 
 
 def test_a_step_that_cannot_be_encoded_ends_the_log_but_not_what_came_before(

@@ -133,12 +133,12 @@ def another(value: object) -> object:
 
 @pytest.mark.parametrize(("table", "column"), columns_of_steps())
 def test_a_changed_column_is_found_and_named(path: Path, table: str, column: str) -> None:
-    own = f"FROM {table} WHERE run_key = 2"
-    held = rows(path, f"SELECT sequence, {column} {own} AND {column} IS NOT NULL ORDER BY 1")
+    text = f"FROM {table} WHERE run_key = 2"
+    held = rows(path, f"SELECT sequence, {column} {text} AND {column} IS NOT NULL ORDER BY 1")
     if not held:  # every row has null here: put something in its place
         kind = str(metadata.tables[table].columns[column].type)
         value = b"" if kind == "BLOB" else 0
-        held = [(step, value) for (step,) in rows(path, f"SELECT min(sequence) {own}")]
+        held = [(step, value) for (step,) in rows(path, f"SELECT min(sequence) {text}")]
     step, value = held[0]
     tamper(
         path,

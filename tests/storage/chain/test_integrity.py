@@ -102,10 +102,10 @@ def test_a_redefined_view_is_found(path: Path) -> None:
 )
 def test_what_others_added_is_a_warning(path: Path, statement: str) -> None:
     done(path, statement)
-    found = audited(path)
-    assert found.holds
-    assert len(found.warnings) == 1
-    assert "is not ours" in found.warnings[0]
+    audit_result = audited(path)
+    assert audit_result.holds
+    assert len(audit_result.warnings) == 1
+    assert "is not ours" in audit_result.warnings[0]
 
 
 def test_a_row_that_belongs_to_nothing_is_found(path: Path) -> None:

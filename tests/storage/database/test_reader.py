@@ -77,10 +77,10 @@ def test_bars_are_the_accepted_ones_that_a_step_could_see(path: Path) -> None:
     ]
     with Reader.open(path) as reader:
         for last in range(len(RICH)):
-            seen = [step.event for step in accepted if step.sequence <= last]
-            assert reader.bars("abc-1", cases.BTC.id, 2, until=last) == seen[-2:]
-            assert reader.bars("abc-1", cases.BTC.id, 99, until=last) == seen
-        assert reader.bars("abc-1", cases.BTC.id) == seen
+            events = [step.event for step in accepted if step.sequence <= last]
+            assert reader.bars("abc-1", cases.BTC.id, 2, until=last) == events[-2:]
+            assert reader.bars("abc-1", cases.BTC.id, 99, until=last) == events
+        assert reader.bars("abc-1", cases.BTC.id) == events
         with pytest.raises(DataInvalid, match="no instrument linear:DOGEUSDT"):
             reader.bars("abc-1", "linear:DOGEUSDT", 2, until=3)
 

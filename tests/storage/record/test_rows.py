@@ -85,14 +85,14 @@ def test_whole_runs_come_back_from_a_file(steps: list[Step], tmp_path: Path) -> 
 
 def test_columns_stand_in_the_order_of_the_schema() -> None:
     encoder = StepEncoder(cases.run(), 1)
-    seen = set()
+    step_encoder = set()
     for step in cases.rich_steps():
         encoder.add(step)
         for table, rows in encoder.take().items():
             for row in rows:
-                seen.add(table)
+                step_encoder.add(table)
                 assert table == "steps" or len(row) == len(stored_columns(table)), table
-    assert seen == set(CHAINED_TABLES)
+    assert step_encoder == set(CHAINED_TABLES)
 
 
 def test_what_is_not_finite_is_stored_as_null_and_minus_zero_as_zero() -> None:
