@@ -46,9 +46,9 @@ def test_a_covariance_is_shrunk_by_the_share_of_the_published_formula(
     distance = ((sample - mean * np.eye(assets)) ** 2).sum()
     share = min(1.0, noise / distance) if distance > 1e-30 else 1.0
     expected = share * mean * np.eye(assets) + (1 - share) * sample
-    found = covariance(returns)
-    assert np.allclose(found, expected, rtol=1e-9, atol=1e-18)
-    assert np.linalg.eigvalsh(found).min() > 0
+    values = covariance(returns)
+    assert np.allclose(values, expected, rtol=1e-9, atol=1e-18)
+    assert np.linalg.eigvalsh(values).min() > 0
 
 
 def test_newer_bars_weigh_more_with_a_half_life() -> None:
@@ -72,13 +72,13 @@ def test_weights_keep_their_limits_and_have_six_decimals(
 ) -> None:
     risk = covariance(drawn(40, assets, seed))
     expected = 0.01 * np.random.default_rng(seed).normal(size=assets)
-    found = allocate(rule, risk, expected=expected, bound=bound)
-    assert found.min() >= 0
-    assert found.max() <= bound
-    assert found.sum() <= 1
-    assert np.array_equal(found, np.round(found, 6))
+    values = allocate(rule, risk, expected=expected, bound=bound)
+    assert values.min() >= 0
+    assert values.max() <= bound
+    assert values.sum() <= 1
+    assert np.array_equal(values, np.round(values, 6))
     if rule is Rule.MINIMUM:
-        assert found.sum() == pytest.approx(min(1.0, bound * assets), abs=1e-5)
+        assert values.sum() == pytest.approx(min(1.0, bound * assets), abs=1e-5)
 
 
 def least(assets: int, loss: Callable[[Array], float], steps: int, *, whole: bool) -> float:
@@ -100,8 +100,8 @@ def test_no_grid_point_has_less_variance_and_turnover(seed: int, cost: float) ->
     def loss(weights: Array) -> float:
         return float(weights @ risk @ weights / unit + cost * np.abs(weights - held).sum())
 
-    found = allocate(Rule.MINIMUM, risk, held=held, cost=cost)
-    assert loss(found) <= least(3, loss, 40, whole=True) + 1e-4
+    values = allocate(Rule.MINIMUM, risk, held=held, cost=cost)
+    assert loss(values) <= least(3, loss, 40, whole=True) + 1e-4
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -114,17 +114,17 @@ def test_no_grid_point_has_more_of_what_mean_variance_wants(seed: int, cost: flo
         traded = np.abs(weights - held).sum()
         return float(2.5 * weights @ risk @ weights + cost * traded - expected @ weights)
 
-    found = allocate(
+    values = allocate(
         Rule.MEAN_VARIANCE, risk, expected=expected, held=held, aversion=5.0, cost=cost
     )
-    assert loss(found) <= least(3, loss, 40, whole=False) + 1e-6
+    assert loss(values) <= least(3, loss, 40, whole=False) + 1e-6
 
 
 def test_dear_turnover_keeps_what_is_held() -> None:
     risk, held = covariance(drawn(60, 3, 5)), np.array([0.2, 0.3, 0.1])
     expected = np.array([0.001, -0.001, 0.002])
-    found = allocate(Rule.MEAN_VARIANCE, risk, expected=expected, held=held, cost=1.0)
-    assert found == pytest.approx(held, abs=2e-6)
+    values = allocate(Rule.MEAN_VARIANCE, risk, expected=expected, held=held, cost=1.0)
+    assert values == pytest.approx(held, abs=2e-6)
     free = allocate(Rule.MEAN_VARIANCE, risk, expected=expected, held=held)
     assert np.abs(free - held).sum() > 0.1
 

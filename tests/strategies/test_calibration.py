@@ -178,7 +178,7 @@ def test_a_card_gives_back_what_it_was_given() -> None:
     assert found.coverage == (GateCoverage(0.5, {"confidence": 0.5}, ("MIXED",)),)
 
 
-@pytest.mark.parametrize(("name", "values", "said"), [
+@pytest.mark.parametrize(("name", "values", "message"), [
     ("confidence", {"chosen": "luck"}, "chosen must be one of entropy, calibrated, margin"),
     ("confidence", {"spread": [1.0]}, "spread needs one number more than edges"),
     ("confidence", {"edges": [float("nan")]}, "every number must be finite"),
@@ -195,7 +195,7 @@ def test_a_card_gives_back_what_it_was_given() -> None:
     ("coverage", {"share": 1.5}, "share lies between 0 and 1"),
 ])  # fmt: skip
 def test_a_card_that_is_not_whole_is_refused_in_one_sentence(
-    name: str, values: dict[str, object], said: str
+    name: str, values: dict[str, object], message: str
 ) -> None:
-    with pytest.raises(CheckpointMismatch, match=said):
+    with pytest.raises(CheckpointMismatch, match=message):
         build(changed(name, **values), models.network().state_dict())

@@ -33,8 +33,8 @@ def event(count: int, *, first: int = 0, cause: str = "", levels: int = 5, seed:
     return packed_books(cases.BTC.id, books, every_ms=EVERY_MS, cause=cause, seen_ms=at_ms)
 
 
-def same(one: Books, other: Books) -> bool:
-    pairs = zip(vars(one).values(), vars(other).values(), strict=True)
+def same(books: Books, other: Books) -> bool:
+    pairs = zip(vars(books).values(), vars(other).values(), strict=True)
     return all(np.array_equal(a, b) for a, b in pairs)
 
 

@@ -80,7 +80,7 @@ def test_direction_and_size_are_what_the_closes_say(long_only: bool) -> None:
     closes = [one.close for one in bars(200, seed=3)]
     history = hourly(closes)
     strategy = trend(long_only=long_only, target_volatility=0.1)
-    found = set()
+    volatility = set()
     for end in range(8, 200):
         answer = said(strategy, history[:end])
         wanted = dense(closes[:end], [2, 4, 8], long_only=long_only, target=0.1)
@@ -88,8 +88,8 @@ def test_direction_and_size_are_what_the_closes_say(long_only: bool) -> None:
         size = sign * answer.strength if sign else 0.0
         assert size == pytest.approx(wanted, abs=1e-9)
         assert present(answer.note)["size"] == pytest.approx(wanted, abs=1e-9)
-        found.add(answer.action)
-    assert found == {Action.LONG, Action.FLAT if long_only else Action.SHORT}
+        volatility.add(answer.action)
+    assert volatility == {Action.LONG, Action.FLAT if long_only else Action.SHORT}
 
 
 def test_what_it_decides_is_noted() -> None:
@@ -117,12 +117,12 @@ def test_the_band_is_that_of_how_the_trend_moves_with_the_price() -> None:
         if answer.action is Action.FLAT:
             assert answer.band is None
             continue
-        known = np.array(closes[end - 8 : end], dtype=float)
+        values = np.array(closes[end - 8 : end], dtype=float)
         trends = []
         for last in range(3, 8):
             votes = []
             for window in (2, 4, 8):
-                part = known[max(last + 1 - window, 0) : last + 1]
+                part = values[max(last + 1 - window, 0) : last + 1]
                 away = part[-1] / part.mean() - 1
                 # The distance that was noted, of the newest close, says the deviation used.
                 votes.append((away, part.size))
@@ -135,7 +135,7 @@ def test_the_band_is_that_of_how_the_trend_moves_with_the_price() -> None:
             np.mean([min(max(away / (deviation * math.sqrt(n / 3)), 0), 1) for away, n in votes])
             for votes in trends
         ]
-        returns = np.diff(known[3:]) / known[3:-1]
+        returns = np.diff(values[3:]) / values[3:-1]
         sensitivity = math.sqrt((np.diff(levels) ** 2).sum() / (returns**2).sum())
         share = answer.strength / float(str(answer.note["trend"]))
         wanted = (1.5 * 1e-9 * (share * sensitivity) ** 2 / 10.0) ** (1 / 3)
@@ -322,7 +322,7 @@ def test_shadow_accounts_show_what_the_band_and_the_usual_volatility_are_worth()
         machine = engine(forecaster, strategy=strategy, **sections)
         steps = stepped(machine, bars(30 * 60, seed=11), forecaster._answer([]))  # noqa: SLF001
         return [
-            [one.position.quantity for step in steps for one in step.twins if one.twin == name]
+            [twin.position.quantity for step in steps for twin in step.twins if twin.twin == name]
             for name in twins
         ]
 

@@ -153,16 +153,16 @@ class Odd(Mapping[str, Signal]):
     ],
 )
 def test_what_is_no_answer_ends_in_one_sentence(answer: object, words: str) -> None:
-    made = user_portfolio(Spread, {"answer": answer}, SYMBOLS)
+    portfolio_strategy = user_portfolio(Spread, {"answer": answer}, SYMBOLS)
     with pytest.raises(StrategyFailed, match=rf"^Spread .*{words}.*\.$"):
-        made.decide({})
+        portfolio_strategy.decide({})
 
 
 def test_all_symbols_share_one_object_which_knows_them() -> None:
     strategies = make_strategies(load(None, sections()), None)
     members = [one for one in strategies.values() if isinstance(one, PortfolioMember)]
     assert len(members) == 3
-    assert len({id(one.portfolio) for one in members}) == 1
+    assert len({id(member.portfolio) for member in members}) == 1
     assert members[0].portfolio.symbols == SYMBOLS
     assert members[0].warmup == 2
 

@@ -98,8 +98,8 @@ def fused(layer: Layer, fusion: str) -> Tensor:
     return (matrix * lengths[:, :, None]).mean(dim=1)
 
 
-def same(found: Tensor, wanted: Tensor) -> None:
-    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-12)
+def same(tensor: Tensor, wanted: Tensor) -> None:
+    torch.testing.assert_close(tensor, wanted, rtol=0, atol=1e-12)
 
 
 @settings(max_examples=40, deadline=None)
@@ -208,8 +208,8 @@ def test_a_step_of_decoding_over_a_cache_is_the_last_row_of_the_whole() -> None:
     wanted = rollout(whole, [6]).weights["bars"]
     top = whole[-1]
     step = Layer.of(top.query[:, :, -1:], top.key, top.value, mask, softcap=2.0)
-    found = rollout([*whole[:-1], step], [0]).weights["bars"]
-    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-12)
+    bars = rollout([*whole[:-1], step], [0]).weights["bars"]
+    torch.testing.assert_close(bars, wanted, rtol=0, atol=1e-12)
 
 
 def test_padding_changes_nothing_of_a_shorter_sequence() -> None:
@@ -219,10 +219,10 @@ def test_padding_changes_nothing_of_a_shorter_sequence() -> None:
         spoiled[1, :, [at for at in range(6) if at not in range(6)[kept]]] = 1e3
         again = Layer.of(padded.query, spoiled, padded.value, mask)
         alone = Layer.of(padded.query[1:, :, kept], padded.key[1:, :, kept], None, Mask())
-        found = rollout([padded, again], [kept.stop - 1]).weights["bars"][1:]
+        bars = rollout([padded, again], [kept.stop - 1]).weights["bars"][1:]
         own = rollout([alone, alone], [3]).weights["bars"]
-        torch.testing.assert_close(found[..., kept], own, rtol=0, atol=1e-12)
-        assert float(found.sum()) == pytest.approx(float(found[..., kept].sum()))
+        torch.testing.assert_close(bars[..., kept], own, rtol=0, atol=1e-12)
+        assert float(bars.sum()) == pytest.approx(float(bars[..., kept].sum()))
 
 
 def test_content_share_is_the_distance_from_looking_at_all_alike() -> None:

@@ -83,12 +83,12 @@ def dense(
 ) -> tuple[Tensor, Tensor, NDArray[np.float64]]:
     """Return outputs, confidences and bucketed rollout rows from whole float64 matrices."""
     with torch.no_grad():
-        seen = net.trace(x[None], torch.from_numpy(positions))
+        trace = net.trace(x[None], torch.from_numpy(positions))
     time, rho = len(x), method.residual_weight
     eye = rollout = torch.eye(time, dtype=torch.float64)
     visible = torch.arange(1, time + 1).clamp(max=net.config.window)
     confidences = []
-    for depth, (layer, block) in enumerate(zip(seen.attending, net.layers(), strict=True)):
+    for depth, (layer, block) in enumerate(zip(trace.attending, net.layers(), strict=True)):
         assert isinstance(layer, Layer)
         matrix = reference.layer_matrix(layer)[0]  # [1, head, N, N]
         confidence = 1.0 - torch.special.entr(matrix[0]).sum(-1) / visible.double().log()
@@ -111,7 +111,7 @@ def dense(
     columns = torch.zeros(time, buckets + 1, dtype=torch.float64)
     columns.scatter_add_(1, torch.from_numpy(back).clamp_min(0), rollout.detach())
     confidence = torch.stack(confidences).permute(2, 0, 1)
-    return seen.outputs.mean[0], confidence.detach(), columns.numpy()
+    return trace.outputs.mean[0], confidence.detach(), columns.numpy()
 
 
 @pytest.mark.parametrize("encoding", ENCODINGS)
@@ -230,8 +230,8 @@ def test_a_nan_passes_and_hides_no_row_that_loses_mass(broken: tuple[int, ...]) 
     x, positions = rows(2), np.array([[START], [START]])
     first = stream.advance(state, x[:, None], positions, streams=(0, 1))
     assert np.isfinite(first.rollout).all()
-    for one in range(2):
-        state.layers[1].rollout.rows[one].mul_(0.5 if one in broken else np.nan)
+    for number in range(2):
+        state.layers[1].rollout.rows[number].mul_(0.5 if number in broken else np.nan)
     if not broken:
         passed = stream.advance(state, x[:, None], positions + 1, streams=(0, 1))
         assert np.isnan(passed.rollout).any()
@@ -291,7 +291,7 @@ def test_chunks_of_several_streams_equal_each_alone(encoding: str, portions: lis
     while done < 600:
         portion = portions[turn % len(portions)]
         part = slice(done, min(done + max(portion, 1), 600))
-        told = stream.advance(
+        advance = stream.advance(
             state,
             torch.stack([x[i][ages[i] :][part] for i in range(3)]),
             np.stack([positions[i][ages[i] :][part] for i in range(3)]),
@@ -301,9 +301,9 @@ def test_chunks_of_several_streams_equal_each_alone(encoding: str, portions: lis
         for i in range(3):
             at = slice(ages[i] + part.start, ages[i] + part.stop)
             scale = alone[i][0].std()
-            assert (told.outputs.mean[i] - alone[i][0][at]).abs().max() <= 1e-4 * scale
-            torch.testing.assert_close(told.confidence[i], alone[i][1][at], rtol=0, atol=1e-5)
-            np.testing.assert_allclose(told.rollout[i], alone[i][2][at], rtol=0, atol=1e-6)
+            assert (advance.outputs.mean[i] - alone[i][0][at]).abs().max() <= 1e-4 * scale
+            torch.testing.assert_close(advance.confidence[i], alone[i][1][at], rtol=0, atol=1e-5)
+            np.testing.assert_allclose(advance.rollout[i], alone[i][2][at], rtol=0, atol=1e-6)
         done, turn = part.stop, turn + 1
     assert state.counts == [600, 640, 0, 900]
 
@@ -346,12 +346,12 @@ def made_forecaster(method: Rollout) -> StreamingForecaster:
 
 @pytest.mark.parametrize("named", ["max", "heads", "norm above"])
 def test_the_attribution_of_a_decision_sums_to_what_is_stored(named: str) -> None:
-    made = made_forecaster(WAYS[named])
-    bars = builders.bars(made.context + 30, seed=5)
-    made.warm(NAME, bars[:-1])
-    answer = present(made.step(bars[-1]))
+    forecaster = made_forecaster(WAYS[named])
+    bars = builders.bars(forecaster.context + 30, seed=5)
+    forecaster.warm(NAME, bars[:-1])
+    answer = present(forecaster.step(bars[-1]))
     assert answer.explanation is not None
-    found = made.explain(NAME)
+    found = forecaster.explain(NAME)
     assert sum(found.weights) == pytest.approx(1.0, abs=1e-6)
     blocks = np.array(found.open_time_ms) // (60_000 * 64)
     sums = np.bincount(blocks[-1] - blocks, weights=found.weights)

@@ -66,8 +66,8 @@ def asked(
     network: CrossAssetNetwork, x: Tensor, symbols: tuple[str, ...] = SYMBOLS
 ) -> CrossOutputs:
     with torch.inference_mode():
-        found: CrossOutputs = network(x, network.config.places(symbols), torch.arange(x.shape[2]))
-        return found
+        outputs: CrossOutputs = network(x, network.config.places(symbols), torch.arange(x.shape[2]))
+        return outputs
 
 
 def looked(
@@ -143,11 +143,11 @@ def test_a_rollout_is_that_of_every_matrix_stored(
     network, x = made(attention=attention, window=window), rows()
     with torch.inference_mode():
         expected = dense(network, x, residual=residual, start=start)
-    found = looked(network, x, residual=residual, start=start)
-    assert (found.weights - expected).abs().max() < 1e-13
-    assert (found.weights.sum(dim=(1, 2)) - 1.0).abs().max() < 1e-13
-    assert (found.influence.sum(dim=1) - 1.0).abs().max() < 1e-13
-    assert found.influence.std() > 0.01  # it is not even, so the order of its axes shows
+    cross_look = looked(network, x, residual=residual, start=start)
+    assert (cross_look.weights - expected).abs().max() < 1e-13
+    assert (cross_look.weights.sum(dim=(1, 2)) - 1.0).abs().max() < 1e-13
+    assert (cross_look.influence.sum(dim=1) - 1.0).abs().max() < 1e-13
+    assert cross_look.influence.std() > 0.01  # it is not even, so the order of its axes shows
 
 
 def test_an_explanation_that_forgets_one_kind_of_block_is_found() -> None:
@@ -266,8 +266,8 @@ def test_weights_are_within_one_and_costs_hold_a_portfolio_still() -> None:
             moved = (weights[batch, :, at] - weights[batch, :, before]).abs().sum()
             net = (weights[batch, :, at] * gains[batch, :, at]).sum() - 0.001 * moved
             total += float(0.5 * 0.2 * (net / 0.01) ** 2 - net / 0.01)
-    found = portfolio_loss(allocation, gains, PortfolioCosts(fee=0.001, unit=0.01, aversion=0.2))
-    assert float(found) == pytest.approx(total / 10, rel=1e-12)
+    tensor = portfolio_loss(allocation, gains, PortfolioCosts(fee=0.001, unit=0.01, aversion=0.2))
+    assert float(tensor) == pytest.approx(total / 10, rel=1e-12)
     dear = portfolio_loss(allocation, gains, PortfolioCosts(fee=0.01, unit=0.01, aversion=0.2))
     still = portfolio_loss(
         allocation[..., :1].expand(-1, -1, 6), gains, PortfolioCosts(0.01, 0.01, 0.2)
@@ -275,7 +275,7 @@ def test_weights_are_within_one_and_costs_hold_a_portfolio_still() -> None:
     free = portfolio_loss(
         allocation[..., :1].expand(-1, -1, 6), gains, PortfolioCosts(0.0, 0.01, 0.2)
     )
-    assert float(dear) > float(found)
+    assert float(dear) > float(tensor)
     assert float(still) == pytest.approx(float(free), rel=1e-12)
 
 

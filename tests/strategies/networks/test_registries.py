@@ -50,11 +50,11 @@ def tensors(time: int = 40) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def test_a_backend_is_one_entry(cli: Cli) -> None:
-    made = Backend(
+    backend = Backend(
         "fast", runs_on=lambda _: True, kernel=lambda *_: ChunkedBackend(), is_aligned=False
     )
     full = replace(models.SMALL, mask="full")
-    with registered(backends.BACKENDS, lambda: backends.register(made)):
+    with registered(backends.BACKENDS, lambda: backends.register(backend)):
         assert "fast" in kernels.available("cpu")
         for mask in (Mask.full(), Mask(), Mask.window(9)):
             found = kernels.attend(*tensors(), mask, backend="fast")
@@ -62,7 +62,7 @@ def test_a_backend_is_one_entry(cli: Cli) -> None:
         with pytest.raises(AttentionInvalid, match=r"choose auto or one of sdpa, .*fast"):
             kernels.resolve("faster", "cpu", torch.float32)
         with pytest.raises(AttentionInvalid, match="already"):
-            backends.register(made)
+            backends.register(backend)
         weights = models.network(full).state_dict()
         assert build(models.card(full), weights, RunOptions(backend="fast")).backend == "fast"
         assert load(None, {"model": {"backend": "fast"}}).model.backend == "fast"
@@ -141,7 +141,7 @@ class Echo(Network):
 
 
 def test_a_network_is_one_module() -> None:
-    made = ModelKind(
+    model_kind = ModelKind(
         "echo", "says it again", read=EchoConfig.read, make=Echo, backend=lambda _: "echoing"
     )
     card = models.card()
@@ -149,7 +149,7 @@ def test_a_network_is_one_module() -> None:
     weights = Echo(EchoConfig(window=30)).state_dict()
     with pytest.raises(ConfigInvalid, match=r"names the kind 'echo'; use .*informer"):
         build(card, weights)
-    with registered(KINDS, lambda: register(made)):
+    with registered(KINDS, lambda: register(model_kind)):
         with pytest.raises(ConfigInvalid, match=r"architecture\.depth is unknown"):
             build(card | {"architecture": {"depth": 1}}, weights)
         assert choose_backend(card, "auto", device="cpu") == "echoing"
