@@ -103,7 +103,7 @@ def recorded(database: Path, events: list[Event]) -> list[Step]:
     """Run *events* of two symbols by quotes, into *database*."""
     items = (BITCOIN, ETHER)
     given: dict[str, dict[str, Any]] = {
-        "market": {"symbols": [one.symbol for one in items]},
+        "market": {"symbols": [context.symbol for context in items]},
         "sizing": {"mode": "fixed", "quantity": "1"},
         "account": {"cash": "1000000"},
         "execution": {"model": "quote", "latency_ms": 0},
@@ -161,7 +161,7 @@ CLOSES: list[Event] = [
     *BEGIN,
     asked(10_000, 1.1),
     at(1, *FLAT),
-    *(one for index in (2, 3) for one in (asked(9_700, index + 0.5), at(index, *FELL))),
+    *(event for index in (2, 3) for event in (asked(9_700, index + 0.5), at(index, *FELL))),
     at(4, *FLAT),
 ]
 MISSED: list[Event] = [
@@ -189,7 +189,7 @@ def test_bars_that_closed_before_the_stop_was_armed_neither_meet_nor_blame_it(
 
 
 @pytest.mark.parametrize(
-    ("events", "met_in", "said"),
+    ("events", "met_in", "message"),
     [
         pytest.param(CLOSES, 3, "2 closes beyond it", id="quotes"),
         pytest.param(MISSED, 4, "1 missed bars that went through it", id="a missed bar"),
@@ -202,7 +202,7 @@ def test_bars_that_closed_before_the_stop_was_armed_neither_meet_nor_blame_it(
     ],
 )
 def test_a_stop_that_is_skipped_is_found(
-    events: list[Event], met_in: int, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    events: list[Event], met_in: int, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     steps = recorded(tmp_path / "right.db", events)
     assert stops(steps) == [(OrderStatus.FILLED, met_in)]
@@ -210,7 +210,7 @@ def test_a_stop_that_is_skipped_is_found(
     monkeypatch.setattr(matching, "touched", lambda *_: False)
     skipped = recorded(tmp_path / "skipped.db", events)
     assert [status for status, _ in stops(skipped)] == [OrderStatus.ACCEPTED]
-    with pytest.raises(RoundFailed, match=f"stop 1-0 at 98.00 stood for {said}"):
+    with pytest.raises(RoundFailed, match=f"stop 1-0 at 98.00 stood for {message}"):
         campaign.check_stops(tmp_path / "skipped.db", "stopped", timely=10_000)
 
 
@@ -228,6 +228,6 @@ def test_a_stop_that_is_skipped_is_found(
 def test_closes_that_are_not_taken_together_are_found(
     name: str, closes: int, live: int, *, is_found: bool
 ) -> None:
-    found = campaign.Outcome(closes=closes, live=live)
+    outcome = campaign.Outcome(closes=closes, live=live)
     with pytest.raises(RoundFailed) if is_found else nullcontext():
-        campaign.check_together(found, name)
+        campaign.check_together(outcome, name)

@@ -125,7 +125,7 @@ def test_a_mutation_that_is_lost_or_ambiguous_is_named(
 
 def judged(root: Path, *mutations: Mutation, tests: str = TESTS) -> tuple[int, str]:
     """Judge *mutations* of the planted program; return the exit code and what was printed."""
-    rows = ", ".join(str([str(part) for part in one[1:]]) for one in mutations)
+    rows = ", ".join(str([str(part) for part in mutation[1:]]) for mutation in mutations)
     table = f'[purse]\ntests = ["test_purse"]\nmutations = [{rows}]\n'
     (root / "tests" / "campaigns").mkdir(exist_ok=True)
     (root / "tests" / "campaigns" / "mutations.toml").write_text(table)

@@ -121,7 +121,7 @@ class LooksAtAll(PortfolioStrategy):
         pass
 
     def decide(self, contexts: Mapping[str, BarContext]) -> Mapping[str, Signal]:
-        SEEN.extend(seen.account for seen in contexts.values())
+        SEEN.extend(context.account for context in contexts.values())
         return dict.fromkeys(contexts, Signal(Action.LONG, "all"))
 
 
@@ -146,7 +146,7 @@ def test_all_instruments_of_a_close_see_the_same_account(name: str) -> None:
         assert one is not None and two is not None  # noqa: PT018
         assert one.exact == two.exact == steps[-1].account
         assert [len(seen.fills) for seen in (one, two)] == [int(index == 1)] * 2
-    held = [seen.position.unrealized for seen in SEEN[-2:] if seen is not None]
+    held = [view.position.unrealized for view in SEEN[-2:] if view is not None]
     assert held[0] != held[1] != 0
 
 
@@ -238,13 +238,13 @@ def test_parity_with_another_model_ends_at_the_first_fill_that_differs(seer: Pat
     first, second = seer / "quotes.db", seer / "opens.db"
     ran(first, FillModel.QUOTE, [0, 120])
     ran(second, FillModel.NEXT_OPEN, [0, 60])
-    found = parity_of(first, second)
-    assert found.holds
-    assert found.first_fill.startswith("linear:BTCUSDT at ")
-    assert " in the first and BUY 1 at " in found.first_fill
-    assert found.compared > 0
-    assert found.compared == found.identical
-    assert found.after_first_fill > 20
+    parity = parity_of(first, second)
+    assert parity.holds
+    assert parity.first_fill.startswith("linear:BTCUSDT at ")
+    assert " in the first and BUY 1 at " in parity.first_fill
+    assert parity.compared > 0
+    assert parity.compared == parity.identical
+    assert parity.after_first_fill > 20
     for path in (first, second):
         tamper(path, "UPDATE runs SET sees_account = NULL")
     forged = parity_of(first, second)

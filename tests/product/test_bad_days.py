@@ -68,10 +68,10 @@ async def test_a_hostile_frame_changes_nothing_and_the_daemon_goes_on(
     database = tmp_path / "run.db"
     async with ScriptedServer() as server, daemon(server, database) as running:
         await running.close_bars(10)
-        known = running.server.connections
+        connections = running.server.connections
         await server.send(HOSTILE[name])
         if name == "huge":
-            await running.until(lambda: server.connections > known and server.sockets)
+            await running.until(lambda: server.connections > connections and server.sockets)
         await running.close_bars(12)
         traded = [step.event for step in running.decisions()]
     check_record(database, bars=22)
@@ -95,11 +95,11 @@ async def test_a_daemon_that_was_down_catches_up_in_few_commits(tmp_path: Path) 
 async def test_a_stop_drops_what_waits_behind_the_step_in_hand(tmp_path: Path) -> None:
     database = tmp_path / "run.db"
     async with ScriptedServer() as server:
-        seen: list[Step] = []
+        steps: list[Step] = []
 
         def watch(step: Step) -> bool:
-            seen.append(step)
-            if sum(one.decision is not None for one in seen) == 15:
+            steps.append(step)
+            if sum(step.decision is not None for step in steps) == 15:
                 flooded.stop()
             return True
 
@@ -113,7 +113,7 @@ async def test_a_stop_drops_what_waits_behind_the_step_in_hand(tmp_path: Path) -
             clock=ServersClock(server),
         )
         running = Running(server, asyncio.create_task(flooded.run()))
-        running.steps = seen
+        running.steps = steps
         await running.close_bars(3)
         running.pass_bars(400)
         await server.send(*(kline(START_MS + at * MINUTE, price(at)) for at in range(3, 403)))

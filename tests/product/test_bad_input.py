@@ -60,7 +60,7 @@ def is_whole(path: Path) -> bool:
 
 
 @pytest.mark.parametrize(
-    ("answer", "said"),
+    ("answer", "message"),
     [
         (lambda _: Signal(Action.LONG, "x", stop=10**400), "gave the stop 1000"),
         (lambda _: Signal(Action.LONG, "x", stop=Percent(10**400)), "gave the stop Percent"),
@@ -71,9 +71,9 @@ def is_whole(path: Path) -> bool:
     ],
 )
 def test_a_number_that_nothing_can_hold_is_one_sentence(
-    answer: Callable[[BarContext], object], said: str
+    answer: Callable[[BarContext], object], message: str
 ) -> None:
-    with pytest.raises(StrategyFailed, match=said) as raised:
+    with pytest.raises(StrategyFailed, match=message) as raised:
         answered(answer)
     assert "\n" not in str(raised.value)
 

@@ -113,9 +113,9 @@ def test_an_example_decides_live_as_it_does_on_the_candles(
     said(replay, tmp_path, example.settings)
     compared = run(["parity", "live.db#last", "past.db#last", "--json"], tmp_path)
     assert compared.out, compared.err
-    found = json.loads(compared.out)
+    document = json.loads(compared.out)
     assert compared.code == 0, compared.out
-    assert found["compared"] + sum(found["timing"].values()) >= LIVE_BARS
+    assert document["compared"] + sum(document["timing"].values()) >= LIVE_BARS
     with sqlite3.connect(tmp_path / "live.db") as database:
         counted = dict(database.execute("SELECT role, count(*) FROM v_orders GROUP BY 1"))
     assert sum(counted.values()) >= (2 if example.file else 1)

@@ -60,11 +60,11 @@ def test_a_record_holds_and_its_views_show_both_sides(tmp_path: Path) -> None:
             "FROM v_positions WHERE sequence = (SELECT max(sequence) FROM v_positions) ORDER BY 1"
         ).fetchall()
         assert [row[0] for row in rows] == ["LONG", "SHORT"]
-        for row, one in zip(rows, last.twins, strict=True):
-            assert round(float(row[1]) * 1_000) == one.position.quantity
-            assert (row[2] or 0) * 10**8 == pytest.approx(one.position.margin, rel=1e-12)
-            assert (row[3] is not None) is bool(one.position.quantity)
-            assert float(row[4]) * 10**8 == pytest.approx(one.position.realized_pnl, abs=1)
+        for row, twin in zip(rows, last.twins, strict=True):
+            assert round(float(row[1]) * 1_000) == twin.position.quantity
+            assert (row[2] or 0) * 10**8 == pytest.approx(twin.position.margin, rel=1e-12)
+            assert (row[3] is not None) is bool(twin.position.quantity)
+            assert float(row[4]) * 10**8 == pytest.approx(twin.position.realized_pnl, abs=1)
             assert float(row[5]) * 10**8 == pytest.approx(last.account.equity, abs=10)
         wrong = (
             "SELECT count(*) FROM v_positions WHERE quantity <> 0 AND NOT CASE side WHEN 'LONG' "
@@ -80,17 +80,17 @@ def test_a_record_holds_and_its_views_show_both_sides(tmp_path: Path) -> None:
         ).fetchall()
         assert [row[0] for row in trades] == ["LONG", "SHORT"]
         # Of a side that holds nothing at the end, the trades are all that it earned.
-        flat = {one.twin for one in last.twins if not one.position.quantity}
+        flat = {step.twin for step in last.twins if not step.position.quantity}
         for side, _, net in trades:
             if side in flat:
-                (kept,) = (one.position for one in last.twins if one.twin == side)
+                (kept,) = (step.position for step in last.twins if step.twin == side)
                 earned = kept.realized_pnl - kept.fees_paid - kept.funding_paid
                 assert net * 10**8 == pytest.approx(earned, rel=1e-9)
         sums = connection.execute(
             "SELECT position_side, sum(amount) FROM v_ledger WHERE kind <> 'opened' GROUP BY 1"
         ).fetchall()
         for side, amount in sums:
-            (account,) = (one.account for one in last.twins if one.twin == side)
+            (account,) = (step.account for step in last.twins if step.twin == side)
             assert amount * 10**8 == pytest.approx(account.cash - 5_000_000_000_000, abs=100)
         orders = connection.execute(
             "SELECT DISTINCT position_side FROM v_orders ORDER BY 1"
@@ -219,10 +219,10 @@ def test_status_page_and_notices_show_both_sides(tmp_path: Path) -> None:
     last = process.steps[-1]
     databases = Databases([path])
     shown = databases.find(process.opened.run.run_id)
-    shown_as = [(one.side, float(one.quantity_text)) for one in holdings(shown)]
+    shown_as = [(holding.side, float(holding.quantity_text)) for holding in holdings(shown)]
     assert shown_as == [
-        (one.twin if one.position.quantity else "FLAT", abs(one.position.quantity) / 1_000)
-        for one in last.twins
+        (step.twin if step.position.quantity else "FLAT", abs(step.position.quantity) / 1_000)
+        for step in last.twins
     ]
     monitor = Monitor(
         run=process.opened.run,

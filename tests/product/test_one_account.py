@@ -68,7 +68,7 @@ def essence(steps: list[Step]) -> list[Any]:
 def test_one_that_was_set_aside_stays_so_after_a_restart(tmp_path: Path) -> None:
     given, model = events(50, quotes=False), FillModel.NEXT_OPEN
     whole = Process(tmp_path / "whole.db", several(model), model).through(given)
-    assert any("set aside" in one.outcome.reason for one in whole.steps[-2].strategies)
+    assert any("set aside" in strategy.outcome.reason for strategy in whole.steps[-2].strategies)
     cut = [at for at, event in enumerate(given) if not isinstance(event, Funding)][36]
     for part in (given[:cut], given[cut:]):
         process = Process(tmp_path / "cut.db", several(model), model).through(part)
@@ -164,12 +164,12 @@ BAD: list[tuple[dict[str, Any], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("sections", "said"), BAD)
-def test_what_cannot_be_used_is_one_sentence(sections: dict[str, Any], said: str) -> None:
+@pytest.mark.parametrize(("sections", "message"), BAD)
+def test_what_cannot_be_used_is_one_sentence(sections: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigInvalid) as caught:
         load(None, sections)
     text = str(caught.value)
-    assert said in text
+    assert message in text
     assert text.endswith(".")
     assert "\n" not in text
 
@@ -189,26 +189,26 @@ def test_explain_shows_what_stands_behind_a_netted_decision(tmp_path: Path, cli:
     ]
     for step in (refused[-1], process.steps[-2]):
         document = cli.json("explain", f"last:{step.sequence}", "--db", path)
-        for one, row in zip(step.strategies, document["strategies"], strict=True):
-            assert row["strategy"] == one.strategy
-            assert row["reason"] == one.outcome.reason
-            assert row["unfilled_reason"] == one.outcome.unfilled_reason
-            assert row["target_quantity"] == (one.target_quantity or 0) / 1_000
+        for decision, row in zip(step.strategies, document["strategies"], strict=True):
+            assert row["strategy"] == decision.strategy
+            assert row["reason"] == decision.outcome.reason
+            assert row["unfilled_reason"] == decision.outcome.unfilled_reason
+            assert row["target_quantity"] == (decision.target_quantity or 0) / 1_000
             gates = json.loads(row["gates"])
-            assert set(gates) == set(one.outcome.gate_set.gates)
+            assert set(gates) == set(decision.outcome.gate_set.gates)
             assert step.decision is not None
             own = zip(step.decision.outcome.gate_set.gates, step.decision.measures, strict=True)
-            measures = {**dict(own), **dict(one.measures)}
+            measures = {**dict(own), **dict(decision.measures)}
             assert {gate: judged[0] for gate, judged in gates.items()} == {
                 gate: pytest.approx(measures[gate]) for gate in gates
             }
-        said = cli.out("explain", f"last:{step.sequence}", "--db", path)
-        assert "What each strategy wants of the account's position" in said
-        assert "None of the strategies asks a model" in said
+        output = cli.out("explain", f"last:{step.sequence}", "--db", path)
+        assert "What each strategy wants of the account's position" in output
+        assert "None of the strategies asks a model" in output
 
 
 @pytest.mark.parametrize(
-    ("axis", "options", "said"),
+    ("axis", "options", "message"),
     [
         ("fast=2,3", (), "fast is a key of one; let the sweep vary keys"),
         ("sizing.fraction=0.5,1", ("--strategy", "sma_cross"), "leave one out"),
@@ -219,7 +219,7 @@ def test_a_sweep_of_one_of_several_is_refused_in_a_sentence(
     capsys: pytest.CaptureFixture[str],
     axis: str,
     options: tuple[str, ...],
-    said: str,
+    message: str,
 ) -> None:
     file = tmp_path / "both.toml"
     file.write_text('[strategies.a]\nshare = "0.5"\n[strategies.b]\nshare = "0.5"\n')
@@ -228,5 +228,5 @@ def test_a_sweep_of_one_of_several_is_refused_in_a_sentence(
     assert code != 0
     told = capsys.readouterr().err
     assert "[strategies] names several" in told
-    assert said in told
+    assert message in told
     assert not (tmp_path / "sweep.db").exists()

@@ -86,10 +86,10 @@ def test_the_trees_trade_through_the_gates_of_what_they_give(folder: Path) -> No
 def test_live_and_replayed_the_trees_decide_alike(folder: Path) -> None:
     compared = run(["parity", "live.db#last", "replay.db#last", "--json"], folder)
     assert compared.code == 0, f"{compared.out}{compared.err}"
-    found = json.loads(compared.out)
+    document = json.loads(compared.out)
     # A slow machine may have decided some of them late.
-    assert found["compared"] == found["identical"] + sum(found["timing"].values()) >= 24
-    assert found["identical"] > 0
+    assert document["compared"] == document["identical"] + sum(document["timing"].values()) >= 24
+    assert document["identical"] > 0
 
 
 @pytest.mark.parametrize("database", ["replay.db", "live.db"])
@@ -183,9 +183,9 @@ def test_what_the_features_declare_is_read_and_stays_unproved(
 ) -> None:
     reads = "open(__file__ + '.csv').read()"
     bodies = {"features": reads, "files": "'declares.py.csv',"}
-    found = checked(tmp_path, fresh, "declares", bodies)
-    assert found.verdict == "nothing moved", found.sentence()
-    assert any("whether its declared files tell the future" in said for said in found.unproved)
+    finding = checked(tmp_path, fresh, "declares", bodies)
+    assert finding.verdict == "nothing moved", finding.sentence()
+    assert any("whether its declared files tell the future" in said for said in finding.unproved)
 
 
 def test_a_model_that_looks_for_later_bars_is_found(tmp_path: Path, fresh: FreshProcesses) -> None:
@@ -197,9 +197,9 @@ def test_a_model_that_looks_for_later_bars_is_found(tmp_path: Path, fresh: Fresh
         "        rises = last is not None and last.close_time_ms > seen.time\n"
         '        return {"mean_return": 1.0 if rises else -1.0}',
     }
-    found = checked(tmp_path, fresh, "dishonest", bodies)
-    assert found.verdict == "moved", found
-    assert "still to come" in found.because
+    finding = checked(tmp_path, fresh, "dishonest", bodies)
+    assert finding.verdict == "moved", finding
+    assert "still to come" in finding.because
 
 
 # ---------------------------------------------------------------- an outside service
@@ -321,9 +321,9 @@ async def test_a_service_that_fails_refuses_its_bar_and_the_record_is_checked_wi
         assert refusals(database).count("deadline") == late
         assert refusals(database).count("finite") == len(MOODS) - late
         assert rows(database, "SELECT count(*) > 0 FROM v_fills") == [(1,)]
-        found = verified(database)
-        assert (found.differences, found.agreed) == ([], found.decisions)
-        assert found.taken >= found.decisions - 1
+        verification = verified(database)
+        assert (verification.differences, verification.agreed) == ([], verification.decisions)
+        assert verification.taken >= verification.decisions - 1
         assert asked.asked == count  # a check asks nobody
 
 
@@ -382,8 +382,8 @@ async def test_an_equal_model_goes_on_and_another_opens_a_run(tmp_path: Path) ->
         await started(server, 8, decided=2)
         assert rows(database, runs) == [(1,)]
         with importable(tmp_path):
-            found = verified(database)
-            assert (found.differences, found.agreed) == ([], 10)
+            verification = verified(database)
+            assert (verification.differences, verification.agreed) == ([], 10)
         module.write_text(text.replace("- 1.0", "- 1.001"), encoding="utf-8")
         await started(server, 10, decided=0)
     assert rows(database, runs) == [(2,)]

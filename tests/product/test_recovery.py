@@ -219,9 +219,9 @@ def test_state_that_no_bar_rebuilds_is_called_that_after_a_restart(
         Process(path, config, FillModel.QUOTE).through(given[begin:end])
     with Reader.open(path) as reader:
         assert verify_chain(reader.connection, reader.find("last")).holds
-        found = verify_run(reader, path, reader.find("last"))
-    assert (found.holds, found.culprit) == (False, Cause.STRATEGY)
-    assert found.likely_cause == KEEPS_STATE
+        verification = verify_run(reader, path, reader.find("last"))
+    assert (verification.holds, verification.culprit) == (False, Cause.STRATEGY)
+    assert verification.likely_cause == KEEPS_STATE
 
 
 LOOKS_BACK = """
@@ -272,8 +272,8 @@ def test_tampering_is_still_found_in_a_run_whose_strategy_keeps_state(counts: Pa
         "UPDATE steps SET high = high + 1 "
         "WHERE sequence = (SELECT min(sequence) FROM steps WHERE open > 0)",
     )
-    found = verified(path)
-    assert (found.holds, found.culprit) == (False, Cause.RECORD)
+    verification = verified(path)
+    assert (verification.holds, verification.culprit) == (False, Cause.RECORD)
 
 
 def test_an_account_that_its_ledger_does_not_add_up_to_is_refused(tmp_path: Path) -> None:

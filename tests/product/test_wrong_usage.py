@@ -204,8 +204,8 @@ def test_a_replay_that_is_stopped_before_it_begins_says_so(
 ) -> None:
     monkeypatch.delitem(sys.modules, "tracepaper.replay.backtest.make", raising=False)
     monkeypatch.setattr(sys, "meta_path", [Interrupting(), *sys.meta_path])
-    told = cli("replay", "any.csv", "--db", tmp_path / "run.db")
-    assert told.code == 130
-    assert (told.out, told.err.count("\n")) == ("", 1)
-    assert told.err.startswith("Interrupted before the replay began")
+    answer = cli("replay", "any.csv", "--db", tmp_path / "run.db")
+    assert answer.code == 130
+    assert (answer.out, answer.err.count("\n")) == ("", 1)
+    assert answer.err.startswith("Interrupted before the replay began")
     assert not list(tmp_path.iterdir())

@@ -73,7 +73,7 @@ def test_the_commands_run_and_answer_as_shown(
 
 
 def test_programs_that_go_on_end_in_good_order(outcomes: dict[Path, list[Outcome]]) -> None:
-    ended = [item for found in outcomes.values() for item in found if not item.block.lines]
+    ended = [item for outcome in outcomes.values() for item in outcome if not item.block.lines]
     assert ended  # the README starts a daemon
     for outcome in ended:
         (name, code, wanted) = outcome.codes[0]
@@ -150,7 +150,7 @@ def test_no_path_of_this_machine_is_shown() -> None:
 
 
 @pytest.mark.parametrize(
-    ("shown", "found", "same"),
+    ("shown", "text", "same"),
     [
         ("4,665 bars in 5.1 s", "4,666 bars in 9 s", True),
         ("4,665 bars", "4,965 bars", False),
@@ -161,8 +161,8 @@ def test_no_path_of_this_machine_is_shown() -> None:
         ("1 2", "1 2 3", False),
     ],
 )
-def test_answers_agree_in_words_and_nearly_in_numbers(shown: str, found: str, same: bool) -> None:
-    assert agree(shown, found, within=WITHIN) is same
+def test_answers_agree_in_words_and_nearly_in_numbers(shown: str, text: str, same: bool) -> None:
+    assert agree(shown, text, within=WITHIN) is same
 
 
 def test_blocks_know_their_language_and_section() -> None:

@@ -144,11 +144,11 @@ def write_csv(candles: Candles, folder: Path) -> Path:
 
 
 def judge_checkpoint(
-    found: Checkpoint, material: Any, span: NamedSpan, *, bars: int | None = None
+    checkpoint: Checkpoint, material: Any, span: NamedSpan, *, bars: int | None = None
 ) -> SpanJudgement:
     """Return the judgement of a checkpoint on *span* of *material*."""
-    kind = kind_of(found.card)
-    model = kind.load(found.card, found.tensors)
+    kind = kind_of(checkpoint.card)
+    model = kind.load(checkpoint.card, checkpoint.tensors)
     return judge_model(model, kind.arrange(material), span, bars=bars)
 
 
