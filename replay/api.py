@@ -134,7 +134,7 @@ def backtest(  # noqa: PLR0913 - the options of a replay
             called = replace(
                 spec, overrides=overrides, caller=CALLER, warnings=process_warnings(classes)
             )
-            run = Backtest.made(called, classes, watch, library)
+            run = Backtest.of_spec(called, classes, watch, library)
         for strategy_class in classes:
             if not has_source(strategy_class):
                 warnings.warn(f"{NO_SOURCE.format(strategy_class.__name__)}.", stacklevel=2)
@@ -168,7 +168,7 @@ class Backtest:
         )
 
     @classmethod
-    def made(
+    def of_spec(
         cls,
         spec: RunSpec,
         classes: tuple[type, ...],

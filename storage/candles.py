@@ -140,7 +140,7 @@ class ArchiveWrite(NamedTuple):
     """How many bars a write added, and how many the archive had."""
 
     added: int
-    known: int  # were there already, and equal
+    existing: int  # were there already, and equal
 
 
 class HistoryWriter:

@@ -282,12 +282,12 @@ class SuspectedSplit(NamedTuple):
         """Name it, as the warnings of a run do; :func:`named_splits` reads it back."""
         day = datetime.fromtimestamp(self.open_time_ms / 1000, UTC).date()
         return (
-            f"{symbol}: a split of {self.new} for {self.old} on {day} is suspected that was not "
-            "adjusted; give adjusted candles"
+            f"{symbol}: the split of {self.new} for {self.old} suspected on {day} is not adjusted; "
+            "give adjusted candles"
         )
 
 
-_NAMED: Final = re.compile(r"(\S+): a split of (\d+) for (\d+) on (\d{4}-\d\d-\d\d) is suspected")
+_NAMED: Final = re.compile(r"(\S+): the split of (\d+) for (\d+) suspected on (\d{4}-\d\d-\d\d) ")
 
 
 def named_splits(sentences: Iterable[str]) -> dict[str, list[SuspectedSplit]]:
@@ -324,11 +324,11 @@ class SplitWatch:
         if is_first:
             return None
         turnover = prices[1] * volume
-        split = self._found(open_time_ms, before, prices, turnover)
+        split = self._suspected(open_time_ms, before, prices, turnover)
         self._usual.append(turnover)
         return split
 
-    def _found(
+    def _suspected(
         self, open_time_ms: int, before: tuple[int, int], prices: tuple[int, int], turnover: int
     ) -> SuspectedSplit | None:
         fall = before[1] / prices[0]

@@ -130,7 +130,7 @@ class BookPass(MarketPass):
                 return
             quantity = min(part, now.quantity - now.filled)
             if is_maker:
-                fill = self._executor.made(now, quantity, FillModel.BOOK, at_ms)
+                fill = self._executor.fill_resting(now, quantity, FillModel.BOOK, at_ms)
             else:
                 fill = self._executor.at_level(now, level.price, quantity, middle, at_ms)
             before = len(self.journal.entries)
@@ -177,7 +177,7 @@ class BookPass(MarketPass):
             quantity = min(reached - used, order.quantity - order.filled)
             if quantity <= 0:
                 continue
-            fill = self._executor.made(order, quantity, FillModel.BOOK, move.at_ms)
+            fill = self._executor.fill_resting(order, quantity, FillModel.BOOK, move.at_ms)
             before = len(self.journal.entries)
             if self._apply_fill(order, fill):
                 used += self._filled_since(before)

@@ -256,7 +256,7 @@ class Executor:
 
     # ------------------------------------------------------------ limits that rested
 
-    def made(self, order: Order, quantity: int, model: FillModel, filled_ms: int) -> Fill:
+    def fill_resting(self, order: Order, quantity: int, model: FillModel, filled_ms: int) -> Fill:
         """Fill *quantity* of a resting limit at its own price, as maker, and at that fee."""
         assert order.price is not None
         return self._fill(

@@ -82,7 +82,7 @@ class ExpectedReturn(NamedTuple):
 class ExitDistance(NamedTuple):
     """How far from the entry price a configured level stands: ``2%``, ``2 atr``, ``q0.05``."""
 
-    known: str  # its key, with which the reason of its orders begins
+    key: str  # of [exits], with which the reason of its orders begins
     unit: str  # "%", "atr", "volatility" or "q"
     number: float
     text: str
@@ -103,11 +103,11 @@ class ExitDistance(NamedTuple):
         """The reason of its orders, which hold the price themselves: the same at every bar."""
         match self.unit:
             case "%":
-                return f"{self.known} {self.number:g} %"
+                return f"{self.key} {self.number:g} %"
             case "atr":
-                return f"{self.known} {self.number:g} x ATR(1d)"
+                return f"{self.key} {self.number:g} x ATR(1d)"
             case _:
-                return f"{self.known} {self.text}"
+                return f"{self.key} {self.text}"
 
     def share(self, sign: int, direction: int, expected: ExpectedReturn) -> float:
         """Return by which share of the entry price it stands away in *direction*.
@@ -320,7 +320,7 @@ class Planner:
             return self._level(name, Volatility(distance.number), day_range, distance.words)
         share = nan if expected is None else distance.share(sign, direction, expected)
         if not isfinite(share):
-            return f"no forecast to place {distance.known} by"
+            return f"no forecast to place {distance.key} by"
         share = _bounded(share, _SHARE_MOST)
         rate = round(share * RATE_SCALE)
         return Level(rate, is_price=False, is_share=True, words=distance.words)

@@ -125,7 +125,7 @@ class MarketPass:
         quantity = min(order.quantity - order.filled, available)
         if quantity <= 0:
             return None
-        return self._executor.made(order, quantity, FillModel.QUOTE, quote.market_ms)
+        return self._executor.fill_resting(order, quantity, FillModel.QUOTE, quote.market_ms)
 
     # ------------------------------------------------------------ bars
 
@@ -258,7 +258,9 @@ class MarketPass:
     def _make(self, order: Order, at_ms: int) -> None:
         """Fill a limit that had rested."""
         quantity = order.quantity - order.filled
-        self._apply_fill(order, self._executor.made(order, quantity, FillModel.BAR_PATH, at_ms))
+        self._apply_fill(
+            order, self._executor.fill_resting(order, quantity, FillModel.BAR_PATH, at_ms)
+        )
 
     # ------------------------------------------------------------ what both do
 

@@ -37,7 +37,7 @@ class FrameReader:
 
     def forget(self) -> None:
         """Know nothing of what came before."""
-        self.cause = self.said = ""
+        self.cause = self.sentence = ""
         self._wire = Wire(
             category=self._instrument.category,
             instruments=[self._instrument],
@@ -47,7 +47,7 @@ class FrameReader:
         )
 
     def _refused(self, kind: str, sentence: str) -> None:
-        self.said = sentence
+        self.sentence = sentence
         if kind != "unknown.orderbook":  # a delta of a book that is not known yet
             self.cause = "sequence" if kind == "skipped.orderbook" else "refused"
 
@@ -69,7 +69,7 @@ class FrameReader:
             and after is not None
             and (after - before not in {0, 1})
         ):
-            self.cause, self.said = "sequence", "It does not follow the frame before it."
+            self.cause, self.sentence = "sequence", "It does not follow the frame before it."
         return None if isinstance(received, RefusedFrame) else received
 
     def depth(self, seen_ms: int) -> Depth | None:

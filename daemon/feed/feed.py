@@ -183,13 +183,13 @@ class LiveFeed:
         async for event in self._events():
             if book is not None and isinstance(event, Bar):
                 for update in book.before(event):
-                    yield self._seen(update)
+                    yield self._received(update)
             yield event
             if book is not None and not isinstance(event, BookUpdate):
                 book.forget()
             if book is not None and isinstance(event, Bar):
                 for update in book.after(event):
-                    yield self._seen(update)
+                    yield self._received(update)
             # The engine has taken in an event when the next one is asked for.
             if isinstance(event, Funding) and self._judge is not None:
                 is_booked = self._judge.settled_ms(event.instrument) >= event.market_ms
@@ -352,7 +352,7 @@ class LiveFeed:
             case NextFrame():
                 if (book := self._start.book) is not None:
                     for update in book.take(item.frame):
-                        yield self._seen(update)
+                        yield self._received(update)
             case BackfillPage():
                 async for event in self._sequencer.page(item):
                     yield event
@@ -377,7 +377,7 @@ class LiveFeed:
                 yield event
         answer.taken_in.set()
 
-    def _seen(self, update: BookUpdate) -> BookUpdate:
+    def _received(self, update: BookUpdate) -> BookUpdate:
         return structs.replace(update, seen_ms=max(update.market_ms, self._clock.market_ms()))
 
     def _is_event(self, item: Quote | Mark | Trade) -> bool:

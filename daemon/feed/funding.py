@@ -53,7 +53,7 @@ class FundingSchedule:
         grid_ms = (after_ms // self._interval_ms + 1) * self._interval_ms
         return min(grid_ms, self._announced_ms) if self._announced_ms > after_ms else grid_ms
 
-    def asked(self, until_ms: int) -> None:
+    def note_request(self, until_ms: int) -> None:
         """Note that everything up to *until_ms* was asked for once."""
         self._asked_ms = max(self._asked_ms, until_ms)
 
@@ -83,7 +83,7 @@ class FundingSchedule:
             new += self._missed(settlement)
             new.append(settlement)
             self.settled_ms = settlement.market_ms
-        self.asked(self.settled_ms)
+        self.note_request(self.settled_ms)
         return new
 
     def learn(self, settlement: Funding, *, is_booked: bool) -> None:

@@ -575,7 +575,7 @@ class BarSequencer:
         """
         if not state.funding.is_due_by(close_ms):
             return
-        state.funding.asked(close_ms)
+        state.funding.note_request(close_ms)
         if wait_s <= 0:
             return
         try:

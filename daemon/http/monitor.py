@@ -436,8 +436,8 @@ def _sides_of(step: Step) -> Sequence[TwinStep]:
 
 def _positions_of(step: Step) -> list[Position]:
     """Return what is held of the instrument of *step*: one position, or both sides."""
-    own = [] if step.position is None else [step.position]
-    return [side.position for side in _sides_of(step)] or own
+    net = [] if step.position is None else [step.position]
+    return [side.position for side in _sides_of(step)] or net
 
 
 def account_document(account: Account) -> Document:

@@ -118,7 +118,7 @@ def make_strategies(config: Config, forecaster: Forecaster | None) -> dict[str, 
     """
     if config.strategies.named:
         return dict(_netted(config, forecaster))
-    strategies = _made(config, forecaster)
+    strategies = _strategies_of(config, forecaster)
     if any(strategy.books for strategy in strategies.values()) and not config.market.depth:
         raise ConfigInvalid(
             f"{config.strategy.name} reads order books, and market.depth is 0; set it to the "
@@ -159,7 +159,7 @@ def _netted(config: Config, forecaster: Forecaster | None) -> dict[str, NetStrat
     }
 
 
-def _made(config: Config, forecaster: Forecaster | None) -> dict[str, Strategy]:
+def _strategies_of(config: Config, forecaster: Forecaster | None) -> dict[str, Strategy]:
     chosen, symbols = config.strategy, config.market.symbols
     match chosen.name:
         case "sma_cross":

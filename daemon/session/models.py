@@ -273,7 +273,7 @@ def further_libraries(forecaster: Forecaster | None) -> Mapping[str, str]:
         return {}
     from tracepaper.strategies.attention import compiled
 
-    return {forecaster.backend: compiled.found()[forecaster.backend].sha256}
+    return {forecaster.backend: compiled.loops()[forecaster.backend].sha256}
 
 
 def _built(

@@ -43,7 +43,7 @@ from tracepaper.strategies.api.context import (
     Volatility,
     is_protected,
 )
-from tracepaper.strategies.api.model import OWN_CLASSES, FoundClass
+from tracepaper.strategies.api.model import OWN_CLASSES, ImportedClass
 from tracepaper.strategies.api.strategy import (
     PortfolioMember,
     PortfolioStrategy,
@@ -175,7 +175,7 @@ def user_strategy(made_of: type[Strategy], options: dict[str, object]) -> Strate
     Raises ``ConfigInvalid`` where it refuses them or has an impossible declaration, and
     ``StrategyFailed`` where it fails otherwise.
     """
-    return _GuardedStrategy(_made(made_of, options))
+    return _GuardedStrategy(_built(made_of, options))
 
 
 def user_portfolio(
@@ -184,12 +184,12 @@ def user_portfolio(
     symbols: Sequence[str],
 ) -> PortfolioStrategy:
     """Return the one object of the user's portfolio class over *symbols*, guarded as above."""
-    portfolio = _made(made_of, options)
+    portfolio = _built(made_of, options)
     portfolio.symbols = tuple(symbols)
     return _GuardedPortfolio(portfolio)
 
 
-def _made(made_of: type[Own], options: dict[str, object]) -> Own:
+def _built(made_of: type[Own], options: dict[str, object]) -> Own:
     declared_files(made_of).require(made_of.__name__)
     with ForeignCode(made_of.__name__, "when its State was made"):
         check_declared(made_of.__name__, made_of.State)
@@ -613,7 +613,7 @@ def _declarations(strategy: Strategy | PortfolioStrategy) -> list[Declaration]:
 _FLAGS: Final = ("needs_forecast", "exits_freely", "sees_account", "reads_history")
 
 
-def _own_class(name: str) -> FoundClass:
+def _own_class(name: str) -> ImportedClass:
     """Find the class ``module:Class`` that a network is made of; raise as ``imported`` does."""
     made_of = imported(name, key="architecture.mechanism")
     if not isinstance(made_of, type):
@@ -622,7 +622,7 @@ def _own_class(name: str) -> FoundClass:
         sha256 = hashlib.sha256(inspect.getsource(made_of).encode()).hexdigest()
     else:
         sha256 = class_sha256(made_of)
-    return FoundClass(made_of, sha256, lambda: ForeignCode(name, "in forward", may_exit=False))
+    return ImportedClass(made_of, sha256, lambda: ForeignCode(name, "in forward", may_exit=False))
 
 
 OWN_CLASSES.find = _own_class

@@ -196,7 +196,7 @@ class EventsFile(MemberFile):
         read = reader.read(line.data.encode())
         if reader.cause or not isinstance(read, BestQuotes | Trades):
             # What a daemon or a recorder does about it is not said of a file.
-            fault, _, _ = _DROPPED.sub("\n", reader.said).partition("\n")
+            fault, _, _ = _DROPPED.sub("\n", reader.sentence).partition("\n")
             raise self._refused(
                 line, f"{fault.rstrip('.')}." if fault else "it is of no topic of the file."
             )

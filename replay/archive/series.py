@@ -255,7 +255,7 @@ class SeriesImport:
     instrument: str
     interval_ms: int
     added: int
-    known: int  # were there already, and equal
+    existing: int  # were there already, and equal
     from_ms: int
     until_ms: int
     gaps: int  # holes in what was given
@@ -313,7 +313,7 @@ def _written(writer: HistoryWriter, part: Candles) -> SeriesImport:
         instrument=part.instrument,
         interval_ms=part.interval_ms,
         added=written.added,
-        known=written.known,
+        existing=written.existing,
         from_ms=int(part.open_time_ms[0]),
         until_ms=part.until_ms,
         gaps=len(part.gaps),

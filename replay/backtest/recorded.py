@@ -363,7 +363,7 @@ class RecordedForecaster:
         declared = card.get("measures", {}).get("given")
         self.measures = frozenset(declared or set().union(*map(_measures_of, forecasts)))
 
-    def _refuse(self, *_asked: object) -> NoReturn:
+    def _refuse(self, *_arguments: object) -> NoReturn:
         raise InvariantBroken("a model that is not loaded was asked for a forecast")
 
     warm = step = predict_many = scan = _refuse

@@ -305,12 +305,12 @@ class Setup:
             forecaster=forecaster,
             sessions=self.sessions,
         )
-        own = user_model(forecaster)
-        if own is None or own.is_outside:
+        user = user_model(forecaster)
+        if user is None or user.is_outside:
             return Machine(engine, None)
-        history = BarHistory([item.id for item in self.instruments], context=own.context)
+        history = BarHistory([item.id for item in self.instruments], context=user.context)
         start_ms = self.period_start_ms
-        return Machine(engine, InlinePredictor(own, history, period_start_ms=start_ms))
+        return Machine(engine, InlinePredictor(user, history, period_start_ms=start_ms))
 
 
 EngineInput = tuple[Unit, Sequence[Prediction]]
@@ -325,12 +325,12 @@ def derive_whole(connection: Connection, config: Config, data: MarketData, mode:
     external_inputs.listen(own_classes(config))
     replay = _replay(config, data, mode)
     steps: list[DerivedStep] = []
-    said = 0
+    reported = 0
     for together in derived(replay):
         steps += together
-        if len(steps) >= said + PROGRESS_STEPS:
-            said = len(steps)
-            connection.send(said)
+        if len(steps) >= reported + PROGRESS_STEPS:
+            reported = len(steps)
+            connection.send(reported)
             if connection.poll():
                 break
     engine = replay.engine
@@ -353,8 +353,8 @@ def derive_whole(connection: Connection, config: Config, data: MarketData, mode:
     )
     start_ms = replay.run.period_start_ms
     setup = Setup(replay.config, replay.instruments, start_ms, mode, replay.feed.sessions)
-    while (asked := connection.recv()) is not None:
-        if asked == "again":
+    while (request := connection.recv()) is not None:
+        if request == "again":
             _stepped(connection, setup.machine(), list(given_of(steps)))
     connection.send(accesses(config))
 
@@ -372,19 +372,19 @@ def step_blindly(connection: Connection, setup: Setup) -> None:
     external_inputs.listen(own_classes(setup.config))
     machine = setup.machine()
     last: list[DerivedStep] = []
-    while (asked := connection.recv()) is not None:
-        if asked == "show":
+    while (request := connection.recv()) is not None:
+        if request == "show":
             connection.send(last)
         else:
-            last = machine.derive(*asked)
-            connection.send([packed(one) for one in last])
+            last = machine.derive(*request)
+            connection.send([packed(step) for step in last])
     connection.send(accesses(setup.config))
 
 
 def derive_probes(connection: Connection, config: Config, data: MarketData, mode: str) -> None:
     """Compare steps with and without the future, at every probe that comes."""
     external_inputs.listen(own_classes(config))
-    data = replace(data, depth=[one.loaded() for one in data.depth])
+    data = replace(data, depth=[books.loaded() for books in data.depth])
     bases: dict[int, list[Step]] = {}  # of the bars from a time on, to the end
     beyond_ms = BEYOND_BARS * data.candles[0].interval_ms
     while (probe := connection.recv()) is not None:
@@ -416,8 +416,8 @@ def derived(replay: Replay) -> Iterator[list[DerivedStep]]:
 
 def given_of(taken: Sequence[DerivedStep]) -> Iterator[EngineInput]:
     """Yield the engine's inputs at the steps *taken*."""
-    predictions = iter([one.prediction for one in taken])
-    for unit in gathered(one.step.event for one in taken):
+    predictions = iter([derived_step.prediction for derived_step in taken])
+    for unit in gathered(derived_step.step.event for derived_step in taken):
         yield unit, list(islice(predictions, len(events_of(unit))))
 
 
@@ -436,23 +436,25 @@ def derive_steps(
             key = step.event.instrument
             frames, columns = engine.frames_of(key), engine.columns_of(key)
             parts = tuple(
-                None if one.is_empty and not one.failed else one.states[key].signal
-                for one in engine.members
+                None if member.is_empty and not member.failed else member.states[key].signal
+                for member in engine.members
             )
         derived_steps.append(DerivedStep(step, prediction, signal, frames, parts, columns))
     return derived_steps
 
 
-def packed(one: DerivedStep) -> bytes:
+def packed(derived_step: DerivedStep) -> bytes:
     """Return a step with its columns as bytes, equal where two are."""
-    return msgspec.msgpack.encode((one.step, one.columns))
+    return msgspec.msgpack.encode((derived_step.step, derived_step.columns))
 
 
 def accesses(config: Config) -> Accesses:
     """Return what the user's classes of *config* did in this process since it listens."""
     declared: list[Path] = []
     codes: list[Code] = []
-    named = [one.name for one in config.strategies.named.values()] or [config.strategy.name]
+    named = [strategy.name for strategy in config.strategies.named.values()] or [
+        config.strategy.name
+    ]
     for name in named:
         if ":" in name:
             codes.append(made_of := user_class(name))
@@ -479,10 +481,10 @@ def accesses(config: Config) -> Accesses:
 
 def _stepped(connection: Connection, machine: Machine, given: Iterable[EngineInput]) -> None:
     """Step through *given*; show the step that is asked for until None is."""
-    taken = [taken for one in given for taken in machine.derive(*one)]
-    connection.send([packed(one) for one in taken])
-    while (asked := connection.recv()) is not None:
-        connection.send(taken[asked])
+    taken = [step for inputs in given for step in machine.derive(*inputs)]
+    connection.send([packed(step) for step in taken])
+    while (place := connection.recv()) is not None:
+        connection.send(taken[place])
 
 
 def _replay(config: Config, data: MarketData, mode: str) -> Replay:
@@ -502,7 +504,7 @@ def _replay(config: Config, data: MarketData, mode: str) -> Replay:
 
 def _steps(config: Config, data: MarketData, mode: str) -> list[Step]:
     steps = chain.from_iterable(derived(_replay(config, data, mode)))
-    return [one.step for one in steps if isinstance(one.step.event, Bar)]
+    return [derived_step.step for derived_step in steps if isinstance(derived_step.step.event, Bar)]
 
 
 def _first_moved(
@@ -510,9 +512,9 @@ def _first_moved(
 ) -> tuple[int, Difference | None]:
     """Return how many steps until *at_ms* were compared, and the first that differs."""
     first, second = _until(base, at_ms), _until(steps, at_ms)
-    for compared, (one, two) in enumerate(zip(first, second, strict=True), start=1):
-        if one != two:
-            return compared, first_difference(one, two)
+    for compared, (mine, other) in enumerate(zip(first, second, strict=True), start=1):
+        if mine != other:
+            return compared, first_difference(mine, other)
     return len(first), None
 
 
@@ -522,12 +524,12 @@ def _until(steps: Sequence[Step], at_ms: int) -> list[Step]:
     ]
 
 
-def first_difference(one: Step, two: Step) -> Difference:
+def first_difference(step: Step, other: Step) -> Difference:
     """Return the first field in which two steps differ."""
-    event = one.event
+    event = step.event
     key = ("", 0)
     if isinstance(event, Bar):
         key = event.instrument, event.open_time_ms
-    for name, first, second in differences_of(one, two):
+    for name, first, second in differences_of(step, other):
         return Difference(*key, name, first, second)
     return Difference(*key, "step", "", "")

@@ -148,7 +148,7 @@ class _Check:
 
     def run(self, allow: Sequence[str]) -> LookaheadFinding:
         """Do all of it, or as much as the time allows."""
-        found = self._found
+        finding = self._found
         with self._fresh.child(derive_whole, self._config, self._data, self._mode) as child:
             try:
                 self._whole = self._replay_whole(child)
@@ -173,23 +173,23 @@ class _Check:
                 f"prices times {PRICE_FACTOR}": self._dearer,
             }
             for name, part in parts.items():
-                if found.differences:
+                if finding.differences:
                     break
                 self._report(f"lookahead: {name}")
                 try:
                     self._check_time()
                     part()
                 except (_TimeOver, Overdue):
-                    found.unfinished.append(name)
-                    found.unproved.append(f"{name}: not probed to the end, the time was over")
+                    finding.unfinished.append(name)
+                    finding.unproved.append(f"{name}: not probed to the end, the time was over")
         self._conclude(allow)
-        return found
+        return finding
 
     # ------------------------------------------------------------ the whole
 
     def _replay_whole(self, child: Child) -> Whole:
         """Replay everything, for at most a sixth of the time; all parts are compared with it."""
-        found, stopped = self._found, False
+        finding, stopped = self._found, False
         total = sum(len(part) for part in self._data.candles)
         until_s = self._clock.network_s() + self._limits.seconds / 6
         while isinstance(whole := child.receive(), int):
@@ -199,8 +199,12 @@ class _Check:
                 child.send("stop")
         assert isinstance(whole, Whole)
         self._note_accesses(whole.accesses)
-        bars = [one.step.event for one in whole.steps if isinstance(one.step.event, Bar)]
-        found.given, found.bars, found.warmup = total, len(bars), whole.warmup
+        bars = [
+            derived_step.step.event
+            for derived_step in whole.steps
+            if isinstance(derived_step.step.event, Bar)
+        ]
+        finding.given, finding.bars, finding.warmup = total, len(bars), whole.warmup
         if len(bars) <= whole.warmup * len(whole.instruments) and not stopped:
             # Nothing would move, for nothing would be decided.
             raise ConfigInvalid(
@@ -210,8 +214,8 @@ class _Check:
         if stopped:
             last_ms = bars[-1].open_time_ms
             self._replayed = self._data.opening(0, last_ms - 1)
-            found.unfinished.append("a replay of all bars")
-            found.unproved.append(
+            finding.unfinished.append("a replay of all bars")
+            finding.unproved.append(
                 f"the last {total - len(bars):,} of {total:,} bars: the time did not suffice"
             )
         return whole
@@ -251,7 +255,9 @@ class _Check:
                     self._moved(mine[moved], other, because)
                     return
                 self._found.compared += len(mine)
-                self._found.without_later += sum(isinstance(one.step.event, Bar) for one in mine)
+                self._found.without_later += sum(
+                    isinstance(derived_step.step.event, Bar) for derived_step in mine
+                )
             self._note_accesses(child.ask(None))
 
     def _surrounded(self, allow: Sequence[str]) -> None:
@@ -266,7 +272,7 @@ class _Check:
             link(allow, Path(folder))
             empty = Surroundings(frozenset(allow), folder)
             drawn = os.environ.get("PYTHONHASHSEED")
-            for seed in (one for one in HASH_SEEDS if str(one) != drawn):
+            for seed in (other_seed for other_seed in HASH_SEEDS if str(other_seed) != drawn):
                 self._check_time()
                 if (moved := self._moved_within(self._fresh.under(seed), empty)) is not None:
                     self._moved(*moved[:2], self._because_of(seed, empty))
@@ -281,7 +287,11 @@ class _Check:
             try:
                 steps = child.receive()
             except StrategyFailed as error:
-                first = next(one for one in self._whole.steps if isinstance(one.step.event, Bar))
+                first = next(
+                    derived_step
+                    for derived_step in self._whole.steps
+                    if isinstance(derived_step.step.event, Bar)
+                )
                 return first, str(error), ()
             self._found.compared += len(steps)
             moved = _first_unequal(self._whole.steps, steps)
@@ -322,7 +332,7 @@ class _Check:
 
     def _frames(self) -> None:
         """Compare the bars of higher timeframes with the closed ones of the whole file."""
-        if not any(one.frames for one in self._whole.steps):
+        if not any(derived_step.frames for derived_step in self._whole.steps):
             return
         whole = self._whole
         compared, difference = first_false_frame(self._replayed, whole.instruments, whole.steps)
@@ -345,9 +355,9 @@ class _Check:
             assert isinstance(whole, Whole)
         # A bar is decided, or taken in, once in a replay.
         others = {
-            (event.instrument, event.open_time_ms): one
-            for one in whole.steps
-            if isinstance(event := one.step.event, Bar)
+            (event.instrument, event.open_time_ms): derived_step
+            for derived_step in whole.steps
+            if isinstance(event := derived_step.step.event, Bar)
         }
         for mine in self._whole.steps:
             if not isinstance(event := mine.step.event, Bar):
@@ -369,12 +379,14 @@ class _Check:
             return
         for item in self._whole.instruments:
             mine = [
-                one
-                for one in self._whole.steps
-                if getattr(one.step.event, "instrument", item.id) == item.id
-                and not isinstance(one.step.event, Closed)
+                derived_step
+                for derived_step in self._whole.steps
+                if getattr(derived_step.step.event, "instrument", item.id) == item.id
+                and not isinstance(derived_step.step.event, Closed)
             ]
-            given: list[EngineInput] = [(one.step.event, [one.prediction]) for one in mine]
+            given: list[EngineInput] = [
+                (derived_step.step.event, [derived_step.prediction]) for derived_step in mine
+            ]
             with self._fresh.child(step_through, self._setup(only=item.id), given) as child:
                 steps = child.receive()
                 for place, (together, alone) in enumerate(zip(mine, steps, strict=True)):
@@ -393,20 +405,20 @@ class _Check:
 
     def _futures(self) -> None:
         """Corrupt or cut off what follows bars that are spread over the whole file."""
-        found = self._found
+        finding = self._found
         probes = _spread(self._replayed.candles, self._limits, self._whole.warmup)
-        found.planned = len(probes)
+        finding.planned = len(probes)
         with self._fresh.child(derive_probes, self._config, self._data, self._mode) as child:
             for number, probe in enumerate(probes):
                 if number:
                     self._check_time()
                 self._report(f"lookahead: future {number + 1} of {len(probes)}")
                 compared, difference = child.ask(probe)
-                found.probes += 1
-                found.compared += compared
+                finding.probes += 1
+                finding.compared += compared
                 if difference is not None:
-                    found.differences.append(difference)
-                    found.because = (
+                    finding.differences.append(difference)
+                    finding.because = (
                         "it depends on bars that are still to come"
                         if self._config.model.covariates is None
                         else "it depends on bars, or rows of covariates, that are still to come"
@@ -442,9 +454,9 @@ class _Check:
         except TracepaperError as error:
             self._found.unproved.append(f"whether it depends {on}: {error}")
             return
-        for one, two in zip(self._whole.steps, whole.steps, strict=False):
-            if not same(one, two):
-                first = difference_of(one, two)
+        for mine, other in zip(self._whole.steps, whole.steps, strict=False):
+            if not same(mine, other):
+                first = difference_of(mine, other)
                 self._found.depends.append(
                     f"it depends {on}, first at {first.instrument} bar {iso(first.open_time_ms)}"
                 )
@@ -486,32 +498,36 @@ class _Check:
         return steps
 
     def _conclude(self, allow: Sequence[str]) -> None:
-        found = self._found
+        finding = self._found
         self._note_tables()
         for item in self._opened:
-            (found.allowed if _is_allowed(item, allow) else found.opened).append(item)
+            (finding.allowed if _is_allowed(item, allow) else finding.opened).append(item)
         if self._own:
-            signals = [one.signal for one in self._whole.steps if one.signal is not None]
+            signals = [
+                derived_step.signal
+                for derived_step in self._whole.steps
+                if derived_step.signal is not None
+            ]
             if signals and all(
                 isinstance(signal, Signal) and signal.action is Action.HOLD for signal in signals
             ):
-                found.unproved.append(
+                finding.unproved.append(
                     f"anything of what it would do: it signalled HOLD at all {len(signals):,} bars"
                 )
-            if found.without_later < found.bars and not found.differences:
-                left = found.bars - found.without_later
-                found.unproved.append(f"{left:,} bars that were not decided blindly")
-            if found.allowed:
-                found.unproved.append(
+            if finding.without_later < finding.bars and not finding.differences:
+                left = finding.bars - finding.without_later
+                finding.unproved.append(f"{left:,} bars that were not decided blindly")
+            if finding.allowed:
+                finding.unproved.append(
                     "whether what it was allowed to open tells the future: "
-                    + ", ".join(item.name for item in found.allowed)
+                    + ", ".join(item.name for item in finding.allowed)
                 )
             if declared := self._whole.accesses.declared:
-                found.unproved.append(
+                finding.unproved.append(
                     f"whether its declared files tell the future: {', '.join(declared)}"
                 )
             if self._native:
-                found.unproved.append(
+                finding.unproved.append(
                     f"what {', '.join(sorted(self._native))} opened: native code is not heard"
                 )
 
@@ -558,4 +574,4 @@ def _spread(candles: Sequence[Candles], limits: Limits, warmup: int) -> list[Fut
 def _first_unequal(derived: Sequence[DerivedStep], steps: Sequence[bytes]) -> int | None:
     """Return the index of the first of *derived* whose packed step differs; None without one."""
     pairs = enumerate(zip(derived, steps, strict=True))
-    return next((index for index, (own, other) in pairs if packed(own) != other), None)
+    return next((index for index, (mine, other) in pairs if packed(mine) != other), None)

@@ -61,46 +61,46 @@ Memory = Mapping[str, str]
 
 def memory_of(strategy: Strategy) -> dict[str, str]:
     """Return all that *strategy* could remember a bar by, but for its declared state."""
-    own = unguarded(strategy)
-    found = dict(_of_object("self", own, _fields(own)))
-    if getattr(own, "State", None) is not None:
-        found = {name: text for name, text in found.items() if name.split(".")[1] != "state"}
-    for made_of in type(own).__mro__:
-        if made_of in {Strategy, PortfolioStrategy}:
+    user = unguarded(strategy)
+    memory = dict(_of_object("self", user, _fields(user)))
+    if getattr(user, "State", None) is not None:
+        memory = {name: text for name, text in memory.items() if name.split(".")[1] != "state"}
+    for kind in type(user).__mro__:
+        if kind in {Strategy, PortfolioStrategy}:
             break
-        for name, value in vars(made_of).items():
-            found |= _of_name(f"{made_of.__name__}.{name}", name, value)
-    for module in _own_modules(type(own)):
+        for name, value in vars(kind).items():
+            memory |= _of_name(f"{kind.__name__}.{name}", name, value)
+    for module in _own_modules(type(user)):
         for name, value in vars(module).items():
             if getattr(value, "__module__", module.__name__) == module.__name__:
-                found |= _of_name(f"{name} of module {module.__name__}", name, value)
-    return found
+                memory |= _of_name(f"{name} of module {module.__name__}", name, value)
+    return memory
 
 
-def unlike(one: Memory, two: Memory) -> list[str]:
+def unlike(first_memory: Memory, second_memory: Memory) -> list[str]:
     """Return the names of what differs, with both values where they are short."""
     differing = [
-        (name, one.get(name, _ABSENT), two.get(name, _ABSENT))
-        for name in dict.fromkeys((*one, *two))
-        if one.get(name) != two.get(name)
+        (name, first_memory.get(name, _ABSENT), second_memory.get(name, _ABSENT))
+        for name in dict.fromkeys((*first_memory, *second_memory))
+        if first_memory.get(name) != second_memory.get(name)
     ]
-    differing.sort(key=lambda found: max(map(len, found[1:])))
+    differing.sort(key=lambda values: max(map(len, values[1:])))
     return [
         f"{name} ({first} and {second})" if len(first + second) <= 2 * SHOWN_LONGEST else name
         for name, first, second in differing
     ]
 
 
-def _own_modules(made_of: type) -> Iterator[ModuleType]:
+def _own_modules(kind: type) -> Iterator[ModuleType]:
     """Yield the class's module and those of its own folder that it imports."""
-    yield sys.modules[made_of.__module__]
-    root, file = own_folder(made_of), sys.modules[made_of.__module__].__file__
+    yield sys.modules[kind.__module__]
+    root, file = own_folder(kind), sys.modules[kind.__module__].__file__
     if root is None or file is None:
         return
     paths = set(own_sources(Path(file), root)) - {Path(file).resolve()}
     for module in list(sys.modules.values()):
-        found = getattr(module, "__file__", None)
-        if isinstance(found, str) and Path(found).resolve() in paths:
+        path = getattr(module, "__file__", None)
+        if isinstance(path, str) and Path(path).resolve() in paths:
             yield module
 
 
@@ -155,13 +155,13 @@ def _fields(value: object) -> dict[str, object]:
         return {}
     if isinstance(value, Struct):
         return {name: getattr(value, name) for name in value.__struct_fields__}
-    found = dict(getattr(value, "__dict__", {}))
+    fields = dict(getattr(value, "__dict__", {}))
     for made_of in type(value).__mro__:
         slots = made_of.__dict__.get("__slots__", ())
         for name in (slots,) if isinstance(slots, str) else slots:
             if name not in {"__dict__", "__weakref__"} and hasattr(value, name):
-                found[name] = getattr(value, name)
-    return found
+                fields[name] = getattr(value, name)
+    return fields
 
 
 def _text(value: object) -> str:
@@ -291,13 +291,19 @@ def derive_whole(connection: Connection, setting: _Setting, starts: Sequence[int
         if isinstance(unit, FrameBar) and together[0].step.accepted:
             frame_bars.append(unit)
         steps += together
-    connection.send(([one for one in steps if _is_decided(one)], standing, frame_bars))
+    connection.send(
+        (
+            [derived_step for derived_step in steps if _is_decided(derived_step)],
+            standing,
+            frame_bars,
+        )
+    )
 
 
 def derive_from(connection: Connection, setting: _Setting, start: Start) -> None:
     """Send the decided steps of all bars of the period that begins at *start*."""
-    found = chain.from_iterable(_derived_from(_replay(setting, start), setting, start))
-    connection.send([one for one in found if _is_decided(one)])
+    steps = chain.from_iterable(_derived_from(_replay(setting, start), setting, start))
+    connection.send([derived_step for derived_step in steps if _is_decided(derived_step)])
 
 
 def derive_memory(
@@ -306,7 +312,7 @@ def derive_memory(
     """Send what the strategy of *instrument* remembers after its bar that opened at *at_ms*."""
     replay = _replay(setting, start)
     for together in _derived_from(replay, setting, start):
-        events = [one.step.event for one in together]
+        events = [derived_step.step.event for derived_step in together]
         if any(isinstance(event, Bar) and event.open_time_ms == at_ms for event in events):
             break
     connection.send(memory_of(replay.engine.strategy_of(instrument)))
@@ -406,9 +412,9 @@ def _earlier(replay: Replay, candles: Sequence[Candles]) -> Iterator[Bar]:
                 price_decimals=item.price_decimals, volume_decimals=item.volume_decimals
             )
         )
-        known = replay.feed.actions.events.get(item.id, ())
+        actions = replay.feed.actions.events.get(item.id, ())
         for bar in bars:
-            for action in known:
+            for action in actions:
                 if bar.open_time_ms < action.market_ms <= first_ms[part.symbol]:
                     bar = _adjusted(bar, action)  # noqa: PLW2901 - one split after the other
             yield bar
@@ -420,8 +426,8 @@ def _open_ms_of(unit: Unit) -> int:
     return max(times, default=-1)
 
 
-def _is_decided(one: DerivedStep) -> bool:
-    return isinstance(one.step.event, Bar) and one.step.decision is not None
+def _is_decided(derived_step: DerivedStep) -> bool:
+    return isinstance(derived_step.step.event, Bar) and derived_step.step.decision is not None
 
 
 def recursive(
@@ -440,7 +446,7 @@ def recursive(
     state, nothing may differ. Of the candles of higher timeframes a later start is handed those
     that the full run took in. Of several instruments all start at the time of a bar of the first.
     """
-    found, candles = RecursiveFinding(), data.candles
+    finding, candles = RecursiveFinding(), data.candles
     for part in candles:
         if len(part) - warmup < 2:  # one bar to start later by, one to compare
             raise DataInvalid(
@@ -471,19 +477,19 @@ def recursive(
         begun = Start(from_ms, stood, frame_bars)
         with fresh.child(derive_from, setting, begun) as child:
             steps = child.receive()
-        found.probes += 1
+        finding.probes += 1
         same_period = []
-        for one in whole:
-            assert isinstance(one.step.event, Bar)
-            if one.step.event.open_time_ms >= from_ms:
-                same_period.append(one)
-        for one, two in zip(same_period, steps, strict=True):
-            found.compared += 1
-            if not same_judgement(one, two):
-                found.differences.append(difference_of(one, two))
-                found.undeclared = _undeclared(fresh, setting, (Start(), begun), one)
-                return found
-    return found
+        for mine in whole:
+            assert isinstance(mine.step.event, Bar)
+            if mine.step.event.open_time_ms >= from_ms:
+                same_period.append(mine)
+        for mine, other in zip(same_period, steps, strict=True):
+            finding.compared += 1
+            if not same_judgement(mine, other):
+                finding.differences.append(difference_of(mine, other))
+                finding.undeclared = _undeclared(fresh, setting, (Start(), begun), mine)
+                return finding
+    return finding
 
 
 def _undeclared(
@@ -497,21 +503,21 @@ def _undeclared(
         key = event.instrument, event.open_time_ms
         with fresh.child(derive_memory, setting, start, *key) as child:
             memories.append(child.receive())
-    one, two = memories
-    return unlike(one, two)
+    first, second = memories
+    return unlike(first, second)
 
 
 @of_each_strategy
-def same_judgement(one: DerivedStep, two: DerivedStep) -> bool:
+def same_judgement(mine: DerivedStep, other: DerivedStep) -> bool:
     """Return whether two steps forecast, measure and signal the same, whatever was held before.
 
     What stands, what a limit of the account refuses and what a horizon closes are the account's;
     the signal before all that is the strategy's alone, and HOLD is a signal like the others.
     """
-    a, b = one.step.decision, two.step.decision
+    a, b = mine.step.decision, other.step.decision
     if a is None or b is None:
         return a is b
-    if not same_signal(one, two) or not _measures_agree(a, b) or not _notes_agree(one, two):
+    if not same_signal(mine, other) or not _measures_agree(a, b) or not _notes_agree(mine, other):
         return False
     judged = a.refused_by not in _RISK and b.refused_by not in _RISK
     same = (a.refused_by, a.regime) == (b.refused_by, b.regime)
@@ -519,23 +525,23 @@ def same_judgement(one: DerivedStep, two: DerivedStep) -> bool:
 
 
 @of_each_strategy
-def same_signal(one: DerivedStep, two: DerivedStep) -> bool:
+def same_signal(mine: DerivedStep, other: DerivedStep) -> bool:
     """Return whether the strategy signalled the same of forecasts that agree."""
-    a, b = one.signal, two.signal
+    a, b = mine.signal, other.signal
     if a is None or b is None:
         return a is b
     if isinstance(a, Orders) or isinstance(b, Orders):
-        return a == b and predictions_agree(one.step.prediction, two.step.prediction)
+        return a == b and predictions_agree(mine.step.prediction, other.step.prediction)
     same = a.action is b.action and abs(a.strength - b.strength) <= SHARES
-    return same and predictions_agree(one.step.prediction, two.step.prediction)
+    return same and predictions_agree(mine.step.prediction, other.step.prediction)
 
 
-def _notes_agree(one: DerivedStep, two: DerivedStep) -> bool:
+def _notes_agree(mine: DerivedStep, other: DerivedStep) -> bool:
     """Return whether the strategy noted the same: exactly, or of forecasts within 1e-4."""
-    a, b = one.step.decision, two.step.decision
+    a, b = mine.step.decision, other.step.decision
     assert a is not None
     assert b is not None
-    if a.note == b.note or a.note is None or b.note is None or one.step.prediction is None:
+    if a.note == b.note or a.note is None or b.note is None or mine.step.prediction is None:
         return a.note == b.note
     return list(a.note) == list(b.note) and all(
         near_measure(first, second)
@@ -570,16 +576,16 @@ def _shown(signal: Signal | Orders) -> str:
     return f"{len(signal.requests)} requests, {_text(signal.requests)}"
 
 
-def difference_of(one: DerivedStep, two: DerivedStep) -> Difference:
+def difference_of(mine: DerivedStep, other: DerivedStep) -> Difference:
     """Return the first field in which two steps differ: columns, then the signal, then others."""
-    event = one.step.event
-    for (name, first), (_, second) in zip(one.columns, two.columns, strict=False):
+    event = mine.step.event
+    for (name, first), (_, second) in zip(mine.columns, other.columns, strict=False):
         if isinstance(event, Bar) and repr(first) != repr(second):
             at = event.instrument, event.open_time_ms
             return Difference(*at, f"column {name!r}", str(first), str(second))
-    every = zip(one.by_strategy, two.by_strategy, strict=True)
-    one, two = next((pair for pair in every if not same_judgement(*pair)), (one, two))
-    event, a, b = one.step.event, one.signal, two.signal
+    every = zip(mine.by_strategy, other.by_strategy, strict=True)
+    mine, other = next((pair for pair in every if not same_judgement(*pair)), (mine, other))
+    event, a, b = mine.step.event, mine.signal, other.signal
     if isinstance(event, Bar) and a is not None and b is not None:
         at = event.instrument, event.open_time_ms
         if isinstance(a, Orders) or isinstance(b, Orders):
@@ -588,7 +594,9 @@ def difference_of(one: DerivedStep, two: DerivedStep) -> Difference:
             return Difference(*at, "signal", a.action, b.action)
         if a.strength != b.strength:
             return Difference(*at, "strength", str(a.strength), str(b.strength))
-        if one.step.decision is not None and two.step.decision is not None:
-            for name, first, second in decision_differences(one.step.decision, two.step.decision):
+        if mine.step.decision is not None and other.step.decision is not None:
+            for name, first, second in decision_differences(
+                mine.step.decision, other.step.decision
+            ):
                 return Difference(*at, name, first, second)
-    return first_difference(one.step, two.step)
+    return first_difference(mine.step, other.step)

@@ -210,7 +210,7 @@ def _unit(decimals: int | None) -> str:
 def _import_lines(series: SeriesImport, archive: Path) -> list[str]:
     from tracepaper.strategies.units import iso
 
-    existing = f", {series.known:,} were there already" if series.known else ""
+    existing = f", {series.existing:,} were there already" if series.existing else ""
     span = f"{series.added:,} candles from {iso(series.from_ms)} until {iso(series.until_ms)}"
     return [
         (

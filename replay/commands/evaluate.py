@@ -113,13 +113,13 @@ def evaluate(
     from tracepaper.replay.learning.recipe import evaluation_options
     from tracepaper.strategies.api.model import DataSource
 
-    asked = read_inspections(inspect or ())
-    require("captum", "--inspect attribution", asked.get("attribution"))
+    inspections = read_inspections(inspect or ())
+    require("captum", "--inspect attribution", inspections.get("attribution"))
     options, others = evaluation_options(settings or ())
     given = with_settings(config, others)
     source = _source(checkpoint)
     of_books = source == DataSource.ORDER_BOOKS
-    inspected: dict[str, object] = {f"inspect {name}": count for name, count in asked.items()}
+    inspected: dict[str, object] = {f"inspect {name}": count for name, count in inspections.items()}
     examined = {**inspected, "set evaluation.explained_bars": options.explained_bars or 0}
     if of_books:
         others_given = {
@@ -155,8 +155,8 @@ def evaluate(
     if folds is not None:
         inputs = beside.read()
         _, model = _loaded(checkpoint, options.threads, inputs)
-        found = folds_of(model, request._replace(inputs=inputs), folds, ablate or (), each)
-        print_folds(found, html, as_json=json)
+        folds_judged = folds_of(model, request._replace(inputs=inputs), folds, ablate or (), each)
+        print_folds(folds_judged, html, as_json=json)
         return
     for name in compare or ():
         _refuse_other_source(checkpoint, source, name)
@@ -166,7 +166,7 @@ def evaluate(
             "examines a checkpoint's network or arrays, which a class does not show; leave it out.",
         )
     reading = _Reading(request, beside, given, options.threads)
-    judged = _judged(reading, checkpoint, chosen, asked, options.explained_bars)
+    judged = _judged(reading, checkpoint, chosen, inspections, options.explained_bars)
     for name in compare or ():
         judged = _with_rival(judged, name, reading)
     _print(judged, html, as_json=json)
@@ -242,13 +242,13 @@ def _print(judged: _ModelJudgement, html: Path | None, *, as_json: bool) -> None
     if html is not None:
         write_page(judgement_document(model_id, every), html)
     if as_json:
-        told = [
+        findings = [
             {"name": of.key, "title": of.title, "note": "".join(of.notes), "rows": of.records()}
             for of in judged.findings
         ]
         others = [{"name": name, "id": other} for name, other in judged.beside]
         print_json(
-            {**as_document(model_id, judged.recipe, every), "findings": told, "beside": others}
+            {**as_document(model_id, judged.recipe, every), "findings": findings, "beside": others}
         )
         return
     console = for_tables()
@@ -285,16 +285,16 @@ def _loaded(name: str, threads: int, inputs: SideInputs | None) -> tuple[Path, C
 
     use_threads(threads)
     folder = locate(name)
-    found = load(folder)
-    kind = kind_of(found.card)
+    model = load(folder)
+    kind = kind_of(model.card)
     if kind.model.source != DataSource.BARS:
         if inputs is not None:
             raise ConfigInvalid(f"{name} was trained on bars alone; leave other files out.")
-        kind.load(found.card, found.tensors)
-        return folder, found
-    source = source_for(found.card, inputs)
-    build(found.card, found.tensors, RunOptions(threads=threads, vectors=source))
-    return folder, found
+        kind.load(model.card, model.tensors)
+        return folder, model
+    source = source_for(model.card, inputs)
+    build(model.card, model.tensors, RunOptions(threads=threads, vectors=source))
+    return folder, model
 
 
 class _Reading(NamedTuple):
@@ -347,17 +347,17 @@ def _judged(
     reading: _Reading,
     name: str,
     spans: Sequence[NamedSpan],
-    asked: Mapping[str, int],
+    inspections: Mapping[str, int],
     bars: int | None,
 ) -> _ModelJudgement:
-    """Judge the model *name* on every span, and inspect it as *asked*."""
+    """Judge the model *name* on every span, and make its *inspections*."""
     from tracepaper.replay.learning.inspection.inspections import examined
     from tracepaper.replay.learning.inspection.model import Subject
     from tracepaper.replay.learning.judge.judge import counted, judge_model
 
     of = _read(reading, name)
     # First, for they refuse what cannot be had before minutes have passed.
-    findings = list(examined(Subject.of(of.model, of.data), asked)) if asked else []
+    findings = list(examined(Subject.of(of.model, of.data), inspections)) if inspections else []
     every = [judge_model(of.model, of.data, span, bars=bars) for span in spans]
     every = counted(every, of.folder, of.recipe, of.model_id)
     return _ModelJudgement(of.model_id, of.recipe, of.data.interval_ms, every, findings)
@@ -420,9 +420,9 @@ def _with_rival(judged: _ModelJudgement, name: str, reading: _Reading) -> _Model
     return judged._replace(every=every, beside=(*judged.beside, (name, of.model_id)))
 
 
-def _tell_untrained(said: Sequence[str], *, as_json: bool) -> None:
+def _tell_untrained(sentences: Sequence[str], *, as_json: bool) -> None:
     if as_json:
-        print_json({"says": list(said), "figures": {}})
+        print_json({"says": list(sentences), "figures": {}})
         return
-    for sentence in said:
+    for sentence in sentences:
         typer.echo(sentence)

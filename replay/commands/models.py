@@ -323,8 +323,8 @@ def retrain(
         stay_behind(nice=given.retrain.nice, memory_mb=given.retrain.memory_mb)
         output = take_output()
     database = database_path(db, config)
-    retraining, number = _asked(given, database, run, candidate, against, to, folder, test)
-    judgement = _found(retraining, number, float(given.retrain.alpha))
+    retraining, number = _request(given, database, run, candidate, against, to, folder, test)
+    judgement = _judged(retraining, number, float(given.retrain.alpha))
     if service:
         output.write(frame_of(judgement))
     elif json:
@@ -334,7 +334,7 @@ def retrain(
             typer.echo(sentence)
 
 
-def _asked(
+def _request(
     given: Config,
     database: Path,
     named: str,
@@ -384,7 +384,7 @@ def _asked(
     return retraining, number
 
 
-def _found(retraining: Retraining, number: int, alpha: float) -> CandidateJudgement:
+def _judged(retraining: Retraining, number: int, alpha: float) -> CandidateJudgement:
     from msgspec.structs import replace
 
     from tracepaper.daemon.session.retraining import level_of

@@ -150,7 +150,7 @@ def _progress(*, quiet: bool) -> Iterator[Callable[[str], None]]:
     from rich.console import Console
 
     if quiet:
-        yield lambda _said: None
+        yield lambda _text: None
         return
     with Console(stderr=True).status("reading the run") as status:
         yield status.update

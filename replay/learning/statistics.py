@@ -329,7 +329,7 @@ def risk_curve(parts: Sequence[RankedBars]) -> RiskCurve | None:
     The surest bars are those of the whole part, ties in drawn order. Blocks are drawn for all parts
     together, since horizons share their market.
     """
-    ranked = [_known(part) for part in parts]
+    ranked = [_finite(part) for part in parts]
     ranked = [part for part in ranked if len(part.risk)]
     if not ranked:
         return None
@@ -356,7 +356,7 @@ def risk_curve(parts: Sequence[RankedBars]) -> RiskCurve | None:
     )
 
 
-def _known(part: RankedBars) -> RankedBars:
+def _finite(part: RankedBars) -> RankedBars:
     finite = np.isfinite(part.measure) & np.isfinite(part.risk)
     return RankedBars(part.risk[finite], part.measure[finite], part.days[finite])
 

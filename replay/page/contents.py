@@ -64,7 +64,7 @@ def contents_of(
     *,
     document: TitledParts | None = None,
     full: bool = False,
-    progress: Progress = lambda _said: None,
+    progress: Progress = lambda _text: None,
 ) -> FileContents:
     """Return the answers that a file of a run holds, by address.
 

@@ -43,7 +43,7 @@ def run_page(
     *,
     document: TitledParts | None = None,
     full: bool = False,
-    progress: Progress = lambda _said: None,
+    progress: Progress = lambda _text: None,
 ) -> str:
     """Return the page of ``tracepaper ui`` as one file that holds one run.
 

@@ -390,7 +390,7 @@ class Refusal:
     error_bp: float | None  # of the difference, by day
     random_low_bp: float | None
     random_high_bp: float | None
-    said: str
+    verdict: str
 
 
 def refusals(record: RunRecord) -> list[Refusal]:
@@ -485,7 +485,7 @@ def _row(name: str, chosen: Mask, reached: Mask, signals: _Signals, record: RunR
         error_bp=_bp(judged.error),
         random_low_bp=_bp(judged.low),
         random_high_bp=_bp(judged.high),
-        said=said(judged, allowed=name == ALLOWED),
+        verdict=verdict_on(judged, allowed=name == ALLOWED),
     )
 
 
@@ -555,7 +555,7 @@ def _random(gross: Floats, chosen: Mask, day: int) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def said(judged: RefusalJudgement, *, allowed: bool) -> str:
+def verdict_on(judged: RefusalJudgement, *, allowed: bool) -> str:
     """Return the word for a gate's refusals, or for what was *allowed*."""
     if judged.difference is None:
         return ""

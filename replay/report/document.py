@@ -80,7 +80,7 @@ def _section(title: str) -> Paragraph:
     return Paragraph(title, "heading")
 
 
-def _known(parts: Iterable[Part | None]) -> list[Part]:
+def _present(parts: Iterable[Part | None]) -> list[Part]:
     return [part for part in parts if part is not None]
 
 
@@ -93,7 +93,7 @@ def _taken(remaining: dict[str, Table], *keys: str, otherwise: str = "") -> list
 def _money(report: Report, remaining: dict[str, Table]) -> list[Part]:
     sources = "; ".join(f"{of.name}: {of.source}" for of in report.accounts) + "."
     prices = [price_chart(report, name) for name in list(report.record.bars)[:INSTRUMENTS_MAX]]
-    return _known(
+    return _present(
         [
             _section("Money"),
             equity_chart(report),
@@ -122,7 +122,7 @@ def _attention(report: Report, remaining: dict[str, Table]) -> list[Part]:
     maps = report.attention.heatmaps
     left_out = len(maps) - INSTRUMENTS_MAX
     shown = maps[:INSTRUMENTS_MAX]
-    return _known(
+    return _present(
         [
             _section("Attention"),
             Paragraph(
@@ -157,7 +157,7 @@ def _influence(analysis: InfluenceReport) -> list[Part]:
     matrix, *others = analysis.tables()
     matrix_alone = replace(matrix, title="")
     quarters = influence_quarters_chart(analysis)
-    return _known(
+    return _present(
         [_section(matrix.title), influence_chart(analysis), matrix_alone, quarters, *others]
     )
 

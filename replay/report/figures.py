@@ -227,7 +227,7 @@ REFUSALS: Final = (
     Figure[Refusal](
         "random_high", "to", "gain bp", lambda of: _fraction(of.random_high_bp), wide=True
     ),
-    of_field("said", "it", "text"),
+    of_field("verdict", "it", "text"),
 )  # fmt: skip
 
 UNFILLED: Final = (
@@ -351,7 +351,7 @@ def _decided(report: Report) -> Iterator[Table]:
 @declared
 def _heads(report: Report) -> Iterator[Table]:
     """Yield the tables on what auxiliary heads said, and whether it held in the run."""
-    yield from tables_of(report.said)
+    yield from tables_of(report.head_outcomes)
 
 
 @declared

@@ -143,7 +143,7 @@ def read_heads(record: RunRecord) -> HeadReport:
         )
     last = int(explained[-1])
     instrument = decisions.instrument[last]
-    forecaster, half, bars = _asked(record, str(instrument), last)
+    forecaster, half, bars = _open_network(record, str(instrument), last)
     rows = explained[decisions.instrument[explained] == instrument]
     answered = {*decisions.open_time_ms[rows].tolist()}
     sequence = int(decisions.sequence[last])
@@ -222,7 +222,9 @@ def _note(forecaster: Attending) -> str:
     )
 
 
-def _asked(record: RunRecord, instrument: str, place: int) -> tuple[Attending, bool, list[Bar]]:
+def _open_network(
+    record: RunRecord, instrument: str, place: int
+) -> tuple[Attending, bool, list[Bar]]:
     """Open the network of the decision at *place*, whether it is an ensemble's, and its bars."""
     run_id, open_time_ms = str(record.run["run_id"]), int(record.decisions.open_time_ms[place])
     if record.config.model.own_class:

@@ -37,7 +37,7 @@ from tracepaper.replay.report.listed_orders import newest as newest_listed
 from tracepaper.replay.report.listed_orders import of_decision
 from tracepaper.replay.report.metrics import Activity, Drawdown, Performance
 from tracepaper.replay.report.record import AccountRecord, RunRecord, read_record
-from tracepaper.replay.report.risk_heads import SaidAndCame, read_said
+from tracepaper.replay.report.risk_heads import HeadOutcomes, read_head_outcomes
 from tracepaper.replay.report.trades import ClosedTrade, Costs, closed_trades, costs
 from tracepaper.replay.run_columns import Floats, Ints
 from tracepaper.storage.checkpoints import ID_DIGITS, FittedSpan, kept_folder, read_card
@@ -238,7 +238,7 @@ class Report:
     explained: tuple[ExplainedTrade, ...]
     listed: tuple[Row, ...]  # of ``v_orders``: the newest that the strategy sent by list
     heads: int  # of a layer of the run's model; 0 where its card is not at hand
-    said: SaidAndCame | None  # what auxiliary heads said; None of a run without them
+    head_outcomes: HeadOutcomes | None  # what auxiliary heads said; None of a run without them
     stretches: tuple[Stretch, ...]  # up to a halt, and by what the model was fitted on
     shortfalls: tuple[Row, ...]  # of ``v_shortfall``: a trader's own fills beside the run's
 
@@ -249,7 +249,7 @@ class Report:
 
 
 def build_report(
-    database: Path, run_id: str, *, progress: Callable[[str], None] = lambda _said: None
+    database: Path, run_id: str, *, progress: Callable[[str], None] = lambda _text: None
 ) -> Report:
     """Return the report of *run_id*, from the views and the reader alone.
 
@@ -270,7 +270,7 @@ def build_report(
         listed, shortfalls = newest_listed(views), tuple(views.rows("v_shortfall"))
         retrained = reader.of_type(run_id, RetrainingEnd)
         card = _card(record)
-        outcomes = read_said(reader, record, card)
+        outcomes = read_head_outcomes(reader, record, card)
     progress("drawing random twins")
     times, marks = _times(record), _marks(record)
     held = held_alike(record)
@@ -308,7 +308,7 @@ def build_report(
         explained=tuple(explained),
         listed=listed,
         heads=int(card.get("architecture", {}).get("heads", 0)),
-        said=outcomes,
+        head_outcomes=outcomes,
         stretches=stretches(record, closed[record.account.name]),
         shortfalls=shortfalls,
     )

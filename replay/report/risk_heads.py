@@ -27,13 +27,13 @@ HEADS: Final = ("tails", "drawdown", "runup", "regimes", "quantiles")
 
 
 @dataclass(frozen=True)
-class SaidAndCame:
+class HeadOutcomes:
     """Rows [row] in the order of the run: what each head said, by name, and what came."""
 
     horizon: int
     days: Ints  # spans of whole days, at least as long as the horizon
-    apart: Ints  # rows of which no two of an instrument share a future bar
-    said: Mapping[str, Floats]  # [row, number of the head], log returns
+    separate: Ints  # rows of which no two of an instrument share a future bar
+    forecasts: Mapping[str, Floats]  # [row, number of the head], log returns
     levels: Sequence[float]  # of the quantiles; empty where the model's card is not at hand
     returned: Floats  # log return
     fallen: Floats  # largest fall of the logarithm of the close
@@ -41,7 +41,9 @@ class SaidAndCame:
     volatility: Floats  # to the horizon
 
 
-def read_said(reader: Reader, record: RunRecord, card: Mapping[str, Any]) -> SaidAndCame | None:
+def read_head_outcomes(
+    reader: Reader, record: RunRecord, card: Mapping[str, Any]
+) -> HeadOutcomes | None:
     """Return the heads' forecasts in a run beside the outcomes; None of a run without heads.
 
     *card* is the model's, or empty.
@@ -62,7 +64,7 @@ def read_said(reader: Reader, record: RunRecord, card: Mapping[str, Any]) -> Sai
             and horizon in prediction.horizons
         ):
             kept[step.sequence] = prediction
-    outcomes = _came(record, horizon)
+    outcomes = _outcomes(record, horizon)
     reachable = zip(
         record.decisions.sequence.tolist(), np.isfinite(outcomes[0]).tolist(), strict=True
     )
@@ -75,12 +77,12 @@ def read_said(reader: Reader, record: RunRecord, card: Mapping[str, Any]) -> Sai
     at = every[0].horizons.index(horizon)
     by_head = {name: [forecast.head(name, at) for forecast in every] for name in HEADS}
     returned, fallen, risen, volatility, place = outcomes[:, rows]
-    return SaidAndCame(
+    return HeadOutcomes(
         horizon=horizon,
         days=record.spans_of(record.decisions.open_time_ms[rows], horizon),
-        apart=np.flatnonzero(place % horizon == 0),
+        separate=np.flatnonzero(place % horizon == 0),
         # A model that a retraining put in the place of another may have other heads.
-        said={
+        forecasts={
             name: np.array(numbers)
             for name, numbers in by_head.items()
             if numbers[0] and len({len(each) for each in numbers}) == 1
@@ -93,7 +95,7 @@ def read_said(reader: Reader, record: RunRecord, card: Mapping[str, Any]) -> Sai
     )
 
 
-def _came(record: RunRecord, horizon: int) -> Floats:
+def _outcomes(record: RunRecord, horizon: int) -> Floats:
     """Return [5, decision]: return, fall, rise and volatility to the horizon, and the bar's number.
 
     The first four are NaN where the horizon is not within the run, or has a hole.
@@ -128,15 +130,15 @@ def _mean(values: Floats, days: Ints) -> Estimate | None:
     return float(values.mean()), mean_error(values, days)
 
 
-def _tails(comparison: SaidAndCame) -> Iterator[Cells]:
+def _tails(comparison: HeadOutcomes) -> Iterator[Cells]:
     """Yield each value at risk and its expected shortfall, and what came, in log returns."""
-    tails = comparison.said["tails"].reshape(-1, len(TAILS), len(SHARES), 2)
+    tails = comparison.forecasts["tails"].reshape(-1, len(TAILS), len(SHARES), 2)
     for at, (position, sign) in enumerate(zip(TAILS, (-1.0, 1.0), strict=True)):
         for place, share in enumerate(SHARES):
             limit, expected = tails[:, at, place].T
             lost = sign * comparison.returned
             beyond = lost > limit
-            apart = beyond[comparison.apart]
+            apart = beyond[comparison.separate]
             yield {
                 "position": position,
                 "said": share,
@@ -148,7 +150,7 @@ def _tails(comparison: SaidAndCame) -> Iterator[Cells]:
             }
 
 
-def _covered(comparison: SaidAndCame) -> Iterator[Cells]:
+def _covered(comparison: HeadOutcomes) -> Iterator[Cells]:
     """Yield how often what came lay below each quantile."""
     every = {
         "drawdown": (DRAWDOWN_LEVELS, comparison.fallen),
@@ -156,7 +158,7 @@ def _covered(comparison: SaidAndCame) -> Iterator[Cells]:
         "quantiles": (comparison.levels, comparison.returned),
     }
     for head, (levels, outcome) in every.items():
-        quantiles = comparison.said.get(head)
+        quantiles = comparison.forecasts.get(head)
         if quantiles is not None and quantiles.shape[1] == len(levels):
             for at, level in enumerate(levels):
                 below = _mean((outcome <= quantiles[:, at]).astype(np.float64), comparison.days)
@@ -164,9 +166,9 @@ def _covered(comparison: SaidAndCame) -> Iterator[Cells]:
                 yield {"of": of, "said": level, "came": below}
 
 
-def _regimes(comparison: SaidAndCame) -> Iterator[Cells]:
+def _regimes(comparison: HeadOutcomes) -> Iterator[Cells]:
     """Yield the bars of each regime of the network's own."""
-    odds = comparison.said["regimes"][:, ::2]
+    odds = comparison.forecasts["regimes"][:, ::2]
     probable = odds.argmax(axis=1)
     for number in range(odds.shape[1]):
         inside = probable == number
@@ -208,12 +210,12 @@ _REGIMES_NOTE: Final = (
 )
 
 
-def tables_of(comparison: SaidAndCame | None) -> Iterator[Table]:
+def tables_of(comparison: HeadOutcomes | None) -> Iterator[Table]:
     """Yield the tables of what heads said and what came; none of a run without heads."""
     if comparison is None:
         return
     ahead = f"in {comparison.horizon} bars"
-    if "tails" in comparison.said:
+    if "tails" in comparison.forecasts:
         title = f"Tails that the network forecast, and losses {ahead}"
         yield table(
             "head_tails", title, _TAIL_FIGURES, list(_tails(comparison)), notes=(_TAILS_NOTE,)
@@ -221,7 +223,7 @@ def tables_of(comparison: SaidAndCame | None) -> Iterator[Table]:
     if rows := list(_covered(comparison)):
         title = f"Quantiles that the network forecast, and what came {ahead}"
         yield table("head_quantiles", title, _COVERED_FIGURES, rows)
-    if "regimes" in comparison.said:
+    if "regimes" in comparison.forecasts:
         title = f"Regimes of the network's own, and the volatility {ahead}"
         notes = (_REGIMES_NOTE,)
         yield table(

@@ -53,7 +53,7 @@ def trades(report: Report) -> list[Part]:
 def _trade(explained: ExplainedTrade) -> FoldedParts:
     trade = explained.trade
     entered = iso(trade.entry_ms).replace("T", " ").removesuffix(":00Z")
-    parts: list[Part] = [Paragraph(_said(explained), "note")]
+    parts: list[Part] = [Paragraph(_described(explained), "note")]
     if explained.orders:
         parts.append(listed(explained.orders, title=""))
     if len(explained.times_ms) > 1:  # a line takes two points
@@ -67,7 +67,7 @@ def _trade(explained: ExplainedTrade) -> FoldedParts:
     )
 
 
-def _said(explained: ExplainedTrade) -> str:
+def _described(explained: ExplainedTrade) -> str:
     """Describe the position, and the decision that opened it."""
     trade, decision = explained.trade, explained.decision
     text = (

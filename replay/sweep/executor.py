@@ -341,7 +341,7 @@ class UnitOutcome(NamedTuple):
     place: int
     value: bytes = b""  # pickled, so that no tensor is shared by way of the other process
     error: TracepaperError | None = None
-    said: tuple[str, ...] = ()
+    sentences: tuple[str, ...] = ()
     is_refused: bool = False  # by the function itself, which would refuse it again
 
 
@@ -408,7 +408,7 @@ class Spread:
                     break
                 outcome = executor.next()
                 outstanding -= 1
-                for sentence in outcome.said:
+                for sentence in outcome.sentences:
                     say(sentence)
                 if outcome.error is None:
                     values[outcome.place] = pickle.loads(outcome.value)  # noqa: S301 - our own process

@@ -122,7 +122,7 @@ class SweepResult:
     trials: Trials  # of all sweeps on these data
     registry: Path
     state: Path | None
-    made: int  # runs of this call; the others are from before
+    new_runs: int  # runs of this call; the others are from before
 
     # ------------------------------------------------------------ cells
 
@@ -181,7 +181,7 @@ class SweepResult:
                 database=None if db is None else Path(db),
                 warnings=process_warnings(classes),
             )
-            return Backtest.made(spec, classes, library=self.request.library)
+            return Backtest.of_spec(spec, classes, library=self.request.library)
 
     @property
     def command(self) -> str | None:
@@ -367,7 +367,7 @@ class SweepResult:
             "warnings": list(self.request.warnings),
             "cells": [_document(cell) for cell in self.cells],
             "failed": sum(bool(cell.error) for cell in self.cells),
-            "runs_made_now": self.made,
+            "new_runs": self.new_runs,
             "best": None if best is None else _document(best),
             "neighbours": None if neighbours is None else {
                 "values": list(neighbours.values),

@@ -182,7 +182,7 @@ def carry_out_sweep(
             trials=counted.trials(request.data_sha256),
             registry=counted.path,
             state=state,
-            made=maker.count,
+            new_runs=maker.count,
         )
         kept.keep_document(as_document(sweep_document(sweep)))
     return sweep
@@ -245,7 +245,7 @@ class _Maker:
         for number in sorted(done):
             result = self._found[place, part, number]
             sampler.tell(number, result.point, result.value)
-            self._told(result)
+            self._report(result)
         waiting = iter(number for number in range(sampler.count) if number not in done)
         outstanding = 0
         while True:
@@ -266,9 +266,9 @@ class _Maker:
         self._kept.store(result.key, _stored(result))
         self._found[result.key] = result
         self.count += 1
-        self._told(result)
+        self._report(result)
 
-    def _told(self, result: CellResult) -> None:
+    def _report(self, result: CellResult) -> None:
         value = result.value
         if value is not None and result.part != TEST:
             better = max if self._request.maximize else min

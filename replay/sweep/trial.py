@@ -200,14 +200,14 @@ def make(work: Work, cell: Cell) -> CellResult:
         end=None if cell.until_ms is None else str(cell.until_ms),
     )
     try:
-        outcome = _made(work, cell, spec)
+        outcome = _carried_out(work, cell, spec)
     except TracepaperError as error:
         return CellResult(*cell[:4], error=str(error))
     seconds = round(SystemClock().network_s() - began_s, 3)
     return CellResult(*cell[:4], **outcome, seconds=seconds)
 
 
-def _made(work: Work, cell: Cell, spec: RunSpec) -> dict[str, Any]:
+def _carried_out(work: Work, cell: Cell, spec: RunSpec) -> dict[str, Any]:
     with ExitStack() as stack:
         with known_class(work.made_of):
             spec = replace(spec, overrides=overrides_of(work, cell.point))

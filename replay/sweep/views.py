@@ -54,7 +54,7 @@ def _parts(sweep: SweepResult) -> Iterator[Part]:
     symbols = ", ".join(request.symbols)
     count, failed = len(sweep.cells), sum(bool(cell.error) for cell in sweep.cells)
     runs = count_of(count, "run") + (f", {failed:,} of them failed" if failed else "")
-    new_runs = "" if sweep.made == count else f" ({sweep.made:,} made now)"
+    new_runs = "" if sweep.new_runs == count else f" ({sweep.new_runs:,} new)"
     is_walk = request.spans[0].test_ms is not None or len(request.spans) > 1
     best = f", the best {CELLS_SHOWN} of them" * (count - failed > CELLS_SHOWN and not is_walk)
     yield Paragraph(

@@ -129,9 +129,9 @@ def _read(server: Connection[Any], row: DictRow, is_newest: bool) -> FleetRun:  
 def _run(server: Connection[Any], row: DictRow, is_newest: bool) -> FleetRun:  # noqa: FBT001 - one call
     key = row["database_id"]
     run = key, row["run_key"]
-    equity = _one(server, V_EQUITY, run, row["sequence"])
+    equity = _first_row(server, V_EQUITY, run, row["sequence"])
     (decided,) = server.execute(_DECIDED, run).fetchall()
-    decision = _one(server, V_DECISIONS, run, decided["sequence"])
+    decision = _first_row(server, V_DECISIONS, run, decided["sequence"])
     held = []
     for holding in server.execute(_HELD, run).fetchall():
         rows = _all(server, V_POSITIONS, run, holding["sequence"])
@@ -195,7 +195,7 @@ def _decided(decision: DictRow) -> str:
     return f"{at} {decision['instrument']} {decision['action']}{refused}"
 
 
-def _one(
+def _first_row(
     server: Connection[Any], view: View, run: tuple[str, int], sequence: int | None
 ) -> DictRow | None:
     return next(iter(_all(server, view, run, sequence)), None)

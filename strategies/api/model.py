@@ -334,7 +334,7 @@ class ModelKind:
         return self.make is not no_network
 
 
-class FoundClass(NamedTuple):
+class ImportedClass(NamedTuple):
     """A class of a user's own that a network is made of, as it was found."""
 
     made_of: type
@@ -348,9 +348,9 @@ class OwnClasses:
     """Where a network finds a class by ``module:Class``; whoever may import code says how."""
 
     def __init__(self) -> None:
-        self.find: Callable[[str], FoundClass] = self._nobody
+        self.find: Callable[[str], ImportedClass] = self._nobody
 
-    def _nobody(self, name: str) -> FoundClass:
+    def _nobody(self, name: str) -> ImportedClass:
         raise InvariantBroken(f"Nothing here imports {name}; load the model by tracepaper.")
 
 

@@ -317,7 +317,7 @@ def _layer(
     layer = Layer(query, key, value, logsumexp.detach(), mask, scale)
     if mask.dense is None and mask.starts is None and mask.stops is None:
         return layer
-    blind = (layer.visible() == 0)[:, None]  # there the kernel writes 0
+    blind = (layer.visible().to(logsumexp.device) == 0)[:, None]  # there the kernel writes 0
     return replace(layer, logsumexp=layer.logsumexp.masked_fill(blind, -torch.inf))
 
 

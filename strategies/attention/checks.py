@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final, ParamSpec, TypeVar
 import torch
 
 from tracepaper.strategies.attention.masks import Mask, whole
+from tracepaper.strategies.attention.tiles import is_explaining, masses_checked_together
 from tracepaper.strategies.errors import AttentionInvalid
 
 if TYPE_CHECKING:
@@ -45,11 +46,23 @@ def exact(call: Callable[_P, _R]) -> Callable[_P, _R]:
 
 
 def explanation(call: Callable[_P, _R]) -> Callable[_P, _R]:
-    """Return *call* with autocast off and without gradients.
+    """Return *call* with autocast off, without gradients, and its masses checked together.
 
     A given logsumexp carries none, so the gradient of what is derived from it would be wrong.
     """
-    return exact(torch.no_grad()(call))
+
+    @wraps(call)
+    def together(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+        with masses_checked_together():
+            return call(*args, **kwargs)
+
+    outermost = exact(torch.no_grad()(together))
+
+    @wraps(call)
+    def explained(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+        return (call if is_explaining() else outermost)(*args, **kwargs)
+
+    return explained
 
 
 Attended = tuple["Tensor", "Tensor", "Tensor"]

@@ -76,20 +76,20 @@ def opened(path: Path) -> Loops | None:
 
 
 @cache
-def found() -> dict[str, Loops]:
+def loops() -> dict[str, Loops]:
     """Return the objects that are built and run here, by their names, the fastest first."""
-    loops = {name: opened(FOLDER / file_of(name)) for name in NAMES}
-    return {name: built for name, built in loops.items() if built is not None}
+    built = {name: opened(FOLDER / file_of(name)) for name in NAMES}
+    return {name: library for name, library in built.items() if library is not None}
 
 
 def available() -> tuple[str, ...]:
     """Return the names of the objects that can compute here, the fastest first."""
-    return tuple(found())
+    return tuple(loops())
 
 
 def runs_on(name: str, device: torch.device) -> bool:
     """Return whether the object *name* is here and computes on *device*."""
-    return device.type == "cpu" and name in found()
+    return device.type == "cpu" and name in loops()
 
 
 def takes(tensor: Tensor) -> bool:
@@ -100,7 +100,7 @@ def takes(tensor: Tensor) -> bool:
 
 def choose(layer: Operand) -> str | None:
     """Return the fastest object where there is one that takes *layer*, None where there is none."""
-    if not found() or layer.kind != torch.float32 or not layer.mask.is_interval:
+    if not loops() or layer.kind != torch.float32 or not layer.mask.is_interval:
         return None
     given = (layer.query, layer.key, layer.logsumexp)
     return available()[0] if all(takes(tensor) for tensor in given) else None
@@ -222,12 +222,12 @@ def _call(name: str, function: str, *arguments: object) -> None:
 
 @cache
 def _function(name: str, function: str) -> Callable[..., int]:
-    if name not in found():
+    if name not in loops():
         raise AttentionInvalid(
             f"There is no {name} here; choose auto, or install a C compiler and then tracepaper "
             "again."
         )
-    return getattr(found()[name].library, function)
+    return getattr(loops()[name].library, function)
 
 
 def _plain(tensor: Tensor) -> Tensor:

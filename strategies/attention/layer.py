@@ -10,11 +10,11 @@ The rules are docs/attention.md, A4 to A10, A21, A22 and A32.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import cached_property
-from typing import Final
+from functools import cached_property, partial
+from typing import Final, TypeVar
 
 import torch
 from torch import Tensor
@@ -57,6 +57,7 @@ from tracepaper.strategies.errors import AttentionInvalid
 BACKENDS: Final = ("tiles", "triton", *compiled.NAMES)
 """What carries the heads' mean: torch, Triton on CUDA, or compiled loops on the CPU."""
 _MATRIX: Final = 2
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, eq=False)
@@ -228,7 +229,7 @@ class Layer(Read):
 
     def _advance_mean(self, weights: Tensor, fuse: Fuse) -> CarriedRows:
         """Return *weights* below the heads' mean, each head's mass checked."""
-        product, mass = self._product(weights, fuse, rows_with_weight(weights))
+        product, mass = self._product(weights, fuse)
         if self._lost is not None:
             is_unused = (weights == 0).all(dim=1)[:, None]
             mass = mass + self._lost.masked_fill(is_unused, 0.0) @ weights.mT
@@ -259,31 +260,33 @@ class Layer(Read):
             result[tile.batch, tile.rows] += share * moved
         return result / totals[..., None]
 
-    def _product(self, weights: Tensor, fuse: Fuse, rows: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _product(self, weights: Tensor, fuse: Fuse) -> tuple[Tensor, Tensor]:
         """Return ``Σ_h shares_h wᵀA_h`` [batch, row, key], and each head's mass."""
-        operand, shares = self.operand, self._shares(fuse)
+        operand, shares, count = self.operand, self._shares(fuse), weights.shape[1]
         backend = check_backend(fuse.backend, self.query.device)
-        product: Tensor | None = None
-        if backend == "auto":
-            if self.query.device.type == "cuda" and triton_rollout.takes(operand):
-                # What a device cannot hold is known when its kernel is asked.
-                with suppress(AttentionInvalid):
-                    product = triton_rollout.push_rows(operand, weights, rows)
-            backend = compiled.choose(operand) or "tiles"
-        elif backend == "triton":
-            product = triton_rollout.push_rows(operand, weights, rows)
-        if (
-            backend in compiled.NAMES
-            and weights.shape[1] <= ROWS_A_HEAD_MAX
-            and compiled.choose(operand) is not None
-        ):
-            product = compiled.push_rows(operand, weights, backend)
+        product = self._by_triton(backend, partial(triton_rollout.push_rows, weights=weights))
+        loops = None if backend == "tiles" else compiled.choose(operand)
+        if product is None and loops is not None and count <= ROWS_A_HEAD_MAX:
+            name = loops if backend == "auto" else backend
+            product = compiled.push_rows(operand, weights, name)
         if product is None:
-            if weights.shape[1] > ROWS_A_HEAD_MAX:
+            rows = rows_with_weight(weights)
+            if count > ROWS_A_HEAD_MAX:
                 return operand.carry_fused(weights, rows, shares)
             product = operand.carry_heads(weights, rows)
         product = product.to(weights.dtype)
         return torch.einsum("h,bhrk->brk", shares, product), product.sum(dim=-1)
+
+    def _by_triton(self, backend: str, run: Callable[[Operand], T]) -> T | None:
+        """Return what *run* computes by a Triton kernel; None where another *backend* has to."""
+        if backend == "triton":
+            return run(self.operand)
+        is_on_cuda = self.query.device.type == "cuda"
+        if backend == "auto" and is_on_cuda and triton_rollout.takes(self.operand):
+            # What a device cannot hold is known when its kernel is asked.
+            with suppress(AttentionInvalid):
+                return run(self.operand)
+        return None
 
     def _shares(self, fuse: Fuse) -> Tensor:
         kind, heads = self.operand.kind, self.shape[1]
@@ -335,33 +338,32 @@ class Layer(Read):
     def entropy(self, queries: Sequence[int] | None = None, *, backend: str = "auto") -> Tensor:
         """Return the entropy in nats of *queries*, None for all: [batch, head, row].
 
-        A sink is an outcome as well. Chosen queries cost O(rows · N). All cost one pass: of
-        compiled loops where they take the layer, of a flash kernel that reads the keys in place of
-        the values, ``H_i = lse_i - scale·q_i·(A·K)_i``, or of tiles. Raises ``AttentionInvalid``
-        on a backend that is not here, and for rows that do not sum to 1.
+        A sink is an outcome as well. Chosen queries cost O(rows · N). All cost one pass: of a
+        Triton kernel or compiled loops where they take the layer, of a flash kernel that reads the
+        keys in place of the values, ``H_i = lse_i - scale·q_i·(A·K)_i``, or of tiles. Raises
+        ``AttentionInvalid`` on a backend that is not here, and for rows that do not sum to 1.
         """
         check_backend(backend, self.query.device)
         operand = self.operand
-        if queries is not None:
-            chosen = torch.tensor(check_rows(queries, self.shape[2]), device="cpu")
+        rows = None if queries is None else check_rows(queries, self.shape[2])
+        chosen = None if rows is None else torch.tensor(rows, device="cpu")
+        loops = None if backend == "tiles" else compiled.choose(operand)
+        of_rows = self._by_triton(backend, partial(triton_rollout.row_masses, rows=rows))
+        if of_rows is not None:
+            mass, entropy = of_rows
+        elif chosen is not None:
             mass, entropy = operand.mass_and_entropy(chosen)
+        elif loops is not None:
+            mass, entropy = compiled.row_masses(operand, loops if backend == "auto" else backend)
+        elif self._is_square():
+            query = operand.query.to(operand.kind)
+            key = self._key_by_head().detach().to(operand.kind)
+            mean_key, true = attend(query, key, key, self.mask, scale=operand.scale, checked=False)
+            mass = (true - operand.logsumexp).exp()
+            score = operand.scale * (query * mean_key).sum(dim=-1)
+            entropy = operand.logsumexp - score
         else:
-            chosen = None
-            loops = None if backend == "tiles" else compiled.choose(operand)
-            if loops is not None:
-                loops = loops if backend == "auto" else backend
-                mass, entropy = compiled.row_masses(operand, loops)
-            elif self._is_square():
-                query = operand.query.to(operand.kind)
-                key = self._key_by_head().detach().to(operand.kind)
-                mean_key, true = attend(
-                    query, key, key, self.mask, scale=operand.scale, checked=False
-                )
-                mass = (true - operand.logsumexp).exp()
-                score = operand.scale * (query * mean_key).sum(dim=-1)
-                entropy = operand.logsumexp - score
-            else:
-                mass, entropy = operand.mass_and_entropy()
+            mass, entropy = operand.mass_and_entropy()
         if self.sinks is not None:
             logsumexp = operand.logsumexp if chosen is None else operand.logsumexp[:, :, chosen]
             sink = (self.sinks.to(logsumexp)[:, None] - logsumexp).exp()

@@ -270,14 +270,14 @@ def _carried(
                     method.residual_weight,
                     backend,
                 )
-            given = _asked(read, held)
+            given = _query_weights(read, held)
             share = 1.0 / asking.count(read.target)
             _carry_read(read, given, fuse, share, below)
         held = below
     return held
 
 
-def _asked(read: Read, held: Mapping[str, Tensor]) -> Tensor:
+def _query_weights(read: Read, held: Mapping[str, Tensor]) -> Tensor:
     """Return the weights on a read's queries; raise where there are none."""
     if read.target not in held:
         raise AttentionInvalid(
@@ -321,6 +321,7 @@ def _add(held: dict[str, Tensor], name: str, weights: Tensor) -> None:
     held[name] = before.to(weights.device, kind) + weights.to(kind)
 
 
+@explanation
 def confidence(reads: Sequence[Read], queries: Sequence[int]) -> list[Tensor]:
     """Return ``1 - H / ln n`` of *queries* in each of *reads*: [batch, head, row] each."""
     return [read.confidence(queries) for read in reads]

@@ -118,8 +118,7 @@ class Read(ABC):
 
         1 is all attention on one key, 0 is spread evenly; a row that sees one key, or none, has 0.
         """
-        entropy = self.entropy(queries)
-        return row_confidence(entropy, self.visible(queries)[:, None].to(entropy.device))
+        return row_confidence(self.entropy(queries), self.visible(queries)[:, None])
 
     def take(self, elements: Tensor) -> Read:
         """Return the read of some *elements* of its batch alone."""
@@ -217,9 +216,10 @@ def row_confidence(entropy: Tensor, visible: Tensor) -> Tensor:
 
     A row that sees one key has no choice and therefore 0.
     """
-    choices = visible.to(entropy.device, entropy.dtype).clamp_min(1).log()
-    share = 1.0 - entropy / choices.clamp_min(math.log(2.0))
-    return torch.where(choices > 0, share, torch.zeros_like(share)).clamp(0.0, 1.0)
+    choices = visible.to(entropy.dtype).clamp_min(1).log()
+    most = (choices > 0).to(choices)
+    most, choices = torch.stack((most, choices.clamp_min(math.log(2.0)))).to(entropy.device)
+    return (most - entropy / choices).clamp(0.0, 1.0)
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 import torch
@@ -266,7 +268,10 @@ class Operand:
     # --- what the mask shows
 
     def visible(self, rows: Sequence[int] | None = None) -> Tensor:
-        """Return how many keys each of *rows* sees: int64 [batch, row], of the first head."""
+        """Return how many keys each of *rows* sees: int64 [batch, row], of the first head.
+
+        Unless a stored mask says so, a device is not asked, and they are on the CPU.
+        """
         at = torch.tensor(list(range(self.queries) if rows is None else rows), device="cpu")
         mask = self.mask
         if mask.dense is not None:
@@ -289,7 +294,7 @@ class Operand:
             high = high.minimum(torch.tensor(mask.stops, device="cpu")[:, None])
         if self._seen is not None:
             high = high.minimum(self._seen.cpu()[:, at])
-        return (high - low).clamp_min(0).to(self.device)
+        return (high - low).clamp_min(0)
 
     # --- reductions
 
@@ -490,14 +495,55 @@ def tie_slack(largest: float) -> float:
     return 4.0 * torch.finfo(torch.float32).eps * (FLOOR + largest)
 
 
+class _MassCheck(NamedTuple):
+    mass: Tensor
+    tolerance: float
+    wanted: Tensor
+
+
+_WAITING: Final[ContextVar[list[_MassCheck] | None]] = ContextVar(
+    "masses of a device", default=None
+)
+
+
+def is_explaining() -> bool:
+    """Return whether an outer call checks the masses at its end."""
+    return _WAITING.get() is not None
+
+
+@contextmanager
+def masses_checked_together() -> Iterator[None]:
+    """Check the masses on a device at the end of the block: it is asked once, not a layer each."""
+    waiting: list[_MassCheck] = []
+    token = _WAITING.set(waiting)
+    try:
+        yield
+    finally:
+        _WAITING.reset(token)
+    if not waiting:
+        return
+    parts = [part for check in waiting for part in (check.mass, check.wanted)]
+    numbers = torch.cat([part.reshape(-1) for part in parts]).cpu()
+    whole = [
+        of_part.view(part.shape).to(part.dtype)
+        for part, of_part in zip(parts, numbers.split([x.numel() for x in parts]), strict=True)
+    ]
+    for check, mass, wanted in zip(waiting, whole[::2], whole[1::2], strict=True):
+        check_mass(mass, check.tolerance, wanted)
+
+
 def check_mass(mass: Tensor, tolerance: float, wanted: Tensor | None = None) -> None:
     """Raise ``AttentionInvalid`` unless every head kept its mass.
 
     ``mass`` is [batch, head, row], the raw product's sums; ``wanted`` what went in, [batch, 1 or
-    head, row], None for 1. A device hands over its sums: one copy instead of seven small kernels.
+    head, row], None for 1. Within ``masses_checked_together`` a device is asked at its end.
     """
-    mass = mass.detach().cpu()
-    wanted = torch.ones(1, dtype=mass.dtype, device="cpu") if wanted is None else wanted.cpu()
+    mass = mass.detach()
+    wanted = mass.new_ones(1) if wanted is None else wanted
+    waiting = _WAITING.get()
+    if waiting is not None and mass.device.type == "cuda":
+        waiting.append(_MassCheck(mass, tolerance, wanted))
+        return
     lost = (mass - wanted).abs() - tolerance * wanted.abs()
     # Written so that a NaN fails as well.
     if not bool((lost <= torch.finfo(mass.dtype).tiny).all()):

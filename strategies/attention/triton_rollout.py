@@ -1,7 +1,8 @@
-"""The launcher of the Triton rollout kernel; imports triton only where it can run."""
+"""The launcher of the Triton kernels of a rollout; imports triton only where it can run."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache, lru_cache
 from importlib import import_module
 from importlib.util import find_spec
@@ -26,6 +27,8 @@ TILE: Final = 64
 DIM_MAX: Final = 256
 ROWS: Final = 16
 """Rows of weights that share a program's exponentials: the least that a matrix unit takes."""
+SCAN: Final = 1_024
+"""Weights that a program looks at together, to leave out queries of none."""
 _DIM_MIN: Final = 16  # the smallest side that a matrix unit takes
 _TURING: Final = (7, 5)
 _GRID_MOST: Final = (1 << 31) - 1
@@ -65,98 +68,96 @@ def takes(layer: Operand) -> bool:
     return query.device.type != "cuda" or generation_of(query.device) >= least
 
 
-def push_rows(
-    layer: Operand, weights: Tensor, used: Tensor | None = None, *, precision: str = PRECISION
-) -> Tensor:
+def push_rows(layer: Operand, weights: Tensor, *, precision: str = PRECISION) -> Tensor:
     """Return each head's ``wᵀA`` [batch, head, row, time] in float32; *weights* [batch, row, time].
 
-    Only the queries *used* (int64, ascending, None for all) are read. *precision* is that of
-    products of float32 numbers, by Triton's name. Raises ``AttentionInvalid`` for float64, heads
-    of more than ``DIM_MAX``, and what a device cannot hold.
+    *precision* is that of products of float32 numbers, by Triton's name. Raises
+    ``AttentionInvalid`` for float64, heads of more than ``DIM_MAX``, and what a device cannot hold.
     """
+    batch, rows, time = weights.shape
+    rows_a_program = 1 if rows == 1 else ROWS
+    row_blocks, key_blocks = -(-rows // rows_a_program), -(-time // TILE)
+    result = torch.empty(batch, layer.heads, rows, time, dtype=torch.float32, device=weights.device)
+    shares = weights.float().contiguous()
+    sizes = (rows, layer.heads, layer.group, _window(layer), key_blocks, row_blocks)
+    programs = key_blocks * row_blocks * batch * layer.heads
+    options = {"ROWS": rows_a_program, "SCAN": SCAN, "PRECISION": precision}
+    _run("push_kernel", programs, layer, (shares, result), sizes, options)
+    return result
+
+
+def row_masses(layer: Operand, rows: Sequence[int] | None = None) -> tuple[Tensor, Tensor]:
+    """Return each row's mass and entropy in nats, [batch, head, row] each; None is all rows.
+
+    Raises ``AttentionInvalid`` as ``push_rows`` does.
+    """
+    place = _places(range(layer.queries) if rows is None else tuple(rows), layer.device)
+    pairs, count = layer.batch * layer.heads, len(place)
+    result = torch.empty(
+        2, layer.batch, layer.heads, count, dtype=torch.float32, device=layer.device
+    )
+    side = TILE if count > ROWS else ROWS
+    row_blocks = -(-count // side)
+    sizes = (count, layer.group, _window(layer), pairs, row_blocks)
+    options = {"QUERIES": side, "PRECISION": PRECISION}
+    _run("mass_kernel", row_blocks * pairs, layer, (place, result), sizes, options)
+    mass, entropy = result.unbind()
+    return mass, entropy
+
+
+def _window(layer: Operand) -> int:
+    """Return how many bars a query sees; all of them where there is no window."""
+    return layer.mask.window_bars if layer.mask.kind is MaskKind.WINDOW else layer.keys
+
+
+@lru_cache(maxsize=64)
+def _places(rows: Sequence[int], device: torch.device) -> Tensor:
+    """Return the queries *rows*, which layer after layer asks for, on the device."""
+    return torch.tensor(rows, dtype=torch.int32, device=device)
+
+
+def _run(
+    name: str,
+    programs: int,
+    layer: Operand,
+    tensors: tuple[Tensor, ...],
+    sizes: tuple[int, ...],
+    options: dict[str, object],
+) -> None:
+    """Run the kernel *name* over *layer* in so many *programs*."""
     if not takes(layer):
         raise AttentionInvalid(
             "The triton rollout kernel takes square layers of float32 and half types, heads of at "
             f"most {DIM_MAX}, and bfloat16 from Ampere on; choose the backend tiles."
         )
-    kernel = import_module("tracepaper.strategies.attention.triton_kernel")
-    batch, heads, time, dim = layer.query.shape
-    rows, device = weights.shape[1], weights.device
-    mask, query, minus, shares = layer.mask, layer.query, layer.minus, weights
-    if used is not None:
-        query, minus, shares = (x.index_select(2, used) for x in (query, minus, shares))
-    is_causal = mask.kind is not MaskKind.FULL
-    window = mask.window_bars if mask.kind is MaskKind.WINDOW else time
-    if used is None:
-        place, first, last = _all_spans(time, window, device, is_causal=is_causal)
-    else:
-        place, first, last = _spans(used, time, window, is_causal=is_causal)
-    rows_a_program = 1 if rows == 1 else ROWS
-    row_blocks = -(-rows // rows_a_program)
-    result = torch.empty(batch, heads, rows, time, dtype=torch.float32, device=device)
-    programs = len(first) * row_blocks * batch * heads
     if programs > _GRID_MOST:
         raise AttentionInvalid(
-            f"{rows} rows of {time} bars are {programs:,} programs, and a grid takes "
+            f"So many rows of {layer.keys} bars are {programs:,} programs, and a grid takes "
             f"{_GRID_MOST:,}; ask fewer rows at once."
         )
+    kernel = getattr(import_module("tracepaper.strategies.attention.triton_kernel"), name)
     arguments = (
-        query.contiguous(),
+        layer.query.contiguous(),
         layer.key.contiguous(),
-        minus.float().contiguous(),
-        shares.float().contiguous(),
-        place,
-        first,
-        last,
-        result,
+        layer.minus.float().contiguous(),
+        *tensors,
         layer.scale * LOG2_E if layer.softcap is None else layer.scale / layer.softcap,
         0.0 if layer.softcap is None else layer.softcap * LOG2_E,
-        time,
-        len(place),
-        rows,
-        heads,
-        layer.group,
-        window,
-        len(first),
-        row_blocks,
+        layer.keys,
+        *sizes,
     )
-    options = {
-        "CAUSAL": is_causal,
+    common = {
+        "CAUSAL": layer.mask.kind is not MaskKind.FULL,
         "CAPPED": layer.softcap is not None,
-        "DIM": dim,
-        "DIM_PADDED": max(_DIM_MIN, 1 << (dim - 1).bit_length()),
+        "DIM": layer.dim,
+        "DIM_PADDED": max(_DIM_MIN, 1 << (layer.dim - 1).bit_length()),
         "QUERIES": TILE,
         "KEYS": TILE,
-        "WIDEN": device.type != "cuda",
-        "PRECISION": precision,
-        "ROWS": rows_a_program,
+        "WIDEN": layer.device.type != "cuda",
         # Its default changed between versions of Triton, and the last bits with it.
         "enable_fp_fusion": True,
     }
-    launch(kernel.push_kernel[(programs,)], arguments, options)
-    return result
-
-
-def _spans(
-    used: Tensor, time: int, window: int, *, is_causal: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return *used*, and the first and one past the last of them that see each block of keys."""
-    starts = torch.arange(0, time, TILE, device=used.device)
-    if is_causal:
-        first = torch.searchsorted(used, starts)
-        # The last key of a tile is seen by queries up to a window after it.
-        last = torch.searchsorted(used, starts + (TILE - 1 + window))
-    else:
-        first, last = torch.zeros_like(starts), torch.full_like(starts, len(used))
-    return used.int(), first.int(), last.int()
-
-
-@lru_cache(maxsize=64)
-def _all_spans(
-    time: int, window: int, device: torch.device, *, is_causal: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return ``_spans`` of every bar, which layer after layer asks for."""
-    return _spans(torch.arange(time, device=device), time, window, is_causal=is_causal)
+    launch(kernel[(programs,)], arguments, common | options)
 
 
 def launch(

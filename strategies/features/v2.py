@@ -508,14 +508,14 @@ class FeatureRecipe:
 
     def rows(self, parts: FeatureParts) -> NDArray[np.float32]:
         """Return [feature, time] rows, scaled and clipped; zeros where a window has no room."""
-        of = self._known(parts)
+        of = self._basis(parts)
         computed = np.array([each.compute(of, *windows) for _, each, windows in self._present])
         rows = np.zeros((len(self.names), computed.shape[1]))
         rows[self._places] = computed
         rows *= self._gains
         return np.clip(rows, -CLIP, CLIP).astype(np.float32)
 
-    def _known(self, parts: FeatureParts) -> FeatureBasis:
+    def _basis(self, parts: FeatureParts) -> FeatureBasis:
         long = Window(self.reach.long)
         moves = np.log(parts.sums[BAR][CLOSE] / np.asarray(parts.past_closes))
         moves /= parts.sigma * self._roots

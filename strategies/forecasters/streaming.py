@@ -101,7 +101,7 @@ class StreamingForecaster(CheckpointForecaster):
         """Begin its stream anew, in chunks of a fixed size."""
         self._state.clear(self._stream(memory))
         positions = positions_of(bars[len(bars) - len(taken.values) :])
-        for part, advanced in self._chunks(memory, self._own(taken.values), positions):
+        for part, advanced in self._chunks(memory, self._inputs(taken.values), positions):
             memory.by_age = cells_by_age(advanced.rollout[0, -1:], positions[part][-1:])
 
     def answer(
@@ -111,7 +111,7 @@ class StreamingForecaster(CheckpointForecaster):
         answers: list[Forecast | None] = [None] * len(bars)
         if not is_group:
             memory, first = self.memory.of(bars[0].instrument), len(bars) - len(taken.values)
-            rows, positions = self._own(taken.values), positions_of(bars[first:])
+            rows, positions = self._inputs(taken.values), positions_of(bars[first:])
             usable = _usable(rows, taken.sigma)
             for part, advanced in self._chunks(memory, rows, positions):
                 [answers[first + part.start : first + part.stop]] = self._forecasts(
@@ -122,7 +122,7 @@ class StreamingForecaster(CheckpointForecaster):
         if not ready:
             return answers
         chosen = [self.memory.of(bars[at].instrument) for at in ready]
-        rows = self._own(taken.values[ready])
+        rows = self._inputs(taken.values[ready])
         sigmas = _usable(rows, taken.sigma[ready])[:, None]
         positions = positions_of([bars[at] for at in ready])[:, None]
         advanced = self.network.advance(
@@ -190,7 +190,7 @@ class StreamingForecaster(CheckpointForecaster):
             self._state.extend(max(1, min(room, self._expected - room)))
         return memory.stream
 
-    def _own(self, rows: Rows) -> Rows:
+    def _inputs(self, rows: Rows) -> Rows:
         return rows[:, : len(self.model.schema.names)]
 
     def _chunks(

@@ -212,7 +212,7 @@ class Scorer:
         """Return [row, ensemble] raw scores of [row, feature] *rows*."""
         wide = np.asarray(rows, dtype=np.float64)
         if len(wide) == 1:
-            return self._one(wide[0])
+            return self._one_row(wide[0])
         scores = np.empty((len(wide), len(self._ensembles)))
         for start in range(0, len(wide), _BLOCK_ROWS):
             part = wide[start : start + _BLOCK_ROWS]
@@ -250,7 +250,7 @@ class Scorer:
         for row, edges in zip(self._thresholds, thresholds, strict=True):
             row[: len(edges)] = edges
 
-    def _one(self, row: Floats) -> Floats:
+    def _one_row(self, row: Floats) -> Floats:
         """Return [1, ensemble] of one row, by fewer and smaller calls than a block takes."""
         values = row.take(self._features)
         at = np.add.reduce(values[:, None] > self._thresholds, axis=1, dtype=np.int64) + self._first

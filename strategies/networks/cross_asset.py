@@ -194,7 +194,7 @@ class CrossAssetNetwork(nn.Module):
         *assets* int64 [asset] are places of the embedding, *positions* int64 [time] absolute bar
         numbers that follow one another. With joint attention the last bar alone is answered.
         """
-        return self._said(self._run(x, assets, positions, None))
+        return self._outputs(self._run(x, assets, positions, None))
 
     def explain(
         self,
@@ -221,12 +221,12 @@ class CrossAssetNetwork(nn.Module):
             start[0, range(len(part)), part] = 1.0
             weights.append(rollout(trace.reads, {"bars": start}, method).weights["bars"][0])
         return CrossLook(
-            self._said(state[:, :, -1:]),
+            self._outputs(state[:, :, -1:]),
             torch.cat(weights).unflatten(1, x.shape[1:3]),
             torch.stack([read.confidence(last)[0].T for read in trace.reads], dim=1),
         )
 
-    def _said(self, state: Tensor) -> CrossOutputs:
+    def _outputs(self, state: Tensor) -> CrossOutputs:
         last = self.norm(state)
         allocation = None
         if self.allocate is not None:

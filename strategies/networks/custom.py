@@ -17,7 +17,7 @@ import torch
 from msgspec import Meta
 from torch import Tensor, nn
 
-from tracepaper.strategies.api.model import OWN_CLASSES, FoundClass, ModelKind, register
+from tracepaper.strategies.api.model import OWN_CLASSES, ImportedClass, ModelKind, register
 from tracepaper.strategies.attention.checks import ruled
 from tracepaper.strategies.attention.masks import Mask
 from tracepaper.strategies.attention.reads import MatrixRead
@@ -112,7 +112,7 @@ class CustomConfig(AttentionConfig):
         WITHOUT_SCORES,
     )
 
-    def found(self) -> FoundClass:
+    def imported_class(self) -> ImportedClass:
         """Find the class; raise ``ConfigInvalid``, or ``CheckpointMismatch`` where it changed."""
         if not self.mechanism:
             raise ConfigInvalid(
@@ -136,7 +136,9 @@ class CustomConfig(AttentionConfig):
 def by_names(section: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
     """Return the hash of the class that *section* names, as it is now."""
     del names
-    return {"source_sha256": CustomConfig.read({**section, "source_sha256": ""}).found().sha256}
+    return {
+        "source_sha256": CustomConfig.read({**section, "source_sha256": ""}).imported_class().sha256
+    }
 
 
 class CustomNetwork(Transformer):
@@ -147,7 +149,7 @@ class CustomNetwork(Transformer):
 
     def __init__(self, config: CustomConfig) -> None:
         super().__init__(config, Mask(), encoding=config.encoding)
-        self._class = config.found()
+        self._class = config.imported_class()
         self._is_tried = self._is_held = False
         self._say: Callable[[str], object] | None = None
         with self._class.guard():

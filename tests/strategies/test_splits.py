@@ -68,7 +68,7 @@ def test_one_false_price_is_none() -> None:
 def test_a_sentence_names_what_is_read_back() -> None:
     split = SuspectedSplit(1_402_320_600_000, 7, 1)
     text = split.sentence("AAPL")
-    assert text.startswith("AAPL: a split of 7 for 1 on 2014-06-09 is suspected that was not adj")
+    assert text.startswith("AAPL: the split of 7 for 1 suspected on 2014-06-09 is not adjusted;")
     found = named_splits(["The strategy warms until 2014.", text])
     assert found == {"AAPL": [SuspectedSplit(1_402_272_000_000, 7, 1)]}
 

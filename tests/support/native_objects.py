@@ -57,6 +57,6 @@ def loops_of(folder: Path) -> Iterator[tuple[str, ...]]:
     """Take the objects in *folder* for those beside the source; yield those that run here."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(compiled, "FOLDER", folder)
-        compiled.found.cache_clear()
+        compiled.loops.cache_clear()
         yield compiled.available()
-        compiled.found.cache_clear()
+        compiled.loops.cache_clear()

@@ -97,7 +97,7 @@ def test_a_takers_price_moves_by_shares_of_the_true_range_and_a_makers_does_not(
     assert executor.at_open(order(), bar(open_=10_500)).price == 10_700
     assert executor.at_open(order(Side.SELL), bar(open_=10_500)).price == 10_300
     limit = structs.replace(order(), price=10_000, kind=OrderKind.LIMIT)
-    assert executor.made(limit, 5, FillModel.QUOTE, 0).price == 10_000
+    assert executor.fill_resting(limit, 5, FillModel.QUOTE, 0).price == 10_000
 
 
 def test_the_true_range_is_that_of_the_last_sixty_bars() -> None:

@@ -243,8 +243,8 @@ def test_a_settlement_is_taken_once() -> None:
 
 def test_asking_is_remembered_but_does_not_settle() -> None:
     funding = schedule()
-    funding.asked(16 * HOUR)
-    funding.asked(8 * HOUR)
+    funding.note_request(16 * HOUR)
+    funding.note_request(8 * HOUR)
     assert not funding.is_due_by(23 * HOUR)
     assert funding.is_overdue(16 * HOUR)
 

@@ -43,11 +43,11 @@ def test_what_is_imported_reads_back_equal(tmp_path: Path) -> None:
 def test_importing_again_adds_nothing_and_overlap_adds_what_is_new(tmp_path: Path) -> None:
     archive = tmp_path / "candles.db"
     (first,) = import_candles(archive, [minutes(slice(0, 200))])
-    assert (first.added, first.known, first.gaps) == (200, 0, 0)
+    assert (first.added, first.existing, first.gaps) == (200, 0, 0)
     (again,) = import_candles(archive, [minutes(slice(0, 200))])
-    assert (again.added, again.known) == (0, 200)
+    assert (again.added, again.existing) == (0, 200)
     (more,) = import_candles(archive, [minutes(slice(150, 260))])
-    assert (more.added, more.known) == (60, 50)
+    assert (more.added, more.existing) == (60, 50)
     (series,) = held(archive)
     assert (series.instrument, series.bars, series.gaps) == ("linear:BTCUSDT", 260, ())
 

@@ -326,7 +326,7 @@ def jumping(interval_ms: int, price: float, volume: float) -> int:
     return times[at]
 
 
-NAMED = "a split of 7 for 1 on 2014-12-03 is suspected that was not adjusted; give adjusted candles"
+NAMED = "the split of 7 for 1 suspected on 2014-12-03 is not adjusted; give adjusted candles"
 
 
 @pytest.mark.parametrize("interval_ms", [HOUR_MS, 24 * HOUR_MS], ids=["hours", "days"])

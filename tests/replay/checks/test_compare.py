@@ -101,7 +101,7 @@ def test_a_run_by_loops_is_repeated_by_them_and_near_them_without(tmp_path: Path
         with closing(sqlite3.connect(run)) as raw:
             [(backend, libraries)] = raw.execute("SELECT backend, libraries FROM runs")
         assert backend == fastest
-        assert json.loads(libraries)[fastest] == compiled.found()[fastest].sha256
+        assert json.loads(libraries)[fastest] == compiled.loops()[fastest].sha256
         assert verified(run, run).exact
     with loops_of(tmp_path / "none"):
         found = verified(run, run)

@@ -60,7 +60,7 @@ def test_gates_that_cannot_be_judged_have_no_mark(
     assert refusal_chart(cross_report.refusals) is None
     assert refusal_chart(attention_report.refusals) is None  # one day
     judged = tuple(
-        replace(row, error_bp=1.5, random_low_bp=-2.0, random_high_bp=3.0, said=said)
+        replace(row, error_bp=1.5, random_low_bp=-2.0, random_high_bp=3.0, verdict=said)
         for row, said in zip(
             [row for row in attention_report.refusals if row.measured][:3],
             ("saved", "cost", "no evidence"),

@@ -14,7 +14,7 @@ from tracepaper.replay.report.benchmarks import (
     forward_returns,
     judge,
     refusals,
-    said,
+    verdict_on,
 )
 from tracepaper.replay.report.record import Bars, Decisions
 from tracepaper.replay.report.report import Report
@@ -77,7 +77,7 @@ def test_every_decision_is_in_one_row(attention_report: Report) -> None:
     assert sum(row.decisions for row in rows) == attention_report.record.decisions.sequence.size
     assert rows[-1].gate == ALLOWED
     assert rows[0].gate == "warm"
-    assert (rows[0].signals, rows[0].net_bp, rows[0].said) == (0, None, "")
+    assert (rows[0].signals, rows[0].net_bp, rows[0].verdict) == (0, None, "")
 
 
 def test_without_forecasts_signals_are_unknown_and_not_none(cross_report: Report) -> None:
@@ -218,7 +218,7 @@ def test_a_planted_gate_is_named_for_what_it_did(
     )
     rows = {row.gate: row for row in refusals(planted)}
     assert [row.days for row in rows.values()] == [40] * 4
-    named = {gate: row.said for gate, row in rows.items()}
+    named = {gate: row.verdict for gate, row in rows.items()}
     # The gates by chance, before and after the one that knows, get nothing of what it did.
     assert (named["confidence"], named["edge"]) == ("no evidence", "no evidence")
     assert (named["regime"], named[ALLOWED]) == words
@@ -232,8 +232,8 @@ def test_a_planted_gate_is_named_for_what_it_did(
 def test_allowed_signals_are_better_or_worse_and_never_saved() -> None:
     for sign, gate, kept in ((1, "saved", "worse"), (-1, "cost", "better")):
         judged = RefusalJudgement(sign * 1e-3, 1e-4, 40, -1e-4, 1e-4, sign)
-        assert said(judged, allowed=False) == gate
-        assert said(judged, allowed=True) == kept
+        assert verdict_on(judged, allowed=False) == gate
+        assert verdict_on(judged, allowed=True) == kept
 
 
 def test_a_gate_on_few_days_is_not_judged_and_one_that_refuses_all_cannot_be() -> None:

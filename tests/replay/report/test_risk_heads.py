@@ -18,7 +18,7 @@ from command_line import Cli
 from scipy import stats
 
 from tracepaper.replay.report.metrics import kupiec
-from tracepaper.replay.report.risk_heads import SaidAndCame, tables_of
+from tracepaper.replay.report.risk_heads import HeadOutcomes, tables_of
 from tracepaper.storage.database.reader import Reader
 from tracepaper.strategies.networks.multimodal import TradingConfig
 from tracepaper.strategies.types.decisions import Forecast
@@ -102,7 +102,7 @@ def test_the_report_says_what_heads_said_and_what_came(run: Path, cli: Cli) -> N
     assert "Tails that the network forecast" in cli.out("report", "last", "--db", run)
 
 
-def planted(factor: float = 1.0) -> SaidAndCame:
+def planted(factor: float = 1.0) -> HeadOutcomes:
     """Return normal returns of 60 days, and tails that are right times *factor*."""
     rng, rows = np.random.default_rng(1), 12_000
     scale = np.exp(0.3 * rng.normal(size=rows))
@@ -113,11 +113,11 @@ def planted(factor: float = 1.0) -> SaidAndCame:
         one += [edge, stats.norm.pdf(edge) / share]
     tails = factor * scale[:, None] * np.array(one * 2)
     odds = rng.random(rows)
-    return SaidAndCame(
+    return HeadOutcomes(
         horizon=1,
         days=np.arange(rows) // 200,
-        apart=np.arange(rows),
-        said={
+        separate=np.arange(rows),
+        forecasts={
             "tails": tails,
             "drawdown": scale[:, None] * np.array([0.0, stats.norm.ppf(0.9)]),
             "regimes": np.stack([odds, odds * 0, 1 - odds, odds * 0], axis=1),
@@ -130,7 +130,7 @@ def planted(factor: float = 1.0) -> SaidAndCame:
     )
 
 
-def rows_of(one: SaidAndCame) -> dict[str, list[dict[str, Any]]]:
+def rows_of(one: HeadOutcomes) -> dict[str, list[dict[str, Any]]]:
     return {each.key: each.documents() for each in tables_of(one)}
 
 
@@ -151,7 +151,7 @@ def test_right_heads_hold_and_wrong_ones_do_not() -> None:
     assert (calm["volatility"]["value"], wild["volatility"]["value"]) == (1.0, 3.0)
     assert calm["share"] + wild["share"] == 1.0
     assert list(tables_of(None)) == []
-    assert list(tables_of(replace(planted(), said={}))) == []
+    assert list(tables_of(replace(planted(), forecasts={}))) == []
 
 
 def test_kupiec_is_the_likelihood_ratio() -> None:
@@ -165,11 +165,11 @@ def test_kupiec_is_the_likelihood_ratio() -> None:
 
 def test_of_one_day_a_mean_has_no_error() -> None:
     """Of one day no spread by days is known: nothing is printed for it, and no NaN."""
-    one = SaidAndCame(
+    one = HeadOutcomes(
         horizon=HORIZON,
         days=np.zeros(4, dtype=np.int64),
-        apart=np.arange(1),
-        said={"regimes": np.tile([0.9, 1e-3, 0.1, 1e-2], (4, 1))},
+        separate=np.arange(1),
+        forecasts={"regimes": np.tile([0.9, 1e-3, 0.1, 1e-2], (4, 1))},
         levels=(),
         returned=np.zeros(4),
         fallen=np.zeros(4),

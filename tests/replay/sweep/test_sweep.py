@@ -228,11 +228,11 @@ def test_after_a_kill_it_goes_on_and_ends_as_if_it_had_never_stopped(
     told: list[tuple[int, int, float | None]] = []
     on = here(candles, space, state=tmp_path / "state.db",
               progress=lambda *said: told.append(said), **named)  # fmt: skip
-    assert on.made == 5
+    assert on.new_runs == 5
     assert told[-1][:2] == (9, 9)
     assert values(on) == values(here(candles, space, **named))
     done = here(candles, space, state=tmp_path / "state.db", **named)
-    assert done.made == 0
+    assert done.new_runs == 0
     assert values(done) == values(on)
 
 
@@ -445,9 +445,9 @@ def test_the_command_sweeps_and_the_same_command_goes_on(
              "slow=12,20,40", "--objective", "return", "--jobs", "2")  # fmt: skip
     first = json.loads(command(tmp_path, *words, "--json").out)
     assert [cell["value"] for cell in first["cells"]] == [cell.value for cell in nine.cells]
-    assert (first["failed"], first["runs_made_now"], first["trials_on_these_data"]) == (0, 9, 9)
+    assert (first["failed"], first["new_runs"], first["trials_on_these_data"]) == (0, 9, 9)
     again = command(tmp_path, *words, "--html", "sweep.html")
-    assert "9 runs (0 made now), by return" in again.out
+    assert "9 runs (0 new), by return" in again.out
     assert (tmp_path / "sweep.html").exists()
     assert f"Its cells are in {first['state']}" in again.out
     assert again.err == ""

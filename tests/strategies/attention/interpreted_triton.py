@@ -49,12 +49,16 @@ def compare(setting: Setting, mask: Mask, generator: torch.Generator) -> dict[st
     wide = [(query.contiguous().double(), key.contiguous().double()) for query, key in pairs]
     sums = [reference.logsumexp(query, key, mask).float() for query, key in wide]
     matrices = [reference.attention_matrix(query, key, mask) for query, key in wide]
-    first, again = (
-        rolled(layers_of(queries, keys, sums, mask), setting.rows, backend="triton")
-        for _ in range(2)
-    )
+    layers = layers_of(queries, keys, sums, mask)
+    first, again = (rolled(layers, setting.rows, backend="triton") for _ in range(2))
     wanted = reference.rollout(matrices, mask)[:, list(setting.rows)]
     error = float((first.weights - wanted).abs().amax())
+    if setting.layout == "contiguous":
+        dense = torch.special.entr(matrices[0]).sum(-1)
+        chosen = list(setting.rows)
+        for rows, wanted in ((None, dense), (chosen, dense[:, :, chosen])):
+            entropy = layers[0].entropy(rows, backend="triton")
+            error = max(error, float((entropy - wanted).abs().amax()) / 20)  # nats, up to ln 150
     return {
         "case": [*shape, len(setting.rows), str(setting.dtype), mask.kind.value],
         "error": error,
@@ -71,6 +75,8 @@ def compare_shared(mask: Mask, generator: torch.Generator) -> dict[str, object]:
         for backend in ("triton", "triton", "tiles")
     )
     error = float((first - wanted).abs().amax())
+    mine, tiled = (layers[0].entropy(backend=backend) for backend in ("triton", "tiles"))
+    error = max(error, float((mine - tiled).abs().amax()) / 20)
     return {"case": mask.kind.value, "error": error, "repeats": bool(torch.equal(first, again))}
 
 

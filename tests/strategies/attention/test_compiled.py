@@ -56,8 +56,8 @@ def name(request: pytest.FixtureRequest, folder: Path) -> Iterator[str]:
     with loops_of(folder) as available, pytest.MonkeyPatch.context() as patch:
         if request.param not in available:
             pytest.skip(f"this processor lacks what {request.param} needs")
-        alone = {request.param: compiled.found()[request.param]}
-        patch.setattr(compiled, "found", lambda: alone)
+        alone = {request.param: compiled.loops()[request.param]}
+        patch.setattr(compiled, "loops", lambda: alone)
         yield request.param
 
 
@@ -240,7 +240,7 @@ def test_auto_takes_the_fastest_and_leaves_to_torch_what_is_not_float32(name: st
 def test_an_object_that_is_not_here_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     queries, keys, sums, _, mask = case(Mask(), dtype=torch.float32)
     with monkeypatch.context() as patch:
-        patch.setattr(compiled, "found", dict)
+        patch.setattr(compiled, "loops", dict)
         with pytest.raises(AttentionInvalid, match="install a C compiler"):
             rolled(layers_of(queries, keys, sums, mask), [3], backend="native_avx2")
         with pytest.raises(AttentionInvalid, match="install a C compiler"):

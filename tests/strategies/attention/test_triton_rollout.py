@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,6 +19,7 @@ from waiting import deadline_s
 
 from tracepaper.strategies.attention import triton_rollout
 from tracepaper.strategies.attention.masks import Mask
+from tracepaper.strategies.attention.methods import confidence, entropy, rollout
 from tracepaper.strategies.errors import AttentionInvalid
 
 
@@ -60,6 +62,13 @@ def test_the_triton_kernel_equals_the_tiles_on_a_device() -> None:
     plain = rolled(made.layers, [5, 1_999]).weights
     assert torch.equal(first, again)
     assert float((first.cpu() - plain).abs().max()) < 1e-6
+    layers = layers_of(queries, keys, sums, made.mask)
+    entropies = torch.stack(entropy(layers)).cpu()
+    assert float((entropies - torch.stack(entropy(made.layers))).abs().max()) < 1e-5
+    layers[0] = replace(layers[0], logsumexp=layers[0].logsumexp + 0.1)  # the lowest is asked last
+    for explain in (rollout, confidence):
+        with pytest.raises(AttentionInvalid, match="Head 0 did not keep its attention mass"):
+            explain(layers, [1_999])
 
 
 @pytest.mark.parametrize(
